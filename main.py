@@ -1,0 +1,105 @@
+"""whatif: train a grid of small language models, as in `python3 main.py --config=test --no-wandb`."""
+
+import argparse
+import sys
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+
+from train.grid import GridError, config_files, read_grid
+from train.logs import log, log_to_console, log_to_file
+from train.params import Params
+
+MAIN_PROJ = "base"  # begins the wandb project and save folder of every run; name your line of work here
+wandb_username = None  # your wandb account; None: wandb's own default
+
+CONFIGS = Path(__file__).resolve().parent / "configs"
+
+
+class Namer:
+    """Names one run. Edit these to see in a name what your experiment varies."""
+
+    def __init__(self, params, args):
+        self.data_params, self.train_params, self.model_params = params
+        self.args = args
+        self.task = self.data_params.dataset_name.replace("/", "--")
+
+    def wandb_proj_name(self) -> str:
+        return f"{MAIN_PROJ}-{self.args.wandb_proj_name or self.args.config}-{self.task}"
+
+    def run_name(self) -> str | None:
+        """None: wandb invents one."""
+        return None
+
+    def save_folder_name(self, timestamp: str, wandb_name: str | None = None) -> str:
+        """The run's folder under saved-models/."""
+        project = [] if MAIN_PROJ == "base" else [MAIN_PROJ]
+        name = self.run_name() or wandb_name
+        return "/".join([*project, self.args.config, self.task, *([name] if name else []), timestamp])
+
+
+def run_all(params: Params, ablate: bool) -> list[Params]:
+    """The runs of one grid point: itself and, with --ablate, its ablations."""
+    ablations: list[Params] = []  # such as params.changed(positions="none")
+    return [params, *ablations] if ablate else [params]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    add = parser.add_argument
+    add("--config", required=True, metavar="NAME", help="run configs/NAME.txt and configs/NAME-*.txt: --config=test")
+    add("--task", metavar="NAME", help="use this task or text in place of the config's: --task=copy")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="set any field, a list for a grid: --set lr=[1e-3,3e-4]")
+    add("--seed", metavar="N", help="the same as --set random_seed=N: --seed 7, --seed [1,2,3]")
+    add("--save", action="store_true", help="keep every trained model and its statistics: --config=test --save")
+    add("--out", metavar="DIR", help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial")
+    add("--dry-run", action="store_true", help="show the runs and their sizes, train nothing: --config=test --dry-run")
+    add("--ablate", action="store_true", help="train the ablations that run_all in main.py defines too: --config=test --ablate")
+    add("--no-wandb", action="store_true", help="do not track with wandb: --config=test --no-wandb")
+    add("--wandb-proj-name", metavar="NAME", help="name the wandb project after this, not the config: --wandb-proj-name=trial")
+    add("--gpu-id", type=int, metavar="N", help="train on this GPU only: --gpu-id=1")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0 well, 1 a run failed, 2 nothing was run, 130 interrupted."""
+    args = parse_arguments(arguments)
+    log_to_console()
+    try:
+        return run_grid(args)
+    except GridError as error:
+        print(error, file=sys.stderr)
+        return 2
+
+
+def run_grid(args: argparse.Namespace) -> int:
+    """Check the whole grid, then train it."""
+    files = config_files(args.config, CONFIGS)
+    from train import sweep  # brings torch along, so only now that there is something to do
+
+    call = sweep.make_call(args, wandb_username)
+    each = partial(run_all, ablate=args.ablate)
+    runs = read_grid(files, grid_options(args), each=each, problems=sweep.problems)
+    plans = sweep.prepare(runs, call)
+    if args.dry_run:
+        log.info(sweep.plan_table(plans))
+        return 0
+    with log_to_file(call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"):
+        sweep.announce(plans)
+        summaries = sweep.run_plans(plans, partial(Namer, args=args), call)
+        log.info(sweep.result_table(plans, summaries))
+    return sweep.exit_code(summaries)
+
+
+def grid_options(args: argparse.Namespace) -> dict[str, str]:
+    """What the command line sets in every config: {as typed: "field=value"}."""
+    options = {f"--set {option}": option for option in args.set}
+    if args.task is not None:
+        options[f"--task={args.task}"] = f"dataset_name={args.task!r}"
+    if args.seed is not None:
+        options[f"--seed={args.seed}"] = f"random_seed={args.seed}"
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""The structure of the code: which way imports point, where heavy libraries live, no field named as text."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from train.params import SECTION_OF
+
+ROOT = Path(__file__).resolve().parents[1]
+PRODUCT = ["main.py", "gpt2.py", "model_explorer.py", "data", "model", "train", "explore"]
+MAY_IMPORT = {
+    "data": {"data"},
+    "model": {"model"},
+    "train": {"train", "model", "data"},
+    "explore": {"explore", "train", "model", "data"},
+    "gpt2": {"model", "data"},
+    "main": {"train"},
+    "model_explorer": {"explore"},
+}
+ONLY_IN = {
+    "wandb": {"train/stats.py"},
+    "matplotlib": {"explore/plots.py"},
+    "datasets": {"data/corpora.py"},
+    "transformers": {"data/tokenizer.py", "gpt2.py"},
+    "lightning": {"train/trainer.py", "train/run.py"},
+}
+PARAMS_MAY_IMPORT = {"typing", "pydantic"}
+
+
+def product_files() -> list[Path]:
+    paths = [ROOT / name for name in PRODUCT]
+    return [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
+
+
+FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in product_files()}
+
+
+def imports(tree: ast.AST) -> set[str]:
+    """Top-level names of everything a file imports, at any depth of its code."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide where things come from"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_point_one_way(file):
+    place = Path(file).parts[0].removesuffix(".py")
+    own = imports(FILES[file]) & set(MAY_IMPORT)
+    assert own <= MAY_IMPORT[place], f"{file} may not import {own - MAY_IMPORT[place]}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_heavy_libraries_live_in_one_place(file):
+    for library in imports(FILES[file]) & set(ONLY_IN):
+        assert file in ONLY_IN[library], f"{library} belongs in {ONLY_IN[library]}, not in {file}"
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("_params.py")])
+def test_params_import_nothing_heavy(file):
+    assert imports(FILES[file]) <= PARAMS_MAY_IMPORT
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_field_is_looked_up_by_its_name_as_text(file):
+    for node in ast.walk(FILES[file]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "setattr", "hasattr"):
+            assert not (isinstance(node.args[1], ast.Constant) and node.args[1].value in SECTION_OF), ast.unparse(node)
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            assert node.slice.value not in SECTION_OF, f"{file}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_file_opens_by_saying_what_it_is(file):
+    if not file.endswith("__init__.py"):
+        docstring = ast.get_docstring(FILES[file])
+        assert docstring, file
+        assert len(docstring.splitlines()[0]) > 20
+
+
+def test_no_import_cycles():
+    modules = {file.removesuffix(".py").replace("/", "."): tree for file, tree in FILES.items()}
+    graph = {
+        name: {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module in modules}
+        for name, tree in modules.items()
+    }
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path, name))
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_the_readme_tree_names_every_file():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for file in FILES:
+        if not file.endswith("__init__.py"):
+            assert re.search(rf"\b{re.escape(Path(file).name)}\b", readme), f"{file} is not in README's tree"

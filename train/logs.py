@@ -1,0 +1,61 @@
+"""The log: what a call says, on the console beside progress bars and in log files. A message is text or a rich Table."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import rich
+from rich.console import Console
+from rich.table import Table
+
+log = logging.getLogger("whatif")
+
+
+def as_text(record: logging.LogRecord) -> str:
+    """A record as plain text; tables as wide as they need to be."""
+    if not isinstance(record.msg, Table):
+        return record.getMessage()
+    console = Console(width=30 * len(record.msg.columns), color_system=None)
+    with console.capture() as captured:
+        console.print(record.msg)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints above a running progress bar. A terminal gets tables fitted to its width, a pipe gets them whole."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        console = rich.get_console()
+        if isinstance(record.msg, Table) and console.is_terminal:
+            console.print(record.msg)
+        else:
+            console.print(as_text(record), markup=False, highlight=False, soft_wrap=True)
+
+
+class FileFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {as_text(record)}"
+
+
+def log_to_console() -> None:
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.handlers = [ConsoleHandler()]
+
+
+@contextmanager
+def log_to_file(path: Path | None) -> Iterator[None]:
+    """What is logged meanwhile goes to `path` too."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(FileFormatter())
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()

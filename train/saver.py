@@ -1,0 +1,333 @@
+"""What a run folder holds: written so that a kill never leaves half a run, read as data and never as code."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, fields
+from datetime import datetime, timedelta
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from data.data_params import DataParams
+from data.tokenizer import Tokenizer
+from model.lm import LM
+from model.model_params import ModelParams
+from train.stats import Stat, Stats
+from train.train_params import TrainParams
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d")
+PARTIAL = ".partial"  # ends the name of a run's folder until everything is in it
+LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
+MOST_BARE_LAYERS = 1000  # layers beyond the number of saved tensors that we are ready to build
+PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
+
+
+class Params(NamedTuple):
+    """All there is to know about a run before it starts."""
+
+    data: DataParams
+    train: TrainParams
+    model: ModelParams
+
+
+class Loaded(NamedTuple):
+    """A run as it was saved: the model in eval mode on the CPU, its statistics by name, and about.json."""
+
+    lm: LM
+    params: Params
+    train_stats: dict[str, list[Stat]]
+    about: dict[str, Any]
+
+
+class Code(NamedTuple):
+    """The code of this process: its git commit (None outside git), what differs from it, a hash of model/."""
+
+    commit: str | None
+    diff: bytes
+    model_hash: str
+
+
+def output_root(out: str | None = None) -> Path:
+    """The folder of all outputs: `out`, else WHATIF_OUT, else the folder above the repository."""
+    return Path(out or os.environ.get("WHATIF_OUT") or REPOSITORY.parent).expanduser().resolve()
+
+
+def run_folders(root: Path) -> Iterator[Path]:
+    """The folder of every run saved under `root`, complete or not; symbolic links are not followed."""
+    for folder, subfolders, _ in os.walk(root / "saved-models"):
+        runs = sorted(name for name in subfolders if TIMESTAMP.fullmatch(name.removesuffix(PARTIAL)))
+        subfolders[:] = sorted(set(subfolders) - set(runs))
+        yield from (Path(folder, name) for name in runs)
+
+
+class RunFolder:
+    """The folder of one run, `{timestamp}.partial` until `finish` renames it to `{timestamp}`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.timestamp = path.name.removesuffix(PARTIAL)
+
+    @classmethod
+    def claim(
+        cls, root: Path, subfolder_of: Callable[[str], str], when: datetime | None = None
+    ) -> "RunFolder":
+        """A new folder under the next timestamp that no run below `root` has; `subfolder_of` says where, given it."""
+        code_of_this_process()  # now, since the files may be edited while the run trains
+        base = root / "saved-models"
+        base.mkdir(parents=True, exist_ok=True)
+        when = when or datetime.now()
+        for second in itertools.count():
+            timestamp = f"{when + timedelta(seconds=second):%Y-%m-%d--%H-%M-%S}"
+            token = base / f".{timestamp}"  # whoever makes it decides alone about this second
+            try:
+                token.mkdir()
+            except FileExistsError:
+                continue
+            try:
+                if all(folder.name.removesuffix(PARTIAL) != timestamp for folder in run_folders(root)):
+                    return cls(make_folder(base, subfolder_of(timestamp), timestamp))
+            finally:
+                token.rmdir()
+        raise AssertionError("time has no end")
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    def finish(self) -> None:
+        """Declare the folder complete."""
+        self.path = self.path.rename(self.path.with_name(self.timestamp))
+
+
+def make_folder(base: Path, subfolder: str, timestamp: str) -> Path:
+    """`base`/`subfolder` with .partial at its end; ValueError if a run saved there would not be found again."""
+    path = Path(os.path.normpath(base / subfolder))
+    if path.name != timestamp or base not in path.parents:
+        raise ValueError(
+            f"save_folder_name gives {subfolder!r}: it must be a path inside saved-models that ends in /{timestamp}"
+        )
+    path = path.with_name(timestamp + PARTIAL)
+    path.mkdir(parents=True)
+    return path
+
+
+def save(
+    folder: Path, *, params: Params, lm: LM, stats: Stats, summary: dict[str, Any], command: list[str]
+) -> None:
+    """Write everything about a run into its (still partial) `folder`; `summary` holds its final numbers."""
+    code = code_of_this_process()
+    write_json(folder / "params.json", {name: asdict(section) for name, section in params._asdict().items()})
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    lm.tokenizer.save(folder / "tokenizer")
+    stats.save(folder / "stats.json")
+    (folder / "diff.patch").write_bytes(code.diff)
+    about = {
+        "timestamp": folder.name.removesuffix(PARTIAL),
+        "command": command,
+        "versions": {"python": os.sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
+        "commit": code.commit,
+        "model_hash": code.model_hash,
+        "summary": summary,
+    }
+    write_json(folder / "about.json", about)
+
+
+def load(folder: Path) -> Loaded:
+    """The run saved in `folder`; ValueError in one sentence if it is damaged, foreign or older than the code can read."""
+    about = read_about(folder)
+    params = read_params(folder, about)
+    if about["model_hash"] != hash_of_model():
+        print(f"{folder.name}: model/ has changed since this run was saved (at {saved_at(about)})")
+    lm = load_lm(folder, params.model, Tokenizer.load(folder / "tokenizer"))
+    return Loaded(lm, params, Stats.load(folder / "stats.json").train_stats, about)
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `module` with every shared tensor once, under its first name."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
+    return dict(first.values())
+
+
+def load_lm(folder: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
+    """The model of `folder`, built only when its sizes are known to be those of model.safetensors."""
+    path = folder / "model.safetensors"
+    try:
+        with safe_open(regular_file(path), "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        if params.n_layers > len(found) + MOST_BARE_LAYERS:
+            raise ValueError(
+                f"params.json asks for n_layers={params.n_layers} where {len(found)} tensors are saved"
+            )
+        check_without_allocating(found, params, tokenizer)
+        lm = LM(params, tokenizer)
+        check_shapes(found, lm)
+        tensors = load_file(path)
+        if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
+            lm.double()
+        lm.load_state_dict(tensors, strict=False)  # all that is missing are second names of shared tensors
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold a model that fits params.json: {one_line(error)}") from error
+    return lm.eval()
+
+
+def check_without_allocating(
+    found: dict[str, tuple[int, ...]], params: ModelParams, tokenizer: Tokenizer
+) -> None:
+    """`check_shapes` for the model of `params`, however large it would be."""
+    try:
+        with torch.device("meta"):
+            check_shapes(found, LM(params, tokenizer))
+    except (NotImplementedError, RuntimeError) as error:
+        # A model edited to compute with numbers while it is built, such as torch.linspace(...).tolist(), cannot be
+        # built without them: our user's own code, so it is trusted not to be too large.
+        if "meta" not in str(error):
+            raise
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
+    """ValueError unless `found` are the names and shapes of the weights of `lm`."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in weights(lm).items()}
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{name!r:.80} is {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} by the params"
+            )
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """about.json: the timestamp, command, versions, commit, hash of model/ and final numbers of a run."""
+    about = read_json(folder / "about.json")
+    if not isinstance(about.get("summary"), dict) or not isinstance(about.get("model_hash"), str):
+        raise ValueError(f"{folder / 'about.json'} is not ours: it lacks a summary or a model_hash")
+    return about
+
+
+def read_params(folder: Path, about: dict[str, Any]) -> Params:
+    """The params of the run in `folder`; a field it was saved without has its default, one we lack is refused."""
+    sections = read_json(folder / "params.json")
+    try:
+        return Params(
+            read_section(DataParams, sections.get("data"), about),
+            read_section(TrainParams, sections.get("train"), about),
+            read_section(ModelParams, sections.get("model"), about),
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder / 'params.json'}: {one_line(error)}") from error
+
+
+def read_section(params_class: type, section: object, about: dict[str, Any]) -> Any:
+    """`params_class` with the values of a section of params.json."""
+    if not isinstance(section, dict):
+        raise ValueError(f"there is no section for {params_class.__name__}")
+    unknown = sorted(section.keys() - {field.name for field in fields(params_class)})
+    if unknown:
+        raise ValueError(
+            f"{params_class.__name__} has no field {unknown[0]!r:.80}; the run was saved at {saved_at(about)}"
+        )
+    try:
+        return params_class(**as_tuples(section))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in (params_class.__name__, *first["loc"]))
+        raise ValueError(f"{field}: {first['msg']}, not {first['input']!r:.80}") from error
+
+
+def as_tuples(value: Any) -> Any:
+    """JSON knows no tuples and params have no lists, so what was saved as a list was a tuple."""
+    if isinstance(value, dict):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; ValueError for anything else."""
+    try:
+        if regular_file(path).stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has over {LARGEST_JSON:,} bytes")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
+    return content
+
+
+def regular_file(path: Path) -> Path:
+    """`path`, unless reading from it could go on for ever (a device, a pipe) or there is nothing."""
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    return path
+
+
+def one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def saved_at(about: dict[str, Any]) -> str:
+    commit = about.get("commit")
+    return f"commit {commit:.40}" if isinstance(commit, str) else "an unknown commit"
+
+
+@cache
+def code_of_this_process() -> Code:
+    """The state of the repository when first asked, which is before the first run starts."""
+    commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
+    return Code(commit, code_diff(commit), hash_of_model())
+
+
+def code_diff(commit: str | None) -> bytes:
+    """What `git apply` needs to make the repository's .py files and configs what they are; never another file.
+
+    Untracked .py files count if they lie beside tracked ones, so not those of a virtual environment.
+    """
+    diff = ("diff", "--no-color", "--no-ext-diff", "--no-textconv", "--relative")
+    changed = git(*diff, commit, "--", "*.py", "configs/*.txt") if commit else b""
+    ours = {Path(name).parts[:-1][:1] for name in git_files("*.py")}
+    untracked = [
+        name
+        for name in git_files("--others", "--exclude-standard", "*.py")
+        if Path(name).parts[:-1][:1] in ours
+    ]
+    return changed + b"".join(git(*diff, "--no-index", "--", os.devnull, name) for name in untracked)
+
+
+def git_files(*args: str) -> list[str]:
+    return os.fsdecode(git("ls-files", "-z", *args)).split("\0")[:-1]
+
+
+def git(*args: str) -> bytes:
+    """What git prints when called in the repository; nothing where there is no git or no repository."""
+    try:
+        command = ["git", "-C", str(REPOSITORY), *args]
+        return subprocess.run(command, capture_output=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return b""
+
+
+def hash_of_model() -> str:
+    """A hash of the code in model/."""
+    sha = hashlib.sha256()
+    for path in sorted((REPOSITORY / "model").rglob("*.py")):
+        sha.update(f"{path.relative_to(REPOSITORY).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return sha.hexdigest()

@@ -1,0 +1,91 @@
+"""Learning-rate schedules: each a function of how far the run is, giving the share of `lr` to use."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from train.train_params import TrainParams
+
+
+class Moment(NamedTuple):
+    """What a schedule may look at."""
+
+    step: int  # optimiser steps since the end of the warm-up
+    progress: float  # 0 at the end of the warm-up, 1 at the last step
+    floor: float  # min_lr / lr
+    reductions: int  # times that validation loss stood still, as "plateau" counts them
+    params: TrainParams
+
+
+schedules: dict[str, Callable[[Moment], float]] = {}
+
+
+def registered(schedule: Callable[[Moment], float]) -> Callable[[Moment], float]:
+    """Makes a schedule available to `lr_schedule` under its function's name."""
+    schedules[schedule.__name__] = schedule
+    return schedule
+
+
+@registered
+def constant(now: Moment) -> float:
+    return 1.0
+
+
+@registered
+def linear(now: Moment) -> float:
+    return 1 + (now.floor - 1) * now.progress
+
+
+@registered
+def cosine(now: Moment) -> float:
+    return now.floor + (1 - now.floor) * (1 + math.cos(math.pi * now.progress)) / 2
+
+
+@registered
+def wsd(now: Moment) -> float:
+    """Warm-up, stable, decay: constant, then a straight fall over the last `wsd_decay_frac` (arXiv:2404.06395)."""
+    left = (1 - now.progress) / now.params.wsd_decay_frac
+    return now.floor + (1 - now.floor) * min(1.0, left)
+
+
+@registered
+def cyclic(now: Moment) -> float:
+    """A triangle wave: down to `min_lr` in the middle of every `lr_cycle_steps`, and up again (arXiv:1506.01186)."""
+    phase = now.step % now.params.lr_cycle_steps / now.params.lr_cycle_steps
+    return now.floor + (1 - now.floor) * abs(1 - 2 * phase)
+
+
+@registered
+def plateau(now: Moment) -> float:
+    """Halved whenever validation loss has not improved for `lr_plateau_patience` validations."""
+    return max(now.floor, 0.5**now.reductions)
+
+
+class Schedule:
+    """The share of `lr` at every optimiser step, warm-up included: what LambdaLR calls, and saves, for us.
+
+    With n steps the last one, number n - 1, has progress 1, so schedules that fall to `min_lr` train one step there.
+    """
+
+    def __init__(self, params: TrainParams, n_steps: int) -> None:
+        self.params = params
+        self.n_steps = n_steps
+        self.best, self.waited, self.reductions = math.inf, 0, 0
+
+    def __call__(self, step: int) -> float:
+        warmup = self.params.warmup_steps
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        progress = min(1.0, (step - warmup) / max(1, self.n_steps - 1 - warmup))
+        floor = self.params.min_lr / self.params.lr
+        moment = Moment(step - warmup, progress, floor, self.reductions, self.params)
+        return schedules[self.params.lr_schedule](moment)
+
+    def see(self, val_loss: float) -> None:
+        """Take note of a validation."""
+        if val_loss < self.best:
+            self.best, self.waited = val_loss, 0
+            return
+        self.waited += 1
+        if self.waited >= self.params.lr_plateau_patience:
+            self.reductions, self.waited = self.reductions + 1, 0

@@ -1,0 +1,167 @@
+"""A grid's runs one after another: the table before, the loop, the table after."""
+
+import argparse
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import torch
+from rich import box
+from rich.table import Table
+
+from data.dataloader import LMDataModule
+from model.lm import LM, n_params
+from train.grid import GridError, Run, axes
+from train.logs import log
+from train.params import Params
+from train.run import Call, count_steps, make_data, problems, train_run
+from train.saver import output_root
+
+__all__ = ["announce", "exit_code", "make_call", "plan_table", "prepare", "problems", "result_table", "run_plans"]
+
+
+def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
+    """What the command line says about all runs; GridError for a GPU that is not there."""
+    if args.gpu_id is not None and not 0 <= args.gpu_id < torch.cuda.device_count():
+        raise GridError([f"--gpu-id={args.gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"])
+    return Call(
+        out=output_root(args.out),
+        save=args.save,
+        wandb=not args.no_wandb,
+        wandb_entity=wandb_entity,
+        wandb_group=f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}",
+        gpu_id=args.gpu_id,
+        command=sys.argv,
+    )
+
+
+class Plan(NamedTuple):
+    """One run of the grid and what is known of it before it starts."""
+
+    params: Params
+    n_params: int
+    n_steps: int
+    n_tokens: int  # estimated: rows to be trained on, times their length
+
+
+def prepare(runs: list[Run], call: Call) -> list[Plan]:
+    """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
+    plans, errors, data_of, size_of = [], [], {}, {}
+    for params, places in runs:
+        data, train, model = params
+        key = repr((data, model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop, model.max_seq_len))
+        try:
+            if key not in data_of:
+                data_of[key] = measure(make_data(data, model, call.cache))
+        except ValueError as error:
+            data_of[key] = None
+            errors.append(f"{places.get('dataset_name', 'defaults')}: {error}")
+        if data_of[key] is None:
+            continue
+        tokenizer, n_rows, row_length = data_of[key]
+        if (size_key := repr((model, key))) not in size_of:
+            with torch.device("meta"):
+                size_of[size_key] = n_params(LM(model, tokenizer=tokenizer))
+        n_steps = count_steps(train, n_rows)
+        rows = min(n_rows * train.epochs, n_steps * train.batch_size * train.accumulate_grad_batches)
+        plans.append(Plan(params, size_of[size_key], n_steps, round(rows * row_length)))
+    if errors:
+        raise GridError(errors)
+    return plans
+
+
+def measure(data: LMDataModule) -> tuple[Any, int, float]:
+    """A data module's tokenizer, training rows, and real tokens in a row (from one batch)."""
+    batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
+    return data.tokenizer, data.n_rows("train"), batch["n_tokens"] / len(batch["x_indices"])
+
+
+def announce(plans: list[Plan]) -> None:
+    """What a reader of the results must know about the models, said once."""
+    models = [plan.params.model for plan in plans]
+    if any(model.attention == "fused" for model in models):
+        log.info("attention='fused' is torch's kernel: it ignores edits to the explicit attention")
+    foreign = sorted({m.layer_architecture for m in models if m.layer_architecture.startswith("torch-")})
+    if foreign:
+        log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
+
+
+def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> list[dict[str, Any]]:
+    """Train every run; one that fails is shown at once and does not stop the rest."""
+    varied, summaries = axes([plan.params for plan in plans]), []
+    for number, plan in enumerate(plans, 1):
+        settings = describe(plan.params, varied)
+        log.info(f"run {number} of {len(plans)}: {settings or 'defaults'}, {plan.n_params:,} parameters, {plan.n_steps} steps")
+        started = time.perf_counter()
+        try:
+            summary = train_run(plan.params, make_namer(plan.params), call)
+        except Exception as error:
+            log.error(f"run {number} failed with {settings}:\n{traceback.format_exc()}")
+            summary = {"stopped": f"failed: {type(error).__name__}: {error}", "wall_seconds": time.perf_counter() - started}
+        summaries.append(summary)
+        if summary["stopped"] == "interrupted":
+            break
+    return summaries
+
+
+def describe(params: Params, varied: list[str]) -> str:
+    flat = params.flat()
+    return ", ".join(f"{key}={flat[key]!r}" for key in varied)
+
+
+def plan_table(plans: list[Plan]) -> Table:
+    """What --dry-run shows."""
+    varied = axes([plan.params for plan in plans])
+    table = new_table("run", *varied, "parameters", "steps", "tokens (estimate)")
+    for number, plan in enumerate(plans, 1):
+        flat = plan.params.flat()
+        sizes = (f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}")
+        table.add_row(str(number), *(str(flat[key]) for key in varied), *sizes)
+    return table
+
+
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "val loss": lambda s: number(s.get("val_loss"), ".4f"),
+    "bits/byte": lambda s: number(s.get("bits_per_byte"), ".3f"),
+    "accuracy": lambda s: number(s.get("val_accuracy"), ".1%"),
+    "chance": lambda s: number(s.get("chance"), ".1%"),
+    "exact match": lambda s: number(s.get("val_exact_match"), ".1%"),
+    "parameters": lambda s: number(s.get("n_params"), ",d"),
+    "tokens/s": lambda s: number(s.get("tokens_per_second"), ",.0f"),
+    "seconds": lambda s: number(s.get("wall_seconds"), ".1f"),
+    "weights": lambda s: s.get("weights", "-"),
+    "ended": lambda s: s["stopped"],
+}
+
+
+def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
+    """Every run's final numbers beside what varied."""
+    varied = axes([plan.params for plan in plans])
+    table = new_table("run", *varied, *COLUMNS)
+    for index, (plan, summary) in enumerate(zip(plans, summaries, strict=False), 1):
+        flat = plan.params.flat()
+        table.add_row(str(index), *(str(flat[key]) for key in varied), *(cell(summary) for cell in COLUMNS.values()))
+    return table
+
+
+def number(value: float | None, form: str) -> str:
+    return "-" if value is None or math.isnan(value) else format(value, form)
+
+
+def new_table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def exit_code(summaries: list[dict[str, Any]]) -> int:
+    """130 after Ctrl-C, 1 if a run failed or diverged, else 0."""
+    ends = [summary["stopped"] for summary in summaries]
+    if "interrupted" in ends:
+        return 130
+    return int(any(end.startswith(("failed", "diverged")) for end in ends))

@@ -1,0 +1,44 @@
+"""TrainParams: optimiser, schedule, length and hardware of a run."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic.dataclasses import dataclass
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class TrainParams:
+    lr: PositiveFloat = 1e-3
+    min_lr: NonNegativeFloat = 0.0  # where cosine, linear and wsd end, and cyclic and plateau stop falling
+    lr_schedule: str = "cosine"  # a registered schedule: constant, cosine, linear, cyclic, plateau, wsd
+    warmup_steps: NonNegativeInt = 0  # optimiser steps over which lr rises linearly
+    lr_cycle_steps: PositiveInt = 1000  # length of one cycle of lr_schedule = "cyclic"
+    lr_plateau_patience: PositiveInt = 2  # validations without improvement before "plateau" halves lr
+    wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps over which "wsd" falls to min_lr
+    optimizer: str = "adamw"  # a registered optimiser
+    weight_decay: NonNegativeFloat = 0.1  # on matrices only
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    momentum: Fraction = 0.9  # of optimizer = "sgd"
+    gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
+    batch_size: PositiveInt = 32  # rows a device works on at once
+    accumulate_grad_batches: PositiveInt = 1  # such batches to one optimiser step
+    epochs: PositiveInt = 1
+    early_stop_nsamples: PositiveInt | None = None  # stop after training on so many rows
+    val_every: PositiveInt | None = None  # batches between validations; None: once an epoch
+    patience: PositiveInt | None = None  # stop after so many validations without improvement, keep the best weights
+    dropout: Fraction = 0.0
+    freeze: tuple[str, ...] = ()  # patterns of parameters that do not train, such as "decoder.layers.0.*"
+    random_seed: NonNegativeInt = 0  # initial weights, dropout, order of the batches
+    hyperparams_log_freq: PositiveInt = 100  # steps between entries for lr, gradient norms and weight norms
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    compile: bool = False  # torch.compile; needs a C++ compiler
+    threads: PositiveInt | None = None  # CPU threads; None: what torch chooses
+    devices: PositiveInt = 1
+    strategy: str = "auto"  # Lightning's: auto, ddp, fsdp ...
+    data_workers: NonNegativeInt = 0  # processes that prepare batches; 0: the training process itself
+
+    def __post_init__(self) -> None:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")

@@ -1,0 +1,142 @@
+"""LMTrainer: what happens to an LM in training, hook by hook, in order of time."""
+
+import math
+import time
+from collections import defaultdict
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from data.dataloader import LMDataModule
+from model.lm import LM
+from train.evaluation import Evaluation
+from train.logs import log
+from train.optimizers import frozen_names, make_optimizer
+from train.schedules import Schedule
+from train.stats import Stats
+from train.train_params import TrainParams
+
+DRAIN_EVERY = 50  # steps between moments when statistics leave the device
+DIVERGED = 3.0  # a training loss so many times the first one has diverged
+
+
+class LMTrainer(L.LightningModule):
+    """Trains `model` on `data` for `n_steps` optimiser steps. Lightning does the rest."""
+
+    def __init__(self, model: LM, data: LMDataModule, train_params: TrainParams, stats: Stats, n_steps: int) -> None:
+        super().__init__()
+        self.model = model
+        self.data = data
+        self.train_params = train_params
+        self.stats = stats
+        self.schedule = Schedule(train_params, n_steps)
+        self.n_samples = 0  # rows trained on so far
+        self.n_tokens = 0  # real tokens among them
+        self.train_seconds = 0.0  # without validation
+        self.stopped = "finished"  # or why it ended before its time
+        self.best_loss, self.best_weights, self.validations_without_gain = math.inf, None, 0
+        self.validated_at = -1  # the step of the last validation
+
+    def log_stat(self, name: str, value: float | Tensor) -> None:
+        """Keep a number (or a tensor of one) under `stat/name`, for the saved run and for wandb; never waits."""
+        self.stats.log(name, value, step=self.global_step, n_samples=self.n_samples)
+
+    def configure_optimizers(self) -> dict:
+        frozen = frozen_names([name for name, _ in self.model.named_parameters()], self.train_params.freeze)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
+        optimizer = make_optimizer(self.model, self.train_params)
+        scheduler = LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_start(self) -> None:
+        self.clock = time.perf_counter()
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        losses, n_samples = self.model.get_losses(batch, self.train_params)
+        self.n_samples += n_samples
+        self.n_tokens += batch["n_tokens"]
+        for name, loss in losses.items():
+            self.log_stat(f"train_loss:{name}", loss)
+        # Lightning divides by the number of accumulated batches; a batch counts by its scored tokens instead.
+        share = batch["n_scored"] / max(1, batch["n_scored_step"]) * self.train_params.accumulate_grad_batches
+        return sum(losses.values()) * share
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.global_step % self.train_params.hyperparams_log_freq == 0:
+            self.log_hyperparams_and_time()
+
+    @torch.no_grad()
+    def log_hyperparams_and_time(self) -> None:
+        """Called every `hyperparams_log_freq` steps, when gradients are complete and not yet clipped."""
+        lm = self.model
+        self.log_stat("lr", self.lr_schedulers().get_last_lr()[0])
+        self.log_stat("train_seconds", self.train_seconds + time.perf_counter() - self.clock)
+        weights, gradients = defaultdict(list), defaultdict(list)
+        for name, parameter in lm.named_parameters():
+            layer = layer_of(name)
+            weights[layer].append(parameter)
+            if parameter.grad is not None:
+                gradients[layer].append(parameter.grad)
+        for kind, tensors in (("weight_norm", weights), ("grad_norm", gradients)):
+            for layer, group in tensors.items():
+                self.log_stat(f"{kind}:{layer}", torch.nn.utils.get_total_norm(group))
+
+    def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
+        if batch_idx % DRAIN_EVERY == 0:
+            self.stats.drain()
+            self.stop_if_diverged()
+
+    def stop_if_diverged(self) -> None:
+        losses = self.stats.train_stats["stat/train_loss:main"]
+        latest = losses[-1].v
+        if not latest < DIVERGED * losses[0].v:  # so that NaN counts
+            self.stop(f"diverged: training loss {latest:.4g} at step {losses[-1].s}, first {losses[0].v:.4g}")
+
+    def stop(self, why: str) -> None:
+        """End training after this step; the reason stands in the summary."""
+        self.stopped = why
+        self.trainer.should_stop = True
+
+    def on_validation_start(self) -> None:
+        self.pause_clock()
+        self.evaluation = Evaluation(self.model, self.data)
+
+    def pause_clock(self) -> None:
+        now = time.perf_counter()
+        self.train_seconds += now - self.clock
+        self.clock = now
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        self.evaluation.add(batch, self.train_params)
+
+    def on_validation_end(self) -> None:
+        self.result = self.evaluation.result()
+        for name, value in self.result.items():
+            self.log_stat(name, value)
+        self.stats.drain()
+        self.validated_at = self.global_step
+        self.clock = time.perf_counter()
+        log.info(f"step {self.global_step}, {self.n_samples} samples: " + self.evaluation.describe(self.result))
+        if self.trainer.state.fn == "fit":
+            self.judge(self.result["val_loss:main"])
+
+    def judge(self, val_loss: float) -> None:
+        """What depends on the course of validation loss: the plateau schedule, patience, the best weights."""
+        self.schedule.see(val_loss)
+        if val_loss < self.best_loss:
+            self.best_loss, self.validations_without_gain = val_loss, 0
+            if self.train_params.patience:
+                self.best_weights = {name: w.detach().cpu().clone() for name, w in self.model.state_dict().items()}
+            return
+        self.validations_without_gain += 1
+        if self.train_params.patience and self.validations_without_gain >= self.train_params.patience:
+            self.stop(f"early stop: no better validation in {self.validations_without_gain}")
+
+
+def layer_of(parameter_name: str) -> str:
+    """The layer a parameter is counted under: `decoder.layers.0`, `embed` ..."""
+    parts = parameter_name.split(".")
+    return ".".join(parts[:3]) if parts[:2] == ["decoder", "layers"] else ".".join(parts[:-1])
