@@ -21,7 +21,9 @@ class ModelParams:
     bias: bool = True  # in every linear layer and norm
     tied_embeddings: bool = True  # the output matrix is the token embedding
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
-    attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits to the explicit one
+    attention: Literal["explicit", "fused"] = (
+        "explicit"  # fused: torch's kernel, which ignores edits to the explicit one
+    )
     tokenizer_source_name: str = "char"  # char, custom (our own BPE), or the name of a pretrained one
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
@@ -30,4 +32,6 @@ class ModelParams:
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide dim={self.dim}")
         if self.positions == "rotary" and self.dim // self.n_heads % 2:
-            raise ValueError(f"positions='rotary' needs an even head size, but dim={self.dim} / n_heads={self.n_heads} is odd")
+            raise ValueError(
+                f"positions='rotary' needs an even head size, but dim={self.dim} / n_heads={self.n_heads} is odd"
+            )

@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -48,13 +49,16 @@ class Evaluation:
             means["val_exact_match"] = self.exact_match(self.data.task.check)
         return means
 
-    def exact_match(self, check) -> float:
+    def exact_match(self, check: Callable[[str, str], bool]) -> float:
         """Share of the questions whose greedily generated answer passes the task's check."""
         tokenizer = self.lm.tokenizer
         prompts = [prompt for prompt, _ in self.questions]
         longest = max(len(answer) for _, answer in self.questions)
-        answers = generate(self.lm, prompts, max_new_tokens=longest, temperature=0)
-        right = [check(tokenizer.decode(p), tokenizer.decode(a)) for p, a in zip(prompts, answers, strict=True)]
+        rows = generate(self.lm, prompts, max_new_tokens=longest, temperature=0)
+        right = [
+            check(tokenizer.decode(prompt), tokenizer.decode(row[len(prompt) :]))
+            for prompt, row in zip(prompts, rows, strict=True)
+        ]
         return sum(right) / len(right)
 
     def describe(self, result: dict[str, float]) -> str:
@@ -64,7 +68,8 @@ class Evaluation:
             prompt = self.questions[0][0]
             text = self.lm.sample(pref=prompt, temperature=0, max_seq_len=self.lm.model_params.max_seq_len)
         else:
-            text = self.lm.sample(max_seq_len=SAMPLE_LENGTH)
+            dice = torch.Generator(self.lm.device).manual_seed(0)  # its own, so that training does not notice
+            text = self.lm.sample(max_seq_len=SAMPLE_LENGTH, generator=dice)
         return f"{numbers}\n  sample: {text!r}"
 
 

@@ -40,6 +40,7 @@ class Run(NamedTuple):
 
     params: Params
     places: dict[str, Place]
+    config: str  # the name of the file
 
 
 class GridError(ValueError):
@@ -81,7 +82,7 @@ def read_grid(
     runs = []
     for file in files:
         own = read_settings(file.read_text(encoding="utf-8"), f"{file.parent.name}/{file.name}", errors)
-        runs += expand(list((own | chosen).values()), each, errors)
+        runs += expand(list((own | chosen).values()), each, errors, file.stem)
     for message, places in problems(runs):
         errors.add_located(message, places)
     if errors.lines:
@@ -216,7 +217,9 @@ def refusal(params_class: type, key: str, value: object) -> str | None:
     return None
 
 
-def expand(settings: list[Setting], each: Callable[[Params], list[Params]], errors: Errors) -> list[Run]:
+def expand(
+    settings: list[Setting], each: Callable[[Params], list[Params]], errors: Errors, config: str
+) -> list[Run]:
     """The full product of all axes; the axis named first varies slowest."""
     settings = [setting for setting in settings if setting.values]
     places = {setting.key: setting.place for setting in settings}
@@ -225,7 +228,7 @@ def expand(settings: list[Setting], each: Callable[[Params], list[Params]], erro
         chosen = dict(zip(places, values, strict=True))
         try:
             params = Params(*(build(cls, chosen) for cls in SECTIONS.values()))
-            runs += [Run(variant, places) for variant in each(params)]
+            runs += [Run(variant, places, config) for variant in each(params)]
         except ValidationError as error:
             for problem in error.errors():
                 errors.add_located(problem["msg"].removeprefix("Value error, "), places)
@@ -237,10 +240,10 @@ def build(params_class: type, values: dict[str, Any]) -> Any:
     return params_class(**{key: value for key, value in values.items() if SECTION_OF[key] == params_class.__name__})
 
 
-def axes(runs: list[Params]) -> list[str]:
-    """The fields that differ between the runs, in the order of their sections."""
-    seen: dict[str, set[str]] = {}
-    for run in runs:
-        for key, value in run.flat().items():
-            seen.setdefault(key, set()).add(repr(value))
-    return [key for key, values in seen.items() if len(values) > 1]
+def axes(runs: Iterable[tuple[str, Params]]) -> list[str]:
+    """The fields that differ between runs (config, params) of one config, in the order of their sections."""
+    seen: dict[str, dict[str, set[str]]] = {}
+    for config, params in runs:
+        for key, value in params.flat().items():
+            seen.setdefault(key, {}).setdefault(config, set()).add(repr(value))
+    return [key for key, values in seen.items() if any(len(of_config) > 1 for of_config in values.values())]

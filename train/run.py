@@ -1,10 +1,12 @@
 """One run from params to results: seed, build, fit, validate, save."""
 
+import logging
 import math
 import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +16,12 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 
+from data.check import check_data
 from data.data_params import DataParams
-from data.dataloader import LMDataModule, check_data
+from data.dataloader import LMDataModule
 from data.tokenizer import TokenizerSpec
-from model.lm import LM, check_model, n_params
+from model.check import check_model
+from model.lm import LM, n_params
 from model.model_params import ModelParams
 from train.grid import Place, Run, did_you_mean
 from train.logs import log, log_to_file
@@ -28,6 +32,10 @@ from train.schedules import schedules
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
+
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
+warnings.filterwarnings("ignore", module="lightning")
 
 
 class Call(NamedTuple):
@@ -113,7 +121,8 @@ def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
             lm_trainer = fit(params, stats, call)
             summary = summarise(lm_trainer, time.perf_counter() - started)
             if folder is not None:
-                save(folder, params=params, lm=lm_trainer.model, stats=stats, summary=summary, command=call.command)
+                save(folder.path, params=params, lm=lm_trainer.model, stats=stats, summary=summary, command=call.command)
+                folder.finish()
                 log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
     finally:
         if tracker is not None:
@@ -130,7 +139,7 @@ def start_tracker(params: Params, namer: Any, call: Call) -> Any:
         group=call.wandb_group,
         run_name=namer.run_name(),
         config=params.flat(),
-        folder=call.out,
+        folder=call.out / "logs",
     )
 
 

@@ -1,16 +1,13 @@
 """What a run folder holds: written so that a kill never leaves half a run, read as data and never as code."""
 
-import hashlib
 import itertools
 import json
 import os
 import re
-import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime, timedelta
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,28 +16,22 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from train.params import Params
+from train.provenance import REPOSITORY, code_of_this_process, hash_of_model, versions
 from train.stats import Stat, Stats
 from train.train_params import TrainParams
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d")
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
 PARTIAL = ".partial"  # ends the name of a run's folder until everything is in it
 LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
-MOST_BARE_LAYERS = 1000  # layers beyond the number of saved tensors that we are ready to build
-PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
-
-
-class Params(NamedTuple):
-    """All there is to know about a run before it starts."""
-
-    data: DataParams
-    train: TrainParams
-    model: ModelParams
+LARGEST_TABLES = 2**32  # bytes of tables that a model computes for itself
 
 
 class Loaded(NamedTuple):
@@ -50,14 +41,6 @@ class Loaded(NamedTuple):
     params: Params
     train_stats: dict[str, list[Stat]]
     about: dict[str, Any]
-
-
-class Code(NamedTuple):
-    """The code of this process: its git commit (None outside git), what differs from it, a hash of model/."""
-
-    commit: str | None
-    diff: bytes
-    model_hash: str
 
 
 def output_root(out: str | None = None) -> Path:
@@ -86,11 +69,12 @@ class RunFolder:
     ) -> "RunFolder":
         """A new folder under the next timestamp that no run below `root` has; `subfolder_of` says where, given it."""
         code_of_this_process()  # now, since the files may be edited while the run trains
-        base = root / "saved-models"
+        base = (root / "saved-models").resolve()
         base.mkdir(parents=True, exist_ok=True)
         when = when or datetime.now()
-        for second in itertools.count():
-            timestamp = f"{when + timedelta(seconds=second):%Y-%m-%d--%H-%M-%S}"
+        while True:
+            timestamp = f"{when:%Y-%m-%d--%H-%M-%S}"
+            when += timedelta(seconds=1)
             token = base / f".{timestamp}"  # whoever makes it decides alone about this second
             try:
                 token.mkdir()
@@ -101,7 +85,6 @@ class RunFolder:
                     return cls(make_folder(base, subfolder_of(timestamp), timestamp))
             finally:
                 token.rmdir()
-        raise AssertionError("time has no end")
 
     @property
     def log_file(self) -> Path:
@@ -127,19 +110,19 @@ def make_folder(base: Path, subfolder: str, timestamp: str) -> Path:
 def save(
     folder: Path, *, params: Params, lm: LM, stats: Stats, summary: dict[str, Any], command: list[str]
 ) -> None:
-    """Write everything about a run into its (still partial) `folder`; `summary` holds its final numbers."""
+    """Write everything about a run into its (still partial) folder; `summary` holds its final numbers."""
     code = code_of_this_process()
     write_json(folder / "params.json", {name: asdict(section) for name, section in params._asdict().items()})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
     save_file(tensors, folder / "model.safetensors")
-    (folder / "tokenizer").mkdir(exist_ok=True)
+    (folder / "tokenizer").mkdir()
     lm.tokenizer.save(folder / "tokenizer")
     stats.save(folder / "stats.json")
     (folder / "diff.patch").write_bytes(code.diff)
     about = {
         "timestamp": folder.name.removesuffix(PARTIAL),
         "command": command,
-        "versions": {"python": os.sys.version.split()[0]} | {name: version(name) for name in PACKAGES},
+        "versions": versions(),
         "commit": code.commit,
         "model_hash": code.model_hash,
         "summary": summary,
@@ -149,12 +132,15 @@ def save(
 
 def load(folder: Path) -> Loaded:
     """The run saved in `folder`; ValueError in one sentence if it is damaged, foreign or older than the code can read."""
+    for path in folder.rglob("*"):
+        if not path.is_dir():
+            regular_file(path)
     about = read_about(folder)
     params = read_params(folder, about)
     if about["model_hash"] != hash_of_model():
         print(f"{folder.name}: model/ has changed since this run was saved (at {saved_at(about)})")
     lm = load_lm(folder, params.model, Tokenizer.load(folder / "tokenizer"))
-    return Loaded(lm, params, Stats.load(folder / "stats.json").train_stats, about)
+    return Loaded(lm, params, Stats.load(regular_file(folder / "stats.json")).train_stats, about)
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -167,17 +153,18 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 def load_lm(folder: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
     """The model of `folder`, built only when its sizes are known to be those of model.safetensors."""
-    path = folder / "model.safetensors"
+    path = regular_file(folder / "model.safetensors")
     try:
-        with safe_open(regular_file(path), "pt") as file:
+        with safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        if params.n_layers > len(found) + MOST_BARE_LAYERS:
+        with torch.device("meta"), at_most_parameters(2 * len(found) + 100):  # shared ones count each time
+            sketch = LM(params, tokenizer)  # has shapes, but no memory, however large it is
+        check_shapes(found, sketch)
+        if sum(table.nbytes for table in sketch.buffers()) > LARGEST_TABLES:
             raise ValueError(
-                f"params.json asks for n_layers={params.n_layers} where {len(found)} tensors are saved"
+                f"max_seq_len={params.max_seq_len} needs tables of over {LARGEST_TABLES:,} bytes"
             )
-        check_without_allocating(found, params, tokenizer)
         lm = LM(params, tokenizer)
-        check_shapes(found, lm)
         tensors = load_file(path)
         if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
             lm.double()
@@ -187,18 +174,20 @@ def load_lm(folder: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
     return lm.eval()
 
 
-def check_without_allocating(
-    found: dict[str, tuple[int, ...]], params: ModelParams, tokenizer: Tokenizer
-) -> None:
-    """`check_shapes` for the model of `params`, however large it would be."""
+@contextmanager
+def at_most_parameters(n: int) -> Iterator[None]:
+    """ValueError for whoever makes modules with more than `n` parameters meanwhile, before all are made."""
+    made = itertools.count(1)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(made) > n:
+            raise ValueError("params.json asks for many more tensors than are saved")
+
+    hook = register_module_parameter_registration_hook(count)
     try:
-        with torch.device("meta"):
-            check_shapes(found, LM(params, tokenizer))
-    except (NotImplementedError, RuntimeError) as error:
-        # A model edited to compute with numbers while it is built, such as torch.linspace(...).tolist(), cannot be
-        # built without them: our user's own code, so it is trusted not to be too large.
-        if "meta" not in str(error):
-            raise
+        yield
+    finally:
+        hook.remove()
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
@@ -228,7 +217,7 @@ def read_params(folder: Path, about: dict[str, Any]) -> Params:
             read_section(TrainParams, sections.get("train"), about),
             read_section(ModelParams, sections.get("model"), about),
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / 'params.json'}: {one_line(error)}") from error
 
 
@@ -262,8 +251,9 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; ValueError for anything else."""
+    regular_file(path)
     try:
-        if regular_file(path).stat().st_size > LARGEST_JSON:
+        if path.stat().st_size > LARGEST_JSON:
             raise ValueError(f"it has over {LARGEST_JSON:,} bytes")
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
@@ -274,9 +264,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def regular_file(path: Path) -> Path:
-    """`path`, unless reading from it could go on for ever (a device, a pipe) or there is nothing."""
+    """`path`, unless there is nothing or what could be read for ever, such as a pipe."""
     if not path.is_file():
-        raise ValueError("there is no such file")
+        raise ValueError(f"{path} is not a file" if path.exists() else f"{path} is missing")
     return path
 
 
@@ -285,49 +275,5 @@ def one_line(error: BaseException) -> str:
 
 
 def saved_at(about: dict[str, Any]) -> str:
-    commit = about.get("commit")
-    return f"commit {commit:.40}" if isinstance(commit, str) else "an unknown commit"
-
-
-@cache
-def code_of_this_process() -> Code:
-    """The state of the repository when first asked, which is before the first run starts."""
-    commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
-    return Code(commit, code_diff(commit), hash_of_model())
-
-
-def code_diff(commit: str | None) -> bytes:
-    """What `git apply` needs to make the repository's .py files and configs what they are; never another file.
-
-    Untracked .py files count if they lie beside tracked ones, so not those of a virtual environment.
-    """
-    diff = ("diff", "--no-color", "--no-ext-diff", "--no-textconv", "--relative")
-    changed = git(*diff, commit, "--", "*.py", "configs/*.txt") if commit else b""
-    ours = {Path(name).parts[:-1][:1] for name in git_files("*.py")}
-    untracked = [
-        name
-        for name in git_files("--others", "--exclude-standard", "*.py")
-        if Path(name).parts[:-1][:1] in ours
-    ]
-    return changed + b"".join(git(*diff, "--no-index", "--", os.devnull, name) for name in untracked)
-
-
-def git_files(*args: str) -> list[str]:
-    return os.fsdecode(git("ls-files", "-z", *args)).split("\0")[:-1]
-
-
-def git(*args: str) -> bytes:
-    """What git prints when called in the repository; nothing where there is no git or no repository."""
-    try:
-        command = ["git", "-C", str(REPOSITORY), *args]
-        return subprocess.run(command, capture_output=True, timeout=30, check=False).stdout
-    except (OSError, subprocess.TimeoutExpired):
-        return b""
-
-
-def hash_of_model() -> str:
-    """A hash of the code in model/."""
-    sha = hashlib.sha256()
-    for path in sorted((REPOSITORY / "model").rglob("*.py")):
-        sha.update(f"{path.relative_to(REPOSITORY).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return sha.hexdigest()
+    commit = str(about.get("commit"))
+    return f"commit {commit}" if COMMIT.fullmatch(commit) else "an unknown commit"

@@ -42,6 +42,7 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
 class Plan(NamedTuple):
     """One run of the grid and what is known of it before it starts."""
 
+    config: str  # the name of its file
     params: Params
     n_params: int
     n_steps: int
@@ -51,7 +52,7 @@ class Plan(NamedTuple):
 def prepare(runs: list[Run], call: Call) -> list[Plan]:
     """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
     plans, errors, data_of, size_of = [], [], {}, {}
-    for params, places in runs:
+    for params, places, config in runs:
         data, train, model = params
         key = repr((data, model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop, model.max_seq_len))
         try:
@@ -68,7 +69,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
                 size_of[size_key] = n_params(LM(model, tokenizer=tokenizer))
         n_steps = count_steps(train, n_rows)
         rows = min(n_rows * train.epochs, n_steps * train.batch_size * train.accumulate_grad_batches)
-        plans.append(Plan(params, size_of[size_key], n_steps, round(rows * row_length)))
+        plans.append(Plan(config, params, size_of[size_key], n_steps, round(rows * row_length)))
     if errors:
         raise GridError(errors)
     return plans
@@ -92,10 +93,11 @@ def announce(plans: list[Plan]) -> None:
 
 def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> list[dict[str, Any]]:
     """Train every run; one that fails is shown at once and does not stop the rest."""
-    varied, summaries = axes([plan.params for plan in plans]), []
+    varied = settings_of(plans)
+    summaries: list[dict[str, Any]] = []
     for number, plan in enumerate(plans, 1):
-        settings = describe(plan.params, varied)
-        log.info(f"run {number} of {len(plans)}: {settings or 'defaults'}, {plan.n_params:,} parameters, {plan.n_steps} steps")
+        settings = ", ".join(f"{key} {value}" for key, value in varied[number - 1].items())
+        log.info(f"run {number} of {len(plans)}: {settings}, {plan.n_params:,} parameters, {plan.n_steps} steps")
         started = time.perf_counter()
         try:
             summary = train_run(plan.params, make_namer(plan.params), call)
@@ -108,31 +110,34 @@ def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call
     return summaries
 
 
-def describe(params: Params, varied: list[str]) -> str:
-    flat = params.flat()
-    return ", ".join(f"{key}={flat[key]!r}" for key in varied)
+def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
+    """What tells the runs apart: the config, where there are several, and the fields that vary."""
+    varied = axes((plan.config, plan.params) for plan in plans)
+    several = len({plan.config for plan in plans}) > 1 or not varied
+    return [
+        ({"config": plan.config} if several else {}) | {key: str(plan.params.flat()[key]) for key in varied}
+        for plan in plans
+    ]
 
 
 def plan_table(plans: list[Plan]) -> Table:
     """What --dry-run shows."""
-    varied = axes([plan.params for plan in plans])
-    table = new_table("run", *varied, "parameters", "steps", "tokens (estimate)")
-    for number, plan in enumerate(plans, 1):
-        flat = plan.params.flat()
-        sizes = (f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}")
-        table.add_row(str(number), *(str(flat[key]) for key in varied), *sizes)
+    settings = settings_of(plans)
+    table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)")
+    for number, (plan, own) in enumerate(zip(plans, settings, strict=True), 1):
+        table.add_row(str(number), *own.values(), f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}")
     return table
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "val loss": lambda s: number(s.get("val_loss"), ".4f"),
-    "bits/byte": lambda s: number(s.get("bits_per_byte"), ".3f"),
-    "accuracy": lambda s: number(s.get("val_accuracy"), ".1%"),
-    "chance": lambda s: number(s.get("chance"), ".1%"),
-    "exact match": lambda s: number(s.get("val_exact_match"), ".1%"),
-    "parameters": lambda s: number(s.get("n_params"), ",d"),
-    "tokens/s": lambda s: number(s.get("tokens_per_second"), ",.0f"),
-    "seconds": lambda s: number(s.get("wall_seconds"), ".1f"),
+    "val loss": lambda s: shown(s.get("val_loss"), ".4f"),
+    "bits/byte": lambda s: shown(s.get("bits_per_byte"), ".3f"),
+    "accuracy": lambda s: shown(s.get("val_accuracy"), ".1%"),
+    "chance": lambda s: shown(s.get("chance"), ".1%"),
+    "exact match": lambda s: shown(s.get("val_exact_match"), ".1%"),
+    "parameters": lambda s: shown(s.get("n_params"), ",d"),
+    "tokens/s": lambda s: shown(s.get("tokens_per_second"), ",.0f"),
+    "seconds": lambda s: shown(s.get("wall_seconds"), ".1f"),
     "weights": lambda s: s.get("weights", "-"),
     "ended": lambda s: s["stopped"],
 }
@@ -140,15 +145,14 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 
 def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
     """Every run's final numbers beside what varied."""
-    varied = axes([plan.params for plan in plans])
-    table = new_table("run", *varied, *COLUMNS)
-    for index, (plan, summary) in enumerate(zip(plans, summaries, strict=False), 1):
-        flat = plan.params.flat()
-        table.add_row(str(index), *(str(flat[key]) for key in varied), *(cell(summary) for cell in COLUMNS.values()))
+    settings = settings_of(plans)
+    table = new_table("run", *settings[0], *COLUMNS)
+    for number, (own, summary) in enumerate(zip(settings, summaries, strict=False), 1):
+        table.add_row(str(number), *own.values(), *(cell(summary) for cell in COLUMNS.values()))
     return table
 
 
-def number(value: float | None, form: str) -> str:
+def shown(value: float | None, form: str) -> str:
     return "-" if value is None or math.isnan(value) else format(value, form)
 
 

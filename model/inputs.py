@@ -1,0 +1,56 @@
+"""What a caller may give an LM: text, ids and tensors, all turned into one batch of ids.
+
+Shape suffixes:  B batch  T position
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Tokenizer(Protocol):
+    """What an LM asks of its tokenizer."""
+
+    n_tokens: int
+    bos: int
+    eos: int
+    pad: int
+
+    def __call__(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+Input = str | Sequence[int] | Sequence[Sequence[int]] | Tensor
+
+
+def ids_of(x: Input, tokenizer: Tokenizer, device: torch.device) -> Tensor:
+    """[B, T] int64 on `device`. A batch that is so already is taken as it stands; all else is checked token by token."""
+    if isinstance(x, Tensor) and x.dtype == torch.int64 and x.device == device and x.dim() == 2:
+        return x
+    ids = as_tensor(tokenizer(x) if isinstance(x, str) else x)
+    if ids.dim() == 1:
+        ids = ids[None]
+    if ids.dim() != 2 or ids.numel() == 0:
+        raise ValueError(
+            f"input of shape {tuple(ids.shape)}: an LM takes [T] or [B, T] ids, at least one of them"
+        )
+    if ids.is_floating_point() and not torch.equal(ids, ids.round()):
+        raise ValueError(f"input of {ids.dtype} that are not whole numbers: an LM takes token ids")
+    ids_BT = ids.to(device, torch.int64)
+    low, high = int(ids_BT.min()), int(ids_BT.max())
+    if low < 0 or high >= tokenizer.n_tokens:
+        raise ValueError(f"input ids from {low} to {high}, but the model knows 0 to {tokenizer.n_tokens - 1}")
+    return ids_BT
+
+
+def as_tensor(x: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
+    try:
+        return torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"input of {type(x).__name__}: an LM takes a string, a list of ids, lists of one length, or a tensor "
+            "(data.dataloader.mycollate pads lists of different lengths)"
+        ) from error

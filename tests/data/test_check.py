@@ -1,0 +1,125 @@
+"""What check_data refuses, and that it leaves nothing behind."""
+
+import pytest
+
+from data import corpora
+from data.check import check_data
+from data.data_params import DataParams
+from data.syntheticdata import Task, tasks
+from data.tokenizer import TokenizerSpec
+
+CHAR = TokenizerSpec("char")
+
+
+def check(spec=CHAR, max_seq_len=128, **params):
+    check_data(DataParams(**params), spec, max_seq_len)
+
+
+@pytest.mark.parametrize("name", sorted(tasks))
+def test_every_task_is_fine_as_it_stands(name):
+    check(dataset_name=name)
+
+
+@pytest.mark.parametrize("name", ["sotu", "pydoc"])
+@pytest.mark.parametrize("source", ["char", "custom"])
+def test_embedded_text_is_fine(name, source):
+    check(TokenizerSpec(source), dataset_name=name)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"dataset_name": "coppy"},
+            "dataset_name='coppy' is neither a task nor a text; did you mean 'copy'?",
+        ),
+        ({"dataset_name": "zzz"}, "there are: copy, doublehistogram, "),
+        (
+            {"dataset_name": "mqar", "task_args": {"n_pair": 4}},
+            "task_args={'n_pair': 4}: dataset_name='mqar' has no 'n_pair'; did you mean 'n_pairs'?",
+        ),
+        ({"dataset_name": "copy", "task_args": {"rng": 4}}, "has no 'rng'"),
+        ({"dataset_name": "copy", "task_args": {"max_length": "9"}}, "needs a int for 'max_length', not '9'"),
+        ({"dataset_name": "copy", "task_args": {"max_length": 9.5}}, "needs a int for 'max_length', not 9.5"),
+        (
+            {"dataset_name": "copy", "task_args": {"max_length": True}},
+            "needs a int for 'max_length', not True",
+        ),
+        (
+            {"dataset_name": "copy", "task_args": {"max_length": 3}},
+            "task_args={'max_length': 3} does not work with dataset_name='copy': ",
+        ),
+        ({"dataset_name": "copy", "task_args": {"n_letters": 0}}, "n_letters must be from 1 to 26, not 0"),
+        ({"dataset_name": "mqar", "task_args": {"n_pairs": 40}}, "mqar needs 4 * n_pairs <= length"),
+        (
+            {"dataset_name": "copy", "task_args": {"max_length": 99}},
+            "max_seq_len=128 is too small: dataset_name='copy'",
+        ),
+        ({"dataset_name": "copy", "n_samples": 2}, "n_samples=2 with debug_crop=None gives 2 samples"),
+        ({"dataset_name": "modular_addition", "task_args": {"p": 1}}, "gives 1 samples"),
+        (
+            {"dataset_name": "sotu", "task_args": {"n_pairs": 4}},
+            "task_args={'n_pairs': 4} is for synthetic tasks",
+        ),
+        (
+            {"dataset_name": "sotu", "debug_crop": 2},
+            "dataset_name='sotu' with debug_crop=2 has only 2 documents",
+        ),
+        ({"dataset_name": "openwebtext"}, "too large to download, and debug_crop=None"),
+    ],
+)
+def test_refused(params, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 -- the message is what is tested
+        check(**params)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_do_for_floats():
+    check(dataset_name="mqar", task_args={"power": 1})
+    check(dataset_name="maskedcopy", task_args={"p_masked": 0})
+
+
+@pytest.mark.parametrize("source", ["custom", "gpt2"])
+def test_tasks_take_char_only(source):
+    with pytest.raises(
+        ValueError, match=f"tokenizer_source_name='{source}' is for text: dataset_name='copy'"
+    ):
+        check(TokenizerSpec(source), dataset_name="copy")
+
+
+def test_tokenizers_are_checked(monkeypatch):
+    with pytest.raises(ValueError, match="tokenizer_vocab_size=50 must be at least 260"):
+        check(TokenizerSpec("custom", 50))
+    monkeypatch.setattr("data.tokenizer.hub_answers", lambda: False)
+    with pytest.raises(ValueError, match="tokenizer_source_name='gpt3-nowhere' is not on this machine"):
+        check(TokenizerSpec("gpt3-nowhere"))
+
+
+def test_text_out_of_reach(monkeypatch):
+    monkeypatch.setattr(corpora, "hub_answers", lambda: False)
+    with pytest.raises(ValueError, match=r"dataset_name='tinystories' is not on this machine .*--task=sotu"):
+        check(dataset_name="tinystories")
+
+
+def test_text_for_evaluation_only_cannot_be_trained_on(monkeypatch):
+    monkeypatch.setattr(corpora, "read_hub", lambda *_: {"test": iter(["a"])})
+    with pytest.raises(ValueError, match="dataset_name='lambada' with debug_crop=None has only 0 documents"):
+        check(dataset_name="lambada")
+
+
+def test_a_fault_in_a_task_is_no_traceback(monkeypatch):
+    def broken(rng, n=1):
+        """a"""
+        return "a" * (1 // (n - 1))
+
+    monkeypatch.setitem(tasks, "broken", Task("broken", broken, None, None, None))
+    with pytest.raises(ValueError, match=r"dataset_name='broken': ZeroDivisionError: "):
+        check(dataset_name="broken")
+
+
+def test_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check(dataset_name="copy")
+    check(dataset_name="sotu")
+    assert not list(tmp_path.iterdir())

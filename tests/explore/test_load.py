@@ -1,0 +1,152 @@
+"""Finding, listing and opening saved runs."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import model_explorer
+from explore.load import find_run
+
+FIRST, SECOND = "2024-04-22--16-17-00", "2024-04-22--16-17-01"
+
+
+def folder_of(root: Path, timestamp: str = FIRST) -> Path:
+    return root / "saved-models" / "little" / timestamp
+
+
+def edit_json(path: Path, *keys: str, value: object) -> None:
+    content = json.loads(path.read_text())
+    place = content
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    path.write_text(json.dumps(content))
+
+
+def test_a_run_opens_as_four_values(root):
+    results = model_explorer.get_model_by_timestamp(FIRST, out=str(root))
+    lm, dataset, train_stats, params = results
+    assert set(params) == {"data", "train", "model"}
+    assert (params["model"].dim, params["train"].batch_size, params["data"].n_samples) == (8, 8, 200)
+    assert [tuple(stat) for stat in train_stats["stat/val_loss:main"]][1] == (1, 8, 2, 4.0 - 1 / 8)
+    batch = next(iter(dataset.val_dataloader(4)))
+    assert dataset.tokenizer is lm.tokenizer
+    assert lm(batch["x_indices"][:, :-1]).shape == (4, batch["x_indices"].shape[1] - 1, lm.n_tokens)
+    assert len(next(iter(dataset.test_dataloader(4)))["x_indices"]) == 4
+
+
+def test_the_environment_names_the_root_too(root, monkeypatch):
+    monkeypatch.setenv("WHATIF_OUT", str(root))
+    assert model_explorer.get_model_by_timestamp(SECOND).params["model"].dim == 16
+    assert len(model_explorer.runs()) == 2
+
+
+@pytest.mark.parametrize(
+    "wrong", ["2024-04-22--16-17-02", "2024-4-22", "../../../etc/passwd", "../" + FIRST, "", 5]
+)
+def test_a_wrong_timestamp_lists_the_nearest(root, wrong):
+    with pytest.raises(ValueError, match=f"no run .* nearest: .*{SECOND}"):
+        model_explorer.get_model_by_timestamp(wrong, out=str(root))
+
+
+def test_nearest_of_many(root):
+    for day in range(1, 28):
+        shutil.copytree(folder_of(root), folder_of(root, f"2023-05-{day:02}--10-00-00"))
+    with pytest.raises(ValueError, match="nearest: 2023-05-14--10-00-00, "):
+        find_run("2023-05-14--10-00-99", str(root))
+
+
+def test_an_incomplete_run_is_named_as_such(root):
+    folder_of(root).rename(folder_of(root, f"{FIRST}.partial"))
+    with pytest.raises(ValueError, match=f"the run {FIRST} is incomplete"):
+        model_explorer.get_model_by_timestamp(FIRST, out=str(root))
+    assert model_explorer.runs(str(root)).status[FIRST].startswith("incomplete")
+    assert list(model_explorer.load_all(str(root))) == [SECOND]
+
+
+def test_two_runs_of_one_timestamp_are_named(root):
+    shutil.copytree(folder_of(root), root / "saved-models" / "copied" / FIRST)
+    with pytest.raises(ValueError, match=r"2 runs .*copied.*little"):
+        find_run(FIRST, str(root))
+
+
+def test_runs_is_a_table_of_params_and_final_numbers(root):
+    table = model_explorer.runs(str(root))
+    assert list(table.index) == [FIRST, SECOND]
+    assert list(table.status) == ["complete", "complete"]
+    assert list(table.dim) == [8, 16]
+    assert table.task_args[FIRST] == {"min_length": 2, "max_length": 5}
+    about = json.loads((folder_of(root) / "about.json").read_text())
+    assert table.val_loss[FIRST] == about["summary"]["val_loss"]
+    assert Path(table.folder[FIRST]) == folder_of(root)
+
+
+def test_runs_are_filtered_by_params(root):
+    def dims(**filters):
+        return list(model_explorer.runs(str(root), **filters).dim)
+
+    assert dims(dim=8) == [8]
+    assert dims(dim=[8, 16]) == [8, 16]
+    assert dims(dim=8, dataset_name="copy") == [8]
+    assert dims(dim=8, dataset_name="sort") == []
+    assert dims(task_args={"min_length": 2, "max_length": 5}, betas=(0.9, 0.95)) == [8, 16]
+    with pytest.raises(ValueError, match="there is no 'dimm'; did you mean 'dim'"):
+        dims(dimm=8)
+
+
+def test_runs_saved_before_a_field_existed_have_its_default(root):
+    params = json.loads((folder_of(root) / "params.json").read_text())
+    del params["model"]["positions"]
+    (folder_of(root) / "params.json").write_text(json.dumps(params))
+    assert list(model_explorer.runs(str(root), positions="learned").dim) == [8, 16]
+
+
+def test_runs_names_what_cannot_be_read(root):
+    edit_json(folder_of(root) / "params.json", "model", "gone", value=1)
+    (folder_of(root, SECOND) / "about.json").write_text("{")
+    table = model_explorer.runs(str(root))
+    assert table.status[FIRST].startswith("unreadable")
+    assert "ModelParams has no field 'gone'" in table.status[FIRST]
+    assert "about.json cannot be read" in table.status[SECOND]
+    assert len(model_explorer.runs(str(root), dim=[8, 16])) == 0
+
+
+def test_no_runs_are_an_empty_table(tmp_path):
+    table = model_explorer.runs(str(tmp_path), dim=8)
+    assert len(table) == 0
+    assert "dim" in table.columns
+    with pytest.raises(ValueError, match="nearest: none at all"):
+        find_run(FIRST, str(tmp_path))
+
+
+def test_a_thousand_runs_are_listed_quickly(root):
+    for i in range(1000):
+        folder = folder_of(root, f"2023-01-01--{i // 3600:02}-{i // 60 % 60:02}-{i % 60:02}")
+        folder.mkdir()
+        for name in ("params.json", "about.json"):  # and nothing else, as nothing else is read
+            shutil.copy(folder_of(root) / name, folder)
+    start = time.perf_counter()
+    assert len(model_explorer.runs(str(root), dim=8)) == 1001
+    assert time.perf_counter() - start < 5
+
+
+def test_load_all_opens_what_fits(root):
+    opened = model_explorer.load_all(str(root), dim=16)
+    assert list(opened) == [SECOND]
+    assert opened[SECOND].lm.model_params.dim == 16
+    assert not opened[SECOND].lm.training
+
+
+@pytest.mark.parametrize("name", ["no-such-text", "../../../../etc", "/etc"])
+def test_a_run_whose_data_is_gone_still_opens(root, capsys, name):
+    edit_json(folder_of(root) / "params.json", "data", "dataset_name", value=name)
+    lm, dataset, *_ = model_explorer.get_model_by_timestamp(FIRST, out=str(root))
+    assert dataset is None
+    assert "opened without its dataset" in capsys.readouterr().out
+    assert torch.isfinite(lm("ab")).all()
+    with pytest.raises(ValueError, match="cannot be verified without its dataset"):
+        model_explorer.verify_stable_load(FIRST, out=str(root))

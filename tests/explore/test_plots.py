@@ -1,0 +1,163 @@
+"""Figures show the numbers they are made of, are saved where they should be, and are not left open."""
+
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+import model_explorer
+from data.tokenizer import char_tokenizer
+from explore.plots import draw_attentions
+from model.lm import LM
+from model.model_params import ModelParams
+from tests.explore.test_load import FIRST, SECOND
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_open():
+    yield
+    assert plt.get_fignums() == []
+
+
+@pytest.fixture
+def lm():
+    torch.manual_seed(0)
+    params = ModelParams(dim=8, n_layers=2, n_heads=4, max_seq_len=20, tied_embeddings=False)
+    return LM(params, char_tokenizer("abcde $"))
+
+
+def lines_of(ax):
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in ax.get_lines()}
+
+
+def test_metrics_are_drawn_over_trained_samples(root):
+    figure = model_explorer.plot_metrics(FIRST, "stat/val_loss:main", out=str(root))
+    [ax] = figure.axes
+    assert lines_of(ax) == {FIRST: ([0, 8, 16, 24, 32], [4.0 - step / 8 for step in range(5)])}
+    assert ax.get_xlabel() == "trained samples"
+    assert not (root / "metrics").exists()
+
+
+def test_several_runs_and_metrics_share_a_figure(root, capsys):
+    metrics = ["stat/val_loss:main", "stat/lr"]
+    figure = model_explorer.plot_metric([FIRST, SECOND], metrics, filename="both", out=str(root))
+    assert [set(lines_of(ax)) for ax in figure.axes] == [{FIRST, SECOND}, {FIRST, SECOND}]
+    assert [ax.get_ylabel() for ax in figure.axes] == ["val_loss:main", "lr"]
+    assert lines_of(figure.axes[0])[SECOND][1][4] == 4.0 - 4 / 16
+    assert (root / "metrics" / "both.png").read_bytes().startswith(b"\x89PNG")
+    assert str(root / "metrics" / "both.png") in capsys.readouterr().out
+
+
+def test_a_wrong_metric_or_run_is_named(root):
+    with pytest.raises(
+        ValueError, match=f"{FIRST} has no metric 'val_loss:main'; did you mean 'stat/val_loss:main'"
+    ):
+        model_explorer.plot_metrics(FIRST, "val_loss:main", out=str(root))
+    with pytest.raises(ValueError, match="nearest"):
+        model_explorer.plot_metrics([FIRST, "2024"], out=str(root))
+
+
+def test_show_lm_attns_returns_logits_and_all_patterns(lm):
+    out_embeds, attns = model_explorer.show_lm_attns(lm, "abc", layers=[1], heads=[0, 2])
+    assert torch.equal(out_embeds, lm("abc"))
+    assert torch.equal(attns, lm("abc", get_attns=True)["attns"])
+    assert attns.shape == (1, 2, 4, 4, 4)
+    for same in (lm.tokenizer("abc"), torch.Tensor(lm.tokenizer("abc")), torch.tensor([lm.tokenizer("abc")])):
+        assert torch.equal(model_explorer.show_lm_attns(lm, same)[1], attns)
+
+
+def test_show_lm_attns_saves_one_figure(lm, tmp_path, capsys):
+    model_explorer.show_lm_attns(
+        lm, "a $b$ c", layers=[0], heads=[0, 3], folder_name="demo", out=str(tmp_path)
+    )
+    [path] = (tmp_path / "attentions" / "demo").iterdir()
+    assert path.name == "layers-0--heads-0-3.png"
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert str(path) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"layers": [2]}, r"layers=\[2\]: there are 0 to 1"),
+        ({"heads": [0, -1]}, r"heads=\[0, -1\]: there are 0 to 3"),
+        ({"heads": []}, r"heads=\[\]: there are 0 to 3"),
+    ],
+)
+def test_layers_and_heads_that_are_not_there_are_refused(lm, arguments, told):
+    with pytest.raises(ValueError, match=told):
+        model_explorer.show_lm_attns(lm, "abc", **arguments)
+
+
+def test_only_one_sequence_of_a_model_with_attention_is_shown(lm):
+    with pytest.raises(ValueError, match="not a batch of 2"):
+        model_explorer.show_lm_attns(lm, torch.ones(2, 3))
+    rnn = LM(
+        ModelParams(dim=8, n_layers=1, layer_architecture="torch-lstm", positions="none"),
+        char_tokenizer("abc"),
+    )
+    with pytest.raises(ValueError, match="layer_architecture='torch-lstm'"):
+        model_explorer.show_lm_attns(rnn, "abc")
+
+
+def causal(n_layers: int, n_heads: int, n_tokens: int) -> np.ndarray:
+    scores = torch.randn(n_layers, n_heads, n_tokens, n_tokens, generator=torch.Generator().manual_seed(0))
+    return scores.masked_fill(torch.ones(n_tokens, n_tokens).triu(1) > 0, -torch.inf).softmax(-1).numpy()
+
+
+def panels(figure):
+    """The patterns of a figure, by their place in the grid; the scale is none of them."""
+    return [ax for ax in figure.axes if ax.get_images()][: len(figure.axes) - 1]
+
+
+def test_every_chosen_head_is_drawn_in_its_place_on_one_scale():
+    attns_LHTS = causal(3, 4, 5)
+    figure = draw_attentions(attns_LHTS, "abcde", layers=[0, 2], heads=[3, 1])
+    shown = [ax.get_images()[0] for ax in panels(figure)]
+    for image, (layer, head) in zip(shown, [(0, 3), (0, 1), (2, 3), (2, 1)], strict=True):
+        np.testing.assert_array_equal(image.get_array().filled(0), attns_LHTS[layer, head])
+        np.testing.assert_array_equal(image.get_array().mask, np.triu(np.ones((5, 5)), 1) > 0)
+        assert image.get_clim() == (0, 1)
+    assert [ax.get_title() for ax in panels(figure)] == ["head 3", "head 1", "", ""]
+    plt.close(figure)
+
+
+def test_attention_to_the_future_is_not_hidden():
+    attns_LHTS = causal(1, 1, 4)
+    attns_LHTS[0, 0, 1, 3] = 0.5
+    figure = draw_attentions(attns_LHTS, "abcd", [0], [0])
+    assert not panels(figure)[0].get_images()[0].get_array().mask[1, 3]
+    plt.close(figure)
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "n_heads", "n_tokens", "named"),
+    [(2, 4, 8, True), (12, 12, 8, True), (1, 1, 64, True), (2, 4, 64, False)],
+)
+def test_tokens_are_named_at_the_edges_where_they_fit(n_layers, n_heads, n_tokens, named):
+    tokens = ["<bos>", " a", "$x$", "antidisestablishment"] * (n_tokens // 4)
+    figure = draw_attentions(causal(n_layers, n_heads, n_tokens), tokens, range(n_layers), range(n_heads))
+    grid = np.array(panels(figure)).reshape(n_layers, n_heads)
+    assert (
+        [text.get_text() for text in grid[0, 0].get_yticklabels()][:4]
+        == ["<bos>", "·a", "$x$", "antidisesta…"]
+    ) == named
+    assert ([text.get_text() for text in grid[-1, -1].get_xticklabels()][:2] == ["<bos>", "·a"]) == named
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    edges = figure.bbox
+    for ax in (grid[0, 0], grid[-1, -1]):  # nothing is cut off
+        box = ax.get_tightbbox(renderer)
+        assert box.x0 >= edges.x0
+        assert box.y0 >= edges.y0
+        assert box.x1 <= edges.x1
+        assert box.y1 <= edges.y1
+    for labels, side in (
+        (grid[0, 0].get_yticklabels(), 1),
+        (grid[-1, 0].get_xticklabels(), 0),
+    ):  # nor do names overlap
+        spans = sorted(label.get_window_extent(renderer).get_points()[:, side].tolist() for label in labels)
+        assert all(left[1] <= right[0] + 1 for left, right in pairwise(spans))
+    plt.close(figure)

@@ -1,0 +1,56 @@
+"""verify_stable_load accepts what is sound and complains about each thing that is not."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import model_explorer
+from explore.verify import check_causal, check_deterministic
+from tests.explore.test_load import FIRST, edit_json, folder_of
+
+
+def test_a_sound_run_passes_and_is_told_what_was_checked(root, capsys):
+    model_explorer.verify_stable_load(FIRST, out=str(root))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["validation", "logits", "logits"]
+    assert all(line.endswith("the same") for line in lines)
+
+
+def test_other_weights_or_another_record_are_noticed(root):
+    weights = load_file(folder_of(root) / "model.safetensors")
+    scaled = {name: tensor * 1.2 for name, tensor in weights.items()}
+    save_file(scaled, folder_of(root) / "model.safetensors")
+    with pytest.raises(ValueError, match="validation loss is"):
+        model_explorer.verify_stable_load(FIRST, out=str(root))
+    save_file(weights, folder_of(root) / "model.safetensors")
+    model_explorer.verify_stable_load(FIRST, out=str(root))
+    edit_json(folder_of(root) / "about.json", "summary", "val_loss", value=4.0)
+    with pytest.raises(ValueError, match="was 4 when the run was saved"):
+        model_explorer.verify_stable_load(FIRST, out=str(root))
+
+
+@pytest.mark.parametrize("recorded", [None, "low", [1]])
+def test_a_record_that_is_no_number_is_refused(root, recorded):
+    edit_json(folder_of(root) / "about.json", "summary", "val_loss", value=recorded)
+    with pytest.raises(ValueError, match="no validation loss"):
+        model_explorer.verify_stable_load(FIRST, out=str(root))
+
+
+def test_a_run_that_diverged_is_stable_too(root):
+    weights = load_file(folder_of(root) / "model.safetensors")
+    save_file(
+        {name: tensor * torch.nan for name, tensor in weights.items()}, folder_of(root) / "model.safetensors"
+    )
+    edit_json(folder_of(root) / "about.json", "summary", "val_loss", value=float("nan"))
+    model_explorer.verify_stable_load(FIRST, out=str(root))
+
+
+def test_chance_and_the_future_are_noticed():
+    x_BT = torch.randint(0, 10, (4, 9), generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match="the second time"):
+        check_deterministic(lambda x: x[..., None] + torch.rand(4, 9, 3), x_BT)
+    with pytest.raises(ValueError, match="sees the future"):
+        check_causal(lambda x: x.flip(1).cumsum(1).flip(1)[..., None].float(), x_BT)
+    with pytest.raises(ValueError, match="sees the future"):
+        check_causal(lambda x: x.roll(-1, 1)[..., None].float(), x_BT)  # by one position only
+    check_causal(lambda x: x.cumsum(1)[..., None].float(), x_BT)

@@ -1,0 +1,72 @@
+"""Provenance: which code a run was made by: its commit, what differs from it, a hash of model/, versions."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
+PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
+
+
+class Code(NamedTuple):
+    """The code of this process: its git commit (None outside git), what differs from it, a hash of model/."""
+
+    commit: str | None
+    diff: bytes
+    model_hash: str
+
+
+@cache
+def code_of_this_process() -> Code:
+    """The state of the repository when first asked, which is before the first run starts."""
+    commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
+    return Code(commit, code_diff(commit), hash_of_model())
+
+
+def code_diff(commit: str | None) -> bytes:
+    """What `git apply` needs to make the repository's .py files and configs what they are; never another file.
+
+    Untracked .py files count if they lie beside tracked ones, so not those of a virtual environment.
+    """
+    diff = ("diff", "--relative", *PLAIN_DIFF)
+    changed = git(*diff, commit, "--", "*.py", "configs/*.txt") if commit else b""
+    ours = set(map(top_folder, git_files("*.py")))
+    untracked = [
+        name for name in git_files("--others", "--exclude-standard", "*.py") if top_folder(name) in ours
+    ]
+    return changed + b"".join(git(*diff, "--no-index", "--", os.devnull, name) for name in untracked)
+
+
+def top_folder(name: str) -> tuple[str, ...]:
+    return Path(name).parts[:-1][:1]
+
+
+def git_files(*args: str) -> list[str]:
+    return os.fsdecode(git("ls-files", "-z", *args)).split("\0")[:-1]
+
+
+def git(*args: str) -> bytes:
+    """What git prints when called in the repository; nothing where there is no git or no repository."""
+    try:
+        command = ["git", "-C", str(REPOSITORY), *args]
+        return subprocess.run(command, capture_output=True, timeout=30, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return b""
+
+
+def hash_of_model() -> str:
+    """A hash of the code in model/."""
+    sha = hashlib.sha256()
+    for path in sorted((REPOSITORY / "model").rglob("*.py")):
+        sha.update(f"{path.relative_to(REPOSITORY).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return sha.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}

@@ -1,0 +1,192 @@
+"""Statistics of a run: the log of its metrics, and the only file that knows wandb."""
+
+import contextlib
+import json
+import os
+import shlex
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+START_SECONDS = 8  # for wandb's server to answer, before a run goes offline
+FINISH_SECONDS = 30  # for the last uploads, before they are left to `wandb sync`
+
+
+class Stat(NamedTuple):
+    """One value of one metric."""
+
+    s: int  # optimiser steps so far
+    n: int  # training samples so far
+    c: int  # counter over all metrics
+    v: float
+
+
+class Stats:
+    """All metrics of a run. Logging never waits for the device: tensors are fetched by drain."""
+
+    def __init__(self, tracker: "WandbTracker | None" = None) -> None:
+        self._tracker = tracker
+        self._pending: list[tuple[str, int, int, float | Tensor]] = []
+        self._drained: dict[str, list[Stat]] = {}
+        self._count = 0
+
+    def log(self, name: str, value: float | Tensor, *, step: int, n_samples: int) -> None:
+        """Note a number, or a tensor of one element on any device, as "stat/{name}"."""
+        name = f"stat/{name}"
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}; log numbers")
+            value = value.detach().clone()  # a weight or a buffer would go on changing
+        else:
+            value = float(value)
+        self._pending.append((name, step, n_samples, value))
+
+    def drain(self) -> None:
+        """Move what was logged since the last drain into train_stats, and hand it to the tracker."""
+        pending, self._pending = self._pending, []
+        values = _fetch([value for *_, value in pending])
+        logged = []
+        for (name, step, n_samples, _), value in zip(pending, values, strict=True):
+            stat = Stat(step, n_samples, self._count, value)
+            self._count += 1
+            self._drained.setdefault(name, []).append(stat)
+            logged.append((name, stat))
+        if self._tracker is not None:
+            for row in _rows(logged):
+                self._tracker.log(row)
+
+    @property
+    def train_stats(self) -> dict[str, list[Stat]]:
+        """Every metric's values in the order they were logged; drains first."""
+        self.drain()
+        return self._drained
+
+    def save(self, path: Path) -> None:
+        """Write train_stats as JSON, in Python's dialect: NaN and Infinity stand as they are."""
+        path.write_text(json.dumps(self.train_stats))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what save wrote; a ValueError if the file holds anything else."""
+        stats = cls()
+        try:
+            stats._drained = TypeAdapter(dict[str, list[Stat]]).validate_json(path.read_bytes(), strict=True)
+        except ValidationError as error:
+            raise ValueError(f"{path} does not hold statistics: {error.errors()[0]['msg']}") from None
+        stats._count = sum(len(values) for values in stats._drained.values())
+        return stats
+
+
+def _fetch(values: list[float | Tensor]) -> list[float]:
+    """The values as floats, by one stacked transfer for each device and dtype."""
+    kinds: dict[Any, dict[int, Tensor]] = defaultdict(dict)
+    for i, value in enumerate(values):
+        if isinstance(value, Tensor):
+            kinds[value.device, value.dtype][i] = value.reshape(())
+    fetched: dict[int, float] = {}
+    for tensors in kinds.values():
+        fetched.update(zip(tensors, torch.stack([*tensors.values()]).tolist(), strict=True))
+    return [float(fetched.get(i, value)) for i, value in enumerate(values)]
+
+
+def _rows(logged: list[tuple[str, Stat]]) -> Iterator[dict[str, float]]:
+    """All values of one moment as one row; a name that comes again opens a new one, so none is overwritten."""
+    row: dict[str, float] = {}
+    for name, stat in logged:
+        moment = {"step": stat.s, "n_samples": stat.n}
+        if row and (name in row or not moment.items() <= row.items()):
+            yield row
+            row = {}
+        row |= moment | {name: stat.v}
+    if row:
+        yield row
+
+
+class WandbTracker:
+    """One run in wandb; start_wandb makes them."""
+
+    def __init__(self, run: Any) -> None:
+        run.define_metric("stat/*", step_metric="n_samples")
+        self.name: str | None = run.name  # offline there is none, unless we gave it one
+        self.upload_command = f"wandb sync --include-online {shlex.quote(run.settings.sync_dir)}"
+        self._run = run
+
+    def log(self, row: dict[str, float]) -> None:
+        """Send one row of values."""
+        with contextlib.suppress(Exception):  # wandb's own process died: training goes on, finish says so
+            self._run.log(row)
+
+    def finish(self) -> None:
+        """End the run. What cannot be uploaded in time stays in its folder."""
+        import wandb
+
+        try:
+            self._run.finish()
+        except Exception as error:
+            print(f"wandb: upload incomplete, {_sentence(error)} Complete it by: {self.upload_command}")
+        with contextlib.suppress(Exception):  # what is dead cannot be torn down; the next run starts afresh
+            wandb.teardown()
+
+
+def start_wandb(
+    *,
+    project: str,
+    config: dict[str, Any],
+    folder: Path,  # wandb keeps its own folder "wandb" in it
+    entity: str | None = None,
+    group: str | None = None,
+    run_name: str | None = None,  # None: wandb invents one, when online
+) -> WandbTracker | None:
+    """A run in wandb: online if its server answers soon, else offline, to be uploaded later; None without wandb.
+
+    Takes START_SECONDS at most and a few for wandb itself, never asks, never raises, and prints one line.
+    """
+    os.environ["WANDB_ERROR_REPORTING"] = "false"  # it sends code, and offline it delays the exit by 20 s
+    try:
+        import wandb
+
+        wandb.setup(_settings(wandb))
+        names: dict[str, Any] = {"project": project, "entity": entity, "group": group, "name": run_name}
+        start = partial(wandb.init, **names, config=config, dir=folder.absolute())
+        try:
+            run, why = start(), "as WANDB_MODE says."
+        except Exception as error:  # no key, a wrong one, no network, a server that does not answer
+            run, why = start(mode="offline"), _sentence(error)
+    except Exception as error:  # broken or missing: training does not depend on it
+        print(f"wandb: no tracking, {_sentence(error)}")
+        return None
+    if run.disabled:  # by the user's WANDB_MODE
+        return None
+    tracker = WandbTracker(run)
+    how = f"offline, {why} Upload later by: {tracker.upload_command}" if run.offline else run.url
+    print(f"wandb: {how}")
+    return tracker
+
+
+def _settings(wandb: Any) -> Any:
+    """Bounded waits, no output, no prompt, and nothing sent but params and statistics."""
+    return wandb.Settings(
+        init_timeout=START_SECONDS,
+        finish_timeout=FINISH_SECONDS,
+        finish_timeout_raises=True,
+        silent=True,  # this alone keeps it from asking for a key
+        console="off",
+        program="",
+        host="",
+        save_code=False,
+        disable_git=True,
+        x_disable_machine_info=True,
+        x_save_requirements=False,
+    )
+
+
+def _sentence(error: Exception) -> str:
+    """The first line of an error, without the advice that wandb adds."""
+    line = str(error).partition("\n")[0] or type(error).__name__
+    return f"{line.removesuffix('.')}."
