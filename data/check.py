@@ -80,7 +80,7 @@ def check_task_args(task: Task, data_params: DataParams) -> None:
         if key not in defaults:
             problem = f"has no {key!r}; {known(key, list(defaults))}"
         elif not same_type(value, defaults[key]):
-            problem = f"needs a {type(defaults[key]).__name__} for {key!r}, not {value!r}"
+            problem = f"takes {type(defaults[key]).__name__} for {key!r}, not {value!r}"
         if problem:
             raise ValueError(f"task_args={data_params.task_args}: dataset_name={task.name!r} {problem}")
 

@@ -33,7 +33,6 @@ from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
 
-
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
 warnings.filterwarnings("ignore", module="lightning")
 

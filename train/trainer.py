@@ -84,6 +84,13 @@ class LMTrainer(L.LightningModule):
             for layer, group in tensors.items():
                 self.log_stat(f"{kind}:{layer}", torch.nn.utils.get_total_norm(group))
 
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, *_: object
+    ) -> None:
+        # Lightning's own refuses fused optimisers under bf16, for the sake of loss scalers that bf16 does not have.
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+
     def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
         if batch_idx % DRAIN_EVERY == 0:
             self.stats.drain()

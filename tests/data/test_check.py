@@ -39,11 +39,11 @@ def test_embedded_text_is_fine(name, source):
             "task_args={'n_pair': 4}: dataset_name='mqar' has no 'n_pair'; did you mean 'n_pairs'?",
         ),
         ({"dataset_name": "copy", "task_args": {"rng": 4}}, "has no 'rng'"),
-        ({"dataset_name": "copy", "task_args": {"max_length": "9"}}, "needs a int for 'max_length', not '9'"),
-        ({"dataset_name": "copy", "task_args": {"max_length": 9.5}}, "needs a int for 'max_length', not 9.5"),
+        ({"dataset_name": "copy", "task_args": {"max_length": "9"}}, "takes int for 'max_length', not '9'"),
+        ({"dataset_name": "copy", "task_args": {"max_length": 9.5}}, "takes int for 'max_length', not 9.5"),
         (
             {"dataset_name": "copy", "task_args": {"max_length": True}},
-            "needs a int for 'max_length', not True",
+            "takes int for 'max_length', not True",
         ),
         (
             {"dataset_name": "copy", "task_args": {"max_length": 3}},

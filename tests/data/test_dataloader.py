@@ -1,6 +1,5 @@
 """LMDataModule, its loaders and mycollate."""
 
-import os
 import time
 
 import numpy as np
@@ -176,7 +175,7 @@ def test_a_cache_folder_is_complete_or_absent(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path, "thing", (1,), fails)
-    assert not os.listdir(tmp_path)
+    assert not list(tmp_path.iterdir())
     folder = cached(tmp_path, "thing", (1,), lambda folder: (folder / "a").write_text("1"))
     assert cached(tmp_path, "thing", (1,), fails) == folder
     assert cached(tmp_path, "thing", (2,), lambda folder: None) != folder
@@ -186,7 +185,7 @@ def test_a_cache_folder_is_complete_or_absent(tmp_path):
         cached(tmp_path, "thing", (3,), lambda other: (other / "a").write_text("theirs"))
 
     assert (cached(tmp_path, "thing", (3,), overtaken) / "a").read_text() == "theirs"
-    assert len(os.listdir(tmp_path)) == 3
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_edit_of_a_file_in_data_misses_the_cache(tmp_path, monkeypatch):

@@ -142,7 +142,7 @@ def test_rows(tmp_path):
 
 
 def test_unscored_ends(tmp_path):
-    ids, scored = data_of(tmp_path, "parity").rows("train", 64)[0]
+    scored = data_of(tmp_path, "parity").rows("train", 64)[0].scored
     assert scored.count(True) == 1
     assert scored[-3:] == [True, False, False]
 
@@ -166,7 +166,8 @@ def test_a_longer_sample_than_any_seen_before(tmp_path):
     assert all(len(rows[i].ids) <= 65 for i in range(len(rows)))
     rows = TaskRows(data, "train", 20)
     with pytest.raises(
-        ValueError, match="max_seq_len=20 is too small: dataset_name='copy' with task_args={} has samples of"
+        ValueError,
+        match=r"max_seq_len=20 is too small: dataset_name='copy' with task_args=\{\} has samples of",
     ):
         [rows[i] for i in range(len(rows))]
 
@@ -175,7 +176,7 @@ def test_samples_must_fit(tmp_path):
     data = data_of(tmp_path)
     assert data.longest == 42
     data.rows("train", 43)
-    with pytest.raises(ValueError, match="max_seq_len=42 is too small.* at least 43 are needed"):
+    with pytest.raises(ValueError, match=r"max_seq_len=42 is too small.* at least 43 are needed"):
         data.rows("train", 42)
 
 

@@ -30,7 +30,7 @@ def tokens_of(documents, tokenizer):
         pieces = [[tokenizer.bos, *tokenizer(document)[1:]] for document in documents]
         starts = np.cumsum([0, *map(len, pieces)])[:-1]
         pieces.append([tokenizer.eos])
-    return Tokens(np.array(sum(pieces, []), np.uint16), starts, 0, 0.0)
+    return Tokens(np.concatenate(pieces).astype(np.uint16), starts, 0, 0.0)
 
 
 @settings(max_examples=150, deadline=None)
@@ -65,7 +65,7 @@ def test_rows_of_one_document_hold_nothing_else(documents, max_seq_len):
         ids = rows[i].ids
         joined += ids if ids[0] == CHAR.bos else ids[1:]
         assert CHAR.bos not in ids[1:]
-    assert joined == sum(([*CHAR(document), CHAR.eos] for document in documents), [])
+    assert joined == [i for document in documents for i in [*CHAR(document), CHAR.eos]]
 
 
 def test_packed_rows_are_full():

@@ -108,7 +108,7 @@ def test_words():
 
 
 def test_gpt2(gpt2_folder):
-    tokenizer = make_tokenizer(TokenizerSpec(str(gpt2_folder)), lambda: [])
+    tokenizer = make_tokenizer(TokenizerSpec(str(gpt2_folder)), list)
     assert tokenizer.specials == Specials(50256, 50256, 50256, 50256)
     assert tokenizer.n_tokens == 50257
     assert tokenizer("well the weather") == [50256, 4053, 262, 6193]
@@ -117,7 +117,7 @@ def test_gpt2(gpt2_folder):
 
 
 def test_bert(bert_folder):
-    tokenizer = make_tokenizer(TokenizerSpec(str(bert_folder)), lambda: [])
+    tokenizer = make_tokenizer(TokenizerSpec(str(bert_folder)), list)
     assert tokenizer.specials == Specials(pad=0, bos=2, eos=3, unk=1)
     assert tokenizer("the cats") == [2, 5, 6, 7]
     assert tokenizer("dog [SEP]") == [2, 1, 8, 10, 9]
@@ -156,7 +156,7 @@ def test_saved_and_loaded_is_the_same(kind, tmp_path, gpt2_folder):
 
 
 def test_fingerprints_tell_tokenizers_apart(bert_folder):
-    bert = make_tokenizer(TokenizerSpec(str(bert_folder)), lambda: [])
+    bert = make_tokenizer(TokenizerSpec(str(bert_folder)), list)
     others = [own("char"), own("char", ["abc"]), own("custom"), bert, bert.cropped([5]), bert.cropped([5, 6])]
     assert len({other.fingerprint for other in others}) == len(others)
 

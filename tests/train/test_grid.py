@@ -140,7 +140,7 @@ def test_command_line_options_win_in_every_file_and_may_be_axes(config):
     ],
 )
 def test_a_mistaken_option_is_named(config, option, expected):
-    with pytest.raises(GridError, match="^--set: ") as caught:
+    with pytest.raises(GridError, match=r"^--set: ") as caught:
         read_grid([config("")], {"--set": option})
     assert expected in str(caught.value)
 
@@ -154,7 +154,7 @@ def test_config_names(config):
     for wrong in ("c", "../configs/a", "*", ""):
         with pytest.raises(GridError, match="no such config"):
             config_files(wrong, folder)
-    with pytest.raises(GridError, match="did you mean 'a-1'"):
+    with pytest.raises(GridError, match=r"did you mean 'a-1'"):
         config_files("a_1", folder)
 
 

@@ -1,0 +1,55 @@
+"""notebooks/explore.py runs from beginning to end as a real notebook, without a network."""
+
+from pathlib import Path
+
+import jupytext
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """The code cells after a run, by their first line of code that is no import."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("HF_HUB_OFFLINE", "1")
+        environment.delenv("MPLBACKEND", raising=False)
+        notebook = jupytext.read(NOTEBOOKS / "explore.py")
+        NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def outputs(cells, code: str) -> list:
+    """What the only cell with this code puts out."""
+    [cell] = [cell for cell in cells if code in cell.source]
+    return cell.outputs
+
+
+def figures(cells, code: str) -> int:
+    return sum("image/png" in output.get("data", {}) for output in outputs(cells, code))
+
+
+def test_each_figure_is_shown_once(cells):
+    for code in (
+        "plot_metrics(",
+        "plot_metric(",
+        'show_lm_attns(lm, "hello',
+        'show_lm_attns(lm_gpt2, "as',
+        'folder_name="demo"',
+    ):
+        assert figures(cells, code) == 1, code
+
+
+def test_nothing_complains(cells):
+    [verified] = outputs(cells, "verify_stable_load")
+    assert verified["text"].count("the same") == 3
+    said = [output["text"] for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
+    assert not [text for text in said if "Warning" in text or "Traceback" in text]
+
+
+def test_the_table_of_runs_and_the_samples_are_there(cells):
+    [table] = outputs(cells, "table = model_explorer.runs()")
+    assert "complete" in table["data"]["text/html"]
+    [samples] = outputs(cells, "dataset.show_sample(1)")
+    assert samples["text"].count("«") == 2
