@@ -21,12 +21,12 @@ os.environ["WHATIF_OUT"] = (
 # %% [markdown]
 # ## Train
 #
-# What `python3 main.py --config=test-synth --no-wandb --save --set n_samples=4000` does.
+# What `python3 main.py --config=test-synth --no-wandb --save --set n_samples=3000 --set threads=1` does.
 
 # %%
 import main
 
-main.main(["--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=4000"])
+assert main.main(["--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=3000", "--set", "threads=1"]) == 0
 
 # %% [markdown]
 # ## Load a saved model

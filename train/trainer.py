@@ -85,7 +85,7 @@ class LMTrainer(L.LightningModule):
                 self.log_stat(f"{kind}:{layer}", torch.nn.utils.get_total_norm(group))
 
     def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, *_: object
+        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, **_: object
     ) -> None:
         # Lightning's own refuses fused optimisers under bf16, for the sake of loss scalers that bf16 does not have.
         if gradient_clip_val:

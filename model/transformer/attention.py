@@ -44,9 +44,7 @@ class Attention(nn.Module):
         T, K = q_BHTK.shape[-2:]
         scores_BHTS = (q_BHTK / math.sqrt(K)) @ k_BHSK.mT
         # The place to edit scores_BHTS, with self.model_params and ctx.attn_requests at hand.
-        future_TS = scores_BHTS.new_full((T, T), -math.inf).triu(
-            1
-        )  # adding it is cheaper than filling by a mask
+        future_TS = scores_BHTS.new_full((T, T), -math.inf).triu(1)
         scores_BHTS = ctx.tap("scores", scores_BHTS + future_TS)
         pattern_BHTS = ctx.tap("pattern", scores_BHTS.softmax(dim=-1))
         return self.dropout(pattern_BHTS) @ v_BHSK
