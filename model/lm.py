@@ -3,7 +3,7 @@
 Shape suffixes:  B batch  T position  D model dim  V vocabulary
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +17,8 @@ from model.embeddings import Embedding
 from model.init import readout
 from model.inputs import Input, Tokenizer, ids_of
 from model.model_params import ModelParams
-from model.perplexity import NOT_SCORED, Perplexities, batches_of, perplexities
-from model.sampling import generate
+from model.perplexity import NOT_SCORED, Perplexities, in_batches, summary, token_losses
+from model.sampling import eval_mode, generate
 from model.transformer.transformer import Transformer
 
 
@@ -146,11 +146,17 @@ class LM(nn.Module):
         The mean is exp(mean cross entropy of all scored tokens); before_exp gives cross entropies instead of their exp.
         per_token_res is [samples, longest sample - 1], dummy_res where no prediction is scored.
         """
-        if isinstance(samples, DataLoader):
-            return perplexities(self, samples, per_token, before_exp, dummy_res)
+        with torch.no_grad(), eval_mode(self):
+            batches = samples if isinstance(samples, DataLoader) else self.batches_of(samples)
+            xyzs = (self.get_batch_xyz(batch) for batch in batches)
+            rows = [row for _, y, z in xyzs for row in token_losses(y, z).cpu()]
+        return summary(rows, per_token, before_exp, dummy_res)
+
+    def batches_of(self, samples: str | Sequence[str] | Sequence[Sequence[int]]) -> Iterator[dict]:
+        """Strings, or lists of ids, in batches like those of a DataLoader."""
         samples = [samples] if isinstance(samples, str) else samples
         rows = [self.tokenizer(sample) if isinstance(sample, str) else sample for sample in samples]
-        return perplexities(self, batches_of(rows, self.tokenizer.pad), per_token, before_exp, dummy_res)
+        return in_batches(rows, self.tokenizer.pad)
 
     @property
     def device(self) -> torch.device:

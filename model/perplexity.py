@@ -3,19 +3,14 @@
 Shape suffixes:  B batch  T position  V vocabulary
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.sampling import eval_mode, padded
-
-if TYPE_CHECKING:
-    from model.lm import LM
+from model.sampling import padded
 
 NOT_SCORED = -100  # a target that no loss counts; torch's own default for ignore_index
 ROWS = 16  # that go through the model at once when they come as a list
@@ -29,40 +24,32 @@ class Perplexities(NamedTuple):
     per_token_res: Tensor | list  # [samples, longest sample - 1], or [] if not asked for
 
 
-@torch.no_grad()
-def perplexities(
-    lm: LM, batches: Iterable[dict], per_token: bool, before_exp: bool, dummy_res: float
-) -> Perplexities:
-    """See LM.perplexities."""
-    rows: list[Tensor] = []  # one 1-D tensor of losses for every sample, NaN where nothing is scored
-    with eval_mode(lm):
-        for batch in batches:
-            rows.extend(token_losses(lm, batch).cpu())
+def summary(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: float) -> Perplexities:
+    """Of one 1-D tensor of `token_losses` for each sample."""
     losses = torch.cat(rows) if rows else torch.empty(0)
     losses = losses[~losses.isnan()].double()
     if not len(losses):
         raise ValueError(
             "perplexities of samples in which no token is scored: give longer samples, or more of them"
         )
-    shown = (lambda x: x) if before_exp else torch.exp
+    shown = torch.clone if before_exp else torch.exp
     mean, high, low = (shown(x).item() for x in (losses.mean(), losses.max(), losses.min()))
     table: Tensor | list = []
     if per_token:
-        table = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+        table = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
         table = torch.where(table.isnan(), dummy_res, shown(table))
     return Perplexities(mean, high, low, len(losses), table)
 
 
-def token_losses(lm: LM, batch: dict) -> Tensor:
+def token_losses(y_BT: Tensor, z_BTV: Tensor) -> Tensor:
     """Cross entropy at every position, [B, T], NaN where nothing is scored."""
-    _, y_BT, z_BTV = lm.get_batch_xyz(batch)
     losses_BT = F.cross_entropy(
         z_BTV.transpose(1, 2).float(), y_BT, ignore_index=NOT_SCORED, reduction="none"
     )
     return losses_BT.masked_fill(y_BT == NOT_SCORED, torch.nan)
 
 
-def batches_of(samples: Sequence[Sequence[int]], pad: int) -> Iterator[dict]:
+def in_batches(samples: Sequence[Sequence[int]], pad: int) -> Iterator[dict]:
     """Batches like those of a DataLoader, every token but the first of a sample scored."""
     for start in range(0, len(samples), ROWS):
         rows = samples[start : start + ROWS]

@@ -3,20 +3,31 @@
 Shape suffixes:  B batch  T position  V vocabulary
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from model.lm import LM
+from model.inputs import Tokenizer
+from model.model_params import ModelParams
 
 ROUNDING = 1e-9  # a sum of probabilities that misses nucleus by so small a share of it is taken to reach it
+
+
+class LanguageModel(Protocol):
+    """What generation asks of a model: an LM has it."""
+
+    tokenizer: Tokenizer
+    model_params: ModelParams
+
+    @property
+    def device(self) -> torch.device: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def eval(self) -> Any: ...
+    def __call__(self, x: Tensor) -> Tensor: ...
 
 
 def check_sampling(temperature: float, top_k: int | None, nucleus: float | None) -> None:
@@ -67,7 +78,7 @@ def keep_nucleus(probs_BV: Tensor, nucleus: float) -> Tensor:
 
 @torch.no_grad()
 def generate(
-    lm: LM,
+    lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     *,
@@ -99,7 +110,7 @@ def generate(
     return rows
 
 
-def last_logits(lm: LM, rows: list[list[int]]) -> Tensor:
+def last_logits(lm: LanguageModel, rows: list[list[int]]) -> Tensor:
     """The logits after the last token of each row, [B, V]."""
     ids_BT = padded(rows, lm.tokenizer.pad).to(lm.device)
     last_B = torch.tensor([len(row) - 1 for row in rows], device=lm.device)
@@ -114,7 +125,7 @@ def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
 
 
 @contextmanager
-def eval_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: LanguageModel) -> Iterator[None]:
     """Evaluation mode inside, every module as it was afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
