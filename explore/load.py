@@ -33,7 +33,7 @@ def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
     """Every complete run that fits `filters` (see `runs`), opened, by timestamp."""
     root, table = output_root(out), runs(out, **filters)
     complete = table[table.status == "complete"]
-    return {timestamp: open_run(Path(folder), root) for timestamp, folder in complete.folder.items()}
+    return {str(timestamp): open_run(Path(folder), root) for timestamp, folder in complete.folder.items()}
 
 
 def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
@@ -92,12 +92,12 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
 
 
 def open_run(folder: Path, root: Path) -> Results:
-    lm, params, train_stats, _ = load(folder)
+    lm, tokenizer, params, train_stats, _ = load(folder)
     model = params.model
     spec = TokenizerSpec(model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop)
     try:
         dataset = LMDataModule(
-            params.data, spec, model.max_seq_len, cache=root / "cache", tokenizer=lm.tokenizer
+            params.data, spec, model.max_seq_len, cache=root / "cache", tokenizer=tokenizer
         )
     except ValueError as error:
         print(f"{folder.name}: opened without its dataset, which cannot be had: {error}")

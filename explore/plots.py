@@ -28,7 +28,7 @@ from train.stats import Stat, Stats
 FONT = 7.5  # points, of all text beside attention patterns
 TOKEN = 0.13  # inches that a token of that size takes, across
 LETTER = 0.066  # inches that a letter takes, along
-LONGEST = 12  # letters shown of a token
+LONGEST = 13  # letters shown of a token
 GRID = 13.0  # inches that all patterns of a row share when their tokens are to be named
 LARGEST = 4.0  # inches of a pattern without names
 GAP = 0.08  # inches between patterns
@@ -155,8 +155,10 @@ def draw_attentions(
     for ax, layer in zip(axes[:, -1], layers, strict=True):
         place = {"transform": ax.transAxes, "rotation": -90, "va": "center"}
         ax.text(1 + GAP / size, 0.5, f"layer {layer}", fontsize=FONT, **place)
-    for axis in [*(ax.yaxis for ax in axes[:, 0]), *(ax.xaxis for ax in axes[-1])]:
-        name_positions(axis, labels if named else None)
+    for ax in axes[:, 0]:
+        name_positions(ax.yaxis, labels if named else None)
+    for ax in axes[-1]:
+        name_positions(ax.xaxis, labels if named else None, rotation=90)
     figure.supylabel("query", fontsize=FONT, x=0.05 / figure.get_figwidth(), ha="left")
     figure.supxlabel("key", fontsize=FONT, y=0.05 / figure.get_figheight(), va="bottom")
     add_scale(figure, image)
@@ -198,7 +200,7 @@ def draw_pattern(ax: Axes, pattern_TS: np.ndarray) -> AxesImage:
     return image
 
 
-def name_positions(axis: Axis, labels: Sequence[str] | None) -> None:
+def name_positions(axis: Axis, labels: Sequence[str] | None, rotation: int = 0) -> None:
     """Tokens along an axis, or numbers of positions where they do not fit."""
     axis.set_tick_params(
         left=True, bottom=True, labelleft=True, labelbottom=True, length=2, pad=2, labelsize=FONT
@@ -206,9 +208,7 @@ def name_positions(axis: Axis, labels: Sequence[str] | None) -> None:
     if labels is None:
         axis.set_major_locator(MaxNLocator(4, integer=True))
     else:
-        axis.set_ticks(range(len(labels)), labels, parse_math=False)
-        if axis.axis_name == "x":
-            axis.set_tick_params(rotation=90)
+        axis.set_ticks(range(len(labels)), labels, rotation=rotation, parse_math=False)
 
 
 def add_scale(figure: Figure, image: AxesImage) -> None:

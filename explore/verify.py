@@ -16,7 +16,7 @@ TOLERANCE_MIXED = 2e-2  # of a run validated in half precision; here we compute 
 
 
 def verify_stable_load(timestamp: str, out: str | None = None) -> None:
-    """Prints what it checks: validation loss as recorded, twice the same logits, none that see the future.
+    """Prints what it checks: validation loss as recorded, the same logits twice, none that depend on later tokens.
 
     Raises ValueError at the first check that fails.
     """
@@ -45,14 +45,14 @@ def check_val_loss(lm: LM, dataset: LMDataModule, train_params: TrainParams, rec
             f"validation loss is {now:.6g} now and was {recorded:.6g} when the run was saved: "
             "the weights, the data or the code are not the same"
         )
-    print(f"validation loss {now:.6g}, recorded {recorded:.6g}: the same")
+    print(f"validation loss {now:.6g}, recorded {recorded:.6g}: ok")
 
 
 @torch.no_grad()
 def check_deterministic(lm: LM, x_BT: torch.Tensor) -> None:
     if not torch.equal(lm(x_BT).nan_to_num(), lm(x_BT).nan_to_num()):
         raise ValueError("the same input gives other logits the second time")
-    print("logits of the same input twice: the same")
+    print("the same logits the second time: ok")
 
 
 @torch.no_grad()
@@ -67,4 +67,4 @@ def check_causal(lm: LM, x_BT: torch.Tensor) -> None:
         raise ValueError(
             f"logits depend on later tokens (by up to {difference:.3g}): the model sees the future"
         )
-    print("logits with other tokens after them: the same")
+    print("the same logits whatever tokens follow: ok")

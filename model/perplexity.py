@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from model.sampling import padded
 
 NOT_SCORED = -100  # a target that no loss counts; torch's own default for ignore_index
+NO_LOSS = -1.0  # stands where nothing is scored: no cross entropy is negative, though it may be NaN
 ROWS = 16  # that go through the model at once when they come as a list
 
 
@@ -27,7 +28,7 @@ class Perplexities(NamedTuple):
 def summary(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: float) -> Perplexities:
     """Of one 1-D tensor of `token_losses` for each sample."""
     losses = torch.cat(rows) if rows else torch.empty(0)
-    losses = losses[~losses.isnan()].double()
+    losses = losses[losses != NO_LOSS].double()
     if not len(losses):
         raise ValueError(
             "perplexities of samples in which no token is scored: give longer samples, or more of them"
@@ -36,17 +37,17 @@ def summary(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: fl
     mean, high, low = (shown(x).item() for x in (losses.mean(), losses.max(), losses.min()))
     table: Tensor | list = []
     if per_token:
-        table = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
-        table = torch.where(table.isnan(), dummy_res, shown(table))
+        table = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=NO_LOSS)
+        table = torch.where(table == NO_LOSS, dummy_res, shown(table))
     return Perplexities(mean, high, low, len(losses), table)
 
 
 def token_losses(y_BT: Tensor, z_BTV: Tensor) -> Tensor:
-    """Cross entropy at every position, [B, T], NaN where nothing is scored."""
+    """Cross entropy at every position, [B, T], NO_LOSS where nothing is scored."""
     losses_BT = F.cross_entropy(
         z_BTV.transpose(1, 2).float(), y_BT, ignore_index=NOT_SCORED, reduction="none"
     )
-    return losses_BT.masked_fill(y_BT == NOT_SCORED, torch.nan)
+    return losses_BT.masked_fill(y_BT == NOT_SCORED, NO_LOSS)
 
 
 def in_batches(samples: Sequence[Sequence[int]], pad: int) -> Iterator[dict]:

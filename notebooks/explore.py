@@ -26,7 +26,12 @@ os.environ["WHATIF_OUT"] = (
 # %%
 import main
 
-assert main.main(["--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=3000", "--set", "threads=1"]) == 0
+assert (
+    main.main(
+        ["--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=3000", "--set", "threads=1"]
+    )
+    == 0
+)
 
 # %% [markdown]
 # ## Load a saved model
@@ -167,7 +172,7 @@ out_embeds.shape, attns.shape
 
 # %%
 out_embeds, attns = model_explorer.show_lm_attns(
-    lm_gpt2, lm_gpt2.tokenizer("as business managers know"), layers=[0], heads=[0], folder_name="demo"
+    lm, lm.tokenizer("as business managers know"), layers=[0], heads=[0], folder_name="demo"
 )
 
 # %% [markdown]

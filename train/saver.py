@@ -38,6 +38,7 @@ class Loaded(NamedTuple):
     """A run as it was saved: the model in eval mode on the CPU, its statistics by name, and about.json."""
 
     lm: LM
+    tokenizer: Tokenizer
     params: Params
     train_stats: dict[str, list[Stat]]
     about: dict[str, Any]
@@ -111,6 +112,7 @@ def save(
     folder: Path, *, params: Params, lm: LM, stats: Stats, summary: dict[str, Any], command: list[str]
 ) -> None:
     """Write everything about a run into its (still partial) folder; `summary` holds its final numbers."""
+    assert isinstance(lm.tokenizer, Tokenizer), "what is trained here has a tokenizer of ours"
     code = code_of_this_process()
     write_json(folder / "params.json", {name: asdict(section) for name, section in params._asdict().items()})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
@@ -139,8 +141,9 @@ def load(folder: Path) -> Loaded:
     params = read_params(folder, about)
     if about["model_hash"] != hash_of_model():
         print(f"{folder.name}: model/ has changed since this run was saved (at {saved_at(about)})")
-    lm = load_lm(folder, params.model, Tokenizer.load(folder / "tokenizer"))
-    return Loaded(lm, params, Stats.load(regular_file(folder / "stats.json")).train_stats, about)
+    tokenizer = Tokenizer.load(folder / "tokenizer")
+    lm = load_lm(folder, params.model, tokenizer)
+    return Loaded(lm, tokenizer, params, Stats.load(regular_file(folder / "stats.json")).train_stats, about)
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

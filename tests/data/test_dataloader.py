@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.cache import cached
+from data.cache import cached, code_digest
 from data.dataloader import DataParams, LMDataModule, TokenizerSpec, get_data, mycollate
 from data.syntheticdata import tasks
 
@@ -189,6 +189,18 @@ def test_a_cache_folder_is_complete_or_absent(tmp_path):
 
 
 def test_an_edit_of_a_file_in_data_misses_the_cache(tmp_path, monkeypatch):
-    first = cached(tmp_path, "thing", (1,), lambda folder: None)
-    monkeypatch.setattr("data.cache.code_digest", lambda: "edited")
-    assert cached(tmp_path, "thing", (1,), lambda folder: None) != first
+    source = tmp_path / "data" / "syntheticdata.py"
+    source.parent.mkdir()
+    source.write_text("a task")
+    monkeypatch.setattr("data.cache.__file__", str(source.parent / "cache.py"))
+
+    def start_again():
+        code_digest.cache_clear()
+        return cached(tmp_path, "thing", (1,), lambda folder: None)
+
+    first = start_again()
+    assert start_again() == first
+    source.write_text("an edited task")
+    assert start_again() != first
+    monkeypatch.undo()
+    code_digest.cache_clear()

@@ -142,7 +142,7 @@ def test_tokens_are_named_at_the_edges_where_they_fit(n_layers, n_heads, n_token
     grid = np.array(panels(figure)).reshape(n_layers, n_heads)
     assert (
         [text.get_text() for text in grid[0, 0].get_yticklabels()][:4]
-        == ["<bos>", "·a", "$x$", "antidisesta…"]
+        == ["<bos>", "·a", "$x$", "antidisestab…"]
     ) == named
     assert ([text.get_text() for text in grid[-1, -1].get_xticklabels()][:2] == ["<bos>", "·a"]) == named
     figure.canvas.draw()

@@ -75,3 +75,13 @@ def test_nothing_to_score_is_refused():
     for nothing in ([], [""]):
         with pytest.raises(ValueError, match="no token is scored"):
             tiny_lm().perplexities(nothing)
+
+
+@torch.no_grad()
+def test_a_broken_model_is_not_taken_for_nothing_to_score():
+    lm = tiny_lm()
+    lm.embed.tokens.weight[6] = math.nan
+    mean, _, _, total, table = lm.perplexities(["abcd"], per_token=True)
+    assert math.isnan(mean)
+    assert total == 4
+    assert table.isnan().any()

@@ -23,7 +23,7 @@ from data.data_params import DataParams
 from data.tokenizer import char_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
-from train import provenance
+from train import provenance, saver
 from train.params import Params
 from train.saver import RunFolder, load, output_root, run_folders, save
 from train.stats import Stats
@@ -332,6 +332,22 @@ def test_params_that_are_none_are_refused_by_name(tmp_path, section, values, tol
     folder = save_run(tmp_path)
     edit_params(folder, section, **values)
     assert told in refusal(folder)
+
+
+def test_nothing_is_allocated_for_a_model_that_does_not_fit(tmp_path, monkeypatch):
+    folder = save_run(tmp_path)
+    edit_params(folder, "model", dim=16)
+    devices = []
+
+    def spy(*args):
+        devices.append(torch.get_default_device().type)
+        return LM(*args)
+
+    monkeypatch.setattr(saver, "LM", spy)
+    refusal(folder)
+    edit_params(folder, "model", dim=8)
+    load(folder)
+    assert devices == ["meta", "meta", "cpu"]
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
