@@ -67,9 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_console()
     try:
         return run_grid(args)
-    except GridError as error:
+    except (GridError, OSError) as error:  # an OSError here is an output folder that cannot be written
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def run_grid(args: argparse.Namespace) -> int:

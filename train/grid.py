@@ -63,7 +63,8 @@ def config_files(name: str, folder: Path) -> list[Path]:
     stems = sorted(path.stem for path in folder.glob("*.txt"))
     chosen = [stem for stem in stems if stem == name or stem.startswith(f"{name}-")]
     if not chosen:
-        raise GridError([f"--config={name}: no such config in {folder}; {did_you_mean(name, stems)}"])
+        names = {part for stem in stems for part in (stem, stem.split("-")[0])}
+        raise GridError([f"--config={name}: no such config in {folder}; {did_you_mean(name, names)}"])
     return [folder / f"{stem}.txt" for stem in chosen]
 
 

@@ -226,5 +226,7 @@ def stop_on_interrupt(lm_trainer: LMTrainer) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, stop)
     try:
         yield
+    except SystemExit as error:  # what Lightning makes of the second one
+        raise KeyboardInterrupt from error
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,0 +1,184 @@
+"""The command line: exit codes, what is refused before anything is written, what a call leaves behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import main
+from explore.load import runs
+from train import sweep
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["--no-wandb", "--set", "n_samples=400", "--set", "epochs=1", "--set", "threads=1", "--set", "warmup_steps=2"]
+
+
+def call(tmp_path, *options: str) -> int:
+    return main.main([*options, "--out", str(tmp_path / "out")])
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--config=tset"], r"--config=tset: no such config in .*configs; did you mean 'test'\?"),
+        (["--config=test-synth", "--task=cpoy"], r"^--task=cpoy: dataset_name='cpoy' is neither .*did you mean 'copy'"),
+        (["--config=test-synth", "--set", "dimm=3"], r"^--set dimm=3: there is no field 'dimm'; did you mean 'dim'\?"),
+        (["--config=test-synth", "--set", "n_heads=[4,5]"], r"^--set n_heads=\[4,5\] and configs/test-synth\.txt:\d+: n_heads=5 must"),
+        (["--config=test-synth", "--set", "task_args={'max_len': 3}"], r"task_args.*max_len.*did you mean 'max_length'"),
+        (["--config=test-synth", "--set", "tokenizer_source_name=custom"], r"tokenizer_source_name='custom' is for text"),
+        (["--config=test-synth", "--set", "max_seq_len=8"], r"max_seq_len=8"),
+        (["--config=test-synth", "--set", "positions=rotery"], r"positions='rotery' does not exist; did you mean 'rotary'"),
+        (["--config=test-synth", "--set", "freeze=('x.*',)"], r"freeze=\('x\.\*',\): no parameter is named 'x\.\*'"),
+        (["--config=test-synth", "--seed=x"], r"^--seed=x: TrainParams cannot have random_seed = 'x'"),
+        (["--config=test-nlp", "--task=ptb"], r"ptb.*--task=sotu"),
+        (["--config=test-nlp", "--set", "tokenizer_source_name=gpt2"], r"tokenizer_source_name='gpt2' is not on this machine"),
+        (["--config=test-nlp", "--set", "debug_crop=2"], r"debug_crop=2"),
+        (["--config=test-synth", "--gpu-id=99"], r"^--gpu-id=99: this machine has \d+ GPUs"),
+    ],
+)  # fmt: skip
+def test_a_call_that_cannot_work_is_refused_and_leaves_nothing(tmp_path, capsys, monkeypatch, options, expected):
+    monkeypatch.delenv("WHATIF_DATA", raising=False)
+    assert call(tmp_path, *QUICK, *options) == 2
+    output = capsys.readouterr()
+    assert re.search(expected, output.err, re.MULTILINE), output.err
+    assert "Traceback" not in output.err
+    assert len(output.err.splitlines()) <= 2
+    assert files(tmp_path) == []
+
+
+def test_mistakes_of_text_and_of_params_are_listed_together(tmp_path, capsys):
+    options = ["--task=cpoy", "--set", "positions=rotery", "--set", "lr_schedule=cosin", "--set", "batch_size=0"]
+    assert call(tmp_path, "--config=test-synth", *options) == 2
+    error = capsys.readouterr().err
+    for word in ("cpoy", "rotery", "cosin", "batch_size = 0"):
+        assert word in error, error
+
+
+def test_without_save_a_call_leaves_only_its_log_and_its_cache(tmp_path, capsys):
+    options = ["--set", "debug_crop=4", "--set", "val_pct=25.0", "--set", "early_stop_nsamples=64"]
+    assert call(tmp_path, "--config=test-nlp", *QUICK, *options) == 0
+    assert {name.split("/")[1] for name in files(tmp_path)} == {"logs", "cache"}
+    shown, [log] = capsys.readouterr().out, list((tmp_path / "out" / "logs").iterdir())
+    for column in ("val loss", "bits/byte", "accuracy", "chance", "parameters", "tokens/s", "seconds"):
+        assert column in shown
+        assert column in log.read_text()
+    assert "sample: " in shown
+
+
+def test_a_dry_run_shows_the_grid_and_trains_nothing(tmp_path, capsys):
+    assert call(tmp_path, "--config=test-synth", *QUICK, "--dry-run", "--set", "dim=[32,64]", "--seed=[1,2]") == 0
+    shown = capsys.readouterr().out
+    rows = [line.split() for line in shown.splitlines() if re.match(r"\s+\d", line)]
+    assert [row[1:3] for row in rows] == [["1", "32"], ["2", "32"], ["1", "64"], ["2", "64"]]
+    assert rows[0][3] == rows[1][3] != rows[2][3], "parameters"
+    assert {row[4] for row in rows} == {"6"}, "steps: 400 samples less 2 x 2 %, in batches of 64"
+    assert not (tmp_path / "out" / "logs").exists()
+
+
+def test_a_saved_grid_is_found_by_the_explorer(tmp_path):
+    assert call(tmp_path, "--config=test-synth", *QUICK, "--save", "--set", "dim=[16,32]") == 0
+    table = runs(out=str(tmp_path / "out"))
+    assert list(table["status"]) == ["complete", "complete"]
+    assert sorted(table["dim"]) == [16, 32]
+    assert table["val_loss"].notna().all()
+
+
+def test_an_ablation_in_run_all_is_run_with_ablate_only(tmp_path, capsys, monkeypatch):
+    def run_all(params, ablate):
+        return [params, params.changed(positions="none")] if ablate else [params]
+
+    monkeypatch.setattr(main, "run_all", run_all)
+    for options, n_runs in ((["--ablate"], 2), ([], 1)):
+        assert call(tmp_path, "--config=test-synth", *QUICK, "--dry-run", *options) == 0
+        assert len(re.findall(r"^\s+\d", capsys.readouterr().out, re.MULTILINE)) == n_runs
+
+
+def test_a_failing_run_is_shown_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
+    real = sweep.train_run
+
+    def break_one(params, namer, call):
+        if params.model.dim == 32:
+            raise RuntimeError("out of memory")
+        return real(params, namer, call)
+
+    monkeypatch.setattr(sweep, "train_run", break_one)
+    assert call(tmp_path, "--config=test-synth", *QUICK, "--set", "dim=[16,32,64]") == 1
+    shown = capsys.readouterr().out
+    assert "run 2 failed with dim 32" in shown
+    assert "RuntimeError: out of memory" in shown
+    table = shown[shown.rindex("val loss") :]
+    assert re.search(r"2 +32 +-.*failed: RuntimeError: out of memory", table)
+    assert len(re.findall(r"finished", table)) == 2
+
+
+def test_a_diverged_run_makes_the_exit_code_1(tmp_path, capsys):
+    options = ["--set", "lr=1e9", "--set", "optimizer=sgd", "--set", "gradient_clip_val=None", "--set", "batch_size=4"]
+    assert call(tmp_path, "--config=test-synth", *QUICK, *options) == 1
+    assert "diverged: training loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("where", ["training", "twice"])
+def test_ctrl_c_saves_and_leaves(tmp_path, where):
+    command = [sys.executable, str(ROOT / "main.py"), "--config=test-synth", "--no-wandb", "--save", "--seed=[1,2]"]
+    command += ["--set", "epochs=1000", "--set", "val_every=20", "--set", "threads=1", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    deadline = time.time() + 120
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+        assert time.time() < deadline
+    process.send_signal(signal.SIGINT)
+    if where == "twice":
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 130, output
+    assert "Traceback" not in output, output
+    [folder] = runs(out=str(tmp_path)).itertuples()
+    if where == "training":
+        assert folder.status == "complete"
+        assert folder.stopped == "interrupted"
+        assert "run 2" not in output
+    else:
+        assert folder.status.startswith(("incomplete", "complete"))
+
+
+def test_help_explains_every_option_with_an_example(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for option in re.findall(r"^  (--[a-z-]+)", shown, re.MULTILINE):
+        if option != "--help":
+            section = shown[shown.index(f"  {option}") :]
+            assert re.search(rf": .*{option}", section.split("\n  --")[0].replace("\n", " ") + section[:400]), option
+
+
+def test_namer_follows_the_design():
+    args = main.parse_arguments(["--config=test-nlp", "--wandb-proj-name=trial"])
+    from train.params import SECTIONS, Params
+
+    namer = main.Namer(Params(*(cls() for cls in SECTIONS.values())), args)
+    assert namer.wandb_proj_name() == "base-trial-sotu"
+    assert namer.run_name() is None
+    assert namer.save_folder_name("2024-04-22--16-17-00", "calm-sky-1") == "test-nlp/sotu/calm-sky-1/2024-04-22--16-17-00"
+    assert namer.save_folder_name("2024-04-22--16-17-00") == "test-nlp/sotu/2024-04-22--16-17-00"
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, capsys):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    assert main.main(["--config=test-synth", *QUICK, "--save", "--out", str(blocked / "out")]) == 2
+    error = capsys.readouterr().err
+    assert str(blocked) in error
+    assert "Traceback" not in error
