@@ -141,7 +141,7 @@ def test_ctrl_c_saves_and_leaves(tmp_path, where):
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=120)[0]
-    assert process.returncode == 130, output
+    assert process.returncode in (130, -signal.SIGINT), output  # a shell shows both as 130
     assert "Traceback" not in output, output
     [folder] = runs(out=str(tmp_path)).itertuples()
     if where == "training":
