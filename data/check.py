@@ -10,7 +10,7 @@ from data.data_params import DataParams
 from data.samples import check_fits, sizes
 from data.syntheticdata import Task, read_marks, tasks
 from data.text import too_few_documents
-from data.tokenizer import TokenizerSpec, check_spec
+from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
 
 TRIED_SAMPLES = 100
 
@@ -21,7 +21,8 @@ def check_data(data_params: DataParams, tokenizer_spec: TokenizerSpec, max_seq_l
     if name in tasks:
         if tokenizer_spec.source != "char":
             raise ValueError(
-                f"tokenizer_source_name={tokenizer_spec.source!r} is for text: dataset_name={name!r} is a synthetic task, which takes 'char'"
+                f"tokenizer_source_name={tokenizer_spec.source!r} is for text: "
+                f"dataset_name={name!r} is a synthetic task, which takes 'char'"
             )
         check_task(tasks[name], data_params, max_seq_len)
     elif name in corpus_names():
@@ -67,6 +68,11 @@ def check_task(task: Task, data_params: DataParams, max_seq_len: int) -> None:
         raise ValueError(
             f"task_args={args} does not work with dataset_name={task.name!r}: {kind}{error}"
         ) from None
+    tokens = {token for sample in samples if isinstance(sample, list) for token in sample}
+    if wrong := sorted(token for token in tokens if token.split() != [token] or token in OWN_SPECIALS):
+        raise ValueError(
+            f"dataset_name={task.name!r} has the token {wrong[0]!r}: tokens are words without spaces, and none of {OWN_SPECIALS}"
+        )
     check_fits(max(len(read_marks(sample).tokens) for sample in rows or samples), data_params, max_seq_len)
     sizes(data_params, len(rows) if rows else None)
 

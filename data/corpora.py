@@ -218,7 +218,8 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
     """The documents of each split of a hub data set; ValueError if it cannot be had."""
     if hub.too_large and debug_crop is None and not hub.parquet:
         raise ValueError(
-            f"dataset_name={dataset_name!r} is too large to download, and debug_crop=None: set debug_crop to the number of documents to read"
+            f"dataset_name={dataset_name!r} is too large to download, and debug_crop=None: "
+            "set debug_crop to the number of documents to read"
         )
     try:
         loaded = hub.load(stream=debug_crop is not None)

@@ -96,10 +96,10 @@ class DrawnSamples:
         return place < len(self.hashes) and int(self.hashes[place]) == found
 
     def too_few_samples(self) -> ValueError:
-        d = self.data_params
+        d, n_held_out = self.data_params, self.sizes["val"] + self.sizes["test"]
         return ValueError(
             f"dataset_name={d.dataset_name!r} with task_args={d.task_args} has too few different samples: "
-            f"n_samples={d.n_samples} with val_pct={d.val_pct} and test_pct={d.test_pct} holds out {sum(self.sizes.values()) - self.sizes['train']} of them"
+            f"n_samples={d.n_samples} with val_pct={d.val_pct} and test_pct={d.test_pct} holds out {n_held_out}"
         )
 
 

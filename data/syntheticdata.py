@@ -205,7 +205,10 @@ def one_of_p(p: int = 59) -> float:
 
 @registered(chance=one_of_p, rows=all_modular_sums)
 def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
-    """17 + 50 = « 8 » .   The sum modulo p. Each of the p*p rows stands once in one split: val_pct=60 trains on 40 %, to see grokking."""
+    """17 + 50 = « 8 » .   The sum modulo p.
+
+    Each of the p * p rows stands once, in one split; to see grokking, train on 40 % of them with val_pct=60, test_pct=0.
+    """
     return modular_sum(rng.randrange(p), rng.randrange(p), p)
 
 
@@ -213,7 +216,10 @@ def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
 def induction(
     rng: random.Random, length: int = 64, min_period: int = 12, max_period: int = 32, vocab_size: int = 64
 ) -> list[str]:
-    """7 3 9 « 7 3 9 7 3 » .   A random block over and over, of a period drawn anew each time: a fixed one can be solved by looking back a fixed distance, without induction."""
+    """7 3 9 « 7 3 9 7 3 » .   A random block over and over, of a period that is drawn anew each time.
+
+    With one fixed period a head that looks back a fixed distance does the task, and nothing is induced.
+    """
     if max_period >= length:
         raise ValueError(f"max_period={max_period} must be under length={length}, or nothing is repeated")
     period = rng.randint(min_period, max_period)
@@ -230,7 +236,12 @@ def one_of_the_values(n_pairs: int = 4, **_: Any) -> float:
 def mqar(
     rng: random.Random, n_pairs: int = 4, length: int = 32, vocab_size: int = 64, power: float = 0.01
 ) -> list[str]:
-    """5 40 9 33 0 0 9 « 33 » 0 0 5 « 40 » 0   Multi-query associative recall as in zoology: keys (lower half of the vocabulary) with values (upper half), then each key again, at gaps drawn without replacement from a power law, with its value scored."""
+    """5 40 9 33 0 0 9 « 33 » 0 0 5 « 40 » 0   Multi-query associative recall: each key again, and its value.
+
+    As in zoology: keys from the lower half of the vocabulary, values from the upper; a key is asked again at one of the
+    places at even distance, taken without replacement by a power law, all other places hold 0. Here the value asked for
+    also stands in the input after it has been predicted.
+    """
     if 4 * n_pairs > length or vocab_size <= length:
         raise ValueError(
             f"mqar needs 4 * n_pairs <= length < vocab_size, not {n_pairs=}, {length=}, {vocab_size=}"

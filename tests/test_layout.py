@@ -70,8 +70,14 @@ def test_params_import_nothing_heavy(file):
 @pytest.mark.parametrize("file", FILES)
 def test_no_field_is_looked_up_by_its_name_as_text(file):
     for node in ast.walk(FILES[file]):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "setattr", "hasattr"):
-            assert not (isinstance(node.args[1], ast.Constant) and node.args[1].value in SECTION_OF), ast.unparse(node)
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in ("getattr", "setattr", "hasattr")
+        ):
+            assert not (isinstance(node.args[1], ast.Constant) and node.args[1].value in SECTION_OF), (
+                ast.unparse(node)
+            )
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
             assert node.slice.value not in SECTION_OF, f"{file}: {ast.unparse(node)}"
 

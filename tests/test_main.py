@@ -15,7 +15,17 @@ from explore.load import runs
 from train import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
-QUICK = ["--no-wandb", "--set", "n_samples=400", "--set", "epochs=1", "--set", "threads=1", "--set", "warmup_steps=2"]
+QUICK = [
+    "--no-wandb",
+    "--set",
+    "n_samples=400",
+    "--set",
+    "epochs=1",
+    "--set",
+    "threads=1",
+    "--set",
+    "warmup_steps=2",
+]
 
 
 def call(tmp_path, *options: str) -> int:
@@ -45,7 +55,9 @@ def files(folder: Path) -> list[str]:
         (["--config=test-synth", "--gpu-id=99"], r"^--gpu-id=99: this machine has \d+ GPUs"),
     ],
 )  # fmt: skip
-def test_a_call_that_cannot_work_is_refused_and_leaves_nothing(tmp_path, capsys, monkeypatch, options, expected):
+def test_a_call_that_cannot_work_is_refused_and_leaves_nothing(
+    tmp_path, capsys, monkeypatch, options, expected
+):
     monkeypatch.delenv("WHATIF_DATA", raising=False)
     assert call(tmp_path, *QUICK, *options) == 2
     output = capsys.readouterr()
@@ -56,7 +68,15 @@ def test_a_call_that_cannot_work_is_refused_and_leaves_nothing(tmp_path, capsys,
 
 
 def test_mistakes_of_text_and_of_params_are_listed_together(tmp_path, capsys):
-    options = ["--task=cpoy", "--set", "positions=rotery", "--set", "lr_schedule=cosin", "--set", "batch_size=0"]
+    options = [
+        "--task=cpoy",
+        "--set",
+        "positions=rotery",
+        "--set",
+        "lr_schedule=cosin",
+        "--set",
+        "batch_size=0",
+    ]
     assert call(tmp_path, "--config=test-synth", *options) == 2
     error = capsys.readouterr().err
     for word in ("cpoy", "rotery", "cosin", "batch_size = 0"):
@@ -75,7 +95,10 @@ def test_without_save_a_call_leaves_only_its_log_and_its_cache(tmp_path, capsys)
 
 
 def test_a_dry_run_shows_the_grid_and_trains_nothing(tmp_path, capsys):
-    assert call(tmp_path, "--config=test-synth", *QUICK, "--dry-run", "--set", "dim=[32,64]", "--seed=[1,2]") == 0
+    assert (
+        call(tmp_path, "--config=test-synth", *QUICK, "--dry-run", "--set", "dim=[32,64]", "--seed=[1,2]")
+        == 0
+    )
     shown = capsys.readouterr().out
     rows = [line.split() for line in shown.splitlines() if re.match(r"\s+\d", line)]
     assert [row[1:3] for row in rows] == [["1", "32"], ["2", "32"], ["1", "64"], ["2", "64"]]
@@ -121,16 +144,34 @@ def test_a_failing_run_is_shown_and_the_rest_goes_on(tmp_path, capsys, monkeypat
 
 
 def test_a_diverged_run_makes_the_exit_code_1(tmp_path, capsys):
-    options = ["--set", "lr=1e9", "--set", "optimizer=sgd", "--set", "gradient_clip_val=None", "--set", "batch_size=4"]
+    options = [
+        "--set",
+        "lr=1e9",
+        "--set",
+        "optimizer=sgd",
+        "--set",
+        "gradient_clip_val=None",
+        "--set",
+        "batch_size=4",
+    ]
     assert call(tmp_path, "--config=test-synth", *QUICK, *options) == 1
     assert "diverged: training loss" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["training", "twice"])
 def test_ctrl_c_saves_and_leaves(tmp_path, where):
-    command = [sys.executable, str(ROOT / "main.py"), "--config=test-synth", "--no-wandb", "--save", "--seed=[1,2]"]
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "--config=test-synth",
+        "--no-wandb",
+        "--save",
+        "--seed=[1,2]",
+    ]
     command += ["--set", "epochs=1000", "--set", "val_every=20", "--set", "threads=1", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path
+    )
     deadline = time.time() + 120
     for line in process.stdout:
         if line.startswith("step"):
@@ -160,7 +201,9 @@ def test_help_explains_every_option_with_an_example(capsys):
     for option in re.findall(r"^  (--[a-z-]+)", shown, re.MULTILINE):
         if option != "--help":
             section = shown[shown.index(f"  {option}") :]
-            assert re.search(rf": .*{option}", section.split("\n  --")[0].replace("\n", " ") + section[:400]), option
+            assert re.search(
+                rf": .*{option}", section.split("\n  --")[0].replace("\n", " ") + section[:400]
+            ), option
 
 
 def test_namer_follows_the_design():
@@ -170,7 +213,10 @@ def test_namer_follows_the_design():
     namer = main.Namer(Params(*(cls() for cls in SECTIONS.values())), args)
     assert namer.wandb_proj_name() == "base-trial-sotu"
     assert namer.run_name() is None
-    assert namer.save_folder_name("2024-04-22--16-17-00", "calm-sky-1") == "test-nlp/sotu/calm-sky-1/2024-04-22--16-17-00"
+    assert (
+        namer.save_folder_name("2024-04-22--16-17-00", "calm-sky-1")
+        == "test-nlp/sotu/calm-sky-1/2024-04-22--16-17-00"
+    )
     assert namer.save_folder_name("2024-04-22--16-17-00") == "test-nlp/sotu/2024-04-22--16-17-00"
 
 

@@ -12,7 +12,9 @@ from train.params import SECTION_OF
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-EDITS = dict(re.findall(r"^### (\d)\. [^\n]*\n(?:(?!^### ).)*?```diff\n(.*?)```", README, re.MULTILINE | re.DOTALL))
+EDITS = dict(
+    re.findall(r"^### (\d)\. [^\n]*\n(?:(?!^### ).)*?```diff\n(.*?)```", README, re.MULTILINE | re.DOTALL)
+)
 CODE = ["main.py", "data", "model", "train", "explore", "model_explorer.py", "configs"]
 
 SMALL = '"--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=2000", "--set", "early_stop_nsamples=640"'
@@ -137,14 +139,24 @@ def test_the_set_up_commands_are_the_promised_two():
         ".venv/bin/python main.py --config=test --no-wandb\n"
     ) in README
     assert (
-        "python3 -m venv .venv && .venv/bin/pip install -r requirements-dev.txt && .venv/bin/python -m pytest\n" in README
+        "python3 -m venv .venv && .venv/bin/pip install -r requirements-dev.txt && .venv/bin/python -m pytest\n"
+        in README
     )
 
 
-@pytest.mark.parametrize("command", sorted(set(re.findall(r"^python3 (main\.py --config[^\n#]*)", README, re.MULTILINE))))
+@pytest.mark.parametrize(
+    "command", sorted(set(re.findall(r"^python3 (main\.py --config[^\n#]*)", README, re.MULTILINE)))
+)
 def test_a_command_of_the_readme_is_understood(command, tmp_path):
     """Every option and config exists and the grid is sound; from a folder that is not the repository's."""
-    arguments = [sys.executable, str(ROOT / "main.py"), *command.split()[1:], "--dry-run", "--out", str(tmp_path)]
+    arguments = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        *command.split()[1:],
+        "--dry-run",
+        "--out",
+        str(tmp_path),
+    ]
     result = run(arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "parameters" in result.stdout

@@ -118,6 +118,13 @@ def test_a_fault_in_a_task_is_no_traceback(monkeypatch):
         check(dataset_name="broken")
 
 
+@pytest.mark.parametrize("token", ["a b", "", "<bos>"])
+def test_tokens_must_be_words(token, monkeypatch):
+    monkeypatch.setitem(tasks, "odd", Task("odd", lambda rng: ["a", token], None, None, None))
+    with pytest.raises(ValueError, match=f"dataset_name='odd' has the token '{token}'"):
+        check(dataset_name="odd")
+
+
 def test_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     check(dataset_name="copy")

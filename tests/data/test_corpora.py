@@ -8,11 +8,12 @@ import pytest
 
 from data import corpora
 from data.corpora import Files, articles, corpus_names, find_corpus, fingerprint, pieces, read_corpus
+from data.dataloader import DataParams, LMDataModule, TokenizerSpec
 
 PTB = {
     "train": [f"pierre <unk> number {i} will join the board" for i in range(40)],
     "validation": ["mr. <unk> is chairman", "a form of asbestos"],
-    "test": ["no it was n't black monday"],
+    "test": ["the board will join number 7"],
 }
 
 
@@ -54,6 +55,14 @@ def test_pydoc_is_read_lazily_and_again():
 def test_ptb_from_local_parquet(ptb_folder):
     assert read_all("ptb") == {"train": PTB["train"], "val": PTB["validation"], "test": PTB["test"]}
     assert read_all("ptb", 2)["train"] == PTB["train"][:2]
+
+
+def test_ptb_from_end_to_end(ptb_folder, tmp_path):
+    module = LMDataModule(DataParams(dataset_name="ptb"), TokenizerSpec("char"), 32, cache=tmp_path / "cache")
+    assert module.val_bytes == sum(len(sentence.encode()) for sentence in PTB["validation"])
+    ids = next(iter(module.test_dataloader(9)))["x_indices"]
+    assert module.tokenizer.decode(ids[0].tolist()) == PTB["test"][0]
+    assert module.tokenizer.decode(module.data.train.ids.tolist()) == "".join(PTB["train"])
 
 
 def test_ptb_in_flat_files(data_folder):

@@ -137,12 +137,12 @@ def test_attention_to_the_future_is_not_hidden():
     [(2, 4, 8, True), (12, 12, 8, True), (1, 1, 64, True), (2, 4, 64, False)],
 )
 def test_tokens_are_named_at_the_edges_where_they_fit(n_layers, n_heads, n_tokens, named):
-    tokens = ["<bos>", " a", "$x$", "antidisestablishment"] * (n_tokens // 4)
+    tokens = ["<bos>", " a", "$\\x$", "antidisestablishment"] * (n_tokens // 4)
     figure = draw_attentions(causal(n_layers, n_heads, n_tokens), tokens, range(n_layers), range(n_heads))
     grid = np.array(panels(figure)).reshape(n_layers, n_heads)
     assert (
         [text.get_text() for text in grid[0, 0].get_yticklabels()][:4]
-        == ["<bos>", "·a", "$x$", "antidisestab…"]
+        == ["<bos>", "·a", "$\\x$", "antidisestab…"]
     ) == named
     assert ([text.get_text() for text in grid[-1, -1].get_xticklabels()][:2] == ["<bos>", "·a"]) == named
     figure.canvas.draw()

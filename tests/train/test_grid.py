@@ -72,7 +72,12 @@ def test_comments_strings_and_lists_over_lines(config):
     )
     runs = [run.params for run in read_grid([path])]
     assert {r.data.dataset_name for r in runs} == {"a#b=c"}
-    assert [(r.train.lr, r.model.bias) for r in runs] == [(1e-3, True), (1e-3, False), (2e-3, True), (2e-3, False)]
+    assert [(r.train.lr, r.model.bias) for r in runs] == [
+        (1e-3, True),
+        (1e-3, False),
+        (2e-3, True),
+        (2e-3, False),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,9 @@ def test_all_mistakes_are_listed_at_once_and_at_most_twenty(config):
     found = errors_of(config("ModelParams\n" + "\n".join(lines)))
     assert len(found) == MOST_ERRORS + 1
     assert found[-1] == "... and 10 more"
-    mixed = errors_of(config("x = 1\nModelParams\ndim = [\nn_heads = 3\nTrainParams\nlr = 'a'\nmin_lr = [1.0,, 2.0]\n"))
+    mixed = errors_of(
+        config("x = 1\nModelParams\ndim = [\nn_heads = 3\nTrainParams\nlr = 'a'\nmin_lr = [1.0,, 2.0]\n")
+    )
     assert [line.split(": ")[0] for line in mixed] == [f"configs/trial.txt:{n}" for n in (1, 3, 6, 7)]
 
 

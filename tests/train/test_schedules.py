@@ -82,6 +82,8 @@ def test_a_schedule_survives_saving_through_lambdalr():
     schedule.see(1.0)
     schedule.see(2.0)
     other = Schedule(params, 10)
-    LambdaLR(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), other).load_state_dict(scheduler.state_dict())
+    LambdaLR(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), other).load_state_dict(
+        scheduler.state_dict()
+    )
     assert (other.reductions, other.best) == (1, 1.0)
     assert math.isclose(other(3), 0.5)

@@ -53,7 +53,9 @@ def test_an_incomplete_last_step_of_an_epoch_is_exact_too(tmp_path):
 def test_the_same_params_give_bitwise_the_same_run_and_another_seed_another(tmp_path):
     runs = [train(tmp_path, dropout=0.2, random_seed=seed) for seed in (3, 3, 4)]
     assert equal(weights(runs[0]), weights(runs[1]))
-    assert runs[0].stats.train_stats["stat/train_loss:main"] == runs[1].stats.train_stats["stat/train_loss:main"]
+    assert (
+        runs[0].stats.train_stats["stat/train_loss:main"] == runs[1].stats.train_stats["stat/train_loss:main"]
+    )
     assert not equal(weights(runs[0]), weights(runs[2]))
 
 
@@ -62,7 +64,9 @@ def test_validating_and_sampling_does_not_disturb_training(tmp_path):
     options = {"data": text, "dropout": 0.2, "early_stop_nsamples": 160}
     often, once = train(tmp_path, val_every=3, **options), train(tmp_path, **options)
     assert equal(weights(often), weights(once))
-    assert len(often.stats.train_stats["stat/val_loss:main"]) > len(once.stats.train_stats["stat/val_loss:main"])
+    assert len(often.stats.train_stats["stat/val_loss:main"]) > len(
+        once.stats.train_stats["stat/val_loss:main"]
+    )
 
 
 def test_only_matrices_decay(tmp_path):
@@ -96,11 +100,15 @@ def test_steps_are_counted_before_training(fields, rows, steps):
 
 
 def test_patience_stops_and_keeps_the_best_weights(tmp_path):
-    run = train(tmp_path, lr=0.7, gradient_clip_val=None, val_every=5, patience=2, epochs=20, lr_schedule="constant")
+    run = train(
+        tmp_path, lr=0.7, gradient_clip_val=None, val_every=5, patience=2, epochs=20, lr_schedule="constant"
+    )
     losses = [stat.v for stat in run.stats.train_stats["stat/val_loss:main"]]
     assert run.stopped.startswith("early stop")
     assert run.global_step < 900
-    assert losses[-1] == pytest.approx(min(losses), rel=1e-6), "the last validation is that of the best weights"
+    assert losses[-1] == pytest.approx(min(losses), rel=1e-6), (
+        "the last validation is that of the best weights"
+    )
     assert losses[-2] > losses[-1]
     summary = summarise(run, 1.0)
     assert summary["weights"] == "best"
@@ -118,7 +126,10 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"freeze": ("decoder.layer.0.*",)}, "no parameter is named 'decoder.layer.0.*'; there are: embed.tokens.weight"),
+        (
+            {"freeze": ("decoder.layer.0.*",)},
+            "no parameter is named 'decoder.layer.0.*'; there are: embed.tokens.weight",
+        ),
         ({"freeze": ("*",)}, "leaves nothing to train"),
         ({"lr_schedule": "cosin"}, "lr_schedule='cosin' is not registered; did you mean 'cosine'?"),
         ({"optimizer": "adam"}, "optimizer='adam' is not registered; did you mean 'adamw'?"),
@@ -135,7 +146,9 @@ def test_what_cannot_be_trained_is_refused_in_a_sentence(fields, message):
 
 def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ValueError, match=r"^compile=True needs a C\+\+ compiler .*none is on this machine's path$"):
+    with pytest.raises(
+        ValueError, match=r"^compile=True needs a C\+\+ compiler .*none is on this machine's path$"
+    ):
         check_train(TrainParams(compile=True), TINY)
 
 
@@ -158,14 +171,19 @@ def test_every_batch_and_every_statistic_is_recorded_once(tmp_path):
     assert [stat.s for stat in stats["stat/lr"]] == [0, 10, 20, 30, 40]
     assert [stat.s for stat in stats["stat/val_loss:main"]] == [23, 46]
     layers = {name for name in stats if name.startswith("stat/grad_norm:")}
-    assert layers == {f"stat/grad_norm:{name}" for name in ("embed.tokens", "embed.positions.table", "decoder.layers.0", "decoder.norm")}
+    assert layers == {
+        f"stat/grad_norm:{name}"
+        for name in ("embed.tokens", "embed.positions.table", "decoder.layers.0", "decoder.norm")
+    }
 
 
 def test_norms_by_layer_are_those_of_its_parameters(tmp_path):
     run = train(tmp_path, lr=1e-30, weight_decay=0.0, hyperparams_log_freq=1)
     layer = run.model.decoder.layers[0]
     expected = math.sqrt(sum((p.detach() ** 2).sum().item() for p in layer.parameters()))
-    assert run.stats.train_stats["stat/weight_norm:decoder.layers.0"][-1].v == pytest.approx(expected, rel=1e-5)
+    assert run.stats.train_stats["stat/weight_norm:decoder.layers.0"][-1].v == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_padding_is_no_token(tmp_path):
@@ -177,7 +195,9 @@ def test_padding_is_no_token(tmp_path):
 
 
 def test_training_learns(tmp_path):
-    data = DataParams(dataset_name="copy", task_args={"min_length": 1, "max_length": 4, "n_letters": 8}, n_samples=3000)
+    data = DataParams(
+        dataset_name="copy", task_args={"min_length": 1, "max_length": 4, "n_letters": 8}, n_samples=3000
+    )
     model = ModelParams(dim=32, n_layers=2, n_heads=2, max_seq_len=12)
     run = train(tmp_path, data=data, model=model, batch_size=32, epochs=4, lr=3e-3)
     summary = summarise(run, 1.0)
@@ -185,7 +205,9 @@ def test_training_learns(tmp_path):
     assert summary["chance"] < 0.6
 
 
-@pytest.mark.parametrize("fields", [{"precision": "bf16-mixed"}, {"optimizer": "sgd"}, {"lr_schedule": "plateau"}])
+@pytest.mark.parametrize(
+    "fields", [{"precision": "bf16-mixed"}, {"optimizer": "sgd"}, {"lr_schedule": "plateau"}]
+)
 def test_other_ways_to_train_run(tmp_path, fields):
     run = train(tmp_path, early_stop_nsamples=80, **fields)
     assert math.isfinite(run.result["val_loss:main"])

@@ -1,0 +1,48 @@
+"""A little saved run, and a Python to look at it from another process."""
+
+import subprocess
+import sys
+import textwrap
+from datetime import datetime
+from pathlib import Path
+
+import torch
+
+from data.data_params import DataParams
+from data.tokenizer import char_tokenizer
+from model.lm import LM
+from model.model_params import ModelParams
+from train.params import Params
+from train.saver import RunFolder, save
+from train.stats import Stats
+from train.train_params import TrainParams
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WHEN = datetime(2024, 4, 22, 16, 17, 0)
+TINY = ModelParams(dim=8, n_layers=2, n_heads=2, max_seq_len=16)
+
+
+def make_lm(model_params: ModelParams = TINY) -> LM:
+    torch.manual_seed(0)
+    return LM(model_params, char_tokenizer("abcdefgh"))
+
+
+def save_run(root: Path, lm: LM | None = None, **summary: object) -> Path:
+    lm = lm or make_lm()
+    params = Params(
+        DataParams(dataset_name="copy", task_args={"sizes": (1, 2)}),
+        TrainParams(betas=(0.5, 0.75)),
+        lm.model_params,
+    )
+    stats = Stats()
+    stats.log("val_loss:main", float("nan"), step=3, n_samples=12)
+    stats.log("val_loss:main", 1 / 3, step=4, n_samples=16)
+    folder = RunFolder.claim(root, lambda timestamp: f"test/copy/{timestamp}", when=WHEN)
+    save(folder.path, params=params, lm=lm, stats=stats, summary=summary, command=["main.py", "--save"])
+    folder.finish()
+    return folder.path
+
+
+def python(code: str, *args: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
