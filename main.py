@@ -47,16 +47,47 @@ def run_all(params: Params, ablate: bool) -> list[Params]:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("--config", required=True, metavar="NAME", help="run configs/NAME.txt and configs/NAME-*.txt: --config=test")
+    add(
+        "--config",
+        required=True,
+        metavar="NAME",
+        help="run configs/NAME.txt and configs/NAME-*.txt: --config=test",
+    )
     add("--task", metavar="NAME", help="use this task or text in place of the config's: --task=copy")
-    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="set any field, a list for a grid: --set lr=[1e-3,3e-4]")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set any field, a list for a grid: --set lr=[1e-3,3e-4]",
+    )
     add("--seed", metavar="N", help="the same as --set random_seed=N: --seed 7, --seed [1,2,3]")
-    add("--save", action="store_true", help="keep every trained model and its statistics: --config=test --save")
-    add("--out", metavar="DIR", help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial")
-    add("--dry-run", action="store_true", help="show the runs and their sizes, train nothing: --config=test --dry-run")
-    add("--ablate", action="store_true", help="train the ablations that run_all in main.py defines too: --config=test --ablate")
+    add(
+        "--save",
+        action="store_true",
+        help="keep every trained model and its statistics: --config=test --save",
+    )
+    add(
+        "--out",
+        metavar="DIR",
+        help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="show the runs and their sizes, train nothing: --config=test --dry-run",
+    )
+    add(
+        "--ablate",
+        action="store_true",
+        help="train the ablations that run_all in main.py defines too: --config=test --ablate",
+    )
     add("--no-wandb", action="store_true", help="do not track with wandb: --config=test --no-wandb")
-    add("--wandb-proj-name", metavar="NAME", help="name the wandb project after this, not the config: --wandb-proj-name=trial")
+    add(
+        "--wandb-proj-name",
+        metavar="NAME",
+        help="name the wandb project after this, not the config: --wandb-proj-name=trial",
+    )
     add("--gpu-id", type=int, metavar="N", help="train on this GPU only: --gpu-id=1")
     return parser.parse_args(arguments)
 

@@ -51,7 +51,9 @@ def main() -> None:
         write_corpus(root / "large", 10 * LINES)
         for source in TOKENIZERS:
             small, large = peak_memory(root, "small", source), peak_memory(root, "large", source)
-            print(f"{source}: {small:.0f} MB, ten times the text {large:.0f} MB, ratio {large / small:.3f} (below 1.3)")
+            print(
+                f"{source}: {small:.0f} MB, ten times the text {large:.0f} MB, ratio {large / small:.3f} (below 1.3)"
+            )
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from model.lm import LM
 from model.model_params import ModelParams
+from train.build import make_data
 from train.optimizers import make_optimizer
-from train.run import lightning_trainer, make_data
+from train.run import lightning_trainer
 from train.stats import Stats
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
@@ -100,7 +101,11 @@ def gpt2_like(size: Size, n_tokens: int) -> GPT2LMHeadModel:
 
 def measure(size: Size, rounds: int, cache: Path) -> None:
     params = ModelParams(
-        dim=size.dim, n_layers=size.n_layers, n_heads=size.n_heads, max_seq_len=size.max_seq_len, activation="gelu_tanh"
+        dim=size.dim,
+        n_layers=size.n_layers,
+        n_heads=size.n_heads,
+        max_seq_len=size.max_seq_len,
+        activation="gelu_tanh",
     )
     train = TrainParams(batch_size=size.batch_size)
     data = make_data(DataParams(dataset_name="pydoc"), params, cache)

@@ -130,6 +130,7 @@ class Prompt(NamedTuple):
 
     ids: list[int]
     text: str
+    answer_length: int  # tokens from there to the end, eos included
 
 
 class TaskData:
@@ -188,8 +189,8 @@ class TaskData:
     def prompts(self, n: int) -> list[Prompt]:
         """What stands before the first scored token in the first `n` validation samples."""
         rows = (self.marked_row("val", i) for i in range(min(n, self.samples.sizes["val"])))
-        starts = [list(row.ids[: [*row.scored, True].index(True)]) for row in rows]
-        return [Prompt(ids, self.tokenizer.decode(ids)) for ids in starts]
+        parts = [(list(row.ids), [*row.scored, True].index(True)) for row in rows]
+        return [Prompt(ids[:n], self.tokenizer.decode(ids[:n]), len(ids) - n) for ids, n in parts]
 
 
 class TaskRows(Dataset):

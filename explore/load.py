@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from data.dataloader import LMDataModule
-from data.tokenizer import TokenizerSpec
 from model.lm import LM
+from train.build import make_data
 from train.grid import did_you_mean
 from train.params import SECTION_OF
 from train.saver import PARTIAL, load, output_root, read_about, read_params, run_folders
@@ -93,12 +93,8 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
 
 def open_run(folder: Path, root: Path) -> Results:
     lm, tokenizer, params, train_stats, _ = load(folder)
-    model = params.model
-    spec = TokenizerSpec(model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop)
     try:
-        dataset = LMDataModule(
-            params.data, spec, model.max_seq_len, cache=root / "cache", tokenizer=tokenizer
-        )
+        dataset = make_data(params.data, params.model, root / "cache", tokenizer=tokenizer)
     except ValueError as error:
         print(f"{folder.name}: opened without its dataset, which cannot be had: {error}")
         dataset = None

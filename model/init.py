@@ -1,4 +1,9 @@
-"""Initial weights: linear maps that keep the size of their input, and small logits at the start."""
+"""Initial weights: maps that keep a sensible size at any width and depth, and logits near 0.
+
+Measured on characters of speeches (widths 64 to 256, 4 layers, 150 to 400 steps): pre-norm layers learn faster from
+half of 1 / sqrt(n_in), which is GPT-2's 0.02 at its width of 768, than from all of it or from 0.02 at every width;
+post-norm layers learn faster from all of it, and hardly from 0.02.
+"""
 
 import math
 
@@ -9,18 +14,20 @@ from model.model_params import ModelParams
 LOGIT_STD = 0.2  # at the start: the first loss is then within 2 % of log(vocabulary)
 
 
-def linear(n_in: int, n_out: int, bias: bool, gain: float = 1.0) -> nn.Linear:
-    """nn.Linear whose output has `gain` times the standard deviation of its input; its bias starts at 0."""
-    layer = nn.Linear(n_in, n_out, bias)
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(n_in))
-    if bias:
+def linear(n_in: int, n_out: int, model_params: ModelParams, into_stream: bool = False) -> nn.Linear:
+    """nn.Linear inside a layer; into_stream if its output is added to the residual stream. Its bias starts at 0."""
+    layer = nn.Linear(n_in, n_out, model_params.bias)
+    nn.init.normal_(layer.weight, std=weight_std(n_in, model_params, into_stream))
+    if model_params.bias:
         nn.init.zeros_(layer.bias)
     return layer
 
 
-def residual_gain(model_params: ModelParams) -> float:
-    """For maps back into the residual stream: the sum of all 2 * n_layers of them stays of size 1 (as in GPT-2)."""
-    return 1 / math.sqrt(2 * model_params.n_layers)
+def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) -> float:
+    """Smaller by sqrt(2 * n_layers) for what is added to the stream: the sum of all of it keeps its size (as in GPT-2)."""
+    gain = 0.5 if model_params.norm_position == "pre" else 1.0
+    n_added = 2 * model_params.n_layers if into_stream else 1
+    return gain / math.sqrt(n_in * n_added)
 
 
 def embedding(n_rows: int, model_params: ModelParams) -> nn.Embedding:

@@ -22,6 +22,8 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def tokens(self, ids: Sequence[int]) -> list[str]: ...
+
 
 Input = str | Sequence[int] | Sequence[Sequence[int]] | Tensor
 

@@ -21,9 +21,7 @@ class ModelParams:
     bias: bool = True  # in every linear layer and norm
     tied_embeddings: bool = True  # the output matrix is the token embedding
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
-    attention: Literal["explicit", "fused"] = (
-        "explicit"  # fused: torch's kernel, which ignores edits to the explicit one
-    )
+    attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
     tokenizer_source_name: str = "char"  # char, custom (our own BPE), or the name of a pretrained one
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses

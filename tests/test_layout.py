@@ -67,6 +67,18 @@ def test_params_import_nothing_heavy(file):
     assert imports(FILES[file]) <= PARAMS_MAY_IMPORT
 
 
+@pytest.mark.parametrize("file", [file for file in FILES if file.endswith("_params.py")])
+def test_a_field_stands_on_one_line_with_its_comment(file):
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    [params] = [node for node in FILES[file].body if isinstance(node, ast.ClassDef)]
+    for node in params.body:
+        if isinstance(node, ast.AnnAssign):
+            assert node.lineno == node.end_lineno
+            name = lines[node.lineno - 1].split(":")[0].strip()
+            obvious = {"n_layers", "epochs", "dropout", "devices"}
+            assert "  # " in lines[node.lineno - 1] or name in obvious, name
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_no_field_is_looked_up_by_its_name_as_text(file):
     for node in ast.walk(FILES[file]):

@@ -25,18 +25,18 @@ class Evaluation:
         self.loss_sums: dict[str, Tensor | float] = defaultdict(float)
         self.n_right: Tensor | int = 0
         self.n_scored = 0
-        self.questions: list[tuple[list[int], list[int]]] = []  # prompts of a task, and the expected answers
+        self.prompts = data.prompts(CHECKED_ANSWERS) if data.task is not None else []
 
     @torch.no_grad()
     def add(self, batch: dict, train_params: TrainParams) -> None:
         xyz = self.lm.get_batch_xyz(batch)
         losses, _ = self.lm.get_losses(batch, train_params, xyz=xyz)
         for name, loss in losses.items():
-            self.loss_sums[name] += loss.detach().double() * batch["n_scored"]  # weighted by tokens, not by batch
+            self.loss_sums[name] += (
+                loss.detach().double() * batch["n_scored"]
+            )  # weighted by tokens, not by batch
         self.n_right += (xyz.z.argmax(dim=-1) == xyz.y).sum()
         self.n_scored += batch["n_scored"]
-        if self.data.task is not None and len(self.questions) < CHECKED_ANSWERS:
-            self.questions += questions(batch)[: CHECKED_ANSWERS - len(self.questions)]
 
     def result(self) -> dict[str, float]:
         """Mean losses and accuracy over scored positions; bits per byte for text; exact match for tasks that can check."""
@@ -50,33 +50,23 @@ class Evaluation:
         return means
 
     def exact_match(self, check: Callable[[str, str], bool]) -> float:
-        """Share of the questions whose greedily generated answer passes the task's check."""
-        tokenizer = self.lm.tokenizer
-        prompts = [prompt for prompt, _ in self.questions]
-        longest = max(len(answer) for _, answer in self.questions)
-        rows = generate(self.lm, prompts, max_new_tokens=longest, temperature=0)
+        """Share of the prompts whose greedily generated answer passes the task's check."""
+        longest = max(prompt.answer_length for prompt in self.prompts)
+        rows = generate(
+            self.lm, [prompt.ids for prompt in self.prompts], max_new_tokens=longest, temperature=0
+        )
         right = [
-            check(tokenizer.decode(prompt), tokenizer.decode(row[len(prompt) :]))
-            for prompt, row in zip(prompts, rows, strict=True)
+            check(prompt.text, self.lm.tokenizer.decode(row[len(prompt.ids) :]))
+            for prompt, row in zip(self.prompts, rows, strict=True)
         ]
         return sum(right) / len(right)
 
-    def describe(self, result: dict[str, float]) -> str:
-        """One line of numbers and what the model says."""
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in result.items())
-        if self.questions:
-            prompt = self.questions[0][0]
-            text = self.lm.sample(pref=prompt, temperature=0, max_seq_len=self.lm.model_params.max_seq_len)
+    def sample(self) -> str:
+        """What the model says: to a validation prompt of its task, or freely."""
+        if self.prompts:
+            ids, _, answer_length = self.prompts[0]
+            [row] = generate(self.lm, [ids], answer_length, temperature=0)
         else:
             dice = torch.Generator(self.lm.device).manual_seed(0)  # its own, so that training does not notice
-            text = self.lm.sample(max_seq_len=SAMPLE_LENGTH, generator=dice)
-        return f"{numbers}\n  sample: {text!r}"
-
-
-def questions(batch: dict) -> list[tuple[list[int], list[int]]]:
-    """Every row of a task's batch as what stands before its first scored token, and the scored rest."""
-    found = []
-    for ids, scored, real in zip(batch["x_indices"], batch["target_mask"], batch["mask"], strict=True):
-        start = int(scored.int().argmax())
-        found.append((ids[:start].tolist(), ids[start:][real[start:]].tolist()))
-    return found
+            [row] = generate(self.lm, [[self.lm.tokenizer.bos]], SAMPLE_LENGTH, generator=dice)
+        return self.lm.tokenizer.decode(row)

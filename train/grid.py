@@ -197,7 +197,8 @@ def check_setting(key: str, value: object, place: Place, errors: Errors) -> Sett
     axis = value if isinstance(value, list) else [value]
     if not axis:
         errors.add(place, f"{key} = [] is an axis without values", key)
-    section, good = SECTION_OF[key], []
+    section = SECTION_OF[key]
+    good: list[object] = []
     for item in axis:
         if item in good and type(item) is type(good[good.index(item)]):
             errors.add(place, f"{key} = {value!r} has {item!r} twice", key)
@@ -213,7 +214,9 @@ def refusal(params_class: type, key: str, value: object) -> str | None:
     try:
         params_class(**{key: value})
     except ValidationError as error:
-        reasons = [e["msg"].replace("Input should", "it should") for e in error.errors() if e["loc"][:1] == (key,)]
+        reasons = [
+            e["msg"].replace("Input should", "it should") for e in error.errors() if e["loc"][:1] == (key,)
+        ]
         return "; ".join(dict.fromkeys(reasons)) or None
     return None
 
@@ -238,7 +241,9 @@ def expand(
 
 def build(params_class: type, values: dict[str, Any]) -> Any:
     """`params_class` with those of `values` that are its own."""
-    return params_class(**{key: value for key, value in values.items() if SECTION_OF[key] == params_class.__name__})
+    return params_class(
+        **{key: value for key, value in values.items() if SECTION_OF[key] == params_class.__name__}
+    )
 
 
 def axes(runs: Iterable[tuple[str, Params]]) -> list[str]:

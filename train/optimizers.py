@@ -49,7 +49,9 @@ def frozen_names(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
     for pattern in patterns:
         fitting = {name for name in names if fnmatchcase(name, pattern)}
         if not fitting:
-            raise ValueError(f"freeze={patterns!r}: no parameter is named {pattern!r}; there are: {', '.join(names)}")
+            raise ValueError(
+                f"freeze={patterns!r}: no parameter is named {pattern!r}; there are: {', '.join(names)}"
+            )
         frozen |= fitting
     if len(frozen) == len(names):
         raise ValueError(f"freeze={patterns!r} leaves nothing to train")

@@ -20,8 +20,12 @@ class Params(NamedTuple):
 
     def changed(self, **values: Any) -> "Params":
         """A copy with other values for some fields of any of the three, checked like all params."""
-        parts = ({k: v for k, v in values.items() if SECTION_OF[k] == type(part).__name__} for part in self)
-        return Params(*(replace(part, **own) for part, own in zip(self, parts, strict=True)))
+        own = {name: {k: v for k, v in values.items() if SECTION_OF[k] == name} for name in SECTIONS}
+        return Params(
+            replace(self.data, **own["DataParams"]),
+            replace(self.train, **own["TrainParams"]),
+            replace(self.model, **own["ModelParams"]),
+        )
 
     def flat(self) -> dict[str, Any]:
         """All fields by name; no name occurs in two classes."""

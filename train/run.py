@@ -1,8 +1,6 @@
 """One run from params to results: seed, build, fit, validate, save."""
 
 import logging
-import math
-import shutil
 import signal
 import sys
 import time
@@ -10,30 +8,23 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 
-from data.check import check_data
-from data.data_params import DataParams
-from data.dataloader import LMDataModule
-from data.tokenizer import TokenizerSpec
-from model.check import check_model
 from model.lm import LM, n_params
-from model.model_params import ModelParams
-from train.grid import Place, Run, did_you_mean
+from train.build import count_steps, make_data
 from train.logs import log, log_to_file
-from train.optimizers import frozen_names, optimizers
 from train.params import Params
 from train.saver import RunFolder, save
-from train.schedules import schedules
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
 
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
+logging.getLogger("lightning.pytorch").setLevel(
+    logging.ERROR
+)  # its remarks on hardware and logging are not ours
 warnings.filterwarnings("ignore", module="lightning")
 
 
@@ -53,60 +44,6 @@ class Call(NamedTuple):
         return self.out / "cache"
 
 
-def problems(runs: list[Run]) -> Iterator[tuple[str, dict[str, Place]]]:
-    """What the parts of whatif have against these params, before anything is built: (message, places of its fields)."""
-    seen = set()
-    for run in runs:
-        data, train, model = run.params
-        checks = (
-            (check_model, model),
-            (check_data, data, tokenizer_spec(model), model.max_seq_len),
-            (check_train, train, model),
-        )
-        for check, *arguments in checks:
-            if (key := repr((check, arguments))) not in seen:
-                seen.add(key)
-                try:
-                    check(*arguments)
-                except ValueError as error:
-                    yield str(error), run.places
-
-
-def check_train(train: TrainParams, model: ModelParams) -> None:
-    """ValueError for what this machine or this model cannot do."""
-    if train.lr_schedule not in schedules:
-        raise ValueError(f"lr_schedule={train.lr_schedule!r} is not registered; {did_you_mean(train.lr_schedule, schedules)}")
-    if train.optimizer not in optimizers:
-        raise ValueError(f"optimizer={train.optimizer!r} is not registered; {did_you_mean(train.optimizer, optimizers)}")
-    if train.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        raise ValueError("compile=True needs a C++ compiler (g++ or clang++), and none is on this machine's path")
-    if train.precision == "16-mixed" and not torch.cuda.is_available():
-        raise ValueError("precision='16-mixed' needs a GPU; on a CPU use '32-true' or 'bf16-mixed'")
-    if torch.cuda.is_available() and train.devices > torch.cuda.device_count():
-        raise ValueError(f"devices={train.devices}, but this machine has {torch.cuda.device_count()} GPUs")
-    if train.freeze:
-        with torch.device("meta"):
-            lm = LM(model, tokenizer=SimpleNamespace(n_tokens=2))
-        frozen_names([name for name, _ in lm.named_parameters()], train.freeze)
-
-
-def tokenizer_spec(model: ModelParams) -> TokenizerSpec:
-    return TokenizerSpec(model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop)
-
-
-def make_data(data: DataParams, model: ModelParams, cache: Path, data_workers: int = 0) -> LMDataModule:
-    return LMDataModule(data, tokenizer_spec(model), model.max_seq_len, cache=cache, data_workers=data_workers)
-
-
-def count_steps(train: TrainParams, n_rows: int) -> int:
-    """Optimiser steps of a run over `n_rows` training rows an epoch."""
-    rows_per_step = train.batch_size * train.accumulate_grad_batches
-    n_steps = train.epochs * math.ceil(n_rows / rows_per_step)
-    if train.early_stop_nsamples is None:
-        return n_steps
-    return min(n_steps, math.ceil(train.early_stop_nsamples / rows_per_step))
-
-
 def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
     """Train one run and return its summary; with `call.save` it lies in a run folder afterwards."""
     started = time.perf_counter()
@@ -114,13 +51,22 @@ def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
     stats = Stats(tracker)
     folder = None
     if call.save:
-        folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, tracker and tracker.name))
+        folder = RunFolder.claim(
+            call.out, lambda timestamp: namer.save_folder_name(timestamp, tracker and tracker.name)
+        )
     try:
-        with threads(params.train.threads), log_to_file(folder and folder.log_file):
+        with threads(params.train.threads), log_to_file(None if folder is None else folder.log_file):
             lm_trainer = fit(params, stats, call)
             summary = summarise(lm_trainer, time.perf_counter() - started)
             if folder is not None:
-                save(folder.path, params=params, lm=lm_trainer.model, stats=stats, summary=summary, command=call.command)
+                save(
+                    folder.path,
+                    params=params,
+                    lm=lm_trainer.model,
+                    stats=stats,
+                    summary=summary,
+                    command=call.command,
+                )
                 folder.finish()
                 log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
     finally:
@@ -145,7 +91,7 @@ def start_tracker(params: Params, namer: Any, call: Call) -> Any:
 def fit(params: Params, stats: Stats, call: Call) -> LMTrainer:
     """Build everything, train, and make sure that a validation of the final weights is recorded."""
     train = params.train
-    data = make_data(params.data, params.model, call.cache, train.data_workers)
+    data = make_data(params.data, params.model, call.cache, data_workers=train.data_workers)
     L.seed_everything(train.random_seed, verbose=False)
     lm = LM(params.model, tokenizer=data.tokenizer, dropout=train.dropout)
     if train.compile:
@@ -153,7 +99,9 @@ def fit(params: Params, stats: Stats, call: Call) -> LMTrainer:
     n_steps = count_steps(train, data.n_rows("train"))
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps)
     trainer = lightning_trainer(train, n_steps, call.gpu_id)
-    batches = data.train_dataloader(train.batch_size, accumulate=train.accumulate_grad_batches, seed=train.random_seed)
+    batches = data.train_dataloader(
+        train.batch_size, accumulate=train.accumulate_grad_batches, seed=train.random_seed
+    )
     held_out = data.val_dataloader(train.batch_size)
     with stop_on_interrupt(lm_trainer):
         trainer.fit(lm_trainer, batches, held_out)
@@ -197,7 +145,7 @@ def summarise(lm_trainer: LMTrainer, wall_seconds: float) -> dict[str, Any]:
         "tokens_per_second": lm_trainer.n_tokens / max(lm_trainer.train_seconds, 1e-9),
         "wall_seconds": wall_seconds,
         "steps": lm_trainer.global_step,
-        "n_samples": lm_trainer.n_samples,
+        "trained_samples": lm_trainer.n_samples,
         "stopped": lm_trainer.stopped,
         "weights": "last" if lm_trainer.best_weights is None else "best",
     }

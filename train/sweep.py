@@ -14,20 +14,32 @@ from rich import box
 from rich.table import Table
 
 from data.dataloader import LMDataModule
-from model.lm import LM, n_params
+from train.build import count_steps, make_data, parameter_shapes
+from train.check import problems
 from train.grid import GridError, Run, axes
 from train.logs import log
 from train.params import Params
-from train.run import Call, count_steps, make_data, problems, train_run
+from train.run import Call, train_run
 from train.saver import output_root
 
-__all__ = ["announce", "exit_code", "make_call", "plan_table", "prepare", "problems", "result_table", "run_plans"]
+__all__ = [
+    "announce",
+    "exit_code",
+    "make_call",
+    "plan_table",
+    "prepare",
+    "problems",
+    "result_table",
+    "run_plans",
+]
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     """What the command line says about all runs; GridError for a GPU that is not there."""
     if args.gpu_id is not None and not 0 <= args.gpu_id < torch.cuda.device_count():
-        raise GridError([f"--gpu-id={args.gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"])
+        raise GridError(
+            [f"--gpu-id={args.gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"]
+        )
     return Call(
         out=output_root(args.out),
         save=args.save,
@@ -51,22 +63,32 @@ class Plan(NamedTuple):
 
 def prepare(runs: list[Run], call: Call) -> list[Plan]:
     """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
-    plans, errors, data_of, size_of = [], [], {}, {}
+    plans, errors = [], []
+    data_of: dict[str, tuple[Any, int, float] | None] = {}  # what `measure` says of each data set
+    size_of: dict[str, int] = {}
     for params, places, config in runs:
         data, train, model = params
-        key = repr((data, model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop, model.max_seq_len))
+        key = repr(
+            (
+                data,
+                model.tokenizer_source_name,
+                model.tokenizer_vocab_size,
+                model.tokenizer_crop,
+                model.max_seq_len,
+            )
+        )
         try:
             if key not in data_of:
                 data_of[key] = measure(make_data(data, model, call.cache))
         except ValueError as error:
             data_of[key] = None
             errors.append(f"{places.get('dataset_name', 'defaults')}: {error}")
-        if data_of[key] is None:
+        if (measured := data_of[key]) is None:
             continue
-        tokenizer, n_rows, row_length = data_of[key]
+        tokenizer, n_rows, row_length = measured
         if (size_key := repr((model, key))) not in size_of:
-            with torch.device("meta"):
-                size_of[size_key] = n_params(LM(model, tokenizer=tokenizer))
+            shapes = parameter_shapes(model, tokenizer.n_tokens)
+            size_of[size_key] = sum(shape.numel() for shape in shapes.values())
         n_steps = count_steps(train, n_rows)
         rows = min(n_rows * train.epochs, n_steps * train.batch_size * train.accumulate_grad_batches)
         plans.append(Plan(config, params, size_of[size_key], n_steps, round(rows * row_length)))
@@ -97,13 +119,18 @@ def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call
     summaries: list[dict[str, Any]] = []
     for number, plan in enumerate(plans, 1):
         settings = ", ".join(f"{key} {value}" for key, value in varied[number - 1].items())
-        log.info(f"run {number} of {len(plans)}: {settings}, {plan.n_params:,} parameters, {plan.n_steps} steps")
+        log.info(
+            f"run {number} of {len(plans)}: {settings}, {plan.n_params:,} parameters, {plan.n_steps} steps"
+        )
         started = time.perf_counter()
         try:
             summary = train_run(plan.params, make_namer(plan.params), call)
         except Exception as error:
             log.error(f"run {number} failed with {settings}:\n{traceback.format_exc()}")
-            summary = {"stopped": f"failed: {type(error).__name__}: {error}", "wall_seconds": time.perf_counter() - started}
+            summary = {
+                "stopped": f"failed: {type(error).__name__}: {error}",
+                "wall_seconds": time.perf_counter() - started,
+            }
         summaries.append(summary)
         if summary["stopped"] == "interrupted":
             break
@@ -125,7 +152,9 @@ def plan_table(plans: list[Plan]) -> Table:
     settings = settings_of(plans)
     table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)")
     for number, (plan, own) in enumerate(zip(plans, settings, strict=True), 1):
-        table.add_row(str(number), *own.values(), f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}")
+        table.add_row(
+            str(number), *own.values(), f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}"
+        )
     return table
 
 

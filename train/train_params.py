@@ -16,10 +16,10 @@ class TrainParams:
     warmup_steps: NonNegativeInt = 0  # optimiser steps over which lr rises linearly
     lr_cycle_steps: PositiveInt = 1000  # length of one cycle of lr_schedule = "cyclic"
     lr_plateau_patience: PositiveInt = 2  # validations without improvement before "plateau" halves lr
-    wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps over which "wsd" falls to min_lr
+    wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, in which "wsd" falls
     optimizer: str = "adamw"  # a registered optimiser
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
     momentum: Fraction = 0.9  # of optimizer = "sgd"
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows a device works on at once
@@ -27,7 +27,7 @@ class TrainParams:
     epochs: PositiveInt = 1
     early_stop_nsamples: PositiveInt | None = None  # stop after training on so many rows
     val_every: PositiveInt | None = None  # batches between validations; None: once an epoch
-    patience: PositiveInt | None = None  # stop after so many validations without improvement, keep the best weights
+    patience: PositiveInt | None = None  # stop after so many validations without gain; keeps the best weights
     dropout: Fraction = 0.0
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not train, such as "decoder.layers.0.*"
     random_seed: NonNegativeInt = 0  # initial weights, dropout, order of the batches

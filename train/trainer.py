@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -25,7 +26,9 @@ DIVERGED = 3.0  # a training loss so many times the first one has diverged
 class LMTrainer(L.LightningModule):
     """Trains `model` on `data` for `n_steps` optimiser steps. Lightning does the rest."""
 
-    def __init__(self, model: LM, data: LMDataModule, train_params: TrainParams, stats: Stats, n_steps: int) -> None:
+    def __init__(
+        self, model: LM, data: LMDataModule, train_params: TrainParams, stats: Stats, n_steps: int
+    ) -> None:
         super().__init__()
         self.model = model
         self.data = data
@@ -36,20 +39,21 @@ class LMTrainer(L.LightningModule):
         self.n_tokens = 0  # real tokens among them
         self.train_seconds = 0.0  # without validation
         self.stopped = "finished"  # or why it ended before its time
-        self.best_loss, self.best_weights, self.validations_without_gain = math.inf, None, 0
+        self.best_loss, self.validations_without_gain = math.inf, 0
+        self.best_weights: dict[str, Tensor] | None = None  # with patience
         self.validated_at = -1  # the step of the last validation
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
         """Keep a number (or a tensor of one) under `stat/name`, for the saved run and for wandb; never waits."""
         self.stats.log(name, value, step=self.global_step, n_samples=self.n_samples)
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         frozen = frozen_names([name for name, _ in self.model.named_parameters()], self.train_params.freeze)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name not in frozen)
         optimizer = make_optimizer(self.model, self.train_params)
-        scheduler = LambdaLR(optimizer, self.schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        self.scheduler = LambdaLR(optimizer, self.schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
         self.clock = time.perf_counter()
@@ -72,7 +76,7 @@ class LMTrainer(L.LightningModule):
     def log_hyperparams_and_time(self) -> None:
         """Called every `hyperparams_log_freq` steps, when gradients are complete and not yet clipped."""
         lm = self.model
-        self.log_stat("lr", self.lr_schedulers().get_last_lr()[0])
+        self.log_stat("lr", self.scheduler.get_last_lr()[0])
         self.log_stat("train_seconds", self.train_seconds + time.perf_counter() - self.clock)
         weights, gradients = defaultdict(list), defaultdict(list)
         for name, parameter in lm.named_parameters():
@@ -85,7 +89,10 @@ class LMTrainer(L.LightningModule):
                 self.log_stat(f"{kind}:{layer}", torch.nn.utils.get_total_norm(group))
 
     def configure_gradient_clipping(
-        self, optimizer: torch.optim.Optimizer, gradient_clip_val: float | None = None, **_: object
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning's own refuses fused optimisers under bf16, for the sake of loss scalers that bf16 does not have.
         if gradient_clip_val:
@@ -126,7 +133,10 @@ class LMTrainer(L.LightningModule):
         self.stats.drain()
         self.validated_at = self.global_step
         self.clock = time.perf_counter()
-        log.info(f"step {self.global_step}, {self.n_samples} samples: " + self.evaluation.describe(self.result))
+        numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.result.items())
+        log.info(
+            f"step {self.global_step}, {self.n_samples} samples: {numbers}\n  sample: {self.evaluation.sample()!r}"
+        )
         if self.trainer.state.fn == "fit":
             self.judge(self.result["val_loss:main"])
 
@@ -136,7 +146,9 @@ class LMTrainer(L.LightningModule):
         if val_loss < self.best_loss:
             self.best_loss, self.validations_without_gain = val_loss, 0
             if self.train_params.patience:
-                self.best_weights = {name: w.detach().cpu().clone() for name, w in self.model.state_dict().items()}
+                self.best_weights = {
+                    name: w.detach().cpu().clone() for name, w in self.model.state_dict().items()
+                }
             return
         self.validations_without_gain += 1
         if self.train_params.patience and self.validations_without_gain >= self.train_params.patience:

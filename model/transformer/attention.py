@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from model.context import Context
 from model.embeddings import position_kinds
-from model.init import linear, residual_gain
+from model.init import linear
 from model.model_params import ModelParams
 
 
@@ -21,11 +21,13 @@ class Attention(nn.Module):
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
         self.model_params = model_params
-        D, bias = model_params.dim, model_params.bias
-        self.qkv = SeparateHeads(model_params) if model_params.separate_heads else linear(D, 3 * D, bias)
+        D = model_params.dim
+        self.qkv = (
+            SeparateHeads(model_params) if model_params.separate_heads else linear(D, 3 * D, model_params)
+        )
         self.positions = position_kinds[model_params.positions].on_heads(model_params)
         self.dropout = nn.Dropout(dropout)
-        self.out = linear(D, D, bias, gain=residual_gain(model_params))
+        self.out = linear(D, D, model_params, into_stream=True)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         B, T, D = x_BTD.shape
@@ -65,10 +67,10 @@ class SeparateHeads(nn.Module):
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()
-        D, H, bias = model_params.dim, model_params.n_heads, model_params.bias
-        self.q = nn.ModuleList([linear(D, D // H, bias) for _ in range(H)])
-        self.k = nn.ModuleList([linear(D, D // H, bias) for _ in range(H)])
-        self.v = nn.ModuleList([linear(D, D // H, bias) for _ in range(H)])
+        D, H = model_params.dim, model_params.n_heads
+        self.q = nn.ModuleList([linear(D, D // H, model_params) for _ in range(H)])
+        self.k = nn.ModuleList([linear(D, D // H, model_params) for _ in range(H)])
+        self.v = nn.ModuleList([linear(D, D // H, model_params) for _ in range(H)])
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return torch.cat([head(x_BTD) for head in (*self.q, *self.k, *self.v)], dim=-1)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model.context import Context, Layer
-from model.init import residual_gain
+from model.init import weight_std
 from model.model_params import ModelParams
 from model.transformer.transformerencoderlayer import activations
 
@@ -27,14 +27,14 @@ class TorchTransformer(Layer):
             norm_first=model_params.norm_position == "pre",
             bias=model_params.bias,
         )
-        self.init_as_ours(residual_gain(model_params))
+        self.init_as_ours(model_params)
 
-    def init_as_ours(self, gain: float) -> None:
+    def init_as_ours(self, model_params: ModelParams) -> None:
         attention = self.block.self_attn
         for weight in (attention.in_proj_weight, self.block.linear1.weight):
-            nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+            nn.init.normal_(weight, std=weight_std(weight.shape[1], model_params))
         for weight in (attention.out_proj.weight, self.block.linear2.weight):
-            nn.init.normal_(weight, std=gain * weight.shape[1] ** -0.5)
+            nn.init.normal_(weight, std=weight_std(weight.shape[1], model_params, into_stream=True))
         for parameter in self.parameters():
             if parameter.ndim == 1:
                 nn.init.zeros_(parameter)

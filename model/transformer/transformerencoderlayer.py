@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.context import Context, Layer
-from model.init import linear, residual_gain
+from model.init import linear
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
 
@@ -36,9 +36,9 @@ class TransformerEncoderLayer(Layer):
         self.attention = Attention(model_params, dropout)
         self.dropout_sa = nn.Dropout(dropout)
         self.norm2 = nn.LayerNorm(D, bias=bias)
-        self.linear1 = linear(D, width, bias)
+        self.linear1 = linear(D, width, model_params)
         self.activation = activations[model_params.activation]
-        self.linear2 = linear(width, D, bias, gain=residual_gain(model_params))
+        self.linear2 = linear(width, D, model_params, into_stream=True)
         self.dropout_ff = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:

@@ -55,6 +55,19 @@ def test_attention_patterns_are_causal_distributions(kind, training):
     assert (attns[..., 8, :] > 0).all()
 
 
+@pytest.mark.parametrize("kind", ["custom-transformer", "torch-transformer"])
+def test_looking_changes_nothing(kind):
+    lm = tiny_lm(layer_architecture=kind, dropout=0.5).train()
+    results = []
+    for get_attns in (False, True, False):
+        torch.manual_seed(0)
+        result = lm(random_ids(4, 9), get_embeddings=True, get_attns=get_attns)
+        results.append(result["logits"])
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+    assert all(module.training for module in lm.modules())
+
+
 def torch_twin(ours: TransformerEncoderLayer, activation: str) -> nn.TransformerEncoderLayer:
     """torch's layer with the weights of ours."""
     params = ours.model_params

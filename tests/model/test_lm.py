@@ -255,3 +255,20 @@ def test_impossible_architectures_are_refused(fields, message):
 @pytest.mark.parametrize(("kind", "positions"), COMBINATIONS)
 def test_possible_architectures_are_not_refused(kind, positions):
     assert check_model(tiny_params(layer_architecture=kind, positions=positions)) is None
+
+
+@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_initial_weights_are_normal_with_zero_biases(kind, norm_position):
+    torch.manual_seed(0)
+    lm = LM(
+        tiny_params(dim=64, layer_architecture=kind, norm_position=norm_position, n_layers=8), CharTokenizer()
+    )
+    gain = {"pre": 0.5, "post": 1.0}[norm_position]
+    for name, parameter in lm.decoder.layers.named_parameters():
+        if parameter.dim() == 2:
+            into_stream = name.endswith(("linear2.weight", "attention.out.weight", "out_proj.weight"))
+            expected = gain / parameter.shape[1] ** 0.5 / (4 if into_stream else 1)  # 4 = sqrt(2 * 8 layers)
+            assert parameter.std().item() == pytest.approx(expected, rel=0.1), name
+        else:
+            assert parameter.unique().tolist() == [1.0 if "norm" in name and "weight" in name else 0.0], name

@@ -7,8 +7,10 @@ import torch
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
+from train.build import count_steps, make_data
+from train.check import check_train
 from train.params import Params
-from train.run import Call, check_train, count_steps, fit, make_data, summarise
+from train.run import Call, fit, summarise
 from train.stats import Stats
 from train.train_params import TrainParams
 
