@@ -10,7 +10,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class TrainParams:
-    lr: PositiveFloat = 1e-3
+    lr: PositiveFloat = 1e-3  # the highest that the schedule reaches
     min_lr: NonNegativeFloat = 0.0  # where cosine, linear and wsd end, and cyclic and plateau stop falling
     lr_schedule: str = "cosine"  # a registered schedule: constant, cosine, linear, cyclic, plateau, wsd
     warmup_steps: NonNegativeInt = 0  # optimiser steps over which lr rises linearly
