@@ -158,6 +158,7 @@ def start_wandb(
             run, why = start(), "as WANDB_MODE says."
         except Exception as error:  # no key, a wrong one, no network, a server that does not answer
             run, why = start(mode="offline"), _sentence(error)
+            os.environ["WANDB_MODE"] = "offline"  # the other runs of a grid need not wait for it again
     except Exception as error:  # broken or missing: training does not depend on it
         print(f"wandb: no tracking, {_sentence(error)}")
         return None

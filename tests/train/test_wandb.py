@@ -123,11 +123,13 @@ def leaks(text):
     return [secret for secret in secrets if secret in text]
 
 
-def test_without_a_key_runs_are_kept_offline_for_wandb_sync(no_wandb_account, capsys):
+def test_without_a_key_runs_are_kept_offline_for_wandb_sync(no_wandb_account, capsys, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "")  # to be put back afterwards
     first = track(no_wandb_account)
     second = track(Path("../cache"), run_name="mine")  # in the same process, as in a grid
     lines = capsys.readouterr().out.splitlines()
-    assert all(line.startswith("wandb: offline, No API key configured.") for line in lines)
+    assert lines[0].startswith("wandb: offline, No API key configured.")
+    assert lines[1].startswith("wandb: offline, as WANDB_MODE says."), "the second run does not try again"
     for line, expected, name in zip(lines, (first, second), ("", "mine"), strict=True):
         run_folder = Path(shlex.split(line)[-1])
         assert run_folder.is_absolute()
