@@ -124,7 +124,7 @@ def leaks(text):
 
 
 def test_without_a_key_runs_are_kept_offline_for_wandb_sync(no_wandb_account, capsys, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "")  # to be put back afterwards
+    monkeypatch.setenv("WANDB_MODE", "online")  # to be put back afterwards
     first = track(no_wandb_account)
     second = track(Path("../cache"), run_name="mine")  # in the same process, as in a grid
     lines = capsys.readouterr().out.splitlines()
