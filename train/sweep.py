@@ -167,17 +167,18 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "parameters": lambda s: shown(s.get("n_params"), ",d"),
     "tokens/s": lambda s: shown(s.get("tokens_per_second"), ",.0f"),
     "seconds": lambda s: shown(s.get("wall_seconds"), ".1f"),
-    "weights": lambda s: s.get("weights", "-"),
-    "ended": lambda s: s["stopped"],
+    "ended": lambda s: s["stopped"] + (", best weights" if s.get("weights") == "best" else ""),
 }
 
 
 def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
     """Every run's final numbers beside what varied."""
     settings = settings_of(plans)
-    table = new_table("run", *settings[0], *COLUMNS)
-    for number, (own, summary) in enumerate(zip(settings, summaries, strict=False), 1):
-        table.add_row(str(number), *own.values(), *(cell(summary) for cell in COLUMNS.values()))
+    cells = {name: [cell(summary) for summary in summaries] for name, cell in COLUMNS.items()}
+    cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
+    table = new_table("run", *settings[0], *cells)
+    for number, (own, *row) in enumerate(zip(settings, *cells.values(), strict=False), 1):
+        table.add_row(str(number), *own.values(), *row)
     return table
 
 
@@ -186,9 +187,9 @@ def shown(value: float | None, form: str) -> str:
 
 
 def new_table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     return table
 
 
