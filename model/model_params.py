@@ -18,7 +18,7 @@ class ModelParams:
     rotary_base: PositiveFloat = 10_000.0  # of positions = "rotary"
     norm_position: Literal["pre", "post"] = "pre"  # LayerNorm before each block, or after each addition
     activation: str = "gelu"  # a registered function of the feed-forward block
-    bias: bool = True  # in every linear layer and norm
+    bias: bool = True  # in every linear layer and norm of the stack (the readout has none)
     tied_embeddings: bool = True  # the output matrix is the token embedding
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
