@@ -1,6 +1,7 @@
 """The command line: exit codes, what is refused before anything is written, what a call leaves behind."""
 
 import os
+import random
 import re
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import main
@@ -228,3 +230,61 @@ def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, capsys):
     error = capsys.readouterr().err
     assert str(blocked) in error
     assert "Traceback" not in error
+
+
+@pytest.fixture
+def ptb(tmp_path, monkeypatch):
+    """Penn Treebank's layout on this machine, as the hub's parquet branch has it."""
+    folder = tmp_path / "data" / "ptb"
+    folder.mkdir(parents=True)
+    rng = random.Random(0)
+    words = [
+        "the",
+        "<unk>",
+        "of",
+        "to",
+        "a",
+        "in",
+        "and",
+        "'s",
+        "that",
+        "for",
+        "N",
+        "$",
+        "is",
+        "it",
+        "said",
+        "on",
+        "by",
+        "at",
+    ]
+    for split, n in (("train", 60), ("validation", 12), ("test", 12)):
+        sentences = [" ".join(rng.choices(words, k=rng.randint(5, 25))) for _ in range(n)]
+        pd.DataFrame({"sentence": sentences}).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setenv("WHATIF_DATA", str(folder.parent))
+
+
+@pytest.mark.parametrize("options", [["--no-wandb"], [], ["--save"]], ids=" ".join)
+def test_the_seeds_commands(ptb, tmp_path, capsys, options):
+    assert call(tmp_path, "--config=test-nlp", "--task=ptb", *options) == 0
+    shown = capsys.readouterr().out
+    assert len(re.findall(r"^  sample: ", shown, re.MULTILINE)) == 2, "a sample at the end of each epoch"
+    wandb = list((tmp_path / "out").rglob("*.wandb"))
+    assert len(wandb) == ("--no-wandb" not in options)
+    saved = list((tmp_path / "out" / "saved-models").glob("test-nlp/ptb/*/model.safetensors"))
+    assert len(saved) == ("--save" in options)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
+def test_a_full_disk_fails_the_run_and_leaves_no_half_saved_one(tmp_path, capsys):
+    disk = tmp_path / "out"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", disk], check=False).returncode:
+        pytest.skip("no tmpfs here")
+    try:
+        assert call(tmp_path, "--config=test-synth", *QUICK, "--save", "--set", "dim=[16,128]") == 1
+        shown = capsys.readouterr().out
+        assert re.search(r"2 +128 .*failed: .*No space left on device", shown.replace("\n", " "))
+        assert list(runs(out=str(disk))["status"]) == ["complete", "incomplete: killed, or still training"]
+    finally:
+        subprocess.run(["umount", disk], check=True)
