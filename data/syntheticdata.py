@@ -216,16 +216,17 @@ def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
 def induction(
     rng: random.Random, length: int = 64, min_period: int = 12, max_period: int = 32, vocab_size: int = 64
 ) -> list[str]:
-    """7 3 9 « 7 3 9 7 3 » .   A random block over and over, of a period that is drawn anew each time.
+    """7 3 9 7 « 3 9 7 3 » .   A block of different random tokens over and over, of a period that is drawn anew each time.
 
-    With one fixed period a head that looks back a fixed distance does the task, and nothing is induced.
+    With one fixed period a head that looks back a fixed distance does the task, and nothing is induced. The first token of
+    the second copy is not scored: nobody can know that the block has ended.
     """
-    if max_period >= length:
-        raise ValueError(f"max_period={max_period} must be under length={length}, or nothing is repeated")
+    if max_period >= length or max_period > vocab_size:
+        raise ValueError(f"{max_period=} must be under {length=}, to be repeated, and at most {vocab_size=}")
     period = rng.randint(min_period, max_period)
-    block = [str(rng.randrange(vocab_size)) for _ in range(period)]
+    block = [str(token) for token in rng.sample(range(vocab_size), period)]
     copies = (block * (length // period + 1))[period:length]
-    return [*block, "«", *copies, "»", "."]
+    return [*block, copies[0], "«", *copies[1:], "»", "."]
 
 
 def one_of_the_values(n_pairs: int = 4, **_: Any) -> float:

@@ -79,11 +79,12 @@ def test_induction_repeats_with_a_varying_period_and_scores_the_later_copies():
     periods = set()
     for sample in draw_many("induction"):
         tokens, scored, end_scored = read_marks(sample)
-        period = scored.index(True)
+        period = scored.index(True) - 1  # the block's end comes as a surprise
         periods.add(period)
         assert len(tokens) == 65
         assert all(tokens[i] == tokens[i - period] for i in range(period, 64))
-        assert scored == [False] * period + [True] * (64 - period) + [False]
+        assert len(set(tokens[:period])) == period, "so that one token tells the next"
+        assert scored == [False] * (period + 1) + [True] * (63 - period) + [False]
         assert not end_scored
     assert periods == set(range(12, 33))
     with pytest.raises(ValueError, match="max_period=32 must be under length=30"):
