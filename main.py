@@ -98,8 +98,11 @@ def main(arguments: list[str] | None = None) -> int:
     log_to_console()
     try:
         return run_grid(args)
-    except (GridError, OSError) as error:  # an OSError here is an output folder that cannot be written
+    except GridError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"cannot write outputs (see --out): {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
@@ -108,11 +111,16 @@ def main(arguments: list[str] | None = None) -> int:
 def run_grid(args: argparse.Namespace) -> int:
     """Check the whole grid, then train it."""
     files = config_files(args.config, CONFIGS)
-    from train import sweep  # brings torch along, so only now that there is something to do
+    from train import check, sweep  # brings torch along, so only now that there is something to do
 
+    runs = read_grid(
+        files,
+        grid_options(args),
+        each=partial(run_all, ablate=args.ablate),
+        problems=check.problems,
+        known=sweep.gpu_problems(args.gpu_id),
+    )
     call = sweep.make_call(args, wandb_username)
-    each = partial(run_all, ablate=args.ablate)
-    runs = read_grid(files, grid_options(args), each=each, problems=sweep.problems)
     plans = sweep.prepare(runs, call)
     if args.dry_run:
         log.info(sweep.plan_table(plans))

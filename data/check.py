@@ -3,11 +3,13 @@
 import difflib
 import inspect
 import random
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import Any
 
-from data.corpora import corpus_names, read_corpus
+from data.corpora import corpus_names, data_folder_fault, read_corpus
 from data.data_params import DataParams
-from data.samples import check_fits, sizes
+from data.samples import check_fits, check_split, sizes
 from data.syntheticdata import Task, read_marks, tasks
 from data.text import too_few_documents
 from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
@@ -15,27 +17,33 @@ from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
 TRIED_SAMPLES = 100
 
 
-def check_data(data_params: DataParams, tokenizer_spec: TokenizerSpec, max_seq_len: int) -> None:
-    """Raises a ValueError if the task, the text or the tokenizer cannot be had; writes nothing of ours."""
-    name = data_params.dataset_name
+def data_problems(data_params: DataParams, tokenizer_spec: TokenizerSpec, max_seq_len: int) -> Iterator[str]:
+    """A sentence for each reason why the task, the text or the tokenizer cannot be had; writes nothing of ours."""
+    name, args = data_params.dataset_name, data_params.task_args
     if name in tasks:
         if tokenizer_spec.source != "char":
-            raise ValueError(
+            yield (
                 f"tokenizer_source_name={tokenizer_spec.source!r} is for text: "
                 f"dataset_name={name!r} is a synthetic task, which takes 'char'"
             )
-        check_task(tasks[name], data_params, max_seq_len)
-    elif name in corpus_names():
-        if data_params.task_args:
-            raise ValueError(
-                f"task_args={data_params.task_args} is for synthetic tasks, but dataset_name={name!r} is text"
-            )
-        check_spec(tokenizer_spec)
-        check_corpus(data_params)
+        yield from task_problems(tasks[name], data_params, max_seq_len)
+        return
+    yield from problem_of(check_spec, tokenizer_spec)
+    if name in corpus_names():
+        if args:
+            yield f"task_args={args} is for synthetic tasks, but dataset_name={name!r} is text"
+        yield from problem_of(check_corpus, data_params)
     else:
-        raise ValueError(
-            f"dataset_name={name!r} is neither a task nor a text; {known(name, [*tasks, *corpus_names()])}"
-        )
+        there_is = known(name, [*tasks, *corpus_names()])
+        yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}"
+
+
+def problem_of(check: Callable[..., Any], *args: Any) -> Iterator[str]:
+    """The sentence of the ValueError that `check` raises, if it does."""
+    try:
+        check(*args)
+    except ValueError as error:
+        yield str(error)
 
 
 def known(name: str, names: list[str]) -> str:
@@ -56,41 +64,54 @@ def check_corpus(data_params: DataParams) -> None:
         raise too_few_documents(n, data_params)
 
 
-def check_task(task: Task, data_params: DataParams, max_seq_len: int) -> None:
-    """Looks at the arguments, and draws a few samples."""
-    check_task_args(task, data_params)
+def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iterator[str]:
+    """Looks at the arguments, draws some samples, and tries to split them."""
     args = data_params.task_args
-    try:
-        rows = list(task.rows(**args)) if task.rows else None
-        samples = [task.draw(random.Random(i), **args) for i in range(TRIED_SAMPLES)]
-    except Exception as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        raise ValueError(
-            f"task_args={args} does not work with dataset_name={task.name!r}: {kind}{error}"
-        ) from None
-    tokens = {token for sample in samples if isinstance(sample, list) for token in sample}
-    if wrong := sorted(token for token in tokens if token.split() != [token] or token in OWN_SPECIALS):
-        raise ValueError(
-            f"dataset_name={task.name!r} has the token {wrong[0]!r}: tokens are words without spaces, and none of {OWN_SPECIALS}"
-        )
-    check_fits(max(len(read_marks(sample).tokens) for sample in rows or samples), data_params, max_seq_len)
-    sizes(data_params, len(rows) if rows else None)
+    wrong = list(args_problems(task, data_params))
+    if not wrong:
+        try:
+            draws = (task.draw(random.Random(i), **args) for i in range(TRIED_SAMPLES))
+            tokens = [read_marks(sample).tokens for sample in (task.rows(**args) if task.rows else draws)]
+            check_tokens({token for sample in tokens for token in sample})
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            wrong = [f"task_args={args} does not work with dataset_name={task.name!r}: {kind}{error}"]
+    if wrong:
+        yield from wrong
+        yield from problem_of(sizes, data_params, None)
+    else:
+        yield from problem_of(check_fits, max(map(len, tokens), default=0), data_params, max_seq_len)
+        yield from problem_of(check_split, task, data_params)
 
 
-def check_task_args(task: Task, data_params: DataParams) -> None:
-    """Each argument must be one of the task's function, of the type of its default."""
+def check_tokens(tokens: Iterable[object]) -> None:
+    for token in tokens:
+        if not isinstance(token, str) or token.split() != [token] or token in OWN_SPECIALS:
+            raise ValueError(
+                f"{token!r} is no token: tokens are words without spaces, and none of {OWN_SPECIALS}"
+            )
+
+
+def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
+    """Arguments that the task's function does not have, has no default for, or has of another type."""
     _, *parameters = inspect.signature(task.draw).parameters.values()
-    defaults = {parameter.name: parameter.default for parameter in parameters}
-    for key, value in data_params.task_args.items():
-        problem = None
-        if key not in defaults:
-            problem = f"has no {key!r}; {known(key, list(defaults))}"
-        elif not same_type(value, defaults[key]):
-            problem = f"takes {type(defaults[key]).__name__} for {key!r}, not {value!r}"
-        if problem:
-            raise ValueError(f"task_args={data_params.task_args}: dataset_name={task.name!r} {problem}")
+    wanted = {parameter.name: parameter for parameter in parameters}
+    args, empty = data_params.task_args, inspect.Parameter.empty
+    problems = [f"has no {key!r}; {known(key, list(wanted))}" for key in args if key not in wanted]
+    for name, parameter in wanted.items():
+        default = parameter.default
+        kind = parameter.annotation if default is empty else type(default)
+        if name not in args:
+            if default is empty:
+                problems.append(f"needs a value for {name!r}")
+        elif not fits(args[name], kind):
+            problems.append(f"takes {kind.__name__} for {name!r}, not {args[name]!r}")
+    for problem in problems:
+        yield f"task_args={args}: dataset_name={task.name!r} {problem}"
 
 
-def same_type(value: object, default: object) -> bool:
-    """A whole number will do for a float, True for neither."""
-    return type(value) is type(default) or (type(default) is float and type(value) is int) or default is None
+def fits(value: object, kind: object) -> bool:
+    """A whole number will do for a float, True for neither; kinds that are not as simple are not looked at."""
+    return (
+        type(value) is kind or kind not in (bool, int, float, str) or (kind is float and type(value) is int)
+    )

@@ -170,13 +170,26 @@ def lambada() -> Hub:
     return Hub("EleutherAI/lambada_openai", "default")
 
 
+def data_path_note() -> Path:
+    return REPOSITORY.parent.parent / "data-path.txt"
+
+
 def data_folder() -> Path | None:
     """The user's: named in ../../data-path.txt relative to main.py, else by WHATIF_DATA."""
-    note = REPOSITORY.parent.parent / "data-path.txt"
+    note = data_path_note()
     if note.is_file():
-        return note.parent / Path(note.read_text(encoding="utf-8").strip()).expanduser()
-    named = os.environ.get("WHATIF_DATA")
+        named = note.read_text(encoding="utf-8").strip()
+        return note.parent / Path(named).expanduser() if named else None
+    named = os.environ.get("WHATIF_DATA", "")
     return Path(named).expanduser() if named else None
+
+
+def data_folder_fault() -> str:
+    """The end of a sentence about what was not found: why there may be no data folder to find it in."""
+    note, folder = data_path_note(), data_folder()
+    if note.is_file() and folder is None:
+        return f", and {note} is empty"
+    return "" if folder is None or folder.is_dir() else f", and the data folder {folder} does not exist"
 
 
 def folder_names(root: Path | None) -> list[str]:
@@ -196,7 +209,7 @@ def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
     if dataset_name not in corpora:
         if folder is None or not (folder / "data.txt").is_file():
             raise ValueError(
-                f"dataset_name={dataset_name!r} is no corpus; there are: {', '.join(corpus_names())}"
+                f"dataset_name={dataset_name!r} is no corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
             )
         return Files([folder / "data.txt"], per_line=True)
     source = corpora[dataset_name]()

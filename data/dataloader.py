@@ -10,22 +10,25 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data.batch import Row, mycollate, parts
-from data.check import check_data
+from data.check import args_problems
 from data.data_params import DataParams
 from data.samples import Prompt, TaskData, TaskRows
 from data.syntheticdata import tasks
 from data.text import TextData, TextRows
 from data.tokenizer import Tokenizer, TokenizerSpec
 
-__all__ = ["DataParams", "LMDataModule", "TokenizerSpec", "check_data", "get_data", "mycollate"]
+__all__ = ["DataParams", "LMDataModule", "TokenizerSpec", "get_data", "mycollate"]
 
 
 def get_data(
     data_params: DataParams, tokenizer_spec: TokenizerSpec, cache: Path, tokenizer: Tokenizer | None = None
 ) -> TaskData | TextData:
     """The splits of a task or a corpus, and their tokenizer: the one given, or one made by the spec."""
-    if data_params.dataset_name in tasks:
-        return TaskData(tasks[data_params.dataset_name], data_params, cache, tokenizer)
+    task = tasks.get(data_params.dataset_name)
+    if task is not None:
+        for problem in args_problems(task, data_params):  # of a saved run, say, whose task has changed
+            raise ValueError(problem)
+        return TaskData(task, data_params, cache, tokenizer)
     return TextData(data_params, tokenizer_spec, cache, tokenizer)
 
 
@@ -49,14 +52,25 @@ class LMDataModule:
         self.max_seq_len = max_seq_len
         self.data_workers = data_workers
         self.task = tasks.get(data_params.dataset_name)
-        self.data = get_data(data_params, tokenizer_spec, Path(cache), tokenizer)
-        self.tokenizer = self.data.tokenizer
-        self.chance = self.data.chance
-        self.val_bytes = self.data.val_bytes
-        self.datasets = {split: self.data.rows(split, max_seq_len) for split in ("train", "val")}
+        self.get_data = functools.partial(get_data, data_params, tokenizer_spec, Path(cache), tokenizer)
+        self.datasets: dict[str, TaskRows | TextRows] = {}
+        self.tokenizer = tokenizer or self.data.tokenizer
+
+    @functools.cached_property
+    def data(self) -> TaskData | TextData:
+        """Made on first use: a saved run brings its tokenizer, so it opens at once, and also where its text is gone."""
+        return self.get_data()
+
+    @property
+    def chance(self) -> float:
+        return self.data.chance
+
+    @property
+    def val_bytes(self) -> int | None:
+        return self.data.val_bytes
 
     def rows(self, split: str) -> TaskRows | TextRows:
-        """The rows of a split, a torch Dataset. Test rows are not made before they are asked for."""
+        """The rows of a split, a torch Dataset."""
         if split not in self.datasets:
             self.datasets[split] = self.data.rows(split, self.max_seq_len)
         return self.datasets[split]

@@ -7,6 +7,7 @@ import uuid
 from array import array
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from data.syntheticdata import Sample, Task, identity, read_marks
 from data.tokenizer import OWN_SPECIALS, Tokenizer, char_tokenizer, word_tokenizer
 
 MOST_DRAWS = 1000  # before a task counts as having too few different samples
+MOST_TRIED = 10_000  # held-out samples to look for before a run starts
 NOTHING_NEW = 1000  # samples in a row without a new token end the search for the vocabulary
 
 
@@ -38,6 +40,10 @@ def sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
     return {"train": n - sum(held_out.values()), **held_out}
 
 
+def described(data_params: DataParams) -> str:
+    return f"dataset_name={data_params.dataset_name!r} with task_args={data_params.task_args}"
+
+
 class ListedSamples:
     """Of a finite task: every row stands in one split."""
 
@@ -54,12 +60,15 @@ class ListedSamples:
 class DrawnSamples:
     """Sample i of a split is drawn from (data_seed, split, i) alone; those held out are all different, and never trained on."""
 
-    def __init__(self, task: Task, data_params: DataParams, cache: Path) -> None:
+    def __init__(self, task: Task, data_params: DataParams) -> None:
         self.task = task
         self.data_params = data_params
         self.rng = random.Random()
         self.sizes = sizes(data_params, None)
-        folder = cached(cache, "heldout", task_key(task, data_params), self.hold_out)
+
+    def load(self, cache: Path) -> None:
+        """What is held out, found now or earlier; no sample can be asked for before that."""
+        folder = cached(cache, "heldout", task_key(self.task, self.data_params), self.hold_out)
         self.hashes = np.load(folder / "hashes.npy")
         self.attempts = {split: np.load(folder / f"{split}.npy") for split in ("val", "test")}
 
@@ -74,6 +83,14 @@ class DrawnSamples:
             attempts = array("H", (self.first_new(split, i, seen) for i in range(self.sizes[split])))
             np.save(folder / f"{split}.npy", np.array(attempts, np.uint16))
         np.save(folder / "hashes.npy", np.array(sorted(seen), np.uint64))
+
+    def check(self, n_held_out: int) -> None:
+        """ValueError if there are too few different samples for the first so many held out and one to train on."""
+        seen: set[int] = set()
+        held_out = ((split, i) for split in ("val", "test") for i in range(self.sizes[split]))
+        for split, i in islice(held_out, n_held_out):
+            self.first_new(split, i, seen)
+        self.first_new("train", 0, seen)
 
     def first_new(self, split: str, i: int, seen: set[int]) -> int:
         for attempt in range(MOST_DRAWS):
@@ -98,9 +115,22 @@ class DrawnSamples:
     def too_few_samples(self) -> ValueError:
         d, n_held_out = self.data_params, self.sizes["val"] + self.sizes["test"]
         return ValueError(
-            f"dataset_name={d.dataset_name!r} with task_args={d.task_args} has too few different samples: "
-            f"n_samples={d.n_samples} with val_pct={d.val_pct} and test_pct={d.test_pct} holds out {n_held_out}"
+            f"{described(d)} has too few different samples: n_samples={d.n_samples} with val_pct={d.val_pct} "
+            f"and test_pct={d.test_pct} holds out {n_held_out}"
         )
+
+
+def samples_of(task: Task, data_params: DataParams) -> ListedSamples | DrawnSamples:
+    if task.rows:
+        return ListedSamples(task.rows(**data_params.task_args), data_params)
+    return DrawnSamples(task, data_params)
+
+
+def check_split(task: Task, data_params: DataParams) -> None:
+    """ValueError if the task's samples are too few to be split, as far as that shows without long drawing."""
+    samples = samples_of(task, data_params)
+    if isinstance(samples, DrawnSamples):
+        samples.check(MOST_TRIED)
 
 
 def short_hash(sample: Sample) -> int:
@@ -142,16 +172,13 @@ class TaskData:
         self, task: Task, data_params: DataParams, cache: Path, tokenizer: Tokenizer | None = None
     ) -> None:
         self.data_params = data_params
-        args = data_params.task_args
-        self.samples: ListedSamples | DrawnSamples = (
-            ListedSamples(task.rows(**args), data_params)
-            if task.rows
-            else DrawnSamples(task, data_params, cache)
-        )
+        self.samples = samples_of(task, data_params)
+        if isinstance(self.samples, DrawnSamples):
+            self.samples.load(cache)
         folder = cached(cache, "vocabulary", task_key(task, data_params), self.explore)
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         self.longest: int = facts["longest"]
-        self.chance: float = task.chance(**args) if task.chance else facts["chance"]
+        self.chance: float = task.chance(**data_params.task_args) if task.chance else facts["chance"]
         self.tokenizer = tokenizer or Tokenizer.load(folder)
 
     def explore(self, folder: Path) -> None:
@@ -184,7 +211,13 @@ class TaskData:
         """One sample as a row: bos, its tokens, eos."""
         tokens, scored, end_scored = read_marks(self.samples.sample(split, i))
         t = self.tokenizer
-        return Row([t.bos, *t.ids_of(tokens), t.eos], [False, *scored, end_scored])
+        ids = t.ids_of(tokens)
+        if t.unk in ids:
+            raise ValueError(
+                f"{described(self.data_params)} has the token {tokens[ids.index(t.unk)]!r}, too rare to be in the vocabulary: "
+                "let the task draw it more often, or not at all"
+            )
+        return Row([t.bos, *ids, t.eos], [False, *scored, end_scored])
 
     def prompts(self, n: int) -> list[Prompt]:
         """What stands before the first scored token in the first `n` validation samples."""
@@ -212,9 +245,12 @@ class TaskRows(Dataset):
         first = range(len(self))[i] * self.per_row
         for j in range(first, min(first + self.per_row, self.n_samples)):
             ids, scored = self.data.marked_row(self.split, j)
+            check_fits(len(ids) - 2, self.data.data_params, self.room - 1)
             if len(row.ids) + len(ids) > self.room:  # longer than any that was seen at the start
-                check_fits(len(ids) - 2, self.data.data_params, self.room - 1)
-                break
+                raise ValueError(
+                    f"packed=True needs all samples of up to {self.data.longest} tokens, the longest found at the start, but "
+                    f"{described(self.data.data_params)} has one of {len(ids) - 2}: take packed=False"
+                )
             row = Row([*row.ids, *ids], [*row.scored, *scored])
         return row
 
@@ -226,6 +262,6 @@ def check_fits(n_tokens: int, data_params: DataParams, max_seq_len: int) -> None
     """ValueError if a sample of so many tokens, with bos and without eos, is longer than the model's input."""
     if n_tokens + 1 > max_seq_len:
         raise ValueError(
-            f"max_seq_len={max_seq_len} is too small: dataset_name={data_params.dataset_name!r} with "
-            f"task_args={data_params.task_args} has samples of {n_tokens} tokens, so at least {n_tokens + 1} are needed"
+            f"max_seq_len={max_seq_len} is too small: {described(data_params)} has samples of {n_tokens} tokens, "
+            f"so at least {n_tokens + 1} are needed"
         )

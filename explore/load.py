@@ -9,17 +9,16 @@ import pandas as pd
 from data.dataloader import LMDataModule
 from model.lm import LM
 from train.build import make_data
-from train.grid import did_you_mean
-from train.params import SECTION_OF
+from train.params import SECTION_OF, did_you_mean
 from train.saver import PARTIAL, load, output_root, read_about, read_params, run_folders
 from train.stats import Stat
 
 
 class Results(NamedTuple):
-    """An opened run. The dataset is None where its text cannot be had any more."""
+    """An opened run. The dataset is made on first use, a ValueError where its text or its task cannot be had any more."""
 
     lm: LM
-    dataset: LMDataModule | None
+    dataset: LMDataModule
     train_stats: dict[str, list[Stat]]
     params: dict[str, Any]  # "data", "train" and "model"
 
@@ -30,10 +29,14 @@ def get_model_by_timestamp(timestamp: str, out: str | None = None) -> Results:
 
 
 def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
-    """Every complete run that fits `filters` (see `runs`), opened, by timestamp."""
-    root, table = output_root(out), runs(out, **filters)
-    complete = table[table.status == "complete"]
-    return {str(timestamp): open_run(Path(folder), root) for timestamp, folder in complete.folder.items()}
+    """Every complete run that fits `filters` (see `runs`), opened, by timestamp; what cannot be opened is named and left out."""
+    root, table, opened = output_root(out), runs(out, **filters), {}
+    for timestamp, folder in table[table.status == "complete"].folder.items():
+        try:
+            opened[str(timestamp)] = open_run(Path(folder), root)
+        except ValueError as error:
+            print(f"{timestamp} is left out: {error}")
+    return opened
 
 
 def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
@@ -93,9 +96,5 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
 
 def open_run(folder: Path, root: Path) -> Results:
     lm, tokenizer, params, train_stats, _ = load(folder)
-    try:
-        dataset = make_data(params.data, params.model, root / "cache", tokenizer=tokenizer)
-    except ValueError as error:
-        print(f"{folder.name}: opened without its dataset, which cannot be had: {error}")
-        dataset = None
+    dataset = make_data(params.data, params.model, root / "cache", tokenizer=tokenizer)
     return Results(lm, dataset, train_stats, params._asdict())

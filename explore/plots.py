@@ -21,7 +21,7 @@ from torch import Tensor
 from explore.load import find_run
 from model.inputs import Input, ids_of
 from model.lm import LM
-from train.grid import did_you_mean
+from train.params import did_you_mean
 from train.saver import output_root
 from train.stats import Stat, Stats
 

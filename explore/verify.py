@@ -22,8 +22,6 @@ def verify_stable_load(timestamp: str, out: str | None = None) -> None:
     """
     folder = find_run(timestamp, out)
     lm, dataset, _, params = open_run(folder, output_root(out))
-    if dataset is None:
-        raise ValueError(f"{timestamp} cannot be verified without its dataset")
     check_val_loss(lm, dataset, params["train"], read_about(folder)["summary"].get("val_loss"))
     batch = next(iter(dataset.val_dataloader(params["train"].batch_size)))
     x_BT = batch["x_indices"][:, :-1]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from model.check import check_model
+from model.check import model_problems
 from model.context import Context
 from model.embeddings import Embedding
 from model.init import readout
@@ -35,7 +35,8 @@ class LM(nn.Module):
 
     def __init__(self, model_params: ModelParams, tokenizer: Tokenizer, dropout: float = 0.0) -> None:
         super().__init__()
-        check_model(model_params)
+        for problem in model_problems(model_params):
+            raise ValueError(problem)
         self.model_params = model_params
         self.tokenizer = tokenizer
         self.n_tokens = tokenizer.n_tokens
@@ -123,6 +124,11 @@ class LM(nn.Module):
                 "pref=[] gives the model nothing to continue: begin with the tokenizer's bos, as pref='' does"
             )
         max_new_tokens = min(max_seq_len, self.model_params.max_seq_len) - len(prefix)
+        if max_new_tokens < 1:
+            raise ValueError(
+                f"pref of {len(prefix)} tokens leaves nothing to sample: max_seq_len={max_seq_len!r}, "
+                f"and the model's own is {self.model_params.max_seq_len!r}"
+            )
         [ids] = generate(
             self,
             [prefix],

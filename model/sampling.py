@@ -47,9 +47,14 @@ def check_sampling(temperature: float, top_k: int | None, nucleus: float | None)
 def next_token_probs(
     logits_BV: Tensor, temperature: float = 1.0, top_k: int | None = None, nucleus: float | None = None
 ) -> Tensor:
-    """The distribution that the next token is drawn from, [B, V] in float64; at temperature 0 all on the argmax."""
+    """The distribution that the next token is drawn from, [B, V] in float64 on the CPU; at temperature 0 all on the argmax.
+
+    Of a model whose logits are no numbers any more, token 0.
+    """
     check_sampling(temperature, top_k, nucleus)
-    logits_BV = logits_BV.double()
+    logits_BV = logits_BV.cpu().double()  # some accelerators know no float64
+    if logits_BV.isnan().any():
+        logits_BV, temperature = torch.zeros_like(logits_BV), 0
     if temperature == 0:
         return nn.functional.one_hot(logits_BV.argmax(dim=-1), logits_BV.shape[-1]).double()
     # The largest logit becomes 0 first, so that no temperature, however small, overflows.

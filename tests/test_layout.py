@@ -75,7 +75,7 @@ def test_a_field_stands_on_one_line_with_its_comment(file):
         if isinstance(node, ast.AnnAssign):
             assert node.lineno == node.end_lineno
             name = lines[node.lineno - 1].split(":")[0].strip()
-            obvious = {"n_layers", "epochs", "dropout", "devices"}
+            obvious = {"n_layers", "epochs", "dropout", "devices", "precision"}
             assert "  # " in lines[node.lineno - 1] or name in obvious, name
 
 

@@ -36,10 +36,10 @@ def make_data(
 def count_steps(train: TrainParams, n_rows: int) -> int:
     """Optimiser steps of a run over `n_rows` training rows an epoch."""
     rows_per_step = train.batch_size * train.accumulate_grad_batches
-    n_steps = train.epochs * math.ceil(n_rows / rows_per_step)
-    if train.early_stop_nsamples is None:
-        return n_steps
-    return min(n_steps, math.ceil(train.early_stop_nsamples / rows_per_step))
+    steps_per_epoch = math.ceil(n_rows / rows_per_step)  # the last may be a small one
+    epochs, rest = divmod(train.early_stop_nsamples or train.epochs * n_rows, n_rows)
+    n_steps = epochs * steps_per_epoch + math.ceil(rest / rows_per_step)
+    return min(n_steps, train.epochs * steps_per_epoch)
 
 
 def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
@@ -48,6 +48,11 @@ def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]
     try:
         with torch.device("meta"):
             lm = LM(model, tokenizer)
-    except (NotImplementedError, RuntimeError):  # an edit that computes with numbers while the model is built
-        lm = LM(model, tokenizer)
+    except (NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"dim={model.dim} and n_layers={model.n_layers} cannot be built: {reason}"
+            ) from error
+        lm = LM(model, tokenizer)  # an edit that computes with numbers while the model is built
     return {name: parameter.shape for name, parameter in lm.named_parameters()}

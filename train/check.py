@@ -5,52 +5,61 @@ from collections.abc import Iterator
 
 import torch
 
-from data.check import check_data
-from model.check import check_model
+from data.check import data_problems
+from model.check import model_problems
 from model.model_params import ModelParams
 from train.build import parameter_shapes, tokenizer_spec
-from train.grid import Place, Run, did_you_mean
+from train.grid import Place, Run
 from train.optimizers import frozen_names, optimizers
+from train.params import did_you_mean
+from train.run import lightning_trainer
 from train.schedules import schedules
 from train.train_params import TrainParams
 
 
 def problems(runs: list[Run]) -> Iterator[tuple[str, dict[str, Place]]]:
-    """What the parts of whatif have against these params, before anything is built: (message, places of its fields)."""
+    """What is wrong with the params of these runs, before anything is built: (message, places of the settings)."""
     seen = set()
     for run in runs:
         data, train, model = run.params
         checks = (
-            (check_model, model),
-            (check_data, data, tokenizer_spec(model), model.max_seq_len),
-            (check_train, train, model),
+            (model_problems, model),
+            (data_problems, data, tokenizer_spec(model), model.max_seq_len),
+            (train_problems, train, model),
         )
         for check, *arguments in checks:
             if (key := repr((check, arguments))) not in seen:
                 seen.add(key)
-                try:
-                    check(*arguments)
-                except ValueError as error:
-                    yield str(error), run.places
+                yield from ((message, run.places) for message in check(*arguments))
 
 
-def check_train(train: TrainParams, model: ModelParams) -> None:
-    """ValueError for what this machine or this model cannot do."""
+def train_problems(train: TrainParams, model: ModelParams) -> Iterator[str]:
+    """What this machine or this model cannot do."""
     if train.lr_schedule not in schedules:
-        raise ValueError(
-            f"lr_schedule={train.lr_schedule!r} is not registered; {did_you_mean(train.lr_schedule, schedules)}"
-        )
+        hint = did_you_mean(train.lr_schedule, schedules)
+        yield f"lr_schedule={train.lr_schedule!r} is not registered; {hint}"
     if train.optimizer not in optimizers:
-        raise ValueError(
-            f"optimizer={train.optimizer!r} is not registered; {did_you_mean(train.optimizer, optimizers)}"
-        )
+        yield f"optimizer={train.optimizer!r} is not registered; {did_you_mean(train.optimizer, optimizers)}"
     if train.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        raise ValueError(
-            "compile=True needs a C++ compiler (g++ or clang++), and none is on this machine's path"
-        )
+        yield "compile=True needs a C++ compiler (g++ or clang++), and none is on this machine's path"
+    yield from hardware_problems(train)
+    if not any(model_problems(model)):
+        try:
+            frozen_names(parameter_shapes(model, n_tokens=2), train.freeze)
+        except ValueError as error:
+            yield str(error)
+
+
+def hardware_problems(train: TrainParams) -> Iterator[str]:
+    """What Lightning has against these params on this machine."""
     if train.precision == "16-mixed" and not torch.cuda.is_available():
-        raise ValueError("precision='16-mixed' needs a GPU; on a CPU use '32-true' or 'bf16-mixed'")
+        yield "precision='16-mixed' needs a GPU; on a CPU use '32-true' or 'bf16-mixed'"
+        return
     if torch.cuda.is_available() and train.devices > torch.cuda.device_count():
-        raise ValueError(f"devices={train.devices}, but this machine has {torch.cuda.device_count()} GPUs")
-    if train.freeze:
-        frozen_names(parameter_shapes(model, n_tokens=2), train.freeze)
+        yield f"devices={train.devices}, but this machine has {torch.cuda.device_count()} GPUs"
+        return
+    try:
+        lightning_trainer(train, 1, gpu_id=None)
+    except Exception as error:  # of many kinds
+        reason = str(error).partition("\n")[0]
+        yield f"strategy={train.strategy!r} with devices={train.devices} cannot be had: {reason}"

@@ -17,14 +17,14 @@ SAMPLE_LENGTH = 100  # tokens
 
 
 class Evaluation:
-    """Adds up losses and right answers batch by batch, on the device; `result` reads them."""
+    """Adds up losses and right answers batch by batch without waiting for the device; `result` reads them."""
 
     def __init__(self, lm: LM, data: LMDataModule) -> None:
         self.lm = lm
         self.data = data
-        self.loss_sums: dict[str, Tensor | float] = defaultdict(float)
-        self.n_right: Tensor | int = 0
-        self.n_scored = 0
+        self.losses: dict[str, list[Tensor]] = defaultdict(list)  # of each batch, left on the device
+        self.n_right: list[Tensor] = []
+        self.n_scored: list[int] = []
         self.prompts = data.prompts(CHECKED_ANSWERS) if data.task is not None else []
 
     @torch.no_grad()
@@ -32,19 +32,21 @@ class Evaluation:
         xyz = self.lm.get_batch_xyz(batch)
         losses, _ = self.lm.get_losses(batch, train_params, xyz=xyz)
         for name, loss in losses.items():
-            self.loss_sums[name] += (
-                loss.detach().double() * batch["n_scored"]
-            )  # weighted by tokens, not by batch
-        self.n_right += (xyz.z.argmax(dim=-1) == xyz.y).sum()
-        self.n_scored += batch["n_scored"]
+            self.losses[name].append(loss.detach())
+        self.n_right.append((xyz.z.argmax(dim=-1) == xyz.y).sum())
+        self.n_scored.append(batch["n_scored"])
 
     def result(self) -> dict[str, float]:
         """Mean losses and accuracy over scored positions; bits per byte for text; exact match for tasks that can check."""
-        means = {f"val_loss:{name}": float(total) / self.n_scored for name, total in self.loss_sums.items()}
-        means["val_accuracy"] = float(self.n_right) / self.n_scored
+        n_scored = torch.tensor(
+            self.n_scored, dtype=torch.float64
+        )  # losses are weighted by tokens, not by batch
+        sums = {name: float(torch.stack(of).cpu().double() @ n_scored) for name, of in self.losses.items()}
+        total = float(n_scored.sum())
+        means = {f"val_loss:{name}": loss / total for name, loss in sums.items()}
+        means["val_accuracy"] = int(torch.stack(self.n_right).sum()) / total
         if self.data.val_bytes:
-            bits = float(self.loss_sums["main"]) / math.log(2)
-            means["val_bits_per_byte"] = bits / self.data.val_bytes
+            means["val_bits_per_byte"] = sums["main"] / math.log(2) / self.data.val_bytes
         if self.data.task is not None and self.data.task.check is not None:
             means["val_exact_match"] = self.exact_match(self.data.task.check)
         return means
@@ -62,11 +64,11 @@ class Evaluation:
         return sum(right) / len(right)
 
     def sample(self) -> str:
-        """What the model says: to a validation prompt of its task, or freely."""
+        """What the model says: the likeliest answer to a validation prompt of its task, or 100 tokens of its own."""
         if self.prompts:
             ids, _, answer_length = self.prompts[0]
             [row] = generate(self.lm, [ids], answer_length, temperature=0)
         else:
-            dice = torch.Generator(self.lm.device).manual_seed(0)  # its own, so that training does not notice
+            dice = torch.Generator().manual_seed(0)  # its own, so that training does not notice
             [row] = generate(self.lm, [[self.lm.tokenizer.bos]], SAMPLE_LENGTH, generator=dice)
         return self.lm.tokenizer.decode(row)

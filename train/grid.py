@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from train.params import SECTION_OF, SECTIONS, Params
+from train.params import SECTION_OF, SECTIONS, Params, did_you_mean
 
 MOST_ERRORS = 20  # shown at once
 # Where a header or `key = ...` begins; True, False or None alone on a line is the end of a list.
@@ -52,19 +52,15 @@ class GridError(ValueError):
         super().__init__("\n".join(self.errors[:MOST_ERRORS] + [f"... and {hidden} more"] * (hidden > 0)))
 
 
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """What to add to "there is no `word`": the nearest allowed names, or all of them."""
-    close = difflib.get_close_matches(word, allowed := sorted(allowed), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(allowed)}"
-
-
 def config_files(name: str, folder: Path) -> list[Path]:
     """`name`.txt and every `name`-*.txt of `folder`, sorted."""
     stems = sorted(path.stem for path in folder.glob("*.txt"))
     chosen = [stem for stem in stems if stem == name or stem.startswith(f"{name}-")]
     if not chosen:
         names = {part for stem in stems for part in (stem, stem.split("-")[0])}
-        raise GridError([f"--config={name}: no such config in {folder}; {did_you_mean(name, names)}"])
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        raise GridError([f"--config={name}: no such config in {folder}{hint}? There are: {', '.join(stems)}"])
     return [folder / f"{stem}.txt" for stem in chosen]
 
 
@@ -73,45 +69,56 @@ def read_grid(
     options: Mapping[str, str] | None = None,
     each: Callable[[Params], list[Params]] = lambda params: [params],
     problems: Callable[[list[Run]], Iterable[tuple[str, dict[str, Place]]]] = lambda runs: (),
+    known: Iterable[str] = (),
 ) -> list[Run]:
-    """The runs of all `files`; raises GridError with all mistakes at once.
+    """The runs of all `files`; raises GridError with all mistakes at once, those `known` before among them.
 
-    `options` are set in each file, {as typed: "key=value"}; `each` makes the runs of one grid point; `problems` finds what the text alone does not show, as (message, places).
+    `options` are set in each file, {as typed: "key=value"}; `each` makes the runs of one grid point; `problems` finds
+    what the text alone does not show, as (message, places of the settings).
     """
-    errors = Errors()
-    chosen = read_options(options or {}, errors)
-    runs = []
+    on_command_line = Errors()
+    chosen = read_options(options or {}, on_command_line)
+    runs, lines = [], [*known, *on_command_line.lines]
     for file in files:
-        own = read_settings(file.read_text(encoding="utf-8"), f"{file.parent.name}/{file.name}", errors)
-        runs += expand(list((own | chosen).values()), each, errors, file.stem)
-    for message, places in problems(runs):
-        errors.add_located(message, places)
-    if errors.lines:
-        raise GridError(errors.lines)
+        errors = Errors(on_command_line.fields)
+        own = read_settings(file, errors)
+        of_file = expand(list((own | chosen).values()), each, errors, file.stem)
+        for message, places in problems(of_file):
+            errors.add_located(message, places)
+        runs += of_file
+        lines += errors.lines
+    if lines:
+        raise GridError(lines)
     return runs
 
 
 class Errors:
-    """Collects what is wrong, and remembers which fields it has spoken of already."""
+    """What is wrong with one config, and which fields that was about: none is blamed again for what follows from it."""
 
-    def __init__(self) -> None:
+    def __init__(self, fields: Iterable[str] = ()) -> None:
         self.lines: list[str] = []
-        self.fields: set[str] = set()
+        self.fields = set(fields)
 
     def add(self, place: Place, message: str, key: str = "") -> None:
         self.lines.append(f"{place}: {message}")
         self.fields.add(key)
 
     def add_located(self, message: str, places: dict[str, Place]) -> None:
-        """A message names the fields it is about as `field=value`; their places go in front, later fields' faults not repeated."""
+        """A message names the fields it is about as `field=value`; the places of these go in front."""
         named = [name for name in dict.fromkeys(re.findall(r"\b([a-z_]\w*)=", message)) if name in SECTION_OF]
         if not self.fields.intersection(named):
             where = sorted({places[name] for name in named if name in places})
             self.lines.append(f"{' and '.join(map(str, where)) or 'defaults'}: {message}")
 
 
-def read_settings(text: str, source: str, errors: Errors) -> dict[str, Setting]:
-    """The settings of one config text."""
+def read_settings(file: Path, errors: Errors) -> dict[str, Setting]:
+    """The settings of one config."""
+    source = f"{file.parent.name}/{file.name}"
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        errors.add(Place(source, 0), f"not UTF-8 text: {error}")
+        return {}
     section: str | None = None
     settings: dict[str, Setting] = {}
     for line, node in read_statements(text, source, errors):
@@ -187,6 +194,13 @@ def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
         try:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
+            if text[:1] in tuple("[({"):
+                errors.add(
+                    place,
+                    f'{text} is no Python literal; quote it for the shell: --set \'{key}=["a", "b"]\'',
+                    key,
+                )
+                return None
             value = text
         return check_setting(key, value, place, errors)
     return None
@@ -236,6 +250,8 @@ def expand(
         except ValidationError as error:
             for problem in error.errors():
                 errors.add_located(problem["msg"].removeprefix("Value error, "), places)
+        except ValueError as error:
+            errors.add(Place("run_all in main.py", 0), str(error))
     return runs
 
 

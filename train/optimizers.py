@@ -1,5 +1,6 @@
 """Optimisers: which parameters decay, and the registry of update rules."""
 
+import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 
@@ -49,8 +50,9 @@ def frozen_names(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
     for pattern in patterns:
         fitting = {name for name in names if fnmatchcase(name, pattern)}
         if not fitting:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise ValueError(
-                f"freeze={patterns!r}: no parameter is named {pattern!r}; there are: {', '.join(names)}"
+                f"freeze={patterns!r}: of {len(names)} parameters none is named {pattern!r}; there are {', '.join(near)} ..."
             )
         frozen |= fitting
     if len(frozen) == len(names):

@@ -1,5 +1,7 @@
 """Params: the three dataclasses that say everything about a run. Imports nothing heavy."""
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -11,6 +13,12 @@ SECTIONS = {cls.__name__: cls for cls in (DataParams, TrainParams, ModelParams)}
 SECTION_OF = {field.name: name for name, cls in SECTIONS.items() for field in fields(cls)}
 
 
+def did_you_mean(word: str, allowed: Iterable[str]) -> str:
+    """What to add to "there is no `word`": the nearest allowed names, or all of them."""
+    close = difflib.get_close_matches(word, allowed := sorted(allowed), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(allowed)}"
+
+
 class Params(NamedTuple):
     """What a run reads, how it trains, and what it trains."""
 
@@ -20,6 +28,8 @@ class Params(NamedTuple):
 
     def changed(self, **values: Any) -> "Params":
         """A copy with other values for some fields of any of the three, checked like all params."""
+        for name in values.keys() - SECTION_OF.keys():
+            raise ValueError(f"there is no field {name!r}; {did_you_mean(name, SECTION_OF)}")
         own = {name: {k: v for k, v in values.items() if SECTION_OF[k] == name} for name in SECTIONS}
         return Params(
             replace(self.data, **own["DataParams"]),

@@ -47,26 +47,19 @@ class Call(NamedTuple):
 def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
     """Train one run and return its summary; with `call.save` it lies in a run folder afterwards."""
     started = time.perf_counter()
-    tracker = start_tracker(params, namer, call)
-    stats = Stats(tracker)
-    folder = None
-    if call.save:
-        folder = RunFolder.claim(
-            call.out, lambda timestamp: namer.save_folder_name(timestamp, tracker and tracker.name)
-        )
+    tracker, folder = start_tracker(params, namer, call), None
     try:
+        if call.save:
+            wandb_name = None if tracker is None else tracker.name
+            folder = RunFolder.claim(
+                call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name)
+            )
         with threads(params.train.threads), log_to_file(None if folder is None else folder.log_file):
-            lm_trainer = fit(params, stats, call)
+            lm_trainer = fit(params, Stats(tracker), call)
             summary = summarise(lm_trainer, time.perf_counter() - started)
             if folder is not None:
-                save(
-                    folder.path,
-                    params=params,
-                    lm=lm_trainer.model,
-                    stats=stats,
-                    summary=summary,
-                    command=call.command,
-                )
+                lm, stats = lm_trainer.model, lm_trainer.stats
+                save(folder.path, params=params, lm=lm, stats=stats, summary=summary, command=call.command)
                 folder.finish()
                 log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
     finally:
@@ -105,9 +98,7 @@ def fit(params: Params, stats: Stats, call: Call) -> LMTrainer:
     held_out = data.val_dataloader(train.batch_size)
     with stop_on_interrupt(lm_trainer):
         trainer.fit(lm_trainer, batches, held_out)
-        if lm_trainer.best_weights is not None:
-            lm.load_state_dict(lm_trainer.best_weights)
-        if lm_trainer.best_weights is not None or lm_trainer.validated_at != lm_trainer.global_step:
+        if lm_trainer.restore_best() or lm_trainer.validated_at != lm_trainer.global_step:
             trainer.validate(lm_trainer, held_out, verbose=False)
     return lm_trainer
 

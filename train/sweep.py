@@ -1,11 +1,10 @@
 """A grid's runs one after another: the table before, the loop, the table after."""
 
 import argparse
-import math
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -14,32 +13,19 @@ from rich import box
 from rich.table import Table
 
 from data.dataloader import LMDataModule
-from train.build import count_steps, make_data, parameter_shapes
-from train.check import problems
+from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes
 from train.logs import log
 from train.params import Params
+from train.provenance import code_of_this_process
 from train.run import Call, train_run
 from train.saver import output_root
 
-__all__ = [
-    "announce",
-    "exit_code",
-    "make_call",
-    "plan_table",
-    "prepare",
-    "problems",
-    "result_table",
-    "run_plans",
-]
-
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
-    """What the command line says about all runs; GridError for a GPU that is not there."""
-    if args.gpu_id is not None and not 0 <= args.gpu_id < torch.cuda.device_count():
-        raise GridError(
-            [f"--gpu-id={args.gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"]
-        )
+    """What the command line says about all runs."""
+    if args.save:
+        code_of_this_process()  # now: the files may be edited while texts are read and runs train
     return Call(
         out=output_root(args.out),
         save=args.save,
@@ -49,6 +35,11 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
         gpu_id=args.gpu_id,
         command=sys.argv,
     )
+
+
+def gpu_problems(gpu_id: int | None) -> Iterator[str]:
+    if gpu_id is not None and not 0 <= gpu_id < torch.cuda.device_count():
+        yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
 
 
 class Plan(NamedTuple):
@@ -68,15 +59,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     size_of: dict[str, int] = {}
     for params, places, config in runs:
         data, train, model = params
-        key = repr(
-            (
-                data,
-                model.tokenizer_source_name,
-                model.tokenizer_vocab_size,
-                model.tokenizer_crop,
-                model.max_seq_len,
-            )
-        )
+        key = repr((data, tokenizer_spec(model), model.max_seq_len))
         try:
             if key not in data_of:
                 data_of[key] = measure(make_data(data, model, call.cache))
@@ -111,6 +94,10 @@ def announce(plans: list[Plan]) -> None:
     foreign = sorted({m.layer_architecture for m in models if m.layer_architecture.startswith("torch-")})
     if foreign:
         log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
+    for number, plan in enumerate(plans, 1):
+        if plan.params.train.warmup_steps >= plan.n_steps:
+            steps = f"warmup_steps={plan.params.train.warmup_steps} of {plan.n_steps} steps"
+            log.info(f"run {number} ends before its learning rate has risen to lr: {steps}")
 
 
 def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> list[dict[str, Any]]:
@@ -125,6 +112,8 @@ def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call
         started = time.perf_counter()
         try:
             summary = train_run(plan.params, make_namer(plan.params), call)
+        except KeyboardInterrupt:
+            summary = {"stopped": "interrupted", "wall_seconds": time.perf_counter() - started}
         except Exception as error:
             log.error(f"run {number} failed with {settings}:\n{traceback.format_exc()}")
             summary = {
@@ -159,16 +148,19 @@ def plan_table(plans: list[Plan]) -> Table:
 
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "val loss": lambda s: shown(s.get("val_loss"), ".4f"),
-    "bits/byte": lambda s: shown(s.get("bits_per_byte"), ".3f"),
-    "accuracy": lambda s: shown(s.get("val_accuracy"), ".1%"),
+    "val\nloss": lambda s: shown(s.get("val_loss"), ".4f"),
+    "bits/\nbyte": lambda s: shown(s.get("bits_per_byte"), ".3f"),
+    "accu-\nracy": lambda s: shown(s.get("val_accuracy"), ".1%"),
     "chance": lambda s: shown(s.get("chance"), ".1%"),
-    "exact match": lambda s: shown(s.get("val_exact_match"), ".1%"),
-    "parameters": lambda s: shown(s.get("n_params"), ",d"),
-    "tokens/s": lambda s: shown(s.get("tokens_per_second"), ",.0f"),
+    "exact\nmatch": lambda s: shown(s.get("val_exact_match"), ".1%"),
+    "para-\nmeters": lambda s: shown(s.get("n_params"), ",d"),
+    "tokens\n/s": lambda s: shown(s.get("tokens_per_second"), ",.0f"),
     "seconds": lambda s: shown(s.get("wall_seconds"), ".1f"),
-    "ended": lambda s: s["stopped"] + (", best weights" if s.get("weights") == "best" else ""),
+    "ended": lambda s: s["stopped"] + (", best" if s.get("weights") == "best" else ""),
 }
+
+
+NUMBERS = {*COLUMNS} - {"ended"}  # never broken over lines
 
 
 def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
@@ -183,13 +175,13 @@ def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
 
 
 def shown(value: float | None, form: str) -> str:
-    return "-" if value is None or math.isnan(value) else format(value, form)
+    return "-" if value is None else format(value, form)
 
 
 def new_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
+        table.add_column(column, justify="right", overflow="fold", no_wrap=column in NUMBERS)
     return table
 
 

@@ -30,7 +30,7 @@ class TrainParams:
     patience: PositiveInt | None = None  # stop after so many validations without gain; keeps the best weights
     dropout: Fraction = 0.0
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not train, such as "decoder.layers.0.*"
-    random_seed: NonNegativeInt = 0  # initial weights, dropout, order of the batches
+    random_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # initial weights, dropout, order of the batches
     hyperparams_log_freq: PositiveInt = 100  # steps between entries for lr, gradient norms and weight norms
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     compile: bool = False  # torch.compile; needs a C++ compiler

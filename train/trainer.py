@@ -19,6 +19,7 @@ from train.schedules import Schedule
 from train.stats import Stats
 from train.train_params import TrainParams
 
+FINISHED = "finished"
 DRAIN_EVERY = 50  # steps between moments when statistics leave the device
 DIVERGED = 3.0  # a training loss so many times the first one has diverged
 
@@ -38,9 +39,10 @@ class LMTrainer(L.LightningModule):
         self.n_samples = 0  # rows trained on so far
         self.n_tokens = 0  # real tokens among them
         self.train_seconds = 0.0  # without validation
-        self.stopped = "finished"  # or why it ended before its time
-        self.best_loss, self.validations_without_gain = math.inf, 0
+        self.stopped = FINISHED  # or why it ended before its time
+        self.best_loss, self.best_step, self.validations_without_gain = math.inf, 0, 0
         self.best_weights: dict[str, Tensor] | None = None  # with patience
+        self.restored_best = False
         self.validated_at = -1  # the step of the last validation
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
@@ -100,18 +102,19 @@ class LMTrainer(L.LightningModule):
 
     def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
         if batch_idx % DRAIN_EVERY == 0:
-            self.stats.drain()
-            self.stop_if_diverged()
+            self.drain_and_judge()
 
-    def stop_if_diverged(self) -> None:
+    def drain_and_judge(self) -> None:
+        """Let statistics leave the device, and stop if the latest training loss says that training has diverged."""
         losses = self.stats.train_stats["stat/train_loss:main"]
         latest = losses[-1].v
         if not latest < DIVERGED * losses[0].v:  # so that NaN counts
             self.stop(f"diverged: training loss {latest:.4g} at step {losses[-1].s}, first {losses[0].v:.4g}")
 
     def stop(self, why: str) -> None:
-        """End training after this step; the reason stands in the summary."""
-        self.stopped = why
+        """End training after this step; the first reason stands in the summary."""
+        if self.stopped == FINISHED:
+            self.stopped = why
         self.trainer.should_stop = True
 
     def on_validation_start(self) -> None:
@@ -127,24 +130,26 @@ class LMTrainer(L.LightningModule):
         self.evaluation.add(batch, self.train_params)
 
     def on_validation_end(self) -> None:
+        self.drain_and_judge()
         self.result = self.evaluation.result()
+        of_best = "best_" if self.restored_best else ""
         for name, value in self.result.items():
-            self.log_stat(name, value)
+            self.log_stat(of_best + name, value)
         self.stats.drain()
         self.validated_at = self.global_step
-        self.clock = time.perf_counter()
-        numbers = ", ".join(f"{name} {value:.4g}" for name, value in self.result.items())
+        numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in self.result.items())
         log.info(
-            f"step {self.global_step}, {self.n_samples} samples: {numbers}\n  sample: {self.evaluation.sample()!r}"
+            f"{of_best and 'weights of '}step {self.best_step if of_best else self.global_step}: validation {numbers}\n  sample: {self.evaluation.sample()!r}"
         )
         if self.trainer.state.fn == "fit":
             self.judge(self.result["val_loss:main"])
+        self.clock = time.perf_counter()
 
     def judge(self, val_loss: float) -> None:
         """What depends on the course of validation loss: the plateau schedule, patience, the best weights."""
         self.schedule.see(val_loss)
         if val_loss < self.best_loss:
-            self.best_loss, self.validations_without_gain = val_loss, 0
+            self.best_loss, self.best_step, self.validations_without_gain = val_loss, self.global_step, 0
             if self.train_params.patience:
                 self.best_weights = {
                     name: w.detach().cpu().clone() for name, w in self.model.state_dict().items()
@@ -153,6 +158,13 @@ class LMTrainer(L.LightningModule):
         self.validations_without_gain += 1
         if self.train_params.patience and self.validations_without_gain >= self.train_params.patience:
             self.stop(f"early stop: no better validation in {self.validations_without_gain}")
+
+    def restore_best(self) -> bool:
+        """Put the best weights back, if there are better ones than the last."""
+        if self.best_weights is not None and self.best_step < self.global_step:
+            self.model.load_state_dict(self.best_weights)
+            self.restored_best = True
+        return self.restored_best
 
 
 def layer_of(parameter_name: str) -> str:

@@ -59,12 +59,14 @@ class TorchTransformer(Layer):
         return pattern_BHTS
 
 
-class TorchLSTM(Layer):
-    """One layer of torch.nn.LSTM, without residual connection: n of them are torch's LSTM of n layers."""
+class TorchRNN(Layer):
+    """One recurrent layer, without residual connection: n of them are torch's own stack of n layers."""
+
+    kind: type[nn.LSTM] | type[nn.GRU]
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
-        self.rnn = nn.LSTM(model_params.dim, model_params.dim, bias=model_params.bias, batch_first=True)
+        self.rnn = self.kind(model_params.dim, model_params.dim, bias=model_params.bias, batch_first=True)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
@@ -72,14 +74,9 @@ class TorchLSTM(Layer):
         return self.dropout(x_BTD)
 
 
-class TorchGRU(Layer):
-    """One layer of torch.nn.GRU, without residual connection: n of them are torch's GRU of n layers."""
+class TorchLSTM(TorchRNN):
+    kind = nn.LSTM
 
-    def __init__(self, model_params: ModelParams, dropout: float) -> None:
-        super().__init__()
-        self.rnn = nn.GRU(model_params.dim, model_params.dim, bias=model_params.bias, batch_first=True)
-        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        x_BTD, _ = self.rnn(x_BTD)
-        return self.dropout(x_BTD)
+class TorchGRU(TorchRNN):
+    kind = nn.GRU

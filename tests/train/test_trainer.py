@@ -1,6 +1,7 @@
 """A run from params to weights: exact accumulation, what stops it, what is frozen, what is recorded."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.build import count_steps, make_data
-from train.check import check_train
+from train.check import train_problems
 from train.params import Params
 from train.run import Call, fit, summarise
 from train.stats import Stats
@@ -95,6 +96,7 @@ def test_early_stop_ends_the_run_where_the_schedule_ends(tmp_path):
         ({"batch_size": 8, "epochs": 3}, 100, 39),
         ({"batch_size": 8, "epochs": 3, "early_stop_nsamples": 16}, 100, 2),
         ({"batch_size": 8, "early_stop_nsamples": 1000}, 100, 13),
+        ({"batch_size": 32, "epochs": 20, "early_stop_nsamples": 320}, 37, 17),
     ],
 )
 def test_steps_are_counted_before_training(fields, rows, steps):
@@ -108,13 +110,12 @@ def test_patience_stops_and_keeps_the_best_weights(tmp_path):
     losses = [stat.v for stat in run.stats.train_stats["stat/val_loss:main"]]
     assert run.stopped.startswith("early stop")
     assert run.global_step < 900
-    assert losses[-1] == pytest.approx(min(losses), rel=1e-6), (
-        "the last validation is that of the best weights"
-    )
-    assert losses[-2] > losses[-1]
+    [best] = run.stats.train_stats["stat/best_val_loss:main"]
+    assert best.v == pytest.approx(min(losses), rel=1e-6), "the best weights are put back and validated"
+    assert losses[-1] > best.v
     summary = summarise(run, 1.0)
     assert summary["weights"] == "best"
-    assert summary["val_loss"] == losses[-1]
+    assert summary["val_loss"] == best.v
 
 
 def test_frozen_parameters_stay_and_others_move(tmp_path):
@@ -130,28 +131,29 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
     [
         (
             {"freeze": ("decoder.layer.0.*",)},
-            "no parameter is named 'decoder.layer.0.*'; there are: embed.tokens.weight",
+            "of 16 parameters none is named 'decoder.layer.0.*'; there are decoder.layers.0.",
         ),
         ({"freeze": ("*",)}, "leaves nothing to train"),
         ({"lr_schedule": "cosin"}, "lr_schedule='cosin' is not registered; did you mean 'cosine'?"),
         ({"optimizer": "adam"}, "optimizer='adam' is not registered; did you mean 'adamw'?"),
         ({"precision": "16-mixed"}, "precision='16-mixed' needs a GPU"),
+        (
+            {"strategy": "foo"},
+            "strategy='foo' with devices=1 cannot be had: You selected an invalid strategy name",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused_in_a_sentence(fields, message):
     if fields.get("precision") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="=") as caught:
-        check_train(TrainParams(**fields), TINY)
-    assert message in str(caught.value)
+    [problem] = train_problems(TrainParams(**fields), TINY)
+    assert message in problem
 
 
 def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(
-        ValueError, match=r"^compile=True needs a C\+\+ compiler .*none is on this machine's path$"
-    ):
-        check_train(TrainParams(compile=True), TINY)
+    [problem] = train_problems(TrainParams(compile=True), TINY)
+    assert re.fullmatch(r"compile=True needs a C\+\+ compiler .*none is on this machine's path", problem)
 
 
 def test_a_diverging_run_ends_with_a_message_and_keeps_what_it_has(tmp_path):
@@ -160,6 +162,16 @@ def test_a_diverging_run_ends_with_a_message_and_keeps_what_it_has(tmp_path):
     assert run.global_step < 200
     assert len(run.stats.train_stats["stat/train_loss:main"]) == run.global_step
     assert "val_loss" in summarise(run, 1.0)
+
+
+@pytest.mark.parametrize(
+    "data", [TASK, DataParams(dataset_name="pydoc", debug_crop=8, val_pct=20.0)], ids=["task", "text"]
+)
+def test_a_short_run_that_ends_in_nan_has_diverged_too(tmp_path, data):
+    """Shorter than the steps between two looks at the statistics, and with a sample to be drawn from NaN."""
+    run = train(tmp_path, data=data, lr=1e30, gradient_clip_val=None, early_stop_nsamples=80, optimizer="sgd")
+    assert run.stopped.startswith("diverged: training loss nan")
+    assert math.isnan(summarise(run, 1.0)["val_loss"])
 
 
 def test_every_batch_and_every_statistic_is_recorded_once(tmp_path):
