@@ -1,0 +1,118 @@
+"""The headline numbers, each against a computation of its own."""
+
+import math
+import time
+
+import pytest
+import torch
+
+from data.data_params import DataParams
+from model.lm import LM
+from model.model_params import ModelParams
+from train.build import make_data
+from train.evaluation import Evaluation
+from train.params import Params
+from train.run import Call, fit, summarise
+from train.stats import Stats
+from train.train_params import TrainParams
+
+TEXT = DataParams(dataset_name="pydoc", debug_crop=10, val_pct=30.0, packed=False)
+COPY = DataParams(dataset_name="copy", n_samples=400, val_pct=10.0, task_args={"max_length": 6})
+MODEL = ModelParams(dim=16, n_layers=1, n_heads=2, max_seq_len=32)
+
+
+def evaluate(data, lm, b=5):
+    evaluation = Evaluation(lm.eval(), data)
+    for batch in data.val_dataloader(b):
+        evaluation.add(batch, TrainParams())
+    return evaluation.result()
+
+
+@pytest.fixture
+def text(tmp_path):
+    torch.manual_seed(0)
+    data = make_data(TEXT, MODEL, tmp_path)
+    return data, LM(MODEL, tokenizer=data.tokenizer)
+
+
+def test_validation_loss_is_the_mean_over_tokens_whatever_the_batches(text):
+    data, lm = text
+    mean = lm.perplexities(data.val_dataloader(3), before_exp=True)[0]
+    assert evaluate(data, lm, b=5)["val_loss:main"] == pytest.approx(mean, rel=1e-5)
+    assert evaluate(data, lm, b=1)["val_loss:main"] == pytest.approx(mean, rel=1e-5)
+
+
+def test_bits_per_byte_are_all_bits_over_all_bytes(text):
+    data, lm = text
+    *_, n_tokens, losses = lm.perplexities(data.val_dataloader(3), before_exp=True, per_token=True)
+    bits = losses[losses != -1].double().sum().item() / math.log(2)
+    documents = [lm.tokenizer.decode(row) for row in joined_documents(data)]
+    n_bytes = sum(len(document.encode()) for document in documents)
+    assert evaluate(data, lm)["val_bits_per_byte"] == pytest.approx(bits / n_bytes, rel=1e-3)
+    assert n_tokens > 1000
+
+
+def joined_documents(data):
+    """The tokens of the validation rows, padding and specials out."""
+    for batch in data.val_dataloader(8):
+        for ids, real in zip(batch["x_indices"], batch["mask"], strict=True):
+            yield ids[1:][
+                real[1:]
+            ].tolist()  # the first token of a row was the last of the row before, or bos
+
+
+def test_accuracy_counts_scored_positions_only(tmp_path):
+    torch.manual_seed(0)
+    data = make_data(COPY, MODEL, tmp_path)
+    lm = LM(MODEL, tokenizer=data.tokenizer)
+    right = scored = 0
+    for batch in data.val_dataloader(7):
+        ids, chosen = batch["x_indices"], batch["target_mask"]
+        guessed = lm(ids[:, :-1]).argmax(dim=-1)
+        right += int(((guessed == ids[:, 1:]) & chosen[:, 1:]).sum())
+        scored += int(chosen[:, 1:].sum())
+    assert evaluate(data, lm)["val_accuracy"] == pytest.approx(right / scored)
+
+
+class Copier(LM):
+    """Knows the answer: the word again, and then the end; spoilt, a letter of it is wrong."""
+
+    spoilt = False
+
+    def forward(self, x, **_):
+        colon, (B, T) = self.tokenizer.ids_of(":")[0], x.shape
+        logits = torch.zeros(B, T, self.n_tokens)
+        for i, row in enumerate(x.tolist()):
+            end = row.index(colon)
+            answer = [*row[1:end], self.tokenizer.eos]
+            if self.spoilt:
+                answer[0] = colon
+            for j, token in enumerate(answer):
+                if end + 1 + j < T:
+                    logits[i, end + 1 + j, token] = 9.0
+        return logits
+
+
+def test_exact_match_is_that_of_whole_answers(tmp_path):
+    data = make_data(COPY, MODEL, tmp_path)
+    lm = Copier(MODEL, tokenizer=data.tokenizer)
+    assert evaluate(data, lm)["val_exact_match"] == 1.0
+    lm.spoilt = True
+    assert evaluate(data, lm)["val_exact_match"] == 0.0
+    assert evaluate(data, lm)["val_accuracy"] > 0.3, "though most letters are right"
+
+
+def test_tokens_per_second_are_those_of_training_alone(tmp_path, monkeypatch):
+    real = Evaluation.result
+
+    def slow(self):
+        time.sleep(3)
+        return real(self)
+
+    monkeypatch.setattr(Evaluation, "result", slow)
+    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    started = time.perf_counter()
+    run = fit(Params(COPY, TrainParams(batch_size=64, val_every=3), MODEL), Stats(), call)
+    wall = time.perf_counter() - started
+    assert run.train_seconds < wall - 2 * 3
+    assert summarise(run, wall)["tokens_per_second"] == pytest.approx(run.n_tokens / run.train_seconds)
