@@ -1,5 +1,6 @@
 """What can be known to be wrong with a grid before anything is built."""
 
+import functools
 import shutil
 from collections.abc import Iterator
 
@@ -42,7 +43,9 @@ def train_problems(train: TrainParams, model: ModelParams) -> Iterator[str]:
         yield f"optimizer={train.optimizer!r} is not registered; {did_you_mean(train.optimizer, optimizers)}"
     if train.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         yield "compile=True needs a C++ compiler (g++ or clang++), and none is on this machine's path"
-    yield from hardware_problems(train)
+    bare = TrainParams(precision=train.precision, strategy=train.strategy, devices=train.devices)
+    if problem := hardware_problem(bare):
+        yield problem
     if not any(model_problems(model)):
         try:
             frozen_names(parameter_shapes(model, n_tokens=2), train.freeze)
@@ -50,16 +53,16 @@ def train_problems(train: TrainParams, model: ModelParams) -> Iterator[str]:
             yield str(error)
 
 
-def hardware_problems(train: TrainParams) -> Iterator[str]:
-    """What Lightning has against these params on this machine."""
-    if train.precision == "16-mixed" and not torch.cuda.is_available():
-        yield "precision='16-mixed' needs a GPU; on a CPU use '32-true' or 'bf16-mixed'"
-        return
-    if torch.cuda.is_available() and train.devices > torch.cuda.device_count():
-        yield f"devices={train.devices}, but this machine has {torch.cuda.device_count()} GPUs"
-        return
+@functools.cache
+def hardware_problem(bare: TrainParams) -> str | None:
+    """What Lightning has against the precision, strategy and devices of `bare` params on this machine."""
+    if bare.precision == "16-mixed" and not torch.cuda.is_available():
+        return "precision='16-mixed' needs a GPU; on a CPU use '32-true' or 'bf16-mixed'"
+    if torch.cuda.is_available() and bare.devices > torch.cuda.device_count():
+        return f"devices={bare.devices}, but this machine has {torch.cuda.device_count()} GPUs"
     try:
-        lightning_trainer(train, 1, gpu_id=None)
+        lightning_trainer(bare, n_steps=1, gpu_id=None)
     except Exception as error:  # of many kinds
         reason = str(error).partition("\n")[0]
-        yield f"strategy={train.strategy!r} with devices={train.devices} cannot be had: {reason}"
+        return f"strategy={bare.strategy!r} with devices={bare.devices} cannot be had: {reason}"
+    return None
