@@ -9,6 +9,7 @@ from pathlib import Path
 from train.grid import GridError, config_files, read_grid
 from train.logs import log, log_to_console, log_to_file
 from train.params import Params
+from train.processes import follow, rank
 
 MAIN_PROJ = "base"  # begins the wandb project and save folder of every run; name your line of work here
 wandb_username = None  # your wandb account; None: wandb's own default
@@ -96,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 well, 1 a run failed, 2 nothing was run, 130 interrupted."""
     args = parse_arguments(arguments)
     log_to_console()
+    if rank() > 0:
+        follow()
     try:
         return run_grid(args)
     except GridError as error:
@@ -125,7 +128,8 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.dry_run:
         log.info(sweep.plan_table(plans))
         return 0
-    with log_to_file(call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"):
+    log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
+    with log_to_file(None if rank() else log_file):
         sweep.announce(plans)
         summaries = sweep.run_plans(plans, partial(Namer, args=args), call)
         log.info(sweep.result_table(plans, summaries))

@@ -1,8 +1,9 @@
 """Rows of tokens and how they become a batch.   Shape suffixes:  B row  T position
 
 The batch is a dict. x_indices [B, T+1]: whole rows, bos ... eos. mask: True at real tokens. target_mask: True where the
-token is scored when it is predicted, so never at position 0. n_tokens, n_scored: how many are predicted, and scored.
-n_scored_step: how many are scored in the whole optimiser step, of which this batch may be a part.
+token is scored when it is predicted, so never at position 0. n_rows: how many rows. n_tokens, n_scored: how many tokens
+are predicted, and scored. n_scored_step: how many are scored in the whole optimiser step, of which this batch may be a part.
+Where several processes train together, n_rows and n_tokens count what all of them work on at this moment.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,7 @@ def mycollate(samples: Block | Sequence[Row] | Sequence[Sequence[int]], pad: int
         "x_indices": torch.from_numpy(block.x_BT),
         "mask": torch.from_numpy(block.mask_BT),
         "target_mask": torch.from_numpy(block.target_mask_BT),
+        "n_rows": len(block.x_BT),
         "n_tokens": int(np.count_nonzero(block.mask_BT[:, 1:])),
         "n_scored": n_scored,
         "n_scored_step": n_scored,
@@ -59,11 +61,23 @@ def padded(rows: list[Row], pad: int) -> Block:
     return block
 
 
-def parts(batch: Batch, b: int) -> Iterator[Batch]:
-    """The batch in pieces of `b` rows, each cut to its longest row; all know how many tokens the whole batch scores."""
+def parts(batch: Batch, b: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """The batch in pieces of `b` rows, each cut to its longest row; all know how many tokens the whole batch scores.
+
+    Each of `world` processes has every `world`-th piece, and all have equally many: what a process lacks at the end is
+    filled up by a piece of another one that counts for nothing here (n_scored 0).
+    """
     x_BT, mask_BT, target_mask_BT = batch["x_indices"], batch["mask"], batch["target_mask"]
-    for start in range(0, len(x_BT), b):
+    for first in range(0, len(x_BT), b * world):
+        together = slice(first, first + b * world)  # what all processes work on at this moment
+        idle = first + rank * b >= len(x_BT)
+        start = first if idle else first + rank * b
         rows = slice(start, start + b)
         width = int(mask_BT[rows].sum(dim=1).max())
         part = Block(*(t[rows, :width].numpy() for t in (x_BT, mask_BT, target_mask_BT)))
-        yield mycollate(part) | {"n_scored_step": batch["n_scored_step"]}
+        counts = {
+            "n_rows": len(x_BT[together]),
+            "n_tokens": int(mask_BT[together, 1:].sum()),
+            "n_scored_step": batch["n_scored_step"],
+        }
+        yield mycollate(part) | counts | ({"n_scored": 0} if idle else {})

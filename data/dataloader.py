@@ -78,10 +78,12 @@ class LMDataModule:
     def n_rows(self, split: str) -> int:
         return len(self.rows(split))
 
-    def train_dataloader(self, b: int, accumulate: int = 1, seed: int = 0) -> "Loader":
-        """Batches of `b` rows in an order that seed and epoch decide; `accumulate` of them make an optimiser step."""
+    def train_dataloader(
+        self, b: int, accumulate: int = 1, seed: int = 0, rank: int = 0, world: int = 1
+    ) -> "Loader":
+        """Batches of `b` rows in an order that seed and epoch decide; `accumulate` of them in each of `world` processes make a step."""
         rows = self.rows("train")
-        return self.loader(rows, b, accumulate, Shuffled(len(rows), seed))
+        return self.loader(rows, b, accumulate, rank, world, Shuffled(len(rows), seed))
 
     def val_dataloader(self, b: int) -> "Loader":
         return self.loader(self.rows("val"), b)
@@ -90,12 +92,20 @@ class LMDataModule:
         return self.loader(self.rows("test"), b)
 
     def loader(
-        self, rows: TaskRows | TextRows, b: int, accumulate: int = 1, sampler: "Shuffled | None" = None
+        self,
+        rows: TaskRows | TextRows,
+        b: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        sampler: "Shuffled | None" = None,
     ) -> "Loader":
         return Loader(
             rows,
             b,
             accumulate,
+            rank,
+            world,
             sampler=sampler,
             collate_fn=functools.partial(mycollate, pad=self.tokenizer.pad),
             num_workers=self.data_workers,
@@ -142,17 +152,26 @@ class Shuffled(Sampler[int]):
 
 
 class Loader(DataLoader):
-    """Draws the rows of a whole optimiser step together and hands them out in batches of `b`, which know what the step scores."""
+    """Draws the rows of a whole optimiser step together and hands them out in batches of `b`, which know what the step scores.
 
-    def __init__(self, rows: TaskRows | TextRows, b: int, accumulate: int, **options) -> None:
-        super().__init__(rows, b * accumulate, **options)
+    Each of `world` processes draws the same rows and hands out its own batches of them.
+    """
+
+    def __init__(
+        self, rows: TaskRows | TextRows, b: int, accumulate: int, rank: int, world: int, **options
+    ) -> None:
+        super().__init__(rows, b * accumulate * world, **options)
         self.b = b
-        self.accumulate = accumulate
-        self.n_batches = -(-len(rows) // b)
+        self.rank = rank
+        self.world = world
+        self.whole = accumulate * world == 1  # a step is one batch
+        self.n_batches = -(-len(rows) // (b * world))
 
     def __len__(self) -> int:
         return self.n_batches
 
     def __iter__(self):
         steps = super().__iter__()
-        return steps if self.accumulate == 1 else (part for step in steps for part in parts(step, self.b))
+        if self.whole:
+            return steps
+        return (part for step in steps for part in parts(step, self.b, self.rank, self.world))

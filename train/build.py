@@ -35,7 +35,7 @@ def make_data(
 
 def count_steps(train: TrainParams, n_rows: int) -> int:
     """Optimiser steps of a run over `n_rows` training rows an epoch."""
-    rows_per_step = train.batch_size * train.accumulate_grad_batches
+    rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
     steps_per_epoch = math.ceil(n_rows / rows_per_step)  # the last may be a small one
     epochs, rest = divmod(train.early_stop_nsamples or train.epochs * n_rows, n_rows)
     n_steps = epochs * steps_per_epoch + math.ceil(rest / rows_per_step)

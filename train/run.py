@@ -17,14 +17,14 @@ from model.lm import LM, n_params
 from train.build import count_steps, make_data
 from train.logs import log, log_to_file
 from train.params import Params
+from train.processes import rank
 from train.saver import RunFolder, save
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
 
-logging.getLogger("lightning.pytorch").setLevel(
-    logging.ERROR
-)  # its remarks on hardware and logging are not ours
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
 warnings.filterwarnings("ignore", module="lightning")
 
 
@@ -93,7 +93,11 @@ def fit(params: Params, stats: Stats, call: Call) -> LMTrainer:
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps)
     trainer = lightning_trainer(train, n_steps, call.gpu_id)
     batches = data.train_dataloader(
-        train.batch_size, accumulate=train.accumulate_grad_batches, seed=train.random_seed
+        train.batch_size,
+        accumulate=train.accumulate_grad_batches,
+        seed=train.random_seed,
+        rank=rank(),
+        world=train.devices,
     )
     held_out = data.val_dataloader(train.batch_size)
     with stop_on_interrupt(lm_trainer):
@@ -104,6 +108,7 @@ def fit(params: Params, stats: Stats, call: Call) -> LMTrainer:
 
 
 def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L.Trainer:
+    cpus = train.devices > 1 and not torch.cuda.is_available()
     return L.Trainer(
         max_steps=n_steps,
         max_epochs=train.epochs,
@@ -112,9 +117,10 @@ def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L
         val_check_interval=train.val_every,
         check_val_every_n_epoch=None if train.val_every else 1,
         precision=train.precision,
-        accelerator="auto" if gpu_id is None else "gpu",
+        accelerator="cpu" if cpus else "auto" if gpu_id is None else "gpu",
         devices=train.devices if gpu_id is None else [gpu_id],
         strategy=train.strategy,
+        use_distributed_sampler=False,  # our Loader shares the rows out
         num_sanity_val_steps=0,
         logger=False,
         enable_checkpointing=False,
@@ -160,9 +166,9 @@ def stop_on_interrupt(lm_trainer: LMTrainer) -> Iterator[None]:
     def stop(signal_number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         log.info("interrupted: stopping after this step; press Ctrl-C once more to leave at once")
-        lm_trainer.stop("interrupted")
+        lm_trainer.stop("interrupted", agreed=False)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else stop)
     try:
         yield
     except SystemExit as error:  # what Lightning makes of the second one

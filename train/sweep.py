@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from data.dataloader import LMDataModule
@@ -17,6 +18,7 @@ from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes
 from train.logs import log
 from train.params import Params
+from train.processes import give_way, rank
 from train.provenance import code_of_this_process
 from train.run import Call, train_run
 from train.saver import output_root
@@ -28,8 +30,8 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
         code_of_this_process()  # now: the files may be edited while texts are read and runs train
     return Call(
         out=output_root(args.out),
-        save=args.save,
-        wandb=not args.no_wandb,
+        save=args.save and rank() == 0,
+        wandb=not args.no_wandb and rank() == 0,
         wandb_entity=wandb_entity,
         wandb_group=f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}",
         gpu_id=args.gpu_id,
@@ -73,11 +75,21 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             shapes = parameter_shapes(model, tokenizer.n_tokens)
             size_of[size_key] = sum(shape.numel() for shape in shapes.values())
         n_steps = count_steps(train, n_rows)
-        rows = min(n_rows * train.epochs, n_steps * train.batch_size * train.accumulate_grad_batches)
+        rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
+        rows = min(n_rows * train.epochs, n_steps * rows_per_step)
         plans.append(Plan(config, params, size_of[size_key], n_steps, round(rows * row_length)))
+    errors += device_problems({run.params.train.devices for run in runs}, call.gpu_id)
     if errors:
         raise GridError(errors)
     return plans
+
+
+def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
+    """The processes that a first run starts go through the whole grid with it."""
+    if len(devices) > 1:
+        yield f"devices={sorted(devices)}: all runs of a call need the same number; make a call for each"
+    if gpu_id is not None and devices != {1}:
+        yield f"--gpu-id={gpu_id} is one GPU, but devices={max(devices)}"
 
 
 def measure(data: LMDataModule) -> tuple[Any, int, float]:
@@ -101,7 +113,7 @@ def announce(plans: list[Plan]) -> None:
 
 
 def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> list[dict[str, Any]]:
-    """Train every run; one that fails is shown at once and does not stop the rest."""
+    """Train every run; one that fails is shown at once and does not stop the rest, unless it has several processes."""
     varied = settings_of(plans)
     summaries: list[dict[str, Any]] = []
     for number, plan in enumerate(plans, 1):
@@ -115,14 +127,16 @@ def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call
         except KeyboardInterrupt:
             summary = {"stopped": "interrupted", "wall_seconds": time.perf_counter() - started}
         except Exception as error:
+            give_way()
             log.error(f"run {number} failed with {settings}:\n{traceback.format_exc()}")
             summary = {
                 "stopped": f"failed: {type(error).__name__}: {error}",
                 "wall_seconds": time.perf_counter() - started,
             }
         summaries.append(summary)
-        if summary["stopped"] == "interrupted":
-            break
+        failed = summary["stopped"].startswith("failed")
+        if summary["stopped"] == "interrupted" or (failed and plan.params.train.devices > 1):
+            break  # after a failure the processes may stand at different points
     return summaries
 
 
@@ -170,7 +184,7 @@ def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
     table = new_table("run", *settings[0], *cells)
     for number, (own, *row) in enumerate(zip(settings, *cells.values(), strict=False), 1):
-        table.add_row(str(number), *own.values(), *row)
+        table.add_row(str(number), *map(escape, (*own.values(), *row)))
     return table
 
 
@@ -187,6 +201,8 @@ def new_table(*columns: str) -> Table:
 
 def exit_code(summaries: list[dict[str, Any]]) -> int:
     """130 after Ctrl-C, 1 if a run failed or diverged, else 0."""
+    if rank() and torch.distributed.is_initialized():
+        return 0  # the first process will notice and report; Lightning kills it when another one ends with an error
     ends = [summary["stopped"] for summary in summaries]
     if "interrupted" in ends:
         return 130

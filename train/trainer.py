@@ -36,7 +36,7 @@ class LMTrainer(L.LightningModule):
         self.train_params = train_params
         self.stats = stats
         self.schedule = Schedule(train_params, n_steps)
-        self.n_samples = 0  # rows trained on so far
+        self.n_samples = 0  # rows trained on so far, by all processes together
         self.n_tokens = 0  # real tokens among them
         self.train_seconds = 0.0  # without validation
         self.stopped = FINISHED  # or why it ended before its time
@@ -44,31 +44,46 @@ class LMTrainer(L.LightningModule):
         self.best_weights: dict[str, Tensor] | None = None  # with patience
         self.restored_best = False
         self.validated_at = -1  # the step of the last validation
+        frozen = frozen_names([name for name, _ in model.named_parameters()], train_params.freeze)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in frozen)
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
         """Keep a number (or a tensor of one) under `stat/name`, for the saved run and for wandb; never waits."""
         self.stats.log(name, value, step=self.global_step, n_samples=self.n_samples)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        frozen = frozen_names([name for name, _ in self.model.named_parameters()], self.train_params.freeze)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
         optimizer = make_optimizer(self.model, self.train_params)
         self.scheduler = LambdaLR(optimizer, self.schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
         self.clock = time.perf_counter()
+        if self.global_rank:  # not the same dropout in every process
+            torch.manual_seed(self.train_params.random_seed + self.global_rank)
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        losses, n_samples = self.model.get_losses(batch, self.train_params)
-        self.n_samples += n_samples
+        losses, _ = self.model.get_losses(batch, self.train_params)
+        self.n_samples += batch["n_rows"]
         self.n_tokens += batch["n_tokens"]
-        for name, loss in losses.items():
+        for name, loss in self.of_all_processes(losses, batch["n_scored"]).items():
             self.log_stat(f"train_loss:{name}", loss)
-        # Lightning divides by the number of accumulated batches; a batch counts by its scored tokens instead.
-        share = batch["n_scored"] / max(1, batch["n_scored_step"]) * self.train_params.accumulate_grad_batches
-        return sum(losses.values()) * share
+        # Lightning divides by the number of accumulated batches and of processes; a batch counts by its scored tokens instead.
+        n_batches = self.train_params.accumulate_grad_batches * self.trainer.world_size
+        return sum(losses.values()) * (batch["n_scored"] / max(1, batch["n_scored_step"]) * n_batches)
+
+    def of_all_processes(self, losses: dict[str, Tensor], n_scored: int) -> dict[str, Tensor]:
+        """The losses over what all processes score at this moment; the same message says who wants to stop."""
+        if self.trainer.world_size == 1:
+            return losses
+        means = torch.stack([loss.detach() for loss in losses.values()])
+        wants_to_stop = self.stopped != FINISHED
+        sums = torch.cat(
+            [means * n_scored, means.new_full((1,), n_scored), means.new_full((1,), wants_to_stop)]
+        )
+        torch.distributed.all_reduce(sums)
+        self.n_want_to_stop = sums[-1]
+        return dict(zip(losses, sums[:-2] / sums[-2].clamp(min=1), strict=True))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.global_step % self.train_params.hyperparams_log_freq == 0:
@@ -103,6 +118,8 @@ class LMTrainer(L.LightningModule):
     def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
         if batch_idx % DRAIN_EVERY == 0:
             self.drain_and_judge()
+            if self.trainer.world_size > 1 and self.n_want_to_stop > 0:
+                self.stop("interrupted")
 
     def drain_and_judge(self) -> None:
         """Let statistics leave the device, and stop if the latest training loss says that training has diverged."""
@@ -111,11 +128,15 @@ class LMTrainer(L.LightningModule):
         if not latest < DIVERGED * losses[0].v:  # so that NaN counts
             self.stop(f"diverged: training loss {latest:.4g} at step {losses[-1].s}, first {losses[0].v:.4g}")
 
-    def stop(self, why: str) -> None:
-        """End training after this step; the first reason stands in the summary."""
+    def stop(self, why: str, agreed: bool = True) -> None:
+        """End training after this step; the first reason stands in the summary.
+
+        With agreed=False the other processes do not know of it: all stop together when statistics are next drained.
+        """
         if self.stopped == FINISHED:
             self.stopped = why
-        self.trainer.should_stop = True
+        if agreed or self.trainer.world_size == 1:
+            self.trainer.should_stop = True
 
     def on_validation_start(self) -> None:
         self.pause_clock()
@@ -131,7 +152,8 @@ class LMTrainer(L.LightningModule):
 
     def on_validation_end(self) -> None:
         self.drain_and_judge()
-        self.result = self.evaluation.result()
+        # Every process validates all rows; the first one's numbers hold for all, so that all judge alike.
+        self.result = self.trainer.strategy.broadcast(self.evaluation.result())
         of_best = "best_" if self.restored_best else ""
         for name, value in self.result.items():
             self.log_stat(of_best + name, value)

@@ -1,0 +1,90 @@
+"""Two processes train exactly what one does with batches twice as large, and only the first one prints and writes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from data.data_params import DataParams
+from model.model_params import ModelParams
+from train.build import make_data
+
+ROOT = Path(__file__).resolve().parents[2]
+OPTIONS = {
+    "dataset_name": "maskedcopy",
+    "task_args": {"max_length": 8},
+    "n_samples": 150,  # 144 to train on: the last step is too short to give every process a batch
+    "dim": 16,
+    "n_layers": 1,
+    "freeze": ("embed.positions.*",),
+    "accumulate_grad_batches": 2,
+    "random_seed": [1, 2],
+    "epochs": 2,
+    "warmup_steps": 2,
+    "hyperparams_log_freq": 1,
+    "precision": "64-true",
+    "threads": 1,
+}
+
+
+def train(out: Path, **options) -> tuple[str, list[Path]]:
+    """What a call prints and its saved runs."""
+    command = [sys.executable, str(ROOT / "main.py"), "--config=test-synth", "--no-wandb", "--save"]
+    command += ["--out", str(out)]
+    command += [word for key, value in (OPTIONS | options).items() for word in ("--set", f"{key}={value}")]
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout, [path.parent for path in sorted(out.rglob("model.safetensors"))]
+
+
+def test_two_processes_equal_one_with_the_double_batch(tmp_path):
+    printed, of_two = train(tmp_path / "two", batch_size=7, devices=2, strategy="ddp")
+    _, of_one = train(tmp_path / "one", batch_size=14)
+    assert len(of_two) == len(of_one) == 2, "a grid of two runs"
+    for two, one in zip(of_two, of_one, strict=True):
+        expected = load_file(one / "model.safetensors")
+        for name, weight in load_file(two / "model.safetensors").items():
+            torch.testing.assert_close(weight, expected[name], rtol=1e-9, atol=1e-11)
+        ours, theirs = (json.loads((folder / "stats.json").read_text()) for folder in (two, one))
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - {"stat/train_seconds"}:
+            assert [stat[:3] for stat in ours[name]] == [stat[:3] for stat in theirs[name]], "steps, samples"
+            assert [stat[3] for stat in ours[name]] == pytest.approx([stat[3] for stat in theirs[name]])
+    assert len(list((tmp_path / "two" / "logs").iterdir())) == 1
+    beginnings = [line.split(":")[0] for line in printed.splitlines()]
+    assert [line for line in beginnings if line.startswith(("run ", "step "))] == [
+        *("run 1 of 2", "step 6", "step 12"),
+        *("run 2 of 2", "step 6", "step 12"),
+    ]
+    assert "distributed" not in printed
+
+
+def test_processes_share_every_row_and_have_equally_many_batches(tmp_path):
+    data = make_data(
+        DataParams(dataset_name="maskedcopy", n_samples=150, task_args={"max_length": 8}),
+        ModelParams(max_seq_len=24),
+        tmp_path,
+    )
+    n_rows = 3 * 7 * 6 + 8  # the last batches: 7 rows, 1 row, none
+    assert data.n_rows("train") == n_rows
+    [whole] = data.train_dataloader(n_rows)
+    shares = [list(data.train_dataloader(7, 2, 0, rank, 3)) for rank in range(3)]
+    assert {len(share) for share in shares} == {len(data.train_dataloader(7, 2, 0, 0, 3))} == {7}
+    for count in ("n_rows", "n_tokens"):
+        assert [sum(batch[count] for batch in share) for share in shares] == [whole[count]] * 3
+    assert sum(batch["n_scored"] for share in shares for batch in share) == whole["n_scored"]
+    assert [share[-1]["n_scored"] > 0 for share in shares] == [True, True, False]
+    assert len(shares[2][-1]["x_indices"]), "so that its loss is a number"
