@@ -18,7 +18,7 @@ from model.init import readout
 from model.inputs import Input, Tokenizer, ids_of
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, in_batches, summary, token_losses
-from model.sampling import eval_mode, generate
+from model.sampling import check_sampling, eval_mode, generate
 from model.transformer.transformer import Transformer
 
 
@@ -118,6 +118,7 @@ class LM(nn.Module):
         temperature divides the logits; 0 takes the most probable token. top_k: only the so many most probable tokens.
         nucleus: only the smallest set of most probable tokens that has this probability together. One of the two.
         """
+        check_sampling(temperature, top_k, nucleus)
         prefix = self.tokenizer(pref) if isinstance(pref, str) else list(pref)
         if not prefix:
             raise ValueError(

@@ -163,6 +163,7 @@ def start_wandb(
         print(f"wandb: no tracking, {_sentence(error)}")
         return None
     if run.disabled:  # by the user's WANDB_MODE
+        wandb.teardown()
         return None
     tracker = WandbTracker(run)
     how = f"offline, {why} Upload later by: {tracker.upload_command}" if run.offline else run.url

@@ -1,9 +1,9 @@
-"""What check_data refuses, and that it leaves nothing behind."""
+"""What data_problems finds, and that it leaves nothing behind."""
 
 import pytest
 
 from data import corpora
-from data.check import check_data
+from data.check import data_problems
 from data.data_params import DataParams
 from data.syntheticdata import Task, tasks
 from data.tokenizer import TokenizerSpec
@@ -12,7 +12,8 @@ CHAR = TokenizerSpec("char")
 
 
 def check(spec=CHAR, max_seq_len=128, **params):
-    check_data(DataParams(**params), spec, max_seq_len)
+    if problems := list(data_problems(DataParams(**params), spec, max_seq_len)):
+        raise ValueError("\n".join(problems))
 
 
 @pytest.mark.parametrize("name", sorted(tasks))
@@ -121,7 +122,7 @@ def test_a_fault_in_a_task_is_no_traceback(monkeypatch):
 @pytest.mark.parametrize("token", ["a b", "", "<bos>"])
 def test_tokens_must_be_words(token, monkeypatch):
     monkeypatch.setitem(tasks, "odd", Task("odd", lambda rng: ["a", token], None, None, None))
-    with pytest.raises(ValueError, match=f"dataset_name='odd' has the token '{token}'"):
+    with pytest.raises(ValueError, match=f"dataset_name='odd': '{token}' is no token"):
         check(dataset_name="odd")
 
 

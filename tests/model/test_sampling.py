@@ -149,7 +149,9 @@ def test_sample_continues_its_prefix():
     assert lm.tokenizer.decode(ids) == text
     assert lm.sample(as_str=False)[0] == lm.tokenizer.bos
     assert len(lm.sample("hello", 8, as_str=False)) <= 8
-    assert lm.sample("hello", 3) == "hello"
+    for too_little in ({"max_seq_len": 3}, {"pref": "hello" * 9}):
+        with pytest.raises(ValueError, match=r"pref of \d+ tokens leaves nothing to sample: max_seq_len="):
+            lm.sample(**{"pref": "hello"} | too_little)
     assert (
         max(
             len(lm.sample([1], 100, as_str=False, generator=torch.Generator().manual_seed(i)))
