@@ -95,7 +95,9 @@ def check_tokens(tokens: Iterable[object]) -> None:
 def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
     """Arguments that the task's function does not have, has no default for, or has of another type."""
     _, *parameters = inspect.signature(task.draw).parameters.values()
-    wanted = {parameter.name: parameter for parameter in parameters}
+    wanted = {
+        parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
+    }
     args, empty = data_params.task_args, inspect.Parameter.empty
     problems = [f"has no {key!r}; {known(key, list(wanted))}" for key in args if key not in wanted]
     for name, parameter in wanted.items():
@@ -112,6 +114,4 @@ def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
 
 def fits(value: object, kind: object) -> bool:
     """A whole number will do for a float, True for neither; kinds that are not as simple are not looked at."""
-    return (
-        type(value) is kind or kind not in (bool, int, float, str) or (kind is float and type(value) is int)
-    )
+    return kind not in (bool, int, float, str) or type(value) is kind or (kind, type(value)) == (float, int)

@@ -52,7 +52,7 @@ def files(folder: Path) -> list[str]:
         (["--config=test-synth", "--set", "freeze=('x.*',)"], r"freeze=\('x\.\*',\): of \d+ parameters none is named 'x\.\*'"),
         (["--config=test-synth", "--seed=x"], r"^--seed=x: TrainParams cannot have random_seed = 'x'"),
         (["--config=test-nlp", "--task=ptb"], r"ptb.*--task=sotu"),
-        (["--config=test-nlp", "--set", "tokenizer_source_name=gpt2"], r"tokenizer_source_name='gpt2' is not on this machine"),
+        (["--config=test-nlp", "--set", "tokenizer_source_name=bert-base-uncased"], r"tokenizer_source_name=.bert-base-uncased. is not on this machine"),
         (["--config=test-nlp", "--set", "debug_crop=2"], r"debug_crop=2"),
         (["--config=test-synth", "--gpu-id=99"], r"^--gpu-id=99: this machine has \d+ GPUs"),
     ],

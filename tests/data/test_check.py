@@ -119,10 +119,72 @@ def test_a_fault_in_a_task_is_no_traceback(monkeypatch):
         check(dataset_name="broken")
 
 
-@pytest.mark.parametrize("token", ["a b", "", "<bos>"])
+def test_all_problems_are_told_at_once():
+    params = DataParams(dataset_name="copy", task_args={"n_lettrs": 3, "max_length": "9"}, n_samples=2)
+    found = list(data_problems(params, TokenizerSpec("custom"), 128))
+    for problem, part in zip(
+        found, ["source_name='custom'", "no 'n_lettrs'", "takes int", "gives 2 samples"], strict=True
+    ):
+        assert part in problem
+    params = DataParams(dataset_name="sotu", task_args={"n": 1}, debug_crop=2)
+    found = list(data_problems(params, TokenizerSpec("custom", 50), 128))
+    for problem, part in zip(found, ["vocab_size=50", "task_args={'n': 1}", "only 2 documents"], strict=True):
+        assert part in problem
+
+
+def test_arguments_without_default(monkeypatch):
+    def counted(rng, n: int, how, *, end: str = "."):
+        """aa."""
+        return "".join(rng.choices("abcdefgh", k=n)) + end
+
+    monkeypatch.setitem(tasks, "counted", Task("counted", counted, None, None, None))
+    check(dataset_name="counted", task_args={"n": 9, "how": [1]})
+    for args, message in (
+        ({"how": 1}, "task_args={'how': 1}: dataset_name='counted' needs a value for 'n'"),
+        ({"n": "9", "how": 1}, "takes int for 'n', not '9'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(dataset_name="counted", task_args=args)
+
+
+@pytest.mark.parametrize("n_samples", [2_000, 100_000])
+def test_too_few_different_samples(n_samples):
+    params = {"dataset_name": "copy", "task_args": {"min_length": 1, "max_length": 5, "n_letters": 2}}
+    check(**params, n_samples=100)  # 62 exist, 10 are held out
+    with pytest.raises(ValueError, match=f"has too few different samples: n_samples={n_samples}"):
+        check(**params, n_samples=n_samples)
+    with pytest.raises(ValueError, match="has too few different samples"):  # all are held out
+        check(dataset_name="parity", task_args={"max_length": 1}, n_samples=20)
+
+
+def test_every_different_row_of_a_finite_task_counts(monkeypatch):
+    rows = Task("rows", lambda rng: "ab", None, None, lambda: ["ab", "a«b»", "ba"])
+    monkeypatch.setitem(tasks, "rows", rows)
+    with pytest.raises(ValueError, match="gives 2 samples"):
+        check(dataset_name="rows")
+
+
+def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "REPOSITORY", tmp_path / "a" / "b")
+    monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "gone"))
+    message = f"nor a text, and the data folder {tmp_path / 'gone'} does not exist; did you mean 'text8'"
+    with pytest.raises(ValueError, match=message):
+        check(dataset_name="text")
+    (tmp_path / "data-path.txt").write_text("\n")
+    with pytest.raises(ValueError, match=f"nor a text, and {tmp_path / 'data-path.txt'} is empty; did"):
+        check(dataset_name="text")
+    (tmp_path / "data-path.txt").write_text("elsewhere")
+    with pytest.raises(ValueError, match=f"the data folder {tmp_path / 'elsewhere'} does not exist"):
+        check(dataset_name="text")
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(ValueError, match="neither a task nor a text; did you mean 'text8'"):
+        check(dataset_name="text")
+
+
+@pytest.mark.parametrize("token", ["a b", "", "<bos>", 7])
 def test_tokens_must_be_words(token, monkeypatch):
     monkeypatch.setitem(tasks, "odd", Task("odd", lambda rng: ["a", token], None, None, None))
-    with pytest.raises(ValueError, match=f"dataset_name='odd': '{token}' is no token"):
+    with pytest.raises(ValueError, match=f"dataset_name='odd': {token!r} is no token"):
         check(dataset_name="odd")
 
 

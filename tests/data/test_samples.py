@@ -10,6 +10,7 @@ from data import samples
 from data.data_params import DataParams
 from data.samples import DrawnSamples, ListedSamples, TaskData, TaskRows
 from data.syntheticdata import Task, identity, tasks
+from data.tokenizer import char_tokenizer
 
 
 def params(name="copy", **changes):
@@ -199,6 +200,16 @@ def test_the_vocabulary_finds_rare_tokens(tmp_path):
 
     data = TaskData(Task("rare", rare, None, None, None), params(n_samples=50_000, val_pct=0.1), tmp_path)
     assert data.tokenizer.n_tokens == 7
+
+
+def test_a_token_too_rare_for_the_vocabulary_is_named(tmp_path):
+    data = data_of(tmp_path)
+    data.tokenizer = char_tokenizer("abcdefghijklmnopqrstuvwxy:")  # as if the search had missed the z
+    rows = data.rows("train", 64)
+    with pytest.raises(
+        ValueError, match=r"dataset_name='copy' with task_args=\{\} has the token 'z', too rare"
+    ):
+        [rows[i] for i in range(len(rows))]
 
 
 def test_prompts_stop_before_the_answer(tmp_path):

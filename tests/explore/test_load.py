@@ -141,6 +141,42 @@ def test_load_all_opens_what_fits(root):
     assert not opened[SECOND].lm.training
 
 
+def test_load_all_leaves_out_what_is_damaged(root, capsys):
+    (folder_of(root) / "model.safetensors").write_bytes(b"nonsense")
+    assert list(model_explorer.load_all(str(root))) == [SECOND]
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{FIRST} is left out: ")
+    assert "model.safetensors" in line
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_samples": 10**13},
+        {"task_args": {"min_length": 10**8, "max_length": 10**8}},
+        {"dataset_name": "tinystories", "task_args": {}},
+    ],
+)
+def test_opening_a_run_neither_draws_nor_downloads(root, monkeypatch, change):
+    def no_data(*_):
+        raise AssertionError("asked for the data")
+
+    monkeypatch.setattr("data.dataloader.get_data", no_data)
+    for field, value in change.items():
+        edit_json(folder_of(root) / "params.json", "data", field, value=value)
+    lm, dataset, *_ = model_explorer.get_model_by_timestamp(FIRST, out=str(root))
+    assert dataset.tokenizer is lm.tokenizer
+    with pytest.raises(AssertionError, match="asked for the data"):
+        dataset.n_rows("train")
+
+
+def test_a_task_that_has_changed_is_one_sentence(root):
+    edit_json(folder_of(root) / "params.json", "data", "task_args", value={"min_len": 2})
+    dataset = model_explorer.get_model_by_timestamp(FIRST, out=str(root)).dataset
+    with pytest.raises(ValueError, match=r"dataset_name='copy' has no 'min_len'; did you mean 'min_length'"):
+        dataset.n_rows("train")
+
+
 @pytest.mark.parametrize("name", ["no-such-text", "../../../../etc", "/etc"])
 def test_a_run_whose_data_is_gone_still_opens(root, name):
     edit_json(folder_of(root) / "params.json", "data", "dataset_name", value=name)
