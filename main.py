@@ -125,13 +125,15 @@ def run_grid(args: argparse.Namespace) -> int:
     )
     call = sweep.make_call(args, wandb_username)
     plans = sweep.prepare(runs, call)
+    namer = partial(Namer, args=args)
+    sweep.check_names(plans, namer, call)
     if args.dry_run:
         log.info(sweep.plan_table(plans))
         return 0
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
         sweep.announce(plans)
-        summaries = sweep.run_plans(plans, partial(Namer, args=args), call)
+        summaries = sweep.run_plans(plans, namer, call)
         log.info(sweep.result_table(plans, summaries))
     return sweep.exit_code(summaries)
 

@@ -3,8 +3,10 @@
 import difflib
 import inspect
 import random
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from data.corpora import corpus_names, data_folder_fault, read_corpus
@@ -28,22 +30,26 @@ def data_problems(data_params: DataParams, tokenizer_spec: TokenizerSpec, max_se
             )
         yield from task_problems(tasks[name], data_params, max_seq_len)
         return
-    yield from problem_of(check_spec, tokenizer_spec)
+    yield from problem_of(f"tokenizer_source_name={tokenizer_spec.source!r}", check_spec, tokenizer_spec)
     if name in corpus_names():
         if args:
             yield f"task_args={args} is for synthetic tasks, but dataset_name={name!r} is text"
-        yield from problem_of(check_corpus, data_params)
+        yield from problem_of(f"dataset_name={name!r}", check_corpus, data_params)
     else:
         there_is = known(name, [*tasks, *corpus_names()])
         yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}"
 
 
-def problem_of(check: Callable[..., Any], *args: Any) -> Iterator[str]:
-    """The sentence of the ValueError that `check` raises, if it does."""
+def problem_of(about: str, check: Callable[..., Any], *args: Any) -> Iterator[str]:
+    """The sentence of the exception that `check` raises, if it does, beginning with the `about` field=value it concerns."""
     try:
         check(*args)
     except ValueError as error:
-        yield str(error)
+        field = about[: about.index("=") + 1]
+        yield str(error) if field in str(error) else f"{about}: {error}"
+    except Exception as error:  # of a task, a corpus or a library: the place helps who wrote it
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        yield f"{about}: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
 
 
 def known(name: str, names: list[str]) -> str:
@@ -66,22 +72,27 @@ def check_corpus(data_params: DataParams) -> None:
 
 def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iterator[str]:
     """Looks at the arguments, draws some samples, and tries to split them."""
-    args = data_params.task_args
-    wrong = list(args_problems(task, data_params))
-    if not wrong:
-        try:
-            draws = (task.draw(random.Random(i), **args) for i in range(TRIED_SAMPLES))
-            tokens = [read_marks(sample).tokens for sample in (task.rows(**args) if task.rows else draws)]
-            check_tokens({token for sample in tokens for token in sample})
-        except Exception as error:
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            wrong = [f"task_args={args} does not work with dataset_name={task.name!r}: {kind}{error}"]
-    if wrong:
+    about = f"task_args={data_params.task_args} with dataset_name={task.name!r}"
+    if wrong := list(args_problems(task, data_params)) or list(
+        problem_of(about, check_samples, task, data_params)
+    ):
         yield from wrong
-        yield from problem_of(sizes, data_params, None)
+        yield from problem_of(about, sizes, data_params, None)
     else:
-        yield from problem_of(check_fits, max(map(len, tokens), default=0), data_params, max_seq_len)
-        yield from problem_of(check_split, task, data_params)
+        longest = max((len(tokens) for tokens in first_samples(task, data_params)), default=0)
+        yield from problem_of(about, check_fits, longest, data_params, max_seq_len)
+        yield from problem_of(about, check_split, task, data_params)
+
+
+def first_samples(task: Task, data_params: DataParams) -> Iterator[list[str]]:
+    """The tokens of some samples, of all if they are finite."""
+    args = data_params.task_args
+    draws = (task.draw(random.Random(i), **args) for i in range(TRIED_SAMPLES))
+    return (read_marks(sample).tokens for sample in (task.rows(**args) if task.rows else draws))
+
+
+def check_samples(task: Task, data_params: DataParams) -> None:
+    check_tokens({token for tokens in first_samples(task, data_params) for token in tokens})
 
 
 def check_tokens(tokens: Iterable[object]) -> None:

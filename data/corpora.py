@@ -242,10 +242,9 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
             f"dataset_name={dataset_name!r} is not on this machine and the hub cannot be reached: "
             f"use the embedded text (--task=sotu), put its parquet files into {place}, or try again with a network"
         ) from None
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"dataset_name={dataset_name!r} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from None
+    except Exception as error:  # of the client libraries beneath: many kinds
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"dataset_name={dataset_name!r} cannot be loaded: {reason}") from error
     return {
         ours: iter(hub.documents(column(loaded[theirs], hub.column, dataset_name)))
         for theirs, ours in SPLITS.items()

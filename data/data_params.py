@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass
 
+SampleCount = Annotated[PositiveInt, Field(le=10**8)]
 Percent = Annotated[float, Field(ge=0, lt=100)]
 
 
@@ -12,7 +13,7 @@ Percent = Annotated[float, Field(ge=0, lt=100)]
 class DataParams:
     dataset_name: str = "sotu"  # a corpus, a synthetic task, or a folder of your data folder
     task_args: dict[str, Any] = Field(default_factory=dict)  # arguments of the synthetic task's function
-    n_samples: PositiveInt = 100_000  # of a synthetic task, held-out ones included
+    n_samples: SampleCount = 100_000  # of a synthetic task, held-out ones included
     val_pct: Annotated[Percent, Field(gt=0)] = 5.0  # kept for validation, unless the corpus has its own split
     test_pct: Percent = 5.0  # read only when the test split is asked for, unless the corpus has its own
     debug_crop: PositiveInt | None = None  # only the first so many samples (of each split the corpus brings)

@@ -99,6 +99,9 @@ def generate(
     """
     check_sampling(temperature, top_k, nucleus)
     rows = [list(prompt) for prompt in prompts]
+    longest = max(map(len, rows), default=0)
+    if longest > lm.model_params.max_seq_len:
+        raise ValueError(f"a prompt of {longest} tokens, but max_seq_len={lm.model_params.max_seq_len!r}")
     max_lens = [min(len(row) + max_new_tokens, lm.model_params.max_seq_len + 1) for row in rows]
     active = [i for i, row in enumerate(rows) if len(row) < max_lens[i]]
     with eval_mode(lm):

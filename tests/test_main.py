@@ -222,6 +222,22 @@ def test_namer_follows_the_design():
     assert namer.save_folder_name("2024-04-22--16-17-00") == "test-nlp/sotu/2024-04-22--16-17-00"
 
 
+@pytest.mark.parametrize(
+    ("method", "wrong", "said"),
+    [
+        ("save_folder_name", lambda namer, timestamp, wandb_name=None: f"../{timestamp}", "save_folder_name gives '../"),
+        ("run_name", lambda namer: namer.model_params.dmi, "AttributeError.*'dmi'"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_namer_is_found_before_anything_is_trained(
+    tmp_path, capsys, monkeypatch, method, wrong, said
+):
+    monkeypatch.setattr(main.Namer, method, wrong)
+    assert call(tmp_path, "--config=test-synth", *QUICK, "--save") == 2
+    assert re.match(f"Namer in main.py: .*{said}", capsys.readouterr().err)
+    assert not (tmp_path / "out" / "saved-models").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_folder_that_cannot_be_written_is_a_clear_error(tmp_path, capsys):
     blocked = tmp_path / "file"

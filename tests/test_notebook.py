@@ -49,7 +49,11 @@ def test_nothing_complains(cells):
     assert text(cells, "verify_stable_load").count(": ok") == 3
     said = [output["text"] for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     # Libraries may say what they like, also from an environment that lies inside the repository.
-    ours = [line for line in "".join(said).splitlines() if str(NOTEBOOKS.parent) in line and "site-packages" not in line]
+    ours = [
+        line
+        for line in "".join(said).splitlines()
+        if str(NOTEBOOKS.parent) in line and "site-packages" not in line
+    ]
     assert not ours
 
 

@@ -217,7 +217,12 @@ def check_setting(key: str, value: object, place: Place, errors: Errors) -> Sett
         if item in good and type(item) is type(good[good.index(item)]):
             errors.add(place, f"{key} = {value!r} has {item!r} twice", key)
         elif reason := refusal(SECTIONS[section], key, item):
-            errors.add(place, f"{section} cannot have {key} = {item!r}: {reason}", key)
+            hint = (
+                "; a list is an axis, for one value take a tuple"
+                if "tuple" in reason and axis is value
+                else ""
+            )
+            errors.add(place, f"{section} cannot have {key} = {item!r}: {reason}{hint}", key)
         else:
             good.append(item)
     return Setting(key, good, place)

@@ -83,7 +83,9 @@ class RunFolder:
                 continue
             try:
                 if all(folder.name.removesuffix(PARTIAL) != timestamp for folder in run_folders(root)):
-                    return cls(make_folder(base, subfolder_of(timestamp), timestamp))
+                    folder = partial_folder(base, subfolder_of(timestamp), timestamp)
+                    folder.mkdir(parents=True)
+                    return cls(folder)
             finally:
                 token.rmdir()
 
@@ -96,16 +98,14 @@ class RunFolder:
         self.path = self.path.rename(self.path.with_name(self.timestamp))
 
 
-def make_folder(base: Path, subfolder: str, timestamp: str) -> Path:
+def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
     """`base`/`subfolder` with .partial at its end; ValueError if a run saved there would not be found again."""
     path = Path(os.path.normpath(base / subfolder))
     if path.name != timestamp or base not in path.parents:
         raise ValueError(
             f"save_folder_name gives {subfolder!r}: it must be a path inside saved-models that ends in /{timestamp}"
         )
-    path = path.with_name(timestamp + PARTIAL)
-    path.mkdir(parents=True)
-    return path
+    return path.with_name(timestamp + PARTIAL)
 
 
 def save(

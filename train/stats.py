@@ -14,6 +14,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from train.logs import log
+
 START_SECONDS = 8  # for wandb's server to answer, before a run goes offline
 FINISH_SECONDS = 30  # for the last uploads, before they are left to `wandb sync`
 
@@ -129,7 +131,7 @@ class WandbTracker:
         try:
             self._run.finish()
         except Exception as error:
-            print(f"wandb: upload incomplete, {_sentence(error)} Complete it by: {self.upload_command}")
+            log.warning(f"wandb: upload incomplete, {_sentence(error)} Complete it by: {self.upload_command}")
         with contextlib.suppress(Exception):  # what is dead cannot be torn down; the next run starts afresh
             wandb.teardown()
 
@@ -160,14 +162,14 @@ def start_wandb(
             run, why = start(mode="offline"), _sentence(error)
             os.environ["WANDB_MODE"] = "offline"  # the other runs of a grid need not wait for it again
     except Exception as error:  # broken or missing: training does not depend on it
-        print(f"wandb: no tracking, {_sentence(error)}")
+        log.warning(f"wandb: no tracking, {_sentence(error)}")
         return None
     if run.disabled:  # by the user's WANDB_MODE
         wandb.teardown()
         return None
     tracker = WandbTracker(run)
     how = f"offline, {why} Upload later by: {tracker.upload_command}" if run.offline else run.url
-    print(f"wandb: {how}")
+    log.info(f"wandb: {how}")
     return tracker
 
 

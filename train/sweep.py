@@ -21,7 +21,7 @@ from train.params import Params
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
 from train.run import Call, train_run
-from train.saver import output_root
+from train.saver import output_root, partial_folder
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
@@ -90,6 +90,21 @@ def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
         yield f"devices={sorted(devices)}: all runs of a call need the same number; make a call for each"
     if gpu_id is not None and devices != {1}:
         yield f"--gpu-id={gpu_id} is one GPU, but devices={max(devices)}"
+
+
+def check_names(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> None:
+    """Asks Namer for every name, so that a mistake in it shows before there are results to lose; raises GridError."""
+    timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
+    for plan in plans:
+        namer = make_namer(plan.params)
+        try:
+            namer.wandb_proj_name()
+            namer.run_name()
+            partial_folder(call.out / "saved-models", namer.save_folder_name(timestamp), timestamp)
+        except Exception as error:  # it is the user's own code
+            errors.append(f"Namer in main.py: {type(error).__name__}: {error}")
+    if errors:
+        raise GridError(errors)
 
 
 def measure(data: LMDataModule) -> tuple[Any, int, float]:

@@ -48,7 +48,7 @@ def test_embedded_text_is_fine(name, source):
         ),
         (
             {"dataset_name": "copy", "task_args": {"max_length": 3}},
-            "task_args={'max_length': 3} does not work with dataset_name='copy': ",
+            "task_args={'max_length': 3} with dataset_name='copy': empty range",
         ),
         ({"dataset_name": "copy", "task_args": {"n_letters": 0}}, "n_letters must be from 1 to 26, not 0"),
         ({"dataset_name": "mqar", "task_args": {"n_pairs": 40}}, "mqar needs 4 * n_pairs <= length"),
@@ -117,6 +117,30 @@ def test_a_fault_in_a_task_is_no_traceback(monkeypatch):
     monkeypatch.setitem(tasks, "broken", Task("broken", broken, None, None, None))
     with pytest.raises(ValueError, match=r"dataset_name='broken': ZeroDivisionError: "):
         check(dataset_name="broken")
+
+
+def test_a_fault_that_shows_rarely_is_found_too(monkeypatch):
+    drawn = iter(range(10**6))
+
+    def rarely_broken(rng):
+        """a"""
+        if next(drawn) == 500:
+            raise KeyError("x")
+        return str(rng.random())
+
+    monkeypatch.setitem(tasks, "rarely_broken", Task("rarely_broken", rarely_broken, None, None, None))
+    with pytest.raises(
+        ValueError, match=r"dataset_name='rarely_broken': KeyError: 'x' \(test_check.py:\d+\)"
+    ):
+        check(dataset_name="rarely_broken")
+
+
+def test_text_that_is_not_utf_8_is_named(monkeypatch, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data.txt").write_bytes(b"caf\xe9\n")
+    monkeypatch.setenv("WHATIF_DATA", str(tmp_path))
+    with pytest.raises(ValueError, match=r"^dataset_name='mine': .*data.txt is not UTF-8 text"):
+        check(dataset_name="mine")
 
 
 def test_all_problems_are_told_at_once():

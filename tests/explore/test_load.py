@@ -152,7 +152,7 @@ def test_load_all_leaves_out_what_is_damaged(root, capsys):
 @pytest.mark.parametrize(
     "change",
     [
-        {"n_samples": 10**13},
+        {"n_samples": 10**8},
         {"task_args": {"min_length": 10**8, "max_length": 10**8}},
         {"dataset_name": "tinystories", "task_args": {}},
     ],

@@ -107,20 +107,15 @@ def causal(n_layers: int, n_heads: int, n_tokens: int) -> np.ndarray:
     return scores.masked_fill(torch.ones(n_tokens, n_tokens).triu(1) > 0, -torch.inf).softmax(-1).numpy()
 
 
-def panels(figure):
-    """The patterns of a figure, by their place in the grid; the scale is none of them."""
-    return [ax for ax in figure.axes if ax.get_images()][: len(figure.axes) - 1]
-
-
 def test_every_chosen_head_is_drawn_in_its_place_on_one_scale():
     attns_LHTS = causal(3, 4, 5)
     figure = draw_attentions(attns_LHTS, "abcde", layers=[0, 2], heads=[3, 1])
-    shown = [ax.get_images()[0] for ax in panels(figure)]
+    shown = [ax.get_images()[0] for ax in figure.axes]
     for image, (layer, head) in zip(shown, [(0, 3), (0, 1), (2, 3), (2, 1)], strict=True):
         np.testing.assert_array_equal(image.get_array().filled(0), attns_LHTS[layer, head])
         np.testing.assert_array_equal(image.get_array().mask, np.triu(np.ones((5, 5)), 1) > 0)
         assert image.get_clim() == (0, 1)
-    assert [ax.get_title() for ax in panels(figure)] == ["head 3", "head 1", "", ""]
+    assert [ax.get_title() for ax in figure.axes] == ["head 3", "head 1", "", ""]
     plt.close(figure)
 
 
@@ -128,7 +123,7 @@ def test_attention_to_the_future_is_not_hidden():
     attns_LHTS = causal(1, 1, 4)
     attns_LHTS[0, 0, 1, 3] = 0.5
     figure = draw_attentions(attns_LHTS, "abcd", [0], [0])
-    assert not panels(figure)[0].get_images()[0].get_array().mask[1, 3]
+    assert not figure.axes[0].get_images()[0].get_array().mask[1, 3]
     plt.close(figure)
 
 
@@ -139,7 +134,7 @@ def test_attention_to_the_future_is_not_hidden():
 def test_tokens_are_named_at_the_edges_where_they_fit(n_layers, n_heads, n_tokens, named):
     tokens = ["<bos>", " a", "$\\x$", "antidisestablishment"] * (n_tokens // 4)
     figure = draw_attentions(causal(n_layers, n_heads, n_tokens), tokens, range(n_layers), range(n_heads))
-    grid = np.array(panels(figure)).reshape(n_layers, n_heads)
+    grid = np.array(figure.axes).reshape(n_layers, n_heads)
     assert (
         [text.get_text() for text in grid[0, 0].get_yticklabels()][:4]
         == ["<bos>", "·a", "$\\x$", "antidisestab…"]

@@ -119,6 +119,11 @@ def greedy_by_hand(lm, prompt: list[int], n: int) -> list[int]:
     return row
 
 
+def test_a_prompt_that_the_model_cannot_take_is_refused():
+    with pytest.raises(ValueError, match="a prompt of 17 tokens, but max_seq_len=16"):
+        generate(tiny_lm(), [[1], [1] * 17], 1)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompts_of_unequal_length_are_continued_as_if_alone(kind):
     lm = tiny_lm(layer_architecture=kind, seed=2)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 
 import pytest
 import torch
@@ -225,6 +226,19 @@ def test_training_learns(tmp_path):
 def test_other_ways_to_train_run(tmp_path, fields):
     run = train(tmp_path, early_stop_nsamples=80, **fields)
     assert math.isfinite(run.result["val_loss:main"])
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler"
+)
+def test_compiled_training_equals_plain_training(tmp_path):
+    plain, compiled = (
+        train(tmp_path, optimizer="sgd", early_stop_nsamples=80, compile=on) for on in (False, True)
+    )
+    assert weights(plain).keys() == weights(compiled).keys()
+    for name, weight in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], weight, rtol=1e-3, atol=1e-5)
 
 
 def test_gradients_are_clipped(tmp_path):

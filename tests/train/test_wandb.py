@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from train import stats as stats_module
+from train.logs import log_to_console
 from train.stats import Stats, start_wandb
 
 REPO = Path(__file__).parents[2]
@@ -123,6 +124,11 @@ def leaks(text):
     return [secret for secret in secrets if secret in text]
 
 
+@pytest.fixture(autouse=True)
+def on_console():
+    log_to_console()
+
+
 def test_without_a_key_runs_are_kept_offline_for_wandb_sync(no_wandb_account, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")  # to be put back afterwards
     first = track(no_wandb_account)
@@ -143,7 +149,8 @@ def test_without_a_key_runs_are_kept_offline_for_wandb_sync(no_wandb_account, ca
 
 def program(folder):
     """A program that tracks a run, with its output and input at a terminal of its own: seconds it took, its output."""
-    code = "import pathlib, sys; from train.stats import start_wandb\n"
+    code = "import pathlib, sys; from train.logs import log_to_console; from train.stats import start_wandb\n"
+    code += "log_to_console()\n"
     code += "start_wandb(project='p', config={}, folder=pathlib.Path(sys.argv[1])).finish()"
     terminal, end = pty.openpty()
     start = time.monotonic()
