@@ -1,6 +1,7 @@
 """One run from params to results: seed, build, fit, validate, save."""
 
 import logging
+import os
 import signal
 import sys
 import time
@@ -165,7 +166,8 @@ def stop_on_interrupt(lm_trainer: LMTrainer) -> Iterator[None]:
 
     def stop(signal_number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        log.info("interrupted: stopping after this step; press Ctrl-C once more to leave at once")
+        # Not logged: the signal may come while a log is being written, and logs cannot be entered twice.
+        os.write(2, b"\ninterrupted: stopping after this step; press Ctrl-C once more to leave at once\n")
         lm_trainer.stop("interrupted", agreed=False)
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else stop)
