@@ -83,6 +83,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="train the ablations that run_all in main.py defines too: --config=test --ablate",
     )
+    add(
+        "--check",
+        nargs="?",
+        const="only",
+        choices=["only", "strict"],
+        metavar="strict",
+        help="check the architectures, train nothing: --config=test --check\n"
+        "--check=strict trains, but refuses a grid in which one sees the future: --config=test --check=strict",
+    )
     add("--no-wandb", action="store_true", help="do not track with wandb: --config=test --no-wandb")
     add(
         "--wandb-proj-name",
@@ -114,19 +123,25 @@ def main(arguments: list[str] | None = None) -> int:
 def run_grid(args: argparse.Namespace) -> int:
     """Check the whole grid, then train it."""
     files = config_files(args.config, CONFIGS)
-    from train import check, sweep  # brings torch along, so only now that there is something to do
+    # These bring torch along, so only now that there is something to do.
+    from train import architecture, check, pretrained, sweep
 
+    call = sweep.make_call(args, wandb_username)
     runs = read_grid(
         files,
         grid_options(args),
         each=partial(run_all, ablate=args.ablate),
-        problems=check.problems,
+        problems=partial(check.problems, root=call.out),
         known=sweep.gpu_problems(args.gpu_id),
+        defaults=partial(pretrained.defaults, call.out),
     )
-    call = sweep.make_call(args, wandb_username)
     plans = sweep.prepare(runs, call)
     namer = partial(Namer, args=args)
     sweep.check_names(plans, namer, call)
+    if args.check == "only":
+        return architecture.report(plans, call)
+    if args.check == "strict":
+        architecture.refuse_leaks(plans, call)
     if args.dry_run:
         log.info(sweep.plan_table(plans))
         return 0

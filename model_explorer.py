@@ -1,12 +1,28 @@
 """Open and look at saved runs: `import model_explorer`, in a notebook or a terminal."""
 
-from explore.load import get_model_by_timestamp, load_all, runs
-from explore.plots import plot_metric, plot_metrics, show_lm_attns
+from explore.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
+from explore.html import attention_film, attention_html
+from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
+from explore.plots import head_film, plot_metric, plot_metrics, show_lm_attns
+from explore.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
 from explore.verify import verify_stable_load
 
 __all__ = [
+    "ablate",
+    "activation_patching",
+    "at",
+    "attention_film",
+    "attention_html",
+    "checkpoints",
+    "direct_logit_attribution",
     "get_model_by_timestamp",
+    "head_film",
+    "head_scores",
     "load_all",
+    "logit_lens",
+    "loss_by_position",
+    "loss_by_token",
+    "over_checkpoints",
     "plot_metric",
     "plot_metrics",
     "runs",

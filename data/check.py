@@ -19,7 +19,9 @@ from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
 TRIED_SAMPLES = 100
 
 
-def data_problems(data_params: DataParams, tokenizer_spec: TokenizerSpec, max_seq_len: int) -> Iterator[str]:
+def data_problems(
+    data_params: DataParams, tokenizer_spec: TokenizerSpec, max_seq_len: int, has_tokenizer: bool = False
+) -> Iterator[str]:
     """A sentence for each reason why the task, the text or the tokenizer cannot be had; writes nothing of ours."""
     name, args = data_params.dataset_name, data_params.task_args
     if name in tasks:
@@ -30,7 +32,8 @@ def data_problems(data_params: DataParams, tokenizer_spec: TokenizerSpec, max_se
             )
         yield from task_problems(tasks[name], data_params, max_seq_len)
         return
-    yield from problem_of(f"tokenizer_source_name={tokenizer_spec.source!r}", check_spec, tokenizer_spec)
+    if not has_tokenizer:
+        yield from problem_of(f"tokenizer_source_name={tokenizer_spec.source!r}", check_spec, tokenizer_spec)
     if name in corpus_names():
         if args:
             yield f"task_args={args} is for synthetic tasks, but dataset_name={name!r} is text"

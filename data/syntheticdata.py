@@ -229,11 +229,12 @@ def induction(
     return [*block, copies[0], "«", *copies[1:], "»", "."]
 
 
-def one_of_the_values(n_pairs: int = 4, **_: Any) -> float:
-    return 1 / n_pairs
+def one_of_the_values_left(n_pairs: int = 4, **_: Any) -> float:
+    """Of a guess among the values that have not been asked for yet, which takes no key."""
+    return sum(1 / left for left in range(1, n_pairs + 1)) / n_pairs
 
 
-@registered(chance=one_of_the_values)
+@registered(chance=one_of_the_values_left)
 def mqar(
     rng: random.Random, n_pairs: int = 4, length: int = 32, vocab_size: int = 64, power: float = 0.01
 ) -> list[str]:

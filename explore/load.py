@@ -1,6 +1,6 @@
 """Saved runs: finding, listing and opening them."""
 
-from difflib import get_close_matches
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,8 +10,18 @@ from data.dataloader import LMDataModule
 from model.lm import LM
 from train.build import make_data
 from train.params import SECTION_OF, did_you_mean
-from train.saver import PARTIAL, load, output_root, read_about, read_params, run_folders
+from train.saver import (
+    PARTIAL,
+    find_run,
+    load,
+    load_checkpoints,
+    output_root,
+    read_about,
+    read_params,
+    run_folders,
+)
 from train.stats import Stat
+from train.weights import checkpoint_files
 
 
 class Results(NamedTuple):
@@ -23,9 +33,20 @@ class Results(NamedTuple):
     params: dict[str, Any]  # "data", "train" and "model"
 
 
-def get_model_by_timestamp(timestamp: str, out: str | None = None) -> Results:
-    """The saved run `timestamp`: lm, dataset, train_stats, params. `out` is the --out that it was saved with."""
-    return open_run(find_run(timestamp, out), output_root(out))
+def get_model_by_timestamp(timestamp: str, out: str | None = None, step: int | None = None) -> Results:
+    """The saved run `timestamp`: lm, dataset, train_stats, params. `out` is the --out that it was saved with.
+
+    With `step` the model is as it was then, if the run kept its weights (`checkpoint_every`).
+    """
+    return open_run(find_run(timestamp, out), output_root(out), step)
+
+
+def checkpoints(timestamp: str, out: str | None = None) -> Iterator[tuple[int, LM]]:
+    """(step, lm) for all weights that a saved run kept along the way (`checkpoint_every`), opened one at a time."""
+    folder = find_run(timestamp, out)
+    if not checkpoint_files(folder):
+        raise ValueError(f"the run {timestamp} kept no checkpoints: checkpoint_every and --save make them")
+    return load_checkpoints(folder)
 
 
 def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
@@ -78,23 +99,7 @@ def describe(folder: Path) -> dict[str, Any]:
     return {**about["summary"], **params.flat(), **row, "status": "complete"}
 
 
-def find_run(timestamp: str, out: str | None = None) -> Path:
-    """The folder of a complete run; ValueError with the nearest timestamps if there is none."""
-    root = output_root(out)
-    folders = list(run_folders(root))
-    found = [folder for folder in folders if folder.name == timestamp]
-    if len(found) > 1:
-        raise ValueError(f"there are {len(found)} runs {timestamp}: {', '.join(map(str, found))}")
-    if found:
-        return found[0]
-    if partial := [folder for folder in folders if folder.name == f"{timestamp}{PARTIAL}"]:
-        raise ValueError(f"the run {timestamp} is incomplete, killed or still training: {partial[0]}")
-    complete = [folder.name for folder in folders if not folder.name.endswith(PARTIAL)]
-    nearest = ", ".join(get_close_matches(str(timestamp), complete, n=3, cutoff=0)) or "none at all"
-    raise ValueError(f"no run {timestamp!r:.60} in {root / 'saved-models'}; nearest: {nearest}")
-
-
-def open_run(folder: Path, root: Path) -> Results:
-    lm, tokenizer, params, train_stats, _ = load(folder)
+def open_run(folder: Path, root: Path, step: int | None = None) -> Results:
+    lm, tokenizer, params, train_stats, _ = load(folder, step)
     dataset = make_data(params.data, params.model, root / "cache", tokenizer=tokenizer)
     return Results(lm, dataset, train_stats, params._asdict())

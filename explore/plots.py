@@ -3,7 +3,7 @@
 Shape suffixes:  L layer  H head  T position  S position attended to
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
-from matplotlib.colors import PowerNorm
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 from torch import Tensor
 
 from explore.load import find_run
-from model.inputs import Input, ids_of
+from explore.patterns import Patterns, attention_patterns, film_of
+from model.inputs import Input
 from model.lm import LM
+from model.sampling import eval_mode
 from train.params import did_you_mean
 from train.saver import output_root
 from train.stats import Stat, Stats
@@ -27,7 +29,12 @@ FONT = 7.5  # points, of all text beside attention patterns
 TOKEN = 0.13  # inches that a token of that size takes, across
 LONGEST = 13  # letters shown of a token
 GRID = 13.0  # inches that the patterns of a layer share when their tokens are to be named
-HEAT = plt.colormaps["Blues"].with_extremes(bad="#ececec")  # bad: the future
+ABREAST = 6  # panels of a film in a line
+# As in page/weights.js: shades go by the root of a weight; what is below 0 is amber, the future blank, weight on it red.
+SCALE = PowerNorm(0.5, 0, 1)
+BLUES = ["#e9eef6", "#b9d3eb", "#6fafd8", "#2877b6", "#08306b"]
+HEAT = LinearSegmentedColormap.from_list("heat", BLUES).with_extremes(under="#dd8a1e")
+LEAK = LinearSegmentedColormap.from_list("leak", ["#ff9c8f", "#e4483f", "#c01820", "#9d0b14", "#67000d"])
 
 
 def plot_metrics(
@@ -105,80 +112,138 @@ def show_lm_attns(
 ) -> tuple[Tensor, Tensor]:
     """Shows the attention patterns of one sequence, a row of heads for each layer, and returns (out_embeds, attns).
 
-    `layers` and `heads` choose what is shown. With `folder_name` the figure is saved in attentions/{folder_name}/ under
-    the output root. out_embeds [1, T, V] are the logits; attns [1, n_layers, n_heads, T, S] are all patterns, a row for
-    each query T over the keys S it attends to.
+    `layers` and `heads` choose what is shown; layers without patterns are left out. With `folder_name` the figure is
+    saved in attentions/{folder_name}/ under the output root. out_embeds [1, T, V] are the logits; attns
+    [1, n_layers, n_heads, T, S] are all patterns, a row for each query T over the keys S it attends to.
     """
-    ids = ids_of(sample, lm.tokenizer, lm.device)
-    if len(ids) != 1:
-        raise ValueError(f"show_lm_attns takes one sequence, not a batch of {len(ids)}")
-    result = lm(ids, get_attns=True)
-    attns_LHTS = result["attns"][0].float().cpu().numpy()
-    layers = chosen("layers", layers, attns_LHTS.shape[0])
-    heads = chosen("heads", heads, attns_LHTS.shape[1])
-    figure = draw_attentions(attns_LHTS, lm.tokenizer.tokens(ids[0].tolist()), layers, heads)
+    patterns = attention_patterns(lm, sample)
+    layers = chosen("layers", layers, patterns.heads)
+    heads = chosen("heads", heads, range(max(patterns.heads.values())))
+    figure = draw_attentions(patterns, layers, heads)
     if folder_name is not None:
         name = f"layers-{'-'.join(map(str, layers))}--heads-{'-'.join(map(str, heads))}.png"
         save_figure(figure, output_root(out) / "attentions" / folder_name / name)
     show(figure, is_result=False)
+    with eval_mode(lm):
+        result = lm(sample, get_attns=True)
     return result["logits"], result["attns"]
 
 
-def chosen(name: str, wanted: Sequence[int] | None, n: int) -> list[int]:
-    """`wanted`, or all of `n`; ValueError if it is no part of them."""
-    numbers = range(n) if wanted is None else wanted
-    if not numbers or any(number not in range(n) for number in numbers):
-        raise ValueError(f"{name}={wanted!r}: there are 0 to {n - 1}")
-    return list(numbers)
-
-
-def draw_attentions(
-    attns_LHTS: np.ndarray, tokens: Sequence[str], layers: Sequence[int], heads: Sequence[int]
+def head_film(
+    checkpoints: Iterable[tuple[int, LM]],
+    sample: Input,
+    layer: int,
+    head: int,
+    filename: str | None = None,
+    out: str | None = None,
 ) -> Figure:
-    """A grid of patterns on one scale; tokens at its left (queries) and bottom (keys) where there is room for them."""
-    labels = [shortened(token.replace(" ", "·")) for token in tokens]
-    room = GRID / len(heads)  # inches for a pattern
+    """One head on one sequence along its training: a panel for each of `checkpoints`, which are (step, lm).
+
+    With `filename` it is saved as attentions/{filename}.png under the output root.
+    """
+    panels = {}
+    for step, patterns in film_of(checkpoints, sample):
+        chosen("layer", [layer], patterns.heads)
+        chosen("head", [head], range(patterns.heads[layer]))
+        panels[step] = patterns.of_layer[layer][head]
+    figure = draw_film(panels, patterns.tokens, f"layer {layer}, head {head}")
+    if filename is not None:
+        save_figure(figure, output_root(out) / "attentions" / f"{filename}.png")
+    show(figure, is_result=True)
+    return figure
+
+
+def chosen(name: str, wanted: Sequence[int] | None, there_are: Iterable[int]) -> list[int]:
+    """`wanted`, or all that there are; ValueError if it is no part of them."""
+    known = list(there_are)
+    numbers = known if wanted is None else list(wanted)
+    if not numbers or not set(numbers) <= set(known):
+        raise ValueError(f"{name}={wanted!r}: there are patterns of {', '.join(map(str, known))}")
+    return numbers
+
+
+def draw_attentions(patterns: Patterns, layers: Sequence[int], heads: Sequence[int]) -> Figure:
+    """A row of panels for each layer, a column for each head."""
+    rows = [
+        [patterns.of_layer[layer][head] if head < patterns.heads[layer] else None for head in heads]
+        for layer in layers
+    ]
+    figure, axes = draw_grid(rows, patterns.tokens)
+    for ax, layer in zip(axes[:, 0], layers, strict=True):
+        ax.set_ylabel(f"layer {layer}: query", fontsize=FONT)
+    for ax, head in zip(axes[0], heads, strict=True):
+        ax.set_title(f"head {head}", fontsize=FONT)
+    return figure
+
+
+def draw_film(panels: dict[int, np.ndarray], tokens: Sequence[str], name: str) -> Figure:
+    """A panel for each step, in lines of a few."""
+    patterns: list[np.ndarray | None] = [*panels.values()]
+    n = min(ABREAST, len(panels))
+    patterns += [None] * (-len(panels) % n)
+    rows = [patterns[i : i + n] for i in range(0, len(patterns), n)]
+    figure, axes = draw_grid(rows, tokens, between=0.3)
+    for ax, step in zip(axes.flat, panels, strict=False):
+        ax.set_title(f"step {step:,}", fontsize=FONT)
+    for ax in axes[:, 0]:
+        ax.set_ylabel(f"{name}: query", fontsize=FONT)
+    return figure
+
+
+def draw_grid(
+    rows: Sequence[Sequence[np.ndarray | None]], tokens: Sequence[str], between: float = 0.0
+) -> tuple[Figure, np.ndarray]:
+    """Panels on one scale, and their axes; tokens at the left (queries) and bottom (keys) where there is room for them.
+
+    `between` is the room above each row but the first, in inches.
+    """
+    labels, n_rows, n_columns = [shortened(token) for token in tokens], len(rows), len(rows[0])
+    room = GRID / n_columns  # inches for a pattern
     named = len(labels) * TOKEN <= room
     size = max(len(labels) * TOKEN, min(room, 2.0)) if named else min(room, 4.0)
-    width, height = 1.05 * size * len(heads) + 2.4, 1.05 * size * len(layers) + 1.7
+    width = 1.05 * size * n_columns + 2.4
+    height = 1.05 * size * n_rows + between * (n_rows - 1) + 1.7
     # Margins by hand: layout="constrained" takes 20 seconds for the 144 heads of GPT-2.
     edges = {"left": 1.5 / width, "right": 1 - 0.9 / width, "bottom": 1.3 / height, "top": 1 - 0.4 / height}
     figure, axes = plt.subplots(
-        len(layers),
-        len(heads),
+        n_rows,
+        n_columns,
         figsize=(width, height),
         squeeze=False,
-        gridspec_kw=edges | {"wspace": 0.05, "hspace": 0.05},
+        gridspec_kw=edges | {"wspace": 0.05, "hspace": 0.05 + between / size},
     )
-    for row, layer in zip(axes, layers, strict=True):
-        for ax, head in zip(row, heads, strict=True):
-            image = draw_pattern(ax, attns_LHTS[layer, head])
-        row[0].set_ylabel(f"layer {layer}: query", fontsize=FONT)
-        if named:
-            row[0].set_yticks(range(len(labels)), labels, parse_math=False)
-    for top, ax, head in zip(axes[0], axes[-1], heads, strict=True):
-        top.set_title(f"head {head}", fontsize=FONT)
+    for ax, pattern_TS in zip(axes.flat, [pattern for row in rows for pattern in row], strict=True):
+        draw_pattern(ax, pattern_TS)
+    for ax in axes[-1]:
         ax.set_xlabel("key", fontsize=FONT)
         if named:
             ax.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
+    for ax in axes[:, 0]:
+        if named:
+            ax.set_yticks(range(len(labels)), labels, parse_math=False)
     beside = axes[0, -1].inset_axes((1 + 0.1 / size, 0, 0.1 / size, 1))
-    scale = figure.colorbar(image, cax=beside, ticks=[0, 0.1, 0.25, 0.5, 1])
+    scale = figure.colorbar(ScalarMappable(SCALE, HEAT), cax=beside, ticks=[0, 0.1, 0.25, 0.5, 1])
     scale.ax.tick_params(labelsize=FONT)
-    return figure
+    return figure, axes
 
 
 def shortened(token: str) -> str:
     return token if len(token) <= LONGEST else token[: LONGEST - 1] + "…"
 
 
-def draw_pattern(ax: Axes, pattern_TS: np.ndarray) -> AxesImage:
-    """One head. The future is blank, unless something is there that should not be."""
-    future_TS = np.triu(np.ones_like(pattern_TS, dtype=bool), 1)
-    shown_TS = np.ma.masked_where(future_TS & (pattern_TS == 0), pattern_TS)
+def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None) -> None:
+    """One head. The future is blank, and red where something is that should not be."""
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelsize=FONT)
     ax.label_outer()
-    return ax.imshow(shown_TS, cmap=HEAT, norm=PowerNorm(0.5, 0, 1))
+    if pattern_TS is None:
+        ax.set_axis_off()
+        return
+    future_TS = np.triu(np.ones_like(pattern_TS, dtype=bool), 1)
+    ax.imshow(np.ma.masked_where(future_TS, pattern_TS), cmap=HEAT, norm=SCALE)
+    leak_TS = future_TS & (pattern_TS != 0)
+    if leak_TS.any():
+        ax.imshow(np.ma.masked_where(~leak_TS, pattern_TS), cmap=LEAK, norm=SCALE)
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -1,32 +1,67 @@
-"""Whether an architecture exists, before anything is built."""
+"""Whether an architecture exists, before anything is built; and which of its fields mean nothing to its layers."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import asdict
 from difflib import get_close_matches
 
-from torch import nn
-
+from model.context import Layer, layer_kinds
 from model.embeddings import position_kinds
 from model.model_params import ModelParams
-from model.transformer.transformer import layer_kinds
+from model.norms import norms
 from model.transformer.transformerencoderlayer import activations
 
 
 def model_problems(model_params: ModelParams) -> Iterator[str]:
-    """A sentence for each name that no registry has, and for positions that the layers would ignore."""
-    kind, positions = model_params.layer_architecture, model_params.positions
-    for field, name, existing in (
-        ("layer_architecture", kind, layer_kinds.keys()),
-        ("positions", positions, position_kinds.keys()),
-        ("activation", model_params.activation, activations.keys()),
-    ):
-        if name not in existing:
-            near = get_close_matches(name, existing, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            yield f"{field}={name!r} does not exist; {hint}there are: {', '.join(existing)}"
-    usual = [name for name, places in position_kinds.items() if places.on_heads is nn.Identity]
-    ignored = kind in layer_kinds and not layer_kinds[kind].applies_head_positions
-    if ignored and positions in position_kinds.keys() - usual:
+    """A sentence for each name that no registry has, and for what would not be the architecture that is asked for."""
+    names = list(unknown_names(model_params))
+    yield from names or unlike_what_is_asked(model_params)
+
+
+def unknown_names(p: ModelParams) -> Iterator[str]:
+    for kind in dict.fromkeys(p.kinds):
+        yield from unknown(kind, layer_kinds, f"layer_architecture={p.layer_architecture!r}")
+    yield from unknown(p.positions, position_kinds, f"positions={p.positions!r}")
+    yield from unknown(p.norm, norms, f"norm={p.norm!r}")
+    yield from unknown(p.activation, activations, f"activation={p.activation!r}")
+
+
+def unknown(name: str, existing: Collection[str], setting: str) -> Iterator[str]:
+    if name not in existing:
+        near = get_close_matches(name, existing, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        what = setting if setting.endswith(f"={name!r}") else f"{setting}: {name!r}"
+        yield f"{what} does not exist; {hint}there are: {', '.join(existing)}"
+
+
+def unlike_what_is_asked(p: ModelParams) -> Iterator[str]:
+    for kind in dict.fromkeys(p.kinds):
+        if lacking := settings_not_in(layer_class(kind).possible(p), p):
+            yield f"{', '.join(lacking)} cannot be had with layer_architecture={kind!r}; custom-transformer takes them"
+    if all(layer_class(kind).used(p).positions != p.positions for kind in p.kinds):
+        others = ", ".join(name for name, at in position_kinds.items() if not at.acts_in_attention)
         yield (
-            f"positions={positions!r} acts on queries and keys inside a layer, which layer_architecture={kind!r} "
-            f"does not let it; take positions from {', '.join(usual)}"
+            f"positions={p.positions!r} acts inside attention, which layer_architecture={p.layer_architecture!r} "
+            f"does not let it; take positions from {others}"
         )
+
+
+def ignored_fields(model_params: ModelParams) -> list[str]:
+    """`field=value` for all that is set, not left at its default, although no layer of the stack has a use for it."""
+    p = model_params
+    ignored = settings_not_in(ModelParams(), p)
+    for kind in p.kinds:
+        unused = settings_not_in(layer_class(kind).used(p), p)
+        ignored = [setting for setting in ignored if setting in unused]
+    return ignored
+
+
+def layer_class(kind: str) -> type[Layer]:
+    """A plain Layer, which follows everything, where the kind is none: nothing is known of it."""
+    make = layer_kinds[kind]
+    return make if isinstance(make, type) and issubclass(make, Layer) else Layer
+
+
+def settings_not_in(other: ModelParams, p: ModelParams) -> list[str]:
+    """`field=value` for the fields of `p` that `other` has another value of."""
+    others = asdict(other)
+    return [f"{name}={value!r}" for name, value in asdict(p).items() if value != others[name]]

@@ -1,40 +1,115 @@
-"""What a layer may look at besides its input, and where it leaves what a caller asked for.
+"""What a layer may look at besides its input, what it may keep for the next token, and where its activations are seen.
 
 Shape suffixes:  B batch  T position  D model dim
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 from torch import Tensor, nn
+
+from model.model_params import ModelParams
+
+
+class Tap(Protocol):
+    """Someone who looks at activations by name, and may put another tensor in their place."""
+
+    def wants(self, name: str) -> bool: ...
+    def __call__(self, name: str, x: Tensor) -> Tensor: ...
+
+
+class Uncacheable(ValueError):
+    """Raised where a forward pass cannot go on from what was kept of an earlier one."""
+
+
+class Cache:
+    """What layers keep of the tokens they have gone through, by name, batch first: generation goes on from there."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length  # tokens there is room for
+        self.seen = 0  # tokens gone through
+        self.kept: dict[str, Tensor] = {}
+
+    def take(self, rows_B: Tensor) -> None:
+        """Go on with these rows of the batch, in this order."""
+        self.kept = {name: kept[rows_B] for name, kept in self.kept.items()}
 
 
 @dataclass
 class Context:
-    """One forward pass, as its layers see it."""
+    """One forward pass, as its layers see it. With a cache x_BTD holds the last T tokens only, ids_BT all so far."""
 
-    ids_BT: Tensor  # the tokens themselves
+    ids_BT: Tensor
     attn_requests: Any = None  # whatever the caller wants attention to know
-    wanted: Collection[str] = ()  # names of the activations to record, in every layer
-    recorded: dict[str, Tensor] = field(default_factory=dict)  # "layers.0.pattern" and so on
-    layer: int = 0  # the layer at work, its index in the stack
+    taps: Sequence[Tap] = ()
+    cache: Cache | None = None
+    layer: int | None = None  # the layer at work, its index in the stack; None outside of it
+
+    @property
+    def start(self) -> int:
+        """The position of the first token in x_BTD."""
+        return 0 if self.cache is None else self.cache.seen
+
+    def named(self, name: str) -> str:
+        return name if self.layer is None else f"layers.{self.layer}.{name}"
 
     def wants(self, name: str) -> bool:
-        return name in self.wanted
+        return any(tap.wants(self.named(name)) for tap in self.taps)
 
     def tap(self, name: str, x: Tensor) -> Tensor:
-        """`x` itself, recorded under its layer and name if wanted. All looking inside goes through here."""
-        if name in self.wanted:
-            self.recorded[f"layers.{self.layer}.{name}"] = x
+        """`x`, or what someone puts in its place. All looking inside, and all patching, goes through here."""
+        for tap in self.taps:
+            x = tap(self.named(name), x)
         return x
 
-    def of_all_layers(self, name: str) -> list[Tensor]:
-        """What was recorded under `name`, in the order of the layers that have it."""
-        return [x for key, x in self.recorded.items() if key.split(".", 2)[2] == name]
+    def with_past(self, name: str, x: Tensor, dim: int) -> Tensor:
+        """`x` behind all that was given under this name for earlier tokens; `dim` is that of positions."""
+        if self.cache is None:
+            return x
+        room, end = self.cache.kept.get(self.named(name)), self.start + x.shape[dim]
+        if room is None:
+            room = x.new_empty([*x.shape[:dim], self.cache.length, *x.shape[dim + 1 :]])
+            self.cache.kept[self.named(name)] = room
+        room.narrow(dim, self.start, x.shape[dim]).copy_(x)
+        return room.narrow(dim, 0, end)
+
+    def recall(self, name: str) -> Tensor | None:
+        """What was kept under this name at the end of the tokens so far; None at the start."""
+        return None if self.cache is None else self.cache.kept.get(self.named(name))
+
+    def keep(self, name: str, state: Tensor) -> None:
+        """Leave a state, batch first, for the tokens to come."""
+        if self.cache is not None:
+            self.cache.kept[self.named(name)] = state
 
 
 class Layer(nn.Module):
     """A layer that takes `(x_BTD, ctx)`. Any other module in the stack is called with `x_BTD` alone."""
 
-    applies_head_positions = False  # whether positions that act on queries and keys, such as rotary, reach it
+    @classmethod
+    def possible(cls, model_params: ModelParams) -> ModelParams:
+        """The nearest architecture that layers of this kind can have: another one is refused."""
+        return model_params
+
+    @classmethod
+    def used(cls, model_params: ModelParams) -> ModelParams:
+        """`model_params` with any valid value for what layers of this kind have no use for: a run says so if it is set."""
+        p = model_params
+        if p.positions != "rotary":
+            p = replace(p, rotary_base=ModelParams.rotary_base, rotary_frac=ModelParams.rotary_frac)
+        return p
+
+
+MakeLayer = Callable[..., nn.Module]  # (model_params, dropout) -> a Layer or any other module
+layer_kinds: dict[str, MakeLayer] = {}
+
+
+def layer_kind(name: str) -> Callable[[MakeLayer], MakeLayer]:
+    """Makes the decorated class, or function that makes a module, available to `layer_architecture`."""
+
+    def register(make: MakeLayer) -> MakeLayer:
+        layer_kinds[name] = make
+        return make
+
+    return register

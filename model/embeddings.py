@@ -1,9 +1,11 @@
 """Token embeddings, and positions of every kind.
 
-Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  A half of K (an angle each)
+Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  S position attended to
+                 A angle: half of what turns in a head
 """
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,9 +24,20 @@ class Embedding(nn.Module):
         self.positions = position_kinds[model_params.positions].on_embeddings(model_params)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids_BT: Tensor) -> Tensor:
-        x_BTD = self.positions(self.tokens(ids_BT))
+    def forward(self, ids_BT: Tensor, start: int = 0) -> Tensor:
+        """`start` is the position of the first of these ids."""
+        x_BTD = self.positions(self.tokens(ids_BT), start)
         return self.dropout(x_BTD)
+
+
+class NoPositions(nn.Module):
+    """Leaves everything as it is."""
+
+    def __init__(self, model_params: ModelParams) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+        return x
 
 
 class Learned(nn.Module):
@@ -34,9 +47,9 @@ class Learned(nn.Module):
         super().__init__()
         self.table = embedding(model_params.max_seq_len, model_params)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
         T = x_BTD.shape[1]
-        return x_BTD + self.table.weight[:T]
+        return x_BTD + self.table.weight[start : start + T]
 
 
 class Sinusoidal(nn.Module):
@@ -52,9 +65,9 @@ class Sinusoidal(nn.Module):
         waves = waves * math.sqrt(2) * readout_std(model_params)
         self.register_buffer("table_TD", waves.to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
         T = x_BTD.shape[1]
-        return x_BTD + self.table_TD[:T]
+        return x_BTD + self.table_TD[start : start + T]
 
 
 class Rotary(nn.Module):
@@ -65,16 +78,55 @@ class Rotary(nn.Module):
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()
-        head_dim = model_params.dim // model_params.n_heads
-        angles = angles_of(model_params.max_seq_len, head_dim, model_params.rotary_base)
+        angles = angles_of(model_params.max_seq_len, model_params.n_turned, model_params.rotary_base)
         self.register_buffer("cos_TA", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin_TA", angles.sin().to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, x_BHTK: Tensor) -> Tensor:
-        T = x_BHTK.shape[2]
-        cos_TA, sin_TA = self.cos_TA[:T], self.sin_TA[:T]
-        a_BHTA, b_BHTA = x_BHTK.chunk(2, dim=-1)
-        return torch.cat([a_BHTA * cos_TA - b_BHTA * sin_TA, b_BHTA * cos_TA + a_BHTA * sin_TA], dim=-1)
+    def forward(self, x_BHTK: Tensor, start: int = 0) -> Tensor:
+        T, A = x_BHTK.shape[2], self.cos_TA.shape[1]
+        cos_TA, sin_TA = self.cos_TA[start : start + T], self.sin_TA[start : start + T]
+        a_BHTA, b_BHTA, unturned = x_BHTK.split([A, A, x_BHTK.shape[3] - 2 * A], dim=-1)
+        turned = a_BHTA * cos_TA - b_BHTA * sin_TA, b_BHTA * cos_TA + a_BHTA * sin_TA
+        return torch.cat([*turned, unturned], dim=-1)
+
+
+class Alibi(nn.Module):
+    """Lowers scores in proportion to distance, in each head at another rate (Press et al. 2021)."""
+
+    slopes_H11: Tensor
+
+    def __init__(self, model_params: ModelParams) -> None:
+        super().__init__()
+        slopes_H = torch.tensor(slopes_of(model_params.n_heads))
+        self.register_buffer("slopes_H11", slopes_H[:, None, None], persistent=False)
+
+    def forward(self, scores_BHTS: Tensor) -> Tensor:
+        return scores_BHTS - self.slopes_H11 * distances(scores_BHTS)
+
+
+def slopes_of(n_heads: int) -> list[float]:
+    """2^(-8/H), 2^(-16/H) ... 2^-8 for H a power of two; else those of the power below, and every other of the one above."""
+    below = 1 << (n_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * (i + 1) / below) for i in range(below)]
+    return slopes + [2 ** (-4 * (2 * i + 1) / below) for i in range(n_heads - below)]
+
+
+class Window(nn.Module):
+    """Hides what lies `sliding_window` positions back or further."""
+
+    def __init__(self, sliding_window: int) -> None:
+        super().__init__()
+        self.width = sliding_window
+
+    def forward(self, scores_BHTS: Tensor) -> Tensor:
+        return scores_BHTS.masked_fill(distances(scores_BHTS) >= self.width, -math.inf)
+
+
+def distances(scores_BHTS: Tensor) -> Tensor:
+    """[T, S]: how far back of each query each key lies. The last query is the last key's own."""
+    T, S = scores_BHTS.shape[-2:]
+    positions_S = torch.arange(S, device=scores_BHTS.device)
+    return positions_S[S - T :, None] - positions_S
 
 
 def angles_of(n_positions: int, dim: int, base: float) -> Tensor:
@@ -86,8 +138,13 @@ def angles_of(n_positions: int, dim: int, base: float) -> Tensor:
 class PositionKind(NamedTuple):
     """Where a kind of positions acts; a module made from the ModelParams for each place."""
 
-    on_embeddings: type[nn.Module] = nn.Identity  # x_BTD -> x_BTD, once, before the first layer
-    on_heads: type[nn.Module] = nn.Identity  # x_BHTK -> x_BHTK, on queries and on keys in every layer
+    on_embeddings: type[nn.Module] = NoPositions  # (x_BTD, start) -> x_BTD, once, before the first layer
+    on_heads: type[nn.Module] = NoPositions  # (x_BHTK, start) -> x_BHTK, queries and keys of every layer
+    on_scores: type[nn.Module] | None = None  # scores_BHTS -> scores_BHTS, before the softmax
+
+    @property
+    def acts_in_attention(self) -> bool:
+        return self.on_heads is not NoPositions or self.on_scores is not None
 
 
 position_kinds = {
@@ -95,4 +152,23 @@ position_kinds = {
     "learned": PositionKind(on_embeddings=Learned),
     "sin": PositionKind(on_embeddings=Sinusoidal),
     "rotary": PositionKind(on_heads=Rotary),
+    "alibi": PositionKind(on_scores=Alibi),
 }
+
+
+def without_attention(model_params: ModelParams) -> ModelParams:
+    """`model_params` as they are where there is no attention of ours: without what only that has a use for."""
+    p = model_params
+    positions = "none" if position_kinds[p.positions].acts_in_attention else p.positions
+    p = replace(p, positions=positions, n_kv_heads=None, sliding_window=None)
+    return replace(p, qk_norm=False, separate_heads=False, attention="explicit")
+
+
+def on_scores(model_params: ModelParams) -> nn.Sequential:
+    """What positions and the sliding window do to attention scores; mostly nothing."""
+    steps: list[nn.Module] = []
+    if (positions := position_kinds[model_params.positions].on_scores) is not None:
+        steps.append(positions(model_params))
+    if model_params.sliding_window is not None:
+        steps.append(Window(model_params.sliding_window))
+    return nn.Sequential(*steps)

@@ -9,23 +9,30 @@ import math
 
 from torch import nn
 
+from model.lora import LoRALinear
 from model.model_params import ModelParams
 
 LOGIT_STD = 0.2  # at the start: the first loss is then within 2 % of log(vocabulary)
 
 
-def linear(n_in: int, n_out: int, model_params: ModelParams, into_stream: bool = False) -> nn.Linear:
-    """nn.Linear inside a layer; into_stream if its output is added to the residual stream. Its bias starts at 0."""
-    layer = nn.Linear(n_in, n_out, model_params.bias)
+def linear(
+    n_in: int, n_out: int, model_params: ModelParams, bias: bool | None = None, into_stream: bool = False
+) -> nn.Linear:
+    """nn.Linear inside a layer; into_stream if its output is added to the residual stream. Its bias starts at 0.
+
+    `bias` is the params' own field for this part, such as bias_qkv. With lora_rank it is a LoRALinear.
+    """
+    rank, has_bias = model_params.lora_rank, model_params.has_bias(bias)
+    layer = LoRALinear(n_in, n_out, has_bias, rank) if rank else nn.Linear(n_in, n_out, has_bias)
     nn.init.normal_(layer.weight, std=weight_std(n_in, model_params, into_stream))
-    if model_params.bias:
+    if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
 
 
 def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) -> float:
     """Smaller by sqrt(2 * n_layers) for what is added to the stream: the sum of all of it keeps its size (as in GPT-2)."""
-    gain = 0.5 if model_params.norm_position == "pre" else 1.0
+    gain = 1.0 if model_params.norm_position == "post" else 0.5
     n_added = 2 * model_params.n_layers if into_stream else 1
     return gain / math.sqrt(n_in * n_added)
 

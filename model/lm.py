@@ -3,7 +3,8 @@
 Shape suffixes:  B batch  T position  D model dim  V vocabulary
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -11,14 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from model.beam import Beam, EarlyStopping, Search, beam_search
 from model.check import model_problems
-from model.context import Context
+from model.context import Cache, Context, Uncacheable
+from model.decoding import Trust
 from model.embeddings import Embedding
 from model.init import readout
 from model.inputs import Input, Tokenizer, ids_of
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, in_batches, summary, token_losses
-from model.sampling import check_sampling, eval_mode, generate
+from model.recording import Edit, Patch, Recording, Taps, tapping
+from model.sampling import Choice, Prompt, Stop, continuations, eval_mode, is_prompt, prompt_ids, stop_ids
 from model.transformer.transformer import Transformer
 
 
@@ -40,6 +44,8 @@ class LM(nn.Module):
         self.model_params = model_params
         self.tokenizer = tokenizer
         self.n_tokens = tokenizer.n_tokens
+        self.taps = Taps()  # who looks at activations, or patches them, at the moment
+        self.trust = Trust()  # whether generation may go on from a cache
         self.embed = Embedding(model_params, self.n_tokens, dropout)
         self.decoder = Transformer(model_params, dropout)
         self.unembed = readout(model_params, self.n_tokens)
@@ -47,12 +53,18 @@ class LM(nn.Module):
             self.unembed.weight = self.embed.tokens.weight
 
     def forward(
-        self, x: Input, get_embeddings: bool = False, get_attns: bool = False, attn_requests: Any = None
+        self,
+        x: Input,
+        get_embeddings: bool = False,
+        get_attns: bool = False,
+        attn_requests: Any = None,
+        cache: Cache | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Logits [B, T, V] for a string, a list of ids, a 1-D tensor, or a batch of equal lengths.
 
         With get_embeddings or get_attns a mapping: "logits"; "embeddings" [B, n_layers, T, D], the output of every layer
         in the stack; "attns" [B, n_layers, n_heads, T, T] (query, then key), of the layers that have attention.
+        With a cache `x` is still all tokens so far, but only those that the cache has not seen are computed.
         """
         x = ids_of(x, self.tokenizer, self.device)
         if x.shape[1] > self.model_params.max_seq_len:
@@ -60,25 +72,58 @@ class LM(nn.Module):
                 f"input of {x.shape[1]} tokens, but max_seq_len={self.model_params.max_seq_len!r}"
             )
         # x is [B, T] from here on: the place to set attn_requests by what is in it.
-        wanted = ["resid_post"] * get_embeddings + ["pattern"] * get_attns
-        ctx = Context(ids_BT=x, attn_requests=attn_requests, wanted=wanted)
-        z = self.unembed(self.decoder(self.embed(x), ctx))
-        if not wanted:
+        if cache is not None and attn_requests is not None:
+            raise Uncacheable("attn_requests is set")
+        record = Recording(["*.resid_post"] * get_embeddings + ["*.pattern"] * get_attns)
+        taps = [*self.taps, record] if record.patterns else self.taps
+        ctx = Context(ids_BT=x, attn_requests=attn_requests, taps=taps, cache=cache)
+        new_BT = x[:, ctx.start :]
+        z = self.unembed(self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start)), ctx))
+        z = ctx.tap("logits", z)
+        if cache is not None:
+            cache.seen = x.shape[1]
+        if not record.patterns:
             return z
         result = {"logits": z}
         if get_embeddings:
-            result["embeddings"] = self.stacked(ctx, "resid_post")
+            result["embeddings"] = self.stacked(record, "resid_post")
         if get_attns:
-            result["attns"] = self.stacked(ctx, "pattern")
+            result["attns"] = self.stacked(record, "pattern")
         return result
 
-    def stacked(self, ctx: Context, name: str) -> Tensor:
+    def stacked(self, record: Recording, name: str) -> Tensor:
         """What all layers recorded under `name`, with the layers as second dimension."""
-        recorded = ctx.of_all_layers(name)
+        recorded = record.of_all_layers(name)
         if not recorded:
             kind, n = self.model_params.layer_architecture, self.model_params.n_layers
             raise ValueError(f"no layer records {name!r}: layer_architecture={kind!r}, n_layers={n!r}")
         return torch.stack(recorded, dim=1)
+
+    def record(self, *patterns: str) -> AbstractContextManager[Recording]:
+        """`with lm.record("pattern", "layers.0.*") as seen:` keeps these activations of the last forward pass inside.
+
+        Without patterns all of them. A pattern is a name, with * for anything; one without a dot is meant in every layer.
+        Inside a patch what is recorded is what the patch puts there. ValueError at the end for a name that nothing has.
+        """
+        return tapping(self, self.taps, Recording(patterns or ["*"]))
+
+    def patch(self, edits: Mapping[str, Edit]) -> AbstractContextManager[Patch]:
+        """`with lm.patch({"layers.0.z": edit}):` puts what `edit` says in the place of these activations.
+
+        An edit is a function of the activation, a tensor (such as a Recording has), a number, or "mean" over the batch;
+        `at` of model/recording.py holds it to some heads or positions. Names are patterns, as in `record`.
+        """
+        return tapping(self, self.taps, Patch(edits))
+
+    def activation_names(self) -> list[str]:
+        """The names of all activations, in the order in which they come about. Runs the model, on one token."""
+        taps, self.taps = self.taps, Taps()  # nobody else looks at this run, or changes it
+        try:
+            with torch.no_grad(), eval_mode(self), self.record() as seen:
+                self([0])
+        finally:
+            self.taps = taps
+        return list(seen)
 
     def get_batch_xyz(self, batch: dict, loss_requests: Any = None) -> XYZ:
         """Inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
@@ -104,42 +149,89 @@ class LM(nn.Module):
 
     def sample(
         self,
-        pref: str | Sequence[int] = "",
+        pref: Prompt | Sequence[Prompt] = "",
         max_seq_len: int = 100,
         as_str: bool = True,
         *,
         temperature: float = 1.0,
         top_k: int | None = None,
         nucleus: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: Stop = (),
+        n_samples: int = 1,
         generator: torch.Generator | None = None,
-    ) -> str | list[int]:
-        """A continuation of `pref`, which is part of it: up to eos, or `max_seq_len` tokens in all.
+        attn_requests: Any = None,
+        use_cache: bool = True,
+        return_logprobs: bool = False,
+    ) -> Any:
+        """A continuation of `pref`, which is part of it: up to eos, a stop token, or `max_seq_len` tokens in all.
+
+        A list of prompts gives a list of samples; n_samples above 1 a list of so many for each prompt; return_logprobs
+        a pair (sample, log-probabilities of its new tokens under the model's plain softmax) for each sample.
 
         temperature divides the logits; 0 takes the most probable token. top_k: only the so many most probable tokens.
         nucleus: only the smallest set of most probable tokens that has this probability together. One of the two.
+        min_p: only tokens of this share of the probability of the most probable one. repetition_penalty: above 1 makes
+        tokens that are there already less likely. stop: ids, or texts of one token each; it ends a sample as eos does.
+        use_cache=False computes all tokens anew at each step, which edits need that look at later tokens.
         """
-        check_sampling(temperature, top_k, nucleus)
-        prefix = self.tokenizer(pref) if isinstance(pref, str) else list(pref)
-        if not prefix:
-            raise ValueError(
-                "pref=[] gives the model nothing to continue: begin with the tokenizer's bos, as pref='' does"
-            )
-        max_new_tokens = min(max_seq_len, self.model_params.max_seq_len) - len(prefix)
-        if max_new_tokens < 1:
-            raise ValueError(
-                f"pref of {len(prefix)} tokens leaves nothing to sample: max_seq_len={max_seq_len!r}, "
-                f"and the model's own is {self.model_params.max_seq_len!r}"
-            )
-        [ids] = generate(
+        choice = Choice(temperature, top_k, nucleus, min_p, repetition_penalty, generator)
+        if n_samples < 1:
+            raise ValueError(f"n_samples={n_samples!r} must be at least 1")
+        stops = stop_ids(stop, self.tokenizer)
+        prompts: list[Any] = [pref] if is_prompt(pref) else [*pref]
+        rows = [ids for prompt in prompts for ids in [prompt_ids(prompt, self, max_seq_len)] * n_samples]
+        continued = continuations(
             self,
-            [prefix],
-            max_new_tokens,
-            temperature=temperature,
-            top_k=top_k,
-            nucleus=nucleus,
-            generator=generator,
+            rows,
+            [min(max_seq_len, self.model_params.max_seq_len)] * len(rows),
+            choice,
+            stop=stops,
+            attn_requests=attn_requests,
+            use_cache=use_cache,
+            return_logprobs=return_logprobs,
         )
-        return self.tokenizer.decode(ids) if as_str else ids
+        decode = self.tokenizer.decode if as_str else list
+        samples: list[Any] = [
+            (decode(ids), logprobs) if return_logprobs else decode(ids) for ids, logprobs in continued
+        ]
+        if n_samples > 1:
+            samples = [samples[i : i + n_samples] for i in range(0, len(samples), n_samples)]
+        return samples[0] if is_prompt(pref) else samples
+
+    def beam_search(
+        self,
+        pref: Prompt = "",
+        max_seq_len: int = 100,
+        as_str: bool = True,
+        *,
+        n_beams: int = 4,
+        n_best: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        stop: Stop = (),
+        attn_requests: Any = None,
+        use_cache: bool = True,
+    ) -> list[Beam]:
+        """The `n_best` most probable continuations of a prompt that are found, and their scores, best first.
+
+        At each step the `n_beams` most probable unfinished ones go on. The score is the sum of log-probabilities divided
+        by (number of new tokens)^length_penalty: above 0 favours long ones. early_stopping: True ends when there are
+        n_beams finished ones, False when the best unfinished one is, at its length, no better than any of them, "never"
+        when it could not become better. Equal to `generate` of HuggingFace.
+        """
+        search = Search(n_beams, n_best, length_penalty, early_stopping)
+        beams = beam_search(
+            self,
+            prompt_ids(pref, self, max_seq_len),
+            min(max_seq_len, self.model_params.max_seq_len),
+            search,
+            stop=stop_ids(stop, self.tokenizer),
+            attn_requests=attn_requests,
+            use_cache=use_cache,
+        )
+        return [Beam(self.tokenizer.decode(ids) if as_str else ids, score) for ids, score in beams]
 
     def perplexities(
         self,

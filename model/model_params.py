@@ -1,27 +1,43 @@
 """ModelParams: the architecture and its tokenizer."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class ModelParams:
-    layer_architecture: str = "custom-transformer"  # a registered kind of layer: the stack is n_layers of it
+    layer_architecture: str | tuple[str, ...] = "custom-transformer"  # a layer kind; several take turns
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4
     n_heads: PositiveInt = 4  # per layer; must divide dim
-    dim_ff: PositiveInt | None = None  # width inside the feed-forward block; None: 4 * dim
+    n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
+    dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
     max_seq_len: PositiveInt = 128  # longest input, in tokens
-    positions: str = "learned"  # a registered kind: none, learned, sin, rotary
+    positions: str = "learned"  # a registered kind: none, learned, sin, rotary, alibi
     rotary_base: PositiveFloat = 10_000.0  # of positions = "rotary"
-    norm_position: Literal["pre", "post"] = "pre"  # LayerNorm before each block, or after each addition
-    activation: str = "gelu"  # a registered function of the feed-forward block
+    rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # of "rotary": the share of a head that turns
+    sliding_window: PositiveInt | None = None  # a position attends to itself and so many less one before it
+    norm: str = "layernorm"  # a registered kind: layernorm, rmsnorm
+    norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
+    norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
+    qk_norm: bool = False  # normalise each head's queries and keys
+    parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
+    activation: str = "gelu"  # a registered function of the feed-forward block: relu, gelu, gelu_tanh, silu
+    gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
     bias: bool = True  # in every linear layer and norm of the stack (the readout has none)
+    bias_qkv: bool | None = None  # of queries, keys and values; None: as bias
+    bias_out: bool | None = None  # of the map from heads to the stream; None: as bias
+    bias_ff: bool | None = None  # of the feed-forward block; None: as bias
+    bias_norm: bool | None = None  # of layernorm; None: as bias
     tied_embeddings: bool = True  # the output matrix is the token embedding
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
+    conv_width: PositiveInt = 4  # positions that a convolution of gated-conv and state-space looks at
+    lora_rank: NonNegativeInt = 0  # train only products of this rank beside the linear maps of the layers
+    from_pretrained: str | None = None  # begin with weights and fields of a model of the hub or in a folder
+    from_saved: str | None = None  # begin with weights and fields of the saved run of this timestamp
     tokenizer_source_name: str = "char"  # char, custom (our own BPE), or the name of a pretrained one
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
@@ -29,7 +45,48 @@ class ModelParams:
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide dim={self.dim}")
-        if self.positions == "rotary" and self.dim // self.n_heads % 2:
+        if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
+        if self.positions == "rotary" and (self.n_turned < 2 or self.n_turned % 2):
             raise ValueError(
-                f"positions='rotary' needs an even head size, but dim={self.dim} / n_heads={self.n_heads} is odd"
+                f"positions='rotary' turns pairs, but of dim={self.dim} / n_heads={self.n_heads} numbers of a head "
+                f"rotary_frac={self.rotary_frac} takes {self.n_turned}: it must be even"
             )
+        if self.parallel_blocks and self.norm_position == "post":
+            raise ValueError(
+                "parallel_blocks=True adds both blocks at once: norm_position='post' has no place between"
+            )
+        if self.from_pretrained is not None and self.from_saved is not None:
+            raise ValueError(
+                f"from_pretrained={self.from_pretrained!r} and from_saved={self.from_saved!r} exclude each other: "
+                "weights come from one place"
+            )
+        if not self.layer_architecture:
+            raise ValueError(f"layer_architecture={self.layer_architecture!r} names no layer kind")
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.n_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_heads or self.n_heads
+
+    @property
+    def ff_width(self) -> int:
+        return 4 * self.dim if self.dim_ff is None else self.dim_ff
+
+    @property
+    def n_turned(self) -> int:
+        """Numbers of a head that rotary positions turn."""
+        return int(self.head_dim * self.rotary_frac)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The layer kinds that are named, in the order in which they take turns."""
+        named = self.layer_architecture
+        return (named,) if isinstance(named, str) else named
+
+    def has_bias(self, part: bool | None) -> bool:
+        """Whether a part of the stack whose own bias_ field is `part` has a bias."""
+        return self.bias if part is None else part

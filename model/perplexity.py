@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.sampling import padded
-
 NOT_SCORED = -100  # a target that no loss counts; torch's own default for ignore_index
 NO_LOSS = -1.0  # stands where nothing is scored: no cross entropy is negative, though it may be NaN
 ROWS = 16  # that go through the model at once when they come as a list
@@ -58,3 +56,9 @@ def in_batches(samples: Sequence[Sequence[int]], pad: int) -> Iterator[dict]:
         ids_BT = padded(rows, pad)
         mask_BT = torch.arange(ids_BT.shape[1]) < lengths[:, None]
         yield {"x_indices": ids_BT, "target_mask": mask_BT}
+
+
+def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """[B, T] int64, rows filled up on the right: no real token ever sees the padding."""
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad)

@@ -6,64 +6,100 @@ Shape suffixes:  B batch  T position  V vocabulary
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from model.inputs import Tokenizer
-from model.model_params import ModelParams
+from model.decoding import LanguageModel, Rows
+from model.inputs import Tokenizer, ids_of
 
-ROUNDING = 1e-9  # a sum of probabilities that misses nucleus by so small a share of it is taken to reach it
+ROUNDING = 1e-6  # a sum of probabilities that misses nucleus by so small a share of it is taken to reach it
 
-
-class LanguageModel(Protocol):
-    """What generation asks of a model: an LM has it."""
-
-    tokenizer: Tokenizer
-    model_params: ModelParams
-
-    @property
-    def device(self) -> torch.device: ...
-    def modules(self) -> Iterator[nn.Module]: ...
-    def eval(self) -> Any: ...
-    def __call__(self, x: Tensor) -> Tensor: ...
+Prompt = str | Sequence[int]  # a text, or ids
+Stop = int | str | Sequence[int | str]  # ids, or texts of one token
 
 
-def check_sampling(temperature: float, top_k: int | None, nucleus: float | None) -> None:
-    """ValueError for settings that mean nothing."""
-    if not 0 <= temperature < math.inf:
-        raise ValueError(
-            f"temperature={temperature!r} must be a finite number, 0 (the most probable token) or above"
-        )
-    if top_k is not None and nucleus is not None:
-        raise ValueError(f"top_k={top_k!r} and nucleus={nucleus!r} exclude each other: give one of them")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k={top_k!r} must be at least 1")
-    if nucleus is not None and not 0 < nucleus <= 1:
-        raise ValueError(f"nucleus={nucleus!r} must be above 0 and at most 1")
+class Continuation(NamedTuple):
+    """A prompt and what the model made of it."""
+
+    ids: list[int]  # the prompt's and the new ones
+    logprobs: list[float]  # of the new ones, if asked for
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the next token is chosen. ValueError for settings that mean nothing."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    nucleus: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        temperature, top_k, nucleus, min_p = self.temperature, self.top_k, self.nucleus, self.min_p
+        if not 0 <= temperature < math.inf:
+            raise ValueError(
+                f"temperature={temperature!r} must be a finite number, 0 (the most probable token) or above"
+            )
+        if top_k is not None and nucleus is not None:
+            raise ValueError(f"top_k={top_k!r} and nucleus={nucleus!r} exclude each other: give one of them")
+        if top_k is not None and top_k < 1:
+            raise ValueError(f"top_k={top_k!r} must be at least 1")
+        if nucleus is not None and not 0 < nucleus <= 1:
+            raise ValueError(f"nucleus={nucleus!r} must be above 0 and at most 1")
+        if min_p is not None and not 0 <= min_p <= 1:
+            raise ValueError(f"min_p={min_p!r} must be from 0 to 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty!r} must be a finite number above 0 (1: no penalty)"
+            )
+
+    def __call__(self, logits_BV: Tensor, ids_BT: Tensor) -> Tensor:
+        """The next token of each row, [B], of which the ids so far are `ids_BT`."""
+        if self.repetition_penalty != 1:
+            logits_BV = penalised(logits_BV, ids_BT, self.repetition_penalty)
+        if self.temperature == 0:
+            return logits_BV.argmax(dim=-1)
+        probs_BV = next_token_probs(logits_BV, self.temperature, self.top_k, self.nucleus, self.min_p)
+        return draw(probs_BV, self.generator)
+
+
+def penalised(logits_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
+    """Logits in which every token of `ids_BT` is less likely (Keskar et al. 2019, CTRL, section 4.1)."""
+    seen_BT = logits_BV.gather(1, ids_BT)
+    return logits_BV.scatter(1, ids_BT, torch.where(seen_BT < 0, seen_BT * penalty, seen_BT / penalty))
 
 
 def next_token_probs(
-    logits_BV: Tensor, temperature: float = 1.0, top_k: int | None = None, nucleus: float | None = None
+    logits_BV: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    nucleus: float | None = None,
+    min_p: float | None = None,
 ) -> Tensor:
-    """The distribution that the next token is drawn from, [B, V] in float64 on the CPU; at temperature 0 all on the argmax.
+    """The distribution that the next token is drawn from, [B, V] on the CPU; at temperature 0 all on the argmax.
 
     Of a model whose logits are no numbers any more, token 0.
     """
-    check_sampling(temperature, top_k, nucleus)
-    logits_BV = logits_BV.cpu().double()  # some accelerators know no float64
-    if logits_BV.isnan().any():
+    logits_BV = logits_BV.cpu().to(torch.promote_types(logits_BV.dtype, torch.float32))
+    max_B1 = logits_BV.amax(dim=-1, keepdim=True)
+    if not max_B1.isfinite().all():
         logits_BV, temperature = torch.zeros_like(logits_BV), 0
     if temperature == 0:
-        return nn.functional.one_hot(logits_BV.argmax(dim=-1), logits_BV.shape[-1]).double()
+        return nn.functional.one_hot(logits_BV.argmax(dim=-1), logits_BV.shape[-1]).to(logits_BV)
     # The largest logit becomes 0 first, so that no temperature, however small, overflows.
-    logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / temperature
+    logits_BV = (logits_BV - max_B1) / max(temperature, torch.finfo(logits_BV.dtype).tiny)
     probs_BV = logits_BV.softmax(dim=-1)
     if top_k is not None:
         probs_BV = keep_top_k(probs_BV, top_k)
     if nucleus is not None:
         probs_BV = keep_nucleus(probs_BV, nucleus)
+    if min_p is not None:
+        probs_BV = keep_min_p(probs_BV, min_p)
     return probs_BV / probs_BV.sum(dim=-1, keepdim=True)
 
 
@@ -76,12 +112,27 @@ def keep_top_k(probs_BV: Tensor, top_k: int) -> Tensor:
 def keep_nucleus(probs_BV: Tensor, nucleus: float) -> Tensor:
     """0 for all but the smallest set of most probable tokens with a sum >= `nucleus` (Holtzman et al. 2020)."""
     sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
-    before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV  # the sum of all that are more probable
+    # The sum of all that are more probable.
+    before_BV = sorted_BV.cumsum(dim=-1, dtype=torch.float64) - sorted_BV
     kept_BV = sorted_BV.masked_fill(before_BV >= nucleus * (1 - ROUNDING), 0.0)
     return torch.zeros_like(probs_BV).scatter(-1, order_BV, kept_BV)
 
 
-@torch.no_grad()
+def keep_min_p(probs_BV: Tensor, min_p: float) -> Tensor:
+    """0 for tokens of less than `min_p` times the probability of the most probable one (Nguyen et al. 2024)."""
+    return probs_BV.masked_fill(probs_BV < min_p * probs_BV.amax(dim=-1, keepdim=True), 0.0)
+
+
+def draw(probs_BV: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A token of each row, [B], at its probability: where a random share of the sum of all falls.
+
+    One random number to a row, where torch.multinomial takes one for each token of the vocabulary.
+    """
+    sums_BV = probs_BV.cumsum(dim=-1, dtype=torch.float64)
+    shares_B1 = torch.rand(len(probs_BV), 1, dtype=torch.float64, generator=generator)
+    return torch.searchsorted(sums_BV, shares_B1 * sums_BV[:, -1:], right=True)[:, 0]
+
+
 def generate(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
@@ -91,45 +142,112 @@ def generate(
     top_k: int | None = None,
     nucleus: float | None = None,
     generator: torch.Generator | None = None,
+    use_cache: bool = True,
 ) -> list[list[int]]:
     """Each prompt with its continuation: up to eos, `max_new_tokens`, or the longest input the model takes.
 
-    Prompts may differ in length; each row is continued at its own end. Random numbers come from `generator`, else from
-    torch's global one; temperature 0 uses none.
+    Random numbers come from `generator`, else from torch's global one; temperature 0 uses none.
     """
-    check_sampling(temperature, top_k, nucleus)
-    rows = [list(prompt) for prompt in prompts]
-    longest = max(map(len, rows), default=0)
+    choice = Choice(temperature, top_k, nucleus, generator=generator)
+    longest = max(map(len, prompts), default=0)
     if longest > lm.model_params.max_seq_len:
         raise ValueError(f"a prompt of {longest} tokens, but max_seq_len={lm.model_params.max_seq_len!r}")
-    max_lens = [min(len(row) + max_new_tokens, lm.model_params.max_seq_len + 1) for row in rows]
-    active = [i for i, row in enumerate(rows) if len(row) < max_lens[i]]
+    lengths = [min(len(prompt) + max_new_tokens, lm.model_params.max_seq_len + 1) for prompt in prompts]
+    return [ids for ids, _ in continuations(lm, prompts, lengths, choice, use_cache=use_cache)]
+
+
+@torch.no_grad()
+def continuations(
+    lm: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    choice: Choice,
+    *,
+    stop: Sequence[int] = (),
+    attn_requests: Any = None,
+    use_cache: bool = True,
+    return_logprobs: bool = False,
+) -> list[Continuation]:
+    """Each prompt continued up to its length, eos or an id of `stop`, which is part of it.
+
+    All rows are at the same position at all times: they begin with as much as the shortest prompt has, a longer prompt
+    goes on with its own tokens, and whatever is done leaves the batch. So no row ever sees padding.
+    """
+    done = [Continuation(list(prompt), []) for prompt in prompts]
+    active = [i for i, prompt in enumerate(prompts) if len(prompt) < lengths[i]]
+    if not active:
+        return done
+    ends, T = {lm.tokenizer.eos, *stop}, min(len(prompts[i]) for i in active)
     with eval_mode(lm):
+        rows = Rows(lm, [prompts[i][:T] for i in active], max(lengths), attn_requests, use_cache)
         while active:
-            logits_BV = last_logits(lm, [rows[i] for i in active])
-            probs_BV = next_token_probs(logits_BV, temperature, top_k, nucleus)
-            if temperature == 0:
-                next_B = probs_BV.argmax(dim=-1)
-            else:
-                next_B = torch.multinomial(probs_BV, 1, generator=generator)[:, 0]
-            for i, token in zip(active, next_B.tolist(), strict=True):
-                rows[i].append(token)
-            active = [i for i in active if rows[i][-1] != lm.tokenizer.eos and len(rows[i]) < max_lens[i]]
-    return rows
+            logits_BV = rows.logits()
+            next_B = choice(logits_BV, rows.ids_BT).to(logits_BV.device)
+            logprobs = log_probs_of(next_B, logits_BV) if return_logprobs else []
+            tokens, kept = next_B.tolist(), []
+            for row, i in enumerate(active):
+                in_prompt = len(prompts[i]) > T
+                if in_prompt:
+                    tokens[row] = prompts[i][T]
+                else:
+                    done[i].ids.append(tokens[row])
+                    done[i].logprobs.extend(logprobs[row : row + 1])
+                if in_prompt or (tokens[row] not in ends and lengths[i] > T + 1):
+                    kept.append(row)
+            T += 1
+            rows.extend(tokens)
+            if len(kept) < len(active):
+                rows.take(kept)
+                active = [active[row] for row in kept]
+    return done
 
 
-def last_logits(lm: LanguageModel, rows: list[list[int]]) -> Tensor:
-    """The logits after the last token of each row, [B, V]."""
-    ids_BT = padded(rows, lm.tokenizer.pad).to(lm.device)
-    last_B = torch.tensor([len(row) - 1 for row in rows], device=lm.device)
-    logits_BTV = lm(ids_BT)
-    return logits_BTV[torch.arange(len(rows), device=lm.device), last_B]
+def log_probs_of(next_B: Tensor, logits_BV: Tensor) -> list[float]:
+    return log_probs(logits_BV).gather(1, next_B[:, None])[:, 0].tolist()
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """[B, T] int64, rows filled up on the right: no real token ever sees the padding."""
-    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
-    return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad)
+def log_probs(logits_BV: Tensor) -> Tensor:
+    """Under the plain softmax: no temperature, nothing left out, no penalty."""
+    return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)).log_softmax(dim=-1)
+
+
+def is_prompt(pref: Prompt | Sequence[Prompt]) -> bool:
+    """Whether it is one text, or the ids of one; else it is a list of such."""
+    if isinstance(pref, Tensor):
+        return pref.dim() == 1
+    return isinstance(pref, str) or not any(isinstance(part, (str, Sequence)) for part in pref)
+
+
+def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int) -> list[int]:
+    """The ids of a prompt; ValueError for none, for some that the model does not know, and if nothing can follow."""
+    if not isinstance(prompt, str) and not len(prompt):
+        raise ValueError(
+            "pref=[] gives the model nothing to continue: begin with the tokenizer's bos, as pref='' does"
+        )
+    [ids] = ids_of(prompt, lm.tokenizer, torch.device("cpu")).tolist()
+    if len(ids) >= min(max_seq_len, lm.model_params.max_seq_len):
+        raise ValueError(
+            f"pref of {len(ids)} tokens leaves nothing to sample: max_seq_len={max_seq_len!r}, "
+            f"and the model's own is {lm.model_params.max_seq_len!r}"
+        )
+    return ids
+
+
+def stop_ids(stop: Stop, tokenizer: Tokenizer) -> list[int]:
+    """Ids of stop tokens, given as ids or as texts; ValueError for an unknown id or a text that is not one token."""
+    stops = [stop] if isinstance(stop, (int, str)) else stop
+    return [stop_id(one, tokenizer) for one in stops]
+
+
+def stop_id(stop: int | str, tokenizer: Tokenizer) -> int:
+    if isinstance(stop, int):
+        if not 0 <= stop < tokenizer.n_tokens:
+            raise ValueError(f"stop={stop!r}, but the model knows ids from 0 to {tokenizer.n_tokens - 1}")
+        return stop
+    ids = tokenizer(stop)[1:]  # without bos
+    if len(ids) != 1 or tokenizer.decode(ids) != stop:
+        raise ValueError(f"stop={stop!r} is not one token of this tokenizer: give a text that is, or an id")
+    return ids[0]
 
 
 @contextmanager

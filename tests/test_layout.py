@@ -23,7 +23,7 @@ ONLY_IN = {
     "wandb": {"train/stats.py"},
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
-    "transformers": {"data/tokenizer.py", "gpt2.py"},
+    "transformers": {"data/tokenizer.py", "gpt2.py", "model/huggingface.py"},
     "lightning": {"train/trainer.py", "train/run.py"},
 }
 PARAMS_MAY_IMPORT = {"typing", "pydantic"}

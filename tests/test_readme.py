@@ -65,7 +65,7 @@ lm, *_ = train("attn_scalar=3.0")
 ids = torch.arange(1, 20)[None]
 edited = lm(ids, get_attns=True)["attns"]
 for layer in lm.decoder.layers:
-    object.__setattr__(layer.attention, "model_params", lm.model_params.__class__(attn_scalar=1.0, dim=64))
+    object.__setattr__(layer.mixer, "model_params", lm.model_params.__class__(attn_scalar=1.0, dim=64))
 plain = lm(ids, get_attns=True)["attns"]
 first = plain[:, 0].log() * 3
 assert torch.allclose(edited[:, 0], first.softmax(dim=-1), atol=1e-5)

@@ -9,22 +9,33 @@ import torch
 from torch import Tensor
 
 import model
+from model.context import Cache
 from model.lm import LM
 from model.sampling import generate, next_token_probs
 from model.transformer.attention import Attention
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
-from tests.model.tiny import COMBINATIONS, CharTokenizer, batch_of, random_ids, tiny_params
+from tests.model.tiny import (
+    ATTENTIVE,
+    COMBINATIONS,
+    KINDS,
+    MIXERS,
+    CharTokenizer,
+    batch_of,
+    random_ids,
+    tiny_params,
+)
 
 FOLDER = str(Path(model.__file__).parent)
 SHAPED = re.compile(r"_([A-Z]+)$")
-FIXED = {"D": 24, "H": 3, "K": 8, "A": 4, "V": 31, "F": 40}  # the sizes that belong to the model below
+FIXED = {"D": 24, "H": 3, "K": 8, "L": 9, "V": 31, "F": 40}  # the sizes that belong to the model below
 
 
 class Watch:
     """Inside, checks the locals of every function of model/ as it returns; complaints are in `lies`."""
 
-    def __init__(self, *places: str) -> None:
+    def __init__(self, *places: str, **sizes: int) -> None:
         self.places = places or (FOLDER,)
+        self.sizes = FIXED | sizes
         self.seen: set[str] = set()
         self.lies: list[str] = []
 
@@ -37,7 +48,7 @@ class Watch:
 
     def on_event(self, frame, event, argument) -> None:
         if event == "return" and frame.f_code.co_filename.startswith(self.places):
-            sizes = dict(FIXED)
+            sizes = dict(self.sizes)
             for name, value in frame.f_locals.items():
                 if (shaped := SHAPED.search(name)) and isinstance(value, Tensor):
                     self.check(f"{frame.f_code.co_qualname}: {name}", shaped[1], value, sizes)
@@ -55,10 +66,14 @@ class Watch:
 
 def use_a_model(**fields) -> None:
     """Everything that computes, once."""
-    sizes = {"dim": 24, "n_heads": 3, "dim_ff": 40, "n_layers": 2, "max_seq_len": 16}
+    sizes = {"dim": 24, "n_heads": 3, "dim_ff": 40}
     lm = LM(tiny_params(**(sizes | fields)), CharTokenizer(31)).eval()
-    has_attention = not fields.get("layer_architecture", "").startswith(("torch-lstm", "torch-gru"))
-    lm("hello", get_embeddings=True, get_attns=has_attention)
+    lm("hello", get_embeddings=True, get_attns=any(kind in ATTENTIVE for kind in lm.model_params.kinds))
+    with lm.record():
+        lm("hello")
+    cache = Cache(16)
+    for T in (3, 4, 9):
+        lm(random_ids(2, T), cache=cache)
     lm.get_losses(batch_of(random_ids(5, 8)), None)[0]["main"].backward()
     lm.perplexities(["hello", "hi"], per_token=True)
     for settings in ({}, {"top_k": 3}, {"nucleus": 0.5}, {"temperature": 0}):
@@ -66,17 +81,26 @@ def use_a_model(**fields) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "sizes"),
     [
-        *({"layer_architecture": kind, "positions": positions} for kind, positions in COMBINATIONS),
-        {"separate_heads": True},
-        {"attention": "fused"},
-        {"norm_position": "post"},
+        *(({"layer_architecture": kind, "positions": positions}, {}) for kind, positions in COMBINATIONS),
+        ({"layer_architecture": tuple(KINDS), "n_layers": len(KINDS)}, {}),
+        ({"positions": "rotary"}, {"A": 4}),
+        ({"positions": "rotary", "rotary_frac": 0.5}, {"A": 2}),
+        ({"n_kv_heads": 1}, {"G": 1}),
+        ({"n_kv_heads": 1, "separate_heads": True}, {"G": 1}),
+        ({"separate_heads": True, "qk_norm": True}, {"G": 3}),
+        ({"attention": "fused"}, {}),
+        ({"attention": "fused", "sliding_window": 3, "positions": "alibi"}, {}),
+        ({"norm_position": "post"}, {}),
+        ({"norm_position": "sandwich", "norm": "rmsnorm", "bias": False}, {}),
+        ({"norm_position": "none", "dim_ff": 0}, {}),
+        ({"parallel_blocks": True, "gated": True}, {}),
     ],
     ids=str,
 )
-def test_names_tell_shapes(fields):
-    with Watch() as watch:
+def test_names_tell_shapes(fields, sizes):
+    with Watch(**sizes) as watch:
         use_a_model(**fields)
     assert watch.lies == []
     assert len(watch.seen) > 20
@@ -85,6 +109,7 @@ def test_names_tell_shapes(fields):
 def test_the_watch_sees_the_places_that_matter():
     with Watch() as watch:
         use_a_model(positions="rotary")
+        use_a_model(layer_architecture=tuple(MIXERS), n_layers=3)
     for where in (
         "Attention.attend: scores_BHTS",
         "Attention.attend: pattern_BHTS",
@@ -93,6 +118,10 @@ def test_the_watch_sees_the_places_that_matter():
         "TransformerEncoderLayer._ff_block: x_BTF",
         "keep_nucleus: before_BV",
         "Transformer.forward: x_BTD",
+        "Attention.out_of_heads: heads_BHTD",
+        "CausalConv.forward: x_BSC",
+        "LinearAttention.forward: past_BHKL",
+        "StateSpace.forward: past_BHKK",
     ):
         assert where in watch.seen
 

@@ -3,6 +3,7 @@
 import functools
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -13,19 +14,24 @@ from train.build import parameter_shapes, tokenizer_spec
 from train.grid import Place, Run
 from train.optimizers import frozen_names, optimizers
 from train.params import did_you_mean
+from train.pretrained import origin_problems
 from train.run import lightning_trainer
 from train.schedules import schedules
 from train.train_params import TrainParams
 
 
-def problems(runs: list[Run]) -> Iterator[tuple[str, dict[str, Place]]]:
-    """What is wrong with the params of these runs, before anything is built: (message, places of the settings)."""
+def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place]]]:
+    """What is wrong with the params of these runs, before anything is built: (message, places of the settings).
+
+    `root` is the folder of all outputs, where saved runs lie.
+    """
     seen = set()
     for run in runs:
         data, train, model = run.params
         checks = (
             (model_problems, model),
-            (data_problems, data, tokenizer_spec(model), model.max_seq_len),
+            (origin_problems, model, root),
+            (data_problems, data, tokenizer_spec(model), model.max_seq_len, model.from_saved is not None),
             (train_problems, train, model),
         )
         for check, *arguments in checks:
@@ -48,7 +54,7 @@ def train_problems(train: TrainParams, model: ModelParams) -> Iterator[str]:
         yield problem
     if not any(model_problems(model)):
         try:
-            frozen_names(parameter_shapes(model, n_tokens=2), train.freeze)
+            frozen_names(parameter_shapes(model, n_tokens=2), train.freeze, model.lora_rank)
         except ValueError as error:
             yield str(error)
 

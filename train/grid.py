@@ -70,11 +70,13 @@ def read_grid(
     each: Callable[[Params], list[Params]] = lambda params: [params],
     problems: Callable[[list[Run]], Iterable[tuple[str, dict[str, Place]]]] = lambda runs: (),
     known: Iterable[str] = (),
+    defaults: Callable[..., dict[str, Any]] = lambda **chosen: {},
 ) -> list[Run]:
     """The runs of all `files`; raises GridError with all mistakes at once, those `known` before among them.
 
     `options` are set in each file, {as typed: "key=value"}; `each` makes the runs of one grid point; `problems` finds
-    what the text alone does not show, as (message, places of the settings).
+    what the text alone does not show, as (message, places of the settings); `defaults`, given what a grid point sets,
+    says what its other fields are, where that is not what their classes say.
     """
     on_command_line = Errors()
     chosen = read_options(options or {}, on_command_line)
@@ -82,7 +84,7 @@ def read_grid(
     for file in files:
         errors = Errors(on_command_line.fields)
         own = read_settings(file, errors)
-        of_file = expand(list((own | chosen).values()), each, errors, file.stem)
+        of_file = expand(list((own | chosen).values()), each, errors, file.stem, defaults)
         for message, places in problems(of_file):
             errors.add_located(message, places)
         runs += of_file
@@ -105,10 +107,19 @@ class Errors:
 
     def add_located(self, message: str, places: dict[str, Place]) -> None:
         """A message names the fields it is about as `field=value`; the places of these go in front."""
-        named = [name for name in dict.fromkeys(re.findall(r"\b([a-z_]\w*)=", message)) if name in SECTION_OF]
+        named = fields_named(message)
         if not self.fields.intersection(named):
-            where = sorted({places[name] for name in named if name in places})
-            self.lines.append(f"{' and '.join(map(str, where)) or 'defaults'}: {message}")
+            self.lines.append(located(message, places))
+
+
+def fields_named(message: str) -> list[str]:
+    return [name for name in dict.fromkeys(re.findall(r"\b([a-z_]\w*)=", message)) if name in SECTION_OF]
+
+
+def located(message: str, places: dict[str, Place]) -> str:
+    """A message behind the places of the fields it names."""
+    where = sorted({places[name] for name in fields_named(message) if name in places})
+    return f"{' and '.join(map(str, where)) or 'defaults'}: {message}"
 
 
 def read_settings(file: Path, errors: Errors) -> dict[str, Setting]:
@@ -241,7 +252,11 @@ def refusal(params_class: type, key: str, value: object) -> str | None:
 
 
 def expand(
-    settings: list[Setting], each: Callable[[Params], list[Params]], errors: Errors, config: str
+    settings: list[Setting],
+    each: Callable[[Params], list[Params]],
+    errors: Errors,
+    config: str,
+    defaults: Callable[..., dict[str, Any]],
 ) -> list[Run]:
     """The full product of all axes; the axis named first varies slowest."""
     settings = [setting for setting in settings if setting.values]
@@ -249,6 +264,11 @@ def expand(
     runs = []
     for values in itertools.product(*(setting.values for setting in settings)):
         chosen = dict(zip(places, values, strict=True))
+        try:
+            chosen = defaults(**chosen) | chosen
+        except ValueError as error:
+            errors.add_located(str(error), places)
+            continue
         try:
             params = Params(*(build(cls, chosen) for cls in SECTIONS.values()))
             runs += [Run(variant, places, config) for variant in each(params)]

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from model.lm import LM
+from model.lora import is_lora
 from train.train_params import TrainParams
 
 optimizers: dict[str, Callable[[list[dict], TrainParams], Optimizer]] = {}
@@ -44,9 +46,19 @@ def make_optimizer(model: nn.Module, params: TrainParams) -> Optimizer:
     return optimizers[params.optimizer]([group for group in groups if group["params"]], params)
 
 
-def frozen_names(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
-    """The parameter names that `freeze` keeps from training; ValueError for a pattern that fits none."""
-    names, frozen = list(names), set()
+def freeze(model: LM, params: TrainParams) -> None:
+    """Keeps parameters from training: those that `freeze` names and, with LoRA, all but its own."""
+    frozen = frozen_names(
+        [name for name, _ in model.named_parameters()], params.freeze, model.model_params.lora_rank
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def frozen_names(names: Iterable[str], patterns: tuple[str, ...], lora_rank: int = 0) -> set[str]:
+    """The parameter names that `freeze` keeps from training, and LoRA; ValueError for a pattern that fits none."""
+    names = list(names)
+    frozen = {name for name in names if lora_rank and not is_lora(name)}
     for pattern in patterns:
         fitting = {name for name in names if fnmatchcase(name, pattern)}
         if not fitting:
@@ -56,5 +68,8 @@ def frozen_names(names: Iterable[str], patterns: tuple[str, ...]) -> set[str]:
             )
         frozen |= fitting
     if len(frozen) == len(names):
-        raise ValueError(f"freeze={patterns!r} leaves nothing to train")
+        because = (
+            f"freeze={patterns!r}" if patterns else f"lora_rank={lora_rank} without a linear map of ours"
+        )
+        raise ValueError(f"{because} leaves nothing to train")
     return frozen

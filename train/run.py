@@ -7,22 +7,26 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning as L
 import torch
 
+from data.tokenizer import Tokenizer
 from model.lm import LM, n_params
 from train.build import count_steps, make_data
 from train.logs import log, log_to_file
 from train.params import Params
+from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
 from train.saver import RunFolder, save
+from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
+from train.weights import Checkpoints
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
@@ -56,7 +60,8 @@ def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
                 call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name)
             )
         with threads(params.train.threads), log_to_file(None if folder is None else folder.log_file):
-            lm_trainer = fit(params, Stats(tracker), call)
+            with keeping_weights(folder, params.train) as checkpoints:
+                lm_trainer = fit(params, Stats(tracker), call, checkpoints)
             summary = summarise(lm_trainer, time.perf_counter() - started)
             if folder is not None:
                 lm, stats = lm_trainer.model, lm_trainer.stats
@@ -82,16 +87,27 @@ def start_tracker(params: Params, namer: Any, call: Call) -> Any:
     )
 
 
-def fit(params: Params, stats: Stats, call: Call) -> LMTrainer:
+def keeping_weights(
+    folder: RunFolder | None, train: TrainParams
+) -> AbstractContextManager[Checkpoints | None]:
+    """Inside, what keeps weights along the way, if anything is kept of this run."""
+    if folder is None or train.checkpoint_every is None:
+        return nullcontext()
+    return Checkpoints(folder.path / "checkpoints", train.checkpoint_every)
+
+
+def fit(params: Params, stats: Stats, call: Call, checkpoints: Checkpoints | None = None) -> LMTrainer:
     """Build everything, train, and make sure that a validation of the final weights is recorded."""
-    train = params.train
-    data = make_data(params.data, params.model, call.cache, data_workers=train.data_workers)
-    L.seed_everything(train.random_seed, verbose=False)
-    lm = LM(params.model, tokenizer=data.tokenizer, dropout=train.dropout)
+    train, tokenizer = params.train, saved_tokenizer(params.model, call.out)
+    data = make_data(
+        params.data, params.model, call.cache, data_workers=train.data_workers, tokenizer=tokenizer
+    )
+    lm = make_lm(params, data.tokenizer, call.out)
     if train.compile:
         lm.compile()
     n_steps = count_steps(train, data.n_rows("train"))
-    lm_trainer = LMTrainer(lm, data, train, stats, n_steps)
+    lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
+    lm_trainer.leak = warn_of_flaws(lm)
     trainer = lightning_trainer(train, n_steps, call.gpu_id)
     batches = data.train_dataloader(
         train.batch_size,
@@ -102,10 +118,35 @@ def fit(params: Params, stats: Stats, call: Call) -> LMTrainer:
     )
     held_out = data.val_dataloader(train.batch_size)
     with stop_on_interrupt(lm_trainer):
+        if params.model.from_pretrained is not None or params.model.from_saved is not None:
+            trainer.validate(lm_trainer, held_out, verbose=False)  # how good it is to begin with
         trainer.fit(lm_trainer, batches, held_out)
         if lm_trainer.restore_best() or lm_trainer.validated_at != lm_trainer.global_step:
             trainer.validate(lm_trainer, held_out, verbose=False)
     return lm_trainer
+
+
+def warn_of_flaws(lm: LM) -> str | None:
+    """Says what makes the numbers of a run worth less than they seem; the leak among it stays with the run."""
+    leak, without_gradient = probe(lm)
+    if leak:
+        log.warning(f"leak: {leak}")
+    if without_gradient:
+        log.warning(f"no gradient reaches {', '.join(without_gradient)}")
+    return leak
+
+
+def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:
+    """The model with its first weights; what is random follows from the seed."""
+    train, model = params.train, params.model
+    first = first_weights(model, tokenizer, root)  # before the seed is set: libraries may draw from it
+    L.seed_everything(train.random_seed, verbose=False)
+    lm = LM(model, tokenizer=tokenizer, dropout=train.dropout)
+    if first is not None:
+        if train.precision == "64-true":
+            lm.double()  # Lightning will, when their last bits would be lost
+        begin_with(first, lm, root)
+    return lm
 
 
 def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L.Trainer:
@@ -123,6 +164,7 @@ def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L
         strategy=train.strategy,
         use_distributed_sampler=False,  # our Loader shares the rows out
         num_sanity_val_steps=0,
+        inference_mode=False,  # what a model keeps from a validation, a mask say, is fit for training then
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -145,6 +187,7 @@ def summarise(lm_trainer: LMTrainer, wall_seconds: float) -> dict[str, Any]:
         "steps": lm_trainer.global_step,
         "trained_samples": lm_trainer.n_samples,
         "stopped": lm_trainer.stopped,
+        "leak": lm_trainer.leak,
         "weights": "last" if lm_trainer.best_weights is None else "best",
     }
 

@@ -1,22 +1,16 @@
 """What a run folder holds: written so that a kill never leaves half a run, read as data and never as code."""
 
-import itertools
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from datetime import datetime, timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer
@@ -26,12 +20,20 @@ from train.params import Params
 from train.provenance import REPOSITORY, code_of_this_process, hash_of_model, versions
 from train.stats import Stat, Stats
 from train.train_params import TrainParams
+from train.weights import (
+    checkpoint_files,
+    load_lm,
+    one_line,
+    regular_file,
+    weights,
+    weights_file,
+    write_weights,
+)
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d")
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 PARTIAL = ".partial"  # ends the name of a run's folder until everything is in it
 LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
-LARGEST_TABLES = 2**32  # bytes of tables that a model computes for itself
 
 
 class Loaded(NamedTuple):
@@ -55,6 +57,22 @@ def run_folders(root: Path) -> Iterator[Path]:
         runs = sorted(name for name in subfolders if TIMESTAMP.fullmatch(name.removesuffix(PARTIAL)))
         subfolders[:] = sorted(set(subfolders) - set(runs))
         yield from (Path(folder, name) for name in runs)
+
+
+def find_run(timestamp: str, out: str | None = None) -> Path:
+    """The folder of a complete run; ValueError with the nearest timestamps if there is none."""
+    root = output_root(out)
+    folders = list(run_folders(root))
+    found = [folder for folder in folders if folder.name == timestamp]
+    if len(found) > 1:
+        raise ValueError(f"there are {len(found)} runs {timestamp}: {', '.join(map(str, found))}")
+    if found:
+        return found[0]
+    if partial := [folder for folder in folders if folder.name == f"{timestamp}{PARTIAL}"]:
+        raise ValueError(f"the run {timestamp} is incomplete, killed or still training: {partial[0]}")
+    complete = [folder.name for folder in folders if not folder.name.endswith(PARTIAL)]
+    nearest = ", ".join(get_close_matches(str(timestamp), complete, n=3, cutoff=0)) or "none at all"
+    raise ValueError(f"no run {timestamp!r:.60} in {root / 'saved-models'}; nearest: {nearest}")
 
 
 class RunFolder:
@@ -116,7 +134,7 @@ def save(
     code = code_of_this_process()
     write_json(folder / "params.json", {name: asdict(section) for name, section in params._asdict().items()})
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
-    save_file(tensors, folder / "model.safetensors")
+    write_weights(folder / "model.safetensors", tensors)
     (folder / "tokenizer").mkdir()
     lm.tokenizer.save(folder / "tokenizer")
     stats.save(folder / "stats.json")
@@ -132,8 +150,25 @@ def save(
     write_json(folder / "about.json", about)
 
 
-def load(folder: Path) -> Loaded:
-    """The run saved in `folder`; ValueError in one sentence if it is damaged, foreign or older than the code can read."""
+def load(folder: Path, step: int | None = None) -> Loaded:
+    """The run saved in `folder`, with the weights kept at `step` or those it ended with.
+
+    ValueError in one sentence if it is damaged, foreign or older than the code can read.
+    """
+    params, tokenizer, about = read_run(folder)
+    lm = load_lm(weights_file(folder, step), params.model, tokenizer)
+    return Loaded(lm, tokenizer, params, Stats.load(regular_file(folder / "stats.json")).train_stats, about)
+
+
+def load_checkpoints(folder: Path) -> Iterator[tuple[int, LM]]:
+    """The model at every step whose weights were kept, opened one at a time; ValueError as for `load`."""
+    params, tokenizer, _ = read_run(folder)
+    for step, path in checkpoint_files(folder).items():
+        yield step, load_lm(path, params.model, tokenizer)
+
+
+def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
+    """All but weights and statistics: the params, the tokenizer and about.json."""
     for path in folder.rglob("*"):
         if not path.is_dir():
             regular_file(path)
@@ -141,66 +176,7 @@ def load(folder: Path) -> Loaded:
     params = read_params(folder, about)
     if about["model_hash"] != hash_of_model():
         print(f"{folder.name}: model/ has changed since this run was saved (at {saved_at(about)})")
-    tokenizer = Tokenizer.load(folder / "tokenizer")
-    lm = load_lm(folder, params.model, tokenizer)
-    return Loaded(lm, tokenizer, params, Stats.load(regular_file(folder / "stats.json")).train_stats, about)
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `module` with every shared tensor once, under its first name."""
-    first: dict[int, tuple[str, Tensor]] = {}
-    for name, tensor in module.state_dict(keep_vars=True).items():
-        first.setdefault(id(tensor), (name, tensor))
-    return dict(first.values())
-
-
-def load_lm(folder: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
-    """The model of `folder`, built only when its sizes are known to be those of model.safetensors."""
-    path = regular_file(folder / "model.safetensors")
-    try:
-        with safe_open(path, "pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        with torch.device("meta"), at_most_parameters(2 * len(found) + 100):  # shared ones count each time
-            sketch = LM(params, tokenizer)  # has shapes, but no memory, however large it is
-        check_shapes(found, sketch)
-        if sum(table.nbytes for table in sketch.buffers()) > LARGEST_TABLES:
-            raise ValueError(
-                f"max_seq_len={params.max_seq_len} needs tables of over {LARGEST_TABLES:,} bytes"
-            )
-        lm = LM(params, tokenizer)
-        tensors = load_file(path)
-        if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
-            lm.double()
-        lm.load_state_dict(tensors, strict=False)  # all that is missing are second names of shared tensors
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} does not hold a model that fits params.json: {one_line(error)}") from error
-    return lm.eval()
-
-
-@contextmanager
-def at_most_parameters(n: int) -> Iterator[None]:
-    """ValueError for whoever makes modules with more than `n` parameters meanwhile, before all are made."""
-    made = itertools.count(1)
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        if next(made) > n:
-            raise ValueError("params.json asks for many more tensors than are saved")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
-    """ValueError unless `found` are the names and shapes of the weights of `lm`."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in weights(lm).items()}
-    for name in [*wanted, *found]:
-        if found.get(name) != wanted.get(name):
-            raise ValueError(
-                f"{name!r:.80} is {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} by the params"
-            )
+    return params, Tokenizer.load(folder / "tokenizer"), about
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -264,17 +240,6 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
     return content
-
-
-def regular_file(path: Path) -> Path:
-    """`path`, unless there is nothing or what could be read for ever, such as a pipe."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file" if path.exists() else f"{path} is missing")
-    return path
-
-
-def one_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def saved_at(about: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -14,14 +15,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from data.dataloader import LMDataModule
+from model.check import ignored_fields
 from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
-from train.grid import GridError, Run, axes
+from train.grid import GridError, Run, axes, located
 from train.logs import log
 from train.params import Params
+from train.pretrained import saved_tokenizer, weights_problems
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
 from train.run import Call, train_run
 from train.saver import output_root, partial_folder
+from train.soundness import UNCHECKED
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
@@ -59,21 +63,28 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     plans, errors = [], []
     data_of: dict[str, tuple[Any, int, float] | None] = {}  # what `measure` says of each data set
     size_of: dict[str, int] = {}
+    begun: set[str] = set()  # what has been tried of weights to begin with
     for params, places, config in runs:
         data, train, model = params
-        key = repr((data, tokenizer_spec(model), model.max_seq_len))
+        key = repr((data, tokenizer_spec(model), model.max_seq_len, model.from_saved))
         try:
             if key not in data_of:
-                data_of[key] = measure(make_data(data, model, call.cache))
+                tokenizer = saved_tokenizer(model, call.out)
+                data_of[key] = measure(make_data(data, model, call.cache, tokenizer=tokenizer))
         except ValueError as error:
             data_of[key] = None
-            errors.append(f"{places.get('dataset_name', 'defaults')}: {error}")
+            whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
+            errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
         if (measured := data_of[key]) is None:
             continue
         tokenizer, n_rows, row_length = measured
         if (size_key := repr((model, key))) not in size_of:
             shapes = parameter_shapes(model, tokenizer.n_tokens)
             size_of[size_key] = sum(shape.numel() for shape in shapes.values())
+        begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
+        if begun_with not in begun:
+            begun.add(begun_with)
+            errors += [located(problem, places) for problem in weights_problems(model, tokenizer, call.out)]
         n_steps = count_steps(train, n_rows)
         rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
         rows = min(n_rows * train.epochs, n_steps * rows_per_step)
@@ -118,9 +129,15 @@ def announce(plans: list[Plan]) -> None:
     models = [plan.params.model for plan in plans]
     if any(model.attention == "fused" for model in models):
         log.info("attention='fused' is torch's kernel: it ignores edits to the explicit attention")
-    foreign = sorted({m.layer_architecture for m in models if m.layer_architecture.startswith("torch-")})
+    foreign = sorted({kind for m in models for kind in m.kinds if kind.startswith("torch-")})
     if foreign:
         log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
+    runs_with: defaultdict[str, list[str]] = defaultdict(list)
+    for number, model in enumerate(models, 1):
+        if ignored := ignored_fields(model):
+            runs_with[", ".join(ignored)].append(str(number))
+    for settings, numbers in runs_with.items():
+        log.info(f"no layer of run {', '.join(numbers)} has a use for {settings}")
     for number, plan in enumerate(plans, 1):
         if plan.params.train.warmup_steps >= plan.n_steps:
             steps = f"warmup_steps={plan.params.train.warmup_steps} of {plan.n_steps} steps"
@@ -178,6 +195,7 @@ def plan_table(plans: list[Plan]) -> Table:
 
 COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "val\nloss": lambda s: shown(s.get("val_loss"), ".4f"),
+    "leak": lambda s: leak_mark(s.get("leak")),
     "bits/\nbyte": lambda s: shown(s.get("bits_per_byte"), ".3f"),
     "accu-\nracy": lambda s: shown(s.get("val_accuracy"), ".1%"),
     "chance": lambda s: shown(s.get("chance"), ".1%"),
@@ -189,7 +207,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-NUMBERS = {*COLUMNS} - {"ended"}  # never broken over lines
+NUMBERS = {*COLUMNS} - {"leak", "ended"}  # never broken over lines
 
 
 def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
@@ -201,6 +219,13 @@ def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
     for number, (own, *row) in enumerate(zip(settings, *cells.values(), strict=False), 1):
         table.add_row(str(number), *map(escape, (*own.values(), *row)))
     return table
+
+
+def leak_mark(leak: str | None) -> str:
+    """No row without it shows the numbers of a model that sees what it predicts."""
+    if leak is None:
+        return "-"
+    return "unknown" if leak.startswith(UNCHECKED) else "yes"
 
 
 def shown(value: float | None, form: str) -> str:

@@ -32,6 +32,7 @@ class TrainParams:
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not train, such as "decoder.layers.0.*"
     random_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # initial weights, dropout, order of the batches
     hyperparams_log_freq: PositiveInt = 100  # steps between entries for lr, gradient norms and weight norms
+    checkpoint_every: PositiveInt | None = None  # steps between weights kept to look at; only with --save
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     compile: bool = False  # torch.compile; needs a C++ compiler
     threads: PositiveInt | None = None  # CPU threads; None: what torch chooses

@@ -14,10 +14,11 @@ from data.dataloader import LMDataModule
 from model.lm import LM
 from train.evaluation import Evaluation
 from train.logs import log
-from train.optimizers import frozen_names, make_optimizer
+from train.optimizers import freeze, make_optimizer
 from train.schedules import Schedule
 from train.stats import Stats
 from train.train_params import TrainParams
+from train.weights import Checkpoints
 
 FINISHED = "finished"
 DRAIN_EVERY = 50  # steps between moments when statistics leave the device
@@ -28,7 +29,14 @@ class LMTrainer(L.LightningModule):
     """Trains `model` on `data` for `n_steps` optimiser steps. Lightning does the rest."""
 
     def __init__(
-        self, model: LM, data: LMDataModule, train_params: TrainParams, stats: Stats, n_steps: int
+        self,
+        model: LM,
+        data: LMDataModule,
+        train_params: TrainParams,
+        stats: Stats,
+        n_steps: int,
+        *,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -36,17 +44,17 @@ class LMTrainer(L.LightningModule):
         self.train_params = train_params
         self.stats = stats
         self.schedule = Schedule(train_params, n_steps)
+        self.checkpoints = checkpoints
         self.n_samples = 0  # rows trained on so far, by all processes together
         self.n_tokens = 0  # real tokens among them
-        self.train_seconds = 0.0  # without validation
+        self.train_seconds, self.clock = 0.0, time.perf_counter()  # without validation
         self.stopped = FINISHED  # or why it ended before its time
         self.best_loss, self.best_step, self.validations_without_gain = math.inf, 0, 0
         self.best_weights: dict[str, Tensor] | None = None  # with patience
         self.restored_best = False
         self.validated_at = -1  # the step of the last validation
-        frozen = frozen_names([name for name, _ in model.named_parameters()], train_params.freeze)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name not in frozen)
+        self.leak: str | None = None  # what predictions see that they must not
+        freeze(model, train_params)
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
         """Keep a number (or a tensor of one) under `stat/name`, for the saved run and for wandb; never waits."""
@@ -58,9 +66,12 @@ class LMTrainer(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
     def on_train_start(self) -> None:
-        self.clock = time.perf_counter()
+        self.train_seconds, self.clock = 0.0, time.perf_counter()
         if self.global_rank:  # not the same dropout in every process
             torch.manual_seed(self.train_params.random_seed + self.global_rank)
+        if self.checkpoints is not None:
+            self.checkpoints.keep(self.model, self.global_step)
+        self.trainer.should_stop = self.stopped != FINISHED  # by Ctrl-C in a validation before
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         losses, _ = self.model.get_losses(batch, self.train_params)
@@ -116,6 +127,8 @@ class LMTrainer(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
+        if self.checkpoints is not None and self.global_step % self.checkpoints.every == 0:
+            self.checkpoints.keep(self.model, self.global_step)
         if batch_idx % DRAIN_EVERY == 0:
             self.drain_and_judge()
             if self.trainer.world_size > 1 and self.n_want_to_stop > 0:
@@ -123,10 +136,10 @@ class LMTrainer(L.LightningModule):
 
     def drain_and_judge(self) -> None:
         """Let statistics leave the device, and stop if the latest training loss says that training has diverged."""
-        losses = self.stats.train_stats["stat/train_loss:main"]
-        latest = losses[-1].v
-        if not latest < DIVERGED * losses[0].v:  # so that NaN counts
-            self.stop(f"diverged: training loss {latest:.4g} at step {losses[-1].s}, first {losses[0].v:.4g}")
+        losses = self.stats.train_stats.get("stat/train_loss:main")
+        if losses and not losses[-1].v < DIVERGED * losses[0].v:  # so that NaN counts
+            latest, first = losses[-1], losses[0]
+            self.stop(f"diverged: training loss {latest.v:.4g} at step {latest.s}, first {first.v:.4g}")
 
     def stop(self, why: str, agreed: bool = True) -> None:
         """End training after this step; the first reason stands in the summary.
@@ -137,6 +150,10 @@ class LMTrainer(L.LightningModule):
             self.stopped = why
         if agreed or self.trainer.world_size == 1:
             self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        if self.checkpoints is not None:
+            self.checkpoints.keep(self.model, self.global_step)
 
     def on_validation_start(self) -> None:
         self.pause_clock()

@@ -1,6 +1,7 @@
 """Causal self-attention, written as in the paper (Vaswani et al. 2017, section 3.2).
 
-Shape suffixes:  B batch  T position  S position attended to  D model dim  H head  K dim of a head
+Shape suffixes:  B batch  T position  S position attended to  D model dim  H head  G head of keys and values
+                 K dim of a head  N head of queries, keys or values
 """
 
 import math
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.context import Context
-from model.embeddings import position_kinds
+from model.embeddings import on_scores, position_kinds
 from model.init import linear
+from model.lora import whole_weight
 from model.model_params import ModelParams
+from model.norms import make_norm
 
 
 class Attention(nn.Module):
@@ -20,57 +23,103 @@ class Attention(nn.Module):
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
-        self.model_params = model_params
-        D = model_params.dim
-        self.qkv = (
-            SeparateHeads(model_params) if model_params.separate_heads else linear(D, 3 * D, model_params)
-        )
-        self.positions = position_kinds[model_params.positions].on_heads(model_params)
+        self.model_params = p = model_params
+        self.qkv = SeparateHeads(p) if p.separate_heads else fused_heads(p)
+        self.q_norm = make_norm(p, p.head_dim) if p.qk_norm else nn.Identity()
+        self.k_norm = make_norm(p, p.head_dim) if p.qk_norm else nn.Identity()
+        self.positions = position_kinds[p.positions].on_heads(p)
+        self.on_scores = on_scores(p)
         self.dropout = nn.Dropout(dropout)
-        self.out = linear(D, D, model_params, into_stream=True)
+        self.out = linear(p.dim, p.dim, p, p.bias_out, into_stream=True)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         B, T, D = x_BTD.shape
-        H = self.model_params.n_heads
-        q_BHTK, k_BHSK, v_BHSK = self.qkv(x_BTD).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4).unbind()
-        q_BHTK = self.positions(ctx.tap("q", q_BHTK))
-        k_BHSK = self.positions(ctx.tap("k", k_BHSK))
-        v_BHSK = ctx.tap("v", v_BHSK)
+        H, G = self.model_params.n_heads, self.model_params.kv_heads
+        qkv_BNTK = self.qkv(x_BTD).view(B, T, H + 2 * G, D // H).transpose(1, 2)
+        q_BHTK, k_BGTK, v_BGTK = qkv_BNTK.split([H, G, G], dim=1)
+        q_BHTK = self.positions(ctx.tap("q", self.q_norm(q_BHTK)), ctx.start)
+        k_BGTK = self.positions(ctx.tap("k", self.k_norm(k_BGTK)), ctx.start)
+        v_BGTK = ctx.tap("v", v_BGTK)
+        k_BHSK = self.shared(ctx.with_past("k", k_BGTK, dim=2))
+        v_BHSK = self.shared(ctx.with_past("v", v_BGTK, dim=2))
         attend = self.attend_fused if self.may_fuse(ctx) else self.attend
         z_BHTK = ctx.tap("z", attend(q_BHTK, k_BHSK, v_BHSK, ctx))
-        z_BTD = z_BHTK.transpose(1, 2).flatten(2)
-        return self.out(z_BTD)
+        return self.out_of_heads(z_BHTK, ctx)
 
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
         """softmax(q k / sqrt(K)) v over the past. This is what runs unless a fused kernel is asked for."""
-        T, K = q_BHTK.shape[-2:]
+        K = q_BHTK.shape[-1]
         scores_BHTS = (q_BHTK / math.sqrt(K)) @ k_BHSK.mT
         # The place to edit scores_BHTS, with self.model_params and ctx.attn_requests at hand.
-        future_TS = scores_BHTS.new_full((T, T), -math.inf).triu(1)
-        scores_BHTS = ctx.tap("scores", scores_BHTS + future_TS)
+        scores_BHTS = ctx.tap("scores", without_future(self.on_scores(scores_BHTS)))
         pattern_BHTS = ctx.tap("pattern", scores_BHTS.softmax(dim=-1))
         return self.dropout(pattern_BHTS) @ v_BHSK
 
     def attend_fused(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
         """The same by torch's kernel, which never holds scores or pattern."""
         dropout = self.dropout.p if self.training else 0.0
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, dropout_p=dropout, is_causal=True)
+        T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+        if T in (1, S) and not len(self.on_scores):
+            return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, dropout_p=dropout, is_causal=T == S)
+        no_scores = q_BHTK.new_zeros(1, q_BHTK.shape[1], T, S)
+        mask = without_future(self.on_scores(no_scores))
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout)
 
     def may_fuse(self, ctx: Context) -> bool:
         """The kernel steps aside for whoever wants to see or to direct what it hides."""
-        looks_inside = ctx.wants("scores") or ctx.wants("pattern") or ctx.attn_requests is not None
-        return self.model_params.attention == "fused" and not looks_inside
+        if self.model_params.attention != "fused" or ctx.attn_requests is not None:
+            return False
+        return not (ctx.wants("scores") or ctx.wants("pattern"))
+
+    def shared(self, x_BGSK: Tensor) -> Tensor:
+        """Every head of keys or values as often as there are queries for it."""
+        n = self.model_params.n_heads // x_BGSK.shape[1]
+        return x_BGSK if n == 1 else x_BGSK.repeat_interleave(n, dim=1)
+
+    def out_of_heads(self, z_BHTK: Tensor, ctx: Context) -> Tensor:
+        """What attention adds to the stream: a linear map of all heads together, which is a sum over heads."""
+        out_BTD = self.out(z_BHTK.transpose(1, 2).flatten(2))
+        if not ctx.wants("head_out"):
+            return out_BTD
+        w_HKD = whole_weight(self.out).T.unflatten(0, (z_BHTK.shape[1], -1))
+        heads_BHTD = z_BHTK @ w_HKD
+        tapped_BHTD = ctx.tap("head_out", heads_BHTD)
+        sum_BTD = tapped_BHTD.sum(dim=1) if self.out.bias is None else tapped_BHTD.sum(dim=1) + self.out.bias
+        # Whoever only looks must not change a bit: the value is that of the map, the gradient comes through the heads.
+        unchanged = tapped_BHTD is heads_BHTD
+        return out_BTD.detach() + (sum_BTD - sum_BTD.detach()) if unchanged else sum_BTD
+
+
+def without_future(scores_BHTS: Tensor) -> Tensor:
+    """-inf where a key comes after the query. A query alone is the last key's own: nothing is future to it."""
+    return scores_BHTS if scores_BHTS.shape[-2] == 1 else scores_BHTS + future(scores_BHTS)
+
+
+def future(scores_BHTS: Tensor) -> Tensor:
+    """[T, S]: -inf where a key comes after the query, else 0. The last query is the last key's own."""
+    T, S = scores_BHTS.shape[-2:]
+    return scores_BHTS.new_full((T, S), -math.inf).triu(1 + S - T)
+
+
+def fused_heads(model_params: ModelParams) -> nn.Linear:
+    """The map from the stream to the queries of all heads, then their keys, then their values."""
+    p = model_params
+    return linear(p.dim, (p.n_heads + 2 * p.kv_heads) * p.head_dim, p, p.bias_qkv)
 
 
 class SeparateHeads(nn.Module):
-    """The map D -> 3 * D of queries, keys and values with a matrix of its own for each of them in each head."""
+    """The same with a matrix of its own for queries, keys and values in each head."""
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()
-        D, H = model_params.dim, model_params.n_heads
-        self.q = nn.ModuleList([linear(D, D // H, model_params) for _ in range(H)])
-        self.k = nn.ModuleList([linear(D, D // H, model_params) for _ in range(H)])
-        self.v = nn.ModuleList([linear(D, D // H, model_params) for _ in range(H)])
+        p = model_params
+
+        def head() -> nn.Linear:
+            return linear(p.dim, p.head_dim, p, p.bias_qkv)
+
+        self.q = nn.ModuleList([head() for _ in range(p.n_heads)])
+        self.k = nn.ModuleList([head() for _ in range(p.kv_heads)])
+        self.v = nn.ModuleList([head() for _ in range(p.kv_heads)])
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return torch.cat([head(x_BTD) for head in (*self.q, *self.k, *self.v)], dim=-1)

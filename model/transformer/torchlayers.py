@@ -3,15 +3,20 @@
 Shape suffixes:  B batch  T position  S position attended to  D model dim  H head
 """
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from model.context import Context, Layer
+from model.context import Context, Layer, layer_kind
+from model.embeddings import without_attention
 from model.init import weight_std
 from model.model_params import ModelParams
 from model.transformer.transformerencoderlayer import activations
 
 
+@layer_kind("torch-transformer")
 class TorchTransformer(Layer):
     """torch.nn.TransformerEncoderLayer, causal. Unlike ours it has a dropout inside the feed-forward block, too."""
 
@@ -20,14 +25,26 @@ class TorchTransformer(Layer):
         self.block = nn.TransformerEncoderLayer(
             model_params.dim,
             model_params.n_heads,
-            model_params.dim_ff or 4 * model_params.dim,
+            model_params.ff_width,
             dropout,
             activations[model_params.activation],
             batch_first=True,
             norm_first=model_params.norm_position == "pre",
+            layer_norm_eps=model_params.norm_eps,
             bias=model_params.bias,
         )
         self.init_as_ours(model_params)
+
+    @classmethod
+    def possible(cls, model_params: ModelParams) -> ModelParams:
+        p = replace(without_attention(model_params), attention=model_params.attention, norm="layernorm")
+        p = replace(p, dim_ff=p.dim_ff or None, gated=False, parallel_blocks=False)
+        p = replace(p, bias_qkv=None, bias_out=None, bias_ff=None, bias_norm=None)
+        return replace(p, norm_position="post" if p.norm_position == "post" else "pre")
+
+    @classmethod
+    def used(cls, model_params: ModelParams) -> ModelParams:
+        return replace(super().used(model_params), attention="explicit", conv_width=ModelParams.conv_width)
 
     def init_as_ours(self, model_params: ModelParams) -> None:
         attention = self.block.self_attn
@@ -43,20 +60,24 @@ class TorchTransformer(Layer):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         T = x_BTD.shape[1]
-        future_TS = torch.ones(T, T, dtype=torch.bool, device=x_BTD.device).triu(1)
+        x_BSD = ctx.with_past("x", x_BTD, dim=1)  # torch's layer takes all positions or none
+        S = x_BSD.shape[1]
+        future_SS = torch.ones(S, S, dtype=torch.bool, device=x_BTD.device).triu(1)
         if ctx.wants("pattern"):
-            ctx.tap("pattern", self.pattern(x_BTD, future_TS))
-        return self.block(x_BTD, src_mask=future_TS, is_causal=True)
+            pattern_BHTS = self.pattern(x_BSD, future_SS)[:, :, S - T :]
+            if ctx.tap("pattern", pattern_BHTS) is not pattern_BHTS:
+                raise ValueError("the pattern of torch-transformer can be recorded, but not patched")
+        return self.block(x_BSD, src_mask=future_SS, is_causal=True)[:, S - T :]
 
-    def pattern(self, x_BTD: Tensor, future_TS: Tensor) -> Tensor:
+    def pattern(self, x_BSD: Tensor, future_SS: Tensor) -> Tensor:
         """The attention pattern before dropout, computed a second time: torch's layer keeps it to itself."""
-        x_BTD = self.block.norm1(x_BTD) if self.block.norm_first else x_BTD
+        x_BSD = self.block.norm1(x_BSD) if self.block.norm_first else x_BSD
         attention = self.block.self_attn
         training = attention.training
         attention.eval()
-        _, pattern_BHTS = attention(x_BTD, x_BTD, x_BTD, attn_mask=future_TS, average_attn_weights=False)
+        _, pattern_BHSS = attention(x_BSD, x_BSD, x_BSD, attn_mask=future_SS, average_attn_weights=False)
         attention.train(training)
-        return pattern_BHTS
+        return pattern_BHSS
 
 
 class TorchRNN(Layer):
@@ -69,14 +90,54 @@ class TorchRNN(Layer):
         self.rnn = self.kind(model_params.dim, model_params.dim, bias=model_params.bias, batch_first=True)
         self.dropout = nn.Dropout(dropout)
 
+    @classmethod
+    def used(cls, model_params: ModelParams) -> ModelParams:
+        p = without_attention(model_params)
+        p = replace(p, n_heads=1, bias_qkv=None, bias_out=None, conv_width=ModelParams.conv_width)
+        p = replace(p, dim_ff=None, activation=ModelParams.activation, gated=False, bias_ff=None)
+        # The norm after the last layer is all there is of norms.
+        final = "pre" if p.norm_position == "sandwich" else p.norm_position
+        return super().used(replace(p, norm_position=final, parallel_blocks=False))
+
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        x_BTD, _ = self.rnn(x_BTD)
+        x_BTD, state = self.rnn(x_BTD, self.past(ctx))
+        self.keep(state, ctx)
         return self.dropout(x_BTD)
 
+    def past(self, ctx: Context) -> Any:
+        """What torch's module takes as its state; None at the start."""
+        raise NotImplementedError
 
+    def keep(self, state: Any, ctx: Context) -> None:
+        raise NotImplementedError
+
+
+@layer_kind("torch-gru")
+class TorchGRU(TorchRNN):
+    kind = nn.GRU
+
+    def past(self, ctx: Context) -> Tensor | None:
+        return recalled("h", ctx)
+
+    def keep(self, state: Tensor, ctx: Context) -> None:
+        ctx.keep("h", state.transpose(0, 1))
+
+
+@layer_kind("torch-lstm")
 class TorchLSTM(TorchRNN):
     kind = nn.LSTM
 
+    def past(self, ctx: Context) -> tuple[Tensor, Tensor] | None:
+        h, c = recalled("h", ctx), recalled("c", ctx)
+        return None if h is None or c is None else (h, c)
 
-class TorchGRU(TorchRNN):
-    kind = nn.GRU
+    def keep(self, state: tuple[Tensor, Tensor], ctx: Context) -> None:
+        h, c = state
+        ctx.keep("h", h.transpose(0, 1))
+        ctx.keep("c", c.transpose(0, 1))
+
+
+def recalled(name: str, ctx: Context) -> Tensor | None:
+    """A state as torch wants it: [1, B, D], while a cache has the batch first."""
+    kept = ctx.recall(name)
+    return None if kept is None else kept.transpose(0, 1).contiguous()

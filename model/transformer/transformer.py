@@ -5,35 +5,31 @@ Shape suffixes:  B batch  T position  D model dim
 
 from torch import Tensor, nn
 
-from model.context import Context, Layer
+from model.context import Context, Layer, layer_kinds
 from model.model_params import ModelParams
-from model.transformer.torchlayers import TorchGRU, TorchLSTM, TorchTransformer
-from model.transformer.transformerencoderlayer import TransformerEncoderLayer
-
-layer_kinds: dict[str, type[Layer]] = {  # by layer_architecture; made as kind(model_params, dropout)
-    "custom-transformer": TransformerEncoderLayer,
-    "torch-transformer": TorchTransformer,
-    "torch-lstm": TorchLSTM,
-    "torch-gru": TorchGRU,
-}
+from model.norms import final_norm
+from model.transformer import mixers, torchlayers, transformerencoderlayer  # noqa: F401 -- they register layer kinds
 
 
 class Transformer(nn.Module):
-    """Layers of one kind and, when they normalise their input, a norm after the last."""
+    """Layers, of one kind or of several that take turns, and a norm after the last if they normalise their input."""
 
     def __init__(self, model_params: ModelParams, dropout: float = 0.0) -> None:
         super().__init__()
         self.model_params = model_params
+        kinds = model_params.kinds
 
-        def make_layer() -> Layer:
-            return layer_kinds[model_params.layer_architecture](model_params, dropout)
+        def make_layer(i: int) -> nn.Module:
+            return layer_kinds[kinds[i % len(kinds)]](model_params, dropout)
 
-        self.layers = nn.ModuleList([make_layer() for _ in range(self.model_params.n_layers)])
-        pre = model_params.norm_position == "pre"
-        self.norm = nn.LayerNorm(model_params.dim, bias=model_params.bias) if pre else nn.Identity()
+        self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
+        self.norm = final_norm(model_params)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        for ctx.layer, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.layers):
+            ctx.layer = i
+            x_BTD = ctx.tap("resid_pre", x_BTD)
             x_BTD = layer(x_BTD, ctx) if isinstance(layer, Layer) else layer(x_BTD)
             x_BTD = ctx.tap("resid_post", x_BTD)
-        return self.norm(x_BTD)
+        ctx.layer = None
+        return ctx.tap("final_norm", self.norm(x_BTD))

@@ -4,14 +4,16 @@ Shape suffixes:  B batch  T position  D model dim  F feed-forward width
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.context import Context, Layer
+from model.context import Context, Layer, layer_kind
 from model.init import linear
 from model.model_params import ModelParams
+from model.norms import Norms
 from model.transformer.attention import Attention
 
 activations: dict[str, Callable[[Tensor], Tensor]] = {
@@ -22,39 +24,54 @@ activations: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+@layer_kind("custom-transformer")
 class TransformerEncoderLayer(Layer):
     """Equals torch.nn.TransformerEncoderLayer under a causal mask, and is meant to be edited."""
 
-    applies_head_positions = True
+    make_mixer: Callable[[ModelParams, float], nn.Module] = Attention  # what lets positions see each other
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
-        self.model_params = model_params
-        D, bias = model_params.dim, model_params.bias
-        width = model_params.dim_ff or 4 * D
-        self.norm1 = nn.LayerNorm(D, bias=bias)
-        self.attention = Attention(model_params, dropout)
+        self.model_params = p = model_params
+        self.norm1 = Norms(p)
+        self.mixer = self.make_mixer(p, dropout)
         self.dropout_sa = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(D, bias=bias)
-        self.linear1 = linear(D, width, model_params)
-        self.activation = activations[model_params.activation]
-        self.linear2 = linear(width, D, model_params, into_stream=True)
-        self.dropout_ff = nn.Dropout(dropout)
+        if p.ff_width:
+            self.norm2 = Norms(p)
+            self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
+            self.linear_up = linear(p.dim, p.ff_width, p, p.bias_ff) if p.gated else None
+            self.activation = activations[p.activation]
+            self.linear2 = linear(p.ff_width, p.dim, p, p.bias_ff, into_stream=True)
+            self.dropout_ff = nn.Dropout(dropout)
+
+    @classmethod
+    def used(cls, model_params: ModelParams) -> ModelParams:
+        p = replace(super().used(model_params), conv_width=ModelParams.conv_width)
+        if not p.ff_width:
+            p = replace(p, activation=ModelParams.activation, gated=False, bias_ff=None)
+            p = replace(p, parallel_blocks=False)
+        return p
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        if self.model_params.norm_position == "pre":
-            x_BTD = x_BTD + self._sa_block(self.norm1(x_BTD), ctx)
-            x_BTD = x_BTD + self._ff_block(self.norm2(x_BTD), ctx)
+        sa_BTD = ctx.tap("attn_out", self.norm1.inside(self._sa_block(self.norm1.before(x_BTD), ctx)))
+        mid_BTD = self.norm1.after(x_BTD + sa_BTD)
+        if not self.model_params.ff_width:
+            return mid_BTD
+        if self.model_params.parallel_blocks:
+            ff_in_BTD = x_BTD
         else:
-            x_BTD = self.norm1(x_BTD + self._sa_block(x_BTD, ctx))
-            x_BTD = self.norm2(x_BTD + self._ff_block(x_BTD, ctx))
-        return x_BTD
+            ff_in_BTD = mid_BTD = ctx.tap("resid_mid", mid_BTD)
+        ff_BTD = ctx.tap("mlp_out", self.norm2.inside(self._ff_block(self.norm2.before(ff_in_BTD), ctx)))
+        return self.norm2.after(mid_BTD + ff_BTD)
 
     def _sa_block(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        x = ctx.tap("attn_out", self.attention(x_BTD, ctx))
+        x = self.mixer(x_BTD, ctx)
         return self.dropout_sa(x)
 
     def _ff_block(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        x_BTF = ctx.tap("mlp_post", self.activation(self.linear1(x_BTD)))
-        x = ctx.tap("mlp_out", self.linear2(x_BTF))
+        x_BTF = self.activation(ctx.tap("mlp_pre", self.linear1(x_BTD)))
+        if self.linear_up is not None:
+            x_BTF = x_BTF * self.linear_up(x_BTD)
+        x_BTF = ctx.tap("mlp_post", x_BTF)
+        x = self.linear2(x_BTF)
         return self.dropout_ff(x)

@@ -185,7 +185,7 @@ def test_samples_must_fit(tmp_path):
 
 
 def test_chance(tmp_path):
-    assert data_of(tmp_path / "m", "mqar", task_args={"n_pairs": 2}).chance == 0.5
+    assert data_of(tmp_path / "m", "mqar", task_args={"n_pairs": 2}).chance == 0.75
     counts = {"0": 0, "1": 0}
     data = data_of(tmp_path / "p", "parity")
     for sample in data.split("val"):

@@ -9,7 +9,8 @@ import torch
 
 import model_explorer
 from data.tokenizer import char_tokenizer
-from explore.plots import draw_attentions
+from explore.patterns import Patterns
+from explore.plots import draw_attentions, head_film
 from model.lm import LM
 from model.model_params import ModelParams
 from tests.explore.test_load import FIRST, SECOND
@@ -81,9 +82,9 @@ def test_show_lm_attns_saves_one_figure(lm, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        ({"layers": [2]}, r"layers=\[2\]: there are 0 to 1"),
-        ({"heads": [0, -1]}, r"heads=\[0, -1\]: there are 0 to 3"),
-        ({"heads": []}, r"heads=\[\]: there are 0 to 3"),
+        ({"layers": [2]}, r"layers=\[2\]: there are patterns of 0, 1"),
+        ({"heads": [0, -1]}, r"heads=\[0, -1\]: there are patterns of 0, 1, 2, 3"),
+        ({"heads": []}, r"heads=\[\]: there are patterns of 0, 1, 2, 3"),
     ],
 )
 def test_layers_and_heads_that_are_not_there_are_refused(lm, arguments, told):
@@ -92,7 +93,7 @@ def test_layers_and_heads_that_are_not_there_are_refused(lm, arguments, told):
 
 
 def test_only_one_sequence_of_a_model_with_attention_is_shown(lm):
-    with pytest.raises(ValueError, match="not a batch of 2"):
+    with pytest.raises(ValueError, match="not of a batch of 2"):
         model_explorer.show_lm_attns(lm, torch.ones(2, 3))
     rnn = LM(
         ModelParams(dim=8, n_layers=1, layer_architecture="torch-lstm", positions="none"),
@@ -107,13 +108,23 @@ def causal(n_layers: int, n_heads: int, n_tokens: int) -> np.ndarray:
     return scores.masked_fill(torch.ones(n_tokens, n_tokens).triu(1) > 0, -torch.inf).softmax(-1).numpy()
 
 
+def patterns_of(attns_LHTS: np.ndarray, tokens=None) -> Patterns:
+    tokens = list(tokens or "abcde"[: attns_LHTS.shape[-1]])
+    return Patterns(tokens, dict(enumerate(attns_LHTS)), len(attns_LHTS))
+
+
+def shown_in(ax) -> np.ndarray:
+    """What is drawn of the past."""
+    return ax.get_images()[0].get_array()
+
+
 def test_every_chosen_head_is_drawn_in_its_place_on_one_scale():
     attns_LHTS = causal(3, 4, 5)
-    figure = draw_attentions(attns_LHTS, "abcde", layers=[0, 2], heads=[3, 1])
-    shown = [ax.get_images()[0] for ax in figure.axes]
-    for image, (layer, head) in zip(shown, [(0, 3), (0, 1), (2, 3), (2, 1)], strict=True):
-        np.testing.assert_array_equal(image.get_array().filled(0), attns_LHTS[layer, head])
-        np.testing.assert_array_equal(image.get_array().mask, np.triu(np.ones((5, 5)), 1) > 0)
+    figure = draw_attentions(patterns_of(attns_LHTS), layers=[0, 2], heads=[3, 1])
+    for ax, (layer, head) in zip(figure.axes, [(0, 3), (0, 1), (2, 3), (2, 1)], strict=True):
+        [image] = ax.get_images()
+        np.testing.assert_array_equal(shown_in(ax).filled(0), attns_LHTS[layer, head])
+        np.testing.assert_array_equal(shown_in(ax).mask, np.triu(np.ones((5, 5)), 1) > 0)
         assert image.get_clim() == (0, 1)
     assert [ax.get_title() for ax in figure.axes] == ["head 3", "head 1", "", ""]
     plt.close(figure)
@@ -121,10 +132,72 @@ def test_every_chosen_head_is_drawn_in_its_place_on_one_scale():
 
 def test_attention_to_the_future_is_not_hidden():
     attns_LHTS = causal(1, 1, 4)
-    attns_LHTS[0, 0, 1, 3] = 0.5
-    figure = draw_attentions(attns_LHTS, "abcd", [0], [0])
-    assert not figure.axes[0].get_images()[0].get_array().mask[1, 3]
+    attns_LHTS[0, 0, 1, 3] = 1e-9
+    figure = draw_attentions(patterns_of(attns_LHTS), [0], [0])
+    leak = figure.axes[0].get_images()[1]
+    assert np.argwhere(~leak.get_array().mask).tolist() == [[1, 3]]
+    red, green, blue, opacity = leak.cmap(leak.norm(1e-9))
+    assert opacity == 1
+    assert red > max(green, blue) + 0.3
     plt.close(figure)
+
+
+def test_weights_below_0_have_a_colour_of_their_own():
+    attns_LHTS = causal(1, 1, 4)
+    attns_LHTS[0, 0, 2, 1] = -0.5
+    figure = draw_attentions(patterns_of(attns_LHTS), [0], [0])
+    [image] = figure.axes[0].get_images()
+    assert image.cmap(image.norm(-0.5)) != image.cmap(image.norm(0))
+    plt.close(figure)
+
+
+def test_layers_without_patterns_are_left_out(tmp_path, monkeypatch):
+    kinds = ("gated-conv", "custom-transformer")
+    params = ModelParams(dim=8, n_layers=4, n_heads=4, n_kv_heads=2, layer_architecture=kinds)
+    lm, drawn = LM(params, char_tokenizer("abc")), []
+    monkeypatch.setattr("explore.plots.show", lambda figure, is_result: drawn.append(figure))
+    _, attns = model_explorer.show_lm_attns(lm, "abc")
+    grid = np.array(drawn[0].axes).reshape(2, 4)
+    assert [ax.get_ylabel() for ax in grid[:, 0]] == ["layer 1: query", "layer 3: query"]
+    for row, attns_HTS in zip(grid, attns[0], strict=True):
+        for ax, attns_TS in zip(row, attns_HTS, strict=True):
+            np.testing.assert_array_equal(shown_in(ax).filled(0), attns_TS)
+    with pytest.raises(ValueError, match=r"layers=\[0\]: there are patterns of 1, 3"):
+        model_explorer.show_lm_attns(lm, "abc", layers=[0])
+    plt.close(drawn[0])
+
+
+def checkpoints(n: int) -> list[tuple[int, LM]]:
+    models = []
+    for step in range(n):
+        torch.manual_seed(step)
+        models.append((1000 * step, LM(ModelParams(dim=8, n_layers=2, n_heads=2), char_tokenizer("abc"))))
+    return models
+
+
+def test_a_film_has_a_panel_for_each_step(tmp_path):
+    steps = checkpoints(8)
+    figure = head_film(iter(steps), "abc", layer=1, head=0, filename="film", out=str(tmp_path))
+    panels = [ax for ax in figure.axes if ax.get_images()]
+    assert [ax.get_title() for ax in panels] == [
+        "step 0",
+        "step 1,000",
+        *(f"step {n},000" for n in range(2, 8)),
+    ]
+    for ax, (_, lm) in zip(panels, steps, strict=True):
+        pattern = lm("abc", get_attns=True)["attns"][0, 1, 0].detach()
+        np.testing.assert_array_equal(shown_in(ax).filled(0), pattern)
+    assert panels[0].get_ylabel() == "layer 1, head 0: query"
+    assert (tmp_path / "attentions" / "film.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("layer", "head", "told"),
+    [(2, 0, r"layer=\[2\]: there are patterns of 0, 1"), (0, 2, r"head=\[2\]: there are patterns of 0, 1")],
+)
+def test_a_film_of_a_head_that_is_not_there_is_refused(layer, head, told):
+    with pytest.raises(ValueError, match=told):
+        head_film(checkpoints(2), "abc", layer, head)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +205,9 @@ def test_attention_to_the_future_is_not_hidden():
     [(2, 4, 8, True), (12, 12, 8, True), (1, 1, 64, True), (2, 4, 64, False)],
 )
 def test_tokens_are_named_at_the_edges_where_they_fit(n_layers, n_heads, n_tokens, named):
-    tokens = ["<bos>", " a", "$\\x$", "antidisestablishment"] * (n_tokens // 4)
-    figure = draw_attentions(causal(n_layers, n_heads, n_tokens), tokens, range(n_layers), range(n_heads))
+    tokens = ["<bos>", "·a", "$\\x$", "antidisestablishment"] * (n_tokens // 4)
+    patterns = patterns_of(causal(n_layers, n_heads, n_tokens), tokens)
+    figure = draw_attentions(patterns, range(n_layers), range(n_heads))
     grid = np.array(figure.axes).reshape(n_layers, n_heads)
     assert (
         [text.get_text() for text in grid[0, 0].get_yticklabels()][:4]

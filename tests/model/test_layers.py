@@ -11,10 +11,11 @@ from torch.testing import assert_close
 
 from model.context import Context
 from model.embeddings import Rotary, Sinusoidal
+from model.recording import Recording
 from model.transformer.attention import Attention
 from model.transformer.transformer import Transformer
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
-from tests.model.tiny import COMBINATIONS, perturb, random_ids, tiny_lm, tiny_params
+from tests.model.tiny import ATTENTIVE, COMBINATIONS, KINDS, perturb, random_ids, tiny_lm, tiny_params
 
 
 @pytest.mark.parametrize(("kind", "positions"), COMBINATIONS)
@@ -44,7 +45,7 @@ def test_no_position_sees_the_future_by_gradient(kind, positions, fields):
         assert (x.grad[:, position + 1 :] == 0).all()
 
 
-@pytest.mark.parametrize("kind", ["custom-transformer", "torch-transformer"])
+@pytest.mark.parametrize("kind", ATTENTIVE)
 @pytest.mark.parametrize("training", [False, True])
 def test_attention_patterns_are_causal_distributions(kind, training):
     lm = tiny_lm(layer_architecture=kind, dropout=0.5, n_layers=3).train(training)
@@ -55,7 +56,7 @@ def test_attention_patterns_are_causal_distributions(kind, training):
     assert (attns[..., 8, :] > 0).all()
 
 
-@pytest.mark.parametrize("kind", ["custom-transformer", "torch-transformer"])
+@pytest.mark.parametrize("kind", ATTENTIVE)
 def test_looking_changes_nothing(kind):
     lm = tiny_lm(layer_architecture=kind, dropout=0.5).train()
     results = []
@@ -66,6 +67,18 @@ def test_looking_changes_nothing(kind):
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     assert all(module.training for module in lm.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_nobody_looks_no_name_is_made(kind, monkeypatch):
+    monkeypatch.setattr(Context, "named", None)
+    assert tiny_lm(layer_architecture=kind)("abc").isfinite().all()
+
+
+def test_a_pattern_that_cannot_be_patched_is_not_patched_in_silence():
+    lm = tiny_lm(layer_architecture="torch-transformer")
+    with pytest.raises(ValueError, match="not patched"), lm.patch({"layers.1.pattern": 0.5}):
+        lm("abc")
 
 
 def torch_twin(ours: TransformerEncoderLayer, activation: str) -> nn.TransformerEncoderLayer:
@@ -82,7 +95,13 @@ def torch_twin(ours: TransformerEncoderLayer, activation: str) -> nn.Transformer
         norm_first=pre,
         bias=params.bias,
     )
-    names = {"attention.qkv.": "self_attn.in_proj_", "attention.out.": "self_attn.out_proj."}
+    place = "before" if pre else "after"
+    names = {
+        "mixer.qkv.": "self_attn.in_proj_",
+        "mixer.out.": "self_attn.out_proj.",
+        f"norm1.{place}.": "norm1.",
+        f"norm2.{place}.": "norm2.",
+    }
     weights = {}
     for name, weight in ours.state_dict().items():
         for our_name, their_name in names.items():
@@ -111,7 +130,7 @@ def test_our_layer_is_torchs(norm_position, activation, training, bias):
     y.pow(2).sum().backward()
     expected.pow(2).sum().backward()
     assert_close(ours.linear1.weight.grad, twin.linear1.weight.grad)
-    assert_close(ours.attention.qkv.weight.grad, twin.self_attn.in_proj_weight.grad)
+    assert_close(ours.mixer.qkv.weight.grad, twin.self_attn.in_proj_weight.grad)
 
 
 def test_torch_transformer_is_its_twin_in_values_and_patterns():
@@ -173,13 +192,12 @@ def test_fused_steps_aside_when_someone_looks_or_directs(monkeypatch):
 def test_attention_dropout_hits_the_used_pattern_and_not_the_recorded_one():
     attention = Attention(tiny_params(), dropout=0.5).double().train()
     x = torch.randn(2, 9, 16, dtype=torch.float64)
-    ctx = Context(random_ids(2, 9), wanted=("pattern", "z", "v"))
+    seen = Recording(["pattern", "z", "v"])
+    ctx = Context(random_ids(2, 9), taps=[seen])
     attention(x, ctx)
-    pattern, v, z = (ctx.recorded[f"layers.0.{name}"] for name in ("pattern", "v", "z"))
-    assert not torch.allclose(pattern @ v, z)
+    assert not torch.allclose(seen["pattern"] @ seen["v"], seen["z"])
     attention.eval()(x, ctx)
-    pattern, v, z = (ctx.recorded[f"layers.0.{name}"] for name in ("pattern", "v", "z"))
-    assert_close(pattern @ v, z)
+    assert_close(seen["pattern"] @ seen["v"], seen["z"])
 
 
 @pytest.mark.parametrize(("kind", "torch_class"), [("torch-lstm", nn.LSTM), ("torch-gru", nn.GRU)])
@@ -222,13 +240,6 @@ def test_sinusoidal_table_is_the_papers_formula(dim):
             angle = position / 10_000 ** (2 * (i // 2) / dim)
             wave = math.cos(angle) if i % 2 else math.sin(angle)
             assert table[position, i].item() == pytest.approx(wave * 0.2 * math.sqrt(2 / dim), abs=1e-6)
-
-
-def test_positions_matter_unless_there_are_none():
-    for positions in ("none", "learned", "sin", "rotary"):
-        lm = tiny_lm(positions=positions, n_layers=1)
-        after_ab, after_ba = lm([1, 5, 6, 7])[0, -1], lm([1, 6, 5, 7])[0, -1]
-        assert torch.allclose(after_ab, after_ba) == (positions == "none")
 
 
 def test_any_module_may_stand_in_the_list_of_layers():

@@ -12,7 +12,16 @@ from torch.testing import assert_close
 
 from model.check import model_problems
 from model.lm import LM, n_params
-from tests.model.tiny import COMBINATIONS, KINDS, CharTokenizer, batch_of, random_ids, tiny_lm, tiny_params
+from tests.model.tiny import (
+    ATTENTIVE,
+    COMBINATIONS,
+    KINDS,
+    CharTokenizer,
+    batch_of,
+    random_ids,
+    tiny_lm,
+    tiny_params,
+)
 
 
 def test_every_form_of_input_gives_the_same_logits():
@@ -119,6 +128,8 @@ def test_one_batch_is_learned_by_heart(kind):
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(150):
         loss = lm.get_losses(batch, None)[0]["main"]
+        if loss < 0.1:
+            break
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -132,13 +143,13 @@ def test_one_batch_is_learned_by_heart(kind):
     ("dim", "n_tokens", "fields"),
     [
         (32, 30, {}),
-        (512, 30, {"n_layers": 1}),
+        (256, 30, {"n_layers": 1}),
         (128, 30, {"n_layers": 6}),
         (64, 5000, {}),
-        (512, 30, {"norm_position": "post", "positions": "none"}),
+        (256, 30, {"norm_position": "post", "positions": "none"}),
         (128, 30, {"norm_position": "post", "n_layers": 4}),
-        (512, 30, {"tied_embeddings": False, "norm_position": "post"}),
-        (256, 30, {"tied_embeddings": False, "positions": "sin"}),
+        (256, 30, {"tied_embeddings": False, "norm_position": "post"}),
+        (128, 30, {"tied_embeddings": False, "positions": "sin"}),
         (32, 5000, {"positions": "none"}),
     ],
 )
@@ -257,7 +268,7 @@ def test_possible_architectures_are_not_refused(kind, positions):
     assert not list(model_problems(tiny_params(layer_architecture=kind, positions=positions)))
 
 
-@pytest.mark.parametrize("kind", KINDS[:2])
+@pytest.mark.parametrize("kind", ATTENTIVE)
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
 def test_initial_weights_are_normal_with_zero_biases(kind, norm_position):
     torch.manual_seed(0)
@@ -267,7 +278,7 @@ def test_initial_weights_are_normal_with_zero_biases(kind, norm_position):
     gain = {"pre": 0.5, "post": 1.0}[norm_position]
     for name, parameter in lm.decoder.layers.named_parameters():
         if parameter.dim() == 2:
-            into_stream = name.endswith(("linear2.weight", "attention.out.weight", "out_proj.weight"))
+            into_stream = name.endswith(("linear2.weight", "mixer.out.weight", "out_proj.weight"))
             expected = gain / parameter.shape[1] ** 0.5 / (4 if into_stream else 1)  # 4 = sqrt(2 * 8 layers)
             assert parameter.std().item() == pytest.approx(expected, rel=0.1), name
         else:

@@ -1,12 +1,22 @@
-"""Sampling: the edges of top_k and nucleus, frequencies, prompts of unequal length."""
+"""Sampling: the edges of top_k, nucleus and min_p, frequencies, and what `sample` takes and gives."""
 
 import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.testing import assert_close
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
-from model.sampling import generate, next_token_probs
+from model.sampling import draw, generate, next_token_probs, penalised
 from tests.model.tiny import KINDS, tiny_lm
 
 
@@ -86,6 +96,14 @@ def test_temperature_divides_the_logits():
         ({"nucleus": 1.1}, "nucleus=1.1"),
         ({"temperature": -1.0}, "temperature=-1.0"),
         ({"temperature": math.nan}, "temperature=nan"),
+        ({"min_p": -0.1}, "min_p=-0.1 must be from 0 to 1"),
+        ({"min_p": 1.1}, "min_p=1.1 must be from 0 to 1"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0 must be a finite number above 0"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty=inf"),
+        ({"n_samples": 0}, "n_samples=0 must be at least 1"),
+        ({"stop": "ab"}, "stop='ab' is not one token"),
+        ({"stop": ["a", ""]}, "stop='' is not one token"),
+        ({"stop": [30]}, "stop=30, but the model knows ids from 0 to 29"),
     ],
 )
 def test_meaningless_settings_are_refused(settings, message):
@@ -95,17 +113,70 @@ def test_meaningless_settings_are_refused(settings, message):
             lm.sample("ab", max_seq_len, **settings)
 
 
-def test_sampled_frequencies_match_the_softmax():
+LOGITS = st.lists(st.floats(-8, 8), min_size=6, max_size=6)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.lists(LOGITS, min_size=1, max_size=3),
+    st.sampled_from([0.3, 1.0, 2.5]),
+    st.sampled_from([None, {"top_k": 2}, {"top_k": 9}, {"nucleus": 0.4}, {"nucleus": 0.93}]),
+    st.sampled_from([None, 0.05, 0.5, 1.0]),
+    st.sampled_from([1.0, 1.3, 0.7]),
+)
+def test_equal_to_the_processors_of_huggingface(rows, temperature, kept_too, min_p, penalty):
+    logits = torch.tensor(rows, dtype=torch.float64)
+    logits += torch.linspace(0, 1e-3, logits.numel()).view_as(logits)  # no equals at an edge
+    ids = torch.tensor([[0, 3, 3]] * len(rows))
+    settings = (kept_too or {}) | ({"min_p": min_p} if min_p else {})
+    processors = LogitsProcessorList(
+        [RepetitionPenaltyLogitsProcessor(penalty), TemperatureLogitsWarper(temperature)]
+    )
+    if "top_k" in settings:
+        processors.append(TopKLogitsWarper(settings["top_k"]))
+    if "nucleus" in settings:
+        processors.append(TopPLogitsWarper(settings["nucleus"]))
+    if "min_p" in settings:
+        processors.append(MinPLogitsWarper(min_p))
+    expected = processors(ids, logits).softmax(dim=-1)
+    assert_close(next_token_probs(penalised(logits, ids, penalty), temperature, **settings), expected)
+
+
+def chi_square(counts: torch.Tensor, probs: torch.Tensor) -> float:
+    expected = counts.sum() * probs
+    return float(((counts - expected) ** 2 / expected).sum())
+
+
+MOST = 24.3  # 0.1 % of true samples have a larger chi-square at 7 degrees of freedom
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_sampled_frequencies_match_the_softmax(use_cache):
+    """Of the first new token, and of the second whatever the first is; the prompts differ in length."""
     lm = tiny_lm(n_tokens=8, seed=3)
-    expected = (lm([1, 5])[0, -1] / 2).softmax(dim=-1)
-    n = 4000
-    generator = torch.Generator().manual_seed(0)
-    rows = generate(lm, [[1, 5]] * n, 1, temperature=2.0, generator=generator)
-    counts = torch.bincount(torch.tensor([row[2] for row in rows]), minlength=8)
-    chi_square = ((counts - n * expected) ** 2 / (n * expected)).sum()
-    assert chi_square < 24.3  # 0.1 % of true samples exceed it at 7 degrees of freedom
-    uniform = torch.full((8,), n / 8)
-    assert ((counts - uniform) ** 2 / uniform).sum() > 24.3
+    lm.tokenizer.eos = -1
+    n, generator = 4000, torch.Generator().manual_seed(0)
+    prompts = [[1, 5], [1, 6, 3]] * n
+    rows = generate(lm, prompts, 2, temperature=2.0, generator=generator, use_cache=use_cache)
+    uniform = torch.full((8,), 1 / 8, dtype=torch.float64)
+    for prompt in prompts[:2]:
+        first, second = torch.tensor([row[-2:] for row in rows if row[: len(prompt)] == prompt]).T
+        with torch.no_grad():
+            probs = (lm(prompt)[0, -1] / 2).softmax(dim=-1)
+            after = (lm([[*prompt, token] for token in range(8)])[:, -1] / 2).softmax(dim=-1)
+        for tokens, expected in ((first, probs), (second, probs @ after)):
+            counts = torch.bincount(tokens, minlength=8)
+            assert chi_square(counts, expected) < MOST < chi_square(counts, uniform)
+    assert lm.trust.doubt is None
+
+
+def test_drawing_follows_the_probabilities_and_never_takes_what_has_none():
+    probs = torch.tensor([[0.0, 0.2, 0.0, 0.5, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]])
+    drawn = draw(probs.repeat(5000, 1), torch.Generator().manual_seed(0))
+    counts = torch.bincount(drawn[::2], minlength=6)
+    assert chi_square(counts[[1, 3, 4]], probs[0, [1, 3, 4]]) < 13.8  # 0.1 % at 2 degrees of freedom
+    assert counts[[0, 2, 5]].tolist() == [0, 0, 0]
+    assert set(drawn[1::2].tolist()) == {5}
 
 
 def greedy_by_hand(lm, prompt: list[int], n: int) -> list[int]:
@@ -125,7 +196,7 @@ def test_a_prompt_that_the_model_cannot_take_is_refused():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompts_of_unequal_length_are_continued_as_if_alone(kind):
+def test_greedy_takes_the_most_probable_token_at_each_end(kind):
     lm = tiny_lm(layer_architecture=kind, seed=2)
     prompts = [[1], [1, 4, 5, 6, 7, 8], [1, 9, 10], [1] + [11] * 15, [1, 3]]
     rows = generate(lm, prompts, 12, temperature=0)
@@ -183,3 +254,74 @@ def test_the_same_generator_gives_the_same_sample_and_leaves_the_global_one():
 def test_dropout_is_off_while_sampling():
     lm = tiny_lm(dropout=0.9).train()
     assert len({lm.sample("ab", temperature=0) for _ in range(5)}) == 1
+
+
+def test_a_list_of_prompts_gives_a_list_of_samples():
+    lm = tiny_lm()
+    alone = [lm.sample(pref, 12, temperature=0) for pref in ("hello", "", [1, 9, 4])]
+    assert lm.sample(["hello", "", [1, 9, 4]], 12, temperature=0) == alone
+    assert lm.sample(["hello"], 12, temperature=0) == alone[:1]
+    assert lm.sample([[1, 9, 4]], 12, temperature=0) == alone[2:]
+    assert lm.sample(torch.tensor([1.0, 9.0, 4.0]), 12, temperature=0) == alone[2]
+    assert lm.sample(torch.tensor([[1, 9, 4]]), 12, temperature=0) == alone[2:]
+    lengths = [len(ids) for ids in lm.sample(["hello", ""], 12, as_str=False, temperature=0)]
+    assert max(lengths) <= 12
+
+
+def test_a_prompt_of_unknown_ids_is_refused():
+    for pref in ([1, 30], [[1], [1, -1]]):
+        with pytest.raises(ValueError, match="the model knows 0 to 29"):
+            tiny_lm().sample(pref)
+    with pytest.raises(ValueError, match="pref of 13 tokens leaves nothing"):
+        tiny_lm().sample(["a", "hellohellohe"], 13)
+
+
+def test_several_samples_of_each_prompt():
+    lm = tiny_lm()
+    one = lm.sample("ab", 12, n_samples=5, generator=torch.Generator().manual_seed(0))
+    assert len(one) == 5
+    assert len(set(one)) > 1
+    assert all(text.startswith("ab") for text in one)
+    two = lm.sample(["ab", "cde"], 12, n_samples=3)
+    assert [len(samples) for samples in two] == [3, 3]
+    assert all(
+        text.startswith(pref) for pref, samples in zip(["ab", "cde"], two, strict=True) for text in samples
+    )
+
+
+def test_stop_tokens_end_a_sample_as_eos_does():
+    lm = tiny_lm()
+    for seed in range(20):
+        free = lm.sample("ab", 16, as_str=False, generator=torch.Generator().manual_seed(seed))
+        ends = [i for i, token in enumerate(free) if i > 2 and token in (6, 7, 8)]
+        cut = free[: ends[0] + 1] if ends else free
+        for stop in (["c", "d", 8], [6, 7, 8]):
+            settings = {"stop": stop, "generator": torch.Generator().manual_seed(seed)}
+            assert lm.sample("ab", 16, as_str=False, **settings) == cut
+    assert lm.sample("abc", 16, as_str=False, stop="c", generator=torch.Generator().manual_seed(0))[4:]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_log_probabilities_are_those_of_the_plain_softmax(use_cache):
+    lm = tiny_lm()
+    settings = {"temperature": 0.5, "top_k": 5, "repetition_penalty": 1.5, "use_cache": use_cache}
+    samples = lm.sample(["hello", "a"], 12, as_str=False, n_samples=2, return_logprobs=True, **settings)
+    for prompt, of_prompt in zip(("hello", "a"), samples, strict=True):
+        for ids, logprobs in of_prompt:
+            n_prompt = len(prompt) + 1
+            log_probs_TV = lm(ids)[0].detach().log_softmax(dim=-1)
+            expected = [float(log_probs_TV[i - 1, ids[i]]) for i in range(n_prompt, len(ids))]
+            assert_close(logprobs, expected)
+    text, logprobs = lm.sample("hello", 12, return_logprobs=True, temperature=0)
+    assert text == lm.sample("hello", 12, temperature=0)
+    assert len(logprobs) == len(lm.sample("hello", 12, as_str=False, temperature=0)) - 6
+
+
+def test_the_penalty_reaches_the_prompt_and_what_is_said():
+    lm = tiny_lm(seed=5)
+    plain = lm.sample("ab", 16, as_str=False, temperature=0)
+    penalised_row = lm.sample("ab", 16, as_str=False, temperature=0, repetition_penalty=1e6)
+    rewarded = lm.sample("ab", 16, as_str=False, temperature=0, repetition_penalty=1e-6)
+    assert len(set(penalised_row)) == len(penalised_row) > len(set(plain))
+    assert set(rewarded) <= {1, 4, 5}
+    assert len(set(lm.sample("ab", 16, as_str=False, min_p=1.0, n_samples=3)[0])) == len(set(plain))

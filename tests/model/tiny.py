@@ -1,17 +1,23 @@
 """Tiny models and a stand-in tokenizer: model/ must work with any object of that interface."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import torch
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from model.check import layer_class, model_problems
 from model.lm import LM
 from model.model_params import ModelParams
 
-KINDS = ["custom-transformer", "torch-transformer", "torch-lstm", "torch-gru"]
+ATTENTIVE = ["custom-transformer", "torch-transformer"]
+MIXERS = ["gated-conv", "linear-attention", "state-space"]
+KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
 COMBINATIONS = [
-    (kind, positions)
-    for kind in KINDS
-    for positions in ("none", "learned", "sin", "rotary")
-    if kind == "custom-transformer" or positions != "rotary"
+    *(("custom-transformer", positions) for positions in ("none", "learned", "sin", "rotary", "alibi")),
+    *((kind, positions) for kind in KINDS[1:] for positions in ("none", "learned")),
 ]
 
 
@@ -38,10 +44,28 @@ def tiny_params(**fields) -> ModelParams:
 
 def tiny_lm(*, seed: int = 0, n_tokens: int = 30, dropout: float = 0.0, dtype=torch.float64, **fields) -> LM:
     """An LM with every parameter perturbed, so that no zero or one hides a mistake; in eval mode."""
+    return perturbed_lm(tiny_params(**fields), seed=seed, n_tokens=n_tokens, dropout=dropout, dtype=dtype)
+
+
+def perturbed_lm(
+    params: ModelParams, *, seed: int = 0, n_tokens: int = 30, dropout: float = 0.0, dtype=torch.float64
+) -> LM:
     torch.manual_seed(seed)
-    lm = LM(tiny_params(**fields), CharTokenizer(n_tokens), dropout)
+    with default_dtype(dtype):
+        lm = LM(params, CharTokenizer(n_tokens), dropout)
     perturb(lm)
-    return lm.to(dtype).eval()
+    return lm.eval()
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, models are built in `dtype`, tables of positions included."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @torch.no_grad()
@@ -58,3 +82,49 @@ def batch_of(ids: Tensor, scored: Tensor | None = None) -> dict:
     """A batch as the data loaders make them; all but the first token scored unless said otherwise."""
     scored = torch.ones_like(ids, dtype=torch.bool) if scored is None else scored
     return {"x_indices": ids, "target_mask": scored, "n_scored": int(scored[:, 1:].sum())}
+
+
+BIAS = st.sampled_from([None, None, False, True])
+FIELDS = {  # of the architecture, but for the sizes below; what excludes each other is sorted out there
+    "layer_architecture": st.sampled_from(KINDS)
+    | st.lists(st.sampled_from(KINDS), min_size=2, max_size=3).map(tuple),
+    "n_layers": st.integers(1, 3),
+    "dim_ff": st.sampled_from([None, 0, 20]),
+    "positions": st.sampled_from(["none", "learned", "sin", "rotary", "alibi"]),
+    "rotary_base": st.sampled_from([100.0, 10_000.0]),
+    "rotary_frac": st.sampled_from([0.5, 1.0]),
+    "sliding_window": st.sampled_from([None, 2, 5]),
+    "norm": st.sampled_from(["layernorm", "rmsnorm"]),
+    "norm_eps": st.sampled_from([1e-6, 1e-5]),
+    "norm_position": st.sampled_from(["pre", "post", "sandwich", "none"]),
+    "qk_norm": st.booleans(),
+    "parallel_blocks": st.booleans(),
+    "activation": st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"]),
+    "gated": st.booleans(),
+    "bias": st.booleans(),
+    "bias_qkv": BIAS,
+    "bias_out": BIAS,
+    "bias_ff": BIAS,
+    "bias_norm": BIAS,
+    "tied_embeddings": st.booleans(),
+    "separate_heads": st.booleans(),
+    "attention": st.sampled_from(["explicit", "fused"]),
+    "conv_width": st.integers(1, 5),
+    "lora_rank": st.sampled_from([0, 0, 2]),
+}
+
+
+@st.composite
+def architectures(draw, **fixed) -> ModelParams:
+    """Any valid ModelParams of a tiny model, with every field that shapes it; `fixed` fields have these values."""
+    fields = {name: draw(values) for name, values in FIELDS.items()} | fixed
+    n_heads, n_kv_heads = draw(st.sampled_from([(1, 1), (2, None), (2, 1), (3, None), (4, 2), (6, 3)]))
+    head_dim = draw(st.sampled_from([4, 8]))
+    if fields["norm_position"] == "post":
+        fields["parallel_blocks"] = False
+    params = ModelParams(
+        dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields
+    )
+    for kind in params.kinds:
+        params = layer_class(kind).possible(params)
+    return replace(params, positions="learned") if any(model_problems(params)) else params

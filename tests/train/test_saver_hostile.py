@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from model.lm import LM
 from tests.train.little_run import TINY, make_lm, save_run
-from train import saver
+from train import weights
 from train.saver import load
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -174,7 +174,7 @@ def test_nothing_is_allocated_for_a_model_that_does_not_fit(tmp_path, monkeypatc
         devices.append(torch.get_default_device().type)
         return LM(*args)
 
-    monkeypatch.setattr(saver, "LM", spy)
+    monkeypatch.setattr(weights, "LM", spy)
     refusal(folder)
     edit_params(folder, "model", dim=8)
     load(folder)

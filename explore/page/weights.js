@@ -1,0 +1,106 @@
+// Weights, from the bytes in the page to numbers, colours and pictures. view.js makes a page of them.
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+const page = JSON.parse(byId("data").textContent);
+const tokens = page.tokens;
+const T = tokens.length;
+const heads = page.layers.flatMap(([layer, n], row) => Array.from({ length: n }, (_, head) => ({ layer, head, row })));
+const view = { step: 0, head: 0, token: null, from: true }; // all that can be chosen; what is seen follows from it
+let codes; // the bytes of all weights, see coded() in html.py
+
+// ---- numbers
+
+async function inflated(base64) {
+  const text = atob(base64);
+  const packed = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) packed[i] = text.charCodeAt(i);
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+function codeOf(head, query, key) {
+  const n = heads.length * T * T;
+  const at = view.step * 2 * n + (head * T + query) * T + key;
+  return ((codes[at] << 24) >> 16) | codes[at + n];
+}
+
+const NOT_A_NUMBER = -32768;
+
+function weightOf(code) {
+  return code === NOT_A_NUMBER ? NaN : Math.sign(code) * (code / page.levels) ** 2;
+}
+
+function written(weight) {
+  if (Number.isNaN(weight)) return "not a number";
+  return weight === 0 || Math.abs(weight) >= 0.001 ? weight.toFixed(3) : weight.toPrecision(1);
+}
+
+// ---- colours: 256 of each kind, for the root of a weight from 0 to 1
+
+const PALETTES = {
+  light: {
+    past: ["#e9eef6", "#b9d3eb", "#6fafd8", "#2877b6", "#08306b"],
+    negative: ["#e9eef6", "#f3c987", "#dd8a1e", "#a85b00", "#5e3200"],
+    future: ["#ff9c8f", "#e4483f", "#c01820", "#9d0b14", "#67000d"],
+    nan: ["#8e44ad", "#8e44ad"],
+  },
+  dark: {
+    past: ["#272d37", "#1d4f7c", "#2b82c4", "#7cc1ef", "#f0faff"],
+    negative: ["#272d37", "#6b4712", "#b97a17", "#f0b849", "#fff3d6"],
+    future: ["#b8342b", "#d8483d", "#f0695c", "#ff978b", "#ffd3cd"],
+    nan: ["#c58af9", "#c58af9"],
+  },
+};
+let ramps; // of the palette in use, each colour as the four bytes that a picture wants
+
+function ramp(stops) {
+  const rgb = stops.map((stop) => [1, 3, 5].map((i) => parseInt(stop.slice(i, i + 2), 16)));
+  return Uint32Array.from({ length: 256 }, (_, i) => {
+    const place = (i / 255) * (stops.length - 1);
+    const below = Math.min(Math.floor(place), stops.length - 2);
+    const [r, g, b] = rgb[below].map((low, c) => Math.round(low + (place - below) * (rgb[below + 1][c] - low)));
+    return (0xff000000 | (b << 16) | (g << 8) | r) >>> 0;
+  });
+}
+
+// A key after the query is blank while its weight is 0, and has colours of its own when it is not.
+function colourOf(code, isFuture) {
+  if (code === NOT_A_NUMBER) return ramps.nan[0];
+  if (isFuture && code === 0) return 0;
+  const shade = Math.min(255, Math.round((Math.abs(code) / page.levels) * 255));
+  return (isFuture ? ramps.future : code < 0 ? ramps.negative : ramps.past)[shade];
+}
+
+function css(colour) {
+  return `rgb(${colour & 255} ${(colour >> 8) & 255} ${(colour >> 16) & 255})`;
+}
+
+function inkOn(colour) {
+  const [r, g, b] = [0, 8, 16].map((shift) => (((colour >> shift) & 255) / 255) ** 2.2);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
+}
+
+// ---- pictures of heads
+
+// With more tokens than pixels, a pixel shows the largest weight in it; one on the future before all others.
+function paint(canvas, head, pixels) {
+  const n = Math.min(T, pixels);
+  const largest = new Int32Array(n * n).fill(-1);
+  const colours = new Uint32Array(n * n);
+  for (let query = 0; query < T; query++) {
+    const row = Math.floor((query * n) / T) * n;
+    for (let key = 0; key < T; key++) {
+      const code = codeOf(head, query, key);
+      const isFuture = key > query;
+      if (isFuture && code === 0) continue;
+      const rank = Math.abs(code) + (isFuture ? 1 << 16 : 0);
+      const at = row + Math.floor((key * n) / T);
+      if (rank <= largest[at]) continue;
+      largest[at] = rank;
+      colours[at] = colourOf(code, isFuture);
+    }
+  }
+  canvas.width = canvas.height = n;
+  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(colours.buffer), n, n), 0, 0);
+}

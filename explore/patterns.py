@@ -1,0 +1,76 @@
+"""The attention patterns of one sequence, layer by layer, and its tokens as they are shown.
+
+Shape suffixes:  B batch  H head  T position  S position attended to
+"""
+
+import unicodedata
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from model.inputs import Input, ids_of
+from model.lm import LM
+from model.sampling import eval_mode
+
+
+class Patterns(NamedTuple):
+    """What one model does with one sequence."""
+
+    tokens: list[str]  # each on one line, with nothing invisible in it
+    of_layer: dict[int, np.ndarray]  # [H, T, S] of every layer that has patterns, by its place in the stack
+    n_layers: int  # in the stack, those without patterns too
+
+    @property
+    def heads(self) -> dict[int, int]:
+        """How many there are, by layer."""
+        return {layer: len(pattern_HTS) for layer, pattern_HTS in self.of_layer.items()}
+
+
+@torch.no_grad()
+def attention_patterns(lm: LM, sample: Input) -> Patterns:
+    """The patterns of all heads for one sequence; ValueError for a batch, or where there are none to be shown."""
+    ids_BT = ids_of(sample, lm.tokenizer, lm.device)
+    if len(ids_BT) != 1:
+        raise ValueError(f"attention is shown of one sequence, not of a batch of {len(ids_BT)}")
+    if not any(name.endswith(".pattern") for name in lm.activation_names()):
+        kind, n = lm.model_params.layer_architecture, lm.model_params.n_layers
+        raise ValueError(f"no layer has attention patterns: layer_architecture={kind!r}, n_layers={n!r}")
+    with eval_mode(lm), lm.record("layers.*.pattern") as seen:
+        lm(ids_BT)
+    of_layer = {}
+    for name, pattern_BHTS in seen.items():
+        if pattern_BHTS.dim() != 4 or pattern_BHTS.shape[2:] != (ids_BT.shape[1],) * 2:
+            raise ValueError(
+                f"{name} has the shape {tuple(pattern_BHTS.shape)}, no square of {ids_BT.shape[1]} tokens for each head"
+            )
+        of_layer[int(name.split(".")[1])] = pattern_BHTS[0].float().cpu().numpy()
+    tokens = [visible(token) for token in lm.tokenizer.tokens(ids_BT[0].tolist())]
+    return Patterns(tokens, of_layer, len(lm.decoder.layers))
+
+
+def film_of(checkpoints: Iterable[tuple[int, LM]], sample: Input) -> Iterator[tuple[int, Patterns]]:
+    """The patterns at every step of `checkpoints`; ValueError if there is none, or another model among them."""
+    first = None
+    for step, lm in checkpoints:
+        patterns = attention_patterns(lm, sample)
+        first = first or patterns
+        if patterns.heads != first.heads or patterns.tokens != first.tokens:
+            raise ValueError(f"step {step} has other tokens, layers or heads than the steps before it")
+        yield step, patterns
+    if first is None:
+        raise ValueError("there are no checkpoints to show")
+
+
+def visible(token: str) -> str:
+    """`token` with a dot for each space and an escape for whatever else would not be seen, or would move its neighbours."""
+    shown = "".join(shown_character(character) for character in token)
+    alone = unicodedata.category(shown[0]).startswith("M") if shown else False
+    return f"◌{shown}" if alone else shown  # an accent needs something to stand on
+
+
+def shown_character(character: str) -> str:
+    if character == " ":
+        return "·"
+    return character if character.isprintable() else character.encode("unicode_escape").decode()

@@ -1,0 +1,109 @@
+"""Beam search: the most probable continuations that are found by always going on with a few.
+
+Shape suffixes:  N beam  V vocabulary
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from model.decoding import LanguageModel, Rows
+from model.sampling import eval_mode, log_probs
+
+EarlyStopping = bool | Literal["never"]
+
+
+class Beam(NamedTuple):
+    """A finished continuation, its prompt included."""
+
+    sample: Any  # its ids, or its text
+    score: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is looked for, and how long. ValueError for settings that mean nothing."""
+
+    n_beams: int = 4
+    n_best: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+
+    def __post_init__(self) -> None:
+        if self.n_beams < 1:
+            raise ValueError(f"n_beams={self.n_beams!r} must be at least 1")
+        if not 1 <= self.n_best <= self.n_beams:
+            raise ValueError(f"n_best={self.n_best!r} must be from 1 to n_beams={self.n_beams!r}")
+        if self.early_stopping not in (True, False, "never"):
+            raise ValueError(f"early_stopping={self.early_stopping!r} must be True, False or 'never'")
+
+    def score(self, log_prob: float, n_new: int) -> float:
+        return log_prob / n_new**self.length_penalty
+
+    def is_over(self, finished: list[Beam], best_open: float, n_new: int, most_new: int) -> bool:
+        """Whether enough are finished, and the best open one (its log-probability) is not waited for."""
+        if len(finished) < self.n_beams or self.early_stopping is True:
+            return len(finished) >= self.n_beams
+        at_length = most_new if self.early_stopping == "never" and self.length_penalty > 0 else n_new
+        return self.score(best_open, at_length) <= finished[-1].score
+
+
+class Step(NamedTuple):
+    """A token more for one of the beams."""
+
+    log_prob: float  # of all new tokens of the beam and this one
+    beam: int
+    token: int
+
+
+@torch.no_grad()
+def beam_search(
+    lm: LanguageModel,
+    prompt: Sequence[int],
+    length: int,
+    search: Search,
+    *,
+    stop: Sequence[int] = (),
+    attn_requests: Any = None,
+    use_cache: bool = True,
+) -> list[Beam]:
+    """The best continuations of `prompt` up to `length` tokens in all, best first.
+
+    As in HuggingFace's `generate`, of all steps that are possible only the `n_beams` most probable may finish, with eos,
+    a stop token or at full length; the most probable others go on.
+    """
+    ends, finished = {lm.tokenizer.eos, *stop}, list[Beam]()
+    n_candidates = search.n_beams * (1 + len(ends))  # so that n_beams go on even if all else ends
+    with eval_mode(lm):
+        rows = Rows(lm, [prompt], length, attn_requests, use_cache)
+        so_far_N = torch.zeros(1)
+        for n_new in range(1, length - len(prompt) + 1):
+            log_probs_NV = so_far_N[:, None] + log_probs(rows.logits()).cpu()
+            going_on = []
+            for rank, step in enumerate(most_probable(log_probs_NV, n_candidates)):
+                if step.token not in ends and len(prompt) + n_new < length:
+                    going_on.append(step)
+                elif rank < search.n_beams:
+                    ids = [*rows.ids_BT[step.beam].tolist(), step.token]
+                    finished.append(Beam(ids, search.score(step.log_prob, n_new)))
+            finished = sorted(finished, key=lambda beam: beam.score, reverse=True)[: search.n_beams]
+            going_on = going_on[: search.n_beams]
+            if not going_on or search.is_over(finished, going_on[0].log_prob, n_new, length - len(prompt)):
+                break
+            rows.take([step.beam for step in going_on])
+            rows.extend([step.token for step in going_on])
+            so_far_N = torch.tensor([step.log_prob for step in going_on])
+    return finished[: search.n_best]
+
+
+def most_probable(log_probs_NV: Tensor, n: int) -> list[Step]:
+    """The `n` most probable steps, or all if there are fewer, in that order."""
+    n_tokens = log_probs_NV.shape[1]
+    top = log_probs_NV.flatten().topk(min(n, log_probs_NV.numel()))
+    return [
+        Step(log_prob, *divmod(index, n_tokens))
+        for log_prob, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    ]

@@ -1,0 +1,132 @@
+"""Decoding token by token: what a model says after the rows of a batch, from a cache wherever that is known to be right.
+
+Shape suffixes:  B batch  T position  V vocabulary
+"""
+
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from model.context import Cache, Tap, Uncacheable
+from model.inputs import Tokenizer
+from model.model_params import ModelParams
+
+STEPS = 3  # tokens, one by one, on which logits with and without a cache are compared
+
+
+class LanguageModel(Protocol):
+    """What decoding asks of a model: an LM has it."""
+
+    tokenizer: Tokenizer
+    model_params: ModelParams
+    trust: "Trust"
+
+    @property
+    def taps(self) -> Sequence[Tap]: ...
+    @property
+    def device(self) -> torch.device: ...
+    def modules(self) -> Iterator[nn.Module]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def eval(self) -> Any: ...
+    def __call__(self, x: Tensor, *, attn_requests: Any = None, cache: Cache | None = None) -> Tensor: ...
+
+
+class Rows:
+    """A batch of ids, all rows of one length, that grows token by token, and what the model says after it.
+
+    `room` is how many tokens a row may come to have. Whoever looks at activations, or patches them, gets all positions
+    at every step, so there is no cache then.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, rows: Sequence[Sequence[int]], room: int, attn_requests: Any, use_cache: bool
+    ) -> None:
+        self.lm = lm
+        self.attn_requests = attn_requests
+        self.ids_BT = torch.tensor(rows, dtype=torch.int64, device=lm.device)
+        self.cache = Cache(room) if use_cache and not lm.taps else None
+        if self.cache is not None and attn_requests is None:
+            doubt = lm.trust.doubt_about(lm, self.ids_BT, room)
+            if doubt is not None:
+                self.give_up_cache(doubt)
+
+    def logits(self) -> Tensor:
+        """[B, V], after the last token of every row."""
+        try:
+            return self.lm(self.ids_BT, attn_requests=self.attn_requests, cache=self.cache)[:, -1]
+        except Uncacheable as error:  # maybe only now: an edit may set attn_requests by what has been said
+            self.give_up_cache(str(error))
+            return self.logits()
+
+    def give_up_cache(self, doubt: str) -> None:
+        self.cache = None
+        self.lm.trust.say(doubt)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """A token more in every row."""
+        next_B = torch.tensor(tokens, dtype=torch.int64, device=self.ids_BT.device)
+        self.ids_BT = torch.cat([self.ids_BT, next_B[:, None]], dim=1)
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order."""
+        rows_B = torch.tensor(rows, dtype=torch.int64, device=self.ids_BT.device)
+        self.ids_BT = self.ids_BT[rows_B]
+        if self.cache is not None:
+            self.cache.take(rows_B)
+
+
+class Trust:
+    """What is known of a model's way with a cache; found out anew when it has other modules, other weights, or longer rows."""
+
+    def __init__(self) -> None:
+        self.model: list[Any] = []  # what `doubt` is about: modules, and how often weights have been written
+        self.room = 0  # tokens of a row up to which it is known
+        self.doubt: str | None = None
+        self.said: set[str] = set()
+
+    def doubt_about(self, lm: LanguageModel, ids_BT: Tensor, room: int) -> str | None:
+        """Why the model must not go on from a cache, if so; `ids_BT` is what it is tried on first."""
+        model = [*lm.modules(), sum(parameter._version for parameter in lm.parameters())]
+        if model != self.model or room > self.room:
+            near = doubt_about_cache(lm, ids_BT[:4], ids_BT.shape[1] + STEPS)
+            self.doubt = near or doubt_about_cache(lm, ids_BT[:1], room)  # a layer may look far back
+            self.model, self.room = model, room
+        return self.doubt
+
+    def say(self, doubt: str) -> None:
+        """Once for a model."""
+        if doubt not in self.said:
+            self.said.add(doubt)
+            warnings.warn(f"generation goes on without a cache, which takes longer: {doubt}", stacklevel=3)
+
+
+def doubt_about_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | None:
+    """Compares logits with and without a cache after the last few of `length` tokens, the first of them `ids_BT`."""
+    length = min(length, lm.model_params.max_seq_len)
+    # Ids of all kinds: a model that repeats itself would hide what an edit does to the past.
+    shape, dice = (len(ids_BT), length), torch.Generator().manual_seed(0)
+    more = torch.randint(lm.tokenizer.n_tokens, shape, generator=dice).to(ids_BT)
+    ids_BT = torch.cat([ids_BT, more], dim=1)[:, :length]
+    cache = Cache(length)
+    for end in range(max(1, length - STEPS), length + 1):
+        plain_BV = lm(ids_BT[:, :end])[:, -1]
+        try:
+            cached_BV = lm(ids_BT[:, :end], cache=cache)[:, -1]
+        except Uncacheable as error:
+            return str(error)
+        except Exception as error:  # whatever a layer of the user's own makes of a single position
+            return f"with one a layer raises {error!r}"
+        if not close(cached_BV, plain_BV):
+            return "with one the logits differ, as a layer looks at other positions and keeps nothing of them"
+    return None
+
+
+def close(cached_BV: Tensor, plain_BV: Tensor) -> bool:
+    """Up to rounding: 3e-4 of the largest logit in float32."""
+    rounding = math.sqrt(torch.finfo(plain_BV.dtype).eps)
+    largest = plain_BV.nan_to_num().abs().max().item()
+    return torch.allclose(cached_BV, plain_BV, rtol=0, atol=rounding * largest, equal_nan=True)

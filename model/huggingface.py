@@ -1,0 +1,248 @@
+"""Weights of HuggingFace's decoders poured into our LM, and an LM's weights poured back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from model.families import config_of, families, fields_of
+from model.inputs import Tokenizer
+from model.lm import LM
+from model.lora import merge_lora
+from model.model_params import ModelParams
+from model.sampling import eval_mode
+from model.transformer.transformerencoderlayer import TransformerEncoderLayer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+T = TypeVar("T")
+PADDING = 0.01  # of a vocabulary, at most, are rows without a token, which make its size a round number
+
+
+def pretrained_fields(
+    name: str, revision: str | None = None, hub_answers: Callable[[], bool] = lambda: True
+) -> dict[str, Any]:
+    """The ModelParams fields of a model of the hub or in a folder: its architecture and its tokenizer.
+
+    Reads its config only. ValueError in one sentence if that cannot be had; see `load_hf`.
+    """
+    from transformers import AutoConfig
+
+    config = found(AutoConfig.from_pretrained, name, revision, hub_answers)
+    return fields_of(config) | {"tokenizer_source_name": name}
+
+
+def load_hf(
+    name: str, revision: str | None = None, hub_answers: Callable[[], bool] = lambda: True
+) -> PreTrainedModel:
+    """The model in a folder, downloaded earlier, or on the hub, in float32; ValueError in one sentence if there is none.
+
+    `revision` is a branch, tag or commit. `hub_answers` is asked before the hub is, whose client waits for half a minute.
+    """
+    from transformers import AutoModelForCausalLM
+
+    options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    hf_model, told = found(load, name, revision, hub_answers, **options)
+    if missing := sorted(told["missing_keys"]):  # transformers would leave them random
+        raise ValueError(f"pretrained model {name!r} has no weights for {missing[0]}")
+    return hf_model
+
+
+def found(
+    load: Callable[..., T], name: str, revision: str | None, hub_answers: Callable[[], bool], **options: Any
+) -> T:
+    """What `load` makes of files on this machine, or else of the hub's."""
+    options |= {"revision": revision or "main", "trust_remote_code": False}
+    try:
+        try:
+            return load(name, local_files_only=True, **options)
+        except OSError:
+            if Path(name).is_dir() or not hub_answers():
+                raise
+        return load(name, **options)
+    except Exception as error:  # files from elsewhere can make a library raise anything
+        where = repr(name) if revision is None else f"{name!r} at revision={revision!r}"
+        raise ValueError(
+            f"pretrained model {where} cannot be loaded ({first_line(error)}): it must be a folder with config.json and "
+            "model.safetensors, or a model of the hub with safetensors, which takes a network the first time"
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def from_hf(hf_model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> LM:
+    """An LM with the weights of a causal language model of transformers, in its precision, in eval mode.
+
+    Without a tokenizer it takes ids only. ValueError for a model that our layers cannot represent.
+    """
+    config = hf_model.config
+    fields = fields_of(config)
+    if config.name_or_path:
+        fields |= {"tokenizer_source_name": config.name_or_path}
+    lm = LM(ModelParams(**fields), tokenizer or IdsOnly(config)).to(hf_model.device, hf_model.dtype)
+    pour(hf_model, lm)
+    return lm.eval()
+
+
+def pour(hf_model: PreTrainedModel, lm: LM) -> None:
+    """Copies all weights of a causal language model of transformers into an LM; ValueError naming what does not fit.
+
+    Of tokens and learned positions the first are taken, as many as the LM has. Parameters without a counterpart, such
+    as those of inserted layers, stay as they are. How layers compute is up to the LM's params: see `fields_of`.
+    """
+    check_fit(hf_model, lm)
+    for pair in list(pairs(hf_model, lm)):
+        pair.ours[pair.rows] = pair.theirs.to(pair.ours)
+
+
+def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
+    """ValueError for what the shapes of weights do not tell."""
+    theirs, ours = ModelParams(**fields_of(hf_model.config)), lm.model_params
+    for what, of_lm, of_weights in (
+        ("n_heads", ours.n_heads, theirs.n_heads),
+        ("n_kv_heads", ours.kv_heads, theirs.kv_heads),
+    ):
+        if of_lm != of_weights:
+            raise ValueError(f"the LM has {what}={of_lm}, the weights are for {what}={of_weights}")
+    if ours.tied_embeddings and not theirs.tied_embeddings:
+        raise ValueError("tied_embeddings=True, but the weights have a readout of their own")
+    if ours.tokenizer_crop:
+        raise ValueError(
+            "tokenizer_crop=True numbers tokens anew, but the weights are for the numbers as they were"
+        )
+    vocabulary = hf_model.config.vocab_size
+    if not vocabulary * (1 - PADDING) <= lm.n_tokens <= vocabulary:
+        raise ValueError(f"the tokenizer has {lm.n_tokens} tokens, but the weights are for {vocabulary}")
+
+
+def by_head(p: ModelParams) -> Tensor:
+    """Query, key and value of the first head, then of the second, and so on."""
+    return torch.arange(3 * p.dim).view(3, p.n_heads, p.head_dim).transpose(0, 1).flatten()
+
+
+# What modules of theirs have of our qkv, whose rows are the queries of all heads, then their keys, then their values.
+ROWS: dict[str, Callable[[ModelParams], Any]] = {
+    "q_proj": lambda p: slice(0, p.dim),
+    "k_proj": lambda p: slice(p.dim, p.dim + p.kv_heads * p.head_dim),
+    "v_proj": lambda p: slice(p.dim + p.kv_heads * p.head_dim, None),
+    "query_key_value": by_head,
+}
+
+
+class Pair(NamedTuple):
+    """A weight of theirs and its place in ours."""
+
+    name: str  # of ours
+    theirs: Tensor
+    ours: Tensor
+    rows: Any  # an index of ours: the rows that theirs are, in their order
+
+
+def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
+    """Every weight of theirs with its place; ValueError for one that has none."""
+    family, n_layers = families[hf_model.config.model_type], hf_model.config.num_hidden_layers
+    layers = [i for i, layer in enumerate(lm.decoder.layers) if isinstance(layer, TransformerEncoderLayer)]
+    if len(layers) != n_layers:  # others may stand between them
+        raise ValueError(
+            f"the LM has {len(layers)} layers with places for weights, the weights are for {n_layers}"
+        )
+    parameters = dict(lm.named_parameters(remove_duplicate=False))
+    for their_name, parameter in hf_model.named_parameters(remove_duplicate=False):
+        module, _, kind = their_name.rpartition(".")
+        name = f"{our_module(module, family.names, layers)}.{kind}"
+        if name not in parameters:
+            raise ValueError(
+                f"{their_name} of {type(hf_model).__name__} has no place in this LM: it has no {name}"
+            )
+        theirs, ours = parameter.detach(), parameters[name].detach()
+        if not name.startswith("decoder.layers."):
+            theirs = theirs[: len(ours)]
+        elif family.conv1d and theirs.dim() == 2:
+            theirs = theirs.T
+        rows_of = ROWS.get(module.rpartition(".")[2])
+        rows = rows_of(lm.model_params) if rows_of else ...
+        if ours[rows].shape != theirs.shape:
+            raise ValueError(
+                f"{their_name} of {tuple(theirs.shape)} does not fit {name} of {tuple(ours[rows].shape)}"
+            )
+        yield Pair(name, theirs, ours, rows)
+
+
+def our_module(theirs: str, names: dict[str, str], layers: Sequence[int]) -> str:
+    """The name of our module for theirs, or theirs if there is none; `layers` are the numbers of ours."""
+    layer = re.search(r"\.(\d+)\.", theirs)
+    if layer is None:
+        return names.get(theirs, theirs)
+    ours = names.get(theirs.replace(layer[0], ".*."), theirs)
+    return ours.replace("*", str(layers[int(layer[1])]))
+
+
+@torch.no_grad()
+def as_hf(lm: LM) -> PreTrainedModel:
+    """A causal language model of transformers that computes what `lm` does; ValueError if none of theirs can."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = config_of(lm.model_params) | {"vocab_size": lm.n_tokens}
+    bos, eos = (i if i >= 0 else None for i in (lm.tokenizer.bos, lm.tokenizer.eos))
+    config = AutoConfig.for_model(**settings, bos_token_id=bos, eos_token_id=eos)
+    with torch.random.fork_rng(devices=[]):  # the weights that modules begin with are not needed
+        lm = merge_lora(lm) if lm.model_params.lora_rank else lm
+        hf_model = AutoModelForCausalLM.from_config(config, dtype=lm.unembed.weight.dtype).eval()
+    left = dict(lm.named_parameters())
+    for pair in list(pairs(hf_model, lm)):
+        pair.theirs.copy_(pair.ours[pair.rows])
+        left.pop(pair.name, None)
+    if left:
+        raise ValueError(
+            f"{config.model_type} of transformers has no place for {next(iter(left))} of this LM"
+        )
+    check_equal(hf_model, lm)
+    return hf_model
+
+
+def check_equal(hf_model: PreTrainedModel, lm: LM) -> None:
+    """ValueError if logits differ: by an edit that neither params nor weights tell of."""
+    generator = torch.Generator().manual_seed(0)
+    n = min(64, lm.model_params.max_seq_len)
+    ids = torch.randint(lm.n_tokens, (2, n), generator=generator)
+    with eval_mode(lm):
+        ours = lm(ids).cpu()
+    theirs = hf_model(ids).logits
+    tolerance = max(1e-3, 10 * torch.finfo(ours.dtype).eps) * float(ours.abs().max())
+    difference = float((theirs - ours).abs().max())
+    if not difference <= tolerance:
+        raise ValueError(
+            f"logits of this LM and of {hf_model.config.model_type} with its weights differ by {difference:.2g}: "
+            "an edit of the layers has no equal in transformers"
+        )
+
+
+class IdsOnly:
+    """Stands in for a tokenizer that nobody gave: every id is its own text."""
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        self.n_tokens = config.vocab_size
+        self.bos, self.eos = (
+            i if isinstance(i, int) else -1 for i in (config.bos_token_id, config.eos_token_id)
+        )
+        self.pad = 0
+
+    def __call__(self, text: str) -> list[int]:
+        raise ValueError(
+            "this model came without a tokenizer, so it takes ids: gpt2.from_hf(hf_model, tokenizer) takes one"
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self.tokens(ids))
+
+    def tokens(self, ids: Sequence[int]) -> list[str]:
+        return [str(int(i)) for i in ids]

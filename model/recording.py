@@ -1,0 +1,180 @@
+"""Looking inside: activations recorded, or replaced, by name while a model runs.
+
+Names are those of Context.tap: "embed", "layers.3.resid_pre", "layers.3.pattern" ... "final_norm", "logits". A pattern is
+such a name, with * for anything; one without a dot is meant in every layer.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from model.context import Tap
+
+Edit = Callable[[Tensor], Tensor | float] | Tensor | float | Literal["mean"]
+Where = int | Sequence[int] | slice | None  # numbers of heads or positions; None: all
+
+
+def fits(name: str, pattern: str) -> bool:
+    return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)
+
+
+class Asked:
+    """Patterns that someone asked for, and the names of activations that they were held against."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self.patterns = list(patterns)
+        self.met: dict[str, None] = {}
+
+    def wants(self, name: str) -> bool:
+        self.met[name] = None
+        return any(fits(name, pattern) for pattern in self.patterns)
+
+    def check(self) -> None:
+        """ValueError for a pattern that no activation fitted."""
+        if self.patterns and not self.met:
+            raise ValueError("nothing was recorded or patched: the model did not run inside the with-block")
+        for pattern in self.patterns:
+            if not any(fits(name, pattern) for name in self.met):
+                raise ValueError(f"no activation is named {pattern!r}; {nearest(pattern, self.met)}")
+
+
+class Recording(Asked, Mapping[str, Tensor]):
+    """Activations by name, of the last forward pass. Gradients flow through them wherever they are on."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        super().__init__(patterns)
+        self.recorded: dict[str, Tensor] = {}
+        self.versions: dict[str, int] = {}
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        if self.wants(name):
+            self.recorded[name], self.versions[name] = x, version(x)
+        return x
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.recorded:
+            raise KeyError(f"{name!r} was not recorded; {nearest(name, self.recorded)}")
+        if version(self.recorded[name]) != self.versions[name]:
+            raise ValueError(
+                f"{name} was changed in place after it was recorded, as nn.ReLU(inplace=True) would do"
+            )
+        return self.recorded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.recorded)
+
+    def __len__(self) -> int:
+        return len(self.recorded)
+
+    def of_all_layers(self, name: str) -> list[Tensor]:
+        """What was recorded under `name`, in the order of the layers that have it."""
+        return [self[key] for key in self if key.startswith("layers.") and key.endswith(f".{name}")]
+
+
+class Patch(Asked):
+    """Puts what edits say in the place of activations."""
+
+    def __init__(self, edits: Mapping[str, Edit]) -> None:
+        super().__init__(edits)
+        self.edits = dict(edits)
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        if self.wants(name):
+            for pattern, edit in self.edits.items():
+                if fits(name, pattern):
+                    x = edited(x, edit, name)
+        return x
+
+
+def edited(x: Tensor, edit: Edit, name: str = "an activation") -> Tensor:
+    """What `edit` makes of `x`, in the shape and kind of `x`. A function gets a copy, which it may write into."""
+    if isinstance(edit, str) and edit == "mean":
+        if len(x) == 1:
+            raise ValueError(f"'mean' is that of a batch, and {name} has a batch of one")
+        return x.mean(dim=0, keepdim=True).expand_as(x)
+    new = edit(x.clone()) if callable(edit) else edit
+    if not isinstance(new, Tensor | int | float):
+        raise ValueError(f"an edit of {name} is or gives a tensor, a number or 'mean', not {new!r:.40}")
+    new = new.to(x) if isinstance(new, Tensor) else torch.full_like(x, new)
+    try:
+        return new.expand_as(x)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} has the shape {tuple(x.shape)}, the edit gives {tuple(new.shape)}"
+        ) from None
+
+
+def at(edit: Edit, *, heads: Where = None, positions: Where = None) -> Callable[[Tensor], Tensor]:
+    """`edit`, at these heads and positions only: `lm.patch({"layers.1.z": at(0, heads=3)})`."""
+
+    def edited_there(x: Tensor) -> Tensor:
+        there = chosen("positions", positions, x.shape[-2])[:, None]
+        if x.dim() == 4:  # [batch, head, position, any]; without heads [batch, position, any]
+            there = there & chosen("heads", heads, x.shape[1])[:, None, None]
+        elif heads is not None:
+            raise ValueError(f"heads={heads!r} of an activation without heads, of shape {tuple(x.shape)}")
+        return torch.where(there.to(x.device), edited(x, edit), x)
+
+    return edited_there
+
+
+def chosen(what: str, where: Where, n: int) -> Tensor:
+    """True at these of n places."""
+    there = torch.zeros(n, dtype=torch.bool)
+    try:
+        there[slice(None) if where is None else where] = True
+    except IndexError:
+        raise ValueError(f"{what}={where!r}: there are 0 to {n - 1}") from None
+    return there
+
+
+def version(x: Tensor) -> int:
+    """How often `x` was changed in place; torch does not count that in inference mode."""
+    return 0 if x.is_inference() else x._version
+
+
+def nearest(pattern: str, names: Iterable[str]) -> str:
+    """For an error: the names most like this one, else all of them, without the numbers of layers."""
+    names = list(names)
+    where, dot, last = pattern.rpartition(".")
+    lasts = dict.fromkeys(name.rpartition(".")[2] for name in names)
+    if last in lasts:
+        near = get_close_matches(pattern, names)
+    else:
+        near = [f"{where}{dot}{name}" for name in get_close_matches(last, lasts)]
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    kinds = dict.fromkeys(re.sub(r"^layers\.\d+", "layers.*", name) for name in names)
+    return f"there are: {', '.join(kinds) or 'none'}"
+
+
+class Taps(list[Tap]):
+    """Those who look at a model's activations at the moment. They look at one model: a copy of it begins with none."""
+
+    def __reduce__(self) -> tuple:
+        return Taps, ()
+
+
+T = TypeVar("T", Recording, Patch)
+
+
+@contextmanager
+def tapping(model: nn.Module, taps: Taps, tap: T) -> Iterator[T]:
+    """Inside, `tap` is one of the model's taps; afterwards a ValueError tells of a name that nothing has.
+
+    A compiled model runs as it is written meanwhile: the compiler would take its time for a second one, with the taps.
+    """
+    compiled, model._compiled_call_impl = model._compiled_call_impl, None
+    taps.append(tap)
+    try:
+        yield tap
+    finally:
+        taps[:] = [other for other in taps if other is not tap]
+        model._compiled_call_impl = compiled
+    tap.check()

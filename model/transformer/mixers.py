@@ -1,0 +1,167 @@
+"""What may stand in attention's place: a gated convolution, linear attention, a state-space model. All causal, in plain PyTorch.
+
+Each is an axis value of `layer_architecture`; the layer around it is ours. They are written in the form that sees all
+positions at once, and carry a state from one call to the next, so that generation costs the same for every token.
+
+Shape suffixes:  B batch  T position  S position seen  D model dim  H head  K dim of a head  L one more than K
+                 C channel  W width of a convolution  P one less than W
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.context import Context, layer_kind
+from model.embeddings import without_attention
+from model.init import linear
+from model.model_params import ModelParams
+from model.transformer.attention import future
+from model.transformer.transformerencoderlayer import TransformerEncoderLayer
+
+
+class CausalConv(nn.Module):
+    """Each channel on its own: a weighted sum of the last `conv_width` positions."""
+
+    def __init__(self, model_params: ModelParams, n_channels: int) -> None:
+        super().__init__()
+        width = model_params.conv_width
+        self.weight_WC = nn.Parameter(torch.randn(width, n_channels) / math.sqrt(width))
+
+    def forward(self, x_BTC: Tensor, ctx: Context) -> Tensor:
+        B, T, C = x_BTC.shape
+        past_BPC = ctx.recall("conv")
+        if past_BPC is None:
+            past_BPC = x_BTC.new_zeros(B, len(self.weight_WC) - 1, C)
+        x_BSC = torch.cat([past_BPC, x_BTC], dim=1)
+        ctx.keep("conv", x_BSC[:, T:])
+        out_BTC = torch.zeros_like(x_BTC)
+        for i, w_C in enumerate(
+            self.weight_WC
+        ):  # on a CPU faster than nn.Conv1d with a group to each channel
+            out_BTC = out_BTC + w_C * x_BSC[:, i : i + T]
+        return out_BTC
+
+
+class GatedConv(nn.Module):
+    """A short convolution between two gates (as in H3, Fu et al. 2023, and LFM2): c * conv(b * x)."""
+
+    def __init__(self, model_params: ModelParams, dropout: float) -> None:
+        super().__init__()
+        p, D = model_params, model_params.dim
+        self.bcx = linear(D, 3 * D, p, p.bias_qkv)
+        self.conv = CausalConv(p, D)
+        self.out = linear(D, D, p, p.bias_out, into_stream=True)
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        b_BTD, c_BTD, x_BTD = self.bcx(x_BTD).chunk(3, dim=-1)
+        return self.out(ctx.tap("z", c_BTD * self.conv(b_BTD * x_BTD, ctx)))
+
+
+class LinearAttention(nn.Module):
+    """Attention whose scores are products of positive features, so that sums stand for the past (Katharopoulos et al. 2020)."""
+
+    def __init__(self, model_params: ModelParams, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = model_params.n_heads
+        p, D = model_params, model_params.dim
+        self.qkv = linear(D, 3 * D, p, p.bias_qkv)
+        self.out = linear(D, D, p, p.bias_out, into_stream=True)
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        q_BHTK, k_BHSK, v_BHSK = heads(self.qkv(x_BTD), 3, self.n_heads)
+        q_BHTK = ctx.tap("q", F.elu(q_BHTK) + 1)
+        k_BHSK = ctx.tap("k", F.elu(k_BHSK) + 1)
+        v_BHSK = ctx.tap("v", v_BHSK)
+        # A column of ones beside the values adds up the weights themselves.
+        v1_BHSL = torch.cat([v_BHSK, torch.ones_like(v_BHSK[..., :1])], dim=-1)
+        z1_BHTL = (q_BHTK @ k_BHSK.mT).tril() @ v1_BHSL
+        past_BHKL = ctx.recall("sum")
+        if past_BHKL is not None:
+            z1_BHTL = z1_BHTL + q_BHTK @ past_BHKL
+        if ctx.cache is not None:
+            new_BHKL = k_BHSK.mT @ v1_BHSL
+            ctx.keep("sum", new_BHKL if past_BHKL is None else past_BHKL + new_BHKL)
+        z_BHTK = z1_BHTL[..., :-1] / z1_BHTL[..., -1:].clamp_min(1e-6)
+        return self.out(ctx.tap("z", z_BHTK).transpose(1, 2).flatten(2))
+
+
+class StateSpace(nn.Module):
+    """A selective state-space model, one decay to a head (Mamba-2: Dao and Gu 2024, arXiv:2405.21060).
+
+    h_t = exp(-dt_t a) h_(t-1) + dt_t b_t x_t,   y_t = c_t h_t + d x_t, here over all t at once: what s adds to t is
+    dt_s (c_t b_s) exp(-a (dt_(s+1) + ... + dt_t)) x_s.
+    """
+
+    def __init__(self, model_params: ModelParams, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = model_params.n_heads
+        p, D, H = model_params, model_params.dim, model_params.n_heads
+        self.cbx = linear(D, 3 * D, p, p.bias_qkv)
+        self.conv = CausalConv(p, 3 * D)
+        self.gate = linear(D, D, p, p.bias_qkv)
+        self.dt = linear(D, H, p, bias=True)
+        # Steps from 0.001 to 0.1 and decays from 1 to 16, as in Mamba-2: heads forget at different rates.
+        steps_H = torch.logspace(-3, -1, H)
+        self.dt.bias.data.copy_(steps_H + torch.log(-torch.expm1(-steps_H)))  # the inverse of softplus
+        self.log_a_H = nn.Parameter(torch.linspace(1, 16, H).log())
+        self.d_H = nn.Parameter(torch.ones(H))
+        self.out = linear(D, D, p, p.bias_out, into_stream=True)
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        T = x_BTD.shape[1]
+        c_BHTK, b_BHSK, x_BHSK = heads(F.silu(self.conv(self.cbx(x_BTD), ctx)), 3, self.n_heads)
+        [gate_BHTK] = heads(F.silu(self.gate(x_BTD)), 1, self.n_heads)
+        dt_BHS = F.softplus(self.dt(x_BTD)).mT
+        decay_BHT = -self.log_a_H.exp()[:, None] * dt_BHS
+        # Summed anew from each s: a difference of sums from the start would lose what is small after much that is large.
+        between_BHTS = decay_BHT[..., None].expand(-1, -1, -1, T).tril(-1).cumsum(dim=-2)
+        left_BHTS = (between_BHTS + future(between_BHTS)).exp()
+        scores_BHTS = ctx.tap("scores", (c_BHTK @ b_BHSK.mT) * left_BHTS)
+        added_BHSK = x_BHSK * dt_BHS[..., None]
+        z_BHTK = scores_BHTS @ added_BHSK + self.d_H[:, None, None] * x_BHSK
+        past_BHKK = ctx.recall("state")
+        if past_BHKK is not None:
+            z_BHTK = z_BHTK + decay_BHT.cumsum(dim=-1).exp()[..., None] * (c_BHTK @ past_BHKK)
+        if ctx.cache is not None:
+            new_BHKK = (b_BHSK * left_BHTS[..., -1, :, None]).mT @ added_BHSK
+            left_BH11 = decay_BHT.sum(dim=-1)[..., None, None].exp()
+            ctx.keep("state", new_BHKK if past_BHKK is None else new_BHKK + left_BH11 * past_BHKK)
+        z_BHTK = ctx.tap("z", z_BHTK * gate_BHTK)
+        return self.out(z_BHTK.transpose(1, 2).flatten(2))
+
+
+def heads(x_BTC: Tensor, n: int, n_heads: int) -> tuple[Tensor, ...]:
+    """`n` maps side by side, each [B, H, T, K]."""
+    return x_BTC.unflatten(-1, (n, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+
+
+@layer_kind("gated-conv")
+class GatedConvLayer(TransformerEncoderLayer):
+    make_mixer = GatedConv
+
+    @classmethod
+    def used(cls, model_params: ModelParams) -> ModelParams:
+        p = super().used(without_attention(model_params))
+        return replace(p, n_heads=1, conv_width=model_params.conv_width)
+
+
+@layer_kind("linear-attention")
+class LinearAttentionLayer(TransformerEncoderLayer):
+    make_mixer = LinearAttention
+
+    @classmethod
+    def used(cls, model_params: ModelParams) -> ModelParams:
+        return super().used(without_attention(model_params))
+
+
+@layer_kind("state-space")
+class StateSpaceLayer(TransformerEncoderLayer):
+    make_mixer = StateSpace
+
+    @classmethod
+    def used(cls, model_params: ModelParams) -> ModelParams:
+        p = super().used(without_attention(model_params))
+        return replace(p, conv_width=model_params.conv_width)

@@ -1,0 +1,203 @@
+"""Weights that a run begins with when they are not random: those of a pretrained model or of a saved run."""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.hub import hub_answers
+from data.tokenizer import Tokenizer
+from model.check import model_problems
+from model.huggingface import load_hf, pour, pretrained_fields
+from model.lm import LM
+from model.lora import is_lora, merge_lora
+from model.model_params import ModelParams
+from train.build import parameter_shapes, tokenizer_spec
+from train.logs import log
+from train.params import SECTION_OF
+from train.saver import find_run, read_run
+from train.weights import load_lm, weights, weights_file
+
+POSITIONS = "embed.positions.table.weight"  # loses its last rows to a smaller max_seq_len
+SHOWN = 3  # names of weights in a sentence
+
+
+class Origin(NamedTuple):
+    """Where weights come from."""
+
+    setting: str  # as in from_pretrained='gpt2'
+    params: ModelParams  # what they are for
+    tokenizer: Tokenizer | None  # what they know text by, if they bring it along
+    load: Callable[[ModelParams, Tokenizer], LM]  # for a model and a tokenizer that they fit
+
+
+def defaults(
+    root: Path, *, from_pretrained: str | None = None, from_saved: str | None = None, **others: Any
+) -> dict[str, Any]:
+    """The ModelParams fields of a grid point that it does not set itself, if its weights come from somewhere."""
+    if from_pretrained is not None and from_saved is not None:
+        return {}  # ModelParams will refuse it
+    origin = find(root, from_pretrained, from_saved)
+    return {} if origin is None else fields_of(origin.params)
+
+
+def origin_of(model: ModelParams, root: Path) -> Origin | None:
+    """Where a model's first weights come from, None if they are random; ValueError if there are none."""
+    return find(root, model.from_pretrained, model.from_saved)
+
+
+def find(root: Path, from_pretrained: str | None, from_saved: str | None) -> Origin | None:
+    origin = look_for(root, from_pretrained, from_saved)
+    if isinstance(origin, ValueError):
+        raise origin
+    return origin
+
+
+@functools.cache
+def look_for(root: Path, from_pretrained: str | None, from_saved: str | None) -> Origin | ValueError | None:
+    """What `find` gives or raises: also that nothing is there takes a while to find out."""
+    try:
+        if from_pretrained is not None:
+            setting = f"from_pretrained={from_pretrained!r}"
+            with about(setting):
+                return pretrained(setting, *name_and_revision(from_pretrained))
+        if from_saved is not None:
+            setting = f"from_saved={from_saved!r}"
+            with about(setting):
+                return saved(setting, from_saved, root)
+    except ValueError as error:
+        return error
+    return None
+
+
+@contextmanager
+def about(setting: str) -> Iterator[None]:
+    """Inside, a ValueError begins with the setting."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from error
+
+
+def name_and_revision(from_pretrained: str) -> tuple[str, str | None]:
+    """Of "EleutherAI/pythia-70m@step1000", or of a name or a folder alone."""
+    name, _, revision = from_pretrained.partition("@")
+    return (from_pretrained, None) if Path(from_pretrained).is_dir() else (name, revision or None)
+
+
+def pretrained(setting: str, name: str, revision: str | None) -> Origin:
+    params = ModelParams(**pretrained_fields(name, revision, hub_answers))
+
+    def load(model: ModelParams, tokenizer: Tokenizer) -> LM:
+        lm = LM(replace(params, tokenizer_crop=model.tokenizer_crop), tokenizer)
+        pour(load_hf(name, revision, hub_answers), lm)
+        return lm
+
+    return Origin(setting, params, None, load)
+
+
+def saved(setting: str, timestamp: str, root: Path) -> Origin:
+    folder = find_run(timestamp, str(root))
+    params, own_tokenizer, _ = read_run(folder)
+
+    def load(model: ModelParams, tokenizer: Tokenizer) -> LM:
+        lm = load_lm(weights_file(folder), params.model, own_tokenizer)
+        return merge_lora(lm) if params.model.lora_rank and not model.lora_rank else lm
+
+    return Origin(setting, replace(params.model, from_pretrained=None, from_saved=None), own_tokenizer, load)
+
+
+def saved_tokenizer(model: ModelParams, root: Path) -> Tokenizer | None:
+    """The tokenizer that comes with a model's first weights."""
+    origin = origin_of(model, root)
+    return None if origin is None else origin.tokenizer
+
+
+def origin_problems(model: ModelParams, root: Path) -> Iterator[str]:
+    """A sentence if the weights that `model` is to begin with are not to be had, or do not fit."""
+    try:
+        origin = origin_of(model, root)
+    except ValueError as error:
+        yield str(error)
+        return
+    if origin is None or any(model_problems(model)) or fits(model, origin):
+        return
+    edited = edits(model, origin)
+    alone = {name: value for name, value in edited.items() if not fits_alone(name, value, origin)} or edited
+    has = {name: fields_of(origin.params)[name] for name in alone}
+    yield f"{as_text(alone)} does not fit {origin.setting}, whose weights are for {as_text(has)}"
+
+
+def fields_of(params: ModelParams) -> dict[str, Any]:
+    return {name: value for name, value in vars(params).items() if name in SECTION_OF}
+
+
+def edits(model: ModelParams, origin: Origin) -> dict[str, Any]:
+    """The fields in which `model` is not what its weights are for."""
+    same = replace(origin.params, from_pretrained=model.from_pretrained, from_saved=model.from_saved)
+    return {name: value for name, value in fields_of(model).items() if value != fields_of(same)[name]}
+
+
+def as_text(fields: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in fields.items())
+
+
+def fits_alone(name: str, value: Any, origin: Origin) -> bool:
+    try:
+        return fits(replace(origin.params, **{name: value}), origin)
+    except ValueError:  # it takes other fields to make sense
+        return True
+
+
+def fits(model: ModelParams, origin: Origin) -> bool:
+    """Whether weights of one name have one shape in both, and tokens one meaning if they come with the weights."""
+    if origin.tokenizer is not None and tokenizer_spec(model) != tokenizer_spec(origin.params):
+        return False
+    ours, theirs = parameter_shapes(model, n_tokens=2), parameter_shapes(origin.params, n_tokens=2)
+    if POSITIONS in theirs:
+        n_positions, dim = theirs[POSITIONS]
+        theirs[POSITIONS] = torch.Size([min(n_positions, model.max_seq_len), dim])
+    return all(shape == theirs.get(name, shape) for name, shape in ours.items())
+
+
+def first_weights(model: ModelParams, tokenizer: Tokenizer, root: Path) -> dict[str, Tensor] | None:
+    """The weights that `model` is to begin with, by our names, None if they are random; ValueError in one sentence."""
+    origin = origin_of(model, root)
+    if origin is None:
+        return None
+    with about(origin.setting):
+        return origin.load(model, tokenizer).state_dict()
+
+
+def weights_problems(model: ModelParams, tokenizer: Tokenizer, root: Path) -> Iterator[str]:
+    """A sentence if a run would not get its first weights: they are read, and forgotten."""
+    try:
+        first_weights(model, tokenizer, root)
+    except ValueError as error:
+        yield str(error)
+
+
+def begin_with(first: dict[str, Tensor], lm: LM, root: Path) -> None:
+    """Gives `lm` all of its first weights that it has a place for, and says what was edited, left out and new."""
+    taken = {name: first[name] for name in weights(lm) if name in first}
+    if POSITIONS in taken:
+        taken[POSITIONS] = taken[POSITIONS][: lm.model_params.max_seq_len]
+    lm.load_state_dict(taken, strict=False)
+    origin = origin_of(lm.model_params, root)
+    assert origin is not None
+    used = {tensor.data_ptr() for tensor in taken.values()}  # a tied one has two names
+    left_out = [name for name, tensor in first.items() if tensor.data_ptr() not in used]
+    new = [name for name in weights(lm) if name not in first and not is_lora(name)]
+    said = [f"weights of {origin.setting}", as_text(edits(lm.model_params, origin))]
+    said += [f"left out: {some(left_out)}" if left_out else "", f"new: {some(new)}" if new else ""]
+    log.info("; ".join(filter(None, said)))
+
+
+def some(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,198 @@
+"""Whether a model is what its losses take it for: no prediction sees what it must not, and all of it can learn.
+
+Shape suffixes:  B batch  T position  D model dim  V vocabulary  N token of a set
+"""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.batch import mycollate
+from model.lm import LM, XYZ
+from model.perplexity import NOT_SCORED
+
+LENGTH = 16  # tokens of a probe
+NOISE = 0.02  # deviation of what is added to all weights that are probed: nothing hides behind a zero
+LEAST_ROWS, MOST_ROWS = 5, 64  # of one forward pass
+MOST_LOGITS = 2**21  # of more than the least rows
+ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+UNCHECKED = "cannot be checked"
+
+bidirectional: set[str] = set()  # layer kinds that are meant to see what comes later; there are none yet
+
+
+class Probe(NamedTuple):
+    """What is wrong with a model that is to be trained."""
+
+    leak: str | None  # how a prediction sees what it must not: later tokens, or other samples
+    without_gradient: list[str]  # parameters that are to be trained, and cannot be
+
+
+def probe(lm: LM, most_passes: int = 1) -> Probe:
+    """Looks at a copy of `lm`: its weights, gradients and buffers, and the randomness of a run, stay as they are.
+
+    Tokens of a large vocabulary are tried as later ones as far as `most_passes` reach. A model that cannot be probed
+    counts as leaking, with the reason.
+    """
+    try:
+        with own_randomness(), torch.enable_grad():
+            noisy = noisy_copy(lm)
+            leak, without = leak_by_gradient(noisy), without_gradient(lm, noisy)
+            leak = leak or leak_by_value(noisy, most_passes)
+    except Exception as error:  # it is the user's own code
+        return Probe(f"{UNCHECKED}: {in_one_line(error)}", [])
+    return Probe(None if bidirectional.intersection(lm.model_params.kinds) else leak, without)
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Inside, randomness is the same every time; outside, nothing of it is noticed. (On the CPU, where runs are built.)"""
+    before = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        reseed()
+        try:
+            yield
+        finally:
+            random.setstate(before)
+
+
+def reseed() -> None:
+    torch.default_generator.manual_seed(0)
+    random.seed(0)
+
+
+def copy_of(lm: LM) -> LM:
+    """A copy to spoil, every parameter of which trains."""
+    return copy.deepcopy(lm, {id(lm.tokenizer): lm.tokenizer}).requires_grad_()
+
+
+@torch.no_grad()
+def noisy_copy(lm: LM) -> LM:
+    """One with weights that are nowhere exactly 0 or 1."""
+    noisy = copy_of(lm)
+    for parameter in noisy.parameters():
+        parameter.add_(NOISE * torch.randn_like(parameter))
+    return noisy
+
+
+def without_gradient(lm: LM, noisy: LM) -> list[str]:
+    """The parameters of `lm` that are to be trained, but have no gradient in a copy of it that has gradients."""
+    gradients = {name: parameter.grad for name, parameter in noisy.named_parameters()}
+    trained = [name for name, parameter in lm.named_parameters() if parameter.requires_grad]
+    return [name for name in trained if (gradient := gradients[name]) is None or not gradient.any()]
+
+
+def in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]
+
+
+def leak_by_gradient(lm: LM) -> str | None:
+    """No prediction may have a gradient from later positions or from other samples. In training mode, to see all of it."""
+    T = min(LENGTH, lm.model_params.max_seq_len)
+    at_B = torch.linspace(0, T - 1, min(T, rows_in_a_pass(lm, T))).round().long()
+    gradient_BT = gradients(lm.train(), at_B, T)
+    least = ROUNDING[gradient_BT.dtype] * gradient_BT.max()
+    if gradient_BT[0].max() > least:
+        return "in training, logits of a sample have a gradient from another sample"
+    later_BT = torch.arange(T) > at_B[:, None]
+    if not (leaks := later_BT & (gradient_BT[1:] > least)).any():
+        return None
+    row, t = leaks.nonzero()[0].tolist()
+    return f"in training, logits at position {at_B[row]} have a gradient from position {t}"
+
+
+def gradients(lm: LM, at_B: Tensor, T: int) -> Tensor:
+    """How much each position acts on the logits of row 1 + b at at_B[b], and of row 0 nowhere: [1 + B, T].
+
+    The parameters of `lm` have gradients afterwards.
+    """
+    ids_BT = torch.randint(lm.n_tokens, (1 + len(at_B), T), device=lm.device)
+    embeddings: list[Tensor] = []
+
+    def keep(embed_BTD: Tensor) -> Tensor:
+        embed_BTD.retain_grad()
+        embeddings.append(embed_BTD)
+        return embed_BTD.clone()  # what layers may write into
+
+    with lm.patch({"embed": keep}):
+        logits_BV = lm(ids_BT)[1 + torch.arange(len(at_B)), at_B]
+    (logits_BV * torch.randn_like(logits_BV)).sum().backward()
+    [embed_BTD] = embeddings
+    gradient_BTD = torch.zeros_like(embed_BTD) if embed_BTD.grad is None else embed_BTD.grad
+    return gradient_BTD.abs().amax(dim=-1).nan_to_num().cpu()
+
+
+def rows_in_a_pass(lm: LM, T: int) -> int:
+    return max(LEAST_ROWS, min(MOST_ROWS, MOST_LOGITS // (T * lm.n_tokens)))
+
+
+def leak_by_value(lm: LM, most_passes: int) -> str | None:
+    """No prediction may change with later tokens, whichever they are, or with those of other samples.
+
+    Earlier tokens are the first few of the vocabulary; later ones are from these few, too, and then from all: what
+    depends on a token being there at all shows. Then these few are the later tokens, and earlier ones the last few.
+    """
+    T, V = min(LENGTH, lm.model_params.max_seq_len), lm.n_tokens
+    if T < 2 or V < 2:
+        return None
+    n_rows = rows_in_a_pass(lm, T)
+    few_N, others_N = torch.arange(min(4, V // 2)), torch.arange(V - min(4, V // 2), V)
+    tried_N = by_interest(lm, n_rows * T // 2 * most_passes)
+    for later_N in tried_N.split(n_rows * T // 2):  # half of all tokens are later ones
+        if change := change_with(lm.eval(), few_N, later_N, (n_rows, T)):
+            return change
+    change = change_with(lm, others_N, few_N, (LEAST_ROWS, T))
+    return change or change_with(lm.train(), few_N, tried_N, (LEAST_ROWS, T))
+
+
+def by_interest(lm: LM, n: int) -> Tensor:
+    """`n` tokens at most: those with a meaning, the first, which are frequent in most vocabularies, and any others."""
+    special_N = torch.tensor([lm.tokenizer.pad, lm.tokenizer.bos, lm.tokenizer.eos])
+    first_N, others_N = torch.arange(lm.n_tokens).tensor_split([n // 2])
+    return torch.cat([special_N, first_N, others_N[torch.randperm(len(others_N))]])[:n]
+
+
+@torch.no_grad()
+def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]) -> str | None:
+    """What changes after tokens of `early_N` when those of `later_N` follow, in one row or another, instead of the same few."""
+    B, T = shape
+    from_B = torch.linspace(1, T - 1, B).round().long()  # where later tokens begin
+    later_BT = torch.arange(T) >= from_B[:, None]
+    nth_BT = (
+        later_BT.flip(1).T.flatten().cumsum(0).view(T, B).T.flip(1) - 1
+    )  # the last position of all rows first
+    ids_BT = early_N[torch.randint(len(early_N), (B, T))]
+    others_BT = torch.where(later_BT, later_N[nth_BT % len(later_N)], ids_BT)
+    before, after = predictions(lm, ids_BT), predictions(lm, others_BT)
+    early = ~later_BT.to(lm.device)
+    change = largest_difference(before.z[early], after.z[early])
+    # What differs the second time without a reason says nothing of later tokens.
+    if change and torch.equal(before.z.nan_to_num(), predictions(lm, ids_BT).z.nan_to_num()):
+        mode = "training" if lm.training else "evaluation"
+        return f"in {mode}, logits change by {change:.2g} with later tokens or other samples"
+    rows_B, at_B = torch.arange(B), from_B - 1
+    changed_B = (ids_BT != others_BT)[rows_B, from_B]
+    same_B = ((before.y == after.y) & (before.y != NOT_SCORED)).cpu()[rows_B, at_B]
+    if (changed_B & same_B).any():
+        return "what is to be predicted at a position does not depend on what comes after it"
+    return None
+
+
+def predictions(lm: LM, ids_BT: Tensor) -> XYZ:
+    """What `lm` makes of rows, with the same random numbers each time; their last token comes once more, to be predicted."""
+    reseed()
+    return lm.get_batch_xyz(mycollate(torch.cat([ids_BT, ids_BT[:, -1:]], dim=1).tolist()))
+
+
+def largest_difference(a: Tensor, b: Tensor, slack: float = 1.0) -> float:
+    """0 if it is one of rounding, which is in proportion to the largest of the numbers. NaN equals NaN."""
+    if torch.equal(a, b):
+        return 0.0
+    a, b = a.nan_to_num(), b.nan_to_num()
+    difference = (a - b).abs().max().item()
+    return difference if difference > slack * ROUNDING[a.dtype] * a.abs().max().item() else 0.0

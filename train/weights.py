@@ -1,0 +1,146 @@
+"""Weights as files: safetensors, read as data and built into a model only when they are known to fit it."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from model.inputs import Tokenizer
+from model.lm import LM
+from model.model_params import ModelParams
+
+LARGEST_TABLES = 2**32  # bytes of tables that a model computes for itself
+CHECKPOINT = re.compile(r"step-([0-9]{7,18})\.safetensors")
+
+
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    """The state dict of `module` with every shared tensor once, under its first name."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), (name, tensor))
+    return dict(first.values())
+
+
+def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
+    """The model whose weights lie in `path`, built only when its sizes are known to be those of the file."""
+    regular_file(path)
+    try:
+        with safe_open(path, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        with torch.device("meta"), at_most_parameters(2 * len(found) + 100):  # shared ones count each time
+            sketch = LM(params, tokenizer)  # has shapes, but no memory, however large it is
+        check_shapes(found, sketch)
+        if sum(table.nbytes for table in sketch.buffers()) > LARGEST_TABLES:
+            raise ValueError(
+                f"max_seq_len={params.max_seq_len} needs tables of over {LARGEST_TABLES:,} bytes"
+            )
+        lm = LM(params, tokenizer)
+        tensors = load_file(path)
+        if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
+            lm.double()
+        lm.load_state_dict(tensors, strict=False)  # all that is missing are second names of shared tensors
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} does not hold a model that fits params.json: {one_line(error)}") from error
+    return lm.eval()
+
+
+@contextmanager
+def at_most_parameters(n: int) -> Iterator[None]:
+    """ValueError for whoever makes modules with more than `n` parameters meanwhile, before all are made."""
+    made = itertools.count(1)
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        if next(made) > n:
+            raise ValueError("params.json asks for many more tensors than are saved")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
+    """ValueError unless `found` are the names and shapes of the weights of `lm`."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in weights(lm).items()}
+    for name in [*wanted, *found]:
+        if found.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{name!r:.80} is {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} by the params"
+            )
+
+
+def regular_file(path: Path) -> Path:
+    """`path`, unless there is nothing or what could be read for ever, such as a pipe."""
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file" if path.exists() else f"{path} is missing")
+    return path
+
+
+def one_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+class Checkpoints:
+    """Keeps the weights of a model as it trains. Another thread writes them: training waits for a copy, no more."""
+
+    def __init__(self, folder: Path, every: int) -> None:
+        self.folder = folder
+        self.every = every
+        self.latest = -1  # the step of the last ones kept
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self.written: Future[None] = Future()  # what became of them
+        self.written.set_result(None)
+
+    def keep(self, lm: LM, step: int) -> None:
+        """Keep the weights of this step, once; OSError if those before could not be written."""
+        if step != self.latest:
+            self.written.result()  # no more than one copy in memory
+            tensors = {name: w.detach().to("cpu", copy=True).contiguous() for name, w in weights(lm).items()}
+            path = self.folder / f"step-{step:07}.safetensors"
+            self.written, self.latest = self.writer.submit(write_weights, path, tensors), step
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error_type: type | None, *_: object) -> None:
+        self.writer.shutdown()
+        if error_type is None:
+            self.written.result()
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """All of the file or nothing, whenever the process is killed; OSError in one sentence."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        save_file(tensors, partial)
+        partial.rename(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written: {one_line(error)}") from error
+
+
+def checkpoint_files(folder: Path) -> dict[int, Path]:
+    """The weights that were kept in the folder of a run, by step, in order of steps."""
+    named = ((CHECKPOINT.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("*"))
+    return dict(sorted((int(match[1]), path) for match, path in named if match))
+
+
+def weights_file(folder: Path, step: int | None = None) -> Path:
+    """Where the weights of a run lie: those it ended with, or those kept at `step`."""
+    if step is None:
+        return folder / "model.safetensors"
+    files = checkpoint_files(folder)
+    if step not in files:
+        nearest = ", ".join(map(str, sorted(files, key=lambda other: abs(other - step))[:3])) or "none at all"
+        raise ValueError(f"the run {folder.name} kept no weights of step {step}; nearest: {nearest}")
+    return files[step]
