@@ -102,9 +102,8 @@ def cached_equals_uncached(lm: LM, params: Params) -> Outcome:
     """Else a layer keeps too little of earlier tokens, and generation has to do without a cache."""
     lm, ids_BT, rows_B = noisy_copy(lm).eval(), random_ids(lm, 3), torch.tensor([2, 0])
     T = ids_BT.shape[1]
-    first, *ends = sorted(
-        {math.ceil(T / 4), *range(math.ceil(T / 2), T + 1)}
-    )  # several at once, then one by one
+    # Several tokens at once, then several more, then one by one.
+    first, *ends = sorted({math.ceil(T / 4), *range(math.ceil(T / 2), T + 1)})
     cache = Cache(T)
     try:
         begun_BTV = lm(ids_BT[:, :first], cache=cache)
