@@ -300,7 +300,8 @@ def test_a_full_disk_fails_the_run_and_leaves_no_half_saved_one(tmp_path, capsys
     try:
         assert call(tmp_path, "--config=test-synth", *QUICK, "--save", "--set", "dim=[16,128]") == 1
         shown = capsys.readouterr().out
-        assert re.search(r"2 +128 .*failed: .*No space left on device", shown.replace("\n", " "))
+        assert re.search(r"run 2 failed with dim 128:.*No space left on device", shown, re.DOTALL)
+        assert re.search(r"^ +2 +128 .*failed: ", shown, re.MULTILINE)
         assert list(runs(out=str(disk))["status"]) == ["complete", "incomplete: killed, or still training"]
     finally:
         subprocess.run(["umount", disk], check=True)
