@@ -4,6 +4,7 @@ Shape suffixes:  B batch  T position  S position attended to  H head
 """
 
 from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 import pandas as pd
 import torch
@@ -88,7 +89,7 @@ def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-Result = pd.DataFrame | pd.Series | float
+Result: TypeAlias = pd.DataFrame | pd.Series | float
 
 
 def over_checkpoints(function: Callable[[LM], Result], checkpoints: Iterable[tuple[int, LM]]) -> pd.DataFrame:
