@@ -168,16 +168,18 @@ def test_slopes_of_alibi_are_the_papers(n_heads, exponents):
 
 
 @settings(deadline=None, max_examples=30)
-@given(architectures(layer_architecture="custom-transformer"), st.integers(1, 12))
+@given(OUR_LAYER, st.integers(1, 12))
 def test_fused_equals_explicit_in_values_and_gradients(params, T):
     results = []
     for attention in ("explicit", "fused"):
         lm = perturbed_lm(replace(params, attention=attention)).train()
         z = lm(random_ids(2, T))
         z.pow(2).mean().backward()
-        results.append((z, [p.grad for p in lm.parameters()]))
-    for a, b in zip(*results, strict=True):
-        assert_close(a, b, rtol=1e-9, atol=1e-11)
+        results.append(([z], [p.grad for p in lm.parameters()]))
+    for explicit, fused in zip(*results, strict=True):
+        rounding = 1e-9 * max(x.abs().max().item() for x in explicit)  # without norms some gradients are huge
+        for a, b in zip(explicit, fused, strict=True):
+            assert_close(a, b, rtol=0.0, atol=rounding)
 
 
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 3])

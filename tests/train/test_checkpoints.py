@@ -88,17 +88,15 @@ def test_without_save_nothing_is_kept_and_without_the_field_neither(call, tmp_pa
         checkpoints("2024-01-01--00-00-00", str(tmp_path))
 
 
-def test_the_best_weights_end_a_run_but_its_last_ones_are_kept(call, tmp_path):
-    assert (
-        call("--save", "checkpoint_every=50", "patience=1", "epochs=9", "lr=0.3", "gradient_clip_val=None")
-        == 0
-    )
+def test_the_best_weights_end_a_run_but_its_first_and_last_ones_are_kept(call, tmp_path):
+    until_worse = "patience=1", "epochs=9", "lr=0.3", "gradient_clip_val=None", "accumulate_grad_batches=1"
+    assert call("--save", "checkpoint_every=500", *until_worse) == 0
     [timestamp] = runs(str(tmp_path)).index
-    *_, (step, last) = checkpoints(timestamp, str(tmp_path))
+    (first, _), (last, lm) = checkpoints(timestamp, str(tmp_path))
     ended = load(find_run(timestamp, str(tmp_path)))
     assert ended.about["summary"]["weights"] == "best"
-    assert step == ended.about["summary"]["steps"]
-    assert not equal(last, ended.lm)
+    assert (first, last) == (0, ended.about["summary"]["steps"])
+    assert not equal(lm, ended.lm)
 
 
 @pytest.fixture

@@ -168,9 +168,12 @@ def test_the_params_tell_the_architecture_and_the_run_opens_when_the_model_it_be
     folder = shutil.copytree(hf_folder, tmp_path / "hf")
     assert call(tmp_path, f"from_pretrained = {str(folder)!r}\nactivation = 'relu'", "--save") == 0
     shutil.rmtree(folder)
-    model = load(find_run(runs(str(tmp_path)).index[0], str(tmp_path))).params.model
+    pretrained_tokenizer.cache_clear()  # as in another process
+    [timestamp] = runs(str(tmp_path)).index
+    model = load(find_run(timestamp, str(tmp_path))).params.model
     assert (model.dim, model.n_layers, model.n_heads, model.max_seq_len) == (16, 2, 2, 32)
     assert (model.from_pretrained, model.activation) == (str(folder), "relu")
+    assert call(tmp_path, f"from_saved = {timestamp!r}") == 0, "so it can go on, too"
 
 
 @pytest.mark.parametrize(

@@ -155,6 +155,19 @@ def test_the_check_on_demand_tries_more_tokens_of_a_large_vocabulary(token, monk
     assert probe(LM(tiny_params(), CharTokenizer(5000)), most_passes=100).leak
 
 
+def test_every_token_is_tried_in_the_last_place(monkeypatch):
+    for token in range(5, 64, 9):
+        with monkeypatch.context() as only_here:
+            plant(when(lambda x, token=token: bool((x[:, -1] == token).any())), only_here)
+            assert probe(LM(tiny_params(), CharTokenizer(64))).leak, token
+
+
+def test_dropout_hides_no_leak(monkeypatch):
+    kind = plant(broken_edits.ExpertsThatChooseTokensInTraining, monkeypatch)
+    lm = LM(tiny_params(layer_architecture=kind), CharTokenizer(30), dropout=0.2)
+    assert probe(lm).leak.startswith("in training, logits change")
+
+
 def test_readmes_token_10_fails_the_check_of_the_future_alone(monkeypatch):
     plant(when(lambda x: 10 in x), monkeypatch)
     outcomes = results(params_of())
