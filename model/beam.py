@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.decoding import LanguageModel, Rows
+from model.packing import packed_maps
 from model.sampling import eval_mode, log_probs
 
 EarlyStopping = bool | Literal["never"]
@@ -77,7 +78,7 @@ def beam_search(
     """
     ends, finished = {lm.tokenizer.eos, *stop}, list[Beam]()
     n_candidates = search.n_beams * (1 + len(ends))  # so that n_beams go on even if all else ends
-    with eval_mode(lm):
+    with eval_mode(lm), packed_maps(lm, search.n_beams):
         rows = Rows(lm, [prompt], length, attn_requests, use_cache)
         so_far_N = torch.zeros(1)
         for n_new in range(1, length - len(prompt) + 1):

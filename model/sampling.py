@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.decoding import LanguageModel, Rows
 from model.inputs import Tokenizer, ids_of
+from model.packing import packed_maps
 
 ROUNDING = 1e-6  # a sum of probabilities that misses nucleus by so small a share of it is taken to reach it
 
@@ -178,7 +179,7 @@ def continuations(
     if not active:
         return done
     ends, T = {lm.tokenizer.eos, *stop}, min(len(prompts[i]) for i in active)
-    with eval_mode(lm):
+    with eval_mode(lm), packed_maps(lm, len(active)):
         rows = Rows(lm, [prompts[i][:T] for i in active], max(lengths), attn_requests, use_cache)
         while active:
             logits_BV = rows.logits()

@@ -97,4 +97,5 @@ def all_in_float64() -> Iterator[None]:
         patch.setattr(torch, "float32", torch.float64)
         patch.setattr(torch, "float", torch.float64)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        patch.setattr(torch.backends.mkldnn, "is_available", lambda: False)  # it takes none
         yield
