@@ -1,6 +1,7 @@
 """Open and look at saved runs: `import model_explorer`, in a notebook or a terminal."""
 
 from explore.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
+from explore.compare import compare
 from explore.html import attention_film, attention_html
 from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
 from explore.plots import head_film, plot_metric, plot_metrics, show_lm_attns
@@ -14,6 +15,7 @@ __all__ = [
     "attention_film",
     "attention_html",
     "checkpoints",
+    "compare",
     "direct_logit_attribution",
     "get_model_by_timestamp",
     "head_film",

@@ -1,0 +1,265 @@
+"""Is it better? Variants of saved runs, each at its own best learning rate, compared seed by seed; a verdict in words.
+
+Shape suffixes:  L tuned setting (a learning rate, say)  S seed
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from explore.variants import Variant, best_setting, counted, gather
+from train.params import SECTION_OF, did_you_mean
+
+ALPHA = 0.05  # how often, at most, variants that are equal are to be told apart
+POWER = 0.8  # how often the seeds that are asked for would tell apart what is seen now
+MOST_SEEDS = 100  # nobody is asked for more
+EQUAL = 0.05  # conditions that differ by this share count as equal
+CONDITIONS = {"steps": "steps", "params": "n_params", "flops": "flops"}  # and their columns
+TOKENIZER = [name for name in SECTION_OF if name.startswith("tokenizer_")]
+# A setting counts as in the running by so many times the probability that it is as good as the best one: more readily
+# among the winner's, so that doubts go against the winner. tests/explore/test_promise.py shows what that keeps.
+WINNERS, LOSERS = 3, 2
+
+
+COLUMNS = {  # of what compare() returns
+    "data": "fields of DataParams that vary",
+    "variant": "the other fields that vary, without seed and tuned fields",
+    "best": "its tuned fields: the setting of lowest mean loss",
+    "n_settings": "how many of them were tried",
+    "n_seeds": "seeds that ran with all of them",
+    "n_bad": "runs that failed or diverged",
+    "mean": "final loss at that setting, over seeds",
+    "low": "its 95 % interval",
+    "high": "",
+    "difference": "mean loss less the baseline's, over the seeds of both",
+    "difference_low": "its 95 % interval",
+    "difference_high": "",
+    "p": "corrected",
+    "verdict": "",
+}
+
+
+@dataclass
+class Match:
+    """A variant beside its baseline."""
+
+    variant: Variant
+    baseline: Variant | None
+    reason: str = ""  # why it cannot be told, if that is so before any test
+    difference: float = math.nan  # of mean losses; below 0 the variant's is lower
+    interval: tuple[float, float] = (math.nan, math.nan)
+    effect: float = math.nan  # the mean difference in its own standard deviations
+    n_seeds: int = 0
+    p: float = math.nan  # corrected for the choice of settings
+    factor: float = 1.0  # of that correction
+    corrected: float = math.nan  # for the number of comparisons, too
+
+
+def compare(
+    table: pd.DataFrame,
+    baseline: str | None = None,
+    *,
+    at: str = "steps",
+    tuned: str | Sequence[str] = "lr",
+    metric: str = "val_loss",
+) -> pd.DataFrame:
+    """A row for each variant: its best learning rate, its mean loss with a 95 % interval, and how it fares against `baseline`.
+
+    `table` is one of runs(). A variant is what runs share that differ in nothing but `random_seed` and the `tuned` fields;
+    the first one is the baseline, unless another is named. Each is taken at the setting of lowest mean final loss, on the
+    seeds that ran with all settings. "better" and "worse" rest on a paired t test over the seeds that both have, corrected
+    (p) for the choice of settings and for the number of comparisons, at equal `at`: "steps", "params" or "flops". All else
+    is "cannot tell", with the reason or the number of seeds that might. Runs of different data are not compared.
+    """
+    if at not in CONDITIONS:
+        raise ValueError(f"at={at!r} is no condition; {did_you_mean(at, CONDITIONS)}")
+    tuned = [tuned] if isinstance(tuned, str) else list(tuned)
+    variants, left_out = gather(table, tuned, metric)
+    names = [variant.name for variant in variants]
+    if baseline is not None and baseline not in names:
+        raise ValueError(f"there is no variant {baseline!r}; {did_you_mean(baseline, names)}")
+    matches = [match(variant, baseline_of(variant, variants, baseline), at, metric) for variant in variants]
+    n_tests = correct(matches)
+    result = pd.DataFrame([row(match, n_tests) for match in matches], columns=list(COLUMNS))
+    result.attrs |= {"left_out": left_out, "at": at, "metric": metric}
+    return result
+
+
+def baseline_of(variant: Variant, variants: Sequence[Variant], name: str | None) -> Variant | None:
+    same_data = [other for other in variants if other.data == variant.data]
+    return next((other for other in same_data if name in (None, other.name)), None)
+
+
+def match(variant: Variant, baseline: Variant | None, at: str, metric: str) -> Match:
+    """The test of one variant, if there can be one."""
+    result = Match(variant, baseline)
+    if baseline is None or variant is baseline:
+        result.reason = "the baseline did not run on this data" if baseline is None else ""
+        return result
+    common = set(complete_seeds(variant)) & set(complete_seeds(baseline))
+    seeds, result.n_seeds = sorted(common), len(common)
+    result.reason = unfit(variant, baseline, seeds, metric)
+    if result.reason:
+        return result
+    variant_LS, baseline_LS = at_seeds(variant, seeds), at_seeds(baseline, seeds)
+    best, other = best_setting(variant_LS), best_setting(baseline_LS)
+    if best is None or other is None:
+        whose = "its" if best is None else "the baseline's"
+        result.reason = f"{whose} runs failed or diverged, with every {variant.tuned} at some seed"
+        return result
+    result.reason = unequal(variant.runs_of(best, seeds), baseline.runs_of(other, seeds), CONDITIONS[at])
+    difference_S = variant_LS[best] - baseline_LS[other]
+    test(result, difference_S, in_the_running(variant_LS), in_the_running(baseline_LS))
+    return result
+
+
+def complete_seeds(variant: Variant) -> list[int]:
+    return [seed for seed, whole in zip(variant.seeds, variant.complete_S, strict=True) if whole]
+
+
+def at_seeds(variant: Variant, seeds: Sequence[int]) -> np.ndarray:
+    return variant.losses_LS[:, [variant.seeds.index(seed) for seed in seeds]]
+
+
+def unfit(variant: Variant, baseline: Variant, seeds: list[int], metric: str) -> str:
+    """Why two variants cannot be compared at all; empty if they can."""
+    tried, tried_there = len(variant.settings), len(baseline.settings)
+    if tried != tried_there:
+        return f"{counted(tried, 'value')} of {variant.tuned} tried, {tried_there} of the baseline"
+    if variant.only_best or baseline.only_best:
+        return "losses are those of the best weights seen (patience), and the last ones are not known"
+    if baseline.leak is not None:
+        return "the baseline sees what it predicts"
+    one, other = (next(iter(v.runs.values())) for v in (variant, baseline))
+    if metric == "val_loss" and any(str(one.get(name)) != str(other.get(name)) for name in TOKENIZER):
+        return "losses of different tokenizers; metric='bits_per_byte' compares them"
+    if len(seeds) < 2:
+        return f"{'only one seed' if seeds else 'no seed'} ran with every {variant.tuned} of both"
+    return ""
+
+
+def unequal(runs: Sequence[dict], others: Sequence[dict], column: str) -> str:
+    """Why runs and those of the baseline are not under equal conditions; empty if they are."""
+    here, there = (np.mean([float(run.get(column) or math.nan) for run in group]) for group in (runs, others))
+    if math.isnan(here + there):
+        return f"{column} unknown, of runs saved before it was noted"
+    if abs(here / there - 1) > EQUAL:
+        return f"{here / there:.3g} times the baseline's {column}"
+    return ""
+
+
+def in_the_running(losses_LS: np.ndarray) -> np.ndarray:
+    """[L]: for each setting the probability (one-sided paired t) that it is as good as the best one; 0.5 for that one itself."""
+    best = best_setting(losses_LS)
+    assert best is not None
+    p_L = np.zeros(len(losses_LS))
+    fine_L = np.isfinite(losses_LS).all(axis=1)
+    excess_L, errors_L = mean_and_error(losses_LS[fine_L] - losses_LS[best])
+    # 0 by 0 is the best one; any other with the same excess at every seed is out.
+    t_L = np.divide(excess_L, errors_L, out=np.where(excess_L > 0, math.inf, 0.0), where=errors_L > 0)
+    p_L[fine_L] = stats.t.sf(t_L, losses_LS.shape[1] - 1)
+    return p_L
+
+
+def mean_and_error(values_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over seeds (the last axis) and its standard error."""
+    return values_S.mean(axis=-1), values_S.std(axis=-1, ddof=1) / math.sqrt(values_S.shape[-1])
+
+
+def interval(values_S: np.ndarray) -> tuple[float, float]:
+    """The t interval of a mean that misses it in a share of ALPHA; none of a single value."""
+    n = len(values_S)
+    if n < 2:
+        return math.nan, math.nan
+    mean, error = mean_and_error(values_S)
+    margin = error * stats.t.isf(ALPHA / 2, n - 1)
+    return float(mean - margin), float(mean + margin)
+
+
+def test(result: Match, difference_S: np.ndarray, variant_p_L: np.ndarray, baseline_p_L: np.ndarray) -> None:
+    """Paired t test, corrected for the choice of settings.
+
+    The lowest of several means flatters: the winner's more, if it had more settings in the running. By the ratio of
+    these p is multiplied. (Choosing for each seed by the other seeds does not flatter, but its choices hang together in
+    a way that the t test knows nothing of: with three equal settings it finds a difference in 17 % of cases, not 5.)
+    """
+    n = len(difference_S)
+    result.difference, error = map(float, mean_and_error(difference_S))
+    if error <= 1e-9 * abs(result.difference):  # 0 among them
+        why = "the seed changes nothing" if result.difference else "the same loss at every seed"
+        result.reason = result.reason or why
+        return
+    result.interval = interval(difference_S)
+    result.effect = result.difference / (error * math.sqrt(n))
+    wins = result.difference < 0
+    winner_p_L, loser_p_L = (variant_p_L, baseline_p_L) if wins else (baseline_p_L, variant_p_L)
+    n_winner = np.minimum(1, WINNERS * winner_p_L).sum()
+    n_loser = np.minimum(1, LOSERS * loser_p_L).sum()
+    result.factor = float(max(1.0, n_winner / n_loser))
+    p = 2 * stats.t.sf(abs(result.difference) / error, n - 1)
+    result.p = min(1.0, float(p) * result.factor)
+
+
+def correct(matches: Sequence[Match]) -> int:
+    """Holm's correction over all that was tested; says how much that is."""
+    tested = [match for match in matches if not match.reason and not math.isnan(match.p)]
+    if tested:
+        corrected = multipletests([match.p for match in tested], ALPHA, method="holm")[1]
+        for match, p in zip(tested, corrected, strict=True):
+            match.corrected = float(p)
+    return len(tested)
+
+
+def verdict(match: Match, n_tests: int) -> str:
+    if match.variant is match.baseline:
+        return "baseline"
+    if match.reason:
+        return f"cannot tell: {match.reason}"
+    if match.corrected < ALPHA:
+        if match.difference > 0:
+            return "worse"
+        return "better" if match.variant.leak is None else "cannot tell: it sees what it predicts (a leak)"
+    more = more_seeds(match, ALPHA / match.factor / n_tests)
+    if more is None:
+        return f"cannot tell; not even {MOST_SEEDS:,} seeds would"
+    return f"cannot tell; about {counted(more, 'more seed')} would"
+
+
+def more_seeds(match: Match, level: float) -> int | None:
+    """How many further seeds would tell the difference seen, if it is the true one."""
+    n = np.arange(2, MOST_SEEDS + 1)
+    enough = TTestPower().power(abs(match.effect), n, level) >= POWER
+    return max(1, int(n[enough.argmax()]) - match.n_seeds) if enough.any() else None
+
+
+def row(match: Match, n_tests: int) -> dict[str, object]:
+    """What compare() says of a variant."""
+    variant = match.variant
+    losses_S = np.array([])
+    if variant.best is not None:
+        losses_S = variant.losses_LS[variant.best, variant.complete_S]
+        if not losses_S.size:
+            losses_S = variant.losses_LS[variant.best][~np.isnan(variant.losses_LS[variant.best])]
+    low, high = interval(losses_S)
+    return {
+        "data": variant.data,
+        "variant": variant.name,
+        "best": None if variant.best is None else variant.settings[variant.best],
+        "n_settings": len(variant.settings),
+        "n_seeds": int(variant.complete_S.sum()),
+        "n_bad": int(np.isinf(variant.losses_LS).sum()),
+        "mean": float(losses_S.mean()) if losses_S.size else math.inf,
+        "low": low,
+        "high": high,
+        "difference": match.difference,
+        "difference_low": match.interval[0],
+        "difference_high": match.interval[1],
+        "p": match.corrected,
+        "verdict": verdict(match, n_tests),
+    }

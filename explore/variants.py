@@ -1,0 +1,152 @@
+"""Runs that differ in nothing but seed and learning rate, gathered into variants: what compare.py judges.
+
+Shape suffixes:  L tuned setting (a learning rate, say)  S seed
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from train.params import SECTION_OF, did_you_mean
+from train.train_params import TrainParams
+
+SEED = "random_seed"
+DATA = "DataParams"  # losses on different data are not compared
+METRICS = ("val_loss", "bits_per_byte")
+Row = dict[str, Any]  # a run: its params and final numbers by name
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What its runs have in common, and the final loss of each: NaN where there is no run, infinite where it ended badly."""
+
+    data: str  # fields of DataParams that vary
+    name: str  # all other fields that vary, but for seed and tuned fields
+    tuned: str  # the fields that are tuned for each variant
+    settings: list[str]  # of these fields
+    seeds: list[int]
+    losses_LS: np.ndarray
+    runs: dict[tuple[str, int], Row]  # by setting and seed
+    only_best: bool  # losses are those of the best weights seen, not of the last
+
+    @property
+    def complete_S(self) -> np.ndarray:
+        """Which seeds ran with every setting."""
+        return ~np.isnan(self.losses_LS).any(axis=0)
+
+    @property
+    def best(self) -> int | None:
+        """The setting with the lowest mean over seeds, if there is one whose runs all ended well."""
+        whole = self.complete_S
+        losses_LS = self.losses_LS[:, whole] if whole.any() else self.losses_LS
+        return best_setting(losses_LS)
+
+    @property
+    def leak(self) -> str | None:
+        return next((run["leak"] for run in self.runs.values() if isinstance(run.get("leak"), str)), None)
+
+    def runs_of(self, setting: int, seeds: Sequence[int] | None = None) -> list[Row]:
+        """The runs with a setting, at some seeds or all."""
+        keys = [(self.settings[setting], seed) for seed in (self.seeds if seeds is None else seeds)]
+        return [self.runs[key] for key in keys if key in self.runs]
+
+
+def best_setting(losses_LS: np.ndarray) -> int | None:
+    """A diverged run makes the mean of its setting infinite, and a setting without runs is none."""
+    if not losses_LS.size:
+        return None
+    ran_LS = ~np.isnan(losses_LS)
+    means_L = np.where(ran_LS, losses_LS, 0).sum(axis=1) / ran_LS.sum(axis=1)
+    best = int(means_L.argmin())
+    return best if math.isfinite(means_L[best]) else None
+
+
+def gather(
+    table: pd.DataFrame, tuned: Sequence[str] = ("lr",), metric: str = "val_loss"
+) -> tuple[list[Variant], list[str]]:
+    """The variants of a table of runs, in order of their first runs, and a sentence about each kind of run left out."""
+    for name in set(tuned) - SECTION_OF.keys():
+        raise ValueError(f"tuned={name!r} is no field of params; {did_you_mean(name, SECTION_OF)}")
+    if metric not in METRICS:
+        raise ValueError(f"metric={metric!r} is no loss that runs end with; {did_you_mean(metric, METRICS)}")
+    rows, left_out = usable(table)
+    varied = varied_fields(rows)
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        data = [name for name in varied if SECTION_OF[name] == DATA]
+        own = [name for name in varied if name not in (*data, *tuned, SEED)]
+        groups.setdefault((described(row, data), described(row, own) or "all runs"), []).append(row)
+    return [variant(*names, rows, tuned, metric) for names, rows in groups.items()], left_out
+
+
+def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
+    """The runs that came to an end, good or bad, and what to say about the others."""
+    rows: list[Row] = []
+    reasons: list[str] = []
+    columns = [table[name].tolist() for name in table]
+    for values in zip(*columns, strict=True):
+        row = dict(zip(table, values, strict=True))
+        if row.get("status", "complete") != "complete":
+            reasons.append(row["status"])
+        elif row.get("stopped") == "interrupted":
+            reasons.append("interrupted before its end")
+        else:
+            rows.append(row)
+    return rows, [f"{counted(n, 'run')} left out: {reason}" for reason, n in Counter(reasons).items()]
+
+
+def varied_fields(rows: Sequence[Row]) -> list[str]:
+    """The fields of params in which runs differ."""
+    fields = [name for name in SECTION_OF if rows and name in rows[0]]
+    return [name for name in fields if len({shown(row.get(name)) for row in rows}) > 1]
+
+
+def described(row: Row, fields: Sequence[str]) -> str:
+    return ", ".join(f"{name}={shown(row.get(name))}" for name in fields)
+
+
+def shown(value: Any) -> str:
+    """A field's value as text. Beside a run without it, a table makes 8 into 8.0 and None into NaN."""
+    if isinstance(value, float):
+        return "None" if math.isnan(value) else f"{value:.10g}"
+    return str(value)
+
+
+def variant(data: str, name: str, rows: list[Row], tuned: Sequence[str], metric: str) -> Variant:
+    # Of the same run made twice the later one counts, which may repeat one that failed.
+    runs = {(described(row, tuned), int(row.get(SEED, TrainParams.random_seed))): row for row in rows}
+    settings, seeds = list(dict.fromkeys(key[0] for key in runs)), sorted({key[1] for key in runs})
+    losses_LS = np.full((len(settings), len(seeds)), math.nan)
+    for (setting, seed), row in runs.items():
+        losses_LS[settings.index(setting), seeds.index(seed)] = final_loss(row, metric)
+    only_best = any(is_best_so_far(row, metric) for row in runs.values())
+    return Variant(data, name, " and ".join(tuned), settings, seeds, losses_LS, runs, only_best)
+
+
+def final_loss(row: Row, metric: str) -> float:
+    """The loss of the last weights, where it is known; infinite if the run failed or diverged."""
+    loss = row.get(metric)
+    if row.get("weights") == "best" and not is_best_so_far(row, metric):
+        loss = row["final_loss"]
+    if ended_badly(row) or not isinstance(loss, float) or math.isnan(loss):
+        return math.inf
+    return loss
+
+
+def is_best_so_far(row: Row, metric: str) -> bool:
+    """Whether the loss is that of the best weights (patience keeps them) and that of the last ones is not known."""
+    last = row.get("final_loss") if metric == "val_loss" else None
+    return row.get("weights") == "best" and not isinstance(last, float | int)
+
+
+def ended_badly(row: Row) -> bool:
+    return str(row.get("stopped")).startswith(("failed", "diverged"))
+
+
+def counted(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"
