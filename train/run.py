@@ -17,6 +17,7 @@ import torch
 from data.tokenizer import Tokenizer
 from model.lm import LM, n_params
 from train.build import count_steps, make_data
+from train.flops import flops_per_row, peak_flops
 from train.logs import log, log_to_file
 from train.params import Params
 from train.pretrained import begin_with, first_weights, saved_tokenizer
@@ -174,7 +175,10 @@ def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L
 
 def summarise(lm_trainer: LMTrainer, wall_seconds: float) -> dict[str, Any]:
     """What the results table and `runs()` show of a run."""
-    result = lm_trainer.result
+    result, train = lm_trainer.result, lm_trainer.train_params
+    losses = lm_trainer.stats.train_stats.get("stat/val_loss:main", [])
+    flops = training_flops(lm_trainer)
+    seconds = max(lm_trainer.train_seconds, 1e-9)
     return {
         "val_loss": result["val_loss:main"],
         "val_accuracy": result["val_accuracy"],
@@ -182,14 +186,27 @@ def summarise(lm_trainer: LMTrainer, wall_seconds: float) -> dict[str, Any]:
         "bits_per_byte": result.get("val_bits_per_byte"),
         "val_exact_match": result.get("val_exact_match"),
         "n_params": n_params(lm_trainer.model),
-        "tokens_per_second": lm_trainer.n_tokens / max(lm_trainer.train_seconds, 1e-9),
+        "tokens_per_second": lm_trainer.n_tokens / seconds,
         "wall_seconds": wall_seconds,
         "steps": lm_trainer.global_step,
         "trained_samples": lm_trainer.n_samples,
+        "trained_tokens": lm_trainer.n_tokens,
+        "flops": flops,
+        "achieved_flops": None if flops is None else flops / seconds,
+        "peak_flops": peak_flops(lm_trainer.trainer.strategy.root_device, train.precision) * train.devices,
         "stopped": lm_trainer.stopped,
         "leak": lm_trainer.leak,
         "weights": "last" if lm_trainer.best_weights is None else "best",
+        "final_loss": losses[-1].v if losses and losses[-1].s == lm_trainer.global_step else None,
+        "sample": lm_trainer.sample,
     }
+
+
+def training_flops(lm_trainer: LMTrainer) -> int | None:
+    """What training took, with rows of the mean number of real tokens: padding is no work done."""
+    length = max(1, round(lm_trainer.n_tokens / max(1, lm_trainer.n_samples)))
+    per_row = flops_per_row(lm_trainer.model, length)
+    return None if per_row is None else per_row * lm_trainer.n_samples
 
 
 @contextmanager

@@ -54,6 +54,7 @@ class LMTrainer(L.LightningModule):
         self.restored_best = False
         self.validated_at = -1  # the step of the last validation
         self.leak: str | None = None  # what predictions see that they must not
+        self.sample = ""  # what the model said in the last validation
         freeze(model, train_params)
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
@@ -176,9 +177,10 @@ class LMTrainer(L.LightningModule):
             self.log_stat(of_best + name, value)
         self.stats.drain()
         self.validated_at = self.global_step
+        self.sample = self.evaluation.sample()
         numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in self.result.items())
         log.info(
-            f"{of_best and 'weights of '}step {self.best_step if of_best else self.global_step}: validation {numbers}\n  sample: {self.evaluation.sample()!r}"
+            f"{of_best and 'weights of '}step {self.best_step if of_best else self.global_step}: validation {numbers}\n  sample: {self.sample!r}"
         )
         if self.trainer.state.fn == "fit":
             self.judge(self.result["val_loss:main"])

@@ -117,6 +117,7 @@ def test_patience_stops_and_keeps_the_best_weights(tmp_path):
     summary = summarise(run, 1.0)
     assert summary["weights"] == "best"
     assert summary["val_loss"] == best.v
+    assert summary["final_loss"] == losses[-1]
 
 
 def test_frozen_parameters_stay_and_others_move(tmp_path):

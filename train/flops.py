@@ -1,0 +1,87 @@
+"""Floating point operations: how many training takes, and how many a second this machine can do at most.
+
+Shape suffixes:  B row  T position
+"""
+
+import time
+from functools import lru_cache, partial
+from types import SimpleNamespace
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.inputs import Tokenizer
+from model.lm import LM
+from model.model_params import ModelParams
+
+SHORT = (2, 4, 6)  # tokens of rows that are counted, where longer ones would take too long
+SMALLEST, LARGEST = 256, 8192  # of the matrices whose product is timed
+LONG_ENOUGH = 0.02  # seconds that one product takes before no larger one is tried
+BUDGET = 0.1  # seconds for all of them, but for the last one
+DTYPES = {"64-true": torch.float64, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def flops_per_row(lm: LM, n_tokens: int) -> int | None:
+    """Operations of a training step on one row of `n_tokens` predicted tokens; None where they cannot be counted.
+
+    Those of matrix products, convolutions and fused attention, 2 for each multiply-add; not those of elementwise work.
+    """
+    trained = tuple(parameter.requires_grad for parameter in lm.parameters())
+    count = partial(counted, lm.model_params, lm.n_tokens, trained)
+    try:
+        if not any(isinstance(module, nn.RNNBase) for module in lm.modules()):
+            return count(n_tokens)
+        # Recurrent layers are counted token by token, which takes long. All there is grows with T, or with T squared.
+        parabola = np.polyfit(SHORT, [count(n) for n in SHORT], deg=2)
+        return round(float(np.polyval(parabola, n_tokens)))
+    except Exception:  # it may be an edit of the user's that looks at numbers
+        return None
+
+
+@lru_cache
+def counted(model: ModelParams, n_tokens: int, trained: tuple[bool, ...], length: int) -> int:
+    """What a forward and a backward pass over one row take, found out on a model without numbers."""
+    with torch.device("meta"):
+        lm = LM(model, cast(Tokenizer, SimpleNamespace(n_tokens=n_tokens))).train()
+        ids_BT = torch.zeros(1, length, dtype=torch.int64)
+    for parameter, is_trained in zip(lm.parameters(), trained, strict=True):
+        parameter.requires_grad_(is_trained)
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        lm(ids_BT).sum().backward()
+    return counter.get_total_flops()
+
+
+def peak_flops(device: torch.device, precision: str) -> float:
+    """Operations a second of a large matrix product, measured once for each device, precision and number of threads."""
+    return measured_peak(device, DTYPES.get(precision, torch.float32), torch.get_num_threads())
+
+
+@lru_cache
+def measured_peak(device: torch.device, dtype: torch.dtype, n_threads: int) -> float:
+    """The best of products that grow until one takes long enough to be timed well."""
+    best, size, spent = 0.0, SMALLEST, 0.0
+    seconds_of_product(torch.ones(size, size, device=device, dtype=dtype))  # what is set up once is not timed
+    while spent < BUDGET:
+        seconds = seconds_of_product(torch.ones(size, size, device=device, dtype=dtype))
+        best, spent = max(best, 2 * size**3 / seconds), spent + seconds
+        if seconds < LONG_ENOUGH and size < LARGEST:
+            size *= 2
+    return best
+
+
+def seconds_of_product(matrix: Tensor) -> float:
+    wait_for(matrix.device)
+    started = time.perf_counter()
+    matrix @ matrix
+    wait_for(matrix.device)
+    return time.perf_counter() - started
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
