@@ -48,11 +48,16 @@ def run_all(params: Params, ablate: bool) -> list[Params]:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
         "--config",
-        required=True,
         metavar="NAME",
         help="run configs/NAME.txt and configs/NAME-*.txt: --config=test",
+    )
+    what.add_argument(
+        "--report",
+        metavar="NAME",
+        help="report on the runs that --config=NAME --save kept, train nothing: --report=test",
     )
     add("--task", metavar="NAME", help="use this task or text in place of the config's: --task=copy")
     add(
@@ -109,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     if rank() > 0:
         follow()
     try:
-        return run_grid(args)
+        return run_grid(args) if args.report is None else report(args)
     except GridError as error:
         print(error, file=sys.stderr)
         return 2
@@ -150,7 +155,28 @@ def run_grid(args: argparse.Namespace) -> int:
         sweep.announce(plans)
         summaries = sweep.run_plans(plans, namer, call)
         log.info(sweep.result_table(plans, summaries))
+    if call.save:
+        from explore.report import report_grid
+
+        report_grid(runs_folder(args.config), [plan.params for plan in plans], summaries, call.out)
     return sweep.exit_code(summaries)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Say what there is to say about saved runs."""
+    from explore.report import NoRuns, report
+
+    try:
+        report(runs_folder(args.report), args.out)
+    except NoRuns as error:
+        print(f"--report={args.report}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def runs_folder(config: str) -> str:
+    """Where Namer keeps the runs of a config, below saved-models/."""
+    return config if MAIN_PROJ == "base" else f"{MAIN_PROJ}/{config}"
 
 
 def grid_options(args: argparse.Namespace) -> dict[str, str]:

@@ -5,6 +5,7 @@ from explore.compare import compare
 from explore.html import attention_film, attention_html
 from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
 from explore.plots import head_film, plot_metric, plot_metrics, show_lm_attns
+from explore.report import report, results
 from explore.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
 from explore.verify import verify_stable_load
 
@@ -27,6 +28,8 @@ __all__ = [
     "over_checkpoints",
     "plot_metric",
     "plot_metrics",
+    "report",
+    "results",
     "runs",
     "show_lm_attns",
     "verify_stable_load",

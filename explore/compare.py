@@ -31,6 +31,7 @@ COLUMNS = {  # of what compare() returns
     "data": "fields of DataParams that vary",
     "variant": "the other fields that vary, without seed and tuned fields",
     "best": "its tuned fields: the setting of lowest mean loss",
+    "edge": "whether that is the smallest or largest number tried",
     "n_settings": "how many of them were tried",
     "n_seeds": "seeds that ran with all of them",
     "n_bad": "runs that failed or diverged",
@@ -250,7 +251,8 @@ def row(match: Match, n_tests: int) -> dict[str, object]:
     return {
         "data": variant.data,
         "variant": variant.name,
-        "best": None if variant.best is None else variant.settings[variant.best],
+        "best": "" if variant.best is None else variant.settings[variant.best],
+        "edge": variant.edge,
         "n_settings": len(variant.settings),
         "n_seeds": int(variant.complete_S.sum()),
         "n_bad": int(np.isinf(variant.losses_LS).sum()),

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -29,21 +29,26 @@ NOT_A_NUMBER = -32768
 MOST = 200_000_000  # weights that a browser has room for
 
 
-class AttentionPage:
+class Page:
     """A page that shows itself in a notebook. `html` is all of it."""
 
-    def __init__(self, html: str) -> None:
+    def __init__(self, html: str, title: str = "Attention patterns") -> None:
         self.html = html
+        self.title = title
 
     def _repr_html_(self) -> str:
         """In a frame of its own and of fixed height: its styles stay inside, and nothing moves outside."""
         return (
-            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts" title="Attention patterns" '
+            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts" title="{escape(self.title)}" '
             f'style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
         )
 
     def __repr__(self) -> str:
-        return f"<AttentionPage of {len(self.html) / 1000:,.0f} kB>"
+        return f"<{type(self).__name__} of {len(self.html) / 1000:,.0f} kB>"
+
+
+class AttentionPage(Page):
+    """The attention of every head to one sequence, at one step of training or at several."""
 
 
 def attention_html(
@@ -99,7 +104,11 @@ def filled(film: Iterable[tuple[int | None, Patterns]]) -> str:
         "kinds": sorted(kinds),
         "leaks": [(int(head), float(leaks_H[head])) for head in leaks_H.nonzero()[0]],
     }
-    return in_place(data, base64.b64encode(packed + packer.flush()).decode())
+    values = {
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        "weights": base64.b64encode(packed + packer.flush()).decode(),
+    }
+    return in_place("attention.html", ["weights.js", "view.js"], values)
 
 
 def about(patterns: Patterns) -> str:
@@ -129,16 +138,11 @@ def coded(weights_HTS: np.ndarray) -> bytes:
     return low_high[:, 1].tobytes() + low_high[:, 0].tobytes()
 
 
-def in_place(data: dict[str, object], weights: str) -> str:
-    """attention.html with everything in it. Nothing that is put in can end its script or begin another."""
-    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in ("weights.js", "view.js"))
-    values = {
-        "digest": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
-        "weights": weights,
-        "script": script,
-    }
-    page = (PAGE / "attention.html").read_text(encoding="utf-8")
-    for name, value in values.items():
+def in_place(template: str, scripts: Sequence[str], values: dict[str, str]) -> str:
+    """A page of page/ with everything in it. Values are safe text: they end no script and begin none."""
+    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in scripts)
+    digest = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = (PAGE / template).read_text(encoding="utf-8")
+    for name, value in {"digest": digest, **values, "script": script}.items():
         page = page.replace(f"<!--{name}-->", value)
     return page

@@ -47,6 +47,15 @@ class Variant:
         return best_setting(losses_LS)
 
     @property
+    def edge(self) -> str:
+        """Whether the best setting is the "smallest" or "largest" number tried, so that a better one may lie beyond."""
+        values: list[Any] = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
+        if self.best is None or len(values) < 2 or not all(map(is_number, values)):
+            return ""
+        best = values[self.best]
+        return "smallest" if best == min(values) else "largest" if best == max(values) else ""
+
+    @property
     def leak(self) -> str | None:
         return next((run["leak"] for run in self.runs.values() if isinstance(run.get("leak"), str)), None)
 
@@ -133,7 +142,7 @@ def final_loss(row: Row, metric: str) -> float:
     loss = row.get(metric)
     if row.get("weights") == "best" and not is_best_so_far(row, metric):
         loss = row["final_loss"]
-    if ended_badly(row) or not isinstance(loss, float) or math.isnan(loss):
+    if ended_badly(row) or not isinstance(loss, int | float) or math.isnan(loss):
         return math.inf
     return loss
 
@@ -141,11 +150,16 @@ def final_loss(row: Row, metric: str) -> float:
 def is_best_so_far(row: Row, metric: str) -> bool:
     """Whether the loss is that of the best weights (patience keeps them) and that of the last ones is not known."""
     last = row.get("final_loss") if metric == "val_loss" else None
-    return row.get("weights") == "best" and not isinstance(last, float | int)
+    return row.get("weights") == "best" and not is_number(last)
 
 
 def ended_badly(row: Row) -> bool:
     return str(row.get("stopped")).startswith(("failed", "diverged"))
+
+
+def is_number(value: object) -> bool:
+    """A finite one."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def counted(n: int, thing: str) -> str:

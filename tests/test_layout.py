@@ -16,13 +16,14 @@ MAY_IMPORT = {
     "train": {"train", "model", "data"},
     "explore": {"explore", "train", "model", "data"},
     "gpt2": {"model", "data"},
-    "main": {"train"},
+    "main": {"train", "explore"},
     "model_explorer": {"explore"},
 }
 ONLY_IN = {
     "wandb": {"train/stats.py"},
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
+    "statsmodels": {"explore/compare.py"},
     "transformers": {"data/tokenizer.py", "gpt2.py", "model/huggingface.py"},
     "lightning": {"train/trainer.py", "train/run.py"},
 }

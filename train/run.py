@@ -68,6 +68,7 @@ def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
                 lm, stats = lm_trainer.model, lm_trainer.stats
                 save(folder.path, params=params, lm=lm, stats=stats, summary=summary, command=call.command)
                 folder.finish()
+                summary["folder"] = str(folder.path)
                 log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
     finally:
         if tracker is not None:

@@ -1,5 +1,6 @@
 """Little saved runs, untrained: what the explorer does with a run does not depend on how good it is."""
 
+import gc
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import matplotlib as mpl
 import pytest
 import torch
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
@@ -59,3 +62,29 @@ def saved_once(tmp_path_factory):
 def root(saved_once, tmp_path) -> Path:
     """An output root with two runs, 2024-04-22--16-17-00 of dim 8 and 2024-04-22--16-17-01 of dim 16, free to be spoiled."""
     return Path(shutil.copytree(saved_once, tmp_path / "root"))
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+--disable-component-update --disable-sync --disable-dev-shm-usage --force-device-scale-factor=1 --window-size=1200,900"""
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory):
+    """A browser without a screen; tests that ask for it are skipped where there is none."""
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("needs chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def without_collecting(monkeypatch):
+    """statsmodels' correction collects garbage each time, which takes longer than all the rest."""
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)

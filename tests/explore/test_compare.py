@@ -11,6 +11,7 @@ from statsmodels.stats.power import TTestPower
 
 from explore.compare import compare
 
+pytestmark = pytest.mark.usefixtures("without_collecting")
 RATES = (0.001, 0.01)
 
 

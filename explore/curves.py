@@ -1,0 +1,92 @@
+"""Loss curves of saved runs: read from their folders, the seeds of a variant brought together as mean and interval."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from explore.variants import Row, Variant
+from train.stats import Stat, Stats
+from train.weights import regular_file
+
+VALIDATION, TRAINING = "stat/val_loss:main", "stat/train_loss:main"
+MOST_POINTS = 60  # of a curve; where there are more, neighbours are averaged
+ALPHA = 0.05
+
+
+class Curve(NamedTuple):
+    """A loss over trained samples: the mean over seeds and its 95 % interval, NaN where one run alone is left."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n_seeds: int
+
+
+def read_curves(variants: Sequence[Variant]) -> dict[str, dict[tuple[int, int], Curve]]:
+    """For each of both losses a curve for each (number of a variant, number of its setting)."""
+    curves: dict[str, dict[tuple[int, int], Curve]] = {VALIDATION: {}, TRAINING: {}}
+    for i, variant in enumerate(variants):
+        for j in range(len(variant.settings)):
+            read = [stats_of(run) for run in variant.runs_of(j)]
+            for name, found in curves.items():
+                curve = together([run[name] for run in read if run.get(name)])
+                if curve is not None:
+                    found[i, j] = curve
+    return curves
+
+
+def stats_of(run: Row) -> dict[str, list[Stat]]:
+    """The statistics of a run; none where there are none to be read."""
+    folder: Any = run.get("folder")
+    if not isinstance(folder, str):
+        return {}
+    try:
+        found = Stats.load(regular_file(Path(folder) / "stats.json")).train_stats
+    except (OSError, ValueError):
+        return {}
+    return {name: thinned(found[name]) for name in (VALIDATION, TRAINING) if name in found}
+
+
+def thinned(values: list[Stat]) -> list[Stat]:
+    """At most MOST_POINTS values, each the mean of neighbours."""
+    if len(values) <= MOST_POINTS:
+        return values
+    edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(int)
+    parts = [values[start:end] for start, end in pairwise(edges)]
+    return [part[-1]._replace(v=float(np.mean([stat.v for stat in part]))) for part in parts]
+
+
+def together(runs: Sequence[list[Stat]]) -> Curve | None:
+    """The curves of several seeds as one. What ended early, or is no number, counts as long as it lasts."""
+    x = sorted({stat.n for run in runs for stat in run})
+    if not x:
+        return None
+    values = np.full((len(runs), len(x)), np.nan)
+    place = {n: i for i, n in enumerate(x)}
+    for row, run in zip(values, runs, strict=True):
+        for stat in run:
+            row[place[stat.n]] = stat.v if np.isfinite(stat.v) else np.nan
+    if len(x) > MOST_POINTS:  # seeds that were thinned at different places
+        keep = np.linspace(0, len(x) - 1, MOST_POINTS).astype(int)
+        values = np.array([np.interp(x, *known(x, row), left=np.nan, right=np.nan) for row in values])[
+            :, keep
+        ]
+        x = [x[i] for i in keep]
+    there = ~np.isnan(values)
+    n = there.sum(axis=0)
+    mean = np.where(there, values, 0).sum(axis=0) / np.where(n, n, np.nan)
+    squares = (np.where(there, values - mean, 0) ** 2).sum(axis=0)
+    enough = np.where(n > 1, n, np.nan)
+    margin = stats.t.isf(ALPHA / 2, enough - 1) * np.sqrt(squares / (enough - 1) / enough)
+    return Curve(np.array(x, dtype=float), mean, mean - margin, mean + margin, len(runs))
+
+
+def known(x: Sequence[float], row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The points of a row that has gaps."""
+    there = ~np.isnan(row)
+    return (np.array(x)[there], row[there]) if there.any() else (np.array([0.0]), np.array([np.nan]))

@@ -1,0 +1,161 @@
+"""A report about saved runs: a tidy table, verdicts in words, and a page with plots that needs nothing else."""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from explore.compare import compare
+from explore.curves import read_curves
+from explore.figures import Part
+from explore.html import Page, in_place
+from explore.load import describe
+from explore.sections import sections
+from explore.variants import counted, gather, varied_fields
+from train.params import SECTION_OF, Params
+from train.saver import output_root, run_folders
+
+MOST_ROWS = 40  # of a table on the terminal
+FIRST = [
+    "timestamp",
+    "status",
+]  # columns of results.csv, then what varied, then numbers, then the other params
+Options = dict[str, Any]  # of compare()
+
+
+class NoRuns(ValueError):
+    """There is nothing to report on."""
+
+
+def results(name: str | None = None, out: str | None = None) -> pd.DataFrame:
+    """A tidy table of the runs saved under saved-models/{name}/, all of them by default: a row each, what varied first.
+
+    `name` is that of a config, or any folder there.
+    """
+    saved = output_root(out) / "saved-models"
+    wanted = Path(name or "").parts
+    folders = [
+        folder
+        for folder in run_folders(saved.parent)
+        if folder.relative_to(saved).parts[: len(wanted)] == wanted
+    ]
+    return tidy([describe(folder) for folder in sorted(folders, key=lambda folder: folder.name)])
+
+
+def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """One table of all rows; an 8 stays an 8 beside a row without params."""
+    varied = varied_fields([row for row in rows if row.get("status") == "complete"])
+    numbers = [name for row in rows for name in row if name not in SECTION_OF]
+    columns = dict.fromkeys(
+        [*FIRST, *varied, *(name for name in numbers if name != "folder"), *SECTION_OF, "folder"]
+    )
+    table = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    whole = [name for name in table if name not in SECTION_OF or table[name].notna().all()]
+    table[whole] = table[whole].infer_objects()
+    return table
+
+
+def report(name: str, out: str | None = None, **options: Any) -> Page:
+    """Writes results.csv and report.html about the runs saved under saved-models/{name}/ into reports/{name}/.
+
+    Prints a table and the verdicts; in a notebook the page shows as a cell's value. `options` are those of compare().
+    NoRuns, a ValueError, if there are none.
+    """
+    root = output_root(out)
+    table = results(name, out)
+    if not (table.status == "complete").any():
+        others = f"; {counted(len(table), 'run')} there: {table.status.iloc[0]}" if len(table) else ""
+        raise NoRuns(f"there are no saved runs in {root / 'saved-models' / name}{others} (--save keeps runs)")
+    return written(table, name, root, options)
+
+
+def report_grid(
+    name: str, runs: Sequence[Params], summaries: Sequence[dict[str, Any]], root: Path, **options: Any
+) -> Page:
+    """The same of a grid that has just run: its params, and the summary of each run."""
+    rows = [
+        {**params.flat(), **summary, "status": "complete", "timestamp": Path(summary.get("folder", "")).name}
+        for params, summary in zip(runs, summaries, strict=False)
+    ]
+    return written(tidy(rows), name, root, options)
+
+
+def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:
+    comparison = compare(table, **options)
+    folder = root / "reports" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "results.csv", index=False)
+    page = Page(page_of(name, table, comparison, options), title=f"Report: {name}")
+    (folder / "report.html").write_text(page.html, encoding="utf-8")
+    print(
+        "\n".join([*markdown(comparison), "", *sentences(comparison), "", f"saved {folder / 'report.html'}"])
+    )
+    return page
+
+
+def page_of(name: str, table: pd.DataFrame, comparison: pd.DataFrame, options: Options) -> str:
+    """The text of the page."""
+    tuned = options.get("tuned", "lr")
+    variants, _ = gather(table, [tuned] if isinstance(tuned, str) else tuned, comparison.attrs["metric"])
+    found = [{str(key): value for key, value in row.items()} for row in comparison.to_dict("records")]
+    parts = []
+    for data in dict.fromkeys(variant.data for variant in variants):
+        chosen = [i for i, variant in enumerate(variants) if variant.data == data]
+        own = [variants[i] for i in chosen]
+        parts.append(Part(data, own, [found[i] for i in chosen], read_curves(own)))
+    values = {"name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
+    return in_place("report.html", ["report.js"], sections(values, parts, table, comparison.attrs))
+
+
+def sentences(comparison: pd.DataFrame) -> list[str]:
+    """The verdicts, one line each, and what was left out."""
+    lines = []
+    for row in comparison.to_dict("records"):
+        if row["verdict"] != "baseline":
+            where = f" ({row['data']})" if row["data"] else ""
+            lines.append(f"{row['variant']}{where}: {row['verdict']}{difference(row)}")
+    if not lines and len(comparison):
+        lines.append("nothing to compare: runs differ in nothing but their seeds and what is tuned")
+    at_edge = [row for row in comparison.to_dict("records") if row["edge"]]
+    if at_edge:
+        first = f"{at_edge[0]['best']} is the {at_edge[0]['edge']} tried with {at_edge[0]['variant']}"
+        more = f", and so with {len(at_edge) - 1} more" if len(at_edge) > 1 else ""
+        lines.append(f"the best may lie beyond: {first}{more}")
+    return lines + comparison.attrs["left_out"]
+
+
+def difference(row: dict[Any, Any]) -> str:
+    if math.isnan(row["difference_low"]):
+        return ""
+    p = "" if math.isnan(row["p"]) else f", p {row['p']:.2g}"
+    low, high = row["difference_low"], row["difference_high"]
+    return f"; loss {row['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}{p})"
+
+
+def markdown(comparison: pd.DataFrame) -> list[str]:
+    """The comparison as a markdown table, the lowest loss first."""
+    header = ["variant", "best", "seeds", "loss", "95 % interval", "against the baseline"]
+    if (comparison["data"] != "").any():
+        header.insert(0, "data")
+    rows = []
+    for row in comparison.sort_values(["data", "mean"], kind="stable").head(MOST_ROWS).to_dict("records"):
+        inside = "-" if math.isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
+        cells = [
+            row["variant"],
+            row["best"] or "-",
+            str(row["n_seeds"]),
+            f"{row['mean']:.4f}",
+            inside,
+            row["verdict"],
+        ]
+        rows.append([row["data"], *cells] if len(header) > len(cells) else cells)
+    lines = [[*header], ["---"] * len(header), *rows]
+    text = [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    ]
+    hidden = len(comparison) - MOST_ROWS
+    return text + [f"... and {hidden} more"] * (hidden > 0)

@@ -1,0 +1,277 @@
+"""The sections of a report, as HTML. Whatever comes from a run, a config or a model is escaped."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from explore.axes import axis_figures
+from explore.figures import Part, cost_figure, curve_figures, difference_figure
+from explore.variants import Row, counted, described, ended_badly, is_number, shown, varied_fields
+from train.params import SECTION_OF
+
+MOST_ROWS = 500  # of the table of all runs
+MOST_VARIANTS = 200  # of the tables of variants
+MOST_SAMPLES = 12
+COSTS = {  # columns of the table of costs: of a run's summary, and how they are shown
+    "parameters": ("n_params", lambda value: f"{value:,.0f}"),
+    "training FLOPs": ("flops", lambda value: quantity(value)),
+    "tokens": ("trained_tokens", lambda value: quantity(value)),
+    "steps": ("steps", lambda value: f"{value:,.0f}"),
+    "wall time": ("wall_seconds", lambda value: duration(value)),
+    "tokens/s": ("tokens_per_second", lambda value: quantity(value)),
+    "FLOP/s": ("achieved_flops", lambda value: quantity(value)),
+}
+
+
+def sections(
+    values: dict[str, str], parts: Sequence[Part], table: pd.DataFrame, about: dict[str, Any]
+) -> dict[str, str]:
+    """What fills the gaps of page/report.html."""
+    rows: list[Row] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    done = [row for row in rows if row["status"] == "complete"]
+    bodies = "".join(part_of(part) for part in parts)
+    return {name: escape(value) for name, value in values.items()} | {
+        "summary": summary(done, rows),
+        "varied": varied_list(done),
+        "parts": bodies,
+        "problems": problems(done, about["left_out"]),
+        "runs": runs_table(done),
+        "condition": escape(about["at"]),
+    }
+
+
+def summary(done: Sequence[Row], rows: Sequence[Row]) -> str:
+    seconds = sum(float(row.get("wall_seconds") or 0) for row in done)
+    flops = [float(row["flops"]) for row in done if is_number(row.get("flops"))]
+    facts = [counted(len(done), "run")]
+    if len(rows) > len(done):
+        facts.append(f"{len(rows) - len(done)} incomplete")
+    facts.append(f"{duration(seconds)} of training")
+    if flops:
+        facts.append(f"{quantity(sum(flops))} FLOPs")
+    bad = sum(ended_badly(row) for row in done)
+    if bad:
+        facts.append(f"{bad} failed or diverged")
+    return escape(" · ".join(facts))
+
+
+def varied_list(done: Sequence[Row]) -> str:
+    """What varied, and the values it took."""
+    items = []
+    for name in varied_fields(done):
+        values = Counter(shown(row.get(name)) for row in done)
+        several = [
+            value if len(set(values.values())) == 1 else f"{value} ({n})" for value, n in values.items()
+        ]
+        hidden = len(several) - 30
+        text = ", ".join(several[:30]) + (f" and {hidden} more" if hidden > 0 else "")
+        items.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
+    varying = f"<dl>{''.join(items)}</dl>" if items else "<p>Nothing: all runs have the same params.</p>"
+    shared = [name for name in SECTION_OF if name not in varied_fields(done) and name in done[0]]
+    fixed = "".join(f"<dt>{name}</dt><dd>{escape(shown(done[0][name]))}</dd>" for name in shared)
+    return f"{varying}<details><summary>What all runs share</summary><dl>{fixed}</dl></details>"
+
+
+def part_of(part: Part) -> str:
+    title = f"<h2 class=data>{escape(part.data)}</h2>" if part.data else ""
+    return (
+        title
+        + f"<section><h2>Comparison</h2>{verdicts(part)}{difference_figure(part.rows, part.order)}{best_table(part)}</section>"
+        + f"<section><h2>Loss curves</h2>{curve_figures(part)}</section>"
+        + section("Effect of each axis", axis_figures(part))
+        + f"<section><h2>Cost</h2>{cost_table(part)}{cost_figure(part)}</section>"
+        + section("Samples", samples(part))
+    )
+
+
+def section(title: str, body: str) -> str:
+    return f"<section><h2>{title}</h2>{body}</section>" if body else ""
+
+
+def verdicts(part: Part) -> str:
+    """How many of the variants are what."""
+    counts = Counter(kind_of(row["verdict"]) for row in part.rows)
+    told = [f"<b class={kind}>{counts[kind]} {kind}</b>" for kind in ("better", "worse") if counts[kind]]
+    if counts["unclear"]:
+        told.append(f"<b class=unclear>{counts['unclear']} not to be told apart</b>")
+    baseline = next((row["variant"] for row in part.rows if row["verdict"] == "baseline"), None)
+    if not told or baseline is None:
+        return "<p>There is nothing to compare with.</p>"
+    return f"<p>Against the baseline <q>{escape(baseline)}</q>: {', '.join(told)}.</p>"
+
+
+def kind_of(verdict: str) -> str:
+    return verdict if verdict in ("better", "worse", "baseline") else "unclear"
+
+
+def best_table(part: Part) -> str:
+    """Each variant at its best setting."""
+    header = [*(part.fields or ["variant"]), "best", *map(Right, ("tried", "seeds", "loss", ""))]
+    compared = len(part.rows) > 1
+    if compared:
+        header += [Right("difference"), Right("p"), "verdict"]
+    lines = []
+    for i in part.order[:MOST_VARIANTS]:
+        row, variant = part.rows[i], part.variants[i]
+        run = next(iter(variant.runs.values()))
+        names = [shown(run.get(name)) for name in part.fields] or [variant.name]
+        half = (row["high"] - row["low"]) / 2
+        cells = [
+            *map(text_cell, names),
+            text_cell((row["best"] or "none") + (f" ({row['edge']})" if row["edge"] else "")),
+            number_cell(row["n_settings"], "{:d}"),
+            number_cell(row["n_seeds"], "{:d}"),
+            number_cell(row["mean"], "{:.4f}"),
+            number_cell(half, "± {:.4f}"),
+        ]
+        if compared:
+            cells += [number_cell(row["difference"], "{:+.4f}"), number_cell(row["p"], "{:.2g}")]
+            cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
+        lines.append("".join(cells))
+    return table_of(header, lines) + hidden_note(len(part.rows) - MOST_VARIANTS, "variants")
+
+
+def cost_table(part: Part) -> str:
+    """What a run at the best setting takes: means over its seeds."""
+    header = [*(part.fields or ["variant"]), *map(Right, (*COSTS, "of peak", "loss"))]
+    lines = []
+    for i in part.order[:MOST_VARIANTS]:
+        variant = part.variants[i]
+        run = next(iter(variant.runs.values()))
+        names = [shown(run.get(name)) for name in part.fields] or [variant.name]
+        runs = variant.runs_of(variant.best) if variant.best is not None else []
+        means = {title: mean_of(runs, name) for title, (name, _) in COSTS.items()}
+        share = means["FLOP/s"] / mean_of(runs, "peak_flops")
+        cells = [*map(text_cell, names)]
+        for title, (_, form) in COSTS.items():
+            value = means[title]
+            cells.append(
+                f'<td class=n data-v="{value:.6g}">{"–" if math.isnan(value) else escape(form(value))}</td>'
+            )
+        cells += [number_cell(share, "{:.0%}"), number_cell(part.rows[i]["mean"], "{:.4f}")]
+        lines.append("".join(cells))
+    return table_of(header, lines) + hidden_note(len(part.rows) - MOST_VARIANTS, "variants")
+
+
+def mean_of(runs: Iterable[Row], name: str) -> float:
+    values = [float(run[name]) for run in runs if is_number(run.get(name))]
+    return float(np.mean(values)) if values else math.nan
+
+
+def samples(part: Part) -> str:
+    """What the best run of each variant said in its last validation."""
+    items = []
+    for i in part.order:
+        variant = part.variants[i]
+        runs = [] if variant.best is None else variant.runs_of(variant.best)
+        said = next(
+            (run["sample"] for run in runs if isinstance(run.get("sample"), str) and run["sample"]), None
+        )
+        if said is not None:
+            items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(said)}</pre>")
+    if len(items) <= MOST_SAMPLES:
+        return "".join(items)
+    rest = "".join(items[MOST_SAMPLES:])
+    return (
+        "".join(items[:MOST_SAMPLES])
+        + f"<details><summary>{len(items) - MOST_SAMPLES} more</summary>{rest}</details>"
+    )
+
+
+def problems(done: Sequence[Row], left_out: Sequence[str]) -> str:
+    """Runs that failed or diverged, models that leak, runs that are left out."""
+    varied = varied_fields(done)
+    lines = [f"{describe_run(row, varied)}: {row['stopped']}" for row in done if ended_badly(row)]
+    leaks = [
+        f"{describe_run(row, varied)}: {row['leak']}" for row in done if isinstance(row.get("leak"), str)
+    ]
+    parts = [
+        listed("Failed or diverged", lines),
+        listed("Leaks: predictions that see what they must not", leaks),
+        listed("Left out", list(left_out)),
+    ]
+    return "".join(parts) or "<p>None: every run ended well, and no model sees what it predicts.</p>"
+
+
+def describe_run(row: Row, varied: Sequence[str]) -> str:
+    return described(row, varied) or str(row.get("timestamp"))
+
+
+def listed(title: str, lines: Sequence[str]) -> str:
+    if not lines:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines[:MOST_ROWS])
+    return f"<h3>{title} ({len(lines)})</h3><ul>{items}</ul>{hidden_note(len(lines) - MOST_ROWS, 'lines')}"
+
+
+def runs_table(done: Sequence[Row]) -> str:
+    varied = varied_fields(done)
+    numbers = ("loss", "accuracy", "parameters", "steps", "seconds")
+    header = [*varied, *map(Right, numbers), "ended", "run"]
+    ranked = sorted(done, key=lambda row: row["val_loss"] if is_number(row.get("val_loss")) else math.inf)
+    lines = []
+    for row in ranked[:MOST_ROWS]:
+        ended = str(row.get("stopped")) + (", best weights" if row.get("weights") == "best" else "")
+        cells = [
+            *(text_cell(shown(row.get(name))) for name in varied),
+            number_cell(row.get("val_loss"), "{:.4f}"),
+            number_cell(row.get("val_accuracy"), "{:.1%}"),
+            number_cell(row.get("n_params"), "{:,.0f}"),
+            number_cell(row.get("steps"), "{:,.0f}"),
+            number_cell(row.get("wall_seconds"), "{:,.1f}"),
+            text_cell(ended + (", leak" if isinstance(row.get("leak"), str) else "")),
+            text_cell(str(row.get("timestamp"))),
+        ]
+        lines.append("".join(cells))
+    return table_of(header, lines) + hidden_note(len(done) - MOST_ROWS, "runs")
+
+
+class Right(str):
+    """The name of a column of numbers, which stand at its right."""
+
+
+def table_of(header: Sequence[str], lines: Sequence[str]) -> str:
+    names = "".join(
+        f"<th scope=col{' class=n' * isinstance(name, Right)}>{escape(name)}</th>" for name in header
+    )
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<div class=wide><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"
+
+
+def text_cell(text: str) -> str:
+    """A number in it sorts as one."""
+    return f"<td>{escape(text)}</td>"
+
+
+def number_cell(value: Any, form: str) -> str:
+    if not is_number(value):
+        return "<td class=n>–</td>"
+    return (
+        f'<td class=n data-v="{value:.9g}">{escape(form.format(value)) if math.isfinite(value) else "∞"}</td>'
+    )
+
+
+def hidden_note(n: int, what: str) -> str:
+    return f"<p class=quiet>… and {n:,} more {what}, in results.csv.</p>" if n > 0 else ""
+
+
+def quantity(value: float) -> str:
+    """12.3 G: three digits and a unit."""
+    for unit, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g} {letter}"
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60:,} h {minutes % 60:02} min"

@@ -1,0 +1,206 @@
+"""Small plots as SVG: round ticks, lines with bands, dots, intervals. Colours are the page's; all text is escaped."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+
+Values = Sequence[float] | np.ndarray
+LETTER = 6.3  # pixels that a letter of a label takes, about
+MARGIN = {"left": 56.0, "right": 12.0, "top": 10.0, "bottom": 40.0}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, value: float) -> float:
+        share = (self.of(value) - self.of(self.low)) / (self.of(self.high) - self.of(self.low))
+        return self.start + share * (self.end - self.start)
+
+    def of(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+    def ticks(self, n: int) -> list[float]:
+        """Round values inside, about `n` of them."""
+        if not self.log:
+            return round_values(self.low, self.high, n)
+        powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+        for factors in ((1,), (1, 3), (1, 2, 5)):
+            ticks = [factor * 10.0**power for power in powers for factor in factors]
+            inside = [tick for tick in ticks if self.low * 0.999 <= tick <= self.high * 1.001]
+            if len(inside) >= 3:
+                return inside
+        return inside or [self.low, self.high]
+
+
+def round_values(low: float, high: float, n: int) -> list[float]:
+    step = 10.0 ** math.floor(math.log10((high - low) / n))
+    step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= n)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def widened(values: Sequence[float], share: float = 0.05) -> tuple[float, float]:
+    """The range of the finite ones, and a little more at both ends."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    margin = (high - low) * share or abs(high) * 0.05 or 1.0
+    return low - margin, high + margin
+
+
+def number(value: float) -> str:
+    """A tick's label: 0.003, 12.5, 20k, 3M, 1e-05."""
+    size, sign = abs(value), "−" if value < 0 else ""
+    for unit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if unit <= size < 1e18 and (unit > 1e3 or size >= 1e4):
+            return f"{sign}{size / unit:.4g}{letter}"
+    return sign + (f"{size:.4g}" if size >= 1e-4 or value == 0 else f"{size:.0e}".replace("e-0", "e-"))
+
+
+class Plot:
+    """A frame with axes, to be drawn into. Coordinates are values; what lies outside the frame is cut off."""
+
+    n_made = 0  # so that no two plots of a page share the name of their frame
+
+    def __init__(
+        self,
+        size: tuple[float, float],
+        x: tuple[float, float],
+        y: tuple[float, float],
+        *,
+        labels: tuple[str, str] = ("", ""),
+        log_x: bool = False,
+        x_ticks: dict[float, str] | None = None,
+        left: float | None = None,
+        y_ticks: dict[float, str] | None = None,
+    ) -> None:
+        self.width, self.height = size
+        self.left = MARGIN["left"] if left is None else left
+        self.right = self.width - MARGIN["right"]
+        self.bottom = self.height - (MARGIN["bottom"] if labels[0] else MARGIN["bottom"] / 2)
+        self.x = Scale(*x, self.left, self.right, log_x)
+        self.y = Scale(*y, self.bottom, MARGIN["top"])
+        self.labels = labels
+        n_across = max(2, int((self.right - self.left) / 70))
+        self.x_ticks = x_ticks or {tick: number(tick) for tick in self.x.ticks(n_across)}
+        self.y_ticks = y_ticks or {tick: number(tick) for tick in self.y.ticks(5)}
+        self.marks: list[str] = []
+        Plot.n_made += 1
+        self.name = f"frame{Plot.n_made}"
+
+    def points(self, xs: Values, ys: Values) -> str:
+        pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
+        # Far outside is outside too, and numbers stay short.
+        return " ".join(f"{self.x(x):.1f},{min(9999.0, max(-9999.0, self.y(y))):.1f}" for x, y in pairs)
+
+    def line(self, xs: Values, ys: Values, colour: str, title: str = "", kind: str = "line") -> None:
+        told = f"<title>{escape(title)}</title>" if title else ""
+        points = self.points(xs, ys)
+        if " " in points:
+            self.marks.append(
+                f'<polyline class="{kind}" style="color:{colour}" points="{points}">{told}</polyline>'
+            )
+        elif points:
+            x, y = points.split(",")
+            self.marks.append(
+                f'<circle class="dot" style="color:{colour}" cx="{x}" cy="{y}" r="2.5">{told}</circle>'
+            )
+
+    def band(self, xs: Values, lows: Values, highs: Values, colour: str) -> None:
+        points = f"{self.points(xs, lows)} {self.points(xs[::-1], highs[::-1])}".strip()
+        if points:
+            self.marks.append(f'<polygon class="band" style="color:{colour}" points="{points}"/>')
+
+    def dots(self, xs: Values, ys: Values, colour: str, r: float = 2.0, kind: str = "dot") -> None:
+        circles = (point.split(",") for point in self.points(xs, ys).split())
+        shapes = "".join(f'<circle cx="{x}" cy="{y}" r="{r}"/>' for x, y in circles)
+        self.marks.append(f'<g class="{kind}" style="color:{colour}">{shapes}</g>')
+
+    def crosses(self, xs: Values, colour: str, title: str) -> None:
+        """At the upper edge: what has no place in the plot."""
+        y = MARGIN["top"] + 5
+        strokes = "".join(f"M{self.x(x) - 3:.1f},{y - 3}l6,6m0,-6l-6,6" for x in xs)
+        if strokes:
+            self.marks.append(
+                f'<path class="line" style="color:{colour}" d="{strokes}"><title>{escape(title)}</title></path>'
+            )
+
+    def across(self, y: float, low: float, high: float, colour: str, title: str) -> None:
+        """An interval on the x axis."""
+        at = self.y(y)
+        self.marks.append(
+            f'<g style="color:{colour}"><title>{escape(title)}</title><line class="line" x1="{self.x(low):.1f}" '
+            f'x2="{self.x(high):.1f}" y1="{at:.1f}" y2="{at:.1f}"/></g>'
+        )
+
+    def up(self, x: float, low: float, high: float, colour: str) -> None:
+        """An interval on the y axis."""
+        at = self.x(x)
+        self.marks.append(
+            f'<line class="line" style="color:{colour}" x1="{at:.1f}" x2="{at:.1f}" y1="{self.y(low):.1f}" '
+            f'y2="{self.y(high):.1f}"/>'
+        )
+
+    def rule(self, x: float) -> None:
+        self.marks.append(
+            f'<line class="rule" x1="{self.x(x):.1f}" x2="{self.x(x):.1f}" y1="{MARGIN["top"]}" y2="{self.bottom}"/>'
+        )
+
+    def svg(self, about: str) -> str:
+        """All of it; `about` is read to those who do not see it."""
+        top, left, right, bottom = MARGIN["top"], self.left, self.right, self.bottom
+        frame = (
+            f'<clipPath id="{self.name}"><rect x="{left - 4}" y="{top - 4}" width="{right - left + 8}" '
+            f'height="{bottom - top + 8}"/></clipPath>'
+        )
+        return (
+            f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" height="{self.height:g}" '
+            f'role="img" aria-label="{escape(about)}">{frame}{self.axes()}'
+            f'<g clip-path="url(#{self.name})">{"".join(self.marks)}</g></svg>'
+        )
+
+    def axes(self) -> str:
+        parts = []
+        for value, label in self.y_ticks.items():
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{self.left}" x2="{self.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(
+                f'<text class="tick" x="{self.left - 6}" y="{y + 3.5:.1f}" text-anchor="end">{escape(label)}</text>'
+            )
+        parts += self.labels_below()
+        x_label, y_label = map(escape, self.labels)
+        middle = (self.left + self.right) / 2
+        parts.append(
+            f'<line class="axis" x1="{self.left}" x2="{self.right}" y1="{self.bottom}" y2="{self.bottom}"/>'
+        )
+        parts.append(
+            f'<text class="label" x="{middle:.0f}" y="{self.height - 5:g}" text-anchor="middle">{x_label}</text>'
+        )
+        at = f'transform="rotate(-90)" x="{-(self.bottom + MARGIN["top"]) / 2:.0f}" y="13"'
+        parts.append(f'<text class="label" {at} text-anchor="middle">{y_label}</text>')
+        return "".join(parts)
+
+    def labels_below(self) -> list[str]:
+        """The labels of the x axis, cut to the room that each has."""
+        room = (self.right - self.left) / max(1, len(self.x_ticks))
+        parts = []
+        for value, label in self.x_ticks.items():
+            text = shortened(label, max(3, int(room / LETTER)))
+            parts.append(
+                f'<text class="tick" x="{self.x(value):.1f}" y="{self.bottom + 15:g}" text-anchor="middle">'
+                f"{escape(text)}<title>{escape(label)}</title></text>"
+            )
+        return parts
+
+
+def shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
