@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,8 @@ MOST_NAMED = 40  # values of an axis, or variants, that have a name beside a plo
 Curves = dict[tuple[int, int], Curve]
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """What is compared with each other: the variants on one kind of data."""
 
     data: str
@@ -27,27 +30,27 @@ class Part(NamedTuple):
     rows: list[Row]  # of the comparison, one for each
     curves: dict[str, Curves]
 
-    @property
+    @cached_property
     def order(self) -> list[int]:
         """The lowest loss first."""
         return sorted(range(len(self.rows)), key=lambda i: self.rows[i]["mean"])
 
-    @property
+    @cached_property
     def tuned(self) -> list[str]:
         return self.variants[0].tuned.split(" and ")
 
-    @property
+    @cached_property
     def fields(self) -> list[str]:
         """What tells the variants apart."""
         runs = [next(iter(variant.runs.values())) for variant in self.variants]
         return [name for name in varied_fields(runs) if name not in (SEED, *self.tuned)]
 
-    @property
+    @cached_property
     def best(self) -> dict[tuple[int, int], int]:
         """{(variant, its best setting): variant}."""
         return {(i, v.best): i for i, v in enumerate(self.variants) if v.best is not None}
 
-    @property
+    @cached_property
     def colours(self) -> dict[int, str]:
         """A colour for the baseline, and for the best variants as far as colours go; in a stable order."""
         baseline = [i for i, row in enumerate(self.rows) if row["verdict"] == "baseline"]

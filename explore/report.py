@@ -117,6 +117,9 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
         if row["verdict"] != "baseline":
             where = f" ({row['data']})" if row["data"] else ""
             lines.append(f"{row['variant']}{where}: {row['verdict']}{difference(row)}")
+    hidden = len(lines) - MOST_ROWS
+    if hidden > 0:
+        lines = [*lines[:MOST_ROWS], f"... and {hidden} more"]
     if not lines and len(comparison):
         lines.append("nothing to compare: runs differ in nothing but their seeds and what is tuned")
     at_edge = [row for row in comparison.to_dict("records") if row["edge"]]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from explore.axes import axis_figures
 from explore.figures import Part, cost_figure, curve_figures, difference_figure
-from explore.variants import Row, counted, described, ended_badly, is_number, shown, varied_fields
+from explore.variants import Row, Variant, counted, described, ended_badly, is_number, shown, varied_fields
 from train.params import SECTION_OF
 
 MOST_ROWS = 500  # of the table of all runs
@@ -39,7 +39,7 @@ def sections(
         "summary": summary(done, rows),
         "varied": varied_list(done),
         "parts": bodies,
-        "problems": problems(done, about["left_out"]),
+        "problems": problems(done, [v for part in parts for v in part.variants], about["left_out"]),
         "runs": runs_table(done),
         "condition": escape(about["at"]),
     }
@@ -62,8 +62,8 @@ def summary(done: Sequence[Row], rows: Sequence[Row]) -> str:
 
 def varied_list(done: Sequence[Row]) -> str:
     """What varied, and the values it took."""
-    items = []
-    for name in varied_fields(done):
+    items, varied = [], varied_fields(done)
+    for name in varied:
         values = Counter(shown(row.get(name)) for row in done)
         several = [
             value if len(set(values.values())) == 1 else f"{value} ({n})" for value, n in values.items()
@@ -72,7 +72,7 @@ def varied_list(done: Sequence[Row]) -> str:
         text = ", ".join(several[:30]) + (f" and {hidden} more" if hidden > 0 else "")
         items.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
     varying = f"<dl>{''.join(items)}</dl>" if items else "<p>Nothing: all runs have the same params.</p>"
-    shared = [name for name in SECTION_OF if name not in varied_fields(done) and name in done[0]]
+    shared = [name for name in SECTION_OF if name not in varied and name in done[0]]
     fixed = "".join(f"<dt>{name}</dt><dd>{escape(shown(done[0][name]))}</dd>" for name in shared)
     return f"{varying}<details><summary>What all runs share</summary><dl>{fixed}</dl></details>"
 
@@ -183,7 +183,7 @@ def samples(part: Part) -> str:
     )
 
 
-def problems(done: Sequence[Row], left_out: Sequence[str]) -> str:
+def problems(done: Sequence[Row], variants: Sequence[Variant], left_out: Sequence[str]) -> str:
     """Runs that failed or diverged, models that leak, runs that are left out."""
     varied = varied_fields(done)
     lines = [f"{describe_run(row, varied)}: {row['stopped']}" for row in done if ended_badly(row)]

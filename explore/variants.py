@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -34,12 +35,12 @@ class Variant:
     runs: dict[tuple[str, int], Row]  # by setting and seed
     only_best: bool  # losses are those of the best weights seen, not of the last
 
-    @property
+    @cached_property
     def complete_S(self) -> np.ndarray:
         """Which seeds ran with every setting."""
         return ~np.isnan(self.losses_LS).any(axis=0)
 
-    @property
+    @cached_property
     def best(self) -> int | None:
         """The setting with the lowest mean over seeds, if there is one whose runs all ended well."""
         whole = self.complete_S

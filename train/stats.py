@@ -29,6 +29,9 @@ class Stat(NamedTuple):
     v: float
 
 
+SAVED = TypeAdapter(dict[str, list[Stat]])  # what a file of statistics holds
+
+
 class Stats:
     """All metrics of a run. Logging never waits for the device: tensors are fetched by drain."""
 
@@ -78,7 +81,7 @@ class Stats:
         """Read what save wrote; a ValueError if the file holds anything else."""
         stats = cls()
         try:
-            stats._drained = TypeAdapter(dict[str, list[Stat]]).validate_json(path.read_bytes(), strict=True)
+            stats._drained = SAVED.validate_json(path.read_bytes(), strict=True)
         except ValidationError as error:
             raise ValueError(f"{path} does not hold statistics: {error.errors()[0]['msg']}") from None
         stats._count = sum(len(values) for values in stats._drained.values())

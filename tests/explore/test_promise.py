@@ -15,8 +15,8 @@ EQUAL = (0.0, 0.0, 0.0)
 NEAR = (0.5, 0.0, 0.3)
 VALLEY = (4.0, 1.0, 0.0, 1.0, 4.0)
 # Kinds of grids without a difference: the profile of the baseline, those of the variants, the number of seeds, what
-# seeds have in common, and by how much noise grows from one learning rate to the next.
-NULL = {
+# seeds have in common, by how much noise grows from one learning rate to the next, and what share of runs diverges.
+NULL: dict[str, tuple] = {
     "symmetric": (VALLEY, [VALLEY], 5, 1.0, 1.0),
     "symmetric, ties": (EQUAL, [EQUAL], 10, 0.0, 1.0),
     "clear against ties, 3 seeds": (CLEAR, [EQUAL], 3, 0.0, 1.0),
@@ -26,6 +26,8 @@ NULL = {
     "clear against near": (CLEAR, [NEAR], 10, 1.0, 1.0),
     "nearly tied against ties": ((1.0, 0.0, 1.0), [EQUAL], 10, 0.0, 1.0),
     "noisy rates": (CLEAR, [EQUAL], 5, 1.0, 2.0),
+    "some diverge": (EQUAL, [EQUAL], 5, 1.0, 1.0, 0.1),
+    "some diverge, against near": ((0.0, 1.0, 5.0), [(0.0, 0.0, 0.5)], 10, 1.0, 1.0, 0.05),
     "five, clear against ties": (CLEAR, [EQUAL] * 4, 5, 1.0, 1.0),
     "five, mixed": (VALLEY, [VALLEY, (0.0,) * 5, VALLEY, (0.5, 0.0, 0.5, 1, 1)], 10, 1.0, 1.0),
     "seven rates": ((2.0,) * 6 + (0.0,), [(0.0,) * 7], 5, 1.0, 1.0),
@@ -41,8 +43,11 @@ EFFECT = {
 }
 
 
-def grid(rng, profiles, n_seeds, common=1.0, growth=1.0) -> pd.DataFrame:
-    """The table of a grid: a run's loss is its mean, what its seed has in common with others, and its own noise."""
+def grid(rng, profiles, n_seeds, common=1.0, growth=1.0, diverging=0.0) -> pd.DataFrame:
+    """The table of a grid: a run's loss is its mean, what its seed has in common with others, and its own noise.
+
+    With the highest learning rate a share of the runs diverges.
+    """
     shared_S = common * rng.normal(size=n_seeds)
     columns: dict[str, list] = {"positions": [], "lr": [], "random_seed": [], "val_loss": []}
     for number, profile in enumerate(profiles):
@@ -52,12 +57,14 @@ def grid(rng, profiles, n_seeds, common=1.0, growth=1.0) -> pd.DataFrame:
         columns["lr"] += [10.0**-i for i in range(len(profile)) for _ in range(n_seeds)]
         columns["random_seed"] += list(range(n_seeds)) * len(profile)
         columns["val_loss"] += losses_LS.ravel().tolist()
-    return pd.DataFrame(columns | {"steps": 100, "stopped": "finished", "leak": None, "status": "complete"})
+    table = pd.DataFrame(columns | {"steps": 100, "stopped": "finished", "leak": None, "status": "complete"})
+    table.loc[(table.lr == 1) & (rng.random(len(table)) < diverging), "stopped"] = "diverged"
+    return table
 
 
 def wrong_about_equals(rng, kind: str) -> bool:
-    baseline, variants, n_seeds, common, growth = NULL[kind]
-    result = compare(grid(rng, [baseline, *variants], n_seeds, common, growth))
+    baseline, variants, *more = NULL[kind]
+    result = compare(grid(rng, [baseline, *variants], *more))
     return bool(result.verdict.isin(["better", "worse"]).any())
 
 

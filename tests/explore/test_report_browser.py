@@ -1,6 +1,7 @@
 """The report in a real browser: it asks nobody for anything, obeys no text of a run, and its tables sort."""
 
 import json
+from itertools import product
 
 import pytest
 from fake_runs import DEFAULT, fake_grid, fake_run
@@ -74,13 +75,11 @@ def test_the_page_fits_a_window_and_draws_inside_its_plots(opened, tmp_path, axe
 
 
 def test_text_of_runs_does_nothing(opened, tmp_path):
-    for seed in range(2):
-        for i, task_args in enumerate(({}, {"kind": EVIL})):
-            params = DEFAULT.changed(
-                random_seed=seed, task_args=task_args, tokenizer_source_name=EVIL if i else "char"
-            )
-            fake_run(tmp_path, "demo", 2 * seed + i, params, sample=EVIL, leak=EVIL if i else None)
-    fake_run(tmp_path, "demo", 9, DEFAULT.changed(random_seed=9), stopped=f"failed: {EVIL}")
+    for number, (seed, lr, text) in enumerate(product((0, 1), (1e-3, 1e-2), ("char", EVIL))):
+        own = {"task_args": {"kind": text}, "norm": EVIL, "positions": text, "tokenizer_source_name": text}
+        params = DEFAULT.changed(random_seed=seed, lr=lr, **own)
+        fake_run(tmp_path, "demo", number, params, val_loss=3.0 + seed / 10, sample=EVIL, leak=EVIL)
+    fake_run(tmp_path, "demo", 9, DEFAULT.changed(random_seed=9), stopped=f"failed: {EVIL}", val_loss=9.0)
     driver = opened()
     assert driver.title == "Report: demo"
     assert driver.find_elements(By.TAG_NAME, "img") == []
