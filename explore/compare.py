@@ -136,7 +136,7 @@ def unfit(variant: Variant, baseline: Variant, seeds: list[int], metric: str) ->
     if variant.only_best or baseline.only_best:
         return "losses are those of the best weights seen (patience), and the last ones are not known"
     if baseline.leak is not None:
-        return "the baseline sees what it predicts"
+        return f"leak of the baseline: {baseline.leak}"
     one, other = (next(iter(v.runs.values())) for v in (variant, baseline))
     if metric == "val_loss" and any(str(one.get(name)) != str(other.get(name)) for name in TOKENIZER):
         return "losses of different tokenizers; metric='bits_per_byte' compares them"
@@ -225,7 +225,7 @@ def verdict(match: Match, n_tests: int) -> str:
     if match.corrected < ALPHA:
         if match.difference > 0:
             return "worse"
-        return "better" if match.variant.leak is None else "cannot tell: it sees what it predicts (a leak)"
+        return "better" if match.variant.leak is None else f"cannot tell: leak: {match.variant.leak}"
     more = more_seeds(match, ALPHA / match.factor / n_tests)
     if more is None:
         return f"cannot tell; not even {MOST_SEEDS:,} seeds would"

@@ -76,7 +76,9 @@ def final_loss(params: Params, rng: np.random.Generator) -> float:
     seed = np.random.default_rng(train.random_seed).normal()
     far = math.log10(train.lr / best_lr) ** 2
     size = 1.2 * (model.n_layers * model.dim**2 / 1e4) ** -0.15
-    return float(1.9 + size + 0.25 * far + kinds.get(model.positions, 0.0) + 0.01 * seed + 0.012 * rng.normal())
+    return float(
+        1.9 + size + 0.25 * far + kinds.get(model.positions, 0.0) + 0.01 * seed + 0.012 * rng.normal()
+    )
 
 
 def fake_stats(final: float, n_points: int, rng: np.random.Generator) -> Iterator[tuple[str, list]]:

@@ -159,8 +159,8 @@ def test_a_leak_is_never_better():
     table = runs(BETTER)
     table["leak"] = table["leak"].astype(object)
     table.loc[table.positions == "b", "leak"] = "position 3 sees token 5"
-    assert "sees what it predicts" in verdict(table)
-    assert "the baseline sees" in verdict(table, "a", baseline="positions=b")
+    assert verdict(table) == "cannot tell: leak: position 3 sees token 5"
+    assert "leak of the baseline: position 3" in verdict(table, "a", baseline="positions=b")
     worse = {"a": BETTER["a"], "b": [noisy(6, seed=3), noisy(7, seed=4)]}
     leaking = runs(worse).assign(leak=[None] * 10 + ["leak"] * 10)
     assert verdict(leaking) == "worse"
