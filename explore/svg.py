@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 
 Values = Sequence[float] | np.ndarray
-LETTER = 6.3  # pixels that a letter of a label takes, about
+LETTER = 7.2  # pixels that a letter of a label takes, rather more than less
 MARGIN = {"left": 56.0, "right": 12.0, "top": 10.0, "bottom": 40.0}
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from explore.compare import compare
 
+pytestmark = pytest.mark.usefixtures("without_collecting")
+
 CLEAR = (
     5.0,
     0.0,
@@ -27,7 +29,7 @@ NULL: dict[str, tuple] = {
     "nearly tied against ties": ((1.0, 0.0, 1.0), [EQUAL], 10, 0.0, 1.0),
     "noisy rates": (CLEAR, [EQUAL], 5, 1.0, 2.0),
     "some diverge": (EQUAL, [EQUAL], 5, 1.0, 1.0, 0.1),
-    "some diverge, against near": ((0.0, 1.0, 5.0), [(0.0, 0.0, 0.5)], 10, 1.0, 1.0, 0.05),
+    "some diverge, against near": ((5.0, 0.0, 1.0), [(0.0, 0.0, 0.5)], 10, 1.0, 1.0, 0.05),
     "five, clear against ties": (CLEAR, [EQUAL] * 4, 5, 1.0, 1.0),
     "five, mixed": (VALLEY, [VALLEY, (0.0,) * 5, VALLEY, (0.5, 0.0, 0.5, 1, 1)], 10, 1.0, 1.0),
     "seven rates": ((2.0,) * 6 + (0.0,), [(0.0,) * 7], 5, 1.0, 1.0),

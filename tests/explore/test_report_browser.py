@@ -43,6 +43,7 @@ def column(driver, table: int, title: str) -> list[str]:
     "axes",
     [
         {},
+        {"norm": [letter * 70 for letter in "abcd"], "random_seed": [0, 1]},
         {"positions": ["learned", "rotary"], "lr": [1e-3, 3e-3], "random_seed": [0, 1, 2, 3, 4]},
         {
             "positions": ["learned", "sin", "rotary", "alibi", "none"],
@@ -51,7 +52,7 @@ def column(driver, table: int, title: str) -> list[str]:
             "random_seed": [0, 1, 2, 3, 4],
         },
     ],
-    ids=["1 run", "20 runs", "500 runs"],
+    ids=["1 run", "long names", "20 runs", "500 runs"],
 )
 def test_the_page_fits_a_window_and_draws_inside_its_plots(opened, tmp_path, axes):
     fake_grid(tmp_path, **axes)
