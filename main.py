@@ -69,6 +69,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="keep every trained model and its statistics: --config=test --save",
     )
     add(
+        "--resume",
+        nargs="?",
+        const="same",
+        choices=["same", "anyway"],
+        metavar="anyway",
+        help="leave out runs that are saved already, go on with those that were killed: --config=test --resume\n"
+        "--resume=anyway takes them over even if model/, train/ or data/ has changed since",
+    )
+    add(
+        "--fail-fast",
+        action="store_true",
+        help="stop at the first run that fails: --config=test --fail-fast",
+    )
+    add(
         "--out",
         metavar="DIR",
         help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial",

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,11 +21,12 @@ from train.logs import log, log_to_file
 from train.params import Params
 from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
-from train.saver import RunFolder, save
+from train.resume import ResumePoint
+from train.saver import RESUME_FILE, RunFolder, begin, save
 from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
-from train.trainer import LMTrainer
+from train.trainer import INTERRUPTED, LMTrainer
 from train.weights import Checkpoints
 
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -38,6 +39,8 @@ class Call(NamedTuple):
 
     out: Path  # root of all outputs
     save: bool
+    resume: str | None  # "same" code or "anyway"; None: every run is new
+    fail_fast: bool
     wandb: bool
     wandb_entity: str | None
     wandb_group: str
@@ -49,28 +52,54 @@ class Call(NamedTuple):
         return self.out / "cache"
 
 
-def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
-    """Train one run and return its summary; with `call.save` it lies in a run folder afterwards."""
-    started = time.perf_counter()
-    tracker, folder = start_tracker(params, namer, call), None
+def train_run(
+    params: Params, namer: Any, call: Call, identity: str = "", go_on: Path | None = None
+) -> dict[str, Any]:
+    """Train one run and return its summary; with `call.save` it lies in a run folder afterwards.
+
+    `go_on` is the folder of an earlier call that did not come to the run's end.
+    """
+    tracker = start_tracker(params, namer, call)
     try:
-        if call.save:
-            wandb_name = None if tracker is None else tracker.name
-            folder = RunFolder.claim(
-                call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name)
+        if not call.save:
+            with threads(params.train.threads):
+                return summarise(fit(params, Stats(tracker), call))
+        folder = run_folder(params, namer, call, tracker, identity, go_on)
+        try:
+            return train_in(folder, params, Stats(tracker), call)
+        except BaseException as error:
+            folder.give_up(
+                None if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
             )
-        with threads(params.train.threads), log_to_file(None if folder is None else folder.log_file):
-            with keeping_weights(folder, params.train) as checkpoints:
-                lm_trainer = fit(params, Stats(tracker), call, checkpoints)
-            summary = summarise(lm_trainer, time.perf_counter() - started)
-            if folder is not None:
-                lm, stats = lm_trainer.model, lm_trainer.stats
-                save(folder.path, params=params, lm=lm, stats=stats, summary=summary, command=call.command)
-                folder.finish()
-                log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
+            raise
     finally:
         if tracker is not None:
             tracker.finish()
+
+
+def run_folder(
+    params: Params, namer: Any, call: Call, tracker: Any, identity: str, go_on: Path | None
+) -> RunFolder:
+    if go_on is not None:
+        return RunFolder.take_up(go_on)
+    wandb_name = None if tracker is None else tracker.name
+    folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
+    begin(folder.path, params, call.command, identity)
+    return folder
+
+
+def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dict[str, Any]:
+    """Train a run and save it in its folder."""
+    with threads(params.train.threads), log_to_file(folder.log_file):
+        with keeping_weights(folder, params.train) as checkpoints:
+            resume_point = ResumePoint(folder.path / RESUME_FILE)
+            lm_trainer = fit(params, stats, call, checkpoints, resume_point)
+        summary = summarise(lm_trainer)
+        save(folder.path, lm=lm_trainer.model, stats=lm_trainer.stats, summary=summary)
+        if lm_trainer.stopped != INTERRUPTED:
+            resume_point.path.unlink(missing_ok=True)
+        folder.finish()
+        log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
     return summary
 
 
@@ -87,17 +116,22 @@ def start_tracker(params: Params, namer: Any, call: Call) -> Any:
     )
 
 
-def keeping_weights(
-    folder: RunFolder | None, train: TrainParams
-) -> AbstractContextManager[Checkpoints | None]:
-    """Inside, what keeps weights along the way, if anything is kept of this run."""
-    if folder is None or train.checkpoint_every is None:
+def keeping_weights(folder: RunFolder, train: TrainParams) -> AbstractContextManager[Checkpoints | None]:
+    """Inside, what keeps weights along the way, if they are to be kept."""
+    if train.checkpoint_every is None:
         return nullcontext()
     return Checkpoints(folder.path / "checkpoints", train.checkpoint_every)
 
 
-def fit(params: Params, stats: Stats, call: Call, checkpoints: Checkpoints | None = None) -> LMTrainer:
+def fit(
+    params: Params,
+    stats: Stats,
+    call: Call,
+    checkpoints: Checkpoints | None = None,
+    resume_point: ResumePoint | None = None,
+) -> LMTrainer:
     """Build everything, train, and make sure that a validation of the final weights is recorded."""
+    began = time.perf_counter()
     train, tokenizer = params.train, saved_tokenizer(params.model, call.out)
     data = make_data(
         params.data, params.model, call.cache, data_workers=train.data_workers, tokenizer=tokenizer
@@ -107,20 +141,26 @@ def fit(params: Params, stats: Stats, call: Call, checkpoints: Checkpoints | Non
         lm.compile()
     n_steps = count_steps(train, data.n_rows("train"))
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
+    lm_trainer.began = began
     lm_trainer.leak = warn_of_flaws(lm)
-    trainer = lightning_trainer(train, n_steps, call.gpu_id)
+    trainer = lightning_trainer(train, n_steps, call.gpu_id, [resume_point] if resume_point else [])
+    position = resume_point.position if resume_point else None
     batches = data.train_dataloader(
         train.batch_size,
         accumulate=train.accumulate_grad_batches,
         seed=train.random_seed,
         rank=rank(),
         world=train.devices,
+        epoch=position.epoch if position else 0,
+        batches=position.batches if position else 0,
     )
     held_out = data.val_dataloader(train.batch_size)
     with stop_on_interrupt(lm_trainer):
-        if params.model.from_pretrained is not None or params.model.from_saved is not None:
+        has_origin = params.model.from_pretrained is not None or params.model.from_saved is not None
+        if has_origin and position is None:
             trainer.validate(lm_trainer, held_out, verbose=False)  # how good it is to begin with
-        trainer.fit(lm_trainer, batches, held_out)
+        path = resume_point.path if resume_point and position else None
+        trainer.fit(lm_trainer, batches, held_out, ckpt_path=path, weights_only=True)
         if lm_trainer.restore_best() or lm_trainer.validated_at != lm_trainer.global_step:
             trainer.validate(lm_trainer, held_out, verbose=False)
     return lm_trainer
@@ -149,7 +189,9 @@ def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:
     return lm
 
 
-def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L.Trainer:
+def lightning_trainer(
+    train: TrainParams, n_steps: int, gpu_id: int | None, callbacks: Sequence[L.Callback] = ()
+) -> L.Trainer:
     cpus = train.devices > 1 and not torch.cuda.is_available()
     return L.Trainer(
         max_steps=n_steps,
@@ -163,6 +205,7 @@ def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L
         devices=train.devices if gpu_id is None else [gpu_id],
         strategy=train.strategy,
         use_distributed_sampler=False,  # our Loader shares the rows out
+        callbacks=list(callbacks),
         num_sanity_val_steps=0,
         inference_mode=False,  # what a model keeps from a validation, a mask say, is fit for training then
         logger=False,
@@ -172,7 +215,7 @@ def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L
     )
 
 
-def summarise(lm_trainer: LMTrainer, wall_seconds: float) -> dict[str, Any]:
+def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
     """What the results table and `runs()` show of a run."""
     result = lm_trainer.result
     return {
@@ -183,7 +226,7 @@ def summarise(lm_trainer: LMTrainer, wall_seconds: float) -> dict[str, Any]:
         "val_exact_match": result.get("val_exact_match"),
         "n_params": n_params(lm_trainer.model),
         "tokens_per_second": lm_trainer.n_tokens / max(lm_trainer.train_seconds, 1e-9),
-        "wall_seconds": wall_seconds,
+        "wall_seconds": lm_trainer.seconds,
         "steps": lm_trainer.global_step,
         "trained_samples": lm_trainer.n_samples,
         "stopped": lm_trainer.stopped,

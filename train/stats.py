@@ -69,6 +69,21 @@ class Stats:
         self.drain()
         return self._drained
 
+    def state(self) -> dict[str, Tensor]:
+        """train_stats as tensors, a row for each value: what a checkpoint takes."""
+        return {
+            name: torch.tensor([*values], dtype=torch.float64) for name, values in self.train_stats.items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from an earlier state. The tracker has had those values already."""
+        self._pending = []
+        self._drained = {
+            name: [Stat(int(s), int(n), int(c), v) for s, n, c, v in rows.tolist()]
+            for name, rows in state.items()
+        }
+        self._count = sum(map(len, self._drained.values()))
+
     def save(self, path: Path) -> None:
         """Write train_stats as JSON, in Python's dialect: NaN and Infinity stand as they are."""
         path.write_text(json.dumps(self.train_stats))

@@ -4,9 +4,10 @@ import argparse
 import sys
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from data.dataloader import LMDataModule
 from model.check import ignored_fields
 from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes, located
+from train.history import NEW, Step, clear_away, identity, steps_for
 from train.logs import log
 from train.params import Params
 from train.pretrained import saved_tokenizer, weights_problems
@@ -26,15 +28,21 @@ from train.provenance import code_of_this_process
 from train.run import Call, train_run
 from train.saver import output_root, partial_folder
 from train.soundness import UNCHECKED
+from train.trainer import INTERRUPTED
+
+MOST_SAID = 40  # lines of what --resume does
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     """What the command line says about all runs."""
-    if args.save:
+    save = args.save or args.resume is not None
+    if save:
         code_of_this_process()  # now: the files may be edited while texts are read and runs train
     return Call(
         out=output_root(args.out),
-        save=args.save and rank() == 0,
+        save=save and rank() == 0,
+        resume=args.resume,
+        fail_fast=args.fail_fast,
         wandb=not args.no_wandb and rank() == 0,
         wandb_entity=wandb_entity,
         wandb_group=f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}",
@@ -56,12 +64,14 @@ class Plan(NamedTuple):
     n_params: int
     n_steps: int
     n_tokens: int  # estimated: rows to be trained on, times their length
+    identity: str
+    step: Step = NEW  # what is to be done with it
 
 
 def prepare(runs: list[Run], call: Call) -> list[Plan]:
     """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
     plans, errors = [], []
-    data_of: dict[str, tuple[Any, int, float] | None] = {}  # what `measure` says of each data set
+    data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
     size_of: dict[str, int] = {}
     begun: set[str] = set()  # what has been tried of weights to begin with
     for params, places, config in runs:
@@ -77,7 +87,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
         if (measured := data_of[key]) is None:
             continue
-        tokenizer, n_rows, row_length = measured
+        tokenizer, n_rows, row_length, content = measured
         if (size_key := repr((model, key))) not in size_of:
             shapes = parameter_shapes(model, tokenizer.n_tokens)
             size_of[size_key] = sum(shape.numel() for shape in shapes.values())
@@ -88,11 +98,15 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         n_steps = count_steps(train, n_rows)
         rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
         rows = min(n_rows * train.epochs, n_steps * rows_per_step)
-        plans.append(Plan(config, params, size_of[size_key], n_steps, round(rows * row_length)))
+        n_tokens = round(rows * row_length)
+        plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, identity(params, content)))
     errors += device_problems({run.params.train.devices for run in runs}, call.gpu_id)
     if errors:
         raise GridError(errors)
-    return plans
+    if call.resume is None:
+        return plans
+    steps = steps_for([plan.identity for plan in plans], call.out, any_code=call.resume == "anyway")
+    return [plan._replace(step=step) for plan, step in zip(plans, steps, strict=True)]
 
 
 def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
@@ -118,14 +132,24 @@ def check_names(plans: list[Plan], make_namer: Callable[[Params], Any], call: Ca
         raise GridError(errors)
 
 
-def measure(data: LMDataModule) -> tuple[Any, int, float]:
-    """A data module's tokenizer, training rows, and real tokens in a row (from one batch)."""
+class Measured(NamedTuple):
+    """What planning a run asks of its data."""
+
+    tokenizer: Any
+    n_rows: int  # to train on
+    row_length: float  # real tokens in a row, from one batch
+    content: str  # of the text
+
+
+def measure(data: LMDataModule) -> Measured:
     batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
-    return data.tokenizer, data.n_rows("train"), batch["n_tokens"] / len(batch["x_indices"])
+    row_length = batch["n_tokens"] / len(batch["x_indices"])
+    return Measured(data.tokenizer, data.n_rows("train"), row_length, data.content)
 
 
 def announce(plans: list[Plan]) -> None:
-    """What a reader of the results must know about the models, said once."""
+    """What a reader of the results must know about the runs, said once."""
+    say_steps(plans)
     models = [plan.params.model for plan in plans]
     if any(model.attention == "fused" for model in models):
         log.info("attention='fused' is torch's kernel: it ignores edits to the explicit attention")
@@ -144,20 +168,36 @@ def announce(plans: list[Plan]) -> None:
             log.info(f"run {number} ends before its learning rate has risen to lr: {steps}")
 
 
+def say_steps(plans: list[Plan]) -> None:
+    """What --resume makes of each run."""
+    if all(plan.step is NEW for plan in plans):
+        return
+    counts = Counter(plan.step.what for plan in plans)
+    log.info("--resume: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    said = [f"run {number}: {plan.step}" for number, plan in enumerate(plans, 1)]
+    hidden = len(said) - MOST_SAID
+    log.info("\n".join(said[:MOST_SAID] + [f"... and {hidden} more"] * (hidden > 0)))
+
+
 def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> list[dict[str, Any]]:
     """Train every run; one that fails is shown at once and does not stop the rest, unless it has several processes."""
     varied = settings_of(plans)
     summaries: list[dict[str, Any]] = []
     for number, plan in enumerate(plans, 1):
+        if plan.step.what in ("finished", "elsewhere"):
+            summaries.append(earlier_summary(plan.step))
+            continue
         settings = ", ".join(f"{key} {value}" for key, value in varied[number - 1].items())
         log.info(
             f"run {number} of {len(plans)}: {settings}, {plan.n_params:,} parameters, {plan.n_steps} steps"
         )
         started = time.perf_counter()
         try:
-            summary = train_run(plan.params, make_namer(plan.params), call)
+            summary = train_run(
+                plan.params, make_namer(plan.params), call, plan.identity, go_on=taken_up(plan.step)
+            )
         except KeyboardInterrupt:
-            summary = {"stopped": "interrupted", "wall_seconds": time.perf_counter() - started}
+            summary = {"stopped": INTERRUPTED, "wall_seconds": time.perf_counter() - started}
         except Exception as error:
             give_way()
             log.error(f"run {number} failed with {settings}:\n{traceback.format_exc()}")
@@ -167,9 +207,28 @@ def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call
             }
         summaries.append(summary)
         failed = summary["stopped"].startswith("failed")
-        if summary["stopped"] == "interrupted" or (failed and plan.params.train.devices > 1):
-            break  # after a failure the processes may stand at different points
+        if summary["stopped"] == INTERRUPTED or (
+            failed and (call.fail_fast or plan.params.train.devices > 1)
+        ):
+            break  # after a failure several processes may stand at different points
     return summaries
+
+
+def taken_up(step: Step) -> Path | None:
+    """The folder in which a run goes on; one that trains again has its old one cleared away."""
+    if step.earlier is None:
+        return None
+    if step.what == "continued":
+        return step.earlier.folder
+    clear_away(step.earlier)
+    return None
+
+
+def earlier_summary(step: Step) -> dict[str, Any]:
+    """The final numbers of a run that is not trained now."""
+    assert step.earlier is not None
+    summary = step.earlier.summary or {"stopped": "training elsewhere"}
+    return summary | {"stopped": f"{summary['stopped']} earlier"} if step.earlier.summary else summary
 
 
 def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
@@ -244,6 +303,6 @@ def exit_code(summaries: list[dict[str, Any]]) -> int:
     if rank() and torch.distributed.is_initialized():
         return 0  # the first process will notice and report; Lightning kills it when another one ends with an error
     ends = [summary["stopped"] for summary in summaries]
-    if "interrupted" in ends:
+    if INTERRUPTED in ends:
         return 130
     return int(any(end.startswith(("failed", "diverged")) for end in ends))
