@@ -157,6 +157,7 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.check == "strict":
         architecture.refuse_leaks(plans, call)
     if args.dry_run:
+        sweep.say_steps(plans)
         log.info(sweep.plan_table(plans))
         return 0
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"

@@ -24,7 +24,7 @@ ONLY_IN = {
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
     "transformers": {"data/tokenizer.py", "gpt2.py", "model/huggingface.py"},
-    "lightning": {"train/trainer.py", "train/run.py"},
+    "lightning": {"train/trainer.py", "train/run.py", "train/resume.py"},
 }
 PARAMS_MAY_IMPORT = {"typing", "pydantic"}
 

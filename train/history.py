@@ -2,14 +2,16 @@
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from train.grid import GridError
 from train.params import SECTIONS, Params
+from train.processes import rank
 from train.provenance import changed_files, code_of_this_process
 from train.saver import PARTIAL, RESUME_FILE, is_training, read_json, run_folders
 from train.trainer import INTERRUPTED
@@ -53,6 +55,7 @@ class Step(NamedTuple):
 
 
 NEW = Step("new")
+DECIDED = "WHATIF_DECIDED"  # the environment variable that tells the other processes of a run
 
 
 def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
@@ -64,6 +67,18 @@ def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
     if not any_code:
         refuse_other_code(step.earlier for step in steps if step.earlier and step.what != "again")
     return steps
+
+
+def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
+    """What the first process decides. The others start later, when its first run is under way, and inherit the decision."""
+    if rank() == 0:
+        steps = decide()
+        os.environ[DECIDED] = json.dumps([(what, earlier and str(earlier.folder)) for what, earlier in steps])
+        return steps
+    decided = json.loads(os.environ[DECIDED])
+    return [
+        Step(what, Earlier(Path(folder), "", {}, None, None) if folder else None) for what, folder in decided
+    ]
 
 
 def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:

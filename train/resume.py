@@ -12,13 +12,31 @@ from typing import Any, NamedTuple
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from train.logs import log
 from train.processes import rank
+from train.saver import RESUME_FILE
 from train.trainer import INTERRUPTED, LMTrainer
 from train.weights import one_line, regular_file
 
 SECONDS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Replaces a checkpoint by the next one at once: there is always a whole one. OSError in one sentence."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        partial = Path(f"{path}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            # Behind torch's remark on positions in a file stands why it could not be written.
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise OSError(f"{path} cannot be written: {one_line(reason)}") from error
 
 
 class Position(NamedTuple):
@@ -29,10 +47,13 @@ class Position(NamedTuple):
 
 
 class ResumePoint(L.Callback):
-    """Keeps the latest checkpoint of a run in `path`, and takes the run up from there if there is one to begin with."""
+    """Keeps the latest checkpoint of a run in `path`, and takes the run up from there if there is one to begin with.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Only the first process of a run writes; the path of another one is what there is to begin with.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path or Path(RESUME_FILE)
         self.written_at = time.monotonic()
         self.random_states: list[Any] | None = None  # to be restored, one for each process
         self.checkpoint = self.read()
@@ -92,14 +113,7 @@ class ResumePoint(L.Callback):
             self.write(trainer)
 
     def write(self, trainer: L.Trainer) -> None:
-        """Replaces the checkpoint: there is always a whole one. OSError in one sentence."""
-        partial = self.path.with_name(f"{self.path.name}.partial")
-        try:
-            trainer.save_checkpoint(partial)
-            if rank() == 0:
-                partial.replace(self.path)
-        except (OSError, RuntimeError) as error:
-            raise OSError(f"{self.path} cannot be written: {one_line(error)}") from error
+        trainer.save_checkpoint(self.path)
         self.written_at = time.monotonic()
 
     def on_save_checkpoint(

@@ -21,13 +21,13 @@ from train.logs import log, log_to_file
 from train.params import Params
 from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
-from train.resume import ResumePoint
-from train.saver import RESUME_FILE, RunFolder, begin, save
+from train.resume import ResumePoint, WholeFiles
+from train.saver import RESUME_FILE, RunFolder, begin, partial_name, save
 from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
 from train.trainer import INTERRUPTED, LMTrainer
-from train.weights import Checkpoints
+from train.weights import Checkpoints, one_line
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
@@ -39,13 +39,13 @@ class Call(NamedTuple):
 
     out: Path  # root of all outputs
     save: bool
-    resume: str | None  # "same" code or "anyway"; None: every run is new
-    fail_fast: bool
     wandb: bool
     wandb_entity: str | None
     wandb_group: str
     gpu_id: int | None
     command: list[str]
+    resume: str | None = None  # "same" code or "anyway"; None: every run is new
+    fail_fast: bool = False
 
     @property
     def cache(self) -> Path:
@@ -61,9 +61,14 @@ def train_run(
     """
     tracker = start_tracker(params, namer, call)
     try:
-        if not call.save:
+        if (
+            not call.save or rank()
+        ):  # the first process saves for all, and all take part in resume checkpoints
+            path = go_on and partial_name(go_on) / RESUME_FILE
             with threads(params.train.threads):
-                return summarise(fit(params, Stats(tracker), call))
+                return summarise(
+                    fit(params, Stats(tracker), call, resume_point=ResumePoint(path) if call.save else None)
+                )
         folder = run_folder(params, namer, call, tracker, identity, go_on)
         try:
             return train_in(folder, params, Stats(tracker), call)
@@ -206,6 +211,7 @@ def lightning_trainer(
         strategy=train.strategy,
         use_distributed_sampler=False,  # our Loader shares the rows out
         callbacks=list(callbacks),
+        plugins=[WholeFiles()],
         num_sanity_val_steps=0,
         inference_mode=False,  # what a model keeps from a validation, a mask say, is fit for training then
         logger=False,

@@ -114,7 +114,7 @@ class RunFolder:
     @classmethod
     def take_up(cls, path: Path) -> "RunFolder":
         """The folder of an earlier run that goes on."""
-        return cls(path.rename(path.with_name(path.name.removesuffix(PARTIAL) + PARTIAL)))
+        return cls(path.rename(partial_name(path)))
 
     @property
     def log_file(self) -> Path:
@@ -132,6 +132,11 @@ class RunFolder:
         self.lock.release()
         Path(self.lock.lock_file).unlink(missing_ok=True)
         self.path = self.path.rename(self.path.with_name(self.timestamp))
+
+
+def partial_name(folder: Path) -> Path:
+    """Where the run in `folder` lies while it trains."""
+    return folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
 
 
 def lock_of(folder: Path) -> FileLock:

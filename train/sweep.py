@@ -19,7 +19,7 @@ from data.dataloader import LMDataModule
 from model.check import ignored_fields
 from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes, located
-from train.history import NEW, Step, clear_away, identity, steps_for
+from train.history import NEW, Step, clear_away, for_all_processes, identity, steps_for
 from train.logs import log
 from train.params import Params
 from train.pretrained import saved_tokenizer, weights_problems
@@ -40,7 +40,7 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
         code_of_this_process()  # now: the files may be edited while texts are read and runs train
     return Call(
         out=output_root(args.out),
-        save=save and rank() == 0,
+        save=save,
         resume=args.resume,
         fail_fast=args.fail_fast,
         wandb=not args.no_wandb and rank() == 0,
@@ -105,7 +105,8 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         raise GridError(errors)
     if call.resume is None:
         return plans
-    steps = steps_for([plan.identity for plan in plans], call.out, any_code=call.resume == "anyway")
+    identities = [plan.identity for plan in plans]
+    steps = for_all_processes(lambda: steps_for(identities, call.out, any_code=call.resume == "anyway"))
     return [plan._replace(step=step) for plan, step in zip(plans, steps, strict=True)]
 
 
@@ -220,7 +221,8 @@ def taken_up(step: Step) -> Path | None:
         return None
     if step.what == "continued":
         return step.earlier.folder
-    clear_away(step.earlier)
+    if rank() == 0:
+        clear_away(step.earlier)
     return None
 
 

@@ -78,8 +78,8 @@ class LMTrainer(L.LightningModule):
         checkpoint["course"] = {
             "stats": self.stats.state(),
             "schedule": self.schedule.state(),
-            "n_samples": self.n_samples,
-            "n_tokens": self.n_tokens,
+            "rows": self.n_samples,
+            "tokens": self.n_tokens,
             "train_seconds": self.train_seconds + now - self.clock,
             "seconds": self.seconds,
             "stopped": self.stopped,
@@ -93,7 +93,7 @@ class LMTrainer(L.LightningModule):
         course = checkpoint["course"]
         self.stats.restore(course["stats"])
         self.schedule.restore(course["schedule"])
-        self.n_samples, self.n_tokens = course["n_samples"], course["n_tokens"]
+        self.n_samples, self.n_tokens = course["rows"], course["tokens"]
         self.train_seconds, self.earlier_seconds = course["train_seconds"], course["seconds"]
         self.stopped = course["stopped"]
         self.best_loss, self.best_step, self.validations_without_gain = course["best"]

@@ -81,8 +81,8 @@ def test_processes_share_every_row_and_have_equally_many_batches(tmp_path):
     n_rows = 3 * 7 * 6 + 8  # the last batches: 7 rows, 1 row, none
     assert data.n_rows("train") == n_rows
     [whole] = data.train_dataloader(n_rows)
-    shares = [list(data.train_dataloader(7, 2, 0, rank, 3)) for rank in range(3)]
-    assert {len(share) for share in shares} == {len(data.train_dataloader(7, 2, 0, 0, 3))} == {7}
+    shares = [list(data.train_dataloader(7, 2, rank=rank, world=3)) for rank in range(3)]
+    assert {len(share) for share in shares} == {len(data.train_dataloader(7, 2, world=3))} == {7}
     for count in ("n_rows", "n_tokens"):
         assert [sum(batch[count] for batch in share) for share in shares] == [whole[count]] * 3
     assert sum(batch["n_scored"] for share in shares for batch in share) == whole["n_scored"]
