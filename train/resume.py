@@ -20,6 +20,7 @@ from train.saver import RESUME_FILE
 from train.trainer import INTERRUPTED, LMTrainer
 from train.weights import one_line, regular_file
 
+UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # what torch.load makes of a bad file
 SECONDS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
 
 
@@ -56,31 +57,18 @@ class ResumePoint(L.Callback):
         self.path = path or Path(RESUME_FILE)
         self.written_at = time.monotonic()
         self.random_states: list[Any] | None = None  # to be restored, one for each process
-        self.checkpoint = self.read()
+        self.position = self.read()  # where the run goes on; None: it begins
 
-    def read(self) -> dict[str, Any] | None:
-        """What is in the file, which is data and never code; None, and a warning, if that is no checkpoint of ours."""
+    def read(self) -> Position | None:
+        """From the file, which is data and never code; None, and a warning, if that is no checkpoint of ours."""
         if not self.path.exists():
             return None
         try:
-            checkpoint = torch.load(regular_file(self.path), map_location="cpu", weights_only=True, mmap=True)
-            return checkpoint if position_in(checkpoint) else None
-        except (
-            OSError,
-            RuntimeError,
-            pickle.UnpicklingError,
-            EOFError,
-            ValueError,
-            LookupError,
-            TypeError,
-        ) as e:
-            log.warning(f"{self.path} cannot be read, so the run begins anew: {one_line(e)}")
+            path = regular_file(self.path)
+            return position_in(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        except (*UNREADABLE, ValueError, LookupError, TypeError) as error:
+            log.warning(f"{self.path} cannot be read, so the run begins anew: {one_line(error)}")
             return None
-
-    @property
-    def position(self) -> Position | None:
-        """Where the run goes on; None: it begins."""
-        return None if self.checkpoint is None else position_in(self.checkpoint)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

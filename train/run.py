@@ -73,9 +73,8 @@ def train_run(
         try:
             return train_in(folder, params, Stats(tracker), call)
         except BaseException as error:
-            folder.give_up(
-                None if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-            )
+            interrupted = isinstance(error, KeyboardInterrupt)
+            folder.give_up(None if interrupted else f"{type(error).__name__}: {one_line(error)}")
             raise
     finally:
         if tracker is not None:
