@@ -22,7 +22,7 @@ from train.params import Params
 from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
 from train.resume import ResumePoint, WholeFiles
-from train.saver import RESUME_FILE, RunFolder, begin, partial_name, save
+from train.saver import RESUME_FILE, RunFolder, begin, partial_name, read_json, save
 from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
@@ -59,37 +59,36 @@ def train_run(
 
     `go_on` is the folder of an earlier call that did not come to the run's end.
     """
-    tracker = start_tracker(params, namer, call)
+    wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
+    tracker = start_tracker(params, namer, call, wandb_id)
     try:
-        if (
-            not call.save or rank()
-        ):  # the first process saves for all, and all take part in resume checkpoints
-            path = go_on and partial_name(go_on) / RESUME_FILE
-            with threads(params.train.threads):
-                return summarise(
-                    fit(params, Stats(tracker), call, resume_point=ResumePoint(path) if call.save else None)
-                )
-        folder = run_folder(params, namer, call, tracker, identity, go_on)
-        try:
-            return train_in(folder, params, Stats(tracker), call)
-        except BaseException as error:
-            interrupted = isinstance(error, KeyboardInterrupt)
-            folder.give_up(None if interrupted else f"{type(error).__name__}: {one_line(error)}")
-            raise
+        if call.save and rank() == 0:
+            return train_saved(params, namer, call, tracker, identity, go_on)
+        # The first process saves for all; the others take part in its resume checkpoints.
+        resume_point = ResumePoint(go_on and partial_name(go_on) / RESUME_FILE) if call.save else None
+        with threads(params.train.threads):
+            return summarise(fit(params, Stats(tracker), call, resume_point=resume_point))
     finally:
         if tracker is not None:
             tracker.finish()
 
 
-def run_folder(
+def train_saved(
     params: Params, namer: Any, call: Call, tracker: Any, identity: str, go_on: Path | None
-) -> RunFolder:
+) -> dict[str, Any]:
+    """Train a run in its folder, which says what became of it, whatever that is."""
     if go_on is not None:
-        return RunFolder.take_up(go_on)
-    wandb_name = None if tracker is None else tracker.name
-    folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
-    begin(folder.path, params, call.command, identity)
-    return folder
+        folder = RunFolder.take_up(go_on)
+    else:
+        wandb_name = None if tracker is None else tracker.name
+        folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
+        begin(folder.path, params, call.command, identity, wandb=tracker and tracker.id)
+    try:
+        return train_in(folder, params, Stats(tracker), call)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        folder.give_up(None if interrupted else f"{type(error).__name__}: {one_line(error)}")
+        raise
 
 
 def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dict[str, Any]:
@@ -107,7 +106,7 @@ def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dic
     return summary
 
 
-def start_tracker(params: Params, namer: Any, call: Call) -> Any:
+def start_tracker(params: Params, namer: Any, call: Call, wandb_id: str | None) -> Any:
     if not call.wandb:
         return None
     return start_wandb(
@@ -115,6 +114,7 @@ def start_tracker(params: Params, namer: Any, call: Call) -> Any:
         entity=call.wandb_entity,
         group=call.wandb_group,
         run_name=namer.run_name(),
+        run_id=wandb_id,
         config=params.flat(),
         folder=call.out / "logs",
     )

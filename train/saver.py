@@ -163,7 +163,9 @@ def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
     return path.with_name(timestamp + PARTIAL)
 
 
-def begin(folder: Path, params: Params, command: list[str], identity: str = "") -> None:
+def begin(
+    folder: Path, params: Params, command: list[str], identity: str = "", wandb: str | None = None
+) -> None:
     """Write what is known of a run before it trains, so that it can be recognised whatever becomes of it."""
     code = code_of_this_process()
     write_json(folder / "params.json", {name: asdict(section) for name, section in params._asdict().items()})
@@ -175,6 +177,7 @@ def begin(folder: Path, params: Params, command: list[str], identity: str = "") 
         "commit": code.commit,
         "code": code.hashes,
         "identity": identity,
+        "wandb": wandb,  # the id by which a run that goes on does so there, too
     }
     write_json(folder / "about.json", about)
 

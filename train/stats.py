@@ -130,6 +130,7 @@ class WandbTracker:
 
     def __init__(self, run: Any) -> None:
         run.define_metric("stat/*", step_metric="n_samples")
+        self.id: str = run.id
         self.name: str | None = run.name  # offline there is none, unless we gave it one
         self.upload_command = f"wandb sync --include-online {shlex.quote(run.settings.sync_dir)}"
         self._run = run
@@ -159,6 +160,7 @@ def start_wandb(
     entity: str | None = None,
     group: str | None = None,
     run_name: str | None = None,  # None: wandb invents one, when online
+    run_id: str | None = None,  # of a run that goes on
 ) -> WandbTracker | None:
     """A run in wandb: online if its server answers soon, else offline, to be uploaded later; None without wandb.
 
@@ -170,6 +172,8 @@ def start_wandb(
 
         wandb.setup(_settings(wandb))
         names: dict[str, Any] = {"project": project, "entity": entity, "group": group, "name": run_name}
+        if run_id is not None:
+            names |= {"id": run_id, "resume": "allow"}
         start = partial(wandb.init, **names, config=config, dir=folder.absolute())
         try:
             run, why = start(), "as WANDB_MODE says."
