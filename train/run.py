@@ -186,9 +186,9 @@ def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:
     first = first_weights(model, tokenizer, root)  # before the seed is set: libraries may draw from it
     L.seed_everything(train.random_seed, verbose=False)
     lm = LM(model, tokenizer=tokenizer, dropout=train.dropout)
+    if train.precision == "64-true":
+        lm.double()  # Lightning would after weights are loaded, when their last bits are lost
     if first is not None:
-        if train.precision == "64-true":
-            lm.double()  # Lightning will, when their last bits would be lost
         begin_with(first, lm, root)
     return lm
 

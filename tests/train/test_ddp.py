@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,13 +34,18 @@ OPTIONS = {
 }
 
 
-def train(out: Path, **options) -> tuple[str, list[Path]]:
-    """What a call prints and its saved runs."""
+def command_of(out: Path, **fields) -> list[str]:
     command = [sys.executable, str(ROOT / "main.py"), "--config=test-synth", "--no-wandb", "--save"]
     command += ["--out", str(out)]
-    command += [word for key, value in (OPTIONS | options).items() for word in ("--set", f"{key}={value}")]
+    return command + [
+        word for key, value in (OPTIONS | fields).items() for word in ("--set", f"{key}={value}")
+    ]
+
+
+def train(out: Path, *options: str, **fields) -> tuple[str, list[Path]]:
+    """What a call prints and its saved runs."""
     done = subprocess.run(
-        command,
+        [*command_of(out, **fields), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -70,6 +77,30 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
         *("run 2 of 2", "step 6", "step 12"),
     ]
     assert "distributed" not in printed
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path):
+    """Dropout and all; the second run of the grid was not begun."""
+    longer = {"batch_size": 7, "devices": 2, "strategy": "ddp", "dropout": 0.2, "epochs": 12}
+    _, whole = train(tmp_path / "whole", **longer)
+    command = command_of(tmp_path / "killed", **longer)
+    process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list((tmp_path / "killed").rglob("resume.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    said, resumed = train(tmp_path / "killed", "--resume", **longer)
+    assert "--resume: 1 continued, 1 new" in said
+    for a, b in zip(whole, resumed, strict=True):
+        expected, weights = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        ours, theirs = (json.loads((folder / "stats.json").read_text()) for folder in (a, b))
+        assert {n: v for n, v in ours.items() if n != "stat/train_seconds"} == {
+            n: v for n, v in theirs.items() if n != "stat/train_seconds"
+        }
 
 
 def test_processes_share_every_row_and_have_equally_many_batches(tmp_path):
