@@ -19,12 +19,13 @@ from model.check import ignored_fields
 from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes, located
 from train.logs import log
-from train.params import Params
+from train.params import Params, Texts
 from train.pretrained import saved_tokenizer, weights_problems
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
 from train.run import Call, train_run
 from train.saver import output_root, partial_folder
+from train.settings import VARIANT
 from train.soundness import UNCHECKED
 
 
@@ -56,6 +57,7 @@ class Plan(NamedTuple):
     n_params: int
     n_steps: int
     n_tokens: int  # estimated: rows to be trained on, times their length
+    variant: str | None = None  # its name, where the grid has variants
 
 
 def prepare(runs: list[Run], call: Call) -> list[Plan]:
@@ -64,9 +66,10 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     data_of: dict[str, tuple[Any, int, float] | None] = {}  # what `measure` says of each data set
     size_of: dict[str, int] = {}
     begun: set[str] = set()  # what has been tried of weights to begin with
-    for params, places, config in runs:
+    text = Texts()
+    for params, places, config, variant in runs:
         data, train, model = params
-        key = repr((data, tokenizer_spec(model), model.max_seq_len, model.from_saved))
+        key = f"{text(data)} {(tokenizer_spec(model), model.max_seq_len, model.from_saved)}"
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
@@ -78,7 +81,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         if (measured := data_of[key]) is None:
             continue
         tokenizer, n_rows, row_length = measured
-        if (size_key := repr((model, key))) not in size_of:
+        if (size_key := text(model) + key) not in size_of:
             shapes = parameter_shapes(model, tokenizer.n_tokens)
             size_of[size_key] = sum(shape.numel() for shape in shapes.values())
         begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
@@ -88,7 +91,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         n_steps = count_steps(train, n_rows)
         rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
         rows = min(n_rows * train.epochs, n_steps * rows_per_step)
-        plans.append(Plan(config, params, size_of[size_key], n_steps, round(rows * row_length)))
+        plans.append(Plan(config, params, size_of[size_key], n_steps, round(rows * row_length), variant))
     errors += device_problems({run.params.train.devices for run in runs}, call.gpu_id)
     if errors:
         raise GridError(errors)
@@ -133,9 +136,12 @@ def announce(plans: list[Plan]) -> None:
     if foreign:
         log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
+    text, ignored = Texts(), {}
     for number, model in enumerate(models, 1):
-        if ignored := ignored_fields(model):
-            runs_with[", ".join(ignored)].append(str(number))
+        if text(model) not in ignored:
+            ignored[text(model)] = ", ".join(ignored_fields(model))
+        if settings := ignored[text(model)]:
+            runs_with[settings].append(str(number))
     for settings, numbers in runs_with.items():
         log.info(f"no layer of run {', '.join(numbers)} has a use for {settings}")
     for number, plan in enumerate(plans, 1):
@@ -173,12 +179,15 @@ def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call
 
 
 def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
-    """What tells the runs apart: the config, where there are several, and the fields that vary."""
-    varied = axes((plan.config, plan.params) for plan in plans)
-    several = len({plan.config for plan in plans}) > 1 or not varied
+    """What tells the runs apart: the config, where there are several, the variant, and the fields that vary besides."""
+    varied = axes(((plan.config, plan.variant), plan.params) for plan in plans)
+    named = any(plan.variant is not None for plan in plans)
+    several = len({plan.config for plan in plans}) > 1 or not (varied or named)
     return [
-        ({"config": plan.config} if several else {}) | {key: str(plan.params.flat()[key]) for key in varied}
-        for plan in plans
+        ({"config": plan.config} if several else {})
+        | ({VARIANT: plan.variant or "-"} if named else {})
+        | {key: str(own[key]) for key in varied}
+        for plan, own in ((plan, plan.params.flat()) for plan in plans)
     ]
 
 
