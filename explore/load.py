@@ -20,6 +20,7 @@ from train.saver import (
     read_params,
     run_folders,
 )
+from train.settings import VARIANT
 from train.stats import Stat
 from train.weights import checkpoint_files
 
@@ -63,10 +64,11 @@ def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
 def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
     """A table of all saved runs: a row each, by timestamp, with its final numbers and all its params.
 
-    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]). `status` is
+    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]), or the names of
+    variants: runs(variant="gru"). `status` is
     "complete", or says that the run is incomplete or why it cannot be read; such runs have no params to fit a filter.
     """
-    for name in filters.keys() - SECTION_OF.keys():
+    for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
         raise ValueError(
             f"runs are filtered by params, and there is no {name!r}; {did_you_mean(name, SECTION_OF)}"
         )

@@ -22,6 +22,7 @@ from train.params import Params
 from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
 from train.saver import RunFolder, save
+from train.settings import VARIANT
 from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
@@ -34,7 +35,7 @@ warnings.filterwarnings("ignore", module="lightning")
 
 
 class Call(NamedTuple):
-    """What the command line says about all runs of a grid."""
+    """What the command line says about all runs of a grid, and the variant that the run at hand belongs to."""
 
     out: Path  # root of all outputs
     save: bool
@@ -43,6 +44,7 @@ class Call(NamedTuple):
     wandb_group: str
     gpu_id: int | None
     command: list[str]
+    variant: str | None = None
 
     @property
     def cache(self) -> Path:
@@ -62,7 +64,7 @@ def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
         with threads(params.train.threads), log_to_file(None if folder is None else folder.log_file):
             with keeping_weights(folder, params.train) as checkpoints:
                 lm_trainer = fit(params, Stats(tracker), call, checkpoints)
-            summary = summarise(lm_trainer, time.perf_counter() - started)
+            summary = of_variant(call) | summarise(lm_trainer, time.perf_counter() - started)
             if folder is not None:
                 lm, stats = lm_trainer.model, lm_trainer.stats
                 save(folder.path, params=params, lm=lm, stats=stats, summary=summary, command=call.command)
@@ -82,9 +84,14 @@ def start_tracker(params: Params, namer: Any, call: Call) -> Any:
         entity=call.wandb_entity,
         group=call.wandb_group,
         run_name=namer.run_name(),
-        config=params.flat(),
+        config=of_variant(call) | params.flat(),
         folder=call.out / "logs",
     )
+
+
+def of_variant(call: Call) -> dict[str, str]:
+    """What a run's records say beside its params, by which its variant is found later."""
+    return {} if call.variant is None else {VARIANT: call.variant}
 
 
 def keeping_weights(
@@ -149,7 +156,9 @@ def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:
     return lm
 
 
-def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L.Trainer:
+def lightning_trainer(
+    train: TrainParams, n_steps: int, gpu_id: int | None, *, quiet: bool = False
+) -> L.Trainer:
     cpus = train.devices > 1 and not torch.cuda.is_available()
     return L.Trainer(
         max_steps=n_steps,
@@ -168,7 +177,7 @@ def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=sys.stderr.isatty() and not quiet,
     )
 
 

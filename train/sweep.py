@@ -49,6 +49,9 @@ def gpu_problems(gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
 
 
+MOST_ROWS = 1_000  # that --dry-run shows
+
+
 class Plan(NamedTuple):
     """One run of the grid and what is known of it before it starts."""
 
@@ -58,12 +61,15 @@ class Plan(NamedTuple):
     n_steps: int
     n_tokens: int  # estimated: rows to be trained on, times their length
     variant: str | None = None  # its name, where the grid has variants
+    n_rows: int = 0  # to be trained on, in an epoch
+    n_val_rows: int = 0
+    row_length: float = 0.0  # real tokens in a row
 
 
 def prepare(runs: list[Run], call: Call) -> list[Plan]:
     """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
     plans, errors = [], []
-    data_of: dict[str, tuple[Any, int, float] | None] = {}  # what `measure` says of each data set
+    data_of: dict[str, tuple[Any, int, int, float] | None] = {}  # what `measure` says of each data set
     size_of: dict[str, int] = {}
     begun: set[str] = set()  # what has been tried of weights to begin with
     text = Texts()
@@ -80,7 +86,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
         if (measured := data_of[key]) is None:
             continue
-        tokenizer, n_rows, row_length = measured
+        tokenizer, n_rows, n_val_rows, row_length = measured
         if (size_key := text(model) + key) not in size_of:
             shapes = parameter_shapes(model, tokenizer.n_tokens)
             size_of[size_key] = sum(shape.numel() for shape in shapes.values())
@@ -91,7 +97,9 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         n_steps = count_steps(train, n_rows)
         rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
         rows = min(n_rows * train.epochs, n_steps * rows_per_step)
-        plans.append(Plan(config, params, size_of[size_key], n_steps, round(rows * row_length), variant))
+        n_tokens = round(rows * row_length)
+        known = (variant, n_rows, n_val_rows, row_length)
+        plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, *known))
     errors += device_problems({run.params.train.devices for run in runs}, call.gpu_id)
     if errors:
         raise GridError(errors)
@@ -106,11 +114,11 @@ def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id} is one GPU, but devices={max(devices)}"
 
 
-def check_names(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> None:
+def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> None:
     """Asks Namer for every name, so that a mistake in it shows before there are results to lose; raises GridError."""
     timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
     for plan in plans:
-        namer = make_namer(plan.params)
+        namer = make_namer(plan.params, variant=plan.variant)
         try:
             namer.wandb_proj_name()
             namer.run_name()
@@ -121,10 +129,11 @@ def check_names(plans: list[Plan], make_namer: Callable[[Params], Any], call: Ca
         raise GridError(errors)
 
 
-def measure(data: LMDataModule) -> tuple[Any, int, float]:
-    """A data module's tokenizer, training rows, and real tokens in a row (from one batch)."""
+def measure(data: LMDataModule) -> tuple[Any, int, int, float]:
+    """A data module's tokenizer, training and validation rows, and real tokens in a row (from one batch)."""
     batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
-    return data.tokenizer, data.n_rows("train"), batch["n_tokens"] / len(batch["x_indices"])
+    row_length = batch["n_tokens"] / len(batch["x_indices"])
+    return data.tokenizer, data.n_rows("train"), data.n_rows("val"), row_length
 
 
 def announce(plans: list[Plan]) -> None:
@@ -150,7 +159,7 @@ def announce(plans: list[Plan]) -> None:
             log.info(f"run {number} ends before its learning rate has risen to lr: {steps}")
 
 
-def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> list[dict[str, Any]]:
+def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> list[dict[str, Any]]:
     """Train every run; one that fails is shown at once and does not stop the rest, unless it has several processes."""
     varied = settings_of(plans)
     summaries: list[dict[str, Any]] = []
@@ -161,7 +170,8 @@ def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call
         )
         started = time.perf_counter()
         try:
-            summary = train_run(plan.params, make_namer(plan.params), call)
+            namer = make_namer(plan.params, variant=plan.variant)
+            summary = train_run(plan.params, namer, call._replace(variant=plan.variant))
         except KeyboardInterrupt:
             summary = {"stopped": "interrupted", "wall_seconds": time.perf_counter() - started}
         except Exception as error:
@@ -191,14 +201,13 @@ def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
     ]
 
 
-def plan_table(plans: list[Plan]) -> Table:
-    """What --dry-run shows."""
+def plan_table(plans: list[Plan], times: list[str]) -> Table:
+    """What --dry-run shows: of a very large grid the first runs."""
     settings = settings_of(plans)
-    table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)")
-    for number, (plan, own) in enumerate(zip(plans, settings, strict=True), 1):
-        table.add_row(
-            str(number), *own.values(), f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}"
-        )
+    table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)", "time (estimate)")
+    for number, (plan, own) in enumerate(zip(plans[:MOST_ROWS], settings, strict=False), 1):
+        sizes = (f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}", times[number - 1])
+        table.add_row(str(number), *map(escape, own.values()), *sizes)
     return table
 
 
