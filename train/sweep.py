@@ -196,9 +196,14 @@ def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
     return [
         ({"config": plan.config} if several else {})
         | ({VARIANT: plan.variant or "-"} if named else {})
-        | {key: str(own[key]) for key in varied}
+        | {key: as_text(own[key]) for key in varied}
         for plan, own in ((plan, plan.params.flat()) for plan in plans)
     ]
+
+
+def as_text(value: object) -> str:
+    """A number without the last digits of what it was derived by."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def plan_table(plans: list[Plan], times: list[str]) -> Table:
