@@ -59,7 +59,7 @@ def train_problems(train: TrainParams) -> Iterator[str]:
 
 def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str]:
     """Patterns that no parameter of this model is named by."""
-    if not any(model_problems(model)):
+    if (freeze or model.lora_rank) and not any(model_problems(model)):
         try:
             frozen_names(parameter_shapes(model, n_tokens=2), freeze, model.lora_rank)
         except ValueError as error:

@@ -88,7 +88,11 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             continue
         tokenizer, n_rows, n_val_rows, row_length = measured
         if (size_key := text(model) + key) not in size_of:
-            shapes = parameter_shapes(model, tokenizer.n_tokens)
+            try:
+                shapes = parameter_shapes(model, tokenizer.n_tokens)
+            except ValueError as error:
+                errors.append(located(str(error), places))
+                shapes = {}
             size_of[size_key] = sum(shape.numel() for shape in shapes.values())
         begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
         if begun_with not in begun:

@@ -5,12 +5,14 @@ import logging
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from train.check import problems
 from train.expressions import Expression
 from train.grid import GridError, Run, read_grid
 from train.logs import log
@@ -343,11 +345,11 @@ def test_what_is_no_arithmetic_is_refused_unevaluated(text):
 )  # fmt: skip
 def test_what_has_no_value_or_too_large_a_one_is_an_error_at_once(text):
     values = {"dim": 128, "norm": "layernorm", "task_args": {}, "betas": (0.9, 0.5)}
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ValueError, match=r".") as caught:
         Expression(text, values)(values)
     assert len(str(caught.value)) < 300
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_expressions_are_evaluated_once_for_the_values_they_look_at():
@@ -364,10 +366,18 @@ def test_ten_thousand_points_expand_within_seconds(expand):
         f"TrainParams\nlr = {[i / 100 for i in range(1, 101)]}\nrandom_seed = {list(range(10))}\n"
         "ModelParams\ndim = [32, 64, 96, 128, 160]\nn_layers = [1, 2, 3, 4, 5]\n"
     )
-    started = time.perf_counter()
+    started = time.process_time()
     runs = expand(text)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
     assert len(runs) == 2 * 10 * (60 * 4 + 50)
+
+
+def test_ten_thousand_points_are_checked_within_seconds(expand):
+    lists = f"TrainParams\nlr = {[i / 1000 for i in range(1, 101)]}\nrandom_seed = {list(range(100))}\n"
+    started = time.process_time()
+    runs = expand("DataParams\ndataset_name = 'copy'\n" + lists, problems=partial(problems, root=ROOT))
+    assert len(runs) == 10_000
+    assert time.process_time() - started < 10, "2 on an idle machine"
 
 
 def test_a_grid_that_nobody_can_mean_is_refused_at_once(expand):
