@@ -20,9 +20,10 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 class Namer:
     """Names one run. Edit these to see in a name what your experiment varies."""
 
-    def __init__(self, params, args):
+    def __init__(self, params, args, variant=None):
         self.data_params, self.train_params, self.model_params = params
         self.args = args
+        self.variant = variant  # its name, where the config has variants
         self.task = self.data_params.dataset_name.replace("/", "--")
 
     def wandb_proj_name(self) -> str:
@@ -90,7 +91,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--dry-run",
         action="store_true",
-        help="show the runs and their sizes, train nothing: --config=test --dry-run",
+        help="show the runs, their sizes and the time they will take, train nothing: --config=test --dry-run",
     )
     add(
         "--ablate",
@@ -138,7 +139,7 @@ def run_grid(args: argparse.Namespace) -> int:
     """Check the whole grid, then train it."""
     files = config_files(args.config, CONFIGS)
     # These bring torch along, so only now that there is something to do.
-    from train import architecture, check, pretrained, sweep
+    from train import architecture, check, forecast, pretrained, sweep
 
     call = sweep.make_call(args, wandb_username)
     runs = read_grid(
@@ -158,8 +159,7 @@ def run_grid(args: argparse.Namespace) -> int:
         architecture.refuse_leaks(plans, call)
     if args.dry_run:
         sweep.say_steps(plans)
-        log.info(sweep.plan_table(plans))
-        return 0
+        return forecast.report(plans, call)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
         sweep.announce(plans)

@@ -22,6 +22,7 @@ from train.saver import (
     read_params,
     run_folders,
 )
+from train.settings import VARIANT
 from train.stats import Stat
 from train.weights import checkpoint_files
 
@@ -65,10 +66,11 @@ def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
 def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
     """A table of all saved runs: a row each, by timestamp, with its final numbers and all its params.
 
-    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]). `status` is
-    "complete", "training", or says that the run was killed, why it failed, or why it cannot be read.
+    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]), or the names of
+    variants: runs(variant="gru"). `status` is "complete", "training", or says that the run was killed, why it failed, or
+    why it cannot be read.
     """
-    for name in filters.keys() - SECTION_OF.keys():
+    for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
         raise ValueError(
             f"runs are filtered by params, and there is no {name!r}; {did_you_mean(name, SECTION_OF)}"
         )

@@ -117,6 +117,30 @@ def test_a_saved_grid_is_found_by_the_explorer(tmp_path):
     assert table["val_loss"].notna().all()
 
 
+def test_the_name_of_a_variant_is_seen_and_kept(tmp_path, capsys, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    text = (main.CONFIGS / "test-synth.txt").read_text().replace("dim = 64\n", "")
+    text += "\nGrid\nvariants = {'narrow': {'dim': 16}, 'wide': {'dim': [32, 48]}}\n"
+    (tmp_path / "configs" / "widths.txt").write_text(text)
+    monkeypatch.setattr(main, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(main.Namer, "run_name", lambda namer: f"my-{namer.variant}")
+    assert call(tmp_path, "--config=widths", *QUICK, "--save") == 0
+    shown = capsys.readouterr().out
+    assert "run 1 of 3: variant narrow, dim 16" in shown
+    table = shown[shown.rindex("accu-") :]
+    assert re.findall(r"^ +(\d) +(\w+) +(\d+) ", table, re.MULTILINE) == [
+        ("1", "narrow", "16"),
+        ("2", "wide", "32"),
+        ("3", "wide", "48"),
+    ]
+    out = str(tmp_path / "out")
+    assert list(runs(out=out)["variant"]) == ["narrow", "wide", "wide"]
+    assert sorted(runs(out=out, variant="wide")["dim"]) == [32, 48]
+    assert all("/my-wide/" in folder for folder in runs(out=out, variant="wide")["folder"])
+    assert call(tmp_path, "--config=widths", *QUICK, "--dry-run", "--set", "variant=narrow") == 0
+    assert re.search(r"^ +1 +narrow +[\d,]+ +6 ", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_an_ablation_in_run_all_is_run_with_ablate_only(tmp_path, capsys, monkeypatch):
     def run_all(params, ablate):
         return [params, params.changed(positions="none")] if ablate else [params]

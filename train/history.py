@@ -41,6 +41,11 @@ class Step(NamedTuple):
     what: Literal["new", "finished", "continued", "again", "elsewhere"]
     earlier: Earlier | None = None
 
+    @property
+    def trains(self) -> bool:
+        """Whether this call trains the run."""
+        return self.what not in ("finished", "elsewhere")
+
     def __str__(self) -> str:
         if self.earlier is None:
             return "new"

@@ -23,6 +23,7 @@ from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
 from train.resume import ResumePoint, WholeFiles
 from train.saver import RESUME_FILE, RunFolder, begin, partial_name, read_json, save
+from train.settings import VARIANT
 from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
@@ -35,7 +36,7 @@ warnings.filterwarnings("ignore", module="lightning")
 
 
 class Call(NamedTuple):
-    """What the command line says about all runs of a grid."""
+    """What the command line says about all runs of a grid, and the variant that the run at hand belongs to."""
 
     out: Path  # root of all outputs
     save: bool
@@ -46,6 +47,7 @@ class Call(NamedTuple):
     command: list[str]
     resume: str | None = None  # "same" code or "anyway"; None: every run is new
     fail_fast: bool = False
+    variant: str | None = None  # its name, where the grid has variants
 
     @property
     def cache(self) -> Path:
@@ -67,7 +69,7 @@ def train_run(
         # The first process saves for all; the others take part in its resume checkpoints.
         resume_point = ResumePoint(go_on and partial_name(go_on) / RESUME_FILE) if call.save else None
         with threads(params.train.threads):
-            return summarise(fit(params, Stats(tracker), call, resume_point=resume_point))
+            return of_variant(call) | summarise(fit(params, Stats(tracker), call, resume_point=resume_point))
     finally:
         if tracker is not None:
             tracker.finish()
@@ -97,7 +99,7 @@ def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dic
         with keeping_weights(folder, params.train) as checkpoints:
             resume_point = ResumePoint(folder.path / RESUME_FILE)
             lm_trainer = fit(params, stats, call, checkpoints, resume_point)
-        summary = summarise(lm_trainer)
+        summary = of_variant(call) | summarise(lm_trainer)
         save(folder.path, lm=lm_trainer.model, stats=lm_trainer.stats, summary=summary)
         if lm_trainer.stopped != INTERRUPTED:
             resume_point.path.unlink(missing_ok=True)
@@ -115,9 +117,14 @@ def start_tracker(params: Params, namer: Any, call: Call, wandb_id: str | None) 
         group=call.wandb_group,
         run_name=namer.run_name(),
         run_id=wandb_id,
-        config=params.flat(),
+        config=of_variant(call) | params.flat(),
         folder=call.out / "logs",
     )
+
+
+def of_variant(call: Call) -> dict[str, str]:
+    """What a run's records say beside its params, by which its variant is found later."""
+    return {} if call.variant is None else {VARIANT: call.variant}
 
 
 def keeping_weights(folder: RunFolder, train: TrainParams) -> AbstractContextManager[Checkpoints | None]:
@@ -147,7 +154,7 @@ def fit(
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
     lm_trainer.began = began
     lm_trainer.leak = warn_of_flaws(lm)
-    trainer = lightning_trainer(train, n_steps, call.gpu_id, [resume_point] if resume_point else [])
+    trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[resume_point] if resume_point else [])
     position = resume_point.position if resume_point else None
     batches = data.train_dataloader(
         train.batch_size,
@@ -194,7 +201,12 @@ def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:
 
 
 def lightning_trainer(
-    train: TrainParams, n_steps: int, gpu_id: int | None, callbacks: Sequence[L.Callback] = ()
+    train: TrainParams,
+    n_steps: int,
+    gpu_id: int | None,
+    *,
+    callbacks: Sequence[L.Callback] = (),
+    quiet: bool = False,
 ) -> L.Trainer:
     cpus = train.devices > 1 and not torch.cuda.is_available()
     return L.Trainer(
@@ -216,7 +228,7 @@ def lightning_trainer(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=sys.stderr.isatty() and not quiet,
     )
 
 
@@ -231,7 +243,7 @@ def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
         "val_exact_match": result.get("val_exact_match"),
         "n_params": n_params(lm_trainer.model),
         "tokens_per_second": lm_trainer.n_tokens / max(lm_trainer.train_seconds, 1e-9),
-        "wall_seconds": lm_trainer.seconds,
+        "wall_seconds": lm_trainer.wall_seconds,
         "steps": lm_trainer.global_step,
         "trained_samples": lm_trainer.n_samples,
         "stopped": lm_trainer.stopped,

@@ -21,12 +21,13 @@ from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes, located
 from train.history import NEW, Step, clear_away, for_all_processes, identity, steps_for
 from train.logs import log
-from train.params import Params
+from train.params import Params, Texts
 from train.pretrained import saved_tokenizer, weights_problems
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
 from train.run import Call, train_run
 from train.saver import output_root, partial_folder
+from train.settings import VARIANT
 from train.soundness import UNCHECKED
 from train.trainer import INTERRUPTED
 
@@ -56,6 +57,9 @@ def gpu_problems(gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
 
 
+MOST_ROWS = 1_000  # that --dry-run shows
+
+
 class Plan(NamedTuple):
     """One run of the grid and what is known of it before it starts."""
 
@@ -65,6 +69,8 @@ class Plan(NamedTuple):
     n_steps: int
     n_tokens: int  # estimated: rows to be trained on, times their length
     identity: str
+    measured: "Measured"
+    variant: str | None = None  # its name, where the grid has variants
     step: Step = NEW  # what is to be done with it
 
 
@@ -74,9 +80,10 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
     size_of: dict[str, int] = {}
     begun: set[str] = set()  # what has been tried of weights to begin with
-    for params, places, config in runs:
+    text = Texts()
+    for params, places, config, variant in runs:
         data, train, model = params
-        key = repr((data, tokenizer_spec(model), model.max_seq_len, model.from_saved))
+        key = f"{text(data)} {(tokenizer_spec(model), model.max_seq_len, model.from_saved)}"
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
@@ -87,9 +94,13 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
         if (measured := data_of[key]) is None:
             continue
-        tokenizer, n_rows, row_length, content = measured
-        if (size_key := repr((model, key))) not in size_of:
-            shapes = parameter_shapes(model, tokenizer.n_tokens)
+        tokenizer, n_rows = measured.tokenizer, measured.n_rows
+        if (size_key := text(model) + key) not in size_of:
+            try:
+                shapes = parameter_shapes(model, tokenizer.n_tokens)
+            except ValueError as error:
+                errors.append(located(str(error), places))
+                shapes = {}
             size_of[size_key] = sum(shape.numel() for shape in shapes.values())
         begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
         if begun_with not in begun:
@@ -98,8 +109,9 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         n_steps = count_steps(train, n_rows)
         rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
         rows = min(n_rows * train.epochs, n_steps * rows_per_step)
-        n_tokens = round(rows * row_length)
-        plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, identity(params, content)))
+        n_tokens = round(rows * measured.row_length)
+        known = (identity(params, measured.content), measured, variant)
+        plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, *known))
     errors += device_problems({run.params.train.devices for run in runs}, call.gpu_id)
     if errors:
         raise GridError(errors)
@@ -118,11 +130,11 @@ def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id} is one GPU, but devices={max(devices)}"
 
 
-def check_names(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> None:
+def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> None:
     """Asks Namer for every name, so that a mistake in it shows before there are results to lose; raises GridError."""
     timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
     for plan in plans:
-        namer = make_namer(plan.params)
+        namer = make_namer(plan.params, variant=plan.variant)
         try:
             namer.wandb_proj_name()
             namer.run_name()
@@ -138,6 +150,7 @@ class Measured(NamedTuple):
 
     tokenizer: Any
     n_rows: int  # to train on
+    n_val_rows: int
     row_length: float  # real tokens in a row, from one batch
     content: str  # of the text
 
@@ -145,7 +158,7 @@ class Measured(NamedTuple):
 def measure(data: LMDataModule) -> Measured:
     batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
     row_length = batch["n_tokens"] / len(batch["x_indices"])
-    return Measured(data.tokenizer, data.n_rows("train"), row_length, data.content)
+    return Measured(data.tokenizer, data.n_rows("train"), data.n_rows("val"), row_length, data.content)
 
 
 def announce(plans: list[Plan]) -> None:
@@ -158,9 +171,12 @@ def announce(plans: list[Plan]) -> None:
     if foreign:
         log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
+    text, ignored = Texts(), {}
     for number, model in enumerate(models, 1):
-        if ignored := ignored_fields(model):
-            runs_with[", ".join(ignored)].append(str(number))
+        if text(model) not in ignored:
+            ignored[text(model)] = ", ".join(ignored_fields(model))
+        if settings := ignored[text(model)]:
+            runs_with[settings].append(str(number))
     for settings, numbers in runs_with.items():
         log.info(f"no layer of run {', '.join(numbers)} has a use for {settings}")
     for number, plan in enumerate(plans, 1):
@@ -180,12 +196,12 @@ def say_steps(plans: list[Plan]) -> None:
     log.info("\n".join(said[:MOST_SAID] + [f"... and {hidden} more"] * (hidden > 0)))
 
 
-def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> list[dict[str, Any]]:
+def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> list[dict[str, Any]]:
     """Train every run; one that fails is shown at once and does not stop the rest, unless it has several processes."""
     varied = settings_of(plans)
     summaries: list[dict[str, Any]] = []
     for number, plan in enumerate(plans, 1):
-        if plan.step.what in ("finished", "elsewhere"):
+        if not plan.step.trains:
             summaries.append(earlier_summary(plan.step))
             continue
         settings = ", ".join(f"{key} {value}" for key, value in varied[number - 1].items())
@@ -194,9 +210,8 @@ def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call
         )
         started = time.perf_counter()
         try:
-            summary = train_run(
-                plan.params, make_namer(plan.params), call, plan.identity, go_on=taken_up(plan.step)
-            )
+            namer, one = make_namer(plan.params, variant=plan.variant), call._replace(variant=plan.variant)
+            summary = train_run(plan.params, namer, one, plan.identity, go_on=taken_up(plan.step))
         except KeyboardInterrupt:
             summary = {"stopped": INTERRUPTED, "wall_seconds": time.perf_counter() - started}
         except Exception as error:
@@ -234,23 +249,30 @@ def earlier_summary(step: Step) -> dict[str, Any]:
 
 
 def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
-    """What tells the runs apart: the config, where there are several, and the fields that vary."""
-    varied = axes((plan.config, plan.params) for plan in plans)
-    several = len({plan.config for plan in plans}) > 1 or not varied
+    """What tells the runs apart: the config, where there are several, the variant, and the fields that vary besides."""
+    varied = axes(((plan.config, plan.variant), plan.params) for plan in plans)
+    named = any(plan.variant is not None for plan in plans)
+    several = len({plan.config for plan in plans}) > 1 or not (varied or named)
     return [
-        ({"config": plan.config} if several else {}) | {key: str(plan.params.flat()[key]) for key in varied}
-        for plan in plans
+        ({"config": plan.config} if several else {})
+        | ({VARIANT: plan.variant or "-"} if named else {})
+        | {key: as_text(own[key]) for key in varied}
+        for plan, own in ((plan, plan.params.flat()) for plan in plans)
     ]
 
 
-def plan_table(plans: list[Plan]) -> Table:
-    """What --dry-run shows."""
+def as_text(value: object) -> str:
+    """A number without the last digits of what it was derived by."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def plan_table(plans: list[Plan], times: list[str]) -> Table:
+    """What --dry-run shows: of a very large grid the first runs."""
     settings = settings_of(plans)
-    table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)")
-    for number, (plan, own) in enumerate(zip(plans, settings, strict=True), 1):
-        table.add_row(
-            str(number), *own.values(), f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}"
-        )
+    table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)", "time (estimate)")
+    for number, (plan, own) in enumerate(zip(plans[:MOST_ROWS], settings, strict=False), 1):
+        sizes = (f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}", times[number - 1])
+        table.add_row(str(number), *map(escape, own.values()), *sizes)
     return table
 
 

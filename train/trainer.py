@@ -81,7 +81,7 @@ class LMTrainer(L.LightningModule):
             "rows": self.n_samples,
             "tokens": self.n_tokens,
             "train_seconds": self.train_seconds + now - self.clock,
-            "seconds": self.seconds,
+            "seconds": self.wall_seconds,
             "stopped": self.stopped,
             "best": (self.best_loss, self.best_step, self.validations_without_gain),
             "best_weights": self.best_weights,
@@ -102,7 +102,7 @@ class LMTrainer(L.LightningModule):
         self.trainer.should_stop = self.stopped != FINISHED
 
     @property
-    def seconds(self) -> float:
+    def wall_seconds(self) -> float:
         """Since the run began, without the time it lay dead."""
         return self.earlier_seconds + time.perf_counter() - self.began
 

@@ -46,7 +46,12 @@ KINDS = {
         "lr=0.1",
         "epochs=6",
     ],
-    "validation after every epoch": ["val_every=None", "precision='64-true'", "accumulate_grad_batches=1", "optimizer='sgd'"],
+    "validation after every epoch": [
+        "val_every=None",
+        "precision='64-true'",
+        "accumulate_grad_batches=1",
+        "optimizer='sgd'",
+    ],
     "recurrent, in bf16, with weights kept": [
         "layer_architecture='torch-gru'",
         "precision='bf16-mixed'",
