@@ -1,6 +1,7 @@
 """whatif: train a grid of small language models, as in `python3 main.py --config=test --no-wandb`."""
 
 import argparse
+import signal
 import sys
 from datetime import datetime
 from functools import partial
@@ -179,4 +180,6 @@ def grid_options(args: argparse.Namespace) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: a late Ctrl-C would only show how Python ends
+    sys.exit(exit_code)
