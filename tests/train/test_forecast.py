@@ -14,7 +14,7 @@ from explore.load import runs
 from model.model_params import ModelParams
 from train import forecast
 from train.forecast import Kind, Pace, as_time, choose, duration, extrapolate, kinds_of
-from train.params import Params
+from train.params import Params, Texts
 from train.sweep import Plan
 from train.train_params import TrainParams
 
@@ -116,6 +116,28 @@ def test_the_largest_and_the_smallest_of_each_family_are_measured_first():
     assert chosen[:4] == [(29, "a"), (5, "b"), (1, "a"), (15, "a")]
     assert len(set(chosen)) == forecast.MOST_KINDS
     assert len(choose(kinds[:3])) == 3
+
+
+def test_measuring_ends_when_its_time_is_up(monkeypatch):
+    measured = []
+
+    def slow(plan, call, seconds):
+        measured.append(plan.params.model.dim)
+        time.sleep(0.2)
+        return Pace(1, 1, 0, 0)
+
+    monkeypatch.setattr(forecast, "measure", slow)
+    monkeypatch.setattr(forecast, "SECONDS", 0.3)
+    plans = [plan(dim=dim, n_params=dim) for dim in (32, 64, 96, 128)]
+    result = forecast.forecast(plans, None)
+    assert measured == [128, 32]
+    assert all(result.seconds)
+    assert result.notes == ["times follow from 2 of 4 kinds of steps, by their sizes"]
+
+
+def test_texts_of_params_that_are_gone_are_not_mistaken_for_those_of_others():
+    text = Texts()
+    assert len({text(ModelParams(dim=4 * i)) for i in range(1, 200)}) == 199
 
 
 def test_what_is_not_measured_follows_from_its_neighbours_in_size():
