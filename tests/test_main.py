@@ -120,13 +120,14 @@ def test_a_saved_grid_is_found_by_the_explorer(tmp_path):
 def test_the_name_of_a_variant_is_seen_and_kept(tmp_path, capsys, monkeypatch):
     (tmp_path / "configs").mkdir()
     text = (main.CONFIGS / "test-synth.txt").read_text().replace("dim = 64\n", "")
-    text += "\nGrid\nvariants = {'narrow': {'dim': 16}, 'wide': {'dim': [32, 48]}}\n"
+    text += "\nGrid\nvariants = {'narrow': {'dim': 16, 'norm': 'rmsnorm'}, 'wide': {'dim': [32, 48]}}\n"
     (tmp_path / "configs" / "widths.txt").write_text(text)
     monkeypatch.setattr(main, "CONFIGS", tmp_path / "configs")
     monkeypatch.setattr(main.Namer, "run_name", lambda namer: f"my-{namer.variant}")
     assert call(tmp_path, "--config=widths", *QUICK, "--save") == 0
     shown = capsys.readouterr().out
-    assert "run 1 of 3: variant narrow, dim 16" in shown
+    assert "run 1 of 3: variant narrow, dim 16, " in shown
+    assert "norm" not in shown, "the variant's name says it"
     table = shown[shown.rindex("accu-") :]
     assert re.findall(r"^ +(\d) +(\w+) +(\d+) ", table, re.MULTILINE) == [
         ("1", "narrow", "16"),

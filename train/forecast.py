@@ -24,7 +24,7 @@ from train.pretrained import saved_tokenizer
 from train.run import Call, lightning_trainer, threads
 from train.soundness import in_one_line, own_randomness, probe
 from train.stats import Stats
-from train.sweep import MOST_ROWS, Plan, plan_table
+from train.sweep import MOST_ROWS, Plan, as_time, plan_table
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
 
@@ -73,9 +73,9 @@ def report(plans: list[Plan], call: Call) -> int:
     log.info(plan_table(plans, [as_time(next(times)) if plan.step.trains else "-" for plan in plans]))
     if len(plans) > MOST_ROWS:
         log.info(f"... and {len(plans) - MOST_ROWS:,} more")
+    known = [run for run in seconds if run is not None]
     for note in notes:
         log.info(note)
-    known = [run for run in seconds if run is not None]
     if known:
         n_runs = f"{len(known):,} run{'s' * (len(known) != 1)}"
         log.info(f"about {as_time(sum(known))} for {n_runs}, one after another on this machine")
@@ -123,28 +123,11 @@ def kinds_of(plans: Sequence[Plan]) -> list[Kind]:
 
 def step_params(train: TrainParams) -> TrainParams:
     """Without what says nothing about the time of a step."""
-    neutral = TrainParams()
-    return replace(
-        train,
-        lr=neutral.lr,
-        min_lr=neutral.min_lr,
-        lr_schedule="constant",
-        warmup_steps=0,
-        weight_decay=neutral.weight_decay,
-        betas=neutral.betas,
-        momentum=neutral.momentum,
-        accumulate_grad_batches=1,
-        epochs=MOST_STEPS,
-        early_stop_nsamples=None,
-        val_every=None,
-        patience=None,
-        random_seed=0,
-        checkpoint_every=None,
-        compile=False,  # it takes longer than all else here
-        devices=1,
-        strategy="auto",
-        data_workers=0,
-    )
+    train = replace(train, lr=1.0, min_lr=0.0, lr_schedule="constant", warmup_steps=0, weight_decay=0.1)
+    train = replace(train, betas=(0.9, 0.95), momentum=0.9, random_seed=0, epochs=MOST_STEPS)
+    train = replace(train, early_stop_nsamples=None, val_every=None, patience=None, checkpoint_every=None)
+    train = replace(train, accumulate_grad_batches=1, devices=1, strategy="auto", data_workers=0)
+    return replace(train, compile=False)  # it takes longer than all else here
 
 
 def work(plan: Plan) -> float:
@@ -304,14 +287,3 @@ def seconds_a_token(lm: LM, prompts: list[list[int]]) -> float:
     rows = generate(lm, prompts, TRIED_TOKENS, temperature=0)
     made = max(len(row) - len(prompt) for row, prompt in zip(rows, prompts, strict=True))
     return (time.perf_counter() - begun) / max(1, made)
-
-
-def as_time(seconds: float | None) -> str:
-    """Seconds as a reader wants them: 0.4 s, 12 s, 5 min, 3.2 h, 4 days."""
-    if seconds is None:
-        return "?"
-    for size, unit in ((86_400 * 2, "days"), (3600 * 1.5, "h"), (90, "min")):
-        if seconds >= size:
-            value = seconds / {"days": 86_400, "h": 3600, "min": 60}[unit]
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from data.dataloader import LMDataModule
 from model.check import ignored_fields
+from model.model_params import ModelParams
 from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes, located
 from train.history import NEW, Step, clear_away, for_all_processes, identity, steps_for
@@ -97,18 +98,17 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         tokenizer, n_rows = measured.tokenizer, measured.n_rows
         if (size_key := text(model) + key) not in size_of:
             try:
-                shapes = parameter_shapes(model, tokenizer.n_tokens)
+                size_of[size_key] = count_params(model, tokenizer.n_tokens)
             except ValueError as error:
                 errors.append(located(str(error), places))
-                shapes = {}
-            size_of[size_key] = sum(shape.numel() for shape in shapes.values())
+                continue
         begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
         if begun_with not in begun:
             begun.add(begun_with)
             errors += [located(problem, places) for problem in weights_problems(model, tokenizer, call.out)]
         n_steps = count_steps(train, n_rows)
-        rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
-        rows = min(n_rows * train.epochs, n_steps * rows_per_step)
+        per_step = train.batch_size * train.accumulate_grad_batches * train.devices
+        rows = min(n_rows * train.epochs, n_steps * per_step)
         n_tokens = round(rows * measured.row_length)
         known = (identity(params, measured.content), measured, variant)
         plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, *known))
@@ -120,6 +120,10 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     identities = [plan.identity for plan in plans]
     steps = for_all_processes(lambda: steps_for(identities, call.out, any_code=call.resume == "anyway"))
     return [plan._replace(step=step) for plan, step in zip(plans, steps, strict=True)]
+
+
+def count_params(model: ModelParams, n_tokens: int) -> int:
+    return sum(shape.numel() for shape in parameter_shapes(model, n_tokens).values())
 
 
 def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
@@ -264,6 +268,17 @@ def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
 def as_text(value: object) -> str:
     """A number without the last digits of what it was derived by."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def as_time(seconds: float | None) -> str:
+    """Seconds as a reader wants them: 0.4 s, 12 s, 5 min, 3.2 h, 4 days."""
+    if seconds is None:
+        return "?"
+    for size, unit in ((86_400 * 2, "days"), (3600 * 1.5, "h"), (90, "min")):
+        if seconds >= size:
+            value = seconds / {"days": 86_400, "h": 3600, "min": 60}[unit]
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def plan_table(plans: list[Plan], times: list[str]) -> Table:
