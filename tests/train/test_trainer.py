@@ -10,7 +10,7 @@ import torch
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.build import count_steps, make_data
-from train.check import train_problems
+from train.check import freeze_problems, train_problems
 from train.params import Params
 from train.run import Call, fit, summarise
 from train.stats import Stats
@@ -147,13 +147,14 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
 def test_what_cannot_be_trained_is_refused_in_a_sentence(fields, message):
     if fields.get("precision") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    [problem] = train_problems(TrainParams(**fields), TINY)
+    train = TrainParams(**fields)
+    [problem] = [*train_problems(train), *freeze_problems(TINY, train.freeze)]
     assert message in problem
 
 
 def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    [problem] = train_problems(TrainParams(compile=True), TINY)
+    [problem] = train_problems(TrainParams(compile=True))
     assert re.fullmatch(r"compile=True needs a C\+\+ compiler .*none is on this machine's path", problem)
 
 
