@@ -1,6 +1,7 @@
 """whatif: train a grid of small language models, as in `python3 main.py --config=test --no-wandb`."""
 
 import argparse
+import signal
 import sys
 from datetime import datetime
 from functools import partial
@@ -20,9 +21,10 @@ CONFIGS = Path(__file__).resolve().parent / "configs"
 class Namer:
     """Names one run. Edit these to see in a name what your experiment varies."""
 
-    def __init__(self, params, args):
+    def __init__(self, params, args, variant=None):
         self.data_params, self.train_params, self.model_params = params
         self.args = args
+        self.variant = variant  # its name, where the config has variants
         self.task = self.data_params.dataset_name.replace("/", "--")
 
     def wandb_proj_name(self) -> str:
@@ -74,6 +76,20 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="keep every trained model and its statistics: --config=test --save",
     )
     add(
+        "--resume",
+        nargs="?",
+        const="same",
+        choices=["same", "anyway"],
+        metavar="anyway",
+        help="leave out runs that are saved already, go on with those that were killed: --config=test --resume\n"
+        "--resume=anyway takes them over even if model/, train/ or data/ has changed since",
+    )
+    add(
+        "--fail-fast",
+        action="store_true",
+        help="stop at the first run that fails: --config=test --fail-fast",
+    )
+    add(
         "--out",
         metavar="DIR",
         help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial",
@@ -81,7 +97,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--dry-run",
         action="store_true",
-        help="show the runs and their sizes, train nothing: --config=test --dry-run",
+        help="show the runs, their sizes and the time they will take, train nothing: --config=test --dry-run",
     )
     add(
         "--ablate",
@@ -129,7 +145,7 @@ def run_grid(args: argparse.Namespace) -> int:
     """Check the whole grid, then train it."""
     files = config_files(args.config, CONFIGS)
     # These bring torch along, so only now that there is something to do.
-    from train import architecture, check, pretrained, sweep
+    from train import architecture, check, forecast, pretrained, sweep
 
     call = sweep.make_call(args, wandb_username)
     runs = read_grid(
@@ -148,17 +164,20 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.check == "strict":
         architecture.refuse_leaks(plans, call)
     if args.dry_run:
-        log.info(sweep.plan_table(plans))
-        return 0
+        sweep.say_steps(plans)
+        return forecast.report(plans, call)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
         sweep.announce(plans)
         summaries = sweep.run_plans(plans, namer, call)
         log.info(sweep.result_table(plans, summaries))
-    if call.save:
+    if call.save and rank() == 0 and any("folder" in summary for summary in summaries):
         from explore.report import report_grid
 
-        report_grid(runs_folder(args.config), [plan.params for plan in plans], summaries, call.out)
+        try:
+            report_grid(runs_folder(args.config), [plan.params for plan in plans], summaries, call.out)
+        except OSError as error:
+            log.error(f"no report: {error}")
     return sweep.exit_code(summaries)
 
 
@@ -190,4 +209,6 @@ def grid_options(args: argparse.Namespace) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_code = main()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: a late Ctrl-C would only show how Python ends
+    sys.exit(exit_code)

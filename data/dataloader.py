@@ -66,6 +66,11 @@ class LMDataModule:
         return self.data.chance
 
     @property
+    def content(self) -> str:
+        """Tells whether the text is what it was; nothing of a task, whose params and code say it all."""
+        return self.data.content
+
+    @property
     def val_bytes(self) -> int | None:
         return self.data.val_bytes
 
@@ -79,11 +84,23 @@ class LMDataModule:
         return len(self.rows(split))
 
     def train_dataloader(
-        self, b: int, accumulate: int = 1, seed: int = 0, rank: int = 0, world: int = 1
+        self,
+        b: int,
+        accumulate: int = 1,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        epoch: int = 0,
+        batches: int = 0,
     ) -> "Loader":
-        """Batches of `b` rows in an order that seed and epoch decide; `accumulate` of them in each of `world` processes make a step."""
+        """Batches of `b` rows in an order that seed and epoch decide; `accumulate` of them in each of `world` processes make a step.
+
+        The first pass is that of `epoch`, without its first `batches`, which are whole steps.
+        """
         rows = self.rows("train")
-        return self.loader(rows, b, accumulate, rank, world, Shuffled(len(rows), seed))
+        order = Shuffled(len(rows), seed, epoch, left_out=batches * b * world)
+        return self.loader(rows, b, accumulate, rank, world, order)
 
     def val_dataloader(self, b: int) -> "Loader":
         return self.loader(self.rows("val"), b)
@@ -134,10 +151,11 @@ class LMDataModule:
 class Shuffled(Sampler[int]):
     """All rows in an order that is a function of (seed, epoch); epochs count themselves unless they are set."""
 
-    def __init__(self, n_rows: int, seed: int) -> None:
+    def __init__(self, n_rows: int, seed: int, epoch: int = 0, left_out: int = 0) -> None:
         self.n_rows = n_rows
         self.seed = seed
-        self.epoch = 0
+        self.epoch = epoch
+        self.left_out = left_out  # rows at the beginning of the first pass
 
     def __len__(self) -> int:
         return self.n_rows
@@ -147,8 +165,9 @@ class Shuffled(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_rows)
+        left_out, self.left_out = self.left_out, 0
         self.epoch += 1
-        return map(int, order)
+        return map(int, order[left_out:])
 
 
 class Loader(DataLoader):

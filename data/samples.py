@@ -167,6 +167,7 @@ class TaskData:
     """The samples of each split, and the tokenizer."""
 
     val_bytes = None  # text only
+    content = ""  # params and code say it all
 
     def __init__(
         self, task: Task, data_params: DataParams, cache: Path, tokenizer: Tokenizer | None = None

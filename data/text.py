@@ -81,6 +81,7 @@ class TextData:
         self.documents = functools.cache(lambda: Documents(data_params, cache))
         d = data_params
         self.source = (fingerprint(d.dataset_name), d.debug_crop, d.val_pct, d.test_pct, d.data_seed)
+        self.content = repr(self.source)  # tells whether the text is what it was
         self.tokenizer = tokenizer or self.make_tokenizer(spec)
         self.val = self.tokens("val")
         self.train = self.tokens("train")

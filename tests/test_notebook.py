@@ -41,6 +41,7 @@ def test_each_figure_is_shown_once(cells):
         'show_lm_attns(lm, "hello',
         'show_lm_attns(lm_gpt2, "as',
         'folder_name="demo"',
+        "head_film(",
     ):
         assert figures(cells, code) == 1, code
 
@@ -61,3 +62,12 @@ def test_the_table_of_runs_and_the_samples_are_there(cells):
     [table] = outputs(cells, "table = model_explorer.runs()")
     assert "complete" in table["data"]["text/html"]
     assert text(cells, "dataset.show_sample(1)").count("«") == 2
+
+
+def test_the_pages_and_tables_of_what_is_inside_are_there(cells):
+    for code in ("attention_film(", "attention_html("):
+        [page] = outputs(cells, code)
+        assert page["data"]["text/html"].startswith("<iframe"), code
+    for code in (".unstack()", "activation_patching(", "over_checkpoints(", "loss_by_position("):
+        [table] = outputs(cells, code)
+        assert "<table" in table["data"]["text/html"], code

@@ -1,5 +1,6 @@
 """What the README says: its commands run, and its edits, applied to a copy of the repository, have their effect."""
 
+import math
 import re
 import shutil
 import subprocess
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from train.grid import read_grid
 from train.params import SECTION_OF
+from train.settings import GRID_KEYS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -160,6 +163,27 @@ def test_a_command_of_the_readme_is_understood(command, tmp_path):
     result = run(arguments, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "parameters" in result.stdout
+
+
+GRIDS = re.findall(r"^```\n(Grid\n.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_each_part_of_the_grid_section_has_an_example():
+    for key in GRID_KEYS:
+        assert sum(bool(re.search(rf"^{key} = ", block, re.MULTILINE)) for block in GRIDS), key
+
+
+@pytest.mark.parametrize("block", GRIDS, ids=range(len(GRIDS)))
+def test_an_example_of_the_grid_section_has_as_many_runs_as_it_says(block, tmp_path):
+    path = tmp_path / "example.txt"
+    path.write_text(block, encoding="utf-8")
+    product, number = re.search(r"# (.*) = (\d+) runs", block).groups()
+    runs = read_grid([path])
+    assert len(runs) == int(number)
+    terms = re.findall(r"([+-]?) ?(\d+(?: x \d+)*)", product)
+    assert sum((-1) ** (sign == "-") * math.prod(map(int, term.split(" x "))) for sign, term in terms) == len(
+        runs
+    )
 
 
 def test_every_option_is_in_the_readme():

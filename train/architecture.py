@@ -25,7 +25,7 @@ from train.optimizers import freeze
 from train.params import Params
 from train.pretrained import saved_tokenizer
 from train.run import Call, make_lm
-from train.saver import load, save
+from train.saver import begin, load, save
 from train.soundness import (
     LENGTH,
     copy_of,
@@ -123,7 +123,8 @@ def save_and_load_are_equal(lm: LM, params: Params) -> Outcome:
     for _ in learning(lm, params, mycollate(ids_BT.tolist()), n_steps=3):
         pass
     with TemporaryDirectory() as folder:
-        save(Path(folder), params=params, lm=lm, stats=Stats(), summary={}, command=[])
+        begin(Path(folder), params, command=[])
+        save(Path(folder), lm=lm, stats=Stats(), summary={})
         loaded = load(Path(folder)).lm
     with torch.no_grad():
         trained_BTV, loaded_BTV = lm.eval()(ids_BT), loaded(ids_BT)

@@ -3,8 +3,11 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
@@ -12,6 +15,8 @@ from data.tokenizer import Tokenizer, TokenizerSpec
 from model.lm import LM
 from model.model_params import ModelParams
 from train.train_params import TrainParams
+
+RANDOM = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 
 
 def tokenizer_spec(model: ModelParams) -> TokenizerSpec:
@@ -42,11 +47,22 @@ def count_steps(train: TrainParams, n_rows: int) -> int:
     return min(n_steps, train.epochs * steps_per_epoch)
 
 
+class WithoutInit(TorchFunctionMode):
+    """Inside, no random numbers are drawn into tensors: where there is no memory, to do so only takes time."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensor: Any = args[0] if args else kwargs.get("tensor")
+        return tensor if function in RANDOM and tensor.is_meta else function(*args, **kwargs)
+
+
 def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
     """Names and shapes of a model's parameters, without allocating them where its code allows that."""
     tokenizer = SimpleNamespace(n_tokens=n_tokens)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), WithoutInit():
             lm = LM(model, tokenizer)
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error):

@@ -4,6 +4,7 @@ import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +14,7 @@ from model.model_params import ModelParams
 from train.build import parameter_shapes, tokenizer_spec
 from train.grid import Place, Run
 from train.optimizers import frozen_names, optimizers
-from train.params import did_you_mean
+from train.params import Texts, did_you_mean
 from train.pretrained import origin_problems
 from train.run import lightning_trainer
 from train.schedules import schedules
@@ -25,23 +26,25 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
 
     `root` is the folder of all outputs, where saved runs lie.
     """
-    seen = set()
+    seen, text = set(), Texts()
     for run in runs:
         data, train, model = run.params
-        checks = (
+        spec, has_weights = tokenizer_spec(model), model.from_saved is not None
+        checks: list[tuple[Any, ...]] = [
             (model_problems, model),
             (origin_problems, model, root),
-            (data_problems, data, tokenizer_spec(model), model.max_seq_len, model.from_saved is not None),
-            (train_problems, train, model),
-        )
-        for check, *arguments in checks:
-            if (key := repr((check, arguments))) not in seen:
+            (data_problems, data, spec, model.max_seq_len, has_weights),
+            (train_problems, train),
+            (freeze_problems, model, train.freeze),
+        ]
+        for check, first, *rest in checks:
+            if (key := (check, text(first), *rest)) not in seen:
                 seen.add(key)
-                yield from ((message, run.places) for message in check(*arguments))
+                yield from ((message, run.places) for message in check(first, *rest))
 
 
-def train_problems(train: TrainParams, model: ModelParams) -> Iterator[str]:
-    """What this machine or this model cannot do."""
+def train_problems(train: TrainParams) -> Iterator[str]:
+    """What this machine cannot do."""
     if train.lr_schedule not in schedules:
         hint = did_you_mean(train.lr_schedule, schedules)
         yield f"lr_schedule={train.lr_schedule!r} is not registered; {hint}"
@@ -52,9 +55,13 @@ def train_problems(train: TrainParams, model: ModelParams) -> Iterator[str]:
     bare = TrainParams(precision=train.precision, strategy=train.strategy, devices=train.devices)
     if problem := hardware_problem(bare):
         yield problem
-    if not any(model_problems(model)):
+
+
+def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str]:
+    """Patterns that no parameter of this model is named by."""
+    if (freeze or model.lora_rank) and not any(model_problems(model)):
         try:
-            frozen_names(parameter_shapes(model, n_tokens=2), train.freeze, model.lora_rank)
+            frozen_names(parameter_shapes(model, n_tokens=2), freeze, model.lora_rank)
         except ValueError as error:
             yield str(error)
 

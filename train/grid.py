@@ -1,38 +1,34 @@
 """Config text -> a list of runs, every mistake found first. Configs are read as Python literals; nothing in them runs."""
 
-import ast
 import difflib
+import functools
 import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from train.params import SECTION_OF, SECTIONS, Params, did_you_mean
+from train.language import Rule, Rules, read_rules
+from train.logs import log
+from train.params import SECTION_OF, SECTIONS, Params
+from train.settings import (
+    VARIANT,
+    Config,
+    Errors,
+    Place,
+    Setting,
+    located,
+    read_config,
+    read_options,
+    refusal,
+)
+
+__all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
 
 MOST_ERRORS = 20  # shown at once
-# Where a header or `key = ...` begins; True, False or None alone on a line is the end of a list.
-STATEMENT = re.compile(r"^(?=(?!True\b|False\b|None\b)[A-Za-z_]\w*[ \t]*(?:=|#|$))", re.MULTILINE)
-
-
-class Place(NamedTuple):
-    """Where a setting was made: a line of a config file, or a command line option (line 0)."""
-
-    source: str
-    line: int
-
-    def __str__(self) -> str:
-        return f"{self.source}:{self.line}" if self.line else self.source
-
-
-class Setting(NamedTuple):
-    """One `key = value`: the values of its axis (one, unless the config gives a list)."""
-
-    key: str
-    values: list[Any]
-    place: Place
+MOST_POINTS = 1_000_000  # of a config, with those that are skipped
 
 
 class Run(NamedTuple):
@@ -41,6 +37,7 @@ class Run(NamedTuple):
     params: Params
     places: dict[str, Place]
     config: str  # the name of the file
+    variant: str | None = None  # its name, where the grid has variants
 
 
 class GridError(ValueError):
@@ -80,217 +77,204 @@ def read_grid(
     """
     on_command_line = Errors()
     chosen = read_options(options or {}, on_command_line)
-    runs, lines = [], [*known, *on_command_line.lines]
+    runs, lines, notes = [], [*known, *on_command_line.lines], []
     for file in files:
         errors = Errors(on_command_line.fields)
-        own = read_settings(file, errors)
-        of_file = expand(list((own | chosen).values()), each, errors, file.stem, defaults)
+        config = read_config(file, errors)
+        rules = read_rules(config, chosen, errors)
+        of_file = Expansion(config, rules, errors, each, defaults).runs(config.settings | chosen)
         for message, places in problems(of_file):
             errors.add_located(message, places)
         runs += of_file
         lines += errors.lines
+        notes += errors.notes
     if lines:
         raise GridError(lines)
+    for note in notes:
+        log.warning(note)
     return runs
 
 
-class Errors:
-    """What is wrong with one config, and which fields that was about: none is blamed again for what follows from it."""
+class Expansion:
+    """The points of one config and their runs; what is wrong goes to `errors`."""
 
-    def __init__(self, fields: Iterable[str] = ()) -> None:
-        self.lines: list[str] = []
-        self.fields = set(fields)
+    def __init__(
+        self,
+        config: Config,
+        rules: Rules,
+        errors: Errors,
+        each: Callable[[Params], list[Params]],
+        defaults: Callable[..., dict[str, Any]],
+    ) -> None:
+        self.source = Place(config.source, 0)
+        self.rules = rules
+        self.errors = errors
+        self.each = each
+        self.defaults = defaults
+        self.built: dict[str, Any] = {}  # params by what they were built from: most points share theirs
+        self.blamed: list[Rule] = []
+        self.used: set[str] = set()  # conditions that some point was left out by
 
-    def add(self, place: Place, message: str, key: str = "") -> None:
-        self.lines.append(f"{place}: {message}")
-        self.fields.add(key)
+    def runs(self, settings: Mapping[str, Setting]) -> list[Run]:
+        """The full product of all axes: variants vary slowest, then the axis named first."""
+        runs: list[Run] = []
+        n_points = 0
+        for variant in self.rules.variants:
+            own = {k: s for k, s in {**settings, **variant.settings}.items() if s.values and k in SECTION_OF}
+            places = {key: setting.place for key, setting in own.items()}
+            places |= {key: rule.place for key, rule in self.rules.derive.items()}
+            before = len(runs)
+            for chosen in self.points(own):
+                n_points += 1
+                runs += self.runs_of(chosen, variant.name, places)
+            if len(runs) == before and variant.name is not None and self.rules.skip:
+                self.errors.notes.append(f"{self.source}: skip leaves nothing of variant {variant.name!r}")
+        if not self.errors.lines:
+            self.judge_skip(runs, n_points)
+        return runs
 
-    def add_located(self, message: str, places: dict[str, Place]) -> None:
-        """A message names the fields it is about as `field=value`; the places of these go in front."""
-        named = fields_named(message)
-        if not self.fields.intersection(named):
-            self.lines.append(located(message, places))
+    def judge_skip(self, runs: list[Run], n_points: int) -> None:
+        for rule in self.rules.skip:
+            if not runs:
+                self.errors.add(rule.place, f"skip leaves none of {n_points:,} points")
+                return
+            if rule.expression.text not in self.used:
+                self.errors.notes.append(f"{rule.place}: skip {rule.expression.text!r} leaves out no point")
 
-
-def fields_named(message: str) -> list[str]:
-    return [name for name in dict.fromkeys(re.findall(r"\b([a-z_]\w*)=", message)) if name in SECTION_OF]
-
-
-def located(message: str, places: dict[str, Place]) -> str:
-    """A message behind the places of the fields it names."""
-    where = sorted({places[name] for name in fields_named(message) if name in places})
-    return f"{' and '.join(map(str, where)) or 'defaults'}: {message}"
-
-
-def read_settings(file: Path, errors: Errors) -> dict[str, Setting]:
-    """The settings of one config."""
-    source = f"{file.parent.name}/{file.name}"
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        errors.add(Place(source, 0), f"not UTF-8 text: {error}")
-        return {}
-    section: str | None = None
-    settings: dict[str, Setting] = {}
-    for line, node in read_statements(text, source, errors):
-        place = Place(source, line)
-        match node:
-            case ast.Expr(value=ast.Name(id=name)):
-                section = name if name in SECTIONS else None
-                if section is None:
-                    errors.add(place, f"there is no section {name!r}; {did_you_mean(name, SECTIONS)}")
-                    section = ""  # what follows is not to be blamed for having no section
-            case ast.Assign(targets=[ast.Name(id=key)], value=value):
-                if section is None:
-                    errors.add(place, f"{key!r} stands before any section ({', '.join(SECTIONS)})", key)
-                elif section and (setting := read_setting(section, key, value, place, errors)):
-                    if key in settings:
-                        errors.add(place, f"{key!r} is set twice, first at {settings[key].place}", key)
-                    settings.setdefault(key, setting)
-            case _:
-                errors.add(place, f"expected `key = value` or a section name ({', '.join(SECTIONS)})")
-    return settings
-
-
-def read_statements(text: str, source: str, errors: Errors) -> Iterator[tuple[int, ast.stmt]]:
-    """The statements of a config text with their lines; one that is no Python is an error and hides no other."""
-    line = 1
-    for piece in STATEMENT.split(text):
-        try:
-            body = ast.parse(piece).body
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            at = error.lineno or 1 if isinstance(error, SyntaxError) else 1
-            reason = re.sub(r" \(.*\)$", "", error.msg if isinstance(error, SyntaxError) else str(error))
-            shown = (piece.splitlines() or [""])[min(at, piece.count("\n") + 1) - 1].strip()
-            key = match[0] if (match := re.match(r"\w+", piece)) else ""
-            errors.add(Place(source, line + at - 1), f"syntax error in `{shown}`: {reason}", key)
-            body = []
-        yield from ((line + node.lineno - 1, node) for node in body)
-        line += piece.count("\n")
-
-
-def read_setting(section: str, key: str, node: ast.expr, place: Place, errors: Errors) -> Setting | None:
-    if SECTION_OF.get(key) != section:
-        elsewhere = f"it belongs under {SECTION_OF[key]}" if key in SECTION_OF else ""
-        known = [name for name, owner in SECTION_OF.items() if owner == section]
-        errors.add(place, f"{section} has no {key!r}; {elsewhere or did_you_mean(key, known)}", key)
-        return None
-    try:
-        return check_setting(key, ast.literal_eval(node), place, errors)
-    except (ValueError, TypeError, RecursionError, MemoryError):
-        hint = f" (text needs quotes: {ast.unparse(node)!r})" if isinstance(node, ast.Name) else ""
-        errors.add(place, f"{key} = {ast.unparse(node)} is no Python literal{hint}", key)
-        return None
-
-
-def read_options(options: Mapping[str, str], errors: Errors) -> dict[str, Setting]:
-    """The settings made on the command line."""
-    settings: dict[str, Setting] = {}
-    for typed, option in options.items():
-        if setting := read_option(option, Place(typed, 0), errors):
-            if setting.key in settings:
-                errors.add(setting.place, f"{setting.key!r} is set twice on the command line", setting.key)
-            settings[setting.key] = setting
-    return settings
-
-
-def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
-    """A `key=value` of the command line; a value that is no Python literal is taken as text, since shells eat quotes."""
-    key, equals, text = (part.strip() for part in option.partition("="))
-    if not equals:
-        errors.add(place, "expected key=value, as in --set lr=1e-3")
-    elif key not in SECTION_OF:
-        errors.add(place, f"there is no field {key!r}; {did_you_mean(key, SECTION_OF)}", key)
-    else:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            if text[:1] in tuple("[({"):
-                errors.add(
-                    place,
-                    f'{text} is no Python literal; quote it for the shell: --set \'{key}=["a", "b"]\'',
-                    key,
-                )
-                return None
-            value = text
-        return check_setting(key, value, place, errors)
-    return None
-
-
-def check_setting(key: str, value: object, place: Place, errors: Errors) -> Setting:
-    """A list is an axis, anything else one value; each value is tried on its own, and left out if its field refuses it."""
-    axis = value if isinstance(value, list) else [value]
-    if not axis:
-        errors.add(place, f"{key} = [] is an axis without values", key)
-    section = SECTION_OF[key]
-    good: list[object] = []
-    for item in axis:
-        if item in good and type(item) is type(good[good.index(item)]):
-            errors.add(place, f"{key} = {value!r} has {item!r} twice", key)
-        elif reason := refusal(SECTIONS[section], key, item):
-            hint = (
-                "; a list is an axis, for one value take a tuple"
-                if "tuple" in reason and axis is value
-                else ""
+    def points(self, settings: Mapping[str, Setting]) -> Iterator[dict[str, Any]]:
+        """What each point sets; fields that advance together are one axis, where the first of them stands."""
+        groups = {name: group.fields for group in self.rules.together for name in group.fields}
+        self.check_together(settings)
+        axes: list[list[dict[str, Any]]] = []
+        taken: set[str] = set()
+        for key in settings:
+            if key not in taken:
+                names = [name for name in groups.get(key, [key]) if name in settings]
+                taken.update(names)
+                columns = zip(*(settings[name].values for name in names), strict=False)
+                axes.append([dict(zip(names, values, strict=True)) for values in columns])
+        if (n_points := math.prod(map(len, axes))) > MOST_POINTS:
+            self.errors.add(
+                self.source, f"{n_points:,} points are too many; up to {MOST_POINTS:,} can be looked at"
             )
-            errors.add(place, f"{section} cannot have {key} = {item!r}: {reason}{hint}", key)
-        else:
-            good.append(item)
-    return Setting(key, good, place)
+            return
+        for parts in itertools.product(*axes):
+            yield {key: value for part in parts for key, value in part.items()}
 
+    def check_together(self, settings: Mapping[str, Setting]) -> None:
+        """Each field of a group is a list, all of one length; a group that a variant sets nothing of is idle in it."""
+        for fields, place in self.rules.together:
+            found = {name: settings[name] for name in fields if name in settings}
+            if self.errors.fields.intersection(fields) or (not found and self.set_by_a_variant(fields)):
+                continue
+            for name in fields:
+                if name not in found:
+                    self.errors.add(place, f"{name!r} is in together, but no list is set for it", name)
+                elif not found[name].is_list and found[name].place.line:
+                    self.errors.add(
+                        found[name].place, f"{name!r} is in together ({place}): it takes a list", name
+                    )
+            if len({len(setting.values) for setting in found.values()}) > 1:
+                lengths = ", ".join(f"{k} has {len(s.values)} ({s.place})" for k, s in found.items())
+                self.errors.add(place, f"fields in together take lists of one length: {lengths}", fields[0])
 
-def refusal(params_class: type, key: str, value: object) -> str | None:
-    """Why a field of `params_class` cannot have this value, apart from what other fields say; None: it can."""
-    try:
-        params_class(**{key: value})
-    except ValidationError as error:
-        reasons = [
-            e["msg"].replace("Input should", "it should") for e in error.errors() if e["loc"][:1] == (key,)
-        ]
-        return "; ".join(dict.fromkeys(reasons)) or None
-    return None
+    def set_by_a_variant(self, fields: list[str]) -> bool:
+        return any(variant.settings.keys() & set(fields) for variant in self.rules.variants)
 
-
-def expand(
-    settings: list[Setting],
-    each: Callable[[Params], list[Params]],
-    errors: Errors,
-    config: str,
-    defaults: Callable[..., dict[str, Any]],
-) -> list[Run]:
-    """The full product of all axes; the axis named first varies slowest."""
-    settings = [setting for setting in settings if setting.values]
-    places = {setting.key: setting.place for setting in settings}
-    runs = []
-    for values in itertools.product(*(setting.values for setting in settings)):
-        chosen = dict(zip(places, values, strict=True))
+    def runs_of(self, chosen: dict[str, Any], variant: str | None, places: dict[str, Place]) -> list[Run]:
+        """The runs of one point, none if it is skipped or wrong."""
         try:
-            chosen = defaults(**chosen) | chosen
+            if (point := self.complete(chosen, variant)) is None:
+                return []
+            own = self.defaults(**point) | point
         except ValueError as error:
-            errors.add_located(str(error), places)
-            continue
+            self.errors.add_located(str(error), places)
+            return []
         try:
-            params = Params(*(build(cls, chosen) for cls in SECTIONS.values()))
-            runs += [Run(variant, places, config) for variant in each(params)]
+            params = Params(*(self.build(cls, own) for cls in SECTIONS.values()))
+            return [Run(made, places, Path(self.source.source).stem, variant) for made in self.each(params)]
         except ValidationError as error:
             for problem in error.errors():
-                errors.add_located(problem["msg"].removeprefix("Value error, "), places)
+                self.errors.add_located(problem["msg"].removeprefix("Value error, "), places)
         except ValueError as error:
-            errors.add(Place("run_all in main.py", 0), str(error))
-    return runs
+            self.errors.add(Place("run_all in main.py", 0), str(error))
+        return []
+
+    def complete(self, chosen: dict[str, Any], variant: str | None) -> dict[str, Any] | None:
+        """A point with its derived fields; None if it is skipped, or if an expression has no value at it."""
+        derive = self.rules.derive
+        if not derive and not self.rules.skip:
+            return chosen
+        known = {VARIANT: variant} | field_defaults() | self.defaults(**chosen) | chosen
+        late = [rule for rule in self.rules.skip if derive.keys() & set(rule.expression.names)]
+        if self.skipped([rule for rule in self.rules.skip if rule not in late], known):
+            return None
+        for key, rule in derive.items():
+            if not self.derived(key, rule, known):
+                return None
+        return None if self.skipped(late, known) else chosen | {key: known[key] for key in derive}
+
+    def skipped(self, rules: list[Rule], known: dict[str, Any]) -> bool:
+        """Whether a condition holds; all are tried, so that each is known to be of use."""
+        hit = False
+        for rule in rules:
+            try:
+                outcome = rule.expression(known)
+                if not isinstance(outcome, bool):
+                    raise ValueError(f"gives {outcome!r:.80}{rule.expression.at(known)}, not True or False")
+            except ValueError as error:
+                self.blame(rule, f"skip {rule.expression.text!r}: {error}")
+                outcome = True
+            if outcome:
+                self.used.add(rule.expression.text)
+            hit = hit or outcome
+        return hit
+
+    def blame(self, rule: Rule, message: str, key: str = "") -> None:
+        """Once for an expression, at the first point: at others it is likely to be wrong too."""
+        if rule not in self.blamed:
+            self.blamed.append(rule)
+            self.errors.add(rule.place, message, key)
+
+    def derived(self, key: str, rule: Rule, known: dict[str, Any]) -> bool:
+        """Adds a derived field to what is `known` of a point, if it can have that value."""
+        text, section = rule.expression.text, SECTION_OF[key]
+        try:
+            value = known[key] = rule.expression(known)
+        except ValueError as error:
+            self.blame(rule, f"derive {key!r} = {text!r}: {error}", key)
+            return False
+        if reason := refusal(SECTIONS[section], key, value):
+            hint = "; // gives whole numbers" if isinstance(value, float) and "integer" in reason else ""
+            at = f"which {text!r} gives{rule.expression.at(known)}"
+            self.blame(rule, f"{section} cannot have {key} = {value!r:.80}, {at}: {reason}{hint}", key)
+        return reason is None
+
+    def build(self, params_class: type, values: dict[str, Any]) -> Any:
+        """`params_class` with those of `values` that are its own."""
+        name = params_class.__name__
+        own = {key: value for key, value in values.items() if SECTION_OF[key] == name}
+        if (made_from := f"{name}{own}") not in self.built:
+            self.built[made_from] = params_class(**own)
+        return self.built[made_from]
 
 
-def build(params_class: type, values: dict[str, Any]) -> Any:
-    """`params_class` with those of `values` that are its own."""
-    return params_class(
-        **{key: value for key, value in values.items() if SECTION_OF[key] == params_class.__name__}
-    )
+@functools.cache
+def field_defaults() -> dict[str, Any]:
+    return {
+        key: value for cls in SECTIONS.values() for key, value in vars(cls()).items() if key in SECTION_OF
+    }
 
 
-def axes(runs: Iterable[tuple[str, Params]]) -> list[str]:
-    """The fields that differ between runs (config, params) of one config, in the order of their sections."""
-    seen: dict[str, dict[str, set[str]]] = {}
-    for config, params in runs:
-        for key, value in params.flat().items():
-            seen.setdefault(key, {}).setdefault(config, set()).add(repr(value))
-    return [key for key, values in seen.items() if any(len(of_config) > 1 for of_config in values.values())]
+def axes(runs: Iterable[tuple[Hashable, Params]]) -> list[str]:
+    """The fields that differ between runs (group, params) of one group, in the order of their sections."""
+    values: dict[str, dict[Hashable, set[str]]] = {}
+    seen: dict[tuple[Hashable, int], Any] = {}  # params that many runs share are looked at once
+    for group, params in runs:
+        for part in params:
+            if (group, id(part)) not in seen:
+                seen[group, id(part)] = part
+                for key, value in vars(part).items():
+                    if key in SECTION_OF:
+                        values.setdefault(key, {}).setdefault(group, set()).add(repr(value))
+    return [key for key, of_key in values.items() if any(len(of_group) > 1 for of_group in of_key.values())]

@@ -1,6 +1,8 @@
 """The log: what a call says, on the console beside progress bars and in log files. A message is text or a rich Table."""
 
+import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +40,18 @@ class FileFormatter(logging.Formatter):
         return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {as_text(record)}"
 
 
+class FileHandler(logging.FileHandler):
+    """On a full disk it says no more; what is said on the console goes on."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def log_to_console() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -51,7 +65,7 @@ def log_to_file(path: Path | None) -> Iterator[None]:
         yield
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = FileHandler(path, encoding="utf-8")
     handler.setFormatter(FileFormatter())
     log.addHandler(handler)
     try:

@@ -40,3 +40,17 @@ class Params(NamedTuple):
     def flat(self) -> dict[str, Any]:
         """All fields by name; no name occurs in two classes."""
         return {key: value for part in self for key, value in vars(part).items() if key in SECTION_OF}
+
+
+class Texts:
+    """The text of params, by which equal ones are known; what many runs share is written out once."""
+
+    def __init__(self) -> None:
+        self.texts: dict[
+            int, tuple[Any, str]
+        ] = {}  # by id, which stays one's own as long as the object is kept
+
+    def __call__(self, part: Any) -> str:
+        if id(part) not in self.texts:
+            self.texts[id(part)] = part, repr(part)
+        return self.texts[id(part)][1]

@@ -1,5 +1,6 @@
-"""Provenance: which code a run was made by: its commit, what differs from it, a hash of model/, versions."""
+"""Provenance: which code a run was made by: its commit, what differs from it, hashes of its files, versions."""
 
+import ast
 import hashlib
 import os
 import platform
@@ -14,19 +15,22 @@ PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/",
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
 
 
+DECISIVE = ("model", "train", "data")  # folders whose code decides what comes out of a run
+
+
 class Code(NamedTuple):
-    """The code of this process: its git commit (None outside git), what differs from it, a hash of model/."""
+    """The code of this process: its git commit (None outside git), what differs from it, the hash of each decisive file."""
 
     commit: str | None
     diff: bytes
-    model_hash: str
+    hashes: dict[str, str]
 
 
 @cache
 def code_of_this_process() -> Code:
     """The state of the repository when first asked, which is before the first run starts."""
     commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
-    return Code(commit, code_diff(commit), hash_of_model())
+    return Code(commit, code_diff(commit), hashes_of_code())
 
 
 def code_diff(commit: str | None) -> bytes:
@@ -60,12 +64,19 @@ def git(*args: str) -> bytes:
         return b""
 
 
-def hash_of_model() -> str:
-    """A hash of the code in model/."""
-    sha = hashlib.sha256()
-    for path in sorted((REPOSITORY / "model").rglob("*.py")):
-        sha.update(f"{path.relative_to(REPOSITORY).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return sha.hexdigest()
+def hashes_of_code() -> dict[str, str]:
+    """By file, a hash of the syntax tree, which comments and layout are no part of."""
+    files = sorted(path for folder in DECISIVE for path in (REPOSITORY / folder).rglob("*.py"))
+    return {path.relative_to(REPOSITORY).as_posix(): hash_of_code(path.read_bytes()) for path in files}
+
+
+def hash_of_code(source: bytes) -> str:
+    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:20]
+
+
+def changed_files(then: dict[str, str], now: dict[str, str]) -> list[str]:
+    """The files that are not what they were, those that came and went among them."""
+    return sorted(name for name in then | now if then.get(name) != now.get(name))
 
 
 def versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +22,14 @@ from train.logs import log, log_to_file
 from train.params import Params
 from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
-from train.saver import RunFolder, save
+from train.resume import ResumePoint, WholeFiles
+from train.saver import RESUME_FILE, RunFolder, begin, partial_name, read_json, save
+from train.settings import VARIANT
 from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
-from train.trainer import LMTrainer
-from train.weights import Checkpoints
+from train.trainer import INTERRUPTED, LMTrainer
+from train.weights import Checkpoints, one_line
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
@@ -35,7 +37,7 @@ warnings.filterwarnings("ignore", module="lightning")
 
 
 class Call(NamedTuple):
-    """What the command line says about all runs of a grid."""
+    """What the command line says about all runs of a grid, and the variant that the run at hand belongs to."""
 
     out: Path  # root of all outputs
     save: bool
@@ -44,39 +46,70 @@ class Call(NamedTuple):
     wandb_group: str
     gpu_id: int | None
     command: list[str]
+    resume: str | None = None  # "same" code or "anyway"; None: every run is new
+    fail_fast: bool = False
+    variant: str | None = None  # its name, where the grid has variants
 
     @property
     def cache(self) -> Path:
         return self.out / "cache"
 
 
-def train_run(params: Params, namer: Any, call: Call) -> dict[str, Any]:
-    """Train one run and return its summary; with `call.save` it lies in a run folder afterwards."""
-    started = time.perf_counter()
-    tracker, folder = start_tracker(params, namer, call), None
+def train_run(
+    params: Params, namer: Any, call: Call, identity: str = "", go_on: Path | None = None
+) -> dict[str, Any]:
+    """Train one run and return its summary; with `call.save` it lies in a run folder afterwards.
+
+    `go_on` is the folder of an earlier call that did not come to the run's end.
+    """
+    wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
+    tracker = start_tracker(params, namer, call, wandb_id)
     try:
-        if call.save:
-            wandb_name = None if tracker is None else tracker.name
-            folder = RunFolder.claim(
-                call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name)
-            )
-        with threads(params.train.threads), log_to_file(None if folder is None else folder.log_file):
-            with keeping_weights(folder, params.train) as checkpoints:
-                lm_trainer = fit(params, Stats(tracker), call, checkpoints)
-            summary = summarise(lm_trainer, time.perf_counter() - started)
-            if folder is not None:
-                lm, stats = lm_trainer.model, lm_trainer.stats
-                save(folder.path, params=params, lm=lm, stats=stats, summary=summary, command=call.command)
-                folder.finish()
-                summary["folder"] = str(folder.path)
-                log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
+        if call.save and rank() == 0:
+            return train_saved(params, namer, call, tracker, identity, go_on)
+        # The first process saves for all; the others take part in its resume checkpoints.
+        resume_point = ResumePoint(go_on and partial_name(go_on) / RESUME_FILE) if call.save else None
+        with threads(params.train.threads):
+            return of_variant(call) | summarise(fit(params, Stats(tracker), call, resume_point=resume_point))
     finally:
         if tracker is not None:
             tracker.finish()
-    return summary
 
 
-def start_tracker(params: Params, namer: Any, call: Call) -> Any:
+def train_saved(
+    params: Params, namer: Any, call: Call, tracker: Any, identity: str, go_on: Path | None
+) -> dict[str, Any]:
+    """Train a run in its folder, which says what became of it, whatever that is."""
+    if go_on is not None:
+        folder = RunFolder.take_up(go_on)
+    else:
+        wandb_name = None if tracker is None else tracker.name
+        folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
+        begin(folder.path, params, call.command, identity, wandb=tracker and tracker.id)
+    try:
+        return train_in(folder, params, Stats(tracker), call)
+    except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
+        folder.give_up(None if interrupted else f"{type(error).__name__}: {one_line(error)}")
+        raise
+
+
+def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dict[str, Any]:
+    """Train a run and save it in its folder."""
+    with threads(params.train.threads), log_to_file(folder.log_file):
+        with keeping_weights(folder, params.train) as checkpoints:
+            resume_point = ResumePoint(folder.path / RESUME_FILE)
+            lm_trainer = fit(params, stats, call, checkpoints, resume_point)
+        summary = of_variant(call) | summarise(lm_trainer)
+        save(folder.path, lm=lm_trainer.model, stats=lm_trainer.stats, summary=summary)
+        if lm_trainer.stopped != INTERRUPTED:
+            resume_point.path.unlink(missing_ok=True)
+        folder.finish()
+        log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
+    return {**summary, "folder": str(folder.path)}
+
+
+def start_tracker(params: Params, namer: Any, call: Call, wandb_id: str | None) -> Any:
     if not call.wandb:
         return None
     return start_wandb(
@@ -84,22 +117,33 @@ def start_tracker(params: Params, namer: Any, call: Call) -> Any:
         entity=call.wandb_entity,
         group=call.wandb_group,
         run_name=namer.run_name(),
-        config=params.flat(),
+        run_id=wandb_id,
+        config=of_variant(call) | params.flat(),
         folder=call.out / "logs",
     )
 
 
-def keeping_weights(
-    folder: RunFolder | None, train: TrainParams
-) -> AbstractContextManager[Checkpoints | None]:
-    """Inside, what keeps weights along the way, if anything is kept of this run."""
-    if folder is None or train.checkpoint_every is None:
+def of_variant(call: Call) -> dict[str, str]:
+    """What a run's records say beside its params, by which its variant is found later."""
+    return {} if call.variant is None else {VARIANT: call.variant}
+
+
+def keeping_weights(folder: RunFolder, train: TrainParams) -> AbstractContextManager[Checkpoints | None]:
+    """Inside, what keeps weights along the way, if they are to be kept."""
+    if train.checkpoint_every is None:
         return nullcontext()
     return Checkpoints(folder.path / "checkpoints", train.checkpoint_every)
 
 
-def fit(params: Params, stats: Stats, call: Call, checkpoints: Checkpoints | None = None) -> LMTrainer:
+def fit(
+    params: Params,
+    stats: Stats,
+    call: Call,
+    checkpoints: Checkpoints | None = None,
+    resume_point: ResumePoint | None = None,
+) -> LMTrainer:
     """Build everything, train, and make sure that a validation of the final weights is recorded."""
+    began = time.perf_counter()
     train, tokenizer = params.train, saved_tokenizer(params.model, call.out)
     data = make_data(
         params.data, params.model, call.cache, data_workers=train.data_workers, tokenizer=tokenizer
@@ -109,20 +153,26 @@ def fit(params: Params, stats: Stats, call: Call, checkpoints: Checkpoints | Non
         lm.compile()
     n_steps = count_steps(train, data.n_rows("train"))
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
+    lm_trainer.began = began
     lm_trainer.leak = warn_of_flaws(lm)
-    trainer = lightning_trainer(train, n_steps, call.gpu_id)
+    trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[resume_point] if resume_point else [])
+    position = resume_point.position if resume_point else None
     batches = data.train_dataloader(
         train.batch_size,
         accumulate=train.accumulate_grad_batches,
         seed=train.random_seed,
         rank=rank(),
         world=train.devices,
+        epoch=position.epoch if position else 0,
+        batches=position.batches if position else 0,
     )
     held_out = data.val_dataloader(train.batch_size)
     with stop_on_interrupt(lm_trainer):
-        if params.model.from_pretrained is not None or params.model.from_saved is not None:
+        has_origin = params.model.from_pretrained is not None or params.model.from_saved is not None
+        if has_origin and position is None:
             trainer.validate(lm_trainer, held_out, verbose=False)  # how good it is to begin with
-        trainer.fit(lm_trainer, batches, held_out)
+        path = resume_point.path if resume_point and position else None
+        trainer.fit(lm_trainer, batches, held_out, ckpt_path=path, weights_only=True)
         if lm_trainer.restore_best() or lm_trainer.validated_at != lm_trainer.global_step:
             trainer.validate(lm_trainer, held_out, verbose=False)
     return lm_trainer
@@ -144,14 +194,21 @@ def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:
     first = first_weights(model, tokenizer, root)  # before the seed is set: libraries may draw from it
     L.seed_everything(train.random_seed, verbose=False)
     lm = LM(model, tokenizer=tokenizer, dropout=train.dropout)
+    if train.precision == "64-true":
+        lm.double()  # Lightning would after weights are loaded, when their last bits are lost
     if first is not None:
-        if train.precision == "64-true":
-            lm.double()  # Lightning will, when their last bits would be lost
         begin_with(first, lm, root)
     return lm
 
 
-def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L.Trainer:
+def lightning_trainer(
+    train: TrainParams,
+    n_steps: int,
+    gpu_id: int | None,
+    *,
+    callbacks: Sequence[L.Callback] = (),
+    quiet: bool = False,
+) -> L.Trainer:
     cpus = train.devices > 1 and not torch.cuda.is_available()
     return L.Trainer(
         max_steps=n_steps,
@@ -165,16 +222,18 @@ def lightning_trainer(train: TrainParams, n_steps: int, gpu_id: int | None) -> L
         devices=train.devices if gpu_id is None else [gpu_id],
         strategy=train.strategy,
         use_distributed_sampler=False,  # our Loader shares the rows out
+        callbacks=list(callbacks),
+        plugins=[WholeFiles()],
         num_sanity_val_steps=0,
         inference_mode=False,  # what a model keeps from a validation, a mask say, is fit for training then
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=sys.stderr.isatty() and not quiet,
     )
 
 
-def summarise(lm_trainer: LMTrainer, wall_seconds: float) -> dict[str, Any]:
+def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
     """What the results table and `runs()` show of a run."""
     result, train = lm_trainer.result, lm_trainer.train_params
     losses = lm_trainer.stats.train_stats.get("stat/val_loss:main", [])
@@ -188,7 +247,7 @@ def summarise(lm_trainer: LMTrainer, wall_seconds: float) -> dict[str, Any]:
         "val_exact_match": result.get("val_exact_match"),
         "n_params": n_params(lm_trainer.model),
         "tokens_per_second": lm_trainer.n_tokens / seconds,
-        "wall_seconds": wall_seconds,
+        "wall_seconds": lm_trainer.wall_seconds,
         "steps": lm_trainer.global_step,
         "trained_samples": lm_trainer.n_samples,
         "trained_tokens": lm_trainer.n_tokens,

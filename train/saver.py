@@ -1,5 +1,6 @@
 """What a run folder holds: written so that a kill never leaves half a run, read as data and never as code."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from data.data_params import DataParams
@@ -17,7 +19,7 @@ from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from train.params import Params
-from train.provenance import REPOSITORY, code_of_this_process, hash_of_model, versions
+from train.provenance import REPOSITORY, changed_files, code_of_this_process, hashes_of_code, versions
 from train.stats import Stat, Stats
 from train.train_params import TrainParams
 from train.weights import (
@@ -32,6 +34,7 @@ from train.weights import (
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d")
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
+RESUME_FILE = "resume.ckpt"
 PARTIAL = ".partial"  # ends the name of a run's folder until everything is in it
 LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
 
@@ -76,18 +79,19 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
 
 
 class RunFolder:
-    """The folder of one run, `{timestamp}.partial` until `finish` renames it to `{timestamp}`."""
+    """The folder of one run, `{timestamp}.partial` until `finish` renames it to `{timestamp}`. Locked while it trains."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.timestamp = path.name.removesuffix(PARTIAL)
+        self.lock = lock_of(path)
+        self.lock.acquire()
 
     @classmethod
     def claim(
         cls, root: Path, subfolder_of: Callable[[str], str], when: datetime | None = None
     ) -> "RunFolder":
         """A new folder under the next timestamp that no run below `root` has; `subfolder_of` says where, given it."""
-        code_of_this_process()  # now, since the files may be edited while the run trains
         base = (root / "saved-models").resolve()
         base.mkdir(parents=True, exist_ok=True)
         when = when or datetime.now()
@@ -107,13 +111,46 @@ class RunFolder:
             finally:
                 token.rmdir()
 
+    @classmethod
+    def take_up(cls, path: Path) -> "RunFolder":
+        """The folder of an earlier run that goes on."""
+        return cls(path.rename(partial_name(path)))
+
     @property
     def log_file(self) -> Path:
         return self.path / "log.txt"
 
+    def give_up(self, failed: str | None) -> None:
+        """Leave the folder as it is; `failed` says why, if the run itself is to blame."""
+        with contextlib.suppress(OSError, ValueError):  # a full disk, most likely, of which the reason tells
+            if failed is not None:
+                write_json(self.path / "about.json", read_json(self.path / "about.json") | {"failed": failed})
+        self.lock.release()
+
     def finish(self) -> None:
         """Declare the folder complete."""
+        self.lock.release()
+        Path(self.lock.lock_file).unlink(missing_ok=True)
         self.path = self.path.rename(self.path.with_name(self.timestamp))
+
+
+def partial_name(folder: Path) -> Path:
+    """Where the run in `folder` lies while it trains."""
+    return folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
+
+
+def lock_of(folder: Path) -> FileLock:
+    """Held by whoever trains the run in `folder`; the system takes it from a dead process."""
+    return FileLock(folder / "lock", timeout=0)
+
+
+def is_training(folder: Path) -> bool:
+    """Whether another process has the run in `folder`."""
+    try:
+        with lock_of(folder):
+            return False
+    except Timeout:
+        return True
 
 
 def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
@@ -126,28 +163,34 @@ def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
     return path.with_name(timestamp + PARTIAL)
 
 
-def save(
-    folder: Path, *, params: Params, lm: LM, stats: Stats, summary: dict[str, Any], command: list[str]
+def begin(
+    folder: Path, params: Params, command: list[str], identity: str = "", wandb: str | None = None
 ) -> None:
-    """Write everything about a run into its (still partial) folder; `summary` holds its final numbers."""
-    assert isinstance(lm.tokenizer, Tokenizer), "what is trained here has a tokenizer of ours"
+    """Write what is known of a run before it trains, so that it can be recognised whatever becomes of it."""
     code = code_of_this_process()
     write_json(folder / "params.json", {name: asdict(section) for name, section in params._asdict().items()})
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
-    write_weights(folder / "model.safetensors", tensors)
-    (folder / "tokenizer").mkdir()
-    lm.tokenizer.save(folder / "tokenizer")
-    stats.save(folder / "stats.json")
     (folder / "diff.patch").write_bytes(code.diff)
     about = {
         "timestamp": folder.name.removesuffix(PARTIAL),
         "command": command,
         "versions": versions(),
         "commit": code.commit,
-        "model_hash": code.model_hash,
-        "summary": summary,
+        "code": code.hashes,
+        "identity": identity,
+        "wandb": wandb,  # the id by which a run that goes on does so there, too
     }
     write_json(folder / "about.json", about)
+
+
+def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None:
+    """Complete what is in the (still partial) folder of a run; `summary` holds its final numbers."""
+    assert isinstance(lm.tokenizer, Tokenizer), "what is trained here has a tokenizer of ours"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
+    write_weights(folder / "model.safetensors", tensors)
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    lm.tokenizer.save(folder / "tokenizer")
+    stats.save(folder / "stats.json")
+    write_json(folder / "about.json", read_json(folder / "about.json") | {"summary": summary})
 
 
 def load(folder: Path, step: int | None = None) -> Loaded:
@@ -174,16 +217,17 @@ def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
             regular_file(path)
     about = read_about(folder)
     params = read_params(folder, about)
-    if about["model_hash"] != hash_of_model():
-        print(f"{folder.name}: model/ has changed since this run was saved (at {saved_at(about)})")
+    changed = [name for name in changed_files(about["code"], hashes_of_code()) if name.startswith("model/")]
+    if changed:
+        print(f"{folder.name}: {', '.join(changed)} changed since this run was saved (at {saved_at(about)})")
     return params, Tokenizer.load(folder / "tokenizer"), about
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """about.json: the timestamp, command, versions, commit, hash of model/ and final numbers of a run."""
+    """about.json: the timestamp, command, versions, commit, hashes of the code, identity and final numbers of a run."""
     about = read_json(folder / "about.json")
-    if not isinstance(about.get("summary"), dict) or not isinstance(about.get("model_hash"), str):
-        raise ValueError(f"{folder / 'about.json'} is not ours: it lacks a summary or a model_hash")
+    if not isinstance(about.get("summary"), dict) or not isinstance(about.get("code"), dict):
+        raise ValueError(f"{folder / 'about.json'} is not ours: it lacks a summary or hashes of the code")
     return about
 
 
@@ -225,7 +269,10 @@ def as_tuples(value: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    """All of the file or what was there before, whenever the process is killed."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -89,3 +89,9 @@ class Schedule:
         self.waited += 1
         if self.waited >= self.params.lr_plateau_patience:
             self.reductions, self.waited = self.reductions + 1, 0
+
+    def state(self) -> tuple[float, int, int]:
+        return self.best, self.waited, self.reductions
+
+    def restore(self, state: tuple[float, int, int]) -> None:
+        self.best, self.waited, self.reductions = state

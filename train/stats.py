@@ -72,6 +72,21 @@ class Stats:
         self.drain()
         return self._drained
 
+    def state(self) -> dict[str, Tensor]:
+        """train_stats as tensors, a row for each value: what a checkpoint takes."""
+        return {
+            name: torch.tensor([*values], dtype=torch.float64) for name, values in self.train_stats.items()
+        }
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Go on from an earlier state. The tracker has had those values already."""
+        self._pending = []
+        self._drained = {
+            name: [Stat(int(s), int(n), int(c), v) for s, n, c, v in rows.tolist()]
+            for name, rows in state.items()
+        }
+        self._count = sum(map(len, self._drained.values()))
+
     def save(self, path: Path) -> None:
         """Write train_stats as JSON, in Python's dialect: NaN and Infinity stand as they are."""
         path.write_text(json.dumps(self.train_stats))
@@ -118,6 +133,7 @@ class WandbTracker:
 
     def __init__(self, run: Any) -> None:
         run.define_metric("stat/*", step_metric="n_samples")
+        self.id: str = run.id
         self.name: str | None = run.name  # offline there is none, unless we gave it one
         self.upload_command = f"wandb sync --include-online {shlex.quote(run.settings.sync_dir)}"
         self._run = run
@@ -147,6 +163,7 @@ def start_wandb(
     entity: str | None = None,
     group: str | None = None,
     run_name: str | None = None,  # None: wandb invents one, when online
+    run_id: str | None = None,  # of a run that goes on
 ) -> WandbTracker | None:
     """A run in wandb: online if its server answers soon, else offline, to be uploaded later; None without wandb.
 
@@ -158,6 +175,8 @@ def start_wandb(
 
         wandb.setup(_settings(wandb))
         names: dict[str, Any] = {"project": project, "entity": entity, "group": group, "name": run_name}
+        if run_id is not None:
+            names |= {"id": run_id, "resume": "allow"}
         start = partial(wandb.init, **names, config=config, dir=folder.absolute())
         try:
             run, why = start(), "as WANDB_MODE says."

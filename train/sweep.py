@@ -4,9 +4,10 @@ import argparse
 import sys
 import time
 import traceback
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,25 +17,34 @@ from rich.table import Table
 
 from data.dataloader import LMDataModule
 from model.check import ignored_fields
+from model.model_params import ModelParams
 from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes, located
+from train.history import NEW, Step, clear_away, for_all_processes, identity, steps_for
 from train.logs import log
-from train.params import Params
+from train.params import Params, Texts
 from train.pretrained import saved_tokenizer, weights_problems
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
-from train.run import Call, train_run
+from train.run import Call, of_variant, train_run
 from train.saver import output_root, partial_folder
+from train.settings import VARIANT
 from train.soundness import UNCHECKED
+from train.trainer import INTERRUPTED
+
+MOST_SAID = 40  # lines of what --resume does
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     """What the command line says about all runs."""
-    if args.save:
+    save = args.save or args.resume is not None
+    if save:
         code_of_this_process()  # now: the files may be edited while texts are read and runs train
     return Call(
         out=output_root(args.out),
-        save=args.save and rank() == 0,
+        save=save,
+        resume=args.resume,
+        fail_fast=args.fail_fast,
         wandb=not args.no_wandb and rank() == 0,
         wandb_entity=wandb_entity,
         wandb_group=f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}",
@@ -48,6 +58,9 @@ def gpu_problems(gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
 
 
+MOST_ROWS = 1_000  # that --dry-run shows
+
+
 class Plan(NamedTuple):
     """One run of the grid and what is known of it before it starts."""
 
@@ -56,17 +69,22 @@ class Plan(NamedTuple):
     n_params: int
     n_steps: int
     n_tokens: int  # estimated: rows to be trained on, times their length
+    identity: str
+    measured: "Measured"
+    variant: str | None = None  # its name, where the grid has variants
+    step: Step = NEW  # what is to be done with it
 
 
 def prepare(runs: list[Run], call: Call) -> list[Plan]:
     """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
     plans, errors = [], []
-    data_of: dict[str, tuple[Any, int, float] | None] = {}  # what `measure` says of each data set
+    data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
     size_of: dict[str, int] = {}
     begun: set[str] = set()  # what has been tried of weights to begin with
-    for params, places, config in runs:
+    text = Texts()
+    for params, places, config, variant in runs:
         data, train, model = params
-        key = repr((data, tokenizer_spec(model), model.max_seq_len, model.from_saved))
+        key = f"{text(data)} {(tokenizer_spec(model), model.max_seq_len, model.from_saved)}"
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
@@ -77,22 +95,35 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
         if (measured := data_of[key]) is None:
             continue
-        tokenizer, n_rows, row_length = measured
-        if (size_key := repr((model, key))) not in size_of:
-            shapes = parameter_shapes(model, tokenizer.n_tokens)
-            size_of[size_key] = sum(shape.numel() for shape in shapes.values())
+        tokenizer, n_rows = measured.tokenizer, measured.n_rows
+        if (size_key := text(model) + key) not in size_of:
+            try:
+                size_of[size_key] = count_params(model, tokenizer.n_tokens)
+            except ValueError as error:
+                errors.append(located(str(error), places))
+                continue
         begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
         if begun_with not in begun:
             begun.add(begun_with)
             errors += [located(problem, places) for problem in weights_problems(model, tokenizer, call.out)]
         n_steps = count_steps(train, n_rows)
-        rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
-        rows = min(n_rows * train.epochs, n_steps * rows_per_step)
-        plans.append(Plan(config, params, size_of[size_key], n_steps, round(rows * row_length)))
+        per_step = train.batch_size * train.accumulate_grad_batches * train.devices
+        rows = min(n_rows * train.epochs, n_steps * per_step)
+        n_tokens = round(rows * measured.row_length)
+        known = (identity(params, measured.content), measured, variant)
+        plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, *known))
     errors += device_problems({run.params.train.devices for run in runs}, call.gpu_id)
     if errors:
         raise GridError(errors)
-    return plans
+    if call.resume is None:
+        return plans
+    identities = [plan.identity for plan in plans]
+    steps = for_all_processes(lambda: steps_for(identities, call.out, any_code=call.resume == "anyway"))
+    return [plan._replace(step=step) for plan, step in zip(plans, steps, strict=True)]
+
+
+def count_params(model: ModelParams, n_tokens: int) -> int:
+    return sum(shape.numel() for shape in parameter_shapes(model, n_tokens).values())
 
 
 def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
@@ -103,11 +134,11 @@ def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id} is one GPU, but devices={max(devices)}"
 
 
-def check_names(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> None:
+def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> None:
     """Asks Namer for every name, so that a mistake in it shows before there are results to lose; raises GridError."""
     timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
     for plan in plans:
-        namer = make_namer(plan.params)
+        namer = make_namer(plan.params, variant=plan.variant)
         try:
             namer.wandb_proj_name()
             namer.run_name()
@@ -118,14 +149,25 @@ def check_names(plans: list[Plan], make_namer: Callable[[Params], Any], call: Ca
         raise GridError(errors)
 
 
-def measure(data: LMDataModule) -> tuple[Any, int, float]:
-    """A data module's tokenizer, training rows, and real tokens in a row (from one batch)."""
+class Measured(NamedTuple):
+    """What planning a run asks of its data."""
+
+    tokenizer: Any
+    n_rows: int  # to train on
+    n_val_rows: int
+    row_length: float  # real tokens in a row, from one batch
+    content: str  # of the text
+
+
+def measure(data: LMDataModule) -> Measured:
     batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
-    return data.tokenizer, data.n_rows("train"), batch["n_tokens"] / len(batch["x_indices"])
+    row_length = batch["n_tokens"] / len(batch["x_indices"])
+    return Measured(data.tokenizer, data.n_rows("train"), data.n_rows("val"), row_length, data.content)
 
 
 def announce(plans: list[Plan]) -> None:
-    """What a reader of the results must know about the models, said once."""
+    """What a reader of the results must know about the runs, said once."""
+    say_steps(plans)
     models = [plan.params.model for plan in plans]
     if any(model.attention == "fused" for model in models):
         log.info("attention='fused' is torch's kernel: it ignores edits to the explicit attention")
@@ -133,9 +175,12 @@ def announce(plans: list[Plan]) -> None:
     if foreign:
         log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
+    text, ignored = Texts(), {}
     for number, model in enumerate(models, 1):
-        if ignored := ignored_fields(model):
-            runs_with[", ".join(ignored)].append(str(number))
+        if text(model) not in ignored:
+            ignored[text(model)] = ", ".join(ignored_fields(model))
+        if settings := ignored[text(model)]:
+            runs_with[settings].append(str(number))
     for settings, numbers in runs_with.items():
         log.info(f"no layer of run {', '.join(numbers)} has a use for {settings}")
     for number, plan in enumerate(plans, 1):
@@ -144,52 +189,107 @@ def announce(plans: list[Plan]) -> None:
             log.info(f"run {number} ends before its learning rate has risen to lr: {steps}")
 
 
-def run_plans(plans: list[Plan], make_namer: Callable[[Params], Any], call: Call) -> list[dict[str, Any]]:
+def say_steps(plans: list[Plan]) -> None:
+    """What --resume makes of each run."""
+    if all(plan.step is NEW for plan in plans):
+        return
+    counts = Counter(plan.step.what for plan in plans)
+    log.info("--resume: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    said = [f"run {number}: {plan.step}" for number, plan in enumerate(plans, 1)]
+    hidden = len(said) - MOST_SAID
+    log.info("\n".join(said[:MOST_SAID] + [f"... and {hidden} more"] * (hidden > 0)))
+
+
+def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> list[dict[str, Any]]:
     """Train every run; one that fails is shown at once and does not stop the rest, unless it has several processes."""
     varied = settings_of(plans)
     summaries: list[dict[str, Any]] = []
     for number, plan in enumerate(plans, 1):
+        if not plan.step.trains:
+            summaries.append(earlier_summary(plan.step))
+            continue
         settings = ", ".join(f"{key} {value}" for key, value in varied[number - 1].items())
         log.info(
             f"run {number} of {len(plans)}: {settings}, {plan.n_params:,} parameters, {plan.n_steps} steps"
         )
-        started = time.perf_counter()
+        started, one = time.perf_counter(), call._replace(variant=plan.variant)
         try:
-            summary = train_run(plan.params, make_namer(plan.params), call)
+            namer = make_namer(plan.params, variant=plan.variant)
+            summary = train_run(plan.params, namer, one, plan.identity, go_on=taken_up(plan.step))
         except KeyboardInterrupt:
-            summary = {"stopped": "interrupted", "wall_seconds": time.perf_counter() - started}
+            summary = {"stopped": INTERRUPTED, "wall_seconds": time.perf_counter() - started}
         except Exception as error:
             give_way()
             log.error(f"run {number} failed with {settings}:\n{traceback.format_exc()}")
-            summary = {
+            summary = of_variant(one) | {
                 "stopped": f"failed: {type(error).__name__}: {error}",
                 "wall_seconds": time.perf_counter() - started,
             }
         summaries.append(summary)
         failed = summary["stopped"].startswith("failed")
-        if summary["stopped"] == "interrupted" or (failed and plan.params.train.devices > 1):
-            break  # after a failure the processes may stand at different points
+        if summary["stopped"] == INTERRUPTED or (
+            failed and (call.fail_fast or plan.params.train.devices > 1)
+        ):
+            break  # after a failure several processes may stand at different points
     return summaries
 
 
+def taken_up(step: Step) -> Path | None:
+    """The folder in which a run goes on; one that trains again has its old one cleared away."""
+    if step.earlier is None:
+        return None
+    if step.what == "continued":
+        return step.earlier.folder
+    if rank() == 0:
+        clear_away(step.earlier)
+    return None
+
+
+def earlier_summary(step: Step) -> dict[str, Any]:
+    """The final numbers of a run that is not trained now."""
+    assert step.earlier is not None
+    if not step.earlier.summary:
+        return {"stopped": "training elsewhere"}
+    ended = {"stopped": f"{step.earlier.summary['stopped']} earlier", "folder": str(step.earlier.folder)}
+    return step.earlier.summary | ended
+
+
 def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
-    """What tells the runs apart: the config, where there are several, and the fields that vary."""
-    varied = axes((plan.config, plan.params) for plan in plans)
-    several = len({plan.config for plan in plans}) > 1 or not varied
+    """What tells the runs apart: the config, where there are several, the variant, and the fields that vary besides."""
+    varied = axes(((plan.config, plan.variant), plan.params) for plan in plans)
+    named = any(plan.variant is not None for plan in plans)
+    several = len({plan.config for plan in plans}) > 1 or not (varied or named)
     return [
-        ({"config": plan.config} if several else {}) | {key: str(plan.params.flat()[key]) for key in varied}
-        for plan in plans
+        ({"config": plan.config} if several else {})
+        | ({VARIANT: plan.variant or "-"} if named else {})
+        | {key: as_text(own[key]) for key in varied}
+        for plan, own in ((plan, plan.params.flat()) for plan in plans)
     ]
 
 
-def plan_table(plans: list[Plan]) -> Table:
-    """What --dry-run shows."""
+def as_text(value: object) -> str:
+    """A number without the last digits of what it was derived by."""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def as_time(seconds: float | None) -> str:
+    """Seconds as a reader wants them: 0.4 s, 12 s, 5 min, 3.2 h, 4 days."""
+    if seconds is None:
+        return "?"
+    for size, unit in ((86_400 * 2, "days"), (3600 * 1.5, "h"), (90, "min")):
+        if seconds >= size:
+            value = seconds / {"days": 86_400, "h": 3600, "min": 60}[unit]
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def plan_table(plans: list[Plan], times: list[str]) -> Table:
+    """What --dry-run shows: of a very large grid the first runs."""
     settings = settings_of(plans)
-    table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)")
-    for number, (plan, own) in enumerate(zip(plans, settings, strict=True), 1):
-        table.add_row(
-            str(number), *own.values(), f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}"
-        )
+    table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)", "time (estimate)")
+    for number, (plan, own) in enumerate(zip(plans[:MOST_ROWS], settings, strict=False), 1):
+        sizes = (f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}", times[number - 1])
+        table.add_row(str(number), *map(escape, own.values()), *sizes)
     return table
 
 
@@ -244,6 +344,6 @@ def exit_code(summaries: list[dict[str, Any]]) -> int:
     if rank() and torch.distributed.is_initialized():
         return 0  # the first process will notice and report; Lightning kills it when another one ends with an error
     ends = [summary["stopped"] for summary in summaries]
-    if "interrupted" in ends:
+    if INTERRUPTED in ends:
         return 130
     return int(any(end.startswith(("failed", "diverged")) for end in ends))

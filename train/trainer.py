@@ -3,6 +3,7 @@
 import math
 import time
 from collections import defaultdict
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,7 +21,7 @@ from train.stats import Stats
 from train.train_params import TrainParams
 from train.weights import Checkpoints
 
-FINISHED = "finished"
+FINISHED, INTERRUPTED = "finished", "interrupted"  # why a run ended; there are others
 DRAIN_EVERY = 50  # steps between moments when statistics leave the device
 DIVERGED = 3.0  # a training loss so many times the first one has diverged
 
@@ -48,11 +49,13 @@ class LMTrainer(L.LightningModule):
         self.n_samples = 0  # rows trained on so far, by all processes together
         self.n_tokens = 0  # real tokens among them
         self.train_seconds, self.clock = 0.0, time.perf_counter()  # without validation
+        self.earlier_seconds, self.began = 0.0, time.perf_counter()
         self.stopped = FINISHED  # or why it ended before its time
         self.best_loss, self.best_step, self.validations_without_gain = math.inf, 0, 0
         self.best_weights: dict[str, Tensor] | None = None  # with patience
         self.restored_best = False
         self.validated_at = -1  # the step of the last validation
+        self.result: dict[str, float] = {}  # of that validation
         self.leak: str | None = None  # what predictions see that they must not
         self.sample = ""  # what the model said in the last validation
         freeze(model, train_params)
@@ -63,15 +66,55 @@ class LMTrainer(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = make_optimizer(self.model, self.train_params)
-        self.scheduler = LambdaLR(optimizer, self.schedule)
+        self.scheduler = LambdaLR(
+            optimizer, lambda step: self.schedule(step)
+        )  # saved below, with all the rest
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The course of the run, beside the weights and the optimiser."""
+        now = time.perf_counter()
+        if self.checkpoints is not None:
+            self.checkpoints.wait()  # a run that goes on from here does not write them again
+        checkpoint["course"] = {
+            "stats": self.stats.state(),
+            "schedule": self.schedule.state(),
+            "rows": self.n_samples,
+            "tokens": self.n_tokens,
+            "train_seconds": self.train_seconds + now - self.clock,
+            "seconds": self.wall_seconds,
+            "stopped": self.stopped,
+            "best": (self.best_loss, self.best_step, self.validations_without_gain),
+            "best_weights": self.best_weights,
+            "validated_at": self.validated_at,
+            "result": self.result,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        course = checkpoint["course"]
+        self.stats.restore(course["stats"])
+        self.schedule.restore(course["schedule"])
+        self.n_samples, self.n_tokens = course["rows"], course["tokens"]
+        self.train_seconds, self.earlier_seconds = course["train_seconds"], course["seconds"]
+        self.stopped = course["stopped"]
+        self.best_loss, self.best_step, self.validations_without_gain = course["best"]
+        self.best_weights = course["best_weights"]
+        self.validated_at, self.result = course["validated_at"], course["result"]
+        self.trainer.should_stop = self.stopped != FINISHED
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the run began, without the time it lay dead."""
+        return self.earlier_seconds + time.perf_counter() - self.began
+
     def on_train_start(self) -> None:
-        self.train_seconds, self.clock = 0.0, time.perf_counter()
+        self.clock = time.perf_counter()
+        if self.global_step == 0:
+            self.train_seconds = 0.0  # a validation before does not count
         if self.global_rank:  # not the same dropout in every process
             torch.manual_seed(self.train_params.random_seed + self.global_rank)
-        if self.checkpoints is not None:
-            self.checkpoints.keep(self.model, self.global_step)
+        if self.checkpoints is not None and self.global_step == 0:
+            self.checkpoints.keep(self.model, 0)
         self.trainer.should_stop = self.stopped != FINISHED  # by Ctrl-C in a validation before
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
@@ -133,7 +176,7 @@ class LMTrainer(L.LightningModule):
         if batch_idx % DRAIN_EVERY == 0:
             self.drain_and_judge()
             if self.trainer.world_size > 1 and self.n_want_to_stop > 0:
-                self.stop("interrupted")
+                self.stop(INTERRUPTED)
 
     def drain_and_judge(self) -> None:
         """Let statistics leave the device, and stop if the latest training loss says that training has diverged."""

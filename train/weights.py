@@ -104,10 +104,14 @@ class Checkpoints:
     def keep(self, lm: LM, step: int) -> None:
         """Keep the weights of this step, once; OSError if those before could not be written."""
         if step != self.latest:
-            self.written.result()  # no more than one copy in memory
+            self.wait()  # no more than one copy in memory
             tensors = {name: w.detach().to("cpu", copy=True).contiguous() for name, w in weights(lm).items()}
             path = self.folder / f"step-{step:07}.safetensors"
             self.written, self.latest = self.writer.submit(write_weights, path, tensors), step
+
+    def wait(self) -> None:
+        """Until all is on the disk; OSError if it could not be written."""
+        self.written.result()
 
     def __enter__(self) -> Self:
         return self
@@ -115,7 +119,7 @@ class Checkpoints:
     def __exit__(self, error_type: type | None, *_: object) -> None:
         self.writer.shutdown()
         if error_type is None:
-            self.written.result()
+            self.wait()
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:

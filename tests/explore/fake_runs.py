@@ -38,6 +38,7 @@ def fake_run(
     about = {
         "timestamp": timestamp,
         "model_hash": "0" * 64,
+        "code": {},
         "summary": {
             "val_loss": final,
             "val_accuracy": math.exp(-final),

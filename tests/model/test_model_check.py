@@ -14,7 +14,7 @@ from model.model_params import ModelParams
 from tests.model.tiny import KINDS, MIXERS, CharTokenizer, architectures, perturbed_lm, tiny_params
 from train.logs import log
 from train.params import Params
-from train.sweep import Plan, announce
+from train.sweep import Measured, Plan, announce
 from train.train_params import TrainParams
 
 LACKING = {
@@ -127,7 +127,9 @@ def test_a_grid_says_which_runs_have_fields_without_effect(caplog, monkeypatch):
         for kind in ("torch-gru", "custom-transformer", "gated-conv")
     ]
     with caplog.at_level("INFO", logger="whatif"):
-        announce([Plan("test", Params(DataParams(), TrainParams(), model), 0, 10**9, 0) for model in models])
+        runs = [Params(DataParams(), TrainParams(), model) for model in models]
+        data = Measured(tokenizer=None, n_rows=0, n_val_rows=0, row_length=0.0, content="")
+        announce([Plan("test", run, 0, 10**9, 0, identity="", measured=data) for run in runs])
     assert "no layer of run 1, 3 has a use for n_heads=2" in caplog.messages
     assert len(caplog.messages) == 2  # that torch-gru is torch's is the other
 

@@ -13,7 +13,7 @@ from data.tokenizer import char_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from train.params import Params
-from train.saver import RunFolder, save
+from train.saver import RunFolder, begin, save
 from train.stats import Stats
 from train.train_params import TrainParams
 
@@ -38,7 +38,8 @@ def save_run(root: Path, lm: LM | None = None, **summary: object) -> Path:
     stats.log("val_loss:main", float("nan"), step=3, n_samples=12)
     stats.log("val_loss:main", 1 / 3, step=4, n_samples=16)
     folder = RunFolder.claim(root, lambda timestamp: f"test/copy/{timestamp}", when=WHEN)
-    save(folder.path, params=params, lm=lm, stats=stats, summary=summary, command=["main.py", "--save"])
+    begin(folder.path, params, ["main.py", "--save"])
+    save(folder.path, lm=lm, stats=stats, summary=summary)
     folder.finish()
     return folder.path
 

@@ -217,7 +217,7 @@ def test_a_full_disk_fails_the_run_and_the_next_one_goes_on(call, tmp_path, monk
     shown = " ".join(capsys.readouterr().out.split())
     assert shown.count("failed: OSError") == 2
     assert "step-0000003.safetensors cannot be written: [Errno 28] No space left on device" in shown
-    assert all(status.startswith("incomplete") for status in runs(str(tmp_path)).status)
+    assert all(status.startswith("failed: OSError") for status in runs(str(tmp_path)).status)
     assert len(list(tmp_path.rglob("step-*.safetensors"))) == 1, "the one that was whole"
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,13 +34,18 @@ OPTIONS = {
 }
 
 
-def train(out: Path, **options) -> tuple[str, list[Path]]:
-    """What a call prints and its saved runs."""
+def command_of(out: Path, **fields) -> list[str]:
     command = [sys.executable, str(ROOT / "main.py"), "--config=test-synth", "--no-wandb", "--save"]
     command += ["--out", str(out)]
-    command += [word for key, value in (OPTIONS | options).items() for word in ("--set", f"{key}={value}")]
+    return command + [
+        word for key, value in (OPTIONS | fields).items() for word in ("--set", f"{key}={value}")
+    ]
+
+
+def train(out: Path, *options: str, **fields) -> tuple[str, list[Path]]:
+    """What a call prints and its saved runs."""
     done = subprocess.run(
-        command,
+        [*command_of(out, **fields), *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -72,6 +79,30 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
     assert "distributed" not in printed
 
 
+@pytest.mark.slow
+def test_two_killed_processes_go_on_as_if_nothing_had_been(tmp_path):
+    """Dropout and all; the second run of the grid was not begun."""
+    longer = {"batch_size": 7, "devices": 2, "strategy": "ddp", "dropout": 0.2, "epochs": 12}
+    _, whole = train(tmp_path / "whole", **longer)
+    command = command_of(tmp_path / "killed", **longer)
+    process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, start_new_session=True)
+    while not list((tmp_path / "killed").rglob("resume.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    said, resumed = train(tmp_path / "killed", "--resume", **longer)
+    assert "--resume: 1 continued, 1 new" in said
+    for a, b in zip(whole, resumed, strict=True):
+        expected, weights = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
+        assert all(torch.equal(weights[name], expected[name]) for name in expected)
+        ours, theirs = (json.loads((folder / "stats.json").read_text()) for folder in (a, b))
+        assert {n: v for n, v in ours.items() if n != "stat/train_seconds"} == {
+            n: v for n, v in theirs.items() if n != "stat/train_seconds"
+        }
+
+
 def test_processes_share_every_row_and_have_equally_many_batches(tmp_path):
     data = make_data(
         DataParams(dataset_name="maskedcopy", n_samples=150, task_args={"max_length": 8}),
@@ -81,8 +112,8 @@ def test_processes_share_every_row_and_have_equally_many_batches(tmp_path):
     n_rows = 3 * 7 * 6 + 8  # the last batches: 7 rows, 1 row, none
     assert data.n_rows("train") == n_rows
     [whole] = data.train_dataloader(n_rows)
-    shares = [list(data.train_dataloader(7, 2, 0, rank, 3)) for rank in range(3)]
-    assert {len(share) for share in shares} == {len(data.train_dataloader(7, 2, 0, 0, 3))} == {7}
+    shares = [list(data.train_dataloader(7, 2, rank=rank, world=3)) for rank in range(3)]
+    assert {len(share) for share in shares} == {len(data.train_dataloader(7, 2, world=3))} == {7}
     for count in ("n_rows", "n_tokens"):
         assert [sum(batch[count] for batch in share) for share in shares] == [whole[count]] * 3
     assert sum(batch["n_scored"] for share in shares for batch in share) == whole["n_scored"]

@@ -79,7 +79,7 @@ def test_a_summary_says_what_training_took(tmp_path):
     call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
     model = ModelParams(dim=16, n_layers=1, n_heads=2, max_seq_len=32)
     run = fit(Params(COPY, TrainParams(batch_size=64), model), Stats(), call)
-    summary = json.loads(json.dumps(summarise(run, 1.0)))
+    summary = json.loads(json.dumps(summarise(run)))
     tokens = round(run.n_tokens / run.n_samples)
     assert 5 < tokens < 20
     assert summary["flops"] == flops_per_row(run.model, tokens) * run.n_samples

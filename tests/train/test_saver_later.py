@@ -55,10 +55,12 @@ def test_a_field_added_since_has_its_default_and_a_changed_model_is_announced(co
     )
     assert "inject_relu=False" in new.stdout, new.stderr
     commit = git(copy_of_repo, "rev-parse", "HEAD").strip()
-    assert [line for line in new.stdout.splitlines() if "model/ has changed" in line and commit in line]
+    assert [
+        line for line in new.stdout.splitlines() if "model/model_params.py changed" in line and commit in line
+    ]
     same = load_after(copy_of_repo, old_run, "train/schedules.py", "import math", "import math  # edited")
     assert "ModelParams" in same.stdout
-    assert "has changed" not in same.stdout
+    assert " changed since" not in same.stdout
 
 
 @pytest.mark.parametrize("after", ["    wsd_share: float = 0.2\n", ""], ids=["renamed", "removed"])
@@ -121,6 +123,8 @@ def test_outside_git_there_is_no_commit_and_no_diff(tmp_path, monkeypatch):
     code = provenance.code_of_this_process.__wrapped__()
     assert (code.commit, code.diff) == (None, b"")
     write(tmp_path, {"model/lm.py": "b = 2\n"})
-    assert provenance.hash_of_model() != code.model_hash
+    assert provenance.changed_files(code.hashes, provenance.hashes_of_code()) == ["model/lm.py"]
+    write(tmp_path, {"model/lm.py": "b  =  1  # as it was\n", "train/new.py": ""})
+    assert provenance.changed_files(code.hashes, provenance.hashes_of_code()) == ["train/new.py"]
     monkeypatch.setenv("PATH", "")
     assert provenance.code_of_this_process.__wrapped__().commit is None

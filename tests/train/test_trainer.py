@@ -10,7 +10,7 @@ import torch
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.build import count_steps, make_data
-from train.check import train_problems
+from train.check import freeze_problems, train_problems
 from train.params import Params
 from train.run import Call, fit, summarise
 from train.stats import Stats
@@ -114,7 +114,7 @@ def test_patience_stops_and_keeps_the_best_weights(tmp_path):
     [best] = run.stats.train_stats["stat/best_val_loss:main"]
     assert best.v == pytest.approx(min(losses), rel=1e-6), "the best weights are put back and validated"
     assert losses[-1] > best.v
-    summary = summarise(run, 1.0)
+    summary = summarise(run)
     assert summary["weights"] == "best"
     assert summary["val_loss"] == best.v
     assert summary["final_loss"] == losses[-1]
@@ -148,13 +148,14 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
 def test_what_cannot_be_trained_is_refused_in_a_sentence(fields, message):
     if fields.get("precision") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    [problem] = train_problems(TrainParams(**fields), TINY)
+    train = TrainParams(**fields)
+    [problem] = [*train_problems(train), *freeze_problems(TINY, train.freeze)]
     assert message in problem
 
 
 def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    [problem] = train_problems(TrainParams(compile=True), TINY)
+    [problem] = train_problems(TrainParams(compile=True))
     assert re.fullmatch(r"compile=True needs a C\+\+ compiler .*none is on this machine's path", problem)
 
 
@@ -163,7 +164,7 @@ def test_a_diverging_run_ends_with_a_message_and_keeps_what_it_has(tmp_path):
     assert run.stopped.startswith("diverged: training loss")
     assert run.global_step < 200
     assert len(run.stats.train_stats["stat/train_loss:main"]) == run.global_step
-    assert "val_loss" in summarise(run, 1.0)
+    assert "val_loss" in summarise(run)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_a_short_run_that_ends_in_nan_has_diverged_too(tmp_path, data):
     """Shorter than the steps between two looks at the statistics, and with a sample to be drawn from NaN."""
     run = train(tmp_path, data=data, lr=1e30, gradient_clip_val=None, early_stop_nsamples=80, optimizer="sgd")
     assert run.stopped.startswith("diverged: training loss nan")
-    assert math.isnan(summarise(run, 1.0)["val_loss"])
+    assert math.isnan(summarise(run)["val_loss"])
 
 
 def test_every_batch_and_every_statistic_is_recorded_once(tmp_path):
@@ -216,7 +217,7 @@ def test_training_learns(tmp_path):
     )
     model = ModelParams(dim=32, n_layers=2, n_heads=2, max_seq_len=12)
     run = train(tmp_path, data=data, model=model, batch_size=32, epochs=4, lr=3e-3)
-    summary = summarise(run, 1.0)
+    summary = summarise(run)
     assert summary["val_accuracy"] > 0.95
     assert summary["chance"] < 0.6
 

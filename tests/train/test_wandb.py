@@ -191,6 +191,19 @@ def test_a_server_that_never_answers_delays_the_whole_program_by_little_more(no_
     assert output.startswith("wandb: offline, Timed out")
 
 
+def test_a_run_that_goes_on_does_so_under_its_id(no_wandb_account):
+    ids = set()
+    for run_id in (None, "abc12345", "abc12345"):
+        tracker = start_wandb(project="p", config={}, folder=no_wandb_account, run_id=run_id)
+        tracker.log({"stat/x": 1.0})
+        tracker.finish()
+        ids.add(tracker.id)
+    assert len(ids) == 2
+    assert list(
+        (no_wandb_account / "wandb").glob("offline-run-*-abc12345")
+    )  # of one name if both began in one second
+
+
 class FakeServer(BaseHTTPRequestHandler):
     """As much of wandb's server as a run needs."""
 

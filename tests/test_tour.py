@@ -1,0 +1,59 @@
+"""The README's Python, block after block: on a run trained here, and on small random models where hub names stand."""
+
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import pytest
+import torch
+
+import main
+import model_explorer
+from data.tokenizer import pretrained_tokenizer
+from model import context
+from tests.model.hf_models import random_hf
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(
+    r"```python\n(\w.*?)```", README, re.DOTALL
+)  # whole ones: an indented one is a part of something
+mpl.use("Agg")
+IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
+
+
+@pytest.fixture(scope="module")
+def names(gpt2_tokenizer, tmp_path_factory):
+    """What the README's Python has defined when all of it has run."""
+    root = tmp_path_factory.mktemp("tour")
+    for name, family, depth in (
+        ("gpt2", "gpt2", {"n_layer": 6}),
+        ("EleutherAI/pythia-70m", "gpt_neox", {"num_hidden_layers": 6}),
+    ):
+        random_hf(family, 0, vocab_size=50257, **IDS, **depth).save_pretrained(root / name)
+        gpt2_tokenizer.save_pretrained(root / name)
+    few = ["n_samples=2000", "early_stop_nsamples=640", "checkpoint_every=10", "threads=1"]
+    options = ["--no-wandb", "--save", *(part for field in few for part in ("--set", field))]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)  # transformers prefers folders to the hub
+        patch.setenv("WHATIF_OUT", str(root))
+        patch.setattr(context, "layer_kinds", dict(context.layer_kinds))
+        torch.set_num_threads(1)
+        assert main.main(["--config=test-synth", *options]) == 0
+        names = {"timestamp": model_explorer.runs().index[0]}
+        for block in BLOCKS:
+            exec(block, names)  # noqa: S102 -- it is what users are told to run
+        yield names | {"root": root, "kinds": context.layer_kinds}
+    pretrained_tokenizer.cache_clear()
+
+
+def test_all_of_it_runs(names):
+    assert len(BLOCKS) == 12
+    assert torch.equal(names["a"], names["b"])
+    assert torch.equal(names["a"], names["c"])
+    assert torch.allclose(names["d"][:1], names["a"], atol=1e-5)
+    assert set(names["e"]) == {"logits", "embeddings", "attns"}
+    assert names["seen"]["layers.0.pattern"].shape[2] == 3
+    assert not torch.allclose(names["without_attention"], names["lm_gpt2"]("hello hello"))
+    assert "swish" in names["kinds"]
+    assert (names["root"] / "attentions" / "hello.html").exists()
+    assert names["lm_pythia"].n_tokens == 50257

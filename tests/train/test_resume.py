@@ -1,0 +1,193 @@
+"""Runs that are killed and go on: bit by bit what they would have been. Each kill is a real one, of a forked process."""
+
+import os
+import random
+import signal
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import main
+from explore.load import runs
+from tests.train.killed import KILLS, forked, killed_at
+from train.saver import RESUME_FILE, find_run
+from train.stats import Stats
+from train.trainer import LMTrainer
+
+CONFIG = """
+DataParams
+dataset_name = "maskedcopy"
+task_args = {"max_length": 8}
+n_samples = 150
+TrainParams
+lr = 1e-2
+batch_size = 8
+accumulate_grad_batches = 2
+epochs = 3
+val_every = 7
+dropout = 0.1
+threads = 1
+hyperparams_log_freq = 1
+ModelParams
+dim = 16
+n_layers = 1
+n_heads = 2
+max_seq_len = 24
+"""
+KINDS = {
+    "plain": [],
+    "plateau and patience": [
+        "lr_schedule='plateau'",
+        "lr_plateau_patience=1",
+        "patience=2",
+        "lr=0.1",
+        "epochs=6",
+    ],
+    "validation after every epoch": [
+        "val_every=None",
+        "precision='64-true'",
+        "accumulate_grad_batches=1",
+        "optimizer='sgd'",
+    ],
+    "recurrent, in bf16, with weights kept": [
+        "layer_architecture='torch-gru'",
+        "precision='bf16-mixed'",
+        "checkpoint_every=5",
+    ],
+}
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """main.py with the config above, in this process; gives the exit code."""
+    (tmp_path / "trial.txt").write_text(CONFIG)
+    monkeypatch.setattr(main, "CONFIGS", tmp_path)
+
+    def call(*fields, out="out", options=("--resume",)):
+        words = ["--config=trial", "--no-wandb", "--out", str(tmp_path / out), *options]
+        return main.main(words + [f"--set={field}" for field in fields])
+
+    call.root = tmp_path
+    return call
+
+
+def outcome(root: Path) -> dict:
+    """All that a finished run leaves, but for times."""
+    table = runs(str(root))
+    assert list(table.status) == ["complete"]
+    folder = find_run(table.index[0], str(root))
+    assert not (folder / RESUME_FILE).exists()
+    assert not list(folder.glob("*.partial"))
+    stats = Stats.load(folder / "stats.json").train_stats
+    del stats["stat/train_seconds"]
+    files = [folder / "model.safetensors", *sorted(folder.glob("checkpoints/*"))]
+    weights = {f"{file.name}/{name}": w for file in files for name, w in load_file(file).items()}
+    summary = {
+        key: table[key].iloc[0] for key in ("val_loss", "steps", "trained_samples", "stopped", "weights")
+    }
+    return {"weights": weights, "stats": stats, "summary": summary}
+
+
+def assert_same(a: dict, b: dict) -> None:
+    assert a["summary"] == b["summary"]
+    assert a["stats"] == b["stats"]
+    assert a["weights"].keys() == b["weights"].keys()
+    for name, w in a["weights"].items():
+        assert torch.equal(w, b["weights"][name]), name
+
+
+def assert_the_end_is_the_same(call, kind: str, kills: dict[str, list[int]]) -> None:
+    fields = KINDS[kind]
+    assert forked(lambda: call(*fields, out="whole", options=["--save"])) == 0
+    whole = outcome(call.root / "whole")
+    for kill, moments in kills.items():
+        for n in moments:
+            out = f"{kill}-{n}"
+            died = forked(lambda kill=kill, n=n, out=out: killed_at(kill, n, lambda: call(*fields, out=out)))
+            assert died == -signal.SIGKILL or (n > 1 and died == 0), "the first of everything comes"
+            assert forked(lambda out=out: call(*fields, out=out)) == 0
+            assert_same(outcome(call.root / out), whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_run_ends_as_it_would_have(kind, call):
+    dice = random.Random(kind)
+    chosen = ["the end", *dice.sample([kill for kill in KILLS if kill != "the end"], 3)]
+    assert_the_end_is_the_same(call, kind, {kill: [dice.randint(1, 9)] for kill in chosen})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_whenever_it_is_killed(kind, call):
+    dice = random.Random()
+    assert_the_end_is_the_same(call, kind, {kill: [1, *dice.sample(range(2, 25), 3)] for kill in KILLS})
+
+
+def test_killed_again_and_again(call):
+    assert forked(lambda: call(out="whole", options=["--save"])) == 0
+    dice, deaths = random.Random(0), 0
+    while (died := forked(lambda: killed_at("batch", dice.randint(3, 9), call))) != 0:
+        assert died == -signal.SIGKILL
+        deaths += 1
+    assert deaths > 3
+    assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
+
+
+def test_checkpoints_change_nothing(call):
+    assert forked(lambda: call(out="whole", options=["--save"])) == 0
+    assert forked(lambda: killed_at("batch", 1000, lambda: call(out="often"))) == 0
+    assert_same(outcome(call.root / "often"), outcome(call.root / "whole"))
+
+
+def test_a_run_that_ctrl_c_ended_goes_on(call):
+    """What it said and kept when it was interrupted is no part of the run that goes on."""
+    assert forked(lambda: call(out="whole", options=["--save"])) == 0
+
+    def interrupted():
+        step, n = LMTrainer.training_step, count()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                LMTrainer,
+                "training_step",
+                lambda *a: (next(n) == 30 and os.kill(os.getpid(), signal.SIGINT), step(*a))[1],
+            )
+            return call()
+
+    assert forked(interrupted) == 130
+    [stopped] = runs(str(call.root / "out")).stopped
+    assert stopped == "interrupted"
+    assert forked(call) == 0
+    assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
+
+
+@pytest.mark.parametrize("content", ["code", "garbage", "empty", "foreign", "cut"])
+def test_a_bad_checkpoint_executes_nothing_and_the_run_begins_anew(content, call, capfd):
+    assert forked(lambda: call(out="whole", options=["--save"])) == 0
+    assert forked(lambda: killed_at("batch", 30, call)) == -signal.SIGKILL
+    [path] = (call.root / "out").rglob(RESUME_FILE)
+    mark = call.root / "executed"
+    if content == "code":
+        torch.save({"loops": Payload(mark)}, path)
+    elif content == "foreign":
+        torch.save({"loops": {}}, path)
+    else:
+        path.write_bytes(
+            {"garbage": b"no checkpoint" * 99, "empty": b"", "cut": path.read_bytes()[:-900]}[content]
+        )
+    assert forked(call) == 0
+    assert not mark.exists()
+    assert f"{path} cannot be read, so the run begins anew: " in capfd.readouterr().out
+    assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
+
+
+class Payload:
+    """Touches a file when it is unpickled by whoever executes what it finds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)

@@ -1,0 +1,136 @@
+"""What earlier calls have made of a grid's runs: --resume. A run is known by its content, wherever in a grid it stands."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from train.grid import GridError
+from train.params import SECTIONS, Params
+from train.processes import rank
+from train.provenance import changed_files, code_of_this_process
+from train.saver import PARTIAL, RESUME_FILE, is_training, read_json, run_folders
+from train.trainer import INTERRUPTED
+
+DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in fields(cls)}
+
+
+def identity(params: Params, content: str) -> str:
+    """The same for runs that are the same: by the fields that are not at their defaults, and the content of the text."""
+    chosen = {name: repr(value) for name, value in params.flat().items() if value != DEFAULTS[name]}
+    return hashlib.sha256(json.dumps([chosen, content], sort_keys=True).encode()).hexdigest()[:20]
+
+
+class Earlier(NamedTuple):
+    """A run in a run folder, complete or not."""
+
+    folder: Path
+    identity: str
+    code: dict[str, str]  # hashes by file
+    summary: dict[str, Any] | None  # of a complete one
+    failed: str | None  # why it failed, if it did
+
+
+class Step(NamedTuple):
+    """What a call does with a run of its grid."""
+
+    what: Literal["new", "finished", "continued", "again", "elsewhere"]
+    earlier: Earlier | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether this call trains the run."""
+        return self.what not in ("finished", "elsewhere")
+
+    def __str__(self) -> str:
+        if self.earlier is None:
+            return "new"
+        name = self.earlier.folder.name.removesuffix(PARTIAL)
+        if self.what == "again":
+            return f"trains again: {name} {'failed, ' + self.earlier.failed if self.earlier.failed else 'kept no checkpoint'}"
+        return {
+            "finished": f"finished: {name}",
+            "continued": f"goes on: {name}",
+            "elsewhere": f"left out: {name} is training at the moment",
+        }[self.what]
+
+
+NEW = Step("new")
+DECIDED = "WHATIF_DECIDED"  # the environment variable that tells the other processes of a run
+
+
+def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
+    """What to do with each run of a grid; raises GridError if runs that would be taken over were made by other code."""
+    known: dict[str, list[Earlier]] = {}
+    for earlier in earlier_runs(root, set(identities)):
+        known.setdefault(earlier.identity, []).append(earlier)
+    steps = [best(step_of(earlier) for earlier in known.get(one, [])) for one in identities]
+    if not any_code:
+        refuse_other_code(step.earlier for step in steps if step.earlier and step.what != "again")
+    return steps
+
+
+def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
+    """What the first process decides. The others start later, when its first run is under way, and inherit the decision."""
+    if rank() == 0:
+        steps = decide()
+        os.environ[DECIDED] = json.dumps([(what, earlier and str(earlier.folder)) for what, earlier in steps])
+        return steps
+    decided = json.loads(os.environ[DECIDED])
+    return [
+        Step(what, Earlier(Path(folder), "", {}, None, None) if folder else None) for what, folder in decided
+    ]
+
+
+def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:
+    for folder in run_folders(root):
+        try:
+            about = read_json(folder / "about.json")
+        except ValueError:  # damaged, or not ours
+            continue
+        if about.get("identity") in identities and isinstance(about.get("code"), dict):
+            summary = None if folder.name.endswith(PARTIAL) else about.get("summary")
+            yield Earlier(folder, about["identity"], about["code"], summary, about.get("failed"))
+
+
+def step_of(earlier: Earlier) -> Step:
+    if earlier.summary is not None and earlier.summary.get("stopped") != INTERRUPTED:
+        return Step("finished", earlier)
+    if earlier.summary is None and is_training(earlier.folder):
+        return Step("elsewhere", earlier)
+    goes_on = earlier.failed is None and (earlier.folder / RESUME_FILE).exists()
+    return Step("continued" if goes_on else "again", earlier)
+
+
+def best(steps: Iterable[Step]) -> Step:
+    """Of several earlier runs the one that is furthest, and the latest of those."""
+    order = ["new", "again", "continued", "elsewhere", "finished"]
+    return max(
+        steps,
+        key=lambda step: (order.index(step.what), step.earlier.folder.name if step.earlier else ""),
+        default=NEW,
+    )
+
+
+def refuse_other_code(runs: Iterable[Earlier]) -> None:
+    now = code_of_this_process().hashes
+    made_by: dict[str, str] = {}
+    for earlier in runs:
+        if changed := ", ".join(changed_files(earlier.code, now)):
+            made_by.setdefault(changed, earlier.folder.name.removesuffix(PARTIAL))
+    if made_by:
+        errors = [
+            f"--resume: since the run {run} was trained, {files} changed" for files, run in made_by.items()
+        ]
+        advice = "--resume=anyway takes earlier runs as they are; without --resume all are trained anew"
+        raise GridError([*errors, advice])
+
+
+def clear_away(earlier: Earlier) -> None:
+    """Removes what a run left that trains again."""
+    if earlier.summary is None:
+        shutil.rmtree(earlier.folder)

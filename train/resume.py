@@ -1,0 +1,145 @@
+"""Resume checkpoints: all of a run's state at one moment, from which it goes on, after a kill, bit by bit as if nothing had been.
+
+The file is Lightning's own, with what Lightning does not know of: random states here, the course of a run in LMTrainer.
+"""
+
+import pickle
+import random
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from train.logs import log
+from train.processes import rank
+from train.saver import RESUME_FILE
+from train.trainer import INTERRUPTED, LMTrainer
+from train.weights import one_line, regular_file
+
+UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # what torch.load makes of a bad file
+SECONDS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Replaces a checkpoint by the next one at once: there is always a whole one. OSError in one sentence."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        partial = Path(f"{path}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+            partial.replace(path)
+        except (OSError, RuntimeError) as error:
+            partial.unlink(missing_ok=True)
+            # Behind torch's remark on positions in a file stands why it could not be written.
+            reason = error.__context__ if isinstance(error.__context__, OSError) else error
+            raise OSError(f"{path} cannot be written: {one_line(reason)}") from error
+
+
+class Position(NamedTuple):
+    """How far a run has come with its rows."""
+
+    epoch: int
+    batches: int  # of this epoch
+
+
+class ResumePoint(L.Callback):
+    """Keeps the latest checkpoint of a run in `path`, and takes the run up from there if there is one to begin with.
+
+    Only the first process of a run writes; the path of another one is what there is to begin with.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path or Path(RESUME_FILE)
+        self.written_at = time.monotonic()
+        self.random_states: list[Any] | None = None  # to be restored, one for each process
+        self.position = self.read()  # where the run goes on; None: it begins
+
+    def read(self) -> Position | None:
+        """From the file, which is data and never code; None, and a warning, if that is no checkpoint of ours."""
+        if not self.path.exists():
+            return None
+        try:
+            path = regular_file(self.path)
+            return position_in(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        except (*UNREADABLE, ValueError, LookupError, TypeError) as error:
+            log.warning(f"{self.path} cannot be read, so the run begins anew: {one_line(error)}")
+            return None
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.random_states = checkpoint["random_states"]
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The moment of all checkpoints: everything about the batches before has happened, of this one nothing yet."""
+        if self.random_states is not None:
+            set_random_state(self.random_states[rank()])
+            self.random_states = None
+        elif batch_idx % trainer.accumulate_grad_batches == 0 and self.is_due(trainer, batch_idx):
+            self.write(trainer)
+
+    def is_due(self, trainer: L.Trainer, batch_idx: int) -> bool:
+        if batch_idx == 0:
+            return trainer.current_epoch > 0
+        # The first process decides for all, and not at every step, since the others wait for it.
+        if trainer.world_size == 1:
+            return time.monotonic() - self.written_at > SECONDS
+        return batch_idx % 50 == 0 and trainer.strategy.broadcast(
+            time.monotonic() - self.written_at > SECONDS
+        )
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, LMTrainer)
+        if pl_module.stopped != INTERRUPTED:  # a run that goes on will not have stopped here
+            self.write(trainer)
+
+    def write(self, trainer: L.Trainer) -> None:
+        trainer.save_checkpoint(self.path)
+        self.written_at = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        states = [random_state()] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, random_state())
+        checkpoint["random_states"] = states
+        # Lightning counts the batch at hand as begun, and would leave it out.
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counts in (progress["total"], progress["current"]):
+            counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
+
+
+def position_in(checkpoint: dict[str, Any]) -> Position:
+    loops = checkpoint["loops"]["fit_loop"]
+    epoch = loops["epoch_progress"]["current"]["processed"]
+    batches = loops["epoch_loop.batch_progress"]["current"]["completed"]
+    if not isinstance(epoch, int) or not isinstance(batches, int) or "random_states" not in checkpoint:
+        raise ValueError("it is no resume checkpoint")
+    return Position(epoch, batches)
+
+
+def random_state() -> dict[str, Any]:
+    """Of every global generator, in types that a checkpoint may hold."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 -- for libraries that draw from it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": numpy | {"state": numpy["state"] | {"key": numpy["state"]["key"].tolist()}},
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+    np.random.set_state(state["numpy"])  # noqa: NPY002
+    random.setstate(state["python"])
