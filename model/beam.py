@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.decoding import LanguageModel, Rows
-from model.packing import packed_maps
+from model.inference import quick
 from model.sampling import eval_mode, log_probs
 
 EarlyStopping = bool | Literal["never"]
@@ -78,7 +78,7 @@ def beam_search(
     """
     ends, finished = {lm.tokenizer.eos, *stop}, list[Beam]()
     n_candidates = search.n_beams * (1 + len(ends))  # so that n_beams go on even if all else ends
-    with eval_mode(lm), packed_maps(lm, search.n_beams):
+    with eval_mode(lm), quick(lm, search.n_beams):
         rows = Rows(lm, [prompt], length, attn_requests, use_cache)
         so_far_N = torch.zeros(1)
         for n_new in range(1, length - len(prompt) + 1):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from model.decoding import LanguageModel, Rows
+from model.inference import quick
 from model.inputs import Tokenizer, ids_of
-from model.packing import packed_maps
 
 ROUNDING = 1e-6  # a sum of probabilities that misses nucleus by so small a share of it is taken to reach it
 
@@ -101,6 +101,8 @@ def next_token_probs(
         probs_BV = keep_nucleus(probs_BV, nucleus)
     if min_p is not None:
         probs_BV = keep_min_p(probs_BV, min_p)
+    if top_k is nucleus is min_p is None:
+        return probs_BV
     return probs_BV / probs_BV.sum(dim=-1, keepdim=True)
 
 
@@ -179,11 +181,12 @@ def continuations(
     if not active:
         return done
     ends, T = {lm.tokenizer.eos, *stop}, min(len(prompts[i]) for i in active)
-    with eval_mode(lm), packed_maps(lm, len(active)):
+    with eval_mode(lm), quick(lm, len(active)):
         rows = Rows(lm, [prompts[i][:T] for i in active], max(lengths), attn_requests, use_cache)
         while active:
             logits_BV = rows.logits()
-            next_B = choice(logits_BV, rows.ids_BT).to(logits_BV.device)
+            with torch.inference_mode():
+                next_B = choice(logits_BV, rows.ids_BT).to(logits_BV.device)
             logprobs = log_probs_of(next_B, logits_BV) if return_logprobs else []
             tokens, kept = next_B.tolist(), []
             for row, i in enumerate(active):

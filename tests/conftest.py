@@ -1,6 +1,7 @@
 """What all tests share: one CPU thread, so that several test processes get along, no network, GPT-2's tokenizer."""
 
 import json
+import logging
 import os
 from importlib.resources import files
 
@@ -9,6 +10,24 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def notes():
+    """What is logged meanwhile."""
+    log = logging.getLogger("whatif")
+    lines, level = list[str](), log.level
+
+    class Handler(logging.Handler):
+        def emit(self, record):
+            lines.append(record.getMessage())
+
+    handler = Handler()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    yield lines
+    log.setLevel(level)
+    log.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

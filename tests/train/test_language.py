@@ -1,7 +1,6 @@
 """The Grid section: what it expands to, what its expressions may do, and what every mistake is answered with."""
 
 import itertools
-import logging
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from train.check import problems
 from train.expressions import Expression
 from train.grid import GridError, Run, read_grid
-from train.logs import log
 from train.params import SECTION_OF
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,21 +51,6 @@ def answers(expand, text: str, *options: str) -> list[str]:
     with pytest.raises(GridError) as caught:
         expand(text, *options)
     return caught.value.errors
-
-
-@pytest.fixture
-def notes():
-    """What is logged meanwhile."""
-    lines: list[str] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record):
-            lines.append(record.getMessage())
-
-    handler = Handler()
-    log.addHandler(handler)
-    yield lines
-    log.removeHandler(handler)
 
 
 def test_axes_in_together_advance_together_where_the_first_of_them_stands(expand):
