@@ -2,6 +2,7 @@
 
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -155,7 +156,7 @@ def test_a_command_of_the_readme_is_understood(command, tmp_path):
     arguments = [
         sys.executable,
         str(ROOT / "main.py"),
-        *command.split()[1:],
+        *shlex.split(command)[1:],
         "--dry-run",
         "--out",
         str(tmp_path),

@@ -38,7 +38,7 @@ def names(gpt2_tokenizer, tmp_path_factory):
         patch.setenv("WHATIF_OUT", str(root))
         patch.setattr(context, "layer_kinds", dict(context.layer_kinds))
         torch.set_num_threads(1)
-        assert main.main(["--config=test-synth", *options]) == 0
+        assert main.main(["--config=test-synth", *options, "--set", 'positions=["none","rotary"]']) == 0
         names = {"timestamp": model_explorer.runs().index[0]}
         for block in BLOCKS:
             exec(block, names)  # noqa: S102 -- it is what users are told to run
@@ -47,7 +47,8 @@ def names(gpt2_tokenizer, tmp_path_factory):
 
 
 def test_all_of_it_runs(names):
-    assert len(BLOCKS) == 12
+    assert len(BLOCKS) == 13
+    assert set(names["table"].positions) == {"none", "rotary"}
     assert torch.equal(names["a"], names["b"])
     assert torch.equal(names["a"], names["c"])
     assert torch.allclose(names["d"][:1], names["a"], atol=1e-5)
