@@ -85,6 +85,12 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "--resume=anyway takes them over even if model/, train/ or data/ has changed since",
     )
     add(
+        "--jobs",
+        metavar="N",
+        default="1",
+        help="train N runs side by side, auto: one to a CPU core: --jobs=2",
+    )
+    add(
         "--fail-fast",
         action="store_true",
         help="stop at the first run that fails: --config=test --fail-fast",

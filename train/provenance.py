@@ -5,7 +5,6 @@ import hashlib
 import os
 import platform
 import subprocess
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -26,11 +25,20 @@ class Code(NamedTuple):
     hashes: dict[str, str]
 
 
-@cache
+known: list[Code] = []  # one at most
+
+
 def code_of_this_process() -> Code:
     """The state of the repository when first asked, which is before the first run starts."""
-    commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
-    return Code(commit, code_diff(commit), hashes_of_code())
+    if not known:
+        commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
+        known.append(Code(commit, code_diff(commit), hashes_of_code()))
+    return known[0]
+
+
+def take_code_of(code: Code) -> None:
+    """A worker runs what the first process runs, however files have changed since."""
+    known[:] = [code]
 
 
 def code_diff(commit: str | None) -> bytes:

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,12 @@ for name in ("lightning.pytorch", "lightning.fabric"):
 warnings.filterwarnings("ignore", module="lightning")
 
 
+Report = Callable[[int, float, torch.device], None]  # (step, loss, device)
+
+
+REPORT_EVERY = 0.3  # seconds
+
+
 class Call(NamedTuple):
     """What the command line says about all runs of a grid, and the variant that the run at hand belongs to."""
 
@@ -49,6 +55,8 @@ class Call(NamedTuple):
     resume: str | None = None  # "same" code or "anyway"; None: every run is new
     fail_fast: bool = False
     variant: str | None = None  # its name, where the grid has variants
+    jobs: int = 1  # runs side by side
+    progress: Report | None = None  # hears of each run's progress, in place of a bar
 
     @property
     def cache(self) -> Path:
@@ -155,7 +163,11 @@ def fit(
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
     lm_trainer.began = began
     lm_trainer.leak = warn_of_flaws(lm)
-    trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[resume_point] if resume_point else [])
+    callbacks: list[L.Callback] = [resume_point] if resume_point else []
+    if call.progress is not None:
+        callbacks.append(Reporter(call.progress))
+    quiet = call.progress is not None
+    trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=callbacks, quiet=quiet)
     position = resume_point.position if resume_point else None
     batches = data.train_dataloader(
         train.batch_size,
@@ -167,7 +179,7 @@ def fit(
         batches=position.batches if position else 0,
     )
     held_out = data.val_dataloader(train.batch_size)
-    with stop_on_interrupt(lm_trainer):
+    with stop_on_interrupt(lm_trainer, quiet):
         has_origin = params.model.from_pretrained is not None or params.model.from_saved is not None
         if has_origin and position is None:
             trainer.validate(lm_trainer, held_out, verbose=False)  # how good it is to begin with
@@ -176,6 +188,21 @@ def fit(
         if lm_trainer.restore_best() or lm_trainer.validated_at != lm_trainer.global_step:
             trainer.validate(lm_trainer, held_out, verbose=False)
     return lm_trainer
+
+
+class Reporter(L.Callback):
+    """Tells of the first step, which takes its memory, and then now and again."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.last = -REPORT_EVERY
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        if time.monotonic() - self.last >= REPORT_EVERY:
+            self.report(trainer.global_step, float(outputs["loss"]), module.device)
+            self.last = time.monotonic()
 
 
 def warn_of_flaws(lm: LM) -> str | None:
@@ -254,6 +281,7 @@ def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
         "flops": flops,
         "achieved_flops": None if flops is None else flops / seconds,
         "peak_flops": peak_flops(lm_trainer.trainer.strategy.root_device, train.precision) * train.devices,
+        "threads": torch.get_num_threads(),
         "stopped": lm_trainer.stopped,
         "leak": lm_trainer.leak,
         "weights": "last" if lm_trainer.best_weights is None else "best",
@@ -281,13 +309,14 @@ def threads(n: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def stop_on_interrupt(lm_trainer: LMTrainer) -> Iterator[None]:
+def stop_on_interrupt(lm_trainer: LMTrainer, quiet: bool = False) -> Iterator[None]:
     """The first Ctrl-C ends training after the step at hand, so that what there is can be kept; the second ends it all."""
 
     def stop(signal_number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Not logged: the signal may come while a log is being written, and logs cannot be entered twice.
-        os.write(2, b"\ninterrupted: stopping after this step; press Ctrl-C once more to leave at once\n")
+        if not quiet:
+            os.write(2, b"\ninterrupted: stopping after this step; press Ctrl-C once more to leave at once\n")
         lm_trainer.stop("interrupted", agreed=False)
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else stop)

@@ -21,6 +21,7 @@ from model.model_params import ModelParams
 from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, axes, located
 from train.history import NEW, Step, clear_away, for_all_processes, identity, steps_for
+from train.jobs import Board, SideBySide, n_jobs, say_threads
 from train.logs import log
 from train.params import Params, Texts
 from train.pretrained import saved_tokenizer, weights_problems
@@ -36,7 +37,7 @@ MOST_SAID = 40  # lines of what --resume does
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
-    """What the command line says about all runs."""
+    """What the command line says about all runs; GridError for what it cannot say."""
     save = args.save or args.resume is not None
     if save:
         code_of_this_process()  # now: the files may be edited while texts are read and runs train
@@ -45,6 +46,7 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
         save=save,
         resume=args.resume,
         fail_fast=args.fail_fast,
+        jobs=n_jobs(args.jobs),
         wandb=not args.no_wandb and rank() == 0,
         wandb_entity=wandb_entity,
         wandb_group=f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}",
@@ -112,7 +114,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         n_tokens = round(rows * measured.row_length)
         known = (identity(params, measured.content), measured, variant)
         plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, *known))
-    errors += device_problems({run.params.train.devices for run in runs}, call.gpu_id)
+    errors += device_problems({run.params.train.devices for run in runs}, call)
     if errors:
         raise GridError(errors)
     if call.resume is None:
@@ -126,8 +128,11 @@ def count_params(model: ModelParams, n_tokens: int) -> int:
     return sum(shape.numel() for shape in parameter_shapes(model, n_tokens).values())
 
 
-def device_problems(devices: set[int], gpu_id: int | None) -> Iterator[str]:
+def device_problems(devices: set[int], call: Call) -> Iterator[str]:
     """The processes that a first run starts go through the whole grid with it."""
+    gpu_id = call.gpu_id
+    if call.jobs > 1 and devices != {1}:
+        yield f"--jobs={call.jobs} runs side by side have one device each, but devices={max(devices)}"
     if len(devices) > 1:
         yield f"devices={sorted(devices)}: all runs of a call need the same number; make a call for each"
     if gpu_id is not None and devices != {1}:
@@ -202,36 +207,65 @@ def say_steps(plans: list[Plan]) -> None:
 
 def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> list[dict[str, Any]]:
     """Train every run; one that fails is shown at once and does not stop the rest, unless it has several processes."""
-    varied = settings_of(plans)
+    names = [", ".join(f"{key} {value}" for key, value in own.items()) for own in settings_of(plans)]
+    jobs = [
+        Job(number, name, plan.params, plan.variant, plan.identity, plan.step, make_namer)
+        for number, (name, plan) in enumerate(zip(names, plans, strict=True), 1)
+    ]
+    said = {
+        job.number: f"run {job.number} of {len(jobs)}: {job.name}, {plan.n_params:,} parameters, {plan.n_steps} steps"
+        for job, plan in zip(jobs, plans, strict=True)
+    }
+    if call.jobs > 1:
+        return run_side_by_side(jobs, said, Board([plan.n_steps for plan in plans]), call)
     summaries: list[dict[str, Any]] = []
-    for number, plan in enumerate(plans, 1):
-        if not plan.step.trains:
-            summaries.append(earlier_summary(plan.step))
+    for job in jobs:
+        if not job.step.trains:
+            summaries.append(earlier_summary(job.step))
             continue
-        settings = ", ".join(f"{key} {value}" for key, value in varied[number - 1].items())
-        log.info(
-            f"run {number} of {len(plans)}: {settings}, {plan.n_params:,} parameters, {plan.n_steps} steps"
-        )
-        started, one = time.perf_counter(), call._replace(variant=plan.variant)
-        try:
-            namer = make_namer(plan.params, variant=plan.variant)
-            summary = train_run(plan.params, namer, one, plan.identity, go_on=taken_up(plan.step))
-        except KeyboardInterrupt:
-            summary = {"stopped": INTERRUPTED, "wall_seconds": time.perf_counter() - started}
-        except Exception as error:
-            give_way()
-            log.error(f"run {number} failed with {settings}:\n{traceback.format_exc()}")
-            summary = of_variant(one) | {
-                "stopped": f"failed: {type(error).__name__}: {error}",
-                "wall_seconds": time.perf_counter() - started,
-            }
+        log.info(said[job.number])
+        summary = train_job(job, call)
         summaries.append(summary)
         failed = summary["stopped"].startswith("failed")
-        if summary["stopped"] == INTERRUPTED or (
-            failed and (call.fail_fast or plan.params.train.devices > 1)
-        ):
+        if summary["stopped"] == INTERRUPTED or (failed and (call.fail_fast or job.params.train.devices > 1)):
             break  # after a failure several processes may stand at different points
     return summaries
+
+
+class Job(NamedTuple):
+    """A run to be trained."""
+
+    number: int  # from 1
+    name: str  # what tells it apart
+    params: Params
+    variant: str | None
+    identity: str
+    step: Step
+    make_namer: Callable[..., Any]
+
+
+def train_job(job: Job, call: Call) -> dict[str, Any]:
+    """The summary of a run, whatever becomes of it."""
+    started, one = time.perf_counter(), call._replace(variant=job.variant)
+    try:
+        namer = job.make_namer(job.params, variant=job.variant)
+        return train_run(job.params, namer, one, job.identity, go_on=taken_up(job.step))
+    except KeyboardInterrupt:
+        stopped = INTERRUPTED
+    except Exception as error:
+        give_way()
+        log.error(f"run {job.number} failed with {job.name}:\n{traceback.format_exc()}")
+        stopped = f"failed: {type(error).__name__}: {error}"
+    return of_variant(one) | {"stopped": stopped, "wall_seconds": time.perf_counter() - started}
+
+
+def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: Call) -> list[dict[str, Any]]:
+    """The same, several at a time."""
+    say_threads({job.params.train.threads for job in jobs}, call.jobs)
+    summaries = {job.number: earlier_summary(job.step) for job in jobs if not job.step.trains}
+    to_train = {job.number: job for job in jobs if job.step.trains}
+    summaries |= SideBySide(train_job, to_train, said, board, call).run()
+    return [summaries.get(job.number, {"stopped": "not run"}) for job in jobs]
 
 
 def taken_up(step: Step) -> Path | None:

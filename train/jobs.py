@@ -1,0 +1,299 @@
+"""Several runs side by side on this machine: worker processes that live as long as the grid, and share threads and memory."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from types import FrameType
+from typing import Any, NamedTuple
+
+import psutil
+import rich
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from train.grid import GridError
+from train.logs import log
+from train.provenance import Code, code_of_this_process, take_code_of
+from train.run import Call
+from train.trainer import INTERRUPTED
+
+SPARE = 1.2  # a run starts where there is room for so many times what the largest one took so far
+Summary = dict[str, Any]
+Train = Callable[[Any, Call], Summary]  # trains a run
+
+
+class Message(NamedTuple):
+    """What a worker says of its run: how far it is, a line for the log, or its summary, which ends it."""
+
+    step: int = 0
+    loss: float | None = None
+    memory: int = 0  # bytes that it takes of the memory that runs share
+    record: logging.LogRecord | None = None
+    summary: Summary | None = None
+
+
+def n_jobs(jobs: str) -> int:
+    """How many runs are side by side; "auto" is one to a core. GridError for what is no number above 0."""
+    if jobs == "auto":
+        return torch.get_num_threads()
+    if not (jobs.isascii() and jobs.isdigit() and int(jobs) > 0):
+        raise GridError([f"--jobs={jobs} must be a number above 0, or auto"])
+    return int(jobs)
+
+
+# ---- in the process of a worker
+
+
+def work(connection: Connection, train: Train, call: Call, threads: int, code: Code | None) -> None:
+    """Trains the runs that come in, until None does."""
+    os.setsid()  # Ctrl-C goes to the first process alone, which passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_first_process, daemon=True).start()
+    torch.set_num_threads(threads)
+    if code is not None:
+        take_code_of(code)
+    say = Say(connection)
+    log.setLevel(logging.INFO)
+    log.propagate, log.handlers = False, [say]
+    for run in iter(connection.recv, None):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        summary = train(run, call._replace(progress=say.report))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        say(Message(summary=summary))
+
+
+def end_with_first_process() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class Say(logging.Handler):
+    """A worker's voice: what it logs, and how far it is."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__()
+        self.connection = connection
+        self.speaking = threading.Lock()
+
+    def __call__(self, message: Message) -> None:
+        with self.speaking:
+            self.connection.send(message)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        record.msg, record.args, record.exc_info = record.getMessage(), None, None
+        self(Message(record=record))
+
+    def report(self, step: int, loss: float, device: torch.device) -> None:
+        self(Message(step, loss, memory_taken(device)))
+
+
+def memory_taken(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return psutil.Process().memory_info().rss
+
+
+# ---- in the first process
+
+
+class Worker:
+    """A process that trains one run after another."""
+
+    def __init__(self, train: Train, call: Call, threads: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["lightning", "train.sweep"])  # imported once for all workers
+        self.connection, theirs = context.Pipe()
+        code = code_of_this_process() if call.save else None
+        self.process = context.Process(target=work, args=(theirs, train, call, threads, code))
+        self.process.start()
+        theirs.close()
+        self.number: int | None = None  # of its run
+        self.settled = True  # its run has taken the memory it needs
+        self.began = 0.0
+
+    def start(self, number: int, run: Any) -> None:
+        self.number, self.settled, self.began = number, False, time.perf_counter()
+        self.connection.send(run)
+
+    def interrupt(self) -> None:
+        assert self.process.pid is not None
+        with suppress(ProcessLookupError):
+            os.kill(self.process.pid, signal.SIGINT)
+
+    def end(self) -> None:
+        """Now, if it is at work; else when it hears of it."""
+        if self.number is not None:
+            self.process.terminate()
+        with suppress(OSError):
+            self.connection.send(None)
+
+
+class Board:
+    """One line for each run that is going on, in a terminal."""
+
+    def __init__(self, n_steps: Sequence[int]) -> None:
+        console = rich.get_console()
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        self.progress = Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not console.is_terminal)
+        self.n_steps = n_steps
+        self.lines: dict[int, TaskID] = {}
+
+    def begins(self, number: int) -> None:
+        self.lines[number] = self.progress.add_task(f"run {number}", total=self.n_steps[number - 1], loss="")
+
+    def goes_on(self, number: int, message: Message) -> None:
+        loss = "" if message.loss is None else f"loss {message.loss:.3f}"
+        self.progress.update(self.lines[number], completed=message.step, loss=loss)
+
+    def ends(self, number: int) -> None:
+        self.progress.remove_task(self.lines.pop(number))
+
+
+class SideBySide:
+    """Trains runs by number, `call.jobs` at a time; `said` is what the log says of each when it starts."""
+
+    def __init__(
+        self, train: Train, runs: dict[int, Any], said: dict[int, str], board: "Board", call: Call
+    ) -> None:
+        self.train, self.runs, self.said, self.board, self.call = train, runs, said, board, call
+        self.waiting = deque(runs)
+        self.workers: list[Worker] = []
+        self.summaries: dict[int, Summary] = {}
+        self.largest = 0  # bytes that a run took
+        self.failed_fast = self.said_to_wait = False
+
+    def run(self) -> dict[int, Summary]:
+        """{number: summary}; some are missing after Ctrl-C, or with --fail-fast."""
+        before = signal.signal(signal.SIGINT, self.interrupt)
+        try:
+            with self.board.progress:
+                while self.waiting or self.busy:
+                    self.start_runs()
+                    self.listen()
+        finally:
+            signal.signal(signal.SIGINT, before)
+            for worker in self.workers:
+                worker.end()
+        return self.summaries
+
+    @property
+    def busy(self) -> list[Worker]:
+        return [worker for worker in self.workers if worker.number is not None]
+
+    def start_runs(self) -> None:
+        """One after another: the next when the last has what it needs and there is room for one more."""
+        while self.waiting and len(self.busy) < self.call.jobs and self.is_room():
+            idle = next((worker for worker in self.workers if worker.number is None), None)
+            if idle is None:
+                call = self.call._replace(gpu_id=gpu_for(len(self.workers), self.call.gpu_id))
+                idle = Worker(self.train, call, share_of_threads(call.jobs))
+                self.workers.append(idle)
+            number = self.waiting.popleft()
+            log.info(self.said[number])
+            self.board.begins(number)
+            idle.start(number, self.runs[number])
+
+    def is_room(self) -> bool:
+        if not all(worker.settled for worker in self.busy):
+            return False
+        room = not self.busy or psutil.virtual_memory().available >= SPARE * self.largest
+        if not room and not self.said_to_wait:
+            log.info(f"memory is short: the next run waits until one of {len(self.busy)} has ended")
+            self.said_to_wait = True
+        return room
+
+    def listen(self) -> None:
+        """To what workers say next, for a second at most."""
+        by_connection: dict[Any, Worker] = {worker.connection: worker for worker in self.busy}
+        for connection in wait(list(by_connection), timeout=1.0):
+            worker = by_connection[connection]
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                message = Message(summary=self.death_of(worker))
+            self.hear(worker, message)
+
+    def hear(self, worker: Worker, message: Message) -> None:
+        number = worker.number
+        assert number is not None
+        if message.record is not None:
+            if not message.record.msg.startswith(f"run {number} "):
+                message.record.msg = f"run {number}: {message.record.msg}"
+            log.handle(message.record)
+            return
+        worker.settled = True
+        self.largest = max(self.largest, message.memory)
+        if message.summary is None:
+            self.board.goes_on(number, message)
+            return
+        self.board.ends(number)
+        self.summaries[number], worker.number = message.summary, None
+        self.may_stop(message.summary)
+
+    def may_stop(self, summary: Summary) -> None:
+        """With --fail-fast the first failure ends all."""
+        if self.failed_fast and summary["stopped"] == INTERRUPTED:
+            summary["stopped"] = "interrupted, as another run failed"
+        if self.call.fail_fast and summary["stopped"].startswith("failed"):
+            self.failed_fast = True
+            self.stop()
+
+    def death_of(self, worker: Worker) -> Summary:
+        """A run's summary when its process has gone, killed or out of memory."""
+        worker.process.join()
+        self.workers.remove(worker)
+        code = worker.process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        log.error(f"run {worker.number} failed: its process ended ({how})")
+        return {
+            "stopped": f"failed: its process ended ({how})",
+            "wall_seconds": time.perf_counter() - worker.began,
+        }
+
+    def stop(self) -> None:
+        """Start no more runs; those that go on end after the step at hand."""
+        self.waiting.clear()
+        for worker in self.busy:
+            worker.interrupt()
+
+    def interrupt(self, signal_number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(
+            2, b"\ninterrupted: all runs stop after this step; press Ctrl-C once more to leave at once\n"
+        )
+        self.stop()
+
+
+def gpu_for(n_workers: int, gpu_id: int | None) -> int | None:
+    """The GPU of the next worker: they take turns where there are several and none was asked for."""
+    n_gpus = torch.cuda.device_count()
+    return n_workers % n_gpus if gpu_id is None and n_gpus > 1 else gpu_id
+
+
+def share_of_threads(jobs: int) -> int:
+    """CPU threads of a run beside others, where `threads` is not set."""
+    return max(1, torch.get_num_threads() // jobs)
+
+
+def say_threads(wanted: set[int | None], jobs: int) -> None:
+    """What side by side means for results, and for speed; `wanted` are the values of `threads`."""
+    alone, share = torch.get_num_threads(), share_of_threads(jobs)
+    if None in wanted and share != alone:
+        log.info(
+            f"--jobs={jobs}: a run has {share} of {alone} CPU threads, and another number of them changes the last "
+            f"digits of its results; threads={share} makes them equal with and without --jobs"
+        )
+    most = max((n for n in wanted if n is not None), default=0)
+    if most * jobs > alone:
+        log.info(
+            f"--jobs={jobs} with threads={most} wants {most * jobs} of {alone} CPU threads: runs will be slow"
+        )
