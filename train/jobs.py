@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, NamedTuple
@@ -35,6 +36,7 @@ class Message(NamedTuple):
     step: int = 0
     loss: float | None = None
     memory: int = 0  # bytes that it takes of the memory that runs share
+    free: int = 0  # bytes of that which are left
     record: logging.LogRecord | None = None
     summary: Summary | None = None
 
@@ -89,17 +91,19 @@ class Say(logging.Handler):
             self.connection.send(message)
 
     def emit(self, record: logging.LogRecord) -> None:
-        record.msg, record.args, record.exc_info = record.getMessage(), None, None
-        self(Message(record=record))
+        plain = copy(record)
+        plain.msg, plain.args, plain.exc_info = record.getMessage(), None, None
+        self(Message(record=plain))
 
     def report(self, step: int, loss: float, device: torch.device) -> None:
-        self(Message(step, loss, memory_taken(device)))
+        self(Message(step, loss, *memory_of(device)))
 
 
-def memory_taken(device: torch.device) -> int:
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process takes, and that are left."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_reserved(device)
-    return psutil.Process().memory_info().rss
+        return torch.cuda.max_memory_reserved(device), torch.cuda.mem_get_info(device)[0]
+    return psutil.Process().memory_info().rss, psutil.virtual_memory().available
 
 
 # ---- in the first process
@@ -117,17 +121,26 @@ class Worker:
         self.process.start()
         theirs.close()
         self.number: int | None = None  # of its run
-        self.settled = True  # its run has taken the memory it needs
+        self.settled = True  # its run trains, and has taken the memory it needs
+        self.free = 0  # bytes of memory that were left when it said so last
+        self.to_stop = False
         self.began = 0.0
 
     def start(self, number: int, run: Any) -> None:
         self.number, self.settled, self.began = number, False, time.perf_counter()
         self.connection.send(run)
 
-    def interrupt(self) -> None:
-        assert self.process.pid is not None
-        with suppress(ProcessLookupError):
-            os.kill(self.process.pid, signal.SIGINT)
+    def settle(self, free: int) -> None:
+        self.settled, self.free = True, free
+        if self.to_stop:
+            self.stop()
+
+    def stop(self) -> None:
+        """The run ends after the step at hand, if it has come to train; else after its first."""
+        self.to_stop = not self.settled
+        if self.settled and self.process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGINT)
 
     def end(self) -> None:
         """Now, if it is at work; else when it hears of it."""
@@ -205,7 +218,7 @@ class SideBySide:
     def is_room(self) -> bool:
         if not all(worker.settled for worker in self.busy):
             return False
-        room = not self.busy or psutil.virtual_memory().available >= SPARE * self.largest
+        room = all(worker.free >= SPARE * self.largest for worker in self.busy)
         if not room and not self.said_to_wait:
             log.info(f"memory is short: the next run waits until one of {len(self.busy)} has ended")
             self.said_to_wait = True
@@ -230,13 +243,13 @@ class SideBySide:
                 message.record.msg = f"run {number}: {message.record.msg}"
             log.handle(message.record)
             return
-        worker.settled = True
-        self.largest = max(self.largest, message.memory)
         if message.summary is None:
+            self.largest = max(self.largest, message.memory)
             self.board.goes_on(number, message)
+            worker.settle(message.free)
             return
         self.board.ends(number)
-        self.summaries[number], worker.number = message.summary, None
+        self.summaries[number], worker.number, worker.settled = message.summary, None, True
         self.may_stop(message.summary)
 
     def may_stop(self, summary: Summary) -> None:
@@ -263,7 +276,7 @@ class SideBySide:
         """Start no more runs; those that go on end after the step at hand."""
         self.waiting.clear()
         for worker in self.busy:
-            worker.interrupt()
+            worker.stop()
 
     def interrupt(self, signal_number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

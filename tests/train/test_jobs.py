@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,24 +45,32 @@ GRID = [
 
 def act(run, call):
     """Stands for training; what it does is in its name."""
-    for part in run.split():
-        what, _, value = part.partition("=")
-        if what == "say":
-            log.info(value)
-        elif what == "step":
-            call.progress(int(value), 1.5, CPU)
-        elif what == "die":
-            os.kill(os.getpid(), int(value))
-        elif what == "exit":
-            os._exit(int(value))
-        elif what == "wait":
-            try:
-                time.sleep(float(value))
-            except KeyboardInterrupt:
-                return {"stopped": "interrupted", "wall_seconds": 0.0}
-        elif what == "fail":
-            return {"stopped": "failed: it had to", "wall_seconds": 0.0}
+    try:
+        for part in run.split():
+            do(*part.split("="), call=call)
+    except KeyboardInterrupt:
+        return {"stopped": "interrupted", "wall_seconds": 0.0}
+    except ValueError as error:
+        return {"stopped": f"failed: {error}", "wall_seconds": 0.0}
     return {"stopped": "finished", "wall_seconds": 0.0, "pid": os.getpid(), "time": time.monotonic()}
+
+
+def do(what, value="", *, call):
+    match what:
+        case "say":
+            log.info(value)
+        case "step":
+            call.progress(int(value), 1.5, CPU)
+        case "free":
+            jobs.psutil.virtual_memory = lambda: SimpleNamespace(available=int(value))
+        case "die":
+            os.kill(os.getpid(), int(value))
+        case "exit":
+            os._exit(int(value))
+        case "wait":
+            time.sleep(float(value))
+        case "fail":
+            raise ValueError("it had to")
 
 
 def side_by_side(*names, call=CALL):
@@ -116,9 +125,8 @@ def test_the_next_run_starts_when_the_last_has_made_its_first_step():
     assert starts[2] < summaries[1]["time"], "it does not wait for the end"
 
 
-def test_short_memory_lets_runs_wait(monkeypatch, notes):
-    monkeypatch.setattr(jobs.psutil, "virtual_memory", lambda: SimpleNamespace(available=1000))
-    grid, together = side_by_side(*["step=1 wait=0.1"] * 3), []
+def test_short_memory_lets_runs_wait(notes):
+    grid, together = side_by_side(*["free=1000 step=1 wait=0.2"] * 3), []
     begins = grid.board.begins
     grid.board.begins = lambda number: (begins(number), together.append(len(grid.board.lines)))
     grid.run()
@@ -133,6 +141,15 @@ def test_fail_fast_ends_all(notes):
     ).run()
     assert summaries[1]["stopped"] == "interrupted, as another run failed"
     assert 3 not in summaries
+
+
+def test_a_run_that_is_stopped_before_it_trains_ends_after_its_first_step():
+    grid = side_by_side("wait=1 step=1 wait=60", "step=1")
+    begins = grid.board.begins
+    grid.board.begins = lambda number: (begins(number), threading.Timer(0.2, grid.stop).start())
+    summaries = grid.run()
+    assert summaries.keys() == {1}
+    assert summaries[1]["stopped"] == "interrupted"
 
 
 def test_a_terminal_gets_a_line_for_each_run():
