@@ -23,11 +23,12 @@ from model.model_params import ModelParams
 from train.build import make_data
 
 ROOT = Path(__file__).resolve().parents[1]
-STEPS, BATCH_SIZE, N_LAYERS, DIM, N_HEADS, MAX_SEQ_LEN = 300, 16, 2, 64, 4, 64
+STEPS, BATCH_SIZE, N_LAYERS, DIM, N_HEADS, MAX_SEQ_LEN = 300, 16, 2, 64, 4, 32
+TEXT = {"dataset_name": "sotu", "val_pct": 0.5, "test_pct": 0.5}
 RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (1, 2, 3, 4)
 CONFIG = f"""
 DataParams
-dataset_name = "sotu"
+{chr(10).join(f"{name} = {value!r}" for name, value in TEXT.items())}
 TrainParams
 lr = {list(RATES)}
 random_seed = {list(SEEDS)}
@@ -85,7 +86,7 @@ print(torch.stack(losses).mean().item())
 def rows_for_script(root: Path) -> Path:
     """The rows that ours trains on, as many as it does, and those it validates on: whole ones."""
     params = ModelParams(n_layers=N_LAYERS, dim=DIM, n_heads=N_HEADS, max_seq_len=MAX_SEQ_LEN)
-    data = make_data(DataParams(dataset_name="sotu"), params, root / "cache")
+    data = make_data(DataParams(**TEXT), params, root / "cache")
     loaders = {"train": data.train_dataloader(BATCH_SIZE), "val": data.val_dataloader(BATCH_SIZE)}
     saved = {"n_tokens": data.tokenizer.n_tokens}
     for split, loader in loaders.items():
