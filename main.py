@@ -36,9 +36,8 @@ class Namer:
 
     def save_folder_name(self, timestamp: str, wandb_name: str | None = None) -> str:
         """The run's folder under saved-models/."""
-        project = [] if MAIN_PROJ == "base" else [MAIN_PROJ]
         name = self.run_name() or wandb_name
-        return "/".join([*project, self.args.config, self.task, *([name] if name else []), timestamp])
+        return "/".join([runs_folder(self.args.config), self.task, *([name] if name else []), timestamp])
 
 
 def run_all(params: Params, ablate: bool) -> list[Params]:

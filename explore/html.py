@@ -108,7 +108,7 @@ def filled(film: Iterable[tuple[int | None, Patterns]]) -> str:
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "weights": base64.b64encode(packed + packer.flush()).decode(),
     }
-    return in_place("attention.html", ["weights.js", "view.js"], values)
+    return in_place("attention.html", ["weights.js", "view.js"], {"title": "Attention patterns", **values})
 
 
 def about(patterns: Patterns) -> str:
@@ -139,10 +139,10 @@ def coded(weights_HTS: np.ndarray) -> bytes:
 
 
 def in_place(template: str, scripts: Sequence[str], values: dict[str, str]) -> str:
-    """A page of page/ with everything in it. Values are safe text: they end no script and begin none."""
+    """A page of page/ with the head that all have and everything in it. Values are safe text: they end no script and begin none."""
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in scripts)
     digest = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = (PAGE / template).read_text(encoding="utf-8")
-    for name, value in {"digest": digest, **values, "script": script}.items():
+    page, head = ((PAGE / name).read_text(encoding="utf-8") for name in (template, "head.html"))
+    for name, value in {"head": head.rstrip(), "digest": digest, **values, "script": script}.items():
         page = page.replace(f"<!--{name}-->", value)
     return page

@@ -120,7 +120,7 @@ def page_of(name: str, table: pd.DataFrame, comparison: pd.DataFrame, options: O
         chosen = [i for i, variant in enumerate(variants) if variant.data == data]
         own = [variants[i] for i in chosen]
         parts.append(Part(data, own, [found[i] for i in chosen], read_curves(own)))
-    values = {"name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
+    values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
     return in_place("report.html", ["report.js"], sections(values, parts, table, comparison.attrs))
 
 

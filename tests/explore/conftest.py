@@ -1,6 +1,7 @@
 """Little saved runs, untrained: what the explorer does with a run does not depend on how good it is."""
 
 import gc
+import json
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -83,6 +84,19 @@ def chromium(tmp_path_factory):
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     yield driver
     driver.quit()
+
+
+@pytest.fixture
+def watched(chromium, tmp_path):
+    """The browser; whatever it opens meanwhile, nothing may be complained about and nothing asked for beyond `tmp_path`."""
+    chromium.get("about:blank")
+    chromium.get_log("performance")
+    yield chromium
+    assert [entry for entry in chromium.get_log("browser") if entry["level"] == "SEVERE"] == []
+    messages = [json.loads(entry["message"])["message"] for entry in chromium.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert urls
+    assert all(url.startswith(f"file://{tmp_path}/") for url in urls)
 
 
 @pytest.fixture
