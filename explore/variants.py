@@ -99,9 +99,10 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
     """The runs that came to an end, good or bad, and what to say about the others."""
     rows: list[Row] = []
     reasons: list[str] = []
-    columns = [table[name].tolist() for name in table]
+    names = list(table)
+    columns = [table[name].tolist() for name in names]
     for values in zip(*columns, strict=True):
-        row = dict(zip(table, values, strict=True))
+        row = dict(zip(names, values, strict=True))
         if not has_ended(row):
             reasons.append(row["status"])
         elif row.get("stopped") == "interrupted":
@@ -119,7 +120,12 @@ def has_ended(row: Row) -> bool:
 def differing_fields(rows: Sequence[Row]) -> list[str]:
     """The fields of params in which runs differ."""
     fields = [name for name in SECTION_OF if rows and name in rows[0]]
-    return [name for name in fields if len({shown(row.get(name)) for row in rows}) > 1]
+    return [name for name in fields if not all(same(row.get(name), rows[0].get(name)) for row in rows)]
+
+
+def same(value: Any, other: Any) -> bool:
+    """Whether two values of a field are shown alike; most are found to be without writing them out."""
+    return value is other or (type(value) is type(other) and value == other) or shown(value) == shown(other)
 
 
 def varied_fields(rows: Sequence[Row]) -> list[str]:
