@@ -120,12 +120,14 @@ def has_ended(row: Row) -> bool:
 def differing_fields(rows: Sequence[Row]) -> list[str]:
     """The fields of params in which runs differ."""
     fields = [name for name in SECTION_OF if rows and name in rows[0]]
-    return [name for name in fields if not all(same(row.get(name), rows[0].get(name)) for row in rows)]
+    return [name for name in fields if differ([row.get(name) for row in rows])]
 
 
-def same(value: Any, other: Any) -> bool:
-    """Whether two values of a field are shown alike; most are found to be without writing them out."""
-    return value is other or (type(value) is type(other) and value == other) or shown(value) == shown(other)
+def differ(values: list[Any]) -> bool:
+    """Whether values of a field are not all shown alike; most fields are found out without writing each value."""
+    if len(set(map(type, values))) == 1 and values.count(values[0]) == len(values):
+        return False
+    return len(set(map(shown, values))) > 1
 
 
 def varied_fields(rows: Sequence[Row]) -> list[str]:
