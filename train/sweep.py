@@ -184,11 +184,19 @@ def announce(plans: list[Plan]) -> None:
         if settings := ignored[text(model)]:
             runs_with[settings].append(str(number))
     for settings, numbers in runs_with.items():
-        log.info(f"no layer of run {', '.join(numbers)} has a use for {settings}")
+        log.info(f"no layer of run {listed(numbers)} has a use for {settings}")
+    short: defaultdict[str, list[str]] = defaultdict(list)
     for number, plan in enumerate(plans, 1):
         if plan.params.train.warmup_steps >= plan.n_steps:
             steps = f"warmup_steps={plan.params.train.warmup_steps} of {plan.n_steps} steps"
-            log.info(f"run {number} ends before its learning rate has risen to lr: {steps}")
+            short[steps].append(str(number))
+    for steps, numbers in short.items():
+        log.info(f"run {listed(numbers)} ends before its learning rate has risen to lr: {steps}")
+
+
+def listed(numbers: list[str]) -> str:
+    hidden = len(numbers) - MOST_SAID
+    return ", ".join(numbers[:MOST_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def say_steps(plans: list[Plan]) -> None:
