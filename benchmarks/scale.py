@@ -61,11 +61,10 @@ def fake_fit(params: Params, stats: Stats, *_: object, **__: object) -> Any:
 
 
 def fake_summary(trainer: Any) -> dict[str, Any]:
-    return {
-        **{"val_loss": trainer.val_loss, "final_loss": trainer.val_loss, "weights": "last", "leak": None},
-        **{"n_params": 10_000, "steps": N_POINTS, "flops": 10**9, "wall_seconds": 0.5},
-        **{"stopped": trainer.stopped, "sample": "abc :: abc"},
-    }
+    loss = trainer.val_loss
+    numbers = {"val_loss": loss, "final_loss": loss, "n_params": 10_000, "steps": N_POINTS, "flops": 10**9}
+    ended = {"stopped": trainer.stopped, "weights": "last", "leak": None, "sample": "abc :: abc"}
+    return numbers | ended | {"wall_seconds": 0.5}
 
 
 def save_without_weights(folder: Path, *, lm: None, stats: Stats, summary: dict[str, Any]) -> None:
