@@ -1,7 +1,6 @@
 """Loss curves of saved runs: read from their folders, the seeds of a variant brought together as mean and interval."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +56,8 @@ def thinned(values: list[Stat]) -> list[Stat]:
     if len(values) <= MOST_POINTS:
         return values
     edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(int)
-    parts = [values[start:end] for start, end in pairwise(edges)]
-    return [part[-1]._replace(v=float(np.mean([stat.v for stat in part]))) for part in parts]
+    means = np.add.reduceat([stat.v for stat in values], edges[:-1]) / np.diff(edges)
+    return [values[end - 1]._replace(v=float(mean)) for end, mean in zip(edges[1:], means, strict=True)]
 
 
 def together(runs: Sequence[list[Stat]]) -> Curve | None:

@@ -99,9 +99,10 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
     """The runs that came to an end, good or bad, and what to say about the others."""
     rows: list[Row] = []
     reasons: list[str] = []
-    columns = [table[name].tolist() for name in table]
+    names = list(table)
+    columns = [table[name].tolist() for name in names]
     for values in zip(*columns, strict=True):
-        row = dict(zip(table, values, strict=True))
+        row = dict(zip(names, values, strict=True))
         if not has_ended(row):
             reasons.append(row["status"])
         elif row.get("stopped") == "interrupted":
@@ -119,7 +120,14 @@ def has_ended(row: Row) -> bool:
 def differing_fields(rows: Sequence[Row]) -> list[str]:
     """The fields of params in which runs differ."""
     fields = [name for name in SECTION_OF if rows and name in rows[0]]
-    return [name for name in fields if len({shown(row.get(name)) for row in rows}) > 1]
+    return [name for name in fields if differ([row.get(name) for row in rows])]
+
+
+def differ(values: list[Any]) -> bool:
+    """Whether values of a field are not all shown alike; most fields are found out without writing each value."""
+    if len(set(map(type, values))) == 1 and values.count(values[0]) == len(values):
+        return False
+    return len(set(map(shown, values))) > 1
 
 
 def varied_fields(rows: Sequence[Row]) -> list[str]:

@@ -87,5 +87,6 @@ def changed_files(then: dict[str, str], now: dict[str, str]) -> list[str]:
     return sorted(name for name in then | now if then.get(name) != now.get(name))
 
 
+@cache
 def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields
-from datetime import datetime, timedelta
+from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from model.model_params import ModelParams
 from train.params import Params
 from train.provenance import REPOSITORY, changed_files, code_of_this_process, hashes_of_code, versions
 from train.stats import Stat, Stats
+from train.timestamps import PARTIAL, run_folders, timestamps_in
 from train.train_params import TrainParams
 from train.weights import (
     checkpoint_files,
@@ -32,10 +33,8 @@ from train.weights import (
     write_weights,
 )
 
-TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d")
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 RESUME_FILE = "resume.ckpt"
-PARTIAL = ".partial"  # ends the name of a run's folder until everything is in it
 LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
 
 
@@ -52,14 +51,6 @@ class Loaded(NamedTuple):
 def output_root(out: str | None = None) -> Path:
     """The folder of all outputs: `out`, else WHATIF_OUT, else the folder above the repository."""
     return Path(out or os.environ.get("WHATIF_OUT") or REPOSITORY.parent).expanduser().resolve()
-
-
-def run_folders(root: Path) -> Iterator[Path]:
-    """The folder of every run saved under `root`, complete or not; symbolic links are not followed."""
-    for folder, subfolders, _ in os.walk(root / "saved-models"):
-        runs = sorted(name for name in subfolders if TIMESTAMP.fullmatch(name.removesuffix(PARTIAL)))
-        subfolders[:] = sorted(set(subfolders) - set(runs))
-        yield from (Path(folder, name) for name in runs)
 
 
 def find_run(timestamp: str, out: str | None = None) -> Path:
@@ -94,22 +85,13 @@ class RunFolder:
         """A new folder under the next timestamp that no run below `root` has; `subfolder_of` says where, given it."""
         base = (root / "saved-models").resolve()
         base.mkdir(parents=True, exist_ok=True)
-        when = when or datetime.now()
-        while True:
-            timestamp = f"{when:%Y-%m-%d--%H-%M-%S}"
-            when += timedelta(seconds=1)
-            token = base / f".{timestamp}"  # whoever makes it decides alone about this second
-            try:
-                token.mkdir()
-            except FileExistsError:
-                continue
-            try:
-                if all(folder.name.removesuffix(PARTIAL) != timestamp for folder in run_folders(root)):
-                    folder = partial_folder(base, subfolder_of(timestamp), timestamp)
-                    folder.mkdir(parents=True)
-                    return cls(folder)
-            finally:
-                token.rmdir()
+
+        def folder_of(timestamp: str) -> Path:
+            return partial_folder(base, subfolder_of(timestamp), timestamp)
+
+        folder = timestamps_in(base).give(when or datetime.now(), folder_of)
+        folder.mkdir(parents=True)
+        return cls(folder)
 
     @classmethod
     def take_up(cls, path: Path) -> "RunFolder":

@@ -1,6 +1,7 @@
 """A grid's runs one after another: the table before, the loop, the table after."""
 
 import argparse
+import math
 import sys
 import time
 import traceback
@@ -33,7 +34,8 @@ from train.settings import VARIANT
 from train.soundness import UNCHECKED
 from train.trainer import INTERRUPTED
 
-MOST_SAID = 40  # lines of what --resume does
+MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
+MOST_RESULTS = 200  # rows of the table of results
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
@@ -187,11 +189,19 @@ def announce(plans: list[Plan]) -> None:
         if settings := ignored[text(model)]:
             runs_with[settings].append(str(number))
     for settings, numbers in runs_with.items():
-        log.info(f"no layer of run {', '.join(numbers)} has a use for {settings}")
+        log.info(f"no layer of run {listed(numbers)} has a use for {settings}")
+    short: defaultdict[str, list[str]] = defaultdict(list)
     for number, plan in enumerate(plans, 1):
         if plan.params.train.warmup_steps >= plan.n_steps:
             steps = f"warmup_steps={plan.params.train.warmup_steps} of {plan.n_steps} steps"
-            log.info(f"run {number} ends before its learning rate has risen to lr: {steps}")
+            short[steps].append(str(number))
+    for steps, numbers in short.items():
+        log.info(f"run {listed(numbers)} ends before its learning rate has risen to lr: {steps}")
+
+
+def listed(numbers: list[str]) -> str:
+    hidden = len(numbers) - MOST_SAID
+    return ", ".join(numbers[:MOST_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def say_steps(plans: list[Plan]) -> None:
@@ -345,14 +355,33 @@ NUMBERS = {*COLUMNS} - {"leak", "ended"}  # never broken over lines
 
 
 def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
-    """Every run's final numbers beside what varied."""
-    settings = settings_of(plans)
-    cells = {name: [cell(summary) for summary in summaries] for name, cell in COLUMNS.items()}
+    """Every run's final numbers beside what varied; of a very large grid those of the runs one would look for first."""
+    settings, chosen = settings_of(plans), most_telling(summaries)
+    cells = {name: [cell(summaries[i]) for i in chosen] for name, cell in COLUMNS.items()}
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
     table = new_table("run", *settings[0], *cells)
-    for number, (own, *row) in enumerate(zip(settings, *cells.values(), strict=False), 1):
-        table.add_row(str(number), *map(escape, (*own.values(), *row)))
+    for i, *row in zip(chosen, *cells.values(), strict=True):
+        table.add_row(str(i + 1), *map(escape, (*settings[i].values(), *row)))
+    if hidden := len(summaries) - len(chosen):
+        table.caption = f"... and {hidden:,} more; shown are failed runs and those of the lowest loss"
     return table
+
+
+def most_telling(summaries: list[dict[str, Any]]) -> list[int]:
+    """The places, in order, of at most MOST_RESULTS runs: failed ones in up to half of them, then the lowest losses."""
+    everything = range(len(summaries))
+    if len(summaries) <= MOST_RESULTS:
+        return [*everything]
+    failed = [i for i in everything if summaries[i]["stopped"].startswith(("failed", "diverged"))]
+    first = failed[: MOST_RESULTS // 2]
+    rest = sorted(set(everything).difference(first), key=lambda i: (loss_of(summaries[i]), i))
+    return sorted(first + rest[: MOST_RESULTS - len(first)])
+
+
+def loss_of(summary: dict[str, Any]) -> float:
+    """To rank runs by: infinite if there is none."""
+    loss = summary.get("val_loss")
+    return math.inf if loss is None or math.isnan(loss) else loss
 
 
 def leak_mark(leak: str | None) -> str:
@@ -367,7 +396,7 @@ def shown(value: float | None, form: str) -> str:
 
 
 def new_table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption_justify="left")
     for column in columns:
         table.add_column(column, justify="right", overflow="fold", no_wrap=column in NUMBERS)
     return table

@@ -1,0 +1,130 @@
+"""What a very large grid costs beside its training: main.py on 10,000 runs, of which only the training is made up.
+
+    python -m benchmarks.scale [--runs 10000]
+
+One call saves the first half of the runs, the next one resumes the whole grid (skips one half, runs the other), a third finds
+all of it finished, a fourth reports. Every call reads, checks and plans the grid; a run claims its folder and writes params,
+statistics and about.json as any run does, but has no model. Target for all four together: 60 seconds beside these runs, which
+are timed on their own, and 1 GB.
+"""
+
+import argparse
+import contextlib
+import math
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import main
+import train.run
+from train.params import Params
+from train.saver import read_json, write_json
+from train.stats import Stats
+
+SECONDS, MEGABYTES = 60, 1000  # the target
+LRS, SEEDS = [3e-4, 1e-3, 3e-3, 1e-2], list(range(10))
+POSITIONS = ["learned", "sin", "rotary", "alibi", "none"]
+STEP = len(LRS) * len(SEEDS) * len(POSITIONS)  # runs for each value of dim
+N_POINTS = 20  # of the loss curve of a run
+CONFIG = """
+DataParams
+dataset_name = "copy"
+n_samples = 200
+TrainParams
+lr = {lrs}
+random_seed = {seeds}
+ModelParams
+dim = {dims}
+positions = {positions}
+n_layers = 1
+n_heads = 1
+max_seq_len = 64
+"""
+
+
+def fake_fit(params: Params, stats: Stats, *_: object, **__: object) -> Any:
+    """A loss curve in place of training."""
+    rng = random.Random(repr(params))
+    best = 2 - 0.1 * math.log(params.model.dim) + math.log10(params.train.lr / 2e-3) ** 2 + rng.gauss(0, 0.02)
+    for step in range(1, N_POINTS + 1):
+        loss = best + 2 * math.exp(-step / 4) + rng.gauss(0, 0.05)
+        stats.log("train_loss:main", loss, step=step, n_samples=32 * step)
+    stats.log("val_loss:main", best, step=N_POINTS, n_samples=32 * N_POINTS)
+    return SimpleNamespace(stats=stats, model=None, stopped="finished", val_loss=best)
+
+
+def fake_summary(trainer: Any) -> dict[str, Any]:
+    loss = trainer.val_loss
+    numbers = {"val_loss": loss, "final_loss": loss, "n_params": 10_000, "steps": N_POINTS, "flops": 10**9}
+    ended = {"stopped": trainer.stopped, "weights": "last", "leak": None, "sample": "abc :: abc"}
+    return numbers | ended | {"wall_seconds": 0.5}
+
+
+def save_without_weights(folder: Path, *, lm: None, stats: Stats, summary: dict[str, Any]) -> None:
+    stats.save(folder / "stats.json")
+    write_json(folder / "about.json", read_json(folder / "about.json") | {"summary": summary})
+
+
+@contextlib.contextmanager
+def without_training(root: Path, n_runs: int) -> Iterator[list[str]]:
+    """Inside, main.main trains nothing, and knows a config "scale" of `n_runs`; gives the options that every call needs."""
+    dims = [8 * (i + 1) for i in range(math.ceil(n_runs / STEP))]
+    text = CONFIG.format(lrs=LRS, seeds=SEEDS, dims=dims, positions=POSITIONS)
+    (root / "scale.txt").write_text(text)
+    with (
+        mock.patch.object(main, "CONFIGS", root),
+        mock.patch.object(train.run, "fit", fake_fit),
+        mock.patch.object(train.run, "summarise", fake_summary),
+        mock.patch.object(train.run, "save", save_without_weights),
+    ):
+        yield ["--no-wandb", "--out", str(root / "out")]
+
+
+def phases() -> dict[str, list[str]]:
+    grid = "--config=scale"
+    return {
+        "save the first half": [grid, "--save", f"--seed={SEEDS[: len(SEEDS) // 2]}"],
+        "resume: skip one half, run the other": [grid, "--resume"],
+        "resume: all are finished": [grid, "--resume"],
+        "report": ["--report=scale"],
+    }
+
+
+def measure(root: Path, n_runs: int) -> None:
+    """Each phase in this process, so that the peak is that of all before it, too."""
+    total, in_runs = 0.0, 0.0
+
+    def timed(*args: Any, **options: Any) -> dict[str, Any]:
+        nonlocal in_runs
+        start = time.perf_counter()
+        summary = train.run.train_run(*args, **options)
+        in_runs += time.perf_counter() - start
+        return summary
+
+    with without_training(root, n_runs) as options, mock.patch("train.sweep.train_run", timed):
+        for name, command in phases().items():
+            start = time.perf_counter()
+            with (root / "output.txt").open("w") as output, contextlib.redirect_stdout(output):
+                code = main.main([*command, *options])
+            seconds = time.perf_counter() - start
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+            total += seconds
+            print(f"{name}: exit code {code}, {seconds:.1f} s, peak {peak:.0f} MB", flush=True)
+    beside = total - in_runs
+    print(f"total {total:.1f} s: runs {in_runs:.1f} s, all else {beside:.1f} s (at most {SECONDS})")
+    print(f"peak {peak:.0f} MB (at most {MEGABYTES})")
+    sys.exit(beside > SECONDS or peak > MEGABYTES)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=10_000)
+    with tempfile.TemporaryDirectory() as folder:
+        measure(Path(folder), parser.parse_args().runs)
