@@ -150,7 +150,7 @@ def run_grid(args: argparse.Namespace) -> int:
     """Check the whole grid, then train it."""
     files = config_files(args.config, CONFIGS)
     # These bring torch along, so only now that there is something to do.
-    from train import architecture, check, forecast, pretrained, sweep
+    from train import architecture, check, forecast, plan, pretrained, sweep, tables
 
     call = sweep.make_call(args, wandb_username)
     runs = read_grid(
@@ -158,29 +158,29 @@ def run_grid(args: argparse.Namespace) -> int:
         grid_options(args),
         each=partial(run_all, ablate=args.ablate),
         problems=partial(check.problems, root=call.out),
-        known=sweep.gpu_problems(args.gpu_id),
+        known=plan.gpu_problems(args.gpu_id),
         defaults=partial(pretrained.defaults, call.out),
     )
-    plans = sweep.prepare(runs, call)
+    plans = plan.prepare(runs, call)
     namer = partial(Namer, args=args)
-    sweep.check_names(plans, namer, call)
+    plan.check_names(plans, namer, call)
     if args.check == "only":
         return architecture.report(plans, call)
     if args.check == "strict":
         architecture.refuse_leaks(plans, call)
     if args.dry_run:
-        sweep.say_steps(plans)
+        plan.say_steps(plans)
         return forecast.report(plans, call)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
-        sweep.announce(plans)
+        plan.announce(plans)
         summaries = sweep.run_plans(plans, namer, call)
-        log.info(sweep.result_table(plans, summaries))
+        log.info(tables.result_table(plans, summaries))
     if call.save and rank() == 0 and any("folder" in summary for summary in summaries):
         from explore.report import report_grid
 
         try:
-            report_grid(runs_folder(args.config), [plan.params for plan in plans], summaries, call.out)
+            report_grid(runs_folder(args.config), [one.params for one in plans], summaries, call.out)
         except OSError as error:
             log.error(f"no report: {error}")
     return sweep.exit_code(summaries)

@@ -23,6 +23,7 @@ from train.grid import GridError
 from train.logs import log
 from train.optimizers import freeze
 from train.params import Params
+from train.plan import Plan
 from train.pretrained import saved_tokenizer
 from train.run import Call, make_lm
 from train.saver import begin, load, save
@@ -40,7 +41,7 @@ from train.soundness import (
     without_gradient,
 )
 from train.stats import Stats
-from train.sweep import Plan, settings_of
+from train.tables import settings_of
 
 MOST_PASSES = 100  # over which the tokens of a large vocabulary are tried as later ones
 NEAR = 0.05  # relative: measured up to 0.026 over all layer kinds, widths 16 to 256 and vocabularies of 8 to 5,000

@@ -20,11 +20,12 @@ from train.build import make_data
 from train.evaluation import CHECKED_ANSWERS, SAMPLE_LENGTH, Evaluation
 from train.logs import log
 from train.params import Texts
+from train.plan import Plan
 from train.pretrained import saved_tokenizer
 from train.run import Call, lightning_trainer, threads
 from train.soundness import in_one_line, own_randomness, probe
 from train.stats import Stats
-from train.sweep import MOST_ROWS, Plan, as_time, plan_table
+from train.tables import MOST_ROWS, as_time, plan_table
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
 

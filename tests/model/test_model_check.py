@@ -13,7 +13,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from tests.model.tiny import KINDS, MIXERS, CharTokenizer, architectures, perturbed_lm, tiny_params
 from train.params import Params
-from train.sweep import Measured, Plan, announce
+from train.plan import Measured, Plan, announce
 from train.train_params import TrainParams
 
 LACKING = {

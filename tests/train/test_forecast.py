@@ -15,7 +15,8 @@ from model.model_params import ModelParams
 from train import forecast
 from train.forecast import Kind, Pace, choose, duration, extrapolate, kinds_of
 from train.params import Params, Texts
-from train.sweep import Measured, Plan, as_time
+from train.plan import Measured, Plan
+from train.tables import as_time
 from train.train_params import TrainParams
 
 SMALL = ["--config=test-synth", "--no-wandb"]

@@ -75,7 +75,10 @@ def test_timestamps_are_unique_between_folders_and_processes(tmp_path):
         claimed = [timestamp for three in pool.map(claim_three, [tmp_path] * 4) for timestamp in three]
     assert sorted(claimed) == [f"2024-04-22--16-17-{second:02}" for second in range(1, 13)]
     assert len(list(run_folders(tmp_path))) == 13
-    assert not [path for path in (tmp_path / "saved-models").iterdir() if path.name.startswith(".")]
+    assert {path.name for path in (tmp_path / "saved-models" / ".timestamps").iterdir()} == {
+        *claimed,
+        "2024-04-22--16-17-00",
+    }
 
 
 @pytest.mark.parametrize("subfolder", ["../../{t}", "/tmp/{t}", "{t}/model", "a/../../{t}", "copy", "{t}x"])

@@ -10,7 +10,7 @@ import pytest
 import main
 from benchmarks.scale import STEP, phases, without_training
 from tests.train.little_run import REPOSITORY, WHEN
-from train import provenance, sweep, timestamps
+from train import provenance, tables, timestamps
 from train.timestamps import FORMAT, Timestamps, run_folders
 
 
@@ -44,7 +44,7 @@ def test_folders_are_not_walked_through_for_each_run(tmp_path, monkeypatch, caps
     assert few == many
     assert many[-1][0] < 10
     shown = capsys.readouterr().out
-    assert f"... and {2 * STEP - sweep.MOST_RESULTS} more; shown are failed runs" in shown
+    assert f"... and {2 * STEP - tables.MOST_RESULTS} more; shown are failed runs" in shown
 
 
 def test_two_processes_that_take_turns_share_no_timestamp(tmp_path):
@@ -57,25 +57,33 @@ def test_two_processes_that_take_turns_share_no_timestamp(tmp_path):
 
     given = [give(to) for to in (one, other, other, one, other, one)]
     assert given == [f"{WHEN + timedelta(seconds=i):{FORMAT}}" for i in (0, 1, 3, 4, 5, 6)]
-    for name in given:
-        (base / name).mkdir()
-    (base / "timestamps.txt").unlink()
-    assert give(one) == f"{WHEN + timedelta(seconds=7):{FORMAT}}"
-    assert give(Timestamps(base)) == f"{WHEN + timedelta(seconds=8):{FORMAT}}"
+    assert give(Timestamps(base)) == f"{WHEN + timedelta(seconds=7):{FORMAT}}", (
+        "also where no folder was made"
+    )
     earlier = WHEN - timedelta(seconds=1)
-    assert give(other, earlier) == f"{earlier:{FORMAT}}"
-    assert give(other, earlier) == f"{WHEN + timedelta(seconds=9):{FORMAT}}"
+    assert give(Timestamps(base), earlier) == f"{earlier:{FORMAT}}"
+    assert give(one, earlier) == f"{WHEN + timedelta(seconds=8):{FORMAT}}", "a process goes on from its last"
+
+
+def test_a_name_that_is_refused_takes_no_timestamp(tmp_path):
+    def refuse(timestamp):
+        raise ValueError(timestamp)
+
+    timestamps = Timestamps(tmp_path)
+    with pytest.raises(ValueError, match=f"{WHEN:{FORMAT}}"):
+        timestamps.give(WHEN, refuse)
+    assert timestamps.give(WHEN, lambda timestamp: tmp_path / timestamp).name == f"{WHEN:{FORMAT}}"
 
 
 def test_the_table_of_a_large_grid_shows_failures_and_the_lowest_losses():
-    n, most = 1000, sweep.MOST_RESULTS
+    n, most = 1000, tables.MOST_RESULTS
     summaries = [{"stopped": "finished", "val_loss": float(n - i)} for i in range(n)]
     summaries[3] = {"stopped": "failed: ValueError"}
     summaries[4] = {"stopped": "finished", "val_loss": float("nan")}
-    assert sweep.most_telling(summaries) == [3, *range(n - most + 1, n)]
-    assert sweep.most_telling(summaries[:most]) == list(range(most))
+    assert tables.most_telling(summaries) == [3, *range(n - most + 1, n)]
+    assert tables.most_telling(summaries[:most]) == list(range(most))
     failed = [{"stopped": "failed: MemoryError"}] * n
-    assert sweep.most_telling(failed + summaries) == [*range(most // 2), *range(2 * n - most // 2, 2 * n)]
+    assert tables.most_telling(failed + summaries) == [*range(most // 2), *range(2 * n - most // 2, 2 * n)]
 
 
 @pytest.mark.slow

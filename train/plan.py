@@ -1,0 +1,177 @@
+"""What a grid's runs will be: their texts read, their models sized, what earlier calls made of them; said before it starts."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import torch
+
+from data.dataloader import LMDataModule
+from model.check import ignored_fields
+from model.model_params import ModelParams
+from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
+from train.grid import GridError, Run, located
+from train.history import NEW, Step, for_all_processes, identity, steps_for
+from train.logs import log
+from train.params import Params, Texts
+from train.pretrained import saved_tokenizer, weights_problems
+from train.run import Call
+from train.saver import partial_folder
+
+MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
+
+
+class Measured(NamedTuple):
+    """What planning a run asks of its data."""
+
+    tokenizer: Any
+    n_rows: int  # to train on
+    n_val_rows: int
+    row_length: float  # real tokens in a row, from one batch
+    content: str  # of the text
+
+
+class Plan(NamedTuple):
+    """One run of the grid and what is known of it before it starts."""
+
+    config: str  # the name of its file
+    params: Params
+    n_params: int
+    n_steps: int
+    n_tokens: int  # estimated: rows to be trained on, times their length
+    identity: str
+    measured: "Measured"
+    variant: str | None = None  # its name, where the grid has variants
+    step: Step = NEW  # what is to be done with it
+
+
+def prepare(runs: list[Run], call: Call) -> list[Plan]:
+    """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
+    plans, errors = [], []
+    data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
+    size_of: dict[str, int] = {}
+    begun: set[str] = set()  # what has been tried of weights to begin with
+    text = Texts()
+    for params, places, config, variant in runs:
+        data, train, model = params
+        key = f"{text(data)} {(tokenizer_spec(model), model.max_seq_len, model.from_saved)}"
+        try:
+            if key not in data_of:
+                tokenizer = saved_tokenizer(model, call.out)
+                data_of[key] = measure(make_data(data, model, call.cache, tokenizer=tokenizer))
+        except ValueError as error:
+            data_of[key] = None
+            whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
+            errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
+        if (measured := data_of[key]) is None:
+            continue
+        tokenizer, n_rows = measured.tokenizer, measured.n_rows
+        if (size_key := text(model) + key) not in size_of:
+            try:
+                size_of[size_key] = count_params(model, tokenizer.n_tokens)
+            except ValueError as error:
+                errors.append(located(str(error), places))
+                continue
+        begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
+        if begun_with not in begun:
+            begun.add(begun_with)
+            errors += [located(problem, places) for problem in weights_problems(model, tokenizer, call.out)]
+        n_steps = count_steps(train, n_rows)
+        per_step = train.batch_size * train.accumulate_grad_batches * train.devices
+        rows = min(n_rows * train.epochs, n_steps * per_step)
+        n_tokens = round(rows * measured.row_length)
+        known = (identity(params, measured.content), measured, variant)
+        plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, *known))
+    errors += device_problems({run.params.train.devices for run in runs}, call)
+    if errors:
+        raise GridError(errors)
+    if call.resume is None:
+        return plans
+    identities = [plan.identity for plan in plans]
+    steps = for_all_processes(lambda: steps_for(identities, call.out, any_code=call.resume == "anyway"))
+    return [plan._replace(step=step) for plan, step in zip(plans, steps, strict=True)]
+
+
+def measure(data: LMDataModule) -> Measured:
+    batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
+    row_length = batch["n_tokens"] / len(batch["x_indices"])
+    return Measured(data.tokenizer, data.n_rows("train"), data.n_rows("val"), row_length, data.content)
+
+
+def count_params(model: ModelParams, n_tokens: int) -> int:
+    return sum(shape.numel() for shape in parameter_shapes(model, n_tokens).values())
+
+
+def device_problems(devices: set[int], call: Call) -> Iterator[str]:
+    """The processes that a first run starts go through the whole grid with it."""
+    gpu_id = call.gpu_id
+    if call.jobs > 1 and devices != {1}:
+        yield f"--jobs={call.jobs} runs side by side have one device each, but devices={max(devices)}"
+    if len(devices) > 1:
+        yield f"devices={sorted(devices)}: all runs of a call need the same number; make a call for each"
+    if gpu_id is not None and devices != {1}:
+        yield f"--gpu-id={gpu_id} is one GPU, but devices={max(devices)}"
+
+
+def gpu_problems(gpu_id: int | None) -> Iterator[str]:
+    if gpu_id is not None and not 0 <= gpu_id < torch.cuda.device_count():
+        yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
+
+
+def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> None:
+    """Asks Namer for every name, so that a mistake in it shows before there are results to lose; raises GridError."""
+    timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
+    for plan in plans:
+        namer = make_namer(plan.params, variant=plan.variant)
+        try:
+            namer.wandb_proj_name()
+            namer.run_name()
+            partial_folder(call.out / "saved-models", namer.save_folder_name(timestamp), timestamp)
+        except Exception as error:  # it is the user's own code
+            errors.append(f"Namer in main.py: {type(error).__name__}: {error}")
+    if errors:
+        raise GridError(errors)
+
+
+def announce(plans: list[Plan]) -> None:
+    """What a reader of the results must know about the runs, said once."""
+    say_steps(plans)
+    models = [plan.params.model for plan in plans]
+    if any(model.attention == "fused" for model in models):
+        log.info("attention='fused' is torch's kernel: it ignores edits to the explicit attention")
+    foreign = sorted({kind for m in models for kind in m.kinds if kind.startswith("torch-")})
+    if foreign:
+        log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
+    runs_with: defaultdict[str, list[str]] = defaultdict(list)
+    text, ignored = Texts(), {}
+    for number, model in enumerate(models, 1):
+        if text(model) not in ignored:
+            ignored[text(model)] = ", ".join(ignored_fields(model))
+        if settings := ignored[text(model)]:
+            runs_with[settings].append(str(number))
+    for settings, numbers in runs_with.items():
+        log.info(f"no layer of run {listed(numbers)} has a use for {settings}")
+    short: defaultdict[str, list[str]] = defaultdict(list)
+    for number, plan in enumerate(plans, 1):
+        if plan.params.train.warmup_steps >= plan.n_steps:
+            steps = f"warmup_steps={plan.params.train.warmup_steps} of {plan.n_steps} steps"
+            short[steps].append(str(number))
+    for steps, numbers in short.items():
+        log.info(f"run {listed(numbers)} ends before its learning rate has risen to lr: {steps}")
+
+
+def listed(numbers: list[str]) -> str:
+    hidden = len(numbers) - MOST_SAID
+    return ", ".join(numbers[:MOST_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
+
+
+def say_steps(plans: list[Plan]) -> None:
+    """What --resume makes of each run."""
+    if all(plan.step is NEW for plan in plans):
+        return
+    counts = Counter(plan.step.what for plan in plans)
+    log.info("--resume: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    said = [f"run {number}: {plan.step}" for number, plan in enumerate(plans, 1)]
+    hidden = len(said) - MOST_SAID
+    log.info("\n".join(said[:MOST_SAID] + [f"... and {hidden} more"] * (hidden > 0)))
