@@ -9,15 +9,14 @@ import numpy as np
 from explore.compare import interval
 from explore.figures import ACCENT, MOST_CURVES, MOST_NAMED, OTHER, Part, figure, final_range
 from explore.svg import Plot, widened
-from explore.variants import SEED, is_number, shown, varied_fields
+from explore.variants import SEED, is_number, shown
 
 MOST_DOTS = 600
 
 
 def axis_figures(part: Part) -> str:
-    runs = [run for variant in part.variants for run in variant.runs.values()]
-    plots = [tuned_plot(part, name) for name in varied_fields(runs) if [name] == part.tuned]
-    plots += [axis_plot(part, name) for name in varied_fields(runs) if name != SEED and [name] != part.tuned]
+    plots = [tuned_plot(part, name) for name in part.varied if [name] == part.tuned]
+    plots += [axis_plot(part, name) for name in part.varied if name != SEED and [name] != part.tuned]
     caption = (
         "Final loss. Of the tuned field a line for each variant, mean over seeds. Of any other field a dot for each run, "
         "and in colour the lowest mean over seeds that was reached with a value. × is a run that failed, diverged, or lies above."

@@ -78,6 +78,18 @@ def compare(
     (p) for the choice of settings and for the number of comparisons, at equal `at`: "steps", "params" or "flops". All else
     is "cannot tell", with the reason or the number of seeds that might. Runs of different data are not compared.
     """
+    return compared(table, baseline, at=at, tuned=tuned, metric=metric)[1]
+
+
+def compared(
+    table: pd.DataFrame,
+    baseline: str | None = None,
+    *,
+    at: str = "steps",
+    tuned: str | Sequence[str] = "lr",
+    metric: str = "val_loss",
+) -> tuple[list[Variant], pd.DataFrame]:
+    """The same, with the variants themselves, one for each row."""
     if at not in CONDITIONS:
         raise ValueError(f"at={at!r} is no condition; {did_you_mean(at, CONDITIONS)}")
     tuned = [tuned] if isinstance(tuned, str) else list(tuned)
@@ -88,8 +100,8 @@ def compare(
     matches = [match(variant, baseline_of(variant, variants, baseline), at, metric) for variant in variants]
     n_tests = correct(matches)
     result = pd.DataFrame([row(match, n_tests) for match in matches], columns=list(COLUMNS))
-    result.attrs |= {"left_out": left_out, "at": at, "metric": metric}
-    return result
+    result.attrs |= {"left_out": left_out, "at": at}
+    return variants, result
 
 
 def baseline_of(variant: Variant, variants: Sequence[Variant], name: str | None) -> Variant | None:

@@ -40,10 +40,14 @@ class Part:
         return self.variants[0].tuned.split(" and ")
 
     @cached_property
+    def varied(self) -> list[str]:
+        """The fields in which runs differ."""
+        return varied_fields([run for variant in self.variants for run in variant.runs.values()])
+
+    @cached_property
     def fields(self) -> list[str]:
         """What tells the variants apart."""
-        runs = [next(iter(variant.runs.values())) for variant in self.variants]
-        return [name for name in varied_fields(runs) if name not in (SEED, *self.tuned)]
+        return [name for name in self.varied if name not in (SEED, *self.tuned)]
 
     @cached_property
     def best(self) -> dict[tuple[int, int], int]:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from explore.compare import compare
+from explore.compare import compared
 from explore.curves import read_curves
 from explore.figures import Part
 from explore.html import Page, in_place
 from explore.load import describe
 from explore.sections import sections
-from explore.variants import counted, gather, has_ended, varied_fields
+from explore.variants import Variant, counted, has_ended, varied_fields
 from train.params import SECTION_OF, Params
 from train.saver import output_root, run_folders
 
@@ -98,11 +98,11 @@ def row_of(params: Params, summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:
-    comparison = compare(table, **options)
+    variants, comparison = compared(table, **options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "results.csv", index=False)
-    page = Page(page_of(name, table, comparison, options), title=f"Report: {name}")
+    page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8")
     print(
         "\n".join([*markdown(comparison), "", *sentences(comparison), "", f"saved {folder / 'report.html'}"])
@@ -110,10 +110,8 @@ def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Pag
     return page
 
 
-def page_of(name: str, table: pd.DataFrame, comparison: pd.DataFrame, options: Options) -> str:
+def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], comparison: pd.DataFrame) -> str:
     """The text of the page."""
-    tuned = options.get("tuned", "lr")
-    variants, _ = gather(table, [tuned] if isinstance(tuned, str) else tuned, comparison.attrs["metric"])
     found = [{str(key): value for key, value in row.items()} for row in comparison.to_dict("records")]
     parts = []
     for data in dict.fromkeys(variant.data for variant in variants):

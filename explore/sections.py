@@ -45,13 +45,14 @@ def sections(
     """What fills the gaps of page/report.html."""
     rows: list[Row] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     done = [row for row in rows if has_ended(row)]
+    varied = varied_fields(done)
     bodies = "".join(part_of(part) for part in parts)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary(done, rows),
-        "varied": varied_list(done),
+        "varied": varied_list(done, varied),
         "parts": bodies,
-        "problems": problems(done, [v for part in parts for v in part.variants], about["left_out"]),
-        "runs": runs_table(done),
+        "problems": problems(done, varied, [v for part in parts for v in part.variants], about["left_out"]),
+        "runs": runs_table(done, varied),
         "condition": escape(about["at"]),
     }
 
@@ -71,9 +72,9 @@ def summary(done: Sequence[Row], rows: Sequence[Row]) -> str:
     return escape(" · ".join(facts))
 
 
-def varied_list(done: Sequence[Row]) -> str:
+def varied_list(done: Sequence[Row], varied: Sequence[str]) -> str:
     """What varied, and the values it took."""
-    items, varied = [], varied_fields(done)
+    items = []
     for name in varied:
         values = Counter(shown(row.get(name)) for row in done)
         several = [
@@ -195,9 +196,10 @@ def samples(part: Part) -> str:
     )
 
 
-def problems(done: Sequence[Row], variants: Sequence[Variant], left_out: Sequence[str]) -> str:
+def problems(
+    done: Sequence[Row], varied: Sequence[str], variants: Sequence[Variant], left_out: Sequence[str]
+) -> str:
     """Runs that failed or diverged, models that leak, runs that are left out."""
-    varied = varied_fields(done)
     lines = [f"{describe_run(row, varied)}: {why(row)}" for row in done if ended_badly(row)]
     leaks = [
         f"{describe_run(row, varied)}: {row['leak']}" for row in done if isinstance(row.get("leak"), str)
@@ -226,8 +228,7 @@ def listed(title: str, lines: Sequence[str]) -> str:
     return f"<h3>{title} ({len(lines)})</h3><ul>{items}</ul>{hidden_note(len(lines) - MOST_ROWS, 'lines')}"
 
 
-def runs_table(done: Sequence[Row]) -> str:
-    varied = varied_fields(done)
+def runs_table(done: Sequence[Row], varied: Sequence[str]) -> str:
     numbers = ("loss", "accuracy", "parameters", "steps", "seconds")
     header = [*varied, *map(Right, numbers), "ended", "run"]
     ranked = sorted(done, key=lambda row: row["val_loss"] if is_number(row.get("val_loss")) else math.inf)

@@ -251,9 +251,10 @@ def as_tuples(value: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """All of the file or what was there before, whenever the process is killed."""
+    """A line for each key; all of the file or what was there before, whenever the process is killed."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     partial.replace(path)
 
 

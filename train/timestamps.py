@@ -28,16 +28,16 @@ class Timestamps:
         self.given = base / ".timestamps"
         # Runs may have come without a file here, copied from elsewhere.
         self.found = {folder.name.removesuffix(PARTIAL) for folder in run_folders(base.parent)}
-        self.last = datetime.min
+        self.next = datetime.min
 
     def give(self, when: datetime, folder_of: Callable[[str], Path]) -> Path:
-        """`folder_of` the next free one from `when` on, or from the last that was given here."""
-        when = max(when.replace(microsecond=0), self.last)
+        """`folder_of` the next free one from `when` on, and after the last that was given here."""
+        when = max(when.replace(microsecond=0), self.next)
         while True:
             timestamp = f"{when:{FORMAT}}"
             folder = folder_of(timestamp)
             if timestamp not in self.found and self.take(timestamp):
-                self.last = when
+                self.next = when + SECOND
                 return folder
             when += SECOND
 
