@@ -87,10 +87,10 @@ def gather(
         raise ValueError(f"metric={metric!r} is no loss that runs end with; {did_you_mean(metric, METRICS)}")
     rows, left_out = usable(table)
     varied = varied_fields(rows)
+    data = [name for name in varied if SECTION_OF.get(name) == DATA]
+    own = [name for name in varied if name not in (*data, *tuned, SEED)]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
-        data = [name for name in varied if SECTION_OF.get(name) == DATA]
-        own = [name for name in varied if name not in (*data, *tuned, SEED)]
         groups.setdefault((described(row, data), described(row, own) or "all runs"), []).append(row)
     return [variant(*names, rows, tuned, metric) for names, rows in groups.items()], left_out
 

@@ -29,10 +29,12 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         console = rich.get_console()
-        if isinstance(record.msg, Table) and console.is_terminal:
+        if not console.is_terminal:
+            print(as_text(record), file=console.file, flush=True)
+        elif isinstance(record.msg, Table):
             console.print(record.msg)
         else:
-            console.print(as_text(record), markup=False, highlight=False, soft_wrap=True)
+            console.print(as_text(record), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class FileFormatter(logging.Formatter):

@@ -39,7 +39,12 @@ class Params(NamedTuple):
 
     def flat(self) -> dict[str, Any]:
         """All fields by name; no name occurs in two classes."""
-        return {key: value for part in self for key, value in vars(part).items() if key in SECTION_OF}
+        return {key: value for part in self.by_part().values() for key, value in part.items()}
+
+    def by_part(self) -> dict[str, dict[str, Any]]:
+        """{"data": {field: value}, "train": ..., "model": ...}"""
+        parts = self._asdict().items()
+        return {name: {k: v for k, v in vars(part).items() if k in SECTION_OF} for name, part in parts}
 
 
 class Texts:

@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields
+from dataclasses import fields
 from datetime import datetime
 from difflib import get_close_matches
 from pathlib import Path
@@ -150,7 +150,7 @@ def begin(
 ) -> None:
     """Write what is known of a run before it trains, so that it can be recognised whatever becomes of it."""
     code = code_of_this_process()
-    write_json(folder / "params.json", {name: asdict(section) for name, section in params._asdict().items()})
+    write_json(folder / "params.json", params.by_part())
     (folder / "diff.patch").write_bytes(code.diff)
     about = {
         "timestamp": folder.name.removesuffix(PARTIAL),

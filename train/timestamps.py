@@ -42,7 +42,7 @@ class Timestamps:
             when += SECOND
 
     def take(self, timestamp: str) -> bool:
-        self.given.mkdir(exist_ok=True)
+        self.given.mkdir(exist_ok=True)  # anew, if somebody has cleared the folder out
         try:
             (self.given / timestamp).touch(exist_ok=False)
         except FileExistsError:

@@ -1,15 +1,13 @@
 """Large grids: what is done for each run does not grow with the number of runs, and timestamps stay unique."""
 
 import os
-import subprocess
-import sys
 from datetime import timedelta
 
 import pytest
 
 import main
 from benchmarks.scale import STEP, phases, without_training
-from tests.train.little_run import REPOSITORY, WHEN
+from tests.train.little_run import WHEN
 from train import provenance, tables, timestamps
 from train.timestamps import FORMAT, Timestamps, run_folders
 
@@ -84,13 +82,3 @@ def test_the_table_of_a_large_grid_shows_failures_and_the_lowest_losses():
     assert tables.most_telling(summaries[:most]) == list(range(most))
     failed = [{"stopped": "failed: MemoryError"}] * n
     assert tables.most_telling(failed + summaries) == [*range(most // 2), *range(2 * n - most // 2, 2 * n)]
-
-
-@pytest.mark.slow
-def test_ten_thousand_runs_in_a_minute_and_a_gigabyte():
-    command = [sys.executable, "-m", "benchmarks.scale", "--runs", "10000"]
-    process = subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert process.stdout.count("exit code 0") == len(phases())
