@@ -204,7 +204,9 @@ def going(tmp_path):
     """`main.py --jobs=2` in a process of its own, when both runs have validated once."""
     command = [sys.executable, str(ROOT / "main.py"), *GRID[:-3], "--set=epochs=1000", "--set=val_every=10"]
     command += ["--set=n_samples=2000", "--jobs=2", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     seen, deadline = set(), time.time() + 120
     for line in process.stdout:
         seen.update(part for part in ("run 1: step", "run 2: step") if line.startswith(part))
@@ -218,7 +220,7 @@ def going(tmp_path):
 
 
 def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
-    going.send_signal(signal.SIGINT)
+    os.killpg(going.pid, signal.SIGINT)  # as a terminal does
     output = going.communicate(timeout=60)[0]
     assert going.returncode == 130, output
     assert "Traceback" not in output, output
