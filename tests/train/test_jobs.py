@@ -52,7 +52,8 @@ def act(run, call):
         return {"stopped": "interrupted", "wall_seconds": 0.0}
     except ValueError as error:
         return {"stopped": f"failed: {error}", "wall_seconds": 0.0}
-    return {"stopped": "finished", "wall_seconds": 0.0, "pid": os.getpid(), "time": time.monotonic()}
+    found = {"pid": os.getpid(), "time": time.monotonic(), "threads": torch.get_num_threads()}
+    return {"stopped": "finished", "wall_seconds": 0.0} | found
 
 
 def do(what, value="", *, call):
@@ -165,6 +166,11 @@ def test_a_terminal_gets_a_line_for_each_run():
     assert [task.description for task in board.progress.tasks] == ["run 2"]
 
 
+def test_a_worker_takes_its_share_of_threads(monkeypatch):
+    monkeypatch.setattr(jobs, "share_of_threads", lambda n: n + 1)
+    assert side_by_side("step=1").run()[1]["threads"] == 3
+
+
 def test_threads_are_shared_out_and_it_is_said(notes, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert jobs.share_of_threads(3) == 2
@@ -228,9 +234,17 @@ def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
     assert list(table.stopped) == ["interrupted"] * 2
 
 
-def test_no_worker_outlives_the_first_process(going):
-    workers = psutil.Process(going.pid).children(recursive=True)
+def test_no_worker_outlives_the_first_process():
+    """Not even one that says nothing for long."""
+    code = "from tests.train.test_jobs import *; from train.logs import *; log_to_console(); "
+    code += "side_by_side('say=hello step=1 wait=60', 'say=hello step=1 wait=60').run()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("run 2: hello"):
+            break
+    workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 3  # the server that forks workers, too
-    going.kill()
+    process.kill()
+    process.communicate()
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive
