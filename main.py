@@ -83,11 +83,19 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="leave out runs that are saved already, go on with those that were killed: --config=test --resume\n"
         "--resume=anyway takes them over even if model/, train/ or data/ has changed since",
     )
-    add(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--jobs",
         metavar="N",
         default="1",
         help="train N runs side by side, auto: one to a CPU core: --jobs=2",
+    )
+    where.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="HOST:PORT",
+        help="train on the Ray cluster whose head is there; without an address on one of its own on this machine: --ray",
     )
     add(
         "--fail-fast",

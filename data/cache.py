@@ -12,6 +12,9 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
+used: list[Path] = []  # folders that were asked for
+
+
 @functools.cache
 def code_digest() -> str:
     """Of the files in data/: whoever edits a task, or this code, must not meet yesterday's results."""
@@ -21,6 +24,7 @@ def code_digest() -> str:
 def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Path], None]) -> Path:
     """The folder of `cache` that `build` filled for this `key`, now or earlier."""
     folder = cache / f"{kind}-{digest(code_digest(), key)}"
+    used.append(folder)
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -14,13 +14,18 @@ from train.params import SECTIONS, Params
 from train.processes import rank
 from train.provenance import changed_files, code_of_this_process
 from train.saver import PARTIAL, RESUME_FILE, is_training, read_json, run_folders
+from train.train_params import TrainParams
 from train.trainer import INTERRUPTED
 
 DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in fields(cls)}
 
 
 def identity(params: Params, content: str) -> str:
-    """The same for runs that are the same: by the fields that are not at their defaults, and the content of the text."""
+    """The same for runs that are the same: by the fields that are not at their defaults, and the content of the text.
+
+    What a run is given of a cluster is no part of it.
+    """
+    params = params._replace(train=replace(params.train, cpus=TrainParams.cpus, gpus=TrainParams.gpus))
     chosen = {name: repr(value) for name, value in params.flat().items() if value != DEFAULTS[name]}
     return hashlib.sha256(json.dumps([chosen, content], sort_keys=True).encode()).hexdigest()[:20]
 

@@ -58,17 +58,23 @@ def work(connection: Connection, train: Train, call: Call, threads: int, code: C
     os.setsid()  # Ctrl-C goes to the first process alone, which passes it on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_first_process, daemon=True).start()
-    torch.set_num_threads(threads)
-    if code is not None:
-        take_code_of(code)
-    say = Say(connection)
-    log.setLevel(logging.INFO)
-    log.propagate, log.handlers = False, [say]
+    say = at_work(connection, threads, code)
     for run in iter(connection.recv, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         summary = train(run, call._replace(progress=say.report))
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         say(Message(summary=summary))
+
+
+def at_work(connection: Any, threads: int, code: Code | None) -> "Say":
+    """What a process begins with that trains for another one, which hears of it by `connection.send`."""
+    torch.set_num_threads(threads)
+    if code is not None:
+        take_code_of(code)
+    say = Say(connection)
+    log.setLevel(logging.INFO)
+    log.propagate, log.handlers, log.filters = False, [say], []
+    return say
 
 
 def end_with_first_process() -> None:
@@ -81,7 +87,7 @@ def end_with_first_process() -> None:
 class Say(logging.Handler):
     """A worker's voice: what it logs, and how far it is."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Any) -> None:
         super().__init__()
         self.connection = connection
         self.speaking = threading.Lock()
@@ -179,7 +185,7 @@ class SideBySide:
     ) -> None:
         self.train, self.runs, self.said, self.board, self.call = train, runs, said, board, call
         self.waiting = deque(runs)
-        self.workers: list[Worker] = []
+        self.workers: list[Any] = []  # Worker, or what stands for one on a cluster
         self.summaries: dict[int, Summary] = {}
         self.largest = 0  # bytes that a run took
         self.failed_fast = self.said_to_wait = False
@@ -199,7 +205,7 @@ class SideBySide:
         return self.summaries
 
     @property
-    def busy(self) -> list[Worker]:
+    def busy(self) -> list[Any]:
         return [worker for worker in self.workers if worker.number is not None]
 
     def start_runs(self) -> None:
@@ -226,7 +232,7 @@ class SideBySide:
 
     def listen(self) -> None:
         """To what workers say next, for a second at most."""
-        by_connection: dict[Any, Worker] = {worker.connection: worker for worker in self.busy}
+        by_connection = {worker.connection: worker for worker in self.busy}
         for connection in wait(list(by_connection), timeout=1.0):
             worker = by_connection[connection]
             try:
@@ -235,7 +241,7 @@ class SideBySide:
                 message = Message(summary=self.death_of(worker))
             self.hear(worker, message)
 
-    def hear(self, worker: Worker, message: Message) -> None:
+    def hear(self, worker: Any, message: Message) -> None:
         number = worker.number
         assert number is not None
         if message.record is not None:

@@ -3,10 +3,12 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from datetime import datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from data import cache
 from data.dataloader import LMDataModule
 from model.check import ignored_fields
 from model.model_params import ModelParams
@@ -30,6 +32,7 @@ class Measured(NamedTuple):
     n_val_rows: int
     row_length: float  # real tokens in a row, from one batch
     content: str  # of the text
+    folders: tuple[Path, ...] = ()  # of the cache
 
 
 class Plan(NamedTuple):
@@ -59,6 +62,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
+                cache.used.clear()
                 data_of[key] = measure(make_data(data, model, call.cache, tokenizer=tokenizer))
         except ValueError as error:
             data_of[key] = None
@@ -96,7 +100,8 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
 def measure(data: LMDataModule) -> Measured:
     batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
     row_length = batch["n_tokens"] / len(batch["x_indices"])
-    return Measured(data.tokenizer, data.n_rows("train"), data.n_rows("val"), row_length, data.content)
+    sizes = data.n_rows("train"), data.n_rows("val"), row_length
+    return Measured(data.tokenizer, *sizes, data.content, (*cache.used,))
 
 
 def count_params(model: ModelParams, n_tokens: int) -> int:
@@ -108,6 +113,10 @@ def device_problems(devices: set[int], call: Call) -> Iterator[str]:
     gpu_id = call.gpu_id
     if call.jobs > 1 and devices != {1}:
         yield f"--jobs={call.jobs} runs side by side have one device each, but devices={max(devices)}"
+    if call.ray is not None and devices != {1}:
+        yield f"--ray gives a run one device, but devices={max(devices)}"
+    if call.ray is not None and gpu_id is not None:
+        yield f"--gpu-id={gpu_id} is a GPU of this machine; with --ray set gpus in TrainParams"
     if len(devices) > 1:
         yield f"devices={sorted(devices)}: all runs of a call need the same number; make a call for each"
     if gpu_id is not None and devices != {1}:

@@ -56,6 +56,7 @@ class Call(NamedTuple):
     fail_fast: bool = False
     variant: str | None = None  # its name, where the grid has variants
     jobs: int = 1  # runs side by side
+    ray: str | None = None  # the address of a Ray cluster on which to train
     progress: Report | None = None  # hears of each run's progress, in place of a bar
 
     @property

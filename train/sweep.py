@@ -6,11 +6,13 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from train.grid import GridError
 from train.history import Step, clear_away
 from train.jobs import Board, SideBySide, n_jobs, say_threads
 from train.logs import log
@@ -29,6 +31,8 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     save = args.save or args.resume is not None
     if save:
         code_of_this_process()  # now: the files may be edited while texts are read and runs train
+    if args.ray is not None and find_spec("ray") is None:
+        raise GridError(["--ray needs Ray: pip install -r requirements-ray.txt"])
     return Call(
         out=output_root(args.out),
         save=save,
@@ -40,6 +44,7 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
         wandb_group=f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}",
         gpu_id=args.gpu_id,
         command=sys.argv,
+        ray=args.ray,
     )
 
 
@@ -47,14 +52,23 @@ def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> 
     """Train every run; one that fails is shown at once and does not stop the rest, unless it has several processes."""
     names = [", ".join(f"{key} {value}" for key, value in own.items()) for own in settings_of(plans)]
     jobs = [
-        Job(number, name, plan.params, plan.variant, plan.identity, plan.step, make_namer)
+        Job(
+            number,
+            name,
+            plan.params,
+            plan.variant,
+            plan.identity,
+            plan.step,
+            make_namer,
+            plan.measured.folders,
+        )
         for number, (name, plan) in enumerate(zip(names, plans, strict=True), 1)
     ]
     said = {
         job.number: f"run {job.number} of {len(jobs)}: {job.name}, {plan.n_params:,} parameters, {plan.n_steps} steps"
         for job, plan in zip(jobs, plans, strict=True)
     }
-    if call.jobs > 1:
+    if call.jobs > 1 or call.ray is not None:
         return run_side_by_side(jobs, said, Board([plan.n_steps for plan in plans]), call)
     summaries: list[dict[str, Any]] = []
     for job in jobs:
@@ -80,6 +94,7 @@ class Job(NamedTuple):
     identity: str
     step: Step
     make_namer: Callable[..., Any]
+    data_folders: tuple[Path, ...] = ()  # of the cache
 
 
 def train_job(job: Job, call: Call) -> dict[str, Any]:
@@ -99,10 +114,15 @@ def train_job(job: Job, call: Call) -> dict[str, Any]:
 
 def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: Call) -> list[dict[str, Any]]:
     """The same, several at a time."""
-    say_threads({job.params.train.threads for job in jobs}, call.jobs)
     summaries = {job.number: earlier_summary(job.step) for job in jobs if not job.step.trains}
     to_train = {job.number: job for job in jobs if job.step.trains}
-    summaries |= SideBySide(train_job, to_train, said, board, call).run()
+    if call.ray is None:
+        say_threads({job.params.train.threads for job in jobs}, call.jobs)
+        summaries |= SideBySide(train_job, to_train, said, board, call).run()
+    elif to_train:
+        from train.cluster import OnCluster
+
+        summaries |= OnCluster(train_job, to_train, said, board, call).run()
     return [summaries.get(job.number, {"stopped": "not run"}) for job in jobs]
 
 

@@ -36,6 +36,10 @@ class TrainParams:
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     compile: bool = False  # torch.compile; needs a C++ compiler
     threads: PositiveInt | None = None  # CPU threads; None: what torch chooses
+    cpus: Annotated[float, Field(ge=0.01)] = 1.0  # of a machine, with --ray; a share of one if below 1
+    gpus: Annotated[float, Field(ge=0, le=1)] | None = (
+        None  # of a GPU, with --ray; None: one if the cluster has any
+    )
     devices: PositiveInt = 1
     strategy: str = "auto"  # Lightning's: auto, ddp, fsdp ...
     data_workers: NonNegativeInt = 0  # processes that prepare batches; 0: the training process itself

@@ -83,7 +83,7 @@ class LMTrainer(L.LightningModule):
             "tokens": self.n_tokens,
             "train_seconds": self.train_seconds + now - self.clock,
             "seconds": self.wall_seconds,
-            "stopped": self.stopped,
+            "stopped": FINISHED if self.stopped == INTERRUPTED else self.stopped,  # what goes on was not
             "best": (self.best_loss, self.best_step, self.validations_without_gain),
             "best_weights": self.best_weights,
             "validated_at": self.validated_at,

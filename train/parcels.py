@@ -1,0 +1,136 @@
+"""Runs on other machines: folders they need there, packed as bytes, and folders they leave, put in place at home."""
+
+import io
+import logging
+import shutil
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from train.history import NEW, clear_away, earlier_runs, step_of
+from train.logs import log
+from train.run import Call
+from train.saver import PARTIAL, RunFolder, find_run, partial_name, read_json, run_folders, write_json
+from train.timestamps import FORMAT
+
+DYING_SECONDS = 15.0  # in which a process ends whose node has died
+
+
+def pack(root: Path, folders: Iterable[Path]) -> bytes:
+    """Folders below `root` with their files; without locks, and without links: wandb has some to its own logs elsewhere."""
+
+    def travels(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        return member if member.isdir() or (member.isreg() and not member.name.endswith("/lock")) else None
+
+    parcel = io.BytesIO()
+    with tarfile.open(fileobj=parcel, mode="w") as contents:
+        for folder in folders:
+            contents.add(folder, folder.relative_to(root), filter=travels)
+    return parcel.getvalue()
+
+
+def unpack(parcel: bytes, root: Path) -> None:
+    """Below `root` and nowhere else: whatever is in the parcel is data."""
+    with tarfile.open(fileobj=io.BytesIO(parcel)) as contents:
+        contents.extractall(root, filter="data")
+
+
+class Luggage:
+    """What runs need of the folders below the root of all outputs, each packed once; `put` says where it is then."""
+
+    def __init__(self, out: Path, put: Callable[[bytes], Any]) -> None:
+        self.out = out
+        self.packed = cache(lambda folder: put(pack(out, [folder])))
+
+    def __call__(self, job: Any) -> list[Any]:
+        """Of its data, of the run that it begins with, and of what there is of itself."""
+        folders = [*job.data_folders]
+        if (timestamp := job.params.model.from_saved) is not None:
+            folders.append(find_run(timestamp, str(self.out)))
+        if job.step.what == "continued":
+            folders.append(job.step.earlier.folder)
+        return [self.packed(folder) for folder in folders]
+
+
+@contextmanager
+def in_a_folder(job: Any, call: Call, luggage: Iterable[bytes]) -> Iterator[tuple[Any, Call]]:
+    """Inside, the job and its call as they are with a folder of this machine as the root of all outputs."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder).resolve()
+        for parcel in luggage:
+            unpack(parcel, out)
+        step = NEW  # what is to be cleared away for it is at home
+        if job.step.what == "continued":
+            earlier = job.step.earlier
+            there = earlier._replace(folder=out / earlier.folder.relative_to(call.out))
+            step = job.step._replace(earlier=there)
+        log.filters = [partial(speak_of_home, str(out), str(call.out))]
+        yield job._replace(step=step), call._replace(out=out)
+
+
+def speak_of_home(out: str, home: str, record: logging.LogRecord) -> bool:
+    """Files are named by where they will be."""
+    record.msg, record.args = record.getMessage().replace(out, home), None
+    return not record.msg.startswith("saved as ")  # that is said when it is
+
+
+def outputs(out: Path, identity: str) -> list[Path]:
+    """The folders that a run has left below `out`: its own, if it is saved, and what wandb keeps."""
+    own = [run for run in run_folders(out) if read_json(run / "about.json").get("identity") == identity]
+    return [*own, *(folder for folder in [out / "logs"] if folder.exists())]
+
+
+def bring_home(parcel: bytes, job: Any, summary: dict[str, Any], out: Path) -> dict[str, Any]:
+    """Puts the `outputs` of a job in place, under a timestamp that is free here; its summary says where."""
+    with tempfile.TemporaryDirectory(dir=out, prefix="arriving-") as folder:
+        arrived = Path(folder)
+        unpack(parcel, arrived)
+        if (arrived / "logs").exists():
+            shutil.copytree(arrived / "logs", out / "logs", dirs_exist_ok=True)
+        for run in list(run_folders(arrived)):  # one at most
+            home = claim(run, arrived, out)
+            if "folder" in summary:
+                summary = summary | {"folder": str(home)}
+                log.info(f"run {job.number}: saved as {home.name} in {home.parent}")
+    if job.step.what == "continued":
+        shutil.rmtree(job.step.earlier.folder)
+    elif job.step.earlier is not None:
+        clear_away(job.step.earlier)
+    return summary
+
+
+def claim(run: Path, arrived: Path, out: Path) -> Path:
+    """Moves a run's folder from below `arrived` to below `out`; about.json last, without which it counts for nothing."""
+    when = datetime.strptime(run.name.removesuffix(PARTIAL), FORMAT)
+    place = run.parent.relative_to(arrived / "saved-models")
+    home = RunFolder.claim(out, lambda timestamp: str(place / timestamp), when)
+    about = read_json(run / "about.json") | {"timestamp": home.timestamp}
+    write_json(run / "about.json", about)
+    for path in sorted(run.iterdir(), key=lambda path: path.name == "about.json"):
+        path.rename(home.path / path.name)
+    home.give_up(None) if run.name.endswith(PARTIAL) else home.finish()
+    return home.path
+
+
+def left_here(job: Any, call: Call, marks: Path) -> Any:
+    """The job, to go on in the folder in which an attempt at it has died; as it is at the first one, of which a mark is left."""
+    mark = marks / str(job.number)
+    if not mark.exists():
+        mark.write_text(f"{datetime.now():{FORMAT}}")
+        return job
+    own = job.step.earlier and partial_name(job.step.earlier.folder)
+    deadline = time.monotonic() + DYING_SECONDS
+    while call.save and time.monotonic() < deadline:
+        left = [run for run in earlier_runs(call.out, {job.identity}) if run.summary is None]
+        left = [run for run in left if run.folder == own or run.folder.name >= mark.read_text()]
+        steps = [step_of(run) for run in left]
+        if all(step.trains for step in steps):
+            return job._replace(step=steps[-1]) if steps else job
+        time.sleep(0.2)
+    return job
