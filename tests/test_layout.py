@@ -25,6 +25,7 @@ ONLY_IN = {
     "datasets": {"data/corpora.py"},
     "statsmodels": {"explore/compare.py"},
     "transformers": {"data/tokenizer.py", "gpt2.py", "model/huggingface.py"},
+    "ray": {"train/cluster.py"},
     "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},
 }
 PARAMS_MAY_IMPORT = {"typing", "pydantic"}

@@ -90,6 +90,14 @@ def on_worker(job: Any, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Summ
         ray.get(mailbox.is_empty.remote())  # by now all that was said has come
 
 
+class Going(SimpleNamespace):
+    """A run that has been handed to Ray: memory is Ray's affair, and it ends with the connection."""
+
+    def settle(self, free: int) -> None: ...
+
+    def end(self) -> None: ...
+
+
 def new_mailbox() -> Any:
     """An actor on the node of this process."""
 
@@ -108,7 +116,7 @@ def new_mailbox() -> Any:
             return not self.messages
 
     here = OnNode(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 class OnCluster(SideBySide):
@@ -141,10 +149,7 @@ class OnCluster(SideBySide):
             cpus, gpus = needs(job.params.train, self.has_gpus)
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
             parcels = [] if self.call.ray == LOCAL else luggage(job)
-            going = SimpleNamespace(number=number, output=task.remote(job, parcels, self.away), began=False)
-            going.settle = going.end = lambda *_: (
-                None
-            )  # memory is Ray's affair, and runs end with the connection
+            going = Going(number=number, output=task.remote(job, parcels, self.away), began=False)
             self.workers.append(going)
         self.waiting.clear()
 
@@ -160,18 +165,21 @@ class OnCluster(SideBySide):
         ended, _ = ray.wait(list(by_output), timeout=PAUSE)
         by_number = {going.number: going for going in self.busy}
         for number, message in ray.get(self.mailbox.take.remote()):
-            self.read(by_number[number], Message(*message))
+            if number in by_number:  # else it comes from an attempt that was lost
+                self.read(by_number[number], Message(*message))
         for output in ended:
             self.read(by_output[output], Message(summary=self.result(by_output[output])))
 
     def read(self, going: Any, message: Message) -> None:
-        if message == Message() and going.began:
+        begins = message == Message()
+        if begins and going.began:
             log.warning(f"run {going.number} was lost with its process or node, and trains again")
             self.board.ends(going.number)
-        if message == Message() or not going.began:
-            going.began = True
+        if begins:
             log.info(self.said[going.number])
+        if begins or not going.began:
             self.board.begins(going.number)
+            going.began = True
         self.hear(going, message)
 
     def result(self, going: Any) -> Summary:

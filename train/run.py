@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from data.tokenizer import Tokenizer
 from model.lm import LM, n_params
@@ -25,6 +26,7 @@ from train.processes import rank
 from train.resume import ResumePoint, WholeFiles
 from train.saver import RESUME_FILE, RunFolder, begin, partial_name, read_json, save
 from train.settings import VARIANT
+from train.sharding import FSDP, whole
 from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.train_params import TrainParams
@@ -188,6 +190,7 @@ def fit(
         trainer.fit(lm_trainer, batches, held_out, ckpt_path=path, weights_only=True)
         if lm_trainer.restore_best() or lm_trainer.validated_at != lm_trainer.global_step:
             trainer.validate(lm_trainer, held_out, verbose=False)
+    lm_trainer.model = whole(lm_trainer.model, train.dropout)
     return lm_trainer
 
 
@@ -248,7 +251,7 @@ def lightning_trainer(
         precision=train.precision,
         accelerator="cpu" if cpus else "auto" if gpu_id is None else "gpu",
         devices=train.devices if gpu_id is None else [gpu_id],
-        strategy=train.strategy,
+        strategy=strategy_of(train),
         use_distributed_sampler=False,  # our Loader shares the rows out
         callbacks=list(callbacks),
         plugins=[WholeFiles()],
@@ -258,6 +261,15 @@ def lightning_trainer(
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=sys.stderr.isatty() and not quiet,
+    )
+
+
+def strategy_of(train: TrainParams) -> str | Strategy:
+    """Lightning's own FSDP is for GPUs only; torch's newer one is for CPUs, too."""
+    if train.strategy != FSDP:
+        return train.strategy
+    return ModelParallelStrategy(
+        data_parallel_size=train.devices, tensor_parallel_size=1, save_distributed_checkpoint=False
     )
 
 

@@ -41,9 +41,16 @@ class TrainParams:
         None  # of a GPU, with --ray; None: one if the cluster has any
     )
     devices: PositiveInt = 1
-    strategy: str = "auto"  # Lightning's: auto, ddp, fsdp ...
+    strategy: str = "auto"  # auto, ddp, fsdp (weights shared out) and others of Lightning's
     data_workers: NonNegativeInt = 0  # processes that prepare batches; 0: the training process itself
 
     def __post_init__(self) -> None:
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+        if self.strategy == "fsdp":
+            if self.devices == 1:
+                raise ValueError("strategy='fsdp' shares a model out over several devices, but devices=1")
+            if self.patience or self.checkpoint_every or self.compile:
+                raise ValueError(
+                    "strategy='fsdp' goes with neither patience nor checkpoint_every nor compile=True"
+                )

@@ -17,6 +17,7 @@ from train.evaluation import Evaluation
 from train.logs import log
 from train.optimizers import freeze, make_optimizer
 from train.schedules import Schedule
+from train.sharding import FSDP, gathered, number, shard
 from train.stats import Stats
 from train.train_params import TrainParams
 from train.weights import Checkpoints
@@ -62,7 +63,12 @@ class LMTrainer(L.LightningModule):
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
         """Keep a number (or a tensor of one) under `stat/name`, for the saved run and for wandb; never waits."""
-        self.stats.log(name, value, step=self.global_step, n_samples=self.n_samples)
+        self.stats.log(name, number(value), step=self.global_step, n_samples=self.n_samples)
+
+    def configure_model(self) -> None:
+        if self.train_params.strategy == FSDP:
+            assert self.device_mesh is not None, "Lightning makes one with this strategy"
+            shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = make_optimizer(self.model, self.train_params)
@@ -214,13 +220,14 @@ class LMTrainer(L.LightningModule):
     def on_validation_end(self) -> None:
         self.drain_and_judge()
         # Every process validates all rows; the first one's numbers hold for all, so that all judge alike.
-        self.result = self.trainer.strategy.broadcast(self.evaluation.result())
+        with gathered(self.model):
+            self.result = self.trainer.strategy.broadcast(self.evaluation.result())
+            self.sample = self.evaluation.sample()
         of_best = "best_" if self.restored_best else ""
         for name, value in self.result.items():
             self.log_stat(of_best + name, value)
         self.stats.drain()
         self.validated_at = self.global_step
-        self.sample = self.evaluation.sample()
         numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in self.result.items())
         log.info(
             f"{of_best and 'weights of '}step {self.best_step if of_best else self.global_step}: validation {numbers}\n  sample: {self.sample!r}"

@@ -71,7 +71,6 @@ def heard(notes, monkeypatch):
 @pytest.fixture
 def far(monkeypatch):
     """Nothing that is on this disk can be seen by the nodes, so far as they can tell."""
-    from train import cluster
 
     monkeypatch.setattr(cluster, "beacon", lambda out: contextlib.nullcontext("/nowhere"))
 
@@ -212,6 +211,19 @@ def test_a_run_that_fails_or_dies_does_so_alone(cluster, tmp_path, notes, monkey
     assert {"run 1: say=hello", "run 2: fail"} <= set(notes)
 
 
+@needs_ray
+def test_fail_fast_ends_all(cluster, tmp_path):
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    begun = tmp_path / "begun"
+    names = [f"wait={begun}", f"fail={begun}", "say=late"]
+    summaries = on_cluster(cluster, tmp_path, *names, fail_fast=True)
+    assert summaries[2]["stopped"] == "failed: it had to"
+    assert summaries[1]["stopped"] == "interrupted, as another run failed"
+    assert 3 not in summaries or summaries[3]["stopped"] == "not run"
+
+
 def on_cluster(cluster, out, *names, **options):
     from train.cluster import OnCluster
 
@@ -233,6 +245,8 @@ def act(job, call):
     if what == "say":
         log.info(value)
     elif what == "fail":
+        while value and not Path(value).exists():
+            time.sleep(0.05)
         stopped = "failed: it had to"
     elif what == "raise":
         raise ZeroDivisionError("division by zero")
@@ -241,9 +255,13 @@ def act(job, call):
         time.sleep(0.5)  # until it is known that it has begun
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "wait":
-        for step in range(600):
-            time.sleep(0.1)
-            call.progress(step, 1.5, torch.device("cpu"))
+        try:
+            for step in range(600):
+                time.sleep(0.1)
+                call.progress(step, 1.5, torch.device("cpu"))
+                Path(value).touch()
+        except KeyboardInterrupt:
+            stopped = "interrupted"
     return {"stopped": stopped, "wall_seconds": 0.0}
 
 

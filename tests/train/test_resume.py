@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 import main
 from explore.load import runs
 from tests.train.killed import KILLS, forked, killed_at
+from train.resume import ResumePoint
 from train.saver import RESUME_FILE, find_run
 from train.stats import Stats
-from train.trainer import LMTrainer
+from train.trainer import INTERRUPTED, LMTrainer
 
 CONFIG = """
 DataParams
@@ -124,6 +125,23 @@ def test_a_killed_run_ends_as_it_would_have(kind, call):
 def test_whenever_it_is_killed(kind, call):
     dice = random.Random()
     assert_the_end_is_the_same(call, kind, {kill: [1, *dice.sample(range(2, 25), 3)] for kill in KILLS})
+
+
+def test_a_run_that_is_stopped_as_an_epoch_begins_goes_on(call, monkeypatch):
+    """The checkpoint of that moment does not say that the run has ended."""
+    assert call(out="whole", options=["--save"]) == 0
+    begins = ResumePoint.on_train_batch_start
+
+    def stopped_before(self, trainer, lm_trainer, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 0:
+            lm_trainer.stop(INTERRUPTED)
+        begins(self, trainer, lm_trainer, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ResumePoint, "on_train_batch_start", stopped_before)
+        assert call() == 130
+    assert call() == 0
+    assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
 
 
 def test_killed_again_and_again(call):

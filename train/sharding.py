@@ -1,0 +1,54 @@
+"""strategy = "fsdp": each process keeps a share of all weights, and has a layer's whole only while it computes with it (FSDP2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from model.lm import LM
+
+FSDP = "fsdp"
+
+
+def shard(lm: LM, mesh: DeviceMesh) -> None:
+    """Share the weights out over the processes of `mesh`, once: those of a layer together, and what is no layer's."""
+    if not isinstance(lm, FSDPModule):
+        for layer in lm.decoder.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(lm, mesh=mesh)
+
+
+@contextmanager
+def gathered(lm: LM) -> Iterator[None]:
+    """Inside, all weights are whole in every process, for what does not call the model as training does."""
+    shards = [module for module in lm.modules() if isinstance(module, FSDPModule)]
+    for module in shards:
+        module.set_reshard_after_forward(False, recurse=False)
+        module.unshard()
+    try:
+        yield
+    finally:
+        for module in shards:
+            module.reshard()
+            module.set_reshard_after_forward(module is not lm, recurse=False)
+
+
+def number(value: float | Tensor) -> float | Tensor:
+    """A number that is kept in shares, as one."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def whole(lm: LM, dropout: float) -> LM:
+    """In the first process a model of its own with the weights that are shared out; in the others `lm` itself."""
+    if not isinstance(lm, FSDPModule):
+        return lm
+    weights = get_model_state_dict(lm, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if not weights:
+        return lm
+    alone = LM(lm.model_params, lm.tokenizer, dropout=dropout)
+    alone.load_state_dict(weights)
+    return alone
