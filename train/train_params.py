@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, Positi
 from pydantic.dataclasses import dataclass
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
@@ -37,9 +38,7 @@ class TrainParams:
     compile: bool = False  # torch.compile; needs a C++ compiler
     threads: PositiveInt | None = None  # CPU threads; None: what torch chooses
     cpus: Annotated[float, Field(ge=0.01)] = 1.0  # of a machine, with --ray; a share of one if below 1
-    gpus: Annotated[float, Field(ge=0, le=1)] | None = (
-        None  # of a GPU, with --ray; None: one if the cluster has any
-    )
+    gpus: Share | None = None  # of a GPU, with --ray; None: one if the cluster has any
     devices: PositiveInt = 1
     strategy: str = "auto"  # auto, ddp, fsdp (weights shared out) and others of Lightning's
     data_workers: NonNegativeInt = 0  # processes that prepare batches; 0: the training process itself

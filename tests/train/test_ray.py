@@ -219,7 +219,7 @@ def test_fail_fast_ends_all(cluster, tmp_path):
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     begun = tmp_path / "begun"
-    names = [f"wait={begun}", f"fail={begun}", "say=late"]
+    names = [f"wait={begun}", f"fail={begun}", f"wait={begun}"]
     summaries = on_cluster(cluster, tmp_path, *names, fail_fast=True)
     assert summaries[2]["stopped"] == "failed: it had to"
     assert summaries[1]["stopped"] == "interrupted, as another run failed"
