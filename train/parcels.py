@@ -16,7 +16,16 @@ from typing import Any
 from train.history import NEW, clear_away, earlier_runs, step_of
 from train.logs import log
 from train.run import Call
-from train.saver import PARTIAL, RunFolder, find_run, partial_name, read_json, run_folders, write_json
+from train.saver import (
+    PARTIAL,
+    RunFolder,
+    find_run,
+    is_training,
+    partial_name,
+    read_json,
+    run_folders,
+    write_json,
+)
 from train.timestamps import FORMAT
 
 DYING_SECONDS = 15.0  # in which a process ends whose node has died
@@ -37,8 +46,11 @@ def pack(root: Path, folders: Iterable[Path]) -> bytes:
 
 def unpack(parcel: bytes, root: Path) -> None:
     """Below `root` and nowhere else: whatever is in the parcel is data."""
-    with tarfile.open(fileobj=io.BytesIO(parcel)) as contents:
-        contents.extractall(root, filter="data")
+    try:
+        with tarfile.open(fileobj=io.BytesIO(parcel)) as contents:
+            contents.extractall(root, filter="data")
+    except tarfile.TarError as error:
+        raise ValueError(f"what has come from another machine cannot be unpacked: {error}") from error
 
 
 class Luggage:
@@ -98,10 +110,9 @@ def bring_home(parcel: bytes, job: Any, summary: dict[str, Any], out: Path) -> d
             if "folder" in summary:
                 summary = summary | {"folder": str(home)}
                 log.info(f"run {job.number}: saved as {home.name} in {home.parent}")
-    if job.step.what == "continued":
-        shutil.rmtree(job.step.earlier.folder)
-    elif job.step.earlier is not None:
-        clear_away(job.step.earlier)
+    earlier = job.step.earlier
+    if earlier is not None and earlier.folder.exists() and not is_training(earlier.folder):
+        shutil.rmtree(earlier.folder) if job.step.what == "continued" else clear_away(earlier)
     return summary
 
 
