@@ -150,6 +150,7 @@ class LMTrainer(L.LightningModule):
         lm = self.model
         self.log_stat("lr", self.scheduler.get_last_lr()[0])
         self.log_stat("train_seconds", self.train_seconds + time.perf_counter() - self.clock)
+        self.log_groups()
         weights, gradients = defaultdict(list), defaultdict(list)
         for name, parameter in lm.named_parameters():
             layer = layer_of(name)
@@ -159,6 +160,16 @@ class LMTrainer(L.LightningModule):
         for kind, tensors in (("weight_norm", weights), ("grad_norm", gradients)):
             for layer, group in tensors.items():
                 self.log_stat(f"{kind}:{layer}", torch.nn.utils.get_total_norm(group))
+
+    def log_groups(self) -> None:
+        """The settings of each group of parameters at this step; tau is the time, in steps, over which weights are a mean."""
+        for group in self.scheduler.optimizer.param_groups:
+            lr, decay = group["lr"], group["weight_decay"]
+            self.log_stat(f"lr:{group['name']}", lr)
+            if lr * decay:
+                self.log_stat(f"tau:{group['name']}", 1 / (lr * decay))
+            if "eps" in group:
+                self.log_stat(f"eps:{group['name']}", group["eps"])
 
     def configure_gradient_clipping(
         self,
