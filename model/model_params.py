@@ -37,9 +37,7 @@ class ModelParams:
     residual: Literal["plain", "admin", "deepnet"] = (
         "plain"  # x + f, or x * omega + f for deep post-norm stacks
     )
-    residual_change: Literal["O(logn)", "O(1)", "O(n)"] = (
-        "O(logn)"  # of "admin": how change adds up over n blocks
-    )
+    residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": as n blocks change
     residual_trainable: bool = (
         False  # of "admin" and "deepnet": train a vector omega, not a number that stays
     )
