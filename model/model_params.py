@@ -34,17 +34,11 @@ class ModelParams:
     tied_embeddings: bool = True  # the output matrix is the token embedding
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
-    residual: Literal["plain", "admin", "deepnet"] = (
-        "plain"  # x + f, or x * omega + f for deep post-norm stacks
-    )
+    residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": as n blocks change
-    residual_trainable: bool = (
-        False  # of "admin" and "deepnet": train a vector omega, not a number that stays
-    )
-    residual_profile: bool = False  # of "admin": take omega from the variances in the first batches instead
-    parametrization: Literal["standard", "mup", "completep"] = (
-        "standard"  # what lr and init do in other sizes
-    )
+    residual_trainable: bool = False  # of "admin" and "deepnet": omega is a vector that trains, not a number
+    residual_profile: bool = False  # of "admin": omega from variances in the first batches instead
+    parametrization: Literal["standard", "mup", "completep"] = "standard"  # what lr is at another size
     mup_base_dim: NonNegativeInt = 0  # of the others: the dim at which they are "standard"; 0: this one
     mup_base_heads: NonNegativeInt = 0  # of the others: n_heads at mup_base_dim; 0: the same
     mup_base_layers: NonNegativeInt = 0  # of "completep": the n_layers at which it is "mup"; 0: this one

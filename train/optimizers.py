@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from operator import itemgetter
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -94,6 +96,20 @@ def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
     return sorted(
         groups, key=lambda group: group["lr_scale"] != 1
     )  # "lr" among the statistics is the first one's
+
+
+class GroupSettings(NamedTuple):
+    """Of a group of parameters at this step."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    eps: float | None
+
+
+def group_settings(optimizer: Optimizer) -> list[GroupSettings]:
+    named = itemgetter("name", "lr", "weight_decay")  # as torch calls them
+    return [GroupSettings(*named(group), group.get("eps")) for group in optimizer.param_groups]
 
 
 def freeze(model: LM, params: TrainParams) -> None:

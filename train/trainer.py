@@ -15,7 +15,7 @@ from data.dataloader import LMDataModule
 from model.lm import LM
 from train.evaluation import Evaluation
 from train.logs import log
-from train.optimizers import freeze, make_optimizer
+from train.optimizers import freeze, group_settings, make_optimizer
 from train.schedules import Schedule
 from train.stats import Stats
 from train.train_params import TrainParams
@@ -163,13 +163,12 @@ class LMTrainer(L.LightningModule):
 
     def log_groups(self) -> None:
         """The settings of each group of parameters at this step; tau is the time, in steps, over which weights are a mean."""
-        for group in self.scheduler.optimizer.param_groups:
-            lr, decay = group["lr"], group["weight_decay"]
-            self.log_stat(f"lr:{group['name']}", lr)
+        for name, lr, decay, eps in group_settings(self.scheduler.optimizer):
+            self.log_stat(f"lr:{name}", lr)
             if lr * decay:
-                self.log_stat(f"tau:{group['name']}", 1 / (lr * decay))
-            if "eps" in group:
-                self.log_stat(f"eps:{group['name']}", group["eps"])
+                self.log_stat(f"tau:{name}", 1 / (lr * decay))
+            if eps is not None:
+                self.log_stat(f"eps:{name}", eps)
 
     def configure_gradient_clipping(
         self,
