@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -108,8 +107,13 @@ class GroupSettings(NamedTuple):
 
 
 def group_settings(optimizer: Optimizer) -> list[GroupSettings]:
-    named = itemgetter("name", "lr", "weight_decay")  # as torch calls them
-    return [GroupSettings(*named(group), group.get("eps")) for group in optimizer.param_groups]
+    groups = enumerate(optimizer.param_groups)
+    return [
+        GroupSettings(
+            group.get("name", str(i)), group.get("lr", 0.0), group.get("weight_decay", 0.0), group.get("eps")
+        )
+        for i, group in groups
+    ]
 
 
 def freeze(model: LM, params: TrainParams) -> None:

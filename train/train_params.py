@@ -24,9 +24,7 @@ class TrainParams:
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
     scale_adam_eps: bool = True  # make it smaller as gradients are in wider and deeper models of muP
     momentum: Fraction = 0.9  # of optimizer = "sgd" and "muon"
-    muon_lr: Literal["match_rms_adamw", "original"] = (
-        "match_rms_adamw"  # "muon" takes lr as adamw does, or not
-    )
+    muon_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"  # lr of "muon": as for adamw, or not
     lr_embedding_mult: PositiveFloat = 1.0  # factors of lr, for tables of tokens and positions,
     lr_hidden_mult: PositiveFloat = 1.0  # for matrices inside of layers,
     lr_readout_mult: PositiveFloat = 1.0  # for the readout, if it is not the token embedding,
