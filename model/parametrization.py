@@ -72,27 +72,36 @@ def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
         raise ValueError(f"{name} of shape {tuple(parameter.shape)} has the base shape {base_shape}")
     ratios = [1.0 if n0 is None else n / n0 for n, n0 in zip(parameter.shape, base_shape, strict=True)]
     grown = [i for i, n0 in enumerate(base_shape) if n0 is not None]
-    if any(isinstance(place.module, nn.Embedding) for place in places):
-        return Role("embedding", m_out=math.prod(ratios))
     if len(grown) > 2:
         raise ValueError(
             f"{name} of shape {tuple(parameter.shape)} grows in {len(grown)} dimensions: no rule is known"
         )
+    for place in places:
+        check_readout(place, parameter, grown)
     module = places[0].module
+    if any(isinstance(place.module, nn.Embedding) for place in places):
+        return Role("embedding", m_out=math.prod(ratios))
     if parameter.ndim < 2 or not grown:
         return Role("vector", m_out=math.prod(ratios))
     i_in, i_out = fan_dimensions(module, grown)
     if isinstance(module, Readout):
         return Role("readout", m_in=ratios[i_in])
-    if i_in in grown and i_out not in grown and not isinstance(module, LoRALinear):
-        raise ValueError(
-            f"{name.rpartition('.')[0] or name} is a linear map from a width ({parameter.shape[i_in]}) to a fixed size "
-            f"({parameter.shape[i_out]}), but no readout: make it a model.scaling.Readout, with mult = 1 / width_mult, "
-            "or let both sizes grow"
-        )
     if i_in in grown:
         return Role("hidden", ratios[i_in], ratios[i_out])
     return Role("embedding" if is_map(module) else "vector", m_out=ratios[i_out])
+
+
+def check_readout(place: Place, parameter: Tensor, grown: list[int]) -> None:
+    """ValueError for a map from a width to a fixed size that is no Readout. (The parts of LoRA are, to a fixed rank.)"""
+    if parameter.ndim < 2 or not is_map(place.module) or isinstance(place.module, Readout | LoRALinear):
+        return
+    i_in, i_out = fan_dimensions(place.module, grown)
+    if i_in in grown and i_out not in grown:
+        raise ValueError(
+            f"{place.name.rpartition('.')[0] or place.name} is a linear map from a width ({parameter.shape[i_in]}) to a "
+            f"fixed size ({parameter.shape[i_out]}), but no readout: make it a model.scaling.Readout, with "
+            "mult = 1 / width_mult, or let both sizes grow"
+        )
 
 
 def is_map(module: nn.Module) -> bool:
@@ -235,11 +244,14 @@ def param_groups(
 
 def with_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Names such as "hidden x0.125": the kind, what lr is multiplied by, and what else tells groups apart."""
-    for told in ("lr_scale", "weight_decay", "eps"):
-        names = [group["name"] for group in groups]
+    for group in groups:
+        if group["lr_scale"] != 1:
+            group["name"] += f" x{group['lr_scale']:g}"
+    for setting in ("weight_decay", "eps"):
+        values = defaultdict(set)
         for group in groups:
-            if told == "lr_scale" and group[told] != 1:
-                group["name"] += f" x{group[told]:g}"
-            elif told != "lr_scale" and names.count(group["name"]) > 1 and told in group:
-                group["name"] += f" {told} {group[told]:g}"
+            values[group["name"]].add(group.get(setting))
+        for group in groups:
+            if len(values[group["name"]]) > 1:
+                group["name"] += f" {setting} {group[setting]:g}"
     return groups
