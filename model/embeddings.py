@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.init import embedding, readout_std
+from model.init import embedding, embedding_std
 from model.model_params import ModelParams
 
 
@@ -64,7 +64,7 @@ class Sinusoidal(nn.Module):
         angles = angles_of(model_params.max_seq_len, model_params.dim, base=10_000.0)
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, : model_params.dim]
         # As large as the initial token embeddings, which the paper achieves by a factor of sqrt(dim) on those.
-        waves = waves * math.sqrt(2) * readout_std(model_params)
+        waves = waves * math.sqrt(2) * embedding_std(model_params)
         self.register_buffer("table_TD", waves.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:

@@ -33,6 +33,8 @@ def linear(
 
 def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) -> float:
     """Smaller by sqrt(2 * n_layers) for what is added to the stream: the sum of all of it keeps its size (as in GPT-2)."""
+    if model_params.init == "unit":
+        return 1 / math.sqrt(n_in)
     gain = 1.0 if model_params.norm_position == "post" else 0.5
     n_added = 2 * base_layers(model_params) if into_stream else 1  # muP: CompleteP divides in forward
     return gain / math.sqrt(n_in * n_added)
@@ -41,7 +43,7 @@ def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) 
 def embedding(n_rows: int, model_params: ModelParams) -> nn.Embedding:
     """nn.Embedding whose rows start as small as those of `readout`, so that the two can be tied."""
     table = nn.Embedding(n_rows, model_params.dim)
-    nn.init.normal_(table.weight, std=readout_std(model_params))
+    nn.init.normal_(table.weight, std=embedding_std(model_params))
     return table
 
 
@@ -66,9 +68,16 @@ def head_readout(model_params: ModelParams) -> nn.Linear:
     return layer
 
 
+def embedding_std(model_params: ModelParams) -> float:
+    is_unit = model_params.init == "unit" and not model_params.tied_embeddings
+    return 1.0 if is_unit else readout_std(model_params)
+
+
 def readout_std(model_params: ModelParams) -> float:
     """Gives logits of standard deviation LOGIT_STD, and makes no exception of the input token's own."""
     dim = base_dim(model_params)  # muP
+    if model_params.init == "unit":
+        return 1 / math.sqrt(dim)
     std = LOGIT_STD / math.sqrt(dim)
     if model_params.tied_embeddings and model_params.norm_position == "post":
         # The stream is then a normalised copy of the token's embedding e, whose own logit is |e| * sqrt(dim).

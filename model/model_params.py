@@ -34,6 +34,7 @@ class ModelParams:
     tied_embeddings: bool = True  # the output matrix is the token embedding
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
+    init: Literal["small", "unit"] = "small"  # unit: all that maps have size 1, and embeddings if not tied
     residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": as n blocks change
     residual_trainable: bool = False  # of "admin" and "deepnet": omega is a vector that trains, not a number

@@ -86,7 +86,7 @@ def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
     i_in, i_out = fan_dimensions(module, grown)
     if isinstance(module, Readout):
         return Role("readout", m_in=ratios[i_in])
-    if i_in in grown:
+    if i_in in grown or isinstance(module, LoRALinear):
         return Role("hidden", ratios[i_in], ratios[i_out])
     return Role("embedding" if is_map(module) else "vector", m_out=ratios[i_out])
 
