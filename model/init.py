@@ -58,11 +58,11 @@ def readout(model_params: ModelParams, n_tokens: int) -> Readout:
 
 
 def head_readout(model_params: ModelParams) -> nn.Linear:
-    """From the stream to one number for each head, inside a layer."""
+    """From 1 / width_mult of the stream to one number for each head, inside a layer."""
     p = model_params
     if p.lora_rank:
         return linear(p.dim, p.n_heads, p, bias=True)
-    layer = Readout(p.dim, p.n_heads, mult=1 / width_mult(p))  # muP
+    layer = Readout(p.dim, p.n_heads)  # muP
     nn.init.normal_(layer.weight, std=weight_std(base_dim(p), p))  # muP
     nn.init.zeros_(layer.bias)
     return layer

@@ -52,33 +52,44 @@ class Place(NamedTuple):
     module: nn.Module
 
 
-def roles(model: nn.Module, base: Shapes) -> dict[str, Role]:
+def roles(model: nn.Module, base: Shapes, check: bool = True) -> dict[str, Role]:
     """The role of each parameter, by the names of `model.named_parameters()`; ValueError for one that has none.
 
-    An nn.Linear from a width to a fixed size has to be a Readout.
+    `check`: an nn.Linear from a width to a fixed size has to be a Readout. Else it counts as hidden.
     """
     places = defaultdict(list)
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             places[parameter].append(Place(name, module))
+    if check:
+        for parameter, users in places.items():
+            for place in users:
+                check_readout(place, parameter, base_shape_of(parameter, users, base))
     return {name: role_of(parameter, places[parameter], base) for name, parameter in model.named_parameters()}
+
+
+def base_shape_of(parameter: Tensor, places: list[Place], base: Shapes) -> tuple[int | None, ...]:
+    name = next((place.name for place in places if place.name in base), places[0].name)
+    shape = base.get(name)
+    if shape is None or len(shape) != parameter.ndim:
+        raise ValueError(f"{name} of shape {tuple(parameter.shape)} has the base shape {shape}")
+    return shape
+
+
+def growing(shape: tuple[int | None, ...]) -> list[int]:
+    """The dimensions that grow with width."""
+    return [i for i, n in enumerate(shape) if n is not None]
 
 
 def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
     """`places`: where it is used. One that is shared with an embedding is an embedding."""
-    name = next((place.name for place in places if place.name in base), places[0].name)
-    base_shape = base.get(name)
-    if base_shape is None or len(base_shape) != parameter.ndim:
-        raise ValueError(f"{name} of shape {tuple(parameter.shape)} has the base shape {base_shape}")
+    base_shape, module = base_shape_of(parameter, places, base), places[0].module
     ratios = [1.0 if n0 is None else n / n0 for n, n0 in zip(parameter.shape, base_shape, strict=True)]
-    grown = [i for i, n0 in enumerate(base_shape) if n0 is not None]
+    grown = growing(base_shape)
     if len(grown) > 2:
         raise ValueError(
-            f"{name} of shape {tuple(parameter.shape)} grows in {len(grown)} dimensions: no rule is known"
+            f"{places[0].name} of shape {tuple(parameter.shape)} grows in {len(grown)} dimensions: no rule is known"
         )
-    for place in places:
-        check_readout(place, parameter, grown)
-    module = places[0].module
     if any(isinstance(place.module, nn.Embedding) for place in places):
         return Role("embedding", m_out=math.prod(ratios))
     if parameter.ndim < 2 or not grown:
@@ -91,10 +102,11 @@ def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
     return Role("embedding" if is_map(module) else "vector", m_out=ratios[i_out])
 
 
-def check_readout(place: Place, parameter: Tensor, grown: list[int]) -> None:
+def check_readout(place: Place, parameter: Tensor, base_shape: tuple[int | None, ...]) -> None:
     """ValueError for a map from a width to a fixed size that is no Readout. (The parts of LoRA are, to a fixed rank.)"""
     if parameter.ndim < 2 or not is_map(place.module) or isinstance(place.module, Readout | LoRALinear):
         return
+    grown = growing(base_shape)
     i_in, i_out = fan_dimensions(place.module, grown)
     if i_in in grown and i_out not in grown:
         raise ValueError(

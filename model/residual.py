@@ -25,7 +25,7 @@ omegas: dict[str, Callable[[int], float]] = {
 
 
 class Residual(nn.Module):
-    """(x, f) -> x * omega + branch_mult * f; without an omega it is 1.
+    """(x, f) -> x * omega + f; without an omega it is 1. What f is made of may be scaled before, by `branch`.
 
     omega is a number, or with a `dim` a trained vector; it is part of the state dict.
     """
@@ -41,9 +41,11 @@ class Residual(nn.Module):
             self.omega = nn.Parameter(torch.full((dim,), float(omega)))
 
     def forward(self, x: Tensor, f: Tensor) -> Tensor:
-        if self.branch_mult != 1:
-            f = f * self.branch_mult  # muP
         return x + f if self.omega is None else x * self.omega.to(x.dtype) + f
+
+    def branch(self, f: Tensor) -> Tensor:  # muP
+        """What CompleteP adds to the stream."""
+        return f if self.branch_mult == 1 else f * self.branch_mult  # muP
 
 
 def initial_omega(n: int, change: str = "O(logn)") -> float:

@@ -115,7 +115,8 @@ def base_shapes(lm: LM) -> Shapes:
 def roles_of(lm: LM) -> dict[str, Role]:
     """The role of every parameter under muP, CompleteP's depth included; ValueError for one that has none."""
     depth = depth_mult(lm.model_params)
+    found = roles(lm, base_shapes(lm), check=lm.model_params.parametrization != "standard")
     return {
         name: role._replace(depth=depth) if name.startswith("decoder.layers.") else role
-        for name, role in roles(lm, base_shapes(lm)).items()
+        for name, role in found.items()
     }

@@ -18,7 +18,7 @@ from model.context import Context, layer_kind
 from model.embeddings import without_attention
 from model.init import head_readout, linear
 from model.model_params import ModelParams
-from model.scaling import head_mult
+from model.scaling import head_mult, width_mult
 from model.transformer.attention import future
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
@@ -113,7 +113,7 @@ class StateSpace(nn.Module):
         self.dt.bias.data.copy_(steps_H + torch.log(-torch.expm1(-steps_H)))  # the inverse of softplus
         self.log_a_H = nn.Parameter(torch.linspace(1, 16, H).log())
         self.d_H = nn.Parameter(torch.ones(H))
-        self.head_mult = head_mult(p)  # muP
+        self.width_mult, self.head_mult = width_mult(p), head_mult(p)  # muP
         self.out = linear(D, D, p, p.bias_out, into_stream=True)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
@@ -121,7 +121,7 @@ class StateSpace(nn.Module):
         c_BHTK, b_BHSK, x_BHSK = heads(F.silu(self.conv(self.cbx(x_BTD), ctx)), 3, self.n_heads)
         c_BHTK = c_BHTK if self.head_mult == 1 else c_BHTK / self.head_mult  # muP
         [gate_BHTK] = heads(F.silu(self.gate(x_BTD)), 1, self.n_heads)
-        dt_BHS = F.softplus(self.dt(x_BTD)).mT
+        dt_BHS = F.softplus(self.dt(x_BTD if self.width_mult == 1 else x_BTD / self.width_mult)).mT  # muP
         decay_BHT = -self.log_a_H.exp()[:, None] * dt_BHS
         # Summed anew from each s: a difference of sums from the start would lose what is small after much that is large.
         between_BHTS = decay_BHT[..., None].expand(-1, -1, -1, T).tril(-1).cumsum(dim=-2)

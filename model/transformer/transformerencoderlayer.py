@@ -56,7 +56,8 @@ class TransformerEncoderLayer(Layer):
         return p
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        sa_BTD = ctx.tap("attn_out", self.norm1.inside(self._sa_block(self.norm1.before(x_BTD), ctx)))
+        sa_BTD = self.norm1.inside(self._sa_block(self.norm1.before(x_BTD), ctx))
+        sa_BTD = ctx.tap("attn_out", self.residual_sa.branch(sa_BTD))  # muP
         mid_BTD = self.norm1.after(self.residual_sa(x_BTD, sa_BTD))
         if not self.model_params.ff_width:
             return mid_BTD
@@ -64,7 +65,8 @@ class TransformerEncoderLayer(Layer):
             ff_in_BTD = x_BTD
         else:
             ff_in_BTD = mid_BTD = ctx.tap("resid_mid", mid_BTD)
-        ff_BTD = ctx.tap("mlp_out", self.norm2.inside(self._ff_block(self.norm2.before(ff_in_BTD), ctx)))
+        ff_BTD = self.norm2.inside(self._ff_block(self.norm2.before(ff_in_BTD), ctx))
+        ff_BTD = ctx.tap("mlp_out", self.residual_ff.branch(ff_BTD))  # muP
         return self.norm2.after(self.residual_ff(mid_BTD, ff_BTD))
 
     def _sa_block(self, x_BTD: Tensor, ctx: Context) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from data.data_params import DataParams
-from model.context import Layer, layer_kind, layer_kinds
+from model.context import Context, Layer, layer_kind, layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
 from model.parametrization import Role
@@ -156,7 +156,9 @@ def test_a_map_to_a_fixed_size_is_refused_by_name_with_the_grid(inserted):
     with pytest.raises(ValueError, match=r"layers\.1\.down"):
         make_optimizer(fresh(params), TrainParams())
     assert not [*role_problems(replace(params, parametrization="standard"), False)]
-    make_optimizer(fresh(replace(params, parametrization="standard")), TrainParams())
+    standard = replace(params, parametrization="standard")
+    assert not [*role_problems(standard, True)], "Muon wants roles, but no readouts"
+    make_optimizer(fresh(standard), TrainParams(optimizer="muon"))
 
 
 @pytest.mark.parametrize(
@@ -244,8 +246,12 @@ def test_completep_divides_what_blocks_add_and_not_their_initial_weights():
     ids = random_ids(3, 9)
     with deep.record() as seen:
         deep(ids)
-    added = seen["layers.3.attn_out"] / 4, seen["layers.3.mlp_out"] / 4
-    torch.testing.assert_close(seen["layers.3.resid_post"], seen["layers.3.resid_pre"] + added[0] + added[1])
+    layer, x, ctx = deep.decoder.layers[3], seen["layers.3.resid_pre"], Context(ids)
+    mid = x + layer._sa_block(layer.norm1.before(x), ctx) / 4
+    torch.testing.assert_close(seen["layers.3.resid_mid"], mid)
+    out = mid + layer._ff_block(layer.norm2.before(mid), ctx) / 4
+    torch.testing.assert_close(seen["layers.3.resid_post"], out)
+    torch.testing.assert_close(x + seen["layers.3.attn_out"] + seen["layers.3.mlp_out"], out)
     for part in ("mixer.out", "linear2", "mixer.qkv"):
         stds = [lm.decoder.layers[1].get_parameter(f"{part}.weight").std().item() for lm in (deep, base)]
         assert stds[0] == pytest.approx(stds[1], rel=0.15), part
