@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.model_params import ModelParams
-from model.scaling import depth_mult
+from model.scaling import Readout, depth_mult
 
 # By how a small change of all weights changes the output of n sub-layers: omega at the start.
 omegas: dict[str, Callable[[int], float]] = {
@@ -130,7 +130,7 @@ class Mixer(Protocol):
 def deepnet_init(layers: nn.Module, gain: float) -> None:
     """Xavier's initial weights, times `gain` but for queries and keys, which only make scores."""
     for module in layers.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not isinstance(module, Readout):
             xavier([module.weight], gain)
     for module in layers.modules():
         if isinstance(module, Mixer):

@@ -282,9 +282,10 @@ def activations(lm: LM, n_steps: int, lr: float, optimizer: str = "adamw") -> di
         adam.zero_grad()
         lm.get_losses(batch_of(ids), None)[0]["main"].backward()
         adam.step()
-    with torch.no_grad(), lm.record("resid_post", "attn_out", "mlp_out", "logits") as seen:
+    with torch.no_grad(), lm.record() as seen:
         lm(ids)
-    return {name: value.abs().mean().item() for name, value in seen.items()}
+    shown = ("resid_post", "attn_out", "mlp_out", "logits")
+    return {name: value.abs().mean().item() for name, value in seen.items() if name.endswith(shown)}
 
 
 def slopes(params: ModelParams, times=(1, 2, 4), seeds=(0, 1), **train_fields) -> dict[str, float]:
@@ -322,6 +323,17 @@ def test_activations_keep_their_size_at_every_width_as_they_do_not_in_standard(p
     assert max(abs(slope) for name, slope in found.items() if "resid" in name) <= 0.2, found
     standard = slopes(replace(params, parametrization="standard"), **train)
     assert max(standard.values()) >= (0.3 if optimizer == "muon" else 0.8), standard
+
+
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_so_they_do_in_layers_of_every_kind(kind):
+    params = replace(WIDE, layer_architecture=kind, tied_embeddings=False, init="unit")
+    found, standard = (
+        slopes(replace(params, parametrization=name), seeds=(0,), lr=2**-6) for name in ("mup", "standard")
+    )
+    stream = [name for name in found if "resid" in name]
+    assert max(abs(found[name]) for name in stream) <= 0.2, found
+    assert max(standard[name] for name in stream) >= 0.5, standard
 
 
 def test_aligned_queries_and_keys_make_scores_of_one_size_in_heads_of_any_width():
