@@ -120,6 +120,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "mup_output_mult": st.sampled_from([1.0, 0.5]),
     "mup_attn_mult": st.sampled_from([1.0, 2.0]),
     "query_zero_init": st.booleans(),
+    "readout_zero_init": st.booleans(),
 }
 
 
@@ -135,6 +136,7 @@ def architectures(draw, **fixed) -> ModelParams:
         fields["residual"] = "plain"
     if fields["residual"] != "plain" or "torch" in str(fields["layer_architecture"]):
         fields["parametrization"] = "standard"
+    fields["readout_zero_init"] &= not fields["tied_embeddings"]
     base = {"mup_base_dim": n_heads * 2, "mup_base_layers": 1}
     params = ModelParams(
         dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base

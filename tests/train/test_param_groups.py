@@ -234,6 +234,34 @@ def test_zero_inits_are_options():
     assert not plain.decoder.layers[0].mixer.qkv.weight[:16].any()
 
 
+def test_biases_of_recurrent_layers_have_one_deviation_and_their_matrices_do_not():
+    small, large = (
+        fresh(mup(dim, layer_architecture="torch-lstm", n_heads=1)).decoder.layers[0].rnn for dim in (16, 256)
+    )
+    small, large = small.requires_grad_(False), large.requires_grad_(False)
+    assert large.bias_hh_l0.std() / small.bias_hh_l0.std() == pytest.approx(1, rel=0.25)
+    assert large.weight_hh_l0.std() / small.weight_hh_l0.std() == pytest.approx(1 / 4, rel=0.1)
+
+
+def test_multipliers_multiply_embeddings_scores_and_logits():
+    fields = {"mup_input_mult": 3.0, "mup_attn_mult": 2.0, "mup_output_mult": 5.0, "norm_position": "none"}
+    for params in (mup(n_layers=1), tiny_params(n_layers=1)):
+        plain, more = (
+            fresh(replace(params, **given)).double() for given in ({"norm_position": "none"}, fields)
+        )
+        ids = random_ids(2, 9)
+        with plain.record() as before, more.record() as after:
+            plain(ids), more(ids)
+        torch.testing.assert_close(after["embed"], 3 * before["embed"])
+        past = before["layers.0.scores"].isfinite()
+        q_and_k = 3 * 3
+        expected = 2 * q_and_k * before["layers.0.scores"][past]
+        torch.testing.assert_close(after["layers.0.scores"][past], expected)
+        stream = after["layers.0.resid_post"]
+        readout = more.unembed.weight * (5.0 * 16 / 64 if params.dim == 64 else 5.0)
+        torch.testing.assert_close(after["logits"], stream @ readout.T)
+
+
 # CompleteP
 
 
@@ -354,6 +382,19 @@ def test_aligned_queries_and_keys_make_scores_of_one_size_in_heads_of_any_width(
     assert abs(slope()) <= 0.1
     assert abs(slope(attention="fused")) <= 0.1
     assert slope(parametrization="standard") >= 0.4
+
+
+def test_a_state_space_divides_its_scores_by_the_width_of_a_head():
+    lm = fresh(mup(layer_architecture="state-space", n_heads=2))
+    plain = fresh(replace(lm.model_params, parametrization="standard"))
+    plain.load_state_dict(lm.state_dict())
+    seen = []
+    for model in (lm, plain):
+        model.decoder.layers[0].mixer.dt.weight.data.zero_()  # it reads a share of its input
+        with torch.no_grad(), model.record("layers.0.scores") as scores:
+            model(random_ids(2, 9))
+        seen.append(scores["layers.0.scores"])
+    torch.testing.assert_close(seen[0], seen[1] / 4)
 
 
 @pytest.mark.parametrize("fields", [{}, {"mup_attn_mult": 2.0}], ids=str)
