@@ -8,7 +8,7 @@ from model.context import Layer, layer_kinds
 from model.embeddings import position_kinds
 from model.model_params import ModelParams
 from model.norms import norms
-from model.scaling import base_dim
+from model.scaling import base_dim  # muP
 from model.transformer.transformerencoderlayer import activations
 
 

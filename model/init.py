@@ -11,7 +11,7 @@ from torch import nn
 
 from model.lora import LoRALinear
 from model.model_params import ModelParams
-from model.scaling import Readout, base_dim, base_layers, width_mult
+from model.scaling import Readout, base_dim, base_layers, width_mult  # muP
 
 LOGIT_STD = 0.2  # at the start: the first loss is then within 2 % of log(vocabulary)
 
@@ -57,7 +57,7 @@ def readout(model_params: ModelParams, n_tokens: int) -> Readout:
     return layer
 
 
-def head_readout(model_params: ModelParams) -> nn.Linear:
+def head_readout(model_params: ModelParams) -> nn.Linear:  # muP
     """From 1 / width_mult of the stream to one number for each head, inside a layer."""
     p = model_params
     if p.lora_rank:
@@ -81,5 +81,5 @@ def readout_std(model_params: ModelParams) -> float:
     std = LOGIT_STD / math.sqrt(dim)
     if model_params.tied_embeddings and model_params.norm_position == "post":
         # The stream is then a normalised copy of the token's embedding e, whose own logit is |e| * sqrt(dim).
-        return min(std, 1 / dim)
+        return min(std, 1 / dim)  # muP
     return std

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model.model_params import ModelParams
-from model.scaling import Readout, depth_mult
+from model.scaling import Readout, depth_mult  # muP
 
 # By how a small change of all weights changes the output of n sub-layers: omega at the start.
 omegas: dict[str, Callable[[int], float]] = {

@@ -14,14 +14,14 @@ from torch.overrides import TorchFunctionMode
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from data.tokenizer import Tokenizer, TokenizerSpec
-from model.base_shapes import Shapes, make_base_shapes
+from model.base_shapes import Shapes, make_base_shapes  # muP
 from model.inputs import Tokenizer as ModelTokenizer
 from model.lm import LM
 from model.model_params import ModelParams
-from model.parametrization import Role, roles
+from model.parametrization import Role, roles  # muP
 from model.residual import profile
 from model.sampling import eval_mode
-from model.scaling import base_dim, depth_mult
+from model.scaling import base_dim, depth_mult  # muP
 from train.train_params import TrainParams
 
 PROFILED = 4  # batches that residual_profile looks at
@@ -94,7 +94,7 @@ def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]
     return {name: parameter.shape for name, parameter in sketch(model, n_tokens).named_parameters()}
 
 
-def base_shapes(lm: LM) -> Shapes:
+def base_shapes(lm: LM) -> Shapes:  # muP
     """Those of `lm` at the dim of its base: what grows is what is larger in a model twice as wide, of as many heads."""
     p = lm.model_params
     twice = replace(p, parametrization="standard", dim=2 * p.dim, dim_ff=p.dim_ff and 2 * p.dim_ff)
@@ -112,7 +112,7 @@ def base_shapes(lm: LM) -> Shapes:
     }
 
 
-def roles_of(lm: LM) -> dict[str, Role]:
+def roles_of(lm: LM) -> dict[str, Role]:  # muP
     """The role of every parameter under muP, CompleteP's depth included; ValueError for one that has none."""
     depth = depth_mult(lm.model_params)
     found = roles(lm, base_shapes(lm), check=lm.model_params.parametrization != "standard")

@@ -36,7 +36,7 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
             (data_problems, data, spec, model.max_seq_len, has_weights),
             (train_problems, train),
             (freeze_problems, model, train.freeze),
-            (role_problems, model, by_role(model, train)),
+            (role_problems, model, by_role(model, train)),  # muP
         ]
         for check, first, *rest in checks:
             if (key := (check, text(first), *rest)) not in seen:
@@ -67,7 +67,7 @@ def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str
             yield str(error)
 
 
-def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:
+def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
     """Parameters of which the optimiser would not know what they are for."""
     if asked and not any(model_problems(model)):
         try:

@@ -17,7 +17,7 @@ from model.huggingface import load_hf, pour, pretrained_fields
 from model.lm import LM
 from model.lora import is_lora, merge_lora
 from model.model_params import ModelParams
-from model.scaling import depth_mult, head_mult, width_mult
+from model.scaling import depth_mult, head_mult, width_mult  # muP
 from train.build import parameter_shapes, tokenizer_spec
 from train.logs import log
 from train.params import SECTION_OF

@@ -19,10 +19,10 @@ class TrainParams:
     wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, in which "wsd" falls
     optimizer: str = "adamw"  # a registered optimiser
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
-    weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # at other widths; mup: lr * it stays
+    weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: what of lr * it stays
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
-    scale_adam_eps: bool = True  # make it smaller as gradients are in wider and deeper models of muP
+    scale_adam_eps: bool = True  # muP: make it smaller, as gradients are in wider and deeper models
     momentum: Fraction = 0.9  # of optimizer = "sgd" and "muon"
     muon_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"  # lr of "muon": as for adamw, or not
     lr_embedding_mult: PositiveFloat = 1.0  # factors of lr, for tables of tokens and positions,

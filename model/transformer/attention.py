@@ -16,7 +16,7 @@ from model.init import linear
 from model.lora import whole_weight
 from model.model_params import ModelParams
 from model.norms import make_norm
-from model.scaling import temperature
+from model.scaling import temperature  # muP
 
 
 class Attention(nn.Module):
@@ -64,11 +64,16 @@ class Attention(nn.Module):
         scale = 1 / (math.sqrt(q_BHTK.shape[3]) * self.temperature)  # muP
         if T in (1, S) and not len(self.on_scores):
             return F.scaled_dot_product_attention(
-                q_BHTK, k_BHSK, v_BHSK, dropout_p=dropout, is_causal=T == S, scale=scale
+                q_BHTK,
+                k_BHSK,
+                v_BHSK,
+                dropout_p=dropout,
+                is_causal=T == S,
+                scale=scale,  # muP
             )
         no_scores = q_BHTK.new_zeros(1, q_BHTK.shape[1], T, S)
         mask = without_future(self.on_scores(no_scores))
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout, scale=scale)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout, scale=scale)  # muP
 
     def may_fuse(self, ctx: Context) -> bool:
         """The kernel steps aside for whoever wants to see or to direct what it hides."""
@@ -109,7 +114,7 @@ def weights(heads: nn.ModuleList) -> list[Tensor]:
 
 
 @torch.no_grad()
-def zero_queries(layers: nn.Module) -> None:
+def zero_queries(layers: nn.Module) -> None:  # muP
     """Attention begins as a mean of all values: scores are 0."""
     for module in layers.modules():
         if isinstance(module, Attention):

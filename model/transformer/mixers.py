@@ -18,7 +18,7 @@ from model.context import Context, layer_kind
 from model.embeddings import without_attention
 from model.init import head_readout, linear
 from model.model_params import ModelParams
-from model.scaling import head_mult, width_mult
+from model.scaling import head_mult, width_mult  # muP
 from model.transformer.attention import future
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
@@ -107,7 +107,7 @@ class StateSpace(nn.Module):
         self.cbx = linear(D, 3 * D, p, p.bias_qkv)
         self.conv = CausalConv(p, 3 * D)
         self.gate = linear(D, D, p, p.bias_qkv)
-        self.dt = head_readout(p)
+        self.dt = head_readout(p)  # muP
         # Steps from 0.001 to 0.1 and decays from 1 to 16, as in Mamba-2: heads forget at different rates.
         steps_H = torch.logspace(-3, -1, H)
         self.dt.bias.data.copy_(steps_H + torch.log(-torch.expm1(-steps_H)))  # the inverse of softplus
@@ -176,5 +176,5 @@ class StateSpaceLayer(TransformerEncoderLayer):
     @classmethod
     def used(cls, model_params: ModelParams) -> ModelParams:
         p = super().used(without_attention(model_params))
-        p = replace(p, mup_base_heads=model_params.mup_base_heads)
+        p = replace(p, mup_base_heads=model_params.mup_base_heads)  # muP
         return replace(p, conv_width=model_params.conv_width)

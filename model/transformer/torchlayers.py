@@ -15,7 +15,7 @@ from model.context import Context, Layer, layer_kind
 from model.embeddings import without_attention
 from model.init import weight_std
 from model.model_params import ModelParams
-from model.scaling import depth_mult, temperature, width_mult
+from model.scaling import depth_mult, temperature, width_mult  # muP
 from model.transformer.transformerencoderlayer import activations
 
 

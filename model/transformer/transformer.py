@@ -10,7 +10,7 @@ from model.model_params import ModelParams
 from model.norms import final_norm
 from model.residual import begin
 from model.transformer import mixers, torchlayers, transformerencoderlayer  # noqa: F401 -- they register layer kinds
-from model.transformer.attention import zero_queries
+from model.transformer.attention import zero_queries  # muP
 
 
 class Transformer(nn.Module):
