@@ -105,12 +105,13 @@ def parts_of_stream(lm: LM, seen: Recording, position: int) -> dict[str, Tensor]
 
 
 def held_inside(layer: nn.Module, heads_HD: Tensor) -> Callable[[Tensor], Tensor]:
-    """The norm that a layer of norm_position='sandwich' has between its heads and the stream; else nothing."""
+    """The norm that a layer of norm_position='sandwich' has between its heads and the stream, and CompleteP's factor."""
     if not (isinstance(layer, TransformerEncoderLayer) and isinstance(layer.mixer, Attention)):
         return nn.Identity()
     bias_D = layer.mixer.out.bias
     sum_D = heads_HD.sum(dim=0)
-    return held(layer.norm1.inside, sum_D if bias_D is None else sum_D + bias_D)
+    inside = held(layer.norm1.inside, sum_D if bias_D is None else sum_D + bias_D)
+    return lambda part_D: layer.residual_sa.branch(inside(part_D))  # muP
 
 
 def held(norm: nn.Module, x_D: Tensor) -> Callable[[Tensor], Tensor]:

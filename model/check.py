@@ -8,6 +8,7 @@ from model.context import Layer, layer_kinds
 from model.embeddings import position_kinds
 from model.model_params import ModelParams
 from model.norms import norms
+from model.scaling import base_dim  # muP
 from model.transformer.transformerencoderlayer import activations
 
 
@@ -37,6 +38,13 @@ def unlike_what_is_asked(p: ModelParams) -> Iterator[str]:
     for kind in dict.fromkeys(p.kinds):
         if lacking := settings_not_in(layer_class(kind).possible(p), p):
             yield f"{', '.join(lacking)} cannot be had with layer_architecture={kind!r}; custom-transformer takes them"
+        yield from layer_class(kind).problems(p)
+    n_base_heads = p.mup_base_heads or p.n_heads  # muP
+    if p.parametrization != "standard" and base_dim(p) % n_base_heads:  # muP
+        yield (
+            f"mup_base_dim={base_dim(p)} cannot be divided among {n_base_heads} heads: mup_base_heads is their number in "
+            "the base"
+        )
     if all(layer_class(kind).used(p).positions != p.positions for kind in p.kinds):
         others = ", ".join(name for name, at in position_kinds.items() if not at.acts_in_attention)
         yield (

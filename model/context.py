@@ -3,7 +3,7 @@
 Shape suffixes:  B batch  T position  D model dim
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -98,7 +98,20 @@ class Layer(nn.Module):
         p = model_params
         if p.positions != "rotary":
             p = replace(p, rotary_base=ModelParams.rotary_base, rotary_frac=ModelParams.rotary_frac)
+        if p.residual != "admin":
+            p = replace(p, residual_change=ModelParams.residual_change, residual_profile=False)
+        if p.residual == "plain":
+            p = replace(p, residual_trainable=False)
+        if p.parametrization == "standard":  # muP
+            p = replace(p, mup_base_dim=0, mup_base_heads=0)  # muP
+        if p.parametrization != "completep":  # muP
+            p = replace(p, mup_base_layers=0)  # muP
         return p
+
+    @classmethod
+    def problems(cls, model_params: ModelParams) -> Iterator[str]:
+        """A sentence for what layers of this kind cannot do, and `possible` does not tell."""
+        return iter(())
 
 
 MakeLayer = Callable[..., nn.Module]  # (model_params, dropout) -> a Layer or any other module

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.init import embedding, readout_std
+from model.init import embedding, embedding_std
 from model.model_params import ModelParams
 
 
@@ -22,11 +22,13 @@ class Embedding(nn.Module):
         super().__init__()
         self.tokens = embedding(n_tokens, model_params)
         self.positions = position_kinds[model_params.positions].on_embeddings(model_params)
+        self.mult = model_params.mup_input_mult  # muP
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids_BT: Tensor, start: int = 0) -> Tensor:
         """`start` is the position of the first of these ids."""
         x_BTD = self.positions(self.tokens(ids_BT), start)
+        x_BTD = x_BTD if self.mult == 1 else x_BTD * self.mult  # muP
         return self.dropout(x_BTD)
 
 
@@ -62,7 +64,7 @@ class Sinusoidal(nn.Module):
         angles = angles_of(model_params.max_seq_len, model_params.dim, base=10_000.0)
         waves = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, : model_params.dim]
         # As large as the initial token embeddings, which the paper achieves by a factor of sqrt(dim) on those.
-        waves = waves * math.sqrt(2) * readout_std(model_params)
+        waves = waves * math.sqrt(2) * embedding_std(model_params)
         self.register_buffer("table_TD", waves.to(torch.get_default_dtype()), persistent=False)
 
     def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
@@ -161,6 +163,7 @@ def without_attention(model_params: ModelParams) -> ModelParams:
     p = model_params
     positions = "none" if position_kinds[p.positions].acts_in_attention else p.positions
     p = replace(p, positions=positions, n_kv_heads=None, sliding_window=None)
+    p = replace(p, query_zero_init=False, mup_attn_mult=1.0, mup_base_heads=0)  # muP
     return replace(p, qk_norm=False, separate_heads=False, attention="explicit")
 
 

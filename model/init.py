@@ -11,6 +11,7 @@ from torch import nn
 
 from model.lora import LoRALinear
 from model.model_params import ModelParams
+from model.scaling import Readout, base_dim, base_layers, width_mult  # muP
 
 LOGIT_STD = 0.2  # at the start: the first loss is then within 2 % of log(vocabulary)
 
@@ -32,29 +33,53 @@ def linear(
 
 def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) -> float:
     """Smaller by sqrt(2 * n_layers) for what is added to the stream: the sum of all of it keeps its size (as in GPT-2)."""
+    if model_params.init == "unit":
+        return 1 / math.sqrt(n_in)
     gain = 1.0 if model_params.norm_position == "post" else 0.5
-    n_added = 2 * model_params.n_layers if into_stream else 1
+    n_added = 2 * base_layers(model_params) if into_stream else 1  # muP: CompleteP divides in forward
     return gain / math.sqrt(n_in * n_added)
 
 
 def embedding(n_rows: int, model_params: ModelParams) -> nn.Embedding:
     """nn.Embedding whose rows start as small as those of `readout`, so that the two can be tied."""
     table = nn.Embedding(n_rows, model_params.dim)
-    nn.init.normal_(table.weight, std=readout_std(model_params))
+    nn.init.normal_(table.weight, std=embedding_std(model_params))
     return table
 
 
-def readout(model_params: ModelParams, n_tokens: int) -> nn.Linear:
-    """nn.Linear from the normalised stream to logits that all start near 0."""
-    layer = nn.Linear(model_params.dim, n_tokens, bias=False)
-    nn.init.normal_(layer.weight, std=readout_std(model_params))
+def readout(model_params: ModelParams, n_tokens: int) -> Readout:
+    """From the normalised stream to logits that all start near 0."""
+    p = model_params
+    layer = Readout(p.dim, n_tokens, bias=False, mult=p.mup_output_mult / width_mult(p))  # muP
+    nn.init.normal_(layer.weight, std=readout_std(p))
+    if p.readout_zero_init:  # muP
+        nn.init.zeros_(layer.weight)  # muP
     return layer
+
+
+def head_readout(model_params: ModelParams) -> nn.Linear:  # muP
+    """From 1 / width_mult of the stream to one number for each head, inside a layer."""
+    p = model_params
+    if p.lora_rank:
+        return linear(p.dim, p.n_heads, p, bias=True)
+    layer = Readout(p.dim, p.n_heads)  # muP
+    nn.init.normal_(layer.weight, std=weight_std(base_dim(p), p))  # muP
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def embedding_std(model_params: ModelParams) -> float:
+    is_unit = model_params.init == "unit" and not model_params.tied_embeddings
+    return 1.0 if is_unit else readout_std(model_params)
 
 
 def readout_std(model_params: ModelParams) -> float:
     """Gives logits of standard deviation LOGIT_STD, and makes no exception of the input token's own."""
-    std = LOGIT_STD / math.sqrt(model_params.dim)
+    dim = base_dim(model_params)  # muP
+    if model_params.init == "unit":
+        return 1 / math.sqrt(dim)
+    std = LOGIT_STD / math.sqrt(dim)
     if model_params.tied_embeddings and model_params.norm_position == "post":
         # The stream is then a normalised copy of the token's embedding e, whose own logit is |e| * sqrt(dim).
-        return min(std, 1 / model_params.dim)
+        return min(std, 1 / dim)  # muP
     return std

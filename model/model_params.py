@@ -34,6 +34,20 @@ class ModelParams:
     tied_embeddings: bool = True  # the output matrix is the token embedding
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
+    init: Literal["small", "unit"] = "small"  # unit: all that maps have size 1, and embeddings if not tied
+    residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
+    residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": as n blocks change
+    residual_trainable: bool = False  # of "admin" and "deepnet": omega is a vector that trains, not a number
+    residual_profile: bool = False  # of "admin": omega from variances in the first batches instead
+    parametrization: Literal["standard", "mup", "completep"] = "standard"  # muP: how lr goes with size
+    mup_base_dim: NonNegativeInt = 0  # muP: the dim at which it is "standard"; 0: this one
+    mup_base_heads: NonNegativeInt = 0  # muP: n_heads at mup_base_dim; 0: the same
+    mup_base_layers: NonNegativeInt = 0  # muP: the n_layers at which "completep" is "mup"; 0: this one
+    mup_input_mult: PositiveFloat = 1.0  # muP: factor of the embeddings
+    mup_output_mult: PositiveFloat = 1.0  # muP: factor of the logits
+    mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
+    readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
+    query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
     conv_width: PositiveInt = 4  # positions that a convolution of gated-conv and state-space looks at
     lora_rank: NonNegativeInt = 0  # train only products of this rank beside the linear maps of the layers
     from_pretrained: str | None = None  # begin with weights and fields of a model of the hub or in a folder
@@ -63,6 +77,20 @@ class ModelParams:
             )
         if not self.layer_architecture:
             raise ValueError(f"layer_architecture={self.layer_architecture!r} names no layer kind")
+        if self.readout_zero_init and self.tied_embeddings:  # muP
+            raise ValueError("readout_zero_init=True would make the token embedding 0: tied_embeddings=False")
+        self.check_residual()
+
+    def check_residual(self) -> None:
+        if self.residual != "plain" and self.norm_position != "post":
+            raise ValueError(
+                f"residual={self.residual!r} is for norm_position='post', not {self.norm_position!r}: "
+                "only a norm after the sum keeps x * omega + f in size"
+            )
+        if self.residual != "plain" and self.parametrization == "completep":
+            raise ValueError(
+                f"residual={self.residual!r} and parametrization='completep' are two rules for depth: take one"
+            )
 
     @property
     def head_dim(self) -> int:

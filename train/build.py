@@ -1,9 +1,11 @@
 """From params to the data and the size of a run: what the harness and the explorer both need."""
 
 import math
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +14,17 @@ from torch.overrides import TorchFunctionMode
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from data.tokenizer import Tokenizer, TokenizerSpec
+from model.base_shapes import Shapes, make_base_shapes  # muP
+from model.inputs import Tokenizer as ModelTokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from model.parametrization import Role, roles  # muP
+from model.residual import profile
+from model.sampling import eval_mode
+from model.scaling import base_dim, depth_mult  # muP
 from train.train_params import TrainParams
 
+PROFILED = 4  # batches that residual_profile looks at
 RANDOM = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 
 
@@ -47,6 +56,13 @@ def count_steps(train: TrainParams, n_rows: int) -> int:
     return min(n_steps, train.epochs * steps_per_epoch)
 
 
+def profile_residuals(lm: LM, data: LMDataModule, train: TrainParams) -> None:
+    """Omegas from the first batches, the same in every process; a run that goes on has its own."""
+    batches = data.train_dataloader(train.batch_size, seed=train.random_seed)
+    with eval_mode(lm):
+        profile(lm, (batch["x_indices"][:, :-1] for batch in islice(batches, PROFILED)))
+
+
 class WithoutInit(TorchFunctionMode):
     """Inside, no random numbers are drawn into tensors: where there is no memory, to do so only takes time."""
 
@@ -58,17 +74,49 @@ class WithoutInit(TorchFunctionMode):
         return tensor if function in RANDOM and tensor.is_meta else function(*args, **kwargs)
 
 
-def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
-    """Names and shapes of a model's parameters, without allocating them where its code allows that."""
-    tokenizer = SimpleNamespace(n_tokens=n_tokens)
+def sketch(model: ModelParams, n_tokens: int) -> LM:
+    """A model without numbers, which takes no memory where its code allows that."""
+    tokenizer = cast(ModelTokenizer, SimpleNamespace(n_tokens=n_tokens))
     try:
         with torch.device("meta"), WithoutInit():
-            lm = LM(model, tokenizer)
+            return LM(model, tokenizer)
     except (NotImplementedError, RuntimeError) as error:
         if "meta" not in str(error):
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"dim={model.dim} and n_layers={model.n_layers} cannot be built: {reason}"
             ) from error
-        lm = LM(model, tokenizer)  # an edit that computes with numbers while the model is built
-    return {name: parameter.shape for name, parameter in lm.named_parameters()}
+        return LM(model, tokenizer)  # an edit that computes with numbers while the model is built
+
+
+def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
+    """Names and shapes of a model's parameters."""
+    return {name: parameter.shape for name, parameter in sketch(model, n_tokens).named_parameters()}
+
+
+def base_shapes(lm: LM) -> Shapes:  # muP
+    """Those of `lm` at the dim of its base: what grows is what is larger in a model twice as wide, of as many heads."""
+    p = lm.model_params
+    twice = replace(p, parametrization="standard", dim=2 * p.dim, dim_ff=p.dim_ff and 2 * p.dim_ff)
+    wider = sketch(twice, lm.n_tokens)
+    both = make_base_shapes(lm, wider)
+    others = {name: parameter.shape for name, parameter in wider.named_parameters()}
+    smaller = 1 - base_dim(p) / p.dim  # by this share of what a second width adds
+
+    def at_base(n: int | None, n_wider: int) -> int | None:
+        return None if n is None else max(1, round(n - (n_wider - n) * smaller))
+
+    return {
+        name: tuple(at_base(n, m) for n, m in zip(shape, others[name], strict=True))
+        for name, shape in both.items()
+    }
+
+
+def roles_of(lm: LM) -> dict[str, Role]:  # muP
+    """The role of every parameter under muP, CompleteP's depth included; ValueError for one that has none."""
+    depth = depth_mult(lm.model_params)
+    found = roles(lm, base_shapes(lm), check=lm.model_params.parametrization != "standard")
+    return {
+        name: role._replace(depth=depth) if name.startswith("decoder.layers.") else role
+        for name, role in found.items()
+    }

@@ -11,9 +11,9 @@ import torch
 from data.check import data_problems
 from model.check import model_problems
 from model.model_params import ModelParams
-from train.build import parameter_shapes, tokenizer_spec
+from train.build import parameter_shapes, roles_of, sketch, tokenizer_spec
 from train.grid import Place, Run
-from train.optimizers import frozen_names, optimizers
+from train.optimizers import by_role, frozen_names, optimizers
 from train.params import Texts, did_you_mean
 from train.pretrained import origin_problems
 from train.run import lightning_trainer
@@ -36,6 +36,7 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
             (data_problems, data, spec, model.max_seq_len, has_weights),
             (train_problems, train),
             (freeze_problems, model, train.freeze),
+            (role_problems, model, by_role(model, train)),  # muP
         ]
         for check, first, *rest in checks:
             if (key := (check, text(first), *rest)) not in seen:
@@ -62,6 +63,15 @@ def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str
     if (freeze or model.lora_rank) and not any(model_problems(model)):
         try:
             frozen_names(parameter_shapes(model, n_tokens=2), freeze, model.lora_rank)
+        except ValueError as error:
+            yield str(error)
+
+
+def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
+    """Parameters of which the optimiser would not know what they are for."""
+    if asked and not any(model_problems(model)):
+        try:
+            roles_of(sketch(model, n_tokens=2))
         except ValueError as error:
             yield str(error)
 

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +11,10 @@ from torch.optim import Optimizer
 
 from model.lm import LM
 from model.lora import is_lora
+from model.model_params import ModelParams
+from model.parametrization import Kind, Rule, param_groups  # muP
+from train.build import roles_of
+from train.muon import MuonWithAdamW
 from train.train_params import TrainParams
 
 optimizers: dict[str, Callable[[list[dict], TrainParams], Optimizer]] = {}
@@ -26,7 +31,8 @@ def registered(
 @registered
 def adamw(groups: list[dict], params: TrainParams) -> Optimizer:
     # Lightning cannot clip gradients under a loss scaler when the optimiser unscales them itself, as a fused one does.
-    return torch.optim.AdamW(groups, lr=params.lr, betas=params.betas, fused=params.precision != "16-mixed")
+    fused = params.precision != "16-mixed"
+    return torch.optim.AdamW(groups, lr=params.lr, betas=params.betas, eps=params.adam_eps, fused=fused)
 
 
 @registered
@@ -34,16 +40,80 @@ def sgd(groups: list[dict], params: TrainParams) -> Optimizer:
     return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
 
 
+@registered
+def muon(groups: list[dict], params: TrainParams) -> Optimizer:
+    of_adamw = {"betas": params.betas, "eps": params.adam_eps, "fused": params.precision != "16-mixed"}
+    of_muon = {"momentum": params.momentum, "adjust_lr_fn": params.muon_lr}
+    return MuonWithAdamW(groups, muon={"lr": params.lr} | of_muon, adamw={"lr": params.lr} | of_adamw)
+
+
 def make_optimizer(model: nn.Module, params: TrainParams) -> Optimizer:
     """The optimiser of `params` over all of `model`'s parameters that train; only matrices decay."""
+    if isinstance(model, LM) and by_role(model.model_params, params):  # muP
+        return optimizers[params.optimizer](groups_by_role(model, params), params)  # muP
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2]
     others = [p for p in trained if p.ndim < 2]
     groups = [
-        {"params": matrices, "weight_decay": params.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": matrices, "weight_decay": params.weight_decay, "name": "matrices"},
+        {"params": others, "weight_decay": 0.0, "name": "others"},
     ]
     return optimizers[params.optimizer]([group for group in groups if group["params"]], params)
+
+
+def lr_mults(params: TrainParams) -> dict[Kind, float]:
+    return {
+        "embedding": params.lr_embedding_mult,
+        "hidden": params.lr_hidden_mult,
+        "readout": params.lr_readout_mult,
+        "vector": params.lr_vector_mult,
+    }
+
+
+def by_role(model: ModelParams, params: TrainParams) -> bool:
+    """Whether it matters to the optimiser what a parameter is for."""
+    return (
+        model.parametrization != "standard"  # muP
+        or params.optimizer == "muon"
+        or any(mult != 1 for mult in lr_mults(params).values())
+    )
+
+
+def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
+    rules: dict[str, Rule] = {"sgd": "sgd", "muon": params.muon_lr}
+    groups = param_groups(
+        model,
+        roles_of(model),
+        params.lr,
+        rule=rules.get(params.optimizer, "adam"),
+        weight_decay=params.weight_decay,
+        eps=params.adam_eps,
+        weight_decay_scaling=params.weight_decay_scaling,
+        scale_eps=params.scale_adam_eps,
+        lr_mults=lr_mults(params),
+    )
+    return sorted(
+        groups, key=lambda group: group["lr_scale"] != 1
+    )  # "lr" among the statistics is the first one's
+
+
+class GroupSettings(NamedTuple):
+    """Of a group of parameters at this step."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    eps: float | None
+
+
+def group_settings(optimizer: Optimizer) -> list[GroupSettings]:
+    groups = enumerate(optimizer.param_groups)
+    return [
+        GroupSettings(
+            group.get("name", str(i)), group.get("lr", 0.0), group.get("weight_decay", 0.0), group.get("eps")
+        )
+        for i, group in groups
+    ]
 
 
 def freeze(model: LM, params: TrainParams) -> None:

@@ -17,6 +17,7 @@ from model.huggingface import load_hf, pour, pretrained_fields
 from model.lm import LM
 from model.lora import is_lora, merge_lora
 from model.model_params import ModelParams
+from model.scaling import depth_mult, head_mult, width_mult  # muP
 from train.build import parameter_shapes, tokenizer_spec
 from train.logs import log
 from train.params import SECTION_OF
@@ -125,12 +126,24 @@ def origin_problems(model: ModelParams, root: Path) -> Iterator[str]:
     except ValueError as error:
         yield str(error)
         return
-    if origin is None or any(model_problems(model)) or fits(model, origin):
+    if origin is None or any(model_problems(model)):
+        return
+    if forward_factors(model) != forward_factors(origin.params):  # muP
+        yield (  # muP
+            f"{as_text(edits(model, origin))} does not fit {origin.setting}: it multiplies what these weights "  # muP
+            "compute by other factors; mup_base_dim=0 has those of the weights' own size"  # muP
+        )  # muP
+        return  # muP
+    if fits(model, origin):
         return
     edited = edits(model, origin)
     alone = {name: value for name, value in edited.items() if not fits_alone(name, value, origin)} or edited
     has = {name: fields_of(origin.params)[name] for name in alone}
     yield f"{as_text(alone)} does not fit {origin.setting}, whose weights are for {as_text(has)}"
+
+
+def forward_factors(model: ModelParams) -> tuple[float, ...]:  # muP
+    return width_mult(model), depth_mult(model), head_mult(model)  # muP
 
 
 def fields_of(params: ModelParams) -> dict[str, Any]:

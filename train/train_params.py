@@ -20,8 +20,16 @@ class TrainParams:
     wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, in which "wsd" falls
     optimizer: str = "adamw"  # a registered optimiser
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
+    weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: what of lr * it stays
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
-    momentum: Fraction = 0.9  # of optimizer = "sgd"
+    adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
+    scale_adam_eps: bool = True  # muP: make it smaller, as gradients are in wider and deeper models
+    momentum: Fraction = 0.9  # of optimizer = "sgd" and "muon"
+    muon_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"  # lr of "muon": as for adamw, or not
+    lr_embedding_mult: PositiveFloat = 1.0  # factors of lr, for tables of tokens and positions,
+    lr_hidden_mult: PositiveFloat = 1.0  # for matrices inside of layers,
+    lr_readout_mult: PositiveFloat = 1.0  # for the readout, if it is not the token embedding,
+    lr_vector_mult: PositiveFloat = 1.0  # and for biases and gains
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows a device works on at once
     accumulate_grad_batches: PositiveInt = 1  # such batches to one optimiser step

@@ -15,7 +15,7 @@ from data.dataloader import LMDataModule
 from model.lm import LM
 from train.evaluation import Evaluation
 from train.logs import log
-from train.optimizers import freeze, make_optimizer
+from train.optimizers import freeze, group_settings, make_optimizer
 from train.schedules import Schedule
 from train.sharding import FSDP, gathered, number, shard
 from train.stats import Stats
@@ -156,6 +156,7 @@ class LMTrainer(L.LightningModule):
         lm = self.model
         self.log_stat("lr", self.scheduler.get_last_lr()[0])
         self.log_stat("train_seconds", self.train_seconds + time.perf_counter() - self.clock)
+        self.log_groups()
         weights, gradients = defaultdict(list), defaultdict(list)
         for name, parameter in lm.named_parameters():
             layer = layer_of(name)
@@ -165,6 +166,15 @@ class LMTrainer(L.LightningModule):
         for kind, tensors in (("weight_norm", weights), ("grad_norm", gradients)):
             for layer, group in tensors.items():
                 self.log_stat(f"{kind}:{layer}", torch.nn.utils.get_total_norm(group))
+
+    def log_groups(self) -> None:
+        """The settings of each group of parameters at this step; tau is the time, in steps, over which weights are a mean."""
+        for name, lr, decay, eps in group_settings(self.scheduler.optimizer):
+            self.log_stat(f"lr:{name}", lr)
+            if lr * decay:
+                self.log_stat(f"tau:{name}", 1 / (lr * decay))
+            if eps is not None:
+                self.log_stat(f"eps:{name}", eps)
 
     def configure_gradient_clipping(
         self,

@@ -16,6 +16,7 @@ from model.init import linear
 from model.lora import whole_weight
 from model.model_params import ModelParams
 from model.norms import make_norm
+from model.scaling import temperature  # muP
 
 
 class Attention(nn.Module):
@@ -30,6 +31,7 @@ class Attention(nn.Module):
         self.positions = position_kinds[p.positions].on_heads(p)
         self.on_scores = on_scores(p)
         self.dropout = nn.Dropout(dropout)
+        self.temperature = temperature(p)  # muP
         self.out = linear(p.dim, p.dim, p, p.bias_out, into_stream=True)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
@@ -49,7 +51,7 @@ class Attention(nn.Module):
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
         """softmax(q k / sqrt(K)) v over the past. This is what runs unless a fused kernel is asked for."""
         K = q_BHTK.shape[-1]
-        scores_BHTS = (q_BHTK / math.sqrt(K)) @ k_BHSK.mT
+        scores_BHTS = (q_BHTK / (math.sqrt(K) * self.temperature)) @ k_BHSK.mT  # muP: 1 in the base
         # The place to edit scores_BHTS, with self.model_params and ctx.attn_requests at hand.
         scores_BHTS = ctx.tap("scores", without_future(self.on_scores(scores_BHTS)))
         pattern_BHTS = ctx.tap("pattern", scores_BHTS.softmax(dim=-1))
@@ -59,11 +61,19 @@ class Attention(nn.Module):
         """The same by torch's kernel, which never holds scores or pattern."""
         dropout = self.dropout.p if self.training else 0.0
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
+        scale = 1 / (math.sqrt(q_BHTK.shape[3]) * self.temperature)  # muP
         if T in (1, S) and not len(self.on_scores):
-            return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, dropout_p=dropout, is_causal=T == S)
+            return F.scaled_dot_product_attention(
+                q_BHTK,
+                k_BHSK,
+                v_BHSK,
+                dropout_p=dropout,
+                is_causal=T == S,
+                scale=scale,  # muP
+            )
         no_scores = q_BHTK.new_zeros(1, q_BHTK.shape[1], T, S)
         mask = without_future(self.on_scores(no_scores))
-        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout)
+        return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout, scale=scale)  # muP
 
     def may_fuse(self, ctx: Context) -> bool:
         """The kernel steps aside for whoever wants to see or to direct what it hides."""
@@ -88,6 +98,28 @@ class Attention(nn.Module):
         # Whoever only looks must not change a bit: the value is that of the map, the gradient comes through the heads.
         unchanged = tapped_BHTD is heads_BHTD
         return out_BTD.detach() + (sum_BTD - sum_BTD.detach()) if unchanged else sum_BTD
+
+    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The matrices of queries, of keys and of values, as parts of the parameters."""
+        if isinstance(self.qkv, SeparateHeads):
+            return weights(self.qkv.q), weights(self.qkv.k), weights(self.qkv.v)
+        p = self.model_params
+        n_rows = [n * p.head_dim for n in (p.n_heads, p.kv_heads, p.kv_heads)]
+        q_weight, k_weight, v_weight = self.qkv.weight.split(n_rows)
+        return [q_weight], [k_weight], [v_weight]
+
+
+def weights(heads: nn.ModuleList) -> list[Tensor]:
+    return [head.get_parameter("weight") for head in heads]
+
+
+@torch.no_grad()
+def zero_queries(layers: nn.Module) -> None:  # muP
+    """Attention begins as a mean of all values: scores are 0."""
+    for module in layers.modules():
+        if isinstance(module, Attention):
+            for weight in module.query_key_value()[0]:
+                weight.zero_()
 
 
 def without_future(scores_BHTS: Tensor) -> Tensor:

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from model.context import Context, layer_kind
 from model.embeddings import without_attention
-from model.init import linear
+from model.init import head_readout, linear
 from model.model_params import ModelParams
+from model.scaling import head_mult, width_mult  # muP
 from model.transformer.attention import future
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
@@ -87,6 +88,10 @@ class LinearAttention(nn.Module):
         z_BHTK = z1_BHTL[..., :-1] / z1_BHTL[..., -1:].clamp_min(1e-6)
         return self.out(ctx.tap("z", z_BHTK).transpose(1, 2).flatten(2))
 
+    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        q_weight, k_weight, v_weight = self.qkv.weight.chunk(3)
+        return [q_weight], [k_weight], [v_weight]
+
 
 class StateSpace(nn.Module):
     """A selective state-space model, one decay to a head (Mamba-2: Dao and Gu 2024, arXiv:2405.21060).
@@ -102,19 +107,21 @@ class StateSpace(nn.Module):
         self.cbx = linear(D, 3 * D, p, p.bias_qkv)
         self.conv = CausalConv(p, 3 * D)
         self.gate = linear(D, D, p, p.bias_qkv)
-        self.dt = linear(D, H, p, bias=True)
+        self.dt = head_readout(p)  # muP
         # Steps from 0.001 to 0.1 and decays from 1 to 16, as in Mamba-2: heads forget at different rates.
         steps_H = torch.logspace(-3, -1, H)
         self.dt.bias.data.copy_(steps_H + torch.log(-torch.expm1(-steps_H)))  # the inverse of softplus
         self.log_a_H = nn.Parameter(torch.linspace(1, 16, H).log())
         self.d_H = nn.Parameter(torch.ones(H))
+        self.width_mult, self.head_mult = width_mult(p), head_mult(p)  # muP
         self.out = linear(D, D, p, p.bias_out, into_stream=True)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         T = x_BTD.shape[1]
         c_BHTK, b_BHSK, x_BHSK = heads(F.silu(self.conv(self.cbx(x_BTD), ctx)), 3, self.n_heads)
+        c_BHTK = c_BHTK if self.head_mult == 1 else c_BHTK / self.head_mult  # muP
         [gate_BHTK] = heads(F.silu(self.gate(x_BTD)), 1, self.n_heads)
-        dt_BHS = F.softplus(self.dt(x_BTD)).mT
+        dt_BHS = F.softplus(self.dt(x_BTD if self.width_mult == 1 else x_BTD / self.width_mult)).mT  # muP
         decay_BHT = -self.log_a_H.exp()[:, None] * dt_BHS
         # Summed anew from each s: a difference of sums from the start would lose what is small after much that is large.
         between_BHTS = decay_BHT[..., None].expand(-1, -1, -1, T).tril(-1).cumsum(dim=-2)
@@ -131,6 +138,11 @@ class StateSpace(nn.Module):
             ctx.keep("state", new_BHKK if past_BHKK is None else new_BHKK + left_BH11 * past_BHKK)
         z_BHTK = ctx.tap("z", z_BHTK * gate_BHTK)
         return self.out(z_BHTK.transpose(1, 2).flatten(2))
+
+    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """c, b and x stand in their place."""
+        c_weight, b_weight, x_weight = self.cbx.weight.chunk(3)
+        return [c_weight], [b_weight], [x_weight]
 
 
 def heads(x_BTC: Tensor, n: int, n_heads: int) -> tuple[Tensor, ...]:
@@ -164,4 +176,5 @@ class StateSpaceLayer(TransformerEncoderLayer):
     @classmethod
     def used(cls, model_params: ModelParams) -> ModelParams:
         p = super().used(without_attention(model_params))
+        p = replace(p, mup_base_heads=model_params.mup_base_heads)  # muP
         return replace(p, conv_width=model_params.conv_width)

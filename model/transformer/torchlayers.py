@@ -3,6 +3,8 @@
 Shape suffixes:  B batch  T position  S position attended to  D model dim  H head
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +15,7 @@ from model.context import Context, Layer, layer_kind
 from model.embeddings import without_attention
 from model.init import weight_std
 from model.model_params import ModelParams
+from model.scaling import depth_mult, temperature, width_mult  # muP
 from model.transformer.transformerencoderlayer import activations
 
 
@@ -39,12 +42,28 @@ class TorchTransformer(Layer):
     def possible(cls, model_params: ModelParams) -> ModelParams:
         p = replace(without_attention(model_params), attention=model_params.attention, norm="layernorm")
         p = replace(p, dim_ff=p.dim_ff or None, gated=False, parallel_blocks=False)
-        p = replace(p, bias_qkv=None, bias_out=None, bias_ff=None, bias_norm=None)
+        p = replace(p, bias_qkv=None, bias_out=None, bias_ff=None, bias_norm=None, residual="plain")
+        p = replace(
+            p, residual_change=ModelParams.residual_change, residual_trainable=False, residual_profile=False
+        )
+        p = replace(p, query_zero_init=model_params.query_zero_init)  # muP
+        p = replace(p, mup_base_heads=model_params.mup_base_heads)  # muP
         return replace(p, norm_position="post" if p.norm_position == "post" else "pre")
 
     @classmethod
     def used(cls, model_params: ModelParams) -> ModelParams:
         return replace(super().used(model_params), attention="explicit", conv_width=ModelParams.conv_width)
+
+    @classmethod
+    def problems(cls, model_params: ModelParams) -> Iterator[str]:
+        p = model_params
+        if temperature(p) != 1:  # muP
+            yield (
+                f"torch-transformer divides scores by sqrt(head_dim), which {p.parametrization!r} does only where heads "
+                f"are as wide as in the base: scale n_heads={p.n_heads} with dim={p.dim}, and set mup_base_heads"
+            )
+        if depth_mult(p) != 1:  # muP
+            yield f"torch-transformer has no place for the factor of parametrization={p.parametrization!r} in its sums"
 
     def init_as_ours(self, model_params: ModelParams) -> None:
         attention = self.block.self_attn
@@ -52,6 +71,8 @@ class TorchTransformer(Layer):
             nn.init.normal_(weight, std=weight_std(weight.shape[1], model_params))
         for weight in (attention.out_proj.weight, self.block.linear2.weight):
             nn.init.normal_(weight, std=weight_std(weight.shape[1], model_params, into_stream=True))
+        if model_params.query_zero_init:  # muP
+            nn.init.zeros_(attention.in_proj_weight[: model_params.dim])  # muP
         for parameter in self.parameters():
             if parameter.ndim == 1:
                 nn.init.zeros_(parameter)
@@ -89,10 +110,18 @@ class TorchRNN(Layer):
         super().__init__()
         self.rnn = self.kind(model_params.dim, model_params.dim, bias=model_params.bias, batch_first=True)
         self.dropout = nn.Dropout(dropout)
+        for name, parameter in self.rnn.named_parameters():
+            if name.startswith("bias"):  # torch draws it from +- 1 / sqrt(dim)
+                parameter.data.mul_(math.sqrt(width_mult(model_params)))  # muP
+
+    @classmethod
+    def problems(cls, model_params: ModelParams) -> Iterator[str]:
+        if depth_mult(model_params) != 1:  # muP
+            yield "parametrization='completep' scales residual branches, which recurrent layers do not have"
 
     @classmethod
     def used(cls, model_params: ModelParams) -> ModelParams:
-        p = without_attention(model_params)
+        p = replace(without_attention(model_params), residual="plain")
         p = replace(p, n_heads=1, bias_qkv=None, bias_out=None, conv_width=ModelParams.conv_width)
         p = replace(p, dim_ff=None, activation=ModelParams.activation, gated=False, bias_ff=None)
         # The norm after the last layer is all there is of norms.

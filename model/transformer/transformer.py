@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from model.context import Context, Layer, layer_kinds
 from model.model_params import ModelParams
 from model.norms import final_norm
+from model.residual import begin
 from model.transformer import mixers, torchlayers, transformerencoderlayer  # noqa: F401 -- they register layer kinds
+from model.transformer.attention import zero_queries  # muP
 
 
 class Transformer(nn.Module):
@@ -24,6 +26,9 @@ class Transformer(nn.Module):
 
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
         self.norm = final_norm(model_params)
+        begin(self.layers, model_params)
+        if model_params.query_zero_init:  # muP
+            zero_queries(self.layers)  # muP
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         for i, layer in enumerate(self.layers):

@@ -14,6 +14,7 @@ from model.context import Context, Layer, layer_kind
 from model.init import linear
 from model.model_params import ModelParams
 from model.norms import Norms
+from model.residual import make_residual
 from model.transformer.attention import Attention
 
 activations: dict[str, Callable[[Tensor], Tensor]] = {
@@ -36,6 +37,7 @@ class TransformerEncoderLayer(Layer):
         self.norm1 = Norms(p)
         self.mixer = self.make_mixer(p, dropout)
         self.dropout_sa = nn.Dropout(dropout)
+        self.residual_sa = make_residual(p)
         if p.ff_width:
             self.norm2 = Norms(p)
             self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
@@ -43,6 +45,7 @@ class TransformerEncoderLayer(Layer):
             self.activation = activations[p.activation]
             self.linear2 = linear(p.ff_width, p.dim, p, p.bias_ff, into_stream=True)
             self.dropout_ff = nn.Dropout(dropout)
+            self.residual_ff = make_residual(p)
 
     @classmethod
     def used(cls, model_params: ModelParams) -> ModelParams:
@@ -53,16 +56,18 @@ class TransformerEncoderLayer(Layer):
         return p
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        sa_BTD = ctx.tap("attn_out", self.norm1.inside(self._sa_block(self.norm1.before(x_BTD), ctx)))
-        mid_BTD = self.norm1.after(x_BTD + sa_BTD)
+        sa_BTD = self.norm1.inside(self._sa_block(self.norm1.before(x_BTD), ctx))
+        sa_BTD = ctx.tap("attn_out", self.residual_sa.branch(sa_BTD))  # muP
+        mid_BTD = self.norm1.after(self.residual_sa(x_BTD, sa_BTD))
         if not self.model_params.ff_width:
             return mid_BTD
         if self.model_params.parallel_blocks:
             ff_in_BTD = x_BTD
         else:
             ff_in_BTD = mid_BTD = ctx.tap("resid_mid", mid_BTD)
-        ff_BTD = ctx.tap("mlp_out", self.norm2.inside(self._ff_block(self.norm2.before(ff_in_BTD), ctx)))
-        return self.norm2.after(mid_BTD + ff_BTD)
+        ff_BTD = self.norm2.inside(self._ff_block(self.norm2.before(ff_in_BTD), ctx))
+        ff_BTD = ctx.tap("mlp_out", self.residual_ff.branch(ff_BTD))  # muP
+        return self.norm2.after(self.residual_ff(mid_BTD, ff_BTD))
 
     def _sa_block(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         x = self.mixer(x_BTD, ctx)

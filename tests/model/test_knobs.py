@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from model.context import Context
 from model.embeddings import slopes_of
 from model.model_params import ModelParams
+from model.residual import weighted
 from model.transformer.attention import Attention
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import (
@@ -78,7 +79,9 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
                     a, b = turned(q, t, n, p.rotary_base), turned(k, s, n, p.rotary_base)
                 else:
                     a, b = q, k
-                score = a @ b / math.sqrt(K)
+                K0 = p.mup_base_dim / p.n_heads
+                scale = 1 / math.sqrt(K) if p.parametrization == "standard" else math.sqrt(K0) / K
+                score = p.mup_attn_mult * scale * (a @ b)
                 scores.append(score - slopes_of(p.n_heads)[h] * (t - s) if p.positions == "alibi" else score)
                 seen.append(values[own][s])
             pattern = torch.stack(scores).softmax(dim=0)
@@ -109,15 +112,20 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
         out = block(normed(norms.before, x_TD))
         return normed(norms.inside, out) if p.norm_position == "sandwich" else out
 
+    def summed(residual, x_TD: Tensor, f_TD: Tensor) -> Tensor:
+        if p.residual == "plain":
+            return x_TD + (f_TD / p.n_layers if p.parametrization == "completep" else f_TD)
+        return x_TD * residual.omega + f_TD
+
     def after(norms, x_TD: Tensor) -> Tensor:
         return normed(norms.after, x_TD) if p.norm_position == "post" else x_TD
 
     attended = added(layer.norm1, lambda x_TD: attention_by_hand(layer.mixer, x_TD), x_TD)
-    middle = after(layer.norm1, x_TD + attended)
+    middle = after(layer.norm1, summed(layer.residual_sa, x_TD, attended))
     if p.dim_ff == 0:
         return middle
     ff = added(layer.norm2, lambda x_TD: ff_by_hand(layer, x_TD), x_TD if p.parallel_blocks else middle)
-    return after(layer.norm2, middle + ff)
+    return after(layer.norm2, summed(layer.residual_ff, middle, ff))
 
 
 def perturbed_layer(params) -> TransformerEncoderLayer:
@@ -125,10 +133,12 @@ def perturbed_layer(params) -> TransformerEncoderLayer:
     with default_dtype(torch.float64):
         layer = TransformerEncoderLayer(params, dropout=0.0)
     perturb(layer)
+    for omega in weighted(layer).values():
+        omega.data.add_(0.5)
     return layer
 
 
-OUR_LAYER = architectures(layer_architecture="custom-transformer", n_layers=1)
+OUR_LAYER = architectures(layer_architecture="custom-transformer", n_layers=3)
 
 
 def check_by_hand(params: ModelParams, T: int) -> None:

@@ -111,6 +111,16 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attention": st.sampled_from(["explicit", "fused"]),
     "conv_width": st.integers(1, 5),
     "lora_rank": st.sampled_from([0, 0, 2]),
+    "init": st.sampled_from(["small", "unit"]),
+    "residual": st.sampled_from(["admin", "deepnet", "plain"]),
+    "residual_change": st.sampled_from(["O(logn)", "O(1)", "O(n)"]),
+    "residual_trainable": st.booleans(),
+    "parametrization": st.sampled_from(["standard", "mup", "completep"]),
+    "mup_input_mult": st.sampled_from([1.0, 2.0]),
+    "mup_output_mult": st.sampled_from([1.0, 0.5]),
+    "mup_attn_mult": st.sampled_from([1.0, 2.0]),
+    "query_zero_init": st.booleans(),
+    "readout_zero_init": st.booleans(),
 }
 
 
@@ -122,8 +132,14 @@ def architectures(draw, **fixed) -> ModelParams:
     head_dim = draw(st.sampled_from([4, 8]))
     if fields["norm_position"] == "post":
         fields["parallel_blocks"] = False
+    else:
+        fields["residual"] = "plain"
+    if fields["residual"] != "plain" or "torch" in str(fields["layer_architecture"]):
+        fields["parametrization"] = "standard"
+    fields["readout_zero_init"] &= not fields["tied_embeddings"]
+    base = {"mup_base_dim": n_heads * 2, "mup_base_layers": 1}
     params = ModelParams(
-        dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields
+        dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base
     )
     for kind in params.kinds:
         params = layer_class(kind).possible(params)

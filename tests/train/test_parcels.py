@@ -65,6 +65,8 @@ def files(folder):
 
 
 def test_a_run_comes_home_whole(left, home, notes):
+    with tarfile.open(fileobj=io.BytesIO(left)) as parcel:
+        assert "lock" not in {Path(name).name for name in parcel.getnames()}
     summary = bring_home(left, job(), SAVED, home)
     folder = home / "saved-models" / WAS
     assert summary == {"stopped": "finished", "folder": str(folder)}

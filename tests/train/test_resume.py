@@ -40,7 +40,13 @@ max_seq_len = 24
 """
 KINDS = {
     "plain": [],
-    "plateau and patience": [
+    "plateau and patience, muP by Muon, omegas from a profile": [
+        "optimizer='muon'",
+        "parametrization='mup'",
+        "mup_base_dim=4",
+        "residual='admin'",
+        "residual_profile=True",
+        "norm_position='post'",
         "lr_schedule='plateau'",
         "lr_plateau_patience=1",
         "patience=2",

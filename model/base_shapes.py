@@ -1,0 +1,59 @@
+"""Base shapes: which dimensions of a model's tensors grow with its width, and their sizes in the base. All of it is muP.
+
+Their files are those of the package mup: YAML with a list for each tensor, null for a dimension that does not grow.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+Shapes = Mapping[
+    str, tuple[int | None, ...]
+]  # by the name of a parameter; None: this dimension does not grow
+
+HEADER = """# The shapes of a base model. null: a dimension of fixed size; a number: the base's size of one that grows with width.
+"""
+
+
+def make_base_shapes(base: nn.Module, delta: nn.Module, savefile: str | Path | None = None) -> Shapes:
+    """The shapes of `base`; what grows is what is of another size in `delta`, a model of another width.
+
+    Both may lie on the meta device. ValueError if their parameters are not the same ones.
+    """
+    sizes, others = ({name: p.shape for name, p in model.named_parameters()} for model in (base, delta))
+    shapes = {}
+    for name in dict.fromkeys([*sizes, *others]):
+        size, other = sizes.get(name), others.get(name)
+        if size is None or other is None or len(size) != len(other):
+            raise ValueError(
+                f"{name} is {size and tuple(size)} in the base, {other and tuple(other)} in the delta"
+            )
+        shapes[name] = tuple(n if n != m else None for n, m in zip(size, other, strict=True))
+    if savefile is not None:
+        save_base_shapes(shapes, savefile)
+    return shapes
+
+
+def save_base_shapes(shapes: Shapes, path: str | Path) -> None:
+    """In a file that mup.set_base_shapes reads, too."""
+    text = yaml.safe_dump({name: list(shape) for name, shape in shapes.items()})
+    Path(path).write_text(HEADER + text, encoding="utf-8")
+
+
+def load_base_shapes(path: str | Path) -> Shapes:
+    """From a .bsh file of ours or of the package mup; ValueError in one sentence for any other file."""
+    try:
+        read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} cannot be read as base shapes: {reason}") from error
+    if not isinstance(read, dict):
+        raise ValueError(f"{path} holds no base shapes: it must be a mapping of names to lists")
+    for name, shape in read.items():
+        if not isinstance(shape, list) or not all(n is None or (type(n) is int and n > 0) for n in shape):
+            raise ValueError(
+                f"{path}: the base shape of {name} is {shape!r}; it must be a list of sizes and nulls"
+            )
+    return {str(name): tuple(shape) for name, shape in read.items()}

@@ -1,0 +1,269 @@
+"""muP for any nn.Module: the role of every parameter, from shapes alone, and what init and optimiser make of it.
+
+    base = make_base_shapes(Net(width=64), Net(width=128))
+    model = Net(width=1024)
+    make_readouts(model, base)
+    init_(model, roles(model, base), drawn="fan_in")
+    optimizer = torch.optim.AdamW(param_groups(model, roles(model, base), lr=1e-2))
+
+Roles are found anew whenever they are needed and kept nowhere: copies, files and compilation have nothing to lose.
+Tensor Programs V (arXiv:2203.03466), table 8. All of this file is there for the sake of muP.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from model.base_shapes import Shapes
+from model.lora import LoRALinear
+from model.scaling import Readout
+
+Kind = Literal["embedding", "hidden", "readout", "vector"]
+Rule = Literal["adam", "sgd", "original", "match_rms_adamw"]  # the last two: of torch.optim.Muon
+DecayScaling = Literal["mup", "sqrt", "none"]
+
+
+class Role(NamedTuple):
+    """What a parameter is in a model that grows.
+
+    embedding: a matrix from what is fixed into a width (so is a first layer); hidden: from a width into a width;
+    readout: out of a width; vector: all else, such as biases and gains.
+    """
+
+    kind: Kind
+    m_in: float = 1.0  # its fan-in over that of the base; 1 where that does not grow
+    m_out: float = 1.0  # its fan-out likewise
+    depth: float = 1.0  # of CompleteP: the layers of the model it lies in over those of the base
+
+    @property
+    def gradient_mult(self) -> float:
+        """How many times smaller its gradients are than in the base."""
+        return (self.m_in if self.kind == "readout" else self.m_out) * self.depth
+
+
+class Place(NamedTuple):
+    """A parameter in a module."""
+
+    name: str  # of the parameter in the model
+    module: nn.Module
+
+
+def roles(model: nn.Module, base: Shapes, check: bool = True) -> dict[str, Role]:
+    """The role of each parameter, by the names of `model.named_parameters()`; ValueError for one that has none.
+
+    `check`: an nn.Linear from a width to a fixed size has to be a Readout. Else it counts as hidden.
+    """
+    places = defaultdict(list)
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            places[parameter].append(Place(name, module))
+    if check:
+        for parameter, users in places.items():
+            for place in users:
+                check_readout(place, parameter, base_shape_of(parameter, users, base))
+    return {name: role_of(parameter, places[parameter], base) for name, parameter in model.named_parameters()}
+
+
+def base_shape_of(parameter: Tensor, places: list[Place], base: Shapes) -> tuple[int | None, ...]:
+    name = next((place.name for place in places if place.name in base), places[0].name)
+    shape = base.get(name)
+    if shape is None or len(shape) != parameter.ndim:
+        raise ValueError(f"{name} of shape {tuple(parameter.shape)} has the base shape {shape}")
+    return shape
+
+
+def growing(shape: tuple[int | None, ...]) -> list[int]:
+    """The dimensions that grow with width."""
+    return [i for i, n in enumerate(shape) if n is not None]
+
+
+def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
+    """`places`: where it is used. One that is shared with an embedding is an embedding."""
+    base_shape, module = base_shape_of(parameter, places, base), places[0].module
+    ratios = [1.0 if n0 is None else n / n0 for n, n0 in zip(parameter.shape, base_shape, strict=True)]
+    grown = growing(base_shape)
+    if len(grown) > 2:
+        raise ValueError(
+            f"{places[0].name} of shape {tuple(parameter.shape)} grows in {len(grown)} dimensions: no rule is known"
+        )
+    if any(isinstance(place.module, nn.Embedding) for place in places):
+        return Role("embedding", m_out=math.prod(ratios))
+    if parameter.ndim < 2 or not grown:
+        return Role("vector", m_out=math.prod(ratios))
+    i_in, i_out = fan_dimensions(module, grown)
+    if isinstance(module, Readout):
+        return Role("readout", m_in=ratios[i_in])
+    if i_in in grown or isinstance(module, LoRALinear):
+        return Role("hidden", ratios[i_in], ratios[i_out])
+    return Role("embedding" if is_map(module) else "vector", m_out=ratios[i_out])
+
+
+def check_readout(place: Place, parameter: Tensor, base_shape: tuple[int | None, ...]) -> None:
+    """ValueError for a map from a width to a fixed size that is no Readout. (The parts of LoRA are, to a fixed rank.)"""
+    if parameter.ndim < 2 or not is_map(place.module) or isinstance(place.module, Readout | LoRALinear):
+        return
+    grown = growing(base_shape)
+    i_in, i_out = fan_dimensions(place.module, grown)
+    if i_in in grown and i_out not in grown:
+        raise ValueError(
+            f"{place.name.rpartition('.')[0] or place.name} is a linear map from a width ({parameter.shape[i_in]}) to a "
+            f"fixed size ({parameter.shape[i_out]}), but no readout: make it a model.scaling.Readout, with "
+            "mult = 1 / width_mult, or let both sizes grow"
+        )
+
+
+def is_map(module: nn.Module) -> bool:
+    """Whether the matrices of `module` are [out, in]; Conv1D of transformers has them the other way round."""
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or is_conv1d(module)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D"
+
+
+def fan_dimensions(module: nn.Module, grown: list[int]) -> tuple[int, int]:
+    """Which dimensions of a matrix are its input and its output."""
+    if is_conv1d(module):
+        return 0, 1
+    if is_map(module):
+        return 1, 0
+    # Of a parameter without a known use: by the last of two that grow, as the package mup has it; one is an output.
+    return (grown[-1], grown[0]) if len(grown) == 2 else (-1, grown[0])
+
+
+def make_readouts(model: nn.Module, base: Shapes, names: Collection[str] | None = None) -> list[str]:
+    """Puts a Readout in the place of each nn.Linear from a width to a fixed size, or of those `names`; gives the names.
+
+    Weights stay the same tensors, shared ones included. Before there is an optimiser.
+    """
+    made = []
+    for name, module in list(model.named_modules()):
+        n_out, n_in = base_shape_of_map(model, name, base)
+        if type(module) is nn.Linear and n_in and (not n_out if names is None else name in names):
+            with torch.device("meta"):
+                readout = Readout(module.in_features, module.out_features, module.bias is not None)
+            readout.mult = n_in / module.in_features
+            readout.weight, readout.bias = module.weight, module.bias
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, readout)
+            made.append(name)
+    if missing := sorted(set(names or ()) - set(made)):
+        raise ValueError(f"{missing[0]} is no nn.Linear whose input is a width")
+    return made
+
+
+def base_shape_of_map(model: nn.Module, name: str, base: Shapes) -> tuple[int | None, ...]:
+    """That of the weight of a module, whichever of its names the base has; (None, None) if there is no such matrix."""
+    every = dict(model.named_parameters(remove_duplicate=False))
+    weight = every.get(f"{name}.weight".lstrip("."))
+    shapes = [base[other] for other, parameter in every.items() if parameter is weight and other in base]
+    return shapes[0] if shapes and len(shapes[0]) == 2 else (None, None)
+
+
+@torch.no_grad()
+def init_(
+    model: nn.Module, roles: Mapping[str, Role], drawn: Literal["constant", "fan_in"] = "constant"
+) -> None:
+    """Makes of a model's initial weights those of muP. To be called once, on weights as they were drawn.
+
+    They were drawn with a deviation that is the same at any width ("constant", as in transformers), or that falls as
+    1 / sqrt(fan-in) ("fan_in", as torch's own layers do, but nn.Embedding).
+    """
+    for name, parameter in model.named_parameters():
+        role = roles[name]
+        factor = 1.0
+        if drawn == "constant" and role.kind == "hidden":
+            factor = role.m_in**-0.5
+        elif drawn == "fan_in" and role.kind == "readout":
+            factor = role.m_in**0.5
+        elif drawn == "fan_in" and role.kind == "vector":  # a bias is drawn like the weight beside it
+            module, _, own = name.rpartition(".")
+            beside = roles.get(f"{module}.{own.replace('bias', 'weight')}".lstrip("."), role)
+            factor = beside.m_in**0.5
+        if factor != 1:
+            parameter.mul_(factor)
+
+
+def scale_scores(model: nn.Module, mult: float) -> None:
+    """Multiplies what the attention of a model of transformers multiplies scores by: with 1 / sqrt(head size / base's)."""
+    for module in model.modules():
+        own = vars(module)
+        if isinstance(own.get("scaling"), float):
+            own["scaling"] *= mult
+
+
+def lr_factor(role: Role, rule: Rule) -> float:
+    """By how much a learning rate differs from that of the base."""
+    if rule == "sgd":
+        return {"hidden": role.m_out / role.m_in, "readout": role.m_in}.get(role.kind, role.m_out)
+    if role.kind != "hidden" or rule == "original":
+        return 1.0
+    return max(role.m_in, role.m_out) ** -0.5 if rule == "match_rms_adamw" else 1 / role.m_in
+
+
+DECAY_FACTORS: dict[DecayScaling, Callable[[float], float]] = {
+    "mup": lambda factor: 1 / factor,  # lr * weight_decay is the same at any width
+    "sqrt": lambda factor: factor**-0.5,
+    "none": lambda factor: 1.0,
+}
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim >= 2
+
+
+def param_groups(
+    model: nn.Module,
+    roles: Mapping[str, Role],
+    lr: float,
+    *,
+    rule: Rule = "adam",
+    weight_decay: float = 0.0,
+    eps: float | None = 1e-8,
+    weight_decay_scaling: DecayScaling = "mup",
+    scale_eps: bool = True,
+    lr_mults: Mapping[Kind, float] | None = None,
+    decays: Callable[[Tensor], bool] = is_matrix,
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser, with names, over all parameters that train. At the base all have the same settings.
+
+    rule: how updates depend on gradients; those of Muon are for hidden matrices, which have "muon" in their groups, and
+    the rest goes by "adam". lr_mults: factors of lr by kind. lr_scale in a group: its lr over `lr`.
+    """
+    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        role = roles[name]
+        muon = rule in ("original", "match_rms_adamw") and role.kind == "hidden" and parameter.ndim == 2
+        own_rule: Rule = rule if muon or rule == "sgd" else "adam"
+        factor = lr_factor(role, own_rule)
+        scale = factor * (lr_mults or {}).get(role.kind, 1.0)
+        decay = weight_decay * DECAY_FACTORS[weight_decay_scaling](factor) if decays(parameter) else 0.0
+        settings: dict[str, Any] = {"lr": lr * scale, "lr_scale": scale, "weight_decay": decay}
+        if own_rule == "adam" and eps is not None:
+            settings["eps"] = eps / role.gradient_mult if scale_eps else eps
+        if muon:
+            settings["muon"] = True
+        key = (role.kind, decays(parameter), *settings.items())
+        groups.setdefault(key, settings | {"name": role.kind, "params": []})["params"].append(parameter)
+    return with_names(list(groups.values()))
+
+
+def with_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Names such as "hidden x0.125": the kind, what lr is multiplied by, and what else tells groups apart."""
+    for group in groups:
+        if group["lr_scale"] != 1:
+            group["name"] += f" x{group['lr_scale']:g}"
+    for setting in ("weight_decay", "eps"):
+        values = defaultdict(set)
+        for group in groups:
+            values[group["name"]].add(group.get(setting))
+        for group in groups:
+            if len(values[group["name"]]) > 1:
+                group["name"] += f" {setting} {group[setting]:g}"
+    return groups

@@ -1,0 +1,174 @@
+"""Residual connections: x + f(x), and the x * omega + f(x) with which Admin and DeepNet train deep post-norm stacks.
+
+Admin: Liu et al. 2020, arXiv:2004.08249. DeepNet: Wang et al. 2022, arXiv:2203.00555. In a network of one's own:
+
+    self.residual = as_module(n)  # n: the residual connections of the network, two to a transformer layer
+    x = self.norm(self.residual(x, f(x)))
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from model.model_params import ModelParams
+from model.scaling import Readout, depth_mult  # muP
+
+# By how a small change of all weights changes the output of n sub-layers: omega at the start.
+omegas: dict[str, Callable[[int], float]] = {
+    "O(n)": lambda n: 1.0,
+    "O(logn)": lambda n: math.sqrt((n + 1) / math.log(n + 1) - 1),
+    "O(1)": math.sqrt,
+}
+
+
+class Residual(nn.Module):
+    """(x, f) -> x * omega + f; without an omega it is 1. What f is made of may be scaled before, by `branch`.
+
+    omega is a number, or with a `dim` a trained vector; it is part of the state dict.
+    """
+
+    omega: Tensor | None
+
+    def __init__(self, omega: float | None = None, dim: int | None = None, branch_mult: float = 1.0) -> None:
+        super().__init__()
+        self.branch_mult = branch_mult
+        if omega is None or dim is None:
+            self.register_buffer("omega", None if omega is None else torch.tensor(float(omega)))
+        else:
+            self.omega = nn.Parameter(torch.full((dim,), float(omega)))
+
+    def forward(self, x: Tensor, f: Tensor) -> Tensor:
+        return x + f if self.omega is None else x * self.omega.to(x.dtype) + f
+
+    def branch(self, f: Tensor) -> Tensor:  # muP
+        """What CompleteP adds to the stream."""
+        return f if self.branch_mult == 1 else f * self.branch_mult  # muP
+
+
+def initial_omega(n: int, change: str = "O(logn)") -> float:
+    """Admin's omega for `n` residual connections in all."""
+    if n < 1 or change not in omegas:
+        raise ValueError(
+            f"n={n!r}, change={change!r}: it takes at least one connection, and one of {', '.join(omegas)}"
+        )
+    return omegas[change](n)
+
+
+def as_module(
+    num_res_layers: int,
+    output_change_scale: str = "O(logn)",
+    as_parameter: bool = False,
+    embed_dim: int | None = None,
+) -> Residual:
+    """A residual connection of a network that has `num_res_layers` of them; as_parameter trains a vector of `embed_dim`."""
+    if as_parameter != (embed_dim is not None):
+        raise ValueError(
+            f"as_parameter={as_parameter!r} with embed_dim={embed_dim!r}: one asks for the other"
+        )
+    return Residual(initial_omega(num_res_layers, output_change_scale), embed_dim)
+
+
+def as_buffer(
+    network: nn.Module, buffer_name: str, num_res_layers: int, output_change_scale: str = "O(logn)"
+) -> None:
+    """Gives `network` a number omega for its own x * omega + f(x)."""
+    omega = initial_omega(num_res_layers, output_change_scale)
+    network.register_buffer(buffer_name, torch.tensor(omega))
+
+
+def as_parameter(
+    network: nn.Module,
+    parameter_name: str,
+    num_res_layers: int,
+    embed_dim: int,
+    output_change_scale: str = "O(logn)",
+) -> None:
+    """Gives `network` a trained vector omega for its own x * omega + f(x)."""
+    omega = initial_omega(num_res_layers, output_change_scale)
+    network.register_parameter(parameter_name, nn.Parameter(torch.full((embed_dim,), omega)))
+
+
+def make_residual(model_params: ModelParams) -> Residual:
+    """One of a layer's; how many there are `begin` finds out, when all layers are made."""
+    p = model_params
+    return Residual(
+        omega=None if p.residual == "plain" else 1.0,
+        dim=p.dim if p.residual_trainable else None,
+        branch_mult=1 / depth_mult(p),  # muP
+    )
+
+
+def weighted(model: nn.Module) -> dict[Residual, Tensor]:
+    """The residual connections of `model` that have an omega, and their omegas."""
+    found = [module for module in model.modules() if isinstance(module, Residual)]
+    return {residual: residual.omega for residual in found if residual.omega is not None}
+
+
+@torch.no_grad()
+def begin(layers: nn.Module, model_params: ModelParams) -> None:
+    """Initial omegas, and DeepNet's initial weights, by the number of residual connections that there are in `layers`."""
+    p, found = model_params, weighted(layers)
+    if p.residual == "plain" or not found:
+        return
+    n = len(found)
+    for omega in found.values():
+        omega.fill_(initial_omega(n, p.residual_change) if p.residual == "admin" else n**0.25)
+    if p.residual == "deepnet":
+        deepnet_init(layers, gain=(4 * n) ** -0.25)
+
+
+@runtime_checkable
+class Mixer(Protocol):
+    """A module with matrices for queries, keys and values, or what stands in their place."""
+
+    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]: ...
+
+
+def deepnet_init(layers: nn.Module, gain: float) -> None:
+    """Xavier's initial weights, times `gain` but for queries and keys, which only make scores."""
+    for module in layers.modules():
+        if isinstance(module, nn.Linear) and not isinstance(module, Readout):
+            xavier([module.weight], gain)
+    for module in layers.modules():
+        if isinstance(module, Mixer):
+            for weights, own_gain in zip(module.query_key_value(), (1.0, 1.0, gain), strict=True):
+                xavier(weights, own_gain)
+
+
+def xavier(weights: list[Tensor], gain: float) -> None:
+    """For parts of one matrix, one above the other."""
+    n_out, n_in = sum(map(len, weights)), weights[0].shape[1]
+    for weight in weights:
+        nn.init.normal_(weight, std=gain * math.sqrt(2 / (n_in + n_out)))
+
+
+@torch.no_grad()
+def profile(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Sets every omega as the original Admin does: its square is 1 + the variances of all f before it.
+
+    They are means over `batches`, each of which `model` is called with, in the mode it is in.
+    """
+    variances: dict[Tensor, list[float]] = {}  # of f, by the omega beside it, in the order of the calls
+
+    def measure(residual: nn.Module, x_and_f: tuple[Tensor, Tensor]) -> None:
+        omega = cast(Residual, residual).omega
+        assert omega is not None
+        omega.fill_(math.sqrt(1 + sum(values[-1] for values in so_far)))
+        so_far.append(variances.setdefault(omega, []))
+        so_far[-1].append(x_and_f[1].double().var(correction=0).item())
+
+    hooks = [residual.register_forward_pre_hook(measure) for residual in weighted(model)]
+    try:
+        for batch in batches:
+            so_far: list[list[float]] = []
+            model(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    squared = 1.0
+    for omega, values in variances.items():
+        omega.fill_(math.sqrt(squared))
+        squared += sum(values) / len(values)
