@@ -73,7 +73,7 @@ def at_work(connection: Any, threads: int, code: Code | None) -> "Say":
         take_code_of(code)
     say = Say(connection)
     log.setLevel(logging.INFO)
-    log.propagate, log.handlers, log.filters = False, [say], []
+    log.propagate, log.handlers = False, [say]
     return say
 
 

@@ -82,8 +82,12 @@ def in_a_folder(job: Any, call: Call, luggage: Iterable[bytes]) -> Iterator[tupl
             earlier = job.step.earlier
             there = earlier._replace(folder=out / earlier.folder.relative_to(call.out))
             step = job.step._replace(earlier=there)
-        log.filters = [partial(speak_of_home, str(out), str(call.out))]
-        yield job._replace(step=step), call._replace(out=out)
+        by_home = partial(speak_of_home, str(out), str(call.out))
+        log.addFilter(by_home)
+        try:
+            yield job._replace(step=step), call._replace(out=out)
+        finally:
+            log.removeFilter(by_home)
 
 
 def speak_of_home(out: str, home: str, record: logging.LogRecord) -> bool:

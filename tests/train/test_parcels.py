@@ -11,6 +11,7 @@ import pytest
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.history import NEW, Earlier, Step
+from train.logs import log
 from train.params import Params
 from train.parcels import DYING_SECONDS, Luggage, bring_home, in_a_folder, left_here, outputs, pack, unpack
 from train.run import Call
@@ -138,7 +139,7 @@ def test_nothing_is_unpacked_elsewhere(name, tmp_path):
     assert files(tmp_path) <= {"a/b/tmp/outside"}
 
 
-def test_what_a_run_needs_is_packed_once_and_lies_there_as_it_did(home):
+def test_what_a_run_needs_is_packed_once_and_lies_there_as_it_did(home, notes):
     tokens = home / "cache" / "tokens-1"
     tokens.mkdir(parents=True)
     (tokens / "train.bin").write_bytes(b"tokens")
@@ -148,8 +149,12 @@ def test_what_a_run_needs_is_packed_once_and_lies_there_as_it_did(home):
         assert places == [0, 1]
     with in_a_folder(job(step), CALL._replace(out=home), packed) as (moved, call):
         assert files(call.out) == files(home)
+        log.info(f"in {call.out}/logs")
         assert moved.step.earlier.folder == call.out / step.earlier.folder.relative_to(home)
     assert not call.out.exists()
+    assert notes == [f"in {home}/logs"]
+    log.info(f"in {call.out}/logs")
+    assert notes[1] == f"in {call.out}/logs", "and no longer than that"
     with in_a_folder(job(earlier(home, "2025-01-01--00-00-00.partial", "again")), call, []) as (moved, _):
         assert moved.step.what == "new", "what there is of it is at home"
 
