@@ -10,7 +10,7 @@ from pathlib import Path
 from train.grid import GridError, config_files, read_grid
 from train.logs import log, log_to_console, log_to_file
 from train.params import Params
-from train.processes import follow, rank
+from train.processes import follow, rank, start_server_of_workers
 
 MAIN_PROJ = "base"  # begins the wandb project and save folder of every run; name your line of work here
 wandb_username = None  # your wandb account; None: wandb's own default
@@ -157,6 +157,8 @@ def main(arguments: list[str] | None = None) -> int:
 def run_grid(args: argparse.Namespace) -> int:
     """Check the whole grid, then train it."""
     files = config_files(args.config, CONFIGS)
+    if args.jobs != "1":
+        start_server_of_workers()
     # These bring torch along, so only now that there is something to do.
     from train import architecture, check, forecast, plan, pretrained, sweep, tables
 

@@ -120,7 +120,6 @@ class Worker:
 
     def __init__(self, train: Train, call: Call, threads: int) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lightning", "train.sweep"])  # imported once for all workers
         self.connection, theirs = context.Pipe()
         code = code_of_this_process() if call.save else None
         self.process = context.Process(target=work, args=(theirs, train, call, threads, code))

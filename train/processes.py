@@ -1,7 +1,10 @@
-"""The processes of a run with devices > 1: Lightning starts main.py anew for each but the first."""
+"""The processes of a run with devices > 1: Lightning starts main.py anew for each but the first. The one that workers come from."""
 
 import logging
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import signal
 import threading
 import time
 
@@ -23,6 +26,14 @@ def give_way() -> None:
     """Wait before this process says what went wrong: if the first one failed too it says so itself, and this one ends with it."""
     if rank() > 0:
         time.sleep(3)
+
+
+def start_server_of_workers() -> None:
+    """The process from which workers of --jobs are forked: it imports what they need, once, while this one does so too."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lightning", "train.sweep"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for this process
+    multiprocessing.forkserver.ensure_running()
+    signal.signal(signal.SIGINT, before)
 
 
 def end_with(parent: int) -> None:
