@@ -35,17 +35,15 @@ REACH_SECONDS = 10.0
 
 def connect(address: str) -> None:
     """GridError if there is no cluster at the address."""
-    wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
-    options["runtime_env"] = {"working_dir": str(REPOSITORY), "env_vars": wandb}
+    options["runtime_env"] = {"working_dir": str(REPOSITORY)}
     if address == LOCAL:
         options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": 10**8}
     try:
         if address not in (LOCAL, "auto"):
             host, _, port = address.rpartition(":")
-            socket.create_connection(
-                (host, int(port)), REACH_SECONDS
-            ).close()  # Ray itself would wait for long
+            # Ray itself would wait for long.
+            socket.create_connection((host, int(port)), REACH_SECONDS).close()
         ray.init(address, **options)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         advice = "it must be host:port of a cluster's head, as in --ray=10.0.0.1:6379, or auto"
@@ -73,7 +71,8 @@ def beacon(out: Path) -> Any:
 
 def on_worker(job: Any, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Summary, bytes | None]:
     """The summary of a run and, where the first process has another disk, what the run left on this one."""
-    train, call, here, code, texts, mailbox = away
+    train, call, here, code, texts, wandb, mailbox = away
+    os.environ.update(wandb)
     send = mailbox.put.remote  # it is not waited for
     mail: Any = SimpleNamespace(send=lambda message: send(job.number, tuple(message)))
     say = at_work(mail, job.params.train.threads or max(1, int(job.params.train.cpus)), code)
@@ -136,7 +135,8 @@ class OnCluster(SideBySide):
                 self.mailbox, code = new_mailbox(), code_of_this_process() if self.call.save else None
                 names = {job.params.data.dataset_name for job in self.runs.values()} - tasks.keys()
                 texts = {name: corpora.fingerprint(name) for name in names}
-                self.away = ray.put((self.train, self.call, Path(here), code, texts, self.mailbox))
+                wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+                self.away = ray.put((self.train, self.call, Path(here), code, texts, wandb, self.mailbox))
                 return super().run()
         finally:
             ray.shutdown()

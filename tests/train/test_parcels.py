@@ -111,6 +111,12 @@ def test_a_run_takes_the_place_of_what_there_was_of_it(name, what, stays, left, 
     assert "resume.ckpt" not in files(folder)
 
 
+def test_what_there_was_of_a_run_stays_if_nothing_comes(home):
+    step = earlier(home)
+    bring_home(pack(home, []), job(step), {"stopped": "failed"}, home)
+    assert files(step.earlier.folder) == {"resume.ckpt"}
+
+
 def test_what_another_call_has_taken_up_stays(left, home):
     step = earlier(home)
     taken = RunFolder.take_up(step.earlier.folder)
