@@ -18,6 +18,7 @@ from train.params import Texts, did_you_mean
 from train.pretrained import origin_problems
 from train.run import lightning_trainer
 from train.schedules import schedules
+from train.sharding import FSDP
 from train.train_params import TrainParams
 
 
@@ -37,6 +38,7 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
             (train_problems, train),
             (freeze_problems, model, train.freeze),
             (role_problems, model, by_role(model, train)),  # muP
+            (sharding_problems, train, by_role(model, train)),  # muP
         ]
         for check, first, *rest in checks:
             if (key := (check, text(first), *rest)) not in seen:
@@ -74,6 +76,15 @@ def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
             roles_of(sketch(model, n_tokens=2))
         except ValueError as error:
             yield str(error)
+
+
+def sharding_problems(train: TrainParams, asks_roles: bool) -> Iterator[str]:  # muP
+    """What a parameter is for follows from its whole shape."""
+    if train.strategy == FSDP and asks_roles:
+        yield (
+            "strategy='fsdp' goes with neither muP nor optimizer='muon' nor factors of lr by what a parameter is for; "
+            "take strategy='ddp'"
+        )
 
 
 @functools.cache

@@ -15,6 +15,8 @@ from safetensors.torch import load_file
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.build import make_data
+from train.check import sharding_problems
+from train.optimizers import by_role
 from train.train_params import TrainParams
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,3 +151,12 @@ def test_processes_share_every_row_and_have_equally_many_batches(tmp_path):
 def test_what_sharing_weights_out_does_not_go_with_is_refused(fields, reason):
     with pytest.raises(ValueError, match=reason):
         TrainParams(strategy="fsdp", **fields)
+
+
+def test_roles_are_not_for_shares_of_weights():
+    shared = TrainParams(strategy="fsdp", devices=2)
+    assert not list(sharding_problems(shared, by_role(ModelParams(), shared)))
+    wide = ModelParams(parametrization="mup")
+    assert not list(sharding_problems(TrainParams(), by_role(wide, TrainParams())))
+    [problem] = sharding_problems(shared, by_role(wide, shared))
+    assert "neither muP" in problem
