@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run_grid(args: argparse.Namespace) -> int:
     """Check the whole grid, then train it."""
     files = config_files(args.config, CONFIGS)
-    if args.jobs != "1":
+    if args.jobs != "1" and not args.dry_run:
         start_server_of_workers()
     # These bring torch along, so only now that there is something to do.
     from train import architecture, check, forecast, plan, pretrained, sweep, tables

@@ -261,9 +261,8 @@ def column(rows: Iterable[dict[str, str]], name: str, dataset_name: str) -> Iter
         yield row[name]
 
 
-known: dict[
-    str, str
-] = {}  # fingerprints of corpora that another machine has read, and this one need not have
+# Fingerprints of corpora that another machine has read, and this one need not have.
+known: dict[str, str] = {}
 
 
 def fingerprint(dataset_name: str) -> str:

@@ -9,9 +9,8 @@ from pathlib import Path
 import yaml
 from torch import nn
 
-Shapes = Mapping[
-    str, tuple[int | None, ...]
-]  # by the name of a parameter; None: this dimension does not grow
+# By the name of a parameter; None: this dimension does not grow.
+Shapes = Mapping[str, tuple[int | None, ...]]
 
 HEADER = """# The shapes of a base model. null: a dimension of fixed size; a number: the base's size of one that grows with width.
 """

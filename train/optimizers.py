@@ -92,9 +92,8 @@ def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
         scale_eps=params.scale_adam_eps,
         lr_mults=lr_mults(params),
     )
-    return sorted(
-        groups, key=lambda group: group["lr_scale"] != 1
-    )  # "lr" among the statistics is the first one's
+    # "lr" among the statistics is that of the first one.
+    return sorted(groups, key=lambda group: group["lr_scale"] != 1)
 
 
 class GroupSettings(NamedTuple):

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
     n_steps: int
     n_tokens: int  # estimated: rows to be trained on, times their length
     identity: str
-    measured: "Measured"
+    measured: Measured
     variant: str | None = None  # its name, where the grid has variants
     step: Step = NEW  # what is to be done with it
 
