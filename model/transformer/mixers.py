@@ -111,7 +111,8 @@ class StateSpace(nn.Module):
         # Steps from 0.001 to 0.1 and decays from 1 to 16, as in Mamba-2: heads forget at different rates.
         steps_H = torch.logspace(-3, -1, H)
         self.dt.bias.data.copy_(steps_H + torch.log(-torch.expm1(-steps_H)))  # the inverse of softplus
-        self.log_a_H = nn.Parameter(torch.linspace(1, 16, H).log())
+        # No linspace: once transformers has loaded a model, it may give a real tensor under torch.device("meta").
+        self.log_a_H = nn.Parameter((1 + 15 * torch.arange(H) / max(H - 1, 1)).log())
         self.d_H = nn.Parameter(torch.ones(H))
         self.width_mult, self.head_mult = width_mult(p), head_mult(p)  # muP
         self.out = linear(D, D, p, p.bias_out, into_stream=True)

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils._device import _device_constructors
+from transformers.initialization import meta_device_safe_creation_ops
 
 from model.check import ignored_fields
 from model.context import Layer, layer_kind, layer_kinds
@@ -59,6 +61,17 @@ def check_counted_without_memory(lm: LM) -> None:
         twin = LM(lm.model_params, lm.tokenizer)
     assert all(tensor.is_meta for tensor in [*twin.parameters(), *twin.buffers()])
     assert n_params(twin) == n_params(lm)
+
+
+def test_counted_without_memory_where_transformers_asked_for_meta_tensors_first():
+    """While it loads a model, transformers replaces torch.linspace, and torch remembers the first list of what makes tensors."""
+    _device_constructors.cache_clear()
+    try:
+        with meta_device_safe_creation_ops(), torch.device("meta"):
+            torch.empty(1)
+        check_counted_without_memory(tiny_lm(layer_architecture="state-space"))
+    finally:
+        _device_constructors.cache_clear()
 
 
 def check_causal_by_value(lm: LM, T: int) -> None:
