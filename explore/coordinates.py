@@ -41,6 +41,9 @@ ACTIVATIONS = [
 ACTIVATIONS += ["final_norm", "logits"]
 LOW, HIGH = -0.6, 0.2  # slopes that a size may have: what begins at random may shrink as 1 / sqrt(width)
 FREE = ("scores", "logits", "output")  # what may shrink for longer: attention and readout
+LOW_CHANGE = (
+    -1.0
+)  # of the changes of these: scores in heads that widen begin at 1 / width of their later size
 STEPS, SETTLED = 4, 4  # t counts from 1, before any update
 PROBE = 0.1  # the largest slope of scores of aligned queries and keys
 Make = Callable[[], nn.Module]
@@ -224,7 +227,7 @@ def slopes(sizes: pd.DataFrame) -> pd.DataFrame:
             for t, at_t in own.groupby("t"):
                 means = at_t.groupby("width")[what].mean()
                 row[f"t={t}"] = slope([float(width) for width in means.index], means.to_list())
-            row["settles"] = what == "size" and str(module).rpartition(".")[2] not in FREE
+            row["settles"] = what == "size" and not is_free(module)
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -237,6 +240,7 @@ def out_of_band(table: pd.DataFrame) -> list[str]:
         for time in times:
             value, what = row[time], "the change of " * (row["of"] == "update") + str(row["module"])
             at_least = -HIGH if row["settles"] and time == f"t={SETTLED}" else LOW
+            at_least = LOW_CHANGE if row["of"] == "update" and is_free(row["module"]) else at_least
             if value > HIGH:
                 found.append((value - HIGH, f"{what} grows as width^{value:.2f} at {time} (at most {HIGH})"))
             elif value < at_least:
@@ -244,6 +248,10 @@ def out_of_band(table: pd.DataFrame) -> list[str]:
                     (at_least - value, f"{what} shrinks as width^{value:.2f} at {time} (at least {at_least})")
                 )
     return [sentence for _, sentence in sorted(found, key=lambda one: -one[0])]
+
+
+def is_free(module: object) -> bool:
+    return str(module).rpartition(".")[2] in FREE
 
 
 def smallest(table: pd.DataFrame) -> float:

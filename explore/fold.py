@@ -56,6 +56,9 @@ def fold_residual(lm: LM) -> LM:
         norm = sub_layer.norm
     folded = LM(p, lm.tokenizer).to(lm.unembed.weight)
     folded.load_state_dict({n: w for n, w in twin.state_dict().items() if not n.endswith(".omega")})
+    tables = dict(twin.named_buffers())  # of positions: computed, and no part of a state dict
+    for name, table in folded.named_buffers():
+        table.copy_(tables[name])
     check_logits(lm, folded.eval())
     return folded
 

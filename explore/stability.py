@@ -105,7 +105,8 @@ def judged(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2)
     """The verdict on a table of changes, a row for each variant, depth and seed."""
     rows, sentences, problems, lines = [], [], [], []
     for variant, own in runs.groupby("variant", sort=False):
-        means = own.groupby("layers")["change"].mean()
+        # The mean of logs: of squares of noise some are many times as large as others.
+        means = own.groupby("layers")["change"].agg(geometric_mean)
         depths, changes = [int(n) for n in means.index], means.to_list()
         growth = expected.get(str(variant), "")
         rows.append(row_of(str(variant), depths, changes, growth, sub_layers))
@@ -118,6 +119,11 @@ def judged(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2)
     problems += too_close(rows, expected, sub_layers)
     figure = draw_panels([[Panel("", lines)]], ("layers", "output change"))
     return Judgement("stability", pd.DataFrame(rows), sentences, problems, figure)
+
+
+def geometric_mean(values: pd.Series) -> float:
+    logs = [math.log(value) if value > 0 else -math.inf for value in values]
+    return math.exp(sum(logs) / len(logs))
 
 
 def row_of(
