@@ -7,9 +7,10 @@ import main
 CONFIGS = sorted(path.stem for path in main.CONFIGS.glob("*.txt"))
 FEW = {"early_stop_nsamples": "32", "batch_size": "8", "val_every": "None", "threads": "1"}
 FEWER = {  # of large grids one learning rate and seed, and no model that takes long
-    "mup-width": {"lr": "0.01"},
+    "admin-deep": {"n_layers": "2"},
+    "mup-width": {"lr": "0.01", "dim": "[64,128]"},
     "mup-flax-ptb": {"lr": "0.01"},
-    "completep-depth": {"lr": "0.01"},
+    "completep-depth": {"lr": "0.01", "n_layers": "[2,4]"},
     "output-change": {"random_seed": "0", "n_layers": "[3,6]"},
 }
 
