@@ -3,9 +3,11 @@
 import argparse
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from train.grid import GridError, config_files, read_grid
 from train.logs import log, log_to_console, log_to_file
@@ -16,6 +18,12 @@ MAIN_PROJ = "base"  # begins the wandb project and save folder of every run; nam
 wandb_username = None  # your wandb account; None: wandb's own default
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+INTERRUPTED = 130  # exit code
+CHECKS = {  # each ends with a verdict: pass, or fail and why
+    "--coord-check": "do activations keep their size over dim, in the first steps? --config=mup-width --coord-check",
+    "--transfer": "train the grid: is the best lr one over dim, n_layers or batch_size? --config=mup-width --transfer",
+    "--stability": "how does a small weight change act over n_layers? --config=output-change --stability",
+}
 
 
 class Namer:
@@ -126,6 +134,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="check the architectures, train nothing: --config=test --check\n"
         "--check=strict trains, but refuses a grid in which one sees the future: --config=test --check=strict",
     )
+    judge = parser.add_mutually_exclusive_group()
+    for option, text in CHECKS.items():
+        judge.add_argument(option, action="store_true", help=text)
     add("--no-wandb", action="store_true", help="do not track with wandb: --config=test --no-wandb")
     add(
         "--wandb-proj-name",
@@ -137,7 +148,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 well, 1 a run failed, 2 nothing was run, 130 interrupted."""
+    """Run the command line; returns the exit code: 0 well, 1 a run or a check failed, 2 nothing was run, 130 interrupted."""
     args = parse_arguments(arguments)
     log_to_console()
     if rank() > 0:
@@ -151,7 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cannot write outputs (see --out): {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
 
 
 def run_grid(args: argparse.Namespace) -> int:
@@ -160,18 +171,10 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.jobs != "1" and not args.dry_run:
         start_server_of_workers()
     # These bring torch along, so only now that there is something to do.
-    from train import architecture, check, forecast, plan, pretrained, sweep, tables
+    from train import architecture, forecast, plan, sweep, tables
 
     call = sweep.make_call(args, wandb_username)
-    runs = read_grid(
-        files,
-        grid_options(args),
-        each=partial(run_all, ablate=args.ablate),
-        problems=partial(check.problems, root=call.out),
-        known=plan.gpu_problems(args.gpu_id),
-        defaults=partial(pretrained.defaults, call.out),
-    )
-    plans = plan.prepare(runs, call)
+    plans = read_plans(args, files, call)
     namer = partial(Namer, args=args)
     plan.check_names(plans, namer, call)
     if args.check == "only":
@@ -181,6 +184,8 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.dry_run:
         plan.say_steps(plans)
         return forecast.report(plans, call)
+    if args.coord_check or args.stability:
+        return check_scaling(args, plans)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
         plan.announce(plans)
@@ -193,15 +198,60 @@ def run_grid(args: argparse.Namespace) -> int:
             report_grid(runs_folder(args.config), [one.params for one in plans], summaries, call.out)
         except OSError as error:
             log.error(f"no report: {error}")
+    if args.transfer and rank() == 0 and sweep.exit_code(summaries) != INTERRUPTED:
+        return check_scaling(args, plans, summaries)
     return sweep.exit_code(summaries)
+
+
+def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:
+    """The runs of a call, with all that is known of them before they start; GridError for what cannot be."""
+    from train import check, plan, pretrained
+
+    runs = read_grid(
+        files,
+        grid_options(args),
+        each=partial(run_all, ablate=args.ablate),
+        problems=partial(check.problems, root=call.out),
+        known=plan.gpu_problems(args.gpu_id),
+        defaults=partial(pretrained.defaults, call.out),
+    )
+    plans = plan.prepare(runs, call)
+    if args.transfer:
+        from explore.checks import refuse_transfer
+
+        refuse_transfer(plans)
+    return plans
+
+
+def check_scaling(
+    args: argparse.Namespace, plans: Sequence[Any] = (), summaries: Sequence[dict[str, Any]] = ()
+) -> int:
+    """Judge how the models of a grid scale, or saved runs; the last line that is logged is the verdict."""
+    from explore import checks
+    from train.saver import output_root
+
+    root, name = output_root(args.out), runs_folder(args.config or args.report)
+    if args.coord_check:
+        judgement = checks.coord_check(plans, root / "cache")
+    elif args.stability:
+        judgement = checks.stability_check(plans, root / "cache")
+    elif args.report is None:
+        judgement = checks.transfer_check(plans, summaries)
+    else:
+        judgement = checks.transfer_of_saved(name, args.out)
+    return judgement.say(root / "reports" / name)
 
 
 def report(args: argparse.Namespace) -> int:
     """Say what there is to say about saved runs."""
+    if args.coord_check or args.stability:
+        raise GridError(["--coord-check and --stability look at the models of a --config, not at saved runs"])
     from explore.report import NoRuns, report
 
     try:
         report(runs_folder(args.report), args.out)
+        if args.transfer:
+            return check_scaling(args)
     except NoRuns as error:
         print(f"--report={args.report}: {error}", file=sys.stderr)
         return 2

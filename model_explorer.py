@@ -2,11 +2,15 @@
 
 from explore.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
 from explore.compare import compare
+from explore.coordinates import coord_check
+from explore.fold import fold_residual
 from explore.html import attention_film, attention_html
 from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
 from explore.plots import head_film, plot_metric, plot_metrics, show_lm_attns
 from explore.report import report, results
 from explore.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
+from explore.stability import stability
+from explore.transfer import transfer_report
 from explore.verify import verify_stable_load
 
 __all__ = [
@@ -17,7 +21,9 @@ __all__ = [
     "attention_html",
     "checkpoints",
     "compare",
+    "coord_check",
     "direct_logit_attribution",
+    "fold_residual",
     "get_model_by_timestamp",
     "head_film",
     "head_scores",
@@ -32,5 +38,7 @@ __all__ = [
     "results",
     "runs",
     "show_lm_attns",
+    "stability",
+    "transfer_report",
     "verify_stable_load",
 ]

@@ -14,8 +14,10 @@ from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from torch import Tensor
 
+from explore.judgement import Line, Panel
 from explore.load import find_run
 from explore.patterns import Patterns, attention_patterns, film_of
 from model.inputs import Input
@@ -82,6 +84,41 @@ def read_stats(timestamp: str, metrics: Sequence[str], out: str | None) -> dict[
         if metric not in stats:
             raise ValueError(f"{timestamp} has no metric {metric!r}; {did_you_mean(metric, stats)}")
     return stats
+
+
+def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y: bool = True) -> Figure:
+    """Lines over a scale in powers of two: a figure for a paper. Panels of a row share their y axis, all share names."""
+    n_rows, n_columns = len(rows), max(map(len, rows))
+    size = (1.6 + 2.9 * n_columns, 0.5 + 2.5 * n_rows)
+    figure, axes = plt.subplots(
+        n_rows, n_columns, figsize=size, squeeze=False, sharey="row", layout="constrained"
+    )
+    names = list(dict.fromkeys(line.name for row in rows for panel in row for line in panel.lines))
+    colours = dict(zip(names, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names))), strict=True))
+    for row, own in zip(axes, rows, strict=True):
+        for ax, panel in zip(row, own, strict=False):
+            ax.set_title(panel.title, fontsize="small")
+            for line in panel.lines:
+                draw_line(ax, line, colours[line.name])
+            ax.set_xscale("log", base=2)
+            if log_y:
+                ax.set_yscale("log", base=2)
+            ax.grid(color="#e4e4e8", lw=0.7)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.set_xlabel(labels[0])
+        row[0].set_ylabel(labels[1])
+    handles = [Line2D([], [], color=colours[name], label=name) for name in names]
+    figure.legend(handles=handles, loc="outside right upper", fontsize="x-small", frameon=False)
+    plt.close(figure)  # it shows where it is asked for
+    return figure
+
+
+def draw_line(ax: Axes, line: Line, colour: np.ndarray) -> None:
+    ax.plot(line.x, line.y, "o-", ms=3, lw=1.3, color=colour)
+    if line.low:
+        ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
+    if line.best is not None:
+        ax.plot(line.x[line.best], line.y[line.best], "*", ms=11, color=colour)
 
 
 def draw_metric(ax: Axes, values: list[Stat], label: str) -> None:

@@ -1,0 +1,124 @@
+"""What a check of how models scale ends with: a table, a figure and a verdict in words; shown, printed and saved."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from explore.variants import SEED, Row, described, differ, shown, varied_fields
+from train.logs import log
+from train.tables import new_table
+
+
+class Line(NamedTuple):
+    """A line of a panel. Where there are several seeds, `low` and `high` are the ends of a band around it."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    best: int | None = None  # the place of a point to mark
+
+
+class Panel(NamedTuple):
+    title: str
+    lines: list[Line]
+
+
+@dataclass
+class Judgement:
+    """The outcome of a check. In a notebook it shows as a cell's value."""
+
+    name: str
+    table: pd.DataFrame
+    sentences: list[str]  # what was found, a line each
+    problems: list[str]  # what speaks against a pass
+    figure: Any
+
+    @property
+    def verdict(self) -> str:
+        """`pass`, or `fail: ...` with every reason."""
+        return f"fail: {'; '.join(self.problems)}" if self.problems else "pass"
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    def save(self, folder: Path) -> None:
+        """As {name}.csv, .png and .svg in `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.table.to_csv(folder / f"{self.name}.csv", index=False)
+        for kind in ("png", "svg"):
+            self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
+
+    def say(self, folder: Path) -> int:
+        """Logs everything, the verdict last, and saves it in `folder`; returns the exit code."""
+        self.save(folder)
+        log.info(as_rich(self.table))
+        for sentence in self.sentences:
+            log.info(sentence)
+        log.info(f"saved {folder / self.name}.csv, .png and .svg")
+        log.info(self.verdict)
+        return int(not self.passed)
+
+    def __str__(self) -> str:
+        return "\n".join([self.table.to_string(index=False), *self.sentences, self.verdict])
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<p>{escape(line)}</p>" for line in [*self.sentences, self.verdict])
+        return f"{self.table.to_html(index=False)}{lines}"
+
+
+def as_rich(table: pd.DataFrame) -> Table:
+    shown_table = new_table(*map(str, table))
+    for row in table.itertuples(index=False):
+        shown_table.add_row(*map(cell, row))
+    return shown_table
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """The power of x that y grows as: of log y over log x, by least squares. NaN if a y is 0 or no number."""
+    if len(x) < 2 or not all(math.isfinite(value) and value > 0 for value in y):
+        return math.nan
+    return float(np.polyfit(np.log2(x), np.log2(y), 1)[0])
+
+
+def variants_over(rows: Sequence[Row], scale: str, ignored: Collection[str] = ()) -> dict[str, list[int]]:
+    """The places of runs that differ in nothing but `scale`, what follows from it, seed and `ignored` fields; by name."""
+
+    def follows(field: str) -> bool:
+        """From the scale alone, as a number of heads that grows with the width."""
+        pairs = {(shown(row[scale]), shown(row[field])) for row in rows}
+        return len(pairs) == len({shown(row[scale]) for row in rows})
+
+    varied = [name for name in varied_fields(rows) if name not in (scale, SEED, *ignored)]
+    own = [name for name in varied if not follows(name)]
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(described(row, own), []).append(i)
+    return found
+
+
+def sizes_of(rows: Sequence[Row], scale: str) -> list[Any]:
+    return sorted({row[scale] for row in rows})
+
+
+def varies(rows: Sequence[Row], field: str) -> bool:
+    return differ([row.get(field) for row in rows])
+
+
+def named(variant: str, sentence: str) -> str:
+    return f"{variant}: {sentence}" if variant else sentence
