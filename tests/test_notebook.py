@@ -1,4 +1,4 @@
-"""notebooks/explore.py runs from beginning to end as a real notebook, without a network."""
+"""The notebooks run from beginning to end as real ones, without a network."""
 
 from pathlib import Path
 
@@ -9,15 +9,24 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
-@pytest.fixture(scope="module")
-def cells():
+def executed(name: str) -> list:
     """The code cells, with what they put out."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HF_HUB_OFFLINE", "1")
         environment.delenv("MPLBACKEND", raising=False)
-        notebook = jupytext.read(NOTEBOOKS / "explore.py")
+        notebook = jupytext.read(NOTEBOOKS / name)
         NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(NOTEBOOKS)}}).execute()
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return executed("explore.py")
+
+
+@pytest.fixture(scope="module")
+def mup_cells():
+    return executed("parametrization.py")
 
 
 def outputs(cells, code: str) -> list:
@@ -46,8 +55,9 @@ def test_each_figure_is_shown_once(cells):
         assert figures(cells, code) == 1, code
 
 
-def test_nothing_complains(cells):
+def test_nothing_complains(cells, mup_cells):
     assert text(cells, "verify_stable_load").count(": ok") == 3
+    cells = [*cells, *mup_cells]
     said = [output["text"] for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     # Libraries may say what they like, also from an environment that lies inside the repository.
     ours = [
@@ -71,3 +81,26 @@ def test_the_pages_and_tables_of_what_is_inside_are_there(cells):
     for code in (".unstack()", "activation_patching(", "over_checkpoints(", "loss_by_position("):
         [table] = outputs(cells, code)
         assert "<table" in table["data"]["text/html"], code
+
+
+def test_models_of_transformers_keep_their_sizes_in_mup_and_only_there(mup_cells):
+    said = text(mup_cells, "model_explorer.coord_check(")
+    for kind in ("GPT-2", "BERT", "RoBERTa"):
+        assert f"{kind}: pass" in said
+        assert figures(mup_cells, f'checks["{kind}"]') == 1
+    assert said.count("standard: fails, as expected") == said.count("mup: passes") == 3
+
+
+def test_a_large_model_of_transformers_has_the_readout_and_the_groups_of_mup(mup_cells):
+    said = text(mup_cells, "optimizer.param_groups").splitlines()
+    assert said[0] == "['lm_head'] 0.25"
+    assert "hidden x0.25 eps 2.5e-09: 4 tensors, lr 0.00025" in said
+    assert "hidden x0.0625: 2 tensors, lr 6.25e-05" in said, "from n_inner, which grows 16 times, out"
+
+
+def test_the_learning_rate_of_a_users_own_network_transfers_in_mup_and_only_there(mup_cells):
+    standard, mup, verdict = text(mup_cells, "model_explorer.transfer_report(").splitlines()
+    assert standard.startswith("parametrization=standard: shifts over dim")
+    assert mup.startswith("parametrization=mup: transfers over dim")
+    assert verdict == "pass"
+    assert figures(mup_cells, "transfer.figure") == 1
