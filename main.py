@@ -20,9 +20,9 @@ wandb_username = None  # your wandb account; None: wandb's own default
 CONFIGS = Path(__file__).resolve().parent / "configs"
 INTERRUPTED = 130  # exit code
 CHECKS = {  # each ends with a verdict: pass, or fail and why
-    "--coord-check": "do activations keep their size over dim, in the first steps? --config=mup-width --coord-check",
-    "--transfer": "train the grid: is the best lr one over dim, n_layers or batch_size? --config=mup-width --transfer",
-    "--stability": "how does a small weight change act over n_layers? --config=output-change --stability",
+    "--coord-check": "judge whether activations keep their size over dim in the first steps: --config=mup-width --coord-check",
+    "--transfer": "train, then judge whether the best lr stays over dim, n_layers or batch_size: --config=mup-width --transfer",
+    "--stability": "judge how the effect of a small weight change grows with n_layers: --config=output-change --stability",
 }
 
 

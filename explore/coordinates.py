@@ -87,10 +87,10 @@ def sizes(
         for seed in seeds:
             torch.manual_seed(seed)
             model = make()
-            train, first = optimizer(model), {}
+            train, first = optimizer(model), None
             for t in range(1, n_steps + 1):
                 seen = activations(model, batch)
-                first = first or seen
+                first = seen if first is None else first
                 for name, x in seen.items():
                     change = size(x - first[name]) if t > 1 else math.nan
                     rows.append((variant, width, seed, t, name, size(x), change))

@@ -101,6 +101,9 @@ def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y:
             for line in panel.lines:
                 draw_line(ax, line, colours[line.name])
             ax.set_xscale("log", base=2)
+            sizes = sorted({x for line in panel.lines for x in line.x})
+            if all(float(x).is_integer() for x in sizes):
+                ax.set_xticks(sizes, [f"{x:g}" for x in sizes])
             if log_y:
                 ax.set_yscale("log", base=2)
             ax.grid(color="#e4e4e8", lw=0.7)

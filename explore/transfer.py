@@ -93,7 +93,7 @@ def judged(name: str, scale: str, rows: Sequence[Row], metric: str, is_control: 
         compared,
         named(name, f"{verdict} over {scale}: {reason}"),
         "" if fine else named(name, f"{verdict} over {scale}, {reason}"),
-        panel(named(name, scale), curves),
+        panel(name, scale, curves),
     )
 
 
@@ -206,7 +206,8 @@ def verdict_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def described_regret(row: Mapping[str, Any]) -> str:
-    between = "" if math.isnan(row["low"]) else f" (95 % interval {row['low']:+.4f} to {row['high']:+.4f})"
+    known = row["low"] < row["high"]  # else there is one seed, or its best is that of the base
+    between = f" (95 % interval {row['low']:+.4f} to {row['high']:+.4f})" if known else ""
     return f"{row['regret']:.4f} nats{between}"
 
 
@@ -216,11 +217,11 @@ def wider(rows: Sequence[Mapping[str, Any]]) -> str:
     return "there the loss falls with every size" if falls else "there the loss does not fall with every size"
 
 
-def panel(title: str, curves: Mapping[Any, Curve]) -> Panel:
+def panel(variant: str, scale: str, curves: Mapping[Any, Curve]) -> Panel:
     """Loss over learning rate, a line for each size, a star at the best; what diverged, or is far off, is left out."""
     bests = [min(own.means) for own in curves.values() if math.isfinite(min(own.means))]
     if not bests:
-        return Panel(title, [])
+        return Panel(variant, [])
     far = min(bests) + 4 * max(0.05, max(bests) - min(bests))
     lines = []
     for size, own in curves.items():
@@ -229,5 +230,5 @@ def panel(title: str, curves: Mapping[Any, Curve]) -> Panel:
             lrs, means = zip(*shown, strict=True)
             low, high = ([float(end(own.losses(lr))) for lr in lrs] for end in (np.min, np.max))
             high = [min(value, far) for value in high]
-            lines.append(Line(str(size), lrs, means, low, high, best=int(np.argmin(means))))
-    return Panel(title, lines)
+            lines.append(Line(f"{scale} {size}", lrs, means, low, high, best=int(np.argmin(means))))
+    return Panel(variant, lines)

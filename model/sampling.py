@@ -255,7 +255,7 @@ def stop_id(stop: int | str, tokenizer: Tokenizer) -> int:
 
 
 @contextmanager
-def eval_mode(model: LanguageModel) -> Iterator[None]:
+def eval_mode(model: LanguageModel | nn.Module) -> Iterator[None]:
     """Evaluation mode inside, every module as it was afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
