@@ -59,12 +59,15 @@ class Judgement:
             self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
 
     def say(self, folder: Path) -> int:
-        """Logs everything, the verdict last, and saves it in `folder`; returns the exit code."""
-        self.save(folder)
+        """Logs everything, the verdict last, and saves it in `folder` if that can be written; returns the exit code."""
         log.info(as_rich(self.table))
         for sentence in self.sentences:
             log.info(sentence)
-        log.info(f"saved {folder / self.name}.csv, .png and .svg")
+        try:
+            self.save(folder)
+            log.info(f"saved {folder / self.name}.csv, .png and .svg")
+        except OSError as error:
+            log.error(f"table and figure are not saved: {error}")
         log.info(self.verdict)
         return int(not self.passed)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from scipy.stats import gmean
 from torch import Tensor, nn
 
 from explore.judgement import Judgement, Line, Panel, named, slope
@@ -106,7 +107,7 @@ def judged(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2)
     rows, sentences, problems, lines = [], [], [], []
     for variant, own in runs.groupby("variant", sort=False):
         # The mean of logs: of squares of noise some are many times as large as others.
-        means = own.groupby("layers")["change"].agg(geometric_mean)
+        means = own.groupby("layers")["change"].agg(gmean)
         depths, changes = [int(n) for n in means.index], means.to_list()
         growth = expected.get(str(variant), "")
         rows.append(row_of(str(variant), depths, changes, growth, sub_layers))
@@ -119,11 +120,6 @@ def judged(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2)
     problems += too_close(rows, expected, sub_layers)
     figure = draw_panels([[Panel("", lines)]], ("layers", "output change"))
     return Judgement("stability", pd.DataFrame(rows), sentences, problems, figure)
-
-
-def geometric_mean(values: pd.Series) -> float:
-    logs = [math.log(value) if value > 0 else -math.inf for value in values]
-    return math.exp(sum(logs) / len(logs))
 
 
 def row_of(

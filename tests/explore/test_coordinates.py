@@ -17,6 +17,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.parametrization import init_, make_readouts, param_groups, roles
 from tests.model.tiny import CharTokenizer, batch_of, random_ids, tiny_params
+from train.logs import log_to_console
 from train.optimizers import make_optimizer
 from train.train_params import TrainParams
 
@@ -209,6 +210,15 @@ def test_what_is_zero_has_no_slope():
     found = judged(zero, NO_PROBE)
     assert found.passed
     assert found.table.set_index("module").loc["logits", "t=1"].isna().all()
+
+
+def test_a_verdict_is_said_even_where_nothing_can_be_saved(tmp_path, capsys):
+    log_to_console()
+    (tmp_path / "reports").write_text("in the way")
+    assert judged(power_law(a=1.0), NO_PROBE).say(tmp_path / "reports") == 1
+    shown = capsys.readouterr()
+    assert "not saved" in shown.out + shown.err
+    assert shown.out.rstrip().splitlines()[-1].startswith("fail: a grows as width^1.00")
 
 
 def test_a_verdict_is_saved_with_its_table_and_figure(tmp_path):
