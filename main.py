@@ -183,7 +183,7 @@ def run_grid(args: argparse.Namespace) -> int:
         architecture.refuse_leaks(plans, call)
     if args.dry_run:
         plan.say_steps(plans)
-        return forecast.report(plans, call)
+        return forecast.report(plans, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
         return check_scaling(args, plans)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"

@@ -47,6 +47,14 @@ def test_standard_alone_fails_it_by_name(tmp_path, capsys):
     assert "grows as width^" in lines[-1]
 
 
+def test_a_dry_run_of_a_check_neither_judges_nor_measures_training(tmp_path, capsys):
+    code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", "--dry-run", to=WIDTH)
+    assert code == 0
+    assert "parameters" in " ".join(lines)
+    assert not any("one after another on this machine" in line or line == "pass" for line in lines)
+    assert not (tmp_path / "reports").exists()
+
+
 def test_the_stability_of_a_config(tmp_path, capsys):
     few = ["n_layers=[3,6]", "random_seed=0"]
     code, lines, _ = call(tmp_path, capsys, "--config=output-change", "--stability", to=few)

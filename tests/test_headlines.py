@@ -27,7 +27,7 @@ def losses(table: pd.DataFrame, *fields: str) -> dict:
 
 
 def test_at_a_high_learning_rate_width_helps_in_mup_and_hurts_in_standard(tmp_path):
-    found = trained(tmp_path, "mup-width", dim="[64,256]", lr=2**-5, early_stop_nsamples=480)
+    found = trained(tmp_path, "mup-width", dim="[64,256]", lr=2**-5, early_stop_nsamples=320)
     loss = losses(found, "parametrization", "dim")
     assert loss["standard", 64] == loss["mup", 64], "at the base they are one model"
     assert loss["standard", 256] - loss["mup", 256] >= 0.06
@@ -35,7 +35,7 @@ def test_at_a_high_learning_rate_width_helps_in_mup_and_hurts_in_standard(tmp_pa
 
 
 def test_sixteen_layers_train_at_the_learning_rate_of_two_in_completep_only(tmp_path):
-    found = trained(tmp_path, "completep-depth", n_layers=16, lr=2**-5, early_stop_nsamples=720)
+    found = trained(tmp_path, "completep-depth", n_layers=16, lr=2**-5, early_stop_nsamples=480)
     loss = losses(found, "parametrization")
     assert loss["standard"] - loss["completep"] >= 0.1
 

@@ -47,7 +47,7 @@ def names(gpt2_tokenizer, tmp_path_factory):
 
 
 def test_all_of_it_runs(names):
-    assert len(BLOCKS) == 13
+    assert len(BLOCKS) == 15
     assert set(names["table"].positions) == {"none", "rotary"}
     assert torch.equal(names["a"], names["b"])
     assert torch.equal(names["a"], names["c"])

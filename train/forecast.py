@@ -66,12 +66,12 @@ class Forecast(NamedTuple):
     failed: bool  # whether a run cannot train
 
 
-def report(plans: list[Plan], call: Call) -> int:
-    """What --dry-run says; returns the exit code, 1 if a run cannot train."""
-    trained = [plan for plan in plans if plan.step.trains]
+def report(plans: list[Plan], call: Call, *, times: bool = True) -> int:
+    """What --dry-run says, with the time that training takes or without; returns the exit code, 1 if a run cannot train."""
+    trained = [plan for plan in plans if plan.step.trains and times]
     seconds, notes, failed = forecast(trained, call)
-    times = iter(seconds)
-    log.info(plan_table(plans, [as_time(next(times)) if plan.step.trains else "-" for plan in plans]))
+    shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
+    log.info(plan_table(plans, [shown.get(id(plan), "-") for plan in plans]))
     if len(plans) > MOST_ROWS:
         log.info(f"... and {len(plans) - MOST_ROWS:,} more")
     known = [run for run in seconds if run is not None]
