@@ -30,7 +30,7 @@ ACTIVATIONS = {
     *("mlp_pre", "mlp_post", "mlp_out", "resid_post", "final_norm", "logits"),
 }
 LOW, HIGH = -0.6, 0.2  # slopes that a size may have: what begins at random may shrink as 1 / sqrt(width)
-FREE = ("scores", "logits", "output")  # what may shrink for longer: attention and readout
+FREE = ("scores", "logits")  # and the output of any model: what may shrink for longer: attention and readout
 STEPS, SETTLED = 4, 4  # t counts from 1, before any update
 PROBE = 0.1  # the largest slope of scores of aligned queries and keys
 Make = Callable[[], nn.Module]
@@ -233,7 +233,7 @@ def out_of_band(table: pd.DataFrame) -> list[str]:
 
 
 def is_free(module: object) -> bool:
-    return str(module).rpartition(".")[2] in FREE
+    return module == "output" or str(module).rpartition(".")[2] in FREE
 
 
 def smallest(table: pd.DataFrame) -> float:

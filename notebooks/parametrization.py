@@ -139,16 +139,18 @@ checks["RoBERTa"].figure
 # %% [markdown]
 # ## A network of your own
 #
-# Three hidden layers that tell apart scikit-learn's images of digits, after 40 steps of Adam; four seeds. The best learning rate
-# of the standard parametrization falls as the network widens, that of muP stays. (That does not make muP's loss the lower one:
-# so small a network learns these images best when all its matrices move fast.)
+# Three hidden layers that tell apart scikit-learn's images of digits, after 40 steps of Adam; five seeds. The best learning rate
+# of the standard parametrization falls as the network widens; that of muP stays, and wide networks are better than the narrow one
+# there. (That does not make muP's loss the lower one: so small a network learns these images best when all its matrices move
+# fast.) Learning rates are a factor of 2.8 apart: of two nearer ones, seeds decide which is the better.
 
 # %%
 import pandas as pd
 from sklearn.datasets import load_digits
 
 digits = load_digits()
-images = torch.tensor(digits.data, dtype=torch.float32) / 16 - 0.3
+images = torch.tensor(digits.data, dtype=torch.float32)
+images = (images - images.mean()) / images.std()
 labels = torch.tensor(digits.target)
 
 
@@ -169,7 +171,7 @@ def trained_loss(parametrization, dim, lr, random_seed, n_steps=40):
         make_readouts(mlp, mlp_shapes)  # muP
         init_(mlp, roles(mlp, mlp_shapes), drawn="fan_in")  # muP
         groups = param_groups(mlp, roles(mlp, mlp_shapes), lr=lr)  # muP
-    adam = torch.optim.Adam(groups, lr=lr)
+    adam = torch.optim.Adam(groups, lr=lr, fused=True)
     falling = torch.optim.lr_scheduler.LinearLR(adam, 1.0, 0.02, n_steps)
     for _ in range(n_steps):
         batch = torch.randint(len(labels), (64,))
@@ -185,8 +187,8 @@ runs = [
     {"parametrization": kind, "dim": width, "lr": lr, "random_seed": seed}
     for kind in ("standard", "mup")
     for width in (64, 256, 512)
-    for lr in (2.0**-8, 2.0**-7, 2.0**-6, 2.0**-5, 2.0**-4)
-    for seed in (0, 1, 2, 3)
+    for lr in (2**-9.5, 2**-8, 2**-6.5, 2**-5, 2**-3.5)
+    for seed in range(5)
 ]
 for run in runs:
     run["train_loss"] = trained_loss(**run)

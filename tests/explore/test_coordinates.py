@@ -197,6 +197,8 @@ NO_PROBE = pd.DataFrame(columns=["variant", "width", "seed", "score"])
         ({"a": 0.15, "b": -0.15, "logits": -0.5, "scores": -0.45}, "pass"),
         ({"a": 0.5, "b": 1.0}, "fail: b grows as width^1.00 at t=1 (at most 0.2)"),
         ({"a": -0.4}, "fail: a shrinks as width^-0.40 at t=4 (at least -0.2)"),
+        ({"output": -0.5}, "pass"),
+        ({"layer.0.output": -0.4}, "fail: layer.0.output shrinks as width^-0.40 at t=4 (at least -0.2)"),
         ({"logits": -0.9}, "fail: logits shrinks as width^-0.90 at t=1 (at least -0.6)"),
     ],
 )
