@@ -257,13 +257,16 @@ def act(job, call):
         time.sleep(0.5)  # until it is known that it has begun
         os.kill(os.getpid(), signal.SIGKILL)
     elif what == "wait":
-        try:
-            for step in range(600):
-                time.sleep(0.1)
-                call.progress(step, 1.5, torch.device("cpu"))
-                Path(value).touch()
-        except KeyboardInterrupt:
-            stopped = "interrupted"
+        stops: list[int] = []  # as a run does it: an exception could be lost in a destructor of Ray's
+        before = signal.signal(signal.SIGINT, lambda number, frame: stops.append(number))
+        for step in range(600):
+            time.sleep(0.1)
+            call.progress(step, 1.5, torch.device("cpu"))
+            Path(value).touch()
+            if stops:
+                break
+        signal.signal(signal.SIGINT, before)
+        stopped = "interrupted" if stops else "finished"
     return {"stopped": stopped, "wall_seconds": 0.0}
 
 
