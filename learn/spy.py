@@ -1,38 +1,67 @@
-"""Which operators really run: a dispatch mode sees them however they were called, functional and torch.ops included."""
+"""Which operators really run, however they were called: as methods, functions of torch.nn or through torch.ops."""
 
+from contextlib import ExitStack
+
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Parts of names of aten operators that do a student's work, and what they are.
+# Parts of names of operators that do a student's work, and what they are.
 READY_MADE = {
     "_norm": "a ready-made normalisation",
     "gelu": "a ready-made GELU",
     "embedding": "a ready-made embedding",
     "scaled_dot_product": "ready-made attention",
+    "safe_softmax": "ready-made attention",  # what scaled_dot_product_attention does where it has no kernel
     "multi_head_attention": "ready-made attention",
     "transformer_encoder": "a ready-made layer",
     "nll_loss": "a ready-made loss",
     "cross_entropy": "a ready-made loss",
     "log_softmax": "a ready-made loss",
 }
-PLAIN = ("linalg_vector_norm", "weight_norm")  # norms of vectors are arithmetic
+PLAIN = {"linalg_vector_norm", "vector_norm", "linalg_norm"}  # lengths of vectors are arithmetic
 
 
-class Spy(TorchDispatchMode):
-    """Inside, collects the names of all operators that run."""
+class Spy:
+    """Inside, collects the names of all operators that run.
+
+    Two modes look on. Dispatch sees what is computed in the end, functional calls what was asked for: attention of
+    torch.nn.functional, for one, ends in products and a softmax like anyone's.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
         self.seen: set[str] = set()
+        self.modes = ExitStack()
+
+    def __enter__(self) -> "Spy":
+        self.modes.enter_context(Computed(self.seen))
+        self.modes.enter_context(Called(self.seen))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.modes.close()
+
+    def cheats(self) -> dict[str, str]:
+        """Operators that did the student's work, and what they are."""
+        names = sorted(self.seen - PLAIN)
+        return {name: what for name in names for key, what in READY_MADE.items() if key in name}
+
+
+class Computed(TorchDispatchMode):
+    def __init__(self, seen: set[str]) -> None:
+        super().__init__()
+        self.seen = seen
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen.add(func.overloadpacket.__name__)
         return func(*args, **(kwargs or {}))
 
-    def cheats(self) -> dict[str, str]:
-        """Operators that did the student's work, and what they are."""
-        return {
-            name: what
-            for name in sorted(self.seen - set(PLAIN))
-            for key, what in READY_MADE.items()
-            if key in name
-        }
+
+class Called(TorchFunctionMode):
+    def __init__(self, seen: set[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if name := getattr(func, "__name__", None):  # a property's has none
+            self.seen.add(name)
+        return func(*args, **(kwargs or {}))
