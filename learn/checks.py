@@ -1,14 +1,16 @@
 """What a part must stand: checks that raise Wrong with a sentence for the student, or return."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from learn.course import Case, Check, Wrong
-from learn.explain import difference, equal, short
+from learn.explain import difference, equal
 from learn.mistakes import made_by_variant, variants
+from learn.references import HUGGINGFACE
 from learn.spy import Spy
 
 MAY_CONTAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity)
@@ -229,7 +231,7 @@ def looks_back_only(case: Case) -> None:
 
 
 def by_hand(case: Case) -> None:
-    """No operator ran that does the student's work."""
+    """No operator ran that does the student's work, nor other people's code."""
     made = ready(case, 0.0, torch.float32)
     for args in case.part.inputs():
         with Spy() as spy:
@@ -238,15 +240,12 @@ def by_hand(case: Case) -> None:
             raise Wrong(
                 f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself."
             )
-
-
-def keeps_type(case: Case) -> None:
-    """float32 in, float32 out."""
-    made = ready(case, 0.0, torch.float32)
-    for args in case.part.inputs():
-        out = made(*cast(args, torch.float32))
-        if out.dtype != torch.float32:
-            raise Wrong(f"weights and inputs are float32, but the result is {short(out.dtype)}.")
+        for file, name in spy.code:
+            copied = name == case.part.defines and file == case.solution.__file__ != case.mine.__file__
+            if copied or HUGGINGFACE in Path(file).parents:
+                raise Wrong(
+                    f"right, but {name} in {Path(file).name} did the work: here you write that yourself."
+                )
 
 
 EVERY = (own,)

@@ -4,9 +4,11 @@ Every function takes what the student made and its arguments. Gradients flow int
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -17,6 +19,8 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+
+HUGGINGFACE = Path(transformers.__file__).parent
 
 
 def layer_norm(made: Any, x: Tensor) -> Tensor:

@@ -167,6 +167,35 @@ CHEATS = [
             )
         ],
     ),
+    (
+        "attention",
+        "CausalAttention in gpt2.py",
+        [
+            (
+                "self.n_heads = n_heads",
+                "self.n_heads = n_heads\n        from learn.solution import gpt2\n        self.hidden = [gpt2.CausalAttention(dim, n_heads)]",
+            ),
+            (
+                "length, dim = x.shape[1:]",
+                "self.hidden[0].__dict__['_modules'].update(qkv=self.qkv, out=self.out); return self.hidden[0](x)",
+            ),
+        ],
+    ),
+    (
+        "gelu",
+        "gelu in gpt2.py",
+        [("root = (2 / math.pi) ** 0.5", "from learn.solution import gpt2; return gpt2.gelu(x)")],
+    ),
+    (
+        "gelu",
+        "NewGELUActivation in activations.py",
+        [
+            (
+                "root = (2 / math.pi) ** 0.5",
+                "from transformers.activations import NewGELUActivation; return NewGELUActivation()(x)",
+            )
+        ],
+    ),
 ]
 
 # None of the known mistakes, but something is to be said; `|` stands between two ways of saying it.
@@ -189,7 +218,7 @@ OTHERS = [
         [("mean = x.mean(-1, keepdim=True)", "mean = x.mean(-1, keepdim=True).detach()")],
     ),
     ("layernorm", "AttributeError", [("x.var(-1", "x.variance(-1")]),
-    ("layernorm", "line 21", [("x.var(-1", "x.variance(-1")]),
+    ("layernorm", "another_student.py, line 18", [("x.var(-1", "x.variance(-1")]),
     ("layernorm", "float64, expected float32", [("return y + self.bias", "return (y + self.bias).double()")]),
     ("gelu", "times what it should be (1/2)", [("0.5 + 0.5 * t", "0.25 + 0.25 * t")]),
     ("gelu", "no gradient flows", [("return x * (0.5 + 0.5 * t)", "return (x * (0.5 + 0.5 * t)).detach()")]),
@@ -236,5 +265,5 @@ OTHERS = [
         ],
     ),
     ("gpt2", "should start as 0", [("nn.init.zeros_(linear.bias)", "nn.init.ones_(linear.bias)")]),
-    ("sampler", "temperature=0.7, top_k=5, nucleus=0.8", [("n = 1", "n = 1 if temperature == 1 else 2")]),
+    ("sampler", "temperature=0.7, top_k=5, nucleus=0.8", [("n = 1", "n = 1 if temperature == 1 else 4")]),
 ]
