@@ -9,12 +9,13 @@ import pytest
 from train.params import SECTION_OF
 
 ROOT = Path(__file__).resolve().parents[1]
-PRODUCT = ["main.py", "gpt2.py", "model_explorer.py", "data", "model", "train", "explore"]
+PRODUCT = ["main.py", "gpt2.py", "model_explorer.py", "data", "model", "train", "explore", "learn"]
 MAY_IMPORT = {
     "data": {"data"},
     "model": {"model"},
     "train": {"train", "model", "data"},
     "explore": {"explore", "train", "model", "data"},
+    "learn": {"learn"},
     "gpt2": {"model", "data"},
     "main": {"train", "explore"},
     "model_explorer": {"explore"},
@@ -24,7 +25,7 @@ ONLY_IN = {
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
     "statsmodels": {"explore/compare.py"},
-    "transformers": {"data/tokenizer.py", "gpt2.py", "model/huggingface.py"},
+    "transformers": {"data/tokenizer.py", "gpt2.py", "model/huggingface.py", "learn/references.py"},
     "ray": {"train/cluster.py"},
     "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},
 }

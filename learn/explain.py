@@ -1,0 +1,88 @@
+"""Two tensors that should be equal: in what they differ, in words."""
+
+import math
+
+import torch
+from torch import Tensor
+
+RTOL, ATOL = 1e-6, 1e-8  # of float64, where rounding is a thousand times smaller and a wrong eps larger
+FACTORS = {
+    math.sqrt(2): "sqrt(2)",
+    math.sqrt(3): "sqrt(3)",
+    2.0: "2",
+    0.5: "1/2",
+    math.log(2): "log(2)",
+    1 / math.log(2): "1/log(2)",
+}
+
+
+def equal(a: Tensor, b: Tensor) -> bool:
+    """The same shape and, but for rounding, the same numbers."""
+    rtol, atol = (RTOL, ATOL) if a.dtype == torch.float64 else (1e-4, 1e-5)
+    return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol, atol, equal_nan=True)
+
+
+def difference(mine: object, right: Tensor, axes: tuple[str, ...]) -> str | None:
+    """In what `mine` differs from what is right, or None. The axes name the dimensions."""
+    if not isinstance(mine, Tensor):
+        forgotten = ": is a `return` missing?" if mine is None else ""
+        return f"what comes back is {type(mine).__name__}, not a tensor{forgotten}"
+    if mine.shape != right.shape:
+        return different_shape(mine, right, axes)
+    if mine.dtype != right.dtype:
+        return f"the result is {short(mine.dtype)}, expected {short(right.dtype)} as the input"
+    if equal(mine, right):
+        return None
+    finite = torch.isfinite(mine) | ~torch.isfinite(right)
+    if not finite.all():
+        return f"{(~finite).sum()} of {mine.numel()} numbers are not finite, first at {first(~finite, axes)}"
+    return regularity(mine, right) or places(mine, right, axes)
+
+
+def different_shape(mine: Tensor, right: Tensor, axes: tuple[str, ...]) -> str:
+    named = ", ".join(axes)
+    says = f"the shape is {list(mine.shape)}, expected {list(right.shape)} ({named})"
+    if sorted(mine.shape) == sorted(right.shape):
+        says += ": the same sizes in another order, so look at your transposes"
+    return says
+
+
+def regularity(mine: Tensor, right: Tensor) -> str | None:
+    """A factor or an offset common to all numbers."""
+    factor = float((mine * right).sum() / (right * right).sum())
+    if factor and equal(mine, factor * right):
+        known = [name for value, name in FACTORS.items() if math.isclose(value, factor, rel_tol=1e-5)]
+        return f"every number is {factor:.4g} times what it should be" + "".join(
+            f" ({name})" for name in known
+        )
+    offset = float((mine - right).mean())
+    if equal(mine, right + offset):
+        return f"every number is off by the same {offset:.4g}"
+    return None
+
+
+def places(mine: Tensor, right: Tensor, axes: tuple[str, ...]) -> str:
+    """Where the numbers differ, if not everywhere, and the worst of them."""
+    off = (mine - right).abs()
+    wrong = ~torch.isclose(mine, right, RTOL if mine.dtype == torch.float64 else 1e-4, ATOL)
+    wrong = wrong if wrong.any() else off == off.max()
+    where = []
+    for dim, axis in enumerate(axes):
+        others = [d for d in range(wrong.dim()) if d != dim]
+        along = wrong.any(dim=others) if others else wrong
+        if not along.all():
+            indices = along.nonzero().flatten().tolist()
+            where.append(f"{axis} {', '.join(map(str, indices[:6]))}{' ...' if len(indices) > 6 else ''}")
+    worst = off.max() == off
+    a, b = float(mine[worst][0]), float(right[worst][0])
+    only = f"only {' and '.join(where)} differ; " if where else "numbers differ everywhere; "
+    return f"{only}the largest difference is at {first(worst, axes)}: {a:.5g}, expected {b:.5g}"
+
+
+def first(chosen: Tensor, axes: tuple[str, ...]) -> str:
+    index = chosen.nonzero()[0].tolist()
+    return ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=False)) or "the one number"
+
+
+def short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,126 @@
+"""What is right, by code that others wrote: torch's functions and transformers' GPT-2, on the student's own weights.
+
+Every function takes what the student made and its arguments. Gradients flow into the student's parameters.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+HUGGINGFACE = Path(transformers.__file__).parent
+
+
+def layer_norm(made: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], made.weight, made.bias, made.eps)
+
+
+def gelu(made: Any, x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def embedding(made: Any, ids: Tensor) -> Tensor:
+    places = torch.arange(ids.shape[1]).expand_as(ids)
+    return F.embedding(ids, made.tokens) + F.embedding(places, made.positions)
+
+
+def attention(made: Any, x: Tensor) -> Tensor:
+    T, D = x.shape[1:]
+    weights = (made.qkv.weight, made.qkv.bias, None, None, False, 0.0, made.out.weight, made.out.bias)
+    future = nn.Transformer.generate_square_subsequent_mask(T, dtype=x.dtype)
+    x = x.transpose(0, 1)  # this function has positions first
+    out, _ = F.multi_head_attention_forward(
+        x, x, x, D, made.n_heads, *weights, need_weights=False, attn_mask=future
+    )
+    return out.transpose(0, 1)
+
+
+def mlp(made: Any, x: Tensor) -> Tensor:
+    return F.linear(gelu(None, F.linear(x, made.up.weight, made.up.bias)), made.down.weight, made.down.bias)
+
+
+def block(made: Any, x: Tensor) -> Tensor:
+    whole = huggingface(1, 1, x.shape[-1], 1, made.attention.n_heads)
+    future = nn.Transformer.generate_square_subsequent_mask(x.shape[1], dtype=x.dtype)
+    out = functional_call(whole.transformer.h[0], block_weights(made), (x,), {"attention_mask": future})
+    return out[0] if isinstance(out, tuple) else out
+
+
+def gpt2(made: Any, ids: Tensor) -> Tensor:
+    n_tokens, dim = made.embedding.tokens.shape
+    max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
+    weights = {
+        "transformer.wte.weight": made.embedding.tokens,
+        "transformer.wpe.weight": made.embedding.positions,
+        "transformer.ln_f.weight": made.final_norm.weight,
+        "transformer.ln_f.bias": made.final_norm.bias,
+    }
+    for i, one in enumerate(made.blocks):
+        weights |= {f"transformer.h.{i}.{name}": value for name, value in block_weights(one).items()}
+    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
+    return functional_call(whole, weights, (ids,), {"use_cache": False}, tie_weights=True).logits
+
+
+def block_weights(made: Any) -> dict[str, Tensor]:
+    """A block's weights under HuggingFace's names; its Conv1D holds matrices the other way round."""
+    matrices = {
+        "attn.c_attn": made.attention.qkv,
+        "attn.c_proj": made.attention.out,
+        "mlp.c_fc": made.mlp.up,
+        "mlp.c_proj": made.mlp.down,
+    }
+    norms = {"ln_1": made.norm1, "ln_2": made.norm2}
+    return (
+        {f"{name}.weight": linear.weight.T for name, linear in matrices.items()}
+        | {f"{name}.weight": norm.weight for name, norm in norms.items()}
+        | {f"{name}.bias": made.bias for name, made in (matrices | norms).items()}
+    )
+
+
+@lru_cache(maxsize=8)
+def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_heads: int) -> GPT2LMHeadModel:
+    """GPT-2 from a config, so no network; its weights do not matter, and torch's random state is as before."""
+    config = GPT2Config(
+        vocab_size=n_tokens,
+        n_positions=max_seq_len,
+        n_embd=dim,
+        n_layer=n_layers,
+        n_head=n_heads,
+        bos_token_id=0,
+        eos_token_id=0,
+        attn_implementation="eager",
+    )
+    with torch.random.fork_rng():
+        return GPT2LMHeadModel(config).eval()
+
+
+def next_token_loss(made: Any, logits: Tensor, ids: Tensor) -> Tensor:
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def next_token_probabilities(
+    made: Any,
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    nucleus: float | None = None,
+) -> Tensor:
+    if temperature == 0:
+        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
+    ids = torch.zeros(len(logits), 1, dtype=torch.long)  # the warpers ask for them and do not look
+    logits = TemperatureLogitsWarper(temperature)(ids, logits)
+    logits = TopKLogitsWarper(top_k)(ids, logits) if top_k is not None else logits
+    logits = TopPLogitsWarper(nucleus)(ids, logits) if nucleus is not None else logits
+    return logits.softmax(dim=-1)
