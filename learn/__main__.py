@@ -1,4 +1,4 @@
-"""The course on the command line: `python3 -m learn` is the map, `python3 -m learn check [part]` checks and explains."""
+"""The courses on the command line: `python3 -m learn` is the map, `python3 -m learn check [what]` checks and explains."""
 
 import argparse
 import sys
@@ -8,55 +8,93 @@ import rich
 from rich.markup import escape
 from rich.table import Table
 
-from learn.course import Course, Verdict, judge_course
-from learn.gpt2_course import GPT2
+from learn.outline import COURSES, DONE, NOT_BUILT, NOT_CHECKED, WRONG, Outline, keep_progress, states
 
-COLOURS = {"right": "green", "wrong": "red", "not built": "dim"}
+COLOURS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 if all that was checked is right, else 1."""
-    parser = argparse.ArgumentParser(
-        "python3 -m learn", description="Build GPT-2 from scratch and be checked."
-    )
+    parser = argparse.ArgumentParser("python3 -m learn", description="Build transformers and be checked.")
     parser.add_argument("action", nargs="?", choices=["map", "check"], default="map")
-    parser.add_argument("part", nargs="?", choices=[part.name for part in GPT2.parts])
-    parser.add_argument("--file", type=Path, help="check this file in place of learn/gpt2_student.py")
+    parser.add_argument("what", nargs="?", help="a course, a part, or course.part: gpt2.Block")
+    parser.add_argument("--file", type=Path, help="check this file in place of the course's student file")
     args = parser.parse_args(arguments)
-    verdicts = judge_course(GPT2, args.file, args.part)
+    outlines = [Outline(name) for name in COURSES]
+    try:
+        chosen = choose(outlines, args.what)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.file and len(chosen) > 1:
+        parser.error("--file is one course's file: say which course, as in `check gpt2 --file mine.py`")
     if args.action == "map":
-        rich.print(progress(GPT2, verdicts))
-        print("What to read and where to begin: learn/gpt2.md. To be checked: python3 -m learn check [part]")
+        rich.print(progress(chosen, args.file))
+        print(
+            "Where to begin, and what to read: learn/README.md. To be checked: python3 -m learn check [part]"
+        )
         return 0
-    shown = [verdict for verdict in verdicts if args.part in (None, verdict.part.name)]
-    for verdict in shown:
-        rich.get_console().print(in_words(verdict), soft_wrap=True)
-    return int(any(verdict.state != "right" for verdict in shown))
+    return check(chosen, args.file)
 
 
-def progress(course: Course, verdicts: list[Verdict]) -> Table:
-    """The map: every part with its state."""
-    done = sum(verdict.state == "right" for verdict in verdicts)
-    table = Table(
-        title=f"{course.name}: {done} of {len(course.parts)} parts are right ({course.student.name})"
+def choose(outlines: list[Outline], what: str | None) -> list[tuple[Outline, str | None]]:
+    """The courses that are meant, each with the one part that is, or None for all of its parts."""
+    if what is None:
+        return [(outline, None) for outline in outlines]
+    course, _, part = what.rpartition(".")
+    found: list[tuple[Outline, str | None]] = [(o, None) for o in outlines if o.course == what]
+    if not found:
+        fits = [o for o in outlines if course in ("", o.course)]
+        found = [(o, name) for o in fits for name in o.parts() if name.lower() == part.lower()]
+    if not found:
+        names = "; ".join(f"{o.course}: {', '.join(o.parts())}" for o in outlines)
+        raise ValueError(f"there is no part {what!r}. There are: {names}")
+    if len(found) > 1:
+        raise ValueError(f"{what!r} may be any of {', '.join(f'{o.course}.{name}' for o, name in found)}")
+    return found
+
+
+def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
+    """Prints a verdict on every part as soon as it is known."""
+    from learn.checking.course import (  # they take seconds to import, and the map needs none
+        get_course,
+        judge_course,
     )
-    for column in ("part", "you write", "what it is", "state"):
+
+    all_right = True
+    for outline, part in chosen:
+        found = list[tuple[str, str]]()
+        for verdict in judge_course(get_course(outline.course), file, part):
+            text = in_words(f"{outline.course}.{verdict.part}", verdict.state, verdict.says, verdict.n_checks)
+            borrowed = f"\n  (checked with the solution's {', '.join(verdict.borrowed)})"
+            shown = text + borrowed * bool(verdict.borrowed and verdict.state == WRONG)
+            rich.get_console().print(shown, soft_wrap=True)
+            found.append((verdict.part, verdict.state))
+        keep_progress(file or outline.student, found)
+        all_right &= all(state == DONE for _, state in found)
+    return int(not all_right)
+
+
+def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Table:
+    """The map: every part with its state."""
+    known = {outline.course: states(outline, file or outline.student) for outline, _ in chosen}
+    all_states = [state for of_course in known.values() for state in of_course.values()]
+    table = Table(title=f"{all_states.count(DONE)} of {len(all_states)} parts are right")
+    for column in ("part", "what it is", "state"):
         table.add_column(column)
-    for verdict in verdicts:
-        part, colour = verdict.part, COLOURS[verdict.state]
-        table.add_row(part.name, part.defines, part.task, f"[{colour}]{verdict.state}[/]")
+    for outline, _ in chosen:
+        table.add_section()
+        for name, task in outline.parts().items():
+            state = known[outline.course][name]
+            table.add_row(f"{outline.course}.{name}", escape(task), f"[{COLOURS[state]}]{state}[/]")
     return table
 
 
-def in_words(verdict: Verdict) -> str:
+def in_words(part: str, state: str, says: str, n_checks: int) -> str:
     """One part's result, for the console."""
-    colour = COLOURS[verdict.state]
-    head = f"[{colour}]{verdict.part.name}: {verdict.state}[/]"
-    if verdict.state == "right":
-        n = len(verdict.part.checks)
-        return f"{head} ({n} checks)"
-    borrowed = f"\n  (checked with the solution's {', '.join(verdict.borrowed)})" if verdict.borrowed else ""
-    return f"{head}\n  {escape(verdict.says)}{borrowed if verdict.state == 'wrong' else ''}"
+    head = f"[{COLOURS[state]}]{part}: {state}[/]"
+    if state == DONE:
+        head += f" ({n_checks} checks)"
+    return f"{head}\n  {escape(says)}" if says else head
 
 
 if __name__ == "__main__":

@@ -25,7 +25,12 @@ ONLY_IN = {
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
     "statsmodels": {"explore/compare.py"},
-    "transformers": {"data/tokenizer.py", "gpt2.py", "model/huggingface.py", "learn/references.py"},
+    "transformers": {
+        "data/tokenizer.py",
+        "gpt2.py",
+        "model/huggingface.py",
+        "learn/courses/gpt2_references.py",
+    },
     "ray": {"train/cluster.py"},
     "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},
 }

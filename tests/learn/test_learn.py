@@ -1,138 +1,230 @@
-"""The course: a right file passes whatever its spelling, stubs are told what to do, mistakes and cheats are named."""
+"""The courses: a right file passes whatever its spelling, stubs are told what to do, mistakes and cheats are named."""
 
+import ast
+import importlib
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from learn import explain
+from learn import outline
 from learn.__main__ import main
-from learn.checks import looks_back_only
-from learn.course import Case, Wrong, judge, judge_course, load
-from learn.gpt2_course import GPT2
-from tests.learn.planted import MISTAKES
-from tests.learn.planted_cheats import CHEATS, OTHERS
+from learn.checking import explain
+from learn.checking.checks import looks_back_only
+from learn.checking.course import Part, Wrong, get_course, judge, judge_course, load
+from learn.outline import COURSES, Outline
 
-ANOTHER = Path(__file__).with_name("another_student.py")
-SOLUTION = load(GPT2.solution)
-PART = {part.name: part for part in GPT2.parts}
+FOLDER = Path(__file__).parent
+GPT2 = get_course("gpt2")
+COURSE = {name: get_course(name) for name in COURSES}
+SOLUTION = {name: load(course.outline.solution) for name, course in COURSE.items()}
 
 
-def planted(part, edits):
+def another(course):
+    """A right file in another spelling than the solution's: what the checks find must not hang on spelling."""
+    return FOLDER / course / "another.py"
+
+
+def edits_of(module, name):
+    """(course, part, phrase, edits) of all courses; edits are of their `another.py`."""
+    found = []
+    for course in COURSES:
+        planted = importlib.import_module(f"tests.learn.{course}.{module}")
+        found += [
+            pytest.param(course, *entry, id=f"{course}-{entry[0]}-{entry[1]}")
+            for entry in getattr(planted, name)
+        ]
+    return found
+
+
+def planted(course, part, edits):
     """What is said of a part after the edits; all other parts are right."""
-    text = ANOTHER.read_text(encoding="utf-8")
+    path = another(course)
+    text = path.read_text(encoding="utf-8")
     for old, new in edits:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    mistakes = tuple(mistake for mistake in GPT2.mistakes if mistake.part == part)
-    return judge(Case(PART[part], load(ANOTHER, text), SOLUTION, mistakes), ANOTHER)
+    return judge(COURSE[course].case(part, load(path, text), SOLUTION[course]), path)
 
 
-def in_short(value):
-    """Names of parametrised tests: edits are too long."""
-    return value if isinstance(value, str) else ""
+@pytest.fixture(autouse=True)
+def no_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr(outline, "PROGRESS", tmp_path / "progress.json")
 
 
-@pytest.mark.parametrize("file", [GPT2.solution, ANOTHER])
-def test_a_right_file_passes_every_check(file):
-    verdicts = judge_course(GPT2, file)
-    assert [(verdict.state, verdict.says) for verdict in verdicts] == [("right", "")] * len(GPT2.parts)
+@pytest.mark.parametrize("course", COURSES)
+def test_files_of_a_course_have_the_same_parts(course):
+    parts = list(Outline(course).parts())
+    assert list(outline.definitions(Outline(course).student)) == parts
+    assert list(COURSE[course].parts) == parts
+    assert all(Outline(course).parts().values()), "the map shows the first line of each docstring"
 
 
-def test_bare_stubs_are_told_where_to_begin(capsys):
-    assert main(["check"]) == 1
+@pytest.mark.parametrize("course", COURSES)
+def test_stubs_hold_no_code(course):
+    """Every function of a student's file ends in a bare `raise NotImplementedError`, after its docstring."""
+    tree = ast.parse(Outline(course).student.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            body = [ast.unparse(line) for line in node.body if not isinstance(line, ast.Expr)]
+            assert body == ["raise NotImplementedError"], node.name
+
+
+@pytest.mark.parametrize("course", COURSES)
+@pytest.mark.parametrize("spelling", ["solution", "another"])
+def test_a_right_file_passes_every_check(course, spelling):
+    file = Outline(course).solution if spelling == "solution" else another(course)
+    verdicts = list(judge_course(COURSE[course], file))
+    for verdict in verdicts:
+        assert verdict.state == "right", verdict.says
+    assert [v.part for v in verdicts] == list(COURSE[course].parts)
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_bare_stubs_are_told_where_to_begin(course, capsys):
+    assert main(["check", course]) == 1
     told = capsys.readouterr().out
-    for part in GPT2.parts:
-        assert f"{part.defines} is not built yet" in told
+    for part in COURSE[course].parts:
+        assert f"{part} is not built yet" in told
     assert "Traceback" not in told
-    assert "gpt2_student.py, line" in told
+    assert f"{course}_student.py, line" in told
 
 
-@pytest.mark.parametrize(("part", "phrase", "edits"), MISTAKES, ids=in_short)
-def test_a_planted_mistake_is_named(part, phrase, edits):
-    state, says = planted(part, edits)
+@pytest.mark.parametrize(("course", "part", "phrase", "edits"), edits_of("planted", "MISTAKES"))
+def test_a_planted_mistake_is_named(course, part, phrase, edits):
+    state, says = planted(course, part, edits)
     assert state == "wrong"
     assert says.startswith("it looks like"), says
     assert phrase in says
 
 
 def test_every_known_mistake_is_planted():
-    told = [(part, phrase) for part, phrase, _ in MISTAKES]
-    for mistake in GPT2.mistakes:
-        assert sum(part == mistake.part and phrase in mistake.says for part, phrase in told) == 1, (
-            mistake.says
-        )
+    told = [param.values[:3] for param in edits_of("planted", "MISTAKES")]
+    for course in COURSES:
+        for mistake in COURSE[course].mistakes:
+            times = sum(
+                (course, mistake.part) == (c, part) and phrase in mistake.says for c, part, phrase in told
+            )
+            assert times == 1, mistake.says
 
 
-@pytest.mark.parametrize(("part", "phrase", "edits"), CHEATS, ids=in_short)
-def test_a_cheat_is_caught(part, phrase, edits):
-    state, says = planted(part, edits)
+@pytest.mark.parametrize(("course", "part", "phrase", "edits"), edits_of("cheats", "CHEATS"))
+def test_a_cheat_is_caught(course, part, phrase, edits):
+    state, says = planted(course, part, edits)
     assert state == "wrong"
-    assert phrase in says
+    assert phrase in says, says
 
 
-@pytest.mark.parametrize(("part", "phrase", "edits"), OTHERS, ids=in_short)
-def test_anything_else_is_described(part, phrase, edits):
-    state, says = planted(part, edits)
+@pytest.mark.parametrize(("course", "part", "phrase", "edits"), edits_of("cheats", "OTHERS"))
+def test_anything_else_is_described(course, part, phrase, edits):
+    state, says = planted(course, part, edits)
     assert state == "wrong"
     assert not says.startswith("it looks like")
     assert any(one in says for one in phrase.split("|")), says
 
 
-def test_a_part_that_is_not_right_is_borrowed_for_those_after_it(tmp_path):
+def written(tmp_path, *edits, course="gpt2"):
+    """A right file but for these edits."""
     file = tmp_path / "mine.py"
-    text = ANOTHER.read_text(encoding="utf-8")
-    text = text.replace("return self.out(torch.cat(heads, dim=2))", "raise NotImplementedError")
-    file.write_text(text.replace("0.5 + 0.5 * t", "1 + t"), encoding="utf-8")
-    found = {verdict.part.name: verdict for verdict in judge_course(GPT2, file)}
-    assert [name for name in found if found[name].state != "right"] == ["gelu", "attention"]
+    text = another(course).read_text(encoding="utf-8")
+    for old, new in edits:
+        assert text.count(old) == 1, old
+        text = text.replace(old, new)
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_a_part_that_is_not_right_is_borrowed_for_those_after_it(tmp_path):
+    unbuilt = ("return self.out(torch.cat(heads, dim=2))", "raise NotImplementedError")
+    file = written(tmp_path, unbuilt, ("0.5 + 0.5 * t", "1 + t"))
+    found = {verdict.part: verdict for verdict in judge_course(GPT2, file)}
+    assert [name for name in found if found[name].state != "right"] == ["gelu", "CausalAttention"]
     assert found["gelu"].state == "wrong"
-    assert found["attention"].state == "not built"
-    assert found["gpt2"].borrowed == ("gelu", "CausalAttention")
+    assert found["CausalAttention"].state == "not built"
+    assert found["GPT2"].borrowed == ("gelu", "CausalAttention")
 
 
 def test_one_part_alone(tmp_path, capsys):
     file = tmp_path / "mine.py"
-    stubs = GPT2.student.read_text(encoding="utf-8")
+    stubs = GPT2.outline.student.read_text(encoding="utf-8")
     mlp = "self.up, self.down = nn.Linear(dim, 4 * dim), nn.Linear(4 * dim, dim)"
     head, tail = stubs.split("class MLP(nn.Module):")
     tail = tail.replace("raise NotImplementedError", mlp, 1)
     tail = tail.replace("raise NotImplementedError", "return self.down(gelu(self.up(x)))", 1)
     file.write_text(f"{head}class MLP(nn.Module):{tail}", encoding="utf-8")
-    assert main(["check", "mlp", "--file", str(file)]) == 0
-    assert capsys.readouterr().out.split("(")[0].strip() == "mlp: right"
+    assert main(["check", "gpt2.mlp", "--file", str(file)]) == 0
+    assert capsys.readouterr().out.split("(")[0].strip() == "gpt2.MLP: right"
 
 
 def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
     file = tmp_path / "mine.py"
     file.write_text("import torch\n\ndef gelu(x:\n", encoding="utf-8")
-    assert main(["check", "gelu", "--file", str(file)]) == 1
+    assert main(["check", "gpt2.gelu", "--file", str(file)]) == 1
     told = capsys.readouterr().out
     assert "mine.py cannot be read" in told
     assert "line 3" in told
 
 
-def test_the_map_shows_progress(tmp_path, capsys):
-    file = tmp_path / "mine.py"
-    text = ANOTHER.read_text(encoding="utf-8")
-    file.write_text(
-        text.replace("return torch.stack(losses).mean()", "raise NotImplementedError"), encoding="utf-8"
+def test_what_is_not_there_is_told_with_what_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["check", "gpt2.Atention"])
+    told = capsys.readouterr().err
+    assert "no part 'gpt2.Atention'" in told
+    assert "CausalAttention" in told
+
+
+def test_an_endless_loop_ends():
+    endless = Part(make=lambda my: my.loop, checks=(lambda case: case.part.make(case.mine)(),), seconds=0.3)
+    text = "def loop():\n    while True:\n        try:\n            pass\n        except Exception:\n            pass\n"
+    path = Path("mine.py")
+    case = GPT2.case("gelu", load(path, text), SOLUTION["gpt2"])
+    begin = time.monotonic()
+    state, says = judge(type(case)("loop", endless, case.mine, case.solution, ()), path)
+    assert (state, time.monotonic() - begin < 10) == ("wrong", True)
+    assert "had not ended after 0 s: an endless loop? It was at line" in says
+
+
+def test_the_map_shows_what_checks_found(tmp_path, capsys):
+    file = written(
+        tmp_path,
+        ("return torch.stack(losses).mean()", "raise NotImplementedError"),
+        ("0.5 + 0.5 * t", "1 + t"),
     )
-    assert main(["map", "--file", str(file)]) == 0
-    told = capsys.readouterr().out
-    assert "8 of 9 parts are right" in told
-    assert "not built" in told
+    arguments = ["map", "gpt2", "--file", str(file)]
+    assert shown(arguments, capsys) == {"not checked": 8, "not built": 1}
+    main(["check", "gpt2", "--file", str(file)])
+    capsys.readouterr()
+    assert shown(arguments, capsys) == {"right": 7, "wrong": 1, "not built": 1}
+    text = file.read_text(encoding="utf-8")
+    file.write_text(text.replace("1 + t", "0.5 + 0.5 * t") + "\n# a comment\n", encoding="utf-8")
+    assert shown(arguments, capsys) == {"right": 7, "not checked": 1, "not built": 1}
+    outline.PROGRESS.write_text("{not json", encoding="utf-8")
+    assert shown(arguments, capsys) == {"not checked": 8, "not built": 1}
+    file.write_text("def gelu(x:", encoding="utf-8")
+    assert shown(arguments, capsys) == {"not built": 9}
+
+
+def shown(arguments, capsys):
+    assert main(arguments) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if "gpt2." in line]
+    states = [row.split("│")[3].strip() for row in rows]
+    return {state: states.count(state) for state in states}
+
+
+def test_the_map_does_without_a_place_to_write(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(outline, "PROGRESS", tmp_path / "missing" / "progress.json")
+    assert main(["check", "gpt2.gelu", "--file", str(another("gpt2"))]) == 0
+    capsys.readouterr()
+    assert shown(["map", "gpt2", "--file", str(another("gpt2"))], capsys) == {"not checked": 9}
 
 
 def test_looking_ahead_is_found_by_itself():
+    text = another("gpt2").read_text(encoding="utf-8")
+    ahead = text.replace("torch.where(place[:, None] >= place, scores, -torch.inf)", "scores")
     with pytest.raises(Wrong, match="position 0 looks ahead"):
-        looks_back_only(Case(PART["attention"], load(ANOTHER, edited_mask("scores")), SOLUTION, ()))
-    looks_back_only(Case(PART["attention"], load(ANOTHER), SOLUTION, ()))
-
-
-def edited_mask(mask):
-    text = ANOTHER.read_text(encoding="utf-8")
-    return text.replace("torch.where(place[:, None] >= place, scores, -torch.inf)", mask)
+        looks_back_only(GPT2.case("CausalAttention", load(another("gpt2"), ahead), SOLUTION["gpt2"]))
+    looks_back_only(GPT2.case("CausalAttention", load(another("gpt2")), SOLUTION["gpt2"]))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from learn.course import Case, Mistake, load
+from learn.checking.course import Case, Mistake, load
 
 ENTRY = re.compile(r"^# (\w+): (.+)\n((?:-.*\n)+)((?:\+.*\n)+)", re.MULTILINE)
 

@@ -2,8 +2,12 @@
 
 import sys
 from contextlib import ExitStack
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from types import FrameType
 
+import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +25,25 @@ READY_MADE = {
     "log_softmax": "a ready-made loss",
 }
 PLAIN = {"linalg_vector_norm", "vector_norm", "linalg_norm"}  # lengths of vectors are arithmetic
+COMPILED = ("tokenizers", "tiktoken", "sentencepiece")  # packages whose work is done outside Python
+
+
+PROJECT = Path(__file__).parents[2]
+PLACES = {
+    **{PROJECT / name: f"{name}/" for name in ("model", "data", "train", "explore")},
+    Path(torch.optim.__file__).parent: "torch.optim",
+    **{
+        Path(spec.origin).parent: "transformers"
+        for spec in [find_spec("transformers")]
+        if spec and spec.origin
+    },
+}
+
+
+@cache
+def ready_made_place(file: str) -> str | None:
+    """Of a file with such models' parts, or optimizers: which of the places it is in."""
+    return next((place for folder, place in PLACES.items() if folder in Path(file).parents), None)
 
 
 class Spy:
@@ -33,6 +56,7 @@ class Spy:
     def __init__(self) -> None:
         self.seen: dict[str, None] = {}  # names in the order of their first use
         self.code: set[tuple[str, str]] = set()  # file, and the class or function at its top level
+        self.compiled: set[tuple[str, str]] = set()  # package, and function
         self.modes = ExitStack()
 
     def __enter__(self) -> "Spy":
@@ -48,6 +72,17 @@ class Spy:
     def on_event(self, frame: FrameType, event: str, argument: object) -> None:
         if event == "call":
             self.code.add((frame.f_code.co_filename, frame.f_code.co_qualname.split(".")[0]))
+        elif event == "c_call":
+            module = (
+                getattr(argument, "__module__", None) or type(getattr(argument, "__self__", None)).__module__
+            )
+            if module.split(".")[0] in COMPILED:
+                self.compiled.add((module.split(".")[0], getattr(argument, "__name__", "a function")))
+
+    def work_of_others(self) -> list[tuple[str, str]]:
+        """(where from, class or function) of what ran of packages and of this project that builds such models."""
+        ran = [(place, name) for file, name in self.code if (place := ready_made_place(file))]
+        return sorted(ran) + sorted(self.compiled)
 
     def cheats(self) -> dict[str, str]:
         """Operators that did the student's work, and what they are."""

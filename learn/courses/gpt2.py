@@ -5,22 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learn import references
-from learn.checks import EVERY, FUNCTION, MODULE, has, looks_back_only, own, parity
-from learn.course import HERE, Case, Course, Part, Wrong
-from learn.mistakes import read_mistakes
+from learn.checking.checks import EVERY, FUNCTION, MODULE, has, looks_back_only, own, parity
+from learn.checking.course import Case, Course, Part, Wrong
+from learn.checking.mistakes import read_mistakes
+from learn.checking.samples import floats, integers
+from learn.courses import gpt2_references as references
+from learn.outline import Outline
 
 V, T, D, H, LAYERS = 13, 9, 12, 3, 2  # tokens, positions, width, heads; all different, so that no mix-up fits
 STREAM = ("sample", "position", "feature")
 
 
-def floats(*shape: int, spread: float = 1.0) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(shape))
-    return spread * torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
 def ids(*shape: int) -> Tensor:
-    return torch.randint(V, shape, generator=torch.Generator().manual_seed(sum(shape)))
+    return integers(V, *shape)
 
 
 def streams() -> list[tuple]:
@@ -37,11 +34,8 @@ def tied(case: Case) -> None:
             )
 
 
-PARTS = (
-    Part(
-        "layernorm",
-        "LayerNorm",
-        "mean 0 and variance 1 over the features",
+PARTS = {
+    "LayerNorm": Part(
         lambda my: my.LayerNorm(D),
         # Small numbers, so that eps matters, around a mean that is not 0.
         lambda: [(floats(2, 7, D, spread=0.01) + 0.03,), (floats(5, D),)],
@@ -49,50 +43,35 @@ PARTS = (
         STREAM,
         (*EVERY, has(weight=[D], bias=[D], eps=float), *MODULE),
     ),
-    Part(
-        "gelu",
-        "gelu",
-        "the activation, by tanh",
+    "gelu": Part(
         lambda my: my.gelu,
         lambda: [(floats(4, 5, spread=2.0),), (floats(3),)],
         references.gelu,
         ("row", "column"),
         (*EVERY, *FUNCTION),
     ),
-    Part(
-        "embedding",
-        "Embedding",
-        "tokens and positions to vectors",
+    "Embedding": Part(
         lambda my: my.Embedding(V, T, D),
         lambda: [(ids(2, 7),), (ids(3, 1),), (ids(1, T),)],
         references.embedding,
         STREAM,
         (*EVERY, has(tokens=[V, D], positions=[T, D]), *MODULE),
     ),
-    Part(
-        "attention",
-        "CausalAttention",
-        "each position looks at its past",
+    "CausalAttention": Part(
         lambda my: my.CausalAttention(D, H),
         streams,
         references.attention,
         STREAM,
         (*EVERY, has(qkv=nn.Linear, out=nn.Linear, n_heads=int), *MODULE, looks_back_only),
     ),
-    Part(
-        "mlp",
-        "MLP",
-        "each position by itself",
+    "MLP": Part(
         lambda my: my.MLP(D),
         streams,
         references.mlp,
         STREAM,
         (*EVERY, has(up=nn.Linear, down=nn.Linear), *MODULE),
     ),
-    Part(
-        "block",
-        "Block",
-        "norm, attention, norm, MLP, around a residual stream",
+    "Block": Part(
         lambda my: my.Block(D, H),
         streams,
         references.block,
@@ -104,10 +83,7 @@ PARTS = (
             looks_back_only,
         ),
     ),
-    Part(
-        "gpt2",
-        "GPT2",
-        "ids to logits, equal to HuggingFace's",
+    "GPT2": Part(
         lambda my: my.GPT2(V, T, D, LAYERS, H),
         lambda: [(ids(2, 7),), (ids(1, 1),), (ids(2, T),)],
         references.gpt2,
@@ -120,20 +96,14 @@ PARTS = (
             looks_back_only,
         ),
     ),
-    Part(
-        "loss",
-        "next_token_loss",
-        "cross-entropy of the next token",
+    "next_token_loss": Part(
         lambda my: my.next_token_loss,
         lambda: [(floats(2, 7, V), ids(2, 7)), (floats(2, 4, V, spread=1000.0), ids(2, 4))],
         references.next_token_loss,
         (),
         (*EVERY, *FUNCTION),
     ),
-    Part(
-        "sampler",
-        "next_token_probabilities",
-        "greedy, temperature, top-k, nucleus",
+    "next_token_probabilities": Part(
         lambda my: my.next_token_probabilities,
         lambda: [
             (floats(3, V), *settings)
@@ -143,12 +113,7 @@ PARTS = (
         ("sample", "token"),
         (own, parity(), parity(dtype=torch.float32)),
     ),
-)
+}
 
-GPT2 = Course(
-    "gpt2",
-    HERE / "gpt2_student.py",
-    HERE / "solution" / "gpt2.py",
-    PARTS,
-    read_mistakes(HERE / "gpt2_mistakes.txt"),
-)
+OUTLINE = Outline("gpt2")
+COURSE = Course(OUTLINE, PARTS, read_mistakes(OUTLINE.mistakes))

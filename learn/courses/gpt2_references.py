@@ -4,11 +4,9 @@ Every function takes what the student made and its arguments. Gradients flow int
 """
 
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -19,8 +17,6 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-
-HUGGINGFACE = Path(transformers.__file__).parent
 
 
 def layer_norm(made: Any, x: Tensor) -> Tensor:
@@ -100,10 +96,11 @@ def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_head
         n_head=n_heads,
         bos_token_id=0,
         eos_token_id=0,
-        attn_implementation="eager",
     )
     with torch.random.fork_rng():
-        return GPT2LMHeadModel(config).eval()
+        model = GPT2LMHeadModel(config).eval()
+    model.set_attn_implementation("eager")
+    return model
 
 
 def next_token_loss(made: Any, logits: Tensor, ids: Tensor) -> Tensor:

@@ -1,17 +1,16 @@
 """What a part must stand: checks that raise Wrong with a sentence for the student, or return."""
 
 import inspect
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from learn.course import Case, Check, Wrong
-from learn.explain import difference, equal
-from learn.mistakes import made_by_variant, variants
-from learn.references import HUGGINGFACE
-from learn.spy import Spy
+from learn.checking.course import Case, Check, Wrong
+from learn.checking.explain import difference, equal
+from learn.checking.mistakes import made_by_variant, variants
+from learn.checking.spy import Spy
 
 MAY_CONTAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity)
 SPREAD = 0.1  # of what is added to every parameter, so that ones and zeros hide nothing
@@ -19,7 +18,7 @@ SPREAD = 0.1  # of what is added to every parameter, so that ones and zeros hide
 
 def own(case: Case) -> None:
     """The class or function is there, and is the student's own."""
-    name, home = case.part.defines, case.mine.__name__
+    name, home = case.name, case.mine.__name__
     thing = getattr(case.mine, name, None)
     if thing is None:
         raise Wrong(f"there is no {name} in the file: put the stub back, its name has to stay.")
@@ -34,10 +33,19 @@ def own(case: Case) -> None:
     made = case.part.make(case.mine)
     for inner in made.modules() if isinstance(made, nn.Module) else ():
         kind = type(inner)
-        if kind not in MAY_CONTAIN and kind.__module__ not in (home, case.solution.__name__):
+        if (
+            kind not in MAY_CONTAIN
+            and kind.__module__ not in (home, case.solution.__name__)
+            and not is_course(kind)
+        ):
             raise Wrong(
                 f"{name} has a {kind.__module__}.{kind.__name__} inside: here you write that yourself."
             )
+
+
+def is_course(kind: type) -> bool:
+    """Whether a class is of a course's file that the student's file imports."""
+    return kind.__module__.startswith("learn.")
 
 
 def has(**kinds: Any) -> Check:
@@ -46,7 +54,7 @@ def has(**kinds: Any) -> Check:
     def check(case: Case) -> None:
         made = case.part.make(case.mine)
         for name, kind in kinds.items():
-            what = f"the attribute `{name}` of {case.part.defines}"
+            what = f"the attribute `{name}` of {case.name}"
             if not hasattr(made, name):
                 raise Wrong(f"{what} is missing; the docstring lists what it should have.")
             value = getattr(made, name)
@@ -70,7 +78,7 @@ def is_parameter(what: str, value: object, shape: list[int]) -> None:
 def seeded(case: Case) -> None:
     """With one seed the same weights as the solution's: names, shapes, sizes, and the order of drawing."""
     mine, right = weights(case, case.mine), weights(case, case.solution)
-    same_names(case.part.defines, mine, right)
+    same_names(case.name, mine, right)
     if all(equal(mine[name], right[name]) for name in right):
         return
     for mistake, module in variants(case):
@@ -143,7 +151,7 @@ def ready(case: Case, spread: float, dtype: torch.dtype) -> Any:
         if isinstance(made, nn.Module):
             with torch.no_grad():
                 for parameter in made.parameters():
-                    parameter += spread * torch.randn_like(parameter)
+                    parameter.add_(spread * torch.randn_like(parameter))
             made = made.to(dtype)
     return made
 
@@ -158,15 +166,13 @@ def call(case: Case, made: Any, args: tuple) -> Any:
     out = made(*copies)
     for copy, arg in zip(copies, args, strict=True):
         if isinstance(arg, Tensor) and not torch.equal(copy, arg):
-            raise Wrong(
-                f"{case.part.defines} changes its input: an operation in place (`+=`, `masked_fill_`)?"
-            )
+            raise Wrong(f"{case.name} changes its input: an operation in place (`+=`, `masked_fill_`)?")
     return out
 
 
 def settings(case: Case, args: tuple) -> str:
     """The arguments that are not tensors, by name."""
-    names = list(inspect.signature(getattr(case.solution, case.part.defines)).parameters)
+    names = list(inspect.signature(getattr(case.solution, case.name)).parameters)
     told = [
         f"{n}={a}" for n, a in zip(names, args, strict=False) if not isinstance(a, Tensor) and a is not None
     ]
@@ -199,7 +205,9 @@ def gradients(case: Case) -> None:
         for a in cast(case.part.inputs()[0], torch.float64)
     )
     out, right = made(*args), case.part.reference(made, *args)
-    sources = {f"`{n}`": p for n, p in made.named_parameters()} if isinstance(made, nn.Module) else {}
+    sources = dict[str, Tensor]()
+    if isinstance(made, nn.Module):
+        sources |= {f"`{n}`": p for n, p in made.named_parameters()}
     sources |= {f"input {i}": a for i, a in enumerate(args, 1) if isinstance(a, Tensor) and a.requires_grad}
     weight = torch.randn(right.shape, generator=torch.Generator().manual_seed(2), dtype=right.dtype)
     expected = torch.autograd.grad((right * weight).sum(), list(sources.values()))
@@ -240,12 +248,35 @@ def by_hand(case: Case) -> None:
             raise Wrong(
                 f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself."
             )
-        for file, name in spy.code:
-            copied = name == case.part.defines and file == case.solution.__file__ != case.mine.__file__
-            if copied or HUGGINGFACE in Path(file).parents:
-                raise Wrong(
-                    f"right, but {name} in {Path(file).name} did the work: here you write that yourself."
-                )
+        for place, name in spy.work_of_others():
+            raise Wrong(f"right, but {name} of {place} did the work: here you write that yourself.")
+        if case.solution.__file__ != case.mine.__file__ and (case.solution.__file__, case.name) in spy.code:
+            raise Wrong(f"right, but {case.name} of the solution did the work: here you write that yourself.")
+
+
+def agrees(
+    compute: Callable[[Any], Any], right: Callable[[], Any], differ: Callable[[Any, Any], str | None]
+) -> Check:
+    """What `compute` gets with the student's file is what is right, whatever kind of value that is.
+
+    `differ` says in what two such values differ, or None if they do not. Mistakes are known by their results.
+    """
+
+    def check(case: Case) -> None:
+        mine, expected = compute(case.mine), right()
+        says = differ(mine, expected)
+        if says is None:
+            return
+        for mistake, module in variants(case):
+            try:
+                other = compute(module)
+            except Exception:  # a variant need not run on everything
+                continue
+            if differ(mine, other) is None and differ(other, expected) is not None:
+                raise Wrong(f"it looks like {mistake.says}.")
+        raise Wrong(f"{case.name}: {says}.")
+
+    return check
 
 
 EVERY = (own,)

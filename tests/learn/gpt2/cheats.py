@@ -1,8 +1,8 @@
-"""Cheats and oddities to plant in tests/learn/another_student.py: the part, what should be said, (old, new) edits."""
+"""Cheats and oddities to plant in tests/learn/gpt2/another.py: the part, what should be said, (old, new) edits."""
 
 CHEATS = [
     (
-        "layernorm",
+        "LayerNorm",
         "layer_norm`",
         [
             (
@@ -12,7 +12,7 @@ CHEATS = [
         ],
     ),
     (
-        "layernorm",
+        "LayerNorm",
         "layer_norm`",
         [
             (
@@ -22,7 +22,7 @@ CHEATS = [
         ],
     ),
     (
-        "layernorm",
+        "LayerNorm",
         "layer_norm`",
         [
             (
@@ -31,10 +31,10 @@ CHEATS = [
             )
         ],
     ),
-    ("layernorm", "comes from torch.nn", [("class LayerNorm(nn.Module)", "class LayerNorm(nn.LayerNorm)")]),
-    ("layernorm", "comes from torch.nn", [("def gelu(x)", "LayerNorm = nn.LayerNorm\n\n\ndef gelu(x)")]),
+    ("LayerNorm", "comes from torch.nn", [("class LayerNorm(nn.Module)", "class LayerNorm(nn.LayerNorm)")]),
+    ("LayerNorm", "comes from torch.nn", [("def gelu(x)", "LayerNorm = nn.LayerNorm\n\n\ndef gelu(x)")]),
     (
-        "layernorm",
+        "LayerNorm",
         "group_norm`",
         [
             (
@@ -48,7 +48,7 @@ CHEATS = [
     ("gelu", "`gelu`", [("return x * (0.5 + 0.5 * t)", "return torch.ops.aten.gelu(x, approximate='tanh')")]),
     ("gelu", "comes from torch", [("class Embedding", "gelu = torch._C._nn.gelu\n\n\nclass Embedding")]),
     (
-        "embedding",
+        "Embedding",
         "`embedding`",
         [
             (
@@ -58,7 +58,7 @@ CHEATS = [
         ],
     ),
     (
-        "embedding",
+        "Embedding",
         "`embedding`",
         [
             (
@@ -68,7 +68,7 @@ CHEATS = [
         ],
     ),
     (
-        "embedding",
+        "Embedding",
         "`embedding`",
         [
             (
@@ -78,12 +78,12 @@ CHEATS = [
         ],
     ),
     (
-        "embedding",
+        "Embedding",
         "Embedding inside",
         [("std = 0.02", "std = 0.02\n        self.inner = nn.Embedding(2, 2)")],
     ),
     (
-        "attention",
+        "CausalAttention",
         "scaled_dot_product",
         [
             (
@@ -93,7 +93,7 @@ CHEATS = [
         ],
     ),
     (
-        "attention",
+        "CausalAttention",
         "scaled_dot_product",
         [
             (
@@ -103,7 +103,7 @@ CHEATS = [
         ],
     ),
     (
-        "attention",
+        "CausalAttention",
         "MultiheadAttention inside",
         [
             (
@@ -112,24 +112,24 @@ CHEATS = [
             )
         ],
     ),
-    ("mlp", "`gelu`", [("x = gelu(x)", "x = nn.functional.gelu(x, approximate='tanh')")]),
+    ("MLP", "`gelu`", [("x = gelu(x)", "x = nn.functional.gelu(x, approximate='tanh')")]),
     (
-        "mlp",
+        "MLP",
         "GELU inside",
         [("self.up, self.down =", "self.act = nn.GELU('tanh')\n        self.up, self.down =")],
     ),
     (
-        "block",
+        "Block",
         "layer_norm`",
         [("self.norm2(x)", "torch.layer_norm(x, x.shape[-1:], self.norm2.weight, self.norm2.bias)")],
     ),
     (
-        "block",
+        "Block",
         "comes from learn.solution",
         [("class GPT2(", "from learn.solution.gpt2 import Block\n\n\nclass GPT2(")],
     ),
     (
-        "gpt2",
+        "GPT2",
         "tied",
         [
             (
@@ -139,7 +139,7 @@ CHEATS = [
         ],
     ),
     (
-        "loss",
+        "next_token_loss",
         "a ready-made loss",
         [
             (
@@ -149,12 +149,12 @@ CHEATS = [
         ],
     ),
     (
-        "loss",
+        "next_token_loss",
         "log_softmax",
         [("now = logits[:, t] - logits[:, t].amax(-1, keepdim=True)", "now = logits[:, t].log_softmax(-1)")],
     ),
     (
-        "attention",
+        "CausalAttention",
         "multi_head_attention_forward",
         [
             (
@@ -168,8 +168,8 @@ CHEATS = [
         ],
     ),
     (
-        "attention",
-        "CausalAttention in gpt2.py",
+        "CausalAttention",
+        "CausalAttention of the solution",
         [
             (
                 "self.n_heads = n_heads",
@@ -183,12 +183,12 @@ CHEATS = [
     ),
     (
         "gelu",
-        "gelu in gpt2.py",
+        "gelu of the solution",
         [("root = (2 / math.pi) ** 0.5", "from learn.solution import gpt2; return gpt2.gelu(x)")],
     ),
     (
         "gelu",
-        "NewGELUActivation in activations.py",
+        "NewGELUActivation of transformers",
         [
             (
                 "root = (2 / math.pi) ** 0.5",
@@ -200,62 +200,62 @@ CHEATS = [
 
 # None of the known mistakes, but something is to be said; `|` stands between two ways of saying it.
 OTHERS = [
-    ("layernorm", "there is no LayerNorm", [("class LayerNorm(", "class Norm(")]),
+    ("LayerNorm", "there is no LayerNorm", [("class LayerNorm(", "class Norm(")]),
     (
-        "layernorm",
+        "LayerNorm",
         "`bias` of LayerNorm is missing",
         [("self.bias = nn.Parameter(torch.zeros(dim))", "self.shift = 0")],
     ),
-    ("layernorm", "only an nn.Parameter", [("nn.Parameter(torch.ones(dim))", "torch.ones(dim)")]),
-    ("layernorm", "has shape [1, 12], expected [12]", [("torch.ones(dim)", "torch.ones(1, dim)")]),
-    ("layernorm", "start as 1 everywhere", [("torch.ones(dim)", "torch.rand(dim)")]),
-    ("layernorm", "is a `return` missing", [("return y + self.bias", "y + self.bias")]),
-    ("layernorm", "changes its input", [("(x - mean)", "x.sub_(mean)")]),
-    ("layernorm", "gradient of `weight`|reaches `weight`", [("y * self.weight", "y * self.weight.detach()")]),
+    ("LayerNorm", "only an nn.Parameter", [("nn.Parameter(torch.ones(dim))", "torch.ones(dim)")]),
+    ("LayerNorm", "has shape [1, 12], expected [12]", [("torch.ones(dim)", "torch.ones(1, dim)")]),
+    ("LayerNorm", "start as 1 everywhere", [("torch.ones(dim)", "torch.rand(dim)")]),
+    ("LayerNorm", "is a `return` missing", [("return y + self.bias", "y + self.bias")]),
+    ("LayerNorm", "changes its input", [("(x - mean)", "x.sub_(mean)")]),
+    ("LayerNorm", "gradient of `weight`|reaches `weight`", [("y * self.weight", "y * self.weight.detach()")]),
     (
-        "layernorm",
+        "LayerNorm",
         "gradient of input 1",
         [("mean = x.mean(-1, keepdim=True)", "mean = x.mean(-1, keepdim=True).detach()")],
     ),
-    ("layernorm", "AttributeError", [("x.var(-1", "x.variance(-1")]),
-    ("layernorm", "another_student.py, line 18", [("x.var(-1", "x.variance(-1")]),
-    ("layernorm", "float64, expected float32", [("return y + self.bias", "return (y + self.bias).double()")]),
+    ("LayerNorm", "AttributeError", [("x.var(-1", "x.variance(-1")]),
+    ("LayerNorm", "another.py, line 18", [("x.var(-1", "x.variance(-1")]),
+    ("LayerNorm", "float64, expected float32", [("return y + self.bias", "return (y + self.bias).double()")]),
     ("gelu", "times what it should be (1/2)", [("0.5 + 0.5 * t", "0.25 + 0.25 * t")]),
     ("gelu", "no gradient flows", [("return x * (0.5 + 0.5 * t)", "return (x * (0.5 + 0.5 * t)).detach()")]),
     (
-        "embedding",
+        "Embedding",
         "another order",
         [("return x + self.positions[places]", "return (x + self.positions[places]).mT")],
     ),
-    ("embedding", "0.0283, expected 0.02|standard deviation", [("std = 0.02", "std = 0.03")]),
-    ("embedding", "drawn in another order", [("std = 0.02", "std = 0.02; torch.rand(1)")]),
+    ("Embedding", "0.0283, expected 0.02|standard deviation", [("std = 0.02", "std = 0.03")]),
+    ("Embedding", "drawn in another order", [("std = 0.02", "std = 0.02; torch.rand(1)")]),
     (
-        "embedding",
+        "Embedding",
         "only position 3 differ",
         [("places = torch.arange(ids.shape[1])", "places = torch.arange(ids.shape[1]); places[3:4] = 0")],
     ),
     (
-        "attention",
+        "CausalAttention",
         "expected Linear",
         [("self.out = nn.Linear(dim, dim)", "self.out = nn.Sequential(nn.Linear(dim, dim))")],
     ),
     (
-        "attention",
+        "CausalAttention",
         "off by the same",
         [("self.out(torch.cat(heads, dim=2))", "self.out(torch.cat(heads, dim=2)) + 1.5")],
     ),
     (
-        "attention",
+        "CausalAttention",
         "not finite",
         [("scores = torch.where(place[:, None] >= place, scores, -torch.inf)", "scores = scores / 0")],
     ),
     (
-        "block",
+        "Block",
         "expected LayerNorm",
         [("self.norm2, self.mlp = LayerNorm(dim)", "self.norm2, self.mlp = nn.Linear(dim, dim)")],
     ),
     (
-        "gpt2",
+        "GPT2",
         "does not belong there",
         [
             (
@@ -264,6 +264,10 @@ OTHERS = [
             )
         ],
     ),
-    ("gpt2", "should start as 0", [("nn.init.zeros_(linear.bias)", "nn.init.ones_(linear.bias)")]),
-    ("sampler", "temperature=0.7, top_k=5, nucleus=0.8", [("n = 1", "n = 1 if temperature == 1 else 4")]),
+    ("GPT2", "should start as 0", [("nn.init.zeros_(linear.bias)", "nn.init.ones_(linear.bias)")]),
+    (
+        "next_token_probabilities",
+        "temperature=0.7, top_k=5, nucleus=0.8",
+        [("n = 1", "n = 1 if temperature == 1 else 4")],
+    ),
 ]

@@ -1,0 +1,105 @@
+"""What there is to build and how far one is, read from the files' text alone: the map must not wait for torch."""
+
+import ast
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PROGRESS = HERE / "progress.json"  # results of the last checks, by file, part and the text that was checked
+COURSES = ("gpt2",)  # in the order to build them
+DONE, WRONG, NOT_BUILT, NOT_CHECKED = "right", "wrong", "not built", "not checked"
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A course by its files: every public class and function of the solution is a part, in that order."""
+
+    course: str
+
+    @property
+    def student(self) -> Path:
+        return HERE / f"{self.course}_student.py"
+
+    @property
+    def solution(self) -> Path:
+        return HERE / "solution" / f"{self.course}.py"
+
+    @property
+    def mistakes(self) -> Path:
+        return HERE / "courses" / f"{self.course}_mistakes.txt"
+
+    def parts(self) -> dict[str, str]:
+        """The parts' names, and the first sentence of each docstring."""
+        found = definitions(self.solution)
+        return {name: (ast.get_docstring(node) or "").split("\n")[0] for name, node in found.items()}
+
+
+Definition = ast.ClassDef | ast.FunctionDef
+
+
+def definitions(file: Path) -> dict[str, Definition]:
+    """Public classes and functions at the top level. SyntaxError where the file is none of Python's."""
+    tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
+    return {
+        node.name: node
+        for node in tree.body
+        if isinstance(node, Definition) and not node.name.startswith("_")
+    }
+
+
+def states(outline: Outline, file: Path) -> dict[str, str]:
+    """The state of every part in a student's file: as it was last checked, unless its text changed since."""
+    try:
+        written = definitions(file)
+    except (SyntaxError, ValueError):  # a check will say what is wrong with it
+        written = {}
+    known = read_progress().get(str(file.resolve()), {})
+    return {name: state(written.get(name), known.get(name, {})) for name in outline.parts()}
+
+
+def state(node: Definition | None, known: dict[str, str]) -> str:
+    if node is None or is_stub(node):
+        return NOT_BUILT
+    return known["state"] if known.get("text") == digest(node) else NOT_CHECKED
+
+
+def is_stub(node: Definition) -> bool:
+    """Whether a bare `raise NotImplementedError` is left in it."""
+    return any(
+        isinstance(inner, ast.Raise)
+        and isinstance(inner.exc, ast.Name)
+        and inner.exc.id == NotImplementedError.__name__
+        for inner in ast.walk(node)
+    )
+
+
+def digest(node: Definition) -> str:
+    """Of the code as Python reads it: comments and line breaks do not count."""
+    return hashlib.sha256(ast.dump(node).encode()).hexdigest()
+
+
+def read_progress() -> dict[str, dict[str, dict[str, str]]]:
+    try:
+        return json.loads(PROGRESS.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or not one of ours: checks make it anew
+        return {}
+
+
+def keep_progress(file: Path, checked: Iterable[tuple[str, str]]) -> None:
+    """Remember (part, state) pairs of a file for the map. Where nothing can be written the map does without."""
+    try:
+        written = definitions(file)
+    except (SyntaxError, ValueError):
+        return
+    progress = read_progress()
+    known = progress.setdefault(str(file.resolve()), {})
+    known |= {name: {"state": s, "text": digest(written[name])} for name, s in checked if name in written}
+    partly = PROGRESS.with_suffix(f".{os.getpid()}")
+    with suppress(OSError):
+        partly.write_text(json.dumps(progress, indent=1), encoding="utf-8")
+        partly.replace(PROGRESS)
