@@ -15,10 +15,10 @@ MAY_IMPORT = {
     "model": {"model"},
     "train": {"train", "model", "data"},
     "explore": {"explore", "train", "model", "data"},
-    "learn": {"learn"},
+    "learn": {"learn", "explore", "train", "model", "data"},
     "gpt2": {"model", "data"},
-    "main": {"train", "explore"},
-    "model_explorer": {"explore"},
+    "main": {"train", "explore", "learn"},
+    "model_explorer": {"explore", "learn"},
 }
 ONLY_IN = {
     "wandb": {"train/stats.py"},
