@@ -1,14 +1,22 @@
-"""The courses on the command line: `python3 -m learn` is the map, `python3 -m learn check [what]` checks and explains."""
+"""The courses on the command line: `python3 -m learn` is the map, `python3 -m learn check [what]` checks and explains.
+
+`python3 -m learn notebook [course]` writes a course as a notebook.
+"""
 
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import rich
 from rich.markup import escape
 from rich.table import Table
 
+from learn.notebook import write_notebook
 from learn.outline import COURSES, DONE, NOT_BUILT, NOT_CHECKED, WRONG, Outline, keep_progress, states
+
+if TYPE_CHECKING:
+    from learn.checking.course import Verdict
 
 COLOURS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
 
@@ -16,7 +24,7 @@ COLOURS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 if all that was checked is right, else 1."""
     parser = argparse.ArgumentParser("python3 -m learn", description="Build transformers and be checked.")
-    parser.add_argument("action", nargs="?", choices=["map", "check"], default="map")
+    parser.add_argument("action", nargs="?", choices=["map", "check", "notebook"], default="map")
     parser.add_argument("what", nargs="?", help="a course, a part, or course.part: gpt2.Block")
     parser.add_argument("--file", type=Path, help="check this file in place of the course's student file")
     args = parser.parse_args(arguments)
@@ -27,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if args.file and len(chosen) > 1:
         parser.error("--file is one course's file: say which course, as in `check gpt2 --file mine.py`")
+    if args.action == "notebook":
+        return write(chosen)
     if args.action == "map":
         rich.print(progress(chosen, args.file))
         print(
@@ -64,14 +74,24 @@ def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
     for outline, part in chosen:
         found = list[tuple[str, str]]()
         for verdict in judge_course(get_course(outline.course), file, part):
-            text = in_words(f"{outline.course}.{verdict.part}", verdict.state, verdict.says, verdict.n_checks)
-            borrowed = f"\n  (checked with the solution's {', '.join(verdict.borrowed)})"
-            shown = text + borrowed * bool(verdict.borrowed and verdict.state == WRONG)
-            rich.get_console().print(shown, soft_wrap=True)
+            say(outline.course, verdict)
             found.append((verdict.part, verdict.state))
         keep_progress(file or outline.student, found)
         all_right &= all(state == DONE for _, state in found)
     return int(not all_right)
+
+
+def write(chosen: list[tuple[Outline, str | None]]) -> int:
+    """Writes the courses as notebooks into the working directory, over nothing that is there."""
+    for outline, _ in chosen:
+        file = Path(f"learn_{outline.course}.ipynb")
+        try:
+            write_notebook(outline, file)
+        except OSError as error:
+            print(f"{file} is not written: {error.strerror}", file=sys.stderr)
+            return 1
+        print(f"{file}: open it in Jupyter")
+    return 0
 
 
 def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Table:
@@ -89,12 +109,16 @@ def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Tab
     return table
 
 
-def in_words(part: str, state: str, says: str, n_checks: int) -> str:
-    """One part's result, for the console."""
-    head = f"[{COLOURS[state]}]{part}: {state}[/]"
-    if state == DONE:
-        head += f" ({n_checks} checks)"
-    return f"{head}\n  {escape(says)}" if says else head
+def say(course: str, verdict: "Verdict") -> None:
+    """Prints one part's result."""
+    text = f"[{COLOURS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
+    if verdict.state == DONE:
+        text += f" ({verdict.n_checks} checks)"
+    if verdict.says:
+        text += f"\n  {escape(verdict.says)}"
+    if verdict.state == WRONG and verdict.borrowed:
+        text += f"\n  (checked with the solution's {', '.join(verdict.borrowed)})"
+    rich.get_console().print(text, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,10 @@ class Outline:
         return HERE / "solution" / f"{self.course}.py"
 
     @property
+    def readme(self) -> Path:
+        return HERE / f"{self.course}.md"
+
+    @property
     def mistakes(self) -> Path:
         return HERE / "courses" / f"{self.course}_mistakes.txt"
 
