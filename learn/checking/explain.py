@@ -63,8 +63,8 @@ def regularity(mine: Tensor, right: Tensor) -> str | None:
 
 def places(mine: Tensor, right: Tensor, axes: tuple[str, ...]) -> str:
     """Where the numbers differ, if not everywhere, and the worst of them."""
-    off = (mine - right).abs()
     wrong = ~torch.isclose(mine, right, RTOL if mine.dtype == torch.float64 else 1e-4, ATOL)
+    off = torch.where(mine == right, 0.0, (mine - right).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     wrong = wrong if wrong.any() else off == off.max()
     where = []
     for dim, axis in enumerate(axes):
