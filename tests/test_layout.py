@@ -30,6 +30,8 @@ ONLY_IN = {
         "gpt2.py",
         "model/huggingface.py",
         "learn/courses/gpt2_references.py",
+        "learn/courses/bert_references.py",
+        "learn/checking/hub.py",
     },
     "ray": {"train/cluster.py"},
     "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},
