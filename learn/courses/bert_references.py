@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 from transformers import (
@@ -34,15 +34,11 @@ def embedding(made: Any, ids: Tensor, types: Tensor | None = None) -> Tensor:
 def attention(made: Any, x: Tensor, mask: Tensor | None = None) -> Tensor:
     x = x.transpose(0, 1)  # this function has positions first
     inside = (made.query, made.key, made.value)
-    weights = (torch.cat([one.weight for one in inside]), torch.cat([one.bias for one in inside]))
-    nothing_else = (None, None, False, 0.0)
+    matrices, biases = torch.cat([one.weight for one in inside]), torch.cat([one.bias for one in inside])
+    weights = (matrices, biases, None, None, False, 0.0, made.out.weight, made.out.bias)
+    padding = None if mask is None else mask == 0
     out, _ = F.multi_head_attention_forward(
-        *(x, x, x, x.shape[-1], made.n_heads),
-        *weights,
-        *nothing_else,
-        *(made.out.weight, made.out.bias),
-        key_padding_mask=None if mask is None else mask == 0,
-        need_weights=False,
+        x, x, x, x.shape[-1], made.n_heads, *weights, key_padding_mask=padding, need_weights=False
     )
     return out.transpose(0, 1)
 
@@ -114,7 +110,8 @@ class Vocabulary:
 def mask_tokens(
     ids: Tensor, special: Tensor, mask_id: int, n_tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    collator = DataCollatorForLanguageModeling(Vocabulary(mask_id, n_tokens), mlm_probability=0.15)
+    vocabulary: Any = Vocabulary(mask_id, n_tokens)
+    collator = DataCollatorForLanguageModeling(vocabulary, mlm_probability=0.15)
     collator.generator = generator
     hidden, labels = collator.torch_mask_tokens(ids.clone(), special)
     return hidden, labels != -100
@@ -191,13 +188,39 @@ def within(prefix: str, weights: Weights) -> Weights:
 
 
 @lru_cache(maxsize=8)
-def masked_lm_model(*args: int, **kwargs: int) -> BertForMaskedLM:
-    return untrained(BertForMaskedLM, config(*args, **kwargs))
+def masked_lm_model(
+    n_tokens: int, max_seq_len: int, dim: int, n_layers: int = 1, n_heads: int = 1, n_types: int = 2
+) -> BertForMaskedLM:
+    config = BertConfig(**config_of(n_tokens, max_seq_len, dim, n_layers, n_heads, n_types))
+    return untrained(BertForMaskedLM, config)
 
 
 @lru_cache(maxsize=8)
-def classification_model(*args: int, n_classes: int) -> BertForSequenceClassification:
-    return untrained(BertForSequenceClassification, config(*args, num_labels=n_classes))
+def classification_model(*sizes: int, n_classes: int) -> BertForSequenceClassification:
+    return untrained(BertForSequenceClassification, BertConfig(**config_of(*sizes) | {"num_labels": n_classes}))
+
+
+def config_of(
+    n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_heads: int, n_types: int
+) -> dict[str, Any]:
+    return {
+        "vocab_size": n_tokens,
+        "max_position_embeddings": max_seq_len,
+        "hidden_size": dim,
+        "intermediate_size": 4 * dim,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": n_heads,
+        "type_vocab_size": n_types,
+        "pad_token_id": None,
+    }
+
+
+def untrained(kind: Any, config: BertConfig) -> Any:
+    """A model from a config, so no network; its weights do not matter, and torch's random state is as before."""
+    with torch.random.fork_rng():
+        model = kind(config).eval()
+    model.set_attn_implementation("eager")
+    return model
 
 
 def pretrained_masked_lm(folder: Path) -> BertForMaskedLM:
@@ -207,33 +230,3 @@ def pretrained_masked_lm(folder: Path) -> BertForMaskedLM:
 def pretrained_classification(folder: Path) -> BertForSequenceClassification:
     """Its last layer is random where the folder has none."""
     return BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager")
-
-
-def config(
-    n_tokens: int,
-    max_seq_len: int,
-    dim: int,
-    n_layers: int = 1,
-    n_heads: int = 1,
-    n_types: int = 2,
-    **more: int,
-) -> BertConfig:
-    return BertConfig(
-        vocab_size=n_tokens,
-        max_position_embeddings=max_seq_len,
-        hidden_size=dim,
-        intermediate_size=4 * dim,
-        num_hidden_layers=n_layers,
-        num_attention_heads=n_heads,
-        type_vocab_size=n_types,
-        pad_token_id=None,
-        **more,
-    )
-
-
-def untrained(kind: type, its_config: BertConfig) -> Any:
-    """A model from a config, so no network; its weights do not matter, and torch's random state is as before."""
-    with torch.random.fork_rng():
-        model: nn.Module = kind(its_config).eval()
-    model.set_attn_implementation("eager")  # type: ignore
-    return model
