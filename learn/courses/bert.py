@@ -5,7 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learn.checking.checks import EVERY, FUNCTION, MODULE, SPREAD, agrees, by_hand, cast, has, ready
+from learn.checking.checks import (
+    EVERY,
+    FUNCTION,
+    MODULE,
+    SPREAD,
+    agrees,
+    by_hand,
+    cast,
+    gradients,
+    has,
+    parity,
+    ready,
+    seeded,
+)
 from learn.checking.course import Case, Check, Course, Part, Wrong
 from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
@@ -24,8 +37,9 @@ from learn.outline import Outline
 V, T, D, H, LAYERS, TYPES, CLASSES = 13, 9, 12, 3, 2, 4, 5  # all different, so that no mix-up fits
 SIZES = (V, T, D, LAYERS, H)
 STREAM = ("sample", "position", "feature")
-MASK = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
-FIRST_IS_REAL = MASK.index_fill(1, torch.tensor([0]), 1)
+MASK = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 0, 1, 1, 1], [1, 1, 0, 1, 0, 1, 0]])
+FIRST_IS_REAL = torch.tensor([[1, 1, 1, 1, 1, 0, 0], [1, 0, 1, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1, 1]])
+CHOSEN = torch.tensor([[0, 0, 1, 0, 1, 1, 0], [0, 1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0, 1]]) == 1
 
 
 def ids(*shape: int) -> Tensor:
@@ -37,29 +51,36 @@ def types(*shape: int) -> Tensor:
 
 
 def streams() -> list[tuple]:
-    return [(floats(3, 7, D), MASK), (floats(2, 7, D),), (floats(1, 1, D),)]
+    return [(floats(3, 7, D),), (floats(3, 7, D), MASK), (floats(3, 7, D), FIRST_IS_REAL), (floats(1, 1, D),)]
 
 
 def texts(mask: Tensor) -> list[tuple]:
     """With and without padding, with and without types."""
-    return [
-        (ids(3, 7), mask, types(3, 7)),
-        (ids(3, 7), mask),
-        (ids(2, T), None, types(2, T)),
-        (ids(1, 1),),
-    ]
+    plain, padded = (ids(2, T),), (ids(3, 7), mask)
+    return [plain, padded, (*plain, None, types(2, T)), (*padded, types(3, 7)), (ids(1, 1),)]
 
 
 def real(out: Any, x: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Any:
-    """An output with zeros at padded positions, where everything finite is right; a nan would spoil every gradient."""
+    """An output with zeros at padded positions, where nothing is wrong."""
     if mask is None or not isinstance(out, Tensor) or out.shape[:2] != mask.shape or out.dim() != 3:
         return out
-    return out.masked_fill((mask[:, :, None] == 0) & out.isfinite(), 0.0)
+    return out.masked_fill(mask[:, :, None] == 0, 0.0)
+
+
+def finite(case: Case) -> None:
+    """Also at padded positions, which no comparison looks at."""
+    made = ready(case, 0.0, torch.float32)
+    for args in case.part.inputs():
+        if not torch.isfinite(made(*cast(args, torch.float32))).all():
+            raise Wrong(
+                "right at tokens, but not finite at padding, where nan would spoil every gradient: a softmax of nothing "
+                "but minus infinity. Mask what is attended to, the keys, and not who attends."
+            )
 
 
 def padding_does_not_matter(case: Case) -> None:
     """Other tokens where there is padding change nothing elsewhere."""
-    made, (x, mask, *more) = first_call(case)
+    made, (x, mask, *more) = padded_call(case)
     other = x.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)) == 1, x.flip(0, 1))
     changed = differing(case, made(x, mask, *more), made(other, mask, *more), (x, mask, *more))
     if changed is not None:
@@ -68,7 +89,7 @@ def padding_does_not_matter(case: Case) -> None:
 
 def company_does_not_matter(case: Case) -> None:
     """A sample by itself, without its padding at the end, is what it is in a batch."""
-    made, args = first_call(case)
+    made, args = padded_call(case)
     out = made(*args)
     for sample, mask in enumerate(args[1]):
         length = int(mask.nonzero().max()) + 1
@@ -82,7 +103,7 @@ def company_does_not_matter(case: Case) -> None:
 
 def looks_both_ways(case: Case) -> None:
     """What comes last reaches what comes first."""
-    made, (x, *_) = first_call(case)
+    made, (x, *_) = padded_call(case)
     other = torch.cat([x[:, :-1], x[:, -1:].roll(1, 0)], dim=1)
     if (made(x)[:, 0] == made(other)[:, 0]).all():
         raise Wrong(
@@ -90,8 +111,10 @@ def looks_both_ways(case: Case) -> None:
         )
 
 
-def first_call(case: Case) -> tuple[Any, tuple]:
-    return ready(case, SPREAD, torch.float64), cast(case.part.inputs()[0], torch.float64)
+def padded_call(case: Case) -> tuple[Any, tuple]:
+    """What the student made, and arguments with a mask, with types too where there are any."""
+    masked = [args for args in case.part.inputs() if len(args) > 1 and args[1] is not None]
+    return ready(case, SPREAD, torch.float64), cast(max(masked, key=len), torch.float64)
 
 
 def differing(case: Case, a: Tensor, b: Tensor, args: tuple) -> int | None:
@@ -149,7 +172,17 @@ def real_classification(name: str) -> Check:
     )
 
 
-PADDED = (*MODULE, padding_does_not_matter, company_does_not_matter)
+PADDED = (
+    seeded,
+    parity(),
+    parity(SPREAD),
+    finite,
+    parity(SPREAD, torch.float32),
+    gradients,
+    by_hand,
+    padding_does_not_matter,
+    company_does_not_matter,
+)
 BASE = "google-bert/bert-base-uncased"
 
 PARTS = {
@@ -246,8 +279,8 @@ PARTS = {
     "masked_lm_loss": Part(
         lambda my: my.masked_lm_loss,
         lambda: [
-            (floats(3, 7, V), ids(3, 7), integers(3, 3, 7) == 0),
-            (floats(2, 4, V, spread=1000.0), ids(2, 4), integers(2, 2, 4) == 0),
+            (floats(3, 7, V), ids(3, 7), CHOSEN),
+            (floats(3, 7, V, spread=1000.0), ids(3, 7), ~CHOSEN),
         ],
         references.masked_lm_loss,
         (),

@@ -197,7 +197,9 @@ def masked_lm_model(
 
 @lru_cache(maxsize=8)
 def classification_model(*sizes: int, n_classes: int) -> BertForSequenceClassification:
-    return untrained(BertForSequenceClassification, BertConfig(**config_of(*sizes) | {"num_labels": n_classes}))
+    return untrained(
+        BertForSequenceClassification, BertConfig(**config_of(*sizes) | {"num_labels": n_classes})
+    )
 
 
 def config_of(
