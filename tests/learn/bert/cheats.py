@@ -245,7 +245,7 @@ OTHERS = [
     ),
     (
         "SelfAttention",
-        "gradient of `query.weight`",
+        "no gradient reaches `query.weight`",
         [("q, k, v = self.query(x),", "q, k, v = self.query(x).detach(),")],
     ),
     (
