@@ -130,7 +130,7 @@ def with_gpt2(monkeypatch, tmp_path):
 )
 def test_layer_norm_is_borrowed_while_the_students_is_not_right(with_gpt2, edit, borrowed):
     mine = with_gpt2(GPT2.read_text(encoding="utf-8").replace(*edit))
-    for part in ("Embedding", "BertForMaskedLM"):
+    for part in ("Embedding", "Block"):
         [verdict] = judge_course(BERT, mine, part)
         assert (verdict.state, verdict.borrowed) == ("right", borrowed), verdict.says
     [verdict] = judge_course(BERT, mine, "SelfAttention")
