@@ -31,6 +31,8 @@ ONLY_IN = {
         "model/huggingface.py",
         "learn/courses/gpt2_references.py",
         "learn/courses/training_references.py",
+        "learn/courses/bert_references.py",
+        "learn/checking/hub.py",
     },
     "ray": {"train/cluster.py"},
     "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},

@@ -131,7 +131,7 @@ def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
         for args in case.part.inputs():
             args = cast(args, dtype)
             with torch.no_grad():
-                out, right = call(case, made, args), case.part.reference(made, *args)
+                out, right = call(case, made, args), reference(case, made, args)
             found = difference(out, right, case.part.axes)
             if found is None:
                 continue
@@ -169,14 +169,23 @@ def call(case: Case, made: Any, args: tuple) -> Any:
     for copy, arg in zip(copies, args, strict=True):
         if isinstance(arg, Tensor) and not torch.equal(copy, arg):
             raise Wrong(f"{case.name} changes its input: an operation in place (`+=`, `masked_fill_`)?")
-    return out
+    return case.part.counts(out, *args)
+
+
+def reference(case: Case, made: Any, args: tuple) -> Tensor:
+    """What is right."""
+    return case.part.counts(case.part.reference(made, *args), *args)
 
 
 def settings(case: Case, args: tuple) -> str:
-    """The arguments that are not tensors, by name."""
-    names = list(inspect.signature(getattr(case.solution, case.name)).parameters)
+    """The optional arguments that are there: tensors by their name, others with their value."""
+    thing = getattr(case.solution, case.name)
+    names = list(inspect.signature(getattr(thing, "forward", thing)).parameters.values())
+    names = names[inspect.isclass(thing) :]  # without self
     told = [
-        f"{n}={a}" for n, a in zip(names, args, strict=False) if not isinstance(a, Tensor) and a is not None
+        name.name.split("_")[0] if isinstance(a, Tensor) else f"{name.name}={a}"
+        for name, a in zip(names, args, strict=False)
+        if a is not None and not (isinstance(a, Tensor) and name.default is name.empty)
     ]
     return f" (with {', '.join(told)})" if told else ""
 
@@ -191,7 +200,7 @@ def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) ->
             continue
         try:
             with torch.no_grad():
-                other = variant(*args)
+                other = case.part.counts(variant(*args), *args)
         except Exception:  # a variant need not run on everything
             continue
         if equal(out, other) and not (other.shape == right.shape and equal(other, right)):
@@ -202,11 +211,15 @@ def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) ->
 def gradients(case: Case) -> None:
     """The reference's gradients, with respect to parameters and inputs."""
     made = ready(case, SPREAD, torch.float64)
+    for args in case.part.inputs():
+        same_gradients(case, made, cast(args, torch.float64))
+
+
+def same_gradients(case: Case, made: Any, args: tuple) -> None:
     args = tuple(
-        a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in cast(case.part.inputs()[0], torch.float64)
+        a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
     )
-    out, right = made(*args), case.part.reference(made, *args)
+    out, right = case.part.counts(made(*args), *args), reference(case, made, args)
     sources = dict[str, Tensor]()
     if isinstance(made, nn.Module):
         sources |= {f"`{n}`": p for n, p in made.named_parameters()}
