@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "model": {"model"},
     "train": {"train", "model", "data"},
     "explore": {"explore", "train", "model", "data"},
-    "learn": {"learn"},
+    "learn": {"learn", "data", "model", "train", "explore"},
     "gpt2": {"model", "data"},
     "main": {"train", "explore"},
     "model_explorer": {"explore"},

@@ -191,6 +191,7 @@ def describe(error: Exception, path: Path) -> str:
     line = line_in(error, path)
     lines = str(error).strip().splitlines()
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    said = " ".join([said, *getattr(error, "__notes__", [])])  # what it came up on, where a check knows
     return f"{said} ({path.name}, line {line})" if line else said
 
 

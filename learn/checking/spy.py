@@ -33,9 +33,9 @@ PLACES = {
     **{PROJECT / name: f"{name}/" for name in ("model", "data", "train", "explore")},
     Path(torch.optim.__file__).parent: "torch.optim",
     **{
-        Path(spec.origin).parent: "transformers"
-        for spec in [find_spec("transformers")]
-        if spec and spec.origin
+        Path(spec.origin).parent: package
+        for package in ("transformers", *COMPILED)
+        if (spec := find_spec(package)) and spec.origin
     },
 }
 

@@ -1,0 +1,4 @@
+"""Ready-made work to plant."""
+
+CHEATS = []
+OTHERS = []
