@@ -189,7 +189,9 @@ def describe(error: Exception, path: Path) -> str:
     if isinstance(error, SyntaxError):
         return f"{error.msg} (line {error.lineno})"
     line = line_in(error, path)
-    lines = str(error).strip().splitlines()
+    lines = (
+        str(error).encode(errors="backslashreplace").decode().strip().splitlines()
+    )  # a console wants UTF-8
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     said = " ".join([said, *getattr(error, "__notes__", [])])  # what it came up on, where a check knows
     return f"{said} ({path.name}, line {line})" if line else said

@@ -41,11 +41,11 @@ def sequences(
     return f"{lengths}: {show(longer[min(len(mine), len(right))])} is the first that is {says}"
 
 
-def ids(vocabulary: dict[str, int]) -> Callable[[object, list], str | None]:
+def ids(vocabulary: Callable[[], dict[str, int]]) -> Callable[[object, list], str | None]:
     """Lists of ids, shown with their tokens."""
-    tokens = {i: token for token, i in vocabulary.items()}
 
     def show(i: object) -> str:
+        tokens = {i: token for token, i in vocabulary().items()}
         return f"{tokens[i]!r} (id {i})" if type(i) is int and i in tokens else short(i)
 
     return lambda mine, right: sequences(mine, right, show=show)

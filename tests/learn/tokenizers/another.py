@@ -1,5 +1,6 @@
 """A right student's file in another spelling than the solution's: what the checks find must not hang on spelling."""
 
+import itertools
 import unicodedata
 from collections import defaultdict
 
@@ -12,7 +13,7 @@ SIGNS = set("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~")
 def byte_characters():
     table, shift = {}, 256
     for byte in range(256):
-        if 33 <= byte <= 126 or 161 <= byte <= 255 and byte != 173:
+        if 33 <= byte <= 126 or (161 <= byte <= 255 and byte != 173):
             table[byte] = chr(byte)
         else:
             table[byte] = chr(shift)
@@ -90,7 +91,7 @@ def train_bpe(texts, vocab_size):
 def apply_merges(word, ranks):
     tokens = [*word]
     while True:
-        found = [(ranks[pair], pair) for pair in zip(tokens, tokens[1:], strict=False) if pair in ranks]
+        found = [(ranks[pair], pair) for pair in itertools.pairwise(tokens) if pair in ranks]
         if not found:
             return tokens
         _, pair = sorted(found)[0]
@@ -210,6 +211,6 @@ def train_wordpiece(texts, vocab_size):
     words = [([word[0]] + ["##" + c for c in word[1:]], n) for word, n in times.items()]
     inner = sorted({"##" + c for word in times for c in word[1:]})
     outer = sorted({c for word in times for c in word})
-    ids = {token: i for i, token in enumerate(["[UNK]"] + inner + outer)}
+    ids = {token: i for i, token in enumerate(["[UNK]", *inner, *outer])}
     learn(words, ids, vocab_size, lambda a, b: a + b[2:])
     return list(ids)

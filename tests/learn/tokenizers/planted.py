@@ -1,6 +1,6 @@
 """Known mistakes to plant in tests/learn/tokenizers/another.py: the part, what should be said, and (old, new) edits."""
 
-MET_FIRST = """met = [pair for tokens, _ in words for pair in zip(tokens, tokens[1:], strict=False)]
+MET_FIRST = """met = [pair for tokens, _ in words for pair in itertools.pairwise(tokens)]
         ties.sort(key=met.index)"""
 NO_OVERLAP = """pair = tokens[k], tokens[k + 1]
             skip = k > 0 and not skip and pair == (tokens[k - 1], tokens[k])
@@ -31,13 +31,16 @@ MISTAKES = [
     ("byte_characters", "0x7F", [("<= 126", "<= 127")]),
     ("byte_characters", "0xA0", [("161 <=", "160 <=")]),
     ("byte_characters", "0xAD", [(" and byte != 173", "")]),
-    ("byte_characters", "no byte from 0x80", [(" or 161 <= byte <= 255 and byte != 173", "")]),
+    ("byte_characters", "no byte from 0x80", [(" or (161 <= byte <= 255 and byte != 173)", "")]),
     ("byte_characters", "without gaps", [("chr(shift)", "chr(byte + 256)")]),
     ("byte_characters", "its own code point", [("chr(shift)", "chr(byte)")]),
     (
         "byte_words",
         "bytes of their UTF-8",
-        [('bytes(match.group(), "utf-8")', "map(ord, match.group())"), ("table[byte]\n    ", "table.get(byte, chr(byte))\n    ")],
+        [
+            ('bytes(match.group(), "utf-8")', "map(ord, match.group())"),
+            ("table[byte]\n    ", "table.get(byte, chr(byte))\n    "),
+        ],
     ),
     ("byte_words", "a space is put before", [("finditer(text)", "finditer(' ' + text)")]),
     ("byte_words", "cut at white space", [("PATTERN.finditer(text)", "regex.finditer(r'\\S+', text)")]),
@@ -69,7 +72,12 @@ MISTAKES = [
     (
         "train_bpe",
         "characters that occur",
-        [("learn(words, start_ids()", "learn(words, {c: i for i, c in enumerate(sorted({*''.join(times)}))}")],
+        [
+            (
+                "learn(words, start_ids()",
+                "learn(words, {c: i for i, c in enumerate(sorted({*''.join(times)}))}",
+            )
+        ],
     ),
     (
         "train_bpe",
@@ -88,17 +96,31 @@ MISTAKES = [
     ("apply_merges", "highest rank", [("sorted(found)[0]", "sorted(found)[-1]")]),
     ("apply_merges", "leftmost", [("sorted(found)[0]", "found[0]")]),
     ("apply_merges", "in one pass", [("tokens = [*word]", ONE_PASS)]),
-    ("apply_merges", "after one merge", [("tokens = replace(tokens, pair, pair", "return replace(tokens, pair, pair")]),
+    (
+        "apply_merges",
+        "after one merge",
+        [("tokens = replace(tokens, pair, pair", "return replace(tokens, pair, pair")],
+    ),
     ("apply_merges", "as in WordPiece", [("tokens = [*word]", LONGEST)]),
     (
         "apply_merges",
         "right to left",
-        [("replace(tokens, pair, pair[0] + pair[1])", "replace(tokens[::-1], pair[::-1], pair[0] + pair[1])[::-1]")],
+        [
+            (
+                "replace(tokens, pair, pair[0] + pair[1])",
+                "replace(tokens[::-1], pair[::-1], pair[0] + pair[1])[::-1]",
+            )
+        ],
     ),
     (
         "ByteLevelBPE",
         "go by the byte",
-        [("self.vocabulary = start_ids()", "self.vocabulary = dict(zip(byte_characters().values(), range(256)))")],
+        [
+            (
+                "self.vocabulary = start_ids()",
+                "self.vocabulary = dict(zip(byte_characters().values(), range(256)))",
+            )
+        ],
     ),
     (
         "ByteLevelBPE",
@@ -108,14 +130,21 @@ MISTAKES = [
             ("for a, b in merges:", "for a, b in [*merges, *((c, '') for c in start_ids())]:"),
         ],
     ),
-    ("ByteLevelBPE", "begin at 0", [("(a + b, len(self.vocabulary))", "(a + b, len(self.vocabulary) - 256)")]),
+    (
+        "ByteLevelBPE",
+        "begin at 0",
+        [("(a + b, len(self.vocabulary))", "(a + b, len(self.vocabulary) - 256)")],
+    ),
     ("ByteLevelBPE", "across words", [("words = byte_words(text)", "words = [''.join(byte_words(text))]")]),
     (
         "ByteLevelBPE",
         "one by one",
         [
             ("data = bytearray()", "data = ''"),
-            ("data.extend(byte_of[c] for c in self.back[i])", "data += bytes(byte_of[c] for c in self.back[i]).decode(errors='replace')"),
+            (
+                "data.extend(byte_of[c] for c in self.back[i])",
+                "data += bytes(byte_of[c] for c in self.back[i]).decode(errors='replace')",
+            ),
             (DATA, "return data"),
         ],
     ),
@@ -123,7 +152,11 @@ MISTAKES = [
     ("ByteLevelBPE", "Latin-1", [(DATA, "return ''.join(map(chr, data))")]),
     ("ByteLevelBPE", "left in byte characters", [(DATA, "return ''.join(self.back[i] for i in ids)")]),
     ("ByteLevelBPE", "text is stripped", [(DATA, DATA + ".strip()")]),
-    ("bert_words", "accents stay", [(MN, "if False:"), ('unicodedata.normalize("NFD", "".join(spaced))', '"".join(spaced)')]),
+    (
+        "bert_words",
+        "accents stay",
+        [(MN, "if False:"), ('unicodedata.normalize("NFD", "".join(spaced))', '"".join(spaced)')],
+    ),
     ("bert_words", "taken apart", [(MN, "if False:")]),
     (
         "bert_words",
@@ -136,7 +169,11 @@ MISTAKES = [
     ("bert_words", "signs such as", [("c in SIGNS or ", "")]),
     ("bert_words", "is dropped", [("words += [word, c]", "words += [word]")]),
     ("bert_words", "Chinese", [('spaced += [" ", c, " "]', "spaced.append(c)")]),
-    ("bert_words", "become spaces; they go", [('"\\ufffd":\n            continue', '"\\ufffd":\n            spaced.append(" ")')]),
+    (
+        "bert_words",
+        "become spaces; they go",
+        [('"\\ufffd":\n            continue', '"\\ufffd":\n            spaced.append(" ")')],
+    ),
     ("bert_words", "format characters", [('"Cf", ', "")]),
     ("bert_words", "U+FFFD", [(' or c == "\\ufffd"', "")]),
     ("bert_words", "tabs and line breaks", [('c in ("\\t", "\\n", "\\r") or ', "")]),
@@ -147,7 +184,12 @@ MISTAKES = [
     (
         "word_pieces",
         "only the character",
-        [(UNKNOWN, 'else:\n            found.append("[UNK]")\n            rest = rest[1:]\n            mark = "##"\n            continue')],
+        [
+            (
+                UNKNOWN,
+                'else:\n            found.append("[UNK]")\n            rest = rest[1:]\n            mark = "##"\n            continue',
+            )
+        ],
     ),
     ("word_pieces", "of 100 characters", [("len(word) > limit", "len(word) >= limit")]),
     ("word_pieces", "are taken apart", [("limit = 100", "limit = 10_000")]),
@@ -165,7 +207,12 @@ MISTAKES = [
     (
         "WordPiece",
         "left out of the ids",
-        [("ids.append(self.vocabulary[piece])", "ids += [self.vocabulary[piece]] if piece != '[UNK]' else []")],
+        [
+            (
+                "ids.append(self.vocabulary[piece])",
+                "ids += [self.vocabulary[piece]] if piece != '[UNK]' else []",
+            )
+        ],
     ),
     ("WordPiece", "## stays", [('if n and token.startswith("##"):', "if False:")]),
     (
@@ -185,10 +232,21 @@ MISTAKES = [
         [("in enumerate(ids)", "in enumerate(j for j in ids if self.back[j] != '[UNK]')")],
     ),
     ("train_wordpiece", "stays inside", [("a + b[2:]", "a + b")]),
-    ("train_wordpiece", "not in the vocabulary", [('["[UNK]"] + inner + outer', "inner + outer")]),
-    ("train_wordpiece", "come before", [('["[UNK]"] + inner + outer', '["[UNK]"] + outer + inner')]),
-    ("train_wordpiece", "begin a word", [("{c for word in times for c in word}", "{word[0] for word in times}")]),
-    ("train_wordpiece", "has ## too", [('[word[0]] + ["##" + c for c in word[1:]]', '["##" + c for c in word]'), ("for c in word[1:]})", "for c in word})")]),
+    ("train_wordpiece", "not in the vocabulary", [('["[UNK]", *inner, *outer]', "[*inner, *outer]")]),
+    ("train_wordpiece", "come before", [('["[UNK]", *inner, *outer]', '["[UNK]", *outer, *inner]')]),
+    (
+        "train_wordpiece",
+        "begin a word",
+        [("{c for word in times for c in word}", "{word[0] for word in times}")],
+    ),
+    (
+        "train_wordpiece",
+        "has ## too",
+        [
+            ('[word[0]] + ["##" + c for c in word[1:]]', '["##" + c for c in word]'),
+            ("for c in word[1:]})", "for c in word})"),
+        ],
+    ),
     ("train_wordpiece", "larger ids", [(TIES, TIES[:-1] + ", reverse=True)")]),
     ("train_wordpiece", "counts once", [("[1:]], n) for", "[1:]], 1) for")]),
     ("train_wordpiece", "occurs twice", [("most <= 0", "most <= 1")]),
