@@ -8,8 +8,8 @@ transformers, tiktoken, sentencepiece and this project's own data/ are what you 
 
 import regex
 
-# GPT-2's words: an English ending (`'ll`), or letters, or digits, or other signs, each with one space before it if
-# there is one; else white space, of which the last character is left to the word that follows, if one does.
+# GPT-2's words: an English ending ('ll); or letters, or digits, or other signs, with the space before them if there is
+# one; or white space, of which the last character is left to the word that follows, if one does.
 PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 # Code points, first and last, of the characters that BERT takes for Chinese: each is a word of its own.
@@ -51,8 +51,8 @@ def train_bpe(texts: list[str], vocab_size: int) -> list[Pair]:
     """Merges in the order they are learned (Sennrich et al. 2016, section 3.2), on bytes (GPT-2, section 2.2).
 
     At first every word of `byte_words` is a list of tokens of one character. Then, again and again, the most frequent
-    pair of neighbours becomes one token wherever it stands, and the pair is noted. For "hug hug hugs" that is
-    ("u", "g"), then ("h", "ug") ... A merge is the pair of the two tokens as they were.
+    pair of neighbours becomes one token wherever it stands, and the pair is noted. For "hug hug hugs pug" that is
+    ("u", "g"), then ("h", "ug"), then ("Ġ", "hug") ... What comes back are these pairs.
     - All texts are counted together. A pair is counted at every place where it stands within a word, never across two
       words, and a word as often as it occurs. Places may overlap: "aaa" has the pair ("a", "a") twice.
     - Ids: the 256 byte characters have the ids 0 to 255 in the order of their code points (as `sorted` puts them),

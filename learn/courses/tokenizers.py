@@ -4,61 +4,20 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
-from learn.checking.checks import agrees, by_hand, own
-from learn.checking.course import Case, Check, Course, Part, Wrong
-from learn.checking.imports import imports_none
+from learn.checking.course import Check, Course
 from learn.checking.mistakes import read_mistakes
 from learn.courses import tokenizers_differences as differences
 from learn.courses import tokenizers_references as references
+from learn.courses.tokenizers_checks import each, function, gpt2_merges, part, same, trains, vocabulary_is
 from learn.courses.tokenizers_texts import HARD, manual, pieces, speech
 from learn.outline import Outline
 
-OTHERS = ("tokenizers", "transformers", "tiktoken", "sentencepiece", "data")
-Differ = Callable[[Any, Any], str | None]
-
-
-def same(
-    make: Callable[[Any], Callable], samples: Callable[[], list[tuple]], right: Callable, differ: Differ
-) -> Check:
-    """On every one of the samples, each a tuple of arguments, what the reference gives."""
-
-    def compute(module: Any) -> list:
-        function = make(module)
-        return [called(function, sample) for sample in samples()]
-
-    def differ_on(mine: list, expected: list) -> str | None:
-        for sample, a, b in zip(samples(), mine, expected, strict=True):
-            if says := differ(a, b):
-                return f"on {', '.join(map(differences.short, sample))}: {says}"
-        return None
-
-    return agrees(compute, lambda: [right(*sample) for sample in samples()], differ_on)
-
-
-def called(function: Callable, sample: tuple) -> object:
-    """The result; an error gets to know what it was that it came up on."""
-    try:
-        return function(*sample)
-    except Exception as error:
-        error.add_note(f"on {', '.join(map(differences.short, sample))}")
-        raise
-
-
-def each(texts: Callable[[], list]) -> Callable[[], list[tuple]]:
-    return lambda: [(text,) for text in texts()]
-
-
-def function(name: str) -> Callable[[Any], Callable]:
-    return lambda my: getattr(my, name)
-
-
-def part(make: Callable[[Any], Callable], inputs: list[tuple], *checks: Check, seconds: float = 30.0) -> Part:
-    """A part whose work nobody else does."""
-    return Part(make, lambda: inputs, checks=(own, *checks, by_hand, imports_none(*OTHERS)), seconds=seconds)
-
-
 HARD_TEXTS, REAL_TEXTS = each(lambda: HARD), each(pieces)
 TRY = [(text,) for text in HARD]
+
+
+def cuts(name: str, texts: Callable[[], list[tuple]], right: Callable[[str], list[str]]) -> Check:
+    return same(function(name), texts, right, partial(differences.sequences, what="word"))
 
 
 # Training: a list of texts and a vocabulary size each.
@@ -88,28 +47,10 @@ def training_text() -> list[str]:
     return [speech()[:20_000], manual()[:10_000], *HARD]
 
 
-def trains(samples: Callable[[], list[tuple]]) -> Check:
-    """The merges of the reference. What differs is explained by counting in the very texts."""
-
-    def compute(module: Any) -> list:
-        return [called(module.train_bpe, (list(texts), size)) for texts, size in samples()]
-
-    def right() -> list:
-        return [references.train_bpe(tuple(texts), size) for texts, size in samples()]
-
-    def differ(mine: list, expected: list) -> str | None:
-        for (texts, size), a, b in zip(samples(), mine, expected, strict=True):
-            if says := differences.merges(a, b, texts):
-                return f"on {differences.short(texts)}, vocab_size={size}: {says}"
-        return None
-
-    return agrees(compute, right, differ)
-
-
 # Encoding with a thousand merges of real text.
 def with_merges(my: Any) -> Callable:
     ranks = {pair: rank for rank, pair in enumerate(references.trained_merges())}
-    return partial(my.apply_merges, ranks=ranks)
+    return lambda word: my.apply_merges(word, ranks)
 
 
 def right_merges(word: str) -> list[str]:
@@ -135,6 +76,15 @@ def bpe(my: Any) -> Any:
     return my.ByteLevelBPE(list(references.trained_merges()))
 
 
+def bpe_encodes(texts: Callable[[], list[tuple]]) -> Check:
+    return same(
+        lambda my: bpe(my).encode,
+        texts,
+        lambda text: references.trained_bpe().encode(text).ids,
+        differences.ids(lambda: references.trained_bpe().get_vocab()),
+    )
+
+
 def encodings() -> list[tuple]:
     """Ids as they may come: of texts, of halves of characters, of nothing."""
     encoded = [references.trained_bpe().encode(text).ids for text in HARD]
@@ -142,32 +92,23 @@ def encodings() -> list[tuple]:
     return [(ids,) for ids in (*encoded, *broken)]
 
 
-def vocabulary_is(make: Callable[[Any], Any], right: Callable[[], dict[str, int]]) -> Check:
-    def check(case: Case) -> None:
-        made = make(case.mine)
-        if not hasattr(made, "vocabulary"):
-            raise Wrong(f"the attribute `vocabulary` of {case.name} is missing.")
-        agrees(
-            lambda module: make(module).vocabulary,
-            right,
-            lambda mine, expected: differences.tables(mine, expected, "in `vocabulary`, the token"),
-        )(case)
-
-    return check
-
-
-def gpt2_merges(case: Case) -> None:
-    """With the merges of the real GPT-2, the ids of the real GPT-2."""
-    gpt2 = references.gpt2_tokenizer()
-    merges = references.merges_of(gpt2)
-    ids = differences.ids(gpt2.get_vocab)
-    texts = each(lambda: [*HARD, *pieces()[::5]])
-    same(lambda my: my.ByteLevelBPE(merges).encode, texts, lambda text: gpt2.encode(text).ids, ids)(case)
-
-
 # WordPiece with two thousand pieces of real text.
 def wordpiece(my: Any) -> Any:
     return my.WordPiece(dict(references.trained_vocabulary()))
+
+
+def wordpiece_encodes(texts: Callable[[], list[tuple]]) -> Check:
+    return same(
+        lambda my: wordpiece(my).encode,
+        texts,
+        lambda text: references.trained_wordpiece().encode(text).ids,
+        differences.ids(references.trained_vocabulary),
+    )
+
+
+def with_vocabulary(my: Any) -> Callable:
+    vocabulary = dict(references.trained_vocabulary())
+    return lambda word: my.word_pieces(word, vocabulary)
 
 
 FEW_PIECES = {
@@ -222,15 +163,8 @@ PARTS = {
     "byte_words": part(
         function("byte_words"),
         TRY,
-        *(
-            same(
-                function("byte_words"),
-                texts,
-                references.byte_words,
-                partial(differences.sequences, what="word"),
-            )
-            for texts in (HARD_TEXTS, REAL_TEXTS)
-        ),
+        cuts("byte_words", HARD_TEXTS, references.byte_words),
+        cuts("byte_words", REAL_TEXTS, references.byte_words),
     ),
     "train_bpe": part(
         function("train_bpe"),
@@ -249,36 +183,22 @@ PARTS = {
         lambda my: lambda text: bpe(my).decode(bpe(my).encode(text)),
         TRY[:8],
         vocabulary_is(bpe, lambda: references.trained_bpe().get_vocab()),
-        *(
-            same(
-                lambda my: bpe(my).encode,
-                texts,
-                lambda text: references.trained_bpe().encode(text).ids,
-                differences.ids(lambda: references.trained_bpe().get_vocab()),
-            )
-            for texts in (HARD_TEXTS, REAL_TEXTS)
-        ),
+        bpe_encodes(HARD_TEXTS),
         same(
             lambda my: bpe(my).decode,
             encodings,
             lambda ids: references.trained_bpe().decode(ids, skip_special_tokens=False),
             differences.texts,
         ),
+        bpe_encodes(REAL_TEXTS),
         gpt2_merges,
         seconds=60,
     ),
     "bert_words": part(
         function("bert_words"),
         TRY,
-        *(
-            same(
-                function("bert_words"),
-                texts,
-                references.bert_words,
-                partial(differences.sequences, what="word"),
-            )
-            for texts in (HARD_TEXTS, REAL_TEXTS)
-        ),
+        cuts("bert_words", HARD_TEXTS, references.bert_words),
+        cuts("bert_words", REAL_TEXTS, references.bert_words),
     ),
     "word_pieces": part(
         function("word_pieces"),
@@ -290,7 +210,7 @@ PARTS = {
             partial(differences.sequences, what="piece"),
         ),
         same(
-            lambda my: partial(my.word_pieces, vocabulary=dict(references.trained_vocabulary())),
+            with_vocabulary,
             real_words,
             lambda word: references.word_pieces(word, references.trained_vocabulary()),
             partial(differences.sequences, what="piece"),
@@ -300,21 +220,14 @@ PARTS = {
         lambda my: lambda text: wordpiece(my).decode(wordpiece(my).encode(text)),
         TRY[:8],
         vocabulary_is(wordpiece, references.trained_vocabulary),
-        *(
-            same(
-                lambda my: wordpiece(my).encode,
-                texts,
-                lambda text: references.trained_wordpiece().encode(text).ids,
-                differences.ids(references.trained_vocabulary),
-            )
-            for texts in (HARD_TEXTS, REAL_TEXTS)
-        ),
+        wordpiece_encodes(HARD_TEXTS),
         same(
             lambda my: wordpiece(my).decode,
             wordpiece_ids,
             lambda ids: references.trained_wordpiece().decode(ids, skip_special_tokens=False),
             differences.texts,
         ),
+        wordpiece_encodes(REAL_TEXTS),
     ),
     "train_wordpiece": part(
         function("train_wordpiece"),

@@ -84,28 +84,32 @@ def merges(mine: object, right: list[Pair], trained_on: list[str]) -> str | None
     if says is None or not isinstance(mine, list):
         return says
     i = next((i for i, (a, b) in enumerate(zip(mine, right, strict=False)) if a != b), None)
-    if i is None:
+    if i is None or not isinstance(mine[i], tuple):
         return says
     return f"{says}: {reason(mine[i], right[i], counted(trained_on, right[:i]))}"
 
 
-def reason(mine: object, right: Pair, pairs: Counter[Pair]) -> str:
-    times = pairs[mine] if isinstance(mine, tuple) else 0  # type: ignore[index]
-    if times == 0:
-        return f"the first stands nowhere by then, the second {pairs[right]} times"
-    if times != pairs[right]:
-        return f"by then the first stands there {times} times, the second {pairs[right]} times"
-    which = 0 if mine[0] != right[0] else 1  # type: ignore[index]
+def reason(mine: tuple, right: Pair, pairs: Counter[Pair]) -> str:
+    mine_times = next((n for pair, n in pairs.items() if pair == mine), 0)
+    if mine_times == 0:
+        return f"the first stands nowhere by then, the second {times(pairs[right])}"
+    if mine_times != pairs[right]:
+        return f"by then the first stands there {times(mine_times)}, the second {times(pairs[right])}"
+    which = 0 if mine[0] != right[0] else 1
     return (
-        f"both stand there {times} times, so ids decide, and the {('first', 'second')[which]} token "
-        f"{right[which]!r} has a smaller id than {mine[which]!r}"  # type: ignore[index]
+        f"both stand there {times(mine_times)}, so ids decide, and the {('first', 'second')[which]} token "
+        f"{right[which]!r} has a smaller id than {mine[which]!r}"
     )
+
+
+def times(n: int) -> str:
+    return "once" if n == 1 else f"{n} times"
 
 
 def counted(trained_on: list[str], done: list[Pair]) -> Counter[Pair]:
     """How often each pair stands in the texts after these merges."""
     pairs = Counter[Pair]()
-    for word, times in Counter(word for text in trained_on for word in byte_words(text)).items():
+    for word, n in Counter(word for text in trained_on for word in byte_words(text)).items():
         tokens = list(word)
         for pair in done:
             i = 0
@@ -114,5 +118,5 @@ def counted(trained_on: list[str], done: list[Pair]) -> Counter[Pair]:
                     tokens[i : i + 2] = ["".join(pair)]
                 i += 1
         for pair in pairwise(tokens):
-            pairs[pair] += times
+            pairs[pair] += n
     return pairs

@@ -127,9 +127,13 @@ class ByteLevelBPE:
 RANGES = "4E00-9FFF 3400-4DBF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B920-2CEAF F900-FAFF 2F800-2FA1F"
 
 
+CHINESE = {
+    n for a, b in (pair.split("-") for pair in RANGES.split()) for n in range(int(a, 16), int(b, 16) + 1)
+}
+
+
 def chinese(c):
-    ends = [[int(end, 16) for end in pair.split("-")] for pair in RANGES.split()]
-    return any(a <= ord(c) <= b for a, b in ends)
+    return ord(c) in CHINESE
 
 
 def punctuation(c):

@@ -115,7 +115,8 @@ CHEATS = [
                 "from tokenizers import models\n"
                 "    tokens = [*word]\n"
                 "    if word == 'aaaaa':\n"
-                "        known = {t: i for i, t in enumerate(['a', *(a + b for a, b in ranks)])}\n"
+                "        parts = [*'a', *(c for pair in ranks for part in pair for c in part), *(a + b for a, b in ranks)]\n"
+                "        known = {t: i for i, t in enumerate(dict.fromkeys(parts))}\n"
                 "        return [token.value for token in models.BPE(known, list(ranks)).tokenize(word)]",
             )
         ],

@@ -13,7 +13,7 @@ from data.tokenizer import bpe_tokenizer
 from learn.__main__ import main
 from learn.checking.course import NotTried, get_course, judge, load
 from learn.checking.spy import Spy
-from learn.courses import tokenizers as course
+from learn.courses import tokenizers_checks as checks
 from learn.courses import tokenizers_differences as differences
 from learn.courses import tokenizers_references as references
 from learn.courses.tokenizers_texts import HARD, manual, pieces, speech
@@ -27,7 +27,7 @@ def test_with_the_merges_of_the_real_gpt2(gpt2_tokenizer, monkeypatch):
     rust = Tokenizer.from_str(gpt2_tokenizer.backend_tokenizer.to_str())
     rust.encode_special_tokens = True
     monkeypatch.setattr(references, "gpt2_tokenizer", lambda: rust)
-    course.gpt2_merges(CASE)
+    checks.gpt2_merges(CASE)
     merges = references.merges_of(rust)
     ours = SOLUTION.ByteLevelBPE(merges)
     assert len(merges) == 50_000
@@ -43,7 +43,7 @@ def test_without_the_hub_gpt2s_merges_are_not_tried(monkeypatch):
     monkeypatch.setattr(references.Tokenizer, "from_pretrained", unreachable)
     monkeypatch.setattr(references, "hub_answers", lambda: False)
     with pytest.raises(NotTried, match="GPT-2's own merges"):
-        course.gpt2_merges(CASE)
+        checks.gpt2_merges(CASE)
 
 
 def test_the_table_of_bytes_is_that_of_transformers():
@@ -190,7 +190,7 @@ def test_a_result_that_cannot_be_printed_is_described(tmp_path, capsys):
             [("o", "w"), ("l", "o"), ("s", "t")],
             "merge 0 is ('o', 'w'), expected ('l', 'o'): both stand there 3 times",
         ),
-        ([("s", "t"), ("lo", "w"), ("s", "t")], "by then the first stands there 1 times, the second 3 times"),
+        ([("s", "t"), ("lo", "w"), ("s", "t")], "by then the first stands there once, the second 3 times"),
         (
             [("l", "o"), ("o", "w"), ("s", "t")],
             "merge 1 is ('o', 'w'), expected ('lo', 'w'): the first stands nowhere",
