@@ -245,8 +245,11 @@ def describe(error: Exception, path: Path) -> str:
         other = error.filename and Path(error.filename).name != path.name  # a file that it imports
         return f"{error.msg} ({Path(str(error.filename)).name + ', ' if other else ''}line {error.lineno})"
     line = line_in(error, path)
-    lines = str(error).strip().splitlines()
+    lines = (
+        str(error).encode(errors="backslashreplace").decode().strip().splitlines()
+    )  # a console wants UTF-8
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    said = " ".join([said, *getattr(error, "__notes__", [])])  # what it came up on, where a check knows
     return f"{said} ({path.name}, line {line})" if line else said
 
 

@@ -41,9 +41,9 @@ PLACES = {
     Path(torch.optim.__file__).parent: "torch.optim",
     Path(clip_grad.__file__): "torch.nn.utils",
     **{
-        Path(spec.origin).parent: "transformers"
-        for spec in [find_spec("transformers")]
-        if spec and spec.origin
+        Path(spec.origin).parent: package
+        for package in ("transformers", *COMPILED)
+        if (spec := find_spec(package)) and spec.origin
     },
 }
 
