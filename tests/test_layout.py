@@ -16,7 +16,6 @@ MAY_IMPORT = {
     "train": {"train", "model", "data"},
     "explore": {"explore", "train", "model", "data"},
     "learn": {"learn", "explore", "train", "model", "data"},
-    "learn": {"learn", "data", "model", "train", "explore"},
     "gpt2": {"model", "data"},
     "main": {"train", "explore", "learn"},
     "model_explorer": {"explore", "learn"},
