@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, Wrong
 from learn.checking.explain import difference, equal
-from learn.checking.mistakes import made_by_variant, variants
+from learn.checking.mistakes import made_by_variant, pairs_of_variants, variants
 from learn.checking.spy import Spy
 
 MAY_CONTAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity)
@@ -103,7 +103,12 @@ def same_names(part: str, mine: dict[str, Tensor], right: dict[str, Tensor]) -> 
             raise Wrong(f"{part} has a parameter `{name}` {list(value.shape)} that does not belong there.")
     for name, value in right.items():
         if name not in mine:
-            raise Wrong(f"{part} has no parameter `{name}`: is it a plain tensor, or in a plain list?")
+            why = (
+                "is there a bias=False?"
+                if name.endswith(".bias")
+                else "is it a plain tensor, or in a plain list?"
+            )
+            raise Wrong(f"{part} has no parameter `{name}`: {why}")
         if mine[name].shape != value.shape:
             raise Wrong(f"`{name}` has shape {list(mine[name].shape)}, expected {list(value.shape)}.")
 
@@ -137,12 +142,28 @@ def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
                 continue
             if mistake := recognise(case, made, args, out, right):
                 raise Wrong(f"it looks like {mistake}.")
+            if looks_back_only in case.part.checks:  # which is to be mended before numbers are looked at
+                looks_back_only(case)
             after = (
                 " after every parameter was moved a little (they start as ones or zeros, which hides much)"
             )
-            raise Wrong(f"{found}{after if spread else ''}{settings(case, args)}.")
+            raise Wrong(
+                f"{found}{after if spread else ''}{settings(case, args)}. {smallest(case, made, dtype)}".strip()
+            )
 
     return check
+
+
+def smallest(case: Case, made: Any, dtype: torch.dtype) -> str:
+    """Whether the shortest sequence, in most parts of one position, comes out right: it tells where to look."""
+    tries = [cast(args, dtype) for args in case.part.inputs()]
+    args = min(tries, key=lambda args: args[0].numel() if args and isinstance(args[0], Tensor) else 0)
+    if len(tries) == 1 or not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
+        return ""
+    with torch.no_grad():
+        found = difference(call(case, made, args), reference(case, made, args), case.part.axes)
+    what = f"an input of shape {list(args[0].shape)}"
+    return f"It is wrong even for {what}." if found else f"For {what} it is right."
 
 
 def ready(case: Case, spread: float, dtype: torch.dtype) -> Any:
@@ -165,7 +186,12 @@ def cast(args: tuple, dtype: torch.dtype) -> tuple:
 def call(case: Case, made: Any, args: tuple) -> Any:
     """The student's output, on inputs that must stay as they are."""
     copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
-    out = made(*copies)
+    try:
+        out = made(*copies)
+    except Exception as error:
+        shapes = [str(list(a.shape)) for a in args if isinstance(a, Tensor)]
+        error.add_note(f"(the input was {', '.join(shapes)})")
+        raise
     for copy, arg in zip(copies, args, strict=True):
         if isinstance(arg, Tensor) and not torch.equal(copy, arg):
             raise Wrong(f"{case.name} changes its input: an operation in place (`+=`, `masked_fill_`)?")
@@ -191,21 +217,29 @@ def settings(case: Case, args: tuple) -> str:
 
 
 def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) -> str | None:
-    """The mistake whose variant of the solution gives just what the student's code gives."""
-    if not isinstance(out, Tensor):
+    """The mistake, or the two of them, whose variant of the solution gives just what the student's code gives."""
+    if not isinstance(out, Tensor) or out.isnan().all():
         return None
     for mistake, module in variants(case):
-        variant = made_by_variant(case, module, made)
-        if variant is None:
-            continue
-        try:
-            with torch.no_grad():
-                other = case.part.counts(variant(*args), *args)
-        except Exception:  # a variant need not run on everything
-            continue
-        if equal(out, other) and not (other.shape == right.shape and equal(other, right)):
+        if gives(case, module, made, args, out, right):
             return mistake.says
+    for (one, other), module in pairs_of_variants(case):
+        if gives(case, module, made, args, out, right):
+            return f"two mistakes: {one.says}; and {other.says}"
     return None
+
+
+def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, right: Tensor) -> bool:
+    """Whether a mistaken variant comes to the student's output, and that is not right."""
+    variant = made_by_variant(case, module, made)
+    if variant is None:
+        return False
+    try:
+        with torch.no_grad():
+            other = case.part.counts(variant(*args), *args)
+    except Exception:  # a variant need not run on everything
+        return False
+    return equal(out, other) and not (other.shape == right.shape and equal(other, right))
 
 
 def gradients(case: Case) -> None:
@@ -250,7 +284,10 @@ def looks_back_only(case: Case) -> None:
         changed = ~torch.isclose(made(other)[:, :cut], out[:, :cut]).all(dim=-1).all(dim=0)
         if changed.any():
             early = int(changed.nonzero()[0])
-            raise Wrong(f"position {early} looks ahead: it changes when only positions from {cut} on do.")
+            raise Wrong(
+                f"position {early} looks ahead: it changes when only positions from {cut} on do. "
+                "Mend that first; other numbers may be wrong, too."
+            )
 
 
 def by_hand(case: Case) -> None:

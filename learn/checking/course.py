@@ -142,7 +142,9 @@ def judge_module(
             continue
         verdict = judge(course.case(name, mine, solution), path)
         if wanted in (None, name):
-            yield Verdict(name, *verdict, tuple(borrowed), len(course.parts[name].checks))
+            parts = needs(course, path, name)
+            inside = tuple(part for part in borrowed if part in parts)
+            yield Verdict(name, *verdict, inside, len(course.parts[name].checks))
         if verdict[0] != DONE:
             setattr(mine, name, getattr(solution, name))
             borrowed.append(name)
@@ -201,10 +203,13 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
         return WRONG, f"{case.name} had not ended after {case.part.seconds:.0f} s: an endless loop?{where}"
     except Exception as error:
         if type(error) is NotImplementedError and not error.args:
-            what = f"{path.name}, line {line_in(error, path)}"
-            return NOT_BUILT, f"{case.name} is not built yet. Its docstring says what to do: {what}."
+            return NOT_BUILT, unbuilt(case.name, path.name, line_in(error, path))
         return WRONG, f"{case.name} stops with {describe(error, path)}"
     return DONE, "; ".join(not_tried)
+
+
+def unbuilt(name: str, file: str, line: int | None) -> str:
+    return f"{name} is not built yet. Its docstring says what to do: {file}, line {line}."
 
 
 @contextmanager
