@@ -73,8 +73,27 @@ def fails_if(wrong: object, found: str) -> Outcome:
 @registered
 def no_position_sees_the_future(lm: LM, params: Params) -> Outcome:
     """Else losses are those of a model that knows the answer."""
+    if not lm.model_params.causal:
+        return Outcome("skip", "causal=False: it is meant to")
     leak = probe(lm, MOST_PASSES).leak
     return fails_if(leak, str(leak))
+
+
+@registered
+@torch.no_grad()
+def every_position_sees_both_sides(lm: LM, params: Params) -> Outcome:
+    """Else a masked model predicts from less than it is shown."""
+    if lm.model_params.causal:
+        return Outcome("skip", "causal=True: it sees none of what comes later")
+    lm = noisy_copy(lm).eval()
+    ids_BT = random_ids(lm, 1).repeat(3, 1)
+    ids_BT[1, -1] = (ids_BT[1, -1] + 1) % lm.n_tokens
+    ids_BT[2, 0] = (ids_BT[2, 0] + 1) % lm.n_tokens
+    same, other_end, other_start = lm(ids_BT)
+    if not largest_difference(same[0], other_end[0]):
+        return Outcome("FAIL", "logits of the first position do not change with the last token")
+    blind = not largest_difference(same[-1], other_start[-1])
+    return fails_if(blind, "logits of the last position do not change with the first token")
 
 
 @registered
@@ -89,9 +108,10 @@ def batch_and_padding_do_not_change_a_sample(lm: LM, params: Params) -> Outcome:
     shorter_BT = ids_BT[:, : math.ceil(T / 2)]
     padded_BT = torch.full_like(ids_BT, lm.tokenizer.pad)
     padded_BT[:, : math.ceil(T / 2)] = shorter_BT
+    real_BT = (torch.arange(T) < shorter_BT.shape[1]).expand(len(ids_BT), T)
     logits_BTV = lm.eval()(shorter_BT)
     alone = largest_difference(logits_BTV[:1], lm(shorter_BT[:1]), OTHER_SHAPES)
-    padded = largest_difference(logits_BTV, lm(padded_BT)[:, : math.ceil(T / 2)], OTHER_SHAPES)
+    padded = largest_difference(logits_BTV, lm(padded_BT, mask=real_BT)[:, : math.ceil(T / 2)], OTHER_SHAPES)
     if alone:
         return Outcome("FAIL", f"logits of a sample change by {alone:.2g} with others in its batch")
     return fails_if(padded, f"logits of a sample change by {padded:.2g} with padding after it")
