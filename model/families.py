@@ -203,8 +203,6 @@ def config_of(model_params: ModelParams) -> dict[str, Any]:
         theirs = fields_in(family, settings)
         differing = [f"{name}={ours[name]!r}" for name, value in theirs.items() if ours[name] != value]
         if not differing:
-            if family.first_position:
-                settings[POSITIONS] += family.first_position
             return {"model_type": model_type} | nested(settings)
         differences[model_type] = differing
     nearest = min(differences, key=lambda model_type: len(differences[model_type]))

@@ -51,8 +51,14 @@ def ids_of(x: Input, tokenizer: Tokenizer, device: torch.device) -> Tensor:
     return ids_BT
 
 
-def padding_mask(mask: Tensor, ids_BT: Tensor) -> Tensor | None:
+def too_long(n_tokens: int, max_seq_len: int) -> ValueError:
+    return ValueError(f"input of {n_tokens} tokens, but max_seq_len={max_seq_len!r}")
+
+
+def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
     """[B, T] bool beside `ids_BT`: False at padding. None where there is none, if that is known without a wait."""
+    if mask is None:
+        return None
     mask_BT = torch.as_tensor(mask)
     if mask_BT.shape != ids_BT.shape:
         raise ValueError(f"mask of shape {tuple(mask_BT.shape)} for an input of shape {tuple(ids_BT.shape)}")

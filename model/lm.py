@@ -18,7 +18,7 @@ from model.context import Cache, Context, Uncacheable
 from model.decoding import Trust
 from model.embeddings import Embedding
 from model.init import readout
-from model.inputs import Input, Tokenizer, ids_of, padding_mask
+from model.inputs import Input, Tokenizer, ids_of, real_tokens, too_long
 from model.masking import filled, hidden, losses_in_turn, whole_rows
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summary, token_losses
@@ -73,9 +73,7 @@ class LM(nn.Module):
         """
         x = ids_of(x, self.tokenizer, self.device)
         if x.shape[1] > self.model_params.max_seq_len:
-            raise ValueError(
-                f"input of {x.shape[1]} tokens, but max_seq_len={self.model_params.max_seq_len!r}"
-            )
+            raise too_long(x.shape[1], self.model_params.max_seq_len)
         # x is [B, T] from here on: the place to set attn_requests by what is in it.
         if cache is not None and attn_requests is not None:
             raise Uncacheable("attn_requests is set")
@@ -83,12 +81,10 @@ class LM(nn.Module):
             raise Uncacheable("with causal=False all that was said depends on what is said later")
         record = Recording(["*.resid_post"] * get_embeddings + ["*.pattern"] * get_attns)
         taps = [*self.taps, record] if record.patterns else self.taps
-        real_BT = None if mask is None else padding_mask(mask, x)
-        ctx = Context(x, attn_requests, taps, cache, real_BT)
+        ctx = Context(x, attn_requests, taps, cache, real_tokens(mask, x))
         new_BT = x[:, ctx.start :]
         stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start)), ctx)
-        z = self.unembed(self.transform(stream))
-        z = ctx.tap("logits", z)
+        z = ctx.tap("logits", self.unembed(self.transform(stream)))
         if cache is not None:
             cache.seen = x.shape[1]
         if not record.patterns:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.inputs import Tokenizer
+from model.inputs import Tokenizer, too_long
 
 NOT_SCORED = -100  # a target that no loss counts; torch's own default for ignore_index
 NO_LOSS = -1.0  # stands where nothing is scored: no cross entropy is negative, though it may be NaN
@@ -72,7 +72,7 @@ def in_batches(
             ends = [[tokenizer.eos] if isinstance(sample, str) else [] for sample in some]
             rows = [[*row, *end] for row, end in zip(rows, ends, strict=True)]
             if (n := max(map(len, rows))) > longest:
-                raise ValueError(f"a sample of {n} tokens, but max_seq_len={longest!r}")
+                raise too_long(n, longest)
         lengths = torch.tensor([len(row) for row in rows])
         ids_BT = padded(rows, tokenizer.pad)
         at_T = torch.arange(ids_BT.shape[1])

@@ -76,12 +76,16 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout, scale=scale)  # muP
 
     def visible(self, scores_BHTS: Tensor, ctx: Context) -> Tensor:
-        """-inf where a query must not look: at the future, unless causal=False, and at padding."""
+        """-inf where a query must not look: at the future, unless causal=False, and, if it is a real token, at padding."""
         if self.model_params.causal:
             scores_BHTS = without_future(scores_BHTS)
         if ctx.real_BT is None:
             return scores_BHTS
-        return scores_BHTS.masked_fill(~ctx.real_BT[:, None, None], -math.inf)
+        T = scores_BHTS.shape[2]
+        hidden_BTS = (
+            ctx.real_BT[:, -T:, None] & ~ctx.real_BT[:, None]
+        )  # else a window on padding alone gives NaN
+        return scores_BHTS.masked_fill(hidden_BTS[:, None], -math.inf)
 
     def may_fuse(self, ctx: Context) -> bool:
         """The kernel steps aside for whoever wants to see or to direct what it hides."""
