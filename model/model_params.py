@@ -10,9 +10,7 @@ from pydantic.dataclasses import dataclass
 class ModelParams:
     layer_architecture: str | tuple[str, ...] = "custom-transformer"  # a layer kind; several take turns
     causal: bool = True  # False: a position attends to both sides, as in BERT
-    objective: Literal["next-token", "masked"] = (
-        "next-token"  # what is predicted: the next token, or hidden ones
-    )
+    objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4
     n_heads: PositiveInt = 4  # per layer; must divide dim
@@ -22,9 +20,7 @@ class ModelParams:
     positions: str = "learned"  # a registered kind: none, learned, sin, rotary, alibi
     rotary_base: PositiveFloat = 10_000.0  # of positions = "rotary"
     rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # of "rotary": the share of a head that turns
-    sliding_window: PositiveInt | None = (
-        None  # a position attends to itself and so many less one on each side it sees
-    )
+    sliding_window: PositiveInt | None = None  # a position attends to itself and fewer to each side than this
     norm: str = "layernorm"  # a registered kind: layernorm, rmsnorm
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
     norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around

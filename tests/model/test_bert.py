@@ -40,7 +40,8 @@ EVERY_MODEL = pytest.mark.parametrize(
 def make(family, *, size=0.05, seed=0, **settings):
     """A model with every parameter perturbed, norms and biases too, that shows its attention patterns."""
     config = AutoConfig.for_model(
-        family, vocab_size=N_TOKENS, max_position_embeddings=T + 4, **{"intermediate_size": 40} | settings
+        family,
+        **{"vocab_size": N_TOKENS, "max_position_embeddings": T + 4, "intermediate_size": 40} | settings,
     )
     torch.manual_seed(seed)
     hf_model = AutoModelForMaskedLM.from_config(config, attn_implementation="eager")
