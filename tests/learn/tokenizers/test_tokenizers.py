@@ -36,12 +36,13 @@ def test_with_the_merges_of_the_real_gpt2(gpt2_tokenizer, monkeypatch):
     assert ours.decode(ours.encode("".join(HARD))) == "".join(HARD)
 
 
-def test_without_the_hub_gpt2s_merges_are_not_tried(monkeypatch):
+@pytest.mark.parametrize("answers", [False, True])
+def test_without_the_hub_gpt2s_merges_are_not_tried(answers, monkeypatch):
     def unreachable(name):
         raise OSError(name)
 
     monkeypatch.setattr(references.Tokenizer, "from_pretrained", unreachable)
-    monkeypatch.setattr(references, "hub_answers", lambda: False)
+    monkeypatch.setattr(references, "hub_answers", lambda: answers)
     with pytest.raises(NotTried, match="GPT-2's own merges"):
         checks.gpt2_merges(CASE)
 
