@@ -165,6 +165,14 @@ def test_work_of_others_is_found_through_a_helper():
     assert "uses tokenizers" in says
 
 
+def test_a_borrowed_part_is_not_taken_for_a_packages():
+    """The solution's file has the name of a package, and so has what is borrowed from it."""
+    path = COURSE.outline.solution.with_name("mine.py")
+    mine = load(path, COURSE.outline.solution.read_text(encoding="utf-8"))
+    mine.byte_words = SOLUTION.byte_words
+    assert judge(COURSE.case("train_bpe", mine, SOLUTION), path) == ("right", "")
+
+
 def test_a_result_that_cannot_be_printed_is_described(tmp_path, capsys):
     """A lone surrogate has no UTF-8, and a console must not stop at it."""
     file = tmp_path / "mine.py"
