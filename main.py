@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -173,7 +174,8 @@ def run_grid(args: argparse.Namespace) -> int:
     # These bring torch along, so only now that there is something to do.
     from train import architecture, forecast, plan, sweep, tables
 
-    call = sweep.make_call(args, wandb_username)
+    layers = students_layer(args, files)
+    call = sweep.make_call(args, wandb_username)._replace(layers=layers)
     plans = read_plans(args, files, call)
     namer = partial(Namer, args=args)
     plan.check_names(plans, namer, call)
@@ -201,6 +203,18 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.transfer and rank() == 0 and sweep.exit_code(summaries) != INTERRUPTED:
         return check_scaling(args, plans, summaries)
     return sweep.exit_code(summaries)
+
+
+def students_layer(args: argparse.Namespace, files: list[Path]) -> tuple[type, ...]:
+    """Registers layer_architecture = "student" where a config or option names it, or a saved run that may have it."""
+    texts = [*args.set, *(file.read_text(encoding="utf-8") for file in files)]
+    if not any("student" in text or "from_saved" in text for text in texts):
+        return ()
+    from learn.layer import StudentLayer, students_file
+
+    with suppress(Exception):  # what is wrong with the file is said where the grid is checked
+        students_file()  # now, as its code decides about these runs
+    return (StudentLayer,)
 
 
 def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:

@@ -12,8 +12,10 @@ from explore.scores import head_scores, loss_by_position, loss_by_token, over_ch
 from explore.stability import stability
 from explore.transfer import transfer_report
 from explore.verify import verify_stable_load
+from learn.layer import StudentLayer  # so that runs of student's layers can be opened
 
 __all__ = [
+    "StudentLayer",
     "ablate",
     "activation_patching",
     "at",

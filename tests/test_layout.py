@@ -15,10 +15,10 @@ MAY_IMPORT = {
     "model": {"model"},
     "train": {"train", "model", "data"},
     "explore": {"explore", "train", "model", "data"},
-    "learn": {"learn", "data", "model", "train", "explore"},
+    "learn": {"learn", "explore", "train", "model", "data"},
     "gpt2": {"model", "data"},
-    "main": {"train", "explore"},
-    "model_explorer": {"explore"},
+    "main": {"train", "explore", "learn"},
+    "model_explorer": {"explore", "learn"},
 }
 ONLY_IN = {
     "wandb": {"train/stats.py"},
@@ -30,6 +30,9 @@ ONLY_IN = {
         "gpt2.py",
         "model/huggingface.py",
         "learn/courses/gpt2_references.py",
+        "learn/courses/training_references.py",
+        "learn/courses/bert_references.py",
+        "learn/checking/hub.py",
     },
     "ray": {"train/cluster.py"},
     "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},

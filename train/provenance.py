@@ -5,6 +5,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import sys
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,9 @@ PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
 
 
 DECISIVE = ("model", "train", "data")  # folders whose code decides what comes out of a run
+STUDENTS_FILE = {
+    "learn.gpt2_student": REPOSITORY / "learn" / "gpt2_student.py"
+}  # decisive where it is in use
 
 
 class Code(NamedTuple):
@@ -76,6 +80,7 @@ def git(*args: str) -> bytes:
 def hashes_of_code() -> dict[str, str]:
     """By file, a hash of the syntax tree, which comments and layout are no part of."""
     files = sorted(path for folder in DECISIVE for path in (REPOSITORY / folder).rglob("*.py"))
+    files += [path for module, path in STUDENTS_FILE.items() if module in sys.modules]
     return {path.relative_to(REPOSITORY).as_posix(): hash_of_code(path.read_bytes()) for path in files}
 
 

@@ -1,5 +1,6 @@
 """A course: the parts of a student's file, and the judging of them one after another."""
 
+import ast
 import importlib
 import importlib.util
 import signal
@@ -11,7 +12,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from learn.outline import DONE, NOT_BUILT, WRONG, Outline
+from learn.outline import DONE, NOT_BUILT, WRONG, Definition, Outline
+
+NOTEBOOK = Path("your cells")  # stands for the student's file where there is none
 
 
 class Wrong(Exception):
@@ -30,6 +33,10 @@ def no_reference(*_: Any) -> Any:
     raise TypeError("this part has checks of its own only")
 
 
+def all_of_it(out: Any, *_: Any) -> Any:
+    return out
+
+
 @dataclass(frozen=True)
 class Part:
     """How one class or function of the student's file is checked."""
@@ -42,6 +49,7 @@ class Part:
     axes: tuple[str, ...] = ()  # what the dimensions of the output are
     checks: tuple["Check", ...] = ()
     seconds: float = 30.0  # longer is an endless loop
+    counts: Callable[..., Any] = all_of_it  # of (an output, *arguments): what of it has to be right
 
 
 Check = Callable[["Case"], None]
@@ -113,24 +121,59 @@ def load(path: Path, text: str | None = None) -> ModuleType:
 def judge_course(course: Course, student: Path | None = None, wanted: str | None = None) -> Iterator[Verdict]:
     """A verdict on every part, or on the wanted one. A part that is not right is borrowed for all others."""
     path = student or course.outline.student
-    names = [name for name in course.parts if wanted in (None, name)]
     try:
         mine = load(path)
     except Exception as error:  # whatever is wrong with a student's file must not end in a traceback
         says = f"{path.name} cannot be read: {describe(error, path)}"
-        yield from (Verdict(name, WRONG, says) for name in names)
+        yield from (Verdict(name, WRONG, says) for name in course.parts if wanted in (None, name))
         return
+    yield from judge_module(course, mine, path, wanted)
+
+
+def judge_module(
+    course: Course, mine: ModuleType, path: Path, wanted: str | None = None
+) -> Iterator[Verdict]:
+    """The same of a module that is there. Afterwards it has the solution's parts where its own are not right."""
     solution = load(course.outline.solution)
-    borrowed = [part for other, part in course.uses if borrow(part, other, mine)]
+    needed = needs(course, path, wanted)
+    borrowed = [part for other, part in course.uses if part in needed and borrow(part, other, mine)]
     for name in course.parts:
+        if name not in needed:
+            continue
         verdict = judge(course.case(name, mine, solution), path)
-        if name in names:
-            yield Verdict(name, *verdict, tuple(borrowed), len(course.parts[name].checks))
-        if name == wanted:
-            return
+        if wanted in (None, name):
+            parts = needs(course, path, name)
+            inside = tuple(part for part in borrowed if part in parts)
+            yield Verdict(name, *verdict, inside, len(course.parts[name].checks))
         if verdict[0] != DONE:
             setattr(mine, name, getattr(solution, name))
             borrowed.append(name)
+
+
+def needs(course: Course, path: Path, wanted: str | None) -> set[str]:
+    """The wanted part, and those that it is made of in the student's file or in the solution; without one, all."""
+    if wanted is None:
+        return {*course.parts, *(part for _, part in course.uses)}
+    files = [course.outline.solution, *([path] if path.is_file() else [])]
+    found, new = set[str](), {wanted}
+    while new:
+        found |= new
+        mentioned = {name for file in files for name in mentions(file, new)}
+        new = (mentioned & {*course.parts, *(part for _, part in course.uses)}) - found
+    return found
+
+
+def mentions(file: Path, names: set[str]) -> set[str]:
+    """All names that occur in these definitions, also through the file's private helpers."""
+    text = file.read_text(encoding="utf-8")
+    nodes = {node.name: node for node in ast.parse(text).body if isinstance(node, Definition)}
+    found, new = set[str](), {*names}
+    while new:
+        inside = [inner for name in new if name in nodes for inner in ast.walk(nodes[name])]
+        occurring = {inner.id for inner in inside if isinstance(inner, ast.Name)}
+        found |= occurring
+        new = {name for name in occurring if name.startswith("_")} - new
+    return found
 
 
 def borrow(part: str, other: str, mine: ModuleType) -> bool:
@@ -138,7 +181,8 @@ def borrow(part: str, other: str, mine: ModuleType) -> bool:
     course = get_course(other)
     [verdict] = judge_course(course, wanted=part)
     if verdict.state != DONE:
-        setattr(mine, part, getattr(load(course.outline.solution), part))
+        solution = importlib.import_module(f"learn.solution.{other}")
+        setattr(mine, part, getattr(solution, part))
     return verdict.state != DONE
 
 
@@ -159,10 +203,13 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
         return WRONG, f"{case.name} had not ended after {case.part.seconds:.0f} s: an endless loop?{where}"
     except Exception as error:
         if type(error) is NotImplementedError and not error.args:
-            what = f"{path.name}, line {line_in(error, path)}"
-            return NOT_BUILT, f"{case.name} is not built yet. Its docstring says what to do: {what}."
+            return NOT_BUILT, unbuilt(case.name, path.name, line_in(error, path))
         return WRONG, f"{case.name} stops with {describe(error, path)}"
     return DONE, "; ".join(not_tried)
+
+
+def unbuilt(name: str, file: str, line: int | None) -> str:
+    return f"{name} is not built yet. Its docstring says what to do: {file}, line {line}."
 
 
 @contextmanager
@@ -184,10 +231,24 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def clock_stopped() -> Iterator[None]:
+    """Inside, a part's time does not run: for a download, and models of a size that no student chose."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+
 def describe(error: Exception, path: Path) -> str:
     """An exception in a line: what it is, and where in the student's file it came up."""
     if isinstance(error, SyntaxError):
-        return f"{error.msg} (line {error.lineno})"
+        other = error.filename and Path(error.filename).name != path.name  # a file that it imports
+        return f"{error.msg} ({Path(str(error.filename)).name + ', ' if other else ''}line {error.lineno})"
     line = line_in(error, path)
     lines = (
         str(error).encode(errors="backslashreplace").decode().strip().splitlines()
@@ -199,5 +260,10 @@ def describe(error: Exception, path: Path) -> str:
 
 def line_in(error: BaseException, path: Path) -> int | None:
     """The innermost line of the file that the exception passed through."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-    return frames[-1].lineno if frames else None
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if is_of(path, frame.filename)]
+    return own[-1].lineno if own else None
+
+
+def is_of(path: Path, filename: str) -> bool:
+    """Whether code of this file name is the student's; Jupyter gives each cell a file name of its own."""
+    return filename == str(path) or (path == NOTEBOOK and "ipykernel" in filename)

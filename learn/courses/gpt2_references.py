@@ -4,6 +4,7 @@ Every function takes what the student made and its arguments. Gradients flow int
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +58,12 @@ def block(made: Any, x: Tensor) -> Tensor:
 def gpt2(made: Any, ids: Tensor) -> Tensor:
     n_tokens, dim = made.embedding.tokens.shape
     max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
+    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
+    return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
+
+
+def gpt2_weights(made: Any) -> dict[str, Tensor]:
+    """A model's weights under HuggingFace's names; all are views, so that what is copied into them arrives."""
     weights = {
         "transformer.wte.weight": made.embedding.tokens,
         "transformer.wpe.weight": made.embedding.positions,
@@ -65,8 +72,7 @@ def gpt2(made: Any, ids: Tensor) -> Tensor:
     }
     for i, one in enumerate(made.blocks):
         weights |= {f"transformer.h.{i}.{name}": value for name, value in block_weights(one).items()}
-    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
-    return functional_call(whole, weights, (ids,), {"use_cache": False}, tie_weights=True).logits
+    return weights
 
 
 def block_weights(made: Any) -> dict[str, Tensor]:
@@ -101,6 +107,10 @@ def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_head
         model = GPT2LMHeadModel(config).eval()
     model.set_attn_implementation("eager")
     return model
+
+
+def pretrained(folder: Path) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
 
 
 def next_token_loss(made: Any, logits: Tensor, ids: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from model.check import model_problems
 from model.context import layer_kinds
 from model.embeddings import position_kinds
 from model.lm import LM
-from tests.model.tiny import CharTokenizer, tiny_params
+from tests.model.tiny import KINDS, CharTokenizer, tiny_params
 from tests.train import broken_edits
 from tests.train.broken_edits import CACHE, FIRST, FUTURE, GRADIENT, PATTERN, broken, plant, sound, when
 from train import run, soundness
@@ -105,9 +105,7 @@ KNOBS = [
 ]
 
 
-@pytest.mark.parametrize(
-    "fields", [{"layer_architecture": kind} for kind in sorted(layer_kinds)] + KNOBS, ids=str
-)
+@pytest.mark.parametrize("fields", [{"layer_architecture": kind} for kind in KINDS] + KNOBS, ids=str)
 def test_what_is_sound_passes_all_checks(fields):
     outcomes = results(params_of(**fields))
     skipped = {name for name, result in outcomes.items() if result == "skip"}
@@ -117,7 +115,7 @@ def test_what_is_sound_passes_all_checks(fields):
 
 
 @pytest.mark.parametrize("positions", position_kinds)
-@pytest.mark.parametrize("kind", sorted(layer_kinds))
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_kind_of_layer_and_positions_leaks(kind, positions):
     model_params = tiny_params(layer_architecture=(kind, "custom-transformer"), positions=positions)
     if any(model_problems(model_params)):

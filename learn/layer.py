@@ -1,0 +1,116 @@
+"""The student's Block as a layer of the harness: `layer_architecture = "student"`.
+
+Shape suffixes:  B batch  T position  S position so far  D model dim  H head
+"""
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from learn.outline import Outline
+from model.context import Context, Layer, layer_kind
+from model.embeddings import without_attention
+from model.init import weight_std
+from model.model_params import ModelParams
+
+FILE = Outline("gpt2").student.name
+SOFTMAX = {torch.softmax, torch.Tensor.softmax, F.softmax, torch.special.softmax}
+
+
+def students_file() -> ModuleType:
+    """learn/gpt2_student.py, in which Block is."""
+    return importlib.import_module("learn.gpt2_student")
+
+
+@layer_kind("student")
+class StudentLayer(Layer):
+    """A Block(dim, n_heads) of learn/gpt2_student.py. With dropout on what it adds to the residual stream."""
+
+    def __init__(self, model_params: ModelParams, dropout: float) -> None:
+        super().__init__()
+        self.block = students_file().Block(model_params.dim, model_params.n_heads)
+        self.dropout = nn.Dropout(dropout)
+        for name, parameter in self.block.named_parameters():
+            if parameter.dim() == 2:  # all else starts as the student has it
+                into_stream = name.endswith(("out.weight", "down.weight"))
+                nn.init.normal_(
+                    parameter, std=weight_std(parameter.shape[1], model_params, into_stream=into_stream)
+                )
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    @classmethod
+    def possible(cls, model_params: ModelParams) -> ModelParams:
+        """Sizes and what lies around the layers: inside them the student's file alone decides."""
+        p = model_params
+        return replace(
+            ModelParams(),
+            layer_architecture=p.layer_architecture,
+            dim=p.dim,
+            n_layers=p.n_layers,
+            n_heads=p.n_heads,
+            max_seq_len=p.max_seq_len,
+            positions=without_attention(p).positions,
+            tied_embeddings=p.tied_embeddings,
+            init=p.init,
+            from_saved=p.from_saved,
+            tokenizer_source_name=p.tokenizer_source_name,
+            tokenizer_vocab_size=p.tokenizer_vocab_size,
+            tokenizer_crop=p.tokenizer_crop,
+        )
+
+    @classmethod
+    def problems(cls, model_params: ModelParams) -> Iterator[str]:
+        p = model_params
+        check = "`python3 -m learn check gpt2.Block` says more"
+        try:
+            x_BTD = torch.zeros(1, 2, p.dim)
+            with torch.random.fork_rng():
+                y = students_file().Block(p.dim, p.n_heads)(x_BTD)
+        except NotImplementedError:
+            yield f"layer_architecture='student': in learn/{FILE} a part of Block is not built yet; {check}"
+        except Exception as error:  # whatever is wrong with a student's file
+            yield f"layer_architecture='student': Block of learn/{FILE} stops with {type(error).__name__}: {error}; {check}"
+        else:
+            if not isinstance(y, Tensor) or y.shape != x_BTD.shape:
+                yield f"layer_architecture='student': Block of learn/{FILE} does not keep the shape [B, T, D]; {check}"
+
+    def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        T = x_BTD.shape[1]
+        x_BSD = ctx.with_past("x", x_BTD, dim=1)  # a Block takes all positions or none
+        if ctx.wants("scores") or ctx.wants("pattern"):
+            with Softmaxes(ctx, T):
+                y_BSD = self.block(x_BSD)
+        else:
+            y_BSD = self.block(x_BSD)
+        if self.training and self.dropout.p:
+            y_BSD = x_BSD + self.dropout(y_BSD - x_BSD)
+        return y_BSD[:, x_BSD.shape[1] - T :]
+
+
+class Softmaxes(TorchFunctionMode):
+    """Inside, the softmax over [B, H, S, S] scores is tapped: what goes in as "scores", what comes out as "pattern"."""
+
+    def __init__(self, ctx: Context, n_new: int) -> None:
+        super().__init__()
+        self.ctx, self.n_new = ctx, n_new
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        scores = args[0] if args else kwargs.get("input")
+        if func not in SOFTMAX or not isinstance(scores, Tensor) or scores.dim() != 4:
+            return func(*args, **kwargs)
+        return self.tap("pattern", func(self.tap("scores", scores), *args[1:], **kwargs))
+
+    def tap(self, name: str, x_BHSS: Tensor) -> Tensor:
+        """Of the new positions only: with a cache the others were seen before."""
+        n_old = x_BHSS.shape[2] - self.n_new
+        new_BHTS = x_BHSS[:, :, n_old:]
+        tapped_BHTS = self.ctx.tap(name, new_BHTS)
+        return x_BHSS if tapped_BHTS is new_BHTS else torch.cat([x_BHSS[:, :, :n_old], tapped_BHTS], dim=2)

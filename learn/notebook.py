@@ -1,0 +1,74 @@
+"""A course as a notebook: its readme, then each part's stub in a cell and its check in the next."""
+
+import ast
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from learn.outline import Outline, definitions
+
+HEAD = """\
+import sys
+
+sys.path.insert(0, {root!r})
+from learn.notebook import check
+"""
+
+
+def write_notebook(outline: Outline, file: Path) -> None:
+    """Writes the notebook; FileExistsError rather than over what is there."""
+    with file.open("x", encoding="utf-8") as opened:
+        json.dump(as_notebook(outline), opened, indent=1)
+
+
+def as_notebook(outline: Outline) -> dict[str, Any]:
+    """In the format of Jupyter, version 4.5."""
+    text = outline.student.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    imports = [segment(text, node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+    cells = [
+        markdown(outline.readme.read_text(encoding="utf-8")),
+        markdown(ast.get_docstring(tree) or ""),
+        code(HEAD.format(root=str(outline.student.parents[1]))),
+        code("\n".join(imports)),
+    ]
+    for name, node in definitions(outline.student).items():
+        cells += [code(segment(text, node)), code(f'check("{outline.course}.{name}")')]
+    numbered = [{"id": f"cell-{i}"} | cell for i, cell in enumerate(cells)]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return {"cells": numbered, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+
+
+def segment(text: str, node: ast.AST) -> str:
+    """What a node is written as, decorators included."""
+    return ast.get_source_segment(text, node) or ""
+
+
+def markdown(text: str) -> dict[str, Any]:
+    return {"cell_type": "markdown", "metadata": {}, "source": text.strip()}
+
+
+def code(text: str) -> dict[str, Any]:
+    return {"cell_type": "code", "metadata": {}, "source": text, "outputs": [], "execution_count": None}
+
+
+def check(what: str) -> None:
+    """In a notebook: checks a part, such as "gpt2.Block", as it is in the cells that have run, and explains."""
+    from learn.__main__ import say
+    from learn.checking.course import NOTEBOOK, get_course, judge_module
+
+    course_name, _, part = what.partition(".")
+    with warnings.catch_warnings(action="ignore"):  # a library wants widgets for its progress bars
+        course, mine = get_course(course_name), sys.modules["__main__"]
+    before = dict(vars(mine))
+    try:
+        for verdict in judge_module(course, mine, NOTEBOOK, part):
+            say(course_name, verdict)
+    finally:  # what was borrowed goes back
+        for name in {*course.parts, *(part for _, part in course.uses)} & {*vars(mine)}:
+            if name in before:
+                setattr(mine, name, before[name])
+            else:
+                delattr(mine, name)
