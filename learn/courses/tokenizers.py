@@ -8,7 +8,16 @@ from learn.checking.course import Check, Course
 from learn.checking.mistakes import read_mistakes
 from learn.courses import tokenizers_differences as differences
 from learn.courses import tokenizers_references as references
-from learn.courses.tokenizers_checks import each, function, gpt2_merges, part, same, trains, vocabulary_is
+from learn.courses.tokenizers_checks import (
+    at_length,
+    each,
+    function,
+    gpt2_merges,
+    part,
+    same,
+    trains,
+    vocabulary_is,
+)
 from learn.courses.tokenizers_texts import HARD, manual, pieces, speech
 from learn.outline import Outline
 
@@ -170,7 +179,7 @@ PARTS = {
         function("train_bpe"),
         SMALL_TRAINING[:3],
         trains(small_training),
-        trains(lambda: [(training_text(), 256 + 200)]),
+        at_length(trains(lambda: [(training_text(), 256 + 200)])),
         seconds=90,
     ),
     "apply_merges": part(
@@ -233,7 +242,9 @@ PARTS = {
         function("train_wordpiece"),
         SMALL_VOCABULARIES[:3],
         same(pieces_trained, lambda: SMALL_VOCABULARIES, right_pieces, differences.sequences),
-        same(pieces_trained, lambda: [(training_text(), 400)], right_pieces, differences.sequences),
+        at_length(
+            same(pieces_trained, lambda: [(training_text(), 400)], right_pieces, differences.sequences)
+        ),
         seconds=90,
     ),
 }

@@ -1,6 +1,7 @@
 """How results of tokenizers are compared with what is right, whatever kind of value they are."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from learn.checking.checks import agrees, by_hand, own
@@ -52,6 +53,11 @@ def function(name: str) -> Callable[[Any], Callable]:
 def part(make: Callable[[Any], Callable], inputs: list[tuple], *checks: Check, seconds: float = 30.0) -> Part:
     """A part whose work nobody else does."""
     return Part(make, lambda: inputs, checks=(own, *checks, by_hand, imports_none(*OTHERS)), seconds=seconds)
+
+
+def at_length(check: Check) -> Check:
+    """The check without known mistakes: they show on small samples, and to train by each of them takes a minute."""
+    return lambda case: check(replace(case, mistakes=()))
 
 
 def trains(samples: Callable[[], list[tuple]]) -> Check:

@@ -112,7 +112,7 @@ def counted(trained_on: list[str], done: list[Pair]) -> Counter[Pair]:
     for word, n in Counter(word for text in trained_on for word in byte_words(text)).items():
         tokens = list(word)
         for pair in done:
-            i = 0
+            i = 0 if pair[0] in tokens else len(tokens)
             while i < len(tokens) - 1:
                 if (tokens[i], tokens[i + 1]) == pair:
                     tokens[i : i + 2] = ["".join(pair)]

@@ -1,6 +1,7 @@
 """What is right, by the library `tokenizers` that HuggingFace's models use."""
 
 import json
+from contextlib import suppress
 from functools import cache
 from itertools import chain
 
@@ -85,12 +86,17 @@ def gpt2_tokenizer() -> Tokenizer:
     try:
         with offline():
             tokenizer = Tokenizer.from_pretrained("gpt2")
-    except Exception as error:  # of the client library beneath: several kinds
-        if not hub_answers():
-            raise NotTried("GPT-2's own merges, as the Hugging Face hub cannot be reached") from error
-        tokenizer = Tokenizer.from_pretrained("gpt2")
+    except Exception:  # of the client library beneath: several kinds
+        tokenizer = downloaded("gpt2")
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def downloaded(name: str) -> Tokenizer:
+    if hub_answers():
+        with suppress(Exception):  # it may answer, and refuse
+            return Tokenizer.from_pretrained(name)
+    raise NotTried("GPT-2's own merges, as the Hugging Face hub cannot be reached")
 
 
 @cache

@@ -296,6 +296,11 @@ OTHERS = [
     ),
     (
         "ByteLevelBPE",
+        "in `vocabulary`, the token 'extra' does not belong there",
+        [("        self.known = {}\n", "        self.known = {}\n        self.vocabulary['extra'] = 5000\n")],
+    ),
+    (
+        "ByteLevelBPE",
         "the attribute `vocabulary` of ByteLevelBPE is missing",
         [
             (

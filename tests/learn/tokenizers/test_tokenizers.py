@@ -36,12 +36,13 @@ def test_with_the_merges_of_the_real_gpt2(gpt2_tokenizer, monkeypatch):
     assert ours.decode(ours.encode("".join(HARD))) == "".join(HARD)
 
 
-def test_without_the_hub_gpt2s_merges_are_not_tried(monkeypatch):
+@pytest.mark.parametrize("answers", [False, True])
+def test_without_the_hub_gpt2s_merges_are_not_tried(answers, monkeypatch):
     def unreachable(name):
         raise OSError(name)
 
     monkeypatch.setattr(references.Tokenizer, "from_pretrained", unreachable)
-    monkeypatch.setattr(references, "hub_answers", lambda: False)
+    monkeypatch.setattr(references, "hub_answers", lambda: answers)
     with pytest.raises(NotTried, match="GPT-2's own merges"):
         checks.gpt2_merges(CASE)
 
@@ -162,6 +163,14 @@ def test_work_of_others_is_found_through_a_helper():
     )
     assert state == "wrong"
     assert "uses tokenizers" in says
+
+
+def test_a_borrowed_part_is_not_taken_for_a_packages():
+    """The solution's file has the name of a package, and so has what is borrowed from it."""
+    path = COURSE.outline.solution.with_name("mine.py")
+    mine = load(path, COURSE.outline.solution.read_text(encoding="utf-8"))
+    mine.byte_words = SOLUTION.byte_words
+    assert judge(COURSE.case("train_bpe", mine, SOLUTION), path) == ("right", "")
 
 
 def test_a_result_that_cannot_be_printed_is_described(tmp_path, capsys):
