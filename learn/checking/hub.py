@@ -24,7 +24,7 @@ SECONDS = 3.0  # to wait for an answer, once in a process
 
 def pretrained(name: str) -> Path:
     """The folder of a model: by its name on the hub, or its own path. NotTried where it cannot be had."""
-    if Path(name).is_dir():
+    if (Path(name) / FILES[0]).is_file():
         return Path(name)
     try:
         return download(name, local_files_only=True)

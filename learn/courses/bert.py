@@ -183,7 +183,7 @@ PADDED = (
     padding_does_not_matter,
     company_does_not_matter,
 )
-BASE = "google-bert/bert-base-uncased"
+BASE = "bert-base-uncased"
 
 PARTS = {
     "gelu": Part(

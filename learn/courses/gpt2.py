@@ -106,7 +106,7 @@ PARTS = {
             tied,
             *MODULE,
             looks_back_only,
-            real("openai-community/gpt2"),
+            real("gpt2"),
         ),
     ),
     "next_token_loss": Part(
