@@ -18,9 +18,7 @@ class Family:
     conv1d: bool = False  # whether matrices in layers are [in, out]
     needed: dict[str, Any] = field(default_factory=dict)  # as NEEDED, of this family alone
     masked: bool = False  # a masked language model, not a causal one
-    token_types: str = (
-        ""  # a table of theirs whose first row is added at every position; ours has it in its positions
-    )
+    token_types: str = ""  # a table of theirs: we have its first row in our positions
     first_position: int = 0  # the row of their positions that a text begins with
 
 

@@ -155,8 +155,7 @@ class LM(nn.Module):
         total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
         if self.model_params.objective == "masked":
             return {"main": total / (y != NOT_SCORED).sum().clamp(min=1)}, len(y)
-        n_scored = batch["n_scored"]
-        return {"main": total / max(1, n_scored)}, len(y)
+        return {"main": total / max(1, batch["n_scored"])}, len(y)
 
     def sample(
         self,
@@ -251,9 +250,7 @@ class LM(nn.Module):
         with the probabilities of what was put in.
         """
         if self.model_params.objective != "masked":
-            raise ValueError(
-                "a model of objective='next-token' fills no gaps: it continues a text, as lm.sample does"
-            )
+            raise ValueError("a model of next tokens fills no gaps: it continues a text, as lm.sample does")
         ids = self.tokenizer.with_gaps(text) if isinstance(text, str) else list(text)
         with torch.no_grad(), eval_mode(self):
             ids, probs = filled(ids, self)
@@ -283,8 +280,7 @@ class LM(nn.Module):
         """What each token of a batch costs; with objective="masked" it alone is hidden, one after the other."""
         if self.model_params.objective == "masked":
             rows = whole_rows(batch, self)
-            losses = losses_in_turn(rows, self)
-            return TokenLosses(rows.ids[:, 1:], losses[:, 1:])
+            return TokenLosses(rows.ids[:, 1:], losses_in_turn(rows, self)[:, 1:])
         _, y, z = self.get_batch_xyz(batch)
         return TokenLosses(y, token_losses(y, z))
 

@@ -19,10 +19,8 @@ from model.inputs import Tokenizer
 from model.perplexity import NO_LOSS, NOT_SCORED, ROWS, token_losses
 
 MASK_FRAC = 0.15  # where no TrainParams say otherwise
-MASKED, REPLACED = (
-    0.8,
-    0.9,
-)  # of numbers from 0 to 1 those below the first hide a token, others below the second replace it
+# Of numbers from 0 to 1 those below the first make a token the mask, others below the second a random one.
+MASKED, REPLACED = 0.8, 0.9
 
 
 class Rows(NamedTuple):

@@ -105,9 +105,9 @@ def batch_and_padding_do_not_change_a_sample(lm: LM, params: Params) -> Outcome:
     shorter_BT = ids_BT[:, : math.ceil(T / 2)]
     padded_BT = torch.full_like(ids_BT, lm.tokenizer.pad)
     padded_BT[:, : math.ceil(T / 2)] = shorter_BT
-    real_BT = (
-        None if lm.model_params.causal else (torch.arange(T) < shorter_BT.shape[1]).expand(len(ids_BT), T)
-    )
+    real_BT = None  # a causal model has to do without
+    if not lm.model_params.causal:
+        real_BT = (torch.arange(T) < shorter_BT.shape[1]).expand(len(ids_BT), T)
     logits_BTV = lm.eval()(shorter_BT)
     alone = largest_difference(logits_BTV[:1], lm(shorter_BT[:1]), OTHER_SHAPES)
     padded = largest_difference(logits_BTV, lm(padded_BT, mask=real_BT)[:, : math.ceil(T / 2)], OTHER_SHAPES)

@@ -82,9 +82,8 @@ class Attention(nn.Module):
         if ctx.real_BT is None:
             return scores_BHTS
         T = scores_BHTS.shape[2]
-        hidden_BTS = (
-            ctx.real_BT[:, -T:, None] & ~ctx.real_BT[:, None]
-        )  # else a window on padding alone gives NaN
+        # What padding sees says nothing, but if it saw nothing it would be NaN, and spread.
+        hidden_BTS = ctx.real_BT[:, -T:, None] & ~ctx.real_BT[:, None]
         return scores_BHTS.masked_fill(hidden_BTS[:, None], -math.inf)
 
     def may_fuse(self, ctx: Context) -> bool:
