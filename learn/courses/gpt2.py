@@ -103,16 +103,6 @@ PARTS = {
         (),
         (*EVERY, *FUNCTION),
     ),
-    "next_token_probabilities": Part(
-        lambda my: my.next_token_probabilities,
-        lambda: [
-            (floats(3, V), *settings)
-            for settings in ((1.0,), (0.5,), (0,), (1.0, 4), (1.0, 1), (1.0, None, 0.6), (0.7, 5, 0.8))
-        ],
-        references.next_token_probabilities,
-        ("sample", "token"),
-        (own, parity(), parity(dtype=torch.float32)),
-    ),
 }
 
 OUTLINE = Outline("gpt2")

@@ -10,13 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GPT2Config, GPT2LMHeadModel
 
 
 def layer_norm(made: Any, x: Tensor) -> Tensor:
@@ -57,6 +51,12 @@ def block(made: Any, x: Tensor) -> Tensor:
 def gpt2(made: Any, ids: Tensor) -> Tensor:
     n_tokens, dim = made.embedding.tokens.shape
     max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
+    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
+    return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
+
+
+def gpt2_weights(made: Any) -> dict[str, Tensor]:
+    """GPT-2's weights under HuggingFace's names."""
     weights = {
         "transformer.wte.weight": made.embedding.tokens,
         "transformer.wpe.weight": made.embedding.positions,
@@ -65,8 +65,7 @@ def gpt2(made: Any, ids: Tensor) -> Tensor:
     }
     for i, one in enumerate(made.blocks):
         weights |= {f"transformer.h.{i}.{name}": value for name, value in block_weights(one).items()}
-    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
-    return functional_call(whole, weights, (ids,), {"use_cache": False}, tie_weights=True).logits
+    return weights
 
 
 def block_weights(made: Any) -> dict[str, Tensor]:
@@ -105,19 +104,3 @@ def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_head
 
 def next_token_loss(made: Any, logits: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-
-
-def next_token_probabilities(
-    made: Any,
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    nucleus: float | None = None,
-) -> Tensor:
-    if temperature == 0:
-        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
-    ids = torch.zeros(len(logits), 1, dtype=torch.long)  # the warpers ask for them and do not look
-    logits = TemperatureLogitsWarper(temperature)(ids, logits)
-    logits = TopKLogitsWarper(top_k)(ids, logits) if top_k is not None else logits
-    logits = TopPLogitsWarper(nucleus)(ids, logits) if nucleus is not None else logits
-    return logits.softmax(dim=-1)
