@@ -13,7 +13,7 @@ from learn.courses.generation_models import KnownModel, as_function, small_gpt2,
 Tokens = dict[str, Tensor]  # [B, n_new] by the case
 
 PROMPTS = [[3, 5, 1], [7], [2, 2, 9, 4, 0, 6]]
-GREEDY = {"with no end token": None, "with end=12": 12}  # some rows say 12, at different steps
+GREEDY = {"with no end token": None, "with end=3": 3, "with end=5": 5}  # which are in prompts, too
 N_NEW = 7
 
 SHORT = [[1], [0, 2, 2], [4, 4], [3]] * 10  # prompts for the known model; 2 is the end token
@@ -155,13 +155,15 @@ BEAMS = [
     (prompt, n_beams, {"length_penalty": penalty, "end": end, "early_stopping": early})
     for prompt in ([3, 5, 1], [7], [2, 2, 9, 4])
     for n_beams, penalty, end, early in (
-        (2, 0.5, 12, False),
+        (2, 0.5, 5, False),
         (3, 1.0, None, False),
-        (3, 1.0, 12, False),
-        (3, 0.0, 12, False),
-        (4, 2.0, 12, True),
-        (4, -1.0, 12, False),
-        (6, 1.0, 12, True),
+        (3, 1.0, 0, False),
+        (3, 0.0, 0, False),
+        (4, 2.0, 5, True),
+        (4, 3.0, 5, False),
+        (4, -1.0, 3, False),
+        (6, 1.0, 5, True),
+        (2, 1.0, 12, True),
     )
 ]
 ALL = [  # as many beams as there are continuations: nothing can be missed
