@@ -12,7 +12,7 @@ from learn.courses import generation_tokens as tokens
 from learn.courses.generation_models import V
 from learn.outline import Outline
 
-ONE = [[cache.TOGETHER]]
+ONE = ((cache.TOGETHER,),)
 HALF = torch.float32
 
 PARTS = {

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,18 +13,19 @@ from learn.checking.explain import difference
 from learn.checking.samples import floats, integers
 from learn.courses import generation_references as references
 from learn.courses import gpt2_references
-from learn.courses.generation_models import D, KnownModel, V, small_attention, small_gpt2, solution
+from learn.courses.generation_models import D, V, small_attention, small_gpt2, solution
 
 STREAM, SCORES = ("sample", "position", "feature"), ("sample", "position", "token")
 KEPT = ("sample", "head", "position", "feature")
 DETACHED = "something was detached: .detach(), .data, torch.tensor(...) or torch.no_grad()?"
 TOGETHER = 5  # positions, cut in pieces in every way
+Cuts = tuple[tuple[int, ...], ...]  # sizes of the pieces
 Steps = dict[str, tuple[Tensor, tuple[str, ...]]]  # by what it is: the value, and the names of its dimensions
 
 
-def all_cuts(n: int) -> list[list[int]]:
+def all_cuts(n: int) -> Cuts:
     """Every way of cutting n positions in pieces."""
-    return [[n], *([first, *rest] for first in range(1, n) for rest in all_cuts(n - first))]
+    return ((n,), *((first, *rest) for first in range(1, n) for rest in all_cuts(n - first)))
 
 
 CUTS = all_cuts(TOGETHER)
@@ -37,9 +39,7 @@ def steps_differ(mine: Steps, right: Steps) -> str | None:
     return None
 
 
-def attention_steps(
-    my: Any, cuts: list[list[int]] = CUTS, dtype: torch.dtype = torch.float64
-) -> Steps:
+def attention_steps(my: Any, cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64) -> Steps:
     made, x = attention_sample(dtype, False)
     return collected(my.cached_attention, made, x, cuts, lambda cache: [cache], STREAM)
 
@@ -48,19 +48,20 @@ def attention_sample(dtype: torch.dtype, grad: bool) -> tuple[Any, Tensor]:
     return small_attention().to(dtype), floats(2, TOGETHER, D).to(dtype).requires_grad_(grad)
 
 
-def gpt2_steps(my: Any, cuts: list[list[int]] = CUTS, dtype: torch.dtype = torch.float64) -> Steps:
+def gpt2_steps(my: Any, cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64) -> Steps:
     made, ids = small_gpt2().to(dtype), integers(V, 2, TOGETHER)
     return collected(my.cached_gpt2, made, ids, cuts, lambda cache: cache, SCORES)
 
 
 def collected(
-    function: Any, made: nn.Module, x: Tensor, cuts: list[list[int]], layers: Callable, axes: tuple[str, ...]
+    function: Any, made: nn.Module, x: Tensor, cuts: Cuts, layers: Callable, axes: tuple[str, ...]
 ) -> Steps:
     """What comes of x in pieces, and what is kept after each of them, for all these cuts."""
     steps: Steps = {}
     for sizes in cuts:
-        cache, start = None, 0
-        for piece in x.split(sizes, dim=1):
+        cache: Any = None
+        start = 0
+        for piece in x.split(list(sizes), dim=1):
             before = [] if cache is None else [tuple(y.clone() for y in pair) for pair in layers(cache)]
             with computed_once(made, piece):
                 out, new = two(function(made, piece.clone(), cache))
@@ -102,7 +103,9 @@ def called(start: int, n: int, sizes: Sequence[int]) -> str:
 
 def two(returned: Any) -> Any:
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise Wrong(f"what comes back is {type(returned).__name__}; expected two things, `return out, cache`.")
+        raise Wrong(
+            f"what comes back is {type(returned).__name__}; expected two things, `return out, cache`."
+        )
     return returned
 
 
@@ -141,7 +144,7 @@ def attentions(made: nn.Module) -> list[Any]:
 @contextmanager
 def computed_once(made: nn.Module, piece: Tensor) -> Iterator[None]:
     """Wrong unless every `qkv` sees each new position once, and no old one."""
-    n_given = {attention: 0 for attention in attentions(made)}
+    n_given = dict.fromkeys(attentions(made), 0)
     hooks = [
         attention.qkv.register_forward_hook(
             lambda _, __, out, attention=attention: n_given.update(
@@ -175,6 +178,7 @@ def gradients_in_pieces(my: Any) -> Steps:
     return gradients_of(torch.cat(outs, dim=1), made, x)
 
 
+@lru_cache
 def right_gradients() -> Steps:
     made, x = attention_sample(torch.float64, True)
     return gradients_of(gpt2_references.attention(made.requires_grad_(True), x), made, x)
@@ -193,18 +197,18 @@ def gradients_of(out: Tensor, made: Any, x: Tensor) -> Steps:
     }
 
 
-def right_attention(
-    cuts: list[list[int]] = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True
-) -> Steps:
+@lru_cache
+def right_attention(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
     """Outputs by torch's uncached attention; also by HuggingFace's cached one, with what it keeps."""
     made, x = attention_sample(dtype, False)
-    pieces = {tuple(sizes): references.attention_in_pieces(made, x, sizes) for sizes in cuts}
+    pieces = {sizes: references.attention_in_pieces(made, x, sizes) for sizes in cuts}
     return right_steps(gpt2_references.attention(made, x), pieces, STREAM, kept)
 
 
-def right_gpt2(cuts: list[list[int]] = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
+@lru_cache
+def right_gpt2(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
     """Logits by HuggingFace's GPT-2 without a cache; also with one, and what it keeps."""
     made, ids = small_gpt2().to(dtype), integers(V, 2, TOGETHER)
     with torch.no_grad():
-        pieces = {tuple(sizes): references.gpt2_in_pieces(made, ids, sizes) for sizes in cuts}
+        pieces = {sizes: references.gpt2_in_pieces(made, ids, sizes) for sizes in cuts}
         return right_steps(gpt2_references.gpt2(made, ids), pieces, SCORES, kept)

@@ -1,6 +1,6 @@
 """What the parts of generation are tried on: a small GPT-2 of the solution, and a model that is known by heart."""
 
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from learn.outline import Outline
 V, T, D, H, LAYERS = 13, 24, 12, 3, 2  # tokens, positions, width, heads
 
 
-@cache
+@lru_cache
 def solution(course: str) -> Any:
     return load(Outline(course).solution)
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import (
     DynamicCache,
-    GPT2LMHeadModel,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -26,7 +25,7 @@ Pieces = list[tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 
 def attention_in_pieces(made: Any, x: Tensor, sizes: Sequence[int]) -> Pieces:
     """The output of each piece, and keys and values after it, by HuggingFace's attention with its DynamicCache."""
-    whole = huggingface(1, 1, x.shape[-1], 1, made.n_heads)
+    layer: Any = huggingface(1, 1, x.shape[-1], 1, made.n_heads).transformer.h[0]
     weights = {
         f"{name}.{kind}": value
         for name, linear in (("c_attn", made.qkv), ("c_proj", made.out))
@@ -36,7 +35,7 @@ def attention_in_pieces(made: Any, x: Tensor, sizes: Sequence[int]) -> Pieces:
     for piece in x.split(list(sizes), dim=1):
         places = torch.arange(start + piece.shape[1])
         future = torch.where(places[None, :] > places[start:, None], -torch.inf, 0.0).to(x.dtype)
-        out, _ = functional_call(whole.transformer.h[0].attn, weights, (piece.contiguous(), cache, future))
+        out, _ = functional_call(layer.attn, weights, (piece.contiguous(), cache, future))
         found.append((out, layers_of(cache)))
         start += piece.shape[1]
     return found
@@ -51,13 +50,13 @@ def gpt2_in_pieces(made: Any, ids: Tensor, sizes: Sequence[int]) -> Pieces:
     return found
 
 
-def layers_of(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
+def layers_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
 @torch.no_grad()
-def as_huggingface(made: Any) -> GPT2LMHeadModel:
-    """The same GPT-2, with weights of its own."""
+def as_huggingface(made: Any) -> Any:
+    """The same weights in a GPT2LMHeadModel of its own."""
     n_tokens, dim = made.embedding.tokens.shape
     sizes = (len(made.embedding.positions), dim, len(made.blocks), made.blocks[0].attention.n_heads)
     model = deepcopy(huggingface(n_tokens, *sizes)).to(made.embedding.tokens.dtype)
@@ -117,9 +116,9 @@ def chances(
     logits_of: Callable[[Tensor], Tensor], prompt: Sequence[int], n_new: int, settings: dict[str, Any]
 ) -> dict[tuple[int, ...], float]:
     """The probability of every continuation of n_new tokens; no end token."""
-    found = {(): 1.0}
+    found: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(n_new):
-        longer = {}
+        longer: dict[tuple[int, ...], float] = {}
         for tokens, chance in found.items():
             logits = logits_of(torch.tensor([[*prompt, *tokens]]))[:, -1]
             [probabilities] = next_token_probabilities(None, logits, **settings)

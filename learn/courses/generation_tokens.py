@@ -1,6 +1,7 @@
 """Tokens that samplers and beam search choose: the cases, what comes of them, and what is right."""
 
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -12,11 +13,11 @@ from learn.courses.generation_models import KnownModel, as_function, small_gpt2,
 
 Tokens = dict[str, Tensor]  # [B, n_new] by the case
 
-PROMPTS = [[3, 5, 1], [7], [2, 2, 9, 4, 0, 6]]
+PROMPTS = [[3, 5, 1], [7, 8], [2, 2, 9, 4, 0, 6]]
 GREEDY = {"with no end token": None, "with end=3": 3, "with end=5": 5}  # which are in prompts, too
 N_NEW = 7
 
-SHORT = [[1], [0, 2, 2], [4, 4], [3]] * 10  # prompts for the known model; 2 is the end token
+SHORT = [[1, 3], [0, 2, 2], [4, 4], [3, 0, 1, 1]] * 10  # prompts for the known model; 2 is the end token
 DRAWS: dict[str, dict[str, Any]] = {
     "with temperature 1": {},
     "with temperature=0.4": {"temperature": 0.4},
@@ -33,11 +34,23 @@ FREQUENCIES = f"{OFTEN} rows of prompt [1]"
 def greedy_tokens(my: Any) -> Tokens:
     model = as_function(small_gpt2())
     return {
-        name: my.generate(model, [[*p] for p in PROMPTS], N_NEW, temperature=0, end=end)
+        name: seeded(partial(my.generate, model, copies(PROMPTS), N_NEW, temperature=0, end=end))
         for name, end in GREEDY.items()
     }
 
 
+def copies(prompts: list[list[int]]) -> list[list[int]]:
+    return [[*prompt] for prompt in prompts]
+
+
+def seeded(run: Callable[[], Tensor]) -> Tensor:
+    """With torch's global generator at the same place, whoever uses it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return run()
+
+
+@lru_cache
 def right_greedy() -> Tokens:
     gpt2 = small_gpt2()
     return {
@@ -48,11 +61,11 @@ def right_greedy() -> Tokens:
 
 def penalised_tokens(my: Any) -> Tokens:
     model = as_function(small_gpt2())
-    prompts = [[*p] for p in PROMPTS]
-    out = my.generate(model, prompts, N_NEW, temperature=0, frequency_penalty=0.9)
+    out = seeded(lambda: my.generate(model, copies(PROMPTS), N_NEW, temperature=0, frequency_penalty=0.9))
     return {"with temperature=0, frequency_penalty=0.9": out}
 
 
+@lru_cache
 def right_penalised() -> Tokens:
     gpt2 = small_gpt2()
     rows = [references.step_by_step(gpt2, prompt, N_NEW, 0.9) for prompt in PROMPTS]
@@ -65,16 +78,15 @@ def drawn_tokens(my: Any) -> Tokens:
     return drawn | {FREQUENCIES: draw(my, [[1]] * OFTEN, 2, CHANCES)}
 
 
+@lru_cache
 def right_draws() -> Tokens:
     return drawn_tokens(solution("generation"))
 
 
 def draw(my: Any, prompts: list[list[int]], n_new: int, settings: dict[str, Any]) -> Tensor:
     model, generator = KnownModel(), torch.Generator().manual_seed(7)
-    given = [[*prompt] for prompt in prompts]
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        out = my.generate(model, given, n_new, generator=generator, **settings)
+    given = copies(prompts)
+    out = seeded(partial(my.generate, model, given, n_new, generator=generator, **settings))
     if given != prompts:
         raise Wrong("generate changes the prompts it was given: continue copies of them.")
     given_once(model, max(map(len, prompts)) + n_new)
@@ -135,9 +147,7 @@ def wrong_frequencies(drawn: Tensor) -> str | None:
         if tokens not in counts:
             return f"of {OFTEN} continuations of two tokens one is {list(tokens)}, which has probability 0"
         counts[tokens] += 1
-    off = {
-        tokens: (counts[tokens] - OFTEN * p) ** 2 / (OFTEN * p * (1 - p)) for tokens, p in chances.items()
-    }
+    off = {tokens: (counts[tokens] - OFTEN * p) ** 2 / (OFTEN * p * (1 - p)) for tokens, p in chances.items()}
     degrees = len(chances) - 1
     if sum(off.values()) < degrees + 6 * (2 * degrees) ** 0.5:
         return None
@@ -151,22 +161,18 @@ def wrong_frequencies(drawn: Tensor) -> str | None:
 Beams = dict[str, tuple[list[int], float]]  # tokens and score, by the case
 
 N_BEAM_TOKENS = 6
-BEAMS = [
-    (prompt, n_beams, {"length_penalty": penalty, "end": end, "early_stopping": early})
-    for prompt in ([3, 5, 1], [7], [2, 2, 9, 4])
-    for n_beams, penalty, end, early in (
-        (2, 0.5, 5, False),
-        (3, 1.0, None, False),
-        (3, 1.0, 0, False),
-        (3, 0.0, 0, False),
-        (4, 2.0, 5, True),
-        (4, 3.0, 5, False),
-        (4, -1.0, 3, False),
-        (6, 1.0, 5, True),
-        (2, 1.0, 12, True),
-    )
+BEAMS: list[tuple[list[int], int, dict[str, Any]]] = [  # between them they tell all known mistakes apart
+    ([3, 5, 1], 3, {"length_penalty": 1.0}),
+    ([2, 2, 9, 4], 3, {"length_penalty": 0.0, "end": 0}),
+    ([7], 4, {"length_penalty": -1.0, "end": 3}),
+    ([7], 3, {"length_penalty": 2.0, "end": 5}),
+    ([3, 5, 1], 3, {"length_penalty": 3.0, "end": 5, "early_stopping": True}),
+    ([2, 2, 9, 4], 3, {"length_penalty": 3.0, "end": 12}),
+    ([7], 2, {"length_penalty": 3.0, "end": 12}),
 ]
-ALL = [  # as many beams as there are continuations: nothing can be missed
+ALL: list[
+    tuple[list[int], int, dict[str, Any]]
+] = [  # as many beams as there are continuations: nothing can be missed
     ([1], 30, {"length_penalty": 0.0, "end": 2}),
     ([2, 0], 30, {"length_penalty": 0.0, "end": 1}),
     ([0, 1], 81, {"length_penalty": 2.0}),
@@ -181,6 +187,7 @@ def beam_tokens(my: Any) -> Beams:
     }
 
 
+@lru_cache
 def right_beams() -> Beams:
     gpt2 = small_gpt2()
     return {
@@ -197,6 +204,7 @@ def all_tokens(my: Any) -> Beams:
     return found
 
 
+@lru_cache
 def right_of_all() -> Beams:
     known = KnownModel(3)
     return {
@@ -214,7 +222,9 @@ def in_words(prompt: list[int], n_beams: int, settings: dict[str, Any]) -> str:
 
 def beam(returned: Any) -> tuple[list[int], float]:
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise Wrong(f"what comes back is {type(returned).__name__}; expected two things: the new tokens, the score.")
+        raise Wrong(
+            f"what comes back is {type(returned).__name__}; expected two things: the new tokens, the score."
+        )
     return [int(token) for token in returned[0]], float(returned[1])
 
 

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from learn.checking.checks import EVERY, FUNCTION, MODULE, has, looks_back_only, own, parity
+from learn.checking.checks import EVERY, FUNCTION, MODULE, has, looks_back_only
 from learn.checking.course import Case, Course, Part, Wrong
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import floats, integers

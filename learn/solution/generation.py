@@ -6,13 +6,14 @@ Shape suffixes:  B batch  T new position  S position attended to  D model dim  H
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def cached_attention(
-    attention: nn.Module, x_BTD: Tensor, cache: tuple[Tensor, Tensor] | None = None
+    attention: Any, x_BTD: Tensor, cache: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Attention of new positions, to kept keys and values too."""
     B, T, D = x_BTD.shape
@@ -31,7 +32,7 @@ def cached_attention(
 
 
 def cached_gpt2(
-    model: nn.Module, ids_BT: Tensor, cache: list[tuple[Tensor, Tensor]] | None = None
+    model: Any, ids_BT: Tensor, cache: list[tuple[Tensor, Tensor]] | None = None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """GPT-2's logits at new positions, from their ids and a cache."""
     T = ids_BT.shape[1]
@@ -68,7 +69,8 @@ def next_token_probabilities(
 
 def frequency_penalised(logits_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
     """Logits lowered for every time a token occurred so far."""
-    counts_BV = torch.zeros_like(logits_BV).scatter_add(1, ids_BT, torch.ones_like(ids_BT).to(logits_BV.dtype))
+    once_BT = torch.ones_like(ids_BT).to(logits_BV.dtype)
+    counts_BV = torch.zeros_like(logits_BV).scatter_add(1, ids_BT, once_BT)
     return logits_BV - penalty * counts_BV
 
 
@@ -112,7 +114,8 @@ def beam_search(
     early_stopping: bool = False,
 ) -> tuple[list[int], float]:
     """The best continuation found with several at a time."""
-    running, finished = [(0.0, 0, [])], []  # (sum of log-probabilities, parent, new tokens); (score, new tokens)
+    running: list[tuple[float, int, list[int]]] = [(0.0, 0, [])]  # sum, the row it continues, new tokens
+    finished: list[tuple[float, list[int]]] = []  # score, new tokens
     new_BT, cache = torch.tensor([prompt]), None
     for length in range(1, n_new + 1):
         with torch.no_grad():
@@ -126,7 +129,7 @@ def beam_search(
                 finished.append((total / length**length_penalty, tokens))
         running = running[:n_beams]
         finished = sorted(finished, key=lambda one: one[0], reverse=True)[:n_beams]
-        if length == n_new:
+        if not running:
             break
         if len(finished) == n_beams:
             hoped_for = running[0][0] / length**length_penalty
