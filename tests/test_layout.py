@@ -30,6 +30,7 @@ ONLY_IN = {
         "gpt2.py",
         "model/huggingface.py",
         "learn/courses/gpt2_references.py",
+        "learn/courses/generation_references.py",
     },
     "ray": {"train/cluster.py"},
     "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},

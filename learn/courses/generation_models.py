@@ -51,6 +51,7 @@ class KnownModel:
     def __init__(self, n_tokens: int = 5, spread: float = 1.5, seed: int = 0) -> None:
         self.logits = floats(n_tokens, n_tokens, n_tokens, spread=spread, seed=seed)
         self.given = list[int]()  # how many positions at each call
+        self.without_cache = 0  # calls
         self.with_gradients = False
 
     def __call__(
@@ -63,6 +64,7 @@ class KnownModel:
         if len(old) != len(ids):
             raise Wrong(f"the model was given ids of {len(ids)} rows and a cache of {len(old)}.")
         self.given.append(ids.shape[1])
+        self.without_cache += cache is None
         self.with_gradients |= torch.is_grad_enabled()
         seen = torch.cat([old, ids], dim=1)
         before = torch.cat([torch.zeros_like(seen[:, :1]), seen[:, :-1]], dim=1)  # as if a 0 came first

@@ -192,20 +192,25 @@ OTHERS = [
         [
             (
                 "p = next_token_probabilities(last, ",
-                "p = next_token_probabilities(last * (0.95 if last.shape[1] == 5 else 1), ",
+                "p = next_token_probabilities(last * (0.7 if last.shape[1] == 5 else 1), ",
             )
         ],
     ),
-    ("generate", "probability 0", [(DRAW, f"{DRAW}; token = (token + 1) % 5 if len(p) == 3000 else token")]),
+    (
+        "generate",
+        "1 of them without",
+        [
+            (
+                "with torch.no_grad():\n            logits, cache = model(new, cache)",
+                "with torch.no_grad():\n            model(new, cache)\n            logits, cache = model(new, cache)",
+            )
+        ],
+    ),
+    ("generate", "probability 0", [(DRAW, f"{DRAW}; token = (token + 1) % 5 if len(p) == 1500 else token")]),
     (
         "generate",
         "the new tokens of prompt 1 are",
         [("ended |= free", "ids[1, place] = 0; token[1] = 0; ended |= free")],
-    ),
-    (
-        "generate",
-        "positions in all",
-        [("model(new, cache)", "model(ids[:, :place], None)"), ("new = token[:, None]", "")],
     ),
     ("beam_search", "expected two things", [("return done[0][1], done[0][0]", "return done[0][1]")]),
     (

@@ -130,6 +130,7 @@ MISTAKES = [
     ("generate", "filled up with 0", [("torch.where(ended, end, token)", "torch.where(ended, 0, token)")]),
     ("generate", "first new position", [("last = logits[:, -1]", "last = logits[:, 0]")]),
     ("generate", "cache is not handed on", [("model(new, cache)", "model(new)")]),
+    ("generate", "computed anew", [("model(new, cache)", "model(ids[:, :place], None)")]),
     ("generate", "all ids again", [("new = token[:, None]", "new = ids[:, : place + 1]")]),
     (
         "generate",
