@@ -198,7 +198,7 @@ OTHERS = [
     ),
     (
         "generate",
-        "1 of them without",
+        "2 of them without",
         [
             (
                 "with torch.no_grad():\n            logits, cache = model(new, cache)",
