@@ -67,7 +67,7 @@ def check(what: str) -> None:
         for verdict in judge_module(course, mine, NOTEBOOK, part):
             say(course_name, verdict)
     finally:  # what was borrowed goes back
-        for name in {*course.parts} & {*vars(mine)}:
+        for name in {*course.parts, *(part for _, part in course.uses)} & {*vars(mine)}:
             if name in before:
                 setattr(mine, name, before[name])
             else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,8 +24,14 @@ READY_MADE = {
     "nll_loss": "a ready-made loss",
     "cross_entropy": "a ready-made loss",
     "log_softmax": "a ready-made loss",
+    "_fused_adam": "a ready-made optimizer",
 }
-PLAIN = {"linalg_vector_norm", "vector_norm", "linalg_norm"}  # lengths of vectors are arithmetic
+PLAIN = {
+    "linalg_vector_norm",
+    "vector_norm",
+    "linalg_norm",
+    "_foreach_norm",
+}  # lengths of vectors are arithmetic
 COMPILED = ("tokenizers", "tiktoken", "sentencepiece")  # packages whose work is done outside Python
 
 
@@ -32,10 +39,11 @@ PROJECT = Path(__file__).parents[2]
 PLACES = {
     **{PROJECT / name: f"{name}/" for name in ("model", "data", "train", "explore")},
     Path(torch.optim.__file__).parent: "torch.optim",
+    Path(clip_grad.__file__): "torch.nn.utils",
     **{
-        Path(spec.origin).parent: "transformers"
-        for spec in [find_spec("transformers")]
-        if spec and spec.origin
+        Path(spec.origin).parent: package
+        for package in ("transformers", *COMPILED)
+        if (spec := find_spec(package)) and spec.origin
     },
 }
 
@@ -45,7 +53,8 @@ def ready_made_place(file: str) -> str | None:
     """Of a file with such models' parts, or optimizers: which of the places it is in."""
     if file.endswith("_references.py"):
         return "the checks"
-    return next((place for folder, place in PLACES.items() if folder in Path(file).parents), None)
+    path = Path(file)
+    return next((place for folder, place in PLACES.items() if folder in (path, *path.parents)), None)
 
 
 class Spy:

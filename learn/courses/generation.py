@@ -2,7 +2,7 @@
 
 import torch
 
-from learn.checking.checks import FUNCTION, agrees, by_hand, own, parity, runs_by_hand
+from learn.checking.checks import FUNCTION, agrees, by_hand, by_hand_in, own, parity
 from learn.checking.course import Course, Part
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import floats, integers
@@ -33,7 +33,7 @@ PARTS = {
                 cache.steps_differ,
             ),
             agrees(cache.gradients_in_pieces, cache.right_gradients, cache.steps_differ),
-            runs_by_hand(cache.attention_steps),
+            by_hand_in(cache.attention_steps),
         ),
     ),
     "cached_gpt2": Part(
@@ -48,7 +48,7 @@ PARTS = {
                 lambda: cache.right_gpt2(dtype=HALF),
                 cache.steps_differ,
             ),
-            runs_by_hand(cache.gpt2_steps),
+            by_hand_in(cache.gpt2_steps),
         ),
     ),
     "next_token_probabilities": Part(
@@ -90,7 +90,7 @@ PARTS = {
             agrees(tokens.penalised_tokens, tokens.right_penalised, tokens.tokens_differ),
             agrees(tokens.drawn_tokens, tokens.right_draws, tokens.draws_differ),
             tokens.frequencies,
-            runs_by_hand(tokens.greedy_tokens),
+            by_hand_in(tokens.greedy_tokens),
         ),
     ),
     "beam_search": Part(
@@ -99,7 +99,7 @@ PARTS = {
             own,
             agrees(tokens.beam_tokens, tokens.right_beams, tokens.beams_differ),
             agrees(tokens.all_tokens, tokens.right_of_all, tokens.beams_differ),
-            runs_by_hand(tokens.beam_tokens, fine=("log_softmax",)),
+            by_hand_in(tokens.beam_tokens, allowed=("log_softmax",)),
         ),
     ),
 }

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -178,7 +177,6 @@ def gradients_in_pieces(my: Any) -> Steps:
     return gradients_of(torch.cat(outs, dim=1), made, x)
 
 
-@lru_cache
 def right_gradients() -> Steps:
     made, x = attention_sample(torch.float64, True)
     return gradients_of(gpt2_references.attention(made.requires_grad_(True), x), made, x)
@@ -197,7 +195,6 @@ def gradients_of(out: Tensor, made: Any, x: Tensor) -> Steps:
     }
 
 
-@lru_cache
 def right_attention(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
     """Outputs by torch's uncached attention; also by HuggingFace's cached one, with what it keeps."""
     made, x = attention_sample(dtype, False)
@@ -205,7 +202,6 @@ def right_attention(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept:
     return right_steps(gpt2_references.attention(made, x), pieces, STREAM, kept)
 
 
-@lru_cache
 def right_gpt2(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
     """Logits by HuggingFace's GPT-2 without a cache; also with one, and what it keeps."""
     made, ids = small_gpt2().to(dtype), integers(V, 2, TOGETHER)

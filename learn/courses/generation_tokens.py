@@ -1,7 +1,7 @@
 """Tokens that samplers and beam search choose: the cases, what comes of them, and what is right."""
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -50,7 +50,6 @@ def seeded(run: Callable[[], Tensor]) -> Tensor:
         return run()
 
 
-@lru_cache
 def right_greedy() -> Tokens:
     gpt2 = small_gpt2()
     return {
@@ -65,7 +64,6 @@ def penalised_tokens(my: Any) -> Tokens:
     return {"with temperature=0, frequency_penalty=0.9": out}
 
 
-@lru_cache
 def right_penalised() -> Tokens:
     gpt2 = small_gpt2()
     rows = [references.step_by_step(gpt2, prompt, N_NEW, 0.9) for prompt in PROMPTS]
@@ -78,7 +76,6 @@ def drawn_tokens(my: Any) -> Tokens:
     return drawn | {FREQUENCIES: draw(my, [[1]] * OFTEN, 2, CHANCES)}
 
 
-@lru_cache
 def right_draws() -> Tokens:
     return drawn_tokens(solution("generation"))
 
@@ -188,7 +185,6 @@ def beam_tokens(my: Any) -> Beams:
     }
 
 
-@lru_cache
 def right_beams() -> Beams:
     gpt2 = small_gpt2()
     return {
@@ -205,7 +201,6 @@ def all_tokens(my: Any) -> Beams:
     return found
 
 
-@lru_cache
 def right_of_all() -> Beams:
     known = KnownModel(3)
     return {

@@ -4,6 +4,7 @@ Every function takes what the student made and its arguments. Gradients flow int
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def gpt2(made: Any, ids: Tensor) -> Tensor:
 
 
 def gpt2_weights(made: Any) -> dict[str, Tensor]:
-    """GPT-2's weights under HuggingFace's names."""
+    """A model's weights under HuggingFace's names; all are views, so that what is copied into them arrives."""
     weights = {
         "transformer.wte.weight": made.embedding.tokens,
         "transformer.wpe.weight": made.embedding.positions,
@@ -100,6 +101,10 @@ def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_head
         model = GPT2LMHeadModel(config).eval()
     model.set_attn_implementation("eager")
     return model
+
+
+def pretrained(folder: Path) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
 
 
 def next_token_loss(made: Any, logits: Tensor, ids: Tensor) -> Tensor:

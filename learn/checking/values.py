@@ -1,0 +1,29 @@
+"""Several results under one roof, each with a name that completes a sentence: in what two such differ, in words."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from learn.checking.explain import difference
+
+AXES = ("row", "column", "plane")
+
+
+def differ(mine: Mapping[str, Any], right: Mapping[str, Any]) -> str | None:
+    """The first value in which they differ, tensors but for rounding; None if there is none."""
+    for name, value in right.items():
+        if name not in mine:
+            return f"there is no {name}"
+        if says := of_one(mine[name], value):
+            return f"{name}: {says}"
+    return None
+
+
+def of_one(mine: Any, right: Any) -> str | None:
+    if isinstance(right, Tensor):
+        return difference(mine, right, AXES[: right.dim()])
+    if type(mine) is not type(right):
+        forgotten = ": is a `return` missing?" if mine is None else ""
+        return f"it is {type(mine).__name__}, expected {type(right).__name__}{forgotten}"
+    return None if mine == right else f"it is {mine}, expected {right}"
