@@ -139,16 +139,3 @@ def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
             be as large as 1000, where exp overflows: `logsumexp` does not. `gather` picks the right token's logit.
     """
     raise NotImplementedError
-
-
-def next_token_probabilities(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, nucleus: float | None = None
-) -> Tensor:
-    """The probabilities a sampler draws from: logits [B, V] to probabilities [B, V] (Holtzman et al. 2020, section 3).
-
-    temperature  divides the logits; 0 means greedy: probability 1 for the largest logit
-    top_k        only the k most probable tokens stay
-    nucleus      only the most probable tokens stay, as few as have `nucleus` probability together (or just more)
-    Temperature comes first. What stays is renormalised to sum to 1.
-    """
-    raise NotImplementedError

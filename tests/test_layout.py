@@ -30,6 +30,7 @@ ONLY_IN = {
         "gpt2.py",
         "model/huggingface.py",
         "learn/courses/gpt2_references.py",
+        "learn/courses/generation_references.py",
         "learn/courses/training_references.py",
         "learn/courses/bert_references.py",
         "learn/checking/hub.py",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learn.checking.course import Case, Check, Wrong
+from learn.checking.course import Case, Check, NotTried, Wrong
 from learn.checking.explain import difference, equal
 from learn.checking.mistakes import made_by_variant, pairs_of_variants, variants
 from learn.checking.spy import Spy
@@ -300,7 +300,10 @@ def by_hand(case: Case) -> None:
 
 
 def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> Check:
-    """The same of whatever `run` does with the student's file; these places of the spy's may take part in it."""
+    """The same of whatever `run` does with the student's file.
+
+    Places of the spy's may take part if they are allowed, operators if a part of their names is.
+    """
 
     def check(case: Case) -> None:
         with Spy() as spy:
@@ -312,7 +315,10 @@ def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> C
 
 def honest(case: Case, spy: Spy, allowed: tuple[str, ...] = ()) -> None:
     for operator, what in spy.cheats().items():
-        raise Wrong(f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself.")
+        if not any(part in operator for part in allowed):
+            raise Wrong(
+                f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself."
+            )
     for place, name in spy.work_of_others():
         if place not in allowed:
             raise Wrong(f"right, but {name} of {place} did the work: here you write that yourself.")
@@ -328,29 +334,48 @@ def agrees(
 ) -> Check:
     """What `compute` gets with the student's file is what is right, whatever kind of value that is.
 
-    `differ` says in what two such values differ, or None if they do not. Mistakes are known by their results.
+    `differ` says in what two such values differ, or None if they do not. Mistakes are known by their results, or by
+    stopping with the same exception.
     """
     right = cache(right)
 
     @cache
-    def by_variant(module: ModuleType) -> Any:
-        try:
-            return compute(module)
-        except Exception:  # a variant need not run on everything
-            return None
+    def by_variant(module: ModuleType) -> tuple[Any, Exception | None]:
+        return attempt(compute, module)
 
     def check(case: Case) -> None:
-        mine, expected = compute(case.mine), right()
-        says = differ(mine, expected)
-        if says is None:
+        mine, stopped = attempt(compute, case.mine)
+        expected = right()
+        says = None if stopped else differ(mine, expected)
+        if not stopped and says is None:
             return
         for mistake, module in variants(case):
-            other = by_variant(module)
-            if other is not None and differ(mine, other) is None and differ(other, expected) is not None:
+            other, also_stopped = by_variant(module)
+            if stopped or also_stopped:
+                alike = same_exception(stopped, also_stopped)
+            else:
+                alike = differ(mine, other) is None and differ(other, expected) is not None
+            if alike:
                 raise Wrong(f"it looks like {mistake.says}.")
+        if stopped:
+            raise stopped
         raise Wrong(f"{case.name}: {says}.")
 
     return check
+
+
+def attempt(compute: Callable[[Any], Any], module: Any) -> tuple[Any, Exception | None]:
+    """What is computed, or the exception instead."""
+    try:
+        return compute(module), None
+    except (NotImplementedError, NotTried):
+        raise
+    except Exception as error:
+        return None, error
+
+
+def same_exception(a: Exception | None, b: Exception | None) -> bool:
+    return (type(a), str(a)) == (type(b), str(b))
 
 
 EVERY = (own,)

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from learn.checking.checks import EVERY, FUNCTION, MODULE, has, looks_back_only, own, parity
+from learn.checking.checks import EVERY, FUNCTION, MODULE, has, looks_back_only
 from learn.checking.course import Case, Check, Course, Part, Wrong
 from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
@@ -115,16 +114,6 @@ PARTS = {
         references.next_token_loss,
         (),
         (*EVERY, *FUNCTION),
-    ),
-    "next_token_probabilities": Part(
-        lambda my: my.next_token_probabilities,
-        lambda: [
-            (floats(3, V), *settings)
-            for settings in ((1.0,), (0.5,), (0,), (1.0, 4), (1.0, 1), (1.0, None, 0.6), (0.7, 5, 0.8))
-        ],
-        references.next_token_probabilities,
-        ("sample", "token"),
-        (own, parity(), parity(dtype=torch.float32)),
     ),
 }
 

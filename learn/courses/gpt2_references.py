@@ -11,13 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import GPT2Config, GPT2LMHeadModel
 
 
 def layer_norm(made: Any, x: Tensor) -> Tensor:
@@ -115,19 +109,3 @@ def pretrained(folder: Path) -> GPT2LMHeadModel:
 
 def next_token_loss(made: Any, logits: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-
-
-def next_token_probabilities(
-    made: Any,
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    nucleus: float | None = None,
-) -> Tensor:
-    if temperature == 0:
-        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
-    ids = torch.zeros(len(logits), 1, dtype=torch.long)  # the warpers ask for them and do not look
-    logits = TemperatureLogitsWarper(temperature)(ids, logits)
-    logits = TopKLogitsWarper(top_k)(ids, logits) if top_k is not None else logits
-    logits = TopPLogitsWarper(nucleus)(ids, logits) if nucleus is not None else logits
-    return logits.softmax(dim=-1)

@@ -171,17 +171,4 @@ MISTAKES = [
     ("next_token_loss", "in bits", [(".mean()", ".mean() / math.log(2)")]),
     ("next_token_loss", "log-likelihood", [("return torch.stack(losses)", "return -torch.stack(losses)")]),
     ("next_token_loss", "overflows", [(" - logits[:, t].amax(-1, keepdim=True)", "")]),
-    ("next_token_probabilities", "multiplied", [("row / temperature", "row * temperature")]),
-    ("next_token_probabilities", "not used", [("row / temperature", "row")]),
-    ("next_token_probabilities", "one token too many", [("keep[:top_k]", "keep[: top_k + 1]")]),
-    (
-        "next_token_probabilities",
-        "crosses",
-        [("n = 1", "n = 0"), ("kept[:n].sum() < nucleus", "kept[: n + 1].sum() <= nucleus")],
-    ),
-    (
-        "next_token_probabilities",
-        "order of tokens",
-        [("keep = keep[:n]", "keep = torch.arange(n)")],
-    ),
 ]
