@@ -18,19 +18,15 @@ from learn.notebook import write_notebook
 from learn.outline import (
     COURSES,
     DONE,
-    NOT_BUILT,
-    NOT_CHECKED,
-    WRONG,
     Outline,
     keep_progress,
     states,
     unreadable,
 )
+from learn.say import COLOURS, say
 
 if TYPE_CHECKING:
-    from learn.checking.course import Verdict
-
-COLOURS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
+    pass
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -145,18 +141,6 @@ def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Tab
             state = known[outline.course][name]
             table.add_row(f"{outline.course}.{name}", escape(task), f"[{COLOURS[state]}]{state}[/]")
     return table
-
-
-def say(course: str, verdict: "Verdict") -> None:
-    """Prints one part's result."""
-    text = f"[{COLOURS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
-    if verdict.state == DONE:
-        text += f" ({verdict.n_checks} checks)"
-    if verdict.says:
-        text += f"\n  {escape(verdict.says)}"
-    if verdict.state != NOT_BUILT and verdict.borrowed:
-        text += f"\n  (checked with the solution's {', '.join(verdict.borrowed)}, as yours is not right yet)"
-    rich.get_console().print(text, soft_wrap=True, highlight=False)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from learn.outline import Outline, definitions
+from learn.say import say
 
 HEAD = """\
 import sys
@@ -56,7 +57,6 @@ def code(text: str) -> dict[str, Any]:
 
 def check(what: str) -> None:
     """In a notebook: checks a part, such as "gpt2.Block", as it is in the cells that have run, and explains."""
-    from learn.__main__ import say
     from learn.checking.course import NOTEBOOK, get_course, judge_module
 
     course_name, _, part = what.partition(".")
