@@ -8,10 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor
-from transformers.utils import logging
 
 from data.hub import hub_answers
 from learn.checking.checks import call
@@ -26,6 +23,8 @@ def pretrained(name: str) -> Path:
     """The folder of a model: by its name on the hub, or its own path. NotTried where it cannot be had."""
     if (Path(name) / FILES[0]).is_file():
         return Path(name)
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     try:
         return download(name, local_files_only=True)
     except LocalEntryNotFoundError:
@@ -38,6 +37,8 @@ def pretrained(name: str) -> Path:
 
 
 def download(name: str, **options: Any) -> Path:
+    from huggingface_hub import hf_hub_download
+
     [folder] = {Path(hf_hub_download(name, file, **options)).parent for file in FILES}
     return folder
 
@@ -55,6 +56,8 @@ def reachable() -> bool:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Inside, transformers tells neither its progress nor which weights a file has too many or too few."""
+    from transformers.utils import logging
+
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

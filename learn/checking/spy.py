@@ -115,6 +115,10 @@ class Computed(TorchDispatchMode):
         self.seen[func.overloadpacket.__name__] = None
         return func(*args, **(kwargs or {}))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler at the first call, which takes seconds
+
 
 class Called(TorchFunctionMode):
     def __init__(self, seen: dict[str, None]) -> None:

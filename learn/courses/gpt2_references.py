@@ -5,13 +5,15 @@ Every function takes what the student made and its arguments. Gradients flow int
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel
+
+if TYPE_CHECKING:  # it takes seconds to import, and most parts are checked without it
+    from transformers import GPT2LMHeadModel
 
 
 def layer_norm(made: Any, x: Tensor) -> Tensor:
@@ -86,8 +88,10 @@ def block_weights(made: Any) -> dict[str, Tensor]:
 
 
 @lru_cache(maxsize=8)
-def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_heads: int) -> GPT2LMHeadModel:
+def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_heads: int) -> "GPT2LMHeadModel":
     """GPT-2 from a config, so no network; its weights do not matter, and torch's random state is as before."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     config = GPT2Config(
         vocab_size=n_tokens,
         n_positions=max_seq_len,
@@ -103,7 +107,9 @@ def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_head
     return model
 
 
-def pretrained(folder: Path) -> GPT2LMHeadModel:
+def pretrained(folder: Path) -> "GPT2LMHeadModel":
+    from transformers import GPT2LMHeadModel
+
     return GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
 
 
