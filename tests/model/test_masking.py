@@ -224,6 +224,15 @@ def test_only_scored_tokens_are_hidden():
         assert not (x != draw(lm, (16, 12), 1.0, scored)[0].ids)[~scored].any()
 
 
+def test_the_first_token_of_a_row_is_never_hidden():
+    lm, data = tiny_lm(**BERT), batch(16, 9)
+    data["target_mask"] = data["mask"]
+    for training in (True, False):
+        xyz = lm.train(training).get_batch_xyz(data, train_params=TrainParams(mask_frac=1.0))
+        assert torch.equal((xyz.y != NOT_SCORED).sum(dim=1), torch.tensor([15, 8]))
+        assert (xyz.y[:, 0] == NOT_SCORED).all()
+
+
 def test_the_last_token_of_a_row_that_is_too_long_is_left_out():
     """The data's rows are a token longer, for models that predict it: the next row of a text begins with it."""
     lm = tiny_lm(**BERT, max_seq_len=8)

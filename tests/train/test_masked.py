@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from torch.testing import assert_close
@@ -89,7 +90,9 @@ def test_the_explorer_looks_at_it(run):
     patterns = attention_patterns(lm, ids)
     assert not patterns.causal
     assert '"leaks": []' in attention_html(lm, ids).html
-    image = draw_attentions(patterns, [0], [0]).axes[0].images
+    figure = draw_attentions(patterns, [0], [0])
+    image = figure.axes[0].images
+    plt.close(figure)
     assert len(image) == 1, "nothing is drawn as a leak"
     assert not image[0].get_array().mask.any(), "nothing is blank"
     assert logit_lens(lm, ids).shape[1] == 1
