@@ -60,8 +60,8 @@ def check(what: str) -> None:
     from learn.checking.course import NOTEBOOK, get_course, judge_module
 
     course_name, _, part = what.partition(".")
-    with warnings.catch_warnings(action="ignore"):  # a library wants widgets for its progress bars
-        course, mine = get_course(course_name), sys.modules["__main__"]
+    warnings.filterwarnings("ignore", message="IProgress")  # a library would like to have widgets
+    course, mine = get_course(course_name), sys.modules["__main__"]
     before = dict(vars(mine))
     try:
         for verdict in judge_module(course, mine, NOTEBOOK, part):

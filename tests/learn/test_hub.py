@@ -2,6 +2,7 @@
 
 import time
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -116,7 +117,9 @@ def test_a_download_that_fails_is_not_tried(monkeypatch):
 
 def test_what_was_downloaded_needs_no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("the hub was asked"))
-    monkeypatch.setattr(hub, "hf_hub_download", lambda name, file, local_files_only: str(tmp_path / file))
+    monkeypatch.setattr(
+        huggingface_hub, "hf_hub_download", lambda name, file, local_files_only: str(tmp_path / file)
+    )
     assert hub.pretrained("some/model") == tmp_path
 
 
