@@ -3,6 +3,7 @@
 Every function takes what the student made and its arguments. Gradients flow into the student's parameters.
 """
 
+import copy
 from functools import lru_cache
 from typing import Any
 
@@ -55,8 +56,24 @@ def block(made: Any, x: Tensor) -> Tensor:
 
 
 def gpt2(made: Any, ids: Tensor) -> Tensor:
+    whole = huggingface(*sizes(made))
+    return functional_call(whole, whole_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
+
+
+def sizes(made: Any) -> tuple[int, int, int, int, int]:
+    """What the student's GPT2 was made with."""
     n_tokens, dim = made.embedding.tokens.shape
-    max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
+    return (
+        n_tokens,
+        len(made.embedding.positions),
+        dim,
+        len(made.blocks),
+        made.blocks[0].attention.n_heads,
+    )
+
+
+def whole_weights(made: Any) -> dict[str, Tensor]:
+    """All weights under HuggingFace's names."""
     weights = {
         "transformer.wte.weight": made.embedding.tokens,
         "transformer.wpe.weight": made.embedding.positions,
@@ -65,8 +82,20 @@ def gpt2(made: Any, ids: Tensor) -> Tensor:
     }
     for i, one in enumerate(made.blocks):
         weights |= {f"transformer.h.{i}.{name}": value for name, value in block_weights(one).items()}
-    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
-    return functional_call(whole, weights, (ids,), {"use_cache": False}, tie_weights=True).logits
+    return weights
+
+
+def twin(made: Any) -> GPT2LMHeadModel:
+    """HuggingFace's model with weights of its own that are the same, and without dropout."""
+    model = copy.deepcopy(huggingface(*sizes(made))).to(made.embedding.tokens.dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        for name, weight in whole_weights(made).items():
+            model.get_parameter(name).copy_(weight)
+    model.loss_type = "ForCausalLM"  # else it warns that it has to guess
+    return model
 
 
 def block_weights(made: Any) -> dict[str, Tensor]:
