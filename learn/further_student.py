@@ -70,7 +70,7 @@ def finetune(
     *,
     n_epochs: int = 4,
     batch_size: int = 32,
-    lr: float = 3e-3,
+    lr: float = 2e-3,
     generator: torch.Generator | None = None,
 ) -> list[float]:
     """Train a classifier on labelled texts, by your own `train`; returns its losses (Devlin et al. 2019, 3.2 and A.3).

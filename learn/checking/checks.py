@@ -1,7 +1,7 @@
 """What a part must stand: checks that raise Wrong with a sentence for the student, or return."""
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, Wrong
 from learn.checking.explain import difference, equal
+from learn.checking.honesty import honest
 from learn.checking.mistakes import made_by_variant, variants
 from learn.checking.spy import Spy
 
@@ -247,31 +248,6 @@ def by_hand(case: Case) -> None:
         with Spy() as spy:
             made(*cast(args, torch.float32))
         honest(case, spy)
-
-
-def by_hand_in(run: Callable[[Any], object], places: Collection[str] | None = None) -> Check:
-    """The same of whatever `run` does with the student's file; with `places`, only these may not do the work."""
-
-    def check(case: Case) -> None:
-        with Spy() as spy:
-            run(case.mine)
-        honest(case, spy, places)
-
-    return check
-
-
-def honest(case: Case, spy: Spy, places: Collection[str] | None = None) -> None:
-    """Wrong where someone else did the work: all that the spy knows, or these places of it, or the solution."""
-    for operator, what in spy.cheats().items() if places is None else ():
-        raise Wrong(f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself.")
-    for place, name in spy.work_of_others():
-        if places is None or place in places:
-            raise Wrong(f"right, but {name} of {place} did the work: here you write that yourself.")
-    if (
-        case.solution.__file__ != getattr(case.mine, "__file__", None)
-        and (case.solution.__file__, case.name) in spy.code
-    ):
-        raise Wrong(f"right, but {case.name} of the solution did the work: here you write that yourself.")
 
 
 def agrees(

@@ -198,7 +198,7 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
             what = f"{path.name}, line {line_in(error, path)}"
             return NOT_BUILT, f"{case.name} is not built yet. Its docstring says what to do: {what}."
         return WRONG, f"{case.name} stops with {describe(error, path)}"
-    return DONE, "; ".join(not_tried)
+    return DONE, "; ".join(dict.fromkeys(not_tried))
 
 
 @contextmanager

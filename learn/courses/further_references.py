@@ -49,6 +49,7 @@ def continue_pair(
             **({"do_sample": False} if generator is None else {"do_sample": True, "top_k": 0}),
             max_new_tokens=n_new,
             pad_token_id=0,
+            eos_token_id=model.whole.config.vocab_size,  # none of the tokens ends it
         )
     return out[0, len(ids_b) :]
 
@@ -70,7 +71,7 @@ def finetune(
     *,
     n_epochs: int = 4,
     batch_size: int = 32,
-    lr: float = 3e-3,
+    lr: float = 2e-3,
     generator: torch.Generator | None = None,
 ) -> list[float]:
     texts = torch.utils.data.TensorDataset(ids, mask, labels)

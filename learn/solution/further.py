@@ -62,7 +62,7 @@ def finetune(
     *,
     n_epochs: int = 4,
     batch_size: int = 32,
-    lr: float = 3e-3,
+    lr: float = 2e-3,
     generator: torch.Generator | None = None,
 ) -> list[float]:
     """Train a classifier on labelled texts, all of it."""

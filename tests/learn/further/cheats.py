@@ -20,12 +20,9 @@ CHEATS = [
             (
                 "        p = pair_logprobs(after_a[None], after_b[None], strength).exp()\n",
                 "        from transformers import UnbatchedClassifierFreeGuidanceLogitsProcessor as Guidance\n"
-                "        class Wrapped(nn.Module):\n"
-                "            def forward(self, ids, **_):\n"
-                "                return type('Out', (dict,), {})(logits=model(torch.tensor([a])))\n"
                 "        from types import SimpleNamespace\n"
-                "        theirs = Guidance(strength, lambda ids, **_: (out := SimpleNamespace(logits=model(torch.tensor([a])),"
-                " get=lambda *_: None)), torch.tensor([a]), use_cache=False)\n"
+                "        theirs = Guidance(strength, lambda ids, **_: SimpleNamespace(logits=model(torch.tensor([a])),"
+                " get=lambda *_: None), torch.tensor([a]), use_cache=False)\n"
                 "        p = theirs(torch.tensor([b]), after_b[None]).softmax(-1)\n",
             )
         ],
@@ -70,7 +67,7 @@ CHEATS = [
         [
             (
                 "    scores = induction_scores(lm, ids)\n",
-                "    from explore import head_scores\n    head_scores(lm, length=5)\n    scores = induction_scores(lm, ids)\n",
+                "    from explore.scores import head_scores\n    head_scores(lm, length=5)\n    scores = induction_scores(lm, ids)\n",
             )
         ],
     ),
@@ -78,22 +75,6 @@ CHEATS = [
         "ForTrainer",
         "comes from transformers",
         [("class ForTrainer(nn.Module):", "class ForTrainer(__import__('transformers').GPT2LMHeadModel):")],
-    ),
-    (
-        "train_with_huggingface",
-        "Trainer never ran",
-        [
-            (
-                "    trainer.train()\n    shutil.rmtree(folder)\n    history = trainer.state.log_history\n",
-                "    shutil.rmtree(folder)\n"
-                "    import transformers\n"
-                "    transformers.set_seed(seed)\n"
-                "    Trainer._seen = None\n"
-                "    optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.0)\n"
-                "    wrapped, history, n = ForTrainer(model), [], -(-len(ids) // batch_size) * n_epochs\n"
-                "    return by_hand(trainer, wrapped, optimizer, ids, batch_size, n_epochs, lr, n)\n",
-            )
-        ],
     ),
 ]
 
@@ -129,7 +110,7 @@ OTHERS = [
     (
         "find_induction_head",
         "the head found in",
-        [("best, worst = (layer, head), loss", "best, worst = (layer, 0), loss")],
+        [("best, worst = (layer, head), loss", "best, worst = (layer, 3), loss")],
     ),
     ("ForTrainer", "a dict, not Tensor", [("        return out", "        return out['logits']")]),
     ("ForTrainer", "no gradient flows", [("-picked.mean()", "-picked.mean().detach()")]),

@@ -65,7 +65,6 @@ MISTAKES = [
         "continue_pair",
         "not given to torch.multinomial",
         [
-            ("    new = []\n", "    new = []\n    torch.manual_seed(0)\n"),
             (DRAW, "int(torch.multinomial(p, 1))"),
         ],
     ),
@@ -132,7 +131,7 @@ MISTAKES = [
         [
             (
                 "torch.randperm(n, generator=generator)",
-                "torch.randperm(n, generator=torch.Generator().manual_seed(0))",
+                "torch.randperm(n)",
             )
         ],
     ),
@@ -266,7 +265,7 @@ MISTAKES = [
         "checkpoints are saved",
         [
             ("    folder = tempfile.mkdtemp()\n", ""),
-            ('os.path.join(folder, "out")', '"trainer_output"'),
+            ('f"{folder}/out"', '"trainer_output"'),
             ('save_strategy="no"', 'save_strategy="epoch"'),
             ("    shutil.rmtree(folder)\n", ""),
         ],
