@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PROGRESS = HERE / "progress.json"  # results of the last checks, by file, part and the text that was checked
-COURSES = ("tokenizers", "gpt2", "generation", "bert", "training")  # in the order to build them
+COURSES = ("tokenizers", "gpt2", "generation", "bert", "training", "further")  # in the order to build them
 DONE, WRONG, NOT_BUILT, NOT_CHECKED = "right", "wrong", "not built", "not checked"
 
 

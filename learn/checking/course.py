@@ -205,7 +205,7 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
         if type(error) is NotImplementedError and not error.args:
             return NOT_BUILT, unbuilt(case.name, path.name, line_in(error, path))
         return WRONG, f"{case.name} stops with {describe(error, path)}"
-    return DONE, "; ".join(not_tried)
+    return DONE, "; ".join(dict.fromkeys(not_tried))
 
 
 def unbuilt(name: str, file: str, line: int | None) -> str:

@@ -22,7 +22,8 @@ def differ(mine: Mapping[str, Any], right: Mapping[str, Any]) -> str | None:
 
 def of_one(mine: Any, right: Any) -> str | None:
     if isinstance(right, Tensor):
-        return difference(mine, right, AXES[: right.dim()])
+        mine = mine.detach() if isinstance(mine, Tensor) else mine
+        return difference(mine, right.detach(), AXES[: right.dim()])
     if type(mine) is not type(right):
         forgotten = ": is a `return` missing?" if mine is None else ""
         return f"it is {type(mine).__name__}, expected {type(right).__name__}{forgotten}"

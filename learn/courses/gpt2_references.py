@@ -3,6 +3,7 @@
 Every function takes what the student made and its arguments. Gradients flow into the student's parameters.
 """
 
+import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,10 +53,20 @@ def block(made: Any, x: Tensor) -> Tensor:
 
 
 def gpt2(made: Any, ids: Tensor) -> Tensor:
-    n_tokens, dim = made.embedding.tokens.shape
-    max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
-    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
+    whole = huggingface(*sizes(made))
     return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
+
+
+def sizes(made: Any) -> tuple[int, int, int, int, int]:
+    """What the student's GPT2 was made with."""
+    n_tokens, dim = made.embedding.tokens.shape
+    return (
+        n_tokens,
+        len(made.embedding.positions),
+        dim,
+        len(made.blocks),
+        made.blocks[0].attention.n_heads,
+    )
 
 
 def gpt2_weights(made: Any) -> dict[str, Tensor]:
@@ -69,6 +80,19 @@ def gpt2_weights(made: Any) -> dict[str, Tensor]:
     for i, one in enumerate(made.blocks):
         weights |= {f"transformer.h.{i}.{name}": value for name, value in block_weights(one).items()}
     return weights
+
+
+@torch.no_grad()
+def twin(made: Any) -> Any:
+    """A GPT2LMHeadModel with weights of its own that are the same, and without dropout."""
+    model = copy.deepcopy(huggingface(*sizes(made))).to(made.embedding.tokens.dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    for name, weight in gpt2_weights(made).items():
+        model.get_parameter(name).copy_(weight)
+    model.loss_type = "ForCausalLM"  # else it warns that it has to guess
+    return model
 
 
 def block_weights(made: Any) -> dict[str, Tensor]:

@@ -1,0 +1,174 @@
+"""Models for the checks to try parts on: small ones, some with their weights set by hand so that all is known of them."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification
+
+from learn.courses.further_text import LONGEST, PAD, WORDS
+from learn.solution.gpt2 import GPT2
+from model.lm import LM
+from model.model_params import ModelParams
+
+
+class Numbers:
+    """A tokenizer's ids without a text: 0 begins a sequence, all others are tokens."""
+
+    bos = eos = pad = 0
+    mask = None
+
+    def __init__(self, n_tokens: int) -> None:
+        self.n_tokens = n_tokens
+
+    def __call__(self, text: str) -> list[int]:
+        return [self.bos, *map(int, text.split())]
+
+    def with_gaps(self, text: str) -> list[int]:
+        return self(text)
+
+    def decode(self, ids) -> str:
+        return " ".join(map(str, ids))
+
+    def tokens(self, ids) -> list[str]:
+        return [str(i) for i in ids]
+
+
+class TinyBert(nn.Module):
+    """BERT with a head for classes, by transformers: `bert` and `head`, model(ids, mask) gives logits [B, n_classes]."""
+
+    def __init__(self, n_classes: int = 2) -> None:
+        super().__init__()
+        config = BertConfig(
+            vocab_size=len(WORDS),
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=LONGEST,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            initializer_range=0.1,
+            pad_token_id=PAD,
+        )
+        config.num_labels = n_classes
+        whole = BertForSequenceClassification(config)
+        whole.set_attn_implementation("eager")
+        self.bert, self.head = whole.bert, whole.classifier
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.bert(ids, mask).pooler_output)
+
+
+class BagOfWords(nn.Module):
+    """The same interface on the mean of the words' vectors; `notes` of every call are kept."""
+
+    def __init__(self, n_tokens: int, n_classes: int) -> None:
+        super().__init__()
+        self.bert = nn.Sequential(nn.Embedding(n_tokens, 6), nn.Linear(6, 6, bias=False))
+        self.head = nn.Linear(6, n_classes, bias=False)
+        self.notes: dict[str, None] = {}
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        mode = "training" if self.training else "evaluation"
+        self.notes[f"{mode} mode, {'with' if torch.is_grad_enabled() else 'without'} gradients"] = None
+        weights = mask[:, :, None].to(self.head.weight.dtype)
+        vectors = (self.bert(ids) * weights).sum(1) / weights.sum(1)
+        return self.head(F.tanh(vectors))
+
+
+def seeded(make, seed: int = 0):
+    """What `make` makes with a random state of its own."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def tiny_gpt2(spread: float = 0.0) -> GPT2:
+    """GPT-2 of the course, with parameters that are moved so that its predictions are far from even."""
+    model = seeded(lambda: GPT2(11, 16, 12, 1, 2)).double()
+    generator = torch.Generator().manual_seed(5)  # by which continuations tell mistakes apart
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+def random_lm(dropout: float = 0.0) -> LM:
+    """Of the harness, as it is made, but with larger weights; nothing is known of it."""
+    params = ModelParams(dim=24, n_layers=3, n_heads=4, max_seq_len=24)
+
+    def make() -> LM:
+        lm = LM(params, Numbers(9), dropout).double()
+        with torch.no_grad():
+            for parameter in lm.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        return lm
+
+    return seeded(make)
+
+
+V, T, H, K = 10, 20, 5, 20  # of the model with a known induction head: tokens, positions, heads, their size
+TOKEN, PLACE, BEFORE, ANSWER = 0, V, V + T, V + T + V  # where in the stream each block of numbers begins
+
+
+def induction_lm(order: tuple[int, ...]) -> LM:
+    """Two layers of attention alone that copy, with weights set by hand; `order` says which head does what.
+
+    The stream has four blocks: which token, which position, which token was before, which token to predict. In layer 0
+    head order[0] writes what was before. In layer 1 head order[0] finds what followed the same token, and copies it:
+    the induction head. order[1] does so half as well, order[2] looks there still harder and writes nothing,
+    order[3] looks at the same token. All other weights are small and random.
+    """
+    params = ModelParams(
+        dim=H * K,
+        n_layers=2,
+        n_heads=H,
+        max_seq_len=T,
+        dim_ff=0,
+        norm_position="none",
+        bias=False,
+        tied_embeddings=False,
+    )
+    lm = seeded(lambda: LM(params, Numbers(V))).double()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.mul_(0.05)
+        lm.embed.tokens.weight[:, TOKEN : TOKEN + V] += torch.eye(V)
+        lm.embed.positions.table.weight[:, PLACE : PLACE + T] += torch.eye(T)
+        one_back = torch.eye(T).roll(-1, dims=0)
+        one_back[:, 0] = 0.0
+        token, place, before = (TOKEN, torch.eye(V)), (PLACE, torch.eye(T)), (BEFORE, torch.eye(V))
+        set_head(lm, (0, order[0]), 40.0, (PLACE, one_back), place, write=(BEFORE, 1.0))
+        for head, sharp, gain in ((order[0], 40.0, 6.0), (order[1], 15.0, 3.0), (order[2], 60.0, 0.0)):
+            set_head(lm, (1, head), sharp, token, before, write=(ANSWER, gain))
+        set_head(lm, (1, order[3]), 40.0, token, token, write=(ANSWER, 0.5))
+        lm.unembed.weight[:, ANSWER : ANSWER + V] += torch.eye(V)
+    return lm
+
+
+def set_head(
+    lm: LM,
+    head: tuple[int, int],
+    sharp: float,
+    query: tuple[int, Tensor],
+    key: tuple[int, Tensor],
+    write: tuple[int, float],
+) -> None:
+    """Where queries and keys begin to read, and the map they read by; in which block the head writes tokens, how large."""
+    layer, h = head
+    mixer = lm.decoder.layers[layer].get_submodule("mixer")
+    q_HKD, k_HKD, v_HKD = mixer.get_parameter("qkv.weight").view(3, H, K, H * K)
+    for weight_HKD, (block, read) in ((q_HKD, query), (k_HKD, key), (v_HKD, (TOKEN, torch.eye(V)))):
+        n = len(read)
+        weight_HKD[h, :n, block : block + n] += read
+    q_HKD[h] *= sharp
+    block, gain = write
+    out_DK = mixer.get_parameter("out.weight")[:, h * K : (h + 1) * K]
+    out_DK[block : block + V, :V] += gain * torch.eye(V)
+
+
+def repeated(n: int = 4, length: int = 8) -> Tensor:
+    """Rows of 0, tokens in random order, and the same again."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.stack([1 + torch.randperm(V - 1, generator=generator)[:length] for _ in range(n)])
+    return torch.cat([torch.zeros(n, 1, dtype=torch.long), half, half], dim=1)
