@@ -15,7 +15,7 @@ class Numbers:
     """A tokenizer's ids without a text: 0 begins a sequence, all others are tokens."""
 
     bos = eos = pad = 0
-    mask = None
+    mask: int | None = None
 
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = n_tokens
