@@ -1,4 +1,4 @@
-"""Pretrained models as LMs of ours: GPT-2, Pythia, Llama, SmolLM2, Qwen2, Mistral; and LMs as HuggingFace folders."""
+"""Pretrained models as LMs of ours: GPT-2, Pythia, Llama, SmolLM2, Qwen2, Mistral, BERT, RoBERTa; LMs as HuggingFace folders."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def get_pretrained(name: str, revision: str | None = None) -> LM:
 def to_hf(lm: LM, folder: str | Path) -> None:
     """Writes a folder that AutoModelForCausalLM.from_pretrained loads with equal logits, and its tokenizer's files.
 
+    One with the shape of BERT or RoBERTa is written as a BERT, for AutoModelForMaskedLM.
+
     ValueError for an LM that no family of transformers can represent. A cropped tokenizer has no equal and is left out.
     """
     if Path(folder).is_file():
@@ -51,6 +53,9 @@ def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     pad, bos, eos, unk = map(tokenizer.rust.id_to_token, tokenizer.specials)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer.rust, pad_token=pad, bos_token=bos, eos_token=eos, unk_token=unk
-    )
+    named = {"pad_token": pad, "bos_token": bos, "eos_token": eos, "unk_token": unk}
+    if tokenizer.mask is not None:
+        named["mask_token"] = tokenizer.token(
+            tokenizer.mask
+        )  # unknown to it so far, it gets the next id, which is ours
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.rust, **named)

@@ -36,7 +36,8 @@ class LMDataModule:
     """The data of a run: its tokenizer, and loaders of the splits "train", "val" and "test".
 
     `task` is what is registered under the data set's name, None for text. `chance` is the accuracy on scored tokens that
-    takes no skill. `val_bytes` is the UTF-8 size of the validation text, None for tasks.
+    takes no skill. `val_bytes` is the UTF-8 size of the validation text, None for tasks. With `mask` the tokenizer has a
+    mask token.
     """
 
     def __init__(
@@ -48,13 +49,15 @@ class LMDataModule:
         cache: Path,
         data_workers: int = 0,
         tokenizer: Tokenizer | None = None,
+        mask: bool = False,
     ) -> None:
         self.max_seq_len = max_seq_len
         self.data_workers = data_workers
         self.task = tasks.get(data_params.dataset_name)
         self.get_data = functools.partial(get_data, data_params, tokenizer_spec, Path(cache), tokenizer)
         self.datasets: dict[str, TaskRows | TextRows] = {}
-        self.tokenizer = tokenizer or self.data.tokenizer
+        own = tokenizer or self.data.tokenizer
+        self.tokenizer = own.with_mask() if mask else own
 
     @functools.cached_property
     def data(self) -> TaskData | TextData:
@@ -141,8 +144,10 @@ class LMDataModule:
         print(f"{split} {i}: {self.text_of(self.rows(split)[i])}")
 
     def text_of(self, row: Row) -> str:
-        if self.task is None:
-            return self.tokenizer.decode(row.ids)
+        return self.tokenizer.decode(row.ids) if self.task is None else self.marked_text(row)
+
+    def marked_text(self, row: Row) -> str:
+        """Its scored parts stand between « and »."""
         spans = groupby(zip(row.ids, row.scored, strict=True), key=lambda token: token[1])
         texts = [(self.tokenizer.decode(i for i, _ in span), scored) for scored, span in spans]
         return " ".join(f"«{text}»" if scored else text for text, scored in texts if text)

@@ -4,7 +4,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from tokenizers import Tokenizer as RustTokenizer
@@ -14,6 +14,7 @@ from data.cache import digest
 from data.hub import hub_answers
 
 OWN_SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0 to 3 of the tokenizers we make
+MASK = "<mask>"  # where a masked model is trained; behind all other ids
 LARGEST_FILE = 200_000_000  # bytes of a tokenizer we are ready to read
 
 
@@ -35,9 +36,18 @@ class Specials(NamedTuple):
 
 
 class Tokenizer:
-    """Text to ids and back. `rust` does the work; with `kept`, id i stands for its id kept[i]."""
+    """Text to ids and back. `rust` does the work; with `kept`, id i stands for its id kept[i].
 
-    def __init__(self, rust: RustTokenizer, specials: Specials, kept: Sequence[int] | None = None) -> None:
+    `mask` is the id of the mask token, if it is asked for: one that rust knows, or one behind all others.
+    """
+
+    def __init__(
+        self,
+        rust: RustTokenizer,
+        specials: Specials,
+        kept: Sequence[int] | None = None,
+        mask: int | None = None,
+    ) -> None:
         rust.encode_special_tokens = True  # "<|endoftext|>" in a text is text, not the end of it
         rust.no_padding()
         rust.no_truncation()
@@ -53,6 +63,9 @@ class Tokenizer:
             )  # unk may be a token of its own, unknown to rust
             self.new_ids = np.full(self.n_rust, self.unk)
             self.new_ids[self.kept] = np.arange(len(self.kept))
+        self.mask = mask
+        if mask is not None:
+            self.n_tokens = max(self.n_tokens, mask + 1)
 
     def __call__(self, text: str | list[str]) -> list:
         """Ids beginning with bos; a list of them for a list of texts."""
@@ -67,9 +80,29 @@ class Tokenizer:
             encoded if self.kept is None else [self.new_ids[ids].tolist() if ids else [] for ids in encoded]
         )
 
+    def with_gaps(self, text: str) -> list[int]:
+        """Ids of a text in which the mask token's text stands where a token is missing: from bos to eos, as rows have it."""
+        if self.mask is None:
+            raise ValueError(
+                "this tokenizer has no mask token: that of a model of objective='masked' has one"
+            )
+        parts = text.split(self.token(self.mask))
+        if isinstance(
+            self.rust.pre_tokenizer, pre_tokenizers.ByteLevel
+        ):  # a word's token has the space before it
+            parts = [*(part.rstrip(" ") for part in parts[:-1]), parts[-1]]
+        first, *others = self.encode_batch(parts)
+        return [self.bos, *first, *(i for ids in others for i in (self.mask, *ids)), self.eos]
+
+    def with_mask(self) -> "Tokenizer":
+        """The same with a mask token: its own, if it has one, else a new one with the last id."""
+        if self.mask is not None:
+            return self
+        return Tokenizer(self.rust, self.specials, self.kept_list(), mask=self.n_tokens)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids; special tokens are left out."""
-        plain = [i for i in map(int, ids) if i not in self.specials]
+        plain = [i for i in map(int, ids) if i not in self.specials and i != self.mask]
         plain = plain if self.kept is None else [int(self.kept[i]) for i in plain]
         return self.rust.decode(plain, skip_special_tokens=False)
 
@@ -79,7 +112,9 @@ class Tokenizer:
 
     def token(self, i: int) -> str:
         if self.kept is not None and i >= len(self.kept):
-            return "<unk>"
+            return MASK if i == self.mask else "<unk>"
+        if self.kept is None and i == self.n_rust:
+            return MASK
         i = i if self.kept is None else int(self.kept[i])
         text = self.rust.decode([i], skip_special_tokens=False)
         if not text or "�" in text:  # half a character
@@ -100,7 +135,7 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Equal for tokenizers that do the same."""
+        """Equal for tokenizers that make the same of a text, in which there is no mask token."""
         return digest(self.rust.to_str(), self.specials, self.kept_list())
 
     def kept_list(self) -> list[int] | None:
@@ -110,7 +145,9 @@ class Tokenizer:
         """Writes tokenizer.json (the tokenizers library's own format) and tokenizer_ids.json."""
         folder = Path(folder)
         (folder / "tokenizer.json").write_text(self.rust.to_str(), encoding="utf-8")
-        ids = {"specials": self.specials._asdict(), "kept": self.kept_list()}
+        ids: dict[str, Any] = {"specials": self.specials._asdict(), "kept": self.kept_list()}
+        if self.mask is not None:
+            ids["mask"] = self.mask
         (folder / "tokenizer_ids.json").write_text(json.dumps(ids), encoding="utf-8")
 
     @classmethod
@@ -125,8 +162,8 @@ class Tokenizer:
             raise ValueError(f"{folder} holds no tokenizer that can be read: {reason}") from None
 
 
-def read_saved(folder: Path) -> tuple[RustTokenizer, Specials, list[int] | None]:
-    """The three arguments of a Tokenizer from its folder; raises anything when they are not sound."""
+def read_saved(folder: Path) -> tuple[RustTokenizer, Specials, list[int] | None, int | None]:
+    """The four arguments of a Tokenizer from its folder; raises anything when they are not sound."""
     texts = []
     for name in ("tokenizer.json", "tokenizer_ids.json"):
         if (folder / name).stat().st_size > LARGEST_FILE:
@@ -134,7 +171,7 @@ def read_saved(folder: Path) -> tuple[RustTokenizer, Specials, list[int] | None]
         texts.append((folder / name).read_text(encoding="utf-8"))
     rust = RustTokenizer.from_str(texts[0])
     ids = json.loads(texts[1])
-    specials, kept = Specials(**ids["specials"]), ids["kept"]
+    specials, kept, mask = Specials(**ids["specials"]), ids["kept"], ids.get("mask")
     known = range(max(rust.get_vocab(with_added_tokens=True).values()) + 1)
     if kept is not None and not (
         kept == sorted(set(kept)) and all(type(i) is int and i in known for i in kept)
@@ -143,7 +180,9 @@ def read_saved(folder: Path) -> tuple[RustTokenizer, Specials, list[int] | None]
     limit = len(known) if kept is None else len(kept) + 1
     if not all(type(i) is int and 0 <= i < limit for i in specials):
         raise ValueError("a special id is out of range")
-    return rust, specials, kept
+    if not (mask is None or (type(mask) is int and 0 <= mask <= limit)):
+        raise ValueError("the id of the mask token is out of range")
+    return rust, specials, kept, mask
 
 
 def check_spec(spec: TokenizerSpec) -> None:
@@ -249,4 +288,4 @@ def from_transformers(pretrained) -> Tokenizer:
     eos = first(p.eos_token_id, p.sep_token_id, p.bos_token_id, p.pad_token_id)
     bos = first(p.bos_token_id, p.cls_token_id, eos)
     specials = Specials(pad=first(p.pad_token_id, eos), bos=bos, eos=eos, unk=first(p.unk_token_id, eos))
-    return Tokenizer(RustTokenizer.from_str(p.backend_tokenizer.to_str()), specials)
+    return Tokenizer(RustTokenizer.from_str(p.backend_tokenizer.to_str()), specials, mask=p.mask_token_id)

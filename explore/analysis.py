@@ -63,6 +63,8 @@ def direct_logit_attribution(
         raise ValueError(
             "norm_position='post' rescales the whole stream after every addition: the logits are no sum of what was added"
         )
+    if lm.model_params.readout_transform:
+        raise ValueError("readout_transform=True: the logits are no sum of what was added to the stream")
     ids_BT = ids_of(sample, lm.tokenizer, lm.device)
     B, T = ids_BT.shape
     if B != 1 or not -T <= position < T:

@@ -121,11 +121,15 @@ def activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
 
 @contextmanager
 def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside, what the modules of `model` put out is noted."""
+    """Inside, what the modules of `model` put out is noted: what a module passes on from one inside of it, once."""
     outputs: dict[str, Tensor] = {}
+    noted: dict[int, tuple[str, Tensor]] = {}  # by identity, which lasts as long as the tensor is kept here
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
+            inner, _ = noted.get(id(output), (name, output))
+            outputs.pop(inner, None)
+            noted[id(output)] = name, output
             outputs[name] = output.detach().clone()
 
     hooks = [m.register_forward_hook(partial(note, name or "output")) for name, m in model.named_modules()]

@@ -39,7 +39,8 @@ def fold_residual(lm: LM) -> LM:
     if not weighted(lm):
         raise ValueError(f"residual={lm.model_params.residual!r}: there is no omega to fold")
     twin, p = copy.deepcopy(lm).double(), plain(lm.model_params)
-    norm: nn.Module | None = None  # whose output x is; None: embeddings
+    # The norm whose output x is; None: x are embeddings.
+    norm: nn.Module | None = twin.embed.norm if p.embedding_norm else None
     for sub_layer in sub_layers(twin):
         omega = cast(Tensor, sub_layer.residual.omega)
         if not omega.abs().gt(1e-6).all():

@@ -93,13 +93,15 @@ def filled(film: Iterable[tuple[int | None, Patterns]]) -> str:
                 f"a page of {n:,} weights is too large, over {MOST:,}: take a shorter sample, or fewer steps"
             )
         packed += packer.compress(coded(weights_HTS))
-        kinds |= kinds_of(weights_HTS)
-        leaks_H = np.maximum(leaks_H, np.abs(np.triu(np.nan_to_num(weights_HTS), 1)).max(axis=(1, 2)))
+        future_HTS = np.triu(np.nan_to_num(weights_HTS), 1) * patterns.causal
+        kinds |= kinds_of(weights_HTS, future_HTS)
+        leaks_H = np.maximum(leaks_H, np.abs(future_HTS).max(axis=(1, 2)))
     data = {
         "about": about(patterns),
         "tokens": patterns.tokens,
         "layers": list(patterns.heads.items()),
         "steps": steps,
+        "causal": patterns.causal,
         "levels": LEVELS,
         "kinds": sorted(kinds),
         "leaks": [(int(head), float(leaks_H[head])) for head in leaks_H.nonzero()[0]],
@@ -117,11 +119,11 @@ def about(patterns: Patterns) -> str:
     return f"{sum(patterns.heads.values())} heads, {len(patterns.tokens)} tokens{gaps}"
 
 
-def kinds_of(weights_HTS: np.ndarray) -> set[str]:
-    """What there is beside weights on the past: a colour of the page for each."""
+def kinds_of(weights_HTS: np.ndarray, future_HTS: np.ndarray) -> set[str]:
+    """What there is beside weights on what a query may see: a colour of the page for each."""
     present = {
         "negative": (weights_HTS < 0).any(),
-        "future": np.triu(np.nan_to_num(weights_HTS), 1).any(),
+        "future": future_HTS.any(),
         "nan": not np.isfinite(weights_HTS).all(),
     }
     return {kind for kind, is_there in present.items() if is_there}

@@ -21,6 +21,7 @@ class Patterns(NamedTuple):
     tokens: list[str]  # each on one line, with nothing invisible in it
     of_layer: dict[int, np.ndarray]  # [H, T, S] of every layer that has patterns, by its place in the stack
     n_layers: int  # in the stack, those without patterns too
+    causal: bool = True  # whether a weight on a later token is a mistake
 
     @property
     def heads(self) -> dict[int, int]:
@@ -47,7 +48,7 @@ def attention_patterns(lm: LM, sample: Input) -> Patterns:
             )
         of_layer[int(name.split(".")[1])] = pattern_BHTS[0].float().cpu().numpy()
     tokens = [visible(token) for token in lm.tokenizer.tokens(ids_BT[0].tolist())]
-    return Patterns(tokens, of_layer, len(lm.decoder.layers))
+    return Patterns(tokens, of_layer, len(lm.decoder.layers), lm.model_params.causal)
 
 
 def film_of(checkpoints: Iterable[tuple[int, LM]], sample: Input) -> Iterator[tuple[int, Patterns]]:

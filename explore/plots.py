@@ -186,7 +186,7 @@ def head_film(
         chosen("layer", [layer], patterns.heads)
         chosen("head", [head], range(patterns.heads[layer]))
         panels[step] = patterns.of_layer[layer][head]
-    figure = draw_film(panels, patterns.tokens, f"layer {layer}, head {head}")
+    figure = draw_film(panels, patterns, f"layer {layer}, head {head}")
     if filename is not None:
         save_figure(figure, output_root(out) / "attentions" / f"{filename}.png")
     show(figure, is_result=True)
@@ -208,7 +208,7 @@ def draw_attentions(patterns: Patterns, layers: Sequence[int], heads: Sequence[i
         [patterns.of_layer[layer][head] if head < patterns.heads[layer] else None for head in heads]
         for layer in layers
     ]
-    figure, axes = draw_grid(rows, patterns.tokens)
+    figure, axes = draw_grid(rows, patterns.tokens, patterns.causal)
     for ax, layer in zip(axes[:, 0], layers, strict=True):
         ax.set_ylabel(f"layer {layer}: query", fontsize=FONT)
     for ax, head in zip(axes[0], heads, strict=True):
@@ -216,13 +216,13 @@ def draw_attentions(patterns: Patterns, layers: Sequence[int], heads: Sequence[i
     return figure
 
 
-def draw_film(panels: dict[int, np.ndarray], tokens: Sequence[str], name: str) -> Figure:
-    """A panel for each step, in lines of a few."""
-    patterns: list[np.ndarray | None] = [*panels.values()]
+def draw_film(panels: dict[int, np.ndarray], patterns: Patterns, name: str) -> Figure:
+    """A panel for each step, in lines of a few; `patterns` are those of one of them."""
+    shown: list[np.ndarray | None] = [*panels.values()]
     n = min(ABREAST, len(panels))
-    patterns += [None] * (-len(panels) % n)
-    rows = [patterns[i : i + n] for i in range(0, len(patterns), n)]
-    figure, axes = draw_grid(rows, tokens, between=0.3)
+    shown += [None] * (-len(panels) % n)
+    rows = [shown[i : i + n] for i in range(0, len(shown), n)]
+    figure, axes = draw_grid(rows, patterns.tokens, patterns.causal, between=0.3)
     for ax, step in zip(axes.flat, panels, strict=False):
         ax.set_title(f"step {step:,}", fontsize=FONT)
     for ax in axes[:, 0]:
@@ -231,7 +231,7 @@ def draw_film(panels: dict[int, np.ndarray], tokens: Sequence[str], name: str) -
 
 
 def draw_grid(
-    rows: Sequence[Sequence[np.ndarray | None]], tokens: Sequence[str], between: float = 0.0
+    rows: Sequence[Sequence[np.ndarray | None]], tokens: Sequence[str], causal: bool, between: float = 0.0
 ) -> tuple[Figure, np.ndarray]:
     """Panels on one scale, and their axes; tokens at the left (queries) and bottom (keys) where there is room for them.
 
@@ -253,7 +253,7 @@ def draw_grid(
         gridspec_kw=edges | {"wspace": 0.05, "hspace": 0.05 + between / size},
     )
     for ax, pattern_TS in zip(axes.flat, [pattern for row in rows for pattern in row], strict=True):
-        draw_pattern(ax, pattern_TS)
+        draw_pattern(ax, pattern_TS, causal)
     for ax in axes[-1]:
         ax.set_xlabel("key", fontsize=FONT)
         if named:
@@ -271,15 +271,15 @@ def shortened(token: str) -> str:
     return token if len(token) <= LONGEST else token[: LONGEST - 1] + "…"
 
 
-def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None) -> None:
-    """One head. The future is blank, and red where something is that should not be."""
+def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:
+    """One head. The future of a causal one is blank, and red where something is that should not be."""
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelsize=FONT)
     ax.label_outer()
     if pattern_TS is None:
         ax.set_axis_off()
         return
-    future_TS = np.triu(np.ones_like(pattern_TS, dtype=bool), 1)
+    future_TS = np.triu(np.full_like(pattern_TS, causal, dtype=bool), 1)
     ax.imshow(np.ma.masked_where(future_TS, pattern_TS), cmap=HEAT, norm=SCALE)
     leak_TS = future_TS & (pattern_TS != 0)
     if leak_TS.any():

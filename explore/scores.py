@@ -12,7 +12,7 @@ from torch import Tensor
 
 from explore.analysis import Samples, batches_of, looking
 from model.lm import LM
-from model.perplexity import NOT_SCORED, token_losses
+from model.perplexity import NO_LOSS
 
 LENGTH = 50  # of the random sequence that heads are shown twice, at most
 
@@ -76,9 +76,9 @@ def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
     tables = []
     with looking(lm):
         for batch in batches_of(lm, samples):
-            _, y_BT, z_BTV = lm.get_batch_xyz(batch)
-            scored_BT = y_BT != NOT_SCORED
-            losses = token_losses(y_BT, z_BTV)[scored_BT]
+            y_BT, losses_BT = lm.get_token_losses(batch)
+            scored_BT = losses_BT != NO_LOSS
+            losses = losses_BT[scored_BT]
             position = scored_BT.nonzero()[:, 1] + 1  # y begins with the second token
             columns = {"position": position, "id": y_BT[scored_BT], "loss": losses.double()}
             tables.append(pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()}))

@@ -4,7 +4,9 @@
 """
 
 import argparse
+import signal
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,20 +15,40 @@ from rich.markup import escape
 from rich.table import Table
 
 from learn.notebook import write_notebook
-from learn.outline import COURSES, DONE, NOT_BUILT, NOT_CHECKED, WRONG, Outline, keep_progress, states
+from learn.outline import (
+    COURSES,
+    DONE,
+    Outline,
+    keep_progress,
+    states,
+    unreadable,
+)
+from learn.say import COLOURS, say
 
 if TYPE_CHECKING:
-    from learn.checking.course import Verdict
-
-COLOURS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
+    pass
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0 if all that was checked is right, else 1."""
-    parser = argparse.ArgumentParser("python3 -m learn", description="Build transformers and be checked.")
-    parser.add_argument("action", nargs="?", choices=["map", "check", "notebook"], default="map")
-    parser.add_argument("what", nargs="?", help="a course, a part, or course.part: gpt2.Block")
-    parser.add_argument("--file", type=Path, help="check this file in place of the course's student file")
+    parser = argparse.ArgumentParser(
+        "python3 -m learn",
+        description="Build transformers and be checked.",
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument(
+        "action",
+        nargs="?",
+        choices=["map", "check", "notebook"],
+        default="map",
+        help="map: what is right so far; it is shown if nothing is said\n"
+        "check: check, and explain what is wrong: check gpt2.Block\n"
+        "notebook: write a course as a notebook into the working directory: notebook gpt2",
+    )
+    parser.add_argument("what", nargs="?", help="a course, a part, or course.part: gpt2, Block, gpt2.Block")
+    parser.add_argument(
+        "--file", type=Path, help="check this file in place of the course's: check gpt2 --file mine.py"
+    )
     args = parser.parse_args(arguments)
     outlines = [Outline(name) for name in COURSES]
     try:
@@ -35,9 +57,14 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if args.file and len(chosen) > 1:
         parser.error("--file is one course's file: say which course, as in `check gpt2 --file mine.py`")
+    if args.file and not args.file.is_file():
+        parser.error(f"--file={args.file}: there is no such file")
     if args.action == "notebook":
         return write(chosen)
     if args.action == "map":
+        for outline, _ in chosen:
+            if problem := unreadable(args.file or outline.student):
+                print(problem)
         rich.print(progress(chosen, args.file))
         print(
             "Where to begin, and what to read: learn/README.md. To be checked: python3 -m learn check [part]"
@@ -50,17 +77,24 @@ def choose(outlines: list[Outline], what: str | None) -> list[tuple[Outline, str
     """The courses that are meant, each with the one part that is, or None for all of its parts."""
     if what is None:
         return [(outline, None) for outline in outlines]
-    course, _, part = what.rpartition(".")
-    found: list[tuple[Outline, str | None]] = [(o, None) for o in outlines if o.course == what]
-    if not found:
-        fits = [o for o in outlines if course in ("", o.course)]
-        found = [(o, name) for o in fits for name in o.parts() if name.lower() == part.lower()]
-    if not found:
-        names = "; ".join(f"{o.course}: {', '.join(o.parts())}" for o in outlines)
-        raise ValueError(f"there is no part {what!r}. There are: {names}")
-    if len(found) > 1:
-        raise ValueError(f"{what!r} may be any of {', '.join(f'{o.course}.{name}' for o, name in found)}")
-    return found
+    whole: list[tuple[Outline, str | None]] = [(o, None) for o in outlines if o.course == what.lower()]
+    if whole:
+        return whole
+    course, _, word = what.lower().rpartition(".")
+    every = {
+        f"{o.course}.{name}": (o, name) for o in outlines for name in o.parts() if course in ("", o.course)
+    }
+    word_of = {key: key.split(".")[1].lower() for key in every}
+    full = [key for key in every if word_of[key] == word]
+    if len(full) == 1:
+        return [every[full[0]]]
+    if full:
+        raise ValueError(f"{what!r} may be any of {', '.join(full)}")
+    alike = get_close_matches(word, set(word_of.values()), n=6, cutoff=0.6)
+    near = [key for key in every if word in word_of[key] or word_of[key] in alike]
+    hint = f"; did you mean {', '.join(near)}?" if near else "."
+    listed = "; ".join(f"{o.course}: {', '.join(o.parts())}" for o in outlines)
+    raise ValueError(f"there is no part {what!r}{hint} There are: {listed}")
 
 
 def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
@@ -109,17 +143,7 @@ def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Tab
     return table
 
 
-def say(course: str, verdict: "Verdict") -> None:
-    """Prints one part's result."""
-    text = f"[{COLOURS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
-    if verdict.state == DONE:
-        text += f" ({verdict.n_checks} checks)"
-    if verdict.says:
-        text += f"\n  {escape(verdict.says)}"
-    if verdict.state == WRONG and verdict.borrowed:
-        text += f"\n  (checked with the solution's {', '.join(verdict.borrowed)})"
-    rich.get_console().print(text, soft_wrap=True, highlight=False)
-
-
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `python3 -m learn | head`
     sys.exit(main())

@@ -58,13 +58,14 @@ class Embedding(nn.Module):
 class CausalAttention(nn.Module):
     """Multi-head self-attention that never sees the future (Vaswani et al. 2017, sections 3.2.1 to 3.2.3).
 
-    softmax(q k^T / sqrt(K)) v in each head, the heads side by side, then `out`.
+    In each head the scores are q k^T / sqrt(K), T x T numbers; their softmax, over the keys, weighs the values:
+    softmax(scores) v. The heads' results, side by side again as D numbers, go through `out`.
     Attributes:  n_heads   qkv: nn.Linear(D, 3 D)   out: nn.Linear(D, D)
     Order:  qkv, then out, both as nn.Linear makes them.
     Hints:  the output of qkv is all of q (D numbers), then all of k, then all of v; in each of the three, head 0 has
             the first K numbers, head 1 the next K, and so on: `.view(B, T, H, K)`, then `.transpose(1, 2)`.
             Position t may attend to positions 0 to t, itself included. Scores of later positions become minus
-            infinity before the softmax; `torch.ones(T, T).triu(1)` is 1 just there.
+            infinity before the softmax, by `masked_fill`; `torch.ones(T, T).triu(1).bool()` is True just there.
             On the way back transpose first, then `.reshape(B, T, D)`.
     """
 
@@ -137,18 +138,5 @@ def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     position has nothing to predict, and the first token is predicted by none.
     Hints:  the loss at a position is log(sum over V of exp(logits)) minus the right token's logit. Logits may
             be as large as 1000, where exp overflows: `logsumexp` does not. `gather` picks the right token's logit.
-    """
-    raise NotImplementedError
-
-
-def next_token_probabilities(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, nucleus: float | None = None
-) -> Tensor:
-    """The probabilities a sampler draws from: logits [B, V] to probabilities [B, V] (Holtzman et al. 2020, section 3).
-
-    temperature  divides the logits; 0 means greedy: probability 1 for the largest logit
-    top_k        only the k most probable tokens stay
-    nucleus      only the most probable tokens stay, as few as have `nucleus` probability together (or just more)
-    Temperature comes first. What stays is renormalised to sum to 1.
     """
     raise NotImplementedError

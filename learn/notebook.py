@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from learn.outline import Outline, definitions
+from learn.say import say
 
 HEAD = """\
 import sys
@@ -56,18 +57,17 @@ def code(text: str) -> dict[str, Any]:
 
 def check(what: str) -> None:
     """In a notebook: checks a part, such as "gpt2.Block", as it is in the cells that have run, and explains."""
-    from learn.__main__ import say
     from learn.checking.course import NOTEBOOK, get_course, judge_module
 
     course_name, _, part = what.partition(".")
-    with warnings.catch_warnings(action="ignore"):  # a library wants widgets for its progress bars
-        course, mine = get_course(course_name), sys.modules["__main__"]
+    warnings.filterwarnings("ignore", message="IProgress")  # a library would like to have widgets
+    course, mine = get_course(course_name), sys.modules["__main__"]
     before = dict(vars(mine))
     try:
         for verdict in judge_module(course, mine, NOTEBOOK, part):
             say(course_name, verdict)
     finally:  # what was borrowed goes back
-        for name in {*course.parts} & {*vars(mine)}:
+        for name in {*course.parts, *(part for _, part in course.uses)} & {*vars(mine)}:
             if name in before:
                 setattr(mine, name, before[name])
             else:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PROGRESS = HERE / "progress.json"  # results of the last checks, by file, part and the text that was checked
-COURSES = ("gpt2", "training", "further")  # in the order to build them
+COURSES = ("tokenizers", "gpt2", "generation", "bert", "training", "further")  # in the order to build them
 DONE, WRONG, NOT_BUILT, NOT_CHECKED = "right", "wrong", "not built", "not checked"
 
 
@@ -58,28 +58,41 @@ def definitions(file: Path) -> dict[str, Definition]:
 
 def states(outline: Outline, file: Path) -> dict[str, str]:
     """The state of every part in a student's file: as it was last checked, unless its text changed since."""
+    known = read_progress().get(str(file.resolve()), {})
     try:
         written = definitions(file)
-    except (SyntaxError, ValueError):  # a check will say what is wrong with it
-        written = {}
-    known = read_progress().get(str(file.resolve()), {})
+    except (SyntaxError, ValueError):  # for as long as it cannot be read, what was known of it
+        return {name: known.get(name, {}).get("state", NOT_CHECKED) for name in outline.parts()}
     return {name: state(written.get(name), known.get(name, {})) for name in outline.parts()}
 
 
+def unreadable(file: Path) -> str | None:
+    """What is wrong with a file that is none of Python's, in a sentence."""
+    try:
+        definitions(file)
+    except SyntaxError as error:
+        return f"{file.name} cannot be read: {error.msg} (line {error.lineno})"
+    except (OSError, ValueError) as error:
+        return f"{file.name} cannot be read: {error}"
+    return None
+
+
 def state(node: Definition | None, known: dict[str, str]) -> str:
-    if node is None or is_stub(node):
+    if node is None or stub_line(node) is not None:
         return NOT_BUILT
     return known["state"] if known.get("text") == digest(node) else NOT_CHECKED
 
 
-def is_stub(node: Definition) -> bool:
-    """Whether a bare `raise NotImplementedError` is left in it."""
-    return any(
-        isinstance(inner, ast.Raise)
+def stub_line(node: Definition) -> int | None:
+    """The line of the first bare `raise NotImplementedError` that is left in it."""
+    left = [
+        inner.lineno
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.Raise)
         and isinstance(inner.exc, ast.Name)
         and inner.exc.id == NotImplementedError.__name__
-        for inner in ast.walk(node)
-    )
+    ]
+    return min(left, default=None)
 
 
 def digest(node: Definition) -> str:

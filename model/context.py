@@ -44,6 +44,7 @@ class Context:
     attn_requests: Any = None  # whatever the caller wants attention to know
     taps: Sequence[Tap] = ()
     cache: Cache | None = None
+    real_BT: Tensor | None = None  # False at padding, which no real token may see; None: there is none
     layer: int | None = None  # the layer at work, its index in the stack; None outside of it
 
     @property

@@ -27,6 +27,7 @@ class LanguageModel(Protocol):
     tokenizer: Tokenizer
     model_params: ModelParams
     trust: "Trust"
+    training: bool
 
     @property
     def taps(self) -> Sequence[Tap]: ...
@@ -35,7 +36,9 @@ class LanguageModel(Protocol):
     def modules(self) -> Iterator[nn.Module]: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def eval(self) -> Any: ...
-    def __call__(self, x: Tensor, *, attn_requests: Any = None, cache: Cache | None = None) -> Tensor: ...
+    def __call__(
+        self, x: Tensor, *, attn_requests: Any = None, cache: Cache | None = None, mask: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class Rows:
@@ -48,6 +51,10 @@ class Rows:
     def __init__(
         self, lm: LanguageModel, rows: Sequence[Sequence[int]], room: int, attn_requests: Any, use_cache: bool
     ) -> None:
+        if lm.model_params.objective == "masked":
+            raise ValueError(
+                "a model of objective='masked' continues no text: it fills gaps in one, as lm.fill(text) does"
+            )
         self.lm = lm
         self.attn_requests = attn_requests
         self.ids_BT = torch.tensor(rows, dtype=torch.int64, device=lm.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.init import embedding, embedding_std
 from model.model_params import ModelParams
+from model.norms import make_norm
 
 
 class Embedding(nn.Module):
@@ -23,13 +24,14 @@ class Embedding(nn.Module):
         self.tokens = embedding(n_tokens, model_params)
         self.positions = position_kinds[model_params.positions].on_embeddings(model_params)
         self.mult = model_params.mup_input_mult  # muP
+        self.norm = make_norm(model_params) if model_params.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids_BT: Tensor, start: int = 0) -> Tensor:
         """`start` is the position of the first of these ids."""
         x_BTD = self.positions(self.tokens(ids_BT), start)
         x_BTD = x_BTD if self.mult == 1 else x_BTD * self.mult  # muP
-        return self.dropout(x_BTD)
+        return self.dropout(self.norm(x_BTD))
 
 
 class NoPositions(nn.Module):
@@ -93,7 +95,7 @@ class Rotary(nn.Module):
 
 
 class Alibi(nn.Module):
-    """Lowers scores in proportion to distance, in each head at another rate (Press et al. 2021)."""
+    """Lowers scores in proportion to distance, on either side, in each head at another rate (Press et al. 2021)."""
 
     slopes_H11: Tensor
 
@@ -114,7 +116,7 @@ def slopes_of(n_heads: int) -> list[float]:
 
 
 class Window(nn.Module):
-    """Hides what lies `sliding_window` positions back or further."""
+    """Hides what lies `sliding_window` positions away or further."""
 
     def __init__(self, sliding_window: int) -> None:
         super().__init__()
@@ -125,10 +127,10 @@ class Window(nn.Module):
 
 
 def distances(scores_BHTS: Tensor) -> Tensor:
-    """[T, S]: how far back of each query each key lies. The last query is the last key's own."""
+    """[T, S]: how far from each query each key lies. The last query is the last key's own."""
     T, S = scores_BHTS.shape[-2:]
     positions_S = torch.arange(S, device=scores_BHTS.device)
-    return positions_S[S - T :, None] - positions_S
+    return (positions_S[S - T :, None] - positions_S).abs()
 
 
 def angles_of(n_positions: int, dim: int, base: float) -> Tensor:

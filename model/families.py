@@ -1,30 +1,17 @@
-"""The decoders of HuggingFace that our layers can be: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2 and Mistral.
+"""The models of HuggingFace that our layers can be: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2, Mistral; BERT, RoBERTa.
 
 A family is data, read in both directions: settings of a config beside our fields, modules' names beside ours.
 """
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any
 
 from pydantic import ValidationError
 
+from model.encoders import bert, roberta
+from model.family import EVERYWHERE, Family
 from model.model_params import ModelParams
-
-
-@dataclass(frozen=True)
-class Family:
-    """Models that differ in their settings only."""
-
-    settings: dict[
-        str, str
-    ]  # our fields and a config's names for them; of two fields the last one is written
-    fixed: dict[str, Any]  # our fields that no setting of theirs changes
-    names: dict[str, str]  # modules of theirs and ours; * is the number of a layer
-    activation: str = "hidden_act"  # the setting that names it
-    constants: dict[str, Any] = field(default_factory=dict)  # settings of every config that we write
-    conv1d: bool = False  # whether matrices in layers are [in, out]
-
 
 ACTIVATIONS = {  # theirs and ours; the first of several names for one function is the one to write
     "gelu_new": "gelu_tanh",
@@ -42,12 +29,7 @@ NEEDED = {  # the only value that our layers have an equal of, in configs with s
     "rope_type": "default",
 }
 ROPE = ("rope_type", "rope_theta", "partial_rotary_factor")  # what a config keeps in its rope_parameters
-EVERYWHERE = {
-    "layer_architecture": "custom-transformer",
-    "norm_position": "pre",
-    "qk_norm": False,
-    "separate_heads": False,
-}
+POSITIONS = "max_position_embeddings"
 ROTARY = {
     "dim": "hidden_size",
     "n_layers": "num_hidden_layers",
@@ -154,6 +136,7 @@ mistral = Family(
     names=llama.names,
 )
 families = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama, "qwen2": qwen2, "mistral": mistral}
+families |= {"bert": bert, "roberta": roberta}
 
 
 def fields_of(config: Any) -> dict[str, Any]:
@@ -182,8 +165,13 @@ def fields_of(config: Any) -> dict[str, Any]:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """A config's settings by name, with those of rotary positions among them, and a sliding window only if it is used."""
+    """A config's settings by name, with those of rotary positions among them, and a sliding window only if it is used.
+
+    Positions are as many as tokens may have.
+    """
     settings = config.to_dict()
+    if first_position := families[config.model_type].first_position:
+        settings[POSITIONS] -= first_position
     settings |= settings.pop("rope_parameters", None) or {}
     if set(settings.get("layer_types") or ()) == {"full_attention"}:
         settings |= {"sliding_window": None}
@@ -194,7 +182,7 @@ def problems(family: Family, settings: dict[str, Any]) -> Iterator[str]:
     activation = settings[family.activation]
     if activation not in ACTIVATIONS:
         yield f"{family.activation}={activation!r}; allowed: {', '.join(map(repr, ACTIVATIONS))}"
-    for name, needed in NEEDED.items():
+    for name, needed in (NEEDED | family.needed).items():
         if (value := settings.get(name, needed)) != needed:
             yield f"{name}={value!r}; allowed: {needed!r}"
     if len(kinds := sorted(set(settings.get("layer_types") or ()))) > 1:

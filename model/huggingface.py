@@ -1,4 +1,8 @@
-"""Weights of HuggingFace's decoders poured into our LM, and an LM's weights poured back."""
+"""Weights of HuggingFace's language models poured into our LM, and an LM's weights poured back.
+
+BERT's table of token types has no place in ours: its first row, that of one text alone, becomes part of the positions,
+which is exact for one text. The pooler and the head for next sentences are no part of a masked language model.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 T = TypeVar("T")
+POSITIONS = "embed.positions.table.weight"
 PADDING = 0.01  # of a vocabulary, at most, are rows without a token, which make its size a round number
 
 
@@ -45,14 +50,23 @@ def load_hf(
 
     `revision` is a branch, tag or commit. `hub_answers` is asked before the hub is, whose client waits for half a minute.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig
 
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    model_type = found(AutoConfig.from_pretrained, name, revision, hub_answers).model_type
+    load: Callable[..., Any] = auto_class(model_type).from_pretrained
     hf_model, told = found(load, name, revision, hub_answers, **options)
     if missing := sorted(told["missing_keys"]):  # transformers would leave them random
         raise ValueError(f"pretrained model {name!r} has no weights for {missing[0]}")
     return hf_model
+
+
+def auto_class(model_type: str) -> Any:
+    """What makes a language model of this kind in transformers."""
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+    family = families.get(model_type)
+    return AutoModelForMaskedLM if family and family.masked else AutoModelForCausalLM
 
 
 def found(
@@ -80,7 +94,7 @@ def first_line(error: Exception) -> str:
 
 
 def from_hf(hf_model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> LM:
-    """An LM with the weights of a causal language model of transformers, in its precision, in eval mode.
+    """An LM with the weights of a causal or masked language model of transformers, in its precision, in eval mode.
 
     Without a tokenizer it takes ids only. ValueError for a model that our layers cannot represent.
     """
@@ -94,7 +108,7 @@ def from_hf(hf_model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> LM
 
 
 def pour(hf_model: PreTrainedModel, lm: LM) -> None:
-    """Copies all weights of a causal language model of transformers into an LM; ValueError naming what does not fit.
+    """Copies all weights of a language model of transformers into an LM; ValueError naming what does not fit.
 
     Of tokens and learned positions the first are taken, as many as the LM has. Parameters without a counterpart, such
     as those of inserted layers, stay as they are. How layers compute is up to the LM's params: see `fields_of`.
@@ -102,6 +116,15 @@ def pour(hf_model: PreTrainedModel, lm: LM) -> None:
     check_fit(hf_model, lm)
     for pair in list(pairs(hf_model, lm)):
         pair.ours[pair.rows] = pair.theirs.to(pair.ours)
+    if (types := token_types(hf_model)) is not None:
+        positions = lm.get_parameter(POSITIONS).detach()
+        positions += types[0].to(positions)
+
+
+def token_types(hf_model: PreTrainedModel) -> Tensor | None:
+    """Their table of token types, if the family has one."""
+    name = families[hf_model.config.model_type].token_types
+    return hf_model.get_parameter(f"{name}.weight").detach() if name else None
 
 
 def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
@@ -134,6 +157,9 @@ ROWS: dict[str, Callable[[ModelParams], Any]] = {
     "q_proj": lambda p: slice(0, p.dim),
     "k_proj": lambda p: slice(p.dim, p.dim + p.kv_heads * p.head_dim),
     "v_proj": lambda p: slice(p.dim + p.kv_heads * p.head_dim, None),
+    "query": lambda p: slice(0, p.dim),
+    "key": lambda p: slice(p.dim, 2 * p.dim),
+    "value": lambda p: slice(2 * p.dim, None),
     "query_key_value": by_head,
 }
 
@@ -158,12 +184,15 @@ def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
     parameters = dict(lm.named_parameters(remove_duplicate=False))
     for their_name, parameter in hf_model.named_parameters(remove_duplicate=False):
         module, _, kind = their_name.rpartition(".")
+        if module == family.token_types:
+            continue
         name = f"{our_module(module, family.names, layers)}.{kind}"
         if name not in parameters:
             raise ValueError(
                 f"{their_name} of {type(hf_model).__name__} has no place in this LM: it has no {name}"
             )
         theirs, ours = parameter.detach(), parameters[name].detach()
+        theirs = theirs[family.first_position :] if name == POSITIONS else theirs
         if not name.startswith("decoder.layers."):
             theirs = theirs[: len(ours)]
         elif family.conv1d and theirs.dim() == 2:
@@ -188,19 +217,21 @@ def our_module(theirs: str, names: dict[str, str], layers: Sequence[int]) -> str
 
 @torch.no_grad()
 def as_hf(lm: LM) -> PreTrainedModel:
-    """A causal language model of transformers that computes what `lm` does; ValueError if none of theirs can."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """A language model of transformers that computes what `lm` does; ValueError if none of theirs can."""
+    from transformers import AutoConfig
 
     settings = config_of(lm.model_params) | {"vocab_size": lm.n_tokens}
     bos, eos = (i if i >= 0 else None for i in (lm.tokenizer.bos, lm.tokenizer.eos))
     config = AutoConfig.for_model(**settings, bos_token_id=bos, eos_token_id=eos)
     with torch.random.fork_rng(devices=[]):  # the weights that modules begin with are not needed
         lm = merge_lora(lm) if lm.model_params.lora_rank else lm
-        hf_model = AutoModelForCausalLM.from_config(config, dtype=lm.unembed.weight.dtype).eval()
+        hf_model = auto_class(config.model_type).from_config(config, dtype=lm.unembed.weight.dtype).eval()
     left = dict(lm.named_parameters())
     for pair in list(pairs(hf_model, lm)):
         pair.theirs.copy_(pair.ours[pair.rows])
         left.pop(pair.name, None)
+    if (types := token_types(hf_model)) is not None:
+        types.zero_()
     if left:
         raise ValueError(
             f"{config.model_type} of transformers has no place for {next(iter(left))} of this LM"
@@ -235,11 +266,15 @@ class IdsOnly:
             i if isinstance(i, int) else -1 for i in (config.bos_token_id, config.eos_token_id)
         )
         self.pad = 0
+        self.mask: int | None = None
 
     def __call__(self, text: str) -> list[int]:
         raise ValueError(
             "this model came without a tokenizer, so it takes ids: gpt2.from_hf(hf_model, tokenizer) takes one"
         )
+
+    def with_gaps(self, text: str) -> list[int]:
+        return self(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(self.tokens(ids))

@@ -48,10 +48,12 @@ def embedding(n_rows: int, model_params: ModelParams) -> nn.Embedding:
 
 
 def readout(model_params: ModelParams, n_tokens: int) -> Readout:
-    """From the normalised stream to logits that all start near 0."""
+    """From the normalised stream to logits that all start near 0. Its bias starts at 0."""
     p = model_params
-    layer = Readout(p.dim, n_tokens, bias=False, mult=p.mup_output_mult / width_mult(p))  # muP
+    layer = Readout(p.dim, n_tokens, bias=p.readout_bias, mult=p.mup_output_mult / width_mult(p))  # muP
     nn.init.normal_(layer.weight, std=readout_std(p))
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     if p.readout_zero_init:  # muP
         nn.init.zeros_(layer.weight)  # muP
     return layer

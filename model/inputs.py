@@ -17,8 +17,11 @@ class Tokenizer(Protocol):
     bos: int
     eos: int
     pad: int
+    mask: int | None  # stands for a token that is to be predicted, where a model does that
 
     def __call__(self, text: str) -> list[int]: ...
+
+    def with_gaps(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -46,6 +49,21 @@ def ids_of(x: Input, tokenizer: Tokenizer, device: torch.device) -> Tensor:
     if low < 0 or high >= tokenizer.n_tokens:
         raise ValueError(f"input ids from {low} to {high}, but the model knows 0 to {tokenizer.n_tokens - 1}")
     return ids_BT
+
+
+def too_long(n_tokens: int, max_seq_len: int) -> ValueError:
+    return ValueError(f"input of {n_tokens} tokens, but max_seq_len={max_seq_len!r}")
+
+
+def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
+    """[B, T] bool beside `ids_BT`: False at padding. None where there is none, if that is known without a wait."""
+    if mask is None:
+        return None
+    mask_BT = torch.as_tensor(mask)
+    if mask_BT.shape != ids_BT.shape:
+        raise ValueError(f"mask of shape {tuple(mask_BT.shape)} for an input of shape {tuple(ids_BT.shape)}")
+    mask_BT = mask_BT.to(ids_BT.device, torch.bool)
+    return None if mask_BT.device.type == "cpu" and mask_BT.all() else mask_BT
 
 
 def as_tensor(x: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:

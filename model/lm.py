@@ -1,4 +1,4 @@
-"""LM: a decoder language model over a tokenizer's ids.
+"""LM: a language model over a tokenizer's ids: a decoder, or with causal=False and objective="masked" a BERT.
 
 Shape suffixes:  B batch  T position  D model dim  V vocabulary
 """
@@ -18,9 +18,11 @@ from model.context import Cache, Context, Uncacheable
 from model.decoding import Trust
 from model.embeddings import Embedding
 from model.init import readout
-from model.inputs import Input, Tokenizer, ids_of
+from model.inputs import Input, Tokenizer, ids_of, real_tokens, too_long
+from model.masking import filled, hidden, losses_in_turn, whole_rows
 from model.model_params import ModelParams
-from model.perplexity import NOT_SCORED, Perplexities, in_batches, summary, token_losses
+from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summary, token_losses
+from model.readout import readout_transform
 from model.recording import Edit, Patch, Recording, Taps, tapping
 from model.sampling import Choice, Prompt, Stop, continuations, eval_mode, is_prompt, prompt_ids, stop_ids
 from model.transformer.transformer import Transformer
@@ -48,6 +50,7 @@ class LM(nn.Module):
         self.trust = Trust()  # whether generation may go on from a cache
         self.embed = Embedding(model_params, self.n_tokens, dropout)
         self.decoder = Transformer(model_params, dropout)
+        self.transform = readout_transform(model_params)
         self.unembed = readout(model_params, self.n_tokens)
         if model_params.tied_embeddings:
             self.unembed.weight = self.embed.tokens.weight
@@ -59,27 +62,29 @@ class LM(nn.Module):
         get_attns: bool = False,
         attn_requests: Any = None,
         cache: Cache | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Logits [B, T, V] for a string, a list of ids, a 1-D tensor, or a batch of equal lengths.
 
         With get_embeddings or get_attns a mapping: "logits"; "embeddings" [B, n_layers, T, D], the output of every layer
         in the stack; "attns" [B, n_layers, n_heads, T, T] (query, then key), of the layers that have attention.
         With a cache `x` is still all tokens so far, but only those that the cache has not seen are computed.
+        `mask` [B, T] is True at real tokens: no position sees what is not, which with causal=True it does not anyway.
         """
         x = ids_of(x, self.tokenizer, self.device)
         if x.shape[1] > self.model_params.max_seq_len:
-            raise ValueError(
-                f"input of {x.shape[1]} tokens, but max_seq_len={self.model_params.max_seq_len!r}"
-            )
+            raise too_long(x.shape[1], self.model_params.max_seq_len)
         # x is [B, T] from here on: the place to set attn_requests by what is in it.
         if cache is not None and attn_requests is not None:
             raise Uncacheable("attn_requests is set")
+        if cache is not None and not self.model_params.causal:
+            raise Uncacheable("with causal=False all that was said depends on what is said later")
         record = Recording(["*.resid_post"] * get_embeddings + ["*.pattern"] * get_attns)
         taps = [*self.taps, record] if record.patterns else self.taps
-        ctx = Context(ids_BT=x, attn_requests=attn_requests, taps=taps, cache=cache)
+        ctx = Context(x, attn_requests, taps, cache, real_tokens(mask, x))
         new_BT = x[:, ctx.start :]
-        z = self.unembed(self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start)), ctx))
-        z = ctx.tap("logits", z)
+        stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start)), ctx)
+        z = ctx.tap("logits", self.unembed(self.transform(stream)))
         if cache is not None:
             cache.seen = x.shape[1]
         if not record.patterns:
@@ -125,27 +130,32 @@ class LM(nn.Module):
             self.taps = taps
         return list(seen)
 
-    def get_batch_xyz(self, batch: dict, loss_requests: Any = None) -> XYZ:
+    def get_batch_xyz(self, batch: dict, loss_requests: Any = None, train_params: Any = None) -> XYZ:
         """Inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
 
-        `loss_requests`, a function of ids [B, T], changes what the model is shown but not what it is to predict.
+        `loss_requests`, a function of ids [B, T], changes what the model is shown but not what it is to predict. With
+        objective="masked" other tokens are hidden every time in training, and the same of a row in evaluation.
         """
-        x_indices, scored = batch["x_indices"].to(self.device), batch["target_mask"].to(self.device)
-        x = x_indices[:, :-1]
-        y = x_indices[:, 1:].masked_fill(~scored[:, 1:], NOT_SCORED)
+        if self.model_params.objective == "masked":
+            x, y = hidden(whole_rows(batch, self), self, train_params)
+        else:
+            x_indices, scored = batch["x_indices"].to(self.device), batch["target_mask"].to(self.device)
+            x = x_indices[:, :-1]
+            y = x_indices[:, 1:].masked_fill(~scored[:, 1:], NOT_SCORED)
         if loss_requests is not None:
             x = loss_requests(x)
-        z = self(x)
+        z = self(x) if self.model_params.causal else self(x, mask=batch["mask"][:, : x.shape[1]])
         return XYZ(x, y, z)
 
     def get_losses(
         self, batch: dict, train_params: Any, loss_requests: Any = None, xyz: XYZ | None = None
     ) -> tuple[dict[str, Tensor], int]:
         """Losses by name, which training adds up, and the number of rows. "main": mean cross entropy of scored tokens."""
-        _, y, z = xyz or self.get_batch_xyz(batch, loss_requests)
+        _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
-        n_scored = batch["n_scored"]
-        return {"main": total / max(1, n_scored)}, len(y)
+        if self.model_params.objective == "masked":
+            return {"main": total / (y != NOT_SCORED).sum().clamp(min=1)}, len(y)
+        return {"main": total / max(1, batch["n_scored"])}, len(y)
 
     def sample(
         self,
@@ -233,6 +243,20 @@ class LM(nn.Module):
         )
         return [Beam(self.tokenizer.decode(ids) if as_str else ids, score) for ids, score in beams]
 
+    def fill(self, text: str | Sequence[int], as_str: bool = True, return_probs: bool = False) -> Any:
+        """A text with the most probable token in place of each mask token: "we the <mask> of". For objective="masked".
+
+        Ids are taken as they stand. With several gaps each is filled as if the others stayed open. return_probs: a pair
+        with the probabilities of what was put in.
+        """
+        if self.model_params.objective != "masked":
+            raise ValueError("a model of next tokens fills no gaps: it continues a text, as lm.sample does")
+        ids = self.tokenizer.with_gaps(text) if isinstance(text, str) else list(text)
+        with torch.no_grad(), eval_mode(self):
+            ids, probs = filled(ids, self)
+        result = self.tokenizer.decode(ids) if as_str else ids
+        return (result, probs) if return_probs else result
+
     def perplexities(
         self,
         samples: Sequence[str] | Sequence[Sequence[int]] | DataLoader,
@@ -243,19 +267,28 @@ class LM(nn.Module):
         """Mean, largest and smallest perplexity of a token, the number of tokens, and with per_token all of them.
 
         The mean is exp(mean cross entropy of all scored tokens); before_exp gives cross entropies instead of their exp.
+        With objective="masked" these are pseudo-perplexities (Salazar et al. 2020): each token is hidden in turn, which
+        takes as many rows as there are tokens; a string is bos, its tokens and eos, which is not scored.
         per_token_res is [samples, longest sample - 1], dummy_res where no prediction is scored.
         """
         with torch.no_grad(), eval_mode(self):
             batches = samples if isinstance(samples, DataLoader) else self.batches_of(samples)
-            xyzs = (self.get_batch_xyz(batch) for batch in batches)
-            rows = [row for _, y, z in xyzs for row in token_losses(y, z).cpu()]
+            rows = [row for batch in batches for row in self.get_token_losses(batch).losses.cpu()]
         return summary(rows, per_token, before_exp, dummy_res)
+
+    def get_token_losses(self, batch: dict) -> TokenLosses:
+        """What each token of a batch costs; with objective="masked" it alone is hidden, one after the other."""
+        if self.model_params.objective == "masked":
+            rows = whole_rows(batch, self)
+            return TokenLosses(rows.ids[:, 1:], losses_in_turn(rows, self)[:, 1:])
+        _, y, z = self.get_batch_xyz(batch)
+        return TokenLosses(y, token_losses(y, z))
 
     def batches_of(self, samples: str | Sequence[str] | Sequence[Sequence[int]]) -> Iterator[dict]:
         """Strings, or lists of ids, in batches like those of a DataLoader."""
         samples = [samples] if isinstance(samples, str) else samples
-        rows = [self.tokenizer(sample) if isinstance(sample, str) else sample for sample in samples]
-        return in_batches(rows, self.tokenizer.pad)
+        masked = self.model_params.objective == "masked"
+        return in_batches(samples, self.tokenizer, self.model_params.max_seq_len if masked else None)
 
     @property
     def device(self) -> torch.device:

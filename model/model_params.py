@@ -9,6 +9,8 @@ from pydantic.dataclasses import dataclass
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class ModelParams:
     layer_architecture: str | tuple[str, ...] = "custom-transformer"  # a layer kind; several take turns
+    causal: bool = True  # False: a position attends to both sides, as in BERT
+    objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4
     n_heads: PositiveInt = 4  # per layer; must divide dim
@@ -18,20 +20,23 @@ class ModelParams:
     positions: str = "learned"  # a registered kind: none, learned, sin, rotary, alibi
     rotary_base: PositiveFloat = 10_000.0  # of positions = "rotary"
     rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # of "rotary": the share of a head that turns
-    sliding_window: PositiveInt | None = None  # a position attends to itself and so many less one before it
+    sliding_window: PositiveInt | None = None  # a position attends to itself and fewer to each side than this
     norm: str = "layernorm"  # a registered kind: layernorm, rmsnorm
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
     norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
+    embedding_norm: bool = False  # normalise the embeddings, before the first layer
     qk_norm: bool = False  # normalise each head's queries and keys
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
     activation: str = "gelu"  # a registered function of the feed-forward block: relu, gelu, gelu_tanh, silu
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
-    bias: bool = True  # in every linear layer and norm of the stack (the readout has none)
+    bias: bool = True  # in every linear layer and norm of the stack
     bias_qkv: bool | None = None  # of queries, keys and values; None: as bias
     bias_out: bool | None = None  # of the map from heads to the stream; None: as bias
     bias_ff: bool | None = None  # of the feed-forward block; None: as bias
     bias_norm: bool | None = None  # of layernorm; None: as bias
     tied_embeddings: bool = True  # the output matrix is the token embedding
+    readout_transform: bool = False  # before the readout a linear map, the activation and a norm, as in BERT
+    readout_bias: bool = False  # of the readout, and of the map before it
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
     init: Literal["small", "unit"] = "small"  # unit: all that maps have size 1, and embeddings if not tied
@@ -79,6 +84,11 @@ class ModelParams:
             raise ValueError(f"layer_architecture={self.layer_architecture!r} names no layer kind")
         if self.readout_zero_init and self.tied_embeddings:  # muP
             raise ValueError("readout_zero_init=True would make the token embedding 0: tied_embeddings=False")
+        if not self.causal and self.objective == "next-token":
+            raise ValueError(
+                "causal=False with objective='next-token' would show each position the token it is to predict: "
+                "take objective='masked'"
+            )
         self.check_residual()
 
     def check_residual(self) -> None:

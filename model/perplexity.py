@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.inputs import Tokenizer, too_long
+
 NOT_SCORED = -100  # a target that no loss counts; torch's own default for ignore_index
 NO_LOSS = -1.0  # stands where nothing is scored: no cross entropy is negative, though it may be NaN
 ROWS = 16  # that go through the model at once when they come as a list
@@ -21,6 +23,13 @@ class Perplexities(NamedTuple):
     min: float
     total_tokens: int
     per_token_res: Tensor | list  # [samples, longest sample - 1], or [] if not asked for
+
+
+class TokenLosses(NamedTuple):
+    """What every token behind the first of a row costs, [B, T - 1]."""
+
+    y: Tensor  # the tokens
+    losses: Tensor  # NO_LOSS where nothing is scored
 
 
 def summary(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: float) -> Perplexities:
@@ -48,14 +57,26 @@ def token_losses(y_BT: Tensor, z_BTV: Tensor) -> Tensor:
     return losses_BT.masked_fill(y_BT == NOT_SCORED, NO_LOSS)
 
 
-def in_batches(samples: Sequence[Sequence[int]], pad: int) -> Iterator[dict]:
-    """Batches like those of a DataLoader, every token but the first of a sample scored."""
+def in_batches(
+    samples: Sequence[str] | Sequence[Sequence[int]], tokenizer: Tokenizer, longest: int | None = None
+) -> Iterator[dict]:
+    """Strings, or lists of ids, in batches like those of a DataLoader, every token but the first of a sample scored.
+
+    `longest`: the most tokens of a model that is shown them whole; a string then ends with eos, which is not scored.
+    """
     for start in range(0, len(samples), ROWS):
-        rows = samples[start : start + ROWS]
+        some = samples[start : start + ROWS]
+        rows = [tokenizer(sample) if isinstance(sample, str) else sample for sample in some]
+        n_scored = torch.tensor([len(row) for row in rows])
+        if longest is not None:
+            ends = [[tokenizer.eos] if isinstance(sample, str) else [] for sample in some]
+            rows = [[*row, *end] for row, end in zip(rows, ends, strict=True)]
+            if (n := max(map(len, rows))) > longest:
+                raise too_long(n, longest)
         lengths = torch.tensor([len(row) for row in rows])
-        ids_BT = padded(rows, pad)
-        mask_BT = torch.arange(ids_BT.shape[1]) < lengths[:, None]
-        yield {"x_indices": ids_BT, "target_mask": mask_BT}
+        ids_BT = padded(rows, tokenizer.pad)
+        at_T = torch.arange(ids_BT.shape[1])
+        yield {"x_indices": ids_BT, "mask": at_T < lengths[:, None], "target_mask": at_T < n_scored[:, None]}
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:

@@ -43,7 +43,13 @@ def make_data(
     """The data of a run; with its saved `tokenizer`, if there is one."""
     spec = tokenizer_spec(model)
     return LMDataModule(
-        data, spec, model.max_seq_len, cache=cache, data_workers=data_workers, tokenizer=tokenizer
+        data,
+        spec,
+        model.max_seq_len,
+        cache=cache,
+        data_workers=data_workers,
+        tokenizer=tokenizer,
+        mask=model.objective == "masked",
     )
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from data.batch import Row, mycollate
 from data.dataloader import LMDataModule
 from model.lm import LM
-from model.sampling import generate
+from model.perplexity import NOT_SCORED
+from model.sampling import eval_mode, generate
 from train.train_params import TrainParams
 
 CHECKED_ANSWERS = 100  # generated answers that a task's own check looks at
@@ -24,30 +26,33 @@ class Evaluation:
         self.data = data
         self.losses: dict[str, list[Tensor]] = defaultdict(list)  # of each batch, left on the device
         self.n_right: list[Tensor] = []
-        self.n_scored: list[int] = []
-        self.prompts = data.prompts(CHECKED_ANSWERS) if data.task is not None else []
+        self.n_scored: list[Tensor] = []
+        self.is_masked = lm.model_params.objective == "masked"  # fills gaps, and generates nothing
+        asks = data.task is not None and not self.is_masked
+        self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
 
     @torch.no_grad()
     def add(self, batch: dict, train_params: TrainParams) -> None:
-        xyz = self.lm.get_batch_xyz(batch)
+        xyz = self.lm.get_batch_xyz(batch, train_params=train_params)
         losses, _ = self.lm.get_losses(batch, train_params, xyz=xyz)
         for name, loss in losses.items():
             self.losses[name].append(loss.detach())
         self.n_right.append((xyz.z.argmax(dim=-1) == xyz.y).sum())
-        self.n_scored.append(batch["n_scored"])
+        self.n_scored.append((xyz.y != NOT_SCORED).sum())
 
     def result(self) -> dict[str, float]:
-        """Mean losses and accuracy over scored positions; bits per byte for text; exact match for tasks that can check."""
-        n_scored = torch.tensor(
-            self.n_scored, dtype=torch.float64
-        )  # losses are weighted by tokens, not by batch
+        """Mean losses and accuracy over scored positions; bits per byte for text; exact match for tasks that can check.
+
+        The last two not of a masked model, which predicts only some tokens, and not one after the other.
+        """
+        n_scored = torch.stack(self.n_scored).cpu().double()  # losses are weighted by tokens, not by batch
         sums = {name: float(torch.stack(of).cpu().double() @ n_scored) for name, of in self.losses.items()}
         total = float(n_scored.sum())
         means = {f"val_loss:{name}": loss / total for name, loss in sums.items()}
         means["val_accuracy"] = int(torch.stack(self.n_right).sum()) / total
-        if self.data.val_bytes:
+        if self.data.val_bytes and not self.is_masked:
             means["val_bits_per_byte"] = sums["main"] / math.log(2) / self.data.val_bytes
-        if self.data.task is not None and self.data.task.check is not None:
+        if self.prompts and self.data.task is not None and self.data.task.check is not None:
             means["val_exact_match"] = self.exact_match(self.data.task.check)
         return means
 
@@ -64,7 +69,12 @@ class Evaluation:
         return sum(right) / len(right)
 
     def sample(self) -> str:
-        """What the model says: the likeliest answer to a validation prompt of its task, or 100 tokens of its own."""
+        """What the model says: the likeliest answer to a validation prompt of its task, or 100 tokens of its own.
+
+        Of a masked model the first validation row, with what it predicts of it between « and ».
+        """
+        if self.is_masked:
+            return self.gaps_filled()
         if self.prompts:
             ids, _, answer_length = self.prompts[0]
             [row] = generate(self.lm, [ids], answer_length, temperature=0)
@@ -72,3 +82,12 @@ class Evaluation:
             dice = torch.Generator().manual_seed(0)  # its own, so that training does not notice
             [row] = generate(self.lm, [[self.lm.tokenizer.bos]], SAMPLE_LENGTH, generator=dice)
         return self.lm.tokenizer.decode(row)
+
+    @torch.no_grad()
+    def gaps_filled(self) -> str:
+        batch = mycollate([self.data.rows("val")[0]], pad=self.lm.tokenizer.pad)
+        with eval_mode(self.lm):
+            [x], [y], [z] = self.lm.get_batch_xyz(batch)
+        is_gap = (y != NOT_SCORED).tolist()
+        ids = torch.where(y == NOT_SCORED, x, z.argmax(dim=-1)).tolist()
+        return self.data.marked_text(Row(ids, is_gap))

@@ -272,7 +272,9 @@ def validation_seconds(lm: LM, data: LMDataModule, train: TrainParams, n_tokens:
 
 
 def generation_seconds(lm: LM, data: LMDataModule) -> float:
-    """For the sample of a validation, and for the answers that a task's check looks at."""
+    """For the sample of a validation, and for the answers that a task's check looks at. A masked model makes neither."""
+    if lm.model_params.objective == "masked":
+        return 0.0
     if data.task is None:
         return SAMPLE_LENGTH * seconds_a_token(lm, [[data.tokenizer.bos]])
     prompts = data.prompts(CHECKED_ANSWERS)

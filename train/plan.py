@@ -20,6 +20,7 @@ from train.params import Params, Texts
 from train.pretrained import saved_tokenizer, weights_problems
 from train.run import Call
 from train.saver import partial_folder
+from train.train_params import TrainParams
 
 MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
 
@@ -159,6 +160,7 @@ def announce(plans: list[Plan]) -> None:
             ignored[text(model)] = ", ".join(ignored_fields(model))
         if settings := ignored[text(model)]:
             runs_with[settings].append(str(number))
+    say_objectives(plans)
     for settings, numbers in runs_with.items():
         log.info(f"no layer of run {listed(numbers)} has a use for {settings}")
     short: defaultdict[str, list[str]] = defaultdict(list)
@@ -168,6 +170,20 @@ def announce(plans: list[Plan]) -> None:
             short[steps].append(str(number))
     for steps, numbers in short.items():
         log.info(f"run {listed(numbers)} ends before its learning rate has risen to lr: {steps}")
+
+
+def say_objectives(plans: list[Plan]) -> None:
+    """What the numbers of masked models are, and where mask_frac says nothing."""
+    masked = [plan.params.model.objective == "masked" for plan in plans]
+    if any(masked):
+        log.info(
+            "objective='masked': losses are of hidden tokens, seen from both sides unless causal=True, and no losses of next "
+            "tokens; there is neither bits per byte nor exact match, and a validation fills gaps in place of a sample"
+        )
+    fracs = [plan.params.train.mask_frac != TrainParams.mask_frac for plan in plans]
+    pairs = enumerate(zip(fracs, masked, strict=True), 1)
+    if unused := [str(number) for number, (is_set, is_masked) in pairs if is_set and not is_masked]:
+        log.info(f"run {listed(unused)} has no use for mask_frac, without objective='masked'")
 
 
 def listed(numbers: list[str]) -> str:

@@ -171,6 +171,8 @@ def fits(model: ModelParams, origin: Origin) -> bool:
     """Whether weights of one name have one shape in both, and tokens one meaning if they come with the weights."""
     if origin.tokenizer is not None and tokenizer_spec(model) != tokenizer_spec(origin.params):
         return False
+    if origin.tokenizer is not None and model.objective == "masked" and origin.tokenizer.mask is None:
+        return False  # a mask token would be one more than there are weights for
     ours, theirs = parameter_shapes(model, n_tokens=2), parameter_shapes(origin.params, n_tokens=2)
     if POSITIONS in theirs:
         n_positions, dim = theirs[POSITIONS]

@@ -43,7 +43,8 @@ def probe(lm: LM, most_passes: int = 1) -> Probe:
         with own_randomness(), torch.enable_grad():
             noisy = noisy_copy(lm)
             leak, without = leak_by_gradient(noisy), without_gradient(lm, noisy)
-            leak = leak or leak_by_value(noisy, most_passes)
+            if lm.model_params.causal:
+                leak = leak or leak_by_value(noisy, most_passes)
     except Exception as error:  # it is the user's own code
         return Probe(f"{UNCHECKED}: {in_one_line(error)}", [])
     return Probe(None if bidirectional.intersection(lm.model_params.kinds) else leak, without)
@@ -92,14 +93,17 @@ def in_one_line(error: Exception) -> str:
 
 
 def leak_by_gradient(lm: LM) -> str | None:
-    """No prediction may have a gradient from later positions or from other samples. In training mode, to see all of it."""
+    """No prediction may have a gradient from later positions or from other samples. In training mode, to see all of it.
+
+    With causal=False later positions are there to be seen.
+    """
     T = min(LENGTH, lm.model_params.max_seq_len)
     at_B = torch.linspace(0, T - 1, min(T, rows_in_a_pass(lm, T))).round().long()
     gradient_BT = gradients(lm.train(), at_B, T)
     least = ROUNDING[gradient_BT.dtype] * gradient_BT.max()
     if gradient_BT[0].max() > least:
         return "in training, logits of a sample have a gradient from another sample"
-    later_BT = torch.arange(T) > at_B[:, None]
+    later_BT = torch.arange(T) > (at_B[:, None] if lm.model_params.causal else T)
     if not (leaks := later_BT & (gradient_BT[1:] > least)).any():
         return None
     row, t = leaks.nonzero()[0].tolist()
@@ -184,8 +188,13 @@ def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]
 
 
 def predictions(lm: LM, ids_BT: Tensor) -> XYZ:
-    """What `lm` makes of rows, with the same random numbers each time; their last token comes once more, to be predicted."""
+    """What `lm` makes of rows, with the same random numbers each time; their last token comes once more, to be predicted.
+
+    A masked model gets them as they are: which tokens it hides depends on all of them.
+    """
     reseed()
+    if lm.model_params.objective == "masked":
+        return XYZ(ids_BT, torch.full_like(ids_BT, NOT_SCORED), lm(ids_BT.to(lm.device)))
     return lm.get_batch_xyz(mycollate(torch.cat([ids_BT, ids_BT[:, -1:]], dim=1).tolist()))
 
 

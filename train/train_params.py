@@ -38,6 +38,7 @@ class TrainParams:
     val_every: PositiveInt | None = None  # batches between validations; None: once an epoch
     patience: PositiveInt | None = None  # stop after so many validations without gain; keeps the best weights
     dropout: Fraction = 0.0
+    mask_frac: Annotated[float, Field(gt=0, le=1)] = 0.15  # share of tokens to predict, if "masked"
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not train, such as "decoder.layers.0.*"
     random_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # initial weights, dropout, order of the batches
     hyperparams_log_freq: PositiveInt = 100  # steps between entries for lr, gradient norms and weight norms

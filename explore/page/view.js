@@ -113,7 +113,7 @@ function renderText() {
   const weights = chips.map((_, i) => (view.token === null ? 0 : codeOf(view.head, ...cellWith(i))));
   chips.forEach((chip, i) => {
     const [query, key] = cellWith(i);
-    const colour = view.token === null ? 0 : colourOf(weights[i], key > query);
+    const colour = view.token === null ? 0 : colourOf(weights[i], inFuture(query, key));
     chip.style.background = colour ? css(colour) : "";
     chip.style.color = colour ? inkOn(colour) : "";
     chip.classList.toggle("blank", view.token !== null && !colour);
@@ -141,7 +141,7 @@ function cellAt(event, canvas) {
 
 function tell(head, query, key, x, y) {
   const code = codeOf(head, query, key);
-  const isFuture = key > query;
+  const isFuture = inFuture(query, key);
   const tip = byId("tip");
   const weight = written(weightOf(code)) + (isFuture ? " on the future" : "");
   tip.replaceChildren(make("b", { textContent: isFuture && code === 0 ? "the future" : weight }));

@@ -64,7 +64,12 @@ function ramp(stops) {
   });
 }
 
-// A key after the query is blank while its weight is 0, and has colours of its own when it is not.
+// Whether a query must not see this key: with causal=False it sees all.
+function inFuture(query, key) {
+  return page.causal && key > query;
+}
+
+// A key in the future is blank while its weight is 0, and has colours of its own when it is not.
 function colourOf(code, isFuture) {
   if (code === NOT_A_NUMBER) return ramps.nan[0];
   if (isFuture && code === 0) return 0;
@@ -92,7 +97,7 @@ function paint(canvas, head, pixels) {
     const row = Math.floor((query * n) / T) * n;
     for (let key = 0; key < T; key++) {
       const code = codeOf(head, query, key);
-      const isFuture = key > query;
+      const isFuture = inFuture(query, key);
       if (isFuture && code === 0) continue;
       const rank = Math.abs(code) + (isFuture ? 1 << 16 : 0);
       const at = row + Math.floor((key * n) / T);

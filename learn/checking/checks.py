@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learn.checking.course import Case, Check, Wrong
+from learn.checking.course import Case, Check, NotTried, Wrong
 from learn.checking.explain import difference, equal
-from learn.checking.honesty import honest
-from learn.checking.mistakes import made_by_variant, variants
+from learn.checking.mistakes import made_by_variant, pairs_of_variants, variants
 from learn.checking.spy import Spy
 
 MAY_CONTAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity)
@@ -104,7 +103,12 @@ def same_names(part: str, mine: dict[str, Tensor], right: dict[str, Tensor]) -> 
             raise Wrong(f"{part} has a parameter `{name}` {list(value.shape)} that does not belong there.")
     for name, value in right.items():
         if name not in mine:
-            raise Wrong(f"{part} has no parameter `{name}`: is it a plain tensor, or in a plain list?")
+            why = (
+                "is there a bias=False?"
+                if name.endswith(".bias")
+                else "is it a plain tensor, or in a plain list?"
+            )
+            raise Wrong(f"{part} has no parameter `{name}`: {why}")
         if mine[name].shape != value.shape:
             raise Wrong(f"`{name}` has shape {list(mine[name].shape)}, expected {list(value.shape)}.")
 
@@ -132,18 +136,34 @@ def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
         for args in case.part.inputs():
             args = cast(args, dtype)
             with torch.no_grad():
-                out, right = call(case, made, args), case.part.reference(made, *args)
+                out, right = call(case, made, args), reference(case, made, args)
             found = difference(out, right, case.part.axes)
             if found is None:
                 continue
             if mistake := recognise(case, made, args, out, right):
                 raise Wrong(f"it looks like {mistake}.")
+            if looks_back_only in case.part.checks:  # which is to be mended before numbers are looked at
+                looks_back_only(case)
             after = (
                 " after every parameter was moved a little (they start as ones or zeros, which hides much)"
             )
-            raise Wrong(f"{found}{after if spread else ''}{settings(case, args)}.")
+            raise Wrong(
+                f"{found}{after if spread else ''}{settings(case, args)}. {smallest(case, made, dtype)}".strip()
+            )
 
     return check
+
+
+def smallest(case: Case, made: Any, dtype: torch.dtype) -> str:
+    """Whether the shortest sequence, in most parts of one position, comes out right: it tells where to look."""
+    tries = [cast(args, dtype) for args in case.part.inputs()]
+    args = min(tries, key=lambda args: args[0].numel() if args and isinstance(args[0], Tensor) else 0)
+    if len(tries) == 1 or not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
+        return ""
+    with torch.no_grad():
+        found = difference(call(case, made, args), reference(case, made, args), case.part.axes)
+    what = f"an input of shape {list(args[0].shape)}"
+    return f"It is wrong even for {what}." if found else f"For {what} it is right."
 
 
 def ready(case: Case, spread: float, dtype: torch.dtype) -> Any:
@@ -166,48 +186,74 @@ def cast(args: tuple, dtype: torch.dtype) -> tuple:
 def call(case: Case, made: Any, args: tuple) -> Any:
     """The student's output, on inputs that must stay as they are."""
     copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
-    out = made(*copies)
+    try:
+        out = made(*copies)
+    except Exception as error:
+        shapes = [str(list(a.shape)) for a in args if isinstance(a, Tensor)]
+        error.add_note(f"(the input was {', '.join(shapes)})")
+        raise
     for copy, arg in zip(copies, args, strict=True):
         if isinstance(arg, Tensor) and not torch.equal(copy, arg):
             raise Wrong(f"{case.name} changes its input: an operation in place (`+=`, `masked_fill_`)?")
-    return out
+    return case.part.counts(out, *args)
+
+
+def reference(case: Case, made: Any, args: tuple) -> Tensor:
+    """What is right."""
+    return case.part.counts(case.part.reference(made, *args), *args)
 
 
 def settings(case: Case, args: tuple) -> str:
-    """The arguments that are not tensors, by name."""
-    names = list(inspect.signature(getattr(case.solution, case.name)).parameters)
+    """The optional arguments that are there: tensors by their name, others with their value."""
+    thing = getattr(case.solution, case.name)
+    names = list(inspect.signature(getattr(thing, "forward", thing)).parameters.values())
+    names = names[inspect.isclass(thing) :]  # without self
     told = [
-        f"{n}={a}" for n, a in zip(names, args, strict=False) if not isinstance(a, Tensor) and a is not None
+        name.name.split("_")[0] if isinstance(a, Tensor) else f"{name.name}={a}"
+        for name, a in zip(names, args, strict=False)
+        if a is not None and not (isinstance(a, Tensor) and name.default is name.empty)
     ]
     return f" (with {', '.join(told)})" if told else ""
 
 
 def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) -> str | None:
-    """The mistake whose variant of the solution gives just what the student's code gives."""
+    """The mistake, or the two of them, whose variant of the solution gives just what the student's code gives."""
     if not isinstance(out, Tensor):
         return None
     for mistake, module in variants(case):
-        variant = made_by_variant(case, module, made)
-        if variant is None:
-            continue
-        try:
-            with torch.no_grad():
-                other = variant(*args)
-        except Exception:  # a variant need not run on everything
-            continue
-        if equal(out, other) and not (other.shape == right.shape and equal(other, right)):
+        if gives(case, module, made, args, out, right):
             return mistake.says
+    for (one, other), module in pairs_of_variants(case) if out.isfinite().all() else ():
+        if gives(case, module, made, args, out, right):
+            return f"two mistakes: {one.says}; and {other.says}"
     return None
+
+
+def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, right: Tensor) -> bool:
+    """Whether a mistaken variant comes to the student's output, and that is not right."""
+    variant = made_by_variant(case, module, made)
+    if variant is None:
+        return False
+    try:
+        with torch.no_grad():
+            other = case.part.counts(variant(*args), *args)
+    except Exception:  # a variant need not run on everything
+        return False
+    return equal(out, other) and not (other.shape == right.shape and equal(other, right))
 
 
 def gradients(case: Case) -> None:
     """The reference's gradients, with respect to parameters and inputs."""
     made = ready(case, SPREAD, torch.float64)
+    for args in case.part.inputs():
+        same_gradients(case, made, cast(args, torch.float64))
+
+
+def same_gradients(case: Case, made: Any, args: tuple) -> None:
     args = tuple(
-        a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
-        for a in cast(case.part.inputs()[0], torch.float64)
+        a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
     )
-    out, right = made(*args), case.part.reference(made, *args)
+    out, right = case.part.counts(made(*args), *args), reference(case, made, args)
     sources = dict[str, Tensor]()
     if isinstance(made, nn.Module):
         sources |= {f"`{n}`": p for n, p in made.named_parameters()}
@@ -235,10 +281,13 @@ def looks_back_only(case: Case) -> None:
     out = made(x)
     for cut in range(1, x.shape[1]):
         other = torch.cat([x[:, :cut], x[:, cut:].flip(0)], dim=1)
-        changed = ~torch.isclose(made(other)[:, :cut], out[:, :cut]).all(dim=-1).all(dim=0)
+        changed = ~torch.isclose(made(other)[:, :cut], out[:, :cut], equal_nan=True).all(dim=-1).all(dim=0)
         if changed.any():
             early = int(changed.nonzero()[0])
-            raise Wrong(f"position {early} looks ahead: it changes when only positions from {cut} on do.")
+            raise Wrong(
+                f"position {early} looks ahead: it changes when only positions from {cut} on do. "
+                "Mend that first; other numbers may be wrong, too."
+            )
 
 
 def by_hand(case: Case) -> None:
@@ -250,34 +299,83 @@ def by_hand(case: Case) -> None:
         honest(case, spy)
 
 
+def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> Check:
+    """The same of whatever `run` does with the student's file.
+
+    Places of the spy's may take part if they are allowed, operators if a part of their names is.
+    """
+
+    def check(case: Case) -> None:
+        with Spy() as spy:
+            run(case.mine)
+        honest(case, spy, allowed)
+
+    return check
+
+
+def honest(case: Case, spy: Spy, allowed: tuple[str, ...] = ()) -> None:
+    for operator, what in spy.cheats().items():
+        if not any(part in operator for part in allowed):
+            raise Wrong(
+                f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself."
+            )
+    for place, name in spy.work_of_others():
+        if place not in allowed:
+            raise Wrong(f"right, but {name} of {place} did the work: here you write that yourself.")
+    if (
+        case.solution.__file__ != getattr(case.mine, "__file__", None)
+        and (case.solution.__file__, case.name) in spy.code
+    ):
+        raise Wrong(f"right, but {case.name} of the solution did the work: here you write that yourself.")
+
+
 def agrees(
     compute: Callable[[Any], Any], right: Callable[[], Any], differ: Callable[[Any, Any], str | None]
 ) -> Check:
     """What `compute` gets with the student's file is what is right, whatever kind of value that is.
 
-    `differ` says in what two such values differ, or None if they do not. Mistakes are known by their results.
+    `differ` says in what two such values differ, or None if they do not. Mistakes are known by their results, or by
+    stopping with the same exception.
     """
     right = cache(right)
 
     @cache
-    def by_variant(module: ModuleType) -> Any:
-        try:
-            return compute(module)
-        except Exception:  # a variant need not run on everything
-            return None
+    def by_variant(module: ModuleType) -> tuple[Any, Exception | None]:
+        return attempt(compute, module)
 
     def check(case: Case) -> None:
-        mine, expected = compute(case.mine), right()
-        says = differ(mine, expected)
-        if says is None:
+        mine, stopped = attempt(compute, case.mine)
+        expected = right()
+        says = None if stopped else differ(mine, expected)
+        if not stopped and says is None:
             return
         for mistake, module in variants(case):
-            other = by_variant(module)
-            if other is not None and differ(mine, other) is None and differ(other, expected) is not None:
+            other, also_stopped = by_variant(module)
+            if stopped or also_stopped:
+                alike = same_exception(stopped, also_stopped)
+            else:
+                alike = differ(mine, other) is None and differ(other, expected) is not None
+            if alike:
                 raise Wrong(f"it looks like {mistake.says}.")
+        if stopped:
+            raise stopped
         raise Wrong(f"{case.name}: {says}.")
 
     return check
+
+
+def attempt(compute: Callable[[Any], Any], module: Any) -> tuple[Any, Exception | None]:
+    """What is computed, or the exception instead."""
+    try:
+        return compute(module), None
+    except (NotImplementedError, NotTried):
+        raise
+    except Exception as error:
+        return None, error
+
+
+def same_exception(a: Exception | None, b: Exception | None) -> bool:
+    return (type(a), str(a)) == (type(b), str(b))
 
 
 EVERY = (own,)

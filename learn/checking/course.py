@@ -33,6 +33,10 @@ def no_reference(*_: Any) -> Any:
     raise TypeError("this part has checks of its own only")
 
 
+def all_of_it(out: Any, *_: Any) -> Any:
+    return out
+
+
 @dataclass(frozen=True)
 class Part:
     """How one class or function of the student's file is checked."""
@@ -45,6 +49,7 @@ class Part:
     axes: tuple[str, ...] = ()  # what the dimensions of the output are
     checks: tuple["Check", ...] = ()
     seconds: float = 30.0  # longer is an endless loop
+    counts: Callable[..., Any] = all_of_it  # of (an output, *arguments): what of it has to be right
 
 
 Check = Callable[["Case"], None]
@@ -137,7 +142,9 @@ def judge_module(
             continue
         verdict = judge(course.case(name, mine, solution), path)
         if wanted in (None, name):
-            yield Verdict(name, *verdict, tuple(borrowed), len(course.parts[name].checks))
+            parts = needs(course, path, name)
+            inside = tuple(part for part in borrowed if part in parts)
+            yield Verdict(name, *verdict, inside, len(course.parts[name].checks))
         if verdict[0] != DONE:
             setattr(mine, name, getattr(solution, name))
             borrowed.append(name)
@@ -174,7 +181,8 @@ def borrow(part: str, other: str, mine: ModuleType) -> bool:
     course = get_course(other)
     [verdict] = judge_course(course, wanted=part)
     if verdict.state != DONE:
-        setattr(mine, part, getattr(load(course.outline.solution), part))
+        solution = importlib.import_module(f"learn.solution.{other}")
+        setattr(mine, part, getattr(solution, part))
     return verdict.state != DONE
 
 
@@ -195,10 +203,13 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
         return WRONG, f"{case.name} had not ended after {case.part.seconds:.0f} s: an endless loop?{where}"
     except Exception as error:
         if type(error) is NotImplementedError and not error.args:
-            what = f"{path.name}, line {line_in(error, path)}"
-            return NOT_BUILT, f"{case.name} is not built yet. Its docstring says what to do: {what}."
+            return NOT_BUILT, unbuilt(case.name, path.name, line_in(error, path))
         return WRONG, f"{case.name} stops with {describe(error, path)}"
     return DONE, "; ".join(dict.fromkeys(not_tried))
+
+
+def unbuilt(name: str, file: str, line: int | None) -> str:
+    return f"{name} is not built yet. Its docstring says what to do: {file}, line {line}."
 
 
 @contextmanager
@@ -220,13 +231,30 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@contextmanager
+def clock_stopped() -> Iterator[None]:
+    """Inside, a part's time does not run: for a download, and models of a size that no student chose."""
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, left)
+
+
 def describe(error: Exception, path: Path) -> str:
     """An exception in a line: what it is, and where in the student's file it came up."""
     if isinstance(error, SyntaxError):
-        return f"{error.msg} (line {error.lineno})"
+        other = error.filename and Path(error.filename).name != path.name  # a file that it imports
+        return f"{error.msg} ({Path(str(error.filename)).name + ', ' if other else ''}line {error.lineno})"
     line = line_in(error, path)
-    lines = str(error).strip().splitlines()
+    lines = (
+        str(error).encode(errors="backslashreplace").decode().strip().splitlines()
+    )  # a console wants UTF-8
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    said = " ".join([said, *getattr(error, "__notes__", [])])  # what it came up on, where a check knows
     return f"{said} ({path.name}, line {line})" if line else said
 
 

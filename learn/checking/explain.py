@@ -25,7 +25,7 @@ def equal(a: Tensor, b: Tensor) -> bool:
 def difference(mine: object, right: Tensor, axes: tuple[str, ...]) -> str | None:
     """In what `mine` differs from what is right, or None. The axes name the dimensions."""
     if not isinstance(mine, Tensor):
-        forgotten = ": is a `return` missing?" if mine is None else ""
+        forgotten = " (is a `return` missing?)" if mine is None else ""
         return f"what comes back is {type(mine).__name__}, not a tensor{forgotten}"
     if mine.shape != right.shape:
         return different_shape(mine, right, axes)
@@ -35,7 +35,8 @@ def difference(mine: object, right: Tensor, axes: tuple[str, ...]) -> str | None
         return None
     finite = torch.isfinite(mine) | ~torch.isfinite(right)
     if not finite.all():
-        return f"{(~finite).sum()} of {mine.numel()} numbers are not finite, first at {first(~finite, axes)}"
+        nan = " (0 * inf and inf - inf are NaN)" if mine.isnan().any() else ""
+        return f"{(~finite).sum()} of {mine.numel()} numbers are not finite{nan}, first at {first(~finite, axes)}"
     return regularity(mine, right) or places(mine, right, axes)
 
 
@@ -76,7 +77,8 @@ def places(mine: Tensor, right: Tensor, axes: tuple[str, ...]) -> str:
     worst = off.max() == off
     a, b = float(mine[worst][0]), float(right[worst][0])
     only = f"only {' and '.join(where)} differ; " if where else "numbers differ everywhere; "
-    return f"{only}the largest difference is at {first(worst, axes)}: {a:.5g}, expected {b:.5g}"
+    digits = 5 if f"{a:.5g}" != f"{b:.5g}" else 12
+    return f"{only}the largest difference is at {first(worst, axes)}: {a:.{digits}g}, expected {b:.{digits}g}"
 
 
 def first(chosen: Tensor, axes: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,14 +30,31 @@ def after_sign(lines: str) -> str:
 def variants(case: Case) -> Iterator[tuple[Mistake, ModuleType]]:
     """Every known mistake of this part, with the solution that makes it."""
     for mistake in case.mistakes:
-        yield mistake, variant_of(Path(str(case.solution.__file__)), mistake)
+        module = variant_of(Path(str(case.solution.__file__)), (mistake,))
+        assert module is not None, f"not once in the solution: {mistake.right}"
+        yield mistake, module
+
+
+def pairs_of_variants(case: Case) -> Iterator[tuple[tuple[Mistake, Mistake], ModuleType]]:
+    """Every two of them that can be made at once."""
+    for pair in combinations(case.mistakes, 2):
+        module = variant_of(Path(str(case.solution.__file__)), pair)
+        if module is not None:
+            yield pair, module
 
 
 @cache
-def variant_of(solution: Path, mistake: Mistake) -> ModuleType:
+def variant_of(solution: Path, mistakes: tuple[Mistake, ...]) -> ModuleType | None:
+    """The solution with these mistakes; None where one takes away the place of another."""
     text = solution.read_text(encoding="utf-8")
-    assert text.count(mistake.right) == 1, f"not once in {solution.name}: {mistake.right}"
-    return load(solution, text.replace(mistake.right, mistake.mistaken))
+    for mistake in mistakes:
+        if text.count(mistake.right) != 1:
+            return None
+        text = text.replace(mistake.right, mistake.mistaken)
+    try:
+        return load(solution, text)
+    except SyntaxError:  # two edits of one line
+        return None
 
 
 def made_by_variant(case: Case, module: ModuleType, made: Any) -> Any:

@@ -41,9 +41,9 @@ PLACES = {
     Path(torch.optim.__file__).parent: "torch.optim",
     Path(clip_grad.__file__): "torch.nn.utils",
     **{
-        Path(spec.origin).parent: "transformers"
-        for spec in [find_spec("transformers")]
-        if spec and spec.origin
+        Path(spec.origin).parent: package
+        for package in ("transformers", *COMPILED)
+        if (spec := find_spec(package)) and spec.origin
     },
 }
 
@@ -51,6 +51,8 @@ PLACES = {
 @cache
 def ready_made_place(file: str) -> str | None:
     """Of a file with such models' parts, or optimizers: which of the places it is in."""
+    if file.endswith("_references.py"):
+        return "the checks"
     path = Path(file)
     return next((place for folder, place in PLACES.items() if folder in (path, *path.parents)), None)
 
@@ -112,6 +114,10 @@ class Computed(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.seen[func.overloadpacket.__name__] = None
         return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler at the first call, which takes seconds
 
 
 class Called(TorchFunctionMode):

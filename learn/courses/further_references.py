@@ -186,6 +186,6 @@ def train_with_huggingface(
         )
         trainer.train()
     with torch.no_grad():
-        for name, weight in gpt2_references.whole_weights(model).items():
+        for name, weight in gpt2_references.gpt2_weights(model).items():
             weight.copy_(twin.get_parameter(name))
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

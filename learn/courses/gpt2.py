@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from learn.checking.checks import EVERY, FUNCTION, MODULE, has, looks_back_only, own, parity
-from learn.checking.course import Case, Course, Part, Wrong
+from learn.checking.checks import EVERY, FUNCTION, MODULE, has, looks_back_only
+from learn.checking.course import Case, Check, Course, Part, Wrong
+from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import floats, integers
 from learn.courses import gpt2_references as references
@@ -32,6 +32,17 @@ def tied(case: Case) -> None:
             raise Wrong(
                 f"it looks like `{name}` makes the logits; GPT-2 has them from embedding.tokens (tied weights)."
             )
+
+
+def real(name: str) -> Check:
+    """The check on the weights of this model of the hub, or in this folder."""
+    return real_weights(
+        name,
+        references.pretrained,
+        lambda my, *sizes: my.GPT2(*sizes),
+        references.gpt2_weights,
+        lambda n_tokens: {"input_ids": integers(n_tokens, 2, 7)},
+    )
 
 
 PARTS = {
@@ -94,6 +105,7 @@ PARTS = {
             tied,
             *MODULE,
             looks_back_only,
+            real("gpt2"),
         ),
     ),
     "next_token_loss": Part(
@@ -102,16 +114,6 @@ PARTS = {
         references.next_token_loss,
         (),
         (*EVERY, *FUNCTION),
-    ),
-    "next_token_probabilities": Part(
-        lambda my: my.next_token_probabilities,
-        lambda: [
-            (floats(3, V), *settings)
-            for settings in ((1.0,), (0.5,), (0,), (1.0, 4), (1.0, 1), (1.0, None, 0.6), (0.7, 5, 0.8))
-        ],
-        references.next_token_probabilities,
-        ("sample", "token"),
-        (own, parity(), parity(dtype=torch.float32)),
     ),
 }
 

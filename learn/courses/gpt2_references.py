@@ -5,19 +5,16 @@ Every function takes what the student made and its arguments. Gradients flow int
 
 import copy
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
+
+if TYPE_CHECKING:  # it takes seconds to import, and most parts are checked without it
+    from transformers import GPT2LMHeadModel
 
 
 def layer_norm(made: Any, x: Tensor) -> Tensor:
@@ -56,24 +53,14 @@ def block(made: Any, x: Tensor) -> Tensor:
 
 
 def gpt2(made: Any, ids: Tensor) -> Tensor:
-    whole = huggingface(*sizes(made))
-    return functional_call(whole, whole_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
-
-
-def sizes(made: Any) -> tuple[int, int, int, int, int]:
-    """What the student's GPT2 was made with."""
     n_tokens, dim = made.embedding.tokens.shape
-    return (
-        n_tokens,
-        len(made.embedding.positions),
-        dim,
-        len(made.blocks),
-        made.blocks[0].attention.n_heads,
-    )
+    max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
+    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
+    return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
 
 
-def whole_weights(made: Any) -> dict[str, Tensor]:
-    """All weights under HuggingFace's names."""
+def gpt2_weights(made: Any) -> dict[str, Tensor]:
+    """A model's weights under HuggingFace's names; all are views, so that what is copied into them arrives."""
     weights = {
         "transformer.wte.weight": made.embedding.tokens,
         "transformer.wpe.weight": made.embedding.positions,
@@ -83,19 +70,6 @@ def whole_weights(made: Any) -> dict[str, Tensor]:
     for i, one in enumerate(made.blocks):
         weights |= {f"transformer.h.{i}.{name}": value for name, value in block_weights(one).items()}
     return weights
-
-
-def twin(made: Any) -> GPT2LMHeadModel:
-    """HuggingFace's model with weights of its own that are the same, and without dropout."""
-    model = copy.deepcopy(huggingface(*sizes(made))).to(made.embedding.tokens.dtype)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    with torch.no_grad():
-        for name, weight in whole_weights(made).items():
-            model.get_parameter(name).copy_(weight)
-    model.loss_type = "ForCausalLM"  # else it warns that it has to guess
-    return model
 
 
 def block_weights(made: Any) -> dict[str, Tensor]:
@@ -114,9 +88,26 @@ def block_weights(made: Any) -> dict[str, Tensor]:
     )
 
 
+def twin(made: Any) -> "GPT2LMHeadModel":
+    """HuggingFace's model with weights of its own that are the same, and without dropout."""
+    (n_tokens, dim), n_heads = made.embedding.tokens.shape, made.blocks[0].attention.n_heads
+    whole = huggingface(n_tokens, len(made.embedding.positions), dim, len(made.blocks), n_heads)
+    model = copy.deepcopy(whole).to(made.embedding.tokens.dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        for name, weight in gpt2_weights(made).items():
+            model.get_parameter(name).copy_(weight)
+    model.loss_type = "ForCausalLM"  # else it warns that it has to guess
+    return model
+
+
 @lru_cache(maxsize=8)
-def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_heads: int) -> GPT2LMHeadModel:
+def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_heads: int) -> "GPT2LMHeadModel":
     """GPT-2 from a config, so no network; its weights do not matter, and torch's random state is as before."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
     config = GPT2Config(
         vocab_size=n_tokens,
         n_positions=max_seq_len,
@@ -132,21 +123,11 @@ def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_head
     return model
 
 
+def pretrained(folder: Path) -> "GPT2LMHeadModel":
+    from transformers import GPT2LMHeadModel
+
+    return GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager")
+
+
 def next_token_loss(made: Any, logits: Tensor, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-
-
-def next_token_probabilities(
-    made: Any,
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    nucleus: float | None = None,
-) -> Tensor:
-    if temperature == 0:
-        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).to(logits.dtype)
-    ids = torch.zeros(len(logits), 1, dtype=torch.long)  # the warpers ask for them and do not look
-    logits = TemperatureLogitsWarper(temperature)(ids, logits)
-    logits = TopKLogitsWarper(top_k)(ids, logits) if top_k is not None else logits
-    logits = TopPLogitsWarper(nucleus)(ids, logits) if nucleus is not None else logits
-    return logits.softmax(dim=-1)

@@ -125,22 +125,3 @@ def next_token_loss(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
     logits_BTV, targets_BT = logits_BTV[:, :-1], ids_BT[:, 1:]
     right_BT = logits_BTV.gather(2, targets_BT[:, :, None])[:, :, 0]
     return (logits_BTV.logsumexp(dim=-1) - right_BT).mean()
-
-
-def next_token_probabilities(
-    logits_BV: Tensor, temperature: float = 1.0, top_k: int | None = None, nucleus: float | None = None
-) -> Tensor:
-    """What a sampler draws from. Temperature 0 is greedy: all of it on the most probable token."""
-    if temperature == 0:
-        best_B1 = logits_BV.argmax(dim=-1, keepdim=True)
-        return torch.zeros_like(logits_BV).scatter(1, best_B1, 1.0)
-    logits_BV = logits_BV / temperature
-    if top_k is not None:
-        smallest_B1 = logits_BV.topk(top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < smallest_B1, -math.inf)
-    if nucleus is not None:
-        sorted_BV, order_BV = logits_BV.softmax(dim=-1).sort(dim=-1, descending=True)
-        before_BV = sorted_BV.cumsum(dim=-1) - sorted_BV
-        outside_BV = torch.zeros_like(before_BV, dtype=torch.bool).scatter(1, order_BV, before_BV >= nucleus)
-        logits_BV = logits_BV.masked_fill(outside_BV, -math.inf)
-    return logits_BV.softmax(dim=-1)

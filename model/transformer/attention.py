@@ -1,4 +1,4 @@
-"""Causal self-attention, written as in the paper (Vaswani et al. 2017, section 3.2).
+"""Self-attention, causal unless causal=False, written as in the paper (Vaswani et al. 2017, section 3.2).
 
 Shape suffixes:  B batch  T position  S position attended to  D model dim  H head  G head of keys and values
                  K dim of a head  N head of queries, keys or values
@@ -20,7 +20,7 @@ from model.scaling import temperature  # muP
 
 
 class Attention(nn.Module):
-    """Each position mixes the values of itself and its past."""
+    """Each position mixes the values of itself and its past; of all positions with causal=False."""
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
@@ -49,11 +49,11 @@ class Attention(nn.Module):
         return self.out_of_heads(z_BHTK, ctx)
 
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
-        """softmax(q k / sqrt(K)) v over the past. This is what runs unless a fused kernel is asked for."""
+        """softmax(q k / sqrt(K)) v over what is visible. This is what runs unless a fused kernel is asked for."""
         K = q_BHTK.shape[-1]
         scores_BHTS = (q_BHTK / (math.sqrt(K) * self.temperature)) @ k_BHSK.mT  # muP: 1 in the base
         # The place to edit scores_BHTS, with self.model_params and ctx.attn_requests at hand.
-        scores_BHTS = ctx.tap("scores", without_future(self.on_scores(scores_BHTS)))
+        scores_BHTS = ctx.tap("scores", self.visible(self.on_scores(scores_BHTS), ctx))
         pattern_BHTS = ctx.tap("pattern", scores_BHTS.softmax(dim=-1))
         return self.dropout(pattern_BHTS) @ v_BHSK
 
@@ -62,18 +62,29 @@ class Attention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
         scale = 1 / (math.sqrt(q_BHTK.shape[3]) * self.temperature)  # muP
-        if T in (1, S) and not len(self.on_scores):
+        if T in (1, S) and not len(self.on_scores) and ctx.real_BT is None:
             return F.scaled_dot_product_attention(
                 q_BHTK,
                 k_BHSK,
                 v_BHSK,
                 dropout_p=dropout,
-                is_causal=T == S,
+                is_causal=T == S and self.model_params.causal,
                 scale=scale,  # muP
             )
         no_scores = q_BHTK.new_zeros(1, q_BHTK.shape[1], T, S)
-        mask = without_future(self.on_scores(no_scores))
+        mask = self.visible(self.on_scores(no_scores), ctx)
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout, scale=scale)  # muP
+
+    def visible(self, scores_BHTS: Tensor, ctx: Context) -> Tensor:
+        """-inf where a query must not look: at the future, unless causal=False, and, if it is a real token, at padding."""
+        if self.model_params.causal:
+            scores_BHTS = without_future(scores_BHTS)
+        if ctx.real_BT is None:
+            return scores_BHTS
+        T = scores_BHTS.shape[2]
+        # What padding sees says nothing, but if it saw nothing it would be NaN, and spread.
+        hidden_BTS = ctx.real_BT[:, -T:, None] & ~ctx.real_BT[:, None]
+        return scores_BHTS.masked_fill(hidden_BTS[:, None], -math.inf)
 
     def may_fuse(self, ctx: Context) -> bool:
         """The kernel steps aside for whoever wants to see or to direct what it hides."""

@@ -151,8 +151,16 @@ def heads(x_BTC: Tensor, n: int, n_heads: int) -> tuple[Tensor, ...]:
     return x_BTC.unflatten(-1, (n, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
+class CausalLayer(TransformerEncoderLayer):
+    """With a mixer that knows no later positions."""
+
+    @classmethod
+    def possible(cls, model_params: ModelParams) -> ModelParams:
+        return replace(super().possible(model_params), causal=True)
+
+
 @layer_kind("gated-conv")
-class GatedConvLayer(TransformerEncoderLayer):
+class GatedConvLayer(CausalLayer):
     make_mixer = GatedConv
 
     @classmethod
@@ -162,7 +170,7 @@ class GatedConvLayer(TransformerEncoderLayer):
 
 
 @layer_kind("linear-attention")
-class LinearAttentionLayer(TransformerEncoderLayer):
+class LinearAttentionLayer(CausalLayer):
     make_mixer = LinearAttention
 
     @classmethod
@@ -171,7 +179,7 @@ class LinearAttentionLayer(TransformerEncoderLayer):
 
 
 @layer_kind("state-space")
-class StateSpaceLayer(TransformerEncoderLayer):
+class StateSpaceLayer(CausalLayer):
     make_mixer = StateSpace
 
     @classmethod

@@ -21,10 +21,11 @@ from model.transformer.transformerencoderlayer import activations
 
 @layer_kind("torch-transformer")
 class TorchTransformer(Layer):
-    """torch.nn.TransformerEncoderLayer, causal. Unlike ours it has a dropout inside the feed-forward block, too."""
+    """torch.nn.TransformerEncoderLayer, causal unless causal=False. Unlike ours it has a dropout inside the feed-forward block, too."""
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
+        self.causal = model_params.causal
         self.block = nn.TransformerEncoderLayer(
             model_params.dim,
             model_params.n_heads,
@@ -83,20 +84,31 @@ class TorchTransformer(Layer):
         T = x_BTD.shape[1]
         x_BSD = ctx.with_past("x", x_BTD, dim=1)  # torch's layer takes all positions or none
         S = x_BSD.shape[1]
-        future_SS = torch.ones(S, S, dtype=torch.bool, device=x_BTD.device).triu(1)
+        future_SS = torch.ones(S, S, dtype=torch.bool, device=x_BTD.device).triu(1) if self.causal else None
+        padding_BS = None if ctx.real_BT is None else ~ctx.real_BT
         if ctx.wants("pattern"):
-            pattern_BHTS = self.pattern(x_BSD, future_SS)[:, :, S - T :]
+            pattern_BHTS = self.pattern(x_BSD, future_SS, padding_BS)[:, :, S - T :]
             if ctx.tap("pattern", pattern_BHTS) is not pattern_BHTS:
                 raise ValueError("the pattern of torch-transformer can be recorded, but not patched")
-        return self.block(x_BSD, src_mask=future_SS, is_causal=True)[:, S - T :]
+        out_BSD = self.block(
+            x_BSD, src_mask=future_SS, src_key_padding_mask=padding_BS, is_causal=self.causal
+        )
+        return out_BSD[:, S - T :]
 
-    def pattern(self, x_BSD: Tensor, future_SS: Tensor) -> Tensor:
+    def pattern(self, x_BSD: Tensor, future_SS: Tensor | None, padding_BS: Tensor | None) -> Tensor:
         """The attention pattern before dropout, computed a second time: torch's layer keeps it to itself."""
         x_BSD = self.block.norm1(x_BSD) if self.block.norm_first else x_BSD
         attention = self.block.self_attn
         training = attention.training
         attention.eval()
-        _, pattern_BHSS = attention(x_BSD, x_BSD, x_BSD, attn_mask=future_SS, average_attn_weights=False)
+        _, pattern_BHSS = attention(
+            x_BSD,
+            x_BSD,
+            x_BSD,
+            key_padding_mask=padding_BS,
+            attn_mask=future_SS,
+            average_attn_weights=False,
+        )
         attention.train(training)
         return pattern_BHSS
 
@@ -115,6 +127,10 @@ class TorchRNN(Layer):
                 parameter.data.mul_(math.sqrt(width_mult(model_params)))  # muP
 
     @classmethod
+    def possible(cls, model_params: ModelParams) -> ModelParams:
+        return replace(model_params, causal=True)
+
+    @classmethod
     def problems(cls, model_params: ModelParams) -> Iterator[str]:
         if depth_mult(model_params) != 1:  # muP
             yield "parametrization='completep' scales residual branches, which recurrent layers do not have"
@@ -123,7 +139,8 @@ class TorchRNN(Layer):
     def used(cls, model_params: ModelParams) -> ModelParams:
         p = replace(without_attention(model_params), residual="plain")
         p = replace(p, n_heads=1, bias_qkv=None, bias_out=None, conv_width=ModelParams.conv_width)
-        p = replace(p, dim_ff=None, activation=ModelParams.activation, gated=False, bias_ff=None)
+        p = replace(p, dim_ff=None, gated=False, bias_ff=None)
+        p = p if p.readout_transform else replace(p, activation=ModelParams.activation)
         # The norm after the last layer is all there is of norms.
         final = "pre" if p.norm_position == "sandwich" else p.norm_position
         return super().used(replace(p, norm_position=final, parallel_blocks=False))

@@ -51,8 +51,8 @@ class TransformerEncoderLayer(Layer):
     def used(cls, model_params: ModelParams) -> ModelParams:
         p = replace(super().used(model_params), conv_width=ModelParams.conv_width)
         if not p.ff_width:
-            p = replace(p, activation=ModelParams.activation, gated=False, bias_ff=None)
-            p = replace(p, parallel_blocks=False)
+            p = replace(p, gated=False, bias_ff=None, parallel_blocks=False)
+            p = p if p.readout_transform else replace(p, activation=ModelParams.activation)
         return p
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:

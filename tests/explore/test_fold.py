@@ -50,6 +50,13 @@ def test_a_trained_model_keeps_its_logits_without_omega(trainable, tied):
         {"positions": "none", "dim_ff": 0, "residual_trainable": True, "n_kv_heads": 1, "qk_norm": True},
         {"lora_rank": 2, "residual_trainable": True, "mup_input_mult": 2.0},
         {"layer_architecture": ("state-space", "gated-conv", "linear-attention"), "n_layers": 3},
+        {
+            "causal": False,
+            "objective": "masked",
+            "embedding_norm": True,
+            "readout_transform": True,
+            "residual_trainable": True,
+        },
         {"parametrization": "mup", "mup_base_dim": 8, "init": "unit", "residual_trainable": True},
     ],
     ids=str,

@@ -8,7 +8,7 @@ import torch
 from explore.scores import head_scores
 from learn.checking.course import Wrong, judge, load
 from learn.courses import further, further_runs
-from learn.courses.further_models import TinyBert, induction_lm, random_lm, repeated, seeded
+from learn.courses.further_models import induction_lm, random_lm, repeated, tiny_bert
 from learn.courses.further_text import ANIMALS, CLS, LONGEST, PAD, WORDS, sentences
 from learn.solution import further as solution
 
@@ -45,7 +45,7 @@ def test_neither_words_nor_animals_tell_the_label(what):
 
 
 def test_a_frozen_body_stays_near_chance():
-    model = seeded(TinyBert)
+    model = tiny_bert()
     for parameter in model.bert.parameters():
         parameter.requires_grad_(False)
     known, held_out = TEXT.part(slice(1600)), TEXT.part(slice(1600, None))

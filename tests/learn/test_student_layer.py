@@ -170,7 +170,7 @@ def test_it_passes_the_architecture_check(built, tmp_path, capsys):
     options = [*SMALL, "--set", "layer_architecture='student'", "--set", "dim=32"]
     assert main.main(["--config=student", "--check", "--out", str(tmp_path), *options]) == 0
     said = capsys.readouterr().out
-    assert said.count("  pass  ") + said.count("  skip  ") == len(checks)
+    assert said.count("  pass  ") + said.count("  skip  ") == len(checks) - 1, "all but that of BERTs"
     assert said.count("  skip  ") <= 1
     assert "FAIL" not in said
     built(edited("masked_fill(future_TS, -math.inf)", "masked_fill(future_TS, 0.0)"))

@@ -65,9 +65,9 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
         own = h // (p.n_heads // len(keys))
         for t in range(T):
             q, scores, seen = q_TK[t], [], []
-            for s in range(t + 1):
+            for s in range(t + 1 if p.causal else T):
                 k = keys[own][s]
-                if p.sliding_window is not None and t - s >= p.sliding_window:
+                if p.sliding_window is not None and abs(t - s) >= p.sliding_window:
                     continue
                 if p.qk_norm:
                     q, k = (
@@ -82,7 +82,9 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
                 K0 = p.mup_base_dim / p.n_heads
                 scale = 1 / math.sqrt(K) if p.parametrization == "standard" else math.sqrt(K0) / K
                 score = p.mup_attn_mult * scale * (a @ b)
-                scores.append(score - slopes_of(p.n_heads)[h] * (t - s) if p.positions == "alibi" else score)
+                scores.append(
+                    score - slopes_of(p.n_heads)[h] * abs(t - s) if p.positions == "alibi" else score
+                )
                 seen.append(values[own][s])
             pattern = torch.stack(scores).softmax(dim=0)
             out[t, h * K : h * K + K] = sum(w * v for w, v in zip(pattern, seen, strict=True))

@@ -22,9 +22,9 @@ COMBINATIONS = [
 
 
 class CharTokenizer:
-    """Letters a to z and so on, after four special ids."""
+    """Letters a to z and so on, after four special ids. The mask token is _, as there is nothing unknown."""
 
-    pad, bos, eos, unk = 0, 1, 2, 3
+    pad, bos, eos, mask = 0, 1, 2, 3
 
     def __init__(self, n_tokens: int = 30) -> None:
         self.n_tokens = n_tokens
@@ -33,6 +33,12 @@ class CharTokenizer:
         if isinstance(text, list):
             return [self(one) for one in text]
         return [self.bos, *(4 + (ord(c) - ord("a")) % (self.n_tokens - 4) for c in text)]
+
+    def with_gaps(self, text: str) -> list[int]:
+        return [self.bos, *(self.mask if c == "_" else self(c)[1] for c in text), self.eos]
+
+    def tokens(self, ids) -> list[str]:
+        return ["<_"[int(i) == self.mask] if i < 4 else self.decode([i]) for i in ids]
 
     def decode(self, ids) -> str:
         return "".join(chr(ord("a") + int(i) - 4) for i in ids if i >= 4)
@@ -81,13 +87,16 @@ def random_ids(B: int, T: int, n_tokens: int = 30, seed: int = 0) -> Tensor:
 def batch_of(ids: Tensor, scored: Tensor | None = None) -> dict:
     """A batch as the data loaders make them; all but the first token scored unless said otherwise."""
     scored = torch.ones_like(ids, dtype=torch.bool) if scored is None else scored
-    return {"x_indices": ids, "target_mask": scored, "n_scored": int(scored[:, 1:].sum())}
+    real = torch.ones_like(ids, dtype=torch.bool)
+    return {"x_indices": ids, "mask": real, "target_mask": scored, "n_scored": int(scored[:, 1:].sum())}
 
 
 BIAS = st.sampled_from([None, None, False, True])
 FIELDS = {  # of the architecture, but for the sizes below; what excludes each other is sorted out there
     "layer_architecture": st.sampled_from(KINDS)
     | st.lists(st.sampled_from(KINDS), min_size=2, max_size=3).map(tuple),
+    "causal": st.sampled_from([True, True, False]),
+    "objective": st.sampled_from(["next-token", "next-token", "masked"]),
     "n_layers": st.integers(1, 3),
     "dim_ff": st.sampled_from([None, 0, 20]),
     "positions": st.sampled_from(["none", "learned", "sin", "rotary", "alibi"]),
@@ -97,6 +106,9 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "norm": st.sampled_from(["layernorm", "rmsnorm"]),
     "norm_eps": st.sampled_from([1e-6, 1e-5]),
     "norm_position": st.sampled_from(["pre", "post", "sandwich", "none"]),
+    "embedding_norm": st.booleans(),
+    "readout_transform": st.booleans(),
+    "readout_bias": st.booleans(),
     "qk_norm": st.booleans(),
     "parallel_blocks": st.booleans(),
     "activation": st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"]),
@@ -136,6 +148,8 @@ def architectures(draw, **fixed) -> ModelParams:
         fields["residual"] = "plain"
     if fields["residual"] != "plain" or "torch" in str(fields["layer_architecture"]):
         fields["parametrization"] = "standard"
+    if fields["objective"] == "next-token":
+        fields["causal"] = True
     fields["readout_zero_init"] &= not fields["tied_embeddings"]
     base = {"mup_base_dim": n_heads * 2, "mup_base_layers": 1}
     params = ModelParams(

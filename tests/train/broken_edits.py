@@ -190,8 +190,8 @@ class PositionsFromTheEnd(Edited):
 def targets_that_are_shown(monkeypatch):
     real = LM.get_batch_xyz
 
-    def get_batch_xyz(self, batch, loss_requests=None):
-        return real(self, batch, loss_requests)._replace(y=batch["x_indices"][:, :-1])
+    def get_batch_xyz(self, batch, *others, **more):
+        return real(self, batch, *others, **more)._replace(y=batch["x_indices"][:, :-1])
 
     monkeypatch.setattr(LM, "get_batch_xyz", get_batch_xyz)
 

@@ -59,6 +59,7 @@ KINDS = {
         "accumulate_grad_batches=1",
         "optimizer='sgd'",
     ],
+    "masked, seeing both sides": ["causal=False", "objective='masked'", "mask_frac=0.3"],
     "recurrent, in bf16, with weights kept": [
         "layer_architecture='torch-gru'",
         "precision='bf16-mixed'",

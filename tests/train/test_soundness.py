@@ -3,6 +3,7 @@
 import copy
 import random
 import re
+from collections.abc import Callable
 
 import pandas as pd
 import pytest
@@ -16,11 +17,12 @@ from model.check import model_problems
 from model.context import layer_kinds
 from model.embeddings import position_kinds
 from model.lm import LM
+from model.transformer import attention
 from tests.model.tiny import KINDS, CharTokenizer, tiny_params
 from tests.train import broken_edits
 from tests.train.broken_edits import CACHE, FIRST, FUTURE, GRADIENT, PATTERN, broken, plant, sound, when
 from train import run, soundness
-from train.architecture import checks, outcome_of
+from train.architecture import checks, checks_of, outcome_of
 from train.optimizers import freeze
 from train.params import Params
 from train.run import Call, fit
@@ -46,12 +48,14 @@ def params_of(**fields) -> Params:
 
 def lm_of(params: Params) -> LM:
     torch.manual_seed(0)
-    return LM(params.model, char_tokenizer("abcdefghijklmnopqrstuvwxyz"))
+    tokenizer = char_tokenizer("abcdefghijklmnopqrstuvwxyz")
+    return LM(params.model, tokenizer.with_mask() if params.model.objective == "masked" else tokenizer)
 
 
-def results(params: Params) -> dict[str, str]:
+def results(params: Params, edit: Callable[[LM], None] = lambda lm: None) -> dict[str, str]:
     lm = lm_of(params)
-    return {name: outcome_of(check, lm, params).result for name, check in checks.items()}
+    edit(lm)
+    return {name: outcome_of(check, lm, params).result for name, check in checks_of(params).items()}
 
 
 @pytest.mark.parametrize("name", broken)
@@ -102,7 +106,17 @@ KNOBS = [
     {"dim_ff": 0, "separate_heads": True, "positions": "sin", "max_seq_len": 5},
     {"lora_rank": 2},
     {"n_layers": 0},
+    {"objective": "masked"},
 ]
+BERT = {
+    "causal": False,
+    "objective": "masked",
+    "norm_position": "post",
+    "embedding_norm": True,
+    "readout_transform": True,
+    "readout_bias": True,
+}
+BOTH_SIDES = "every position sees both sides"
 
 
 @pytest.mark.parametrize("fields", [{"layer_architecture": kind} for kind in KINDS] + KNOBS, ids=str)
@@ -112,6 +126,42 @@ def test_what_is_sound_passes_all_checks(fields):
     assert set(outcomes.values()) <= {"pass", "skip"}, outcomes
     has_all_three = fields.get("layer_architecture", "custom-transformer") == "custom-transformer"
     assert skipped == (set() if has_all_three and fields != {"n_layers": 0} else {PATTERN})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"attention": "fused"}, {"positions": "alibi", "sliding_window": 9}, {"norm_position": "pre"}],
+    ids=str,
+)
+def test_a_sound_bert_passes_those_for_both_sides(fields):
+    outcomes = results(params_of(**BERT | fields))
+    assert FUTURE not in outcomes
+    assert [name for name, result in outcomes.items() if result == "skip"] == [CACHE]
+    assert set(outcomes.values()) == {"pass", "skip"}, outcomes
+
+
+def test_a_bert_that_sees_one_side_only_fails(monkeypatch):
+    def one_sided(self, scores_BHTS, ctx, visible=attention.Attention.visible):
+        return attention.without_future(visible(self, scores_BHTS, ctx))
+
+    monkeypatch.setattr(attention.Attention, "visible", one_sided)
+    failed = [name for name, result in results(params_of(**BERT)).items() if result == "FAIL"]
+    assert failed == [BOTH_SIDES]
+
+
+def test_a_bert_that_sees_padding_or_other_samples_fails(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(attention.Attention, "visible", lambda self, scores_BHTS, ctx: scores_BHTS)
+        failed = [name for name, result in results(params_of(**BERT)).items() if result == "FAIL"]
+        assert failed == ["batch and padding do not change a sample"]
+    params = params_of(**BERT)
+    lm = lm_of(params)
+    assert probe(lm) == Probe(None, [])
+    forward = attention.Attention.forward
+    monkeypatch.setattr(
+        attention.Attention, "forward", lambda self, x, ctx: forward(self, x + x.mean(dim=0), ctx)
+    )
+    assert "from another sample" in probe(lm).leak
 
 
 @pytest.mark.parametrize("positions", position_kinds)
@@ -267,7 +317,7 @@ def test_check_reports_on_each_architecture_and_trains_nothing(tmp_path, capsys)
         for line in lines
         if line[:1] == " "
     ]
-    assert [line[2] for line in said] == list(checks) * 2
+    assert [line[2] for line in said] == [name for name in checks if name != BOTH_SIDES] * 2
     assert [line[2] for line in said if line[1] == "skip"] == [PATTERN]
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 

@@ -119,25 +119,3 @@ def next_token_loss(logits, ids):
         wanted = now[torch.arange(len(ids)), ids[:, t + 1]]
         losses.append(now.exp().sum(-1).log() - wanted)
     return torch.stack(losses).mean()
-
-
-def next_token_probabilities(logits, temperature=1.0, top_k=None, nucleus=None):
-    if temperature == 0:
-        places = torch.arange(logits.shape[-1])
-        return (places == logits.argmax(-1)[:, None]).to(logits.dtype)
-    rows = []
-    for row in logits:
-        p = torch.softmax(row / temperature, 0)
-        keep = p.argsort(descending=True)
-        if top_k is not None:
-            keep = keep[:top_k]
-        if nucleus is not None:
-            kept = p[keep] / p[keep].sum()
-            n = 1
-            while kept[:n].sum() < nucleus:
-                n += 1
-            keep = keep[:n]
-        chosen = torch.zeros_like(p)
-        chosen[keep] = p[keep]
-        rows.append(chosen / chosen.sum())
-    return torch.stack(rows)

@@ -16,6 +16,7 @@ MISTAKES = [
     ),
     ("gelu", "1.702", [("x * (0.5 + 0.5 * t)", "x / (1 + (-1.702 * x).exp())")]),
     ("gelu", "both terms", [("root * 0.044715", "0.044715")]),
+    ("gelu", "cube is a square", [("x * x * x)", "x * x)")]),
     ("gelu", "root of 2 / pi", [("** 0.5", "** 1")]),
     ("Embedding", "count from 1", [("torch.arange(ids.shape[1])", "torch.arange(ids.shape[1]) + 1")]),
     ("Embedding", "not added", [("return x + self.positions[places]", "return x")]),
@@ -35,6 +36,7 @@ MISTAKES = [
     ),
     ("CausalAttention", "not divided", [(" * size**-0.5", "")]),
     ("CausalAttention", "sqrt(D)", [("size**-0.5", "dim**-0.5")]),
+    ("CausalAttention", "multiplied by sqrt(K)", [("size**-0.5", "size**0.5")]),
     ("CausalAttention", "divided by K", [("size**-0.5", "size**-1")]),
     (
         "CausalAttention",
@@ -124,6 +126,7 @@ MISTAKES = [
             ("return x + m\n", "return self.norm2(x + m)\n"),
         ],
     ),
+    ("MLP", "exact GELU", [("x = gelu(x)", "x = x * torch.special.ndtr(x)")]),
     ("Block", "around the attention is missing", [("x = x + a", "x = a")]),
     ("Block", "around the MLP is missing", [("return x + m\n", "return m\n")]),
     (
@@ -171,17 +174,4 @@ MISTAKES = [
     ("next_token_loss", "in bits", [(".mean()", ".mean() / math.log(2)")]),
     ("next_token_loss", "log-likelihood", [("return torch.stack(losses)", "return -torch.stack(losses)")]),
     ("next_token_loss", "overflows", [(" - logits[:, t].amax(-1, keepdim=True)", "")]),
-    ("next_token_probabilities", "multiplied", [("row / temperature", "row * temperature")]),
-    ("next_token_probabilities", "not used", [("row / temperature", "row")]),
-    ("next_token_probabilities", "one token too many", [("keep[:top_k]", "keep[: top_k + 1]")]),
-    (
-        "next_token_probabilities",
-        "crosses",
-        [("n = 1", "n = 0"), ("kept[:n].sum() < nucleus", "kept[: n + 1].sum() <= nucleus")],
-    ),
-    (
-        "next_token_probabilities",
-        "order of tokens",
-        [("keep = keep[:n]", "keep = torch.arange(n)")],
-    ),
 ]

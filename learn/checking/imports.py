@@ -1,0 +1,69 @@
+"""What a part's code reaches by name, so that work done by a package is seen wherever it is called from."""
+
+import dis
+import inspect
+from collections.abc import Callable, Iterator
+from types import CodeType, ModuleType
+from typing import Any
+
+from learn.checking.course import Case, Check, Wrong
+
+
+def imports_none(*packages: str) -> Check:
+    """Nothing of these packages is used by the part, or by what it calls of the student's file.
+
+    The spy sees what Python calls. It does not see what a C function calls in its turn, as in map(encode, texts).
+    """
+
+    def check(case: Case) -> None:
+        for home in reached(case):
+            if home.split(".")[0] in packages:
+                raise Wrong(f"{case.name} uses {home}: here you write that yourself.")
+
+    return check
+
+
+def reached(case: Case) -> Iterator[str]:
+    """Modules of all things that the part's code names, and of those that these name, within the student's file."""
+    borrowed = {id(value) for value in vars(case.solution).values()}
+    waiting, seen = [case.name], set[str]()
+    while waiting:
+        name = waiting.pop()
+        value = vars(case.mine).get(name)
+        if name in seen or value is None or id(value) in borrowed:
+            continue
+        seen.add(name)
+        home = value.__name__ if isinstance(value, ModuleType) else home_of(value)
+        if home != case.mine.__name__:
+            yield home
+            continue
+        for code in codes(value):
+            yield from imported(code)
+            waiting += code.co_names
+
+
+def home_of(value: Any) -> str:
+    return getattr(value, "__module__", None) or type(value).__module__
+
+
+def codes(value: Any) -> Iterator[CodeType]:
+    """All code of a function or class, inner functions included."""
+    if inspect.isclass(value):
+        for inner in vars(value).values():
+            yield from codes(inner)
+        return
+    function: Callable[..., Any] = inspect.unwrap(value) if callable(value) else value
+    waiting = [code] if isinstance(code := getattr(function, "__code__", None), CodeType) else []
+    while waiting:
+        code = waiting.pop()
+        yield code
+        waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+
+
+def imported(code: CodeType) -> Iterator[str]:
+    """Modules imported by it, importlib's ways included."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "IMPORT_NAME":
+            yield instruction.argval
+    if {"import_module", "__import__"} & set(code.co_names):
+        yield from (constant for constant in code.co_consts if isinstance(constant, str))

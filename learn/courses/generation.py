@@ -1,0 +1,108 @@
+"""The parts of generation: what each is tried on, and what it must stand."""
+
+import torch
+
+from learn.checking.checks import FUNCTION, agrees, by_hand, by_hand_in, own, parity
+from learn.checking.course import Course, Part
+from learn.checking.mistakes import read_mistakes
+from learn.checking.samples import floats, integers
+from learn.courses import generation_cache as cache
+from learn.courses import generation_references as references
+from learn.courses import generation_tokens as tokens
+from learn.courses.generation_models import V
+from learn.outline import Outline
+
+ONE = ((cache.TOGETHER,),)
+HALF = torch.float32
+
+PARTS = {
+    "cached_attention": Part(
+        lambda my: my.cached_attention,
+        checks=(
+            own,
+            agrees(
+                lambda my: cache.attention_steps(my, ONE),
+                lambda: cache.right_attention(ONE),
+                cache.steps_differ,
+            ),
+            agrees(cache.attention_steps, lambda: cache.right_attention(kept=False), cache.steps_differ),
+            agrees(cache.attention_steps, cache.right_attention, cache.steps_differ),
+            agrees(
+                lambda my: cache.attention_steps(my, dtype=HALF),
+                lambda: cache.right_attention(dtype=HALF),
+                cache.steps_differ,
+            ),
+            agrees(cache.gradients_in_pieces, cache.right_gradients, cache.steps_differ),
+            by_hand_in(cache.attention_steps),
+        ),
+    ),
+    "cached_gpt2": Part(
+        lambda my: my.cached_gpt2,
+        checks=(
+            own,
+            agrees(lambda my: cache.gpt2_steps(my, ONE), lambda: cache.right_gpt2(ONE), cache.steps_differ),
+            agrees(cache.gpt2_steps, lambda: cache.right_gpt2(kept=False), cache.steps_differ),
+            agrees(cache.gpt2_steps, cache.right_gpt2, cache.steps_differ),
+            agrees(
+                lambda my: cache.gpt2_steps(my, dtype=HALF),
+                lambda: cache.right_gpt2(dtype=HALF),
+                cache.steps_differ,
+            ),
+            by_hand_in(cache.gpt2_steps),
+        ),
+    ),
+    "next_token_probabilities": Part(
+        lambda my: my.next_token_probabilities,
+        lambda: [
+            (floats(3, V), *settings)
+            for settings in (
+                (1.0,),
+                (0.5,),
+                (0,),
+                (1.0, 4),
+                (1.0, 1),
+                (1.0, None, 0.6),
+                (2.0, None, 0.8),
+                (1.0, 5, 0.8),
+                (0.7, 5, 0.8),
+            )
+        ],
+        references.next_token_probabilities,
+        ("sample", "token"),
+        (own, parity(), parity(dtype=HALF), by_hand),
+    ),
+    "frequency_penalised": Part(
+        lambda my: my.frequency_penalised,
+        lambda: [
+            (floats(3, V), integers(V, 3, 20), 0.6),
+            (floats(1, V), integers(V, 1, 1), -0.4),
+            (floats(2, V), integers(V, 2, 0), 1.0),
+        ],
+        references.frequency_penalised,
+        ("sample", "token"),
+        (own, *FUNCTION),
+    ),
+    "generate": Part(
+        lambda my: my.generate,
+        checks=(
+            own,
+            agrees(tokens.greedy_tokens, tokens.right_greedy, tokens.tokens_differ),
+            agrees(tokens.penalised_tokens, tokens.right_penalised, tokens.tokens_differ),
+            agrees(tokens.drawn_tokens, tokens.right_draws, tokens.draws_differ),
+            tokens.frequencies,
+            by_hand_in(tokens.greedy_tokens),
+        ),
+    ),
+    "beam_search": Part(
+        lambda my: my.beam_search,
+        checks=(
+            own,
+            agrees(tokens.beam_tokens, tokens.right_beams, tokens.beams_differ),
+            agrees(tokens.all_tokens, tokens.right_of_all, tokens.beams_differ),
+            by_hand_in(tokens.beam_tokens, allowed=("log_softmax",)),
+        ),
+    ),
+}
+
+OUTLINE = Outline("generation")
+COURSE = Course(OUTLINE, PARTS, read_mistakes(OUTLINE.mistakes))

@@ -1,0 +1,210 @@
+"""Attention and GPT-2 with a cache, given a sequence in pieces: what comes back at every step, beside what is right."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learn.checking.course import Wrong
+from learn.checking.explain import difference
+from learn.checking.samples import floats, integers
+from learn.courses import generation_references as references
+from learn.courses import gpt2_references
+from learn.courses.generation_models import D, V, small_attention, small_gpt2, solution
+
+STREAM, SCORES = ("sample", "position", "feature"), ("sample", "position", "token")
+KEPT = ("sample", "head", "position", "feature")
+DETACHED = "something was detached: .detach(), .data, torch.tensor(...) or torch.no_grad()?"
+TOGETHER = 5  # positions, cut in pieces in every way
+Cuts = tuple[tuple[int, ...], ...]  # sizes of the pieces
+Steps = dict[str, tuple[Tensor, tuple[str, ...]]]  # by what it is: the value, and the names of its dimensions
+
+
+def all_cuts(n: int) -> Cuts:
+    """Every way of cutting n positions in pieces."""
+    return ((n,), *((first, *rest) for first in range(1, n) for rest in all_cuts(n - first)))
+
+
+CUTS = all_cuts(TOGETHER)
+
+
+def steps_differ(mine: Steps, right: Steps) -> str | None:
+    """The first of the right steps that differs, in words."""
+    for name, (value, axes) in right.items():
+        if says := difference(mine[name][0], value, axes):
+            return f"{name}: {says}"
+    return None
+
+
+def attention_steps(my: Any, cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64) -> Steps:
+    made, x = attention_sample(dtype, False)
+    return collected(my.cached_attention, made, x, cuts, lambda cache: [cache], STREAM)
+
+
+def attention_sample(dtype: torch.dtype, grad: bool) -> tuple[Any, Tensor]:
+    return small_attention().to(dtype), floats(2, TOGETHER, D).to(dtype).requires_grad_(grad)
+
+
+def gpt2_steps(my: Any, cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64) -> Steps:
+    made, ids = small_gpt2().to(dtype), integers(V, 2, TOGETHER)
+    return collected(my.cached_gpt2, made, ids, cuts, lambda cache: cache, SCORES)
+
+
+def collected(
+    function: Any, made: nn.Module, x: Tensor, cuts: Cuts, layers: Callable, axes: tuple[str, ...]
+) -> Steps:
+    """What comes of x in pieces, and what is kept after each of them, for all these cuts."""
+    steps: Steps = {}
+    for sizes in cuts:
+        cache: Any = None
+        start = 0
+        for piece in x.split(list(sizes), dim=1):
+            before = [] if cache is None else [tuple(y.clone() for y in pair) for pair in layers(cache)]
+            with computed_once(made, piece):
+                out, new = two(function(made, piece.clone(), cache))
+            if cache is not None:
+                unchanged(before, layers(cache))
+            cache, name = new, called(start, piece.shape[1], sizes)
+            steps[name] = (out, axes)
+            for layer, (keys, values) in enumerate(checked(layers(cache), made)):
+                steps[f"{name}, keys kept in layer {layer}"] = (keys, KEPT)
+                steps[f"{name}, values kept in layer {layer}"] = (values, KEPT)
+            start += piece.shape[1]
+    return steps
+
+
+def right_steps(
+    whole: Tensor, pieces: dict[tuple[int, ...], references.Pieces], axes: tuple[str, ...], kept: bool
+) -> Steps:
+    """The same by references: the whole output cut up, and the pieces with what was kept for them."""
+    steps: Steps = {}
+    for sizes, found in pieces.items():
+        start = 0
+        for size, (out, layers) in zip(sizes, found, strict=True):
+            name = called(start, size, sizes)
+            steps[name] = (whole[:, start : start + size], axes)
+            assert difference(out, steps[name][0], axes) is None, "the references agree"
+            for layer, (keys, values) in enumerate(layers if kept else []):
+                steps[f"{name}, keys kept in layer {layer}"] = (keys, KEPT)
+                steps[f"{name}, values kept in layer {layer}"] = (values, KEPT)
+            start += size
+    return steps
+
+
+def called(start: int, n: int, sizes: Sequence[int]) -> str:
+    new = f"{n} new position{'s' * (n > 1)}"
+    if not start:
+        return f"{new} and no cache (cut {' + '.join(map(str, sizes))})"
+    return f"{new} and a cache of {start} (cut {' + '.join(map(str, sizes))})"
+
+
+def two(returned: Any) -> Any:
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise Wrong(
+            f"what comes back is {type(returned).__name__}; expected two things, `return out, cache`."
+        )
+    return returned
+
+
+def checked(layers: Any, made: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """What is kept, if it is pairs of tensors, one for each attention."""
+    n_layers = len(attentions(made))
+    if not isinstance(layers, list | tuple) or len(layers) != n_layers:
+        what = f"of {len(layers)}" if isinstance(layers, list | tuple) else type(layers).__name__
+        raise Wrong(
+            f"the cache that comes back is a list {what}; expected one pair (keys, values) for each of {n_layers} blocks."
+        )
+    for pair in layers:
+        if (
+            not isinstance(pair, list | tuple)
+            or len(pair) != 2
+            or not all(isinstance(y, Tensor) for y in pair)
+        ):
+            raise Wrong(f"the cache holds {type(pair).__name__}; expected a pair of tensors, (keys, values).")
+    return list(layers)
+
+
+def unchanged(before: list, after: list) -> None:
+    if len(before) != len(after) or not all(
+        torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)
+    ):
+        raise Wrong(
+            "the cache that was given is changed in place: return a new one (torch.cat, a new list). Several "
+            "continuations may go out from the old one."
+        )
+
+
+def attentions(made: nn.Module) -> list[Any]:
+    return [module for module in made.modules() if isinstance(module, solution("gpt2").CausalAttention)]
+
+
+@contextmanager
+def computed_once(made: nn.Module, piece: Tensor) -> Iterator[None]:
+    """Wrong unless every `qkv` sees each new position once, and no old one."""
+    n_given = dict.fromkeys(attentions(made), 0)
+    hooks = [
+        attention.qkv.register_forward_hook(
+            lambda _, __, out, attention=attention: n_given.update(
+                {attention: n_given[attention] + out[..., 0].numel()}
+            )
+        )
+        for attention in n_given
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+    wanted = piece.shape[0] * piece.shape[1]
+    for n in n_given.values():
+        if n != wanted:
+            raise Wrong(
+                f"`qkv` ran on {n} positions where {wanted} are new ({piece.shape[0]} samples of {piece.shape[1]}): "
+                "each position's keys and values are computed once, the old ones are in the cache."
+            )
+
+
+def gradients_in_pieces(my: Any) -> Steps:
+    """With respect to the input and the weights, through the cache."""
+    made, x = attention_sample(torch.float64, True)
+    made.requires_grad_(True)
+    cache, outs = None, []
+    for piece in x.split([2, 1, 2], dim=1):
+        out, cache = my.cached_attention(made, piece, cache)
+        outs.append(out)
+    return gradients_of(torch.cat(outs, dim=1), made, x)
+
+
+def right_gradients() -> Steps:
+    made, x = attention_sample(torch.float64, True)
+    return gradients_of(gpt2_references.attention(made.requires_grad_(True), x), made, x)
+
+
+def gradients_of(out: Tensor, made: Any, x: Tensor) -> Steps:
+    if not out.requires_grad:
+        raise Wrong(f"outputs are right, but no gradient flows back from them: {DETACHED}")
+    sources = {"the input": x, "qkv.weight": made.qkv.weight, "out.weight": made.out.weight}
+    total = (out * floats(*out.shape, seed=1)).sum()
+    found = torch.autograd.grad(total, list(sources.values()), allow_unused=True, materialize_grads=True)
+    axes = {2: ("row", "column"), 3: STREAM}
+    return {
+        f"in pieces, the gradient of {name} ({DETACHED})": (grad, axes[grad.dim()])
+        for name, grad in zip(sources, found, strict=True)
+    }
+
+
+def right_attention(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
+    """Outputs by torch's uncached attention; also by HuggingFace's cached one, with what it keeps."""
+    made, x = attention_sample(dtype, False)
+    pieces = {sizes: references.attention_in_pieces(made, x, sizes) for sizes in cuts}
+    return right_steps(gpt2_references.attention(made, x), pieces, STREAM, kept)
+
+
+def right_gpt2(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
+    """Logits by HuggingFace's GPT-2 without a cache; also with one, and what it keeps."""
+    made, ids = small_gpt2().to(dtype), integers(V, 2, TOGETHER)
+    with torch.no_grad():
+        pieces = {sizes: references.gpt2_in_pieces(made, ids, sizes) for sizes in cuts}
+        return right_steps(gpt2_references.gpt2(made, ids), pieces, SCORES, kept)

@@ -1,0 +1,35 @@
+"""A family of HuggingFace's models: the names that its settings and modules have beside ours."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """Models that differ in their settings only."""
+
+    settings: dict[
+        str, str
+    ]  # our fields and a config's names for them; of two fields the last one is written
+    fixed: dict[str, Any]  # our fields that no setting of theirs changes
+    names: dict[str, str]  # modules of theirs and ours; * is the number of a layer
+    activation: str = "hidden_act"  # the setting that names it
+    constants: dict[str, Any] = field(default_factory=dict)  # settings of every config that we write
+    conv1d: bool = False  # whether matrices in layers are [in, out]
+    needed: dict[str, Any] = field(default_factory=dict)  # as NEEDED, of this family alone
+    masked: bool = False  # a masked language model, not a causal one
+    token_types: str = ""  # a table of theirs: we have its first row in our positions
+    first_position: int = 0  # the row of their positions that a text begins with
+
+
+EVERYWHERE = {
+    "layer_architecture": "custom-transformer",
+    "causal": True,
+    "objective": "next-token",
+    "norm_position": "pre",
+    "embedding_norm": False,
+    "readout_transform": False,
+    "readout_bias": False,
+    "qk_norm": False,
+    "separate_heads": False,
+}

@@ -1,0 +1,103 @@
+"""The masked objective: which tokens of a row are hidden and to be predicted, and what is shown in their place.
+
+As in BERT (Devlin et al. 2019, section 3.1): of `mask_frac` of a row's tokens 80 % become the mask token, 10 % a random
+one, 10 % stay as they are. All of them are predicted, from whatever positions see.
+
+Shape suffixes:  B batch  T position  V vocabulary  N place to predict
+"""
+
+import zlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.decoding import LanguageModel
+from model.inputs import Tokenizer
+from model.perplexity import NO_LOSS, NOT_SCORED, ROWS, token_losses
+
+MASK_FRAC = 0.15  # where no TrainParams say otherwise
+# Of numbers from 0 to 1 those below the first make a token the mask, others below the second a random one.
+MASKED, REPLACED = 0.8, 0.9
+
+
+class Rows(NamedTuple):
+    """A batch as a masked model is shown it, [B, T] each."""
+
+    ids: Tensor
+    scored: Tensor  # True where a token may be hidden, to be predicted
+    real: Tensor  # False at padding
+
+
+class Hidden(NamedTuple):
+    """What a model is shown, and what it is to predict there, [B, T] each."""
+
+    x: Tensor
+    y: Tensor  # NOT_SCORED where nothing is to be predicted
+
+
+def whole_rows(batch: dict, lm: LanguageModel) -> Rows:
+    """Rows with their last tokens. One of max_seq_len + 1 tokens ends before its last: in text the next begins with it."""
+    ids_BT, scored_BT, real_BT = (
+        batch[name][:, : lm.model_params.max_seq_len].to(lm.device)
+        for name in ("x_indices", "target_mask", "mask")
+    )
+    return Rows(ids_BT, F.pad(scored_BT[:, 1:], (1, 0)), real_BT)
+
+
+def hidden(rows: Rows, lm: LanguageModel, train_params: Any) -> Hidden:
+    """`mask_frac` of the scored tokens of every row, at least one, to be predicted: in training other ones every time."""
+    mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
+    B, T = rows.ids.shape
+    # On the CPU, as the state of its global generator is kept for resuming.
+    noise = torch.rand(B, 3, T) if lm.training else noise_of(rows)
+    which_BT, how_BT, token_BT = noise.to(rows.ids.device).unbind(dim=1)
+    n_B1 = (rows.scored.sum(dim=1, keepdim=True) * mask_frac).round().clamp(min=1)
+    rank_BT = which_BT.masked_fill(~rows.scored, 1.0).argsort(dim=1).argsort(dim=1)
+    chosen_BT = rows.scored & (rank_BT < n_B1)
+    x_BT = torch.where(how_BT < REPLACED, (token_BT * lm.tokenizer.n_tokens).long(), rows.ids)
+    x_BT = x_BT.masked_fill(how_BT < MASKED, mask_id(lm.tokenizer))
+    return Hidden(torch.where(chosen_BT, x_BT, rows.ids), torch.where(chosen_BT, rows.ids, NOT_SCORED))
+
+
+def noise_of(rows: Rows) -> Tensor:
+    """[B, 3, T], from 0 to 1, by each row's own tokens: so validation hides the same of it in every batch and every run."""
+    real = zip(rows.ids.cpu(), rows.real.cpu(), strict=True)
+    seeds = [zlib.crc32(ids[is_real].numpy().tobytes()) for ids, is_real in real]
+    dice = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.stack([torch.rand(rows.ids.shape[1], 3, generator=die).T for die in dice])
+
+
+def mask_id(tokenizer: Tokenizer) -> int:
+    if tokenizer.mask is None:
+        raise ValueError("objective='masked' takes a tokenizer with a mask token, and this one has none")
+    return tokenizer.mask
+
+
+def losses_in_turn(rows: Rows, lm: LanguageModel) -> Tensor:
+    """Cross entropy of every scored token with that one hidden, and no other: [B, T], NO_LOSS elsewhere.
+
+    The sum of a row is its negative pseudo-log-likelihood (Salazar et al. 2020). As many rows go through the model as
+    there are tokens.
+    """
+    losses_BT = torch.full(rows.ids.shape, NO_LOSS, device=rows.ids.device)
+    for row_N, at_N in (place_N2.unbind(dim=1) for place_N2 in rows.scored.nonzero().split(ROWS)):
+        each_N, ids_NT = torch.arange(len(row_N)), rows.ids[row_N]
+        y_N = ids_NT[each_N, at_N]
+        ids_NT[each_N, at_N] = mask_id(lm.tokenizer)
+        z_NV = lm(ids_NT, mask=rows.real[row_N])[each_N, at_N]
+        losses_BT[row_N, at_N] = token_losses(y_N[:, None], z_NV[:, None])[:, 0]
+    return losses_BT
+
+
+def filled(ids: Sequence[int], lm: LanguageModel) -> tuple[list[int], list[float]]:
+    """`ids` with the most probable token in place of each mask token, and their probabilities."""
+    x_T, mask = torch.as_tensor(ids), mask_id(lm.tokenizer)
+    gaps_T = x_T == mask
+    if not gaps_T.any():
+        raise ValueError(f"there is no {lm.tokenizer.tokens([mask])[0]} to fill in")
+    best = lm(x_T[None].to(lm.device))[0].float().softmax(dim=-1).max(dim=-1)
+    x_T[gaps_T] = best.indices.cpu()[gaps_T]
+    return x_T.tolist(), best.values.cpu()[gaps_T].tolist()
