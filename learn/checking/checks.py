@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, NotTried, Wrong
 from learn.checking.explain import difference, equal
+<<<<<<< HEAD
 from learn.checking.honesty import honest
+=======
+>>>>>>> train
 from learn.checking.mistakes import made_by_variant, pairs_of_variants, variants
 from learn.checking.spy import Spy
 
@@ -300,6 +303,39 @@ def by_hand(case: Case) -> None:
         honest(case, spy)
 
 
+<<<<<<< HEAD
+=======
+def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> Check:
+    """The same of whatever `run` does with the student's file.
+
+    Places of the spy's may take part if they are allowed, operators if a part of their names is.
+    """
+
+    def check(case: Case) -> None:
+        with Spy() as spy:
+            run(case.mine)
+        honest(case, spy, allowed)
+
+    return check
+
+
+def honest(case: Case, spy: Spy, allowed: tuple[str, ...] = ()) -> None:
+    for operator, what in spy.cheats().items():
+        if not any(part in operator for part in allowed):
+            raise Wrong(
+                f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself."
+            )
+    for place, name in spy.work_of_others():
+        if place not in allowed:
+            raise Wrong(f"right, but {name} of {place} did the work: here you write that yourself.")
+    if (
+        case.solution.__file__ != getattr(case.mine, "__file__", None)
+        and (case.solution.__file__, case.name) in spy.code
+    ):
+        raise Wrong(f"right, but {case.name} of the solution did the work: here you write that yourself.")
+
+
+>>>>>>> train
 def agrees(
     compute: Callable[[Any], Any], right: Callable[[], Any], differ: Callable[[Any, Any], str | None]
 ) -> Check:

@@ -6,15 +6,14 @@ from typing import Any
 
 import torch
 
-from learn.checking.checks import EVERY, agrees
+from learn.checking.checks import EVERY, agrees, honest
 from learn.checking.course import Case, Check, Course, Part, Wrong
-from learn.checking.honesty import by_hand_in, honest
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import integers
 from learn.checking.spy import Spy
 from learn.checking.values import differ
 from learn.courses import further_references as references
-from learn.courses.further_models import TinyBert, induction_lm, random_lm, repeated, seeded, tiny_gpt2
+from learn.courses.further_models import induction_lm, random_lm, repeated, tiny_bert, tiny_gpt2
 from learn.courses.further_runs import (
     LABELS,
     Run,
@@ -35,7 +34,19 @@ from learn.courses.further_text import sentences
 from learn.outline import Outline
 
 # Whose work none is wanted of.
-OTHERS = ("torch.optim", "torch.nn.utils", "transformers", "explore/", "train/")
+OTHERS = ("torch.optim", "torch.nn.utils", "transformers", "explore/", "train/", "the checks")
+
+
+def not_by_others(run: Callable[[Any], object]) -> Check:
+    """All of torch may be used here, but for its optimizers; the exercise itself is done by nobody else."""
+
+    def check(case: Case) -> None:
+        with Spy() as spy:
+            run(case.mine)
+        others = {place for place, _ in spy.work_of_others()} - set(OTHERS)
+        honest(case, spy, (*others, *spy.cheats()))
+
+    return check
 
 
 def same(run: Run) -> Check:
@@ -44,7 +55,7 @@ def same(run: Run) -> Check:
 
 def learns_to_read(case: Case) -> None:
     """Fine-tuning a small BERT on 1,600 sentences, judged on 400 others."""
-    text, model = sentences(2000), seeded(TinyBert)
+    text, model = sentences(2000), tiny_bert()
     known, held_out = text.part(slice(1600)), text.part(slice(1600, None))
     body = copy.deepcopy(model.bert.state_dict())
     case.mine.finetune(model, *known, generator=torch.Generator().manual_seed(0))
@@ -63,7 +74,7 @@ def trainer_ran(case: Case) -> None:
         TRAINED(case.mine)
     if ("transformers", "Trainer") not in spy.work_of_others():
         raise Wrong("right, but transformers.Trainer never ran: the exercise is to let it do the work.")
-    honest(case, spy, places=())
+    honest(case, spy, (*dict(spy.work_of_others()), *spy.cheats()))
 
 
 MIXED = [by_paper, *(mixed(strength) for strength in (0.0, 1.0, 0.5, 2.5, -1.0))]
@@ -88,32 +99,32 @@ def part(make: Callable[[Any], Any], runs: list[Run], *checks: Check, seconds: f
 
 
 PARTS = {
-    "pair_logprobs": part(lambda my: my.pair_logprobs, MIXED, by_hand_in(MIXED[1], OTHERS)),
-    "continue_pair": part(lambda my: my.continue_pair, CONTINUED, by_hand_in(by_the_course, OTHERS)),
+    "pair_logprobs": part(lambda my: my.pair_logprobs, MIXED, not_by_others(MIXED[1])),
+    "continue_pair": part(lambda my: my.continue_pair, CONTINUED, not_by_others(by_the_course)),
     "accuracy": part(
         lambda my: my.accuracy,
         [counted("evaluation"), counted("training")],
-        by_hand_in(counted("training"), OTHERS),
+        not_by_others(counted("training")),
     ),
     "finetune": part(
-        lambda my: my.finetune, FINETUNED, by_hand_in(FINETUNED[0], OTHERS), learns_to_read, seconds=180.0
+        lambda my: my.finetune, FINETUNED, not_by_others(FINETUNED[0]), learns_to_read, seconds=180.0
     ),
     "induction_scores": part(
         lambda my: my.induction_scores,
         [scored(*model) for model in (*KNOWN, UNKNOWN)],
-        by_hand_in(scored(*KNOWN[0]), OTHERS),
+        not_by_others(scored(*KNOWN[0])),
     ),
     "ablated_loss": part(
         lambda my: my.ablated_loss,
         [ablated(*model) for model in (*KNOWN, UNKNOWN)],
-        by_hand_in(ablated(*KNOWN[0]), OTHERS),
+        not_by_others(ablated(*KNOWN[0])),
     ),
     "find_induction_head": part(
         lambda my: my.find_induction_head,
         [found(*model) for model in (*KNOWN, UNKNOWN)],
-        by_hand_in(found(*KNOWN[0]), OTHERS),
+        not_by_others(found(*KNOWN[0])),
     ),
-    "ForTrainer": part(lambda my: my.ForTrainer(tiny_gpt2()), WRAPPED, by_hand_in(WRAPPED[0], OTHERS)),
+    "ForTrainer": part(lambda my: my.ForTrainer(tiny_gpt2()), WRAPPED, not_by_others(WRAPPED[0])),
     "train_with_huggingface": part(
         lambda my: my.train_with_huggingface,
         [TRAINED, by_trainer(batch_size=5, lr=1e-3)],

@@ -1,11 +1,14 @@
 """Models for the checks to try parts on: small ones, some with their weights set by hand so that all is known of them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification
 
-from learn.courses.further_text import LONGEST, PAD, WORDS
+from learn.courses.further_text import LONGEST, WORDS
+from learn.solution.bert import BertForClassification
 from learn.solution.gpt2 import GPT2
 from model.lm import LM
 from model.model_params import ModelParams
@@ -20,47 +23,25 @@ class Numbers:
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = n_tokens
 
-    def __call__(self, text: str) -> list[int]:
+    def __call__(self, text: Any) -> Any:
         return [self.bos, *map(int, text.split())]
 
     def with_gaps(self, text: str) -> list[int]:
         return self(text)
 
+<<<<<<< HEAD
     def decode(self, ids) -> str:
+=======
+    def decode(self, ids: Sequence[int]) -> str:
+>>>>>>> train
         return " ".join(map(str, ids))
 
-    def tokens(self, ids) -> list[str]:
+    def tokens(self, ids: Sequence[int]) -> list[str]:
         return [str(i) for i in ids]
 
 
-class TinyBert(nn.Module):
-    """BERT with a head for classes, by transformers: `bert` and `head`, model(ids, mask) gives logits [B, n_classes]."""
-
-    def __init__(self, n_classes: int = 2) -> None:
-        super().__init__()
-        config = BertConfig(
-            vocab_size=len(WORDS),
-            hidden_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-            max_position_embeddings=LONGEST,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            initializer_range=0.1,
-            pad_token_id=PAD,
-        )
-        config.num_labels = n_classes
-        whole = BertForSequenceClassification(config)
-        whole.set_attn_implementation("eager")
-        self.bert, self.head = whole.bert, whole.classifier
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.head(self.bert(ids, mask).pooler_output)
-
-
 class BagOfWords(nn.Module):
-    """The same interface on the mean of the words' vectors; `notes` of every call are kept."""
+    """A classifier with BERT's interface, on the mean of the words' vectors; notes of how it was called are kept."""
 
     def __init__(self, n_tokens: int, n_classes: int) -> None:
         super().__init__()
@@ -81,6 +62,16 @@ def seeded(make, seed: int = 0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make()
+
+
+def tiny_bert() -> BertForClassification:
+    """BERT of the course; its matrices begin larger than those of a BERT that sees a billion words, so that 200 steps do."""
+    model = seeded(lambda: BertForClassification(len(WORDS), LONGEST, 48, 2, 4, n_classes=2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(5.0)
+    return model
 
 
 def tiny_gpt2(spread: float = 0.0) -> GPT2:

@@ -53,6 +53,7 @@ def block(made: Any, x: Tensor) -> Tensor:
 
 
 def gpt2(made: Any, ids: Tensor) -> Tensor:
+<<<<<<< HEAD
     whole = huggingface(*sizes(made))
     return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
 
@@ -67,6 +68,12 @@ def sizes(made: Any) -> tuple[int, int, int, int, int]:
         len(made.blocks),
         made.blocks[0].attention.n_heads,
     )
+=======
+    n_tokens, dim = made.embedding.tokens.shape
+    max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
+    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
+    return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
+>>>>>>> train
 
 
 def gpt2_weights(made: Any) -> dict[str, Tensor]:
@@ -80,6 +87,7 @@ def gpt2_weights(made: Any) -> dict[str, Tensor]:
     for i, one in enumerate(made.blocks):
         weights |= {f"transformer.h.{i}.{name}": value for name, value in block_weights(one).items()}
     return weights
+<<<<<<< HEAD
 
 
 @torch.no_grad()
@@ -93,6 +101,8 @@ def twin(made: Any) -> Any:
         model.get_parameter(name).copy_(weight)
     model.loss_type = "ForCausalLM"  # else it warns that it has to guess
     return model
+=======
+>>>>>>> train
 
 
 def block_weights(made: Any) -> dict[str, Tensor]:
@@ -109,6 +119,21 @@ def block_weights(made: Any) -> dict[str, Tensor]:
         | {f"{name}.weight": norm.weight for name, norm in norms.items()}
         | {f"{name}.bias": made.bias for name, made in (matrices | norms).items()}
     )
+
+
+def twin(made: Any) -> "GPT2LMHeadModel":
+    """HuggingFace's model with weights of its own that are the same, and without dropout."""
+    (n_tokens, dim), n_heads = made.embedding.tokens.shape, made.blocks[0].attention.n_heads
+    whole = huggingface(n_tokens, len(made.embedding.positions), dim, len(made.blocks), n_heads)
+    model = copy.deepcopy(whole).to(made.embedding.tokens.dtype)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        for name, weight in gpt2_weights(made).items():
+            model.get_parameter(name).copy_(weight)
+    model.loss_type = "ForCausalLM"  # else it warns that it has to guess
+    return model
 
 
 @lru_cache(maxsize=8)

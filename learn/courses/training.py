@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learn.checking.checks import EVERY, agrees, has
+from learn.checking.checks import EVERY, agrees, by_hand_in, has
 from learn.checking.course import Case, Check, Course, Part, Wrong, load
-from learn.checking.honesty import by_hand_in
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import floats, integers
 from learn.checking.values import differ

@@ -7,8 +7,9 @@ import torch
 
 from explore.scores import head_scores
 from learn.checking.course import Wrong, judge, load
+from learn.checking.values import differ
 from learn.courses import further, further_runs
-from learn.courses.further_models import TinyBert, induction_lm, random_lm, repeated, seeded
+from learn.courses.further_models import induction_lm, random_lm, repeated, tiny_bert
 from learn.courses.further_text import ANIMALS, CLS, LONGEST, PAD, WORDS, sentences
 from learn.solution import further as solution
 
@@ -45,7 +46,7 @@ def test_neither_words_nor_animals_tell_the_label(what):
 
 
 def test_a_frozen_body_stays_near_chance():
-    model = seeded(TinyBert)
+    model = tiny_bert()
     for parameter in model.bert.parameters():
         parameter.requires_grad_(False)
     known, held_out = TEXT.part(slice(1600)), TEXT.part(slice(1600, None))
@@ -118,3 +119,18 @@ def test_without_accelerate_one_sentence_says_what_to_install(monkeypatch):
     says = "not tried: transformers.Trainer needs one more package: pip install accelerate"
     assert judge(further.COURSE.case(name, file, solution), further.OUTLINE.student) == ("right", says)
     assert judge(further.COURSE.case(name, stubs, solution), further.OUTLINE.student)[0] == "not built"
+
+
+@pytest.mark.parametrize(
+    ("mine", "says"),
+    [
+        ({"a": 1, "b": torch.zeros(2)}, None),
+        ({"b": torch.zeros(2)}, "there is no a"),
+        ({"a": 2, "b": torch.zeros(2)}, "a: it is 2, expected 1"),
+        ({"a": None, "b": torch.zeros(2)}, "a: it is NoneType, expected int: is a `return` missing?"),
+        ({"a": 1, "b": torch.tensor([0.0, 1.0])}, "b: only row 1 differ; the largest difference is at row 1"),
+    ],
+)
+def test_named_results_differ_in_words(mine, says):
+    told = differ(mine, {"a": 1, "b": torch.zeros(2)})
+    assert told == says or told.startswith(says)
