@@ -32,19 +32,11 @@ ONLY_IN = {
         "learn/courses/gpt2_references.py",
         "learn/courses/generation_references.py",
         "learn/courses/training_references.py",
-<<<<<<< HEAD
         "learn/courses/bert_references.py",
         "learn/checking/hub.py",
-=======
->>>>>>> train
         "learn/courses/further_references.py",
         "learn/further_student.py",
         "learn/solution/further.py",
-<<<<<<< HEAD
-=======
-        "learn/courses/bert_references.py",
-        "learn/checking/hub.py",
->>>>>>> train
     },
     "ray": {"train/cluster.py"},
     "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},

@@ -11,10 +11,6 @@ from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, NotTried, Wrong
 from learn.checking.explain import difference, equal
-<<<<<<< HEAD
-from learn.checking.honesty import honest
-=======
->>>>>>> train
 from learn.checking.mistakes import made_by_variant, pairs_of_variants, variants
 from learn.checking.spy import Spy
 
@@ -303,8 +299,6 @@ def by_hand(case: Case) -> None:
         honest(case, spy)
 
 
-<<<<<<< HEAD
-=======
 def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> Check:
     """The same of whatever `run` does with the student's file.
 
@@ -335,7 +329,6 @@ def honest(case: Case, spy: Spy, allowed: tuple[str, ...] = ()) -> None:
         raise Wrong(f"right, but {case.name} of the solution did the work: here you write that yourself.")
 
 
->>>>>>> train
 def agrees(
     compute: Callable[[Any], Any], right: Callable[[], Any], differ: Callable[[Any, Any], str | None]
 ) -> Check:

@@ -29,11 +29,7 @@ class Numbers:
     def with_gaps(self, text: str) -> list[int]:
         return self(text)
 
-<<<<<<< HEAD
-    def decode(self, ids) -> str:
-=======
     def decode(self, ids: Sequence[int]) -> str:
->>>>>>> train
         return " ".join(map(str, ids))
 
     def tokens(self, ids: Sequence[int]) -> list[str]:

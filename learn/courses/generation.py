@@ -2,9 +2,8 @@
 
 import torch
 
-from learn.checking.checks import FUNCTION, agrees, by_hand, own, parity
+from learn.checking.checks import FUNCTION, agrees, by_hand, by_hand_in, own, parity
 from learn.checking.course import Course, Part
-from learn.checking.honesty import by_hand_in
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import floats, integers
 from learn.courses import generation_cache as cache

@@ -5,6 +5,7 @@ Models are GPT-2 of the solution, or a function of ids [B, T] to logits [B, T, V
 
 import itertools
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from learn.courses.gpt2_references import huggingface, twin
+from learn.courses.gpt2_references import gpt2_weights, huggingface
 
 Pieces = list[tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 
@@ -42,7 +43,7 @@ def attention_in_pieces(made: Any, x: Tensor, sizes: Sequence[int]) -> Pieces:
 
 def gpt2_in_pieces(made: Any, ids: Tensor, sizes: Sequence[int]) -> Pieces:
     """Logits of each piece, and keys and values of all layers after it, by GPT2LMHeadModel with use_cache."""
-    whole, cache, found = twin(made), DynamicCache(), Pieces()
+    whole, cache, found = as_huggingface(made), DynamicCache(), Pieces()
     for piece in ids.split(list(sizes), dim=1):
         logits = whole(piece, past_key_values=cache, use_cache=True).logits
         found.append((logits, layers_of(cache)))
@@ -51,6 +52,17 @@ def gpt2_in_pieces(made: Any, ids: Tensor, sizes: Sequence[int]) -> Pieces:
 
 def layers_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
+
+
+@torch.no_grad()
+def as_huggingface(made: Any) -> Any:
+    """The same weights in a GPT2LMHeadModel of its own."""
+    n_tokens, dim = made.embedding.tokens.shape
+    sizes = (len(made.embedding.positions), dim, len(made.blocks), made.blocks[0].attention.n_heads)
+    model = deepcopy(huggingface(n_tokens, *sizes)).to(made.embedding.tokens.dtype)
+    for name, value in gpt2_weights(made).items():
+        model.get_parameter(name).copy_(value)
+    return model
 
 
 def next_token_probabilities(
@@ -76,7 +88,7 @@ def frequency_penalised(made: Any, logits: Tensor, ids: Tensor, penalty: float) 
 
 def greedy(made: Any, prompt: Sequence[int], n_new: int, end: int | None) -> list[int]:
     """HuggingFace's greedy continuation, n_new tokens with what ended filled up."""
-    out = twin(made).generate(
+    out = as_huggingface(made).generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt)),
         max_new_tokens=n_new,
@@ -120,7 +132,7 @@ def beams(
 ) -> tuple[list[int], float]:
     """HuggingFace's best continuation, up to its end token, and its score."""
     end = settings.get("end")
-    out = twin(made).generate(
+    out = as_huggingface(made).generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt)),
         max_new_tokens=n_new,

@@ -53,27 +53,10 @@ def block(made: Any, x: Tensor) -> Tensor:
 
 
 def gpt2(made: Any, ids: Tensor) -> Tensor:
-<<<<<<< HEAD
-    whole = huggingface(*sizes(made))
-    return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
-
-
-def sizes(made: Any) -> tuple[int, int, int, int, int]:
-    """What the student's GPT2 was made with."""
-    n_tokens, dim = made.embedding.tokens.shape
-    return (
-        n_tokens,
-        len(made.embedding.positions),
-        dim,
-        len(made.blocks),
-        made.blocks[0].attention.n_heads,
-    )
-=======
     n_tokens, dim = made.embedding.tokens.shape
     max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
     whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
     return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
->>>>>>> train
 
 
 def gpt2_weights(made: Any) -> dict[str, Tensor]:
@@ -87,22 +70,6 @@ def gpt2_weights(made: Any) -> dict[str, Tensor]:
     for i, one in enumerate(made.blocks):
         weights |= {f"transformer.h.{i}.{name}": value for name, value in block_weights(one).items()}
     return weights
-<<<<<<< HEAD
-
-
-@torch.no_grad()
-def twin(made: Any) -> Any:
-    """A GPT2LMHeadModel with weights of its own that are the same, and without dropout."""
-    model = copy.deepcopy(huggingface(*sizes(made))).to(made.embedding.tokens.dtype)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    for name, weight in gpt2_weights(made).items():
-        model.get_parameter(name).copy_(weight)
-    model.loss_type = "ForCausalLM"  # else it warns that it has to guess
-    return model
-=======
->>>>>>> train
 
 
 def block_weights(made: Any) -> dict[str, Tensor]:
