@@ -17,9 +17,7 @@ PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
 
 
 DECISIVE = ("model", "train", "data")  # folders whose code decides what comes out of a run
-STUDENTS_FILE = {
-    "learn.gpt2_student": REPOSITORY / "learn" / "gpt2_student.py"
-}  # decisive where it is in use
+STUDENTS = {"learn.gpt2_student": "learn/gpt2_student.py"}  # by module: decisive where it is in use
 
 
 class Code(NamedTuple):
@@ -80,7 +78,8 @@ def git(*args: str) -> bytes:
 def hashes_of_code() -> dict[str, str]:
     """By file, a hash of the syntax tree, which comments and layout are no part of."""
     files = sorted(path for folder in DECISIVE for path in (REPOSITORY / folder).rglob("*.py"))
-    files += [path for module, path in STUDENTS_FILE.items() if module in sys.modules]
+    in_use = [REPOSITORY / name for module, name in STUDENTS.items() if module in sys.modules]
+    files += [path for path in in_use if path.is_file()]
     return {path.relative_to(REPOSITORY).as_posix(): hash_of_code(path.read_bytes()) for path in files}
 
 
