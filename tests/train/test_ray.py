@@ -214,6 +214,7 @@ def test_a_run_that_fails_or_dies_does_so_alone(cluster, tmp_path, notes, monkey
 
 
 @needs_ray
+@pytest.mark.slow  # --jobs shares the code, and tests it every time
 def test_fail_fast_ends_all(cluster, tmp_path):
     from ray import cloudpickle
 
