@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, NotTried, Wrong
-from learn.checking.explain import difference, equal
-from learn.checking.mistakes import made_by_variant, pairs_of_variants, variants
+from learn.checking.explain import equal
+from learn.checking.mistakes import variants
+from learn.checking.parity import SPREAD, cast, gradients, parity, ready
 from learn.checking.spy import Spy
 
 MAY_CONTAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity)
-SPREAD = 0.1  # of what is added to every parameter, so that ones and zeros hide nothing
 
 
 def own(case: Case) -> None:
@@ -126,168 +126,6 @@ def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
         f"`{name}` starts with the right spread and other numbers: random numbers are drawn in another order than "
         "the docstring's."
     )
-
-
-def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
-    """The reference's outputs on the same weights: as they start, or each of them moved a little."""
-
-    def check(case: Case) -> None:
-        made = ready(case, spread, dtype)
-        for args in case.part.inputs():
-            args = cast(args, dtype)
-            with torch.no_grad():
-                out, right = call(case, made, args), reference(case, made, args)
-            found = difference(out, right, case.part.axes)
-            if found is None:
-                continue
-            if mistake := recognise(case, made, args, out, right):
-                raise Wrong(f"it looks like {mistake}.")
-            if looks_back_only in case.part.checks:  # which is to be mended before numbers are looked at
-                looks_back_only(case)
-            after = (
-                " after every parameter was moved a little (they start as ones or zeros, which hides much)"
-            )
-            raise Wrong(
-                f"{found}{after if spread else ''}{settings(case, args)}. {smallest(case, made, dtype)}".strip()
-            )
-
-    return check
-
-
-def smallest(case: Case, made: Any, dtype: torch.dtype) -> str:
-    """Whether the shortest sequence, in most parts of one position, comes out right: it tells where to look."""
-    tries = [cast(args, dtype) for args in case.part.inputs()]
-    args = min(tries, key=lambda args: args[0].numel() if args and isinstance(args[0], Tensor) else 0)
-    if len(tries) == 1 or not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
-        return ""
-    with torch.no_grad():
-        found = difference(call(case, made, args), reference(case, made, args), case.part.axes)
-    what = f"an input of shape {list(args[0].shape)}"
-    return f"It is wrong even for {what}." if found else f"For {what} it is right."
-
-
-def ready(case: Case, spread: float, dtype: torch.dtype) -> Any:
-    """What the student made, with moved parameters if asked for."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        made = case.part.make(case.mine)
-        if isinstance(made, nn.Module):
-            with torch.no_grad():
-                for parameter in made.parameters():
-                    parameter.add_(spread * torch.randn_like(parameter))
-            made = made.to(dtype)
-    return made
-
-
-def cast(args: tuple, dtype: torch.dtype) -> tuple:
-    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
-
-
-def call(case: Case, made: Any, args: tuple) -> Any:
-    """The student's output, on inputs that must stay as they are."""
-    copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
-    try:
-        out = made(*copies)
-    except Exception as error:
-        shapes = [str(list(a.shape)) for a in args if isinstance(a, Tensor)]
-        error.add_note(f"(the input was {', '.join(shapes)})")
-        raise
-    for copy, arg in zip(copies, args, strict=True):
-        if isinstance(arg, Tensor) and not torch.equal(copy, arg):
-            raise Wrong(f"{case.name} changes its input: an operation in place (`+=`, `masked_fill_`)?")
-    return case.part.counts(out, *args)
-
-
-def reference(case: Case, made: Any, args: tuple) -> Tensor:
-    """What is right."""
-    return case.part.counts(case.part.reference(made, *args), *args)
-
-
-def settings(case: Case, args: tuple) -> str:
-    """The optional arguments that are there: tensors by their name, others with their value."""
-    thing = getattr(case.solution, case.name)
-    names = list(inspect.signature(getattr(thing, "forward", thing)).parameters.values())
-    names = names[inspect.isclass(thing) :]  # without self
-    told = [
-        name.name.split("_")[0] if isinstance(a, Tensor) else f"{name.name}={a}"
-        for name, a in zip(names, args, strict=False)
-        if a is not None and not (isinstance(a, Tensor) and name.default is name.empty)
-    ]
-    return f" (with {', '.join(told)})" if told else ""
-
-
-def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) -> str | None:
-    """The mistake, or the two of them, whose variant of the solution gives just what the student's code gives."""
-    if not isinstance(out, Tensor):
-        return None
-    for mistake, module in variants(case):
-        if gives(case, module, made, args, out, right):
-            return mistake.says
-    for (one, other), module in pairs_of_variants(case) if out.isfinite().all() else ():
-        if gives(case, module, made, args, out, right):
-            return f"two mistakes: {one.says}; and {other.says}"
-    return None
-
-
-def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, right: Tensor) -> bool:
-    """Whether a mistaken variant comes to the student's output, and that is not right."""
-    variant = made_by_variant(case, module, made)
-    if variant is None:
-        return False
-    try:
-        with torch.no_grad():
-            other = case.part.counts(variant(*args), *args)
-    except Exception:  # a variant need not run on everything
-        return False
-    return equal(out, other) and not (other.shape == right.shape and equal(other, right))
-
-
-def gradients(case: Case) -> None:
-    """The reference's gradients, with respect to parameters and inputs."""
-    made = ready(case, SPREAD, torch.float64)
-    for args in case.part.inputs():
-        same_gradients(case, made, cast(args, torch.float64))
-
-
-def same_gradients(case: Case, made: Any, args: tuple) -> None:
-    args = tuple(
-        a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
-    )
-    out, right = case.part.counts(made(*args), *args), reference(case, made, args)
-    sources = dict[str, Tensor]()
-    if isinstance(made, nn.Module):
-        sources |= {f"`{n}`": p for n, p in made.named_parameters()}
-    sources |= {f"input {i}": a for i, a in enumerate(args, 1) if isinstance(a, Tensor) and a.requires_grad}
-    weight = torch.randn(right.shape, generator=torch.Generator().manual_seed(2), dtype=right.dtype)
-    expected = torch.autograd.grad((right * weight).sum(), list(sources.values()))
-    hint = "something was detached: .detach(), .data, .item(), torch.tensor(...) or torch.no_grad()?"
-    if not out.requires_grad:
-        raise Wrong(f"outputs are right, but no gradient flows back from them: {hint}")
-    found = torch.autograd.grad((out * weight).sum(), list(sources.values()), allow_unused=True)
-    for name, mine, grad in zip(sources, found, expected, strict=True):
-        if mine is None:
-            raise Wrong(f"outputs are right, but no gradient reaches {name}: {hint}")
-        if not torch.allclose(mine, grad, 1e-5, 1e-9):
-            size = float(mine.norm() / grad.norm())
-            raise Wrong(
-                f"outputs are right, but the gradient of {name} is not ({size:.3g} times its size): {hint}"
-            )
-
-
-def looks_back_only(case: Case) -> None:
-    """What comes later changes nothing earlier."""
-    made = ready(case, SPREAD, torch.float64)
-    [x] = cast(case.part.inputs()[0], torch.float64)
-    out = made(x)
-    for cut in range(1, x.shape[1]):
-        other = torch.cat([x[:, :cut], x[:, cut:].flip(0)], dim=1)
-        changed = ~torch.isclose(made(other)[:, :cut], out[:, :cut], equal_nan=True).all(dim=-1).all(dim=0)
-        if changed.any():
-            early = int(changed.nonzero()[0])
-            raise Wrong(
-                f"position {early} looks ahead: it changes when only positions from {cut} on do. "
-                "Mend that first; other numbers may be wrong, too."
-            )
 
 
 def by_hand(case: Case) -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from data.hub import hub_answers
-from learn.checking.checks import call
 from learn.checking.course import Case, Check, NotTried, Wrong, clock_stopped
 from learn.checking.explain import difference
+from learn.checking.parity import call
 
 FILES = ("config.json", "model.safetensors")
 SECONDS = 3.0  # to wait for an answer, once in a process

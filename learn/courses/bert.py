@@ -5,23 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learn.checking.checks import (
-    EVERY,
-    FUNCTION,
-    MODULE,
-    SPREAD,
-    agrees,
-    by_hand,
-    cast,
-    gradients,
-    has,
-    parity,
-    ready,
-    seeded,
-)
+from learn.checking.checks import EVERY, FUNCTION, MODULE, agrees, by_hand, has, seeded
 from learn.checking.course import Case, Check, Course, Part, Wrong
 from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
+from learn.checking.parity import SPREAD, cast, gradients, parity, ready
 from learn.checking.samples import floats, integers
 from learn.courses import bert_references as references
 from learn.courses.bert_masking import (

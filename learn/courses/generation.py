@@ -2,9 +2,10 @@
 
 import torch
 
-from learn.checking.checks import FUNCTION, agrees, by_hand, by_hand_in, own, parity
+from learn.checking.checks import FUNCTION, agrees, by_hand, by_hand_in, own
 from learn.checking.course import Course, Part
 from learn.checking.mistakes import read_mistakes
+from learn.checking.parity import parity
 from learn.checking.samples import floats, integers
 from learn.courses import generation_cache as cache
 from learn.courses import generation_references as references

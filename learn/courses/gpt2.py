@@ -4,10 +4,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from learn.checking.checks import EVERY, FUNCTION, MODULE, has, looks_back_only
+from learn.checking.checks import EVERY, FUNCTION, MODULE, has
 from learn.checking.course import Case, Check, Course, Part, Wrong
 from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
+from learn.checking.parity import looks_back_only
 from learn.checking.samples import floats, integers
 from learn.courses import gpt2_references as references
 from learn.outline import Outline

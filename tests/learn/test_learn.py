@@ -12,8 +12,8 @@ import torch
 from learn import outline
 from learn.__main__ import main
 from learn.checking import explain
-from learn.checking.checks import looks_back_only
 from learn.checking.course import Part, Wrong, get_course, judge, judge_course, load
+from learn.checking.parity import looks_back_only
 from learn.outline import COURSES, Outline
 
 FOLDER = Path(__file__).parent
@@ -60,6 +60,13 @@ def test_files_of_a_course_have_the_same_parts(course):
     assert list(outline.definitions(Outline(course).student)) == parts
     assert list(COURSE[course].parts) == parts
     assert all(Outline(course).parts().values()), "the map shows the first line of each docstring"
+
+
+def test_the_drawing_names_parts_that_there_are():
+    drawing = (outline.HERE / "architecture.svg").read_text(encoding="utf-8")
+    names = set(re.findall(r'<text class="name"[^>]*>(\w+)</text>', drawing))
+    assert len(names) >= 8
+    assert names <= {*Outline("gpt2").parts(), *Outline("bert").parts()}
 
 
 @pytest.mark.parametrize("course", COURSES)
