@@ -68,7 +68,12 @@ EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-11}, {"rtol": 1e-3, "atol": 1e-5}
     [
         ("ddp", EXACT, {}),
         # AdamW would make rounding errors as large as gradients where these ought to be zero.
-        ("fsdp", ROUNDED, {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}),
+        pytest.param(
+            "fsdp",
+            ROUNDED,
+            {"precision": "32-true", "optimizer": "sgd", "lr": 0.1},
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_two_processes_equal_one_with_the_double_batch(strategy, close, fields, tmp_path):
