@@ -5,7 +5,6 @@ Models are GPT-2 of the solution, or a function of ids [B, T] to logits [B, T, V
 
 import itertools
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from learn.courses.gpt2_references import gpt2_weights, huggingface
+from learn.courses.gpt2_references import huggingface, twin
 
 Pieces = list[tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 
@@ -43,7 +42,7 @@ def attention_in_pieces(made: Any, x: Tensor, sizes: Sequence[int]) -> Pieces:
 
 def gpt2_in_pieces(made: Any, ids: Tensor, sizes: Sequence[int]) -> Pieces:
     """Logits of each piece, and keys and values of all layers after it, by GPT2LMHeadModel with use_cache."""
-    whole, cache, found = as_huggingface(made), DynamicCache(), Pieces()
+    whole, cache, found = twin(made), DynamicCache(), Pieces()
     for piece in ids.split(list(sizes), dim=1):
         logits = whole(piece, past_key_values=cache, use_cache=True).logits
         found.append((logits, layers_of(cache)))
@@ -52,17 +51,6 @@ def gpt2_in_pieces(made: Any, ids: Tensor, sizes: Sequence[int]) -> Pieces:
 
 def layers_of(cache: Any) -> list[tuple[Tensor, Tensor]]:
     return [(layer.keys, layer.values) for layer in cache.layers]
-
-
-@torch.no_grad()
-def as_huggingface(made: Any) -> Any:
-    """The same weights in a GPT2LMHeadModel of its own."""
-    n_tokens, dim = made.embedding.tokens.shape
-    sizes = (len(made.embedding.positions), dim, len(made.blocks), made.blocks[0].attention.n_heads)
-    model = deepcopy(huggingface(n_tokens, *sizes)).to(made.embedding.tokens.dtype)
-    for name, value in gpt2_weights(made).items():
-        model.get_parameter(name).copy_(value)
-    return model
 
 
 def next_token_probabilities(
@@ -88,7 +76,8 @@ def frequency_penalised(made: Any, logits: Tensor, ids: Tensor, penalty: float) 
 
 def greedy(made: Any, prompt: Sequence[int], n_new: int, end: int | None) -> list[int]:
     """HuggingFace's greedy continuation, n_new tokens with what ended filled up."""
-    out = as_huggingface(made).generate(
+    model: Any = twin(made)
+    out = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt)),
         max_new_tokens=n_new,
@@ -132,7 +121,8 @@ def beams(
 ) -> tuple[list[int], float]:
     """HuggingFace's best continuation, up to its end token, and its score."""
     end = settings.get("end")
-    out = as_huggingface(made).generate(
+    model: Any = twin(made)
+    out = model.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt)),
         max_new_tokens=n_new,

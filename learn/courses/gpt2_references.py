@@ -53,10 +53,8 @@ def block(made: Any, x: Tensor) -> Tensor:
 
 
 def gpt2(made: Any, ids: Tensor) -> Tensor:
-    n_tokens, dim = made.embedding.tokens.shape
-    max_seq_len, n_heads = len(made.embedding.positions), made.blocks[0].attention.n_heads
-    whole = huggingface(n_tokens, max_seq_len, dim, len(made.blocks), n_heads)
-    return functional_call(whole, gpt2_weights(made), (ids,), {"use_cache": False}, tie_weights=True).logits
+    whole, weights = of_the_same_sizes(made), gpt2_weights(made)
+    return functional_call(whole, weights, (ids,), {"use_cache": False}, tie_weights=True).logits
 
 
 def gpt2_weights(made: Any) -> dict[str, Tensor]:
@@ -88,11 +86,14 @@ def block_weights(made: Any) -> dict[str, Tensor]:
     )
 
 
+def of_the_same_sizes(made: Any) -> "GPT2LMHeadModel":
+    (n_tokens, dim), n_heads = made.embedding.tokens.shape, made.blocks[0].attention.n_heads
+    return huggingface(n_tokens, len(made.embedding.positions), dim, len(made.blocks), n_heads)
+
+
 def twin(made: Any) -> "GPT2LMHeadModel":
     """HuggingFace's model with weights of its own that are the same, and without dropout."""
-    (n_tokens, dim), n_heads = made.embedding.tokens.shape, made.blocks[0].attention.n_heads
-    whole = huggingface(n_tokens, len(made.embedding.positions), dim, len(made.blocks), n_heads)
-    model = copy.deepcopy(whole).to(made.embedding.tokens.dtype)
+    model = copy.deepcopy(of_the_same_sizes(made)).to(made.embedding.tokens.dtype)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
