@@ -8,25 +8,14 @@ import signal
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import rich
 from rich.markup import escape
 from rich.table import Table
 
 from learn.notebook import write_notebook
-from learn.outline import (
-    COURSES,
-    DONE,
-    Outline,
-    keep_progress,
-    states,
-    unreadable,
-)
+from learn.outline import COURSES, DONE, Outline, keep_progress, states, unreadable
 from learn.say import COLOURS, say
-
-if TYPE_CHECKING:
-    pass
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,10 +88,7 @@ def choose(outlines: list[Outline], what: str | None) -> list[tuple[Outline, str
 
 def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
     """Prints a verdict on every part as soon as it is known."""
-    from learn.checking.course import (  # they take seconds to import, and the map needs none
-        get_course,
-        judge_course,
-    )
+    from learn.checking.course import get_course, judge_course  # seconds to import, and the map needs neither
 
     all_right = True
     for outline, part in chosen:

@@ -35,7 +35,7 @@ class Outline:
 
     @property
     def mistakes(self) -> Path:
-        return HERE / "courses" / f"{self.course}_mistakes.txt"
+        return HERE / "courses" / self.course / "mistakes.txt"
 
     def parts(self) -> dict[str, str]:
         """The parts' names, and the first sentence of each docstring."""

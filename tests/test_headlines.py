@@ -40,6 +40,7 @@ def test_sixteen_layers_train_at_the_learning_rate_of_two_in_completep_only(tmp_
     assert loss["standard"] - loss["completep"] >= 0.1
 
 
+@pytest.mark.slow
 def test_eighteen_post_norm_layers_learn_with_admin_and_not_without(tmp_path, monkeypatch):
     text = main.CONFIGS.joinpath("admin-deep.txt").read_text(encoding="utf-8")
     skip = "skip = [\"variant in ('deepnet', 'pre-norm') or residual_trainable\"]"

@@ -185,7 +185,7 @@ def test_a_diverged_run_makes_the_exit_code_1(tmp_path, capsys):
     assert "diverged: training loss" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("where", ["training", "twice"])
+@pytest.mark.parametrize("where", ["training", pytest.param("twice", marks=pytest.mark.slow)])
 def test_ctrl_c_saves_and_leaves(tmp_path, where):
     command = [
         sys.executable,

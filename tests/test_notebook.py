@@ -55,9 +55,9 @@ def test_each_figure_is_shown_once(cells):
         assert figures(cells, code) == 1, code
 
 
-def test_nothing_complains(cells, mup_cells):
-    assert text(cells, "verify_stable_load").count(": ok") == 3
-    cells = [*cells, *mup_cells]
+@pytest.mark.parametrize("name", ["cells", pytest.param("mup_cells", marks=pytest.mark.slow)])
+def test_nothing_complains(name, request):
+    cells = request.getfixturevalue(name)
     said = [output["text"] for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     # Libraries may say what they like, also from an environment that lies inside the repository.
     ours = [
@@ -69,6 +69,7 @@ def test_nothing_complains(cells, mup_cells):
 
 
 def test_the_table_of_runs_and_the_samples_are_there(cells):
+    assert text(cells, "verify_stable_load").count(": ok") == 3
     [table] = outputs(cells, "table = model_explorer.runs()")
     assert "complete" in table["data"]["text/html"]
     assert text(cells, "dataset.show_sample(1)").count("«") == 2
@@ -83,6 +84,7 @@ def test_the_pages_and_tables_of_what_is_inside_are_there(cells):
         assert "<table" in table["data"]["text/html"], code
 
 
+@pytest.mark.slow
 def test_models_of_transformers_keep_their_sizes_in_mup_and_only_there(mup_cells):
     said = text(mup_cells, "model_explorer.coord_check(")
     for kind in ("GPT-2", "BERT", "RoBERTa"):
@@ -91,6 +93,7 @@ def test_models_of_transformers_keep_their_sizes_in_mup_and_only_there(mup_cells
     assert said.count("standard: fails, as expected") == said.count("mup: passes") == 3
 
 
+@pytest.mark.slow
 def test_a_large_model_of_transformers_has_the_readout_and_the_groups_of_mup(mup_cells):
     said = text(mup_cells, "optimizer.param_groups").splitlines()
     assert said[0] == "['lm_head'] 0.25"
@@ -98,6 +101,7 @@ def test_a_large_model_of_transformers_has_the_readout_and_the_groups_of_mup(mup
     assert "hidden x0.0625: 2 tensors, lr 6.25e-05" in said, "from n_inner, which grows 16 times, out"
 
 
+@pytest.mark.slow
 def test_the_learning_rate_of_a_users_own_network_transfers_in_mup_and_only_there(mup_cells):
     standard, mup, verdict = text(mup_cells, "model_explorer.transfer_report(").splitlines()
     assert standard.startswith("parametrization=standard: shifts over dim")

@@ -103,7 +103,7 @@ class Verdict:
 
 def get_course(name: str) -> Course:
     """The course of this name. Imports torch, and what the references are made of."""
-    course = importlib.import_module(f"learn.courses.{name}").COURSE
+    course = importlib.import_module(f"learn.courses.{name}.course").COURSE
     assert isinstance(course, Course)
     return course
 

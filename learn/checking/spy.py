@@ -51,9 +51,9 @@ PLACES = {
 @cache
 def ready_made_place(file: str) -> str | None:
     """Of a file with such models' parts, or optimizers: which of the places it is in."""
-    if file.endswith("_references.py"):
-        return "the checks"
     path = Path(file)
+    if path.name == "references.py" and path.is_relative_to(PROJECT / "learn" / "courses"):
+        return "the checks"
     return next((place for folder, place in PLACES.items() if folder in (path, *path.parents)), None)
 
 

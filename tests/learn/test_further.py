@@ -8,9 +8,10 @@ import torch
 from explore.scores import head_scores
 from learn.checking.course import Wrong, judge, load
 from learn.checking.values import differ
-from learn.courses import further, further_runs
-from learn.courses.further_models import induction_lm, random_lm, repeated, tiny_bert
-from learn.courses.further_text import ANIMALS, CLS, LONGEST, PAD, WORDS, sentences
+from learn.courses.further import course as further
+from learn.courses.further import runs as further_runs
+from learn.courses.further.models import induction_lm, random_lm, repeated, tiny_bert
+from learn.courses.further.text import ANIMALS, CLS, LONGEST, PAD, WORDS, sentences
 from learn.solution import further as solution
 
 TEXT = sentences(2000)

@@ -7,10 +7,9 @@ import torch
 
 from learn.checking.checks import agrees
 from learn.checking.course import Wrong, get_course
-from learn.courses import generation_references as references
-from learn.courses import generation_tokens as tokens
-from learn.courses.generation_cache import all_cuts, computed_once
-from learn.courses.generation_models import KnownModel, as_function, small_attention, small_gpt2, solution
+from learn.courses.generation import references, tokens
+from learn.courses.generation.cache import all_cuts, computed_once
+from learn.courses.generation.models import KnownModel, as_function, small_attention, small_gpt2, solution
 
 COURSE = get_course("generation")
 SOLUTION = solution("generation")

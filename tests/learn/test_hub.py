@@ -16,7 +16,8 @@ from transformers import (
 
 from learn.checking import hub
 from learn.checking.course import NotTried, TooLong, Wrong, clock_stopped, get_course, judge, load, time_limit
-from learn.courses import bert, gpt2
+from learn.courses.bert import course as bert
+from learn.courses.gpt2 import course as gpt2
 
 TINY_GPT2 = GPT2Config(
     vocab_size=31, n_positions=11, n_embd=12, n_layer=2, n_head=3, bos_token_id=0, eos_token_id=0

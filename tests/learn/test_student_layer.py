@@ -204,6 +204,7 @@ def test_it_trains_is_opened_and_goes_on_from_there(built, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_workers_train_it_too_and_a_changed_file_is_changed_code(tmp_path):
     """In a copy, as worker processes read the student's file themselves."""
     copy = tmp_path / "copy"

@@ -9,8 +9,13 @@ import torch
 
 from learn import notebook, outline
 from learn.checking.course import Wrong, get_course, judge_course, load
-from learn.courses import bert_masking as masking
-from learn.courses.bert import company_does_not_matter, finite, looks_both_ways, padding_does_not_matter
+from learn.courses.bert import masking
+from learn.courses.bert.course import (
+    company_does_not_matter,
+    finite,
+    looks_both_ways,
+    padding_does_not_matter,
+)
 from learn.outline import Outline
 
 BERT = get_course("bert")

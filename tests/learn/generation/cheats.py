@@ -59,8 +59,8 @@ CHEATS = [
         [
             (
                 PROBABILITIES,
-                "from learn.courses import generation_references\n"
-                "    return generation_references.next_token_probabilities(0, logits, temperature, top_k, nucleus)",
+                "from learn.courses.generation import references\n"
+                "    return references.next_token_probabilities(0, logits, temperature, top_k, nucleus)",
             )
         ],
     ),

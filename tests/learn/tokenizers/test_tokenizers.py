@@ -13,10 +13,8 @@ from data.tokenizer import bpe_tokenizer
 from learn.__main__ import main
 from learn.checking.course import NotTried, get_course, judge, load
 from learn.checking.spy import Spy
-from learn.courses import tokenizers_checks as checks
-from learn.courses import tokenizers_differences as differences
-from learn.courses import tokenizers_references as references
-from learn.courses.tokenizers_texts import HARD, manual, pieces, speech
+from learn.courses.tokenizers import checks, differences, references
+from learn.courses.tokenizers.texts import HARD, manual, pieces, speech
 
 COURSE = get_course("tokenizers")
 SOLUTION = load(COURSE.outline.solution)

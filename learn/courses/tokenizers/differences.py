@@ -6,7 +6,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from learn.courses.tokenizers_references import byte_words
+from learn.courses.tokenizers.references import byte_words
 
 Pair = tuple[str, str]
 LONGEST = 70  # characters of a text shown

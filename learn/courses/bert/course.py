@@ -11,8 +11,8 @@ from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
 from learn.checking.parity import SPREAD, cast, gradients, parity, ready
 from learn.checking.samples import floats, integers
-from learn.courses import bert_references as references
-from learn.courses.bert_masking import (
+from learn.courses.bert import references
+from learn.courses.bert.masking import (
     calls,
     differ,
     drawn,

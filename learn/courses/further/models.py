@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learn.courses.further_text import LONGEST, WORDS
+from learn.courses.further.text import LONGEST, WORDS
 from learn.solution.bert import BertForClassification
 from learn.solution.gpt2 import GPT2
 from model.lm import LM

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from learn.checking.course import Case, Wrong
-from learn.courses import generation_references as references
-from learn.courses.generation_models import KnownModel, as_function, small_gpt2, solution
+from learn.courses.generation import references
+from learn.courses.generation.models import KnownModel, as_function, small_gpt2, solution
 
 Tokens = dict[str, Tensor]  # [B, n_new] by the case
 

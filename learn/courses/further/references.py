@@ -8,7 +8,8 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learn.courses import gpt2_references, training_references
+from learn.courses.gpt2 import references as gpt2_references
+from learn.courses.training import references as training_references
 from model.lm import LM
 
 

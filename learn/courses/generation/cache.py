@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from learn.checking.course import Wrong
 from learn.checking.explain import difference
 from learn.checking.samples import floats, integers
-from learn.courses import generation_references as references
-from learn.courses import gpt2_references
-from learn.courses.generation_models import D, V, small_attention, small_gpt2, solution
+from learn.courses.generation import references
+from learn.courses.generation.models import D, V, small_attention, small_gpt2, solution
+from learn.courses.gpt2 import references as gpt2_references
 
 STREAM, SCORES = ("sample", "position", "feature"), ("sample", "position", "token")
 KEPT = ("sample", "head", "position", "feature")

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from data.hub import hub_answers, offline
 from learn.checking.course import NotTried
-from learn.courses.tokenizers_texts import HARD, manual, speech
+from learn.courses.tokenizers.texts import HARD, manual, speech
 
 Pair = tuple[str, str]
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -7,10 +7,8 @@ from learn.checking.course import Course, Part
 from learn.checking.mistakes import read_mistakes
 from learn.checking.parity import parity
 from learn.checking.samples import floats, integers
-from learn.courses import generation_cache as cache
-from learn.courses import generation_references as references
-from learn.courses import generation_tokens as tokens
-from learn.courses.generation_models import V
+from learn.courses.generation import cache, references, tokens
+from learn.courses.generation.models import V
 from learn.outline import Outline
 
 ONE = ((cache.TOGETHER,),)

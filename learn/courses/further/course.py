@@ -12,9 +12,9 @@ from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import integers
 from learn.checking.spy import Spy
 from learn.checking.values import differ
-from learn.courses import further_references as references
-from learn.courses.further_models import induction_lm, random_lm, repeated, tiny_bert, tiny_gpt2
-from learn.courses.further_runs import (
+from learn.courses.further import references
+from learn.courses.further.models import induction_lm, random_lm, repeated, tiny_bert, tiny_gpt2
+from learn.courses.further.runs import (
     LABELS,
     Run,
     ablated,
@@ -30,7 +30,7 @@ from learn.courses.further_runs import (
     scored,
     wrapped,
 )
-from learn.courses.further_text import sentences
+from learn.courses.further.text import sentences
 from learn.outline import Outline
 
 # Whose work none is wanted of.

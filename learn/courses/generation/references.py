@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from learn.courses.gpt2_references import huggingface, twin
+from learn.courses.gpt2.references import huggingface, twin
 
 Pieces = list[tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from learn.checking.course import NotTried, Wrong
 from learn.checking.samples import floats, integers
-from learn.courses import further_references as references
-from learn.courses import gpt2_references
-from learn.courses.further_models import (
+from learn.courses.further import references
+from learn.courses.further.models import (
     BagOfWords,
     seeded,
     tiny_gpt2,
 )
+from learn.courses.gpt2 import references as gpt2_references
 
 V = 11  # tokens of the GPT-2
 LABELS = integers(V, 3, 7)

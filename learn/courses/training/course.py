@@ -11,7 +11,7 @@ from learn.checking.course import Case, Check, Course, Part, Wrong, load
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import floats, integers
 from learn.checking.values import differ
-from learn.courses import training_references as references
+from learn.courses.training import references
 from learn.outline import Outline
 
 SHAPES = {"matrix": (3, 4), "vector": (5,), "late": (2, 3)}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from learn.checking.course import Case, Wrong
 from learn.checking.samples import integers
-from learn.courses import bert_references as references
+from learn.courses.bert import references
 
 V, SPECIAL, MASK_ID = 50, 3, 3  # ids below 3 are special; the mask's own does not occur before
 SHARES = {"hidden": 0.8, "another token": 0.1, "as they were": 0.1}

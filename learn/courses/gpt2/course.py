@@ -10,7 +10,7 @@ from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
 from learn.checking.parity import looks_back_only
 from learn.checking.samples import floats, integers
-from learn.courses import gpt2_references as references
+from learn.courses.gpt2 import references
 from learn.outline import Outline
 
 V, T, D, H, LAYERS = 13, 9, 12, 3, 2  # tokens, positions, width, heads; all different, so that no mix-up fits

@@ -7,9 +7,8 @@ from typing import Any
 from learn.checking.checks import agrees, by_hand, own
 from learn.checking.course import Case, Check, Part, Wrong
 from learn.checking.imports import imports_none
-from learn.courses import tokenizers_differences as differences
-from learn.courses import tokenizers_references as references
-from learn.courses.tokenizers_texts import HARD, pieces
+from learn.courses.tokenizers import differences, references
+from learn.courses.tokenizers.texts import HARD, pieces
 
 OTHERS = ("tokenizers", "transformers", "tiktoken", "sentencepiece", "data")
 Differ = Callable[[Any, Any], str | None]

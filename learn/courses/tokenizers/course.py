@@ -6,9 +6,8 @@ from typing import Any
 
 from learn.checking.course import Check, Course
 from learn.checking.mistakes import read_mistakes
-from learn.courses import tokenizers_differences as differences
-from learn.courses import tokenizers_references as references
-from learn.courses.tokenizers_checks import (
+from learn.courses.tokenizers import differences, references
+from learn.courses.tokenizers.checks import (
     at_length,
     each,
     function,
@@ -18,7 +17,7 @@ from learn.courses.tokenizers_checks import (
     trains,
     vocabulary_is,
 )
-from learn.courses.tokenizers_texts import HARD, manual, pieces, speech
+from learn.courses.tokenizers.texts import HARD, manual, pieces, speech
 from learn.outline import Outline
 
 HARD_TEXTS, REAL_TEXTS = each(lambda: HARD), each(pieces)
