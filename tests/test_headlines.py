@@ -34,6 +34,7 @@ def test_at_a_high_learning_rate_width_helps_in_mup_and_hurts_in_standard(tmp_pa
     assert loss["mup", 64] - loss["mup", 256] >= 0.02
 
 
+@pytest.mark.slow
 def test_sixteen_layers_train_at_the_learning_rate_of_two_in_completep_only(tmp_path):
     found = trained(tmp_path, "completep-depth", n_layers=16, lr=2**-5, early_stop_nsamples=480)
     loss = losses(found, "parametrization")

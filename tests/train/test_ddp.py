@@ -1,6 +1,7 @@
 """Two processes train exactly what one does with batches twice as large, and only the first one prints and writes."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -128,15 +129,17 @@ def test_two_killed_processes_go_on_as_if_nothing_had_been(strategy, precision, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "precision"), [("ddp", "64-true"), ("fsdp", "32-true")])
-def test_two_processes_learn_to_fill_gaps_and_the_same_every_time(strategy, precision, tmp_path):
-    fields = {"batch_size": 7, "devices": 2, "strategy": strategy, "precision": precision, "epochs": 20}
-    masked = {"causal": False, "objective": "masked", "mask_frac": 0.3, "lr": 0.02, "random_seed": 1}
+def test_two_processes_hide_the_same_tokens_every_time(strategy, precision, tmp_path):
+    fields = {"batch_size": 7, "devices": 2, "strategy": strategy, "precision": precision}
+    masked = {"causal": False, "objective": "masked", "mask_frac": 0.3, "random_seed": 1}
     _, [run] = train(tmp_path / "once", **fields, **masked)
     _, [again] = train(tmp_path / "again", **fields, **masked)
     weights, same = load_file(run / "model.safetensors"), load_file(again / "model.safetensors")
     assert all(torch.equal(weights[name], same[name]) for name in weights)
-    losses = [stat[3] for stat in json.loads((run / "stats.json").read_text())["stat/val_loss:main"]]
-    assert losses[-1] < losses[0] - 0.3
+    ours, theirs = (json.loads((folder / "stats.json").read_text()) for folder in (run, again))
+    for name in ("stat/train_loss:main", "stat/val_loss:main"):
+        assert [stat[3] for stat in ours[name]] == [stat[3] for stat in theirs[name]]
+        assert all(math.isfinite(stat[3]) for stat in ours[name])
 
 
 def test_processes_share_every_row_and_have_equally_many_batches(tmp_path):

@@ -234,6 +234,7 @@ def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
     assert list(table.stopped) == ["interrupted"] * 2
 
 
+@pytest.mark.slow
 def test_no_worker_outlives_the_first_process():
     """Not even one that says nothing for long."""
     code = "from tests.train.test_jobs import *; from train.logs import *; log_to_console(); "

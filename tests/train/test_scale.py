@@ -36,6 +36,7 @@ def walks_and_lookups(root, n_runs, monkeypatch) -> list[tuple[int, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_folders_are_not_walked_through_for_each_run(tmp_path, monkeypatch, capsys):
     few = walks_and_lookups(tmp_path / "few", STEP, monkeypatch)
     many = walks_and_lookups(tmp_path / "many", 2 * STEP, monkeypatch)
