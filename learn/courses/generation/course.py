@@ -12,7 +12,7 @@ from learn.courses.generation.models import V
 from learn.outline import Outline
 
 ONE = ((cache.TOGETHER,),)
-HALF = torch.float32
+SINGLE = torch.float32
 
 PARTS = {
     "cached_attention": Part(
@@ -27,8 +27,8 @@ PARTS = {
             agrees(cache.attention_steps, lambda: cache.right_attention(kept=False), cache.steps_differ),
             agrees(cache.attention_steps, cache.right_attention, cache.steps_differ),
             agrees(
-                lambda my: cache.attention_steps(my, dtype=HALF),
-                lambda: cache.right_attention(dtype=HALF),
+                lambda my: cache.attention_steps(my, dtype=SINGLE),
+                lambda: cache.right_attention(dtype=SINGLE),
                 cache.steps_differ,
             ),
             agrees(cache.gradients_in_pieces, cache.right_gradients, cache.steps_differ),
@@ -43,8 +43,8 @@ PARTS = {
             agrees(cache.gpt2_steps, lambda: cache.right_gpt2(kept=False), cache.steps_differ),
             agrees(cache.gpt2_steps, cache.right_gpt2, cache.steps_differ),
             agrees(
-                lambda my: cache.gpt2_steps(my, dtype=HALF),
-                lambda: cache.right_gpt2(dtype=HALF),
+                lambda my: cache.gpt2_steps(my, dtype=SINGLE),
+                lambda: cache.right_gpt2(dtype=SINGLE),
                 cache.steps_differ,
             ),
             by_hand_in(cache.gpt2_steps),
@@ -68,7 +68,7 @@ PARTS = {
         ],
         references.next_token_probabilities,
         ("sample", "token"),
-        (own, parity(), parity(dtype=HALF), by_hand),
+        (own, parity(), parity(dtype=SINGLE), by_hand),
     ),
     "frequency_penalised": Part(
         lambda my: my.frequency_penalised,
