@@ -14,6 +14,8 @@ import main
 from data.corpora import sotu
 from model_explorer import results
 
+pytestmark = pytest.mark.slow
+
 
 def trained(tmp_path, config: str, **settings: object) -> pd.DataFrame:
     options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
@@ -34,14 +36,12 @@ def test_at_a_high_learning_rate_width_helps_in_mup_and_hurts_in_standard(tmp_pa
     assert loss["mup", 64] - loss["mup", 256] >= 0.02
 
 
-@pytest.mark.slow
 def test_sixteen_layers_train_at_the_learning_rate_of_two_in_completep_only(tmp_path):
     found = trained(tmp_path, "completep-depth", n_layers=16, lr=2**-5, early_stop_nsamples=480)
     loss = losses(found, "parametrization")
     assert loss["standard"] - loss["completep"] >= 0.1
 
 
-@pytest.mark.slow
 def test_eighteen_post_norm_layers_learn_with_admin_and_not_without(tmp_path, monkeypatch):
     text = main.CONFIGS.joinpath("admin-deep.txt").read_text(encoding="utf-8")
     skip = "skip = [\"variant in ('deepnet', 'pre-norm') or residual_trainable\"]"

@@ -190,6 +190,7 @@ def test_what_is_stopped_elsewhere_goes_on_on_a_cluster(cluster, far, whole, tmp
     assert_equal_runs(tmp_path, whole)
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_run_that_fails_or_dies_does_so_alone(cluster, tmp_path, notes, monkeypatch):
     """Its own exception is not tried again; a killed process is, but not for ever."""
