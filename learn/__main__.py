@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--file", type=Path, help="check this file in place of the course's: check gpt2 --file mine.py"
     )
-    args = parser.parse_args(arguments)
+    args = parser.parse_intermixed_args(arguments)
     outlines = [Outline(name) for name in COURSES]
     try:
         chosen = choose(outlines, args.what)
@@ -46,20 +46,32 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if args.file and len(chosen) > 1:
         parser.error("--file is one course's file: say which course, as in `check gpt2 --file mine.py`")
-    if args.file and not args.file.is_file():
-        parser.error(f"--file={args.file}: there is no such file")
+    if args.file and (problem := unfit(args.file, chosen[0][0])):
+        parser.error(f"--file={args.file}: {problem}")
     if args.action == "notebook":
         return write(chosen)
     if args.action == "map":
+        rich.print(progress(chosen, args.file))
         for outline, _ in chosen:
             if problem := unreadable(args.file or outline.student):
                 print(problem)
-        rich.print(progress(chosen, args.file))
         print(
             "Where to begin, and what to read: learn/README.md. To be checked: python3 -m learn check [part]"
         )
         return 0
     return check(chosen, args.file)
+
+
+def unfit(file: Path, outline: Outline) -> str | None:
+    """Why a file cannot be a course's."""
+    if not file.is_file():
+        return "there is no such file"
+    if file.suffix != ".py":
+        return "a file of Python is wanted, *.py; a notebook is checked by the cells in it"
+    for name in COURSES:
+        if name != outline.course and file.resolve() == Outline(name).student:
+            return f"that is the file of {name}, not of {outline.course}"
+    return None
 
 
 def choose(outlines: list[Outline], what: str | None) -> list[tuple[Outline, str | None]]:
@@ -82,8 +94,10 @@ def choose(outlines: list[Outline], what: str | None) -> list[tuple[Outline, str
     alike = get_close_matches(word, set(word_of.values()), n=6, cutoff=0.6)
     near = [key for key in every if word in word_of[key] or word_of[key] in alike]
     hint = f"; did you mean {', '.join(near)}?" if near else "."
-    listed = "; ".join(f"{o.course}: {', '.join(o.parts())}" for o in outlines)
-    raise ValueError(f"there is no part {what!r}{hint} There are: {listed}")
+    courses = ", ".join(outline.course for outline in outlines)
+    raise ValueError(
+        f"there is no part {what!r}{hint} The courses are {courses}; `python3 -m learn` lists their parts"
+    )
 
 
 def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
@@ -103,15 +117,23 @@ def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
 
 def write(chosen: list[tuple[Outline, str | None]]) -> int:
     """Writes the courses as notebooks into the working directory, over nothing that is there."""
+    failed = 0
     for outline, _ in chosen:
         file = Path(f"learn_{outline.course}.ipynb")
         try:
             write_notebook(outline, file)
+        except FileExistsError:
+            failed = 1
+            print(
+                f"{file} is there already, and stays as it is: for a new one give it another name",
+                file=sys.stderr,
+            )
         except OSError as error:
+            failed = 1
             print(f"{file} is not written: {error.strerror}", file=sys.stderr)
-            return 1
-        print(f"{file}: open it in Jupyter")
-    return 0
+        else:
+            print(f"{file}: open it in Jupyter")
+    return failed
 
 
 def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Table:
@@ -119,8 +141,9 @@ def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Tab
     known = {outline.course: states(outline, file or outline.student) for outline, _ in chosen}
     all_states = [state for of_course in known.values() for state in of_course.values()]
     table = Table(title=f"{all_states.count(DONE)} of {len(all_states)} parts are right")
-    for column in ("part", "what it is", "state"):
-        table.add_column(column)
+    table.add_column("part", no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("state", no_wrap=True)
     for outline, _ in chosen:
         table.add_section()
         for name, task in outline.parts().items():

@@ -31,7 +31,7 @@ class Embedding(nn.Module):
     """The sum of three vectors, then LayerNorm (Devlin et al. 2019, section 3 and figure 2).
 
     One vector for the token, one for its position, counted from 0, one for its type: which of two texts it is of.
-    Attributes:  tokens [n_tokens, D]   positions [max_seq_len, D]   types [n_types, D]   norm: LayerNorm
+    Attributes:  tokens [n_tokens, D]   positions [max_seq_len, D]   types [n_types, D]   norm: LayerNorm, eps 1e-12
     Order:  as listed, all three normal with standard deviation 0.02 (torch.randn times 0.02).
     """
 
@@ -220,7 +220,8 @@ def masked_lm_loss(logits: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
     """Mean cross-entropy in nats over the chosen positions of the whole batch, one number (Devlin et al. 2019, A.1).
 
     logits [B, T, V], the ids [B, T] as they were before any was hidden, and `chosen` [B, T], bool. Position t predicts
-    the token at t: nothing is shifted. Where no position is chosen the loss is 0.
+    the token at t: nothing is shifted. Where no position is chosen the loss is 0, a tensor
+    whose `backward` works.
     Hint:   a bool indexes its positions, `ids[chosen]`; the rest is next_token_loss of GPT-2 once more, with logits
             as large as 1000.
     """

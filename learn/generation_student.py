@@ -134,7 +134,7 @@ def beam_search(
     3. The n_beams best candidates that do not end are the beams of the next step.
     4. It is over after step n_new. It is over before if n_beams are finished, and either early_stopping is True, or the
        best beam's sum / (tokens so far) ** length_penalty is no better than the worst score of the finished ones.
-    The best of the finished ones is returned. You need not care for candidates with equal sums.
+    The best of the finished ones is returned. If no candidate is left that does not end, it is over, too. You need not care for candidates with equal sums.
     Hints:  a row of the cache belongs to a beam. Where the beams of the next step come from other rows, or one row has
             two children, the cache has to follow: index each tensor by the rows of the parents. torch.no_grad() and
             the cache are for you to use as in `generate`; `log_softmax` may be used here.

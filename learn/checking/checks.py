@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, NotTried, Wrong
 from learn.checking.explain import equal
-from learn.checking.mistakes import variants
+from learn.checking.mistakes import known, variants
 from learn.checking.parity import SPREAD, cast, gradients, parity, ready
 from learn.checking.spy import Spy
 
@@ -121,7 +121,7 @@ def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
         raise Wrong(f"`{name}` should start as {float(right.flatten()[0]):g} everywhere.")
     a, b = float(mine.std()), float(right.std())
     if abs(a / b - 1) > 0.2:
-        raise Wrong(f"`{name}` starts with a standard deviation of {a:.3g}, expected {b:.3g}.")
+        raise Wrong(f"`{name}` starts with a standard deviation of {a:.3g}, expected about {b:.2g}.")
     raise Wrong(
         f"`{name}` starts with the right spread and other numbers: random numbers are drawn in another order than "
         "the docstring's."
@@ -168,12 +168,15 @@ def honest(case: Case, spy: Spy, allowed: tuple[str, ...] = ()) -> None:
 
 
 def agrees(
-    compute: Callable[[Any], Any], right: Callable[[], Any], differ: Callable[[Any, Any], str | None]
+    compute: Callable[[Any], Any],
+    right: Callable[[], Any],
+    differ: Callable[[Any, Any], str | None],
+    pairs: bool = False,
 ) -> Check:
     """What `compute` gets with the student's file is what is right, whatever kind of value that is.
 
     `differ` says in what two such values differ, or None if they do not. Mistakes are known by their results, or by
-    stopping with the same exception.
+    stopping with the same exception; with `pairs`, for results that are unlikely to agree by chance, two at once too.
     """
     right = cache(right)
 
@@ -187,17 +190,18 @@ def agrees(
         says = None if stopped else differ(mine, expected)
         if not stopped and says is None:
             return
-        for mistake, module in variants(case):
+
+        def alike(module: ModuleType) -> bool:
             other, also_stopped = by_variant(module)
             if stopped or also_stopped:
-                alike = same_exception(stopped, also_stopped)
-            else:
-                alike = differ(mine, other) is None and differ(other, expected) is not None
-            if alike:
-                raise Wrong(f"it looks like {mistake.says}.")
+                return same_exception(stopped, also_stopped)
+            return differ(mine, other) is None and differ(other, expected) is not None
+
+        if mistake := known(case, alike, pairs and not stopped):
+            raise Wrong(f"it looks like {mistake}.")
         if stopped:
             raise stopped
-        raise Wrong(f"{case.name}: {says}.")
+        raise Wrong(f"{case.name}: {says}{'' if str(says).endswith('?') else '.'}")
 
     return check
 

@@ -203,13 +203,18 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
         return WRONG, f"{case.name} had not ended after {case.part.seconds:.0f} s: an endless loop?{where}"
     except Exception as error:
         if type(error) is NotImplementedError and not error.args:
-            return NOT_BUILT, unbuilt(case.name, path.name, line_in(error, path))
+            return NOT_BUILT, unbuilt(case.name, path, error)
         return WRONG, f"{case.name} stops with {describe(error, path)}"
     return DONE, "; ".join(dict.fromkeys(not_tried))
 
 
-def unbuilt(name: str, file: str, line: int | None) -> str:
-    return f"{name} is not built yet. Its docstring says what to do: {file}, line {line}."
+def unbuilt(name: str, path: Path, error: BaseException) -> str:
+    """That a part is not built, or which function of it, and where."""
+    frames = frames_in(error, path)
+    function = frames[-1].name if frames else name
+    left = "" if function in (name, "__init__") else f": `{function}` is left"
+    where = f": {path.name}, line {frames[-1].lineno}" if frames and path != NOTEBOOK else ""
+    return f"{name} is not built yet{left}. Its docstring says what to do{where}."
 
 
 @contextmanager
@@ -260,10 +265,16 @@ def describe(error: Exception, path: Path) -> str:
 
 def line_in(error: BaseException, path: Path) -> int | None:
     """The innermost line of the file that the exception passed through."""
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if is_of(path, frame.filename)]
-    return own[-1].lineno if own else None
+    frames = frames_in(error, path)
+    return frames[-1].lineno if frames else None
+
+
+def frames_in(error: BaseException, path: Path) -> list[traceback.FrameSummary]:
+    return [frame for frame in traceback.extract_tb(error.__traceback__) if is_of(path, frame.filename)]
 
 
 def is_of(path: Path, filename: str) -> bool:
-    """Whether code of this file name is the student's; Jupyter gives each cell a file name of its own."""
-    return filename == str(path) or (path == NOTEBOOK and "ipykernel" in filename)
+    """Whether code of this file name is the student's; Jupyter and IPython give each cell a file name of its own."""
+    return filename == str(path) or (
+        path == NOTEBOOK and any(name in filename for name in ("ipykernel", "<ipython-input"))
+    )

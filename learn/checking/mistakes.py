@@ -1,9 +1,10 @@
 """Mistaken variants of a solution: a list of edits read from text, and what a student made rebuilt by each of them."""
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from torch import nn
 
 from learn.checking.course import Case, Mistake, load
 
+PATIENCE = 5.0  # seconds to try two mistakes at once: there may be hundreds of pairs, and a part has its time
 ENTRY = re.compile(r"^# (\w+): (.+)\n((?:-.*\n)+)((?:\+.*\n)+)", re.MULTILINE)
 
 
@@ -25,6 +27,20 @@ def read_mistakes(path: Path) -> tuple[Mistake, ...]:
 
 def after_sign(lines: str) -> str:
     return "\n".join(line[2:] for line in lines.splitlines())
+
+
+def known(case: Case, alike: Callable[[ModuleType], bool], pairs: bool) -> str | None:
+    """The mistake whose solution is alike to the student's; with `pairs` also the two that are, made both at once."""
+    for mistake, module in variants(case):
+        if alike(module):
+            return mistake.says
+    end = time.monotonic() + PATIENCE
+    for (one, other), module in takewhile(
+        lambda _: time.monotonic() < end, pairs_of_variants(case) if pairs else ()
+    ):
+        if alike(module):
+            return f"two mistakes: {one.says}; and {other.says}"
+    return None
 
 
 def variants(case: Case) -> Iterator[tuple[Mistake, ModuleType]]:

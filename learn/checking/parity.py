@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, Wrong
 from learn.checking.explain import difference, equal
-from learn.checking.mistakes import made_by_variant, pairs_of_variants, variants
+from learn.checking.mistakes import known, made_by_variant
 
 SPREAD = 0.1  # of what is added to every parameter, so that ones and zeros hide nothing
 
@@ -106,13 +106,9 @@ def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) ->
     """The mistake, or the two of them, whose variant of the solution gives just what the student's code gives."""
     if not isinstance(out, Tensor):
         return None
-    for mistake, module in variants(case):
-        if gives(case, module, made, args, out, right):
-            return mistake.says
-    for (one, other), module in pairs_of_variants(case) if out.isfinite().all() else ():
-        if gives(case, module, made, args, out, right):
-            return f"two mistakes: {one.says}; and {other.says}"
-    return None
+    return known(
+        case, lambda module: gives(case, module, made, args, out, right), pairs=bool(out.isfinite().all())
+    )
 
 
 def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, right: Tensor) -> bool:

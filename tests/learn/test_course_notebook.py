@@ -95,6 +95,7 @@ def test_the_command_writes_a_notebook_and_never_over_one(tmp_path, monkeypatch,
     assert main(["notebook", "gpt2"]) == 0
     text = (tmp_path / "learn_gpt2.ipynb").read_text(encoding="utf-8")
     assert nbformat.reads(text, as_version=4).cells[0].source.startswith("# Build GPT-2")
-    assert main(["notebook", "gpt2"]) == 1
-    assert "learn_gpt2.ipynb is not written: File exists" in capsys.readouterr().err
+    assert main(["notebook"]) == 1, "all of them"
+    assert "learn_gpt2.ipynb is there already, and stays as it is" in capsys.readouterr().err
+    assert (tmp_path / "learn_further.ipynb").is_file()
     assert (tmp_path / "learn_gpt2.ipynb").read_text(encoding="utf-8") == text

@@ -181,8 +181,10 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
         (["gpt2.Atention"], "no part 'gpt2.Atention'; did you mean gpt2.CausalAttention?"),
         (["attention"], "did you mean gpt2.CausalAttention, "),
         (["Block"], "'Block' may be any of gpt2.Block, bert.Block"),
-        (["xyz"], "no part 'xyz'. There are: "),
+        (["xyz"], "no part 'xyz'. The courses are tokenizers, gpt2, "),
         (["gpt2", "--file", "missing.py"], "--file=missing.py: there is no such file"),
+        (["gpt2", "--file", str(Outline("gpt2").readme)], "a file of Python is wanted"),
+        (["--file", str(Outline("bert").student), "gpt2.gelu"], "that is the file of bert, not of gpt2"),
         (["--file", str(another("gpt2"))], "say which course"),
     ],
 )
@@ -237,7 +239,7 @@ def test_a_file_that_cannot_be_read_loses_no_progress(tmp_path, capsys):
     capsys.readouterr()
     assert main(["map", "gpt2", "--file", str(file)]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("mine.py cannot be read: '(' was never closed (line 1)")
+    assert "mine.py cannot be read: '(' was never closed (line 1)" in told.split("└")[-1], "below the table"
     assert shown(["map", "gpt2", "--file", str(file)], capsys) == {
         "right": 1,
         "not checked": len(GPT2.parts) - 1,
@@ -310,3 +312,28 @@ def test_differences_in_words(mine, says):
     right = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
     assert says in explain.difference(mine, right, ("row", "column"))
     assert explain.difference(right.clone(), right, ("row", "column")) is None
+
+
+def test_two_mistakes_at_once_are_told_where_results_are_numbers(tmp_path):
+    both = [
+        ("v_hat = v / (1 - self.b2**t)", "v_hat = v"),
+        ("v_hat**0.5 + self.eps", "(v_hat + self.eps) ** 0.5"),
+    ]
+    state, says = planted("training", "AdamW", both)
+    assert state == "wrong"
+    assert says.startswith("it looks like two mistakes: the bias correction of v"), says
+    assert "eps is inside the root" in says
+
+
+def test_what_is_left_of_a_class_is_told():
+    unbuilt = ("        return self.out(torch.cat(heads, dim=2))", "        raise NotImplementedError")
+    assert planted("gpt2", "CausalAttention", [unbuilt])[1].startswith(
+        "CausalAttention is not built yet: `forward` is left. Its docstring says what to do: another.py, line "
+    )
+
+
+def test_a_beam_search_without_an_end_is_told():
+    never = ("for n in range(1, n_new + 1):", "for n in [1] * 1000:")
+    state, says = planted("generation", "beam_search", [never])
+    assert state == "wrong"
+    assert "does it not end at n_new?" in says

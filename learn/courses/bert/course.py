@@ -122,7 +122,13 @@ def tied(case: Case) -> None:
 
 
 def nothing_chosen(case: Case) -> None:
-    loss = case.part.make(case.mine)(floats(2, 4, V), ids(2, 4), torch.zeros(2, 4, dtype=torch.bool))
+    logits, chosen = floats(2, 4, V).requires_grad_(), torch.zeros(2, 4, dtype=torch.bool)
+    loss = case.part.make(case.mine)(logits, ids(2, 4), chosen)
+    if not isinstance(loss, Tensor) or not loss.requires_grad:
+        raise Wrong(
+            f"where no position is chosen what comes back is {type(loss).__name__} without a gradient: a training loop "
+            "calls `backward` on it as on any other loss."
+        )
     if loss != 0:
         raise Wrong(f"where no position is chosen the loss is {float(loss):g}, expected 0.")
 

@@ -113,7 +113,10 @@ def specials_as_numbers(case: Case) -> None:
     (ids, special), masking = batch(0), case.part.make(case.mine)
     a, b = (masking(ids, s, MASK_ID, V, torch.Generator().manual_seed(6)) for s in (special, special.long()))
     if not all(map(torch.equal, a, b)):
-        raise Wrong("`special` with 0 and 1 gives another result than with False and True.")
+        raise Wrong(
+            "`special` with 0 and 1 gives another result than with False and True: `~` of 1 is -2, where `== 0` and "
+            "`.bool()` serve both."
+        )
 
 
 def calls() -> list[tuple]:

@@ -1,6 +1,6 @@
 """What the parts of generation are tried on: a small GPT-2 of the solution, and a model that is known by heart."""
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -39,7 +39,14 @@ def moved(module: nn.Module, spread: float, seed: int = 0) -> nn.Module:
 
 def as_function(gpt2: nn.Module) -> Any:
     """A function of new ids and a cache, by the solution."""
-    return partial(solution("generation").cached_gpt2, gpt2)
+
+    def model(ids: Tensor, cache: Any = None) -> Any:
+        n = ids.shape[1] + (cache[0][0].shape[2] if cache else 0)
+        if n > T:
+            raise Wrong(f"the model was given {n} tokens, and has {T} positions: does it not end at n_new?")
+        return solution("generation").cached_gpt2(gpt2, ids, cache)
+
+    return model
 
 
 class KnownModel:

@@ -21,7 +21,7 @@ Run = Callable[[Any], dict[str, Any]]  # of a file, or of what is right: named r
 
 def same(run: Run) -> Check:
     """What the student's file does is what torch and transformers do."""
-    return agrees(run, lambda: run(references), differ)
+    return agrees(run, lambda: run(references), differ, pairs=True)
 
 
 def parameters(*names: str) -> dict[str, nn.Parameter]:
@@ -57,7 +57,7 @@ def adam(
                 label = f"`{name}` after step {step} {case}"
                 results[label] = parameter.detach().clone()
                 if parameter.grad is not None:
-                    results[f"the gradient of {label}, which is to stay as it was,"] = parameter.grad
+                    results[f"the gradient of {label} (it is to stay as it was)"] = parameter.grad
         return results
 
     return run
@@ -69,8 +69,10 @@ def on_a_generator(my: Any) -> dict[str, Any]:
     optimizer = my.AdamW(model.parameters(), lr=0.05)
     for step in (1, 2, 3):
         optimizer.zero_grad()
-        label = f"after zero_grad and before step {step}, with AdamW(model.parameters()),"
-        results[f"what .grad is {label}"] = [kind(p.grad) for p in model.parameters()]
+        label = f"after zero_grad and before step {step}"
+        results[f"with AdamW(model.parameters()), what .grad is {label}"] = [
+            kind(p.grad) for p in model.parameters()
+        ]
         model(floats(6, 3)).square().mean().backward()
         optimizer.step()
         results[f"the first weight after step {step} of AdamW(model.parameters())"] = weights(model)[
@@ -153,7 +155,7 @@ def trained(case: str, n_batches: int = 6, by_heart: bool = False, **settings: A
         results |= {
             f"the loss of step {i} (counted from 0) {case}": as_number(a) for i, a in enumerate(losses)
         }
-        return results | {f"{name} {case}, after training,": value for name, value in weights(model).items()}
+        return results | {f"{name} after training {case}": value for name, value in weights(model).items()}
 
     return run
 

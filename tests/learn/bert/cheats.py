@@ -203,6 +203,11 @@ CHEATS = [
 # None of the known mistakes, but something is to be said; `|` stands between two ways of saying it.
 OTHERS = [
     ("gelu", "there is no gelu", [("def gelu(x)", "def gelus(x)")]),
+    (
+        "masked_lm_loss",
+        "float without a gradient",
+        [("    return total / max(n, 1)", "    return total / n if n else 0.0")],
+    ),
     ("gelu", "times what it should be (2)", [("return x * below", "return 2 * x * below")]),
     (
         "Embedding",

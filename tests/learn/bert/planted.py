@@ -262,6 +262,7 @@ MISTAKES = [
             )
         ],
     ),
+    ("mask_tokens", "the last token is never put in", [("randint(0, n_tokens", "randint(0, n_tokens - 1")]),
     ("mask_tokens", "begin at 1", [("randint(0, n_tokens", "randint(1, n_tokens")]),
     ("masked_lm_loss", "over all positions", [("guess.nonzero().flatten().tolist()", "range(len(row))")]),
     ("masked_lm_loss", "over the positions that are", [("guess.nonzero()", "(~guess).nonzero()")]),

@@ -229,7 +229,7 @@ OTHERS = [
         [
             (
                 "cache = [(k[rows], v[rows]) for k, v in cache]",
-                "cache = [(k[rows][:1], v[rows][:1]) for k, v in cache]",
+                "cache = [(k[rows][..., :2], v[rows][..., :2]) for k, v in cache]",
             )
         ],
     ),

@@ -180,6 +180,15 @@ MISTAKES = [
         [("(sums[:, None] + logp)", "torch.where(sums[:, None].isinf(), sums[:, None], logp)")],
     ),
     ("beam_search", "cache stays", [("cache = [(k[rows], v[rows]) for k, v in cache]", "")]),
+    (
+        "beam_search",
+        "rows of the step before",
+        [
+            ("repeat(n_beams, 1)", "repeat(1, 1)"),
+            ("torch.full((n_beams,), -torch.inf", "torch.full((1,), 0.0"),
+            ("cache = [(k[rows], v[rows]) for k, v in cache]", ""),
+        ],
+    ),
     ("beam_search", "that have ended go on", [("n == n_new or token == end", "n == n_new")]),
     (
         "beam_search",

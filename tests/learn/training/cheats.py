@@ -142,8 +142,8 @@ OTHERS = [
     ("AdamW", "there is no AdamW", [("class AdamW:", "class Adam:")]),
     ("AdamW", "the attribute `lr` of AdamW is missing", [("self.lr, self.eps", "self.rate, self.eps")]),
     ("AdamW", "`matrix` after step 1 (weight_decay=0): ", [("self.lr * m_hat", "2 * self.lr * m_hat")]),
-    ("AdamW", "RuntimeError: a leaf Variable", [("p.data.copy_(new)", "p.copy_(new)")]),
-    ("AdamW", "another.py, line 26", [("p.data.copy_(new)", "p.copy_(new)")]),
+    ("AdamW", "IndexError: invalid index of a 0-dim", [("copy_(new)", "copy_(new[0][0][0])")]),
+    ("AdamW", "another.py, line 26", [("copy_(new)", "copy_(new[0][0][0])")]),
     ("AdamW", "`matrix` after step 2", [("self.b2 * (v - g * g)", "self.b2 * (v - g * g) * (1 + t // 2)")]),
     (
         "AdamW",

@@ -123,6 +123,7 @@ MISTAKES = [
             )
         ],
     ),
+    ("AdamW", "under torch.no_grad()", [("p.data.copy_(new)", "p.copy_(new)")]),
     ("AdamW", "zero_grad does nothing", [("            p.grad = None", "            g = None")]),
     (
         "clip_gradients",
