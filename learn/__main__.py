@@ -6,7 +6,6 @@
 import argparse
 import signal
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
 import rich
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from learn.notebook import write_notebook
-from learn.outline import COURSES, DONE, Outline, keep_progress, states, unreadable
+from learn.outline import COURSES, DONE, Outline, choose, keep_progress, states, unreadable
 from learn.say import COLOURS, say
 
 
@@ -39,9 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--file", type=Path, help="check this file in place of the course's: check gpt2 --file mine.py"
     )
     args = parser.parse_intermixed_args(arguments)
-    outlines = [Outline(name) for name in COURSES]
     try:
-        chosen = choose(outlines, args.what)
+        chosen = choose(args.what)
     except ValueError as error:
         parser.error(str(error))
     if args.file and len(chosen) > 1:
@@ -74,32 +72,6 @@ def unfit(file: Path, outline: Outline) -> str | None:
     return None
 
 
-def choose(outlines: list[Outline], what: str | None) -> list[tuple[Outline, str | None]]:
-    """The courses that are meant, each with the one part that is, or None for all of its parts."""
-    if what is None:
-        return [(outline, None) for outline in outlines]
-    whole: list[tuple[Outline, str | None]] = [(o, None) for o in outlines if o.course == what.lower()]
-    if whole:
-        return whole
-    course, _, word = what.lower().rpartition(".")
-    every = {
-        f"{o.course}.{name}": (o, name) for o in outlines for name in o.parts() if course in ("", o.course)
-    }
-    word_of = {key: key.split(".")[1].lower() for key in every}
-    full = [key for key in every if word_of[key] == word]
-    if len(full) == 1:
-        return [every[full[0]]]
-    if full:
-        raise ValueError(f"{what!r} may be any of {', '.join(full)}")
-    alike = get_close_matches(word, set(word_of.values()), n=6, cutoff=0.6)
-    near = [key for key in every if word in word_of[key] or word_of[key] in alike]
-    hint = f"; did you mean {', '.join(near)}?" if near else "."
-    courses = ", ".join(outline.course for outline in outlines)
-    raise ValueError(
-        f"there is no part {what!r}{hint} The courses are {courses}; `python3 -m learn` lists their parts"
-    )
-
-
 def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
     """Prints a verdict on every part as soon as it is known."""
     from learn.checking.course import get_course, judge_course  # seconds to import, and the map needs neither
@@ -128,9 +100,10 @@ def write(chosen: list[tuple[Outline, str | None]]) -> int:
                 f"{file} is there already, and stays as it is: for a new one give it another name",
                 file=sys.stderr,
             )
-        except OSError as error:
+        except (OSError, SyntaxError, ValueError) as error:
             failed = 1
-            print(f"{file} is not written: {error.strerror}", file=sys.stderr)
+            problem = unreadable(outline.student) or error
+            print(f"{file} is not written: {problem}", file=sys.stderr)
         else:
             print(f"{file}: open it in Jupyter")
     return failed

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from learn.outline import Outline, definitions
+from learn.outline import Outline, choose, definitions
 from learn.say import say
 
 HEAD = """\
@@ -19,9 +19,10 @@ from learn.notebook import check
 
 
 def write_notebook(outline: Outline, file: Path) -> None:
-    """Writes the notebook; FileExistsError rather than over what is there."""
+    """Writes the notebook; FileExistsError rather than over what is there, SyntaxError for a file that is none of Python's."""
+    notebook = as_notebook(outline)
     with file.open("x", encoding="utf-8") as opened:
-        json.dump(as_notebook(outline), opened, indent=1)
+        json.dump(notebook, opened, indent=1)
 
 
 def as_notebook(outline: Outline) -> dict[str, Any]:
@@ -56,16 +57,20 @@ def code(text: str) -> dict[str, Any]:
 
 
 def check(what: str) -> None:
-    """In a notebook: checks a part, such as "gpt2.Block", as it is in the cells that have run, and explains."""
+    """In a notebook: checks a part, such as "gpt2.Block", or a course, as it is in the cells that have run, and explains."""
     from learn.checking.course import NOTEBOOK, get_course, judge_module
 
-    course_name, _, part = what.partition(".")
+    try:
+        [(outline, part)] = choose(what)
+    except ValueError as error:
+        print(error)
+        return
     warnings.filterwarnings("ignore", message="IProgress")  # a library would like to have widgets
-    course, mine = get_course(course_name), sys.modules["__main__"]
+    course, mine = get_course(outline.course), sys.modules["__main__"]
     before = dict(vars(mine))
     try:
         for verdict in judge_module(course, mine, NOTEBOOK, part):
-            say(course_name, verdict)
+            say(outline.course, verdict)
     finally:  # what was borrowed goes back
         for name in {*course.parts, *(part for _, part in course.uses)} & {*vars(mine)}:
             if name in before:

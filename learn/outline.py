@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -43,6 +44,33 @@ class Outline:
         return {name: (ast.get_docstring(node) or "").split("\n")[0] for name, node in found.items()}
 
 
+def choose(what: str | None) -> list[tuple[Outline, str | None]]:
+    """The courses that are meant by "gpt2", "gpt2.Block" or "Block", each with the one part that is, or None for all.
+
+    ValueError says what there is instead.
+    """
+    outlines = [Outline(name) for name in COURSES]
+    if what is None:
+        return [(outline, None) for outline in outlines]
+    course, _, word = what.strip().lower().rpartition(".")
+    if not course and word in COURSES:
+        return [(Outline(word), None)]
+    parts = {f"{outline.course}.{name}": (outline, name) for outline in outlines for name in outline.parts()}
+    of_course = {key: part for key, part in parts.items() if course in ("", part[0].course)}
+    full = [part for part in of_course.values() if part[1].lower() == word]
+    if len(full) == 1:
+        return [*full]
+    if full:
+        raise ValueError(f"{what!r} may be any of {', '.join(f'{o.course}.{name}' for o, name in full)}")
+    words = {key: name.lower() for key, (_, name) in (of_course or parts).items()}
+    alike = get_close_matches(word, set(words.values()), n=6, cutoff=0.6)
+    near = [key for key, name in words.items() if word and (word in name or name in alike)]
+    hint = f"; did you mean {', '.join(near)}?" if near else "."
+    raise ValueError(
+        f"there is no part {what!r}{hint} The courses are {', '.join(COURSES)}; `python3 -m learn` lists their parts"
+    )
+
+
 Definition = ast.ClassDef | ast.FunctionDef
 
 
@@ -61,7 +89,7 @@ def states(outline: Outline, file: Path) -> dict[str, str]:
     known = read_progress().get(str(file.resolve()), {})
     try:
         written = definitions(file)
-    except (SyntaxError, ValueError):  # for as long as it cannot be read, what was known of it
+    except (OSError, SyntaxError, ValueError):  # for as long as it cannot be read, what was known of it
         return {name: known.get(name, {}).get("state", NOT_CHECKED) for name in outline.parts()}
     return {name: state(written.get(name), known.get(name, {})) for name in outline.parts()}
 
@@ -111,7 +139,7 @@ def keep_progress(file: Path, checked: Iterable[tuple[str, str]]) -> None:
     """Remember (part, state) pairs of a file for the map. Where nothing can be written the map does without."""
     try:
         written = definitions(file)
-    except (SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         return
     progress = read_progress()
     known = progress.setdefault(str(file.resolve()), {})

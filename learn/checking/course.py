@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from learn.outline import DONE, NOT_BUILT, WRONG, Definition, Outline
+from learn.outline import COURSES, DONE, NOT_BUILT, WRONG, Definition, Outline
 
 NOTEBOOK = Path("your cells")  # stands for the student's file where there is none
 
@@ -123,7 +123,10 @@ def judge_course(course: Course, student: Path | None = None, wanted: str | None
     path = student or course.outline.student
     try:
         mine = load(path)
-    except Exception as error:  # whatever is wrong with a student's file must not end in a traceback
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever is wrong with it must end neither in a traceback nor silently
         says = f"{path.name} cannot be read: {describe(error, path)}"
         yield from (Verdict(name, WRONG, says) for name in course.parts if wanted in (None, name))
         return
@@ -201,7 +204,7 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
     except TooLong as error:
         where = f" It was at line {line} of {path.name}." if (line := line_in(error, path)) else ""
         return WRONG, f"{case.name} had not ended after {case.part.seconds:.0f} s: an endless loop?{where}"
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if type(error) is NotImplementedError and not error.args:
             return NOT_BUILT, unbuilt(case.name, path, error)
         return WRONG, f"{case.name} stops with {describe(error, path)}"
@@ -249,18 +252,31 @@ def clock_stopped() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, left)
 
 
-def describe(error: Exception, path: Path) -> str:
+def describe(error: BaseException, path: Path) -> str:
     """An exception in a line: what it is, and where in the student's file it came up."""
     if isinstance(error, SyntaxError):
         other = error.filename and Path(error.filename).name != path.name  # a file that it imports
         return f"{error.msg} ({Path(str(error.filename)).name + ', ' if other else ''}line {error.lineno})"
-    line = line_in(error, path)
+    name, line = place_of(error, path)
     lines = (
         str(error).encode(errors="backslashreplace").decode().strip().splitlines()
     )  # a console wants UTF-8
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     said = " ".join([said, *getattr(error, "__notes__", [])])  # what it came up on, where a check knows
-    return f"{said} ({path.name}, line {line})" if line else said
+    return f"{said} ({name}, line {line})" if line else said
+
+
+def place_of(error: BaseException, path: Path) -> tuple[str, int | None]:
+    """The innermost line that the exception passed through of the student's: in this file, or in one that it imports."""
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if is_of(path, frame.filename) or frame.filename in {str(Outline(name).student) for name in COURSES}
+    ]
+    if not frames:
+        return path.name, None
+    own = is_of(path, frames[-1].filename)
+    return path.name if own else Path(frames[-1].filename).name, frames[-1].lineno
 
 
 def line_in(error: BaseException, path: Path) -> int | None:

@@ -7,6 +7,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from learn import notebook
 from learn.__main__ import main
 from learn.notebook import as_notebook, code, segment
 from learn.outline import COURSES, Definition, Outline, definitions
@@ -99,3 +100,11 @@ def test_the_command_writes_a_notebook_and_never_over_one(tmp_path, monkeypatch,
     assert "learn_gpt2.ipynb is there already, and stays as it is" in capsys.readouterr().err
     assert (tmp_path / "learn_further.ipynb").is_file()
     assert (tmp_path / "learn_gpt2.ipynb").read_text(encoding="utf-8") == text
+
+
+def test_a_name_that_is_not_there_is_told_in_a_cell_too(capsys):
+    notebook.check("brt.gelu")
+    notebook.check("gelu")
+    told = capsys.readouterr().out
+    assert "no part 'brt.gelu'; did you mean gpt2.gelu, bert.gelu?" in told
+    assert "'gelu' may be any of gpt2.gelu, bert.gelu" in told

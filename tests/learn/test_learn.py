@@ -337,3 +337,68 @@ def test_a_beam_search_without_an_end_is_told():
     state, says = planted("generation", "beam_search", [never])
     assert state == "wrong"
     assert "does it not end at n_new?" in says
+
+
+@pytest.mark.parametrize(
+    ("course", "part", "edit", "says"),
+    [
+        (
+            "generation",
+            "beam_search",
+            ("float(sums[0]) / n**", "float(sums[0]) / (n + 1) **"),
+            "should be over",
+        ),
+        ("generation", "beam_search", ("float(sums[0])", "float(values[0])"), "should be over"),
+        ("generation", "beam_search", ("return done[0][1],", "return torch.tensor(done[0][1]),"), "a list"),
+        (
+            "generation",
+            "beam_search",
+            ("    done, cache", "    prompt += [0]\n    done, cache"),
+            "changes the prompt",
+        ),
+        (
+            "tokenizers",
+            "apply_merges",
+            (
+                "    while True:",
+                "    for a, b in ranks:\n        tokens = replace(tokens, (a, b), a + b)\n    while True:\n        return tokens",
+            ),
+            "on 'abc', {('b', 'c'): 1, ('a', 'b'): 0}",
+        ),
+        (
+            "tokenizers",
+            "word_pieces",
+            ("if piece in vocabulary:", "if vocabulary.get(piece):"),
+            "on 'unaffable', {'un': 0, ",
+        ),
+        (
+            "further",
+            "pair_logprobs",
+            ("mixed = (1 - strength) * logits_a +", "logits_b -= logits_a\n    mixed = logits_a +"),
+            "changes the logits",
+        ),
+        (
+            "gpt2",
+            "gelu",
+            ("    root = (2", "    exit(3)\n    root = (2"),
+            "gelu stops with SystemExit: 3 (another.py, line",
+        ),
+    ],
+)
+def test_what_a_newcomer_got_through_with(course, part, edit, says):
+    state, said = planted(course, part, [edit])
+    assert state == "wrong"
+    assert says in said
+
+
+@pytest.mark.parametrize("text", ["exit()", "import torhc", None])
+def test_a_file_that_ends_python_or_is_not_there_is_told(text, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "gpt2_student.py"
+    if text:
+        file.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(Outline, "student", file)
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "gpt2.gelu"]) == 1
+    assert "gpt2_student.py cannot be read: " in capsys.readouterr().out
+    assert main(["map", "gpt2"]) == 0
+    assert main(["notebook", "gpt2"]) == (0 if text else 1)

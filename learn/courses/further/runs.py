@@ -39,7 +39,13 @@ def mixed(strength: float) -> Run:
 
     def run(my: Any) -> dict[str, Any]:
         logits = floats(3, V, spread=2.0), floats(3, V, seed=1) + 5.0
-        return {f"the log-probabilities at strength={strength}": my.pair_logprobs(*logits, strength)}
+        given = tuple(one.clone() for one in logits)
+        result = my.pair_logprobs(*given, strength)
+        if not all(map(torch.equal, given, logits)):
+            raise Wrong(
+                "pair_logprobs changes the logits it was given: an operation in place (`-=`, `sub_`)?"
+            )
+        return {f"the log-probabilities at strength={strength}": result}
 
     return run
 

@@ -167,6 +167,8 @@ BEAMS: list[tuple[list[int], int, dict[str, Any]]] = [  # between them they tell
     ([3, 5, 1], 3, {"length_penalty": 3.0, "end": 5, "early_stopping": True}),
     ([2, 2, 9, 4], 3, {"length_penalty": 3.0, "end": 12}),
     ([7], 2, {"length_penalty": 3.0, "end": 12}),
+    ([6, 12], 3, {"length_penalty": 2.0, "end": 5}),
+    ([0, 8], 2, {"length_penalty": 1.0, "end": 1}),
 ]
 ALL: list[
     tuple[list[int], int, dict[str, Any]]
@@ -179,10 +181,7 @@ ALL: list[
 
 def beam_tokens(my: Any) -> Beams:
     model = as_function(small_gpt2())
-    return {
-        in_words(*case): beam(my.beam_search(model, case[0], N_BEAM_TOKENS, case[1], **case[2]))
-        for case in BEAMS
-    }
+    return {in_words(*case): beam(my, model, N_BEAM_TOKENS, *case) for case in BEAMS}
 
 
 def right_beams() -> Beams:
@@ -196,7 +195,7 @@ def all_tokens(my: Any) -> Beams:
     found = {}
     for case in ALL:
         model = KnownModel(3)
-        found[in_words(*case)] = beam(my.beam_search(model, case[0], 4, case[1], **case[2]))
+        found[in_words(*case)] = beam(my, model, 4, *case)
         given_once(model, len(case[0]) + 4)
     return found
 
@@ -216,12 +215,21 @@ def in_words(prompt: list[int], n_beams: int, settings: dict[str, Any]) -> str:
     return f"with prompt {prompt}, n_beams={n_beams}, {told}"
 
 
-def beam(returned: Any) -> tuple[list[int], float]:
+def beam(
+    my: Any, model: Any, n_new: int, prompt: list[int], n_beams: int, settings: dict[str, Any]
+) -> tuple[list[int], float]:
+    given = [*prompt]
+    returned = my.beam_search(model, given, n_new, n_beams, **settings)
+    if given != prompt:
+        raise Wrong("beam_search changes the prompt it was given: continue a copy of it.")
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise Wrong(
             f"what comes back is {type(returned).__name__}; expected two things: the new tokens, the score."
         )
-    return [int(token) for token in returned[0]], float(returned[1])
+    tokens, score = returned
+    if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
+        raise Wrong("the new tokens that come back are to be a list of whole numbers: `.tolist()` makes one.")
+    return tokens, float(score)
 
 
 def beams_differ(mine: Beams, right: Beams) -> str | None:

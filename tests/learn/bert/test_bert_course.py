@@ -163,3 +163,11 @@ def test_an_error_in_an_imported_file_is_told_as_that_files(tmp_path, monkeypatc
     [verdict] = judge_course(BERT, mine, "MLP")
     assert "mine.py cannot be read" in verdict.says
     assert "(imported.py, line 3)" in verdict.says
+
+
+def test_of_two_files_the_one_that_stops_is_named(tmp_path):
+    other = str(Outline("gpt2").student)
+    mine = tmp_path / "bert_student.py"
+    mine.write_text(f"exec(compile('\\nimport torhc', {other!r}, 'exec'))", encoding="utf-8")
+    [verdict] = judge_course(BERT, mine, "gelu")
+    assert verdict.says.endswith("No module named 'torhc' (gpt2_student.py, line 2)")

@@ -182,6 +182,12 @@ MISTAKES = [
     ("beam_search", "cache stays", [("cache = [(k[rows], v[rows]) for k, v in cache]", "")]),
     (
         "beam_search",
+        "should be over",
+        [("(early_stopping or best <= done[-1][0])", "early_stopping")],
+    ),
+    ("beam_search", "the worst beam is compared", [("float(sums[0])", "float(sums[-1])")]),
+    (
+        "beam_search",
         "rows of the step before",
         [
             ("repeat(n_beams, 1)", "repeat(1, 1)"),
