@@ -205,6 +205,11 @@ OTHERS = [
     ("gelu", "there is no gelu", [("def gelu(x)", "def gelus(x)")]),
     (
         "masked_lm_loss",
+        "Tensor without a gradient",
+        [("    return total / max(n, 1)", "    return total / n if n else torch.tensor(0.0)")],
+    ),
+    (
+        "masked_lm_loss",
         "float without a gradient",
         [("    return total / max(n, 1)", "    return total / n if n else 0.0")],
     ),
