@@ -1,9 +1,11 @@
 """The parts of generation: what each is tried on, and what it must stand."""
 
+from collections.abc import Callable
+
 import torch
 
 from learn.checking.checks import FUNCTION, agrees, by_hand, by_hand_in, own
-from learn.checking.course import Course, Part
+from learn.checking.course import Check, Course, Part
 from learn.checking.mistakes import read_mistakes
 from learn.checking.parity import parity
 from learn.checking.samples import floats, integers
@@ -14,23 +16,23 @@ from learn.outline import Outline
 ONE = ((cache.TOGETHER,),)
 SINGLE = torch.float32
 
+
+def in_pieces(steps: Callable[..., cache.Steps], right: Callable[..., cache.Steps]) -> tuple[Check, ...]:
+    """Outputs of the whole in one piece, then cut in every way; then what is kept as well; then all of it in float32."""
+    return (
+        agrees(lambda my: steps(my, ONE), lambda: right(ONE), cache.steps_differ),
+        agrees(steps, lambda: right(kept=False), cache.steps_differ),
+        agrees(steps, right, cache.steps_differ),
+        agrees(lambda my: steps(my, dtype=SINGLE), lambda: right(dtype=SINGLE), cache.steps_differ),
+    )
+
+
 PARTS = {
     "cached_attention": Part(
         lambda my: my.cached_attention,
         checks=(
             own,
-            agrees(
-                lambda my: cache.attention_steps(my, ONE),
-                lambda: cache.right_attention(ONE),
-                cache.steps_differ,
-            ),
-            agrees(cache.attention_steps, lambda: cache.right_attention(kept=False), cache.steps_differ),
-            agrees(cache.attention_steps, cache.right_attention, cache.steps_differ),
-            agrees(
-                lambda my: cache.attention_steps(my, dtype=SINGLE),
-                lambda: cache.right_attention(dtype=SINGLE),
-                cache.steps_differ,
-            ),
+            *in_pieces(cache.attention_steps, cache.right_attention),
             agrees(cache.gradients_in_pieces, cache.right_gradients, cache.steps_differ),
             by_hand_in(cache.attention_steps),
         ),
@@ -39,14 +41,7 @@ PARTS = {
         lambda my: my.cached_gpt2,
         checks=(
             own,
-            agrees(lambda my: cache.gpt2_steps(my, ONE), lambda: cache.right_gpt2(ONE), cache.steps_differ),
-            agrees(cache.gpt2_steps, lambda: cache.right_gpt2(kept=False), cache.steps_differ),
-            agrees(cache.gpt2_steps, cache.right_gpt2, cache.steps_differ),
-            agrees(
-                lambda my: cache.gpt2_steps(my, dtype=SINGLE),
-                lambda: cache.right_gpt2(dtype=SINGLE),
-                cache.steps_differ,
-            ),
+            *in_pieces(cache.gpt2_steps, cache.right_gpt2),
             by_hand_in(cache.gpt2_steps),
         ),
     ),
