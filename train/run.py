@@ -29,8 +29,9 @@ from train.settings import VARIANT
 from train.sharding import FSDP, whole
 from train.soundness import probe
 from train.stats import Stats, start_wandb
+from train.stopwatch import Stopwatch
 from train.train_params import TrainParams
-from train.trainer import INTERRUPTED, LMTrainer
+from train.trainer import INTERRUPTED, NEVER, LMTrainer
 from train.weights import Checkpoints, one_line
 
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -155,7 +156,7 @@ def fit(
     resume_point: ResumePoint | None = None,
 ) -> LMTrainer:
     """Build everything, train, and make sure that a validation of the final weights is recorded."""
-    began = time.perf_counter()
+    wall_time = Stopwatch()
     train, tokenizer = params.train, saved_tokenizer(params.model, call.out)
     data = make_data(
         params.data, params.model, call.cache, data_workers=train.data_workers, tokenizer=tokenizer
@@ -167,7 +168,7 @@ def fit(
         lm.compile()
     n_steps = count_steps(train, data.n_rows("train"))
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
-    lm_trainer.began = began
+    lm_trainer.wall_time = wall_time
     lm_trainer.leak = warn_of_flaws(lm)
     callbacks: list[L.Callback] = [resume_point] if resume_point else []
     if call.progress is not None:
@@ -249,7 +250,7 @@ def lightning_trainer(
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate_grad_batches,
         gradient_clip_val=train.gradient_clip_val,
-        val_check_interval=train.val_every,
+        val_check_interval=NEVER if train.val_every else None,  # LMTrainer says when
         check_val_every_n_epoch=None if train.val_every else 1,
         precision=train.precision,
         accelerator="cpu" if cpus else "auto" if gpu_id is None else "gpu",
