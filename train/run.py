@@ -77,16 +77,21 @@ def train_run(
     """
     wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
     tracker = start_tracker(params, namer, call, wandb_id)
+    summary = None
     try:
         if call.save and rank() == 0:
-            return train_saved(params, namer, call, tracker, identity, go_on)
+            summary = train_saved(params, namer, call, tracker, identity, go_on)
+            return summary
         # The first process saves for all; the others take part in its resume checkpoints.
         resume_point = ResumePoint(go_on and partial_name(go_on) / RESUME_FILE) if call.save else None
         with threads(params.train.threads):
-            return of_variant(call) | summarise(fit(params, Stats(tracker), call, resume_point=resume_point))
+            summary = of_variant(call) | summarise(
+                fit(params, Stats(tracker), call, resume_point=resume_point)
+            )
+            return summary
     finally:
         if tracker is not None:
-            tracker.finish()
+            tracker.finish(failed=summary is None or summary["stopped"].startswith("diverged"))
 
 
 def train_saved(

@@ -144,12 +144,12 @@ class WandbTracker:
         with contextlib.suppress(Exception):  # wandb's own process died: training goes on, finish says so
             self._run.log(row)
 
-    def finish(self) -> None:
-        """End the run. What cannot be uploaded in time stays in its folder."""
+    def finish(self, failed: bool = False) -> None:
+        """End the run, as failed or not. What cannot be uploaded in time stays in its folder."""
         import wandb
 
         try:
-            self._run.finish()
+            self._run.finish(exit_code=int(failed))
         except Exception as error:
             log.warning(f"wandb: upload incomplete, {_sentence(error)} Complete it by: {self.upload_command}")
         with contextlib.suppress(Exception):  # what is dead cannot be torn down; the next run starts afresh

@@ -45,6 +45,8 @@ class LMTrainer(L.LightningModule):
         checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__()
+        # Lightning makes `hparams` at its first use, and saves it itself.
+        assert not self.hparams
         of_lightning = {*vars(self)}
         self.model = model
         self.data = data
@@ -95,7 +97,9 @@ class LMTrainer(L.LightningModule):
             self.checkpoints.wait()  # a run that goes on from here does not write them again
         checkpoint["attributes"], lost = self.attributes.save()
         weights, late = checkpoint["state_dict"], set(self.state_dict()) - self.initial_weights
-        lost += sorted(late)  # of modules and buffers that hooks made: a resumed run has no place for them yet
+        lost += sorted(
+            late
+        )  # of modules and buffers that hooks made: a resumed run has no place for them yet
         for name in late & set(weights):
             del weights[name]
         if lost and not self.warned_of_lost_state:
