@@ -1,18 +1,18 @@
 """Rows of tokens and how they become a batch.   Shape suffixes:  B row  T position
 
-The batch is a dict. x_indices [B, T+1]: whole rows, bos ... eos. mask: True at real tokens. target_mask: True where the
-token is scored when it is predicted, so never at position 0. n_rows: how many rows. n_tokens, n_scored: how many tokens
-are predicted, and scored. n_scored_step: how many are scored in the whole optimiser step, of which this batch may be a part.
-Where several processes train together, n_rows and n_tokens count what all of them work on at this moment.
+The batch is a dict of tensors. x_indices [B, T+1]: whole rows, bos ... eos. mask: True at real tokens. target_mask: True
+where the token is scored when it is predicted, so never at position 0. The batch holds no counts: whoever needs the number
+of rows or tokens takes it from these tensors, so a batch can be cropped anywhere on its way.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-Batch = dict[str, Any]
+Batch = dict[str, Tensor]
 
 
 class Row(NamedTuple):
@@ -33,15 +33,10 @@ class Block(NamedTuple):
 def mycollate(samples: Block | Sequence[Row] | Sequence[Sequence[int]], pad: int = 0) -> Batch:
     """A batch of lists of token ids (every token but the first scored), or of what the datasets of this package hand out."""
     block = samples if isinstance(samples, Block) else padded([as_row(sample) for sample in samples], pad)
-    n_scored = int(np.count_nonzero(block.target_mask_BT))
     return {
         "x_indices": torch.from_numpy(block.x_BT),
         "mask": torch.from_numpy(block.mask_BT),
         "target_mask": torch.from_numpy(block.target_mask_BT),
-        "n_rows": len(block.x_BT),
-        "n_tokens": int(np.count_nonzero(block.mask_BT[:, 1:])),
-        "n_scored": n_scored,
-        "n_scored_step": n_scored,
     }
 
 
@@ -61,23 +56,26 @@ def padded(rows: list[Row], pad: int) -> Block:
     return block
 
 
-def parts(batch: Batch, b: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """The batch in pieces of `b` rows, each cut to its longest row; all know how many tokens the whole batch scores.
+def n_real_tokens(batch: Batch) -> Tensor:
+    """Count the real tokens that are predicted, scored or not: a scalar tensor on the device of the batch."""
+    return batch["mask"][:, 1:].sum()
 
-    Each of `world` processes has every `world`-th piece, and all have equally many: what a process lacks at the end is
-    filled up by a piece of another one that counts for nothing here (n_scored 0).
+
+def parts(batch: Batch, b: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """Yield the batch in pieces of `b` rows, each cut to its longest row.
+
+    Each of `world` processes gets every `world`-th piece, and all get equally many. A process without rows of its own at
+    the end gets a filler: a copy of another piece in which nothing is scored.
     """
     x_BT, mask_BT, target_mask_BT = batch["x_indices"], batch["mask"], batch["target_mask"]
     for first in range(0, len(x_BT), b * world):
-        together = slice(first, first + b * world)  # what all processes work on at this moment
         idle = first + rank * b >= len(x_BT)
         start = first if idle else first + rank * b
         rows = slice(start, start + b)
         width = int(mask_BT[rows].sum(dim=1).max())
-        part = Block(*(t[rows, :width].numpy() for t in (x_BT, mask_BT, target_mask_BT)))
-        counts = {
-            "n_rows": len(x_BT[together]),
-            "n_tokens": int(mask_BT[together, 1:].sum()),
-            "n_scored_step": batch["n_scored_step"],
+        scored_BT = torch.zeros_like(target_mask_BT[rows]) if idle else target_mask_BT[rows]
+        yield {
+            "x_indices": x_BT[rows, :width],
+            "mask": mask_BT[rows, :width],
+            "target_mask": scored_BT[:, :width],
         }
-        yield mycollate(part) | counts | ({"n_scored": 0} if idle else {})

@@ -176,7 +176,7 @@ class Shuffled(Sampler[int]):
 
 
 class Loader(DataLoader):
-    """Draws the rows of a whole optimiser step together and hands them out in batches of `b`, which know what the step scores.
+    """Draws the rows of a whole optimiser step together and hands them out in batches of `b`.
 
     Each of `world` processes draws the same rows and hands out its own batches of them.
     """

@@ -48,6 +48,7 @@ class LM(nn.Module):
         self.n_tokens = tokenizer.n_tokens
         self.taps = Taps()  # who looks at activations, or patches them, at the moment
         self.trust = Trust()  # whether generation may go on from a cache
+        self.n_scored: Tensor | None = None  # tokens that the latest get_losses took means over
         self.embed = Embedding(model_params, self.n_tokens, dropout)
         self.decoder = Transformer(model_params, dropout)
         self.transform = readout_transform(model_params)
@@ -150,12 +151,15 @@ class LM(nn.Module):
     def get_losses(
         self, batch: dict, train_params: Any, loss_requests: Any = None, xyz: XYZ | None = None
     ) -> tuple[dict[str, Tensor], int]:
-        """Losses by name, which training adds up, and the number of rows. "main": mean cross entropy of scored tokens."""
+        """Return the losses by name, which training adds up, and the number of rows.
+
+        "main" is the mean cross entropy, in nats, of the scored tokens. `self.n_scored` is set to their number: training
+        weighs the losses of a batch by it where several batches make an optimizer step.
+        """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
-        if self.model_params.objective == "masked":
-            return {"main": total / (y != NOT_SCORED).sum().clamp(min=1)}, len(y)
-        return {"main": total / max(1, batch["n_scored"])}, len(y)
+        self.n_scored = (y != NOT_SCORED).sum()
+        return {"main": total / self.n_scored.clamp(min=1)}, len(y)
 
     def sample(
         self,

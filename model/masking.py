@@ -52,7 +52,8 @@ def hidden(rows: Rows, lm: LanguageModel, train_params: Any) -> Hidden:
     mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
     B, T = rows.ids.shape
     # On the CPU, as the state of its global generator is kept for resuming.
-    noise = torch.rand(B, 3, T) if lm.training else noise_of(rows)
+    # In float32 whatever the run's precision, so that it decides nothing about which tokens are hidden.
+    noise = torch.rand(B, 3, T, dtype=torch.float32, device="cpu") if lm.training else noise_of(rows)
     which_BT, how_BT, token_BT = noise.to(rows.ids.device).unbind(dim=1)
     n_B1 = (rows.scored.sum(dim=1, keepdim=True) * mask_frac).round().clamp(min=1)
     rank_BT = which_BT.masked_fill(~rows.scored, 1.0).argsort(dim=1).argsort(dim=1)
@@ -67,7 +68,8 @@ def noise_of(rows: Rows) -> Tensor:
     real = zip(rows.ids.cpu(), rows.real.cpu(), strict=True)
     seeds = [zlib.crc32(ids[is_real].numpy().tobytes()) for ids, is_real in real]
     dice = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return torch.stack([torch.rand(rows.ids.shape[1], 3, generator=die).T for die in dice])
+    T = rows.ids.shape[1]
+    return torch.stack([torch.rand(T, 3, generator=die, dtype=torch.float32, device="cpu").T for die in dice])
 
 
 def mask_id(tokenizer: Tokenizer) -> int:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from data.batch import Row, mycollate
 from data.dataloader import LMDataModule
-from model.lm import LM
+from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
 from model.sampling import eval_mode, generate
 from train.train_params import TrainParams
@@ -19,14 +20,21 @@ SAMPLE_LENGTH = 100  # tokens
 
 
 class Evaluation:
-    """Adds up losses and right answers batch by batch without waiting for the device; `result` reads them."""
+    """Adds up losses and right answers batch by batch without waiting for the device; `result` reads them.
+
+    `val_loss:main` is the objective's own plain loss: the mean cross entropy of scored tokens (of hidden ones with
+    objective="masked"), computed here from the logits. What `get_losses` returns is what is trained on, and stands beside
+    it: further losses as `val_loss:{name}`, and their sum as `val_loss:trained` where its "main" is not the plain loss.
+    """
 
     def __init__(self, lm: LM, data: LMDataModule) -> None:
         self.lm = lm
         self.data = data
-        self.losses: dict[str, list[Tensor]] = defaultdict(list)  # of each batch, left on the device
+        self.plain: list[Tensor] = []  # the plain loss of each batch, left on the device
         self.n_right: list[Tensor] = []
         self.n_scored: list[Tensor] = []
+        self.trained: dict[str, list[Tensor]] = defaultdict(list)  # what get_losses returns for each batch
+        self.trained_weights: list[Tensor] = []  # the tokens that it took means over
         self.is_masked = lm.model_params.objective == "masked"  # fills gaps, and generates nothing
         asks = data.task is not None and not self.is_masked
         self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
@@ -34,27 +42,43 @@ class Evaluation:
     @torch.no_grad()
     def add(self, batch: dict, train_params: TrainParams) -> None:
         xyz = self.lm.get_batch_xyz(batch, train_params=train_params)
+        n_scored = (xyz.y != NOT_SCORED).sum()
+        self.plain.append(plain_loss(xyz, n_scored))
+        self.n_right.append((xyz.z.argmax(dim=-1) == xyz.y).sum())
+        self.n_scored.append(n_scored)
+        # Only now: get_losses may change targets and logits in place.
+        self.lm.n_scored = None
         losses, _ = self.lm.get_losses(batch, train_params, xyz=xyz)
         for name, loss in losses.items():
-            self.losses[name].append(loss.detach())
-        self.n_right.append((xyz.z.argmax(dim=-1) == xyz.y).sum())
-        self.n_scored.append((xyz.y != NOT_SCORED).sum())
+            self.trained[name].append(loss.detach())
+        weight = n_scored if self.lm.n_scored is None else self.lm.n_scored
+        self.trained_weights.append(torch.as_tensor(weight, device=n_scored.device))
 
     def result(self) -> dict[str, float]:
-        """Mean losses and accuracy over scored positions; bits per byte for text; exact match for tasks that can check.
+        """Return mean losses and accuracy over scored positions; bits per byte for text; exact match for checked tasks.
 
         The last two not of a masked model, which predicts only some tokens, and not one after the other.
         """
-        n_scored = torch.stack(self.n_scored).cpu().double()  # losses are weighted by tokens, not by batch
-        sums = {name: float(torch.stack(of).cpu().double() @ n_scored) for name, of in self.losses.items()}
-        total = float(n_scored.sum())
-        means = {f"val_loss:{name}": loss / total for name, loss in sums.items()}
+        n_scored = fetch(self.n_scored)  # losses are weighted by tokens, not by batch
+        plain, total = float(fetch(self.plain) @ n_scored), float(n_scored.sum())
+        means = {"val_loss:main": plain / total} | self.trained_means()
         means["val_accuracy"] = int(torch.stack(self.n_right).sum()) / total
         if self.data.val_bytes and not self.is_masked:
-            means["val_bits_per_byte"] = sums["main"] / math.log(2) / self.data.val_bytes
+            means["val_bits_per_byte"] = plain / math.log(2) / self.data.val_bytes
         if self.prompts and self.data.task is not None and self.data.task.check is not None:
             means["val_exact_match"] = self.exact_match(self.data.task.check)
         return means
+
+    def trained_means(self) -> dict[str, float]:
+        """Return the further losses of get_losses, and the sum of all if its "main" is not the plain loss."""
+        weights = fetch(self.trained_weights)
+        batches = {name: fetch(losses) for name, losses in self.trained.items()}
+        sums = {name: float(losses @ weights) for name, losses in batches.items()}
+        means = {f"val_loss:{name}": loss / max(1.0, float(weights.sum())) for name, loss in sums.items()}
+        main = means.pop("val_loss:main", 0.0)
+        # Up to rounding: an edit may take the same mean by other operations.
+        is_plain = "main" in batches and torch.allclose(batches["main"], fetch(self.plain), equal_nan=True)
+        return means if is_plain else means | {"val_loss:trained": main + sum(means.values())}
 
     def exact_match(self, check: Callable[[str, str], bool]) -> float:
         """Share of the prompts whose greedily generated answer passes the task's check."""
@@ -91,3 +115,15 @@ class Evaluation:
         is_gap = (y != NOT_SCORED).tolist()
         ids = torch.where(y == NOT_SCORED, x, z.argmax(dim=-1)).tolist()
         return self.data.marked_text(Row(ids, is_gap))
+
+
+def plain_loss(xyz: XYZ, n_scored: Tensor) -> Tensor:
+    """Return the mean cross entropy of the scored tokens of a batch, in nats; 0 if there are none."""
+    _, y, z = xyz
+    total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
+    return total / n_scored.clamp(min=1)
+
+
+def fetch(scalars: list[Tensor]) -> Tensor:
+    """Return scalars from the device as one tensor of doubles on the CPU."""
+    return torch.stack(scalars).cpu().double()

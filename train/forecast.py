@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from data.batch import Batch, mycollate
+from data.batch import Batch, mycollate, n_real_tokens
 from data.dataloader import LMDataModule
 from model.lm import LM, n_params
 from model.sampling import generate
@@ -124,7 +124,8 @@ def kinds_of(plans: Sequence[Plan]) -> list[Kind]:
 
 def step_params(train: TrainParams) -> TrainParams:
     """Without what says nothing about the time of a step."""
-    train = replace(train, lr=1.0, min_lr=0.0, lr_schedule="constant", warmup_steps=0, weight_decay=0.1)
+    # So small that 30 steps leave the model as it is: with weights blown up, times are those of another computation.
+    train = replace(train, lr=1e-9, min_lr=0.0, lr_schedule="constant", warmup_steps=0, weight_decay=0.1)
     train = replace(train, betas=(0.9, 0.95), momentum=0.9, random_seed=0, epochs=MOST_STEPS)
     train = replace(train, early_stop_nsamples=None, val_every=None, patience=None, checkpoint_every=None)
     train = replace(train, accumulate_grad_batches=1, devices=1, strategy="auto", data_workers=0)
@@ -181,7 +182,9 @@ def duration(plan: Plan, pace: Pace) -> float:
     train, model = plan.params.train, plan.params.model
     n_batches = plan.n_steps * train.accumulate_grad_batches
     per_epoch = math.ceil(plan.measured.n_rows / (train.batch_size * train.devices))
-    n_validations = math.ceil(n_batches / (train.val_every or max(1, per_epoch)))
+    n_validations = math.ceil(
+        plan.n_steps / train.val_every if train.val_every else n_batches / max(1, per_epoch)
+    )
     n_validations += model.from_pretrained is not None or model.from_saved is not None
     validation = plan.measured.n_val_rows * pace.val_row + pace.generation
     return pace.start + n_batches * pace.batch + n_validations * validation
@@ -226,10 +229,14 @@ class TimedTrainer(LMTrainer):
         super().on_train_batch_end(outputs, batch, batch_idx)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.sizes.append(batch["n_tokens"])
+        self.sizes.append(int(n_real_tokens(batch)))
         self.ends.append(time.perf_counter())
         if len(self.ends) >= LEAST_STEPS and self.ends[-1] > self.deadline:
             self.stop("time is up")
+
+    def drain_and_judge(self) -> None:
+        """Time steps whatever their losses are: training says if they diverge."""
+        self.stats.drain()
 
     def seconds(self, n_tokens: float) -> float:
         """For a batch of so many tokens, by the batches seen: all are whole ones, or they alternate between two parts of one."""

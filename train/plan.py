@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from data import cache
+from data.batch import n_real_tokens
 from data.dataloader import LMDataModule
 from model.check import ignored_fields
 from model.model_params import ModelParams
@@ -100,7 +101,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
 
 def measure(data: LMDataModule) -> Measured:
     batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
-    row_length = batch["n_tokens"] / len(batch["x_indices"])
+    row_length = int(n_real_tokens(batch)) / len(batch["x_indices"])
     sizes = data.n_rows("train"), data.n_rows("val"), row_length
     return Measured(data.tokenizer, *sizes, data.content, (*cache.used,))
 

@@ -91,7 +91,7 @@ class ResumePoint(L.Callback):
         # The first process decides for all, and not at every step, since the others wait for it.
         if trainer.world_size == 1:
             return time.monotonic() - self.written_at > SECONDS
-        return batch_idx % 50 == 0 and trainer.strategy.broadcast(
+        return trainer.global_step % 50 == 0 and trainer.strategy.broadcast(
             time.monotonic() - self.written_at > SECONDS
         )
 

@@ -29,8 +29,9 @@ from train.settings import VARIANT
 from train.sharding import FSDP, whole
 from train.soundness import probe
 from train.stats import Stats, start_wandb
+from train.stopwatch import Stopwatch
 from train.train_params import TrainParams
-from train.trainer import INTERRUPTED, LMTrainer
+from train.trainer import INTERRUPTED, NEVER, LMTrainer
 from train.weights import Checkpoints, one_line
 
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -76,16 +77,21 @@ def train_run(
     """
     wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
     tracker = start_tracker(params, namer, call, wandb_id)
+    summary = None
     try:
         if call.save and rank() == 0:
-            return train_saved(params, namer, call, tracker, identity, go_on)
+            summary = train_saved(params, namer, call, tracker, identity, go_on)
+            return summary
         # The first process saves for all; the others take part in its resume checkpoints.
         resume_point = ResumePoint(go_on and partial_name(go_on) / RESUME_FILE) if call.save else None
         with threads(params.train.threads):
-            return of_variant(call) | summarise(fit(params, Stats(tracker), call, resume_point=resume_point))
+            summary = of_variant(call) | summarise(
+                fit(params, Stats(tracker), call, resume_point=resume_point)
+            )
+            return summary
     finally:
         if tracker is not None:
-            tracker.finish()
+            tracker.finish(failed=summary is None or summary["stopped"].startswith("diverged"))
 
 
 def train_saved(
@@ -155,7 +161,7 @@ def fit(
     resume_point: ResumePoint | None = None,
 ) -> LMTrainer:
     """Build everything, train, and make sure that a validation of the final weights is recorded."""
-    began = time.perf_counter()
+    wall_time = Stopwatch()
     train, tokenizer = params.train, saved_tokenizer(params.model, call.out)
     data = make_data(
         params.data, params.model, call.cache, data_workers=train.data_workers, tokenizer=tokenizer
@@ -167,7 +173,7 @@ def fit(
         lm.compile()
     n_steps = count_steps(train, data.n_rows("train"))
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
-    lm_trainer.began = began
+    lm_trainer.wall_time = wall_time
     lm_trainer.leak = warn_of_flaws(lm)
     callbacks: list[L.Callback] = [resume_point] if resume_point else []
     if call.progress is not None:
@@ -249,7 +255,7 @@ def lightning_trainer(
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate_grad_batches,
         gradient_clip_val=train.gradient_clip_val,
-        val_check_interval=train.val_every,
+        val_check_interval=NEVER if train.val_every else None,  # LMTrainer says when
         check_val_every_n_epoch=None if train.val_every else 1,
         precision=train.precision,
         accelerator="cpu" if cpus else "auto" if gpu_id is None else "gpu",

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from train.train_params import TrainParams
 
@@ -90,8 +90,8 @@ class Schedule:
         if self.waited >= self.params.lr_plateau_patience:
             self.reductions, self.waited = self.reductions + 1, 0
 
-    def state(self) -> tuple[float, int, int]:
-        return self.best, self.waited, self.reductions
+    def state_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "params"}
 
-    def restore(self, state: tuple[float, int, int]) -> None:
-        self.best, self.waited, self.reductions = state
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)

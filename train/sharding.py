@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -40,6 +40,14 @@ def gathered(lm: LM) -> Iterator[None]:
 def number(value: float | Tensor) -> float | Tensor:
     """A number that is kept in shares, as one."""
     return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def scale_gradients(module: nn.Module, factor: Tensor) -> None:
+    """Multiply all gradients by a scalar tensor on their device; of those in shares, the share of this process."""
+    for parameter in module.parameters():
+        if (gradient := parameter.grad) is not None:
+            local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            local.mul_(factor)
 
 
 def whole(lm: LM, dropout: float) -> LM:

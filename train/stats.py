@@ -37,12 +37,12 @@ class Stats:
 
     def __init__(self, tracker: "WandbTracker | None" = None) -> None:
         self._tracker = tracker
-        self._pending: list[tuple[str, int, int, float | Tensor]] = []
+        self._pending: list[tuple[str, int, int | Tensor, float | Tensor]] = []
         self._drained: dict[str, list[Stat]] = {}
         self._count = 0
 
-    def log(self, name: str, value: float | Tensor, *, step: int, n_samples: int) -> None:
-        """Note a number, or a tensor of one element on any device, as "stat/{name}"."""
+    def log(self, name: str, value: float | Tensor, *, step: int, n_samples: int | Tensor) -> None:
+        """Note a number, or a tensor of one element on any device, as "stat/{name}"; so `n_samples` may be given, too."""
         name = f"stat/{name}"
         if isinstance(value, Tensor):
             if value.numel() != 1:
@@ -56,9 +56,10 @@ class Stats:
         """Move what was logged since the last drain into train_stats, and hand it to the tracker."""
         pending, self._pending = self._pending, []
         values = _fetch([value for *_, value in pending])
+        rows = _fetch([n_samples for _, _, n_samples, _ in pending])
         logged = []
-        for (name, step, n_samples, _), value in zip(pending, values, strict=True):
-            stat = Stat(step, n_samples, self._count, value)
+        for (name, step, _, _), n_samples, value in zip(pending, rows, values, strict=True):
+            stat = Stat(step, int(n_samples), self._count, value)
             self._count += 1
             self._drained.setdefault(name, []).append(stat)
             logged.append((name, stat))
@@ -72,13 +73,13 @@ class Stats:
         self.drain()
         return self._drained
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """train_stats as tensors, a row for each value: what a checkpoint takes."""
         return {
             name: torch.tensor([*values], dtype=torch.float64) for name, values in self.train_stats.items()
         }
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from an earlier state. The tracker has had those values already."""
         self._pending = []
         self._drained = {
@@ -143,12 +144,12 @@ class WandbTracker:
         with contextlib.suppress(Exception):  # wandb's own process died: training goes on, finish says so
             self._run.log(row)
 
-    def finish(self) -> None:
-        """End the run. What cannot be uploaded in time stays in its folder."""
+    def finish(self, failed: bool = False) -> None:
+        """End the run, as failed or not. What cannot be uploaded in time stays in its folder."""
         import wandb
 
         try:
-            self._run.finish()
+            self._run.finish(exit_code=int(failed))
         except Exception as error:
             log.warning(f"wandb: upload incomplete, {_sentence(error)} Complete it by: {self.upload_command}")
         with contextlib.suppress(Exception):  # what is dead cannot be torn down; the next run starts afresh

@@ -35,7 +35,7 @@ class TrainParams:
     accumulate_grad_batches: PositiveInt = 1  # such batches to one optimiser step
     epochs: PositiveInt = 1
     early_stop_nsamples: PositiveInt | None = None  # stop after training on so many rows
-    val_every: PositiveInt | None = None  # batches between validations; None: once an epoch
+    val_every: PositiveInt | None = None  # optimizer steps between validations; None: once an epoch
     patience: PositiveInt | None = None  # stop after so many validations without gain; keeps the best weights
     dropout: Fraction = 0.0
     mask_frac: Annotated[float, Field(gt=0, le=1)] = 0.15  # share of tokens to predict, if "masked"

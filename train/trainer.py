@@ -1,7 +1,7 @@
 """LMTrainer: what happens to an LM in training, hook by hook, in order of time."""
 
 import math
-import time
+import sys
 from collections import defaultdict
 from typing import Any
 
@@ -11,20 +11,24 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from data.batch import n_real_tokens
 from data.dataloader import LMDataModule
 from model.lm import LM
+from train.divergence import Divergence
 from train.evaluation import Evaluation
 from train.logs import log
 from train.optimizers import freeze, group_settings, make_optimizer
 from train.schedules import Schedule
-from train.sharding import FSDP, gathered, number, shard
+from train.sharding import FSDP, gathered, number, scale_gradients, shard
+from train.state import Attributes
 from train.stats import Stats
+from train.stopwatch import Stopwatch
 from train.train_params import TrainParams
 from train.weights import Checkpoints
 
 FINISHED, INTERRUPTED = "finished", "interrupted"  # why a run ended; there are others
-DRAIN_EVERY = 50  # steps between moments when statistics leave the device
-DIVERGED = 3.0  # a training loss so many times the first one has diverged
+NEVER = sys.maxsize  # batches between validations
+DRAIN_EVERY = 50  # optimizer steps between moments when statistics leave the device
 
 
 class LMTrainer(L.LightningModule):
@@ -41,16 +45,22 @@ class LMTrainer(L.LightningModule):
         checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__()
+        # Lightning makes `hparams` at its first use, and saves it itself.
+        assert not self.hparams
+        of_lightning = {*vars(self)}
         self.model = model
         self.data = data
         self.train_params = train_params
         self.stats = stats
         self.schedule = Schedule(train_params, n_steps)
         self.checkpoints = checkpoints
-        self.n_samples = 0  # rows trained on so far, by all processes together
-        self.n_tokens = 0  # real tokens among them
-        self.train_seconds, self.clock = 0.0, time.perf_counter()  # without validation
-        self.earlier_seconds, self.began = 0.0, time.perf_counter()
+        # Counts of all processes together; tensors on the device until the next validation.
+        self.n_samples: Any = 0  # rows trained on so far
+        self.n_tokens: Any = 0  # real tokens among them
+        self.n_scored_in_step: Any = 0  # scored so far in the optimizer step at hand
+        self.n_steps_done = 0  # optimizer steps that on_train_batch_end has dealt with
+        self.training_time, self.wall_time = Stopwatch(), Stopwatch()  # the first one without validation
+        self.divergence = Divergence(model.n_tokens)
         self.stopped = FINISHED  # or why it ended before its time
         self.best_loss, self.best_step, self.validations_without_gain = math.inf, 0, 0
         self.best_weights: dict[str, Tensor] | None = None  # with patience
@@ -60,6 +70,10 @@ class LMTrainer(L.LightningModule):
         self.leak: str | None = None  # what predictions see that they must not
         self.sample = ""  # what the model said in the last validation
         freeze(model, train_params)
+        self.warned_of_lost_state = False
+        self.initial_weights = set(self.state_dict())
+        # Whatever is set or changed from here on is saved in resume checkpoints.
+        self.attributes = Attributes(self, without=of_lightning)
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
         """Keep a number (or a tensor of one) under `stat/name`, for the saved run and for wandb; never waits."""
@@ -78,45 +92,43 @@ class LMTrainer(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The course of the run, beside the weights and the optimiser."""
-        now = time.perf_counter()
+        """Save the attributes that changed since `__init__`, beside the weights and the optimizer."""
         if self.checkpoints is not None:
             self.checkpoints.wait()  # a run that goes on from here does not write them again
-        checkpoint["course"] = {
-            "stats": self.stats.state(),
-            "schedule": self.schedule.state(),
-            "rows": self.n_samples,
-            "tokens": self.n_tokens,
-            "train_seconds": self.train_seconds + now - self.clock,
-            "seconds": self.wall_seconds,
-            "stopped": FINISHED if self.stopped == INTERRUPTED else self.stopped,  # what goes on was not
-            "best": (self.best_loss, self.best_step, self.validations_without_gain),
-            "best_weights": self.best_weights,
-            "validated_at": self.validated_at,
-            "result": self.result,
-        }
+        checkpoint["attributes"], lost = self.attributes.save()
+        weights, late = checkpoint["state_dict"], set(self.state_dict()) - self.initial_weights
+        lost += sorted(
+            late
+        )  # of modules and buffers that hooks made: a resumed run has no place for them yet
+        for name in late & set(weights):
+            del weights[name]
+        if lost and not self.warned_of_lost_state:
+            log.warning(
+                f"a resumed run begins without {', '.join(f'LMTrainer.{name}' for name in lost)}: checkpoints hold "
+                "numbers, text, tensors, random generators and containers of these, and what has state_dict and "
+                "load_state_dict if __init__ makes it"
+            )
+            self.warned_of_lost_state = True
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        course = checkpoint["course"]
-        self.stats.restore(course["stats"])
-        self.schedule.restore(course["schedule"])
-        self.n_samples, self.n_tokens = course["rows"], course["tokens"]
-        self.train_seconds, self.earlier_seconds = course["train_seconds"], course["seconds"]
-        self.stopped = course["stopped"]
-        self.best_loss, self.best_step, self.validations_without_gain = course["best"]
-        self.best_weights = course["best_weights"]
-        self.validated_at, self.result = course["validated_at"], course["result"]
+        self.attributes.restore(checkpoint["attributes"])
+        if self.stopped == INTERRUPTED:  # what goes on was not
+            self.stopped = FINISHED
         self.trainer.should_stop = self.stopped != FINISHED
 
     @property
+    def train_seconds(self) -> float:
+        """Seconds of training so far, without validation."""
+        return self.training_time.seconds
+
+    @property
     def wall_seconds(self) -> float:
-        """Since the run began, without the time it lay dead."""
-        return self.earlier_seconds + time.perf_counter() - self.began
+        """Seconds since the run began, without the time between a kill and its resume."""
+        return self.wall_time.seconds
 
     def on_train_start(self) -> None:
-        self.clock = time.perf_counter()
-        if self.global_step == 0:
-            self.train_seconds = 0.0  # a validation before does not count
+        # A validation before the first step does not count.
+        self.training_time.start(0.0 if self.global_step == 0 else None)
         if self.global_rank:  # not the same dropout in every process
             torch.manual_seed(self.train_params.random_seed + self.global_rank)
         if self.checkpoints is not None and self.global_step == 0:
@@ -125,28 +137,79 @@ class LMTrainer(L.LightningModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         losses, _ = self.model.get_losses(batch, self.train_params)
-        self.n_samples += batch["n_rows"]
-        self.n_tokens += batch["n_tokens"]
-        for name, loss in self.of_all_processes(losses, batch["n_scored"]).items():
+        for name, loss in self.count(batch, losses).items():
             self.log_stat(f"train_loss:{name}", loss)
-        # Lightning divides by the number of accumulated batches and of processes; a batch counts by its scored tokens instead.
-        n_batches = self.train_params.accumulate_grad_batches * self.trainer.world_size
-        return sum(losses.values()) * (batch["n_scored"] / max(1, batch["n_scored_step"]) * n_batches)
+        return torch.as_tensor(sum(losses.values())) * self.weight(losses)
 
-    def of_all_processes(self, losses: dict[str, Tensor], n_scored: int) -> dict[str, Tensor]:
-        """The losses over what all processes score at this moment; the same message says who wants to stop."""
-        if self.trainer.world_size == 1:
-            return losses
-        means = torch.stack([loss.detach() for loss in losses.values()])
-        wants_to_stop = self.stopped != FINISHED
-        sums = torch.cat(
-            [means * n_scored, means.new_full((1,), n_scored), means.new_full((1,), wants_to_stop)]
+    @property
+    def is_step_split(self) -> bool:
+        """Whether an optimizer step is made of several batches, one after another or in several processes."""
+        return self.train_params.accumulate_grad_batches * self.trainer.world_size > 1
+
+    def weight(self, losses: dict[str, Tensor]) -> float | Tensor:
+        """Return the factor of a batch's losses before their gradients are added up over the optimizer step.
+
+        Losses are means over the scored tokens of a batch, gradients are to be those of the mean over all of the step.
+        How many there are is known at its end: see `mean_over_step`.
+        """
+        return self.n_scored(losses) / self.n_positions if self.is_step_split else 1
+
+    def n_scored(self, losses: dict[str, Tensor]) -> Tensor:
+        """Return the number of tokens over which the latest get_losses took means, in the type of losses."""
+        n_scored = self.model.n_scored
+        if n_scored is None:
+            raise ValueError(
+                "LM.get_losses must set self.n_scored, the number of tokens its losses are means over: batches of an "
+                "optimizer step are weighed by it"
+            )
+        loss = next(iter(losses.values()))
+        return torch.as_tensor(n_scored, device=loss.device).to(
+            torch.promote_types(loss.dtype, torch.float32)
         )
+
+    @property
+    def n_positions(self) -> int:
+        """Positions of a full batch: a constant that keeps weighted losses in the range of losses."""
+        return self.train_params.batch_size * self.data.max_seq_len
+
+    @torch.no_grad()
+    def mean_over_step(self) -> None:
+        """Turn the gradient of weighted losses into that of the mean over all tokens scored in the step."""
+        # Lightning has divided by the number of batches of a full step, and by that of processes.
+        n_batches = self.train_params.accumulate_grad_batches * self.trainer.world_size
+        scale_gradients(self, n_batches * self.n_positions / self.n_scored_in_step.clamp(min=1))
+        self.n_scored_in_step = 0
+
+    @torch.no_grad()
+    def count(self, batch: dict, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Count rows and tokens of all processes; return the losses over what they score at this moment."""
+        n_rows, n_tokens = len(batch["x_indices"]), n_real_tokens(batch)
+        if self.is_step_split:
+            n_scored = self.n_scored(losses)
+            if self.trainer.world_size > 1:
+                losses, n_scored, n_rows, n_tokens = self.of_all_processes(batch, losses, n_scored)
+            self.n_scored_in_step = self.n_scored_in_step + n_scored
+        self.n_samples = self.n_samples + n_rows
+        self.n_tokens = self.n_tokens + n_tokens
+        return losses
+
+    def of_all_processes(self, batch: dict, losses: dict[str, Tensor], n_scored: Tensor) -> tuple[Any, ...]:
+        """Return mean losses and counts over all processes; the same message says who wants to stop."""
+        # A process without rows of its own has a filler, in which nothing is scored.
+        is_real = batch["target_mask"].any()
+        counts = is_real * len(batch["x_indices"]), is_real * n_real_tokens(batch)
+        wants_to_stop = torch.tensor(self.stopped != FINISHED)
+        values = [loss * n_scored for loss in losses.values()]
+        values += [n_scored, *counts, wants_to_stop]
+        sums = torch.stack([value.detach().to(n_scored) for value in values])
         torch.distributed.all_reduce(sums)
-        self.n_want_to_stop = sums[-1]
-        return dict(zip(losses, sums[:-2] / sums[-2].clamp(min=1), strict=True))
+        *of_losses, n_scored, n_rows, n_tokens, self.n_want_to_stop = sums
+        means = {name: loss / n_scored.clamp(min=1) for name, loss in zip(losses, of_losses, strict=True)}
+        return means, n_scored, n_rows.long(), n_tokens.long()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.is_step_split:
+            self.mean_over_step()
         if self.global_step % self.train_params.hyperparams_log_freq == 0:
             self.log_hyperparams_and_time()
 
@@ -155,7 +218,7 @@ class LMTrainer(L.LightningModule):
         """Called every `hyperparams_log_freq` steps, when gradients are complete and not yet clipped."""
         lm = self.model
         self.log_stat("lr", self.scheduler.get_last_lr()[0])
-        self.log_stat("train_seconds", self.train_seconds + time.perf_counter() - self.clock)
+        self.log_stat("train_seconds", self.train_seconds)
         self.log_groups()
         weights, gradients = defaultdict(list), defaultdict(list)
         for name, parameter in lm.named_parameters():
@@ -187,19 +250,28 @@ class LMTrainer(L.LightningModule):
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
+        ends_a_step = self.global_step != self.n_steps_done
+        self.n_steps_done = self.global_step
+        if self.train_params.val_every is not None:
+            is_due = ends_a_step and self.global_step % self.train_params.val_every == 0
+            # Lightning counts batches, of which the last step of an epoch may have fewer: "after this one" or "never".
+            self.trainer.val_check_batch = 1 if is_due else NEVER
+        if not ends_a_step:
+            return
         if self.checkpoints is not None and self.global_step % self.checkpoints.every == 0:
             self.checkpoints.keep(self.model, self.global_step)
-        if batch_idx % DRAIN_EVERY == 0:
+        if self.global_step % DRAIN_EVERY == 0:
             self.drain_and_judge()
             if self.trainer.world_size > 1 and self.n_want_to_stop > 0:
                 self.stop(INTERRUPTED)
 
     def drain_and_judge(self) -> None:
-        """Let statistics leave the device, and stop if the latest training loss says that training has diverged."""
-        losses = self.stats.train_stats.get("stat/train_loss:main")
-        if losses and not losses[-1].v < DIVERGED * losses[0].v:  # so that NaN counts
-            latest, first = losses[-1], losses[0]
-            self.stop(f"diverged: training loss {latest.v:.4g} at step {latest.s}, first {first.v:.4g}")
+        """Let statistics leave the device, and stop if they say that training has diverged."""
+        why = self.divergence.judge(self.stats.train_stats)
+        if why is not None and self.stopped == FINISHED:
+            # The place to say which activation is the first that is not finite, if the loss is not.
+            log.warning(f"{why}; training stops after step {self.global_step}")
+            self.stop(why)
 
     def stop(self, why: str, agreed: bool = True) -> None:
         """End training after this step; the first reason stands in the summary.
@@ -212,17 +284,13 @@ class LMTrainer(L.LightningModule):
             self.trainer.should_stop = True
 
     def on_train_end(self) -> None:
+        self.training_time.pause()
         if self.checkpoints is not None:
             self.checkpoints.keep(self.model, self.global_step)
 
     def on_validation_start(self) -> None:
-        self.pause_clock()
+        self.training_time.pause()
         self.evaluation = Evaluation(self.model, self.data)
-
-    def pause_clock(self) -> None:
-        now = time.perf_counter()
-        self.train_seconds += now - self.clock
-        self.clock = now
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self.evaluation.add(batch, self.train_params)
@@ -233,10 +301,12 @@ class LMTrainer(L.LightningModule):
         with gathered(self.model):
             self.result = self.trainer.strategy.broadcast(self.evaluation.result())
             self.sample = self.evaluation.sample()
+        del self.evaluation
         of_best = "best_" if self.restored_best else ""
         for name, value in self.result.items():
             self.log_stat(of_best + name, value)
         self.stats.drain()
+        self.n_samples, self.n_tokens = int(self.n_samples), int(self.n_tokens)
         self.validated_at = self.global_step
         numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in self.result.items())
         log.info(
@@ -244,7 +314,7 @@ class LMTrainer(L.LightningModule):
         )
         if self.trainer.state.fn == "fit":
             self.judge(self.result["val_loss:main"])
-        self.clock = time.perf_counter()
+            self.training_time.start()
 
     def judge(self, val_loss: float) -> None:
         """What depends on the course of validation loss: the plateau schedule, patience, the best weights."""

@@ -34,8 +34,9 @@ def test_mycollate_pads_lists_of_ids():
     assert batch["x_indices"].dtype == torch.int64
     assert batch["mask"].tolist() == [[True, True, True], [True, True, False]]
     assert batch["target_mask"].tolist() == [[False, True, True], [False, True, False]]
-    assert (batch["n_tokens"], batch["n_scored"], batch["n_scored_step"]) == (3, 3, 3)
-    assert type(batch["n_scored"]) is int
+    assert batch.keys() == {"x_indices", "mask", "target_mask"}, (
+        "no counts: a batch may be cropped on its way"
+    )
     assert mycollate([[1, 0, 0]])["mask"].all()  # a pad id inside a row is a token
 
 
@@ -45,7 +46,6 @@ def test_mycollate_takes_what_the_datasets_hand_out(copies, speeches):
         whole, single = mycollate(rows.__getitems__([3, 0, 5])), mycollate([rows[3], rows[0], rows[5]])
         for key in ("x_indices", "mask", "target_mask"):
             assert torch.equal(whole[key], single[key])
-        assert whole["n_scored"] == single["n_scored"] == int(whole["target_mask"][:, 1:].sum())
 
 
 def key_of(row):
@@ -95,9 +95,8 @@ def test_accumulated_parts_are_the_rows_of_the_large_batch(kind, accumulate, req
     for batch in large:
         n_parts = -(-len(batch["x_indices"]) // 6)
         own = parts[position : position + n_parts]
-        assert {part["n_scored_step"] for part in own} == {batch["n_scored"]}
-        assert sum(part["n_scored"] for part in own) == batch["n_scored"]
-        assert sum(part["n_tokens"] for part in own) == batch["n_tokens"]
+        for name in ("mask", "target_mask"):
+            assert sum(part[name].sum() for part in own) == batch[name].sum()
         assert all(part["mask"].any(0).all() for part in own)  # no column of padding only
         position += n_parts
 

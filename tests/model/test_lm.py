@@ -124,7 +124,6 @@ def test_one_batch_is_learned_by_heart(kind):
     lm = LM(tiny_params(layer_architecture=kind, dim=32), CharTokenizer())
     batch = batch_of(random_ids(4, 9))
     batch["target_mask"][:, :3] = False  # the first two predictions have nothing to go by
-    batch["n_scored"] = int(batch["target_mask"][:, 1:].sum())
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2, weight_decay=0.0)
     for _ in range(150):
         loss = lm.get_losses(batch, None)[0]["main"]

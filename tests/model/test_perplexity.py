@@ -59,7 +59,7 @@ def test_a_loader_is_weighted_by_scored_tokens():
     mean, _, _, total, table = lm.perplexities(
         DataLoader(batches, batch_size=None), per_token=True, before_exp=True
     )
-    parts = [(lm.get_losses(batch, None)[0]["main"].item(), batch["n_scored"]) for batch in batches]
+    parts = [(lm.get_losses(batch, None)[0]["main"].item(), int(lm.n_scored)) for batch in batches]
     assert total == sum(n for _, n in parts)
     assert mean == pytest.approx(sum(loss * n for loss, n in parts) / total)
     assert table.shape == (6, 11)

@@ -88,7 +88,7 @@ def batch_of(ids: Tensor, scored: Tensor | None = None) -> dict:
     """A batch as the data loaders make them; all but the first token scored unless said otherwise."""
     scored = torch.ones_like(ids, dtype=torch.bool) if scored is None else scored
     real = torch.ones_like(ids, dtype=torch.bool)
-    return {"x_indices": ids, "mask": real, "target_mask": scored, "n_scored": int(scored[:, 1:].sum())}
+    return {"x_indices": ids, "mask": real, "target_mask": scored}
 
 
 BIAS = st.sampled_from([None, None, False, True])

@@ -5,10 +5,12 @@ import time
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from data.data_params import DataParams
 from model.lm import LM
 from model.model_params import ModelParams
+from model.perplexity import NOT_SCORED
 from train.build import make_data
 from train.evaluation import Evaluation
 from train.params import Params
@@ -116,3 +118,55 @@ def test_tokens_per_second_are_those_of_training_alone(tmp_path, monkeypatch):
     wall = time.perf_counter() - started
     assert run.train_seconds < wall - 2 * 3
     assert summarise(run)["tokens_per_second"] == pytest.approx(run.n_tokens / run.train_seconds)
+
+
+def smoothed(z, y):
+    return F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, label_smoothing=0.2)
+
+
+def in_place(z, y):
+    y[:, ::2] = NOT_SCORED
+    return F.cross_entropy(z.div_(3).flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED)
+
+
+EDITS_OF_THE_LOSS = {
+    "label smoothing": lambda z, y: {"main": smoothed(z, y)},
+    "z-loss": lambda z, y: {
+        "main": F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED),
+        "z": z.logsumexp(-1).square().mean(),
+    },
+    "targets and logits changed in place": lambda z, y: {"main": in_place(z, y)},
+    "another loss altogether": lambda z, y: {"rank": z.square().mean()},
+}
+
+
+@pytest.mark.parametrize("edit", EDITS_OF_THE_LOSS)
+def test_the_validation_loss_is_out_of_reach_of_edits_to_get_losses(edit, text, monkeypatch):
+    data, lm = text
+    plain = evaluate(data, lm)
+    losses_of = EDITS_OF_THE_LOSS[edit]
+
+    def get_losses(self, batch, train_params, loss_requests=None, xyz=None):
+        _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
+        return losses_of(z, y), len(y)
+
+    monkeypatch.setattr(LM, "get_losses", get_losses)
+    edited = evaluate(data, lm)
+    assert edited | plain == edited, "bitwise"
+    beside = {"z-loss": {"val_loss:z"}, "another loss altogether": {"val_loss:rank", "val_loss:trained"}}
+    assert edited.keys() - plain == beside.get(edit, {"val_loss:trained"})
+    assert all(math.isfinite(loss) for loss in edited.values())
+
+
+def test_what_is_trained_on_stands_beside_the_validation_loss(text, monkeypatch):
+    data, lm = text
+    plain, original = evaluate(data, lm), LM.get_losses
+
+    def get_losses(self, *args, **kwargs):
+        losses, n = original(self, *args, **kwargs)
+        return {"main": 2 * losses["main"], "extra": 3 * losses["main"]}, n
+
+    monkeypatch.setattr(LM, "get_losses", get_losses)
+    edited = evaluate(data, lm)
+    assert edited["val_loss:extra"] == pytest.approx(3 * plain["val_loss:main"], rel=1e-6)
+    assert edited["val_loss:trained"] == pytest.approx(5 * plain["val_loss:main"], rel=1e-6)

@@ -13,7 +13,7 @@ from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
 from train import forecast
-from train.forecast import Kind, Pace, choose, duration, extrapolate, kinds_of
+from train.forecast import Kind, Pace, choose, duration, extrapolate, kinds_of, step_params
 from train.params import Params, Texts
 from train.plan import Measured, Plan
 from train.tables import as_time
@@ -194,3 +194,18 @@ def test_times_are_shown_as_a_reader_wants_them():
         4e5: "4.6 days",
     }
     assert {seconds: as_time(seconds) for seconds in shown} == shown
+
+
+def test_a_dry_run_with_one_batch_an_epoch_times_steps(tmp_path, capsys):
+    """Statistics are then looked at after every step; none of them is an error of the user's."""
+    options = ["n_samples=40", "batch_size=64", "epochs=5", "optimizer='sgd'", "lr=1e5", "threads=1"]
+    words = [part for option in options for part in ("--set", option)]
+    assert main.main([*SMALL, *words, "--dry-run", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "fails" not in shown
+    assert "diverged" not in shown
+    assert "for 1 run" in shown
+
+
+def test_timing_leaves_the_model_as_it_is():
+    assert step_params(TrainParams(lr=3.0, warmup_steps=5)).lr < 1e-6

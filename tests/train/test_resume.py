@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+from collections import deque
 from itertools import count
 from pathlib import Path
 
@@ -216,3 +217,61 @@ class Payload:
 
     def __reduce__(self):
         return Path.touch, (self.path,)
+
+
+class Sketchpad:
+    """A place outside the trainer, which no checkpoint holds."""
+
+
+def remember(training_step):
+    """What users add to a step: each kind of state decides the next loss or is logged."""
+
+    def step(self, batch, batch_idx):
+        if not hasattr(self, "seen"):  # made in a hook, not in __init__
+            self.seen, self.by_task, self.recent = 0, {"a": [0.0]}, deque(maxlen=3)
+            self.ema, self.dice = torch.zeros(3), torch.Generator().manual_seed(5)
+        self.seen += 1
+        self.ema = 0.9 * self.ema + 0.1 * self.seen
+        self.recent.append(self.seen)
+        self.by_task["a"][0] += sum(self.recent)
+        drawn = torch.rand(1, generator=self.dice)
+        for name in ("seen", "drawn"):
+            self.log_stat(name, {"seen": self.seen, "drawn": drawn}[name])
+        self.log_stat("ema", self.ema.sum())
+        self.log_stat("by_task", self.by_task["a"][0])
+        return training_step(self, batch, batch_idx)
+
+    return step
+
+
+def test_what_users_add_to_the_trainer_goes_on_where_it_was(call, monkeypatch):
+    monkeypatch.setattr(LMTrainer, "training_step", remember(LMTrainer.training_step))
+    assert call("val_every=None", out="whole", options=["--save"]) == 0
+    died = forked(lambda: killed_at("optimiser", 11, lambda: call("val_every=None")))
+    assert died == -signal.SIGKILL
+    assert call("val_every=None") == 0
+    resumed, whole = outcome(call.root / "out"), outcome(call.root / "whole")
+    assert_same(resumed, whole)
+    seen = [stat.v for stat in resumed["stats"]["stat/seen"]]
+    assert seen == [*range(1, len(seen) + 1)]
+
+
+def test_state_that_no_checkpoint_holds_is_named_once(call, monkeypatch, capsys):
+    begins = LMTrainer.on_train_start
+
+    def with_state(self):
+        begins(self)
+        self.sketchpad, self.window = Sketchpad(), (lambda: 0)
+        self.register_buffer("late", torch.zeros(2))
+
+    monkeypatch.setattr(LMTrainer, "on_train_start", with_state)
+    assert call(options=["--save"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("a resumed run begins without") == 1
+    assert "without LMTrainer.sketchpad, LMTrainer.window, LMTrainer.late: checkpoints hold" in shown
+
+
+def test_a_plain_run_has_no_state_that_is_lost(call, capsys):
+    for kind in ("plateau and patience, muP by Muon, omegas from a profile", "validation after every epoch"):
+        assert call(*KINDS[kind], "checkpoint_every=5", out=kind[:4], options=["--save"]) == 0
+    assert "begins without" not in capsys.readouterr().out

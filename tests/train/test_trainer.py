@@ -11,8 +11,9 @@ from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.build import count_steps, make_data
 from train.check import freeze_problems, train_problems
+from train.logs import log_to_console
 from train.params import Params
-from train.run import Call, fit, summarise
+from train.run import Call, fit, summarise, train_run
 from train.stats import Stats
 from train.train_params import TrainParams
 
@@ -42,7 +43,9 @@ def test_accumulation_equals_the_large_batch_though_parts_score_different_number
     for name, weight in weights(large).items():
         torch.testing.assert_close(weights(small)[name], weight, rtol=1e-9, atol=1e-11)
     loader = make_data(TASK, TINY, tmp_path).train_dataloader(5, accumulate=8)
-    assert len({batch["n_scored"] for batch in loader}) > 3, "the parts differ, so equality is no accident"
+    assert len({int(batch["target_mask"].sum()) for batch in loader}) > 3, (
+        "the parts differ, so equality is no accident"
+    )
 
 
 def test_an_incomplete_last_step_of_an_epoch_is_exact_too(tmp_path):
@@ -249,3 +252,40 @@ def test_gradients_are_clipped(tmp_path):
     runs = {clip: weights(train(tmp_path, gradient_clip_val=clip, **options)) for clip in (1e-9, 0.01)}
     moved = torch.cat([(runs[0.01][name] - runs[1e-9][name]).flatten() for name in runs[0.01]])
     assert moved.norm().item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+class Tracker:
+    """Stands in for wandb's, and keeps how the run ended."""
+
+    id, name, failed = "1", None, None
+
+    def log(self, row):
+        pass
+
+    def finish(self, failed=False):
+        self.failed = failed
+
+
+@pytest.mark.parametrize(
+    ("fields", "failed"), [({"lr": 1e9, "optimizer": "sgd", "gradient_clip_val": None}, True), ({}, False)]
+)
+def test_wandb_hears_of_a_diverged_run_as_failed_and_the_log_when_it_happens(
+    fields, failed, tmp_path, monkeypatch, capsys
+):
+    tracker = Tracker()
+    monkeypatch.setattr("train.run.start_tracker", lambda *_: tracker)
+    log_to_console()
+    call = Call(tmp_path, save=False, wandb=True, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    summary = train_run(Params(TASK, TrainParams(batch_size=8, threads=1, **fields), TINY), None, call)
+    assert summary["stopped"].startswith("diverged") == failed == tracker.failed
+    assert capsys.readouterr().out.count("training stops after step") == failed
+
+
+def test_wandb_hears_of_a_run_that_raised_as_failed(tmp_path, monkeypatch):
+    tracker = Tracker()
+    monkeypatch.setattr("train.run.start_tracker", lambda *_: tracker)
+    monkeypatch.setattr("train.run.fit", lambda *_, **__: 1 / 0)
+    call = Call(tmp_path, save=False, wandb=True, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    with pytest.raises(ZeroDivisionError):
+        train_run(Params(TASK, TrainParams(threads=1), TINY), None, call)
+    assert tracker.failed

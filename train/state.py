@@ -1,0 +1,217 @@
+"""Attributes of an object as plain data, so that a checkpoint holds what users add and is still read as data only."""
+
+import pickle
+import random
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+PLAIN = (type(None), bool, int, float, str)
+FACTORIES = {factory.__name__: factory for factory in (int, float, str, bool, list, dict, set)}
+
+
+class NotData(TypeError):
+    """Raised for a value that is more than numbers, text, tensors, generators and containers of them."""
+
+
+class Kind(NamedTuple):
+    """How a type of value becomes data that `torch.load(..., weights_only=True)` reads, and is made again from it."""
+
+    save: Callable[[Any], Any]
+    load: Callable[[Any], Any]
+
+
+def to_data(value: Any) -> Any:
+    """Return `value` as plain values and tuples (name of its kind, content); NotData if that would lose something."""
+    if type(value) in PLAIN:
+        return value
+    name = "numpy" if isinstance(value, np.ndarray | np.generic) else NAMES.get(type(value))
+    if name is None:
+        raise NotData(f"{type(value).__name__} is no plain data")
+    return name, KINDS[name].save(value)
+
+
+def from_data(data: Any) -> Any:
+    """Return the value that `to_data` was given. Tensors and generators are on the device where they were."""
+    return data if type(data) in PLAIN else KINDS[data[0]].load(data[1])
+
+
+def items_to_data(values: Iterable[Any]) -> list[Any]:
+    return [to_data(value) for value in values]
+
+
+def items_from_data(make: Callable[[Any], Any], data: list[Any]) -> Any:
+    return make(from_data(item) for item in data)
+
+
+def pairs_to_data(mapping: dict[Any, Any]) -> list[Any]:
+    return [(to_data(key), to_data(value)) for key, value in mapping.items()]
+
+
+def pairs_from_data(make: Callable[[Any], Any], data: list[Any]) -> Any:
+    return make({from_data(key): from_data(value) for key, value in data})
+
+
+def tensor_to_data(tensor: Tensor) -> Any:
+    # A clone, so that a small view does not bring all of a large storage along.
+    return tensor.detach().cpu().clone(), str(tensor.device), tensor.requires_grad
+
+
+def tensor_from_data(data: Any) -> Tensor:
+    tensor, device, requires_grad = data
+    return tensor.to(device).requires_grad_(requires_grad)
+
+
+def generator_from_data(data: Any) -> torch.Generator:
+    device, state = data
+    generator = torch.Generator(device)
+    generator.set_state(state)
+    return generator
+
+
+def random_from_data(data: Any) -> random.Random:
+    generator = random.Random()
+    generator.setstate(from_data(data))
+    return generator
+
+
+def numpy_generator_from_data(data: Any) -> np.random.Generator:
+    name, state = data
+    bits = getattr(np.random, name)()
+    bits.state = from_data(state)
+    return np.random.Generator(bits)
+
+
+def defaultdict_to_data(values: defaultdict) -> Any:
+    factory = values.default_factory
+    if factory is not None and FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
+        raise NotData(f"defaultdict of {factory!r} is no plain data")
+    return factory and factory.__name__, pairs_to_data(values)
+
+
+def defaultdict_from_data(data: Any) -> defaultdict:
+    factory, pairs = data
+    return defaultdict(factory and FACTORIES[factory], pairs_from_data(dict, pairs))
+
+
+def numpy_to_data(values: np.ndarray | np.generic) -> Any:
+    if values.dtype.kind not in "biuf":
+        raise NotData(f"numpy values of {values.dtype} are no plain data")
+    return torch.from_numpy(np.array(values)), isinstance(values, np.generic)
+
+
+def numpy_from_data(data: Any) -> Any:
+    tensor, is_scalar = data
+    return tensor.numpy()[()] if is_scalar else tensor.numpy()
+
+
+NAMES: dict[type, str] = {  # by exact type: a subclass may hold more
+    **{kind: kind.__name__ for kind in (list, tuple, set, frozenset, dict, OrderedDict, Counter)},
+    deque: "deque",
+    defaultdict: "defaultdict",
+    Tensor: "tensor",
+    torch.Generator: "torch generator",
+    random.Random: "python generator",
+    np.random.Generator: "numpy generator",
+}
+KINDS: dict[str, Kind] = {
+    **{
+        kind.__name__: Kind(items_to_data, partial(items_from_data, kind))
+        for kind in (list, tuple, set, frozenset)
+    },
+    **{
+        kind.__name__: Kind(pairs_to_data, partial(pairs_from_data, kind))
+        for kind in (dict, OrderedDict, Counter)
+    },
+    "deque": Kind(
+        lambda values: (values.maxlen, items_to_data(values)),
+        lambda data: items_from_data(partial(deque, maxlen=data[0]), data[1]),
+    ),
+    "defaultdict": Kind(defaultdict_to_data, defaultdict_from_data),
+    "tensor": Kind(tensor_to_data, tensor_from_data),
+    "numpy": Kind(numpy_to_data, numpy_from_data),
+    "torch generator": Kind(lambda dice: (str(dice.device), dice.get_state()), generator_from_data),
+    "python generator": Kind(lambda dice: to_data(dice.getstate()), random_from_data),
+    "numpy generator": Kind(
+        lambda dice: (type(dice.bit_generator).__name__, to_data(dice.bit_generator.state)),
+        numpy_generator_from_data,
+    ),
+}
+
+
+class Attributes:
+    """The attributes of `owner` that change from now on, whoever adds them, but for those named in `without`.
+
+    Data is saved as it is, an object with `state_dict` and `load_state_dict` by these. Modules, optimizers and
+    schedules of learning rates are left to Lightning, which saves them itself.
+    """
+
+    def __init__(self, owner: Any, without: Iterable[str] = ()) -> None:
+        self.owner = owner
+        self.without = frozenset(without)
+        self.initial = dict(self.attributes())
+        self.fingerprints = {name: fingerprint(value) for name, value in self.initial.items()}
+
+    def attributes(self) -> Iterable[tuple[str, Any]]:
+        kept_by_others = (nn.Module, Optimizer, LRScheduler, Attributes)
+        for name, value in vars(self.owner).items():
+            if name not in self.without and not isinstance(value, kept_by_others):
+                yield name, value
+
+    def save(self) -> tuple[dict[str, Any], list[str]]:
+        """Return the changed attributes as data, and the names of those that cannot be saved."""
+        saved, lost = {}, []
+        for name, value in self.attributes():
+            if not has_state(value) and self.is_unchanged(name, value):
+                continue
+            try:
+                if not has_state(value):
+                    saved[name] = ("value", to_data(value))
+                elif name in self.initial:  # else nothing is there to load it into
+                    saved[name] = ("state", to_data(value.state_dict()))
+                else:
+                    lost.append(name)
+            except (NotData, RecursionError):
+                lost.append(name)
+        return saved, lost
+
+    def is_unchanged(self, name: str, value: Any) -> bool:
+        if name not in self.initial:
+            return False
+        is_same = value is self.initial[name] or is_data(value)
+        return is_same and fingerprint(value) == self.fingerprints[name]
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Give `owner` the attributes of an earlier `save`."""
+        for name, (kind, data) in saved.items():
+            if kind == "value":
+                setattr(self.owner, name, from_data(data))
+            else:
+                getattr(self.owner, name).load_state_dict(from_data(data))
+
+
+def has_state(value: Any) -> bool:
+    return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
+
+
+def is_data(value: Any) -> bool:
+    try:
+        to_data(value)
+    except (NotData, RecursionError):
+        return False
+    return True
+
+
+def fingerprint(value: Any) -> bytes | None:
+    """Return bytes that differ where values differ: of data, and of objects whose attributes are data; else None."""
+    for content in (value, getattr(value, "__dict__", len)):
+        if is_data(content):
+            return pickle.dumps(to_data(content))
+    return None

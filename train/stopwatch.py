@@ -1,0 +1,31 @@
+"""Stopwatch: seconds that a part of a run takes, pauses and the time between a kill and its resume left out."""
+
+import time
+from typing import Any
+
+
+class Stopwatch:
+    """Starts at once. Its state is the seconds so far: a resumed run counts on from there."""
+
+    def __init__(self) -> None:
+        self.earlier = 0.0  # seconds before the latest start
+        self.began: float | None = time.perf_counter()  # None while paused
+
+    @property
+    def seconds(self) -> float:
+        return self.earlier + (0.0 if self.began is None else time.perf_counter() - self.began)
+
+    def pause(self) -> None:
+        self.earlier, self.began = self.seconds, None
+
+    def start(self, seconds: float | None = None) -> None:
+        """Go on, with `seconds` on the clock if they are given."""
+        self.earlier, self.began = self.seconds if seconds is None else seconds, time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.earlier = state["seconds"]
+        if self.began is not None:
+            self.began = time.perf_counter()
