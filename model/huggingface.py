@@ -137,11 +137,12 @@ def from_hf(
 def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
     """Return the ModelParams fields of a model: those of its config, with tying and muP's factors taken from its modules."""
     fields = fields_of(hf_model.config)
+    described = ModelParams(**fields)
     readout, embedding = hf_model.get_output_embeddings(), hf_model.get_input_embeddings()
     if not isinstance(readout, nn.Linear):
         return fields
     is_same = readout.weight is embedding.weight
-    is_equal = fields["tied_embeddings"] and torch.equal(readout.weight, embedding.weight)
+    is_equal = described.tied_embeddings and torch.equal(readout.weight, embedding.get_parameter("weight"))
     fields |= {"tied_embeddings": is_same or is_equal}
     if isinstance(readout, Readout) and readout.mult != 1:
         fields |= {"mup_output_mult": readout.mult}
@@ -149,7 +150,7 @@ def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
         own["scaling"] for own in map(vars, hf_model.modules()) if isinstance(own.get("scaling"), float)
     }
     if len(scalings) == 1:
-        attn_mult = scalings.pop() * math.sqrt(fields["dim"] // fields["n_heads"])
+        attn_mult = scalings.pop() * math.sqrt(described.head_dim)
         if not math.isclose(attn_mult, 1) and attn_mult > 0:
             fields |= {"mup_attn_mult": attn_mult}
     return fields

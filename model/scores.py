@@ -3,6 +3,7 @@
 Shape suffixes:  B batch  T position  F features of a projection
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ THIRDS = ("Wqkv", "c_attn")  # of maps to queries, keys and values, one after th
 class Queries(NamedTuple):
     """A map to queries, and where they lie in its output: `n_queries` first parts of `n_parts` in each of `n_groups`."""
 
-    projection: nn.Module
+    projection: Any  # a module
     n_groups: int = 1
     n_queries: int = 1
     n_parts: int = 1
@@ -97,26 +98,86 @@ def scale_queries(queries: Queries, mult: float, module: nn.Module, inputs: Any,
     return torch.cat([scaled * mult, others], dim=-2).flatten(-3)
 
 
+@torch.no_grad()
+def aligned_score(model: nn.Module, run: Callable[[], Any]) -> float | None:
+    """Return the mean score of a position with itself if its keys were its queries, in what `run` makes of `model`.
+
+    None if there is no attention whose queries are the output of a module.
+    """
+    scores: list[float] = []
+
+    def note(queries: Queries, scale: float, module: nn.Module, inputs: Any, output: Tensor) -> None:
+        parts, _ = queries.split(output)
+        scores.append(scale * parts.float().square().sum(dim=(-1, -2, -3)).mean().item())
+
+    hooks = []
+    for attention in attentions_in(model).values():
+        for queries in queries_of(attention.module)[:1]:
+            scale = score_scale(attention) / n_heads(attention.module)
+            hooks.append(
+                queries.projection.register_forward_hook(
+                    partial(note, queries._replace(projection=None), scale)
+                )
+            )
+    if not hooks:
+        return None
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(scores) / len(scores) if scores else None
+
+
+def score_scale(attention: Attention) -> float:
+    """Return what products of keys with queries as the forward pass has them, scaled once, are multiplied by.
+
+    Where a hook scales queries, two of them would have the factor twice.
+    """
+    module: Any = attention.module
+    if attention.attribute is not None:
+        return float(getattr(module, attention.attribute))
+    unscaled = type(module).__name__ == "GPTNeoSelfAttention"
+    own = 1.0 if unscaled else head_size(module) ** -0.5
+    return own / (attention.mult or 1.0)
+
+
+def head_size(attention: Any) -> int:
+    """Return the numbers in a head of an attention module of transformers."""
+    names = [name for name in ("head_dim", "attention_head_size") if hasattr(attention, name)]
+    return int(getattr(attention, names[0])) if names else attention.split_size // attention.n_head
+
+
+def n_heads(attention: Any) -> int:
+    """Return how many heads of queries an attention module of transformers has."""
+    names = [n for n in ("num_heads", "num_attention_heads", "n_heads", "n_head") if hasattr(attention, n)]
+    return int(getattr(attention, names[0]) if names else attention.config.num_attention_heads)
+
+
 def attentions(model: nn.Module) -> list[Attention]:
     """Return the attention modules of a model; ValueError if there is none, or for one that cannot be scaled."""
-    found, known = [], set()
-    named = dict(model.named_modules())
-    for name, module in named.items():
-        attention = attention_of(module)
-        if attention is not None:
-            found.append(attention)
-            known |= {name, *(name.rsplit(".", i)[0] for i in range(1, name.count(".") + 1)), ""}
-    inside = tuple(f"{name}." for name, module in named.items() if attention_of(module) is not None)
-    for name, module in named.items():
+    found = attentions_in(model)
+    for name, module in model.named_modules():
         is_attention = "attention" in type(module).__name__.lower() and any(True for _ in module.parameters())
-        if is_attention and name not in known and not name.startswith(inside):
+        if is_attention and not any(is_within(name, other) or is_within(other, name) for other in found):
             raise ValueError(
                 f"the scores of {name or 'the model'}, a {type(module).__name__}, cannot be scaled: give it a number "
                 "`scaling` that it multiplies scores by, or a linear map `q_proj` to its queries"
             )
     if not found:
         raise ValueError(f"no attention whose scores can be scaled in this {type(model).__name__}")
-    return found
+    return list(found.values())
+
+
+def attentions_in(model: nn.Module) -> dict[str, Attention]:
+    """Return the attention modules of a model that can be scaled, by name."""
+    known = ((name, attention_of(module)) for name, module in model.named_modules())
+    return {name: attention for name, attention in known if attention is not None}
+
+
+def is_within(inner: str, outer: str) -> bool:
+    """Whether a module of the name `inner` is that of the name `outer`, or lies in it."""
+    return outer == "" or inner == outer or inner.startswith(f"{outer}.")
 
 
 def attention_of(module: nn.Module) -> Attention | None:

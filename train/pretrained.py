@@ -96,13 +96,13 @@ def pretrained(setting: str, name: str, revision: str | None) -> Origin:
 
     def load(model: ModelParams, tokenizer: Tokenizer) -> LM:
         hf_model = load_hf(name, revision, hub_answers)
-        fields = architecture_of(hf_model) | {"tokenizer_source_name": params.tokenizer_source_name}
-        if model.tied_embeddings and params.tied_embeddings and not fields["tied_embeddings"]:
+        actual = ModelParams(**architecture_of(hf_model))
+        if model.tied_embeddings and params.tied_embeddings and not actual.tied_embeddings:
             raise ValueError(
                 "its config ties the readout to the token embedding, but its files have a readout of its own: "
                 "set tied_embeddings=False"
             )
-        lm = LM(ModelParams(**fields, tokenizer_crop=model.tokenizer_crop), tokenizer)
+        lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
         pour(hf_model, lm)
         if (
             difference := logit_difference(hf_model, lm)

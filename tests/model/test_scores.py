@@ -9,9 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
+from explore.coordinates import aligned_probe, probe_slope
 from model.base_shapes import make_base_shapes
 from model.parametrization import make_readouts, param_groups, roles
-from model.scores import attentions, scale_scores
+from model.scores import aligned_score, attentions, scale_scores
 from tests.model.tiny import perturb, tiny_lm
 
 IDS = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -217,3 +218,38 @@ def test_grouped_queries_of_a_square_map_are_no_thirds():
 
     with pytest.raises(ValueError, match="a GroupedAttention, cannot be scaled"):
         scale_scores(GroupedAttention(), 0.5)
+
+
+@EVERY_MODEL
+def test_the_probe_is_the_score_of_queries_with_themselves(kind):
+    """By hand: it goes as the factor does, and as the square of the queries' weights."""
+    model = make(kind)
+    plain = aligned_score(model, lambda: model(IDS))
+    assert plain > 0
+    scale_scores(model, 0.25)
+    before = model(IDS).logits
+    assert aligned_score(model, lambda: model(IDS)) == pytest.approx(plain / 4, rel=0.1)
+    assert torch.equal(model(IDS).logits, before), "hooks are gone"
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gpt_neo", "gpt_neox", "bloom", "llama", "modernbert", "mpnet"])
+def test_the_coordinate_check_sees_scores_that_grow_with_the_head(kind):
+    model_type, settings = MODELS[kind]
+
+    def of_width(width: int, right: bool) -> nn.Module:
+        wider = {"num_key_value_heads": 4} if kind == "llama" else {}
+        sizes = SIZES | settings | wider | {"hidden_size": width, "intermediate_size": 2 * width}
+        auto = AutoModelForMaskedLM if model_type in MASKED else AutoModelForCausalLM
+        model = auto.from_config(AutoConfig.for_model(model_type, **sizes), attn_implementation="eager")
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        if right:
+            scale_scores(model, (width / 32) ** (-1 if kind == "gpt_neo" else -0.5))
+        return model
+
+    def slope(right: bool) -> float:
+        return probe_slope(aligned_probe("", {w: lambda w=w: of_width(w, right) for w in (32, 128)}, IDS))
+
+    assert abs(slope(right=True)) <= 0.1
+    assert slope(right=False) >= 0.4
