@@ -3,35 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data.hub import hub_answers
-from data.tokenizer import Tokenizer, pretrained_tokenizer
-from model.huggingface import as_hf, from_hf, load_hf
+from data.tokenizer import Tokenizer, from_transformers, pretrained_tokenizer
+from model import huggingface
+from model.huggingface import as_hf, load_hf
 from model.lm import LM
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 __all__ = ["from_hf", "get_gpt2", "get_pretrained", "to_hf"]
 
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": "gpt2-xl"}
 
 
-def get_gpt2(size: str = "small") -> LM:
+def from_hf(hf_model: PreTrainedModel, tokenizer: Any = None, *, check_logits: bool = True) -> LM:
+    """Return an LM with the weights of a model of transformers; see `model.huggingface.from_hf`.
+
+    The tokenizer is one of ours or one of transformers, such as AutoTokenizer.from_pretrained(name) gives.
+    """
+    if hasattr(tokenizer, "is_fast"):
+        tokenizer = from_transformers(tokenizer)
+    return huggingface.from_hf(hf_model, tokenizer, check_logits=check_logits)
+
+
+def get_gpt2(size: str = "small", *, check_logits: bool = True) -> LM:
     """GPT-2 with its trained weights and its tokenizer: small (124M), medium (355M), large (774M) or xl (1.6B)."""
     if size not in SIZES:
         raise ValueError(f"GPT-2 has no size={size!r}; there are: {', '.join(SIZES)}")
-    return get_pretrained(SIZES[size])
+    return get_pretrained(SIZES[size], check_logits=check_logits)
 
 
-def get_pretrained(name: str, revision: str | None = None) -> LM:
+def get_pretrained(name: str, revision: str | None = None, *, check_logits: bool = True) -> LM:
     """A model of the HuggingFace hub or in a folder, with its trained weights and its tokenizer, in float32.
 
     `revision` is a branch, tag or commit, such as "step1000" of "EleutherAI/pythia-70m". ValueError in one sentence if
-    it cannot be had, or if our layers cannot represent it.
+    it cannot be had, or if our layers cannot represent it. Pass check_logits=False if you have edited our layers.
     """
-    return from_hf(load_hf(name, revision, hub_answers), pretrained_tokenizer(name))
+    return from_hf(
+        load_hf(name, revision, hub_answers), pretrained_tokenizer(name), check_logits=check_logits
+    )
 
 
 def to_hf(lm: LM, folder: str | Path) -> None:

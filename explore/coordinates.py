@@ -23,6 +23,7 @@ from explore.judgement import Judgement, Line, Panel, named, slope
 from explore.plots import draw_panels
 from model.lm import LM
 from model.sampling import eval_mode
+from model.scores import aligned_score
 from model.transformer.attention import Attention
 
 ACTIVATIONS = {
@@ -114,9 +115,14 @@ def activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
             model(batch["x_indices"][:, :-1])
         return dict(seen)
     with eval_mode(model), watching(model) as outputs:
-        model(batch[0] if isinstance(batch, tuple | list) else batch)
+        model(inputs_of(batch))
     last = outputs["output"]
     return {name: x for name, x in outputs.items() if name == "output" or not torch.equal(x, last)}
+
+
+def inputs_of(batch: Any) -> Any:
+    """What a model that is no LM is called with."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 @contextmanager
@@ -146,7 +152,8 @@ def aligned_probe(
 ) -> pd.DataFrame:
     """The mean score of a position with itself by width, where keys are made by the matrices of queries.
 
-    Only of LMs with attention of ours, and as many heads of keys as of queries; without rows for others.
+    Of LMs with attention of ours, and as many heads of keys as of queries, and of attention that `aligned_score` knows,
+    such as that of transformers; without rows for others.
     """
     rows = []
     for width, make in models.items():
@@ -158,6 +165,10 @@ def aligned_probe(
                     model(batch["x_indices"][:, :-1])
                 means = [scores.diagonal(dim1=-2, dim2=-1).mean().item() for scores in seen.values()]
                 rows.append((variant, width, seed, sum(means) / len(means)))
+            elif not isinstance(model, LM):
+                with eval_mode(model):
+                    score = aligned_score(model, partial(model, inputs_of(batch)))
+                rows += [] if score is None else [(variant, width, seed, score)]
     return pd.DataFrame(rows, columns=["variant", "width", "seed", "score"])
 
 

@@ -19,7 +19,8 @@ HEADER = """# The shapes of a base model. null: a dimension of fixed size; a num
 def make_base_shapes(base: nn.Module, delta: nn.Module, savefile: str | Path | None = None) -> Shapes:
     """The shapes of `base`; what grows is what is of another size in `delta`, a model of another width.
 
-    Both may lie on the meta device. ValueError if their parameters are not the same ones.
+    Both may lie on the meta device. ValueError if their parameters are not the same ones, or if
+    none of them is of another size.
     """
     sizes, others = ({name: p.shape for name, p in model.named_parameters()} for model in (base, delta))
     shapes = {}
@@ -30,6 +31,8 @@ def make_base_shapes(base: nn.Module, delta: nn.Module, savefile: str | Path | N
                 f"{name} is {size and tuple(size)} in the base, {other and tuple(other)} in the delta"
             )
         shapes[name] = tuple(n if n != m else None for n, m in zip(size, other, strict=True))
+    if all(n is None for shape in shapes.values() for n in shape):
+        raise ValueError("base and delta are of one width, so nothing grows: give delta another width")
     if savefile is not None:
         save_base_shapes(shapes, savefile)
     return shapes

@@ -45,6 +45,7 @@ class Context:
     taps: Sequence[Tap] = ()
     cache: Cache | None = None
     real_BT: Tensor | None = None  # False at padding, which no real token may see; None: there is none
+    padding_B: Tensor | None = None  # how many positions of padding rows begin with; None: no row does
     layer: int | None = None  # the layer at work, its index in the stack; None outside of it
 
     @property
@@ -76,7 +77,14 @@ class Context:
         return room.narrow(dim, 0, end)
 
     def recall(self, name: str) -> Tensor | None:
-        """What was kept under this name at the end of the tokens so far; None at the start."""
+        """What was kept under this name at the end of the tokens so far; None at the start.
+
+        ValueError for rows padded on the left: a state would go through the padding.
+        """
+        if self.padding_B is not None:
+            raise ValueError(
+                f"mask has padding at the left of rows, which would enter the state of {self.named(name)}: pad on the right"
+            )
         return None if self.cache is None else self.cache.kept.get(self.named(name))
 
     def keep(self, name: str, state: Tensor) -> None:

@@ -27,9 +27,10 @@ class Embedding(nn.Module):
         self.norm = make_norm(model_params) if model_params.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, ids_BT: Tensor, start: int = 0) -> Tensor:
-        """`start` is the position of the first of these ids."""
-        x_BTD = self.positions(self.tokens(ids_BT), start)
+    def forward(self, ids_BT: Tensor, start: int = 0, padding_B: Tensor | None = None) -> Tensor:
+        """`start` is the position of the first of these ids, `padding_B` how many positions are padding before each row."""
+        padding = () if padding_B is None else (padding_B,)
+        x_BTD = self.positions(self.tokens(ids_BT), start, *padding)
         x_BTD = x_BTD if self.mult == 1 else x_BTD * self.mult  # muP
         return self.dropout(self.norm(x_BTD))
 
@@ -40,8 +41,16 @@ class NoPositions(nn.Module):
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, start: int = 0, padding_B: Tensor | None = None) -> Tensor:
         return x
+
+
+def at_positions(table_TD: Tensor, T: int, start: int, padding_B: Tensor | None) -> Tensor:
+    """Return the rows of `table_TD` for T positions from `start`: [T, D], or [B, T, D] where rows begin with padding."""
+    if padding_B is None:
+        return table_TD[start : start + T]
+    positions_BT = torch.arange(start, start + T, device=padding_B.device) - padding_B[:, None]
+    return table_TD[positions_BT.clamp(min=0)]
 
 
 class Learned(nn.Module):
@@ -51,9 +60,8 @@ class Learned(nn.Module):
         super().__init__()
         self.table = embedding(model_params.max_seq_len, model_params)
 
-    def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
-        T = x_BTD.shape[1]
-        return x_BTD + self.table.weight[start : start + T]
+    def forward(self, x_BTD: Tensor, start: int = 0, padding_B: Tensor | None = None) -> Tensor:
+        return x_BTD + at_positions(self.table.weight, x_BTD.shape[1], start, padding_B)
 
 
 class Sinusoidal(nn.Module):
@@ -69,9 +77,8 @@ class Sinusoidal(nn.Module):
         waves = waves * math.sqrt(2) * embedding_std(model_params)
         self.register_buffer("table_TD", waves.to(torch.get_default_dtype()), persistent=False)
 
-    def forward(self, x_BTD: Tensor, start: int = 0) -> Tensor:
-        T = x_BTD.shape[1]
-        return x_BTD + self.table_TD[start : start + T]
+    def forward(self, x_BTD: Tensor, start: int = 0, padding_B: Tensor | None = None) -> Tensor:
+        return x_BTD + at_positions(self.table_TD, x_BTD.shape[1], start, padding_B)
 
 
 class Rotary(nn.Module):
@@ -142,8 +149,12 @@ def angles_of(n_positions: int, dim: int, base: float) -> Tensor:
 class PositionKind(NamedTuple):
     """Where a kind of positions acts; a module made from the ModelParams for each place."""
 
-    on_embeddings: type[nn.Module] = NoPositions  # (x_BTD, start) -> x_BTD, once, before the first layer
-    on_heads: type[nn.Module] = NoPositions  # (x_BHTK, start) -> x_BHTK, queries and keys of every layer
+    on_embeddings: type[nn.Module] = (
+        NoPositions  # (x_BTD, start, padding_B) -> x_BTD, once, before the first layer
+    )
+    on_heads: type[nn.Module] = (
+        NoPositions  # (x_BHTK, start) -> x_BHTK, queries and keys of every layer; relative, so padding does not matter
+    )
     on_scores: type[nn.Module] | None = None  # scores_BHTS -> scores_BHTS, before the softmax
 
     @property

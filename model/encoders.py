@@ -48,12 +48,12 @@ bert = Family(
         "cls.predictions.transform.dense": "transform.linear",
         "cls.predictions.transform.LayerNorm": "transform.norm",
         "cls.predictions.decoder": "unembed",
-        "cls.predictions": "unembed",  # its bias, once more
     },
     constants={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "type_vocab_size": 2},
     needed={"is_decoder": False, "position_embedding_type": "absolute"},
     masked=True,
     token_types="bert.embeddings.token_type_embeddings",
+    unused="cls.predictions",
 )
 roberta = Family(
     settings=bert.settings,
@@ -63,11 +63,11 @@ roberta = Family(
         "lm_head.dense": "transform.linear",
         "lm_head.layer_norm": "transform.norm",
         "lm_head.decoder": "unembed",
-        "lm_head": "unembed",
     },
     constants=bert.constants | {"pad_token_id": 1},
     needed=bert.needed | {"pad_token_id": 1, "hidden_act": "gelu"},
     masked=True,
     token_types="roberta.embeddings.token_type_embeddings",
+    unused="lm_head",
     first_position=2,  # the rows before are that of padding and one that nothing has
 )

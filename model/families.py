@@ -145,8 +145,9 @@ def fields_of(config: Any) -> dict[str, Any]:
     ValueError for one that our layers cannot represent.
     """
     if config.model_type not in families:
+        kind = ", an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else ""
         raise ValueError(
-            f"our layers cannot be model_type={config.model_type!r}; they can be: {', '.join(families)}"
+            f"our layers cannot be model_type={config.model_type!r}{kind}; they can be: {', '.join(families)}"
         )
     family, settings = families[config.model_type], flat(config)
     for problem in problems(family, settings):
@@ -173,7 +174,9 @@ def flat(config: Any) -> dict[str, Any]:
     if first_position := families[config.model_type].first_position:
         settings[POSITIONS] -= first_position
     settings |= settings.pop("rope_parameters", None) or {}
-    if set(settings.get("layer_types") or ()) == {"full_attention"}:
+    if "use_sliding_window" not in settings:  # Mistral, which reads sliding_window alone
+        settings.pop("layer_types", None)
+    elif set(settings.get("layer_types") or ()) == {"full_attention"}:
         settings |= {"sliding_window": None}
     return settings
 

@@ -6,13 +6,14 @@ which is exact for one text. The pooler and the head for next sentences are no p
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.families import config_of, families, fields_of
 from model.inputs import Tokenizer
@@ -20,6 +21,7 @@ from model.lm import LM
 from model.lora import merge_lora
 from model.model_params import ModelParams
 from model.sampling import eval_mode
+from model.scaling import Readout
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 if TYPE_CHECKING:
@@ -27,7 +29,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POSITIONS = "embed.positions.table.weight"
-PADDING = 0.01  # of a vocabulary, at most, are rows without a token, which make its size a round number
+MAX_PADDING = 0.01  # share of a vocabulary's rows without a token, where its size is not a round number
+MIN_COMPARED, MAX_COMPARED = (
+    64,
+    512,
+)  # positions at which logits are compared: more than a sliding window, up to a limit
+HARMLESS = re.compile(  # tensors in files that our layers make themselves or that no language model uses
+    r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|position_ids|pooler\..*|cls\.seq_relationship\..*)$"
+)
 
 
 def pretrained_fields(
@@ -53,11 +62,22 @@ def load_hf(
     from transformers import AutoConfig
 
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    model_type = found(AutoConfig.from_pretrained, name, revision, hub_answers).model_type
-    load: Callable[..., Any] = auto_class(model_type).from_pretrained
+    config = found(AutoConfig.from_pretrained, name, revision, hub_answers)
+    fields_of(config)  # refuse an architecture before its weights are read
+    if (Path(name) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"pretrained model {name!r} has an adapter beside its weights: merge and save it first"
+        )
+    load: Callable[..., Any] = auto_class(config.model_type).from_pretrained
     hf_model, told = found(load, name, revision, hub_answers, **options)
     if missing := sorted(told["missing_keys"]):  # transformers would leave them random
         raise ValueError(f"pretrained model {name!r} has no weights for {missing[0]}")
+    if extra := sorted(key for key in told["unexpected_keys"] if not HARMLESS.search(key)):
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise ValueError(
+            f"pretrained model {name!r} has {extra[0]}{more} in its files, but a {config.model_type} of its config has no "
+            "such weights: merge adapters, and correct config.json if it describes another model"
+        )
     return hf_model
 
 
@@ -93,32 +113,86 @@ def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
-def from_hf(hf_model: PreTrainedModel, tokenizer: Tokenizer | None = None) -> LM:
-    """An LM with the weights of a causal or masked language model of transformers, in its precision, in eval mode.
+def from_hf(
+    hf_model: PreTrainedModel, tokenizer: Tokenizer | None = None, *, check_logits: bool = True
+) -> LM:
+    """Return an LM with the weights of a causal or masked language model of transformers, in its precision, in eval mode.
 
-    Without a tokenizer it takes ids only. ValueError for a model that our layers cannot represent.
+    Without a tokenizer it takes ids only. ValueError if our layers cannot represent the model, or if logits differ on
+    random ids. Pass check_logits=False to load weights into layers of ours that you have edited.
     """
-    config = hf_model.config
-    fields = fields_of(config)
-    if config.name_or_path:
-        fields |= {"tokenizer_source_name": config.name_or_path}
-    lm = LM(ModelParams(**fields), tokenizer or IdsOnly(config)).to(hf_model.device, hf_model.dtype)
+    fields = architecture_of(hf_model)
+    if hf_model.config.name_or_path:
+        fields |= {"tokenizer_source_name": hf_model.config.name_or_path}
+    lm = LM(ModelParams(**fields), tokenizer or IdsOnly(hf_model.config)).to(hf_model.device, hf_model.dtype)
     pour(hf_model, lm)
+    if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
+        raise ValueError(
+            f"logits of this {type(hf_model).__name__} and of an LM with its weights differ by {difference:.2g}: a module "
+            "of theirs does not compute what its config says, or a layer of ours was edited, which check_logits=False allows"
+        )
     return lm.eval()
 
 
-def pour(hf_model: PreTrainedModel, lm: LM) -> None:
-    """Copies all weights of a language model of transformers into an LM; ValueError naming what does not fit.
+def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
+    """Return the ModelParams fields of a model: those of its config, with tying and muP's factors taken from its modules."""
+    fields = fields_of(hf_model.config)
+    described = ModelParams(**fields)
+    readout, embedding = hf_model.get_output_embeddings(), hf_model.get_input_embeddings()
+    if not isinstance(readout, nn.Linear):
+        return fields
+    is_same = readout.weight is embedding.weight
+    is_equal = described.tied_embeddings and torch.equal(readout.weight, embedding.get_parameter("weight"))
+    fields |= {"tied_embeddings": is_same or is_equal}
+    if isinstance(readout, Readout) and readout.mult != 1:
+        fields |= {"mup_output_mult": readout.mult}
+    scalings = {
+        own["scaling"] for own in map(vars, hf_model.modules()) if isinstance(own.get("scaling"), float)
+    }
+    if len(scalings) == 1:
+        attn_mult = scalings.pop() * math.sqrt(described.head_dim)
+        if not math.isclose(attn_mult, 1) and attn_mult > 0:
+            fields |= {"mup_attn_mult": attn_mult}
+    return fields
 
-    Of tokens and learned positions the first are taken, as many as the LM has. Parameters without a counterpart, such
-    as those of inserted layers, stay as they are. How layers compute is up to the LM's params: see `fields_of`.
+
+def pour(hf_model: PreTrainedModel, lm: LM) -> None:
+    """Copy all weights of a language model of transformers into an LM; ValueError naming what does not fit.
+
+    Of tokens and learned positions the first are taken, as many as the LM has. Every parameter that their config
+    describes is written. Others, such as those of inserted layers, stay as they are. Logits are not compared, so an
+    LM may compute something else: see `logit_difference`.
     """
     check_fit(hf_model, lm)
-    for pair in list(pairs(hf_model, lm)):
+    found = list(pairs(hf_model, lm))
+    check_written(hf_model, lm, found)
+    for pair in found:
         pair.ours[pair.rows] = pair.theirs.to(pair.ours)
     if (types := token_types(hf_model)) is not None:
         positions = lm.get_parameter(POSITIONS).detach()
         positions += types[0].to(positions)
+
+
+def check_written(hf_model: PreTrainedModel, lm: LM, found: Sequence[Pair]) -> None:
+    """Raise ValueError for a parameter that would stay random, or that would get two values."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        described = LM(ModelParams(**architecture_of(hf_model)), IdsOnly(hf_model.config))
+    layers, written = places_of_layers(lm), {pair.name for pair in found}
+    names = dict(lm.named_parameters(remove_duplicate=False))
+    for name, _ in described.named_parameters():
+        name = re.sub(r"(?<=^decoder\.layers\.)\d+", lambda number: str(layers[int(number[0])]), name)
+        if name in names and name not in written:
+            raise ValueError(
+                f"this {type(hf_model).__name__} has no weights for {name}, which its config describes"
+            )
+    values: dict[tuple[int, str], Pair] = {}
+    for pair in found:
+        first = values.setdefault((pair.ours.data_ptr(), str(pair.rows)), pair)
+        if not torch.equal(first.theirs, pair.theirs):
+            raise ValueError(
+                f"{pair.name} would get two different weights of this {type(hf_model).__name__}: "
+                f"that for {first.name} and its own"
+            )
 
 
 def token_types(hf_model: PreTrainedModel) -> Tensor | None:
@@ -129,7 +203,7 @@ def token_types(hf_model: PreTrainedModel) -> Tensor | None:
 
 def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
     """ValueError for what the shapes of weights do not tell."""
-    theirs, ours = ModelParams(**fields_of(hf_model.config)), lm.model_params
+    theirs, ours = ModelParams(**architecture_of(hf_model)), lm.model_params
     for what, of_lm, of_weights in (
         ("n_heads", ours.n_heads, theirs.n_heads),
         ("n_kv_heads", ours.kv_heads, theirs.kv_heads),
@@ -143,8 +217,19 @@ def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
             "tokenizer_crop=True numbers tokens anew, but the weights are for the numbers as they were"
         )
     vocabulary = hf_model.config.vocab_size
-    if not vocabulary * (1 - PADDING) <= lm.n_tokens <= vocabulary:
+    if not 0 <= vocabulary - lm.n_tokens <= max_padding(vocabulary):
         raise ValueError(f"the tokenizer has {lm.n_tokens} tokens, but the weights are for {vocabulary}")
+
+
+def max_padding(vocabulary: int) -> int:
+    """Return how many rows of a vocabulary may have no token: what rounds its size up to a multiple of a power of two."""
+    power_of_two = vocabulary & -vocabulary
+    return max(power_of_two - 1, int(vocabulary * MAX_PADDING))
+
+
+def places_of_layers(lm: LM) -> list[int]:
+    """Return the numbers of the layers that have places for weights; others may stand between them."""
+    return [i for i, layer in enumerate(lm.decoder.layers) if isinstance(layer, TransformerEncoderLayer)]
 
 
 def by_head(p: ModelParams) -> Tensor:
@@ -176,15 +261,15 @@ class Pair(NamedTuple):
 def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
     """Every weight of theirs with its place; ValueError for one that has none."""
     family, n_layers = families[hf_model.config.model_type], hf_model.config.num_hidden_layers
-    layers = [i for i, layer in enumerate(lm.decoder.layers) if isinstance(layer, TransformerEncoderLayer)]
-    if len(layers) != n_layers:  # others may stand between them
+    layers = places_of_layers(lm)
+    if len(layers) != n_layers:
         raise ValueError(
             f"the LM has {len(layers)} layers with places for weights, the weights are for {n_layers}"
         )
     parameters = dict(lm.named_parameters(remove_duplicate=False))
     for their_name, parameter in hf_model.named_parameters(remove_duplicate=False):
         module, _, kind = their_name.rpartition(".")
-        if module == family.token_types:
+        if module in (family.token_types, family.unused):
             continue
         name = f"{our_module(module, family.names, layers)}.{kind}"
         if name not in parameters:
@@ -236,25 +321,28 @@ def as_hf(lm: LM) -> PreTrainedModel:
         raise ValueError(
             f"{config.model_type} of transformers has no place for {next(iter(left))} of this LM"
         )
-    check_equal(hf_model, lm)
+    if (difference := logit_difference(hf_model, lm)) is not None:
+        raise ValueError(
+            f"logits of this LM and of {config.model_type} with its weights differ by {difference:.2g}: "
+            "an edit of the layers has no equal in transformers"
+        )
     return hf_model
 
 
-def check_equal(hf_model: PreTrainedModel, lm: LM) -> None:
-    """ValueError if logits differ: by an edit that neither params nor weights tell of."""
-    generator = torch.Generator().manual_seed(0)
-    n = min(64, lm.model_params.max_seq_len)
+@torch.no_grad()
+def logit_difference(hf_model: PreTrainedModel, lm: LM) -> float | None:
+    """Return the largest difference of logits on random ids, None if it is rounding. Rows of theirs without a token do not count."""
+    p, generator = lm.model_params, torch.Generator().manual_seed(0)
+    n = min(p.max_seq_len, max(MIN_COMPARED, min((p.sliding_window or 0) + 8, MAX_COMPARED)))
     ids = torch.randint(lm.n_tokens, (2, n), generator=generator)
-    with eval_mode(lm):
+    if (pad := hf_model.config.pad_token_id) is not None:  # RoBERTa counts positions by it
+        ids = torch.where(ids == pad, (pad + 1) % lm.n_tokens, ids)
+    with eval_mode(lm), eval_mode(hf_model):
         ours = lm(ids).cpu()
-    theirs = hf_model(ids).logits
+        theirs = hf_model(ids.to(hf_model.device)).logits[..., : lm.n_tokens].cpu()
     tolerance = max(1e-3, 10 * torch.finfo(ours.dtype).eps) * float(ours.abs().max())
-    difference = float((theirs - ours).abs().max())
-    if not difference <= tolerance:
-        raise ValueError(
-            f"logits of this LM and of {hf_model.config.model_type} with its weights differ by {difference:.2g}: "
-            "an edit of the layers has no equal in transformers"
-        )
+    difference = float((theirs.double() - ours.double()).abs().max())
+    return None if difference <= tolerance else difference
 
 
 class IdsOnly:

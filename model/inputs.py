@@ -66,6 +66,18 @@ def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
     return None if mask_BT.device.type == "cpu" and mask_BT.all() else mask_BT
 
 
+def left_padding(real_BT: Tensor | None, causal: bool) -> Tensor | None:
+    """[B]: how many positions of padding each row begins with. None where there are none, if that is known without a wait.
+
+    A causal model may wait for its device: it gets no mask in training.
+    """
+    if real_BT is None:
+        return None
+    padding_B = (real_BT.cumsum(dim=1) == 0).sum(dim=1)
+    may_wait = causal or padding_B.device.type == "cpu"
+    return None if may_wait and not padding_B.any() else padding_B
+
+
 def as_tensor(x: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:
     try:
         return torch.as_tensor(x)

@@ -18,7 +18,7 @@ from model.context import Cache, Context, Uncacheable
 from model.decoding import Trust
 from model.embeddings import Embedding
 from model.init import readout
-from model.inputs import Input, Tokenizer, ids_of, real_tokens, too_long
+from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
 from model.masking import filled, hidden, losses_in_turn, whole_rows
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summary, token_losses
@@ -70,7 +70,8 @@ class LM(nn.Module):
         With get_embeddings or get_attns a mapping: "logits"; "embeddings" [B, n_layers, T, D], the output of every layer
         in the stack; "attns" [B, n_layers, n_heads, T, T] (query, then key), of the layers that have attention.
         With a cache `x` is still all tokens so far, but only those that the cache has not seen are computed.
-        `mask` [B, T] is True at real tokens: no position sees what is not, which with causal=True it does not anyway.
+        `mask` [B, T] is True at real tokens: no position sees what is not. Padding at the left of a row is not counted
+        in positions, so its real tokens get the logits that they have without it.
         """
         x = ids_of(x, self.tokenizer, self.device)
         if x.shape[1] > self.model_params.max_seq_len:
@@ -82,9 +83,10 @@ class LM(nn.Module):
             raise Uncacheable("with causal=False all that was said depends on what is said later")
         record = Recording(["*.resid_post"] * get_embeddings + ["*.pattern"] * get_attns)
         taps = [*self.taps, record] if record.patterns else self.taps
-        ctx = Context(x, attn_requests, taps, cache, real_tokens(mask, x))
+        real_BT = real_tokens(mask, x)
+        ctx = Context(x, attn_requests, taps, cache, real_BT, left_padding(real_BT, self.model_params.causal))
         new_BT = x[:, ctx.start :]
-        stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start)), ctx)
+        stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start, ctx.padding_B)), ctx)
         z = ctx.tap("logits", self.unembed(self.transform(stream)))
         if cache is not None:
             cache.seen = x.shape[1]

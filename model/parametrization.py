@@ -13,7 +13,7 @@ Tensor Programs V (arXiv:2203.03466), table 8. All of this file is there for the
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,13 @@ from torch import Tensor, nn
 from model.base_shapes import Shapes
 from model.lora import LoRALinear
 from model.scaling import Readout
+from model.scores import keep_factors, scale_scores  # noqa: F401 -- part of the recipe
 
 Kind = Literal["embedding", "hidden", "readout", "vector"]
 Rule = Literal["adam", "sgd", "original", "match_rms_adamw"]  # the last two: of torch.optim.Muon
 DecayScaling = Literal["mup", "sqrt", "none"]
+Drawn = Literal["constant", "fan_in", "fan_out", "xavier"]
+INITIALIZED = "mup_initialized"  # an attribute of modules whose weights init_ has scaled
 
 
 class Role(NamedTuple):
@@ -147,6 +150,8 @@ def make_readouts(model: nn.Module, base: Shapes, names: Collection[str] | None 
             with torch.device("meta"):
                 readout = Readout(module.in_features, module.out_features, module.bias is not None)
             readout.mult = n_in / module.in_features
+            if readout.mult != 1:
+                keep_factors(model)
             readout.weight, readout.bias = module.weight, module.bias
             parent, _, own = name.rpartition(".")
             setattr(model.get_submodule(parent), own, readout)
@@ -165,35 +170,45 @@ def base_shape_of_map(model: nn.Module, name: str, base: Shapes) -> tuple[int | 
 
 
 @torch.no_grad()
-def init_(
-    model: nn.Module, roles: Mapping[str, Role], drawn: Literal["constant", "fan_in"] = "constant"
-) -> None:
-    """Makes of a model's initial weights those of muP. To be called once, on weights as they were drawn.
+def init_(model: nn.Module, roles: Mapping[str, Role], drawn: Drawn = "constant") -> None:
+    """Turn a model's initial weights into those of muP. ValueError if that was done before: build the model anew.
 
-    They were drawn with a deviation that is the same at any width ("constant", as in transformers), or that falls as
-    1 / sqrt(fan-in) ("fan_in", as torch's own layers do, but nn.Embedding).
+    `drawn` says how their deviation follows from the size of a matrix. "constant": it is the same at any width, as in
+    transformers. "fan_in", "fan_out", "xavier": it falls as 1 / sqrt(fan-in), 1 / sqrt(fan-out) or 1 / sqrt(their sum),
+    while nn.Embedding has a constant one and biases of maps are drawn as torch draws them, by fan-in.
     """
+    if drawn not in get_args(Drawn):
+        raise ValueError(f"drawn={drawn!r}; allowed: {', '.join(get_args(Drawn))}")
+    places = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()}
+    if any(vars(module).get(INITIALIZED) for module in places.values()):
+        raise ValueError("init_ has scaled the weights of this model before: build the model anew")
     for name, parameter in model.named_parameters():
-        role = roles[name]
-        factor = 1.0
-        if drawn == "constant" and role.kind == "hidden":
-            factor = role.m_in**-0.5
-        elif drawn == "fan_in" and role.kind == "readout":
-            factor = role.m_in**0.5
-        elif drawn == "fan_in" and role.kind == "vector":  # a bias is drawn like the weight beside it
-            module, _, own = name.rpartition(".")
-            beside = roles.get(f"{module}.{own.replace('bias', 'weight')}".lstrip("."), role)
-            factor = beside.m_in**0.5
+        factor = init_factor(name, parameter, places[name], roles, drawn)
         if factor != 1:
             parameter.mul_(factor)
+    for module in places.values():
+        setattr(module, INITIALIZED, True)
 
 
-def scale_scores(model: nn.Module, mult: float) -> None:
-    """Multiplies what the attention of a model of transformers multiplies scores by: with 1 / sqrt(head size / base's)."""
-    for module in model.modules():
-        own = vars(module)
-        if isinstance(own.get("scaling"), float):
-            own["scaling"] *= mult
+def init_factor(
+    name: str, parameter: Tensor, module: nn.Module, roles: Mapping[str, Role], drawn: Drawn
+) -> float:
+    """Return what a parameter is multiplied by: its deviation in muP over the one that it was drawn with."""
+    role = roles[name]
+    wanted = role.m_in**-0.5 if role.kind == "hidden" else 1.0
+    if drawn == "constant" or isinstance(module, nn.Embedding):
+        return wanted
+    if role.kind == "vector":  # a bias is drawn like the weight beside it
+        path, _, own = name.rpartition(".")
+        beside = roles.get(f"{path}.{own.replace('bias', 'weight')}".lstrip("."), role)
+        return beside.m_in**0.5
+    if drawn == "fan_in":
+        return wanted * role.m_in**0.5
+    if drawn == "fan_out":
+        return wanted * role.m_out**0.5
+    i_in, i_out = fan_dimensions(module, [0, 1])
+    n_in, n_out = parameter.shape[i_in], parameter.shape[i_out]
+    return wanted * ((n_in + n_out) / (n_in / role.m_in + n_out / role.m_out)) ** 0.5
 
 
 def lr_factor(role: Role, rule: Rule) -> float:

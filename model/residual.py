@@ -50,11 +50,11 @@ class Residual(nn.Module):
 
 def initial_omega(n: int, change: str = "O(logn)") -> float:
     """Admin's omega for `n` residual connections in all."""
-    if n < 1 or change not in omegas:
+    if n < 1 or change not in (*omegas, "default"):
         raise ValueError(
-            f"n={n!r}, change={change!r}: it takes at least one connection, and one of {', '.join(omegas)}"
+            f"n={n!r}, change={change!r}: it takes at least one connection, and one of default, {', '.join(omegas)}"
         )
-    return omegas[change](n)
+    return omegas["O(logn)" if change == "default" else change](n)
 
 
 def as_module(
@@ -63,12 +63,15 @@ def as_module(
     as_parameter: bool = False,
     embed_dim: int | None = None,
 ) -> Residual:
-    """A residual connection of a network that has `num_res_layers` of them; as_parameter trains a vector of `embed_dim`."""
-    if as_parameter != (embed_dim is not None):
-        raise ValueError(
-            f"as_parameter={as_parameter!r} with embed_dim={embed_dim!r}: one asks for the other"
-        )
-    return Residual(initial_omega(num_res_layers, output_change_scale), embed_dim)
+    """Return a residual connection of a network that has `num_res_layers` of them, called as in the package admin-torch.
+
+    as_parameter trains a vector of `embed_dim`, which is not used without it. output_change_scale is "O(logn)", also
+    called "default", "O(1)" or "O(n)".
+    """
+    if as_parameter and embed_dim is None:
+        raise ValueError("as_parameter=True trains a vector of embed_dim numbers, but embed_dim is None")
+    omega = initial_omega(num_res_layers, output_change_scale)
+    return Residual(omega, embed_dim if as_parameter else None)
 
 
 def as_buffer(

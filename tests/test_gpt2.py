@@ -76,7 +76,7 @@ def test_get_gpt2_takes_what_was_downloaded_earlier(gpt2_tokenizer, monkeypatch,
 
 
 def test_the_sizes_of_gpt2(monkeypatch):
-    monkeypatch.setattr(gpt2, "get_pretrained", lambda name: name)
+    monkeypatch.setattr(gpt2, "get_pretrained", lambda name, **options: name)
     names = [gpt2.get_gpt2(size) for size in ("small", "medium", "large", "xl")]
     assert names == ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]
     with pytest.raises(ValueError, match="no size='huge'; there are: small, medium, large, xl"):

@@ -13,7 +13,7 @@ from torch import Tensor
 from data.hub import hub_answers
 from data.tokenizer import Tokenizer
 from model.check import model_problems
-from model.huggingface import load_hf, pour, pretrained_fields
+from model.huggingface import architecture_of, load_hf, logit_difference, pour, pretrained_fields
 from model.lm import LM
 from model.lora import is_lora, merge_lora
 from model.model_params import ModelParams
@@ -95,8 +95,21 @@ def pretrained(setting: str, name: str, revision: str | None) -> Origin:
     params = ModelParams(**pretrained_fields(name, revision, hub_answers))
 
     def load(model: ModelParams, tokenizer: Tokenizer) -> LM:
-        lm = LM(replace(params, tokenizer_crop=model.tokenizer_crop), tokenizer)
-        pour(load_hf(name, revision, hub_answers), lm)
+        hf_model = load_hf(name, revision, hub_answers)
+        actual = ModelParams(**architecture_of(hf_model))
+        if model.tied_embeddings and params.tied_embeddings and not actual.tied_embeddings:
+            raise ValueError(
+                "its config ties the readout to the token embedding, but its files have a readout of its own: "
+                "set tied_embeddings=False"
+            )
+        lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
+        pour(hf_model, lm)
+        if (
+            difference := logit_difference(hf_model, lm)
+        ) is not None:  # code of ours may be edited on purpose
+            log.warning(
+                f"{setting}: logits differ from those of transformers by {difference:.2g}: a layer was edited"
+            )
         return lm
 
     return Origin(setting, params, None, load)

@@ -81,6 +81,10 @@ class TorchTransformer(Layer):
         nn.init.ones_(self.block.norm2.weight)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        if self.causal and ctx.padding_B is not None:  # all that a query at padding sees would be hidden: NaN
+            raise ValueError(
+                "mask has padding at the left of rows, but torch-transformer takes it on the right only"
+            )
         T = x_BTD.shape[1]
         x_BSD = ctx.with_past("x", x_BTD, dim=1)  # torch's layer takes all positions or none
         S = x_BSD.shape[1]

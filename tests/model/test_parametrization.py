@@ -212,6 +212,14 @@ def test_base_and_delta_must_be_of_one_kind():
         make_base_shapes(Net(16, 32), nn.ModuleDict({"head": nn.Linear(3, 3)}))
 
 
+def test_base_and_delta_of_one_width_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="base and delta are of one width"):
+        make_base_shapes(Net(16, 32), Net(16, 32), savefile=tmp_path / "no.bsh")
+    assert not (tmp_path / "no.bsh").exists()
+    with pytest.raises(ValueError, match="base and delta are of one width"):
+        make_base_shapes(Odd(3, 3), Odd(3, 3))
+
+
 class Odd(nn.Module):
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -224,7 +232,6 @@ class Odd(nn.Module):
         ((8, 4), (16, 8), Role("hidden", m_in=1.0, m_out=1.0)),
         ((3, 4), (3, 8), Role("vector")),
         ((4, 3), (8, 3), Role("vector")),
-        ((3, 3), (3, 3), Role("vector")),
         ((2, 8, 4), (2, 16, 8), Role("hidden")),
     ],
     ids=str,
@@ -283,6 +290,52 @@ def test_initial_weights_have_the_deviation_of_the_base_but_hidden_ones(drawn):
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True)), (
         "at the base nothing changes"
     )
+
+
+DRAWS = {
+    "fan_out": lambda weight: nn.init.kaiming_normal_(weight, mode="fan_out"),
+    "xavier": nn.init.xavier_normal_,
+}
+
+
+@pytest.mark.parametrize("inner", [1, 4], ids=["square", "wide"])
+@pytest.mark.parametrize("drawn", DRAWS)
+def test_weights_drawn_by_fan_out_or_both_fans_become_those_of_mup(drawn, inner):
+    """Against the deviation of the base, times 1 / sqrt(growth of the fan-in) for hidden ones, as mup's init does."""
+
+    def net(width: int) -> nn.Sequential:
+        torch.manual_seed(0)
+        maps = nn.Linear(200, width), nn.Linear(width, inner * width), Readout(inner * width, 200)
+        made = nn.Sequential(nn.Embedding(50, 200), *maps)
+        for module in maps:
+            DRAWS[drawn](module.weight)
+        return made
+
+    def stds(model: nn.Sequential) -> list[float]:
+        return [parameter.std().item() for parameter in model.parameters()]
+
+    base, model = net(64), net(1024)
+    shapes = make_base_shapes(base, net(128))
+    init_(model, roles(model, shapes), drawn=drawn)
+    factors = [1, 1, 1, 1 / 4, 1, 1, 1]  # embedding; weight and bias of first, hidden, readout
+    for std, std_0, factor, name in zip(
+        stds(model), stds(base), factors, dict(model.named_parameters()), strict=True
+    ):
+        rel = 0.15 if name.endswith("weight") else 0.4
+        assert std == pytest.approx(std_0 * factor, rel=rel), name
+
+
+def test_initial_weights_are_scaled_once():
+    net, base = Net(64, 192), BASE
+    init_(net, roles(net, base), drawn="fan_in")
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    for again in (net, copy.deepcopy(net), nn.Sequential(net)):
+        own_base = {f"0.{name}": shape for name, shape in base.items()} | base
+        with pytest.raises(ValueError, match="init_ has scaled the weights of this model before"):
+            init_(again, roles(again, own_base), drawn="fan_in")
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    with pytest.raises(ValueError, match="drawn='normal'; allowed: constant, fan_in, fan_out, xavier"):
+        init_(Net(64, 192), roles(net, base), drawn="normal")
 
 
 def tiny_hf(kind: str, width: int, n_heads: int = 2):

@@ -22,6 +22,7 @@ from data.tokenizer import pretrained_tokenizer
 from explore.load import checkpoints, find_run, runs
 from model.lm import n_params
 from model.lora import is_lora
+from model.transformer.attention import Attention
 from tests.train.little_run import save_run
 from train import pretrained
 from train.check import problems
@@ -213,6 +214,31 @@ def test_tying_what_was_not_tied_keeps_the_embedding(root, tmp_path, saved):
     assert tied.unembed.weight is tied.embed.tokens.weight
     assert torch.equal(tied.embed.tokens.weight, saved.embed.tokens.weight)
     assert not torch.equal(saved.unembed.weight, saved.embed.tokens.weight)
+
+
+def test_files_with_a_readout_that_the_config_does_not_tell_of_ask_for_it(root, hf_folder, tmp_path):
+    folder = tmp_path / "untied"
+    shutil.copytree(hf_folder, folder)
+    hf = GPT2LMHeadModel.from_pretrained(hf_folder)
+    hf.lm_head.weight = torch.nn.Parameter(hf.lm_head.weight.detach() * 2)
+    hf.config.tie_word_embeddings = False
+    hf.save_pretrained(folder)
+    config = (folder / "config.json").read_text().replace('word_embeddings": false', 'word_embeddings": true')
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="a readout of its own: set tied_embeddings=False"):
+        begun(root, f"from_pretrained = {str(folder)!r}")
+    lm = begun(root, f"from_pretrained = {str(folder)!r}\ntied_embeddings = False")
+    assert torch.equal(lm.unembed.weight, hf.lm_head.weight)
+
+
+def test_what_edited_code_makes_of_the_weights_is_said(root, hf_folder, capsys, monkeypatch):
+    begun(root, f"from_pretrained = {str(hf_folder)!r}")
+    assert "logits differ" not in capsys.readouterr().out
+    attend = Attention.attend
+    monkeypatch.setattr(Attention, "attend", lambda self, q, k, v, ctx: attend(self, q, k, 2 * v, ctx))
+    begun(root, f"from_pretrained = {str(hf_folder)!r}")
+    said = capsys.readouterr()
+    assert "logits differ from those of transformers by" in said.out + said.err
 
 
 def test_what_is_edited_left_out_and_new_is_said(root, saved, capsys):
