@@ -11,7 +11,7 @@ from torch import nn
 from data.dataloader import LMDataModule
 from explore import coordinates, stability
 from explore.judgement import Judgement, sizes_of, variants_over, varies
-from explore.report import results, row_of, tidy
+from explore.report import results, rows_of_grid, tidy
 from explore.transfer import LR, SCALES, transfer_report
 from explore.variants import SEED, Row
 from model.lm import LM
@@ -19,7 +19,7 @@ from train.build import make_data
 from train.grid import GridError
 from train.logs import log
 from train.optimizers import make_optimizer
-from train.params import Params
+from train.params import Params, column
 from train.plan import Plan
 from train.settings import VARIANT
 
@@ -73,12 +73,7 @@ def refuse_transfer(plans: Sequence[Plan]) -> None:
 
 def transfer_check(plans: Sequence[Plan], summaries: Sequence[dict[str, Any]]) -> Judgement:
     """Of a grid that has been trained."""
-    ended = [
-        row_of(plan.params, summary)
-        for plan, summary in zip(plans, summaries, strict=False)
-        if "n_params" in summary or summary["stopped"].startswith("failed")
-    ]
-    return transfer_report(tidy(ended))
+    return transfer_report(tidy(rows_of_grid([plan.params for plan in plans], summaries)))
 
 
 def transfer_of_saved(name: str, out: str | None) -> Judgement:
@@ -93,7 +88,7 @@ def groups(
     plans: Sequence[Plan], scale: str, ignored: Sequence[str]
 ) -> list[tuple[str, list[Row], list[Params]]]:
     """Runs that differ in the scale and in seeds only: their name, rows and params; GridError if the scale has one value."""
-    rows = [plan.params.flat() | ({} if plan.variant is None else {VARIANT: plan.variant}) for plan in plans]
+    rows = [plan.params.flat() | ({} if plan.variant is None else {column(VARIANT): plan.variant}) for plan in plans]
     if len(sizes_of(rows, scale)) < 2:
         raise GridError(
             [f"{scale} has one value, {rows[0][scale]}: give it a list to go through, --set {scale}=[2,4,8]"]

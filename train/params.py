@@ -11,6 +11,17 @@ from train.train_params import TrainParams
 
 SECTIONS = {cls.__name__: cls for cls in (DataParams, TrainParams, ModelParams)}
 SECTION_OF = {field.name: name for name, cls in SECTIONS.items() for field in fields(cls)}
+MEASURED = "measured_"
+
+
+def column(name: str) -> str:
+    """Return the column in which tables of runs keep the measured value `name`.
+
+    A field of params keeps its own name; a measured value of the same name gets the prefix `measured_`.
+    """
+    while name in SECTION_OF:
+        name = MEASURED + name
+    return name
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -85,6 +86,12 @@ def hashes_of_code() -> dict[str, str]:
 
 def hash_of_code(source: bytes) -> str:
     return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:20]
+
+
+def code_id(hashes: dict[str, str]) -> str:
+    """Return a short name for the code with these hashes by file; "unknown" without any."""
+    text = json.dumps(hashes, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8] if hashes else "unknown"
 
 
 def changed_files(then: dict[str, str], now: dict[str, str]) -> list[str]:
