@@ -27,7 +27,10 @@ WIDTH, DEPTH, KIND = "dim", "n_layers", "parametrization"
 
 
 def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
-    """Over the `dim` of a grid; of several learning rates the middle one. "standard" beside another is a control."""
+    """Over the `dim` of a grid; of several learning rates the middle one. "standard" beside another is a control.
+
+    A config with one seed gets further ones, since a slope without replicates has no interval.
+    """
     frames, probes, kinds = [], [], {}
     for name, rows, params in groups(plans, WIDTH, ignored=(LR,)):
         lrs = sizes_of(rows, LR)
@@ -41,8 +44,12 @@ def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
         batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
         seeds = sizes_of(rows, SEED)
         optimizer = partial(make_optimizer, params=train)
-        frames.append(coordinates.sizes(name, models, batch, optimizer, seeds=seeds))
-        probes.append(coordinates.aligned_probe(name, models, batch, seeds))
+        most = len(seeds) if len(seeds) > 1 else coordinates.MAX_SEEDS
+        if len(seeds) == 1:
+            seeds = [*range(seeds[0], seeds[0] + coordinates.MIN_SEEDS)]
+        own, probe = coordinates.examined(name, models, batch, optimizer, seeds=seeds, most=most)
+        frames.append(own)
+        probes.append(probe)
         kinds[name] = {row[KIND] for row in rows}
     controls = [name for name, own in kinds.items() if "standard" in own]
     controls = [] if len(controls) == len(kinds) else controls
@@ -88,7 +95,10 @@ def groups(
     plans: Sequence[Plan], scale: str, ignored: Sequence[str]
 ) -> list[tuple[str, list[Row], list[Params]]]:
     """Runs that differ in the scale and in seeds only: their name, rows and params; GridError if the scale has one value."""
-    rows = [plan.params.flat() | ({} if plan.variant is None else {column(VARIANT): plan.variant}) for plan in plans]
+    rows = [
+        plan.params.flat() | ({} if plan.variant is None else {column(VARIANT): plan.variant})
+        for plan in plans
+    ]
     if len(sizes_of(rows, scale)) < 2:
         raise GridError(
             [f"{scale} has one value, {rows[0][scale]}: give it a list to go through, --set {scale}=[2,4,8]"]

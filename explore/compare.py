@@ -165,7 +165,9 @@ def unfit(variant: Variant, baseline: Variant, seeds: list[int], metric: str) ->
 
 def unequal(runs: Sequence[dict], others: Sequence[dict], name: str) -> str:
     """Why runs and those of the baseline are not under equal conditions; empty if they are."""
-    here, there = (np.mean([float(measured(run, name) or math.nan) for run in group]) for group in (runs, others))
+    here, there = (
+        np.mean([float(measured(run, name) or math.nan) for run in group]) for group in (runs, others)
+    )
     if math.isnan(here + there):
         return f"{name} unknown, of runs saved before it was noted"
     if abs(here / there - 1) > EQUAL:

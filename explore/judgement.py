@@ -26,6 +26,7 @@ class Line(NamedTuple):
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     best: int | None = None  # the place of a point to mark
+    clipped: Sequence[int] = ()  # the places of points that lie beyond the range of the panel, at its edge
 
 
 class Panel(NamedTuple):

@@ -10,7 +10,7 @@ from data.dataloader import LMDataModule
 from explore.variants import CODE, Row, row_of
 from model.lm import LM
 from train.build import make_data
-from train.params import SECTION_OF, Params, column, did_you_mean
+from train.params import SECTION_OF, column, did_you_mean
 from train.provenance import code_id
 from train.saver import (
     PARTIAL,

@@ -48,7 +48,9 @@ def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     varied = varied_fields([row for row in rows if has_ended(row)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
     first, folder = map(column, FIRST), column("folder")
-    columns = dict.fromkeys([*first, *varied, *(name for name in numbers if name != folder), *SECTION_OF, folder])
+    columns = dict.fromkeys(
+        [*first, *varied, *(name for name in numbers if name != folder), *SECTION_OF, folder]
+    )
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
     whole = [name for name in table if name not in SECTION_OF or table[name].notna().all()]
     table[whole] = table[whole].infer_objects()

@@ -144,7 +144,10 @@ def best_table(part: Part) -> str:
             number_cell(half, "± {:.4f}".format),
         ]
         if compared:
-            cells += [number_cell(row["difference"], "{:+.4f}".format), number_cell(row["p"], "{:.2g}".format)]
+            cells += [
+                number_cell(row["difference"], "{:+.4f}".format),
+                number_cell(row["p"], "{:.2g}".format),
+            ]
             cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
         lines.append("".join(cells))
     return table_of(header, lines) + hidden_note(len(part.rows) - MOST_VARIANTS, "variants")
@@ -184,9 +187,7 @@ def samples(part: Part) -> str:
     for i in part.order:
         variant = part.variants[i]
         runs = [] if variant.best is None else variant.runs_of(variant.best)
-        said = next(
-            (text for run in runs if isinstance(text := measured(run, "sample"), str) and text), None
-        )
+        said = next((text for run in runs if isinstance(text := measured(run, "sample"), str) and text), None)
         if said is not None:
             items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(said)}</pre>")
     if len(items) <= MOST_SAMPLES:

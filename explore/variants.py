@@ -70,7 +70,9 @@ class Variant:
 
     @property
     def leak(self) -> str | None:
-        return next((leak for run in self.runs.values() if isinstance(leak := measured(run, "leak"), str)), None)
+        return next(
+            (leak for run in self.runs.values() if isinstance(leak := measured(run, "leak"), str)), None
+        )
 
     def runs_of(self, setting: int, seeds: Sequence[int] | None = None) -> list[Row]:
         """The runs with a setting, at some seeds or all."""
@@ -105,7 +107,9 @@ def gather(
         groups.setdefault((described(row, data), described(row, own) or "all runs"), []).append(row)
     variants = [variant(*names, rows, tuned, metric) for names, rows in groups.items()]
     if repeated := len(rows) - sum(len(one.runs) for one in variants):
-        left_out.append(f"{counted(repeated, 'run')} left out: made again later with the same params and code")
+        left_out.append(
+            f"{counted(repeated, 'run')} left out: made again later with the same params and code"
+        )
     return variants, left_out
 
 

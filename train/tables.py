@@ -115,6 +115,6 @@ def shown(value: float | None, form: str) -> str:
 
 def new_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold", no_wrap=column in NUMBERS)
+    for title in columns:
+        table.add_column(title, justify="right", overflow="fold", no_wrap=title in NUMBERS)
     return table

@@ -265,10 +265,13 @@ def test_a_report_stands_however_runs_ended(tmp_path, first, second):
 def test_transfer_of_a_grid_reads_saved_runs_and_takes_others_as_they_are(tmp_path):
     [folder] = fake_grid(tmp_path)
     change(folder, code=OLD)
-    saved, plain = {"folder": str(folder), "n_params": 1, "stopped": "finished"}, {
-        "n_params": 1,
-        "stopped": "finished",
-        "val_loss": 2.0,
-    }
+    saved, plain = (
+        {"folder": str(folder), "n_params": 1, "stopped": "finished"},
+        {
+            "n_params": 1,
+            "stopped": "finished",
+            "val_loss": 2.0,
+        },
+    )
     rows = rows_of_grid([DEFAULT, DEFAULT, DEFAULT], [saved, plain, {"stopped": "not run"}])
     assert [row["code"] for row in rows] == [code_id(OLD), code_id(code_of_this_process().hashes)]
