@@ -60,7 +60,10 @@ OPERATORS = DEFAULT_OPERATORS | {
     ast.Mod: of_numbers(DEFAULT_OPERATORS[ast.Mod]),
     ast.Pow: of_numbers(power),
 }
-ARITHMETIC = {op: OPERATORS[op] for op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)}  # in plain values
+# Of number literals, in plain values.
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    op: OPERATORS[op] for op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
+}
 FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": rounded, "int": int, "float": float}
 
 
