@@ -14,6 +14,7 @@ from train.grid import GridError, config_files, read_grid
 from train.logs import log, log_to_console, log_to_file
 from train.params import Params
 from train.processes import follow, rank, start_server_of_workers
+from train.settings import read_text
 
 MAIN_PROJ = "base"  # begins the wandb project and save folder of every run; name your line of work here
 wandb_username = None  # your wandb account; None: wandb's own default
@@ -207,7 +208,10 @@ def run_grid(args: argparse.Namespace) -> int:
 
 def students_layer(args: argparse.Namespace, files: list[Path]) -> tuple[type, ...]:
     """Registers layer_architecture = "student" where a config or option names it, or a saved run that may have it."""
-    texts = [*args.set, *(file.read_text(encoding="utf-8") for file in files)]
+    texts = [*args.set]
+    for file in files:
+        with suppress(ValueError):  # what cannot be read is said where the grid is read
+            texts.append(read_text(file))
     if not any("student" in text or "from_saved" in text for text in texts):
         return ()
     from learn.layer import StudentLayer, students_file

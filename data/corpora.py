@@ -175,10 +175,18 @@ def data_path_note() -> Path:
 
 
 def data_folder() -> Path | None:
-    """The user's: named in ../../data-path.txt relative to main.py, else by WHATIF_DATA."""
+    """The user's: named in ../../data-path.txt relative to main.py, else by WHATIF_DATA.
+
+    ValueError if data-path.txt is there and cannot be read as UTF-8 text.
+    """
     note = data_path_note()
-    if note.is_file():
-        named = note.read_text(encoding="utf-8").strip()
+    if note.exists():
+        try:
+            named = note.read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError:
+            raise ValueError(f"{note} is not UTF-8 text: it must hold the path of the data folder") from None
+        except OSError as error:
+            raise ValueError(f"{note} cannot be read: {error.strerror}") from None
         return note.parent / Path(named).expanduser() if named else None
     named = os.environ.get("WHATIF_DATA", "")
     return Path(named).expanduser() if named else None

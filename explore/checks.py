@@ -11,7 +11,7 @@ from torch import nn
 from data.dataloader import LMDataModule
 from explore import coordinates, stability
 from explore.judgement import Judgement, sizes_of, variants_over, varies
-from explore.report import results, row_of, tidy
+from explore.report import results, rows_of_grid, tidy
 from explore.transfer import LR, SCALES, transfer_report
 from explore.variants import SEED, Row
 from model.lm import LM
@@ -19,7 +19,7 @@ from train.build import make_data
 from train.grid import GridError
 from train.logs import log
 from train.optimizers import make_optimizer
-from train.params import Params
+from train.params import Params, column
 from train.plan import Plan
 from train.settings import VARIANT
 
@@ -27,7 +27,10 @@ WIDTH, DEPTH, KIND = "dim", "n_layers", "parametrization"
 
 
 def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
-    """Over the `dim` of a grid; of several learning rates the middle one. "standard" beside another is a control."""
+    """Over the `dim` of a grid; of several learning rates the middle one. "standard" beside another is a control.
+
+    A config with one seed gets further ones, since a slope without replicates has no interval.
+    """
     frames, probes, kinds = [], [], {}
     for name, rows, params in groups(plans, WIDTH, ignored=(LR,)):
         lrs = sizes_of(rows, LR)
@@ -41,8 +44,12 @@ def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
         batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
         seeds = sizes_of(rows, SEED)
         optimizer = partial(make_optimizer, params=train)
-        frames.append(coordinates.sizes(name, models, batch, optimizer, seeds=seeds))
-        probes.append(coordinates.aligned_probe(name, models, batch, seeds))
+        most = len(seeds) if len(seeds) > 1 else coordinates.MAX_SEEDS
+        if len(seeds) == 1:
+            seeds = [*range(seeds[0], seeds[0] + coordinates.MIN_SEEDS)]
+        own, probe = coordinates.examined(name, models, batch, optimizer, seeds=seeds, most=most)
+        frames.append(own)
+        probes.append(probe)
         kinds[name] = {row[KIND] for row in rows}
     controls = [name for name, own in kinds.items() if "standard" in own]
     controls = [] if len(controls) == len(kinds) else controls
@@ -73,12 +80,7 @@ def refuse_transfer(plans: Sequence[Plan]) -> None:
 
 def transfer_check(plans: Sequence[Plan], summaries: Sequence[dict[str, Any]]) -> Judgement:
     """Of a grid that has been trained."""
-    ended = [
-        row_of(plan.params, summary)
-        for plan, summary in zip(plans, summaries, strict=False)
-        if "n_params" in summary or summary["stopped"].startswith("failed")
-    ]
-    return transfer_report(tidy(ended))
+    return transfer_report(tidy(rows_of_grid([plan.params for plan in plans], summaries)))
 
 
 def transfer_of_saved(name: str, out: str | None) -> Judgement:
@@ -93,7 +95,10 @@ def groups(
     plans: Sequence[Plan], scale: str, ignored: Sequence[str]
 ) -> list[tuple[str, list[Row], list[Params]]]:
     """Runs that differ in the scale and in seeds only: their name, rows and params; GridError if the scale has one value."""
-    rows = [plan.params.flat() | ({} if plan.variant is None else {VARIANT: plan.variant}) for plan in plans]
+    rows = [
+        plan.params.flat() | ({} if plan.variant is None else {column(VARIANT): plan.variant})
+        for plan in plans
+    ]
     if len(sizes_of(rows, scale)) < 2:
         raise GridError(
             [f"{scale} has one value, {rows[0][scale]}: give it a list to go through, --set {scale}=[2,4,8]"]

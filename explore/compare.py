@@ -13,8 +13,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from explore.variants import Variant, best_setting, counted, gather
-from train.params import SECTION_OF, did_you_mean
+from explore.variants import CODE, Variant, best_setting, code_notes, counted, gather, measured
+from train.params import SECTION_OF, column, did_you_mean
 
 ALPHA = 0.05  # how often, at most, variants that are equal are to be told apart
 POWER = 0.8  # how often the seeds that are asked for would tell apart what is seen now
@@ -69,6 +69,7 @@ def compare(
     at: str = "steps",
     tuned: str | Sequence[str] = "lr",
     metric: str = "val_loss",
+    same_code: bool = False,
 ) -> pd.DataFrame:
     """A row for each variant: its best learning rate, its mean loss with a 95 % interval, and how it fares against `baseline`.
 
@@ -76,9 +77,10 @@ def compare(
     the first one is the baseline, unless another is named. Each is taken at the setting of lowest mean final loss, on the
     seeds that ran with all settings. "better" and "worse" rest on a paired t test over the seeds that both have, corrected
     (p) for the choice of settings and for the number of comparisons, at equal `at`: "steps", "params" or "flops". All else
-    is "cannot tell", with the reason or the number of seeds that might. Runs of different data are not compared.
+    is "cannot tell", with the reason or the number of seeds that might. Runs of different data are not compared. Runs
+    trained by different code (column `code`) are different variants, unless `same_code` is True.
     """
-    return compared(table, baseline, at=at, tuned=tuned, metric=metric)[1]
+    return compared(table, baseline, at=at, tuned=tuned, metric=metric, same_code=same_code)[1]
 
 
 def compared(
@@ -88,11 +90,15 @@ def compared(
     at: str = "steps",
     tuned: str | Sequence[str] = "lr",
     metric: str = "val_loss",
+    same_code: bool = False,
 ) -> tuple[list[Variant], pd.DataFrame]:
     """The same, with the variants themselves, one for each row."""
     if at not in CONDITIONS:
         raise ValueError(f"at={at!r} is no condition; {did_you_mean(at, CONDITIONS)}")
     tuned = [tuned] if isinstance(tuned, str) else list(tuned)
+    notes = code_notes(table, same_code)
+    if same_code:
+        table = table.drop(columns=column(CODE), errors="ignore")
     variants, left_out = gather(table, tuned, metric)
     names = [variant.name for variant in variants]
     if baseline is not None and baseline not in names:
@@ -100,7 +106,7 @@ def compared(
     matches = [match(variant, baseline_of(variant, variants, baseline), at, metric) for variant in variants]
     n_tests = correct(matches)
     result = pd.DataFrame([row(match, n_tests) for match in matches], columns=list(COLUMNS))
-    result.attrs |= {"left_out": left_out, "at": at}
+    result.attrs |= {"left_out": left_out, "notes": notes, "at": at}
     return variants, result
 
 
@@ -157,13 +163,15 @@ def unfit(variant: Variant, baseline: Variant, seeds: list[int], metric: str) ->
     return ""
 
 
-def unequal(runs: Sequence[dict], others: Sequence[dict], column: str) -> str:
+def unequal(runs: Sequence[dict], others: Sequence[dict], name: str) -> str:
     """Why runs and those of the baseline are not under equal conditions; empty if they are."""
-    here, there = (np.mean([float(run.get(column) or math.nan) for run in group]) for group in (runs, others))
+    here, there = (
+        np.mean([float(measured(run, name) or math.nan) for run in group]) for group in (runs, others)
+    )
     if math.isnan(here + there):
-        return f"{column} unknown, of runs saved before it was noted"
+        return f"{name} unknown, of runs saved before it was noted"
     if abs(here / there - 1) > EQUAL:
-        return f"{here / there:.3g} times the baseline's {column}"
+        return f"{here / there:.3g} times the baseline's {name}"
     return ""
 
 

@@ -11,15 +11,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from explore.judgement import Judgement, Line, Panel, named, slope
+from explore.judgement import Judgement, Line, Panel, named
 from explore.plots import draw_panels
 from model.lm import LM
 from model.sampling import eval_mode
@@ -34,6 +36,13 @@ LOW, HIGH = -0.6, 0.2  # slopes that a size may have: what begins at random may 
 FREE = ("scores", "logits")  # and the output of any model: what may shrink for longer: attention and readout
 STEPS, SETTLED = 4, 4  # t counts from 1, before any update
 PROBE = 0.1  # the largest slope of scores of aligned queries and keys
+BUG = 0.3  # so far beyond a band lie, at least, the powers that a wrong parametrization makes
+BROKEN, UNCLEAR = (
+    0.001,
+    0.05,
+)  # how often an interval misses the true slope: one that fails a model, one that doubts it
+FINITE = 0.1  # so far may slopes of a correct model be off at widths of some hundreds, whatever the seeds
+MIN_SEEDS, MAX_SEEDS = 4, 16  # of a check that chooses seeds itself: more only where fewer cannot tell
 Make = Callable[[], nn.Module]
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -45,7 +54,7 @@ def coord_check(
     *,
     loss: Loss | None = None,
     n_steps: int = STEPS,
-    seeds: Sequence[int] = (0,),
+    seeds: Sequence[int] | None = None,
     controls: Sequence[str] = (),
 ) -> Judgement:
     """Sizes of activations, and of their changes since the first step, against width, over `n_steps` on one batch.
@@ -53,16 +62,49 @@ def coord_check(
     `models` makes a model of each width; a mapping of such mappings names several kinds. `controls` are those that are
     expected to fail: if one does not, the check has seen nothing. `loss(model, batch)` is by default that of an LM, or the
     cross entropy of model(x) and y for a batch (x, y). The batch is the first one of `loader`.
+
+    Slopes are least squares fits over widths and seeds. A size is out of its band if the whole interval of its slope is
+    (99.9 % t interval, so that many slopes fail a correct model rarely). Where the estimate alone is outside and the 95 %
+    interval reaches the slope of a real bug, the verdict is "fail: cannot tell", with what would tell. Without `seeds`
+    four are looked at, and up to 16 where these cannot tell.
     """
     kinds: Any = models if isinstance(next(iter(models.values())), Mapping) else {"": models}
     batch = next(iter(loader))
     frames, probes = [], []
+    chosen, most = (range(MIN_SEEDS), MAX_SEEDS) if seeds is None else (seeds, len(seeds))
+    measure = partial(sizes, loss=loss or default_loss, n_steps=n_steps)
     for kind, of_width in kinds.items():
-        frames.append(
-            sizes(kind, of_width, batch, optimizer, loss=loss or default_loss, n_steps=n_steps, seeds=seeds)
-        )
-        probes.append(aligned_probe(kind, of_width, batch, seeds))
+        own, probe = examined(kind, of_width, batch, optimizer, seeds=chosen, most=most, measure=measure)
+        frames.append(own)
+        probes.append(probe)
     return judged(pd.concat(frames), pd.concat(probes), controls)
+
+
+def examined(
+    variant: str,
+    models: Mapping[int, Make],
+    batch: Any,
+    optimizer: Callable[[nn.Module], Optimizer],
+    *,
+    seeds: Sequence[int],
+    most: int,
+    measure: Callable[..., pd.DataFrame] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the tables of sizes and of probes of one kind of model.
+
+    While these cannot tell whether a band is broken, the number of seeds doubles, up to `most`.
+    """
+    frames, probes, start = [], [], 0
+    seeds = list(seeds)
+    while True:
+        frames.append((measure or sizes)(variant, models, batch, optimizer, seeds=seeds[start:]))
+        probes.append(aligned_probe(variant, models, batch, seeds[start:]))
+        own, probe = pd.concat(frames), pd.concat(probes)
+        found = findings(own, fit(probe, "score"))
+        if not found or found[0].broken or len(seeds) >= most:
+            return own, probe
+        start = len(seeds)
+        seeds += range(max(seeds) + 1, max(seeds) + 1 + min(start, most - start))
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
@@ -102,7 +144,9 @@ def sizes(
 
 
 def size(x: Tensor) -> float:
-    """The mean absolute value of what is finite: scores of the future are not."""
+    """Return the mean absolute value of what is finite, as scores of the future are not; NaN if any number is NaN."""
+    if x.isnan().any():
+        return math.nan
     return x[x.isfinite()].abs().mean().item() if x.isfinite().any() else math.nan
 
 
@@ -186,65 +230,150 @@ def align(model: LM) -> list[int]:
     return done
 
 
+class Slope(NamedTuple):
+    """The power of the width that a size goes as, from a least squares fit of logarithms."""
+
+    value: float
+    error: float  # standard error
+    dof: int  # degrees of freedom: points (a width at a seed) less 2
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """Return the t interval that misses the slope in a share `alpha` of fits; infinite without replicates.
+
+        FINITE is added in quadrature: seeds tell the slope over these widths, and the limit of wide models differs a bit.
+        """
+        margin = math.hypot(self.error * stats.t.isf(alpha / 2, self.dof), FINITE) if self.dof else math.inf
+        return self.value - margin, self.value + margin
+
+
+def fit(table: pd.DataFrame, column: str) -> Slope:
+    """Fit the slope of log `column` over log width, a point for each row; NaN if a value is 0 or not finite."""
+    x, y = (table[name].to_numpy(dtype=float) for name in ("width", column))
+    dof = len(x) - 2
+    if len(set(x)) < 2 or not (np.isfinite(y) & (y > 0)).all():
+        return Slope(math.nan, math.nan, dof)
+    x, y = np.log2(x), np.log2(y)
+    value, offset = np.polyfit(x, y, 1)
+    rest = ((y - offset - value * x) ** 2).sum() / max(1, dof)
+    return Slope(float(value), math.sqrt(rest / ((x - x.mean()) ** 2).sum()), dof)
+
+
+class Finding(NamedTuple):
+    """What a slope outside of its band says."""
+
+    excess: float  # by how much the estimate is outside
+    sentence: str
+    broken: bool  # else it cannot be told
+
+
+def finding(what: str, slope: Slope, low: float, high: float, when: str = "") -> Finding | None:
+    """Judge one slope by the band from `low` to `high`; None if nothing speaks against it."""
+    grows = slope.value > high
+    excess = slope.value - high if grows else low - slope.value
+    if not excess > 0:
+        return None
+    (strict_low, strict_high), (lower, upper) = slope.interval(BROKEN), slope.interval(UNCLEAR)
+    said = f"{what} {'grows' if grows else 'shrinks'} as width^{slope.value:.2f}{when}"
+    bound = f"at most {high}" if grows else f"at least {low}"
+    if strict_low > high or strict_high < low:
+        return Finding(excess, f"{said} ({bound})", broken=True)
+    if upper < high + BUG if grows else lower > low - BUG:
+        return None
+    between = f"{bound}, 95 % interval {lower:.2f} to {upper:.2f}" if slope.dof else bound
+    return Finding(excess, f"{said} ({between})", broken=False)
+
+
 def judged(sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()) -> Judgement:
     """The verdict on tables of sizes and of probes."""
     sentences, problems, panels = [], [], []
     table = slopes(sizes)
     for variant in dict.fromkeys(sizes["variant"]):
-        own = table[table["variant"] == variant]
-        wrong = out_of_band(own)
-        probe = probe_slope(probes[probes["variant"] == variant])
-        if abs(probe) > PROBE:
-            wrong.append(f"scores of aligned queries and keys grow as width^{probe:.2f} (at most {PROBE})")
-        inside = f"all sizes go as width^{smallest(own):.2f} to width^{largest(own):.2f}"
-        inside += "" if math.isnan(probe) else f", scores of aligned queries and keys as width^{probe:.2f}"
-        is_control = variant in controls
-        if wrong:
-            sentence = f"fails{', as expected' * is_control}: {first_of(wrong)}"
-            problems += [] if is_control else [named(variant, wrong[0])]
-        else:
-            sentence = f"passes{', unexpectedly' * is_control}: {inside}"
-            too_mild = f"{variant} is no worse: lr is too small, or widths too near, to see anything"
-            problems += [too_mild] if is_control else []
+        own = sizes[sizes["variant"] == variant]
+        powers = table[table["variant"] == variant]
+        probe = fit(probes[probes["variant"] == variant], "score")
+        sentence, problem = verdict_of(own, powers, probe, is_control=variant in controls)
         sentences.append(named(variant, sentence))
-        panels.append(panels_of(variant, sizes[sizes["variant"] == variant]))
+        problems += [problem if variant in controls else named(variant, problem)] if problem else []
+        panels.append(panels_of(variant, own))
     figure = draw_panels(panels, ("width", "mean size"))
-    return Judgement("coord-check", table.drop(columns="settles"), sentences, problems, figure)
+    return Judgement("coord-check", table, sentences, problems, figure)
+
+
+def verdict_of(own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control: bool) -> tuple[str, str]:
+    """Return the sentence about one kind of model, and the problem if it has one."""
+    found = findings(own, probe)
+    broken = [one.sentence for one in found if one.broken]
+    if broken:
+        return f"fails{', as expected' * is_control}: {first_of(broken)}", "" if is_control else broken[0]
+    if is_control:
+        inside = f"sizes go as width^{smallest(powers):.2f} to width^{largest(powers):.2f}"
+        too_mild = (
+            f"{own['variant'].iloc[0]} is no worse: lr is too small, or widths too near, to see anything"
+        )
+        return f"passes, unexpectedly: {inside}", too_mild
+    if found:
+        told = f"cannot tell: {first_of([one.sentence for one in found])}; {what_would_tell(own)}"
+        return told, told
+    inside = f"all sizes go as width^{smallest(powers):.2f} to width^{largest(powers):.2f}"
+    inside += (
+        "" if math.isnan(probe.value) else f", scores of aligned queries and keys as width^{probe.value:.2f}"
+    )
+    return f"passes: {inside}", ""
+
+
+def what_would_tell(own: pd.DataFrame) -> str:
+    """Return advice on the grid: both more seeds and a wider range of widths narrow the intervals."""
+    n_seeds, widths = own["seed"].nunique(), sorted(own["width"].unique())
+    return f"{2 * n_seeds + 2} seeds (now {n_seeds}), or a width of {2 * widths[-1]} beside {widths[-1]}, would tell more"
 
 
 def first_of(sentences: Sequence[str]) -> str:
     return f"{sentences[0]}, and {len(sentences) - 1} more" if len(sentences) > 1 else sentences[0]
 
 
+def findings(own: pd.DataFrame, probe: Slope) -> list[Finding]:
+    """Return what speaks against one kind of model: broken bands first, the worst first."""
+    found = [
+        one
+        for one in (*not_finite(own), finding("mean score of aligned queries and keys", probe, -PROBE, PROBE))
+        if one
+    ]
+    for module, of, t, slope in fits(own):
+        what = "the change of " * (of == "update") + module
+        settles = of == "size" and t == SETTLED and not is_free(module)
+        one = finding(what, slope, -HIGH if settles else LOW, HIGH, f" at t={t}")
+        found += [one] if one else []
+    return sorted(found, key=lambda one: (not one.broken, -one.excess))
+
+
+def not_finite(own: pd.DataFrame) -> list[Finding]:
+    """Return the first activation that is not a number: it has no slope, and a model that has it does not pass."""
+    bad = own[own["size"].isna()].sort_values("t", kind="stable").head(1)
+    return [
+        Finding(
+            math.inf, f"{row.module} is not finite at t={row.t}, width {row.width}, seed {row.seed}", True
+        )
+        for row in bad.itertuples()
+    ]
+
+
+def fits(own: pd.DataFrame) -> Iterator[tuple[str, str, int, Slope]]:
+    """Yield (activation, "size" or "update", t, slope) for one kind of model."""
+    for module, of_module in own.groupby("module", sort=False):
+        for of in ("size", "update"):
+            for t, at_t in of_module.groupby("t"):
+                yield str(module), of, int(t), fit(at_t, of)
+
+
 def slopes(sizes: pd.DataFrame) -> pd.DataFrame:
     """A row for each activation, and for its change, with the power of the width that it goes as at each step."""
-    rows = []
-    for (variant, module), own in sizes.groupby(["variant", "module"], sort=False):
-        for what in ("size", "update"):
-            row: dict[str, Any] = {"variant": variant, "module": module, "of": what}
-            for t, at_t in own.groupby("t"):
-                means = at_t.groupby("width")[what].mean()
-                row[f"t={t}"] = slope([float(width) for width in means.index], means.to_list())
-            row["settles"] = what == "size" and not is_free(module)
-            rows.append(row)
-    return pd.DataFrame(rows)
-
-
-def out_of_band(table: pd.DataFrame) -> list[str]:
-    """A sentence for each activation whose size goes with the width, the worst first."""
-    found = []
-    times = [column for column in table if str(column).startswith("t=")]
-    for row in table.to_dict("records"):
-        for time in times:
-            value, what = row[time], "the change of " * (row["of"] == "update") + str(row["module"])
-            at_least = -HIGH if row["settles"] and time == f"t={SETTLED}" else LOW
-            if value > HIGH:
-                found.append((value - HIGH, f"{what} grows as width^{value:.2f} at {time} (at most {HIGH})"))
-            elif value < at_least:
-                found.append(
-                    (at_least - value, f"{what} shrinks as width^{value:.2f} at {time} (at least {at_least})")
-                )
-    return [sentence for _, sentence in sorted(found, key=lambda one: -one[0])]
+    rows: dict[tuple[str, str, str], dict[str, float]] = {}
+    for variant, own in sizes.groupby("variant", sort=False):
+        for module, of, t, slope in fits(own):
+            rows.setdefault((str(variant), module, of), {})[f"t={t}"] = slope.value
+    return pd.DataFrame(
+        [{"variant": v, "module": m, "of": of, **powers} for (v, m, of), powers in rows.items()]
+    )
 
 
 def is_free(module: object) -> bool:
@@ -257,11 +386,6 @@ def smallest(table: pd.DataFrame) -> float:
 
 def largest(table: pd.DataFrame) -> float:
     return float(table.filter(like="t=").max(axis=None))
-
-
-def probe_slope(probes: pd.DataFrame) -> float:
-    means = probes.groupby("width")["score"].mean()
-    return slope([float(width) for width in means.index], means.to_list())
 
 
 def panels_of(variant: str, own: pd.DataFrame) -> list[Panel]:

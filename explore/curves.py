@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from explore.variants import Row, Variant
+from explore.variants import Row, Variant, measured
 from train.stats import Stat, Stats
 from train.weights import regular_file
 
@@ -41,7 +41,7 @@ def read_curves(variants: Sequence[Variant]) -> dict[str, dict[tuple[int, int], 
 
 def stats_of(run: Row) -> dict[str, list[Stat]]:
     """The statistics of a run; none where there are none to be read."""
-    folder: Any = run.get("folder")
+    folder: Any = measured(run, "folder")
     if not isinstance(folder, str):
         return {}
     try:

@@ -11,7 +11,7 @@ import numpy as np
 
 from explore.curves import TRAINING, VALIDATION, Curve
 from explore.svg import LETTER, Plot, shortened, widened
-from explore.variants import SEED, Row, Variant, is_number, varied_fields
+from explore.variants import SEED, Row, Variant, is_number, measured, varied_fields
 
 COLOURS = [f"var(--c{i})" for i in range(8)]
 OTHER, ACCENT = "var(--other)", "var(--accent)"
@@ -242,5 +242,5 @@ def cost_figure(part: Part) -> str:
 
 def cost_of(variant: Variant, column: str) -> float:
     runs = [] if variant.best is None else variant.runs_of(variant.best)
-    values = [float(run[column]) for run in runs if is_number(run.get(column))]
+    values = [float(measured(run, column)) for run in runs if is_number(measured(run, column))]
     return float(np.mean(values)) if values else math.nan

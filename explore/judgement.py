@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
-from explore.variants import SEED, Row, described, differ, shown, varied_fields
+from explore.variants import CODE, SEED, Row, described, differ, shown, varied_fields
 from train.logs import log
+from train.params import column
 from train.tables import new_table
 
 
@@ -25,6 +26,7 @@ class Line(NamedTuple):
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     best: int | None = None  # the place of a point to mark
+    clipped: Sequence[int] = ()  # the places of points that lie beyond the range of the panel, at its edge
 
 
 class Panel(NamedTuple):
@@ -103,7 +105,9 @@ def variants_over(rows: Sequence[Row], scale: str, ignored: Collection[str] = ()
     """The places of runs that differ in nothing but `scale`, what follows from it, seed and `ignored` fields; by name."""
 
     def follows(field: str) -> bool:
-        """From the scale alone, as a number of heads that grows with the width."""
+        """From the scale alone, as a number of heads that grows with the width; the code never does."""
+        if field == column(CODE):
+            return False
         pairs = {(shown(row[scale]), shown(row[field])) for row in rows}
         return len(pairs) == len({shown(row[scale]) for row in rows})
 

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from data.dataloader import LMDataModule
+from explore.variants import CODE, Row, row_of
 from model.lm import LM
 from train.build import make_data
-from train.params import SECTION_OF, did_you_mean
+from train.params import SECTION_OF, column, did_you_mean
+from train.provenance import code_id
 from train.saver import (
     PARTIAL,
     find_run,
@@ -55,7 +57,8 @@ def checkpoints(timestamp: str, out: str | None = None) -> Iterator[tuple[int, L
 def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
     """Every complete run that fits `filters` (see `runs`), opened, by timestamp; what cannot be opened is named and left out."""
     root, table, opened = output_root(out), runs(out, **filters), {}
-    for timestamp, folder in table[table.status == "complete"].folder.items():
+    folders = table[column("folder")]
+    for timestamp, folder in folders[table[column("status")] == "complete"].items():
         try:
             opened[str(timestamp)] = open_run(Path(folder), root)
         except ValueError as error:
@@ -68,7 +71,8 @@ def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
 
     Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]), or the names of
     variants: runs(variant="gru"). `status` is "complete", "training", or says that the run was killed, why it failed, or
-    why it cannot be read.
+    why it cannot be read. `code` names the code that trained it. A measured value named like a field of params, such as
+    the CPU threads a run had, has the prefix `measured_`.
     """
     for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
         raise ValueError(
@@ -79,8 +83,11 @@ def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
     ]
     rows = [row for row in rows if fits(row, filters)]
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
-    columns = dict.fromkeys(["timestamp", "status", *numbers, *SECTION_OF, "folder"])
-    return pd.DataFrame(rows, columns=list(columns)).set_index("timestamp")
+    timestamp, status, folder = map(column, ("timestamp", "status", "folder"))
+    columns = dict.fromkeys(
+        [timestamp, status, *(name for name in numbers if name != folder), *SECTION_OF, folder]
+    )
+    return pd.DataFrame(rows, columns=list(columns)).set_index(timestamp)
 
 
 def fits(row: dict[str, Any], filters: dict[str, Any]) -> bool:
@@ -90,20 +97,26 @@ def fits(row: dict[str, Any], filters: dict[str, Any]) -> bool:
     return True
 
 
-def describe(folder: Path) -> dict[str, Any]:
-    """A run's row, from its JSON files alone."""
-    row = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": str(folder)}
+def describe(folder: Path) -> Row:
+    """Return the row of the run in `folder`, from its JSON files alone."""
+    known = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": str(folder)}
     complete = not folder.name.endswith(PARTIAL)
     try:
         about = read_about(folder) if complete else read_json(folder / "about.json")
         params = read_params(folder, about)
     except ValueError as error:
-        return row | {"status": f"unreadable: {error}" if complete else "incomplete"}
+        return row_of(known | {"status": f"unreadable: {error}" if complete else "incomplete"})
+    known[CODE] = code_id(about.get("code") or {})
     if complete:
-        return {**about["summary"], **params.flat(), **row, "status": "complete"}
+        return row_of(about["summary"] | known | {"status": "complete"}, params)
+    return row_of(known | {"status": status_of_partial(folder, about)}, params)
+
+
+def status_of_partial(folder: Path, about: dict[str, Any]) -> str:
+    """Return how a run without results stands."""
     if "failed" in about:
-        return params.flat() | row | {"status": f"failed: {about['failed']}"}
-    return params.flat() | row | {"status": "training" if is_training(folder) else "incomplete: killed"}
+        return f"failed: {about['failed']}"
+    return "training" if is_training(folder) else "incomplete: killed"
 
 
 def open_run(folder: Path, root: Path, step: int | None = None) -> Results:

@@ -122,6 +122,7 @@ def draw_line(ax: Axes, line: Line, colour: np.ndarray) -> None:
         ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
     if line.best is not None:
         ax.plot(line.x[line.best], line.y[line.best], "*", ms=11, color=colour)
+    ax.plot([line.x[i] for i in line.clipped], [line.y[i] for i in line.clipped], "^", ms=7, color=colour)
 
 
 def draw_metric(ax: Axes, values: list[Stat], label: str) -> None:

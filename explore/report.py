@@ -14,15 +14,13 @@ from explore.figures import Part
 from explore.html import Page, in_place
 from explore.load import describe
 from explore.sections import sections
-from explore.variants import Variant, counted, has_ended, varied_fields
-from train.params import SECTION_OF, Params
+from explore.variants import CODE, Row, Variant, counted, has_ended, row_of, varied_fields
+from train.params import SECTION_OF, Params, column
+from train.provenance import code_id, code_of_this_process
 from train.saver import output_root, run_folders
 
 MOST_ROWS = 40  # of a table on the terminal
-FIRST = [
-    "timestamp",
-    "status",
-]  # columns of results.csv, then what varied, then numbers, then the other params
+FIRST = ("timestamp", "status")  # columns of results.csv, then what varied, numbers, and the other params
 Options = dict[str, Any]  # of compare()
 
 
@@ -49,8 +47,9 @@ def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """One table of all rows; an 8 stays an 8 beside a row without params."""
     varied = varied_fields([row for row in rows if has_ended(row)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
+    first, folder = map(column, FIRST), column("folder")
     columns = dict.fromkeys(
-        [*FIRST, *varied, *(name for name in numbers if name != "folder"), *SECTION_OF, "folder"]
+        [*first, *varied, *(name for name in numbers if name != folder), *SECTION_OF, folder]
     )
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
     whole = [name for name in table if name not in SECTION_OF or table[name].notna().all()]
@@ -66,8 +65,9 @@ def report(name: str, out: str | None = None, **options: Any) -> Page:
     """
     root = output_root(out)
     table = results(name, out)
-    if not (table.status == "complete").any():
-        others = f"; {counted(len(table), 'run')} there: {table.status.iloc[0]}" if len(table) else ""
+    status = table[column("status")]
+    if not (status == "complete").any():
+        others = f"; {counted(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
         raise NoRuns(f"there are no saved runs in {root / 'saved-models' / name}{others} (--save keeps runs)")
     return written(table, name, root, options)
 
@@ -76,25 +76,23 @@ def report_grid(
     name: str, runs: Sequence[Params], summaries: Sequence[dict[str, Any]], root: Path, **options: Any
 ) -> Page:
     """The same of a grid that has just run: its params, and the summary of each run."""
-    ended = [
-        (params, summary)
+    return written(tidy(rows_of_grid(runs, summaries)), name, root, options)
+
+
+def rows_of_grid(runs: Sequence[Params], summaries: Sequence[dict[str, Any]]) -> list[Row]:
+    """Return the rows of a call's runs that have a result or failed. A saved one is read from its folder."""
+    return [
+        describe(Path(summary["folder"])) if "folder" in summary else row_of_unsaved(params, summary)
         for params, summary in zip(runs, summaries, strict=False)
-        if "folder" in summary or summary["stopped"].startswith("failed")
+        if "n_params" in summary or summary["stopped"].startswith("failed")
     ]
-    rows = [row_of(params, summary) for params, summary in ended]
-    return written(tidy(rows), name, root, options)
 
 
-def row_of(params: Params, summary: dict[str, Any]) -> dict[str, Any]:
-    """A run's row, from what is known of it when it has just ended."""
-    stopped = str(summary.get("stopped"))
-    status = stopped if stopped.startswith("failed") else "complete"
-    return {
-        **params.flat(),
-        **summary,
-        "status": status,
-        "timestamp": Path(summary.get("folder", "")).name,
-    }
+def row_of_unsaved(params: Params, summary: dict[str, Any]) -> Row:
+    """Return the row of a run of this process that has just ended, with a result or by failing."""
+    status = summary["stopped"] if summary["stopped"].startswith("failed") else "complete"
+    known = {"timestamp": "", "status": status, CODE: code_id(code_of_this_process().hashes)}
+    return row_of(summary | known, params)
 
 
 def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:
@@ -104,9 +102,10 @@ def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Pag
     table.to_csv(folder / "results.csv", index=False)
     page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8")
-    print(
-        "\n".join([*markdown(comparison), "", *sentences(comparison), "", f"saved {folder / 'report.html'}"])
-    )
+    notes = comparison.attrs["notes"]
+    above = [*notes, ""] if notes else []
+    below = ["", *sentences(comparison), "", f"saved {folder / 'report.html'}"]
+    print("\n".join([*above, *markdown(comparison), *below]))
     return page
 
 

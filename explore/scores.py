@@ -6,6 +6,7 @@ Shape suffixes:  B batch  T position  S position attended to  H head
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -89,11 +90,15 @@ def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-Result: TypeAlias = pd.DataFrame | pd.Series | float
+Result: TypeAlias = pd.DataFrame | pd.Series | Tensor | np.ndarray | float
 
 
 def over_checkpoints(function: Callable[[LM], Result], checkpoints: Iterable[tuple[int, LM]]) -> pd.DataFrame:
-    """What `function` gives of every (step, lm) in one table by step: all rows of its tables, a row of its Series or numbers."""
+    """Call `function` on every (step, lm) and return the results in one table by step.
+
+    A table adds all its rows, a Series or a number one row. A tensor of shape [..., N] adds a row of N values for each of
+    its other indices, which are levels "0", "1" ... of the index. TypeError for anything else.
+    """
     tables = [rows_of(step, function(lm)) for step, lm in checkpoints]
     if not tables:
         raise ValueError("there are no checkpoints to go over")
@@ -103,5 +108,23 @@ def over_checkpoints(function: Callable[[LM], Result], checkpoints: Iterable[tup
 def rows_of(step: int, result: Result) -> pd.DataFrame:
     if isinstance(result, pd.DataFrame):
         return pd.concat({step: result}, names=["step"])
-    row = result if isinstance(result, pd.Series) else pd.Series([float(result)], ["value"])
+    if isinstance(result, Tensor | np.ndarray) and result.ndim:
+        return rows_of(step, table_of(torch.as_tensor(result)))
+    try:
+        row = result if isinstance(result, pd.Series) else pd.Series([float(result)], ["value"])
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"over_checkpoints needs a function that returns a number, Series, DataFrame or tensor, "
+            f"not {type(result).__name__}"
+        ) from None
     return pd.DataFrame([row.to_numpy()], pd.Index([step], name="step"), row.index)
+
+
+def table_of(values: Tensor) -> pd.DataFrame | pd.Series:
+    """Return a tensor [..., N] as a table with N columns, a row for each of its other indices; a Series if it is 1-D."""
+    numbers = values.detach().double().cpu().numpy()
+    if numbers.ndim == 1:
+        return pd.Series(numbers)
+    others = numbers.shape[:-1]
+    index = pd.MultiIndex.from_product(map(range, others), names=[str(i) for i in range(len(others))])
+    return pd.DataFrame(numbers.reshape(-1, numbers.shape[-1]), index)

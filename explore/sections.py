@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -20,6 +20,7 @@ from explore.variants import (
     ended_badly,
     has_ended,
     is_number,
+    measured,
     shown,
     varied_fields,
 )
@@ -49,6 +50,7 @@ def sections(
     bodies = "".join(part_of(part) for part in parts)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary(done, rows),
+        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in about["notes"]),
         "varied": varied_list(done, varied),
         "parts": bodies,
         "problems": problems(done, varied, [v for part in parts for v in part.variants], about["left_out"]),
@@ -58,12 +60,11 @@ def sections(
 
 
 def summary(done: Sequence[Row], rows: Sequence[Row]) -> str:
-    seconds = sum(float(row.get("wall_seconds") or 0) for row in done)
-    flops = [float(row["flops"]) for row in done if is_number(row.get("flops"))]
+    seconds, flops = (numbers_of(done, name) for name in ("wall_seconds", "flops"))
     facts = [counted(len(done), "run")]
     if len(rows) > len(done):
         facts.append(f"{len(rows) - len(done)} incomplete")
-    facts.append(f"{duration(seconds)} of training")
+    facts.append(f"{duration(sum(seconds))} of training")
     if flops:
         facts.append(f"{quantity(sum(flops))} FLOPs")
     bad = sum(ended_badly(row) for row in done)
@@ -137,13 +138,16 @@ def best_table(part: Part) -> str:
         cells = [
             *map(text_cell, names),
             text_cell((row["best"] or "none") + (f" ({row['edge']})" if row["edge"] else "")),
-            number_cell(row["n_settings"], "{:d}"),
-            number_cell(row["n_seeds"], "{:d}"),
-            number_cell(row["mean"], "{:.4f}"),
-            number_cell(half, "± {:.4f}"),
+            number_cell(row["n_settings"], "{:d}".format),
+            number_cell(row["n_seeds"], "{:d}".format),
+            number_cell(row["mean"], "{:.4f}".format),
+            number_cell(half, "± {:.4f}".format),
         ]
         if compared:
-            cells += [number_cell(row["difference"], "{:+.4f}"), number_cell(row["p"], "{:.2g}")]
+            cells += [
+                number_cell(row["difference"], "{:+.4f}".format),
+                number_cell(row["p"], "{:.2g}".format),
+            ]
             cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
         lines.append("".join(cells))
     return table_of(header, lines) + hidden_note(len(part.rows) - MOST_VARIANTS, "variants")
@@ -161,19 +165,20 @@ def cost_table(part: Part) -> str:
         means = {title: mean_of(runs, name) for title, (name, _) in COSTS.items()}
         share = means["FLOP/s"] / mean_of(runs, "peak_flops")
         cells = [*map(text_cell, names)]
-        for title, (_, form) in COSTS.items():
-            value = means[title]
-            cells.append(
-                f'<td class=n data-v="{value:.6g}">{"–" if math.isnan(value) else escape(form(value))}</td>'
-            )
-        cells += [number_cell(share, "{:.0%}"), number_cell(part.rows[i]["mean"], "{:.4f}")]
+        cells += [number_cell(means[title], form) for title, (_, form) in COSTS.items()]
+        cells += [number_cell(share, "{:.0%}".format), number_cell(part.rows[i]["mean"], "{:.4f}".format)]
         lines.append("".join(cells))
     return table_of(header, lines) + hidden_note(len(part.rows) - MOST_VARIANTS, "variants")
 
 
 def mean_of(runs: Iterable[Row], name: str) -> float:
-    values = [float(run[name]) for run in runs if is_number(run.get(name))]
+    values = numbers_of(runs, name)
     return float(np.mean(values)) if values else math.nan
+
+
+def numbers_of(runs: Iterable[Row], name: str) -> list[float]:
+    """Return what was measured as `name`, of those runs that got so far: a failed or killed run may lack it."""
+    return [float(measured(run, name)) for run in runs if is_number(measured(run, name))]
 
 
 def samples(part: Part) -> str:
@@ -182,9 +187,7 @@ def samples(part: Part) -> str:
     for i in part.order:
         variant = part.variants[i]
         runs = [] if variant.best is None else variant.runs_of(variant.best)
-        said = next(
-            (run["sample"] for run in runs if isinstance(run.get("sample"), str) and run["sample"]), None
-        )
+        said = next((text for run in runs if isinstance(text := measured(run, "sample"), str) and text), None)
         if said is not None:
             items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(said)}</pre>")
     if len(items) <= MOST_SAMPLES:
@@ -202,7 +205,9 @@ def problems(
     """Runs that failed or diverged, models that leak, runs that are left out."""
     lines = [f"{describe_run(row, varied)}: {why(row)}" for row in done if ended_badly(row)]
     leaks = [
-        f"{describe_run(row, varied)}: {row['leak']}" for row in done if isinstance(row.get("leak"), str)
+        f"{describe_run(row, varied)}: {measured(row, 'leak')}"
+        for row in done
+        if isinstance(measured(row, "leak"), str)
     ]
     parts = [
         listed("Failed or diverged", lines),
@@ -214,11 +219,11 @@ def problems(
 
 def why(row: Row) -> str:
     """How a run ended."""
-    return str(row["status"] if row["status"] != "complete" else row.get("stopped"))
+    return str(measured(row, "stopped") if measured(row, "status") == "complete" else measured(row, "status"))
 
 
 def describe_run(row: Row, varied: Sequence[str]) -> str:
-    return described(row, varied) or str(row.get("timestamp"))
+    return described(row, varied) or str(measured(row, "timestamp"))
 
 
 def listed(title: str, lines: Sequence[str]) -> str:
@@ -231,19 +236,19 @@ def listed(title: str, lines: Sequence[str]) -> str:
 def runs_table(done: Sequence[Row], varied: Sequence[str]) -> str:
     numbers = ("loss", "accuracy", "parameters", "steps", "seconds")
     header = [*varied, *map(Right, numbers), "ended", "run"]
-    ranked = sorted(done, key=lambda row: row["val_loss"] if is_number(row.get("val_loss")) else math.inf)
+    ranked = sorted(done, key=lambda row: loss if is_number(loss := measured(row, "val_loss")) else math.inf)
     lines = []
     for row in ranked[:MOST_ROWS]:
-        ended = why(row) + (", best weights" if row.get("weights") == "best" else "")
+        ended = why(row) + (", best weights" if measured(row, "weights") == "best" else "")
         cells = [
             *(text_cell(shown(row.get(name))) for name in varied),
-            number_cell(row.get("val_loss"), "{:.4f}"),
-            number_cell(row.get("val_accuracy"), "{:.1%}"),
-            number_cell(row.get("n_params"), "{:,.0f}"),
-            number_cell(row.get("steps"), "{:,.0f}"),
-            number_cell(row.get("wall_seconds"), "{:,.1f}"),
-            text_cell(ended + (", leak" if isinstance(row.get("leak"), str) else "")),
-            text_cell(str(row.get("timestamp"))),
+            number_cell(measured(row, "val_loss"), "{:.4f}".format),
+            number_cell(measured(row, "val_accuracy"), "{:.1%}".format),
+            number_cell(measured(row, "n_params"), "{:,.0f}".format),
+            number_cell(measured(row, "steps"), "{:,.0f}".format),
+            number_cell(measured(row, "wall_seconds"), "{:,.1f}".format),
+            text_cell(ended + (", leak" if isinstance(measured(row, "leak"), str) else "")),
+            text_cell(str(measured(row, "timestamp"))),
         ]
         lines.append("".join(cells))
     return table_of(header, lines) + hidden_note(len(done) - MOST_ROWS, "runs")
@@ -266,12 +271,10 @@ def text_cell(text: str) -> str:
     return f"<td>{escape(text)}</td>"
 
 
-def number_cell(value: Any, form: str) -> str:
+def number_cell(value: Any, form: Callable[[Any], str]) -> str:
     if not is_number(value):
         return "<td class=n>–</td>"
-    return (
-        f'<td class=n data-v="{value:.9g}">{escape(form.format(value)) if math.isfinite(value) else "∞"}</td>'
-    )
+    return f'<td class=n data-v="{value:.9g}">{escape(form(value))}</td>'
 
 
 def hidden_note(n: int, what: str) -> str:

@@ -218,17 +218,19 @@ def wider(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def panel(variant: str, scale: str, curves: Mapping[Any, Curve]) -> Panel:
-    """Loss over learning rate, a line for each size, a star at the best; what diverged, or is far off, is left out."""
+    """Loss over learning rate, a line for each size, a star at the best.
+
+    What is far off, or diverged, stands at the upper edge, as a triangle.
+    """
     bests = [min(own.means) for own in curves.values() if math.isfinite(min(own.means))]
     if not bests:
         return Panel(variant, [])
     far = min(bests) + 4 * max(0.05, max(bests) - min(bests))
     lines = []
     for size, own in curves.items():
-        shown = [(lr, mean) for lr, mean in zip(own.lrs, own.means, strict=True) if mean <= far]
-        if shown:
-            lrs, means = zip(*shown, strict=True)
-            low, high = ([float(end(own.losses(lr))) for lr in lrs] for end in (np.min, np.max))
-            high = [min(value, far) for value in high]
-            lines.append(Line(f"{scale} {size}", lrs, means, low, high, best=int(np.argmin(means))))
+        means = [min(mean, far) for mean in own.means]
+        low, high = ([min(float(end(own.losses(lr))), far) for lr in own.lrs] for end in (np.min, np.max))
+        clipped = [i for i, mean in enumerate(own.means) if mean > far]
+        best = own.best if own.best not in clipped else None
+        lines.append(Line(f"{scale} {size}", own.lrs, means, low, high, best, clipped))
     return Panel(variant, lines)

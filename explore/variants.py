@@ -13,14 +13,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from train.params import SECTION_OF, did_you_mean
+from train.params import SECTION_OF, Params, column, did_you_mean
 from train.settings import VARIANT
 from train.train_params import TrainParams
 
 SEED = "random_seed"
 DATA = "DataParams"  # losses on different data are not compared
 METRICS = ("val_loss", "bits_per_byte")
-Row = dict[str, Any]  # a run: its params and final numbers by name
+CODE = "code"  # the measured value that names the code a run was trained by
+Row = dict[str, Any]  # a run: its params by field, and what is known of it besides by `column`
+
+
+def row_of(known: dict[str, Any], params: Params | None = None) -> Row:
+    """Return the row of a run: what is `known` of it (final numbers, status, folder ...) and its params, kept apart."""
+    return {column(name): value for name, value in known.items()} | ({} if params is None else params.flat())
+
+
+def measured(row: Row, name: str, default: Any = None) -> Any:
+    """Return what is known of a run under `name` besides its params, such as its final loss or status."""
+    return row.get(column(name), default)
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,9 @@ class Variant:
 
     @property
     def leak(self) -> str | None:
-        return next((run["leak"] for run in self.runs.values() if isinstance(run.get("leak"), str)), None)
+        return next(
+            (leak for run in self.runs.values() if isinstance(leak := measured(run, "leak"), str)), None
+        )
 
     def runs_of(self, setting: int, seeds: Sequence[int] | None = None) -> list[Row]:
         """The runs with a setting, at some seeds or all."""
@@ -92,7 +105,27 @@ def gather(
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((described(row, data), described(row, own) or "all runs"), []).append(row)
-    return [variant(*names, rows, tuned, metric) for names, rows in groups.items()], left_out
+    variants = [variant(*names, rows, tuned, metric) for names, rows in groups.items()]
+    if repeated := len(rows) - sum(len(one.runs) for one in variants):
+        left_out.append(
+            f"{counted(repeated, 'run')} left out: made again later with the same params and code"
+        )
+    return variants, left_out
+
+
+def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
+    """Return a sentence if the runs of `table` that ended were trained by different versions of the code."""
+    rows = [row for row in table.to_dict("records") if has_ended(row)] if column(CODE) in table else []
+    versions = Counter(shown(row[column(CODE)]) for row in rows)
+    if len(versions) < 2:
+        return []
+    named = ", ".join(f"{code} ({counted(n, 'run')})" for code, n in versions.items())
+    how = (
+        "same_code=True compares them as one"
+        if same_code
+        else "each is a variant of its own, compare(..., same_code=True) ignores it"
+    )
+    return [f"these runs were trained by {len(versions)} versions of the code: {named}; {how}"]
 
 
 def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
@@ -104,8 +137,8 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
     for values in zip(*columns, strict=True):
         row = dict(zip(names, values, strict=True))
         if not has_ended(row):
-            reasons.append(row["status"])
-        elif row.get("stopped") == "interrupted":
+            reasons.append(measured(row, "status"))
+        elif measured(row, "stopped") == "interrupted":
             reasons.append("interrupted before its end")
         else:
             rows.append(row)
@@ -114,7 +147,7 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
 
 def has_ended(row: Row) -> bool:
     """Whether there will be no more of the run, which failed or has a result."""
-    return row.get("status", "complete") == "complete" or ended_badly(row)
+    return measured(row, "status", "complete") == "complete" or ended_badly(row)
 
 
 def differing_fields(rows: Sequence[Row]) -> list[str]:
@@ -131,23 +164,27 @@ def differ(values: list[Any]) -> bool:
 
 
 def varied_fields(rows: Sequence[Row]) -> list[str]:
-    """The same; where the grid had named variants, their name in place of the fields that follow from it."""
-    fields = differing_fields(rows)
-    names = {row.get(VARIANT) for row in rows}
+    """Return the columns that tell runs apart: fields that differ, and the code if it differs.
+
+    Where the grid had named variants, their name stands in place of the fields that follow from it.
+    """
+    fields, variants, code = differing_fields(rows), column(VARIANT), column(CODE)
+    by_code = [code] if differ([row.get(code) for row in rows]) else []
+    names = {row.get(variants) for row in rows}
     if len(names) < 2:
-        return fields
+        return fields + by_code
 
     def follows(name: str) -> bool:
-        chosen = {(row.get(VARIANT), shown(row.get(name))) for row in rows}
+        chosen = {(row.get(variants), shown(row.get(name))) for row in rows}
         return SECTION_OF[name] != DATA and name != SEED and len(chosen) == len(names)
 
-    return [VARIANT, *(name for name in fields if not follows(name))]
+    return [variants, *(name for name in fields if not follows(name)), *by_code]
 
 
 def described(row: Row, fields: Sequence[str]) -> str:
     """A named variant is known by its name alone."""
     parts = [(name, shown(row.get(name))) for name in fields]
-    return ", ".join(value if name == VARIANT else f"{name}={value}" for name, value in parts)
+    return ", ".join(value if name == column(VARIANT) else f"{name}={value}" for name, value in parts)
 
 
 def shown(value: Any) -> str:
@@ -170,9 +207,9 @@ def variant(data: str, name: str, rows: list[Row], tuned: Sequence[str], metric:
 
 def final_loss(row: Row, metric: str) -> float:
     """The loss of the last weights, where it is known; infinite if the run failed or diverged."""
-    loss = row.get(metric)
-    if row.get("weights") == "best" and not is_best_so_far(row, metric):
-        loss = row["final_loss"]
+    loss = measured(row, metric)
+    if measured(row, "weights") == "best" and not is_best_so_far(row, metric):
+        loss = measured(row, "final_loss")
     if ended_badly(row) or not isinstance(loss, int | float) or math.isnan(loss):
         return math.inf
     return loss
@@ -180,12 +217,12 @@ def final_loss(row: Row, metric: str) -> float:
 
 def is_best_so_far(row: Row, metric: str) -> bool:
     """Whether the loss is that of the best weights (patience keeps them) and that of the last ones is not known."""
-    last = row.get("final_loss") if metric == "val_loss" else None
-    return row.get("weights") == "best" and not is_number(last)
+    last = measured(row, "final_loss") if metric == "val_loss" else None
+    return measured(row, "weights") == "best" and not is_number(last)
 
 
 def ended_badly(row: Row) -> bool:
-    return any(str(row.get(name)).startswith(("failed", "diverged")) for name in ("stopped", "status"))
+    return any(str(measured(row, name)).startswith(("failed", "diverged")) for name in ("stopped", "status"))
 
 
 def is_number(value: object) -> bool:

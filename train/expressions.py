@@ -10,7 +10,7 @@ from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
 from train.params import did_you_mean
 
 LONGEST = 1_000  # characters of an expression
-MOST_BITS = 1_000  # of a whole number that ** makes
+MAX_BITS = 1_000  # of a whole number that ** makes
 MOST_DIGITS = 20  # that round is asked for
 
 # What an expression may consist of; simpleeval evaluates more, which is refused before it sees it.
@@ -38,9 +38,12 @@ def of_numbers(operator: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
 
 
 def power(a: Any, b: Any) -> Any:
-    if isinstance(a, int) and isinstance(b, int) and a.bit_length() * b > MOST_BITS:
+    if isinstance(a, int) and isinstance(b, int) and a.bit_length() * b > MAX_BITS:
         raise ValueError(f"{a!r:.40} ** {b!r:.40} is too large")
-    result = a**b
+    try:
+        result = a**b
+    except OverflowError:
+        raise ValueError(f"{a} ** {b} is too large") from None
     if isinstance(result, complex):
         raise ValueError(f"{a} ** {b} is not a real number")
     return result
@@ -56,6 +59,10 @@ OPERATORS = DEFAULT_OPERATORS | {
     ast.Mult: of_numbers(DEFAULT_OPERATORS[ast.Mult]),
     ast.Mod: of_numbers(DEFAULT_OPERATORS[ast.Mod]),
     ast.Pow: of_numbers(power),
+}
+# Of number literals, in plain values.
+ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+    op: OPERATORS[op] for op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 }
 FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": rounded, "int": int, "float": float}
 

@@ -83,6 +83,7 @@ def read_grid(
         config = read_config(file, errors)
         rules = read_rules(config, chosen, errors)
         of_file = Expansion(config, rules, errors, each, defaults).runs(config.settings | chosen)
+        errors.notes += other_meanings(config, of_file)
         for message, places in problems(of_file):
             errors.add_located(message, places)
         runs += of_file
@@ -93,6 +94,21 @@ def read_grid(
     for note in notes:
         log.warning(note)
     return runs
+
+
+def other_meanings(config: Config, runs: Iterable[Run]) -> Iterator[str]:
+    """Yield a note for each field the config sets that other projects give another meaning, where ours has no part in it."""
+    settings, schedules = config.settings, {run.params.train.lr_schedule for run in runs}
+    if "patience" in settings and "plateau" in schedules and "lr_plateau_patience" not in settings:
+        yield (
+            f"{settings['patience'].place}: patience stops training and keeps the best weights; "
+            "how soon lr_schedule='plateau' lowers lr is lr_plateau_patience"
+        )
+    if "lr_cycle_steps" in settings and "cosine" in schedules:
+        yield (
+            f"{settings['lr_cycle_steps'].place}: lr_cycle_steps has no part in lr_schedule='cosine', "
+            "which falls once over the whole run; it is for 'cyclic'"
+        )
 
 
 class Expansion:

@@ -11,10 +11,79 @@ from train.train_params import TrainParams
 
 SECTIONS = {cls.__name__: cls for cls in (DataParams, TrainParams, ModelParams)}
 SECTION_OF = {field.name: name for name, cls in SECTIONS.items() for field in fields(cls)}
+MEASURED = "measured_"
+
+
+def column(name: str) -> str:
+    """Return the column in which tables of runs keep the measured value `name`.
+
+    A field of params keeps its own name; a measured value of the same name gets the prefix `measured_`.
+    """
+    while name in SECTION_OF:
+        name = MEASURED + name
+    return name
+
+
+# Names of other projects (our predecessor, nanoGPT, HuggingFace, Lightning) for fields of ours, with what differs.
+FOREIGN_NAMES = {
+    "pos_encoding": ("positions", ""),
+    "norm_first": ("norm_position", "'pre' for True, 'post' for False"),
+    "tie_embed_deembed": ("tied_embeddings", ""),
+    "tie_word_embeddings": ("tied_embeddings", ""),
+    "custom_tokenizer_ntokens": ("tokenizer_vocab_size", ""),
+    "vocab_size": ("tokenizer_vocab_size", "only for the custom tokenizer"),
+    "crop_tokenizer": ("tokenizer_crop", ""),
+    "tokenizer": ("tokenizer_source_name", ""),
+    "from_os_pretrained": ("from_pretrained", ""),
+    "scheduler_type": ("lr_schedule", "in lower case"),
+    "lr_scheduler_type": ("lr_schedule", "in lower case"),
+    "scheduler_patience": ("lr_plateau_patience", ""),
+    "val_check_epoch_frac": ("val_every", "a whole number, not a share of an epoch"),
+    "val_check_interval": ("val_every", "a whole number, not a share of an epoch"),
+    "eval_interval": ("val_every", ""),
+    "eval_steps": ("val_every", ""),
+    "max_steps": ("early_stop_nsamples", "rows: steps * batch_size * accumulate_grad_batches"),
+    "max_iters": ("early_stop_nsamples", "rows: steps * batch_size * accumulate_grad_batches"),
+    "max_epochs": ("epochs", ""),
+    "num_train_epochs": ("epochs", ""),
+    "learning_rate": ("lr", ""),
+    "lr_warm_steps": ("warmup_steps", ""),
+    "warmup_iters": ("warmup_steps", ""),
+    "gradient_accumulation_steps": ("accumulate_grad_batches", ""),
+    "grad_clip": ("gradient_clip_val", ""),
+    "max_grad_norm": ("gradient_clip_val", ""),
+    "per_device_train_batch_size": ("batch_size", ""),
+    "seed": ("random_seed", ""),
+    "n_embd": ("dim", ""),
+    "d_model": ("dim", ""),
+    "hidden_size": ("dim", ""),
+    "embed_dim": ("dim", ""),
+    "intermediate_size": ("dim_ff", ""),
+    "dim_feedforward": ("dim_ff", ""),
+    "dim_ff_factor": ("dim_ff", "a width, not a factor of dim"),
+    "n_layer": ("n_layers", ""),
+    "num_layers": ("n_layers", ""),
+    "num_hidden_layers": ("n_layers", ""),
+    "n_head": ("n_heads", ""),
+    "nhead": ("n_heads", ""),
+    "num_heads": ("n_heads", ""),
+    "num_attention_heads": ("n_heads", ""),
+    "num_key_value_heads": ("n_kv_heads", ""),
+    "block_size": ("max_seq_len", ""),
+    "n_positions": ("max_seq_len", ""),
+    "max_position_embeddings": ("max_seq_len", ""),
+    "hidden_act": ("activation", ""),
+    "rms_norm_eps": ("norm_eps", ""),
+    "layer_norm_eps": ("norm_eps", ""),
+    "rope_theta": ("rotary_base", ""),
+}
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """What to add to "there is no `word`": the nearest allowed names, or all of them."""
+    """What to add to "there is no `word`": our name for it, the nearest allowed names, or all of them."""
+    ours, differs = FOREIGN_NAMES.get(word, ("", ""))
+    if ours in (allowed := list(allowed)):
+        return f"did you mean {ours!r}" + (f" ({differs})?" if differs else "?")
     close = difflib.get_close_matches(word, allowed := sorted(allowed), n=1)
     return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(allowed)}"
 

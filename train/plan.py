@@ -23,6 +23,7 @@ from train.run import Call
 from train.saver import partial_folder
 from train.train_params import TrainParams
 
+REFUSED_BY_WANDB, MAX_WANDB_NAME = "/\\#?%:", 128  # characters in a project name, and how many it may have
 MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
 
 
@@ -136,13 +137,26 @@ def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -
     for plan in plans:
         namer = make_namer(plan.params, variant=plan.variant)
         try:
-            namer.wandb_proj_name()
+            project = namer.wandb_proj_name()
+            errors += wandb_problems(project) if call.wandb else []
             namer.run_name()
             partial_folder(call.out / "saved-models", namer.save_folder_name(timestamp), timestamp)
         except Exception as error:  # it is the user's own code
             errors.append(f"Namer in main.py: {type(error).__name__}: {error}")
     if errors:
         raise GridError(errors)
+
+
+def wandb_problems(project: str) -> list[str]:
+    """Return a sentence if wandb would refuse this name of a project, which it says only when the run starts."""
+    bad = " ".join(sorted(set(project) & set(REFUSED_BY_WANDB)))
+    fault = f"must not contain {bad}" if bad else f"must not be longer than {MAX_WANDB_NAME} characters"
+    if not bad and len(project) <= MAX_WANDB_NAME:
+        return []
+    return [
+        f"wandb refuses the project name {project!r:.160}: it {fault}; give another by --wandb-proj-name "
+        "or wandb_proj_name in main.py, or use --no-wandb"
+    ]
 
 
 def announce(plans: list[Plan]) -> None:

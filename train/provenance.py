@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -47,7 +48,8 @@ def take_code_of(code: Code) -> None:
 def code_diff(commit: str | None) -> bytes:
     """What `git apply` needs to make the repository's .py files and configs what they are; never another file.
 
-    Untracked .py files count if they lie beside tracked ones, so not those of a virtual environment.
+    Untracked .py files count if they lie beside tracked ones, so not those of a virtual environment. So do untracked
+    configs, ignored ones among them: a run cannot be repeated without its config.
     """
     diff = ("diff", "--relative", *PLAIN_DIFF)
     changed = git(*diff, commit, "--", "*.py", "configs/*.txt") if commit else b""
@@ -55,6 +57,7 @@ def code_diff(commit: str | None) -> bytes:
     untracked = [
         name for name in git_files("--others", "--exclude-standard", "*.py") if top_folder(name) in ours
     ]
+    untracked += git_files("--others", "configs/*.txt")
     return changed + b"".join(git(*diff, "--no-index", "--", os.devnull, name) for name in untracked)
 
 
@@ -85,6 +88,12 @@ def hashes_of_code() -> dict[str, str]:
 
 def hash_of_code(source: bytes) -> str:
     return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:20]
+
+
+def code_id(hashes: dict[str, str]) -> str:
+    """Return a short name for the code with these hashes by file; "unknown" without any."""
+    text = json.dumps(hashes, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8] if hashes else "unknown"
 
 
 def changed_files(then: dict[str, str], now: dict[str, str]) -> list[str]:

@@ -20,7 +20,7 @@ from model.lm import LM, n_params
 from train.build import count_steps, make_data, profile_residuals
 from train.flops import flops_per_row, peak_flops
 from train.logs import log, log_to_file
-from train.params import Params
+from train.params import Params, column
 from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
 from train.resume import ResumePoint, WholeFiles
@@ -136,7 +136,7 @@ def start_tracker(params: Params, namer: Any, call: Call, wandb_id: str | None) 
         group=call.wandb_group,
         run_name=namer.run_name(),
         run_id=wandb_id,
-        config=of_variant(call) | params.flat(),
+        config={column(name): value for name, value in of_variant(call).items()} | params.flat(),
         folder=call.out / "logs",
     )
 

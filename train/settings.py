@@ -1,6 +1,7 @@
 """Config text to settings, each with its place. Values are Python literals; nothing in a config runs."""
 
 import ast
+import copy
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from train.params import SECTION_OF, SECTIONS, did_you_mean
+from train.expressions import ARITHMETIC, MAX_BITS
+from train.params import FOREIGN_NAMES, SECTION_OF, SECTIONS, did_you_mean
 
 GRID = "Grid"  # the section about the grid itself
 GRID_KEYS = ("together", "skip", "derive", "variants")
@@ -16,6 +18,15 @@ VARIANT = "variant"  # chooses among the variants in an option, and names a run'
 HEADERS = (*SECTIONS, GRID)
 # Where a header or `key = ...` begins; True, False or None alone on a line is the end of a list.
 STATEMENT = re.compile(r"^(?=(?!True\b|False\b|None\b)[A-Za-z_]\w*[ \t]*(?:=|#|$))", re.MULTILINE)
+
+
+BARE_WORDS = {
+    "true": "True",
+    "false": "False",
+    "none": "None",
+    "null": "None",
+}  # of other languages, and ours
+MAX_SHOWN = 80  # characters of a value in a message
 
 
 class Place(NamedTuple):
@@ -79,9 +90,9 @@ def read_config(file: Path, errors: Errors) -> Config:
     source = f"{file.parent.name}/{file.name}"
     config = Config(source, {}, {})
     try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        errors.add(Place(source, 0), f"not UTF-8 text: {error}")
+        text = read_text(file)
+    except ValueError as error:
+        errors.add(Place(source, 0), str(error))
         return config
     section: str | None = None
     for node in read_statements(text, source, errors):
@@ -99,7 +110,19 @@ def read_config(file: Path, errors: Errors) -> Config:
                     read_assignment(config, section, key, value, errors, place=place)
             case _:
                 errors.add(place, f"expected `key = value` or a section name ({', '.join(HEADERS)})")
+    if not (config.settings or config.grid or errors.lines):
+        errors.notes.append(f"{source} sets nothing: every field has its default")
     return config
+
+
+def read_text(file: Path) -> str:
+    """Return the text of a file; ValueError in one sentence if it is not UTF-8 or cannot be read, such as a folder."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
 
 
 def read_statements(text: str, source: str, errors: Errors) -> Iterator[ast.stmt]:
@@ -126,7 +149,9 @@ def read_assignment(
     known = GRID_KEYS if section == GRID else [k for k, owner in SECTION_OF.items() if owner == section]
     if key not in known:
         owner = SECTION_OF.get(key) or (GRID if key in GRID_KEYS else None)
-        hint = f"it belongs under {owner}" if owner else did_you_mean(key, known)
+        hint = (
+            f"it belongs under {owner}" if owner else foreign_name(key, section) or did_you_mean(key, known)
+        )
         errors.add(place, f"{section} has no {key!r}; {hint}", key)
         return
     if section == GRID:
@@ -139,13 +164,82 @@ def read_assignment(
         config.settings.setdefault(key, setting)
 
 
+def foreign_name(key: str, section: str) -> str:
+    """Return a hint if other projects call a field of another section `key`; empty if not."""
+    owner = SECTION_OF.get(FOREIGN_NAMES.get(key, ("",))[0])
+    if owner in (None, section):
+        return ""
+    return f"{did_you_mean(key, SECTION_OF).removesuffix('?')}, a field of {owner}?"
+
+
 def read_setting(key: str, node: ast.expr, place: Place, errors: Errors) -> Setting | None:
     try:
-        return check_setting(key, ast.literal_eval(node), place, errors)
-    except (ValueError, TypeError, RecursionError, MemoryError):
-        hint = f" (text needs quotes: {ast.unparse(node)!r})" if isinstance(node, ast.Name) else ""
-        errors.add(place, f"{key} = {ast.unparse(node)} is no Python literal{hint}", key)
+        return check_setting(key, value_of(node), place, errors)
+    except (ValueError, TypeError, ArithmeticError, RecursionError, MemoryError) as error:
+        text = unparsed(node)
+        reason = "is no Python literal" + (hint_for_name(text) if isinstance(node, ast.Name) else "")
+        if is_arithmetic(node):
+            reason = f"has no value: {error}"
+        errors.add(place, f"{key} = {text} {reason}", key)
         return None
+
+
+def value_of(node: ast.expr) -> object:
+    """Return the value of a Python literal in which + - * / ** of number literals are allowed, also inside of lists.
+
+    ValueError for anything else, ArithmeticError for a division by 0 or a number too large.
+    """
+    return ast.literal_eval(ArithmeticFolder().visit(copy.deepcopy(node)))
+
+
+class ArithmeticFolder(ast.NodeTransformer):
+    """Replaces arithmetic of number literals by its value."""
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        self.generic_visit(node)
+        if type(node.op) not in ARITHMETIC:
+            raise ValueError(f"{type(node.op).__name__} is not allowed")
+        left, right = (number_in(side) for side in (node.left, node.right))
+        return ast.copy_location(ast.Constant(ARITHMETIC[type(node.op)](left, right)), node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        self.generic_visit(node)
+        if isinstance(node.op, ast.USub):
+            return ast.copy_location(ast.Constant(-number_in(node.operand)), node)
+        return node
+
+
+def number_in(node: ast.expr) -> int | float:
+    value = ast.literal_eval(node)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"arithmetic is for numbers, not {value!r:.40}")
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise OverflowError("a number in it is too large")
+    return value
+
+
+def is_arithmetic(node: ast.AST) -> bool:
+    """Return whether a value consists of numbers and operators alone, so that what is wrong is their outcome."""
+    allowed = (ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.List, ast.Tuple, ast.Constant, ast.Load)
+    parts = list(ast.walk(node))
+    return any(isinstance(part, ast.BinOp) for part in parts) and all(
+        isinstance(part, allowed) for part in parts
+    )
+
+
+def hint_for_name(name: str) -> str:
+    """Return what may have been meant by a bare name: true, none, or text without quotes."""
+    return (
+        f"; did you mean {BARE_WORDS[name.lower()]}?"
+        if name.lower() in BARE_WORDS
+        else f" (text needs quotes: {name!r})"
+    )
+
+
+def unparsed(node: ast.expr) -> str:
+    """Return a value as text, shortened."""
+    text = ast.unparse(node)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def read_options(options: Mapping[str, str], errors: Errors) -> dict[str, Setting]:
@@ -170,19 +264,38 @@ def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
         )
         errors.add(place, f"there is no field {key!r}; {where}", key)
     else:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            if text[:1] in tuple("[({"):
-                errors.add(
-                    place,
-                    f'{text} is no Python literal; quote it for the shell: --set \'{key}=["a", "b"]\'',
-                    key,
-                )
-                return None
-            value = text
-        return check_setting(key, value, place, errors)
+        return read_option_value(key, text, place, errors)
     return None
+
+
+def read_option_value(key: str, text: str, place: Place, errors: Errors) -> Setting | None:
+    """The value of an option: a literal; else text where the field takes it, such as a timestamp; else arithmetic."""
+    try:
+        return check_setting(key, ast.literal_eval(text), place, errors)
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        node = arithmetic(text)
+    begins_as_literal = text[:1] in tuple("[({")
+    if node is not None and (begins_as_literal or not takes(key, text)):
+        return read_setting(key, node, place, errors)
+    if begins_as_literal:
+        example = f'--set \'{key}=["a", "b"]\''
+        errors.add(place, f"{text} is no Python literal; quote it for the shell: {example}", key)
+        return None
+    return check_setting(key, text, place, errors)
+
+
+def arithmetic(text: str) -> ast.expr | None:
+    """Return `text` as an expression if it is arithmetic of number literals."""
+    try:
+        node = ast.parse(text, mode="eval").body
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return node if is_arithmetic(node) else None
+
+
+def takes(key: str, value: object) -> bool:
+    """Return whether a field (or `variant`, which is text) can have this value."""
+    return key not in SECTION_OF or refusal(SECTIONS[SECTION_OF[key]], key, value) is None
 
 
 def check_setting(key: str, value: object, place: Place, errors: Errors) -> Setting:
@@ -196,15 +309,29 @@ def check_setting(key: str, value: object, place: Place, errors: Errors) -> Sett
         if item in good and type(item) is type(good[good.index(item)]):
             errors.add(place, f"{key} = {value!r} has {item!r} twice", key)
         elif section and (reason := refusal(SECTIONS[section], key, item)):
-            hint = (
-                "; a list is an axis, for one value take a tuple"
-                if "tuple" in reason and axis is value
-                else ""
-            )
+            hint = hint_for_value(key, item, reason, in_list=axis is value)
             errors.add(place, f"{section} cannot have {key} = {item!r}: {reason}{hint}", key)
         else:
             good.append(item)
     return Setting(key, good, place, is_list=axis is value)
+
+
+def hint_for_value(key: str, item: object, reason: str, in_list: bool) -> str:
+    """Return what may have been meant by a value that a field refuses: a list, None, True or False."""
+
+    if "tuple" in reason and in_list:
+        return "; a list is an axis, for one value take a tuple"
+    if isinstance(item, tuple) and item and all(takes(key, one) for one in item):
+        return f"; for an axis write a list, {[*item]!r}"
+    if (
+        isinstance(item, str)
+        and (word := BARE_WORDS.get(item.lower()))
+        and takes(key, ast.literal_eval(word))
+    ):
+        return f"; did you mean {word}?"
+    if item in (0, False, -1) and not isinstance(item, str) and takes(key, None):
+        return "; None switches it off"
+    return ""
 
 
 def refusal(params_class: type, key: str, value: object) -> str | None:

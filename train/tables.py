@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from train.grid import axes
+from train.params import column
 from train.plan import Plan
 from train.settings import VARIANT
 from train.soundness import UNCHECKED
@@ -23,8 +24,8 @@ def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
     named = any(plan.variant is not None for plan in plans)
     several = len({plan.config for plan in plans}) > 1 or not (varied or named)
     return [
-        ({"config": plan.config} if several else {})
-        | ({VARIANT: plan.variant or "-"} if named else {})
+        ({column("config"): plan.config} if several else {})
+        | ({column(VARIANT): plan.variant or "-"} if named else {})
         | {key: as_text(own[key]) for key in varied}
         for plan, own in ((plan, plan.params.flat()) for plan in plans)
     ]
@@ -114,6 +115,6 @@ def shown(value: float | None, form: str) -> str:
 
 def new_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption_justify="left")
-    for column in columns:
-        table.add_column(column, justify="right", overflow="fold", no_wrap=column in NUMBERS)
+    for title in columns:
+        table.add_column(title, justify="right", overflow="fold", no_wrap=title in NUMBERS)
     return table

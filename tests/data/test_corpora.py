@@ -122,6 +122,23 @@ def test_data_path_txt_comes_first(data_folder, tmp_path):
     assert read_all("theirs") == {"train": ["hello"]}
 
 
+def test_a_data_path_txt_that_is_no_text_is_said(data_folder, tmp_path):
+    note = tmp_path / "data-path.txt"
+    (tmp_path / "elsewhere" / "theirs").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "theirs" / "data.txt").write_text("hello\n", encoding="utf-8")
+    note.write_bytes(b"\xef\xbb\xbfelsewhere")  # a byte order mark
+    assert read_all("theirs") == {"train": ["hello"]}
+    note.write_bytes("elsewhere".encode("utf-16"))
+    with pytest.raises(
+        ValueError, match=f"{note} is not UTF-8 text: it must hold the path of the data folder"
+    ):
+        find_corpus("theirs")
+    note.unlink()
+    note.mkdir()
+    with pytest.raises(ValueError, match=f"{note} cannot be read: Is a directory"):
+        find_corpus("theirs")
+
+
 @pytest.mark.parametrize("name", ["nowhere", "../texts", "", ".", "mine/../mine"])
 def test_an_unknown_name_lists_what_exists(data_folder, name):
     (data_folder / "mine").mkdir()

@@ -1,5 +1,6 @@
 """Analyses against another way to the same number: models cut short, matrices without a head's columns, planted heads."""
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -393,3 +394,23 @@ def test_the_same_over_checkpoints():
     pd.testing.assert_frame_equal(scores.loc[20], head_scores(lm_of(max_seq_len=12, tied_embeddings=False)))
     with pytest.raises(ValueError, match="there are no checkpoints"):
         over_checkpoints(mean_loss, [])
+
+
+def test_tensors_over_checkpoints_keep_every_number():
+    lens = over_checkpoints(lambda lm: logit_lens(lm, "hello"), checkpoints())
+    assert lens.index.names == ["step", "0", "1", "2"]
+    for step, lm in checkpoints():
+        expected_BLTV = logit_lens(lm, "hello")
+        own = lens.loc[step]
+        assert own.shape == (expected_BLTV[..., 0].numel(), lm.n_tokens)
+        assert own.loc[0, 1, 2].to_list() == expected_BLTV[0, 1, 2].tolist()
+    ends = over_checkpoints(lambda lm: lm("hello")[0, -1].bfloat16(), checkpoints())
+    assert ends.shape == (3, lm_of(max_seq_len=12).n_tokens)
+    arrays = over_checkpoints(lambda lm: np.array([1.0, 2.0]), checkpoints())
+    assert arrays.loc[20].to_list() == [1, 2]
+    assert over_checkpoints(lambda lm: torch.tensor(3.0), checkpoints())["value"].to_list() == [3, 3, 3]
+
+
+def test_what_no_table_can_hold_is_refused_by_name():
+    with pytest.raises(TypeError, match="a number, Series, DataFrame or tensor, not dict"):
+        over_checkpoints(lambda lm: {}, checkpoints())

@@ -5,13 +5,26 @@ from dataclasses import replace
 from functools import partial
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 from torch import nn
 
+import explore.coordinates as coordinates
 import model.parametrization as parametrization
-from explore.coordinates import activations, aligned_probe, coord_check, judged, size, sizes
+from explore.coordinates import (
+    FINITE,
+    activations,
+    aligned_probe,
+    coord_check,
+    examined,
+    fit,
+    judged,
+    size,
+    sizes,
+)
 from model.base_shapes import make_base_shapes
 from model.lm import LM
 from model.model_params import ModelParams
@@ -98,7 +111,7 @@ def test_attention_by_the_root_of_the_head_is_seen_by_the_probe():
     right = coord_check(models(of_four, heads_grow=False), [BATCH], optimizer, seeds=(0, 1))
     assert right.passed, right
     wrong = coord_check(models(of_four, heads_grow=False, edit=by_root), [BATCH], optimizer)
-    assert "scores of aligned queries and keys grow as width^0.5" in wrong.verdict
+    assert "mean score of aligned queries and keys grows as width^0.5" in wrong.verdict
     probe = aligned_probe("", models(STANDARD, heads_grow=False), BATCH)
     assert probe["score"].iloc[-1] / probe["score"].iloc[0] == pytest.approx(2, rel=0.2)
 
@@ -228,3 +241,67 @@ def test_a_verdict_is_saved_with_its_table_and_figure(tmp_path):
     found.save(tmp_path / "reports")
     assert sorted(path.suffix for path in (tmp_path / "reports").iterdir()) == [".csv", ".png", ".svg"]
     assert pd.read_csv(tmp_path / "reports" / "coord-check.csv")["t=4"][0] == pytest.approx(0, abs=1e-9)
+
+
+def noisy_law(power: float, noise: float, widths=(64, 128, 256), seeds=range(4), module="a") -> pd.DataFrame:
+    """Sizes that are a power of the width, times noise whose logarithms have that deviation (in octaves)."""
+    rng = np.random.default_rng(0)
+    rows = [
+        ("", width, seed, 4, module, width**power * 2 ** (noise * rng.normal()), math.nan)
+        for width in widths
+        for seed in seeds
+    ]
+    return pd.DataFrame(rows, columns=["variant", "width", "seed", "t", "module", "size", "update"])
+
+
+def test_the_interval_of_a_slope_is_that_of_a_regression():
+    table = noisy_law(0.5, 0.3)
+    x, y = np.log2(table["width"]), np.log2(table["size"])
+    expected = stats.linregress(x, y)
+    found = fit(table, "size")
+    assert (found.value, found.error, found.dof) == pytest.approx((expected.slope, expected.stderr, 10))
+    low, high = found.interval(0.05)
+    margin = math.hypot(stats.t.isf(0.025, 10) * expected.stderr, FINITE)
+    assert (low, high) == pytest.approx((found.value - margin, found.value + margin))
+
+
+def test_an_estimate_outside_of_its_band_is_no_verdict_while_the_interval_is_wide():
+    doubtful = judged(noisy_law(-0.3, 0.35), NO_PROBE)
+    assert doubtful.verdict.startswith("fail: cannot tell: a shrinks as width^-0.")
+    assert "95 % interval" in doubtful.verdict
+    assert "10 seeds (now 4), or a width of 512 beside 256" in doubtful.verdict
+    clear = judged(noisy_law(-0.5, 0.05), NO_PROBE)
+    assert "cannot tell" not in clear.verdict
+    assert not clear.passed
+    assert judged(noisy_law(-0.23, 0.05), NO_PROBE).passed, "far from every slope of a bug"
+
+
+def test_one_seed_and_two_widths_tell_nothing_bad():
+    lone = judged(noisy_law(0.6, 0.0, widths=(64, 128), seeds=[0]), NO_PROBE)
+    assert lone.verdict.startswith("fail: cannot tell: a grows as width^0.60")
+
+
+def test_an_activation_that_is_not_a_number_does_not_pass():
+    table = noisy_law(0.0, 0.0)
+    table.loc[5, "size"] = math.nan
+    assert judged(table, NO_PROBE).verdict == "fail: a is not finite at t=4, width 128, seed 1"
+    assert math.isnan(size(torch.tensor([1.0, math.nan])))
+
+
+def test_seeds_are_added_only_while_they_are_needed(monkeypatch):
+    def measure(power: float, noise: float):
+        def of(variant, models, batch, optimizer, *, seeds):
+            asked.append(list(seeds))
+            table = noisy_law(power, noise, seeds=range(16))
+            return table[table["seed"].isin(seeds)]
+
+        return of
+
+    monkeypatch.setattr(coordinates, "aligned_probe", lambda *_: NO_PROBE)
+    for power, noise, n in ((0.0, 0.05, 4), (1.0, 0.05, 4), (-0.3, 0.9, 16)):
+        asked: list[list[int]] = []
+        own, _ = examined("", {}, None, None, seeds=range(4), most=16, measure=measure(power, noise))
+        assert sorted(own["seed"].unique()) == list(range(n)) == [seed for part in asked for seed in part]
+    asked = []
+    examined("", {}, None, None, seeds=(3, 5), most=2, measure=measure(-0.3, 0.9))
+    assert asked == [[3, 5]], "those that are asked for, and no others"

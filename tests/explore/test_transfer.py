@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 
-from explore.transfer import transfer_report
+from explore.transfer import curve, panel, transfer_report
 
 mpl.use("Agg")
 LRS = [2.0**-k for k in range(10, 3, -1)]
@@ -152,3 +152,23 @@ def test_nothing_to_judge_is_said():
         transfer_report(pd.DataFrame())
     with pytest.raises(ValueError, match="metric='val_los'"):
         transfer_report(runs(0), metric="val_los")
+
+
+def test_a_point_beyond_the_range_of_the_figure_is_clipped_with_a_mark():
+    lrs = sorted(LRS)[1:-1]
+    table = runs(moves=0, lrs=lrs)
+    far, lost = (
+        (table["dim"] == 256) & (table["lr"] == lrs[0]),
+        (table["dim"] == 128) & (table["lr"] == lrs[1]),
+    )
+    table.loc[far, "val_loss"], table.loc[lost, "val_loss"] = 9.0, math.nan
+    drawn = panel(
+        "", "dim", {size: curve(table.to_dict("records"), "dim", size, "val_loss") for size in (64, 128, 256)}
+    )
+    assert [list(line.x) for line in drawn.lines] == [lrs] * 3, "no point is dropped"
+    assert [list(line.clipped) for line in drawn.lines] == [[], [1], [0]]
+    top = max(max(line.y) for line in drawn.lines)
+    assert drawn.lines[2].y[0] == top < 3
+    [axes] = transfer_report(table).figure.axes
+    marked = [mark for mark in axes.lines if mark.get_marker() == "^" and len(mark.get_xdata())]
+    assert [list(mark.get_xdata()) for mark in marked] == [[lrs[1]], [lrs[0]]]

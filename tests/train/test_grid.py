@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.data_params import DataParams
+from model.model_params import ModelParams
 from train.grid import MOST_ERRORS, GridError, axes, config_files, read_grid
+from train.params import FOREIGN_NAMES, SECTION_OF, Params, did_you_mean
+from train.settings import Errors, read_options
+from train.train_params import TrainParams
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -189,3 +194,116 @@ def test_reading_a_config_brings_neither_torch_nor_matplotlib():
         "assert not {'torch', 'matplotlib', 'lightning'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+# What is meant by values and names of other languages and projects
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "values"),
+    [
+        ("TrainParams\nlr = 2**-6", "lr", [0.015625]),
+        ("TrainParams\nlr = [2**-6, 3 * 1e-3, 1 / 4 + 0.5, -(-1)]", "lr", [2**-6, 3e-3, 0.75, 1]),
+        ("TrainParams\nbatch_size = 8 * 2**2 - 1", "batch_size", [31]),
+        ("TrainParams\nbetas = (1 - 0.1, 0.95)", "betas", [(0.9, 0.95)]),
+        ("DataParams\ntask_args = {'max_length': 2**3}", "task_args", [{"max_length": 8}]),
+    ],
+)
+def test_arithmetic_of_numbers_is_allowed_in_values(config, text, field, values):
+    assert [run.params.flat()[field] for run in read_grid([config(text)])] == values
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("lr = 9**9**9", "lr = 9 ** 9 ** 9 has no value: 9 ** 387420489 is too large"),
+        ("lr = 10.0**400", "10.0 ** 400 is too large"),
+        ("lr = " + " * ".join(["9" * 300] * 30), "... has no value: a number in it is too large"),
+        ("lr = 1 / 0", "lr = 1 / 0 has no value: division by zero"),
+        ("lr = (-8)**0.5", "is not a real number"),
+        ("lr = 'a' * 10**9", "arithmetic is for numbers, not 'a'"),
+        ("lr = [] + [1]", "arithmetic is for numbers, not []"),
+        ("epochs = True * 3", "arithmetic is for numbers, not True"),
+        ("lr = 7 % 2", "Mod is not allowed"),
+        ("lr = 1 << 99", "LShift is not allowed"),
+        ("lr = lr * 2", "lr = lr * 2 is no Python literal"),
+        ("compile = true", "compile = true is no Python literal; did you mean True?"),
+        ("compile = 'false'", "did you mean False?"),
+        ("patience = none", "patience = none is no Python literal; did you mean None?"),
+        ("lr = 1e-2, 1e-3", "for an axis write a list, [0.01, 0.001]"),
+        ("gradient_clip_val = 0", "None switches it off"),
+        ("patience = 0", "None switches it off"),
+        ("learning_rate = 1", "TrainParams has no 'learning_rate'; did you mean 'lr'?"),
+        ("max_steps = 10", "did you mean 'early_stop_nsamples' (rows: steps * batch_size"),
+        ("n_embd = 10", "TrainParams has no 'n_embd'; did you mean 'dim', a field of ModelParams?"),
+    ],
+)
+def test_what_was_meant_is_said(config, text, reason):
+    [line] = errors_of(config(f"TrainParams\n{text}"))
+    assert reason in line
+    assert len(line) < 300
+
+
+def test_options_take_arithmetic_and_text_stays_text():
+    def option(text: str) -> list:
+        errors = Errors()
+        setting = read_options({"--set": text}, errors)
+        return [*errors.lines] or next(iter(setting.values())).values
+
+    assert option("lr=2**-6") == [2**-6]
+    assert option("lr=[2**-6, 2**-7]") == [2**-6, 2**-7]
+    assert option("from_saved=2024-10-22--16-17-10") == ["2024-10-22--16-17-10"], "a timestamp is no sum"
+    assert option("dataset_name=10-2") == ["10-2"]
+    assert option("batch_size=9**9**9") == [
+        "--set: batch_size = 9 ** 9 ** 9 has no value: 9 ** 387420489 is too large"
+    ]
+    assert "did you mean True?" in option("compile=true")[0]
+
+
+@pytest.mark.parametrize("name", sorted(FOREIGN_NAMES))
+def test_every_foreign_name_leads_to_a_field_and_is_none_itself(name):
+    ours, _ = FOREIGN_NAMES[name]
+    assert ours in SECTION_OF
+    assert name not in SECTION_OF
+    assert f"did you mean {ours!r}" in did_you_mean(name, SECTION_OF)
+    with pytest.raises(ValueError, match=f"did you mean {ours!r}"):
+        Params(DataParams(), TrainParams(), ModelParams()).changed(**{name: 1})
+
+
+def test_fields_that_mean_something_else_elsewhere_are_noted(config, caplog):
+    read_grid([config("TrainParams\npatience = 3\nlr_schedule = 'plateau'\n")])
+    [note] = [record.message for record in caplog.records]
+    assert note.startswith("configs/trial.txt:2: patience stops training")
+    assert "lr_plateau_patience" in note
+    caplog.clear()
+    read_grid([config("TrainParams\nlr_cycle_steps = 30\n")])
+    [note] = [record.message for record in caplog.records]
+    assert note.startswith("configs/trial.txt:2: lr_cycle_steps has no part in lr_schedule='cosine'")
+    caplog.clear()
+    read_grid([config("TrainParams\npatience = 3\nlr_cycle_steps = 30\nlr_schedule = 'cyclic'\n")])
+    assert not caplog.records
+
+
+# Files that are no text
+
+
+def test_an_empty_config_is_mentioned(config, caplog):
+    assert len(read_grid([config("# nothing yet\nTrainParams\n")])) == 1
+    assert [record.message for record in caplog.records] == [
+        "configs/trial.txt sets nothing: every field has its default"
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(config):
+    path = config("")
+    path.write_bytes(b"\xef\xbb\xbfTrainParams\nlr = 0.5\n")
+    assert read_grid([path])[0].params.train.lr == 0.5
+
+
+def test_a_config_that_is_no_text_is_one_sentence(config):
+    path = config("")
+    path.write_bytes("TrainParams\nlr = 0.5".encode("utf-16"))
+    assert errors_of(path) == ["configs/trial.txt: not UTF-8 text: byte 0 is 0xff"]
+    path.unlink()
+    path.mkdir()
+    assert errors_of(path) == ["configs/trial.txt: cannot be read: Is a directory"]
