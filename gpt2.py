@@ -31,11 +31,16 @@ def get_pretrained(name: str, revision: str | None = None) -> LM:
     `revision` is a branch, tag or commit, such as "step1000" of "EleutherAI/pythia-70m". ValueError in one sentence if
     it cannot be had, or if our layers cannot represent it.
     """
-    return from_hf(load_hf(name, revision, hub_answers), pretrained_tokenizer(name))
+    hf_model = load_hf(name, revision, hub_answers)
+    if revision is not None:
+        hf_model.config.name_or_path = f"{name}@{revision}"
+    return from_hf(hf_model, pretrained_tokenizer(name, revision))
 
 
 def to_hf(lm: LM, folder: str | Path) -> None:
     """Writes a folder that AutoModelForCausalLM.from_pretrained loads with equal logits, and its tokenizer's files.
+
+    The end tokens stand in config.json and generation_config.json, the chat template beside the tokenizer.
 
     One with the shape of BERT or RoBERTa is written as a BERT, for AutoModelForMaskedLM.
 
@@ -49,13 +54,15 @@ def to_hf(lm: LM, folder: str | Path) -> None:
 
 
 def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer of the transformers library with the same ids."""
+    """A tokenizer of the transformers library with the same ids, special tokens and chat template."""
     from transformers import PreTrainedTokenizerFast
 
-    pad, bos, eos, unk = map(tokenizer.rust.id_to_token, tokenizer.specials)
-    named = {"pad_token": pad, "bos_token": bos, "eos_token": eos, "unk_token": unk}
+    given = {name: i for name, i in tokenizer.specials._asdict().items() if i is not None}
+    named = {f"{name}_token": tokenizer.rust.id_to_token(i) for name, i in given.items()}
     if tokenizer.mask is not None:
         named["mask_token"] = tokenizer.token(
             tokenizer.mask
         )  # unknown to it so far, it gets the next id, which is ours
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.rust, **named)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.rust, chat_template=tokenizer.chat_template, **named
+    )

@@ -236,4 +236,5 @@ def test_a_corpus_ten_times_larger_takes_hardly_more_memory(source, tmp_path):
 def test_facts_are_plain_json(corpus, tmp_path):
     TextData(params(), TokenizerSpec("char"), tmp_path)
     for facts in tmp_path.glob("tokens-*/facts.json"):
-        assert set(json.loads(facts.read_text())) == {"dtype", "n_bytes", "chance"}
+        expected = {"dtype", "n_bytes", "n_unknown_bytes", "n_first_bytes", "chance"}
+        assert set(json.loads(facts.read_text())) == expected
