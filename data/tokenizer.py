@@ -355,7 +355,16 @@ def registered(
     *,
     check: Callable[[TokenizerSpec], None] | None = None,
 ) -> Any:
-    """Make the decorated function's name a value of `tokenizer_source_name`; `check` refuses settings with the grid."""
+    """Make the decorated function's name a value of `tokenizer_source_name`.
+
+    The function gets the training text and the spec, and returns a Tokenizer:
+
+        @registered
+        def words(texts: Texts, spec: TokenizerSpec) -> Tokenizer:
+            return word_tokenizer({word for text in texts() for word in text.split()})
+
+    `check` raises ValueError for a spec that the function cannot do: `@registered(check=...)`.
+    """
 
     def register(make: Callable[[Texts, TokenizerSpec], Tokenizer]) -> Any:
         recipes[make.__name__] = Recipe(make, check)

@@ -1,11 +1,13 @@
 """The headline numbers, each against a computation of its own."""
 
 import math
+import random
 import time
 
 import pytest
 import torch
 
+from data.corpora import corpora
 from data.data_params import DataParams
 from model.lm import LM
 from model.model_params import ModelParams
@@ -50,6 +52,40 @@ def test_bits_per_byte_are_all_bits_over_all_bytes(text):
     n_bytes = sum(len(document.encode()) for document in documents)
     assert evaluate(data, lm)["val_bits_per_byte"] == pytest.approx(bits / n_bytes, rel=1e-3)
     assert n_tokens > 1000
+
+
+def test_a_tokenizer_that_sees_nothing_explains_nothing(monkeypatch, tmp_path):
+    """97 % of the bytes are one unknown token: easy to predict, and no bit of them is known."""
+    letters = random.Random(0).choices("bcdefghijklmnopq", k=200 * 64)
+    documents = ["a" * 64] * 200
+    val = ["a" + "".join(letters[i : i + 63]) for i in range(0, 200 * 63, 63)]
+    monkeypatch.setitem(corpora, "letters", lambda: iter(documents))
+    monkeypatch.setattr("data.text.read_corpus", lambda *_: {"train": documents, "val": val, "test": val})
+    params = DataParams(dataset_name="letters")
+    data = make_data(params, MODEL, tmp_path)
+    lm = LM(MODEL, tokenizer=data.tokenizer)
+    with torch.no_grad():  # knows that all tokens are unknown ones
+        lm.unembed.weight.zero_()
+        lm.unembed.weight[data.tokenizer.unk] = 1
+    lm.decoder.norm = Ones(MODEL.dim)
+    result = evaluate(data, lm)
+    entropy = 63 / 64 * math.log2(16)
+    assert result["val_loss:main"] / math.log(2) < 1
+    assert result["val_bits_per_byte"] > entropy
+    assert result["val_bits_per_byte"] == pytest.approx(
+        8 * 63 / 64 + result["val_loss:main"] / math.log(2) * 65 / 64, rel=1e-3
+    )
+
+
+class Ones(torch.nn.Module):
+    """In the final norm's place: the same for every token."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x):
+        return torch.full_like(x, 20 / self.dim)
 
 
 def joined_documents(data):
