@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["from_hf", "get_gpt2", "get_pretrained", "to_hf"]
 
+PROBE = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? 🙂 END"  # of all that tokenizers treat differently
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": "gpt2-xl"}
 
 
@@ -40,7 +43,8 @@ def get_pretrained(name: str, revision: str | None = None) -> LM:
 def to_hf(lm: LM, folder: str | Path) -> None:
     """Writes a folder that AutoModelForCausalLM.from_pretrained loads with equal logits, and its tokenizer's files.
 
-    The end tokens stand in config.json and generation_config.json, the chat template beside the tokenizer.
+    The end tokens stand in config.json and generation_config.json, the chat template beside the tokenizer. Warns if
+    AutoTokenizer will not keep to tokenizer.json, as it does for some kinds of models.
 
     One with the shape of BERT or RoBERTa is written as a BERT, for AutoModelForMaskedLM.
 
@@ -51,6 +55,7 @@ def to_hf(lm: LM, folder: str | Path) -> None:
     as_hf(lm).save_pretrained(folder)
     if isinstance(lm.tokenizer, Tokenizer) and lm.tokenizer.kept is None:
         to_transformers(lm.tokenizer).save_pretrained(folder)
+        warn_if_rebuilt(lm.tokenizer, folder)
 
 
 def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
@@ -66,3 +71,21 @@ def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.rust, chat_template=tokenizer.chat_template, **named
     )
+
+
+def warn_if_rebuilt(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Warn if AutoTokenizer makes other ids of the tokenizer in `folder` than its tokenizer.json does."""
+    from transformers import AutoTokenizer
+
+    expected, theirs = None, None
+    with suppress(Exception):  # words without an unknown token
+        expected = tokenizer.encode_batch([PROBE])[0]
+    with suppress(Exception):
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        theirs = loaded(PROBE, add_special_tokens=False)["input_ids"]
+    if theirs != expected:
+        warnings.warn(
+            "AutoTokenizer of transformers does not read this tokenizer.json as it stands for models of this kind: load "
+            f"it by PreTrainedTokenizerFast.from_pretrained({str(folder)!r})",
+            stacklevel=3,
+        )

@@ -636,7 +636,8 @@ def from_transformers(pretrained: Any) -> Tokenizer:
 
 def original_of(pretrained: Any) -> RustTokenizer | None:
     """Return what tokenizer.json holds if `pretrained` was loaded from it, and nobody has changed it since."""
-    folder = local_snapshot(*name_and_revision(pretrained.name_or_path), PRETRAINED_FILES)
+    name = pretrained.name_or_path  # empty if it was made from a vocabulary
+    folder = local_snapshot(*name_and_revision(name), PRETRAINED_FILES) if name else None
     if folder is None:
         return None
     with readable(folder):

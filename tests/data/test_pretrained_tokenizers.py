@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer, PreTrainedTokenizerFast
 
 from data.hub import name_and_revision
 from data.tokenizer import (
@@ -162,6 +162,13 @@ def test_an_object_that_was_changed_stands_as_it_is(tmp_path):
     theirs.pad_token = theirs.eos_token
     theirs(["a", "a b"], padding=True)  # which leaves traces in the object, of no concern here
     assert from_transformers(theirs).encode_batch([TEXT]) == [raw_ids(tmp_path, TEXT)]
+
+
+def test_an_object_made_from_a_vocabulary_has_no_file(tmp_path, monkeypatch):
+    write(tmp_path, LAYOUTS["digits one by one, as SmolLM2"])
+    monkeypatch.chdir(tmp_path)
+    theirs = BertTokenizer(vocab={word: i for i, word in enumerate([*BERT, "the", "cat", "##s"])})
+    assert from_transformers(theirs)("The cats") == [2, 5, 6, 7]
 
 
 def test_where_there_is_no_tokenizer_json_transformers_makes_it(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -101,6 +102,22 @@ def test_stops_and_chat_template_are_written_back(tmp_path):
     again = gpt2.get_pretrained(str(tmp_path / "ours"))
     assert again.tokenizer.stops == lm.tokenizer.stops == (2, 0)
     assert again.tokenizer.specials == lm.tokenizer.specials
+
+
+@pytest.mark.parametrize("qwen2", [False, True])
+def test_to_hf_warns_where_transformers_will_not_keep_to_the_file(qwen2, tmp_path):
+    """For Qwen2 AutoTokenizer takes its own class, whatever tokenizer_config.json names."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    hf_model = make_hf("qwen2" if qwen2 else "llama", vocab_size=N_TOKENS, num_key_value_heads=4, **sizes)
+    lm = gpt2.from_hf(hf_model, from_transformers(chat_tokenizer()))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gpt2.to_hf(lm, tmp_path)
+    said = [str(one.message) for one in caught if "AutoTokenizer of transformers" in str(one.message)]
+    assert len(said) == qwen2
+    theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert theirs("hi ab")["input_ids"] == lm.tokenizer("hi ab")
+    assert gpt2.get_pretrained(str(tmp_path)).tokenizer("hi ab") == lm.tokenizer("hi ab")
 
 
 def test_stops_and_chat_template_are_saved_with_a_run(tmp_path):
