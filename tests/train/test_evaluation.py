@@ -16,6 +16,7 @@ from train.evaluation import Evaluation
 from train.params import Params
 from train.run import Call, fit, summarise
 from train.stats import Stats
+from train.tables import COLUMNS
 from train.train_params import TrainParams
 
 TEXT = DataParams(dataset_name="pydoc", debug_crop=10, val_pct=30.0, packed=False)
@@ -75,6 +76,18 @@ def test_a_tokenizer_that_sees_nothing_explains_nothing(monkeypatch, tmp_path):
     assert result["val_bits_per_byte"] == pytest.approx(
         8 * 63 / 64 + result["val_loss:main"] / math.log(2) * 65 / 64, rel=1e-3
     )
+
+
+def test_the_share_of_unknown_bytes_is_a_number_of_the_run(tmp_path, monkeypatch):
+    documents = ["abcde" * 20] * 9
+    monkeypatch.setitem(corpora, "letters", lambda: iter(documents))
+    split = {"train": documents, "val": ["abcd\u00e9"] * 2, "test": []}
+    monkeypatch.setattr("data.text.read_corpus", lambda *_: split)
+    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    run = fit(Params(DataParams(dataset_name="letters"), TrainParams(), MODEL), Stats(), call)
+    assert summarise(run)["unknown_bytes"] == pytest.approx(2 / 6)
+    assert COLUMNS["unknown\nbytes"](summarise(run)) == "33.33%"
+    assert COLUMNS["unknown\nbytes"]({"unknown_bytes": 0.0}) == COLUMNS["unknown\nbytes"]({}) == "-"
 
 
 class Ones(torch.nn.Module):
