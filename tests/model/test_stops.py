@@ -128,6 +128,8 @@ def test_stops_and_chat_template_are_saved_with_a_run(tmp_path):
     tokenizer.save(folder)
     again = Tokenizer.load(folder)
     assert (again.stops, again.chat_template) == ((2, 0), TEMPLATE)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7, 1000, "a"]}')
+    assert pretrained_tokenizer(str(tmp_path)).stops == (2, 0, 7)  # those that it knows
     (folder / "tokenizer_ids.json").write_text(
         '{"specials": {"pad": 0, "bos": null, "eos": 2, "unk": null}, "kept": null}'
     )
@@ -193,6 +195,8 @@ def test_special_tokens_in_a_prompt_are_text_unless_one_asks(chat):
     assert t(text, parse_special=True) == [1, a, 2]
     assert t([text, "a"], parse_special=True) == [[1, a, 2], [a]]
     assert set(t(text)) & set(CHAT.values()) == set()  # nothing of it stays
+    t(text, parse_special=True)
+    assert t.rust.encode_special_tokens
     assert chat.sample(text, 5, as_str=False, parse_special=True)[:3] == [1, a, 2]
     assert len(chat.sample(text, 30, as_str=False)) > 20
     assert chat.beam_search(text, 5, as_str=False, parse_special=True)[0].sample[:3] == [1, a, 2]
