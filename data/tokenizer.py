@@ -337,13 +337,13 @@ def checked_template(template: object) -> ChatTemplate | None:
     return template or None  # type: ignore[return-value]
 
 
-Texts = Callable[[], Iterable[str]]  # gives the documents of the training text whenever it is called
+ReadTexts = Callable[[], Iterable[str]]  # gives the documents of the training text whenever it is called
 
 
 class Recipe(NamedTuple):
     """A registered tokenizer: how to make it, and what its function's settings must fulfil."""
 
-    make: Callable[[Texts, TokenizerSpec], Tokenizer]
+    make: Callable[[ReadTexts, TokenizerSpec], Tokenizer]
     check: Callable[[TokenizerSpec], None] | None  # raises ValueError for settings that it cannot do
 
 
@@ -351,7 +351,7 @@ recipes: dict[str, Recipe] = {}
 
 
 def registered(
-    make: Callable[[Texts, TokenizerSpec], Tokenizer] | None = None,
+    make: Callable[[ReadTexts, TokenizerSpec], Tokenizer] | None = None,
     *,
     check: Callable[[TokenizerSpec], None] | None = None,
 ) -> Any:
@@ -360,13 +360,13 @@ def registered(
     The function gets the training text and the spec, and returns a Tokenizer:
 
         @registered
-        def words(texts: Texts, spec: TokenizerSpec) -> Tokenizer:
+        def words(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
             return word_tokenizer({word for text in texts() for word in text.split()})
 
     `check` raises ValueError for a spec that the function cannot do: `@registered(check=...)`.
     """
 
-    def register(make: Callable[[Texts, TokenizerSpec], Tokenizer]) -> Any:
+    def register(make: Callable[[ReadTexts, TokenizerSpec], Tokenizer]) -> Any:
         recipes[make.__name__] = Recipe(make, check)
         return make
 
@@ -382,7 +382,7 @@ def check_spec(spec: TokenizerSpec) -> None:
         recipe.check(spec)
 
 
-def make_tokenizer(spec: TokenizerSpec, texts: Texts) -> Tokenizer:
+def make_tokenizer(spec: TokenizerSpec, texts: ReadTexts) -> Tokenizer:
     """Return the tokenizer that `spec` asks for, in which texts have an end; `texts` gives the training text."""
     check_spec(spec)
     if spec.source in recipes:
@@ -405,7 +405,7 @@ def spec_identity(spec: TokenizerSpec) -> str:
 
 
 @registered
-def char(texts: Texts, spec: TokenizerSpec) -> Tokenizer:
+def char(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
     """A token for each character of the training text."""
     characters: set[str] = set()
     for text in texts():
@@ -423,7 +423,7 @@ def check_room_for_bytes(spec: TokenizerSpec) -> None:
 
 
 @registered(check=check_room_for_bytes)
-def custom(texts: Texts, spec: TokenizerSpec) -> Tokenizer:
+def custom(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
     """Byte-level BPE of `tokenizer_vocab_size` tokens."""
     return bpe_tokenizer(texts(), spec.vocab_size)
 
@@ -507,7 +507,7 @@ def read_pretrained(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> T
             rust,
             specials_of(rust, ids),
             mask=ids.get("mask_token"),
-            stops=stop_ids(files, rust),
+            stops=stops_of(files, rust),
             chat_template=chat_template(texts, files),
         )
 
@@ -568,7 +568,7 @@ def unknown_id(rust: RustTokenizer) -> int | None:
     return None if text is None else rust.token_to_id(text)
 
 
-def stop_ids(files: Mapping[str, dict[str, Any]], rust: RustTokenizer) -> list[int]:
+def stops_of(files: Mapping[str, dict[str, Any]], rust: RustTokenizer) -> list[int]:
     """Return the ids that end what the model generates, by config.json and generation_config.json."""
     given = (files.get(name, {}).get("eos_token_id") for name in ("config.json", "generation_config.json"))
     return [i for ids in given for i in as_list(ids) if rust.id_to_token(i) is not None]
@@ -640,12 +640,15 @@ def original_of(pretrained: Any) -> RustTokenizer | None:
     folder = local_snapshot(*name_and_revision(name), PRETRAINED_FILES) if name else None
     if folder is None:
         return None
-    with readable(folder):
+    try:
         rust = RustTokenizer.from_str(read_text(folder / "tokenizer.json"))
         loaded = type(pretrained).from_pretrained(str(folder), local_files_only=True)
-    return rust if content(loaded.backend_tokenizer) == content(pretrained.backend_tokenizer) else None
+    except Exception:  # the folder is no more what it was
+        return None
+    same = without_padding(loaded.backend_tokenizer) == without_padding(pretrained.backend_tokenizer)
+    return rust if same else None
 
 
-def content(rust: RustTokenizer) -> dict[str, Any]:
+def without_padding(rust: RustTokenizer) -> dict[str, Any]:
     """Return what a tokenizer makes ids by: all but padding and truncation."""
     return json.loads(rust.to_str()) | {"padding": None, "truncation": None}
