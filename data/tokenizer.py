@@ -485,9 +485,11 @@ def pretrained_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     if revision is None:
         name, revision = name_and_revision(name)
     folder = local_snapshot(name, revision, PRETRAINED_FILES)
-    online = folder is None and not Path(name).is_dir() and hub_answers()
+    # Of a repository some files may have been downloaded for other purposes, but not those that name special tokens.
+    complete = Path(name).is_dir() or (folder is not None and (folder / PRETRAINED_FILES[1]).is_file())
+    online = not complete and hub_answers()
     if online:
-        folder = download_snapshot(name, revision, PRETRAINED_FILES)
+        folder = download_snapshot(name, revision, PRETRAINED_FILES) or folder
     if folder is None:
         return from_transformers(auto_tokenizer(name, revision, online))
     files = [path for path in map(folder.joinpath, PRETRAINED_FILES) if path.is_file()]
@@ -576,7 +578,7 @@ def stops_of(files: Mapping[str, dict[str, Any]], rust: RustTokenizer) -> list[i
 
 def as_list(ids: object) -> list[int]:
     """Return the ids that a config gives, which are none, one or a list."""
-    return [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and i >= 0]
+    return [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and 0 <= i < 2**32]
 
 
 def chat_template(texts: Mapping[str, str], files: Mapping[str, dict[str, Any]]) -> ChatTemplate | None:

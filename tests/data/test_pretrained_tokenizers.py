@@ -260,6 +260,29 @@ def test_a_lone_tokenizer_json_in_the_cache_is_not_all_of_it(tmp_path, monkeypat
         pretrained_tokenizer("some/model")
 
 
+def test_what_is_lacking_in_the_cache_is_downloaded(tmp_path, monkeypatch):
+    """Offline, the tokenizer's class says what tokenizer_config.json would have said, as in transformers."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = in_the_hubs_cache(tmp_path, "a" * 40)
+    write(folder, LAYOUTS["qwen in lower case"], model_type="qwen2", eos_token_id=[2, 10**15])
+    config = (folder / "tokenizer_config.json").read_bytes()
+    (folder / "tokenizer_config.json").unlink()
+    monkeypatch.setattr("data.tokenizer.hub_answers", lambda: False)
+    assert pretrained_tokenizer("some/model").eos == 0
+    asked = []
+
+    def download(name, revision, files):
+        asked.append((name, revision, "tokenizer_config.json" in files))
+        (folder / "tokenizer_config.json").write_bytes(config)
+        return folder
+
+    monkeypatch.setattr("data.tokenizer.hub_answers", lambda: True)
+    monkeypatch.setattr("data.tokenizer.download_snapshot", download)
+    for _ in range(2):
+        assert (pretrained_tokenizer("some/model").eos, pretrained_tokenizer("some/model").stops) == (2, (2,))
+    assert asked == [("some/model", None, True)]
+
+
 # Tokenizers without special tokens
 
 WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "it", "did", "so"]
