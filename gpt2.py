@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["from_hf", "get_gpt2", "get_pretrained", "to_hf"]
 
+PROBE = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? 🙂 END"  # of all that tokenizers treat differently
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": "gpt2-xl"}
 
 
@@ -42,13 +45,17 @@ def get_pretrained(name: str, revision: str | None = None, *, check_logits: bool
     `revision` is a branch, tag or commit, such as "step1000" of "EleutherAI/pythia-70m". ValueError in one sentence if
     it cannot be had, or if our layers cannot represent it. Pass check_logits=False if you have edited our layers.
     """
-    return from_hf(
-        load_hf(name, revision, hub_answers), pretrained_tokenizer(name), check_logits=check_logits
-    )
+    hf_model = load_hf(name, revision, hub_answers)
+    if revision is not None:
+        hf_model.config.name_or_path = f"{name}@{revision}"
+    return from_hf(hf_model, pretrained_tokenizer(name, revision), check_logits=check_logits)
 
 
 def to_hf(lm: LM, folder: str | Path) -> None:
     """Writes a folder that AutoModelForCausalLM.from_pretrained loads with equal logits, and its tokenizer's files.
+
+    The end tokens stand in config.json and generation_config.json, the chat template beside the tokenizer. Warns if
+    AutoTokenizer will not keep to tokenizer.json, as it does for some kinds of models.
 
     One with the shape of BERT or RoBERTa is written as a BERT, for AutoModelForMaskedLM.
 
@@ -59,16 +66,37 @@ def to_hf(lm: LM, folder: str | Path) -> None:
     as_hf(lm).save_pretrained(folder)
     if isinstance(lm.tokenizer, Tokenizer) and lm.tokenizer.kept is None:
         to_transformers(lm.tokenizer).save_pretrained(folder)
+        warn_if_rebuilt(lm.tokenizer, folder)
 
 
 def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer of the transformers library with the same ids."""
+    """A tokenizer of the transformers library with the same ids, special tokens and chat template."""
     from transformers import PreTrainedTokenizerFast
 
-    pad, bos, eos, unk = map(tokenizer.rust.id_to_token, tokenizer.specials)
-    named = {"pad_token": pad, "bos_token": bos, "eos_token": eos, "unk_token": unk}
+    given = {name: i for name, i in tokenizer.specials._asdict().items() if i is not None}
+    named = {f"{name}_token": tokenizer.rust.id_to_token(i) for name, i in given.items()}
     if tokenizer.mask is not None:
         named["mask_token"] = tokenizer.token(
             tokenizer.mask
         )  # unknown to it so far, it gets the next id, which is ours
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.rust, **named)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.rust, chat_template=tokenizer.chat_template, **named
+    )
+
+
+def warn_if_rebuilt(tokenizer: Tokenizer, folder: str | Path) -> None:
+    """Warn if AutoTokenizer makes other ids of the tokenizer in `folder` than its tokenizer.json does."""
+    from transformers import AutoTokenizer
+
+    expected, theirs = None, None
+    with suppress(Exception):  # words without an unknown token
+        expected = tokenizer.encode_batch([PROBE])[0]
+    with suppress(Exception):
+        loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        theirs = loaded(PROBE, add_special_tokens=False)["input_ids"]
+    if theirs != expected:
+        warnings.warn(
+            "AutoTokenizer of transformers does not read this tokenizer.json as it stands for models of this kind: load "
+            f"it by PreTrainedTokenizerFast.from_pretrained({str(folder)!r})",
+            stacklevel=3,
+        )

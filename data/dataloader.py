@@ -36,8 +36,8 @@ class LMDataModule:
     """The data of a run: its tokenizer, and loaders of the splits "train", "val" and "test".
 
     `task` is what is registered under the data set's name, None for text. `chance` is the accuracy on scored tokens that
-    takes no skill. `val_bytes` is the UTF-8 size of the validation text, None for tasks. With `mask` the tokenizer has a
-    mask token.
+    takes no skill. `val_bytes` is the UTF-8 size of the validation text, None for tasks; `val_unknown_bytes` of
+    them stand behind unknown tokens. With `mask` the tokenizer has a mask token.
     """
 
     def __init__(
@@ -76,6 +76,10 @@ class LMDataModule:
     @property
     def val_bytes(self) -> int | None:
         return self.data.val_bytes
+
+    @property
+    def val_unknown_bytes(self) -> int:
+        return self.data.val_unknown_bytes
 
     def rows(self, split: str) -> TaskRows | TextRows:
         """The rows of a split, a torch Dataset."""

@@ -167,6 +167,7 @@ class TaskData:
     """The samples of each split, and the tokenizer."""
 
     val_bytes = None  # text only
+    val_unknown_bytes = 0
     content = ""  # params and code say it all
 
     def __init__(
@@ -218,7 +219,7 @@ class TaskData:
                 f"{described(self.data_params)} has the token {tokens[ids.index(t.unk)]!r}, too rare to be in the vocabulary: "
                 "let the task draw it more often, or not at all"
             )
-        return Row([t.bos, *ids, t.eos], [False, *scored, end_scored])
+        return Row([*t.begin, *ids, *t.end], [False, *scored, end_scored])
 
     def prompts(self, n: int) -> list[Prompt]:
         """What stands before the first scored token in the first `n` validation samples."""

@@ -7,7 +7,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -16,7 +16,7 @@ from data.batch import Block, Row
 from data.cache import cached
 from data.corpora import fingerprint, read_corpus
 from data.data_params import DataParams
-from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer
+from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer, recipes, spec_identity
 
 AT_ONCE = 1 << 18  # characters to tokenise together; a longer document is taken in pieces
 
@@ -87,15 +87,18 @@ class TextData:
         self.train = self.tokens("train")
         self.chance: float = self.val.chance
         self.val_bytes: int = self.val.n_bytes
+        first = self.val.n_first_bytes if d.packed is False else 0  # a packed row goes on where one ended
+        self.val_unknown_bytes: int = self.val.n_unknown_bytes + first
         self.documents.cache_clear()  # gives the disk space back
 
     def make_tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
-        of_text = self.source if spec.crop or spec.source in {"char", "custom"} else None
-
         def build(folder: Path) -> None:
             make_tokenizer(spec, lambda: self.documents().read("train")).save(folder)
 
-        return Tokenizer.load(cached(self.cache, "tokenizer", (spec, of_text), build))
+        if not spec.crop and spec.source not in recipes:  # the training text changes nothing
+            return make_tokenizer(spec, list)
+        key = (spec, self.source, spec_identity(spec))
+        return Tokenizer.load(cached(self.cache, "tokenizer", key, build))
 
     def tokens(self, split: str) -> "Tokens":
         def build(folder: Path) -> None:
@@ -116,6 +119,8 @@ class Tokens(NamedTuple):
     starts: np.ndarray
     n_bytes: int  # of the text, in UTF-8
     chance: float  # share of the most common token among those to be predicted
+    n_unknown_bytes: int = 0  # behind tokens that do not tell what they stand for
+    n_first_bytes: int = 0  # behind first tokens of documents that have no bos in front
 
 
 class Piece(NamedTuple):
@@ -127,11 +132,14 @@ class Piece(NamedTuple):
 
 
 def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes bos document eos, one after the other; a single separator between documents where bos and eos are the same."""
+    """Write bos document eos, one after the other; a single separator between documents where bos and eos are the same.
+
+    A tokenizer without bos has nothing in front of a document.
+    """
     dtype = np.dtype(np.uint16 if tokenizer.n_tokens <= 1 << 16 else np.uint32)
     separate = tokenizer.bos != tokenizer.eos
     counts = np.zeros(tokenizer.n_tokens, np.int64)
-    starts, position, n_bytes = array("Q"), 0, 0
+    starts, position, n_bytes, n_unknown_bytes, n_first_bytes = array("Q"), 0, 0, 0, 0
     with (folder / "tokens.bin").open("wb") as file:
         for batch in batches(documents):
             ids: list[int] = []
@@ -140,20 +148,27 @@ def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -
             ):
                 if piece.first:
                     starts.append(position + len(ids))
-                    ids.append(tokenizer.bos)
+                    ids += tokenizer.begin
+                    n_first_bytes += 0 if tokenizer.begin else tokenizer.first_bytes(piece.text)
                 ids += encoded
                 if piece.last and separate:
-                    ids.append(tokenizer.eos)
+                    ids += tokenizer.end
                 n_bytes += len(piece.text.encode())
+                n_unknown_bytes += tokenizer.unknown_bytes(piece.text, encoded)
             position += file.write(np.array(ids, dtype).tobytes()) // dtype.itemsize
             counts += np.bincount(ids, minlength=tokenizer.n_tokens)
         if position and not separate:
-            file.write(np.array([tokenizer.eos], dtype).tobytes())
+            file.write(np.array(tokenizer.end, dtype).tobytes())
     if separate:
-        counts[tokenizer.bos] = 0  # never scored
+        counts[tokenizer.begin] = 0  # never scored
     chance = float(counts.max() / max(1, counts.sum()))
     np.save(folder / "starts.npy", np.array(starts, np.int64))
-    facts = {"dtype": dtype.name, "n_bytes": n_bytes, "chance": chance}
+    facts: dict[str, Any] = {
+        "n_bytes": n_bytes,
+        "n_unknown_bytes": n_unknown_bytes,
+        "n_first_bytes": n_first_bytes,
+    }
+    facts |= {"dtype": dtype.name, "chance": chance}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -187,7 +202,8 @@ def read_tokens(folder: Path) -> Tokens:
     facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
     dtype, file = np.dtype(facts["dtype"]), folder / "tokens.bin"
     ids = np.asarray(np.memmap(file, dtype, mode="r")) if file.stat().st_size else np.zeros(0, dtype)
-    return Tokens(ids, np.load(folder / "starts.npy"), facts["n_bytes"], facts["chance"])
+    del facts["dtype"]
+    return Tokens(ids, np.load(folder / "starts.npy"), **facts)
 
 
 class TextRows(Dataset):
@@ -200,7 +216,7 @@ class TextRows(Dataset):
         self.ids = tokens.ids
         self.stride = max_seq_len
         self.pad = tokenizer.pad
-        self.unscored = tokenizer.bos if tokenizer.bos != tokenizer.eos else -1
+        self.unscored = -1 if tokenizer.bos in (None, tokenizer.eos) else tokenizer.bos
         overlap = tokenizer.bos == tokenizer.eos  # neighbours share the separator
         starts = tokens.starts[: 1 if packed else None]
         self.starts = starts

@@ -13,11 +13,12 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from explore.variants import CODE, Variant, best_setting, code_notes, counted, gather, measured
+from explore.variants import CODE, Variant, best_setting, code_notes, counted, gather, is_number, measured
 from train.params import SECTION_OF, column, did_you_mean
 
 ALPHA = 0.05  # how often, at most, variants that are equal are to be told apart
 POWER = 0.8  # how often the seeds that are asked for would tell apart what is seen now
+MAX_UNKNOWN = 0.001  # of the bytes, above which bits per byte tell more of the tokenizer than of the model
 MOST_SEEDS = 100  # nobody is asked for more
 EQUAL = 0.05  # conditions that differ by this share count as equal
 CONDITIONS = {"steps": "steps", "params": "n_params", "flops": "flops"}  # and their columns
@@ -158,9 +159,20 @@ def unfit(variant: Variant, baseline: Variant, seeds: list[int], metric: str) ->
     one, other = (next(iter(v.runs.values())) for v in (variant, baseline))
     if metric == "val_loss" and any(str(one.get(name)) != str(other.get(name)) for name in TOKENIZER):
         return "losses of different tokenizers; metric='bits_per_byte' compares them"
+    if (
+        metric == "bits_per_byte"
+        and (share := max(unknown_bytes(variant), unknown_bytes(baseline))) > MAX_UNKNOWN
+    ):
+        return f"{share:.2%} of the text's bytes stand behind unknown tokens, at most {MAX_UNKNOWN:.1%} may"
     if len(seeds) < 2:
         return f"{'only one seed' if seeds else 'no seed'} ran with every {variant.tuned} of both"
     return ""
+
+
+def unknown_bytes(variant: Variant) -> float:
+    """Return the largest share of bytes that are unknown to a run's tokenizer, 0 where it was not noted."""
+    shares = [measured(run, "unknown_bytes") for run in variant.runs.values()]
+    return max((float(share) for share in shares if is_number(share)), default=0.0)
 
 
 def unequal(runs: Sequence[dict], others: Sequence[dict], name: str) -> str:

@@ -73,10 +73,10 @@ def beam_search(
 ) -> list[Beam]:
     """The best continuations of `prompt` up to `length` tokens in all, best first.
 
-    As in HuggingFace's `generate`, of all steps that are possible only the `n_beams` most probable may finish, with eos,
-    a stop token or at full length; the most probable others go on.
+    As in HuggingFace's `generate`, of all steps that are possible only the `n_beams` most probable may finish, with a stop
+    token or at full length; the most probable others go on.
     """
-    ends, finished = {lm.tokenizer.eos, *stop}, list[Beam]()
+    ends, finished = {*lm.tokenizer.stops, *stop}, list[Beam]()
     n_candidates = search.n_beams * (1 + len(ends))  # so that n_beams go on even if all else ends
     with eval_mode(lm), quick(lm, search.n_beams):
         rows = Rows(lm, [prompt], length, attn_requests, use_cache)

@@ -6,6 +6,7 @@ which is exact for one text. The pooler and the head for next sentences are no p
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +50,8 @@ def pretrained_fields(
     from transformers import AutoConfig
 
     config = found(AutoConfig.from_pretrained, name, revision, hub_answers)
-    return fields_of(config) | {"tokenizer_source_name": name}
+    source = name if revision is None else f"{name}@{revision}"
+    return fields_of(config) | {"tokenizer_source_name": source}
 
 
 def load_hf(
@@ -118,13 +120,15 @@ def from_hf(
 ) -> LM:
     """Return an LM with the weights of a causal or masked language model of transformers, in its precision, in eval mode.
 
-    Without a tokenizer it takes ids only. ValueError if our layers cannot represent the model, or if logits differ on
-    random ids. Pass check_logits=False to load weights into layers of ours that you have edited.
+    Without a tokenizer it takes ids only. Samples end with the tokenizer's eos and with every end token of the model's
+    config and generation config. ValueError if our layers cannot represent the model, or if logits differ on random
+    ids. Pass check_logits=False to load weights into layers of ours that you have edited.
     """
     fields = architecture_of(hf_model)
     if hf_model.config.name_or_path:
         fields |= {"tokenizer_source_name": hf_model.config.name_or_path}
-    lm = LM(ModelParams(**fields), tokenizer or IdsOnly(hf_model.config)).to(hf_model.device, hf_model.dtype)
+    tokenizer = with_stops(tokenizer or IdsOnly(hf_model.config), end_tokens(hf_model))
+    lm = LM(ModelParams(**fields), tokenizer).to(hf_model.device, hf_model.dtype)
     pour(hf_model, lm)
     if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
@@ -306,8 +310,9 @@ def as_hf(lm: LM) -> PreTrainedModel:
     from transformers import AutoConfig
 
     settings = config_of(lm.model_params) | {"vocab_size": lm.n_tokens}
-    bos, eos = (i if i >= 0 else None for i in (lm.tokenizer.bos, lm.tokenizer.eos))
-    config = AutoConfig.for_model(**settings, bos_token_id=bos, eos_token_id=eos)
+    first, *others = lm.tokenizer.stops or [None]
+    eos = [first, *others] if others else first
+    config = AutoConfig.for_model(**settings, bos_token_id=lm.tokenizer.bos, eos_token_id=eos)
     with torch.random.fork_rng(devices=[]):  # the weights that modules begin with are not needed
         lm = merge_lora(lm) if lm.model_params.lora_rank else lm
         hf_model = auto_class(config.model_type).from_config(config, dtype=lm.unembed.weight.dtype).eval()
@@ -345,18 +350,37 @@ def logit_difference(hf_model: PreTrainedModel, lm: LM) -> float | None:
     return None if difference <= tolerance else difference
 
 
+def end_tokens(hf_model: PreTrainedModel) -> list[int]:
+    """Return every id that ends what a model of transformers generates; a config gives none, one or a list."""
+    configs = (hf_model.config, getattr(hf_model, "generation_config", None))
+    given = [getattr(config, "eos_token_id", None) for config in configs]
+    return [i for ids in given for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
+
+
+def with_stops(tokenizer: Tokenizer, ids: Sequence[int]) -> Tokenizer:
+    """Return the tokenizer with further ids that end a sample, those that it knows."""
+    new = [i for i in ids if 0 <= i < tokenizer.n_tokens]
+    if set(new) <= set(tokenizer.stops):
+        return tokenizer
+    tokenizer = copy.copy(tokenizer)
+    tokenizer.stops = tuple(dict.fromkeys([*tokenizer.stops, *new]))
+    return tokenizer
+
+
 class IdsOnly:
     """Stands in for a tokenizer that nobody gave: every id is its own text."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.n_tokens = config.vocab_size
-        self.bos, self.eos = (
-            i if isinstance(i, int) else -1 for i in (config.bos_token_id, config.eos_token_id)
-        )
+        eos = config.eos_token_id
+        self.bos: int | None = config.bos_token_id
+        self.eos: int | None = eos[0] if isinstance(eos, list) else eos
+        self.stops: tuple[int, ...] = () if self.eos is None else (self.eos,)
         self.pad = 0
         self.mask: int | None = None
+        self.special_ids: dict[str, int] = {}
 
-    def __call__(self, text: str) -> list[int]:
+    def __call__(self, text: str, *, parse_special: bool = False) -> list[int]:
         raise ValueError(
             "this model came without a tokenizer, so it takes ids: gpt2.from_hf(hf_model, tokenizer) takes one"
         )

@@ -3,7 +3,7 @@
 Shape suffixes:  B batch  T position
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -14,12 +14,18 @@ class Tokenizer(Protocol):
     """What an LM asks of its tokenizer."""
 
     n_tokens: int
-    bos: int
-    eos: int
+    bos: int | None  # begins every text, if there is one
+    eos: int | None  # ends every text that is trained on
+    stops: tuple[int, ...]  # ids that end a sample, eos among them
     pad: int
     mask: int | None  # stands for a token that is to be predicted, where a model does that
 
-    def __call__(self, text: str) -> list[int]: ...
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Special tokens by their text."""
+        ...
+
+    def __call__(self, text: str, *, parse_special: bool = False) -> list[int]: ...
 
     def with_gaps(self, text: str) -> list[int]: ...
 

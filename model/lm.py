@@ -175,13 +175,14 @@ class LM(nn.Module):
         min_p: float | None = None,
         repetition_penalty: float = 1.0,
         stop: Stop = (),
+        parse_special: bool = False,
         n_samples: int = 1,
         generator: torch.Generator | None = None,
         attn_requests: Any = None,
         use_cache: bool = True,
         return_logprobs: bool = False,
     ) -> Any:
-        """A continuation of `pref`, which is part of it: up to eos, a stop token, or `max_seq_len` tokens in all.
+        """A continuation of `pref`, which is part of it: up to a stop token, or `max_seq_len` tokens in all.
 
         A list of prompts gives a list of samples; n_samples above 1 a list of so many for each prompt; return_logprobs
         a pair (sample, log-probabilities of its new tokens under the model's plain softmax) for each sample.
@@ -189,7 +190,8 @@ class LM(nn.Module):
         temperature divides the logits; 0 takes the most probable token. top_k: only the so many most probable tokens.
         nucleus: only the smallest set of most probable tokens that has this probability together. One of the two.
         min_p: only tokens of this share of the probability of the most probable one. repetition_penalty: above 1 makes
-        tokens that are there already less likely. stop: ids, or texts of one token each; it ends a sample as eos does.
+        tokens that are there already less likely. stop: ids, or texts of one token each, special ones included; they end
+        a sample as those of `tokenizer.stops` do. parse_special: "<|im_end|>" in a prompt is that token, not its text.
         use_cache=False computes all tokens anew at each step, which edits need that look at later tokens.
         """
         choice = Choice(temperature, top_k, nucleus, min_p, repetition_penalty, generator)
@@ -197,7 +199,11 @@ class LM(nn.Module):
             raise ValueError(f"n_samples={n_samples!r} must be at least 1")
         stops = stop_ids(stop, self.tokenizer)
         prompts: list[Any] = [pref] if is_prompt(pref) else [*pref]
-        rows = [ids for prompt in prompts for ids in [prompt_ids(prompt, self, max_seq_len)] * n_samples]
+        rows = [
+            ids
+            for prompt in prompts
+            for ids in [prompt_ids(prompt, self, max_seq_len, parse_special)] * n_samples
+        ]
         continued = continuations(
             self,
             rows,
@@ -227,6 +233,7 @@ class LM(nn.Module):
         length_penalty: float = 1.0,
         early_stopping: EarlyStopping = False,
         stop: Stop = (),
+        parse_special: bool = False,
         attn_requests: Any = None,
         use_cache: bool = True,
     ) -> list[Beam]:
@@ -235,12 +242,12 @@ class LM(nn.Module):
         At each step the `n_beams` most probable unfinished ones go on. The score is the sum of log-probabilities divided
         by (number of new tokens)^length_penalty: above 0 favours long ones. early_stopping: True ends when there are
         n_beams finished ones, False when the best unfinished one is, at its length, no better than any of them, "never"
-        when it could not become better. Equal to `generate` of HuggingFace.
+        when it could not become better. Equal to `generate` of HuggingFace. stop and parse_special: as in `sample`.
         """
         search = Search(n_beams, n_best, length_penalty, early_stopping)
         beams = beam_search(
             self,
-            prompt_ids(pref, self, max_seq_len),
+            prompt_ids(pref, self, max_seq_len, parse_special),
             min(max_seq_len, self.model_params.max_seq_len),
             search,
             stop=stop_ids(stop, self.tokenizer),
@@ -274,7 +281,8 @@ class LM(nn.Module):
 
         The mean is exp(mean cross entropy of all scored tokens); before_exp gives cross entropies instead of their exp.
         With objective="masked" these are pseudo-perplexities (Salazar et al. 2020): each token is hidden in turn, which
-        takes as many rows as there are tokens; a string is bos, its tokens and eos, which is not scored.
+        takes as many rows as there are tokens; a string is bos, its tokens and eos, which is not scored. Without bos nothing
+        predicts the first token of a text, which is not scored.
         per_token_res is [samples, longest sample - 1], dummy_res where no prediction is scored.
         """
         with torch.no_grad(), eval_mode(self):

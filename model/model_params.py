@@ -57,7 +57,7 @@ class ModelParams:
     lora_rank: NonNegativeInt = 0  # train only products of this rank beside the linear maps of the layers
     from_pretrained: str | None = None  # begin with weights and fields of a model of the hub or in a folder
     from_saved: str | None = None  # begin with weights and fields of the saved run of this timestamp
-    tokenizer_source_name: str = "char"  # char, custom (our own BPE), or the name of a pretrained one
+    tokenizer_source_name: str = "char"  # char, custom (our own BPE), any registered or pretrained one
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 

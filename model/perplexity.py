@@ -69,7 +69,8 @@ def in_batches(
         rows = [tokenizer(sample) if isinstance(sample, str) else sample for sample in some]
         n_scored = torch.tensor([len(row) for row in rows])
         if longest is not None:
-            ends = [[tokenizer.eos] if isinstance(sample, str) else [] for sample in some]
+            end = [] if tokenizer.eos is None else [tokenizer.eos]
+            ends = [end if isinstance(sample, str) else [] for sample in some]
             rows = [[*row, *end] for row, end in zip(rows, ends, strict=True)]
             if (n := max(map(len, rows))) > longest:
                 raise too_long(n, longest)

@@ -171,7 +171,7 @@ def continuations(
     use_cache: bool = True,
     return_logprobs: bool = False,
 ) -> list[Continuation]:
-    """Each prompt continued up to its length, eos or an id of `stop`, which is part of it.
+    """Each prompt continued up to its length, a stop token of the tokenizer or an id of `stop`, which is part of it.
 
     All rows are at the same position at all times: they begin with as much as the shortest prompt has, a longer prompt
     goes on with its own tokens, and whatever is done leaves the batch. So no row ever sees padding.
@@ -180,7 +180,7 @@ def continuations(
     active = [i for i, prompt in enumerate(prompts) if len(prompt) < lengths[i]]
     if not active:
         return done
-    ends, T = {lm.tokenizer.eos, *stop}, min(len(prompts[i]) for i in active)
+    ends, T = {*lm.tokenizer.stops, *stop}, min(len(prompts[i]) for i in active)
     with eval_mode(lm), quick(lm, len(active)):
         rows = Rows(lm, [prompts[i][:T] for i in active], max(lengths), attn_requests, use_cache)
         while active:
@@ -222,13 +222,19 @@ def is_prompt(pref: Prompt | Sequence[Prompt]) -> bool:
     return isinstance(pref, str) or not any(isinstance(part, (str, Sequence)) for part in pref)
 
 
-def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int) -> list[int]:
+def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int, parse_special: bool = False) -> list[int]:
     """The ids of a prompt; ValueError for none, for some that the model does not know, and if nothing can follow."""
-    if not isinstance(prompt, str) and not len(prompt):
-        raise ValueError(
-            "pref=[] gives the model nothing to continue: begin with the tokenizer's bos, as pref='' does"
+    options = {"parse_special": True} if parse_special else {}
+    given = lm.tokenizer(prompt, **options) if isinstance(prompt, str) else prompt
+    if not len(given):
+        has_bos = lm.tokenizer.bos is not None
+        hint = (
+            "the tokenizer's bos, as pref='' does"
+            if has_bos
+            else "a text or ids, as its tokenizer has no bos"
         )
-    [ids] = ids_of(prompt, lm.tokenizer, torch.device("cpu")).tolist()
+        raise ValueError(f"pref={prompt!r} gives the model nothing to continue: begin with {hint}")
+    [ids] = ids_of(given, lm.tokenizer, torch.device("cpu")).tolist()
     if len(ids) >= min(max_seq_len, lm.model_params.max_seq_len):
         raise ValueError(
             f"pref of {len(ids)} tokens leaves nothing to sample: max_seq_len={max_seq_len!r}, "
@@ -238,7 +244,10 @@ def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int) -> list[int]
 
 
 def stop_ids(stop: Stop, tokenizer: Tokenizer) -> list[int]:
-    """Ids of stop tokens, given as ids or as texts; ValueError for an unknown id or a text that is not one token."""
+    """Ids of stop tokens, given as ids or as texts; ValueError for an unknown id or a text that is not one token.
+
+    The text of a special token, such as "<|im_end|>", is that token.
+    """
     stops = [stop] if isinstance(stop, (int, str)) else stop
     return [stop_id(one, tokenizer) for one in stops]
 
@@ -248,7 +257,9 @@ def stop_id(stop: int | str, tokenizer: Tokenizer) -> int:
         if not 0 <= stop < tokenizer.n_tokens:
             raise ValueError(f"stop={stop!r}, but the model knows ids from 0 to {tokenizer.n_tokens - 1}")
         return stop
-    ids = tokenizer(stop)[1:]  # without bos
+    if stop in tokenizer.special_ids:
+        return tokenizer.special_ids[stop]
+    ids = tokenizer(stop)[tokenizer.bos is not None :]  # without bos
     if len(ids) != 1 or tokenizer.decode(ids) != stop:
         raise ValueError(f"stop={stop!r} is not one token of this tokenizer: give a text that is, or an id")
     return ids[0]

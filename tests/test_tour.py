@@ -9,7 +9,6 @@ import torch
 
 import main
 import model_explorer
-from data.tokenizer import pretrained_tokenizer
 from model import context
 from tests.model.hf_models import random_hf
 
@@ -43,7 +42,6 @@ def names(gpt2_tokenizer, tmp_path_factory):
         for block in BLOCKS:
             exec(block, names)  # noqa: S102 -- it is what users are told to run
         yield names | {"root": root, "kinds": context.layer_kinds}
-    pretrained_tokenizer.cache_clear()
 
 
 def test_all_of_it_runs(names):

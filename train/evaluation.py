@@ -57,6 +57,8 @@ class Evaluation:
     def result(self) -> dict[str, float]:
         """Return mean losses and accuracy over scored positions; bits per byte for text; exact match for checked tasks.
 
+        Bits per byte charge 8 bits for every byte behind an unknown token, of which the loss says nothing.
+
         The last two not of a masked model, which predicts only some tokens, and not one after the other.
         """
         n_scored = fetch(self.n_scored)  # losses are weighted by tokens, not by batch
@@ -64,7 +66,8 @@ class Evaluation:
         means = {"val_loss:main": plain / total} | self.trained_means()
         means["val_accuracy"] = int(torch.stack(self.n_right).sum()) / total
         if self.data.val_bytes and not self.is_masked:
-            means["val_bits_per_byte"] = plain / math.log(2) / self.data.val_bytes
+            bits = plain / math.log(2) + 8 * self.data.val_unknown_bytes
+            means["val_bits_per_byte"] = bits / self.data.val_bytes
         if self.prompts and self.data.task is not None and self.data.task.check is not None:
             means["val_exact_match"] = self.exact_match(self.data.task.check)
         return means
@@ -104,7 +107,7 @@ class Evaluation:
             [row] = generate(self.lm, [ids], answer_length, temperature=0)
         else:
             dice = torch.Generator().manual_seed(0)  # its own, so that training does not notice
-            [row] = generate(self.lm, [[self.lm.tokenizer.bos]], SAMPLE_LENGTH, generator=dice)
+            [row] = generate(self.lm, [self.data.tokenizer.start], SAMPLE_LENGTH, generator=dice)
         return self.lm.tokenizer.decode(row)
 
     @torch.no_grad()

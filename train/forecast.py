@@ -283,7 +283,7 @@ def generation_seconds(lm: LM, data: LMDataModule) -> float:
     if lm.model_params.objective == "masked":
         return 0.0
     if data.task is None:
-        return SAMPLE_LENGTH * seconds_a_token(lm, [[data.tokenizer.bos]])
+        return SAMPLE_LENGTH * seconds_a_token(lm, [data.tokenizer.start])
     prompts = data.prompts(CHECKED_ANSWERS)
     longest = max(prompt.answer_length for prompt in prompts)
     sample = prompts[0].answer_length * seconds_a_token(lm, [prompts[0].ids])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from data.hub import hub_answers
+from data.hub import hub_answers, name_and_revision
 from data.tokenizer import Tokenizer
 from model.check import model_problems
 from model.huggingface import architecture_of, load_hf, logit_difference, pour, pretrained_fields
@@ -83,12 +83,6 @@ def about(setting: str) -> Iterator[None]:
         yield
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from error
-
-
-def name_and_revision(from_pretrained: str) -> tuple[str, str | None]:
-    """Of "EleutherAI/pythia-70m@step1000", or of a name or a folder alone."""
-    name, _, revision = from_pretrained.partition("@")
-    return (from_pretrained, None) if Path(from_pretrained).is_dir() else (name, revision or None)
 
 
 def pretrained(setting: str, name: str, revision: str | None) -> Origin:

@@ -284,15 +284,16 @@ def strategy_of(train: TrainParams) -> str | Strategy:
 
 def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
     """What the results table and `runs()` show of a run."""
-    result, train = lm_trainer.result, lm_trainer.train_params
+    result, train, data = lm_trainer.result, lm_trainer.train_params, lm_trainer.data
     losses = lm_trainer.stats.train_stats.get("stat/val_loss:main", [])
     flops = training_flops(lm_trainer)
     seconds = max(lm_trainer.train_seconds, 1e-9)
     return {
         "val_loss": result["val_loss:main"],
         "val_accuracy": result["val_accuracy"],
-        "chance": lm_trainer.data.chance,
+        "chance": data.chance,
         "bits_per_byte": result.get("val_bits_per_byte"),
+        "unknown_bytes": data.val_unknown_bytes / data.val_bytes if data.val_bytes else None,
         "val_exact_match": result.get("val_exact_match"),
         "n_params": n_params(lm_trainer.model),
         "tokens_per_second": lm_trainer.n_tokens / seconds,

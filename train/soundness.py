@@ -156,7 +156,8 @@ def leak_by_value(lm: LM, most_passes: int) -> str | None:
 
 def by_interest(lm: LM, n: int) -> Tensor:
     """`n` tokens at most: those with a meaning, the first, which are frequent in most vocabularies, and any others."""
-    special_N = torch.tensor([lm.tokenizer.pad, lm.tokenizer.bos, lm.tokenizer.eos])
+    specials = (lm.tokenizer.pad, lm.tokenizer.bos, lm.tokenizer.eos)
+    special_N = torch.tensor([i for i in specials if i is not None])
     first_N, others_N = torch.arange(lm.n_tokens).tensor_split([n // 2])
     return torch.cat([special_N, first_N, others_N[torch.randperm(len(others_N))]])[:n]
 

@@ -61,6 +61,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "val\nloss": lambda s: shown(s.get("val_loss"), ".4f"),
     "leak": lambda s: leak_mark(s.get("leak")),
     "bits/\nbyte": lambda s: shown(s.get("bits_per_byte"), ".3f"),
+    "unknown\nbytes": lambda s: shown(s.get("unknown_bytes") or None, ".2%"),
     "accu-\nracy": lambda s: shown(s.get("val_accuracy"), ".1%"),
     "chance": lambda s: shown(s.get("chance"), ".1%"),
     "exact\nmatch": lambda s: shown(s.get("val_exact_match"), ".1%"),

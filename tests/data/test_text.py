@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from data.tokenizer import Specials, Tokenizer, TokenizerSpec, char_tokenizer
 
 CHAR = char_tokenizer("abcdef ")
 SHARED = Tokenizer(char_tokenizer("abcdef ").rust, Specials(pad=2, bos=2, eos=2, unk=3))  # as in GPT-2
+NO_BOS = Tokenizer(char_tokenizer("abcdef ").rust, Specials(pad=2, bos=None, eos=2, unk=3))  # as in Qwen2
 DOCUMENTS = st.lists(st.text("abcdef ", max_size=12), min_size=1, max_size=6)
 
 
@@ -53,6 +55,22 @@ def test_every_token_is_predicted_and_scored_exactly_once(documents, max_seq_len
         row = rows[i]
         assert row.ids == x[i][mask[i]].tolist()
         assert row.scored == scored[i][mask[i]].tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(DOCUMENTS, st.integers(1, 9), st.booleans())
+def test_without_bos_nothing_stands_in_front(documents, max_seq_len, packed):
+    """What nothing stands before is not predicted: the first token of all, or, unpacked, of every document."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokens(documents, NO_BOS, Path(folder))
+        tokens = read_tokens(Path(folder))
+    pieces = [[*NO_BOS(document), 2] for document in documents]
+    assert tokens.ids.tolist() == [i for piece in pieces for i in piece]
+    assert tokens.n_first_bytes == sum(len(document) > 0 for document in documents)
+    rows = TextRows(tokens, NO_BOS, max_seq_len, packed)
+    batch = [rows[i] for i in range(len(rows))]
+    scored = [i for row in batch for i, is_scored in zip(row.ids, row.scored, strict=True) if is_scored]
+    assert scored == (tokens.ids[1:].tolist() if packed else [i for piece in pieces for i in piece[1:]])
 
 
 @settings(max_examples=30, deadline=None)
@@ -165,6 +183,33 @@ def test_the_tokenizer_sees_the_training_split_only(monkeypatch, tmp_path):
     assert ids.count(data.tokenizer.pad) == 0
 
 
+@pytest.mark.parametrize(("packed", "expected"), [(None, 5 * 2), (False, 5 * 2 + 5)])
+def test_bytes_that_no_token_explains_are_counted(packed, expected, monkeypatch, tmp_path):
+    """Two unknown bytes in every document, and without bos the first byte of one in rows of its own."""
+    train, val = ["abc"] * 9, ["ab\u00e9"] * 5
+    monkeypatch.setitem(corpora.corpora, "mine", lambda: iter(train))
+    monkeypatch.setattr(text, "read_corpus", lambda *_: {"train": train, "val": val, "test": val})
+    data = TextData(params(packed=packed), TokenizerSpec("-"), tmp_path, tokenizer=NO_BOS)
+    assert (data.val_bytes, data.val_unknown_bytes) == (5 * 4, expected)
+    with_bos = TextData(params(packed=packed), TokenizerSpec("-"), tmp_path, tokenizer=CHAR)
+    assert with_bos.val_unknown_bytes == 5 * 2
+    assert data.tokenizer.start == [
+        2
+    ]  # a sample without a prompt begins as a document in the middle of a row does
+
+
+def test_an_edited_pretrained_tokenizer_is_no_other_one_from_the_cache(corpus, tmp_path):
+    (folder := tmp_path / "pretrained").mkdir()
+    n_tokens = []
+    for characters in ("abc", "abcdef"):
+        char_tokenizer(characters).rust.save(str(folder / "tokenizer.json"))
+        for crop in (False, True):
+            spec = TokenizerSpec(str(folder), crop=crop)
+            n_tokens.append(TextData(params(), spec, tmp_path / "cache").tokenizer.n_tokens)
+    assert n_tokens[2] == n_tokens[0] + 3
+    assert n_tokens[3] == n_tokens[1] + 3
+
+
 def test_the_text_is_read_once_and_then_comes_from_the_cache(monkeypatch, corpus, tmp_path):
     spec, reads = TokenizerSpec("char"), []
     monkeypatch.setattr(text, "read_corpus", lambda *a: reads.append(a) or corpora.read_corpus(*a))
@@ -235,4 +280,5 @@ def test_a_corpus_ten_times_larger_takes_hardly_more_memory(source, tmp_path):
 def test_facts_are_plain_json(corpus, tmp_path):
     TextData(params(), TokenizerSpec("char"), tmp_path)
     for facts in tmp_path.glob("tokens-*/facts.json"):
-        assert set(json.loads(facts.read_text())) == {"dtype", "n_bytes", "chance"}
+        expected = {"dtype", "n_bytes", "n_unknown_bytes", "n_first_bytes", "chance"}
+        assert set(json.loads(facts.read_text())) == expected

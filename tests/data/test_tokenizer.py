@@ -5,7 +5,14 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as RustTokenizer
+from tokenizers import models
 
+import data.tokenizer as tokenizer_module
+from data.check import data_problems
+from data.corpora import corpora
+from data.data_params import DataParams
+from data.text import TextData
 from data.tokenizer import (
     Specials,
     Tokenizer,
@@ -13,6 +20,9 @@ from data.tokenizer import (
     check_spec,
     from_transformers,
     make_tokenizer,
+    recipes,
+    registered,
+    spec_identity,
     word_tokenizer,
 )
 
@@ -199,3 +209,102 @@ def test_from_transformers_leaves_the_original_alone(gpt2_folder):
     original = AutoTokenizer.from_pretrained(gpt2_folder)
     from_transformers(original)
     assert original("<|endoftext|>").input_ids == [50256]
+
+
+@pytest.fixture
+def words(monkeypatch):
+    """A tokenizer of the user's own: one function, which is all it takes."""
+    monkeypatch.setattr("data.tokenizer.recipes", dict(recipes))
+    monkeypatch.setattr("data.text.recipes", tokenizer_module.recipes)
+
+    def check_size(spec: TokenizerSpec) -> None:
+        if spec.vocab_size < 10:
+            raise ValueError(f"tokenizer_vocab_size={spec.vocab_size} must be at least 10")
+
+    @registered(check=check_size)
+    def words(texts, spec):
+        """A token for each of the first words."""
+        found = {word for text in texts() for word in text.split()}
+        return word_tokenizer(sorted(found)[: spec.vocab_size])
+
+    @registered
+    def bare(texts, spec):
+        return Tokenizer(words(texts, spec).rust, Specials(None, None, None, None))
+
+    return words
+
+
+def test_a_tokenizer_is_added_by_a_decorator(words, monkeypatch, tmp_path):
+    documents = [f"the cat {i}" for i in range(40)]
+    monkeypatch.setitem(corpora, "mine", lambda: iter(documents))
+    data = TextData(DataParams(dataset_name="mine"), TokenizerSpec("words", 20), tmp_path)
+    assert data.tokenizer.n_tokens == 4 + 20
+    assert data.tokenizer.decode(data.tokenizer("10 11")) == "10 11"
+    smaller = TextData(DataParams(dataset_name="mine"), TokenizerSpec("words", 12), tmp_path)
+    assert smaller.tokenizer.n_tokens == 4 + 12
+    bare = TextData(DataParams(dataset_name="mine"), TokenizerSpec("bare", 12), tmp_path)
+    assert bare.tokenizer.specials == Specials(0, 1, 2, 3)  # every text has an end
+
+
+def test_it_is_checked_with_the_grid(words):
+    text = DataParams(dataset_name="sotu")
+    assert not list(data_problems(text, TokenizerSpec("words", 20), 32))
+    [problem] = data_problems(text, TokenizerSpec("words", 5), 32)
+    assert problem.endswith("tokenizer_vocab_size=5 must be at least 10")
+
+
+def test_a_name_that_is_nearly_right(monkeypatch):
+    monkeypatch.setattr("data.tokenizer.hub_answers", lambda: False)
+    for name in ("chars", "costum"):
+        [problem] = data_problems(DataParams(dataset_name="sotu"), TokenizerSpec(name), 32)
+        right = "char" if name == "chars" else "custom"
+        assert f"tokenizer_source_name={name!r} is not on this machine" in problem
+        assert f"did you mean {right!r}? There are: char, custom" in problem
+
+
+def test_the_code_of_a_registered_tokenizer_is_part_of_its_identity(tmp_path, monkeypatch):
+    """As of a task: whoever edits it must not meet yesterday's tokenizer in the cache."""
+    monkeypatch.setattr("data.tokenizer.recipes", dict(recipes))
+    file, found = tmp_path / "mine.py", set()
+    for n in (1, 2, 2):
+        file.write_text(f"def mine(texts, spec):\n    return {n}\n")
+        namespace: dict = {}
+        exec(compile(file.read_text(), str(file), "exec"), namespace)  # noqa: S102 -- as an import of it does
+        registered(namespace["mine"])
+        found.add(spec_identity(TokenizerSpec("mine")))
+    assert len(found) == 2
+
+
+def n_unknown(tokenizer, text):
+    return tokenizer.unknown_bytes(text, tokenizer.encode_batch([text])[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("char", "abcab", 0),
+        ("char", "a?b\u00e9\u6f22", 1 + 2 + 3),
+        ("char", "a \n", 2),  # spaces are characters like others
+        ("custom", "a?b\u00e9\u6f22 \U0001f642", 0),
+        ("dropping", "a?b\u00e9 \u6f22", 1 + 2 + 3),
+        ("words", "the dog  sat\n", 3),
+        ("bert", "the dog, cats", 3 + 1),
+        ("cropped", "well zebra", 6),
+        ("cropped", "well the weather", 0),
+    ],
+)
+def test_bytes_behind_unknown_tokens(kind, text, expected, request, gpt2_folder, bert_folder):
+    if kind == "dropping":
+        tokenizer = Tokenizer(
+            RustTokenizer(models.BPE({"a": 0, "b": 1}, [])), Specials(None, None, None, None)
+        )
+    elif kind == "words":
+        tokenizer = word_tokenizer(["the", "sat"])
+    elif kind == "bert":
+        tokenizer = make_tokenizer(TokenizerSpec(str(bert_folder)), list)
+    elif kind == "cropped":
+        spec = TokenizerSpec(str(gpt2_folder), crop=True)
+        tokenizer = make_tokenizer(spec, lambda: ["well the weather"])
+    else:
+        tokenizer = own(kind, ["abc" * 9])
+    assert n_unknown(tokenizer, text) == expected

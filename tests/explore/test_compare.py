@@ -224,6 +224,14 @@ def test_losses_of_different_tokenizers_are_not_compared():
     table["bits_per_byte"] = table.val_loss
     assert "different tokenizers" in compare(table).verdict[1]
     assert compare(table, metric="bits_per_byte").verdict[1] == "better"
+    for who in ("a", "b"):
+        table["unknown_bytes"] = np.where(table.positions == who, 0.0009, 0.0)
+        assert compare(table, metric="bits_per_byte").verdict[1] == "better"
+        table.loc[table.index[table.positions == who][3], "unknown_bytes"] = 0.0012
+        assert compare(table, metric="bits_per_byte").verdict[1] == (
+            "cannot tell: 0.12% of the text's bytes stand behind unknown tokens, at most 0.1% may"
+        )
+    assert "different tokenizers" in compare(table).verdict[1]
 
 
 def test_equal_losses_tell_nothing():

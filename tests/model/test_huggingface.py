@@ -445,7 +445,8 @@ def test_a_revision_is_taken_from_the_cache_of_the_hub(monkeypatch, tmp_path):
     for revision, branch in ((None, "main"), ("main", "main"), ("step7", "step7"), ("b" * 40, "step7")):
         hf_model = load_hf("some/model", revision, never_asked)
         assert_close(hf_model(IDS).logits, models[branch](IDS).logits)
-        fields = fields_of(models[branch].config) | {"tokenizer_source_name": "some/model"}
+        source = "some/model" if revision is None else f"some/model@{revision}"  # the tokenizer's, too
+        fields = fields_of(models[branch].config) | {"tokenizer_source_name": source}
         assert pretrained_fields("some/model", revision, never_asked) == fields
 
 

@@ -154,7 +154,7 @@ MOST = 24.3  # 0.1 % of true samples have a larger chi-square at 7 degrees of fr
 def test_sampled_frequencies_match_the_softmax(use_cache):
     """Of the first new token, and of the second whatever the first is; the prompts differ in length."""
     lm = tiny_lm(n_tokens=8, seed=3)
-    lm.tokenizer.eos = -1
+    lm.tokenizer.stops = ()
     n, generator = 4000, torch.Generator().manual_seed(0)
     prompts = [[1, 5], [1, 6, 3]] * n
     rows = generate(lm, prompts, 2, temperature=2.0, generator=generator, use_cache=use_cache)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from hypothesis import strategies as st
@@ -25,6 +26,8 @@ class CharTokenizer:
     """Letters a to z and so on, after four special ids. The mask token is _, as there is nothing unknown."""
 
     pad, bos, eos, mask = 0, 1, 2, 3
+    stops = (eos,)
+    special_ids = MappingProxyType({"<": 2})
 
     def __init__(self, n_tokens: int = 30) -> None:
         self.n_tokens = n_tokens

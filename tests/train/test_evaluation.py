@@ -1,12 +1,14 @@
 """The headline numbers, each against a computation of its own."""
 
 import math
+import random
 import time
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from data.corpora import corpora
 from data.data_params import DataParams
 from model.lm import LM
 from model.model_params import ModelParams
@@ -16,6 +18,7 @@ from train.evaluation import Evaluation
 from train.params import Params
 from train.run import Call, fit, summarise
 from train.stats import Stats
+from train.tables import COLUMNS
 from train.train_params import TrainParams
 
 TEXT = DataParams(dataset_name="pydoc", debug_crop=10, val_pct=30.0, packed=False)
@@ -52,6 +55,52 @@ def test_bits_per_byte_are_all_bits_over_all_bytes(text):
     n_bytes = sum(len(document.encode()) for document in documents)
     assert evaluate(data, lm)["val_bits_per_byte"] == pytest.approx(bits / n_bytes, rel=1e-3)
     assert n_tokens > 1000
+
+
+def test_a_tokenizer_that_sees_nothing_explains_nothing(monkeypatch, tmp_path):
+    """97 % of the bytes are one unknown token: easy to predict, and no bit of them is known."""
+    letters = random.Random(0).choices("bcdefghijklmnopq", k=200 * 64)
+    documents = ["a" * 64] * 200
+    val = ["a" + "".join(letters[i : i + 63]) for i in range(0, 200 * 63, 63)]
+    monkeypatch.setitem(corpora, "letters", lambda: iter(documents))
+    monkeypatch.setattr("data.text.read_corpus", lambda *_: {"train": documents, "val": val, "test": val})
+    params = DataParams(dataset_name="letters")
+    data = make_data(params, MODEL, tmp_path)
+    lm = LM(MODEL, tokenizer=data.tokenizer)
+    with torch.no_grad():  # knows that all tokens are unknown ones
+        lm.unembed.weight.zero_()
+        lm.unembed.weight[data.tokenizer.unk] = 1
+    lm.decoder.norm = Ones(MODEL.dim)
+    result = evaluate(data, lm)
+    entropy = 63 / 64 * math.log2(16)
+    assert result["val_loss:main"] / math.log(2) < 1
+    assert result["val_bits_per_byte"] > entropy
+    assert result["val_bits_per_byte"] == pytest.approx(
+        8 * 63 / 64 + result["val_loss:main"] / math.log(2) * 65 / 64, rel=1e-3
+    )
+
+
+def test_the_share_of_unknown_bytes_is_a_number_of_the_run(tmp_path, monkeypatch):
+    documents = ["abcde" * 20] * 9
+    monkeypatch.setitem(corpora, "letters", lambda: iter(documents))
+    split = {"train": documents, "val": ["abcd\u00e9"] * 2, "test": []}
+    monkeypatch.setattr("data.text.read_corpus", lambda *_: split)
+    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    run = fit(Params(DataParams(dataset_name="letters"), TrainParams(), MODEL), Stats(), call)
+    assert summarise(run)["unknown_bytes"] == pytest.approx(2 / 6)
+    assert COLUMNS["unknown\nbytes"](summarise(run)) == "33.33%"
+    assert COLUMNS["unknown\nbytes"]({"unknown_bytes": 0.0}) == COLUMNS["unknown\nbytes"]({}) == "-"
+
+
+class Ones(torch.nn.Module):
+    """In the final norm's place: the same for every token."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, x):
+        return torch.full_like(x, 20 / self.dim)
 
 
 def joined_documents(data):

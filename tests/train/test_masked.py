@@ -11,7 +11,6 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 import gpt2
 import main
 import model_explorer
-from data.tokenizer import pretrained_tokenizer
 from explore.analysis import ablate, logit_lens
 from explore.html import attention_html
 from explore.patterns import attention_patterns
@@ -150,8 +149,7 @@ def pretrained(tmp_path):
     make(
         "bert", hidden_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=len(words)
     ).save_pretrained(folder)
-    yield str(folder)
-    pretrained_tokenizer.cache_clear()
+    return str(folder)
 
 
 def test_a_pretrained_bert_goes_on_training(pretrained, tmp_path):
@@ -180,7 +178,6 @@ def test_ours_in_a_folder_of_transformers(run, tmp_path):
         assert_close(hf_model(ids).logits, lm(ids), rtol=0, atol=1e-4)
     again = gpt2.get_pretrained(str(tmp_path))
     assert again.fill("we the<mask> of") == lm.fill("we the<mask> of")
-    pretrained_tokenizer.cache_clear()
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])

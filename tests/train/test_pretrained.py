@@ -1,5 +1,6 @@
 """Runs that begin with the weights of a pretrained model or of a saved run: tuned, edited, with LoRA, refused."""
 
+import json
 import os
 import re
 import shutil
@@ -169,7 +170,6 @@ def test_the_params_tell_the_architecture_and_the_run_opens_when_the_model_it_be
     folder = shutil.copytree(hf_folder, tmp_path / "hf")
     assert call(tmp_path, f"from_pretrained = {str(folder)!r}\nactivation = 'relu'", "--save") == 0
     shutil.rmtree(folder)
-    pretrained_tokenizer.cache_clear()  # as in another process
     [timestamp] = runs(str(tmp_path)).index
     model = load(find_run(timestamp, str(tmp_path))).params.model
     assert (model.dim, model.n_layers, model.n_heads, model.max_seq_len) == (16, 2, 2, 32)
@@ -500,3 +500,32 @@ def test_two_processes_go_on_from_a_saved_run_as_one_does_with_the_double_batch(
     firsts = [of.train_stats["stat/val_loss:main"][0] for of in (of_one, of_two)]
     assert firsts[0].s == firsts[1].s == 0
     assert [step for step, _ in checkpoints(two, str(out))][:3] == [0, 2, 4]
+
+
+def test_a_chat_model_goes_on_training_without_bos_and_keeps_its_end_tokens(hf_folder, tmp_path):
+    """Its tokenizer names an end token and no bos, its generation config two end tokens."""
+    folder = shutil.copytree(hf_folder, tmp_path / "chat")
+    config = json.loads((folder / "tokenizer_config.json").read_text()) | {"bos_token": None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
+    assert call(tmp_path, f"from_pretrained = {str(folder)!r}", "--save") == 0
+    [timestamp] = runs(str(tmp_path)).index
+    lm, tokenizer, *_ = load(find_run(timestamp, str(tmp_path)))
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.stops, lm.tokenizer.stops) == (None, 0, (0, 9), (0, 9))
+    assert lm.sample("the", 4, as_str=False)[0] == tokenizer.encode_batch(["the"])[0][0]
+
+
+def test_a_pretrained_tokenizer_without_special_tokens_trains(tmp_path):
+    (folder := tmp_path / "bare").mkdir()
+    characters = sorted({*"".join(TEXT), *"0123456789\n"})
+    bare = RustTokenizer(models.BPE({character: i for i, character in enumerate(characters)}, []))
+    bare.decoder = decoders.Fuse()
+    bare.save(str(folder / "tokenizer.json"))
+    fields = f"tokenizer_source_name = {str(folder)!r}\ndim = 16\nn_layers = 1\nn_heads = 2\nmax_seq_len = 16"
+    assert call(tmp_path, fields, "--save") == 0
+    [timestamp] = runs(str(tmp_path)).index
+    lm, tokenizer, *_ = load(find_run(timestamp, str(tmp_path)))
+    assert lm.n_tokens == len(characters) + 4
+    first = characters.index("t")
+    assert tokenizer("t") == [tokenizer.bos, first]
+    assert tokenizer.decode([tokenizer.bos, 0, first, tokenizer.eos]) == characters[0] + "t"

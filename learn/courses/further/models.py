@@ -17,13 +17,17 @@ from model.model_params import ModelParams
 class Numbers:
     """A tokenizer's ids without a text: 0 begins a sequence, all others are tokens."""
 
-    bos = eos = pad = 0
+    bos: int | None = 0
+    eos: int | None = 0
+    pad = 0
+    stops: tuple[int, ...] = (0,)
     mask: int | None = None
 
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = n_tokens
+        self.special_ids: dict[str, int] = {}
 
-    def __call__(self, text: Any) -> Any:
+    def __call__(self, text: Any, *, parse_special: bool = False) -> Any:
         return [self.bos, *map(int, text.split())]
 
     def with_gaps(self, text: str) -> list[int]:
