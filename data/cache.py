@@ -1,10 +1,20 @@
 """Results on disk, named by what they were made from: a folder is complete or is not there."""
 
+import ast
+import dataclasses
 import functools
 import hashlib
+import importlib.util
+import shutil
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+MAX_BUILD_SECONDS = 7 * 24 * 3600  # an unfinished folder this old was left by a process that was killed
 
 
 def digest(*parts: object) -> str:
@@ -18,7 +28,89 @@ used: list[Path] = []  # folders that were asked for
 @functools.cache
 def code_digest() -> str:
     """Of the files in data/: whoever edits a task, or this code, must not meet yesterday's results."""
-    return digest(*(file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))))
+    return tree_digest(Path(__file__).parent)
+
+
+def tree_digest(folder: Path) -> str:
+    """Return the digest of all Python files in `folder` and its subfolders."""
+    files = sorted(folder.rglob("*.py"))
+    return digest(*((file.relative_to(folder).as_posix(), file.read_bytes()) for file in files))
+
+
+def changed_fields(params: Any) -> tuple[tuple[str, object], ...]:
+    """Return name and value of every dataclass field that is not at its default, in order of names.
+
+    A field that a user adds is in every cache key as soon as it is set. At its default it leaves the keys as they were.
+    """
+    values = (
+        (field.name, getattr(params, field.name), default_of(field)) for field in dataclasses.fields(params)
+    )
+    return tuple(sorted((name, in_order(value)) for name, value, default in values if value != default))
+
+
+def default_of(field: dataclasses.Field) -> object:
+    """Return the default of a dataclass field, `MISSING` if it has none."""
+    default, factory = field.default, field.default_factory
+    if hasattr(default, "is_required"):  # pydantic's Field(...)
+        return (
+            dataclasses.MISSING if default.is_required() else default.get_default(call_default_factory=True)
+        )
+    return default if factory is dataclasses.MISSING else factory()
+
+
+def in_order(value: object) -> object:
+    """Return `value` with the keys of its dicts sorted, so that equal values have equal reprs."""
+    if isinstance(value, dict):
+        return {key: in_order(value[key]) for key in sorted(value, key=repr)}
+    if isinstance(value, list | tuple):
+        return type(value)(map(in_order, value)) if type(value) in (list, tuple) else value
+    return sorted(value, key=repr) if isinstance(value, set | frozenset) else value
+
+
+def source_files(file: Path, package: str) -> set[Path]:
+    """Return `file` and the project's files that it imports, directly or through others.
+
+    `package` is the package of the module in `file`, for relative imports. The project is the repository and the folder
+    of `file`; installed packages do not count.
+    """
+    roots = PROJECT, file.resolve().parent
+    found: set[Path] = set()
+    to_read = [(file.resolve(), package)]
+    while to_read:
+        path, package = to_read.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for name in imported_names(path, package):
+            module = sys.modules.get(name)
+            origin = Path(getattr(module, "__file__", None) or "").resolve()
+            in_project = (
+                any(origin.is_relative_to(root) for root in roots) and "site-packages" not in origin.parts
+            )
+            if in_project and origin.suffix == ".py":
+                to_read.append((origin, getattr(module, "__package__", None) or ""))
+    return found
+
+
+def imported_names(file: Path, package: str) -> Iterator[str]:
+    """Yield the full name of everything that `file` imports and that may be a module."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (package or not node.level):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def remove_unfinished(cache: Path) -> None:
+    """Remove unfinished folders that killed processes left; those of running processes are younger."""
+    for folder in cache.glob("unfinished-*"):
+        try:
+            if time.time() - folder.stat().st_mtime > MAX_BUILD_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+        except FileNotFoundError:  # another process was faster
+            pass
 
 
 def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Path], None]) -> Path:
@@ -28,6 +120,7 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
     if folder.exists():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
+    remove_unfinished(cache)
     with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as workplace:
         made = Path(workplace) / kind
         made.mkdir()

@@ -9,6 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from data.corpora import corpus_names, data_folder_fault, read_corpus
 from data.data_params import DataParams
 from data.samples import check_fits, check_split, sizes
@@ -17,6 +20,7 @@ from data.text import too_few_documents
 from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
 
 TRIED_SAMPLES = 100
+TRIED_DRAWS = 20  # to find out whether a task draws from the rng argument only
 
 
 def data_problems(
@@ -95,7 +99,35 @@ def first_samples(task: Task, data_params: DataParams) -> Iterator[list[str]]:
 
 
 def check_samples(task: Task, data_params: DataParams) -> None:
-    check_tokens({token for tokens in first_samples(task, data_params) for token in tokens})
+    """Raise ValueError if the task draws from a global generator or returns something that is no token."""
+    if not task.rows:
+        check_rng(task, data_params)
+    spaced = isinstance(task.draw(random.Random(0), **data_params.task_args), str)
+    tokens = {token for sample in first_samples(task, data_params) for token in sample}
+    check_tokens({token for token in tokens if not (spaced and token.isspace())})
+
+
+def check_rng(task: Task, data_params: DataParams) -> None:
+    """Raise ValueError if a sample depends on the global random state of Python, numpy or torch."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        for i in range(TRIED_DRAWS):
+            drawn = []
+            for state in (2 * i, 2 * i + 1):  # the same rng, another global state
+                random.seed(state)
+                np.random.seed(state)  # noqa: NPY002
+                torch.default_generator.manual_seed(state)
+                drawn.append(task.draw(random.Random(i), **data_params.task_args))
+            if drawn[0] != drawn[1]:
+                code = task.draw.__code__
+                raise ValueError(
+                    f"{code.co_filename}:{code.co_firstlineno}: dataset_name={data_params.dataset_name!r} draws other samples "
+                    "from the same rng: draw from the rng argument only, not from the global random, numpy or torch"
+                )
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(pytorch)
 
 
 def check_tokens(tokens: Iterable[object]) -> None:

@@ -5,6 +5,7 @@ characters are its tokens, or a list of tokens. What stands between « and » is
 sample whose scored part reaches to its end is scored on the end-of-sequence token as well.
 """
 
+import inspect
 import random
 import string
 from collections import Counter
@@ -41,10 +42,22 @@ def registered(
     """Makes the decorated function a task; @registered alone, or @registered(check=...) to say more about it."""
 
     def register(draw: Callable[..., Sample]) -> Callable[..., Sample]:
+        check_takes_rng(draw)
         tasks[draw.__name__] = Task(draw.__name__, draw, check, chance, rows)
         return draw
 
     return register(draw) if draw else register
+
+
+def check_takes_rng(draw: Callable[..., Sample]) -> None:
+    """Raise TypeError with file and line if the first parameter of `draw` is not a random generator."""
+    first = next(iter(inspect.signature(draw).parameters.values()), None)
+    if first is None or first.default is not first.empty or first.kind is first.KEYWORD_ONLY:
+        code = draw.__code__
+        raise TypeError(
+            f"{code.co_filename}:{code.co_firstlineno}: the task {draw.__name__!r} needs the random generator as its first "
+            f"parameter: def {draw.__name__}(rng: random.Random, ...)"
+        )
 
 
 class Marked(NamedTuple):
@@ -230,7 +243,11 @@ def induction(
 
 
 def one_of_the_values_left(n_pairs: int = 4, **_: Any) -> float:
-    """Of a guess among the values that have not been asked for yet, which takes no key."""
+    """Return the accuracy of a guess among the values of this sample that have not been asked for yet.
+
+    This skill reads the values from the sample but ignores the keys. A guess among all values of the vocabulary is
+    right far less often, so an untrained model starts below `chance`.
+    """
     return sum(1 / left for left in range(1, n_pairs + 1)) / n_pairs
 
 

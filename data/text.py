@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data.batch import Block, Row
-from data.cache import cached
+from data.cache import cached, changed_fields
 from data.corpora import fingerprint, read_corpus
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer, recipes, spec_identity
@@ -79,8 +79,7 @@ class TextData:
         self.data_params = data_params
         self.cache = cache
         self.documents = functools.cache(lambda: Documents(data_params, cache))
-        d = data_params
-        self.source = (fingerprint(d.dataset_name), d.debug_crop, d.val_pct, d.test_pct, d.data_seed)
+        self.source = (fingerprint(data_params.dataset_name), changed_fields(data_params))
         self.content = repr(self.source)  # tells whether the text is what it was
         self.tokenizer = tokenizer or self.make_tokenizer(spec)
         self.val = self.tokens("val")

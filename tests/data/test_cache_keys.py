@@ -1,0 +1,114 @@
+"""Keys of cached data: every field and every file that the data depend on."""
+
+import os
+import sys
+import time
+
+from pydantic.dataclasses import dataclass
+
+from data import cache as cache_module
+from data.cache import cached, changed_fields, source_files, tree_digest
+from data.data_params import DataParams
+from data.samples import TaskData, task_key
+from data.syntheticdata import Task, tasks
+from data.text import TextData
+from data.tokenizer import TokenizerSpec
+
+
+@dataclass(frozen=True)
+class Extended(DataParams):
+    """DataParams as a user extends them."""
+
+    lowercase: bool = False
+    val_task_args: dict | None = None
+
+
+def test_only_fields_that_are_not_at_their_default_are_in_a_key():
+    assert changed_fields(Extended()) == changed_fields(DataParams()) == ()
+    assert changed_fields(Extended(lowercase=True, data_seed=3)) == (("data_seed", 3), ("lowercase", True))
+    one, other = {"a": 1, "b": [2]}, {"b": [2], "a": 1}
+    assert repr(changed_fields(Extended(task_args=one))) == repr(changed_fields(Extended(task_args=other)))
+
+
+def test_each_field_of_data_params_has_a_key_of_its_own():
+    values = {
+        "dataset_name": "copy", "task_args": {"x": 1}, "n_samples": 7, "val_pct": 1.0, "test_pct": 1.0,
+        "debug_crop": 5, "packed": True, "data_seed": 1, "lowercase": True, "val_task_args": {"x": 1},
+    }  # fmt: skip
+    assert set(values) == set(Extended.__dataclass_fields__)
+    keys = {repr(task_key(tasks["copy"], Extended(**{name: value}))) for name, value in values.items()}
+    assert len(keys) == len(values)
+
+
+def test_a_field_a_user_adds_gives_text_of_its_own(tmp_path, monkeypatch):
+    from data import text
+
+    def data(lowercase):
+        read = lambda *_: {"train": iter([f"Aa Bb Cc {i}" for i in range(50)])}  # noqa: E731
+        lower = lambda *_: {"train": (t.lower() for t in read()["train"])}  # noqa: E731
+        monkeypatch.setattr(text, "read_corpus", lower if lowercase else read)
+        return TextData(Extended("pydoc", lowercase=lowercase), TokenizerSpec("char"), tmp_path)
+
+    plain, lower = data(False), data(True)
+    assert plain.content != lower.content
+    assert "A" in plain.tokenizer.decode(plain.train.ids)
+    assert "A" not in lower.tokenizer.decode(lower.train.ids)
+
+
+def test_a_field_that_changes_held_out_samples_keeps_the_splits_disjoint(tmp_path, monkeypatch):
+    from data.samples import DrawnSamples
+
+    plain_draw = DrawnSamples.draw
+
+    def draw(self, split, i, attempt):
+        if split == "train" or not self.data_params.val_task_args:
+            return plain_draw(self, split, i, attempt)
+        self.rng.seed(f"{split}/{i}/{attempt}")
+        return self.task.draw(self.rng, **self.data_params.val_task_args)
+
+    monkeypatch.setattr(DrawnSamples, "draw", draw)
+    common = {
+        "dataset_name": "copy",
+        "task_args": {"min_length": 1, "max_length": 3, "n_letters": 6},
+        "n_samples": 300,
+    }
+    for val_task_args in (None, {"min_length": 2, "max_length": 3, "n_letters": 6}):
+        data = TaskData(tasks["copy"], Extended(**common, val_task_args=val_task_args), tmp_path)
+        assert not set(data.split("train")) & set(data.split("val"))
+
+
+def test_code_in_subfolders_counts(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.py").write_text("x = 1")
+    before = tree_digest(tmp_path)
+    (tmp_path / "sub" / "a.py").write_text("x = 2")
+    assert tree_digest(tmp_path) != before
+
+
+def test_what_a_task_imports_counts(tmp_path, monkeypatch):
+    (tmp_path / "task_helper.py").write_text("WORD = 'ab'")
+    (tmp_path / "task_file.py").write_text(
+        "import random\nfrom task_helper import WORD\ndef mine(rng): return WORD + rng.choice('xyz')"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import task_file
+
+    task = Task("mine", task_file.mine, None, None, None)
+    files = {path.name for path in source_files(tmp_path / "task_file.py", "")}
+    before = task_key(task, DataParams("mine"))
+    (tmp_path / "task_helper.py").write_text("WORD = 'abc'")
+    after = task_key(task, DataParams("mine"))
+    del sys.modules["task_file"], sys.modules["task_helper"]
+    assert files == {"task_file.py", "task_helper.py"}
+    assert before != after
+
+
+def test_unfinished_folders_of_killed_processes_are_removed(tmp_path):
+    old, young = tmp_path / "unfinished-old", tmp_path / "unfinished-young"
+    for folder in (old, young):
+        folder.mkdir()
+    past = time.time() - cache_module.MAX_BUILD_SECONDS - 60
+    os.utime(old, (past, past))
+    cached(tmp_path, "kind", ("key",), lambda folder: None)
+    assert not old.exists()
+    assert young.exists()
