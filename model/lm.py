@@ -180,7 +180,7 @@ class LM(nn.Module):
         A list of prompts gives a list of samples; n_samples above 1 a list of so many for each prompt; return_logprobs
         a pair (sample, log-probabilities of its new tokens under the model's plain softmax) for each sample.
 
-        temperature divides the logits; 0 takes the most probable token. top_k: only the so many most probable tokens.
+        temperature divides the logits; 0 takes the most probable token. top_k: only the so many most probable tokens and ties.
         nucleus: only the smallest set of most probable tokens that has this probability together. One of the two.
         min_p: only tokens of this share of the probability of the most probable one. repetition_penalty: above 1 makes
         tokens that are there already less likely. stop: ids, or texts of one token each; it ends a sample as eos does.
