@@ -4,7 +4,7 @@ Shape suffixes:  B batch  T position  D model dim
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -45,7 +45,9 @@ class Context:
     taps: Sequence[Tap] = ()
     cache: Cache | None = None
     real_BT: Tensor | None = None  # False at padding, which no real token may see; None: there is none
-    layer: int | None = None  # the layer at work, its index in the stack; None outside of it
+    layer: int | None = None  # the layer at work, its number in Transformer.passes; None outside of it
+    shared: dict[str, Any] = field(default_factory=dict)  # for layers of this forward pass, to hand things on
+    written: set[tuple[str, int | None, str]] = field(default_factory=set)  # see `claim`
 
     @property
     def start(self) -> int:
@@ -55,23 +57,38 @@ class Context:
     def named(self, name: str) -> str:
         return name if self.layer is None else f"layers.{self.layer}.{name}"
 
+    def claim(self, what: str, name: str) -> None:
+        """Raise ValueError if this forward pass has written to the name before: one of the two would be lost."""
+        if (key := (what, self.layer, name)) in self.written:
+            raise ValueError(
+                f"{what} {self.named(name)!r} is written twice in one forward pass; give each writer a name of its "
+                "own, and a layer that comes again another number in Transformer.passes"
+            )
+        self.written.add(key)
+
     def wants(self, name: str) -> bool:
         return any(tap.wants(self.named(name)) for tap in self.taps)
 
     def tap(self, name: str, x: Tensor) -> Tensor:
-        """`x`, or what someone puts in its place. All looking inside, and all patching, goes through here."""
+        """`x`, or what someone puts in its place. All looking inside, and all patching, goes through here.
+
+        ValueError for a name that was given before in this forward pass.
+        """
+        self.claim("activation", name)
         for tap in self.taps:
             x = tap(self.named(name), x)
         return x
 
     def with_past(self, name: str, x: Tensor, dim: int) -> Tensor:
         """`x` behind all that was given under this name for earlier tokens; `dim` is that of positions."""
+        self.claim("cache entry", name)
         if self.cache is None:
             return x
-        room, end = self.cache.kept.get(self.named(name)), self.start + x.shape[dim]
+        name = self.named(name)
+        room, end = self.cache.kept.get(name), self.start + x.shape[dim]
         if room is None:
             room = x.new_empty([*x.shape[:dim], self.cache.length, *x.shape[dim + 1 :]])
-            self.cache.kept[self.named(name)] = room
+            self.cache.kept[name] = room
         room.narrow(dim, self.start, x.shape[dim]).copy_(x)
         return room.narrow(dim, 0, end)
 
@@ -81,6 +98,7 @@ class Context:
 
     def keep(self, name: str, state: Tensor) -> None:
         """Leave a state, batch first, for the tokens to come."""
+        self.claim("cache entry", name)
         if self.cache is not None:
             self.cache.kept[self.named(name)] = state
 

@@ -1,6 +1,7 @@
 """ModelParams: the architecture and its tokenizer."""
 
-from typing import Annotated, Literal
+import copy
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -61,6 +62,11 @@ class ModelParams:
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
+    layer_index: ClassVar[int | None] = (
+        None  # in the params that a layer is made from: its place in the stack
+    )
+    n_passes: ClassVar[int | None] = None  # in those: how many layers a forward pass goes through
+
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide dim={self.dim}")
@@ -101,6 +107,18 @@ class ModelParams:
             raise ValueError(
                 f"residual={self.residual!r} and parametrization='completep' are two rules for depth: take one"
             )
+
+    def at(self, layer_index: int, n_passes: int) -> "ModelParams":
+        """Return the params that layer `layer_index` is made from: equal to these, but they know their layer."""
+        params = copy.copy(self)
+        object.__setattr__(params, "layer_index", layer_index)
+        object.__setattr__(params, "n_passes", n_passes)
+        return params
+
+    @property
+    def depth(self) -> int:
+        """Layers that a forward pass goes through: n_layers, unless `Transformer.passes` says otherwise."""
+        return self.n_layers if self.n_passes is None else self.n_passes
 
     @property
     def head_dim(self) -> int:

@@ -144,8 +144,9 @@ def test_torchs_layer_is_equal():
         (ours.linear2, block.linear2),
     ):
         to.load_state_dict(of.state_dict())
-    ctx = Context(torch.zeros(2, 9, dtype=torch.int64), real_BT=real)
-    assert_close(ours(x, ctx)[real], layer(x, ctx)[real], rtol=0, atol=1e-12)
+    ids = torch.zeros(2, 9, dtype=torch.int64)
+    expected = layer(x, Context(ids, real_BT=real))[real]
+    assert_close(ours(x, Context(ids, real_BT=real))[real], expected, rtol=0, atol=1e-12)
 
 
 def test_a_mask_of_another_shape_is_refused():

@@ -95,7 +95,7 @@ def test_a_row_that_says_nothing_is_an_error_that_names_it(bad):
     logits = torch.tensor([[1.0, 5.0, 2.0], bad])
     for temperature in (0.0, 1.0):
         with pytest.raises(
-            NoNextToken, match="row 1: no next token, (some logits are NaN|all logits are -inf)$"
+            NoNextToken, match=r"row 1: no next token, (some logits are NaN|all logits are -inf)$"
         ):
             next_token_probs(logits, temperature)
         with pytest.raises(NoNextToken, match="row 1"):
