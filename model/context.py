@@ -36,6 +36,15 @@ class Cache:
         self.kept = {name: kept[rows_B] for name, kept in self.kept.items()}
 
 
+class AddedLosses(dict[str, Tensor]):
+    """The weighted losses that layers added in the last forward pass of `LM.get_batch_xyz`. A copy of a model has none."""
+
+    wanted = False  # generation has no use for them
+
+    def __reduce__(self) -> tuple:
+        return AddedLosses, ()
+
+
 @dataclass
 class Context:
     """One forward pass, as its layers see it. With a cache x_BTD holds the last T tokens only, ids_BT all so far."""
@@ -47,6 +56,7 @@ class Context:
     real_BT: Tensor | None = None  # False at padding, which no real token may see; None: there is none
     layer: int | None = None  # the layer at work, its number in Transformer.passes; None outside of it
     shared: dict[str, Any] = field(default_factory=dict)  # for layers of this forward pass, to hand things on
+    losses: dict[str, Tensor] = field(default_factory=dict)  # by `add_loss`
     written: set[tuple[str, int | None, str]] = field(default_factory=set)  # see `claim`
 
     @property
@@ -78,6 +88,18 @@ class Context:
         for tap in self.taps:
             x = tap(self.named(name), x)
         return x
+
+    def add_loss(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        """Add `weight * value`, a scalar, to the loss that is trained on. Losses of one name add up over the layers.
+
+        `LM.get_losses` gives them beside "main". ValueError for the name "main", or for a value that is no scalar.
+        """
+        if name == "main":
+            raise ValueError("ctx.add_loss: 'main' is the loss of the predictions; take another name")
+        if value.dim():
+            raise ValueError(f"ctx.add_loss({name!r}): a loss is a scalar, not of shape {tuple(value.shape)}")
+        added = weight * value
+        self.losses[name] = self.losses[name] + added if name in self.losses else added
 
     def with_past(self, name: str, x: Tensor, dim: int) -> Tensor:
         """`x` behind all that was given under this name for earlier tokens; `dim` is that of positions."""

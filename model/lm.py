@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from model.beam import Beam, EarlyStopping, Search, beam_search
 from model.check import model_problems
-from model.context import Cache, Context, Uncacheable
+from model.context import AddedLosses, Cache, Context, Uncacheable
 from model.decoding import Trust
 from model.embeddings import Embedding
 from model.init import readout
@@ -47,6 +47,7 @@ class LM(nn.Module):
         self.tokenizer = tokenizer
         self.n_tokens = tokenizer.n_tokens
         self.taps = Taps()  # who looks at activations, or patches them, at the moment
+        self.added_losses = AddedLosses()
         self.trust = Trust()  # whether generation may go on from a cache
         self.embed = Embedding(model_params, self.n_tokens, dropout)
         self.decoder = Transformer(model_params, dropout)
@@ -87,6 +88,8 @@ class LM(nn.Module):
         z = ctx.tap("logits", self.unembed(self.transform(stream)))
         if cache is not None:
             cache.seen = x.shape[1]
+        if ctx.losses and self.added_losses.wanted:
+            self.added_losses.update(ctx.losses)
         if not record.patterns:
             return z
         result = {"logits": z}
@@ -144,18 +147,27 @@ class LM(nn.Module):
             y = x_indices[:, 1:].masked_fill(~scored[:, 1:], NOT_SCORED)
         if loss_requests is not None:
             x = loss_requests(x)
-        z = self(x) if self.model_params.causal else self(x, mask=batch["mask"][:, : x.shape[1]])
+        self.added_losses.clear()
+        self.added_losses.wanted = True
+        try:
+            z = self(x) if self.model_params.causal else self(x, mask=batch["mask"][:, : x.shape[1]])
+        finally:
+            self.added_losses.wanted = False
         return XYZ(x, y, z)
 
     def get_losses(
         self, batch: dict, train_params: Any, loss_requests: Any = None, xyz: XYZ | None = None
     ) -> tuple[dict[str, Tensor], int]:
-        """Losses by name, which training adds up, and the number of rows. "main": mean cross entropy of scored tokens."""
+        """Losses by name, which training adds up, and the number of rows.
+
+        "main": mean cross entropy of scored tokens; beside it what layers add with `ctx.add_loss`, weighted. `xyz` is
+        what the last call of `get_batch_xyz` gave.
+        """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
         if self.model_params.objective == "masked":
-            return {"main": total / (y != NOT_SCORED).sum().clamp(min=1)}, len(y)
-        return {"main": total / max(1, batch["n_scored"])}, len(y)
+            return {"main": total / (y != NOT_SCORED).sum().clamp(min=1), **self.added_losses}, len(y)
+        return {"main": total / max(1, batch["n_scored"]), **self.added_losses}, len(y)
 
     def sample(
         self,

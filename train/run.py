@@ -168,7 +168,7 @@ def fit(
     n_steps = count_steps(train, data.n_rows("train"))
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
     lm_trainer.began = began
-    lm_trainer.leak = warn_of_flaws(lm)
+    lm_trainer.leak = warn_of_flaws(lm, params.train)
     callbacks: list[L.Callback] = [resume_point] if resume_point else []
     if call.progress is not None:
         callbacks.append(Reporter(call.progress))
@@ -212,9 +212,9 @@ class Reporter(L.Callback):
             self.last = time.monotonic()
 
 
-def warn_of_flaws(lm: LM) -> str | None:
+def warn_of_flaws(lm: LM, train: TrainParams) -> str | None:
     """Says what makes the numbers of a run worth less than they seem; the leak among it stays with the run."""
-    leak, without_gradient = probe(lm)
+    leak, without_gradient = probe(lm, train)
     if leak:
         log.warning(f"leak: {leak}")
     if without_gradient:
@@ -309,7 +309,7 @@ def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
 def training_flops(lm_trainer: LMTrainer) -> int | None:
     """What training took, with rows of the mean number of real tokens: padding is no work done."""
     length = max(1, round(lm_trainer.n_tokens / max(1, lm_trainer.n_samples)))
-    per_row = flops_per_row(lm_trainer.model, length)
+    per_row = flops_per_row(lm_trainer.model, length, lm_trainer.train_params)
     return None if per_row is None else per_row * lm_trainer.n_samples
 
 
