@@ -27,6 +27,10 @@ UNCHECKED = "cannot be checked"
 bidirectional: set[str] = set()  # layer kinds that are meant to see what comes later; there are none yet
 
 
+class NotFinite(ValueError):
+    """Raised where a check cannot look, as numbers are NaN."""
+
+
 class Probe(NamedTuple):
     """What is wrong with a model that is to be trained."""
 
@@ -110,7 +114,9 @@ def without_gradient(lm: LM, train_params: Any) -> list[str]:
         noisy = noisy_copy(lm, spread=1.0 if i else 0.0).train()
         ids_BT = torch.randint(lm.n_tokens, (rows_in_a_pass(lm, T), T))
         losses, _ = noisy.get_losses(mycollate(ids_BT.tolist()), train_params)
-        sum(losses.values(), torch.tensor(0.0)).backward()
+        total = sum(losses.values(), torch.tensor(0.0))
+        check_numbers("the loss", total)
+        total.backward()
         gradients = {name: parameter.grad for name, parameter in noisy.named_parameters()}
         dead = {name for name in dead if (gradient := gradients[name]) is None or not gradient.any()}
         if not dead:
@@ -152,10 +158,12 @@ def gradients(lm: LM, at_B: Tensor, T: int) -> Tensor:
 
     with lm.patch({"embed": keep}):
         logits_BV = lm(ids_BT)[1 + torch.arange(len(at_B)), at_B]
+    check_numbers("a logit", logits_BV)
     (logits_BV * torch.randn_like(logits_BV)).sum().backward()
     [embed_BTD] = embeddings
     gradient_BTD = torch.zeros_like(embed_BTD) if embed_BTD.grad is None else embed_BTD.grad
-    return gradient_BTD.abs().amax(dim=-1).nan_to_num().cpu()
+    check_numbers("a gradient", gradient_BTD)
+    return gradient_BTD.abs().amax(dim=-1).cpu()
 
 
 def rows_in_a_pass(lm: LM, T: int) -> int:
@@ -203,7 +211,7 @@ def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]
     early = ~later_BT.to(lm.device)
     change = largest_difference(before.z[early], after.z[early])
     # What differs the second time without a reason says nothing of later tokens.
-    if change and torch.equal(before.z.nan_to_num(), predictions(lm, ids_BT).z.nan_to_num()):
+    if change and torch.equal(before.z, predictions(lm, ids_BT).z):
         mode = "training" if lm.training else "evaluation"
         return f"in {mode}, logits change by {change:.2g} with later tokens or other samples"
     rows_B, at_B = torch.arange(B), from_B - 1
@@ -226,9 +234,19 @@ def predictions(lm: LM, ids_BT: Tensor) -> XYZ:
 
 
 def largest_difference(a: Tensor, b: Tensor, slack: float = 1.0) -> float:
-    """0 if it is one of rounding, which is in proportion to the largest of the numbers. NaN equals NaN."""
+    """0 if it is one of rounding, which is in proportion to the largest finite number. Raises NotFinite for NaN."""
     if torch.equal(a, b):
         return 0.0
-    a, b = a.nan_to_num(), b.nan_to_num()
-    difference = (a - b).abs().max().item()
-    return difference if difference > slack * ROUNDING[a.dtype] * a.abs().max().item() else 0.0
+    check_numbers("a logit", a, b)
+    difference = (a - b).abs().where(a != b, 0.0).max().item()
+    return difference if difference > slack * ROUNDING[a.dtype] * largest_finite(a) else 0.0
+
+
+def largest_finite(x: Tensor) -> float:
+    return x.where(x.isfinite(), 0.0).abs().max().item()
+
+
+def check_numbers(what: str, *tensors: Tensor) -> None:
+    """Raise NotFinite if one of the tensors has a NaN: two NaNs are no more equal than they differ."""
+    if any(bool(tensor.isnan().any()) for tensor in tensors):
+        raise NotFinite(f"{what} is NaN: nothing can be compared")
