@@ -4,7 +4,7 @@ Shape suffixes:  B batch  T position  D model dim
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -128,26 +128,12 @@ class Context:
 class Layer(nn.Module):
     """A layer that takes `(x_BTD, ctx)`. Any other module in the stack is called with `x_BTD` alone."""
 
+    has_attention = True  # False: positions that act inside attention mean nothing to layers of this kind
+
     @classmethod
     def possible(cls, model_params: ModelParams) -> ModelParams:
         """The nearest architecture that layers of this kind can have: another one is refused."""
         return model_params
-
-    @classmethod
-    def used(cls, model_params: ModelParams) -> ModelParams:
-        """`model_params` with any valid value for what layers of this kind have no use for: a run says so if it is set."""
-        p = model_params
-        if p.positions != "rotary":
-            p = replace(p, rotary_base=ModelParams.rotary_base, rotary_frac=ModelParams.rotary_frac)
-        if p.residual != "admin":
-            p = replace(p, residual_change=ModelParams.residual_change, residual_profile=False)
-        if p.residual == "plain":
-            p = replace(p, residual_trainable=False)
-        if p.parametrization == "standard":  # muP
-            p = replace(p, mup_base_dim=0, mup_base_heads=0)  # muP
-        if p.parametrization != "completep":  # muP
-            p = replace(p, mup_base_layers=0)  # muP
-        return p
 
     @classmethod
     def problems(cls, model_params: ModelParams) -> Iterator[str]:

@@ -93,12 +93,10 @@ def as_parameter(
 
 def make_residual(model_params: ModelParams) -> Residual:
     """One of a layer's; how many there are `begin` finds out, when all layers are made."""
-    p = model_params
-    return Residual(
-        omega=None if p.residual == "plain" else 1.0,
-        dim=p.dim if p.residual_trainable else None,
-        branch_mult=1 / depth_mult(p),  # muP
-    )
+    p, branch_mult = model_params, 1 / depth_mult(model_params)  # muP
+    if p.residual == "plain":
+        return Residual(branch_mult=branch_mult)  # muP
+    return Residual(1.0, dim=p.dim if p.residual_trainable else None, branch_mult=branch_mult)  # muP
 
 
 def weighted(model: nn.Module) -> dict[Residual, Tensor]:
@@ -143,6 +141,11 @@ def xavier(weights: list[Tensor], gain: float) -> None:
     n_out, n_in = sum(map(len, weights)), weights[0].shape[1]
     for weight in weights:
         nn.init.normal_(weight, std=gain * math.sqrt(2 / (n_in + n_out)))
+
+
+def wants_profile(lm: Any) -> bool:
+    """Return whether omegas are to be found out from the first batches, as `residual_profile` says."""
+    return bool(weighted(lm)) and lm.model_params.residual_profile
 
 
 @torch.no_grad()

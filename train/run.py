@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from data.tokenizer import Tokenizer
 from model.lm import LM, n_params
+from model.residual import wants_profile
 from train.build import count_steps, make_data, profile_residuals
 from train.flops import flops_per_row, peak_flops
 from train.logs import log, log_to_file
@@ -161,7 +162,7 @@ def fit(
         params.data, params.model, call.cache, data_workers=train.data_workers, tokenizer=tokenizer
     )
     lm = make_lm(params, data.tokenizer, call.out)
-    if params.model.residual_profile and params.model.from_saved is None:
+    if params.model.from_saved is None and wants_profile(lm):
         profile_residuals(lm, data, train)
     if train.compile:
         lm.compile()
