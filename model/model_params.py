@@ -1,6 +1,5 @@
 """ModelParams: the architecture and its tokenizer."""
 
-import copy
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -62,10 +61,8 @@ class ModelParams:
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
-    layer_index: ClassVar[int | None] = (
-        None  # in the params that a layer is made from: its place in the stack
-    )
-    n_passes: ClassVar[int | None] = None  # in those: how many layers a forward pass goes through
+    layer_index: ClassVar[int | None] = None  # the place of the layer that `at` made these for
+    n_passes: ClassVar[int | None] = None  # how many layers a forward pass goes through there
 
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:
@@ -110,7 +107,8 @@ class ModelParams:
 
     def at(self, layer_index: int, n_passes: int) -> "ModelParams":
         """Return the params that layer `layer_index` is made from: equal to these, but they know their layer."""
-        params = copy.copy(self)
+        params = object.__new__(type(self))
+        vars(params).update(vars(self))
         object.__setattr__(params, "layer_index", layer_index)
         object.__setattr__(params, "n_passes", n_passes)
         return params

@@ -56,7 +56,7 @@ def is_use(frame: FrameType | None) -> bool:
     return True
 
 
-def unread(params: Any, reads: set[str], also: Collection[str] = ()) -> dict[str, Any]:
+def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> dict[str, Any]:
     """Return the fields, with their values, that differ from their default (or are in `also`) and were not read."""
     found = {}
     for field in fields(params):
@@ -83,7 +83,9 @@ def run_observed(model_params: ModelParams, reads: set[str], train_params: Any =
     ids_BT = torch.zeros(2, length + (params.objective != "masked"), dtype=torch.int64)
     real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     batch = {"x_indices": ids_BT, "mask": real_BT, "target_mask": real_BT, "n_scored": 2 * length}
+    n_threads = torch.get_num_threads()
     try:
+        torch.set_num_threads(1)  # on a busy machine several take long to meet, over numbers so few
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             with torch.device("cpu" if n_numbers <= MAX_NUMBERS else "meta"):
                 lm = LM(params, cast(Tokenizer, tokenizer), dropout=0.1)
@@ -91,6 +93,8 @@ def run_observed(model_params: ModelParams, reads: set[str], train_params: Any =
             wants_profile(lm)
     except Exception:  # an edit may look at numbers
         return None
+    finally:
+        torch.set_num_threads(n_threads)
     return lm
 
 

@@ -36,6 +36,9 @@ class Asked:
         self.met[name] = None
         return any(fits(name, pattern) for pattern in self.patterns)
 
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def check(self) -> None:
         """ValueError for a pattern that no activation fitted."""
         if self.patterns and not self.met:

@@ -49,13 +49,13 @@ def unused_fields(model: ModelParams, train: TrainParams, also: Collection[str] 
 
     Nothing is said of a model that cannot run without numbers.
     """
-    reads = reads_of(model, train)
+    reads = reads_of(model, train, also)
     if reads is None:
         return []
     elsewhere, found = names_read_elsewhere(), []
     for params in (model, train):
-        for name, value in unread(params, reads, also).items():
-            users = users_of(name, model, train)
+        for name, value in unread(params, reads | (elsewhere if params is train else set()), also).items():
+            users = users_of(name, model, train, also)
             if users or name not in elsewhere:
                 found.append(Unused(f"{name}={value!r}", reason(users, name, model)))
     return found
@@ -71,11 +71,11 @@ def reason(users: list[str], name: str, model: ModelParams) -> str:
 known: dict[tuple[Any, ...], frozenset[str] | None] = {}  # what runs of a signature read
 
 
-def reads_of(model: ModelParams, train: TrainParams) -> frozenset[str] | None:
+def reads_of(model: ModelParams, train: TrainParams, also: Collection[str]) -> frozenset[str] | None:
     """Return the names of fields that a model, its losses, optimizer and schedule read; None if they cannot run."""
-    key = signature(model), signature(train)
+    key = signature(model), signature(train), frozenset(also)
     if key not in known:
-        known[key] = run_once(model, train)
+        known[key] = run_once(model, train, also)
     return known[key]
 
 
@@ -89,15 +89,16 @@ def signature(params: Any) -> tuple[Any, ...]:
     )
 
 
-def run_once(model: ModelParams, train: TrainParams) -> frozenset[str] | None:
+def run_once(model: ModelParams, train: TrainParams, also: Collection[str]) -> frozenset[str] | None:
+    """Run the parts once; the optimizer, whose first one takes seconds to import, only for fields that are still unread."""
     reads: set[str] = set()
     params = observed(train, reads)
     lm = run_observed(model, reads, params)
     try:
-        if lm is not None:
+        read_schedule(params)
+        if lm is not None and unread(train, reads | names_read_elsewhere(), also):
             give_numbers(lm)
             make_optimizer(lm, params)
-            read_schedule(params)
     except Exception:  # it may be the user's own code
         return None
     return None if lm is None else frozenset(reads)
@@ -122,7 +123,7 @@ def read_schedule(train: TrainParams) -> None:
         schedule.see(1.0)
 
 
-def users_of(name: str, model: ModelParams, train: TrainParams) -> list[str]:
+def users_of(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:
     """Return the other choices, such as "optimizer='sgd'", with which this run would read the field."""
     users = []
     for params in (model, train):
@@ -131,7 +132,8 @@ def users_of(name: str, model: ModelParams, train: TrainParams) -> list[str]:
                 changed = replace(params, **{other: value})
             except ValueError:  # the combination is impossible
                 continue
-            reads = reads_of(changed, train) if isinstance(changed, ModelParams) else reads_of(model, changed)
+            pair = (changed, train) if isinstance(changed, ModelParams) else (model, changed)
+            reads = reads_of(*pair, also)
             if reads and name in reads:
                 users.append(f"{other}={value!r}")
     return users
