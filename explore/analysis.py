@@ -38,7 +38,7 @@ def logit_lens(lm: LM, sample: Input) -> Tensor:
     it, whatever was edited there.
     """
     ids_BT = ids_of(sample, lm.tokenizer, lm.device)
-    end = f"layers.{len(lm.decoder.layers) - 1}.resid_post"
+    end = f"layers.{lm.decoder.passes()[-1][0]}.resid_post"
     logits = []
     with looking(lm):
         with lm.record("resid_post") as seen:
@@ -87,7 +87,7 @@ def direct_logit_attribution(
 def parts_of_stream(lm: LM, seen: Recording, position: int) -> dict[str, Tensor]:
     """All that was added to the stream at a position, [D] each: their sum is the stream after the last layer."""
     parts = {"embed": seen["embed"][0, position]}
-    for i, layer in enumerate(lm.decoder.layers):
+    for i, layer in lm.decoder.passes():
         prefix = f"layers.{i}."
         x = {name.removeprefix(prefix): seen[name][0] for name in seen if name.startswith(prefix)}
         if "attn_out" not in x:

@@ -219,7 +219,7 @@ def aligned_probe(
 def align(model: LM) -> list[int]:
     """Copies queries to keys; says in which layers that could be done."""
     done = []
-    for i, layer in enumerate(model.decoder.layers):
+    for i, layer in model.decoder.passes():
         mixers = [module for module in layer.modules() if isinstance(module, Attention)]
         for mixer in mixers:
             queries, keys, _ = mixer.query_key_value()

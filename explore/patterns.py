@@ -48,7 +48,7 @@ def attention_patterns(lm: LM, sample: Input) -> Patterns:
             )
         of_layer[int(name.split(".")[1])] = pattern_BHTS[0].float().cpu().numpy()
     tokens = [visible(token) for token in lm.tokenizer.tokens(ids_BT[0].tolist())]
-    return Patterns(tokens, of_layer, len(lm.decoder.layers), lm.model_params.causal)
+    return Patterns(tokens, of_layer, len(lm.decoder.passes()), lm.model_params.causal)
 
 
 def film_of(checkpoints: Iterable[tuple[int, LM]], sample: Input) -> Iterator[tuple[int, Patterns]]:

@@ -9,7 +9,7 @@ from explore.load import find_run, open_run
 from model.lm import LM
 from train.evaluation import Evaluation
 from train.saver import output_root, read_about
-from train.soundness import probe
+from train.soundness import leak_of
 from train.train_params import TrainParams
 
 TOLERANCE = 1e-3  # relative: other threads, another machine
@@ -56,7 +56,7 @@ def check_deterministic(lm: LM, x_BT: torch.Tensor) -> None:
 
 
 def check_causal(lm: LM) -> None:
-    if leak := probe(lm).leak:
+    if leak := leak_of(lm):
         raise ValueError(f"the model sees what it must not: {leak}")
     later = "later tokens or " if lm.model_params.causal else ""
     print(f"no logits depend on {later}other samples: ok")

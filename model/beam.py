@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from model.decoding import LanguageModel, Rows
+from model.decoding import LanguageModel, Rows, usable_logits
 from model.inference import quick
-from model.sampling import eval_mode, log_probs
+from model.sampling import eval_mode
 
 EarlyStopping = bool | Literal["never"]
 
@@ -82,7 +82,8 @@ def beam_search(
         rows = Rows(lm, [prompt], length, attn_requests, use_cache)
         so_far_N = torch.zeros(1)
         for n_new in range(1, length - len(prompt) + 1):
-            log_probs_NV = so_far_N[:, None] + log_probs(rows.logits()).cpu()
+            logits_NV = usable_logits(rows.logits(), f"beam {{}}, step {n_new - 1}".format)
+            log_probs_NV = so_far_N[:, None] + logits_NV.log_softmax(dim=-1).cpu()
             going_on = []
             for rank, step in enumerate(most_probable(log_probs_NV, n_candidates)):
                 if step.token not in ends and len(prompt) + n_new < length:

@@ -1,4 +1,4 @@
-"""Whether an architecture exists, before anything is built; and which of its fields mean nothing to its layers."""
+"""Whether an architecture exists, before anything is built."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
@@ -45,22 +45,13 @@ def unlike_what_is_asked(p: ModelParams) -> Iterator[str]:
             f"mup_base_dim={base_dim(p)} cannot be divided among {n_base_heads} heads: mup_base_heads is their number in "
             "the base"
         )
-    if all(layer_class(kind).used(p).positions != p.positions for kind in p.kinds):
+    acts_in_attention = position_kinds[p.positions].acts_in_attention
+    if acts_in_attention and all(not layer_class(kind).has_attention for kind in p.kinds):
         others = ", ".join(name for name, at in position_kinds.items() if not at.acts_in_attention)
         yield (
             f"positions={p.positions!r} acts inside attention, which layer_architecture={p.layer_architecture!r} "
             f"does not let it; take positions from {others}"
         )
-
-
-def ignored_fields(model_params: ModelParams) -> list[str]:
-    """`field=value` for all that is set, not left at its default, although no layer of the stack has a use for it."""
-    p = model_params
-    ignored = settings_not_in(ModelParams(), p)
-    for kind in p.kinds:
-        unused = settings_not_in(layer_class(kind).used(p), p)
-        ignored = [setting for setting in ignored if setting in unused]
-    return ignored
 
 
 def layer_class(kind: str) -> type[Layer]:

@@ -4,7 +4,7 @@ Shape suffixes:  B batch  T position  D model dim
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -36,6 +36,15 @@ class Cache:
         self.kept = {name: kept[rows_B] for name, kept in self.kept.items()}
 
 
+class AddedLosses(dict[str, Tensor]):
+    """The weighted losses that layers added in the last forward pass of `LM.get_batch_xyz`. A copy of a model has none."""
+
+    wanted = False  # generation has no use for them
+
+    def __reduce__(self) -> tuple:
+        return AddedLosses, ()
+
+
 @dataclass
 class Context:
     """One forward pass, as its layers see it. With a cache x_BTD holds the last T tokens only, ids_BT all so far."""
@@ -46,7 +55,10 @@ class Context:
     cache: Cache | None = None
     real_BT: Tensor | None = None  # False at padding, which no real token may see; None: there is none
     padding_B: Tensor | None = None  # how many positions of padding rows begin with; None: no row does
-    layer: int | None = None  # the layer at work, its index in the stack; None outside of it
+    layer: int | None = None  # the layer at work, its number in Transformer.passes; None outside of it
+    shared: dict[str, Any] = field(default_factory=dict)  # for layers of this forward pass, to hand things on
+    losses: dict[str, Tensor] = field(default_factory=dict)  # by `add_loss`
+    written: set[tuple[str, int | None, str]] = field(default_factory=set)  # see `claim`
 
     @property
     def start(self) -> int:
@@ -56,23 +68,50 @@ class Context:
     def named(self, name: str) -> str:
         return name if self.layer is None else f"layers.{self.layer}.{name}"
 
+    def claim(self, what: str, name: str) -> None:
+        """Raise ValueError if this forward pass has written to the name before: one of the two would be lost."""
+        if (key := (what, self.layer, name)) in self.written:
+            raise ValueError(
+                f"{what} {self.named(name)!r} is written twice in one forward pass; give each writer a name of its "
+                "own, and a layer that comes again another number in Transformer.passes"
+            )
+        self.written.add(key)
+
     def wants(self, name: str) -> bool:
         return any(tap.wants(self.named(name)) for tap in self.taps)
 
     def tap(self, name: str, x: Tensor) -> Tensor:
-        """`x`, or what someone puts in its place. All looking inside, and all patching, goes through here."""
+        """`x`, or what someone puts in its place. All looking inside, and all patching, goes through here.
+
+        ValueError for a name that was given before in this forward pass.
+        """
+        self.claim("activation", name)
         for tap in self.taps:
             x = tap(self.named(name), x)
         return x
 
+    def add_loss(self, name: str, value: Tensor, weight: float = 1.0) -> None:
+        """Add `weight * value`, a scalar, to the loss that is trained on. Losses of one name add up over the layers.
+
+        `LM.get_losses` gives them beside "main". ValueError for the name "main", or for a value that is no scalar.
+        """
+        if name == "main":
+            raise ValueError("ctx.add_loss: 'main' is the loss of the predictions; take another name")
+        if value.dim():
+            raise ValueError(f"ctx.add_loss({name!r}): a loss is a scalar, not of shape {tuple(value.shape)}")
+        added = weight * value
+        self.losses[name] = self.losses[name] + added if name in self.losses else added
+
     def with_past(self, name: str, x: Tensor, dim: int) -> Tensor:
         """`x` behind all that was given under this name for earlier tokens; `dim` is that of positions."""
+        self.claim("cache entry", name)
         if self.cache is None:
             return x
-        room, end = self.cache.kept.get(self.named(name)), self.start + x.shape[dim]
+        name = self.named(name)
+        room, end = self.cache.kept.get(name), self.start + x.shape[dim]
         if room is None:
             room = x.new_empty([*x.shape[:dim], self.cache.length, *x.shape[dim + 1 :]])
-            self.cache.kept[self.named(name)] = room
+            self.cache.kept[name] = room
         room.narrow(dim, self.start, x.shape[dim]).copy_(x)
         return room.narrow(dim, 0, end)
 
@@ -89,6 +128,7 @@ class Context:
 
     def keep(self, name: str, state: Tensor) -> None:
         """Leave a state, batch first, for the tokens to come."""
+        self.claim("cache entry", name)
         if self.cache is not None:
             self.cache.kept[self.named(name)] = state
 
@@ -96,26 +136,12 @@ class Context:
 class Layer(nn.Module):
     """A layer that takes `(x_BTD, ctx)`. Any other module in the stack is called with `x_BTD` alone."""
 
+    has_attention = True  # False: positions that act inside attention mean nothing to layers of this kind
+
     @classmethod
     def possible(cls, model_params: ModelParams) -> ModelParams:
         """The nearest architecture that layers of this kind can have: another one is refused."""
         return model_params
-
-    @classmethod
-    def used(cls, model_params: ModelParams) -> ModelParams:
-        """`model_params` with any valid value for what layers of this kind have no use for: a run says so if it is set."""
-        p = model_params
-        if p.positions != "rotary":
-            p = replace(p, rotary_base=ModelParams.rotary_base, rotary_frac=ModelParams.rotary_frac)
-        if p.residual != "admin":
-            p = replace(p, residual_change=ModelParams.residual_change, residual_profile=False)
-        if p.residual == "plain":
-            p = replace(p, residual_trainable=False)
-        if p.parametrization == "standard":  # muP
-            p = replace(p, mup_base_dim=0, mup_base_heads=0)  # muP
-        if p.parametrization != "completep":  # muP
-            p = replace(p, mup_base_layers=0)  # muP
-        return p
 
     @classmethod
     def problems(cls, model_params: ModelParams) -> Iterator[str]:

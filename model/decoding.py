@@ -5,7 +5,7 @@ Shape suffixes:  B batch  T position  V vocabulary
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -88,6 +88,29 @@ class Rows:
         self.ids_BT = self.ids_BT[rows_B]
         if self.cache is not None:
             self.cache.take(rows_B)
+
+
+class NoNextToken(ValueError):
+    """Raised where logits say nothing about the next token: they are NaN, or all of them are -inf."""
+
+
+def usable_logits(logits_BV: Tensor, name: Callable[[int], str] = "row {}".format) -> Tensor:
+    """Return the logits in float32 or wider. A row with +inf becomes 0 there and -inf elsewhere, the limit of its softmax.
+
+    Raises NoNextToken for a row from which no token follows, called `name(row)`: one with NaN, or with nothing but -inf.
+    """
+    dtype = logits_BV.dtype
+    logits_BV = logits_BV.to(torch.promote_types(dtype, torch.float32))
+    max_B = logits_BV.amax(dim=-1)  # NaN if one of them is
+    if max_B.isfinite().all():
+        return logits_BV
+    for row, largest in enumerate(max_B.tolist()):
+        if math.isnan(largest) or largest == -math.inf:
+            what = "some logits are NaN" if math.isnan(largest) else "all logits are -inf"
+            hint = ": float16 overflows above 65,504, float32 and bfloat16 do not" * (dtype == torch.float16)
+            raise NoNextToken(f"{name(row)}: no next token, {what}{hint}")
+    limit_BV = torch.zeros_like(logits_BV).masked_fill(logits_BV != math.inf, -math.inf)
+    return torch.where(max_B[:, None] == math.inf, limit_BV, logits_BV)
 
 
 class Trust:
@@ -174,5 +197,5 @@ def doubt_about_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | N
 def close(cached_BV: Tensor, plain_BV: Tensor) -> bool:
     """Up to rounding: 3e-4 of the largest logit in float32."""
     rounding = math.sqrt(torch.finfo(plain_BV.dtype).eps)
-    largest = plain_BV.nan_to_num().abs().max().item()
+    largest = plain_BV.where(plain_BV.isfinite(), 0.0).abs().max().item()
     return torch.allclose(cached_BV, plain_BV, rtol=0, atol=rounding * largest, equal_nan=True)

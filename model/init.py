@@ -32,7 +32,7 @@ def linear(
 
 
 def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) -> float:
-    """Smaller by sqrt(2 * n_layers) for what is added to the stream: the sum of all of it keeps its size (as in GPT-2)."""
+    """Smaller by sqrt(2 * depth) for what is added to the stream: the sum of all of it keeps its size (as in GPT-2)."""
     if model_params.init == "unit":
         return 1 / math.sqrt(n_in)
     gain = 1.0 if model_params.norm_position == "post" else 0.5

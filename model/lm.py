@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from model.beam import Beam, EarlyStopping, Search, beam_search
 from model.check import model_problems
-from model.context import Cache, Context, Uncacheable
+from model.context import AddedLosses, Cache, Context, Uncacheable
 from model.decoding import Trust
 from model.embeddings import Embedding
 from model.init import readout
@@ -47,6 +47,7 @@ class LM(nn.Module):
         self.tokenizer = tokenizer
         self.n_tokens = tokenizer.n_tokens
         self.taps = Taps()  # who looks at activations, or patches them, at the moment
+        self.added_losses = AddedLosses()
         self.trust = Trust()  # whether generation may go on from a cache
         self.n_scored: Tensor | None = None  # tokens that the latest get_losses took means over
         self.embed = Embedding(model_params, self.n_tokens, dropout)
@@ -90,6 +91,8 @@ class LM(nn.Module):
         z = ctx.tap("logits", self.unembed(self.transform(stream)))
         if cache is not None:
             cache.seen = x.shape[1]
+        if ctx.losses and self.added_losses.wanted:
+            self.added_losses.update(ctx.losses)
         if not record.patterns:
             return z
         result = {"logits": z}
@@ -147,7 +150,12 @@ class LM(nn.Module):
             y = x_indices[:, 1:].masked_fill(~scored[:, 1:], NOT_SCORED)
         if loss_requests is not None:
             x = loss_requests(x)
-        z = self(x) if self.model_params.causal else self(x, mask=batch["mask"][:, : x.shape[1]])
+        self.added_losses.clear()
+        self.added_losses.wanted = True
+        try:
+            z = self(x) if self.model_params.causal else self(x, mask=batch["mask"][:, : x.shape[1]])
+        finally:
+            self.added_losses.wanted = False
         return XYZ(x, y, z)
 
     def get_losses(
@@ -155,13 +163,14 @@ class LM(nn.Module):
     ) -> tuple[dict[str, Tensor], int]:
         """Return the losses by name, which training adds up, and the number of rows.
 
-        "main" is the mean cross entropy, in nats, of the scored tokens. `self.n_scored` is set to their number: training
-        weighs the losses of a batch by it where several batches make an optimizer step.
+        "main" is the mean cross entropy, in nats, of the scored tokens; beside it stands what layers add with
+        `ctx.add_loss`, weighted. `xyz` is what the last call of `get_batch_xyz` gave. `self.n_scored` is set to the
+        number of scored tokens: training weighs the losses of a batch by it where several make an optimizer step.
         """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
         self.n_scored = (y != NOT_SCORED).sum()
-        return {"main": total / self.n_scored.clamp(min=1)}, len(y)
+        return {"main": total / self.n_scored.clamp(min=1), **self.added_losses}, len(y)
 
     def sample(
         self,
@@ -187,7 +196,7 @@ class LM(nn.Module):
         A list of prompts gives a list of samples; n_samples above 1 a list of so many for each prompt; return_logprobs
         a pair (sample, log-probabilities of its new tokens under the model's plain softmax) for each sample.
 
-        temperature divides the logits; 0 takes the most probable token. top_k: only the so many most probable tokens.
+        temperature divides the logits; 0 takes the most probable token. top_k: only the so many most probable tokens and ties.
         nucleus: only the smallest set of most probable tokens that has this probability together. One of the two.
         min_p: only tokens of this share of the probability of the most probable one. repetition_penalty: above 1 makes
         tokens that are there already less likely. stop: ids, or texts of one token each, special ones included; they end

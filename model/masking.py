@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.decoding import LanguageModel
+from model.decoding import LanguageModel, usable_logits
 from model.inputs import Tokenizer
 from model.perplexity import NO_LOSS, NOT_SCORED, ROWS, token_losses
 
@@ -100,6 +100,7 @@ def filled(ids: Sequence[int], lm: LanguageModel) -> tuple[list[int], list[float
     gaps_T = x_T == mask
     if not gaps_T.any():
         raise ValueError(f"there is no {lm.tokenizer.tokens([mask])[0]} to fill in")
-    best = lm(x_T[None].to(lm.device))[0].float().softmax(dim=-1).max(dim=-1)
-    x_T[gaps_T] = best.indices.cpu()[gaps_T]
-    return x_T.tolist(), best.values.cpu()[gaps_T].tolist()
+    z_NV = usable_logits(lm(x_T[None].to(lm.device))[0, gaps_T.to(lm.device)], "mask token {}".format)
+    best = z_NV.softmax(dim=-1).max(dim=-1)
+    x_T[gaps_T] = best.indices.cpu()
+    return x_T.tolist(), best.values.tolist()

@@ -1,6 +1,6 @@
 """ModelParams: the architecture and its tokenizer."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
@@ -61,6 +61,9 @@ class ModelParams:
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
+    layer_index: ClassVar[int | None] = None  # the place of the layer that `at` made these for
+    n_passes: ClassVar[int | None] = None  # how many layers a forward pass goes through there
+
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide dim={self.dim}")
@@ -101,6 +104,19 @@ class ModelParams:
             raise ValueError(
                 f"residual={self.residual!r} and parametrization='completep' are two rules for depth: take one"
             )
+
+    def at(self, layer_index: int, n_passes: int) -> "ModelParams":
+        """Return the params that layer `layer_index` is made from: equal to these, but they know their layer."""
+        params = object.__new__(type(self))
+        vars(params).update(vars(self))
+        object.__setattr__(params, "layer_index", layer_index)
+        object.__setattr__(params, "n_passes", n_passes)
+        return params
+
+    @property
+    def depth(self) -> int:
+        """Layers that a forward pass goes through: n_layers, unless `Transformer.passes` says otherwise."""
+        return self.n_layers if self.n_passes is None else self.n_passes
 
     @property
     def head_dim(self) -> int:

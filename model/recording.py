@@ -4,12 +4,13 @@ Names are those of Context.tap: "embed", "layers.3.resid_pre", "layers.3.pattern
 such a name, with * for anything; one without a dot is meant in every layer.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,9 @@ class Asked:
     def wants(self, name: str) -> bool:
         self.met[name] = None
         return any(fits(name, pattern) for pattern in self.patterns)
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def check(self) -> None:
         """ValueError for a pattern that no activation fitted."""
@@ -90,6 +94,35 @@ class Patch(Asked):
                 if fits(name, pattern):
                     x = edited(x, edit, name)
         return x
+
+
+class Nonfinite(Asked):
+    """Notes the name of the first activation with a NaN or an infinity. In scores -inf is the mask, and no flaw."""
+
+    def __init__(self) -> None:
+        super().__init__(["*"])
+        self.first: str | None = None
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        self.met[name] = None
+        if self.first is None:
+            is_masked = name.rpartition(".")[2] == "scores"
+            flawed = x.isnan() | (x == math.inf) if is_masked else ~x.isfinite()
+            self.first = name if flawed.any() else None
+        return x
+
+
+def first_nonfinite(lm: Any, batch: Any) -> str | None:
+    """Return the name of the first activation that is not finite in a forward pass of an LM, or None.
+
+    `batch` is one of data/dataloader.py, or ids [B, T]. The model stays in its mode, and random numbers are not used up.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), tapping(lm, lm.taps, Nonfinite()) as tap:
+        if isinstance(batch, Mapping):
+            lm.get_batch_xyz(batch)
+        else:
+            lm(batch)
+    return tap.first
 
 
 def edited(x: Tensor, edit: Edit, name: str = "an activation") -> Tensor:
@@ -161,7 +194,7 @@ class Taps(list[Tap]):
         return Taps, ()
 
 
-T = TypeVar("T", Recording, Patch)
+T = TypeVar("T", bound=Asked)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ Admin: Liu et al. 2020, arXiv:2004.08249. DeepNet: Wang et al. 2022, arXiv:2203.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -96,12 +96,10 @@ def as_parameter(
 
 def make_residual(model_params: ModelParams) -> Residual:
     """One of a layer's; how many there are `begin` finds out, when all layers are made."""
-    p = model_params
-    return Residual(
-        omega=None if p.residual == "plain" else 1.0,
-        dim=p.dim if p.residual_trainable else None,
-        branch_mult=1 / depth_mult(p),  # muP
-    )
+    p, branch_mult = model_params, 1 / depth_mult(model_params)  # muP
+    if p.residual == "plain":
+        return Residual(branch_mult=branch_mult)  # muP
+    return Residual(1.0, dim=p.dim if p.residual_trainable else None, branch_mult=branch_mult)  # muP
 
 
 def weighted(model: nn.Module) -> dict[Residual, Tensor]:
@@ -111,13 +109,13 @@ def weighted(model: nn.Module) -> dict[Residual, Tensor]:
 
 
 @torch.no_grad()
-def begin(layers: nn.Module, model_params: ModelParams) -> None:
-    """Initial omegas, and DeepNet's initial weights, by the number of residual connections that there are in `layers`."""
-    p, found = model_params, weighted(layers)
-    if p.residual == "plain" or not found:
+def begin(passes: Sequence[nn.Module], model_params: ModelParams) -> None:
+    """Initial omegas, and DeepNet's initial weights, by the number of residual connections in the layers of a forward pass."""
+    p, layers = model_params, nn.ModuleList(passes)
+    n = sum(len(weighted(layer)) for layer in passes)
+    if p.residual == "plain" or not n:
         return
-    n = len(found)
-    for omega in found.values():
+    for omega in weighted(layers).values():
         omega.fill_(initial_omega(n, p.residual_change) if p.residual == "admin" else n**0.25)
     if p.residual == "deepnet":
         deepnet_init(layers, gain=(4 * n) ** -0.25)
@@ -148,6 +146,11 @@ def xavier(weights: list[Tensor], gain: float) -> None:
         nn.init.normal_(weight, std=gain * math.sqrt(2 / (n_in + n_out)))
 
 
+def wants_profile(lm: Any) -> bool:
+    """Return whether omegas are to be found out from the first batches, as `residual_profile` says."""
+    return bool(weighted(lm)) and lm.model_params.residual_profile
+
+
 @torch.no_grad()
 def profile(model: nn.Module, batches: Iterable[Any]) -> None:
     """Sets every omega as the original Admin does: its square is 1 + the variances of all f before it.
@@ -155,23 +158,25 @@ def profile(model: nn.Module, batches: Iterable[Any]) -> None:
     They are means over `batches`, each of which `model` is called with, in the mode it is in.
     """
     variances: dict[Tensor, list[float]] = {}  # of f, by the omega beside it, in the order of the calls
+    n_batches = 0
 
     def measure(residual: nn.Module, x_and_f: tuple[Tensor, Tensor]) -> None:
         omega = cast(Residual, residual).omega
         assert omega is not None
-        omega.fill_(math.sqrt(1 + sum(values[-1] for values in so_far)))
-        so_far.append(variances.setdefault(omega, []))
-        so_far[-1].append(x_and_f[1].double().var(correction=0).item())
+        omega.fill_(math.sqrt(1 + sum(so_far)))
+        so_far.append(x_and_f[1].double().var(correction=0).item())
+        variances.setdefault(omega, []).append(so_far[-1])
 
     hooks = [residual.register_forward_pre_hook(measure) for residual in weighted(model)]
     try:
         for batch in batches:
-            so_far: list[list[float]] = []
+            so_far: list[float] = []
             model(batch)
+            n_batches += 1
     finally:
         for hook in hooks:
             hook.remove()
     squared = 1.0
     for omega, values in variances.items():
         omega.fill_(math.sqrt(squared))
-        squared += sum(values) / len(values)
+        squared += sum(values) / n_batches

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.decoding import LanguageModel, Rows
+from model.decoding import LanguageModel, Rows, usable_logits
 from model.inference import quick
 from model.inputs import Tokenizer, ids_of
 
@@ -60,7 +60,8 @@ class Choice:
             )
 
     def __call__(self, logits_BV: Tensor, ids_BT: Tensor) -> Tensor:
-        """The next token of each row, [B], of which the ids so far are `ids_BT`."""
+        """The next token of each row, [B], of which the ids so far are `ids_BT`. ValueError for a row with NaN."""
+        logits_BV = usable_logits(logits_BV)
         if self.repetition_penalty != 1:
             logits_BV = penalised(logits_BV, ids_BT, self.repetition_penalty)
         if self.temperature == 0:
@@ -84,32 +85,30 @@ def next_token_probs(
 ) -> Tensor:
     """The distribution that the next token is drawn from, [B, V] on the CPU; at temperature 0 all on the argmax.
 
-    Of a model whose logits are no numbers any more, token 0.
+    A logit of +inf takes all of it, or its share with others. ValueError for a row with NaN, or with nothing but -inf.
     """
-    logits_BV = logits_BV.cpu().to(torch.promote_types(logits_BV.dtype, torch.float32))
-    max_B1 = logits_BV.amax(dim=-1, keepdim=True)
-    if not max_B1.isfinite().all():
-        logits_BV, temperature = torch.zeros_like(logits_BV), 0
+    logits_BV = usable_logits(logits_BV.cpu())
     if temperature == 0:
         return nn.functional.one_hot(logits_BV.argmax(dim=-1), logits_BV.shape[-1]).to(logits_BV)
     # The largest logit becomes 0 first, so that no temperature, however small, overflows.
-    logits_BV = (logits_BV - max_B1) / max(temperature, torch.finfo(logits_BV.dtype).tiny)
-    probs_BV = logits_BV.softmax(dim=-1)
+    logits_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
+    logits_BV = logits_BV / max(temperature, torch.finfo(logits_BV.dtype).tiny)
     if top_k is not None:
-        probs_BV = keep_top_k(probs_BV, top_k)
+        logits_BV = keep_top_k(logits_BV, top_k)
+    probs_BV = logits_BV.softmax(dim=-1)
     if nucleus is not None:
         probs_BV = keep_nucleus(probs_BV, nucleus)
     if min_p is not None:
         probs_BV = keep_min_p(probs_BV, min_p)
-    if top_k is nucleus is min_p is None:
+    if nucleus is min_p is None:
         return probs_BV
     return probs_BV / probs_BV.sum(dim=-1, keepdim=True)
 
 
-def keep_top_k(probs_BV: Tensor, top_k: int) -> Tensor:
-    """0 for all but the `top_k` most probable tokens; of equals at the edge, only so many as fit."""
-    top = probs_BV.topk(min(top_k, probs_BV.shape[-1]), dim=-1)
-    return torch.zeros_like(probs_BV).scatter(-1, top.indices, top.values)
+def keep_top_k(logits_BV: Tensor, top_k: int) -> Tensor:
+    """Set all but the `top_k` largest logits to -inf. Ties at the edge are all kept, as in HuggingFace."""
+    smallest_B1 = logits_BV.topk(min(top_k, logits_BV.shape[-1]), dim=-1).values[:, -1:]
+    return logits_BV.masked_fill(logits_BV < smallest_B1, -math.inf)
 
 
 def keep_nucleus(probs_BV: Tensor, nucleus: float) -> Tensor:
@@ -184,7 +183,12 @@ def continuations(
     with eval_mode(lm), quick(lm, len(active)):
         rows = Rows(lm, [prompts[i][:T] for i in active], max(lengths), attn_requests, use_cache)
         while active:
-            logits_BV = rows.logits()
+            # The rows whose next token is still their prompt's own: what the model says there is not looked at.
+            given_B1 = torch.tensor([[len(prompts[i]) > T] for i in active], device=lm.device)
+            logits_BV = usable_logits(
+                rows.logits().masked_fill(given_B1, 0.0),
+                lambda row: f"row {active[row]}, step {T - len(prompts[active[row]])}",  # noqa: B023 -- called at once
+            )
             with torch.inference_mode():
                 next_B = choice(logits_BV, rows.ids_BT).to(logits_BV.device)
             logprobs = log_probs_of(next_B, logits_BV) if return_logprobs else []
@@ -212,7 +216,7 @@ def log_probs_of(next_B: Tensor, logits_BV: Tensor) -> list[float]:
 
 def log_probs(logits_BV: Tensor) -> Tensor:
     """Under the plain softmax: no temperature, nothing left out, no penalty."""
-    return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)).log_softmax(dim=-1)
+    return usable_logits(logits_BV).log_softmax(dim=-1)
 
 
 def is_prompt(pref: Prompt | Sequence[Prompt]) -> bool:

@@ -25,12 +25,12 @@ def width_mult(model_params: ModelParams) -> float:
 def base_layers(model_params: ModelParams) -> int:
     """The depth at which nothing differs from muP."""
     p = model_params
-    return p.mup_base_layers or p.n_layers if p.parametrization == "completep" else p.n_layers
+    return p.mup_base_layers or p.depth if p.parametrization == "completep" else p.depth
 
 
 def depth_mult(model_params: ModelParams) -> float:
     """How many times as deep as the base."""
-    return model_params.n_layers / base_layers(model_params) if model_params.n_layers else 1.0
+    return model_params.depth / base_layers(model_params) if model_params.depth else 1.0
 
 
 def head_mult(model_params: ModelParams) -> float:

@@ -131,20 +131,26 @@ def test_there_are_eight_edits_each_in_at_most_two_places():
 
 @pytest.mark.parametrize("number", list("12345678"))
 def test_an_edit_of_the_readme_has_its_effect(number, tmp_path):
+    copy = apply_to_copy(EDITS[number], tmp_path)
+    assert forked(lambda: in_copy(PRELUDE + EFFECTS[number], copy, tmp_path / "out")) == 0
+
+
+def apply_to_copy(diff: str, tmp_path: Path, more: list[str] | None = None) -> Path:
+    """Copy the code, and `more`, into a folder of `tmp_path` and apply the diff there."""
     copy = tmp_path / "copy"
     copy.mkdir()
-    for name in CODE:
+    for name in [*CODE, *(more or [])]:
         source = ROOT / name
         shutil.copytree(source, copy / name) if source.is_dir() else shutil.copy(source, copy / name)
-    (tmp_path / "edit.diff").write_text(EDITS[number], encoding="utf-8")
+    (tmp_path / "edit.diff").write_text(diff.lstrip(), encoding="utf-8")
     applied = run(["git", "apply", "-v", "--unidiff-zero", str(tmp_path / "edit.diff")], cwd=copy)
     assert applied.returncode == 0, applied.stderr
-    assert forked(lambda: in_copy(PRELUDE + EFFECTS[number], copy, tmp_path / "out")) == 0
+    return copy
 
 
 def in_copy(code: str, copy: Path, out: Path) -> None:
     """Runs with the modules of `copy` in place of ours; libraries are there already, which saves seconds."""
-    ours = {Path(name).stem for name in CODE}
+    ours = {Path(name).stem for name in CODE} | {"tests"}
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
     os.chdir(copy)

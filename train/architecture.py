@@ -6,6 +6,7 @@ Shape suffixes:  B batch  T position  V vocabulary
 """
 
 import math
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch, mycollate
-from model.context import Cache, Uncacheable
+from model.context import Cache, Context, Uncacheable
 from model.lm import LM
+from model.recording import first_nonfinite
 from train.build import make_data
 from train.grid import GridError
 from train.logs import log
@@ -29,20 +31,22 @@ from train.run import Call, make_lm
 from train.saver import begin, load, save
 from train.soundness import (
     LENGTH,
+    check_numbers,
     copy_of,
     gradients,
     in_one_line,
     largest_difference,
-    leak_by_gradient,
+    leak_of,
     noisy_copy,
     own_randomness,
-    probe,
     rows_in_a_pass,
     without_gradient,
 )
 from train.stats import Stats
 from train.tables import settings_of
 
+ROOT = Path(__file__).resolve().parents[1]
+LIBRARIES = {"site-packages", "dist-packages", "lib"}  # folders whose code is not the user's
 MOST_PASSES = 100  # over which the tokens of a large vocabulary are tried as later ones
 NEAR = 0.05  # relative: measured up to 0.026 over all layer kinds, widths 16 to 256 and vocabularies of 8 to 5,000
 MOST_STEPS = 400  # to learn a batch by heart; most take 10 to 40
@@ -74,7 +78,7 @@ def fails_if(wrong: object, found: str) -> Outcome:
 @registered
 def no_position_sees_the_future(lm: LM, params: Params) -> Outcome:
     """Else losses are those of a model that knows the answer."""
-    leak = probe(lm, MOST_PASSES).leak
+    leak = leak_of(lm, MOST_PASSES)
     return fails_if(leak, str(leak))
 
 
@@ -148,16 +152,15 @@ def save_and_load_are_equal(lm: LM, params: Params) -> Outcome:
         loaded = load(Path(folder)).lm
     with torch.no_grad():
         trained_BTV, loaded_BTV = lm.eval()(ids_BT), loaded(ids_BT)
-    same = torch.equal(trained_BTV.nan_to_num(), loaded_BTV.nan_to_num())
+    check_numbers("a logit", trained_BTV, loaded_BTV)
+    same = torch.equal(trained_BTV, loaded_BTV)
     return fails_if(not same, "logits of a trained model differ when it has been saved and loaded")
 
 
 @registered
 def every_parameter_gets_a_gradient(lm: LM, params: Params) -> Outcome:
     """Else it never learns."""
-    noisy = noisy_copy(lm)
-    leak_by_gradient(noisy)
-    without = without_gradient(lm, noisy)
+    without = without_gradient(lm, params.train)
     return fails_if(without, f"none reaches {', '.join(without)}")
 
 
@@ -169,6 +172,7 @@ def the_first_loss_is_near_log_vocabulary(lm: LM, params: Params) -> Outcome:
         return Outcome("skip", "it begins with trained weights")
     lm = copy_of(lm).eval()
     losses, _ = lm.get_losses(mycollate(random_ids(lm, rows_in_a_pass(lm, LENGTH)).tolist()), params.train)
+    check_numbers("the loss", losses["main"])
     loss, expected = losses["main"].item(), math.log(lm.n_tokens)
     near = abs(loss - expected) <= NEAR * expected
     return fails_if(not near, f"it is {loss:.4g} on random tokens, the logarithm {expected:.4g}")
@@ -181,7 +185,7 @@ def recorded_patterns_times_values_give_z(lm: LM, params: Params) -> Outcome:
     lm, without = noisy_copy(lm).eval(), []
     with lm.record() as seen:
         lm(random_ids(lm, 4))
-    for i, layer in enumerate(lm.decoder.layers):
+    for i, layer in lm.decoder.passes():
         names = [f"layers.{i}.{name}" for name in ("pattern", "v", "z")]
         if any(name not in seen for name in names):
             without.append(type(layer).__name__)
@@ -191,7 +195,7 @@ def recorded_patterns_times_values_give_z(lm: LM, params: Params) -> Outcome:
         if change := largest_difference(z_BHTK, pattern_BHTS @ v_BHSK, OTHER_SHAPES):
             return Outcome("FAIL", f"in layer {i} they miss it by {change:.2g}")
     skipped = f"not all three are recorded by {', '.join(dict.fromkeys(without))}" if without else ""
-    return Outcome("skip" if len(without) == len(lm.decoder.layers) else "pass", skipped)
+    return Outcome("skip" if len(without) == len(lm.decoder.passes()) else "pass", skipped)
 
 
 @registered
@@ -218,6 +222,7 @@ def learning(lm: LM, params: Params, batch: Batch, n_steps: int) -> Iterator[flo
     optimizer = torch.optim.Adam(lm.train().parameters(), lr=0.04 / math.sqrt(lm.model_params.dim))
     for _ in range(n_steps):
         losses, _ = lm.get_losses(batch, params.train)
+        check_numbers("the loss", *losses.values())
         yield losses["main"].item()
         optimizer.zero_grad()
         sum(losses.values(), torch.tensor(0.0)).backward()
@@ -235,11 +240,46 @@ def report(plans: list[Plan], call: Call) -> int:
     for title, params in architectures(plans):
         log.info(title)
         lm = first_model(params, call)
+        if flaw := flaw_of(lm, params):
+            failed = True
+            log.info(f"  FAIL  the model computes numbers: {flaw}. No other check could look at it.")
+            continue
         for name, check in checks_of(params).items():
             result, found = outcome_of(check, lm, params)
             failed = failed or result == "FAIL"
             log.info(f"  {result}  {name}" + (f": {found}" if found else "") + f". {check.__doc__}")
     return int(failed)
+
+
+def flaw_of(lm: LM, params: Params) -> str | None:
+    """Return why no check can look at the model: the error that its losses raise, or the first number that is not finite."""
+    try:
+        with own_randomness(), torch.enable_grad():
+            lm = copy_of(lm).train()
+            batch = mycollate(random_ids(lm, 4).tolist())
+            losses, _ = lm.get_losses(batch, params.train)
+            sum(losses.values(), torch.tensor(0.0)).backward()
+            if name := first_nonfinite(lm, batch):
+                return f"{name} is the first activation that is not finite"
+            bad = [name for name, loss in losses.items() if not loss.isfinite()]
+            return f"all activations are finite, but the loss {bad[0]!r} is not" if bad else None
+    except Exception as error:  # it is the user's own code
+        return place_of(error) + in_one_line(error)
+
+
+def place_of(error: Exception) -> str:
+    """Return "file:line, layer 3: ", the last line of the project's own code that the error comes through."""
+    place, layer = "", ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
+            place = f"{path.relative_to(ROOT)}:{line}"
+        elif path.exists() and not LIBRARIES.intersection(path.parts):
+            place = f"{path}:{line}"  # a part of the user's own that lies elsewhere
+        ctx = frame.f_locals.get("ctx")
+        if isinstance(ctx, Context) and ctx.layer is not None:
+            layer = f", layer {ctx.layer}"
+    return f"{place}{layer}: " if place else ""
 
 
 def checks_of(params: Params) -> dict[str, Check]:
@@ -269,7 +309,7 @@ def refuse_leaks(plans: list[Plan], call: Call) -> None:
     """GridError if an architecture leaks."""
     errors = []
     for title, params in architectures(plans):
-        if leak := probe(first_model(params, call), MOST_PASSES).leak:
+        if leak := leak_of(first_model(params, call), MOST_PASSES):
             errors.append(f"--check=strict: {title}: {leak}")
     if errors:
         raise GridError(errors)

@@ -120,7 +120,7 @@ def base_shapes(lm: LM) -> Shapes:  # muP
 
 def roles_of(lm: LM) -> dict[str, Role]:  # muP
     """The role of every parameter under muP, CompleteP's depth included; ValueError for one that has none."""
-    depth = depth_mult(lm.model_params)
+    depth = depth_mult(lm.model_params.at(0, lm.decoder.depth))
     found = roles(lm, base_shapes(lm), check=lm.model_params.parametrization != "standard")
     return {
         name: role._replace(depth=depth) if name.startswith("decoder.layers.") else role

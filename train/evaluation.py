@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from data.batch import Row, mycollate
 from data.dataloader import LMDataModule
+from model.decoding import NoNextToken
 from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
 from model.sampling import eval_mode, generate
@@ -84,11 +85,14 @@ class Evaluation:
         return means if is_plain else means | {"val_loss:trained": main + sum(means.values())}
 
     def exact_match(self, check: Callable[[str, str], bool]) -> float:
-        """Share of the prompts whose greedily generated answer passes the task's check."""
+        """Share of the prompts whose greedily generated answer passes the task's check; NaN if logits are NaN."""
         longest = max(prompt.answer_length for prompt in self.prompts)
-        rows = generate(
-            self.lm, [prompt.ids for prompt in self.prompts], max_new_tokens=longest, temperature=0
-        )
+        try:
+            rows = generate(
+                self.lm, [prompt.ids for prompt in self.prompts], max_new_tokens=longest, temperature=0
+            )
+        except NoNextToken:
+            return math.nan
         right = [
             check(prompt.text, self.lm.tokenizer.decode(row[len(prompt.ids) :]))
             for prompt, row in zip(self.prompts, rows, strict=True)
@@ -102,12 +106,15 @@ class Evaluation:
         """
         if self.is_masked:
             return self.gaps_filled()
-        if self.prompts:
-            ids, _, answer_length = self.prompts[0]
-            [row] = generate(self.lm, [ids], answer_length, temperature=0)
-        else:
-            dice = torch.Generator().manual_seed(0)  # its own, so that training does not notice
-            [row] = generate(self.lm, [self.data.tokenizer.start], SAMPLE_LENGTH, generator=dice)
+        try:
+            if self.prompts:
+                ids, _, answer_length = self.prompts[0]
+                [row] = generate(self.lm, [ids], answer_length, temperature=0)
+            else:
+                dice = torch.Generator().manual_seed(0)  # its own, so that training does not notice
+                [row] = generate(self.lm, [self.data.tokenizer.start], SAMPLE_LENGTH, generator=dice)
+        except NoNextToken as error:  # the run diverged: the trainer says so
+            return f"({error})"
         return self.lm.tokenizer.decode(row)
 
     @torch.no_grad()

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from data.batch import mycollate
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from train.train_params import TrainParams
 
 SHORT = (2, 4, 6)  # tokens of rows that are counted, where longer ones would take too long
 SMALLEST, LARGEST = 256, 8192  # of the matrices whose product is timed
@@ -24,13 +26,14 @@ BUDGET = 0.1  # seconds for all of them, but for the last one
 DTYPES = {"64-true": torch.float64, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
-def flops_per_row(lm: LM, n_tokens: int) -> int | None:
+def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> int | None:
     """Operations of a training step on one row of `n_tokens` predicted tokens; None where they cannot be counted.
 
+    They are those of all losses, what layers and edits of `get_losses` add included, which `train` is passed to.
     Those of matrix products, convolutions and fused attention, 2 for each multiply-add; not those of elementwise work.
     """
     trained = tuple(parameter.requires_grad for parameter in lm.parameters())
-    count = partial(counted, lm.model_params, lm.n_tokens, trained)
+    count = partial(counted, lm.model_params, train, lm.n_tokens, trained)
     try:
         if not any(isinstance(module, nn.RNNBase) for module in lm.modules()):
             return count(n_tokens)
@@ -42,15 +45,20 @@ def flops_per_row(lm: LM, n_tokens: int) -> int | None:
 
 
 @lru_cache
-def counted(model: ModelParams, n_tokens: int, trained: tuple[bool, ...], length: int) -> int:
+def counted(
+    model: ModelParams, train: TrainParams | None, n_tokens: int, trained: tuple[bool, ...], length: int
+) -> int:
     """What a forward and a backward pass over one row take, found out on a model without numbers."""
+    tokenizer = SimpleNamespace(n_tokens=n_tokens, pad=0, bos=0, eos=0, mask=0)
     with torch.device("meta"):
-        lm = LM(model, cast(Tokenizer, SimpleNamespace(n_tokens=n_tokens))).train()
-        ids_BT = torch.zeros(1, length, dtype=torch.int64)
+        lm = LM(model, cast(Tokenizer, tokenizer)).train()
+    is_masked = model.objective == "masked"  # else the last token of a row is predicted and not shown
+    batch = mycollate([[0] * (length if is_masked else length + 1)])
     for parameter, is_trained in zip(lm.parameters(), trained, strict=True):
         parameter.requires_grad_(is_trained)
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
-        lm(ids_BT).sum().backward()
+    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter, torch.enable_grad():
+        losses, _ = lm.get_losses(batch, train)
+        cast(Tensor, sum(losses.values())).backward()
     return counter.get_total_flops()
 
 

@@ -201,7 +201,7 @@ def measure(plan: Plan, call: Call, seconds: float) -> Pace:
         n_tokens = max(LEAST_TOKENS, seconds * SLOWEST_CPU / (6 * n_params(lm)) / PASSES)
         whole = plan.measured.row_length * train.batch_size <= n_tokens or torch.cuda.is_available()
         if whole:
-            probe(lm)
+            probe(lm, train)
         timed = TimedTrainer(lm, data, step_params(train), Stats(None), MOST_STEPS)
         timed.deadline = time.perf_counter() + seconds / 2
         trainer = lightning_trainer(timed.train_params, MOST_STEPS, call.gpu_id, quiet=True)

@@ -80,12 +80,12 @@ def by_role(model: ModelParams, params: TrainParams) -> bool:
 
 
 def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
-    rules: dict[str, Rule] = {"sgd": "sgd", "muon": params.muon_lr}
+    rule: Rule = "sgd" if params.optimizer == "sgd" else "adam"
     groups = param_groups(
         model,
         roles_of(model),
         params.lr,
-        rule=rules.get(params.optimizer, "adam"),
+        rule=params.muon_lr if params.optimizer == "muon" else rule,
         weight_decay=params.weight_decay,
         eps=params.adam_eps,
         weight_decay_scaling=params.weight_decay_scaling,

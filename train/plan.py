@@ -11,17 +11,16 @@ import torch
 from data import cache
 from data.batch import n_real_tokens
 from data.dataloader import LMDataModule
-from model.check import ignored_fields
 from model.model_params import ModelParams
 from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
 from train.grid import GridError, Run, located
 from train.history import NEW, Step, for_all_processes, identity, steps_for
 from train.logs import log
-from train.params import Params, Texts
+from train.observe import unused_fields
+from train.params import SECTION_OF, Params, Texts
 from train.pretrained import saved_tokenizer, weights_problems
 from train.run import Call
 from train.saver import partial_folder
-from train.train_params import TrainParams
 
 REFUSED_BY_WANDB, MAX_WANDB_NAME = "/\\#?%:", 128  # characters in a project name, and how many it may have
 MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
@@ -168,16 +167,8 @@ def announce(plans: list[Plan]) -> None:
     foreign = sorted({kind for m in models for kind in m.kinds if kind.startswith("torch-")})
     if foreign:
         log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
-    runs_with: defaultdict[str, list[str]] = defaultdict(list)
-    text, ignored = Texts(), {}
-    for number, model in enumerate(models, 1):
-        if text(model) not in ignored:
-            ignored[text(model)] = ", ".join(ignored_fields(model))
-        if settings := ignored[text(model)]:
-            runs_with[settings].append(str(number))
     say_objectives(plans)
-    for settings, numbers in runs_with.items():
-        log.info(f"no layer of run {listed(numbers)} has a use for {settings}")
+    say_unused(plans)
     short: defaultdict[str, list[str]] = defaultdict(list)
     for number, plan in enumerate(plans, 1):
         if plan.params.train.warmup_steps >= plan.n_steps:
@@ -188,17 +179,26 @@ def announce(plans: list[Plan]) -> None:
 
 
 def say_objectives(plans: list[Plan]) -> None:
-    """What the numbers of masked models are, and where mask_frac says nothing."""
-    masked = [plan.params.model.objective == "masked" for plan in plans]
-    if any(masked):
+    """What the numbers of masked models are."""
+    if any(plan.params.model.objective == "masked" for plan in plans):
         log.info(
             "objective='masked': losses are of hidden tokens, seen from both sides unless causal=True, and no losses of next "
             "tokens; there is neither bits per byte nor exact match, and a validation fills gaps in place of a sample"
         )
-    fracs = [plan.params.train.mask_frac != TrainParams.mask_frac for plan in plans]
-    pairs = enumerate(zip(fracs, masked, strict=True), 1)
-    if unused := [str(number) for number, (is_set, is_masked) in pairs if is_set and not is_masked]:
-        log.info(f"run {listed(unused)} has no use for mask_frac, without objective='masked'")
+
+
+def say_unused(plans: list[Plan]) -> None:
+    """Name every field that is set, or is an axis, and has no effect on a run."""
+    text = Texts()
+    flats = {(text(plan.params.model), text(plan.params.train)): plan.params for plan in plans}
+    axes = {name for name in SECTION_OF if len({repr(params.flat()[name]) for params in flats.values()}) > 1}
+    unused = {key: unused_fields(params.model, params.train, axes) for key, params in flats.items()}
+    runs_with: defaultdict[str, list[str]] = defaultdict(list)
+    for number, plan in enumerate(plans, 1):
+        for field in unused[text(plan.params.model), text(plan.params.train)]:
+            runs_with[str(field)].append(str(number))
+    for what, numbers in runs_with.items():
+        log.info(f"run{'s' * (len(numbers) > 1)} {listed(numbers)}: {what}")
 
 
 def listed(numbers: list[str]) -> str:

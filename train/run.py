@@ -17,6 +17,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from data.tokenizer import Tokenizer
 from model.lm import LM, n_params
+from model.residual import wants_profile
 from train.build import count_steps, make_data, profile_residuals
 from train.flops import flops_per_row, peak_flops
 from train.logs import log, log_to_file
@@ -167,14 +168,14 @@ def fit(
         params.data, params.model, call.cache, data_workers=train.data_workers, tokenizer=tokenizer
     )
     lm = make_lm(params, data.tokenizer, call.out)
-    if params.model.residual_profile and params.model.from_saved is None:
+    if params.model.from_saved is None and wants_profile(lm):
         profile_residuals(lm, data, train)
     if train.compile:
         lm.compile()
     n_steps = count_steps(train, data.n_rows("train"))
     lm_trainer = LMTrainer(lm, data, train, stats, n_steps, checkpoints=checkpoints)
     lm_trainer.wall_time = wall_time
-    lm_trainer.leak = warn_of_flaws(lm)
+    lm_trainer.leak = warn_of_flaws(lm, params.train)
     callbacks: list[L.Callback] = [resume_point] if resume_point else []
     if call.progress is not None:
         callbacks.append(Reporter(call.progress))
@@ -218,9 +219,9 @@ class Reporter(L.Callback):
             self.last = time.monotonic()
 
 
-def warn_of_flaws(lm: LM) -> str | None:
+def warn_of_flaws(lm: LM, train: TrainParams) -> str | None:
     """Says what makes the numbers of a run worth less than they seem; the leak among it stays with the run."""
-    leak, without_gradient = probe(lm)
+    leak, without_gradient = probe(lm, train)
     if leak:
         log.warning(f"leak: {leak}")
     if without_gradient:
@@ -316,7 +317,7 @@ def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
 def training_flops(lm_trainer: LMTrainer) -> int | None:
     """What training took, with rows of the mean number of real tokens: padding is no work done."""
     length = max(1, round(lm_trainer.n_tokens / max(1, lm_trainer.n_samples)))
-    per_row = flops_per_row(lm_trainer.model, length)
+    per_row = flops_per_row(lm_trainer.model, length, lm_trainer.train_params)
     return None if per_row is None else per_row * lm_trainer.n_samples
 
 

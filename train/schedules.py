@@ -12,9 +12,13 @@ class Moment(NamedTuple):
 
     step: int  # optimiser steps since the end of the warm-up
     progress: float  # 0 at the end of the warm-up, 1 at the last step
-    floor: float  # min_lr / lr
     reductions: int  # times that validation loss stood still, as "plateau" counts them
     params: TrainParams
+
+    @property
+    def floor(self) -> float:
+        """The share of lr that min_lr is."""
+        return self.params.min_lr / self.params.lr
 
 
 schedules: dict[str, Callable[[Moment], float]] = {}
@@ -77,8 +81,7 @@ class Schedule:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         progress = min(1.0, (step - warmup) / max(1, self.n_steps - 1 - warmup))
-        floor = self.params.min_lr / self.params.lr
-        moment = Moment(step - warmup, progress, floor, self.reductions, self.params)
+        moment = Moment(step - warmup, progress, self.reductions, self.params)
         return schedules[self.params.lr_schedule](moment)
 
     def see(self, val_loss: float) -> None:

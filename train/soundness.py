@@ -7,7 +7,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,17 @@ from model.perplexity import NOT_SCORED
 
 LENGTH = 16  # tokens of a probe
 NOISE = 0.02  # deviation of what is added to all weights that are probed: nothing hides behind a zero
+MAX_BATCHES = 16  # of random rows, to find a parameter's gradient
 LEAST_ROWS, MOST_ROWS = 5, 64  # of one forward pass
 MOST_LOGITS = 2**21  # of more than the least rows
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 UNCHECKED = "cannot be checked"
 
 bidirectional: set[str] = set()  # layer kinds that are meant to see what comes later; there are none yet
+
+
+class NotFinite(ValueError):
+    """Raised where a check cannot look, as numbers are NaN."""
 
 
 class Probe(NamedTuple):
@@ -33,21 +38,34 @@ class Probe(NamedTuple):
     without_gradient: list[str]  # parameters that are to be trained, and cannot be
 
 
-def probe(lm: LM, most_passes: int = 1) -> Probe:
+def probe(lm: LM, train_params: Any = None) -> Probe:
     """Looks at a copy of `lm`: its weights, gradients and buffers, and the randomness of a run, stay as they are.
 
-    Tokens of a large vocabulary are tried as later ones as far as `most_passes` reach. A model that cannot be probed
-    counts as leaking, with the reason.
+    `train_params` are for its losses, which may read them. A model that cannot be probed counts as leaking, with the
+    reason.
+    """
+    leak = leak_of(lm)
+    try:
+        with own_randomness(), torch.enable_grad():
+            return Probe(leak, without_gradient(lm, train_params))
+    except Exception as error:  # it is the user's own code
+        return Probe(leak or f"{UNCHECKED}: {in_one_line(error)}", [])
+
+
+def leak_of(lm: LM, most_passes: int = 1) -> str | None:
+    """How a prediction of a copy of `lm` sees what it must not, if so; or why that cannot be probed.
+
+    Tokens of a large vocabulary are tried as later ones as far as `most_passes` reach.
     """
     try:
         with own_randomness(), torch.enable_grad():
             noisy = noisy_copy(lm)
-            leak, without = leak_by_gradient(noisy), without_gradient(lm, noisy)
+            leak = leak_by_gradient(noisy)
             if lm.model_params.causal:
                 leak = leak or leak_by_value(noisy, most_passes)
     except Exception as error:  # it is the user's own code
-        return Probe(f"{UNCHECKED}: {in_one_line(error)}", [])
-    return Probe(None if bidirectional.intersection(lm.model_params.kinds) else leak, without)
+        return f"{UNCHECKED}: {in_one_line(error)}"
+    return None if bidirectional.intersection(lm.model_params.kinds) else leak
 
 
 @contextmanager
@@ -73,19 +91,37 @@ def copy_of(lm: LM) -> LM:
 
 
 @torch.no_grad()
-def noisy_copy(lm: LM) -> LM:
-    """One with weights that are nowhere exactly 0 or 1."""
+def noisy_copy(lm: LM, spread: float = 0.0) -> LM:
+    """One with weights that are nowhere exactly 0 or 1: noise of NOISE and `spread` times each parameter's deviation."""
     noisy = copy_of(lm)
     for parameter in noisy.parameters():
-        parameter.add_(NOISE * torch.randn_like(parameter))
+        scale = NOISE + spread * parameter.std(correction=0) if spread else NOISE
+        parameter.add_(scale * torch.randn_like(parameter))
     return noisy
 
 
-def without_gradient(lm: LM, noisy: LM) -> list[str]:
-    """The parameters of `lm` that are to be trained, but have no gradient in a copy of it that has gradients."""
-    gradients = {name: parameter.grad for name, parameter in noisy.named_parameters()}
-    trained = [name for name, parameter in lm.named_parameters() if parameter.requires_grad]
-    return [name for name in trained if (gradient := gradients[name]) is None or not gradient.any()]
+def without_gradient(lm: LM, train_params: Any) -> list[str]:
+    """Return the parameters of `lm` that are to be trained, but get no gradient from the losses of random rows.
+
+    The losses are those of noisy copies in training mode, all of them. A parameter is dead if it has no gradient in any
+    of `MAX_BATCHES` batches: the router of a mixture may send no token to an expert in one of them. After the first one
+    the weights are as much noise as themselves, which gives every expert its turn.
+    """
+    dead = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
+    # Of max_seq_len + 1 ids, of which the last is predicted and not shown; a masked model is shown them all.
+    T = min(LENGTH, lm.model_params.max_seq_len) + 1
+    for i in range(MAX_BATCHES):
+        noisy = noisy_copy(lm, spread=1.0 if i else 0.0).train()
+        ids_BT = torch.randint(lm.n_tokens, (rows_in_a_pass(lm, T), T))
+        losses, _ = noisy.get_losses(mycollate(ids_BT.tolist()), train_params)
+        total = sum(losses.values(), torch.tensor(0.0))
+        check_numbers("the loss", total)
+        total.backward()
+        gradients = {name: parameter.grad for name, parameter in noisy.named_parameters()}
+        dead = {name for name in dead if (gradient := gradients[name]) is None or not gradient.any()}
+        if not dead:
+            break
+    return [name for name, _ in lm.named_parameters() if name in dead]
 
 
 def in_one_line(error: Exception) -> str:
@@ -111,10 +147,7 @@ def leak_by_gradient(lm: LM) -> str | None:
 
 
 def gradients(lm: LM, at_B: Tensor, T: int) -> Tensor:
-    """How much each position acts on the logits of row 1 + b at at_B[b], and of row 0 nowhere: [1 + B, T].
-
-    The parameters of `lm` have gradients afterwards.
-    """
+    """How much each position acts on the logits of row 1 + b at at_B[b], and of row 0 nowhere: [1 + B, T]."""
     ids_BT = torch.randint(lm.n_tokens, (1 + len(at_B), T), device=lm.device)
     embeddings: list[Tensor] = []
 
@@ -125,10 +158,12 @@ def gradients(lm: LM, at_B: Tensor, T: int) -> Tensor:
 
     with lm.patch({"embed": keep}):
         logits_BV = lm(ids_BT)[1 + torch.arange(len(at_B)), at_B]
+    check_numbers("a logit", logits_BV)
     (logits_BV * torch.randn_like(logits_BV)).sum().backward()
     [embed_BTD] = embeddings
     gradient_BTD = torch.zeros_like(embed_BTD) if embed_BTD.grad is None else embed_BTD.grad
-    return gradient_BTD.abs().amax(dim=-1).nan_to_num().cpu()
+    check_numbers("a gradient", gradient_BTD)
+    return gradient_BTD.abs().amax(dim=-1).cpu()
 
 
 def rows_in_a_pass(lm: LM, T: int) -> int:
@@ -177,7 +212,7 @@ def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]
     early = ~later_BT.to(lm.device)
     change = largest_difference(before.z[early], after.z[early])
     # What differs the second time without a reason says nothing of later tokens.
-    if change and torch.equal(before.z.nan_to_num(), predictions(lm, ids_BT).z.nan_to_num()):
+    if change and torch.equal(before.z, predictions(lm, ids_BT).z):
         mode = "training" if lm.training else "evaluation"
         return f"in {mode}, logits change by {change:.2g} with later tokens or other samples"
     rows_B, at_B = torch.arange(B), from_B - 1
@@ -200,9 +235,19 @@ def predictions(lm: LM, ids_BT: Tensor) -> XYZ:
 
 
 def largest_difference(a: Tensor, b: Tensor, slack: float = 1.0) -> float:
-    """0 if it is one of rounding, which is in proportion to the largest of the numbers. NaN equals NaN."""
+    """0 if it is one of rounding, which is in proportion to the largest finite number. Raises NotFinite for NaN."""
     if torch.equal(a, b):
         return 0.0
-    a, b = a.nan_to_num(), b.nan_to_num()
-    difference = (a - b).abs().max().item()
-    return difference if difference > slack * ROUNDING[a.dtype] * a.abs().max().item() else 0.0
+    check_numbers("a logit", a, b)
+    difference = (a - b).abs().where(a != b, 0.0).max().item()
+    return difference if difference > slack * ROUNDING[a.dtype] * largest_finite(a) else 0.0
+
+
+def largest_finite(x: Tensor) -> float:
+    return x.where(x.isfinite(), 0.0).abs().max().item()
+
+
+def check_numbers(what: str, *tensors: Tensor) -> None:
+    """Raise NotFinite if one of the tensors has a NaN: two NaNs are no more equal than they differ."""
+    if any(bool(tensor.isnan().any()) for tensor in tensors):
+        raise NotFinite(f"{what} is NaN: nothing can be compared")

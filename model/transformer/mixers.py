@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.context import Context, layer_kind
-from model.embeddings import without_attention
 from model.init import head_readout, linear
 from model.model_params import ModelParams
 from model.scaling import head_mult, width_mult  # muP
@@ -154,6 +153,8 @@ def heads(x_BTC: Tensor, n: int, n_heads: int) -> tuple[Tensor, ...]:
 class CausalLayer(TransformerEncoderLayer):
     """With a mixer that knows no later positions."""
 
+    has_attention = False
+
     @classmethod
     def possible(cls, model_params: ModelParams) -> ModelParams:
         return replace(super().possible(model_params), causal=True)
@@ -163,27 +164,12 @@ class CausalLayer(TransformerEncoderLayer):
 class GatedConvLayer(CausalLayer):
     make_mixer = GatedConv
 
-    @classmethod
-    def used(cls, model_params: ModelParams) -> ModelParams:
-        p = super().used(without_attention(model_params))
-        return replace(p, n_heads=1, conv_width=model_params.conv_width)
-
 
 @layer_kind("linear-attention")
 class LinearAttentionLayer(CausalLayer):
     make_mixer = LinearAttention
 
-    @classmethod
-    def used(cls, model_params: ModelParams) -> ModelParams:
-        return super().used(without_attention(model_params))
-
 
 @layer_kind("state-space")
 class StateSpaceLayer(CausalLayer):
     make_mixer = StateSpace
-
-    @classmethod
-    def used(cls, model_params: ModelParams) -> ModelParams:
-        p = super().used(without_attention(model_params))
-        p = replace(p, mup_base_heads=model_params.mup_base_heads)  # muP
-        return replace(p, conv_width=model_params.conv_width)

@@ -52,10 +52,6 @@ class TorchTransformer(Layer):
         return replace(p, norm_position="post" if p.norm_position == "post" else "pre")
 
     @classmethod
-    def used(cls, model_params: ModelParams) -> ModelParams:
-        return replace(super().used(model_params), attention="explicit", conv_width=ModelParams.conv_width)
-
-    @classmethod
     def problems(cls, model_params: ModelParams) -> Iterator[str]:
         p = model_params
         if temperature(p) != 1:  # muP
@@ -121,6 +117,7 @@ class TorchRNN(Layer):
     """One recurrent layer, without residual connection: n of them are torch's own stack of n layers."""
 
     kind: type[nn.LSTM] | type[nn.GRU]
+    has_attention = False
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
@@ -138,16 +135,6 @@ class TorchRNN(Layer):
     def problems(cls, model_params: ModelParams) -> Iterator[str]:
         if depth_mult(model_params) != 1:  # muP
             yield "parametrization='completep' scales residual branches, which recurrent layers do not have"
-
-    @classmethod
-    def used(cls, model_params: ModelParams) -> ModelParams:
-        p = replace(without_attention(model_params), residual="plain")
-        p = replace(p, n_heads=1, bias_qkv=None, bias_out=None, conv_width=ModelParams.conv_width)
-        p = replace(p, dim_ff=None, gated=False, bias_ff=None)
-        p = p if p.readout_transform else replace(p, activation=ModelParams.activation)
-        # The norm after the last layer is all there is of norms.
-        final = "pre" if p.norm_position == "sandwich" else p.norm_position
-        return super().used(replace(p, norm_position=final, parallel_blocks=False))
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         x_BTD, state = self.rnn(x_BTD, self.past(ctx))

@@ -22,16 +22,26 @@ class Transformer(nn.Module):
         kinds = model_params.kinds
 
         def make_layer(i: int) -> nn.Module:
-            return layer_kinds[kinds[i % len(kinds)]](model_params, dropout)
+            return layer_kinds[kinds[i % len(kinds)]](model_params.at(i, self.depth), dropout)
 
+        # Initial weights depend on how many layers a forward pass goes through: placeholders count them beforehand.
+        self.layers = nn.ModuleList([nn.Identity() for _ in range(self.model_params.n_layers)])
+        self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
         self.norm = final_norm(model_params)
-        begin(self.layers, model_params)
+        begin([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
             zero_queries(self.layers)  # muP
 
+    def passes(self) -> list[tuple[int, nn.Module]]:
+        """Return the layers in the order of one forward pass, each with the number that its activations are named by.
+
+        A layer may come several times, under another number each time. Whatever walks through the layers goes by this.
+        """
+        return list(enumerate(self.layers))
+
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        for i, layer in enumerate(self.layers):
+        for i, layer in self.passes():
             ctx.layer = i
             x_BTD = ctx.tap("resid_pre", x_BTD)
             x_BTD = layer(x_BTD, ctx) if isinstance(layer, Layer) else layer(x_BTD)

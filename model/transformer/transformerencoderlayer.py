@@ -4,7 +4,6 @@ Shape suffixes:  B batch  T position  D model dim  F feed-forward width
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 from torch import Tensor, nn
@@ -46,14 +45,6 @@ class TransformerEncoderLayer(Layer):
             self.linear2 = linear(p.ff_width, p.dim, p, p.bias_ff, into_stream=True)
             self.dropout_ff = nn.Dropout(dropout)
             self.residual_ff = make_residual(p)
-
-    @classmethod
-    def used(cls, model_params: ModelParams) -> ModelParams:
-        p = replace(super().used(model_params), conv_width=ModelParams.conv_width)
-        if not p.ff_width:
-            p = replace(p, gated=False, bias_ff=None, parallel_blocks=False)
-            p = p if p.readout_transform else replace(p, activation=ModelParams.activation)
-        return p
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         sa_BTD = self.norm1.inside(self._sa_block(self.norm1.before(x_BTD), ctx))

@@ -16,11 +16,11 @@ from torch.testing import assert_close
 from torch.utils._device import _device_constructors
 from transformers.initialization import meta_device_safe_creation_ops
 
-from model.check import ignored_fields
 from model.context import Layer, layer_kind, layer_kinds
 from model.lm import LM, n_params
 from model.model_params import ModelParams
 from model.norms import norms, registered
+from model.observe import ignored_fields
 from model.transformer.attention import Attention
 from model.transformer.mixers import GatedConvLayer
 from model.transformer.torchlayers import TorchLSTM
@@ -170,7 +170,10 @@ def test_a_function_that_makes_any_module_is_a_layer_kind(a_name):
         lm("abc")
     assert_close(seen["layers.2.resid_post"], lm.decoder.layers[2](seen["layers.1.resid_post"]))
     assert lm.decoder.layers[0][2].p == 0.5
-    assert not ignored_fields(tiny_params(layer_architecture=a_name, qk_norm=True))  # nothing is known of it
+    assert ignored_fields(tiny_params(layer_architecture=a_name, qk_norm=True)) == [
+        "n_heads=2",
+        "qk_norm=True",
+    ]
 
 
 def test_what_blocks_add_between_two_norms_begins_as_small_as_the_embeddings():

@@ -1,5 +1,6 @@
 """Generation with a cache: the logits are those without one, and where they would not be it is noticed and done without."""
 
+import math
 import warnings
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from model.context import Cache, Context, Layer, Uncacheable
+from model.decoding import NoNextToken, close
 from model.lm import LM
 from model.sampling import generate
 from tests.model.tiny import (
@@ -381,8 +383,16 @@ def test_logits_that_are_no_numbers_are_no_reason_to_doubt_the_cache():
     lm = tiny_lm()
     with torch.no_grad():
         lm.unembed.weight.fill_(torch.nan)
-    assert generate(lm, [[1, 4]], 3) == [[1, 4, 0, 0, 0]]
+    with pytest.raises(NoNextToken, match="row 0, step 0: no next token, some logits are NaN"):
+        generate(lm, [[1, 4]], 3)
     assert lm.trust.doubt is None
+
+
+def test_an_infinite_logit_does_not_hide_a_wrong_cache():
+    """The comparison with and without a cache allows a share of the largest finite logit only."""
+    plain = torch.tensor([[1.0, 5.0, math.inf]])
+    assert close(plain.clone(), plain)
+    assert not close(torch.tensor([[5.0, 1.0, math.inf]]), plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

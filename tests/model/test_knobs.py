@@ -215,8 +215,8 @@ def test_shared_keys_and_values_are_repeated_weights(n_kv_heads, fields):
     weights = grouped.state_dict()
     weights |= {name: repeated(weights[name]) for name in ("qkv.weight", "qkv.bias")}
     full.load_state_dict(weights)
-    x, ctx = torch.randn(2, 9, 24, dtype=torch.float64), Context(random_ids(2, 9))
-    assert_close(grouped(x, ctx), full(x, ctx), **EXACT)
+    x, ids = torch.randn(2, 9, 24, dtype=torch.float64), random_ids(2, 9)
+    assert_close(grouped(x, Context(ids)), full(x, Context(ids)), **EXACT)
 
 
 def test_a_window_hides_what_is_further_back_and_adds_up_over_layers():

@@ -159,8 +159,8 @@ def test_separate_heads_equal_merged_ones(positions):
             head.weight.copy_(merged.qkv.weight[8 * i : 8 * i + 8])
             head.bias.copy_(merged.qkv.bias[8 * i : 8 * i + 8])
     separate.out.load_state_dict(merged.out.state_dict())
-    x, ctx = torch.randn(2, 5, 16, dtype=torch.float64), Context(random_ids(2, 5))
-    assert_close(separate(x, ctx), merged(x, ctx))
+    x, ids = torch.randn(2, 5, 16, dtype=torch.float64), random_ids(2, 5)
+    assert_close(separate(x, Context(ids)), merged(x, Context(ids)))
 
 
 @pytest.mark.parametrize("positions", ["learned", "rotary"])
@@ -193,10 +193,10 @@ def test_attention_dropout_hits_the_used_pattern_and_not_the_recorded_one():
     attention = Attention(tiny_params(), dropout=0.5).double().train()
     x = torch.randn(2, 9, 16, dtype=torch.float64)
     seen = Recording(["pattern", "z", "v"])
-    ctx = Context(random_ids(2, 9), taps=[seen])
-    attention(x, ctx)
+    ids = random_ids(2, 9)
+    attention(x, Context(ids, taps=[seen]))
     assert not torch.allclose(seen["pattern"] @ seen["v"], seen["z"])
-    attention.eval()(x, ctx)
+    attention.eval()(x, Context(ids, taps=[seen]))
     assert_close(seen["pattern"] @ seen["v"], seen["z"])
 
 

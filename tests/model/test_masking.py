@@ -15,11 +15,12 @@ from transformers import BertTokenizer
 from data.batch import mycollate
 from data.dataloader import TokenizerSpec
 from data.tokenizer import Tokenizer, char_tokenizer, from_transformers, make_tokenizer
-from model.check import ignored_fields, model_problems
+from model.check import model_problems
 from model.context import Cache, Context, Uncacheable
 from model.lm import LM
 from model.masking import MASK_FRAC, hidden, whole_rows
 from model.model_params import ModelParams
+from model.observe import ignored_fields
 from model.perplexity import NOT_SCORED
 from model.sampling import generate
 from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm, tiny_params
@@ -144,8 +145,9 @@ def test_torchs_layer_is_equal():
         (ours.linear2, block.linear2),
     ):
         to.load_state_dict(of.state_dict())
-    ctx = Context(torch.zeros(2, 9, dtype=torch.int64), real_BT=real)
-    assert_close(ours(x, ctx)[real], layer(x, ctx)[real], rtol=0, atol=1e-12)
+    ids = torch.zeros(2, 9, dtype=torch.int64)
+    expected = layer(x, Context(ids, real_BT=real))[real]
+    assert_close(ours(x, Context(ids, real_BT=real))[real], expected, rtol=0, atol=1e-12)
 
 
 def test_a_mask_of_another_shape_is_refused():

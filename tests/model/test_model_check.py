@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 
 from data.data_params import DataParams
-from model.check import ignored_fields, model_problems
+from model.check import model_problems
 from model.lm import LM
 from model.model_params import ModelParams
+from model.observe import ignored_fields
 from tests.model.tiny import KINDS, MIXERS, CharTokenizer, architectures, perturbed_lm, tiny_params
 from train.params import Params
 from train.plan import Measured, Plan, announce
@@ -90,10 +91,10 @@ OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"
 @pytest.mark.parametrize(
     ("kind", "ignored"),
     [
-        ("custom-transformer", {"rotary_base", "conv_width"}),
-        ("gated-conv", OF_ATTENTION | {"rotary_base", "n_heads"}),
-        ("linear-attention", OF_ATTENTION | {"rotary_base", "conv_width"}),
-        ("state-space", OF_ATTENTION | {"rotary_base"}),
+        ("custom-transformer", {"bias", "rotary_base", "conv_width"}),
+        ("gated-conv", OF_ATTENTION | {"bias", "rotary_base", "n_heads"}),
+        ("linear-attention", OF_ATTENTION | {"bias", "rotary_base", "conv_width"}),
+        ("state-space", OF_ATTENTION | {"bias", "rotary_base"}),
         *(
             (
                 kind,
@@ -103,13 +104,16 @@ OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"
             )
             for kind in ("torch-lstm", "torch-gru")
         ),
-        (("custom-transformer", "gated-conv"), {"rotary_base"}),
+        (("custom-transformer", "gated-conv"), {"bias", "rotary_base"}),
         (("torch-lstm", "gated-conv"), OF_ATTENTION | {"rotary_base", "n_heads"}),
     ],
     ids=lambda value: "fields" if isinstance(value, set) else str(value),  # a set has no order
 )
 def test_what_no_layer_has_a_use_for_is_known(kind, ignored):
     params = tiny_params(layer_architecture=kind, **EVERYTHING)
+    ignored = ignored | {
+        "bias_norm"
+    }  # rmsnorm has none; `bias` is of no use where each part has a field of its own
     expected = [f"{name}={value!r}" for name, value in EVERYTHING.items() if name in ignored]
     assert sorted(ignored_fields(params)) == sorted(expected)
 
@@ -127,8 +131,13 @@ def test_a_grid_says_which_runs_have_fields_without_effect(notes):
     runs = [Params(DataParams(), TrainParams(), model) for model in models]
     data = Measured(tokenizer=None, n_rows=0, n_val_rows=0, row_length=0.0, content="")
     announce([Plan("test", run, 0, 10**9, 0, identity="", measured=data) for run in runs])
-    assert "no layer of run 1, 3 has a use for n_heads=2" in notes
-    assert len(notes) == 2  # that torch-gru is torch's is the other
+    for number, kind in ((1, "torch-gru"), (3, "gated-conv")):
+        [note] = [note for note in notes if note.startswith(f"run {number}: ")]
+        assert note.startswith(
+            f"run {number}: n_heads=2 has no effect: no layer uses it with layer_architecture={kind!r}; "
+        )
+        assert "layer_architecture='custom-transformer'" in note
+    assert len(notes) == 3  # that torch-gru is torch's is the other
 
 
 @pytest.mark.parametrize("kind", KINDS)

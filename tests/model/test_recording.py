@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model.recording
-from model.context import Context, Layer, layer_kind, layer_kinds
+from model.context import Cache, Context, Layer, layer_kind, layer_kinds
 from model.recording import at
-from tests.model.tiny import KINDS, architectures, perturbed_lm, random_ids, tiny_lm
+from model.transformer.mixers import CausalConv
+from tests.model.tiny import KINDS, architectures, perturbed_lm, random_ids, tiny_lm, tiny_params
 
 HEADS = ["q", "k", "v", "scores", "pattern", "z", "head_out"]
 FEED_FORWARD = ["mlp_pre", "mlp_post", "mlp_out"]
@@ -49,6 +51,81 @@ def test_names(fields, inside):
     lm = tiny_lm(**fields).train()
     assert lm.activation_names() == names_of(2, inside)
     assert all(module.training for module in lm.modules())
+
+
+class TwoConvolutions(Layer):
+    """Two writers of one name: each would go on from what the other has left in the cache."""
+
+    def __init__(self, model_params, dropout):
+        super().__init__()
+        self.convs = nn.ModuleList([CausalConv(model_params, model_params.dim) for _ in range(2)])
+
+    def forward(self, x_BTD, ctx):
+        return x_BTD + self.convs[0](x_BTD, ctx) + self.convs[1](x_BTD, ctx)
+
+
+class TwoTaps(Layer):
+    def __init__(self, model_params, dropout):
+        super().__init__()
+
+    def forward(self, x_BTD, ctx):
+        return ctx.tap("mine", ctx.tap("mine", x_BTD) + 1)
+
+
+class TwoPasts(Layer):
+    def __init__(self, model_params, dropout):
+        super().__init__()
+
+    def forward(self, x_BTD, ctx):
+        return (
+            ctx.with_past("x", x_BTD, dim=1)[:, -x_BTD.shape[1] :] + ctx.with_past("x", x_BTD, dim=1)[:, :1]
+        )
+
+
+@pytest.mark.parametrize(
+    ("layer", "says"),
+    [
+        (TwoConvolutions, "cache entry 'layers.0.conv'"),
+        (TwoTaps, "activation 'layers.0.mine'"),
+        (TwoPasts, "cache entry 'layers.0.x'"),
+    ],
+)
+def test_a_second_write_of_a_name_in_one_pass_is_an_error(layer, says, monkeypatch):
+    monkeypatch.setitem(layer_kinds, "two", layer)
+    lm = tiny_lm(layer_architecture="two")
+    for run in (lambda: lm([1, 4, 5]), lambda: lm([1, 4, 5], cache=Cache(8)), lambda: lm.sample("a", 6)):
+        with pytest.raises(ValueError, match=f"{says} is written twice in one forward pass"):
+            run()
+
+
+def test_layers_of_one_pass_hand_things_on_and_nothing_is_left_for_the_next(monkeypatch):
+    class Counts(Layer):
+        def __init__(self, model_params, dropout):
+            super().__init__()
+            self.index, self.depth = model_params.layer_index, model_params.depth
+
+        def forward(self, x_BTD, ctx):
+            ctx.shared["seen"] = [*ctx.shared.get("seen", []), self.index]
+            passes.append(ctx.shared["seen"])
+            return x_BTD
+
+    passes = []
+    monkeypatch.setitem(layer_kinds, "counts", Counts)
+    lm = tiny_lm(layer_architecture="counts", n_layers=3)
+    lm([1, 2])
+    lm([1, 2])
+    assert passes == [[0], [0, 1], [0, 1, 2]] * 2
+    assert [layer.depth for layer in lm.decoder.layers] == [3, 3, 3]
+
+
+def test_the_params_of_a_layer_are_those_of_the_model_with_its_place():
+    params = tiny_params(n_layers=3)
+    own = params.at(2, 6)
+    assert (own, own.layer_index, own.depth) == (params, 2, 6)
+    assert (params.layer_index, params.depth) == (None, 3)
+    assert "layer_index" not in repr(own)
+    assert repr(replace(own, dim=32)) == repr(replace(params, dim=32))
+    assert replace(own, n_layers=5).depth == 5
 
 
 def test_a_layer_of_the_users_has_names_without_doing_anything():

@@ -148,13 +148,12 @@ def test_an_lm_counts_the_connections_there_are(fields, n):
 def test_a_layer_is_the_norm_of_the_weighted_sum(trainable):
     lm = tiny_lm(norm_position="post", residual="admin", residual_trainable=trainable)
     layer, ids = lm.decoder.layers[0], random_ids(2, 7)
-    ctx = Context(ids)
-    x = lm.embed(ids)
+    ctx, x = Context(ids), lm.embed(ids)
     mid = layer.norm1.after(x * layer.residual_sa.omega + layer._sa_block(x, ctx))
     out = layer.norm2.after(mid * layer.residual_ff.omega + layer._ff_block(mid, ctx))
-    torch.testing.assert_close(layer(x, ctx), out, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer(x, Context(ids)), out, rtol=1e-12, atol=1e-12)
     plain = tiny_lm(norm_position="post")
-    assert not torch.allclose(plain.decoder.layers[0](plain.embed(ids), ctx), out)
+    assert not torch.allclose(plain.decoder.layers[0](plain.embed(ids), Context(ids)), out)
 
 
 def blocks(weight, n_heads, kv, head_dim):
@@ -212,10 +211,10 @@ def test_a_profile_adds_up_the_variances_of_what_comes_before(trainable):
     profile(lm, batches)
     variances = []  # [batch][connection], with omegas as they come about
     for ids in batches:
-        squared, of_batch, x, ctx = 1.0, [], twin.embed(ids), Context(ids)
+        squared, of_batch, x = 1.0, [], twin.embed(ids)
         for layer in twin.decoder.layers:
             for block, norm in ((layer._sa_block, layer.norm1), (layer._ff_block, layer.norm2)):
-                f = block(x, ctx)
+                f = block(x, Context(ids))
                 x = norm.after(x * math.sqrt(squared) + f)
                 of_batch.append(f.var(correction=0).item())
                 squared += of_batch[-1]

@@ -16,7 +16,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from model.sampling import draw, generate, next_token_probs, penalised
+from model.decoding import NoNextToken
+from model.sampling import Choice, draw, generate, next_token_probs, penalised
 from tests.model.tiny import KINDS, tiny_lm
 
 
@@ -68,14 +69,102 @@ def test_nucleus_and_top_k_go_row_by_row():
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3, 4, 5, 100])
-def test_top_k_keeps_exactly_so_many_also_of_equals(top_k):
-    assert len(kept(next_token_probs(torch.zeros(1, 5), top_k=top_k))) == min(top_k, 5)
+def test_top_k_keeps_all_ties_at_the_edge_as_huggingface_does(top_k):
+    assert len(kept(next_token_probs(torch.zeros(1, 5), top_k=top_k))) == 5
+    logits = torch.tensor([[1.0, 3.0, 2.0, 2.0, 0.0], [2.0, 2.0, 2.0, 1.0, 3.0]])
+    expected = TopKLogitsWarper(top_k)(None, logits).softmax(dim=-1)
+    assert_close(next_token_probs(logits, top_k=top_k), expected)
     probs = next_token_probs(logits_of(0.1, 0.4, 0.3, 0.2), top_k=top_k)
     assert kept(probs) == sorted([1, 2, 3, 0][:top_k])
     assert_close(
         probs[0, 1] / probs[0, 0 if top_k >= 4 else 1],
         logits_of(0.4 / (0.1 if top_k >= 4 else 0.4)).exp()[0, 0],
     )
+
+
+def test_equal_probabilities_of_different_logits_are_no_tie():
+    """Logits so near each other that their probabilities are rounded alike: the largest is kept alone."""
+    logits = torch.tensor([[0.0, 1e-9, 0.0]])
+    assert kept(next_token_probs(logits, top_k=1)) == [1]
+
+
+@pytest.mark.parametrize(
+    "bad", [[math.nan] * 3, [1.0, 5.0, math.nan], [-math.inf] * 3, [math.nan, math.inf, 0.0]]
+)
+def test_a_row_that_says_nothing_is_an_error_that_names_it(bad):
+    logits = torch.tensor([[1.0, 5.0, 2.0], bad])
+    for temperature in (0.0, 1.0):
+        with pytest.raises(
+            NoNextToken, match=r"row 1: no next token, (some logits are NaN|all logits are -inf)$"
+        ):
+            next_token_probs(logits, temperature)
+        with pytest.raises(NoNextToken, match="row 1"):
+            Choice(temperature)(logits, torch.zeros(2, 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"top_k": 2}, {"nucleus": 0.9}, {"min_p": 0.1}, {"temperature": 0.0}]
+)
+def test_an_infinite_logit_is_the_arg_max_of_its_row_only(settings):
+    logits = torch.tensor([[1.0, math.inf, 0.0], [1.0, 5.0, 2.0], [-math.inf, 0.0, -math.inf]])
+    probs = next_token_probs(logits, **settings)
+    assert probs[0].tolist() == [0.0, 1.0, 0.0]
+    assert_close(probs[1:2], next_token_probs(logits[1:2], **settings))
+    assert probs[2].tolist() == [0.0, 1.0, 0.0]
+    two = next_token_probs(torch.tensor([[math.inf, 1.0, math.inf]]))
+    assert two.tolist() == [[0.5, 0.0, 0.5]]
+
+
+def with_logits(lm, change):
+    """`lm` with `change(ids_BT, logits_BTV)` in place of its logits."""
+    plain = lm.unembed.forward
+    lm.unembed.forward = lambda x: change(plain(x))
+    return lm
+
+
+def test_logits_of_a_row_are_those_of_its_own_prompt_whatever_another_row_holds():
+    lm = tiny_lm(tied_embeddings=False)
+    lm.embed.tokens.weight.data[7] = math.nan
+    with pytest.raises(NoNextToken, match="row 1, step 0: no next token, some logits are NaN"):
+        lm.sample([[5, 6], [7, 6]], max_seq_len=10)
+    # NaN where the prompt's own token follows is not looked at, only what comes after the prompt.
+    lm = tiny_lm(positions="none", n_layers=0, tied_embeddings=False)
+    lm.embed.tokens.weight.data[7] = math.nan
+    greedy = {"max_seq_len": 6, "as_str": False, "temperature": 0}
+    short, long = lm.sample([[5], [7, 6, 5]], **greedy)
+    assert short == lm.sample([5], **greedy)
+    assert long[3:] == lm.sample([5], **greedy)[1:4]
+
+
+def test_float16_that_overflows_is_an_error_that_says_so():
+    lm = tiny_lm(dtype=torch.float32, tied_embeddings=False)
+    lm.unembed.weight.data *= 1e6
+    with pytest.raises(NoNextToken, match="float16 overflows above 65,504"):
+        lm.half().sample([5, 6], max_seq_len=8)
+
+
+def test_an_infinite_logit_in_beams_fill_and_log_probabilities():
+    def infinite(logits):
+        logits[..., 9] = math.inf
+        return logits
+
+    lm = with_logits(tiny_lm(), infinite)
+    assert lm.sample([5], 4, as_str=False, return_logprobs=True) == ([5, 9, 9, 9], [0.0, 0.0, 0.0])
+    [best] = lm.beam_search([5], 4, as_str=False, n_beams=2)
+    assert best.sample == [5, 9, 9, 9]
+    assert best.score == 0.0
+    masked = with_logits(tiny_lm(objective="masked", causal=False), infinite)
+    ids, probs = masked.fill([5, 3, 6], as_str=False, return_probs=True)
+    assert (ids, probs) == ([5, 9, 6], [1.0])
+
+
+def test_not_a_number_in_beams_and_gaps_is_an_error_that_names_the_place():
+    lm = with_logits(tiny_lm(), lambda logits: logits * math.nan)
+    with pytest.raises(NoNextToken, match="beam 0, step 0"):
+        lm.beam_search([5], 4)
+    masked = with_logits(tiny_lm(objective="masked", causal=False), lambda logits: logits * math.nan)
+    with pytest.raises(NoNextToken, match="mask token 0"):
+        masked.fill([5, 3, 6])
 
 
 def test_temperature_divides_the_logits():

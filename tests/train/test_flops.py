@@ -55,7 +55,7 @@ def test_frozen_weights_take_no_gradient():
 def test_recurrent_layers_of_long_rows_are_counted_from_short_ones(kind):
     lm = make(ModelParams(dim=8, n_layers=2, n_heads=2, layer_architecture=(kind, "custom-transformer")))
     trained = tuple(True for _ in lm.parameters())
-    assert flops_per_row(lm, 21) == counted(lm.model_params, V, trained, 21)
+    assert flops_per_row(lm, 21) == counted(lm.model_params, None, V, trained, 21)
 
 
 def test_what_cannot_be_counted_is_none(monkeypatch):
@@ -82,7 +82,7 @@ def test_a_summary_says_what_training_took(tmp_path):
     summary = json.loads(json.dumps(summarise(run)))
     tokens = round(run.n_tokens / run.n_samples)
     assert 5 < tokens < 20
-    assert summary["flops"] == flops_per_row(run.model, tokens) * run.n_samples
+    assert summary["flops"] == flops_per_row(run.model, tokens, run.train_params) * run.n_samples
     assert summary["achieved_flops"] == pytest.approx(summary["flops"] / run.train_seconds)
     assert 0 < summary["achieved_flops"] < summary["peak_flops"]
     assert summary["trained_tokens"] == run.n_tokens

@@ -119,7 +119,9 @@ def test_mask_frac_without_its_objective_is_told(tmp_path, capsys):
     fields += ["tokenizer_source_name='char'", "early_stop_nsamples=16"]
     assert call(tmp_path, fields=fields) == 0
     shown = capsys.readouterr().out
-    assert "run 1 has no use for mask_frac, without objective='masked'" in shown
+    assert (
+        "run 1: mask_frac=0.5 has no effect: nothing in this run uses it; objective='masked' would" in shown
+    )
 
 
 def test_the_whole_grid_is_refused_before_anything_is_trained(tmp_path, capsys):

@@ -26,7 +26,7 @@ from train.architecture import checks, checks_of, outcome_of
 from train.optimizers import freeze
 from train.params import Params
 from train.run import Call, fit
-from train.soundness import Probe, leak_by_gradient, leak_by_value, noisy_copy, probe
+from train.soundness import Probe, leak_by_gradient, leak_by_value, leak_of, noisy_copy, probe
 from train.stats import Stats
 from train.train_params import TrainParams
 
@@ -200,7 +200,7 @@ def test_readmes_token_10_is_found_in_any_vocabulary(n_tokens, monkeypatch):
 @pytest.mark.parametrize("token", [777, 4999])
 def test_the_check_on_demand_tries_more_tokens_of_a_large_vocabulary(token, monkeypatch):
     plant(when(lambda x: token in x), monkeypatch)
-    assert probe(LM(tiny_params(), CharTokenizer(5000)), most_passes=100).leak
+    assert leak_of(LM(tiny_params(), CharTokenizer(5000)), most_passes=100)
 
 
 def test_every_token_is_tried_in_the_last_place(monkeypatch):
@@ -293,7 +293,7 @@ def test_a_run_is_bitwise_the_same_with_and_without_the_check(tmp_path, monkeypa
     params = Params(task, TrainParams(dropout=0.2, batch_size=16, threads=1), tiny_params(max_seq_len=20))
     call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
     checked = fit(params, Stats(), call)
-    monkeypatch.setattr(run, "probe", lambda lm: Probe("not looked at", []))
+    monkeypatch.setattr(run, "probe", lambda *_: Probe("not looked at", []))
     unchecked = fit(params, Stats(), call)
     assert (checked.leak, unchecked.leak) == (None, "not looked at")
     for name, weight in checked.model.state_dict().items():

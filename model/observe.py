@@ -1,0 +1,106 @@
+"""Which fields of a params object have an effect: noted while code reads them, not declared beforehand.
+
+reads = set()
+params = observed(params, reads)  # equal to the original, to be used in its place
+"""
+
+import copy
+import sys
+from collections.abc import Collection
+from dataclasses import MISSING, fields, replace
+from types import FrameType, SimpleNamespace
+from typing import Any, TypeVar, cast
+
+import torch
+
+from model.inputs import Tokenizer
+from model.lm import LM
+from model.model_params import ModelParams
+from model.residual import wants_profile
+
+MAX_NUMBERS = 2**20  # in the layers of a model that is built with numbers; a larger one is built without
+MAX_LAYERS = 2  # of a model that is built only to see what it reads, unless more kinds take turns
+N_TOKENS = 8  # of its vocabulary
+LENGTH = 4  # of its rows
+# A field that is read there is looked at, compared, copied or saved, and has no effect.
+NO_USE_IN_MODULES = {"dataclasses", "model.check", "train.check"}
+NO_USE_IN_FUNCTIONS = {"__post_init__", "__eq__", "__repr__", "__hash__"}
+
+P = TypeVar("P")
+
+
+def observed(params: P, reads: set[str]) -> P:
+    """Return a copy of a dataclass object that adds to `reads` the name of every field that code makes use of."""
+    kind: Any = type(params)
+    names = {field.name for field in fields(kind)}
+
+    def __getattribute__(self: Any, name: str) -> Any:
+        if name in names and name not in reads and is_use(sys._getframe(1)):
+            reads.add(name)
+        return object.__getattribute__(self, name)
+
+    twin = copy.copy(params)
+    subclass = type(kind.__name__, (kind,), {"__getattribute__": __getattribute__})
+    object.__setattr__(twin, "__class__", subclass)
+    return twin
+
+
+def is_use(frame: FrameType | None) -> bool:
+    """Return False if a read comes from a check, from __post_init__, or from equality, repr, replace and the like."""
+    while frame is not None:
+        if frame.f_code.co_name in NO_USE_IN_FUNCTIONS:
+            return False
+        if frame.f_globals.get("__name__") in NO_USE_IN_MODULES:
+            return False
+        frame = frame.f_back
+    return True
+
+
+def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> dict[str, Any]:
+    """Return the fields, with their values, that differ from their default (or are in `also`) and were not read."""
+    found = {}
+    for field in fields(params):
+        value = getattr(params, field.name)
+        is_default = field.default is not MISSING and value == field.default
+        if field.default_factory is not MISSING:
+            is_default = value == field.default_factory()
+        if field.name not in reads and (not is_default or field.name in also):
+            found[field.name] = value
+    return found
+
+
+def run_observed(model_params: ModelParams, reads: set[str], train_params: Any = None) -> LM | None:
+    """Build a model of few layers and compute its losses once; a large one is built on the meta device.
+
+    `train_params` are passed to its losses. Returns None if the model cannot run: nothing is known then.
+    """
+    n_layers = min(model_params.n_layers, max(MAX_LAYERS, len(model_params.kinds)))
+    p = replace(model_params, n_layers=n_layers)
+    n_numbers = n_layers * p.dim * (4 * p.dim + 3 * p.ff_width) + p.dim * p.max_seq_len
+    params = observed(p, reads)
+    tokenizer = SimpleNamespace(n_tokens=N_TOKENS, pad=0, bos=1, eos=2, mask=3)
+    length = min(LENGTH, params.max_seq_len)
+    ids_BT = torch.zeros(2, length + (params.objective != "masked"), dtype=torch.int64)
+    real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
+    batch = {"x_indices": ids_BT, "mask": real_BT, "target_mask": real_BT, "n_scored": 2 * length}
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)  # on a busy machine several take long to meet, over numbers so few
+        with torch.random.fork_rng(devices=[]), torch.enable_grad():
+            with torch.device("cpu" if n_numbers <= MAX_NUMBERS else "meta"):
+                lm = LM(params, cast(Tokenizer, tokenizer), dropout=0.1)
+            lm.train().get_losses(batch, train_params)
+            wants_profile(lm)
+    except Exception:  # an edit may look at numbers
+        return None
+    finally:
+        torch.set_num_threads(n_threads)
+    return lm
+
+
+def ignored_fields(model_params: ModelParams, also: Collection[str] = ()) -> list[str]:
+    """Return `field=value` for every field that is set, or is in `also`, and that the model never reads."""
+    reads: set[str] = set()
+    if run_observed(model_params, reads) is None:
+        return []
+    return [f"{name}={value!r}" for name, value in unread(model_params, reads, also).items()]
