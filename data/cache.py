@@ -50,7 +50,8 @@ def changed_fields(params: Any) -> tuple[tuple[str, object], ...]:
 
 def default_of(field: dataclasses.Field) -> object:
     """Return the default of a dataclass field, `MISSING` if it has none."""
-    default, factory = field.default, field.default_factory
+    default: Any = field.default
+    factory = field.default_factory
     if hasattr(default, "is_required"):  # pydantic's Field(...)
         return (
             dataclasses.MISSING if default.is_required() else default.get_default(call_default_factory=True)

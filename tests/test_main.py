@@ -335,7 +335,8 @@ def test_a_full_disk_fails_the_run_and_leaves_no_half_saved_one(tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"), [("a#b", "must not contain #"), ("50%?", "must not contain % ?"), ("x" * 130, "longer than 128")]
+    ("name", "fault"),
+    [("a#b", "must not contain #"), ("50%?", "must not contain % ?"), ("x" * 130, "longer than 128")],
 )
 def test_a_project_name_that_wandb_refuses_is_known_beforehand(tmp_path, capsys, name, fault):
     online = ["--config=test-synth", "--wandb-proj-name", name, "--dry-run"]
@@ -350,6 +351,9 @@ def test_a_config_that_is_no_text_is_one_sentence_and_exit_code_2(tmp_path, monk
     monkeypatch.setattr(main, "CONFIGS", tmp_path)
     (tmp_path / "mine.txt").write_bytes(b"TrainParams\nlr = 0.1 # \xff\n")
     (tmp_path / "folder.txt").mkdir()
-    for name, fault in (("mine", "not UTF-8 text: byte 23 is 0xff"), ("folder", "cannot be read: Is a directory")):
+    for name, fault in (
+        ("mine", "not UTF-8 text: byte 23 is 0xff"),
+        ("folder", "cannot be read: Is a directory"),
+    ):
         assert call(tmp_path, f"--config={name}", "--no-wandb") == 2
         assert capsys.readouterr().err == f"{tmp_path.name}/{name}.txt: {fault}\n"
