@@ -82,7 +82,7 @@ def run_observed(model_params: ModelParams, reads: set[str], train_params: Any =
     length = min(LENGTH, params.max_seq_len)
     ids_BT = torch.zeros(2, length + (params.objective != "masked"), dtype=torch.int64)
     real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-    batch = {"x_indices": ids_BT, "mask": real_BT, "target_mask": real_BT, "n_scored": 2 * length}
+    batch = {"x_indices": ids_BT, "mask": real_BT, "target_mask": real_BT}
     n_threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)  # on a busy machine several take long to meet, over numbers so few

@@ -11,9 +11,10 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from data.batch import n_real_tokens
+from data.batch import mycollate, n_real_tokens
 from data.dataloader import LMDataModule
 from model.lm import LM
+from model.recording import first_nonfinite
 from train.divergence import Divergence
 from train.evaluation import Evaluation
 from train.logs import log
@@ -269,9 +270,17 @@ class LMTrainer(L.LightningModule):
         """Let statistics leave the device, and stop if they say that training has diverged."""
         why = self.divergence.judge(self.stats.train_stats)
         if why is not None and self.stopped == FINISHED:
-            # The place to say which activation is the first that is not finite, if the loss is not.
+            why += self.where_not_finite()
             log.warning(f"{why}; training stops after step {self.global_step}")
             self.stop(why)
+
+    def where_not_finite(self) -> str:
+        """Return "; layers.0.q is the first activation that is not finite", for the first validation row, or ""."""
+        if self.divergence.not_finite is None or self.trainer.world_size > 1:
+            return ""
+        row = mycollate([self.data.rows("val")[0]], pad=self.data.tokenizer.pad)
+        name = first_nonfinite(self.model, row)
+        return f"; {name} is the first activation that is not finite" if name else ""
 
     def stop(self, why: str, agreed: bool = True) -> None:
         """End training after this step; the first reason stands in the summary.

@@ -279,6 +279,7 @@ def test_wandb_hears_of_a_diverged_run_as_failed_and_the_log_when_it_happens(
     summary = train_run(Params(TASK, TrainParams(batch_size=8, threads=1, **fields), TINY), None, call)
     assert summary["stopped"].startswith("diverged") == failed == tracker.failed
     assert capsys.readouterr().out.count("training stops after step") == failed
+    assert ("is the first activation that is not finite" in summary["stopped"]) == failed
 
 
 def test_wandb_hears_of_a_run_that_raised_as_failed(tmp_path, monkeypatch):
