@@ -86,9 +86,8 @@ class TextData:
         self.train = self.tokens("train")
         self.chance: float = self.val.chance
         self.val_bytes: int = self.val.n_bytes
-        first = (
-            self.val.n_first_bytes if data_params.packed is False else 0
-        )  # a packed row goes on where one ended
+        # A packed row goes on where one ended, so only unpacked documents have a first token that is not scored.
+        first = self.val.n_first_bytes if data_params.packed is False else 0
         self.val_unknown_bytes: int = self.val.n_unknown_bytes + first
         self.documents.cache_clear()  # gives the disk space back
 
