@@ -11,8 +11,7 @@ import torch
 from data import cache
 from data.batch import n_real_tokens
 from data.dataloader import LMDataModule
-from model.model_params import ModelParams
-from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
+from train.build import count_steps, make_data, size_of, tokenizer_spec
 from train.grid import GridError, Run, located
 from train.history import NEW, Step, for_all_processes, identity, steps_for
 from train.logs import log
@@ -55,7 +54,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
     plans, errors = [], []
     data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
-    size_of: dict[str, int] = {}
+    n_params: dict[str, int] = {}
     begun: set[str] = set()  # what has been tried of weights to begin with
     text = Texts()
     for params, places, config, variant in runs:
@@ -73,9 +72,9 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         if (measured := data_of[key]) is None:
             continue
         tokenizer, n_rows = measured.tokenizer, measured.n_rows
-        if (size_key := text(model) + key) not in size_of:
+        if (size_key := text(model) + key) not in n_params:
             try:
-                size_of[size_key] = count_params(model, tokenizer.n_tokens)
+                n_params[size_key] = size_of(model, tokenizer.n_tokens).n_params
             except ValueError as error:
                 errors.append(located(str(error), places))
                 continue
@@ -88,7 +87,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         rows = min(n_rows * train.epochs, n_steps * per_step)
         n_tokens = round(rows * measured.row_length)
         known = (identity(params, measured.content), measured, variant)
-        plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, *known))
+        plans.append(Plan(config, params, n_params[size_key], n_steps, n_tokens, *known))
     errors += device_problems({run.params.train.devices for run in runs}, call)
     if errors:
         raise GridError(errors)
@@ -104,10 +103,6 @@ def measure(data: LMDataModule) -> Measured:
     row_length = int(n_real_tokens(batch)) / len(batch["x_indices"])
     sizes = data.n_rows("train"), data.n_rows("val"), row_length
     return Measured(data.tokenizer, *sizes, data.content, (*cache.used,))
-
-
-def count_params(model: ModelParams, n_tokens: int) -> int:
-    return sum(shape.numel() for shape in parameter_shapes(model, n_tokens).values())
 
 
 def device_problems(devices: set[int], call: Call) -> Iterator[str]:
