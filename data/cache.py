@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,7 @@ def in_order(value: object) -> object:
 
 
 def source_files(file: Path, package: str) -> set[Path]:
-    """Return `file` and the project's files that it imports, directly or through others.
+    """Return `file` and the project's files that it imports, directly or through others, with those of their packages.
 
     `package` is the package of the module in `file`, for relative imports. The project is the repository and the folder
     of `file`; installed packages do not count.
@@ -82,7 +82,7 @@ def source_files(file: Path, package: str) -> set[Path]:
         if path in found:
             continue
         found.add(path)
-        for name in imported_names(path, package):
+        for name in with_parents([package, *imported_names(path, package)]):
             module = sys.modules.get(name)
             origin = Path(getattr(module, "__file__", None) or "").resolve()
             in_project = (
@@ -91,6 +91,13 @@ def source_files(file: Path, package: str) -> set[Path]:
             if in_project and origin.suffix == ".py":
                 to_read.append((origin, getattr(module, "__package__", None) or ""))
     return found
+
+
+def with_parents(names: Iterable[str]) -> set[str]:
+    """Return dotted names and the packages around them, whose __init__.py runs at an import, too."""
+    return {
+        ".".join(parts[: i + 1]) for name in names for parts in [name.split(".")] for i in range(len(parts))
+    }
 
 
 def imported_names(file: Path, package: str) -> Iterator[str]:
