@@ -137,8 +137,18 @@ def read_schedule(train: TrainParams) -> None:
         schedule.see(1.0)
 
 
+known_users: dict[tuple[Any, ...], list[str]] = {}  # what users_of found for runs of a signature
+
+
 def users_of(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:
     """Return the other choices, such as "optimizer='sgd'", with which this run would read the field."""
+    key = name, signature(model), signature(train), frozenset(also)
+    if key not in known_users:
+        known_users[key] = find_users(name, model, train, also)
+    return known_users[key]
+
+
+def find_users(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:
     users = []
     for params in (model, train):
         for other, value in alternatives(params):
