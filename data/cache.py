@@ -5,15 +5,18 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import json
 import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+READS_FILE = "reads.json"
 MAX_BUILD_SECONDS = 7 * 24 * 3600  # an unfinished folder this old was left by a process that was killed
 
 
@@ -23,6 +26,42 @@ def digest(*parts: object) -> str:
 
 
 used: list[Path] = []  # folders that were asked for
+
+
+class Reads:
+    """Names of the params fields that code reads to make a data set."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.known = True  # False: a folder of the cache was made while nobody noted what was read
+
+    def save(self, folder: Path) -> None:
+        (folder / READS_FILE).write_text(json.dumps(sorted(self.names)), encoding="utf-8")
+
+    def add(self, folder: Path) -> None:
+        """Add what was read when `folder` was made."""
+        try:
+            self.names.update(json.loads((folder / READS_FILE).read_text(encoding="utf-8")))
+        except OSError:
+            self.known = False
+
+
+noted: list[Reads] = []  # of the innermost note_reads
+
+
+@contextmanager
+def note_reads() -> Iterator[Reads]:
+    """Keep, with every folder made meanwhile, the names that the caller adds to these Reads.
+
+    A folder made earlier adds its names: they are the same, since its key holds the fields and the code. Use one
+    `note_reads` for each data set.
+    """
+    reads = Reads()
+    noted.append(reads)
+    try:
+        yield reads
+    finally:
+        noted.pop()
 
 
 @functools.cache
@@ -126,6 +165,8 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
     folder = cache / f"{kind}-{digest(code_digest(), key)}"
     used.append(folder)
     if folder.exists():
+        for reads in noted[-1:]:
+            reads.add(folder)
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     remove_unfinished(cache)
@@ -133,6 +174,8 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
         made = Path(workplace) / kind
         made.mkdir()
         build(made)
+        for reads in noted[-1:]:
+            reads.save(made)
         try:
             made.rename(folder)
         except OSError:

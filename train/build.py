@@ -40,12 +40,12 @@ def make_data(
     *,
     data_workers: int = 0,
     tokenizer: Tokenizer | None = None,
+    spec: TokenizerSpec | None = None,
 ) -> LMDataModule:
-    """The data of a run; with its saved `tokenizer`, if there is one."""
-    spec = tokenizer_spec(model)
+    """The data of a run; with its saved `tokenizer`, if there is one, else one made by `spec` (None: the model's own)."""
     return LMDataModule(
         data,
-        spec,
+        spec or tokenizer_spec(model),
         model.max_seq_len,
         cache=cache,
         data_workers=data_workers,
