@@ -1,17 +1,20 @@
 """A synthetic task as rows of tokens: held-out samples are fixed first, training samples drawn when they are asked for."""
 
+import contextlib
 import hashlib
 import inspect
 import json
+import math
 import random
 import sys
+import time
 import uuid
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -24,6 +27,7 @@ from data.tokenizer import OWN_SPECIALS, Tokenizer, char_tokenizer, word_tokeniz
 
 MOST_DRAWS = 1000  # before a task counts as having too few different samples
 MOST_TRIED = 10_000  # held-out samples to look for before a run starts
+MAX_SHOWN = 160  # characters of an argument in a message
 NOTHING_NEW = 1000  # samples in a row without a new token end the search for the vocabulary
 
 
@@ -43,7 +47,13 @@ def sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
 
 
 def described(data_params: DataParams) -> str:
-    return f"dataset_name={data_params.dataset_name!r} with task_args={data_params.task_args}"
+    return f"dataset_name={data_params.dataset_name!r} with task_args={short(data_params.task_args)}"
+
+
+def short(value: object) -> str:
+    """Return the repr of a value that a user gave, cut to a length that a sentence can hold."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class ListedSamples:
@@ -128,11 +138,22 @@ def samples_of(task: Task, data_params: DataParams) -> ListedSamples | DrawnSamp
     return DrawnSamples(task, data_params)
 
 
-def check_split(task: Task, data_params: DataParams) -> None:
-    """ValueError if the task's samples are too few to be split, as far as that shows without long drawing."""
-    samples = samples_of(task, data_params)
-    if isinstance(samples, DrawnSamples):
-        samples.check(MOST_TRIED)
+def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: float = math.inf) -> None:
+    """Raise ValueError if the task's samples are too few to be split, as far as that shows without long drawing.
+
+    `n_rows` is the number of all rows of a finite task; `until`, in time.monotonic(), is when to stop drawing.
+    """
+
+    def draw(rng: random.Random, **task_args: Any) -> Sample:
+        if time.monotonic() > until:
+            raise TimeoutError
+        return task.draw(rng, **task_args)
+
+    if n_rows is not None:
+        sizes(data_params, n_rows)
+        return
+    with contextlib.suppress(TimeoutError):
+        DrawnSamples(task._replace(draw=draw), data_params).check(MOST_TRIED)
 
 
 def short_hash(sample: Sample) -> int:
