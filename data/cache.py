@@ -5,10 +5,12 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import inspect
 import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,34 @@ def source_files(file: Path, package: str) -> set[Path]:
             if in_project and origin.suffix == ".py":
                 to_read.append((origin, getattr(module, "__package__", None) or ""))
     return found
+
+
+def function_digest(function: Callable[..., object]) -> str:
+    """Return the digest of the file that defines `function` and of the project's files it imports.
+
+    Of a partial the arguments count, too, of a callable object its attributes, of a builtin function the name.
+    """
+    if isinstance(function, functools.partial):
+        return digest(function_digest(function.func), in_order(function.args), in_order(function.keywords))
+    function = inspect.unwrap(function)
+    if isinstance(function, type) or inspect.isbuiltin(function):
+        state: object = function.__qualname__
+    else:
+        state = {} if inspect.isroutine(function) else in_order(vars(function))
+    try:
+        file = Path(inspect.getfile(definition_of(function)))
+    except TypeError:  # builtin
+        return digest(function.__module__, state)
+    if not file.is_file():  # typed into a notebook: nothing is known to be as it was earlier
+        return uuid.uuid4().hex
+    module = sys.modules.get(function.__module__)
+    files = source_files(file, getattr(module, "__package__", None) or "")
+    return digest(state, *sorted(path.read_bytes() for path in files))
+
+
+def definition_of(function: Callable[..., object]) -> Any:
+    """Return what was written in a file: a function or class as it is, of any other object its class."""
+    return function if inspect.isroutine(function) or isinstance(function, type) else type(function)
 
 
 def imported_names(file: Path, package: str) -> Iterator[str]:

@@ -2,16 +2,13 @@
 
 import contextlib
 import hashlib
-import inspect
 import json
 import math
 import random
-import sys
 import time
-import uuid
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from data.batch import Row
-from data.cache import cached, changed_fields, digest, source_files
+from data.cache import cached, changed_fields, function_digest
 from data.data_params import DataParams
 from data.syntheticdata import Sample, Task, identity, read_marks
 from data.tokenizer import OWN_SPECIALS, Tokenizer, char_tokenizer, word_tokenizer
@@ -164,18 +161,6 @@ def task_key(task: Task, data_params: DataParams) -> tuple[object, ...]:
     """Return all that a task's samples depend on: its name, its code and every field that is not at its default."""
     functions = [f for f in (task.draw, task.rows, task.chance) if f is not None]
     return task.name, sorted(map(function_digest, functions)), changed_fields(data_params)
-
-
-def function_digest(function: Callable[..., object]) -> str:
-    """Return the digest of the file that defines `function` and of the project's files it imports."""
-    function = inspect.unwrap(function)
-    code = getattr(function, "__code__", None)
-    file = Path(code.co_filename if code else inspect.getfile(type(function)))
-    if not file.is_file():  # typed into a notebook: nothing is known to be as it was earlier
-        return uuid.uuid4().hex
-    module = sys.modules.get(function.__module__)
-    files = source_files(file, getattr(module, "__package__", None) or "")
-    return digest(*sorted(path.read_bytes() for path in files))
 
 
 class Prompt(NamedTuple):

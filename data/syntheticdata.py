@@ -51,7 +51,11 @@ def registered(
 
 
 def check_takes_rng(draw: Callable[..., Sample]) -> None:
-    """Raise TypeError with file and line if the first parameter of `draw` is not a random generator."""
+    """Raise TypeError if `draw` is no function, or its first parameter no random generator: then with file and line."""
+    if not inspect.isfunction(draw):
+        raise TypeError(
+            f"@registered takes a function, written with def, not {draw!r}: its name is the task's name"
+        )
     first = next(iter(inspect.signature(draw).parameters.values()), None)
     if first is None or first.default is not first.empty or first.kind is first.KEYWORD_ONLY:
         code = draw.__code__

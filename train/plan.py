@@ -100,6 +100,8 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
 
 
 def measure(data: LMDataModule) -> Measured:
+    """Read a run's data; raise ValueError if there is nothing to train on or to validate with."""
+    data.check_scored()
     batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
     row_length = int(n_real_tokens(batch)) / len(batch["x_indices"])
     sizes = data.n_rows("train"), data.n_rows("val"), row_length
