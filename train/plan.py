@@ -12,7 +12,7 @@ from data import cache
 from data.batch import n_real_tokens
 from data.dataloader import LMDataModule
 from model.model_params import ModelParams
-from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
+from train.build import count_steps, data_options, make_data, parameter_shapes
 from train.grid import GridError, Run, located
 from train.history import NEW, Step, for_all_processes, identity, steps_for
 from train.logs import log
@@ -60,7 +60,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     text = Texts()
     for params, places, config, variant in runs:
         data, train, model = params
-        key = f"{text(data)} {(tokenizer_spec(model), model.max_seq_len, model.from_saved)}"
+        key = f"{text(data)} {data_options(model)} {model.from_saved}"
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
