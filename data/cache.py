@@ -109,8 +109,10 @@ def function_digest(function: Callable[..., object]) -> str:
         state = {} if inspect.isroutine(function) else in_order(vars(function))
     try:
         file = Path(inspect.getfile(definition_of(function)))
-    except TypeError:  # builtin
-        return digest(function.__module__, state)
+    except TypeError:  # written in no file
+        if function.__module__ in sys.stdlib_module_names:
+            return digest(function.__module__, state)
+        file = Path()
     if not file.is_file():  # typed into a notebook: nothing is known to be as it was earlier
         return uuid.uuid4().hex
     module = sys.modules.get(function.__module__)

@@ -24,10 +24,9 @@ from data.trial import TrialError, in_trial
 
 TRIED_SAMPLES = 100
 ENOUGH_SECONDS = 1.0  # after which no further trial sample is drawn
-MAX_DRAWING_SECONDS = (
-    2.0  # of computing, for all trial samples: only a single long draw takes more than ENOUGH_SECONDS
-)
-MAX_LISTING_SECONDS = 3.5  # of computing, for all rows of a finite task
+# Of computing, for all trial samples of a task: a draw that takes longer than the rest of it is refused.
+MAX_DRAWING_SECONDS = 2.0
+MAX_LISTING_SECONDS = 3.5  # likewise for all rows of a finite task
 TRIED_DRAWS = 20  # to find out whether a task draws from the rng argument only
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import resource
 import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -22,8 +21,10 @@ def in_trial(check: Callable[..., Result], *args: Any, cpu_seconds: float) -> Re
     """Return check(*args), computed in a forked process; raise TrialError if that process is ended.
 
     It may compute for `cpu_seconds`. A limit in this process would not do: no signal handler runs before a call into C
-    returns. The result must be picklable, the arguments need not be.
+    returns. The result must be picklable, the arguments need not be. A system that cannot fork has no limits.
     """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return check(*args)
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=send_result, args=(sender, cpu_seconds, check, args), daemon=True)
@@ -58,6 +59,8 @@ def send_result(
 
 def limit_memory() -> None:
     """Allow this process MAX_BYTES more than it has, where the system tells how much that is."""
+    import resource  # only where processes fork
+
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
         most = pages * resource.getpagesize() + MAX_BYTES

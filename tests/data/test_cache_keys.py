@@ -118,6 +118,13 @@ def test_partials_and_objects_are_known_by_their_code_and_their_values():
     assert len({function_digest(one) for one in [same[0], *others, len, sorted, Caller]}) == 9
 
 
+def test_what_is_written_in_no_file_is_never_known_to_be_what_it_was():
+    for code in ("def typed(rng): return 'ab'", "class typed:\n def __call__(self, rng): return 'ab'"):
+        scope = {"__name__": "__main__x"}
+        exec(code, scope)  # noqa: S102 -- as a notebook does
+        assert function_digest(scope["typed"]) != function_digest(scope["typed"])
+
+
 def test_a_reader_outside_data_is_part_of_what_a_hub_text_is_known_by(tmp_path, monkeypatch):
     def fingerprint_with(code):
         (tmp_path / "my_reader.py").write_text(code)
