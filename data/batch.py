@@ -1,6 +1,6 @@
 """Rows of tokens and how they become a batch.   Shape suffixes:  B row  T position
 
-The batch is a dict of tensors. x_indices [B, T+1]: whole rows, bos ... eos. mask: True at real tokens. target_mask: True
+A Batch is a dict of tensors. x_indices [B, T+1]: whole rows, bos ... eos. mask: True at real tokens. target_mask: True
 where the token is scored when it is predicted, so never at position 0. The batch holds no counts: whoever needs the number
 of rows or tokens takes it from these tensors, so a batch can be cropped anywhere on its way.
 """
@@ -12,7 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Batch = dict[str, Tensor]
+
+class Batch(dict[str, Tensor]):
+    """A dict of tensors whose first dimension is the row and whose second, where there is one, is the position."""
+
+    def cut(self, n: int) -> "Batch":
+        """Return the first `n` predicted tokens of every row, and what stands before them, for a curriculum of lengths.
+
+        That is the first n + 1 of the T + 1 positions, so that the model is shown n tokens; rows that are not longer
+        stay as they are. Every tensor with T + 1 positions is cut, also one that a user added. The tensors are views of
+        this batch, on its device. Raise ValueError if `n` is less than 1.
+        """
+        if n < 1:
+            raise ValueError(f"Batch.cut: n={n} must be at least 1")
+        width = self["x_indices"].shape[1]
+        return Batch({name: t[:, : n + 1] if t.shape[1:2] == (width,) else t for name, t in self.items()})
 
 
 class Row(NamedTuple):
@@ -33,11 +47,11 @@ class Block(NamedTuple):
 def mycollate(samples: Block | Sequence[Row] | Sequence[Sequence[int]], pad: int = 0) -> Batch:
     """A batch of lists of token ids (every token but the first scored), or of what the datasets of this package hand out."""
     block = samples if isinstance(samples, Block) else padded([as_row(sample) for sample in samples], pad)
-    return {
-        "x_indices": torch.from_numpy(block.x_BT),
-        "mask": torch.from_numpy(block.mask_BT),
-        "target_mask": torch.from_numpy(block.target_mask_BT),
-    }
+    return Batch(
+        x_indices=torch.from_numpy(block.x_BT),
+        mask=torch.from_numpy(block.mask_BT),
+        target_mask=torch.from_numpy(block.target_mask_BT),
+    )
 
 
 def as_row(sample: Row | Sequence[int]) -> Row:
@@ -74,8 +88,8 @@ def parts(batch: Batch, b: int, rank: int = 0, world: int = 1) -> Iterator[Batch
         rows = slice(start, start + b)
         width = int(mask_BT[rows].sum(dim=1).max())
         scored_BT = torch.zeros_like(target_mask_BT[rows]) if idle else target_mask_BT[rows]
-        yield {
-            "x_indices": x_BT[rows, :width],
-            "mask": mask_BT[rows, :width],
-            "target_mask": scored_BT[:, :width],
-        }
+        yield Batch(
+            x_indices=x_BT[rows, :width],
+            mask=mask_BT[rows, :width],
+            target_mask=scored_BT[:, :width],
+        )

@@ -5,11 +5,13 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import inspect
 import json
 import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,6 +139,36 @@ def with_parents(names: Iterable[str]) -> set[str]:
     return {
         ".".join(parts[: i + 1]) for name in names for parts in [name.split(".")] for i in range(len(parts))
     }
+
+
+def function_digest(function: Callable[..., object]) -> str:
+    """Return the digest of the file that defines `function` and of the project's files it imports.
+
+    Of a partial the arguments count, too, of a callable object its attributes, of a builtin function the name.
+    """
+    if isinstance(function, functools.partial):
+        return digest(function_digest(function.func), in_order(function.args), in_order(function.keywords))
+    function = inspect.unwrap(function)
+    if isinstance(function, type) or inspect.isbuiltin(function):
+        state: object = function.__qualname__
+    else:
+        state = {} if inspect.isroutine(function) else in_order(vars(function))
+    try:
+        file = Path(inspect.getfile(definition_of(function)))
+    except TypeError:  # written in no file
+        if function.__module__ in sys.stdlib_module_names:
+            return digest(function.__module__, state)
+        file = Path()
+    if not file.is_file():  # typed into a notebook: nothing is known to be as it was earlier
+        return uuid.uuid4().hex
+    module = sys.modules.get(function.__module__)
+    files = source_files(file, getattr(module, "__package__", None) or "")
+    return digest(state, *sorted(path.read_bytes() for path in files))
+
+
+def definition_of(function: Callable[..., object]) -> Any:
+    """Return what was written in a file: a function or class as it is, of any other object its class."""
+    return function if inspect.isroutine(function) or isinstance(function, type) else type(function)
 
 
 def imported_names(file: Path, package: str) -> Iterator[str]:

@@ -2,24 +2,31 @@
 
 import difflib
 import inspect
+import math
 import random
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
 from data.corpora import corpus_names, data_folder_fault, read_corpus
 from data.data_params import DataParams
-from data.samples import check_fits, check_split, sizes
-from data.syntheticdata import Task, read_marks, tasks
+from data.samples import MOST_TRIED, check_fits, check_split, short, sizes
+from data.syntheticdata import MARKS, Sample, Task, identity, tasks
 from data.text import too_few_documents
 from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
+from data.trial import TrialError, in_trial
 
 TRIED_SAMPLES = 100
+ENOUGH_SECONDS = 1.0  # after which no further trial sample is drawn
+# Of computing, for all trial samples of a task: a draw that takes longer than the rest of it is refused.
+MAX_DRAWING_SECONDS = 2.0
+MAX_LISTING_SECONDS = 3.5  # likewise for all rows of a finite task
 TRIED_DRAWS = 20  # to find out whether a task draws from the rng argument only
 
 
@@ -40,7 +47,7 @@ def data_problems(
         yield from problem_of(f"tokenizer_source_name={tokenizer_spec.source!r}", check_spec, tokenizer_spec)
     if name in corpus_names():
         if args:
-            yield f"task_args={args} is for synthetic tasks, but dataset_name={name!r} is text"
+            yield f"task_args={short(args)} is for synthetic tasks, but dataset_name={name!r} is text"
         yield from problem_of(f"dataset_name={name!r}", check_corpus, data_params)
     else:
         there_is = known(name, [*tasks, *corpus_names()])
@@ -54,6 +61,8 @@ def problem_of(about: str, check: Callable[..., Any], *args: Any) -> Iterator[st
     except ValueError as error:
         field = about[: about.index("=") + 1]
         yield str(error) if field in str(error) else f"{about}: {error}"
+    except MemoryError:
+        yield f"{about}: takes more memory than there is"
     except Exception as error:  # of a task, a corpus or a library: the place helps who wrote it
         place = traceback.extract_tb(error.__traceback__)[-1]
         yield f"{about}: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
@@ -78,40 +87,82 @@ def check_corpus(data_params: DataParams) -> None:
 
 
 def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iterator[str]:
-    """Looks at the arguments, draws some samples, and tries to split them."""
-    about = f"task_args={data_params.task_args} with dataset_name={task.name!r}"
-    if wrong := list(args_problems(task, data_params)) or list(
-        problem_of(about, check_samples, task, data_params)
-    ):
+    """Yield a sentence for each fault of the arguments, of some trial samples, and of their split."""
+    about = f"task_args={short(data_params.task_args)} with dataset_name={task.name!r}"
+    if wrong := list(args_problems(task, data_params)):
         yield from wrong
         yield from problem_of(about, sizes, data_params, None)
-    else:
-        longest = max((len(tokens) for tokens in first_samples(task, data_params)), default=0)
-        yield from problem_of(about, check_fits, longest, data_params, max_seq_len)
-        yield from problem_of(about, check_split, task, data_params)
+        return
+    try:
+        cpu_seconds = MAX_LISTING_SECONDS if task.rows else MAX_DRAWING_SECONDS
+        yield from in_trial(trial_problems, about, task, data_params, max_seq_len, cpu_seconds=cpu_seconds)
+    except TrialError as error:
+        yield f"{about}: {'listing all rows' if task.rows else 'drawing trial samples'} {error}"
 
 
-def first_samples(task: Task, data_params: DataParams) -> Iterator[list[str]]:
-    """The tokens of some samples, of all if they are finite."""
-    args = data_params.task_args
-    draws = (task.draw(random.Random(i), **args) for i in range(TRIED_SAMPLES))
-    return (read_marks(sample).tokens for sample in (task.rows(**args) if task.rows else draws))
+def trial_problems(about: str, task: Task, data_params: DataParams, max_seq_len: int) -> list[str]:
+    """Return a sentence for each fault of some samples; takes long if a sample does, so call it with `in_trial`."""
+    until = time.monotonic() + ENOUGH_SECONDS
+    problems: list[str] = []
+
+    def check() -> None:
+        trial = check_samples(task, data_params, until)
+        problems.extend(problem_of(about, check_fits, trial.longest, data_params, max_seq_len))
+        problems.extend(problem_of(about, check_split, task, data_params, trial.n_rows, until))
+
+    if wrong := list(problem_of(about, check)):
+        return [*wrong, *problem_of(about, sizes, data_params, None)]
+    return problems
 
 
-def check_samples(task: Task, data_params: DataParams) -> None:
-    """Raise ValueError if the task draws from a global generator or returns something that is no token."""
+class Trial(NamedTuple):
+    """What trial samples tell about a task."""
+
+    longest: int  # tokens of a sample
+    n_rows: int | None  # different samples of a finite task
+
+
+def check_samples(task: Task, data_params: DataParams, until: float = math.inf) -> Trial:
+    """Raise ValueError if the task draws from a global generator or returns something that is no token.
+
+    Of a finite task all rows are seen, of others some samples: fewer if `until` comes, in time.monotonic().
+    """
+    words, first, longest, n_rows = set[object](), list[Sample](), 0, 0
     if not task.rows:
-        check_rng(task, data_params)
+        check_rng(task, data_params, until)
     spaced = isinstance(task.draw(random.Random(0), **data_params.task_args), str)
-    tokens = {token for sample in first_samples(task, data_params) for token in sample}
-    check_tokens({token for token in tokens if not (spaced and token.isspace())})
+    for sample in trial_samples(task, data_params, until):
+        words.update(sample)
+        longest = max(longest, len(sample) - sum(map(sample.count, MARKS)))
+        n_rows += 1
+        if task.rows and n_rows <= MOST_TRIED:
+            first.append(sample)
+    check_tokens(
+        {word for word in words - set(MARKS) if not (spaced and isinstance(word, str) and word.isspace())}
+    )
+    if not task.rows:
+        return Trial(longest, None)
+    return Trial(longest, n_rows if n_rows > MOST_TRIED else len(set(map(identity, first))))
 
 
-def check_rng(task: Task, data_params: DataParams) -> None:
+def trial_samples(task: Task, data_params: DataParams, until: float) -> Iterator[Sample]:
+    """Yield some samples until time is up, at least one; all if the task is finite."""
+    if task.rows:
+        yield from task.rows(**data_params.task_args)
+        return
+    for i in range(TRIED_SAMPLES):
+        if i and time.monotonic() > until:
+            return
+        yield task.draw(random.Random(i), **data_params.task_args)
+
+
+def check_rng(task: Task, data_params: DataParams, until: float = math.inf) -> None:
     """Raise ValueError if a sample depends on the global random state of Python, numpy or torch."""
     python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     try:
         for i in range(TRIED_DRAWS):
+            if i and time.monotonic() > until:
+                return
             drawn = []
             for state in (2 * i, 2 * i + 1):  # the same rng, another global state
                 random.seed(state)
@@ -153,9 +204,9 @@ def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
             if default is empty:
                 problems.append(f"needs a value for {name!r}")
         elif not fits(args[name], kind):
-            problems.append(f"takes {kind.__name__} for {name!r}, not {args[name]!r}")
+            problems.append(f"takes {kind.__name__} for {name!r}, not {short(args[name])}")
     for problem in problems:
-        yield f"task_args={args}: dataset_name={task.name!r} {problem}"
+        yield f"task_args={short(args)}: dataset_name={task.name!r} {problem}"
 
 
 def fits(value: object, kind: object) -> bool:

@@ -53,6 +53,8 @@ class LMDataModule:
     ) -> None:
         self.max_seq_len = max_seq_len
         self.data_workers = data_workers
+        self.dataset_name = data_params.dataset_name
+        self.masked = mask
         self.task = tasks.get(data_params.dataset_name)
         self.get_data = functools.partial(get_data, data_params, tokenizer_spec, Path(cache), tokenizer)
         self.datasets: dict[str, TaskRows | TextRows] = {}
@@ -89,6 +91,28 @@ class LMDataModule:
 
     def n_rows(self, split: str) -> int:
         return len(self.rows(split))
+
+    def check_scored(self) -> None:
+        """Raise ValueError if no token of the training split, or none of the validation split, is scored."""
+        for split, name in (("train", "training"), ("val", "validation")):
+            if not self.is_scored(split):
+                objective = " and objective='masked'" if self.masked else ""
+                raise ValueError(
+                    f"dataset_name={self.dataset_name!r} with max_seq_len={self.max_seq_len}{objective}: no token of the "
+                    f"{name} split is scored, so there is no {name} loss; take longer rows, or samples in which something is "
+                    "to be predicted"
+                )
+
+    def is_scored(self, split: str) -> bool:
+        """Return whether a token of the split is scored; of texts without a character none is."""
+        if split == "val" and self.val_bytes == 0:
+            return False
+        rows = self.rows(split)
+        width = self.max_seq_len if self.masked else None  # a masked model is not shown the last position
+        return any(
+            bool(mycollate(rows.__getitems__(list(indices)))["target_mask"][:, 1:width].any())
+            for indices in batched(range(len(rows)), 64)
+        )
 
     def train_dataloader(
         self,
@@ -155,6 +179,11 @@ class LMDataModule:
         spans = groupby(zip(row.ids, row.scored, strict=True), key=lambda token: token[1])
         texts = [(self.tokenizer.decode(i for i, _ in span), scored) for scored, span in spans]
         return " ".join(f"«{text}»" if scored else text for text, scored in texts if text)
+
+
+def batched(indices: range, n: int) -> Iterator[range]:
+    """Yield `indices` in portions of up to `n`."""
+    return (indices[first : first + n] for first in range(0, len(indices), n))
 
 
 class Shuffled(Sampler[int]):

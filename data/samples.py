@@ -1,29 +1,30 @@
 """A synthetic task as rows of tokens: held-out samples are fixed first, training samples drawn when they are asked for."""
 
+import contextlib
 import hashlib
-import inspect
 import json
+import math
 import random
-import sys
-import uuid
+import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from data.batch import Row
-from data.cache import cached, changed_fields, digest, source_files
+from data.cache import cached, changed_fields, function_digest
 from data.data_params import DataParams
 from data.syntheticdata import Sample, Task, identity, read_marks
 from data.tokenizer import OWN_SPECIALS, Tokenizer, char_tokenizer, word_tokenizer
 
 MOST_DRAWS = 1000  # before a task counts as having too few different samples
 MOST_TRIED = 10_000  # held-out samples to look for before a run starts
+MAX_SHOWN = 160  # characters of an argument in a message
 NOTHING_NEW = 1000  # samples in a row without a new token end the search for the vocabulary
 
 
@@ -43,7 +44,13 @@ def sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
 
 
 def described(data_params: DataParams) -> str:
-    return f"dataset_name={data_params.dataset_name!r} with task_args={data_params.task_args}"
+    return f"dataset_name={data_params.dataset_name!r} with task_args={short(data_params.task_args)}"
+
+
+def short(value: object) -> str:
+    """Return the repr of a value that a user gave, cut to a length that a sentence can hold."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class ListedSamples:
@@ -128,11 +135,22 @@ def samples_of(task: Task, data_params: DataParams) -> ListedSamples | DrawnSamp
     return DrawnSamples(task, data_params)
 
 
-def check_split(task: Task, data_params: DataParams) -> None:
-    """ValueError if the task's samples are too few to be split, as far as that shows without long drawing."""
-    samples = samples_of(task, data_params)
-    if isinstance(samples, DrawnSamples):
-        samples.check(MOST_TRIED)
+def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: float = math.inf) -> None:
+    """Raise ValueError if the task's samples are too few to be split, as far as that shows without long drawing.
+
+    `n_rows` is the number of all rows of a finite task; `until`, in time.monotonic(), is when to stop drawing.
+    """
+
+    def draw(rng: random.Random, **task_args: Any) -> Sample:
+        if time.monotonic() > until:
+            raise TimeoutError
+        return task.draw(rng, **task_args)
+
+    if n_rows is not None:
+        sizes(data_params, n_rows)
+        return
+    with contextlib.suppress(TimeoutError):
+        DrawnSamples(task._replace(draw=draw), data_params).check(MOST_TRIED)
 
 
 def short_hash(sample: Sample) -> int:
@@ -143,18 +161,6 @@ def task_key(task: Task, data_params: DataParams) -> tuple[object, ...]:
     """Return all that a task's samples depend on: its name, its code and every field that is not at its default."""
     functions = [f for f in (task.draw, task.rows, task.chance) if f is not None]
     return task.name, sorted(map(function_digest, functions)), changed_fields(data_params)
-
-
-def function_digest(function: Callable[..., object]) -> str:
-    """Return the digest of the file that defines `function` and of the project's files it imports."""
-    function = inspect.unwrap(function)
-    code = getattr(function, "__code__", None)
-    file = Path(code.co_filename if code else inspect.getfile(type(function)))
-    if not file.is_file():  # typed into a notebook: nothing is known to be as it was earlier
-        return uuid.uuid4().hex
-    module = sys.modules.get(function.__module__)
-    files = source_files(file, getattr(module, "__package__", None) or "")
-    return digest(*sorted(path.read_bytes() for path in files))
 
 
 class Prompt(NamedTuple):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 Sample = str | list[str]
+MARKS = ("«", "»")  # around what is scored
 
 
 class Task(NamedTuple):
@@ -50,7 +51,11 @@ def registered(
 
 
 def check_takes_rng(draw: Callable[..., Sample]) -> None:
-    """Raise TypeError with file and line if the first parameter of `draw` is not a random generator."""
+    """Raise TypeError if `draw` is no function, or its first parameter no random generator: then with file and line."""
+    if not inspect.isfunction(draw):
+        raise TypeError(
+            f"@registered takes a function, written with def, not {draw!r}: its name is the task's name"
+        )
     first = next(iter(inspect.signature(draw).parameters.values()), None)
     if first is None or first.default is not first.empty or first.kind is first.KEYWORD_ONLY:
         code = draw.__code__
@@ -74,7 +79,7 @@ def read_marks(sample: Sample) -> Marked:
         return Marked(list(sample), [True] * len(sample), True)
     tokens, scored, inside = [], [], False
     for token in sample:
-        if token in {"«", "»"}:
+        if token in MARKS:
             inside = token == "«"
         else:
             tokens.append(token)
@@ -93,10 +98,20 @@ def solved_by(solve: Callable[[str], str]) -> Callable[[str, str], bool]:
     return lambda prompt, answer: answer == solve(prompt.rstrip(":="))
 
 
+def check_bounds(least: int, **bounds: int) -> None:
+    """Raise ValueError unless the two bounds, the lower one first, are in order and at least `least`."""
+    (low_name, low), (high_name, high) = bounds.items()
+    if not least <= low <= high:
+        raise ValueError(
+            f"{least} <= {low_name} <= {high_name} is needed, not {low_name}={low}, {high_name}={high}"
+        )
+
+
 def letters(rng: random.Random, min_length: int, max_length: int, n_letters: int) -> str:
     """A random word over the first `n_letters` of the alphabet."""
     if not 1 <= n_letters <= 26:
         raise ValueError(f"n_letters must be from 1 to 26, not {n_letters}")
+    check_bounds(0, min_length=min_length, max_length=max_length)
     return "".join(rng.choices(string.ascii_lowercase[:n_letters], k=rng.randint(min_length, max_length)))
 
 
@@ -117,6 +132,8 @@ def maskedcopy(
 ) -> str:
     """ab*c*a::«abca»   The letters once more, leaving out the masked places (also known as selective copying)."""
     word = letters(rng, min_length, max_length, n_letters)
+    if not 0 <= p_masked <= 1:
+        raise ValueError(f"p_masked must be from 0 to 1, not {p_masked}")
     masked = "".join("*" if rng.random() < p_masked else letter for letter in word)
     return f"{masked}::«{without_blanks(masked)}»"
 
@@ -182,6 +199,9 @@ def numbers_in_order(numbers: str) -> str:
 @registered(check=solved_by(numbers_in_order))
 def numbersort(rng: random.Random, min_numbers: int = 2, max_numbers: int = 8, max_number: int = 999) -> str:
     """31,4,159::«4,31,159»   The numbers in ascending order."""
+    check_bounds(1, min_numbers=min_numbers, max_numbers=max_numbers)
+    if max_number < 0:
+        raise ValueError(f"max_number must be at least 0, not {max_number}")
     numbers = ",".join(str(rng.randint(0, max_number)) for _ in range(rng.randint(min_numbers, max_numbers)))
     return f"{numbers}::«{numbers_in_order(numbers)}»"
 
@@ -193,6 +213,7 @@ def total(addition: str) -> str:
 @registered(check=solved_by(total))
 def long_addition(rng: random.Random, min_digits: int = 1, max_digits: int = 10) -> str:
     """37+985=«1022»   The sum of two numbers; how many digits each has is drawn first, so that short ones occur too."""
+    check_bounds(0, min_digits=min_digits, max_digits=max_digits)
     a, b = (rng.randrange(10 ** rng.randint(min_digits, max_digits)) for _ in range(2))
     return f"{a}+{b}=«{total(f'{a}+{b}')}»"
 
@@ -200,6 +221,7 @@ def long_addition(rng: random.Random, min_digits: int = 1, max_digits: int = 10)
 @registered
 def parity(rng: random.Random, min_length: int = 1, max_length: int = 30) -> str:
     """0110111::«1».   Whether the number of ones is odd. The unscored full stop keeps chance at one half."""
+    check_bounds(0, min_length=min_length, max_length=max_length)
     bits = rng.choices("01", k=rng.randint(min_length, max_length))
     return f"{''.join(bits)}::«{bits.count('1') % 2}»."
 
@@ -222,6 +244,8 @@ def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
 
     Each of the p * p rows stands once, in one split; to see grokking, train on 40 % of them with val_pct=60, test_pct=0.
     """
+    if p < 1:
+        raise ValueError(f"p must be at least 1, not {p}")
     return modular_sum(rng.randrange(p), rng.randrange(p), p)
 
 
@@ -236,6 +260,7 @@ def induction(
     """
     if max_period >= length or max_period > vocab_size:
         raise ValueError(f"{max_period=} must be under {length=}, to be repeated, and at most {vocab_size=}")
+    check_bounds(1, min_period=min_period, max_period=max_period)
     period = rng.randint(min_period, max_period)
     block = [str(token) for token in rng.sample(range(vocab_size), period)]
     copies = (block * (length // period + 1))[period:length]
@@ -261,9 +286,9 @@ def mqar(
     places at even distance, taken without replacement by a power law, all other places hold 0. Here the value asked for
     also stands in the input after it has been predicted.
     """
-    if 4 * n_pairs > length or vocab_size <= length:
+    if not 4 <= 4 * n_pairs <= length < vocab_size:
         raise ValueError(
-            f"mqar needs 4 * n_pairs <= length < vocab_size, not {n_pairs=}, {length=}, {vocab_size=}"
+            f"mqar needs 4 <= 4 * n_pairs <= length < vocab_size, not {n_pairs=}, {length=}, {vocab_size=}"
         )
     keys = rng.sample(range(1, vocab_size // 2), n_pairs)
     values = rng.sample(range(vocab_size // 2, vocab_size), n_pairs)

@@ -80,8 +80,8 @@ class TextData:
         self.data_params = data_params
         self.cache = cache
         self.documents = functools.cache(lambda: Documents(data_params, cache))
-        self.source = (fingerprint(data_params.dataset_name), changed_fields(data_params))
-        self.content = repr(self.source)  # tells whether the text is what it was
+        self.content = fingerprint(data_params.dataset_name)  # tells whether the text is what it was
+        self.source = self.content, changed_fields(data_params)  # all that the documents of a split depend on
         self.tokenizer = tokenizer or self.make_tokenizer(spec)
         self.val = self.tokens("val")
         self.train = self.tokens("train")

@@ -33,6 +33,15 @@ def tokenizer_spec(model: ModelParams) -> TokenizerSpec:
     return TokenizerSpec(model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop)
 
 
+def data_options(model: ModelParams) -> dict[str, Any]:
+    """Return what the data of a run take from its ModelParams."""
+    return {
+        "tokenizer_spec": tokenizer_spec(model),
+        "max_seq_len": model.max_seq_len,
+        "mask": model.objective == "masked",
+    }
+
+
 def make_data(
     data: DataParams,
     model: ModelParams,
@@ -42,16 +51,10 @@ def make_data(
     tokenizer: Tokenizer | None = None,
     spec: TokenizerSpec | None = None,
 ) -> LMDataModule:
-    """The data of a run; with its saved `tokenizer`, if there is one, else one made by `spec` (None: the model's own)."""
-    return LMDataModule(
-        data,
-        spec or tokenizer_spec(model),
-        model.max_seq_len,
-        cache=cache,
-        data_workers=data_workers,
-        tokenizer=tokenizer,
-        mask=model.objective == "masked",
-    )
+    """Make the data of a run: with its saved `tokenizer`, if there is one, else one made by `spec`, by default the model's."""
+    options = data_options(model)
+    options["tokenizer_spec"] = spec or options["tokenizer_spec"]
+    return LMDataModule(data, **options, cache=cache, data_workers=data_workers, tokenizer=tokenizer)
 
 
 def count_steps(train: TrainParams, n_rows: int) -> int:

@@ -225,7 +225,7 @@ class TimedTrainer(LMTrainer):
         self.sizes: list[int] = []  # tokens of each batch
         self.ends: list[float] = []
 
-    def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
         if torch.cuda.is_available():
             torch.cuda.synchronize()

@@ -14,7 +14,7 @@ from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.model_params import ModelParams
 from model.observe import observed
-from train.build import count_steps, make_data, size_of, tokenizer_spec
+from train.build import count_steps, data_options, make_data, size_of
 from train.grid import GridError, Run, located
 from train.history import NEW, Step, for_all_processes, identity, steps_for
 from train.logs import log
@@ -63,7 +63,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     text = Texts()
     for params, places, config, variant in runs:
         data, train, model = params
-        key = f"{text(data)} {(tokenizer_spec(model), model.max_seq_len, model.from_saved)}"
+        key = f"{text(data)} {data_options(model)} {model.from_saved}"
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
@@ -103,15 +103,18 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
 
 
 def measure(params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None) -> Measured:
-    """Make the data of a run, and note which fields that reads."""
+    """Make the data of a run, and note which fields that reads.
+
+    Raises ValueError if there is nothing to train on or to validate with.
+    """
     with cache.note_reads() as reads:
         spec = observed_spec(model, reads.names)
         data = make_data(observed(params, reads.names), model, folder, tokenizer=tokenizer, spec=spec)
+        data.check_scored()
         batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
         row_length = int(n_real_tokens(batch)) / len(batch["x_indices"])
         sizes = data.n_rows("train"), data.n_rows("val"), row_length
-        if data.n_rows("val"):
-            next(iter(data.val_dataloader(1)))
+        next(iter(data.val_dataloader(1)))
     names = frozenset(reads.names) if reads.known else None
     return Measured(data.tokenizer, *sizes, data.content, (*cache.used,), names)
 

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from data.batch import mycollate, n_real_tokens
+from data.batch import Batch, mycollate, n_real_tokens
 from data.dataloader import LMDataModule
 from model.lm import LM
 from model.recording import first_nonfinite
@@ -134,7 +134,7 @@ class LMTrainer(L.LightningModule):
             self.checkpoints.keep(self.model, 0)
         self.trainer.should_stop = self.stopped != FINISHED  # by Ctrl-C in a validation before
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, _ = self.model.get_losses(batch, self.train_params)
         for name, loss in self.count(batch, losses).items():
             self.log_stat(f"train_loss:{name}", loss)
@@ -180,7 +180,7 @@ class LMTrainer(L.LightningModule):
         self.n_scored_in_step = 0
 
     @torch.no_grad()
-    def count(self, batch: dict, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    def count(self, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Count rows and tokens of all processes; return the losses over what they score at this moment."""
         n_rows, n_tokens = len(batch["x_indices"]), n_real_tokens(batch)
         if self.is_step_split:
@@ -192,7 +192,7 @@ class LMTrainer(L.LightningModule):
         self.n_tokens = self.n_tokens + n_tokens
         return losses
 
-    def of_all_processes(self, batch: dict, losses: dict[str, Tensor], n_scored: Tensor) -> tuple[Any, ...]:
+    def of_all_processes(self, batch: Batch, losses: dict[str, Tensor], n_scored: Tensor) -> tuple[Any, ...]:
         """Return mean losses and counts over all processes; the same message says who wants to stop."""
         # A process without rows of its own has a filler, in which nothing is scored.
         is_real = batch["target_mask"].any()

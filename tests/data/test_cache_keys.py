@@ -1,5 +1,7 @@
 """Keys of cached data: every field and every file that the data depend on."""
 
+import functools
+import importlib.util
 import os
 import sys
 import time
@@ -8,10 +10,12 @@ import pytest
 from pydantic.dataclasses import dataclass
 
 from data import cache as cache_module
-from data.cache import cached, changed_fields, source_files, tree_digest
+from data import corpora
+from data.cache import cached, changed_fields, function_digest, source_files, tree_digest
+from data.corpora import Hub
 from data.data_params import DataParams
 from data.samples import TaskData, task_key
-from data.syntheticdata import Task, tasks
+from data.syntheticdata import Task, registered, tasks
 from data.text import TextData
 from data.tokenizer import TokenizerSpec
 
@@ -22,6 +26,16 @@ class Extended(DataParams):
 
     lowercase: bool = False
     val_task_args: dict | None = None
+
+
+class Caller:
+    """A callable object."""
+
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self, rng):
+        return "ab" * self.n
 
 
 def test_only_fields_that_are_not_at_their_default_are_in_a_key():
@@ -51,7 +65,7 @@ def test_a_field_a_user_adds_gives_text_of_its_own(tmp_path, monkeypatch):
         return TextData(Extended("pydoc", lowercase=lowercase), TokenizerSpec("char"), tmp_path)
 
     plain, lower = data(False), data(True)
-    assert plain.content != lower.content
+    assert plain.source != lower.source
     assert "A" in plain.tokenizer.decode(plain.train.ids)
     assert "A" not in lower.tokenizer.decode(lower.train.ids)
 
@@ -76,6 +90,57 @@ def test_a_field_that_changes_held_out_samples_keeps_the_splits_disjoint(tmp_pat
     for val_task_args in (None, {"min_length": 2, "max_length": 3, "n_letters": 6}):
         data = TaskData(tasks["copy"], Extended(**common, val_task_args=val_task_args), tmp_path)
         assert not set(data.split("train")) & set(data.split("val"))
+
+
+def test_content_tells_what_text_was_read_and_nothing_of_how_it_is_laid_out(tmp_path):
+    texts = [TextData(DataParams("pydoc", debug_crop=9, packed=packed), TokenizerSpec("char"), tmp_path)
+             for packed in (None, True, False)]  # fmt: skip
+    assert len({text.content for text in texts}) == 1
+    assert len({text.source for text in texts}) == 3
+
+
+@pytest.mark.parametrize("odd", [functools.partial(lambda rng, n: "ab" * n, n=3), Caller(3)])
+def test_a_task_that_is_no_function_is_refused(odd):
+    n_tasks = len(tasks)
+    with pytest.raises(TypeError, match="@registered takes a function, written with def, not"):
+        registered(odd)
+    assert len(tasks) == n_tasks
+
+
+def test_partials_and_objects_are_known_by_their_code_and_their_values():
+    def numbers(n):
+        return range(n)
+
+    same = [functools.partial(numbers, 2), functools.partial(numbers, 2)]
+    others = [functools.partial(numbers, 3), functools.partial(numbers, n=2), numbers, Caller(1), Caller(2)]
+    assert function_digest(same[0]) == function_digest(same[1])
+    assert function_digest(Caller(1)) == function_digest(Caller(1))
+    assert len({function_digest(one) for one in [same[0], *others, len, sorted, Caller]}) == 9
+
+
+def test_what_is_written_in_no_file_is_never_known_to_be_what_it_was():
+    for code in ("def typed(rng): return 'ab'", "class typed:\n def __call__(self, rng): return 'ab'"):
+        scope = {"__name__": "__main__x"}
+        exec(code, scope)  # noqa: S102 -- as a notebook does
+        assert function_digest(scope["typed"]) != function_digest(scope["typed"])
+
+
+def test_a_reader_outside_data_is_part_of_what_a_hub_text_is_known_by(tmp_path, monkeypatch):
+    def fingerprint_with(code):
+        (tmp_path / "my_reader.py").write_text(code)
+        monkeypatch.setitem(sys.modules, "my_reader", None)
+        spec = importlib.util.spec_from_file_location("my_reader", tmp_path / "my_reader.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, "my_reader", module)
+        spec.loader.exec_module(module)
+        monkeypatch.setitem(corpora.corpora, "mine", lambda: Hub("a/b", documents=module.read))
+        return corpora.fingerprint("mine")
+
+    first, again = (fingerprint_with("def read(rows): return iter(rows)") for _ in range(2))
+    assert first == again != fingerprint_with("def read(rows): return map(str.lower, rows)")
+    monkeypatch.setitem(corpora.corpora, "mine", lambda: Hub("a/b", documents=corpora.articles))
+    assert "data" in corpora.articles.__module__
+    assert corpora.reader_digest(corpora.articles) == corpora.reader_digest(iter) == ""
 
 
 def test_code_in_subfolders_counts(tmp_path):

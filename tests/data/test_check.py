@@ -48,10 +48,10 @@ def test_embedded_text_is_fine(name, source):
         ),
         (
             {"dataset_name": "copy", "task_args": {"max_length": 3}},
-            "task_args={'max_length': 3} with dataset_name='copy': empty range",
+            "task_args={'max_length': 3} with dataset_name='copy': 0 <= min_length <= max_length",
         ),
         ({"dataset_name": "copy", "task_args": {"n_letters": 0}}, "n_letters must be from 1 to 26, not 0"),
-        ({"dataset_name": "mqar", "task_args": {"n_pairs": 40}}, "mqar needs 4 * n_pairs <= length"),
+        ({"dataset_name": "mqar", "task_args": {"n_pairs": 40}}, "mqar needs 4 <= 4 * n_pairs <= length"),
         (
             {"dataset_name": "copy", "task_args": {"max_length": 99}},
             "max_seq_len=128 is too small: dataset_name='copy'",

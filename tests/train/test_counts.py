@@ -180,3 +180,17 @@ def test_statistics_are_drained_and_a_stop_is_taken_at_the_end_of_a_step(tmp_pat
     monkeypatch.setattr(LMTrainer, "drain_and_judge", lambda self: steps.append(self.global_step))
     train(tmp_path, accumulate_grad_batches=2)
     assert steps == [5, 10, 15, 20, 23], "the last is that of the validation"
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_training_step_gets_batches_that_can_be_cut(accumulate, tmp_path, monkeypatch):
+    step, seen = LMTrainer.training_step, []
+
+    def short(self, batch, batch_idx):
+        seen.append(batch.cut(5)["x_indices"].shape[1])
+        return step(self, batch.cut(5), batch_idx)
+
+    monkeypatch.setattr(LMTrainer, "training_step", short)
+    run = train(tmp_path, batch_size=8, accumulate_grad_batches=accumulate, early_stop_nsamples=64)
+    assert seen == [6] * 8
+    assert run.n_tokens == 64 * 5

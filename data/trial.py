@@ -1,0 +1,68 @@
+"""A check in a process of its own, which is ended where it takes too much time or memory."""
+
+import contextlib
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+MAX_SECONDS = 4.0  # by the clock: of what sleeps, or shares its processor with others
+MAX_BYTES = 512 << 20  # on top of what this process has
+Result = TypeVar("Result")
+
+
+class TrialError(Exception):
+    """The reason why a trial has no result, as the end of a sentence."""
+
+
+def in_trial(check: Callable[..., Result], *args: Any, cpu_seconds: float) -> Result:
+    """Return check(*args), computed in a forked process; raise TrialError if that process is ended.
+
+    It may compute for `cpu_seconds`. A limit in this process would not do: no signal handler runs before a call into C
+    returns. The result must be picklable, the arguments need not be. A system that cannot fork has no limits.
+    """
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return check(*args)
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send_result, args=(sender, cpu_seconds, check, args), daemon=True)
+    process.start()
+    sender.close()
+    is_late = False
+    try:
+        if receiver.poll(MAX_SECONDS):
+            return receiver.recv()
+        is_late = True
+    except EOFError:
+        pass
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+    if is_late or process.exitcode == -signal.SIGPROF:
+        raise TrialError(f"takes more than {cpu_seconds} s, or does not end")
+    raise TrialError(f"ends its process (exit code {process.exitcode})")
+
+
+def send_result(
+    sender: Connection, cpu_seconds: float, check: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    """Limit this process, then run the check in it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPROF):
+        signal.signal(number, signal.SIG_DFL)
+    limit_memory()
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    sender.send(check(*args))
+
+
+def limit_memory() -> None:
+    """Allow this process MAX_BYTES more than it has, where the system tells how much that is."""
+    import resource  # only where processes fork
+
+    with contextlib.suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+        most = pages * resource.getpagesize() + MAX_BYTES
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (most, hard))
