@@ -508,7 +508,7 @@ def run_interruptibly(work: Callable[[], object], message: str) -> None:
 def keeps_spaces(rust: RustTokenizer) -> bool:
     """Return whether a word's first token has the space before it, as in GPT-2."""
     first = rust.pre_tokenizer
-    parts = first if isinstance(first, pre_tokenizers.Sequence) else [first]
+    parts: Any = first if isinstance(first, pre_tokenizers.Sequence) else [first]
     return any(isinstance(part, pre_tokenizers.ByteLevel) for part in parts)
 
 
