@@ -76,9 +76,8 @@ def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     given = {name: i for name, i in tokenizer.specials._asdict().items() if i is not None}
     named = {f"{name}_token": tokenizer.rust.id_to_token(i) for name, i in given.items()}
     if tokenizer.mask is not None:
-        named["mask_token"] = tokenizer.token(
-            tokenizer.mask
-        )  # unknown to it so far, it gets the next id, which is ours
+        # A token unknown to it so far gets the next id, which is ours.
+        named["mask_token"] = tokenizer.token(tokenizer.mask)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.rust, chat_template=tokenizer.chat_template, **named
     )

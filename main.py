@@ -185,7 +185,7 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.check == "strict":
         architecture.refuse_leaks(plans, call)
     if args.dry_run:
-        plan.say_steps(plans)
+        plan.announce(plans)
         return forecast.report(plans, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
         return check_scaling(args, plans)

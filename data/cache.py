@@ -5,15 +5,17 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 PROJECT = Path(__file__).resolve().parents[1]
+READS_FILE = "reads.json"
 
 
 def digest(*parts: object) -> str:
@@ -22,6 +24,42 @@ def digest(*parts: object) -> str:
 
 
 used: list[Path] = []  # folders that were asked for
+
+
+class Reads:
+    """Names of the params fields that code reads to make a data set."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.known = True  # False: a folder of the cache was made while nobody noted what was read
+
+    def save(self, folder: Path) -> None:
+        (folder / READS_FILE).write_text(json.dumps(sorted(self.names)), encoding="utf-8")
+
+    def add(self, folder: Path) -> None:
+        """Add what was read when `folder` was made."""
+        try:
+            self.names.update(json.loads((folder / READS_FILE).read_text(encoding="utf-8")))
+        except OSError:
+            self.known = False
+
+
+noted: list[Reads] = []  # of the innermost note_reads
+
+
+@contextmanager
+def note_reads() -> Iterator[Reads]:
+    """Keep, with every folder made meanwhile, the names that the caller adds to these Reads.
+
+    A folder made earlier adds its names: they are the same, since its key holds the fields and the code. Use one
+    `note_reads` for each data set.
+    """
+    reads = Reads()
+    noted.append(reads)
+    try:
+        yield reads
+    finally:
+        noted.pop()
 
 
 @functools.cache
@@ -68,7 +106,7 @@ def in_order(value: object) -> object:
 
 
 def source_files(file: Path, package: str) -> set[Path]:
-    """Return `file` and the project's files that it imports, directly or through others.
+    """Return `file` and the project's files that it imports, directly or through others, with those of their packages.
 
     `package` is the package of the module in `file`, for relative imports. The project is the repository and the folder
     of `file`; installed packages do not count.
@@ -81,7 +119,7 @@ def source_files(file: Path, package: str) -> set[Path]:
         if path in found:
             continue
         found.add(path)
-        for name in imported_names(path, package):
+        for name in with_parents([package, *imported_names(path, package)]):
             module = sys.modules.get(name)
             origin = Path(getattr(module, "__file__", None) or "").resolve()
             in_project = (
@@ -90,6 +128,13 @@ def source_files(file: Path, package: str) -> set[Path]:
             if in_project and origin.suffix == ".py":
                 to_read.append((origin, getattr(module, "__package__", None) or ""))
     return found
+
+
+def with_parents(names: Iterable[str]) -> set[str]:
+    """Return dotted names and the packages around them, whose __init__.py runs at an import, too."""
+    return {
+        ".".join(parts[: i + 1]) for name in names for parts in [name.split(".")] for i in range(len(parts))
+    }
 
 
 def imported_names(file: Path, package: str) -> Iterator[str]:
@@ -143,6 +188,8 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
     folder = cache / f"{kind}-{digest(code_digest(), key)}"
     used.append(folder)
     if folder.exists():
+        for reads in noted[-1:]:
+            reads.add(folder)
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     remove_unfinished(cache)
@@ -150,6 +197,8 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
         made = workplace / kind
         made.mkdir()
         build(made)
+        for reads in noted[-1:]:
+            reads.save(made)
         try:
             made.rename(folder)
         except OSError:

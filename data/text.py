@@ -46,15 +46,16 @@ def split_by_document(own: dict[str, range], data_params: DataParams) -> dict[st
     """Splits that the corpus brings stay as they are; those it lacks are drawn from its training documents."""
     train = own.get("train", range(0))
     splits: dict[str, list[int] | range] = dict(own)
-    shares = {"val": data_params.val_pct, "test": data_params.test_pct}
-    sizes = {
-        split: max(1, round(len(train) * pct / 100)) if pct and train else 0
-        for split, pct in shares.items()
-        if split not in own
-    }
+    sizes: dict[str, int] = {}
+    for split in ("val", "test"):
+        if split in own:
+            continue
+        pct = data_params.val_pct if split == "val" else data_params.test_pct
+        sizes[split] = max(1, round(len(train) * pct / 100)) if pct and train else 0
     if train and sum(sizes.values()) >= len(train):
         raise too_few_documents(len(train), data_params)
-    held_out = random.Random(data_params.data_seed).sample(train, sum(sizes.values()))
+    n_held_out = sum(sizes.values())
+    held_out = random.Random(data_params.data_seed).sample(train, n_held_out) if n_held_out else []
     for split, size in sizes.items():
         splits[split] = sorted(held_out[:size])
         held_out = held_out[size:]
@@ -86,9 +87,8 @@ class TextData:
         self.train = self.tokens("train")
         self.chance: float = self.val.chance
         self.val_bytes: int = self.val.n_bytes
-        first = (
-            self.val.n_first_bytes if data_params.packed is False else 0
-        )  # a packed row goes on where one ended
+        # A packed row goes on where one ended, so only unpacked documents have a first token that is not scored.
+        first = self.val.n_first_bytes if data_params.packed is False else 0
         self.val_unknown_bytes: int = self.val.n_unknown_bytes + first
         self.documents.cache_clear()  # gives the disk space back
 
@@ -96,7 +96,7 @@ class TextData:
         def build(folder: Path) -> None:
             make_tokenizer(spec, lambda: self.documents().read("train")).save(folder)
 
-        if not spec.crop and spec.source not in recipes:  # the training text changes nothing
+        if spec.source not in recipes and not spec.crop:  # the training text changes nothing
             return make_tokenizer(spec, list)
         key = (spec, self.source, spec_identity(spec))
         return Tokenizer.load(cached(self.cache, "tokenizer", key, build))

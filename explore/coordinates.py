@@ -37,10 +37,8 @@ FREE = ("scores", "logits")  # and the output of any model: what may shrink for 
 STEPS, SETTLED = 4, 4  # t counts from 1, before any update
 PROBE = 0.1  # the largest slope of scores of aligned queries and keys
 BUG = 0.3  # so far beyond a band lie, at least, the powers that a wrong parametrization makes
-BROKEN, UNCLEAR = (
-    0.001,
-    0.05,
-)  # how often an interval misses the true slope: one that fails a model, one that doubts it
+# How often an interval misses the true slope: one that fails a model, one that doubts it.
+BROKEN, UNCLEAR = 0.001, 0.05
 FINITE = 0.1  # so far may slopes of a correct model be off at widths of some hundreds, whatever the seeds
 MIN_SEEDS, MAX_SEEDS = 4, 16  # of a check that chooses seeds itself: more only where fewer cannot tell
 Make = Callable[[], nn.Module]

@@ -16,6 +16,7 @@ class LayerNorm(nn.Module):
     """Layer normalisation over the last dimension (Ba et al. 2016, section 3, equation 4).
 
     Subtract the mean of the features, divide by sqrt(variance + eps), scale by `weight`, shift by `bias`.
+    `dim` is an int. torch.nn.LayerNorm takes a tuple, too, and then normalizes over as many last dimensions.
     Attributes:  weight [D], ones   bias [D], zeros   eps
     Hints:  the variance divides by D, not by D - 1, so `x.var()` needs `correction=0`;  `keepdim=True` keeps
             the mean's shape such that it can be subtracted.

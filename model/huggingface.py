@@ -31,10 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 POSITIONS = "embed.positions.table.weight"
 MAX_PADDING = 0.01  # share of a vocabulary's rows without a token, where its size is not a round number
-MIN_COMPARED, MAX_COMPARED = (
-    64,
-    512,
-)  # positions at which logits are compared: more than a sliding window, up to a limit
+# Positions at which logits are compared: more than a sliding window, up to a limit.
+MIN_COMPARED, MAX_COMPARED = 64, 512
 HARMLESS = re.compile(  # tensors in files that our layers make themselves or that no language model uses
     r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|position_ids|pooler\..*|cls\.seq_relationship\..*)$"
 )

@@ -7,7 +7,7 @@ params = observed(params, reads)  # equal to the original, to be used in its pla
 import copy
 import sys
 from collections.abc import Collection
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from types import FrameType, SimpleNamespace
 from typing import Any, TypeVar, cast
 
@@ -23,8 +23,8 @@ MAX_LAYERS = 2  # of a model that is built only to see what it reads, unless mor
 N_TOKENS = 8  # of its vocabulary
 LENGTH = 4  # of its rows
 # A field that is read there is looked at, compared, copied or saved, and has no effect.
-NO_USE_IN_MODULES = {"dataclasses", "model.check", "train.check"}
-NO_USE_IN_FUNCTIONS = {"__post_init__", "__eq__", "__repr__", "__hash__"}
+NO_USE_IN_MODULES = {"dataclasses", "model.check", "train.check", "data.check"}
+NO_USE_IN_FUNCTIONS = {"__post_init__", "__eq__", "__repr__", "__hash__", "changed_fields"}
 
 P = TypeVar("P")
 
@@ -58,13 +58,11 @@ def is_use(frame: FrameType | None) -> bool:
 
 def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> dict[str, Any]:
     """Return the fields, with their values, that differ from their default (or are in `also`) and were not read."""
-    found = {}
+    defaults, found = type(params)(), {}
     for field in fields(params):
         value = getattr(params, field.name)
-        is_default = field.default is not MISSING and value == field.default
-        if field.default_factory is not MISSING:
-            is_default = value == field.default_factory()
-        if field.name not in reads and (not is_default or field.name in also):
+        is_set = value != getattr(defaults, field.name) or field.name in also
+        if is_set and field.name not in reads:
             found[field.name] = value
     return found
 

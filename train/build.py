@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from model.scaling import base_dim, depth_mult  # muP
 from train.train_params import TrainParams
 
 PROFILED = 4  # batches that residual_profile looks at
+MAX_BUILT_LAYERS = 128  # layers that a check builds: more of them repeat these, and its time does not grow
 RANDOM = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 
 
@@ -39,12 +40,12 @@ def make_data(
     *,
     data_workers: int = 0,
     tokenizer: Tokenizer | None = None,
+    spec: TokenizerSpec | None = None,
 ) -> LMDataModule:
-    """The data of a run; with its saved `tokenizer`, if there is one."""
-    spec = tokenizer_spec(model)
+    """The data of a run; with its saved `tokenizer`, if there is one, else one made by `spec` (None: the model's own)."""
     return LMDataModule(
         data,
-        spec,
+        spec or tokenizer_spec(model),
         model.max_seq_len,
         cache=cache,
         data_workers=data_workers,
@@ -86,9 +87,9 @@ def sketch(model: ModelParams, n_tokens: int) -> LM:
     try:
         with torch.device("meta"), WithoutInit():
             return LM(model, tokenizer)
-    except (NotImplementedError, RuntimeError) as error:
+    except (NotImplementedError, RuntimeError, OverflowError, TypeError) as error:
         if "meta" not in str(error):
-            reason = str(error).partition("\n")[0]
+            reason = str(error).strip().partition("\n")[0]
             raise ValueError(
                 f"dim={model.dim} and n_layers={model.n_layers} cannot be built: {reason}"
             ) from error
@@ -98,6 +99,34 @@ def sketch(model: ModelParams, n_tokens: int) -> LM:
 def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
     """Names and shapes of a model's parameters."""
     return {name: parameter.shape for name, parameter in sketch(model, n_tokens).named_parameters()}
+
+
+def shortened(model: ModelParams) -> ModelParams:
+    """Return the params of a model of fewer layers that has layers of the same kinds, for checks of very deep ones."""
+    surplus = max(0, model.n_layers - MAX_BUILT_LAYERS)
+    return replace(model, n_layers=model.n_layers - surplus // len(model.kinds) * len(model.kinds))
+
+
+class Size(NamedTuple):
+    """How large a model is."""
+
+    n_params: int
+    n_bytes: int  # of its parameters and buffers
+
+
+def size_of(model: ModelParams, n_tokens: int) -> Size:
+    """Return the size of a model without building all its layers; ValueError if it cannot be built."""
+    lm = sketch(shortened(model), n_tokens)
+    n_repeated = model.n_layers - lm.model_params.n_layers
+    turn = size_of_module(nn.ModuleList(list(lm.decoder.layers)[: len(model.kinds)]))
+    n_turns = n_repeated // len(model.kinds)
+    whole = size_of_module(lm)
+    return Size(whole.n_params + n_turns * turn.n_params, whole.n_bytes + n_turns * turn.n_bytes)
+
+
+def size_of_module(module: nn.Module) -> Size:
+    parameters, buffers = list(module.parameters()), list(module.buffers())
+    return Size(sum(p.numel() for p in parameters), sum(t.nbytes for t in [*parameters, *buffers]))
 
 
 def base_shapes(lm: LM) -> Shapes:  # muP

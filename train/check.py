@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from data.check import data_problems
 from model.check import model_problems
 from model.model_params import ModelParams
-from train.build import parameter_shapes, roles_of, sketch, tokenizer_spec
+from train.build import parameter_shapes, roles_of, shortened, size_of, sketch, tokenizer_spec
 from train.grid import Place, Run
 from train.optimizers import by_role, frozen_names, optimizers
 from train.params import Texts, did_you_mean
@@ -21,13 +22,18 @@ from train.schedules import schedules
 from train.sharding import FSDP
 from train.train_params import TrainParams
 
+LAYER_BYTES = 50_000  # that a layer's Python objects take beside its numbers: 65 kB were measured
+MIN_DEVICES = 16  # processes that any machine may be asked for, however few cores it has
+
 
 def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place]]]:
     """What is wrong with the params of these runs, before anything is built: (message, places of the settings).
 
     `root` is the folder of all outputs, where saved runs lie.
     """
-    seen, text = set(), Texts()
+    seen: set[tuple[Any, ...]] = set()
+    said: set[tuple[str, int]] = set()
+    text = Texts()
     for run in runs:
         data, train, model = run.params
         spec, has_weights = tokenizer_spec(model), model.from_saved is not None
@@ -36,6 +42,7 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
             (origin_problems, model, root),
             (data_problems, data, spec, model.max_seq_len, has_weights),
             (train_problems, train),
+            (size_problems, model, bool(train.freeze), train.precision),
             (freeze_problems, model, train.freeze),
             (role_problems, model, by_role(model, train)),  # muP
             (sharding_problems, train, by_role(model, train)),  # muP
@@ -43,7 +50,10 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
         for check, first, *rest in checks:
             if (key := (check, text(first), *rest)) not in seen:
                 seen.add(key)
-                yield from ((message, run.places) for message in check(first, *rest))
+                # What cannot be built is found by several checks.
+                new = [message for message in check(first, *rest) if (message, id(run)) not in said]
+                said.update((message, id(run)) for message in new)
+                yield from ((message, run.places) for message in new)
 
 
 def train_problems(train: TrainParams) -> Iterator[str]:
@@ -60,8 +70,42 @@ def train_problems(train: TrainParams) -> Iterator[str]:
         yield problem
 
 
+def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterator[str]:
+    """Yield what cannot be built, or cannot be trained in the memory of this machine: its weights and their gradients."""
+    if any(model_problems(model)):
+        return
+    try:
+        n_params, n_bytes = size_of(model, n_tokens=2)
+    except ValueError as error:
+        yield str(error)
+        return
+    n_bytes *= 2 if precision == "64-true" else 1
+    needed = (1 if is_frozen or model.lora_rank else 2) * n_bytes + model.n_layers * LAYER_BYTES
+    if needed > (there := memory_of_machine()):
+        yield (
+            f"dim={model.dim} and n_layers={model.n_layers} make {n_params:,} parameters, whose weights and gradients take "
+            f"at least {in_gigabytes(needed)}: this machine has {in_gigabytes(there)}"
+        )
+
+
+def memory_of_machine() -> int:
+    """Return the bytes of memory in which models can be trained: of all GPUs, or without one of the CPU."""
+    gpus = range(torch.cuda.device_count())
+    return (
+        sum(torch.cuda.get_device_properties(i).total_memory for i in gpus) or psutil.virtual_memory().total
+    )
+
+
+def in_gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.1f} GB"
+
+
 def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str]:
     """Patterns that no parameter of this model is named by."""
+    if (
+        shortened(model) != model
+    ):  # some layers have names that are not known yet: training refuses them when it starts
+        return
     if (freeze or model.lora_rank) and not any(model_problems(model)):
         try:
             frozen_names(parameter_shapes(model, n_tokens=2), freeze, model.lora_rank)
@@ -73,7 +117,7 @@ def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
     """Parameters of which the optimiser would not know what they are for."""
     if asked and not any(model_problems(model)):
         try:
-            roles_of(sketch(model, n_tokens=2))
+            roles_of(sketch(shortened(model), n_tokens=2))
         except ValueError as error:
             yield str(error)
 
@@ -92,6 +136,8 @@ def hardware_problem(bare: TrainParams) -> str | None:
     """What Lightning has against the precision, strategy and devices of `bare` params on this machine."""
     if bare.precision == "16-mixed" and not torch.cuda.is_available():
         return "precision='16-mixed' needs a GPU; on a CPU use '32-true' or 'bf16-mixed'"
+    if not torch.cuda.is_available() and bare.devices > max(MIN_DEVICES, psutil.cpu_count() or 1):
+        return f"devices={bare.devices} processes on a CPU, but this machine has {psutil.cpu_count()} cores"
     if torch.cuda.is_available() and bare.devices > torch.cuda.device_count():
         return f"devices={bare.devices}, but this machine has {torch.cuda.device_count()} GPUs"
     try:

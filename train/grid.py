@@ -96,19 +96,28 @@ def read_grid(
     return runs
 
 
+# Fields that other projects give another meaning: the schedule that may have been meant, our field for it, the note.
+OTHER_MEANINGS = {
+    "patience": (
+        "plateau",
+        "lr_plateau_patience",
+        "patience stops training and keeps the best weights; how soon lr_schedule='plateau' lowers lr is "
+        "lr_plateau_patience",
+    ),
+    "lr_cycle_steps": (
+        "cosine",
+        None,
+        "lr_cycle_steps has no part in lr_schedule='cosine', which falls once over the whole run; it is for 'cyclic'",
+    ),
+}
+
+
 def other_meanings(config: Config, runs: Iterable[Run]) -> Iterator[str]:
     """Yield a note for each field the config sets that other projects give another meaning, where ours has no part in it."""
     settings, schedules = config.settings, {run.params.train.lr_schedule for run in runs}
-    if "patience" in settings and "plateau" in schedules and "lr_plateau_patience" not in settings:
-        yield (
-            f"{settings['patience'].place}: patience stops training and keeps the best weights; "
-            "how soon lr_schedule='plateau' lowers lr is lr_plateau_patience"
-        )
-    if "lr_cycle_steps" in settings and "cosine" in schedules:
-        yield (
-            f"{settings['lr_cycle_steps'].place}: lr_cycle_steps has no part in lr_schedule='cosine', "
-            "which falls once over the whole run; it is for 'cyclic'"
-        )
+    for name, (schedule, ours, note) in OTHER_MEANINGS.items():
+        if name in settings and schedule in schedules and ours not in settings:
+            yield f"{settings[name].place}: {note}"
 
 
 class Expansion:

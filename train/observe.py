@@ -1,22 +1,28 @@
 """Fields of a run that are set and have no effect, found out by running its parts once, and what would use them."""
 
 import ast
+import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
 
 import torch
 from torch import nn
 
+from data.corpora import corpus_names
+from data.data_params import DataParams
+from data.tokenizer import TokenizerSpec
 from model.context import layer_kinds
 from model.embeddings import position_kinds
 from model.model_params import ModelParams
 from model.norms import norms
-from model.observe import observed, run_observed, unread
+from model.observe import is_use, observed, run_observed, unread
 from model.transformer.transformerencoderlayer import activations
+from train.build import tokenizer_spec
 from train.optimizers import make_optimizer, optimizers
+from train.params import Params
 from train.schedules import Schedule, schedules
 from train.train_params import TrainParams
 
@@ -31,7 +37,15 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "lr_schedule": schedules,
 }
 # Files whose code runs while a run is observed, or only looks at values. What others read has an effect.
-OBSERVED_FILES = {"optimizers.py", "schedules.py", "train_params.py", "check.py", "plan.py", "observe.py"}
+OBSERVED_FILES = {
+    "optimizers.py",
+    "schedules.py",
+    "check.py",
+    "plan.py",
+    "observe.py",
+    "forecast.py",
+    "history.py",
+}
 
 
 class Unused(NamedTuple):
@@ -123,8 +137,18 @@ def read_schedule(train: TrainParams) -> None:
         schedule.see(1.0)
 
 
+known_users: dict[tuple[Any, ...], list[str]] = {}  # what users_of found for runs of a signature
+
+
 def users_of(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:
     """Return the other choices, such as "optimizer='sgd'", with which this run would read the field."""
+    key = name, signature(model), signature(train), frozenset(also)
+    if key not in known_users:
+        known_users[key] = find_users(name, model, train, also)
+    return known_users[key]
+
+
+def find_users(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:
     users = []
     for params in (model, train):
         for other, value in alternatives(params):
@@ -152,10 +176,104 @@ def literals(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
+def observed_spec(model: ModelParams, reads: set[str]) -> TokenizerSpec:
+    """Return the tokenizer's spec of a run; reading its `vocab_size`, say, adds `tokenizer_vocab_size` to `reads`."""
+
+    def __getattribute__(self: Any, name: str) -> Any:
+        if name in TokenizerSpec._fields and is_use(sys._getframe(1)):
+            reads.add(field_of_spec(name))
+        return tuple.__getattribute__(self, name)
+
+    # The name is part of the repr, and so of the cache's keys.
+    kind = type(TokenizerSpec.__name__, (TokenizerSpec,), {"__getattribute__": __getattribute__})
+    return cast(TokenizerSpec, kind(*tokenizer_spec(model)))
+
+
 @cache
-def names_read_elsewhere() -> frozenset[str]:
-    """Return every attribute name in the code that takes part in a run and that observing it does not run."""
-    files = [ROOT / "main.py", *(ROOT / "train").rglob("*.py"), *(ROOT / "data").rglob("*.py")]
-    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in files if path.name not in OBSERVED_FILES]
-    nodes = (node for tree in trees for node in ast.walk(tree))
-    return frozenset(node.attr for node in nodes if isinstance(node, ast.Attribute))
+def field_of_spec(name: str) -> str:
+    """Return the field of ModelParams that gives a TokenizerSpec its field `name`."""
+    return next(field.name for field in fields(ModelParams) if field.name.startswith(f"tokenizer_{name}"))
+
+
+def unused_data_fields(
+    params: Params, reads: Collection[str] | None, also: Collection[str] = ()
+) -> list[Unused]:
+    """Return the fields of the data and its tokenizer that are set, or are in `also`, and that nothing reads.
+
+    `reads` are the names that were read while the data was made; nothing is said if they are None, for unknown.
+    """
+    if reads is None:
+        return []
+    data, train, model = params
+    found = unread(data, {*reads, *names_read_elsewhere("train")}, also)
+    if model.from_saved is None:  # a saved run brings its tokenizer, and its params say what that is
+        of_model = unread(model, {*reads, *(reads_of(model, train, also) or ())}, also)
+        of_tokenizer = {field_of_spec(name) for name in TokenizerSpec._fields}
+        found |= {name: value for name, value in of_model.items() if name in of_tokenizer}
+    return [Unused(f"{name}={value!r}", data_reason(name, params)) for name, value in found.items()]
+
+
+def data_reason(name: str, params: Params) -> str:
+    source = params.model.tokenizer_source_name
+    is_of_text = name == field_of_spec("source") or params.data.dataset_name in corpus_names()
+    if name.startswith("tokenizer_") and is_of_text:
+        return f"tokenizer_source_name={source!r} does not use it"
+    return f"dataset_name={params.data.dataset_name!r} does not use it"
+
+
+@cache
+def names_read_elsewhere(*packages: str) -> frozenset[str]:
+    """Return the names of attributes that code reads which takes part in a run and is not run to observe it.
+
+    This code lies in main.py and in `packages`, by default train and data. Whose attribute is read is not known, so a
+    name counts unless the object is surely no params object.
+    """
+    folders = [ROOT / package for package in packages or ("train", "data")]
+    files = [ROOT / "main.py", *(file for folder in folders for file in folder.rglob("*.py"))]
+    files = [file for file in files if file.name not in OBSERVED_FILES]
+    found = frozenset(name for file in files for name in names_read_in(ast.parse(file.read_bytes())))
+    return found.union(names_read_by_members(DataParams), names_read_by_members(TrainParams))
+
+
+def names_read_by_members(kind: type) -> Iterator[str]:
+    """Yield the names in the code of a params class's properties and methods, except in its checks."""
+    checks = vars(kind)["__post_init__"].__code__.co_names if "__post_init__" in vars(kind) else ()
+    for name, member in vars(kind).items():
+        code = getattr(getattr(member, "fget", member), "__code__", None)
+        if code is not None and not name.startswith("__") and name not in checks:
+            yield from code.co_names
+
+
+def names_read_in(tree: ast.Module) -> Iterator[str]:
+    """Yield the attributes that a file reads, except methods that it calls and attributes of what cannot be params."""
+    nodes = list(ast.walk(tree))
+    skipped = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    modules = {alias.asname or alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    skipped |= attributes_of({"self", *modules}, nodes)
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef):
+            skipped |= attributes_of(names_of_others(node), list(ast.walk(node)))
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and id(node) not in skipped:
+            yield node.attr
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
+            yield str(getattr(node.args[1], "value", ""))
+
+
+def attributes_of(names: Collection[str], nodes: list[ast.AST]) -> set[int]:
+    """Return the ids of the nodes that are `name.attribute` with one of these names."""
+    attributes = (node for node in nodes if isinstance(node, ast.Attribute))
+    return {id(node) for node in attributes if isinstance(node.value, ast.Name) and node.value.id in names}
+
+
+def names_of_others(function: ast.FunctionDef) -> set[str]:
+    """Return the arguments that are annotated with a type that is no params class, and that keep their value."""
+    arguments = [node for node in ast.walk(function) if isinstance(node, ast.arg)]
+    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+    kept = {a.arg for a in arguments if a.annotation and not may_be_params(ast.unparse(a.annotation))}
+    kept -= {a.arg for a in arguments if a.annotation is None or may_be_params(ast.unparse(a.annotation))}
+    return kept - {name.id for name in names if isinstance(name.ctx, ast.Store)}
+
+
+def may_be_params(annotation: str) -> bool:
+    return "Params" in annotation or annotation.strip("\"'") in {"Any", "object"}

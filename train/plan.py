@@ -10,13 +10,15 @@ import torch
 
 from data import cache
 from data.batch import n_real_tokens
-from data.dataloader import LMDataModule
+from data.data_params import DataParams
+from data.tokenizer import Tokenizer
 from model.model_params import ModelParams
-from train.build import count_steps, make_data, parameter_shapes, tokenizer_spec
+from model.observe import observed
+from train.build import count_steps, make_data, size_of, tokenizer_spec
 from train.grid import GridError, Run, located
 from train.history import NEW, Step, for_all_processes, identity, steps_for
 from train.logs import log
-from train.observe import unused_fields
+from train.observe import Unused, observed_spec, unused_data_fields, unused_fields
 from train.params import SECTION_OF, Params, Texts
 from train.pretrained import saved_tokenizer, weights_problems
 from train.run import Call
@@ -35,6 +37,7 @@ class Measured(NamedTuple):
     row_length: float  # real tokens in a row, from one batch
     content: str  # of the text
     folders: tuple[Path, ...] = ()  # of the cache
+    reads: frozenset[str] | None = None  # fields that were read to make the data; None: unknown
 
 
 class Plan(NamedTuple):
@@ -55,7 +58,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
     plans, errors = [], []
     data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
-    size_of: dict[str, int] = {}
+    n_params: dict[str, int] = {}
     begun: set[str] = set()  # what has been tried of weights to begin with
     text = Texts()
     for params, places, config, variant in runs:
@@ -65,7 +68,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
                 cache.used.clear()
-                data_of[key] = measure(make_data(data, model, call.cache, tokenizer=tokenizer))
+                data_of[key] = measure(data, model, call.cache, tokenizer)
         except ValueError as error:
             data_of[key] = None
             whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
@@ -73,9 +76,9 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         if (measured := data_of[key]) is None:
             continue
         tokenizer, n_rows = measured.tokenizer, measured.n_rows
-        if (size_key := text(model) + key) not in size_of:
+        if (size_key := text(model) + key) not in n_params:
             try:
-                size_of[size_key] = count_params(model, tokenizer.n_tokens)
+                n_params[size_key] = size_of(model, tokenizer.n_tokens).n_params
             except ValueError as error:
                 errors.append(located(str(error), places))
                 continue
@@ -88,7 +91,7 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         rows = min(n_rows * train.epochs, n_steps * per_step)
         n_tokens = round(rows * measured.row_length)
         known = (identity(params, measured.content), measured, variant)
-        plans.append(Plan(config, params, size_of[size_key], n_steps, n_tokens, *known))
+        plans.append(Plan(config, params, n_params[size_key], n_steps, n_tokens, *known))
     errors += device_problems({run.params.train.devices for run in runs}, call)
     if errors:
         raise GridError(errors)
@@ -99,15 +102,18 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     return [plan._replace(step=step) for plan, step in zip(plans, steps, strict=True)]
 
 
-def measure(data: LMDataModule) -> Measured:
-    batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
-    row_length = int(n_real_tokens(batch)) / len(batch["x_indices"])
-    sizes = data.n_rows("train"), data.n_rows("val"), row_length
-    return Measured(data.tokenizer, *sizes, data.content, (*cache.used,))
-
-
-def count_params(model: ModelParams, n_tokens: int) -> int:
-    return sum(shape.numel() for shape in parameter_shapes(model, n_tokens).values())
+def measure(params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None) -> Measured:
+    """Make the data of a run, and note which fields that reads."""
+    with cache.note_reads() as reads:
+        spec = observed_spec(model, reads.names)
+        data = make_data(observed(params, reads.names), model, folder, tokenizer=tokenizer, spec=spec)
+        batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
+        row_length = int(n_real_tokens(batch)) / len(batch["x_indices"])
+        sizes = data.n_rows("train"), data.n_rows("val"), row_length
+        if data.n_rows("val"):
+            next(iter(data.val_dataloader(1)))
+    names = frozenset(reads.names) if reads.known else None
+    return Measured(data.tokenizer, *sizes, data.content, (*cache.used,), names)
 
 
 def device_problems(devices: set[int], call: Call) -> Iterator[str]:
@@ -190,15 +196,24 @@ def say_objectives(plans: list[Plan]) -> None:
 def say_unused(plans: list[Plan]) -> None:
     """Name every field that is set, or is an axis, and has no effect on a run."""
     text = Texts()
-    flats = {(text(plan.params.model), text(plan.params.train)): plan.params for plan in plans}
-    axes = {name for name in SECTION_OF if len({repr(params.flat()[name]) for params in flats.values()}) > 1}
-    unused = {key: unused_fields(params.model, params.train, axes) for key, params in flats.items()}
+    axes = axes_of([plan.params for plan in plans])
+    unused: dict[tuple[str, str], list[Unused]] = {}
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for number, plan in enumerate(plans, 1):
-        for field in unused[text(plan.params.model), text(plan.params.train)]:
+        _, train, model = plan.params
+        key = text(model), text(train)
+        if key not in unused:
+            unused[key] = unused_fields(model, train, axes)
+        for field in unused[key] + unused_data_fields(plan.params, plan.measured.reads, axes):
             runs_with[str(field)].append(str(number))
     for what, numbers in runs_with.items():
         log.info(f"run{'s' * (len(numbers) > 1)} {listed(numbers)}: {what}")
+
+
+def axes_of(runs: list[Params]) -> set[str]:
+    """Return the names of the fields that differ between runs."""
+    flats = [params.flat() for params in runs]
+    return {name for name in SECTION_OF if len({repr(flat[name]) for flat in flats}) > 1}
 
 
 def listed(numbers: list[str]) -> str:

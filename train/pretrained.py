@@ -18,7 +18,7 @@ from model.lm import LM
 from model.lora import is_lora, merge_lora
 from model.model_params import ModelParams
 from model.scaling import depth_mult, head_mult, width_mult  # muP
-from train.build import parameter_shapes, tokenizer_spec
+from train.build import parameter_shapes, shortened, tokenizer_spec
 from train.logs import log
 from train.params import SECTION_OF
 from train.saver import find_run, read_run
@@ -98,11 +98,12 @@ def pretrained(setting: str, name: str, revision: str | None) -> Origin:
             )
         lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
         pour(hf_model, lm)
-        if (
-            difference := logit_difference(hf_model, lm)
-        ) is not None:  # code of ours may be edited on purpose
+        difference = logit_difference(hf_model, lm)
+        # No error: an edited layer is a good reason to fine-tune.
+        if difference is not None:
             log.warning(
-                f"{setting}: logits differ from those of transformers by {difference:.2g}: a layer was edited"
+                f"{setting}: logits differ from those of transformers by {difference:.2g}, as they do after an edit of a "
+                "layer; without one, these weights are read wrongly"
             )
         return lm
 
@@ -180,7 +181,7 @@ def fits(model: ModelParams, origin: Origin) -> bool:
         return False
     if origin.tokenizer is not None and model.objective == "masked" and origin.tokenizer.mask is None:
         return False  # a mask token would be one more than there are weights for
-    ours, theirs = parameter_shapes(model, n_tokens=2), parameter_shapes(origin.params, n_tokens=2)
+    ours, theirs = (parameter_shapes(shortened(params), n_tokens=2) for params in (model, origin.params))
     if POSITIONS in theirs:
         n_positions, dim = theirs[POSITIONS]
         theirs[POSITIONS] = torch.Size([min(n_positions, model.max_seq_len), dim])

@@ -87,9 +87,8 @@ class LMTrainer(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         optimizer = make_optimizer(self.model, self.train_params)
-        self.scheduler = LambdaLR(
-            optimizer, lambda step: self.schedule(step)
-        )  # saved below, with all the rest
+        # A lambda: the state of self.schedule is saved with the attributes, not by LambdaLR.
+        self.scheduler = LambdaLR(optimizer, lambda step: self.schedule(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -98,9 +97,8 @@ class LMTrainer(L.LightningModule):
             self.checkpoints.wait()  # a run that goes on from here does not write them again
         checkpoint["attributes"], lost = self.attributes.save()
         weights, late = checkpoint["state_dict"], set(self.state_dict()) - self.initial_weights
-        lost += sorted(
-            late
-        )  # of modules and buffers that hooks made: a resumed run has no place for them yet
+        # Modules and buffers that hooks made: a resumed run has no place for them yet.
+        lost += sorted(late)
         for name in late & set(weights):
             del weights[name]
         if lost and not self.warned_of_lost_state:

@@ -12,7 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 from model.inputs import Tokenizer
 from model.lm import LM
@@ -55,18 +58,23 @@ def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
 
 @contextmanager
 def at_most_parameters(n: int) -> Iterator[None]:
-    """ValueError for whoever makes modules with more than `n` parameters meanwhile, before all are made."""
-    made = itertools.count(1)
+    """Raise ValueError as soon as modules made inside have more than `n` parameters, or ten times as many parts."""
+    parameters, modules = itertools.count(1), itertools.count(1)
 
-    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        if next(made) > n:
+    def count(module: nn.Module, name: str, part: object) -> None:
+        made, limit = (parameters, n) if isinstance(part, nn.Parameter) else (modules, 10 * n)
+        if part is not None and next(made) > limit:
             raise ValueError("params.json asks for many more tensors than are saved")
 
-    hook = register_module_parameter_registration_hook(count)
+    hooks = (
+        register_module_parameter_registration_hook(count),
+        register_module_module_registration_hook(count),
+    )
     try:
         yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:

@@ -14,6 +14,8 @@ class LayerNorm(nn.Module):
 
     def __init__(self, dim: int, eps: float = 1e-5) -> None:
         super().__init__()
+        if not isinstance(dim, int):
+            raise TypeError(f"dim={dim!r} must be an int: only the last dimension is normalized")
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))

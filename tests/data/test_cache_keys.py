@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from pydantic.dataclasses import dataclass
 
 from data.cache import cached, changed_fields, source_files, tree_digest
@@ -88,22 +89,53 @@ def test_code_in_subfolders_counts(tmp_path):
     assert tree_digest(tmp_path) != before
 
 
-def test_what_a_task_imports_counts(tmp_path, monkeypatch):
-    (tmp_path / "task_helper.py").write_text("WORD = 'ab'")
-    (tmp_path / "task_file.py").write_text(
-        "import random\nfrom task_helper import WORD\ndef mine(rng): return WORD + rng.choice('xyz')"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    import task_file
+TASK_FILES = {
+    "task_file.py": "from task_helper import WORD\nfrom task_package import inner\ndef mine(rng): return WORD",
+    "task_helper.py": "from task_words import WORD",
+    "task_words.py": "WORD = 'ab'",
+    "task_rows.py": "def all_rows(): return iter(['ab'])",
+    "task_chance.py": "def chance(): return 0.5",
+    "task_package/__init__.py": "",
+    "task_package/inner.py": "from . import deep\nfrom .sub.far import X",
+    "task_package/deep.py": "",
+    "task_package/sub/__init__.py": "",
+    "task_package/sub/far.py": "from ..up import X",
+    "task_package/up.py": "X = 1",
+}
 
-    task = Task("mine", task_file.mine, None, None, None)
-    files = {path.name for path in source_files(tmp_path / "task_file.py", "")}
-    before = task_key(task, DataParams("mine"))
-    (tmp_path / "task_helper.py").write_text("WORD = 'abc'")
-    after = task_key(task, DataParams("mine"))
-    del sys.modules["task_file"], sys.modules["task_helper"]
-    assert files == {"task_file.py", "task_helper.py"}
-    assert before != after
+
+@pytest.fixture
+def task_of_many_files(tmp_path, monkeypatch):
+    """A task whose functions import files directly, through others and relative to a package."""
+    for name, text in TASK_FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    import task_chance
+    import task_file
+    import task_rows
+
+    yield Task("mine", task_file.mine, None, task_chance.chance, task_rows.all_rows)
+    for name in set(sys.modules) - before:
+        if name.startswith("task_"):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("changed", TASK_FILES)
+def test_every_file_a_task_imports_counts(changed, task_of_many_files, tmp_path):
+    before = task_key(task_of_many_files, DataParams("mine"))
+    assert task_key(task_of_many_files, DataParams("mine")) == before
+    with (tmp_path / changed).open("a") as file:
+        file.write("\nY = 2\n")
+    assert task_key(task_of_many_files, DataParams("mine")) != before
+
+
+def test_files_that_a_task_does_not_import_do_not_count(task_of_many_files, tmp_path):
+    found = source_files(tmp_path / "task_file.py", "")
+    assert {path.relative_to(tmp_path).as_posix() for path in found} == {
+        *TASK_FILES.keys() - {"task_rows.py", "task_chance.py"}
+    }
 
 
 BUILDS_FOR_EVER = """

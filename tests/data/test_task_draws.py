@@ -26,11 +26,12 @@ def from_torch(rng):
 
 @pytest.mark.parametrize("draw", [from_random, from_numpy, from_torch])
 def test_a_task_that_draws_from_a_global_generator_is_refused(draw):
-    before = random.getstate(), torch.get_rng_state()
+    before = random.getstate(), torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
     with pytest.raises(ValueError, match=r"test_task_draws.py:\d+: dataset_name='mine' .* rng argument only"):
         check_samples(Task("mine", draw, None, None, None), DataParams("mine"))
     assert random.getstate() == before[0]
     assert torch.equal(torch.get_rng_state(), before[1])
+    assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
 
 
 def test_built_in_tasks_draw_from_their_rng():

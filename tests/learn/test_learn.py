@@ -402,3 +402,12 @@ def test_a_file_that_ends_python_or_is_not_there_is_told(text, tmp_path, capsys,
     assert "gpt2_student.py cannot be read: " in capsys.readouterr().out
     assert main(["map", "gpt2"]) == 0
     assert main(["notebook", "gpt2"]) == (0 if text else 1)
+
+
+def test_layer_norm_refuses_what_it_would_only_normalize_in_part():
+    """torch.nn.LayerNorm((3, 4)) normalizes two dimensions: the course's is for the last one only, and says so."""
+    with pytest.raises(TypeError, match=r"dim=\(3, 4\) must be an int"):
+        SOLUTION["gpt2"].LayerNorm((3, 4))
+    x = torch.randn(2, 3, 4)
+    expected = torch.nn.LayerNorm(4)(x)
+    torch.testing.assert_close(SOLUTION["gpt2"].LayerNorm(4)(x), expected)

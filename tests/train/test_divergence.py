@@ -60,6 +60,23 @@ def test_batches_of_a_step_are_judged_together():
     assert Divergence(30).judge(stats_of(*losses, accumulate=3)) is None
 
 
+def test_the_loss_of_a_step_is_the_mean_over_its_batches():
+    healthy, bad = [1.0] * 40, [100.0, 0.0] * WINDOW
+    why = Divergence(30).judge(stats_of(*healthy, *bad, accumulate=2))
+    assert why.startswith("diverged: training loss 50 since step 20 ")
+
+
+def test_two_steps_are_too_few_for_a_verdict():
+    assert Divergence(30).judge(stats_of(1.0, 50.0)) is None
+    assert Divergence(30).judge(stats_of(1.0, 50.0, 50.0)).startswith("diverged")
+
+
+def test_each_value_is_judged_once():
+    stats, verdict = stats_of(1.0, *[50.0] * WINDOW), Divergence(30)
+    assert verdict.judge(stats).startswith("diverged")
+    assert verdict.judge(stats) is None
+
+
 def test_statistics_may_come_in_pieces_and_over_a_resume():
     healthy, bad = [3.4] * 30, [50.0] * 30
     whole, first, second = Divergence(30), Divergence(30), Divergence(30)

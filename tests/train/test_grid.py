@@ -218,6 +218,7 @@ def test_arithmetic_of_numbers_is_allowed_in_values(config, text, field, values)
     [
         ("lr = 9**9**9", "lr = 9 ** 9 ** 9 has no value: 9 ** 387420489 is too large"),
         ("lr = 10.0**400", "10.0 ** 400 is too large"),
+        ("lr = 10**400", "10 ** 400 is too large"),
         ("lr = " + " * ".join(["9" * 300] * 30), "... has no value: a number in it is too large"),
         ("lr = 1 / 0", "lr = 1 / 0 has no value: division by zero"),
         ("lr = (-8)**0.5", "is not a real number"),
@@ -268,6 +269,30 @@ def test_every_foreign_name_leads_to_a_field_and_is_none_itself(name):
     assert f"did you mean {ours!r}" in did_you_mean(name, SECTION_OF)
     with pytest.raises(ValueError, match=f"did you mean {ours!r}"):
         Params(DataParams(), TrainParams(), ModelParams()).changed(**{name: 1})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("pos_encoding", "positions"),
+        ("norm_first", "norm_position"),
+        ("tie_embed_deembed", "tied_embeddings"),
+        ("custom_tokenizer_ntokens", "tokenizer_vocab_size"),
+        ("scheduler_type", "lr_schedule"),
+        ("val_check_epoch_frac", "val_every"),
+        ("max_steps", "early_stop_nsamples"),
+        ("learning_rate", "lr"),
+        ("n_embd", "dim"),
+        ("d_model", "dim"),
+        ("hidden_size", "dim"),
+        ("block_size", "max_seq_len"),
+        ("n_layer", "n_layers"),
+        ("num_hidden_layers", "n_layers"),
+        ("n_head", "n_heads"),
+    ],
+)
+def test_names_of_other_projects_lead_to_the_field_of_the_same_meaning(theirs, ours):
+    assert did_you_mean(theirs, SECTION_OF).startswith(f"did you mean {ours!r}")
 
 
 def test_fields_that_mean_something_else_elsewhere_are_noted(config, caplog):

@@ -1,20 +1,37 @@
 """Fields that have an effect are found by running a run's parts once; every built-in field has one somewhere."""
 
-from dataclasses import fields, replace
+import ast
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from data.batch import mycollate
+from data.corpora import corpora
+from data.data_params import DataParams
+from data.text import Documents
+from data.tokenizer import char_tokenizer
 from model.context import Layer, layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
 from model.observe import observed
 from model.residual import profile, wants_profile
 from tests.model.tiny import CharTokenizer, random_ids, tiny_params
-from train.observe import names_read_elsewhere, unused_fields
+from train.build import make_data
+from train.observe import (
+    OBSERVED_FILES,
+    ROOT,
+    names_read_by_members,
+    names_read_elsewhere,
+    names_read_in,
+    unused_data_fields,
+    unused_fields,
+)
 from train.optimizers import freeze, make_optimizer
+from train.params import SECTIONS, Params
+from train.plan import Plan, announce, measure
 from train.schedules import Schedule
 from train.train_params import TrainParams
 
@@ -92,6 +109,21 @@ TRAIN = {
     "mask_frac": (0.5, {"objective": "masked"}),
     "freeze": (("*norm*",), {}),
 }
+CUSTOM = {"tokenizer_source_name": "custom"}
+COPY = {"dataset_name": "copy"}
+DATA = {
+    "dataset_name": ("copy", {}),
+    "task_args": ({"n_letters": 3}, COPY),
+    "n_samples": (150, COPY),
+    "val_pct": (30.0, {}),
+    "test_pct": (30.0, {}),
+    "debug_crop": (10, {}),
+    "packed": (False, {}),
+    "data_seed": (1, {}),
+    "tokenizer_source_name": ("custom", {}),
+    "tokenizer_vocab_size": (300, CUSTOM),
+    "tokenizer_crop": (True, {"tokenizer_source_name": "pretrained"}),
+}
 # What they change is no weight, loss or schedule of a single step: other tests hold them.
 OF_THE_WHOLE_RUN = {
     *(
@@ -99,7 +131,6 @@ OF_THE_WHOLE_RUN = {
         "from_pretrained",
         "from_saved",
     ),  # the same numbers by another kernel; weights from elsewhere
-    *("tokenizer_source_name", "tokenizer_vocab_size", "tokenizer_crop"),
     *(
         "gradient_clip_val",
         "batch_size",
@@ -155,8 +186,8 @@ def same(a: list, b: list) -> bool:
 
 
 def test_every_field_has_an_entry():
-    names = {field.name for cls in (ModelParams, TrainParams) for field in fields(cls)}
-    assert names == MODEL.keys() | TRAIN.keys() | OF_THE_WHOLE_RUN
+    names = {field.name for cls in SECTIONS.values() for field in fields(cls)}
+    assert names == MODEL.keys() | TRAIN.keys() | DATA.keys() | OF_THE_WHOLE_RUN
 
 
 @pytest.mark.parametrize("name", [*MODEL, *TRAIN])
@@ -231,6 +262,138 @@ def test_a_layer_of_the_users_is_observed_like_ours(monkeypatch):
     assert [field.setting for field in unused_fields(model, TrainParams())] == ["n_heads=2", "qk_norm=True"]
 
 
+def names(source: str) -> set[str]:
+    return set(names_read_in(ast.parse(source)))
+
+
 def test_what_the_trainer_reads_counts_wherever_it_is_written():
     assert {"patience", "val_every", "hyperparams_log_freq"} <= names_read_elsewhere()
     assert not {"momentum", "wsd_decay_frac", "muon_lr"} & names_read_elsewhere()
+    assert all(list((ROOT / "train").rglob(name)) for name in OBSERVED_FILES)
+
+
+def test_only_attributes_of_what_may_be_params_count():
+    source = "def f(self, p, q: 'TrainParams'): return p.one, q.two, self.train_params.three"
+    assert names(source) == {"one", "two", "three"}
+    assert names("def f(t):\n    getattr(t, 'one')") == {"one"}
+    assert not names(
+        "import wandb\ndef f(self, t: Trainer):\n    return wandb.a, self.b, t.c, t.model.d()"
+    ) - {"model"}
+    assert names("def f(t: Trainer):\n    t = t.params\n    return t.one") == {"params", "one"}
+    assert not names("def f(t):\n    t.one = t.two()")
+
+
+def test_what_a_property_of_params_reads_counts():
+    class Mine:
+        def __post_init__(self):
+            self.check()
+
+        def check(self):
+            return self.one
+
+        @property
+        def area(self):
+            return self.two
+
+    assert set(names_read_by_members(Mine)) == {"two"}
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """A small text in place of the default one, and a tokenizer that stands for a pretrained one."""
+    monkeypatch.setitem(corpora, "sotu", lambda: [f"{i} letters of text {i * i}" for i in range(20)])
+    pretrained = char_tokenizer("".join(map(chr, range(32, 127))))
+    monkeypatch.setattr("data.tokenizer.pretrained_tokenizer", lambda name: pretrained)
+
+
+def data_run(values: dict) -> Params:
+    of_model = {field.name for field in fields(ModelParams)}
+    model = {name: value for name, value in values.items() if name in of_model}
+    data = {"n_samples": 100} | {k: v for k, v in values.items() if k not in model}
+    return Params(DataParams(**data), TrainParams(), ModelParams(max_seq_len=64, **model))
+
+
+def said(params: Params, cache: Path, also: tuple = ()) -> list[str]:
+    measured = measure(params.data, params.model, cache, None)
+    return [str(field) for field in unused_data_fields(params, measured.reads, also)]
+
+
+def batches(params: Params, cache: Path) -> list:
+    data = make_data(params.data, params.model, cache)
+    found = [*data.train_dataloader(8), *data.val_dataloader(8)]
+    return [data.tokenizer.n_tokens, *(batch["x_indices"].tolist() for batch in found)]
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_field_of_the_data_that_has_an_effect_is_not_called_unused(name, texts, tmp_path):
+    value, others = DATA[name]
+    params = data_run(others | {name: value})
+    for _ in range(2):  # made, and found in the cache
+        assert not [line for line in said(params, tmp_path, (name,)) if line.startswith(f"{name}=")]
+    assert batches(data_run(others), tmp_path) != batches(params, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("values", "lines"),
+    [
+        ({"n_samples": 50}, ["n_samples=50 has no effect: dataset_name='sotu' does not use it"]),
+        ({"tokenizer_vocab_size": 300}, ["tokenizer_vocab_size=300 has no effect: tokenizer_source_name='char' does not use it"]),
+        ({"tokenizer_crop": True}, ["tokenizer_crop=True has no effect: tokenizer_source_name='char' does not use it"]),
+        (CUSTOM | {"tokenizer_crop": True}, ["tokenizer_crop=True has no effect: tokenizer_source_name='custom' does not use it"]),
+        (COPY | {"tokenizer_crop": True}, ["tokenizer_crop=True has no effect: dataset_name='copy' does not use it"]),
+        (COPY | {"tokenizer_vocab_size": 300}, ["tokenizer_vocab_size=300 has no effect: dataset_name='copy' does not use it"]),
+        (COPY | {"packed": True, "data_seed": 3, "debug_crop": 60, "task_args": {"n_letters": 3}}, []),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_field_of_the_data_without_effect_is_said(values, lines, texts, tmp_path):
+    params = data_run({"n_samples": 100_000} | values)
+    if params.data.dataset_name == "copy":
+        params = params.changed(n_samples=100)
+    assert said(params, tmp_path) == lines
+    assert said(params, tmp_path) == lines, "the cache forgot what was read"
+
+
+def test_splits_that_the_corpus_brings_make_no_use_of_shares_and_seed(texts, tmp_path, monkeypatch):
+    def own(name, crop):
+        return {split: iter(["one text", "another"]) for split in ("train", "val", "test")}
+
+    monkeypatch.setattr("data.text.read_corpus", own)
+    params = data_run({"n_samples": 100_000, "val_pct": 1.0, "test_pct": 1.0, "data_seed": 3})
+    for _ in range(2):
+        assert [line.split("=")[0] for line in said(params, tmp_path)] == ["val_pct", "test_pct", "data_seed"]
+
+
+def test_a_field_that_the_user_adds_to_the_data_is_observed(texts, tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Mine(DataParams):
+        lowercase: bool = False
+        forgotten: int = 0
+
+    init = Documents.__init__
+
+    def lowered(self, data_params, folder):
+        init(self, data_params, folder)
+        self.lowercase = data_params.lowercase
+
+    monkeypatch.setattr(Documents, "__init__", lowered)
+    params = data_run({})._replace(data=Mine(lowercase=True, forgotten=1))
+    for _ in range(2):
+        assert said(params, tmp_path) == ["forgotten=1 has no effect: dataset_name='sotu' does not use it"]
+
+
+def test_nothing_is_said_of_data_that_was_made_while_nobody_looked(texts, tmp_path):
+    params = data_run({"n_samples": 50})
+    make_data(params.data, params.model, tmp_path).rows("train")
+    assert said(params, tmp_path) == []
+
+
+def test_a_grid_says_which_runs_have_a_data_field_without_effect(texts, tmp_path, notes):
+    first = data_run({"n_samples": 100_000})
+    runs = [first, first.changed(data_seed=1), first.changed(data_seed=1, n_samples=50)]
+    plans = [Plan("test", run, 0, 10**9, 0, "", measure(run.data, run.model, tmp_path, None)) for run in runs]
+    announce(plans)
+    assert notes == [
+        "runs 1, 2: n_samples=100000 has no effect: dataset_name='sotu' does not use it",
+        "run 3: n_samples=50 has no effect: dataset_name='sotu' does not use it",
+    ]

@@ -61,17 +61,25 @@ def test_tensors_and_arrays_come_back_bitwise(dtype, tmp_path):
     assert (back == array).all()
 
 
+def test_a_tensor_keeps_its_gradient_flag_and_leaves_the_rest_of_its_storage(tmp_path):
+    tensor = torch.zeros(10**6)[:2].requires_grad_()
+    again = from_data(through_a_file(to_data(tensor), tmp_path / "file"))
+    assert again.requires_grad
+    assert (tmp_path / "file").stat().st_size < 10_000
+
+
+def draw_floats(generator) -> list[float]:
+    if isinstance(generator, torch.Generator):
+        return torch.rand(3, generator=generator).tolist()
+    return [generator.random() for _ in range(3)]
+
+
 def test_generators_draw_on_where_they_were(tmp_path):
-    dice = torch.Generator().manual_seed(3), random.Random(3), np.random.default_rng(3)
-    draws = (
-        lambda dice: torch.rand(3, generator=dice).tolist(),
-        lambda dice: dice.random(),
-        lambda dice: dice.random(),
-    )
-    for die, draw in zip(dice, draws, strict=True):
-        draw(die)
+    numpys = [np.random.Generator(kind(3)) for kind in (np.random.PCG64, np.random.MT19937, np.random.Philox)]
+    for die in (torch.Generator().manual_seed(3), random.Random(3), *numpys):
+        draw_floats(die)
         again = from_data(through_a_file(to_data(die), tmp_path / "file"))
-        assert [draw(again), draw(again)] == [draw(die), draw(die)]
+        assert [draw_floats(again), draw_floats(again)] == [draw_floats(die), draw_floats(die)]
 
 
 class Pair(NamedTuple):
