@@ -10,16 +10,14 @@ import json
 import shutil
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 PROJECT = Path(__file__).resolve().parents[1]
 READS_FILE = "reads.json"
-MAX_BUILD_SECONDS = 7 * 24 * 3600  # an unfinished folder this old was left by a process that was killed
 
 
 def digest(*parts: object) -> str:
@@ -182,14 +180,39 @@ def imported_names(file: Path, package: str) -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def remove_unfinished(cache: Path) -> None:
-    """Remove unfinished folders that killed processes left; those of running processes are younger."""
-    for folder in cache.glob("unfinished-*"):
+def lock(file: IO) -> bool:
+    """Lock an open file until it is closed or its process ends. Return False if another holds it or locks are missing."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+@contextmanager
+def unfinished_folder(cache: Path) -> Iterator[Path]:
+    """Create a folder to build in, and remove it at the end. The lock beside it tells others that its process lives."""
+    with tempfile.NamedTemporaryFile(dir=cache, prefix="unfinished-", suffix=".lock") as file:
+        lock(file)
+        folder = Path(file.name).with_suffix("")
+        # Made only when the lock is held, so that whoever sees the folder can rely on the lock.
+        folder.mkdir()
         try:
-            if time.time() - folder.stat().st_mtime > MAX_BUILD_SECONDS:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unfinished(cache: Path) -> None:
+    """Remove the unfinished folders of processes that were killed. Those without a lock file are left alone."""
+    for folder in cache.glob("unfinished-*/"):
+        path = folder.with_suffix(".lock")
+        with suppress(FileNotFoundError), path.open("r+") as file:
+            if lock(file):
                 shutil.rmtree(folder, ignore_errors=True)
-        except FileNotFoundError:  # another process was faster
-            pass
+                path.unlink(missing_ok=True)
 
 
 def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Path], None]) -> Path:
@@ -202,8 +225,8 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     remove_unfinished(cache)
-    with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as workplace:
-        made = Path(workplace) / kind
+    with unfinished_folder(cache) as workplace:
+        made = workplace / kind
         made.mkdir()
         build(made)
         for reads in noted[-1:]:

@@ -6,6 +6,7 @@ import math
 import random
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.corpora import corpus_names, data_folder_fault, read_corpus
+from data.corpora import corpus_names, data_folder_fault, is_local, read_corpus
 from data.data_params import DataParams
 from data.samples import MOST_TRIED, check_fits, check_split, short, sizes
 from data.syntheticdata import MARKS, Sample, Task, identity, tasks
@@ -77,13 +78,16 @@ def known(name: str, names: list[str]) -> str:
 
 
 def check_corpus(data_params: DataParams) -> None:
-    """Opens the text and reads the first documents."""
+    """Read the first documents, and all others if they lie on this machine."""
     own = read_corpus(data_params.dataset_name, data_params.debug_crop)
     shares = {"val": data_params.val_pct, "test": data_params.test_pct}
     least = 1 + sum(split not in own and pct > 0 for split, pct in shares.items())
     n = len(list(islice(own.get("train", ()), least)))
     if n < least:
         raise too_few_documents(n, data_params)
+    if is_local(data_params.dataset_name):
+        for documents in own.values():
+            deque(documents, maxlen=0)
 
 
 def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iterator[str]:

@@ -4,9 +4,12 @@ It returns documents (any iterable of strings: a generator will do), or Files, o
 folders of the user's data folder. The only file that knows `datasets`.
 """
 
+import functools
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
@@ -18,6 +21,7 @@ from data.hub import hub_answers, offline
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # their names: ours
 PARQUET = "refs/convert/parquet"  # where the hub keeps its own conversion of script-based data sets
+log = logging.getLogger("whatif.data")
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -30,14 +34,36 @@ class Files:
 
     def __iter__(self) -> Iterator[str]:
         for path in self.paths:
+            with reading(path), path.open(encoding="utf-8-sig") as file:
+                if self.per_line:
+                    yield from (line.rstrip("\n") for line in file if not line.isspace())
+                else:
+                    yield file.read()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise ValueError, one sentence that names the file, if `path` cannot be read or is not UTF-8."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8 text: {first_wrong_byte(path)}; save it as UTF-8") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def first_wrong_byte(path: Path) -> str:
+    """Return value, position and line of the first byte of a file that is not UTF-8."""
+    position = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
             try:
-                with path.open(encoding="utf-8") as file:
-                    if self.per_line:
-                        yield from (line.rstrip("\n") for line in file if not line.isspace())
-                    else:
-                        yield file.read()
+                line.decode()
             except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 text: {error}") from None
+                at = error.start
+                return f"byte 0x{line[at]:02x} at position {position + at} in line {number}"
+            position += len(line)
+    return "the file has changed while it was read"
 
 
 class Hub(NamedTuple):
@@ -65,13 +91,18 @@ class Hub(NamedTuple):
         return datasets.load_dataset(self.path, **where, streaming=stream)
 
 
-corpora: dict[str, Callable[[], Iterable[str] | Hub]] = {}
+Read = Callable[[], Iterable[str] | Hub]
+corpora: dict[str, Read] = {}
 
 
-def registered(read: Callable[[], Iterable[str] | Hub]) -> Callable[[], Iterable[str] | Hub]:
-    """Makes the decorated function a corpus."""
-    corpora[read.__name__.replace("_", "-")] = read
-    return read
+def registered(read: Read | None = None) -> Any:
+    """Make the decorated function a corpus: `@registered` or `@registered()`."""
+
+    def register(read: Read) -> Read:
+        corpora[read.__name__.replace("_", "-")] = read
+        return read
+
+    return register(read) if read else register
 
 
 @registered
@@ -201,29 +232,43 @@ def data_folder_fault() -> str:
 
 
 def folder_names(root: Path | None) -> list[str]:
-    return sorted(path.name for path in root.iterdir() if path.is_dir()) if root and root.is_dir() else []
+    if root is None or not root.is_dir():
+        return []
+    with reading(root):
+        return sorted(path.name for path in root.iterdir() if path.is_dir())
 
 
 def corpus_names() -> list[str]:
     """All there are: the registered ones and the folders with a data.txt."""
     root = data_folder()
-    return [*corpora, *(name for name in folder_names(root) if root and (root / name / "data.txt").is_file())]
+    own = [name for name in folder_names(root) if root and (root / name / "data.txt").exists()]
+    return [*corpora, *(name for name in own if name not in corpora)]
 
 
 def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
-    """What the function, or the user's folder, of this name has to offer; ValueError if there is neither."""
+    """Return the documents of the user's folder of this name, else of the registered function; ValueError without both."""
     root = data_folder()
     folder = root / dataset_name if root and dataset_name in folder_names(root) else None
-    if dataset_name not in corpora:
-        if folder is None or not (folder / "data.txt").is_file():
-            raise ValueError(
-                f"dataset_name={dataset_name!r} is no corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
+    if folder and (folder / "data.txt").exists():
+        if dataset_name in corpora:
+            log_once(
+                f"dataset_name={dataset_name!r} is your folder {folder}, not the built-in text of that name"
             )
         return Files([folder / "data.txt"], per_line=True)
+    if dataset_name not in corpora:
+        raise ValueError(
+            f"dataset_name={dataset_name!r} is no corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
+        )
     source = corpora[dataset_name]()
     if isinstance(source, Hub) and folder and any(folder.rglob("*.parquet")):
         return source._replace(parquet=folder)
     return source
+
+
+@functools.cache
+def log_once(message: str) -> None:
+    """Log a message that a process has not logged yet."""
+    log.info(message)
 
 
 def read_corpus(dataset_name: str, debug_crop: int | None) -> dict[str, Iterator[str]]:
@@ -232,7 +277,24 @@ def read_corpus(dataset_name: str, debug_crop: int | None) -> dict[str, Iterator
     splits = (
         read_hub(dataset_name, source, debug_crop) if isinstance(source, Hub) else {"train": iter(source)}
     )
-    return {split: islice(documents, debug_crop) for split, documents in splits.items()}
+    return {
+        split: islice(strings(documents, f"dataset_name={dataset_name!r}"), debug_crop)
+        for split, documents in splits.items()
+    }
+
+
+def strings(documents: Iterable[object], source: str) -> Iterator[str]:
+    """Yield the documents; ValueError for one that is not a string."""
+    for i, document in enumerate(documents, 1):
+        if not isinstance(document, str):
+            raise ValueError(f"{source}: document {i} is {type(document).__name__}, not a string")
+        yield document
+
+
+def is_local(dataset_name: str) -> bool:
+    """Return whether all documents of a text lie on this machine, so that they can be read before a run."""
+    source = find_corpus(dataset_name)
+    return not isinstance(source, Hub) or source.parquet is not None
 
 
 def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, Iterator[str]]:
@@ -253,20 +315,46 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
     except Exception as error:  # of the client libraries beneath: many kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"dataset_name={dataset_name!r} cannot be loaded: {reason}") from error
+    about = f"dataset_name={dataset_name!r}"
     return {
-        ours: iter(hub.documents(column(loaded[theirs], hub.column, dataset_name)))
+        ours: iter(
+            hub.documents(column(loaded[theirs], hub.column, f"{about}, split {theirs!r}", hub.parquet))
+        )
         for theirs, ours in SPLITS.items()
         if theirs in loaded
     }
 
 
-def column(rows: Iterable[dict[str, str]], name: str, dataset_name: str) -> Iterator[str]:
+def column(rows: Any, name: str, about: str, parquet: Path | None) -> Iterator[str]:
+    """Return the texts in a column of a split; ValueError names the first row without a string.
+
+    A data set that is loaded as a whole is checked at once, a stream when it is read.
+    """
+    names = rows.column_names
+    if names and name not in names:
+        raise ValueError(f"{about} has no column {name!r}; there are: {', '.join(names)}")
+    whole = getattr(rows, "data", None)
+    if whole is not None and len(rows):
+        is_text = rows.features[name].dtype in ("string", "large_string")
+        if not is_text or whole.column(name).null_count:
+            raise not_text(rows, name, about, parquet)
+    return texts_of(rows, name, about, parquet)
+
+
+def texts_of(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Path | None) -> Iterator[str]:
+    """Yield what a column holds; ValueError at a row that is not a string."""
     for row in rows:
-        if name not in row:
-            raise ValueError(
-                f"dataset_name={dataset_name!r} has no column {name!r}; there are: {', '.join(row)}"
-            )
+        if not isinstance(row[name], str):
+            raise not_text(rows, name, about, parquet)
         yield row[name]
+
+
+def not_text(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Path | None) -> ValueError:
+    """Return the error about the first row whose column is null, bytes or anything else but a string."""
+    i, value = next((i, row[name]) for i, row in enumerate(rows, 1) if not isinstance(row[name], str))
+    kind = "null" if value is None else type(value).__name__
+    place = f" of {parquet}" if parquet else ""
+    return ValueError(f"{about}{place}, row {i}: column {name!r} holds {kind}, not text")
 
 
 # Fingerprints of corpora that another machine has read, and this one need not have.
@@ -285,7 +373,7 @@ def fingerprint(dataset_name: str) -> str:
         known_here = source._replace(documents=iter, parquet=None)
         return digest(known_here, [sha(path) for path in files], reader_digest(source.documents))
     content = hashlib.sha256()
-    for document in source:
+    for document in strings(source, f"dataset_name={dataset_name!r}"):
         content.update(document.encode() + b"\0")
     return content.hexdigest()
 
@@ -297,5 +385,5 @@ def reader_digest(documents: Callable[..., object]) -> str:
 
 
 def sha(path: Path) -> str:
-    with path.open("rb") as file:
+    with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,8 @@ import difflib
 import functools
 import inspect
 import json
+import logging
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from data.cache import digest
 from data.hub import download_snapshot, hub_answers, local_snapshot, name_and_revision
@@ -34,6 +36,10 @@ PRETRAINED_FILES = (  # of a model's folder; only the first must be there
     "generation_config.json",
     "chat_template.jinja",
 )
+GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+MAX_WORD = 256  # characters of a word in our own BPE: training takes quadratic time in the length of words
+DEFAULT_PATIENCE = 2.0  # seconds of training a tokenizer before a log line says so
+log = logging.getLogger("whatif.data")
 ChatTemplate = str | dict[str, str]  # a Jinja template, or several by name
 
 
@@ -161,9 +167,7 @@ class Tokenizer:
                 "this tokenizer has no mask token: that of a model of objective='masked' has one"
             )
         parts = text.split(self.token(self.mask))
-        if isinstance(
-            self.rust.pre_tokenizer, pre_tokenizers.ByteLevel
-        ):  # a word's token has the space before it
+        if keeps_spaces(self.rust):  # a word's token has the space before it
             parts = [*(part.rstrip(" ") for part in parts[:-1]), parts[-1]]
         first, *others = self.encode_batch(parts)
         return [*self.begin, *first, *(i for ids in others for i in (self.mask, *ids)), *self.end]
@@ -453,16 +457,59 @@ def own_vocab(tokens: Iterable[str]) -> dict[str, int]:
 
 
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE trained on `texts`, so that every text has ids."""
+    """Byte-level BPE trained on `texts`, so that every text has ids. Ctrl-C interrupts the training.
+
+    Words are those of GPT-2, but at most MAX_WORD characters long: unbroken text such as DNA is cut.
+    """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     rust = RustTokenizer(models.BPE())
-    rust.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words = Regex(GPT2_WORDS.replace("+", f"{{1,{MAX_WORD}}}"))
+    rust.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     rust.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=OWN_SPECIALS, initial_alphabet=alphabet, show_progress=False
     )
-    rust.train_from_iterator(texts, trainer)
+    run_interruptibly(
+        functools.partial(rust.train_from_iterator, texts, trainer),
+        f"training a BPE tokenizer of {vocab_size} tokens on the training text; this may take minutes",
+    )
     return Tokenizer(rust, own_specials())
+
+
+def run_interruptibly(work: Callable[[], object], message: str) -> None:
+    """Run `work` in a thread, since Ctrl-C cannot interrupt native code. Log `message` if it takes longer.
+
+    An exception of `work` is raised here. After Ctrl-C the thread goes on until it is done or the process ends.
+    """
+    raised: list[BaseException] = []
+
+    def target() -> None:
+        try:
+            work()
+        except BaseException as error:  # a panic of the Rust library is no Exception
+            raised.append(error)
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    thread.join(DEFAULT_PATIENCE)
+    if thread.is_alive():
+        log.info(message)
+    while thread.is_alive():
+        thread.join(0.1)
+    if raised:
+        raise raised[0]
+
+
+def keeps_spaces(rust: RustTokenizer) -> bool:
+    """Return whether a word's first token has the space before it, as in GPT-2."""
+    first = rust.pre_tokenizer
+    parts: Any = first if isinstance(first, pre_tokenizers.Sequence) else [first]
+    return any(isinstance(part, pre_tokenizers.ByteLevel) for part in parts)
 
 
 def with_unknown_token(tokenizer_json: str) -> str:

@@ -3,13 +3,14 @@
 import functools
 import importlib.util
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from pydantic.dataclasses import dataclass
 
-from data import cache as cache_module
 from data import corpora
 from data.cache import cached, changed_fields, function_digest, source_files, tree_digest
 from data.corpora import Hub
@@ -18,6 +19,8 @@ from data.samples import TaskData, task_key
 from data.syntheticdata import Task, registered, tasks
 from data.text import TextData
 from data.tokenizer import TokenizerSpec
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -200,12 +203,62 @@ def test_files_that_a_task_does_not_import_do_not_count(task_of_many_files, tmp_
     }
 
 
-def test_unfinished_folders_of_killed_processes_are_removed(tmp_path):
-    old, young = tmp_path / "unfinished-old", tmp_path / "unfinished-young"
-    for folder in (old, young):
-        folder.mkdir()
-    past = time.time() - cache_module.MAX_BUILD_SECONDS - 60
-    os.utime(old, (past, past))
-    cached(tmp_path, "kind", ("key",), lambda folder: None)
-    assert not old.exists()
-    assert young.exists()
+BUILDS_FOR_EVER = """
+import sys, time
+from pathlib import Path
+from data.cache import cached
+
+def build(folder):
+    (folder / "half").write_text("done")
+    print("building", flush=True)
+    time.sleep(600)
+
+cached(Path(sys.argv[1]), "kind", ("slow",), build)
+"""
+
+
+def test_unfinished_folders_go_when_their_process_is_dead(tmp_path):
+    def build_other(key):
+        return cached(tmp_path, "kind", (key,), lambda folder: None)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUILDS_FOR_EVER, str(tmp_path)], stdout=subprocess.PIPE, cwd=REPOSITORY
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"building\n"
+        (living,) = tmp_path.glob("unfinished-*/")
+        past = time.time() - 30 * 24 * 3600
+        os.utime(living, (past, past))
+        build_other(1)
+        assert (living / "kind" / "half").read_text() == "done"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+    assert living.exists()
+    build_other(1)
+    assert living.exists()  # nothing was built
+    assert {path.name for path in tmp_path.iterdir()} - {living.name, f"{living.name}.lock"} == {
+        build_other(1).name
+    }
+    build_other(2)
+    assert {*tmp_path.iterdir()} == {build_other(1), build_other(2)}
+
+
+def test_builds_of_one_process_leave_each_other_alone(tmp_path):
+    def build(folder):
+        inner = cached(tmp_path, "kind", ("inner",), lambda inner: None)
+        assert folder.exists()
+        assert inner.exists()
+
+    cached(tmp_path, "kind", ("outer",), build)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_without_locks_nothing_is_removed_and_all_is_built(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    (tmp_path / "unfinished-other").mkdir()
+    (tmp_path / "unfinished-other.lock").touch()
+    assert cached(tmp_path, "kind", ("key",), lambda folder: None).exists()
+    assert (tmp_path / "unfinished-other").exists()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from explore.coordinates import aligned_probe, probe_slope
+from explore.coordinates import aligned_probe, fit
 from model.base_shapes import make_base_shapes
 from model.parametrization import make_readouts, param_groups, roles
 from model.scores import aligned_score, attentions, scale_scores
@@ -249,7 +249,8 @@ def test_the_coordinate_check_sees_scores_that_grow_with_the_head(kind):
         return model
 
     def slope(right: bool) -> float:
-        return probe_slope(aligned_probe("", {w: lambda w=w: of_width(w, right) for w in (32, 128)}, IDS))
+        probes = aligned_probe("", {w: lambda w=w: of_width(w, right) for w in (32, 128)}, IDS)
+        return fit(probes, "score").value
 
     assert abs(slope(right=True)) <= 0.1
     assert slope(right=False) >= 0.4
