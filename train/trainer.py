@@ -248,7 +248,7 @@ class LMTrainer(L.LightningModule):
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
-    def on_train_batch_end(self, outputs: object, batch: dict, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
         ends_a_step = self.global_step != self.n_steps_done
         self.n_steps_done = self.global_step
         if self.train_params.val_every is not None:
