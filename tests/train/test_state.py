@@ -29,7 +29,7 @@ VALUES = [
     (1, "a", ()),
     {1: "int key", (2, 3): {"nested": [4]}},
     {1, 2},
-    frozenset("ab"),
+    frozenset([1, 2]),
     deque([1, 2, 3], maxlen=3),
     OrderedDict(b=1, a=2),
     Counter("abca"),
