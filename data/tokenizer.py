@@ -255,7 +255,21 @@ def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 @functools.cache
 def pretrained_tokenizer(name: str) -> Tokenizer:
-    """The tokenizer of a pretrained model: from the local cache or a folder, else from the hub."""
+    """The tokenizer of a pretrained model: from the local cache or a folder, else from the hub.
+
+    ValueError in one sentence if there is none or its files are damaged.
+    """
+    try:
+        return from_transformers(load_pretrained(name))
+    except (KeyboardInterrupt, ValueError):
+        raise
+    except BaseException as error:  # a panic of the Rust library is no Exception
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"tokenizer_source_name={name!r} cannot be loaded: {reason[0]:.300}") from None
+
+
+def load_pretrained(name: str) -> Any:
+    """Return the tokenizer that transformers finds under `name`; ValueError if there is none."""
     from transformers import AutoTokenizer
 
     try:
@@ -273,7 +287,7 @@ def pretrained_tokenizer(name: str) -> Tokenizer:
             raise ValueError(
                 f"tokenizer_source_name={name!r} is neither 'char' nor 'custom' nor a tokenizer of the hub: {reason}"
             ) from None
-    return from_transformers(pretrained)
+    return pretrained
 
 
 def from_transformers(pretrained) -> Tokenizer:

@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 
 from explore.compare import compared
+from explore.csv_files import write_csv
 from explore.curves import read_curves
 from explore.figures import Part
 from explore.html import Page, in_place
 from explore.load import describe
 from explore.sections import sections
 from explore.variants import CODE, Row, Variant, counted, has_ended, row_of, varied_fields
+from train.logs import printable
 from train.params import SECTION_OF, Params, column
 from train.provenance import code_id, code_of_this_process
 from train.saver import output_root, run_folders
@@ -99,13 +101,13 @@ def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Pag
     variants, comparison = compared(table, **options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "results.csv", index=False)
+    write_csv(table, folder / "results.csv")
     page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
-    (folder / "report.html").write_text(page.html, encoding="utf-8")
+    (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
     notes = comparison.attrs["notes"]
     above = [*notes, ""] if notes else []
     below = ["", *sentences(comparison), "", f"saved {folder / 'report.html'}"]
-    print("\n".join([*above, *markdown(comparison), *below]))
+    print(printable("\n".join([*above, *markdown(comparison), *below])))
     return page
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,31 @@ from rich.console import Console
 from rich.table import Table
 
 log = logging.getLogger("whatif")
+MAX_TRACEBACK = 10_000  # characters of a traceback that are logged
+# Control characters but for newline and tab, marks that change the direction of writing, and halves of characters.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters shown as escapes, such as `\\x1b`, so that none of them moves a terminal."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shortened(text: str) -> str:
+    """Return `text` without its middle if it has over MAX_TRACEBACK characters."""
+    n_hidden = len(text) - MAX_TRACEBACK
+    if n_hidden <= 0:
+        return text
+    half = MAX_TRACEBACK // 2
+    return f"{text[:half]}\n... {n_hidden:,} characters left out ...\n{text[-half:]}"
 
 
 def as_text(record: logging.LogRecord) -> str:
     """A record as plain text; tables as wide as they need to be."""
     if not isinstance(record.msg, Table):
-        return record.getMessage()
+        return printable(record.getMessage())
     console = Console(width=30 * len(record.msg.columns), color_system=None)
     with console.capture() as captured:
         console.print(record.msg)

@@ -245,8 +245,8 @@ def end(folder: Path, how: str) -> None:
         (folder / "about.json").write_text(json.dumps(about | {"summary": {"stopped": "finished"}}))
     elif how == "not finite":
         summary = json.loads((folder / "about.json").read_text())["summary"]
-        bad = dict.fromkeys(summary, math.nan) | {"steps": 0, "flops": math.inf, "stopped": "finished"}
-        change(folder, summary=bad)
+        numbers = [name for name, value in summary.items() if isinstance(value, int | float)]
+        change(folder, summary=dict.fromkeys(numbers, math.nan) | {"steps": 0, "flops": math.inf})
     elif how != "complete":
         change(folder, summary={"stopped": f"{how}"} | ({"val_loss": math.nan} if how == "diverged" else {}))
 
