@@ -335,7 +335,8 @@ def test_a_full_disk_fails_the_run_and_leaves_no_half_saved_one(tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("name", "fault"), [("a#b", "must not contain #"), ("50%?", "must not contain % ?"), ("x" * 130, "longer than 128")]
+    ("name", "fault"),
+    [("a#b", "must not contain #"), ("50%?", "must not contain % ?"), ("x" * 130, "longer than 128")],
 )
 def test_a_project_name_that_wandb_refuses_is_known_beforehand(tmp_path, capsys, name, fault):
     online = ["--config=test-synth", "--wandb-proj-name", name, "--dry-run"]
@@ -350,6 +351,32 @@ def test_a_config_that_is_no_text_is_one_sentence_and_exit_code_2(tmp_path, monk
     monkeypatch.setattr(main, "CONFIGS", tmp_path)
     (tmp_path / "mine.txt").write_bytes(b"TrainParams\nlr = 0.1 # \xff\n")
     (tmp_path / "folder.txt").mkdir()
-    for name, fault in (("mine", "not UTF-8 text: byte 23 is 0xff"), ("folder", "cannot be read: Is a directory")):
+    for name, fault in (
+        ("mine", "not UTF-8 text: byte 23 is 0xff"),
+        ("folder", "cannot be read: Is a directory"),
+    ):
         assert call(tmp_path, f"--config={name}", "--no-wandb") == 2
         assert capsys.readouterr().err == f"{tmp_path.name}/{name}.txt: {fault}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(13, "Permission denied", "/data/text.parquet"), "cannot use a file or folder: "),
+        (OSError(5, "Input/output error"), "cannot use a file or folder: "),
+        (PermissionError(13, "Permission denied", "OUT/logs"), "cannot write outputs (see --out): "),
+        (OSError(28, "No space left on device"), "cannot write outputs (see --out): "),
+    ],
+)
+def test_an_error_while_reading_is_not_said_to_be_one_of_writing(
+    error, sentence, tmp_path, monkeypatch, capsys
+):
+    if error.filename:
+        error.filename = error.filename.replace("OUT", str(tmp_path / "out"))
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "read_grid", lambda *_, **__: fails())
+    assert call(tmp_path, "--config=test-synth", "--no-wandb") == 2
+    assert capsys.readouterr().err == f"{sentence}{error}\n"

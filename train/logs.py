@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import rich
 from rich.console import Console
@@ -74,7 +76,50 @@ class FileHandler(logging.FileHandler):
             super().close()
 
 
+class LossyStream:
+    """Wrap a console stream so that nothing raises if its terminal, pipe or disk takes no more text: that is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError as error:
+                self.stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def protect_console() -> None:
+    """Let no write to stdout or stderr raise from now on, until Python ends and flushes them once more."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started Python
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(stream, LossyStream):
+            setattr(sys, name, LossyStream(stream))
+
+
+def say_at_once(text: str) -> None:
+    """Write a line to stderr from a signal handler, which may have interrupted a write to the log."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
+
+
 def log_to_console() -> None:
+    protect_console()
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [ConsoleHandler()]
