@@ -215,6 +215,6 @@ def test_a_pretrained_folder_that_makes_the_library_panic_is_one_sentence(conten
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "a"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ValueError, match="tokenizer_source_name=.*") as caught:
+    with pytest.raises(ValueError, match="tokenizer_source_name=") as caught:
         pretrained_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)

@@ -117,11 +117,13 @@ def test_a_users_own_values_are_kept(folders):
 
 def test_long_and_hostile_texts_are_harmless_on_a_terminal(tmp_path, folders, capsys):
     edit_summary(folders[0], stopped="failed: \x1b]0;owned\x07\x1b[2J\u202e" + "x" * 300_000)
+    edit_summary(folders[2], variant="\x1b[31mred\x07")
     folders[1].rename(partial := folders[1].with_name(folders[1].name + ".partial"))
     edit(partial, failed="OSError: \x1b[31m" + "y" * 300_000 + "\nsecond line", identity=IDENTITY)
     html = model_explorer.report("demo", out=str(tmp_path)).html
     out = capsys.readouterr().out
     assert not set(out) & {"\x1b", "\x07", "\u202e"}
+    assert "\\x1b[31mred\\x07" in out
     assert len(out) < 5_000
     assert "x" * 301 not in html
     assert "y" * 301 not in html
