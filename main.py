@@ -1,6 +1,8 @@
 """whatif: train a grid of small language models, as in `python3 main.py --config=test --no-wandb`."""
 
 import argparse
+import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -161,10 +163,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"cannot write outputs (see --out): {error}", file=sys.stderr)
+        print(sentence_about(error, args.out), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def sentence_about(error: OSError, out: str | None) -> str:
+    """Say of a file or folder that could not be used whether it belongs to the outputs."""
+    from train.saver import output_root
+
+    no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+    path = None if error.filename is None else Path(os.fsdecode(error.filename)).resolve()
+    if no_room or (path is not None and path.is_relative_to(output_root(out))):
+        return f"cannot write outputs (see --out): {error}"
+    return f"cannot use a file or folder: {error}"
 
 
 def run_grid(args: argparse.Namespace) -> int:

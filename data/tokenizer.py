@@ -10,7 +10,6 @@ import inspect
 import json
 import logging
 import threading
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
-from data.cache import digest
+from data.cache import digest, function_digest
 from data.hub import download_snapshot, hub_answers, local_snapshot, name_and_revision
 
 OWN_SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0 to 3 of the tokenizers we make
@@ -287,15 +286,18 @@ class Tokenizer:
 
 
 @contextmanager
-def readable(folder: Path) -> Iterator[None]:
-    """Inside, whatever goes wrong with the files of a tokenizer becomes a ValueError of one sentence."""
+def readable(source: object, passing: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
+    """Turn what goes wrong with the files of a tokenizer inside into a ValueError of one sentence that names `source`.
+
+    Ctrl-C and errors of the type `passing` are left as they are.
+    """
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, passing):
         raise
     except BaseException as error:  # a panic of the Rust library is no Exception
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{folder} holds no tokenizer that can be read: {reason}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{source} holds no tokenizer that can be read: {reason:.300}") from None
 
 
 def read_text(path: Path) -> str:
@@ -404,8 +406,7 @@ def spec_identity(spec: TokenizerSpec) -> str:
     """Return a text that changes with the tokenizer of `spec` as far as it does not hang on the training text."""
     if spec.source not in recipes:
         return pretrained_tokenizer(spec.source).identity
-    file = Path(inspect.getfile(recipes[spec.source].make))
-    return digest(file.read_bytes()) if file.is_file() else uuid.uuid4().hex  # typed into a notebook
+    return function_digest(recipes[spec.source].make)
 
 
 @registered
@@ -537,28 +538,30 @@ def pretrained_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
     online = not complete and hub_answers()
     if online:
         folder = download_snapshot(name, revision, PRETRAINED_FILES) or folder
+    setting = f"tokenizer_source_name={name if revision is None else f'{name}@{revision}'!r}"
     if folder is None:
-        return from_transformers(auto_tokenizer(name, revision, online))
+        with readable(setting, passing=ValueError):
+            return from_transformers(auto_tokenizer(name, revision, online, setting))
     files = [path for path in map(folder.joinpath, PRETRAINED_FILES) if path.is_file()]
     stamps = tuple((path.name, path.stat().st_mtime_ns, path.stat().st_size) for path in files)
-    return read_pretrained(folder.absolute(), stamps)
+    with readable(setting):
+        return read_pretrained(folder.absolute(), stamps)
 
 
 @functools.lru_cache(maxsize=16)
 def read_pretrained(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Tokenizer:
     """Return the tokenizer in a model's folder; `stamps` tell whether its files are what they were."""
-    with readable(folder):
-        texts = {name: read_text(folder / name) for name, *_ in stamps}
-        rust = RustTokenizer.from_str(texts["tokenizer.json"])
-        files = {name: json.loads(text) for name, text in texts.items() if name.endswith(".json")}
-        ids = named_ids(rust, files)
-        return Tokenizer(
-            rust,
-            specials_of(rust, ids),
-            mask=ids.get("mask_token"),
-            stops=stops_of(files, rust),
-            chat_template=chat_template(texts, files),
-        )
+    texts = {name: read_text(folder / name) for name, *_ in stamps}
+    rust = RustTokenizer.from_str(texts["tokenizer.json"])
+    files = {name: json.loads(text) for name, text in texts.items() if name.endswith(".json")}
+    ids = named_ids(rust, files)
+    return Tokenizer(
+        rust,
+        specials_of(rust, ids),
+        mask=ids.get("mask_token"),
+        stops=stops_of(files, rust),
+        chat_template=chat_template(texts, files),
+    )
 
 
 def named_ids(rust: RustTokenizer, files: Mapping[str, dict[str, Any]]) -> dict[str, int]:
@@ -636,7 +639,7 @@ def chat_template(texts: Mapping[str, str], files: Mapping[str, dict[str, Any]])
     return checked_template(template)
 
 
-def auto_tokenizer(name: str, revision: str | None, online: bool) -> Any:
+def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) -> Any:
     """Return the tokenizer that transformers makes where there is no tokenizer.json."""
     from transformers import AutoTokenizer
 
@@ -645,7 +648,6 @@ def auto_tokenizer(name: str, revision: str | None, online: bool) -> Any:
         return load(local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
-    setting = f"tokenizer_source_name={name if revision is None else f'{name}@{revision}'!r}"
     close = difflib.get_close_matches(name, recipes, n=1)
     hint = (f"did you mean {close[0]!r}? " if close else "") + f"There are: {', '.join(sorted(recipes))}"
     if Path(name).is_dir():

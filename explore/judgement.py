@@ -11,10 +11,11 @@ import numpy as np
 import pandas as pd
 from rich.table import Table
 
+from explore.csv_files import write_csv
 from explore.variants import CODE, SEED, Row, described, differ, shown, varied_fields
 from train.logs import log
 from train.params import column
-from train.tables import new_table
+from train.tables import new_table, plain
 
 
 class Line(NamedTuple):
@@ -56,7 +57,7 @@ class Judgement:
     def save(self, folder: Path) -> None:
         """As {name}.csv, .png and .svg in `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.table.to_csv(folder / f"{self.name}.csv", index=False)
+        write_csv(self.table, folder / f"{self.name}.csv")
         for kind in ("png", "svg"):
             self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
 
@@ -84,7 +85,7 @@ class Judgement:
 def as_rich(table: pd.DataFrame) -> Table:
     shown_table = new_table(*map(str, table))
     for row in table.itertuples(index=False):
-        shown_table.add_row(*map(cell, row))
+        shown_table.add_row(*(plain(cell(value)) for value in row))
     return shown_table
 
 

@@ -10,6 +10,7 @@ from data.dataloader import LMDataModule
 from explore.variants import CODE, Row, row_of
 from model.lm import LM
 from train.build import make_data
+from train.logs import printable
 from train.params import SECTION_OF, column, did_you_mean
 from train.provenance import code_id
 from train.saver import (
@@ -20,13 +21,12 @@ from train.saver import (
     load_checkpoints,
     output_root,
     read_about,
-    read_json,
     read_params,
     run_folders,
 )
 from train.settings import VARIANT
 from train.stats import Stat
-from train.weights import checkpoint_files
+from train.weights import checkpoint_files, one_line
 
 
 class Results(NamedTuple):
@@ -62,7 +62,7 @@ def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
         try:
             opened[str(timestamp)] = open_run(Path(folder), root)
         except ValueError as error:
-            print(f"{timestamp} is left out: {error}")
+            print(printable(f"{timestamp} is left out: {error}"))
     return opened
 
 
@@ -99,24 +99,35 @@ def fits(row: dict[str, Any], filters: dict[str, Any]) -> bool:
 
 def describe(folder: Path) -> Row:
     """Return the row of the run in `folder`, from its JSON files alone."""
-    known = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": str(folder)}
+    known = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": utf8(folder)}
     complete = not folder.name.endswith(PARTIAL)
     try:
-        about = read_about(folder) if complete else read_json(folder / "about.json")
+        about = read_about(folder, complete)
         params = read_params(folder, about)
     except ValueError as error:
         return row_of(known | {"status": f"unreadable: {error}" if complete else "incomplete"})
     known[CODE] = code_id(about.get("code") or {})
     if complete:
-        return row_of(about["summary"] | known | {"status": "complete"}, params)
+        summary = about["summary"]
+        if "stopped" in summary:
+            summary["stopped"] = one_line(summary["stopped"])
+        return row_of(summary | known | {"status": "complete"}, params)
     return row_of(known | {"status": status_of_partial(folder, about)}, params)
+
+
+def utf8(path: Path) -> str:
+    """Return `path` as text; bytes that are no UTF-8 as escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def status_of_partial(folder: Path, about: dict[str, Any]) -> str:
     """Return how a run without results stands."""
     if "failed" in about:
-        return f"failed: {about['failed']}"
-    return "training" if is_training(folder) else "incomplete: killed"
+        return f"failed: {one_line(about['failed'])}"
+    try:
+        return "training" if is_training(folder) else "incomplete: killed"
+    except OSError as error:  # a folder of somebody else's, in which we may not write
+        return f"incomplete: {one_line(error)}"
 
 
 def open_run(folder: Path, root: Path, step: int | None = None) -> Results:

@@ -1,7 +1,7 @@
 """A report about saved runs: a tidy table, verdicts in words, and a page with plots that needs nothing else."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,14 @@ from typing import Any
 import pandas as pd
 
 from explore.compare import compared
+from explore.csv_files import write_csv
 from explore.curves import read_curves
 from explore.figures import Part
 from explore.html import Page, in_place
 from explore.load import describe
 from explore.sections import sections
-from explore.variants import CODE, Row, Variant, counted, has_ended, row_of, varied_fields
+from explore.variants import CODE, Row, Variant, counted, has_ended, measured, row_of, varied_fields
+from train.logs import printable
 from train.params import SECTION_OF, Params, column
 from train.provenance import code_id, code_of_this_process
 from train.saver import output_root, run_folders
@@ -33,14 +35,20 @@ def results(name: str | None = None, out: str | None = None) -> pd.DataFrame:
 
     `name` is that of a config, or any folder there.
     """
-    saved = output_root(out) / "saved-models"
-    wanted = Path(name or "").parts
-    folders = [
-        folder
-        for folder in run_folders(saved.parent)
-        if folder.relative_to(saved).parts[: len(wanted)] == wanted
-    ]
-    return tidy([describe(folder) for folder in sorted(folders, key=lambda folder: folder.name)])
+    return tidy(rows_of_folders(folders_of(name, output_root(out))))
+
+
+def folders_of(name: str | None, root: Path) -> set[Path]:
+    """Return the run folders under saved-models/{name}/, complete or not."""
+    saved, wanted = root / "saved-models", Path(name or "").parts
+    return {
+        folder for folder in run_folders(root) if folder.relative_to(saved).parts[: len(wanted)] == wanted
+    }
+
+
+def rows_of_folders(folders: Iterable[Path]) -> list[Row]:
+    """Return the rows of the runs in these folders, in order of time."""
+    return [describe(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
 
 
 def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -75,8 +83,22 @@ def report(name: str, out: str | None = None, **options: Any) -> Page:
 def report_grid(
     name: str, runs: Sequence[Params], summaries: Sequence[dict[str, Any]], root: Path, **options: Any
 ) -> Page:
-    """The same of a grid that has just run: its params, and the summary of each run."""
-    return written(tidy(rows_of_grid(runs, summaries)), name, root, options)
+    """Write the report of a config whose grid has just run, given its params and summaries.
+
+    It shows all saved runs of the config, those of earlier calls too, and runs that failed without leaving a folder.
+    """
+    saved = folders_of(name, root) | {Path(one["folder"]) for one in summaries if "folder" in one}
+    rows, failed = rows_of_folders(saved), []
+    for params, summary in zip(runs, summaries, strict=False):
+        if "folder" not in summary and summary["stopped"].startswith("failed"):
+            failed.append(row_of_unsaved(params, summary))
+            rows = [row for row in rows if not is_remnant(row, params)]
+    return written(tidy(rows + failed), name, root, options)
+
+
+def is_remnant(row: Row, params: Params) -> bool:
+    """Return whether `row` is that of an incomplete folder of the run with these params."""
+    return measured(row, "status") != "complete" and params.flat().items() <= row.items()
 
 
 def rows_of_grid(runs: Sequence[Params], summaries: Sequence[dict[str, Any]]) -> list[Row]:
@@ -99,13 +121,13 @@ def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Pag
     variants, comparison = compared(table, **options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "results.csv", index=False)
+    write_csv(table, folder / "results.csv")
     page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
-    (folder / "report.html").write_text(page.html, encoding="utf-8")
+    (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
     notes = comparison.attrs["notes"]
     above = [*notes, ""] if notes else []
     below = ["", *sentences(comparison), "", f"saved {folder / 'report.html'}"]
-    print("\n".join([*above, *markdown(comparison), *below]))
+    print(printable("\n".join([*above, *markdown(comparison), *below])))
     return page
 
 

@@ -357,3 +357,26 @@ def test_a_config_that_is_no_text_is_one_sentence_and_exit_code_2(tmp_path, monk
     ):
         assert call(tmp_path, f"--config={name}", "--no-wandb") == 2
         assert capsys.readouterr().err == f"{tmp_path.name}/{name}.txt: {fault}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (PermissionError(13, "Permission denied", "/data/text.parquet"), "cannot use a file or folder: "),
+        (OSError(5, "Input/output error"), "cannot use a file or folder: "),
+        (PermissionError(13, "Permission denied", "OUT/logs"), "cannot write outputs (see --out): "),
+        (OSError(28, "No space left on device"), "cannot write outputs (see --out): "),
+    ],
+)
+def test_an_error_while_reading_is_not_said_to_be_one_of_writing(
+    error, sentence, tmp_path, monkeypatch, capsys
+):
+    if error.filename:
+        error.filename = error.filename.replace("OUT", str(tmp_path / "out"))
+
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(main, "read_grid", lambda *_, **__: fails())
+    assert call(tmp_path, "--config=test-synth", "--no-wandb") == 2
+    assert capsys.readouterr().err == f"{sentence}{error}\n"

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from train.grid import GridError
+from train.logs import log
 from train.params import SECTIONS, Params
 from train.processes import rank
 from train.provenance import changed_files, code_of_this_process
-from train.saver import PARTIAL, RESUME_FILE, is_training, read_json, run_folders
+from train.saver import PARTIAL, RESUME_FILE, is_training, read_about, run_folders
 from train.train_params import TrainParams
 from train.trainer import INTERRUPTED
 
@@ -92,13 +93,17 @@ def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
 
 
 def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:
+    """Yield the saved runs with one of these identities; a folder that cannot be read is named and left out."""
     for folder in run_folders(root):
+        complete = not folder.name.endswith(PARTIAL)
         try:
-            about = read_json(folder / "about.json")
-        except ValueError:  # damaged, or not ours
+            about = read_about(folder, complete)
+        except ValueError as error:
+            if (folder / "about.json").exists():  # a run killed as it began has none yet
+                log.warning(f"--resume leaves out a folder: {error}")
             continue
-        if about.get("identity") in identities and isinstance(about.get("code"), dict):
-            summary = None if folder.name.endswith(PARTIAL) else about.get("summary")
+        if about.get("identity") in identities and "code" in about:
+            summary = about["summary"] if complete else None
             yield Earlier(folder, about["identity"], about["code"], summary, about.get("failed"))
 
 

@@ -20,7 +20,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from train.grid import GridError
-from train.logs import log
+from train.logs import log, say_at_once
 from train.provenance import Code, code_of_this_process, take_code_of
 from train.run import Call
 from train.trainer import INTERRUPTED
@@ -285,9 +285,7 @@ class SideBySide:
 
     def interrupt(self, signal_number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.write(
-            2, b"\ninterrupted: all runs stop after this step; press Ctrl-C once more to leave at once\n"
-        )
+        say_at_once("interrupted: all runs stop after this step; press Ctrl-C once more to leave at once")
         self.stop()
 
 

@@ -2,22 +2,44 @@
 
 import contextlib
 import logging
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import rich
 from rich.console import Console
 from rich.table import Table
 
 log = logging.getLogger("whatif")
+MAX_TRACEBACK = 10_000  # characters of a traceback that are logged
+# Control characters but for newline and tab, marks that change the direction of writing, and halves of characters.
+UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters shown as escapes, such as `\\x1b`, so that none of them moves a terminal."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shortened(text: str) -> str:
+    """Return `text` without its middle if it has over MAX_TRACEBACK characters."""
+    n_hidden = len(text) - MAX_TRACEBACK
+    if n_hidden <= 0:
+        return text
+    half = MAX_TRACEBACK // 2
+    return f"{text[:half]}\n... {n_hidden:,} characters left out ...\n{text[-half:]}"
 
 
 def as_text(record: logging.LogRecord) -> str:
     """A record as plain text; tables as wide as they need to be."""
     if not isinstance(record.msg, Table):
-        return record.getMessage()
+        return printable(record.getMessage())
     console = Console(width=30 * len(record.msg.columns), color_system=None)
     with console.capture() as captured:
         console.print(record.msg)
@@ -54,7 +76,50 @@ class FileHandler(logging.FileHandler):
             super().close()
 
 
+class LossyStream:
+    """Wrap a console stream so that nothing raises if its terminal, pipe or disk takes no more text: that is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
+            try:
+                self.stream.write(text)
+            except UnicodeEncodeError as error:
+                self.stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def protect_console() -> None:
+    """Let no write to stdout or stderr raise from now on, until Python ends and flushes them once more."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started Python
+            stream = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
+        if not isinstance(stream, LossyStream):
+            setattr(sys, name, LossyStream(stream))
+
+
+def say_at_once(text: str) -> None:
+    """Write a line to stderr from a signal handler, which may have interrupted a write to the log."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{text}\n".encode())
+
+
 def log_to_console() -> None:
+    protect_console()
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [ConsoleHandler()]

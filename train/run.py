@@ -1,7 +1,6 @@
 """One run from params to results: seed, build, fit, validate, save."""
 
 import logging
-import os
 import signal
 import sys
 import time
@@ -20,7 +19,7 @@ from model.lm import LM, n_params
 from model.residual import wants_profile
 from train.build import count_steps, make_data, profile_residuals
 from train.flops import flops_per_row, peak_flops
-from train.logs import log, log_to_file
+from train.logs import log, log_to_file, say_at_once
 from train.params import Params, column
 from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
@@ -340,7 +339,7 @@ def stop_on_interrupt(lm_trainer: LMTrainer, quiet: bool = False) -> Iterator[No
         signal.signal(signal.SIGINT, signal.default_int_handler)
         # Not logged: the signal may come while a log is being written, and logs cannot be entered twice.
         if not quiet:
-            os.write(2, b"\ninterrupted: stopping after this step; press Ctrl-C once more to leave at once\n")
+            say_at_once("interrupted: stopping after this step; press Ctrl-C once more to leave at once")
         lm_trainer.stop("interrupted", agreed=False)
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else stop)

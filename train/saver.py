@@ -18,10 +18,12 @@ from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from train.about import about_problem
+from train.logs import printable
 from train.params import Params
 from train.provenance import REPOSITORY, changed_files, code_of_this_process, hashes_of_code, versions
 from train.stats import Stat, Stats
-from train.timestamps import PARTIAL, run_folders, timestamps_in
+from train.timestamps import PARTIAL, run_folders, timestamps_in, walk
 from train.train_params import TrainParams
 from train.weights import (
     checkpoint_files,
@@ -194,22 +196,29 @@ def load_checkpoints(folder: Path) -> Iterator[tuple[int, LM]]:
 
 def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
     """All but weights and statistics: the params, the tokenizer and about.json."""
-    for path in folder.rglob("*"):
-        if not path.is_dir():
-            regular_file(path)
+    for parent, _, names in walk(folder):
+        for name in names:
+            regular_file(Path(parent, name))
     about = read_about(folder)
     params = read_params(folder, about)
     changed = [name for name in changed_files(about["code"], hashes_of_code()) if name.startswith("model/")]
     if changed:
-        print(f"{folder.name}: {', '.join(changed)} changed since this run was saved (at {saved_at(about)})")
+        listed = printable(", ".join(changed))
+        print(f"{folder.name}: {listed} changed since this run was saved (at {saved_at(about)})")
     return params, Tokenizer.load(folder / "tokenizer"), about
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """about.json: the timestamp, command, versions, commit, hashes of the code, identity and final numbers of a run."""
-    about = read_json(folder / "about.json")
-    if not isinstance(about.get("summary"), dict) or not isinstance(about.get("code"), dict):
-        raise ValueError(f"{folder / 'about.json'} is not ours: it lacks a summary or hashes of the code")
+def read_about(folder: Path, complete: bool = True) -> dict[str, Any]:
+    """about.json: the timestamp, command, versions, commit, hashes of the code, identity and final numbers of a run.
+
+    Only that of a run which is not `complete` may lack a summary and hashes. ValueError for values of a wrong type.
+    """
+    path = folder / "about.json"
+    about = read_json(path)
+    if complete and not about.keys() >= {"summary", "code"}:
+        raise ValueError(f"{path} is not ours: it lacks a summary or hashes of the code")
+    if problem := about_problem(about):
+        raise ValueError(f"{path} is not ours: {problem}")
     return about
 
 
@@ -267,6 +276,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
+        json.dumps(content, ensure_ascii=False).encode()  # refuses half a character, which no table can hold
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
     return content

@@ -15,7 +15,7 @@ import torch
 from train.grid import GridError
 from train.history import Step, clear_away
 from train.jobs import Board, SideBySide, n_jobs, say_threads
-from train.logs import log
+from train.logs import log, shortened
 from train.params import Params
 from train.plan import Plan
 from train.processes import give_way, rank
@@ -24,6 +24,7 @@ from train.run import Call, of_variant, train_run
 from train.saver import output_root
 from train.tables import settings_of
 from train.trainer import INTERRUPTED
+from train.weights import one_line
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
@@ -107,8 +108,8 @@ def train_job(job: Job, call: Call) -> dict[str, Any]:
         stopped = INTERRUPTED
     except Exception as error:
         give_way()
-        log.error(f"run {job.number} failed with {job.name}:\n{traceback.format_exc()}")
-        stopped = f"failed: {type(error).__name__}: {error}"
+        log.error(f"run {job.number} failed with {job.name}:\n{shortened(traceback.format_exc())}")
+        stopped = f"failed: {type(error).__name__}: {one_line(error)}"
     return of_variant(one) | {"stopped": stopped, "wall_seconds": time.perf_counter() - started}
 
 
@@ -142,7 +143,10 @@ def earlier_summary(step: Step) -> dict[str, Any]:
     assert step.earlier is not None
     if not step.earlier.summary:
         return {"stopped": "training elsewhere"}
-    ended = {"stopped": f"{step.earlier.summary['stopped']} earlier", "folder": str(step.earlier.folder)}
+    ended = {
+        "stopped": f"{step.earlier.summary.get('stopped', 'finished')} earlier",
+        "folder": str(step.earlier.folder),
+    }
     return step.earlier.summary | ended
 
 

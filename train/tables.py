@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from train.grid import axes
+from train.logs import printable
 from train.params import column
 from train.plan import Plan
 from train.settings import VARIANT
@@ -36,6 +37,11 @@ def as_text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def plain(text: str) -> str:
+    """Return what a cell of a rich table must hold to show `text` as it is, control characters as escapes."""
+    return escape(printable(text))
+
+
 def as_time(seconds: float | None) -> str:
     """Seconds as a reader wants them: 0.4 s, 12 s, 5 min, 3.2 h, 4 days."""
     if seconds is None:
@@ -53,7 +59,7 @@ def plan_table(plans: list[Plan], times: list[str]) -> Table:
     table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)", "time (estimate)")
     for number, (plan, own) in enumerate(zip(plans[:MOST_ROWS], settings, strict=False), 1):
         sizes = (f"{plan.n_params:,}", f"{plan.n_steps:,}", f"{plan.n_tokens:,}", times[number - 1])
-        table.add_row(str(number), *map(escape, own.values()), *sizes)
+        table.add_row(str(number), *map(plain, own.values()), *sizes)
     return table
 
 
@@ -65,7 +71,7 @@ COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
     "accu-\nracy": lambda s: shown(s.get("val_accuracy"), ".1%"),
     "chance": lambda s: shown(s.get("chance"), ".1%"),
     "exact\nmatch": lambda s: shown(s.get("val_exact_match"), ".1%"),
-    "para-\nmeters": lambda s: shown(s.get("n_params"), ",d"),
+    "para-\nmeters": lambda s: shown(s.get("n_params"), ",.0f"),
     "tokens\n/s": lambda s: shown(s.get("tokens_per_second"), ",.0f"),
     "seconds": lambda s: shown(s.get("wall_seconds"), ".1f"),
     "ended": lambda s: s["stopped"] + (", best" if s.get("weights") == "best" else ""),
@@ -80,7 +86,7 @@ def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
     table = new_table("run", *settings[0], *cells)
     for i, *row in zip(chosen, *cells.values(), strict=True):
-        table.add_row(str(i + 1), *map(escape, (*settings[i].values(), *row)))
+        table.add_row(str(i + 1), *map(plain, (*settings[i].values(), *row)))
     if hidden := len(summaries) - len(chosen):
         table.caption = f"... and {hidden:,} more; shown are failed runs and those of the lowest loss"
     return table

@@ -10,12 +10,22 @@ from pathlib import Path
 FORMAT = "%Y-%m-%d--%H-%M-%S"
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d")
 PARTIAL = ".partial"  # ends the name of a run's folder until everything is in it
+MAX_DEPTH = 100  # levels of folders in which runs are looked for
 SECOND = timedelta(seconds=1)
+
+
+def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Walk like os.walk, which ends in a RecursionError far below, but MAX_DEPTH levels down at most."""
+    top = str(folder).count(os.sep)
+    for parent, subfolders, files in os.walk(folder):
+        if parent.count(os.sep) - top >= MAX_DEPTH:
+            subfolders.clear()
+        yield parent, subfolders, files
 
 
 def run_folders(root: Path) -> Iterator[Path]:
     """The folder of every run saved under `root`, complete or not; symbolic links are not followed."""
-    for folder, subfolders, _ in os.walk(root / "saved-models"):
+    for folder, subfolders, _ in walk(root / "saved-models"):
         runs = sorted(name for name in subfolders if TIMESTAMP.fullmatch(name.removesuffix(PARTIAL)))
         subfolders[:] = sorted(set(subfolders) - set(runs))
         yield from (Path(folder, name) for name in runs)

@@ -94,7 +94,8 @@ def regular_file(path: Path) -> Path:
     return path
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException | str) -> str:
+    """Return the first line of an error's message, or of a text, at most 300 characters of it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 

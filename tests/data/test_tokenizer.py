@@ -20,6 +20,7 @@ from data.tokenizer import (
     check_spec,
     from_transformers,
     make_tokenizer,
+    pretrained_tokenizer,
     recipes,
     registered,
     spec_identity,
@@ -162,6 +163,13 @@ def test_fingerprints_tell_tokenizers_apart(bert_folder):
     assert len({other.fingerprint for other in others}) == len(others)
 
 
+# The tokenizers library panics when it reads this, which is no Exception to Python.
+PANIC = {
+    "version": "1.0",
+    "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+    "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+    "added_tokens": [],
+}
 IDS = {"specials": {"pad": 0, "bos": 1, "eos": 2, "unk": 3}, "kept": None}
 
 
@@ -172,6 +180,7 @@ IDS = {"specials": {"pad": 0, "bos": 1, "eos": 2, "unk": 3}, "kept": None}
         ("tokenizer.json", b"{}"),
         ("tokenizer.json", b"[" * 100_000),
         ("tokenizer.json", b'{"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": ["a b"]}}'),
+        ("tokenizer.json", json.dumps(PANIC).encode()),
         ("tokenizer_ids.json", b"[" * 100_000),
         ("tokenizer_ids.json", b"null"),
         ("tokenizer_ids.json", b'{"specials": 3}'),
@@ -308,3 +317,13 @@ def test_bytes_behind_unknown_tokens(kind, text, expected, request, gpt2_folder,
     else:
         tokenizer = own(kind, ["abc" * 9])
     assert n_unknown(tokenizer, text) == expected
+
+
+@pytest.mark.parametrize("content", [PANIC, {}, PANIC | {"normalizer": {"type": "unheard of"}}])
+def test_a_pretrained_folder_that_makes_the_library_panic_is_one_sentence(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "a"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="tokenizer_source_name=") as caught:
+        pretrained_tokenizer(str(tmp_path))
+    assert "\n" not in str(caught.value)

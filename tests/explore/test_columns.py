@@ -79,12 +79,16 @@ def test_the_report_of_a_grid_and_that_of_its_folders_say_the_same(tmp_path, cap
     ]
     for folder in folders:
         change(folder, summary={"threads": 2}, code=code_of_this_process().hashes)
+    fail(folders[5], None)  # its folder stayed incomplete: a killed process cannot write why
     report_grid("demo", params, summaries, tmp_path)
     of_grid = rows_of(tmp_path / "reports" / "demo" / "results.csv")
-    fail(folders[5], "RuntimeError: no memory")
+    partial = folders[5].with_name(f"{folders[5].name}.partial")
+    about = json.loads((partial / "about.json").read_text()) | {"failed": "RuntimeError: no memory"}
+    (partial / "about.json").write_text(json.dumps(about))
     model_explorer.report("demo", out=str(tmp_path))
     of_folders = rows_of(tmp_path / "reports" / "demo" / "results.csv")
     ours = {"timestamp", "folder", "wall_seconds", "stopped"}  # of a failed run, not known afterwards
+    of_folders.append(of_folders.pop(5))  # what left no folder stands at the end
     for one, other in zip(of_grid, of_folders, strict=True):
         assert {k: v for k, v in one.items() if k not in ours} == {
             k: v for k, v in other.items() if k not in ours
@@ -245,8 +249,8 @@ def end(folder: Path, how: str) -> None:
         (folder / "about.json").write_text(json.dumps(about | {"summary": {"stopped": "finished"}}))
     elif how == "not finite":
         summary = json.loads((folder / "about.json").read_text())["summary"]
-        bad = dict.fromkeys(summary, math.nan) | {"steps": 0, "flops": math.inf, "stopped": "finished"}
-        change(folder, summary=bad)
+        numbers = [name for name, value in summary.items() if isinstance(value, int | float)]
+        change(folder, summary=dict.fromkeys(numbers, math.nan) | {"steps": 0, "flops": math.inf})
     elif how != "complete":
         change(folder, summary={"stopped": f"{how}"} | ({"val_loss": math.nan} if how == "diverged" else {}))
 

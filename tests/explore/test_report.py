@@ -16,6 +16,7 @@ import main
 import model_explorer
 from explore.curves import TRAINING, VALIDATION, read_curves, together
 from explore.load import runs
+from explore.report import report_grid
 from explore.variants import gather
 from train import run as train_run
 from train.stats import Stat
@@ -163,7 +164,7 @@ def test_report_and_config_exclude_each_other(capsys):
     assert "--report" in capsys.readouterr().err
 
 
-def test_a_saved_grid_ends_with_a_report_on_its_own_runs(tmp_path, capsys):
+def test_a_saved_grid_ends_with_a_report(tmp_path, capsys):
     options = ["--no-wandb", "--save", "--out", str(tmp_path)]
     for setting in (
         "n_samples=300",
@@ -191,6 +192,25 @@ def test_a_saved_grid_ends_with_a_report_on_its_own_runs(tmp_path, capsys):
     assert rows_of(tmp_path / "reports" / "test-synth" / "results.csv") == sorted(
         rows, key=lambda row: row["timestamp"]
     )
+
+
+def test_the_report_after_a_grid_shows_the_saved_runs_of_earlier_calls_too(tmp_path, capsys):
+    earlier = fake_grid(tmp_path, **SMALL)
+    other = fake_run(tmp_path, "elsewhere", 50, DEFAULT.changed(random_seed=8))  # by a Namer of one's own
+    fake_run(tmp_path, "other", 51, DEFAULT)
+    now = fake_run(tmp_path, "demo", 52, DEFAULT.changed(random_seed=9))
+    summaries = [
+        {"folder": str(now), "n_params": 1, "stopped": "finished"},
+        {"folder": str(other), "n_params": 1, "stopped": "finished"},
+        {"stopped": "failed: OSError: disk", "wall_seconds": 1.0},
+        {"stopped": "interrupted"},
+    ]
+    params = [DEFAULT.changed(random_seed=seed) for seed in (9, 8, 10, 11)]
+    report_grid("demo", params, summaries, tmp_path)
+    rows = rows_of(tmp_path / "reports" / "demo" / "results.csv")
+    assert [row["folder"] for row in rows] == [*map(str, [*earlier, other, now]), ""]
+    assert rows[-1]["status"] == "failed: OSError: disk"
+    assert rows[-1]["random_seed"] == "10"
 
 
 def test_failed_runs_of_a_grid_are_in_its_report(tmp_path, monkeypatch, capsys):

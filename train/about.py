@@ -1,0 +1,74 @@
+"""Check about.json, which any user of a shared output folder may have written, before anybody computes with it."""
+
+import math
+from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
+
+MAX_NUMBER = 1e100  # the square of a larger one may be no float any more
+Number = int | float | None
+Text = str | None
+
+
+class Summary(TypedDict, total=False):
+    """Types of those final values that tables and reports compute with. A run may have any others, too."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+    val_loss: Number
+    final_loss: Number
+    bits_per_byte: Number
+    val_accuracy: Number
+    val_exact_match: Number
+    chance: Number
+    n_params: Number
+    steps: Number
+    trained_samples: Number
+    trained_tokens: Number
+    tokens_per_second: Number
+    wall_seconds: Number
+    flops: Number
+    achieved_flops: Number
+    peak_flops: Number
+    threads: Number
+    stopped: str
+    weights: str
+    leak: Text
+    sample: Text
+    variant: Text
+
+
+class About(TypedDict, total=False):
+    """Types of what about.json says of a run besides; other keys are not looked at."""
+
+    __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
+
+    identity: str
+    code: dict[str, str]
+    wandb: Text
+    failed: str
+    summary: Summary
+
+
+ABOUT = TypeAdapter(About)
+
+
+def about_problem(about: dict[str, Any]) -> str | None:
+    """Return what is wrong with the first odd value of `about`, None if there is none."""
+    try:
+        ABOUT.validate_python(about)
+    except ValidationError as error:
+        first = error.errors()[0]
+        return f"{place(first['loc'])}: {first['msg']}, not {first['input']!r:.80}"
+    for name, value in about.get("summary", {}).items():
+        if not (value is None or isinstance(value, str | int | float)):
+            return f"{place(('summary', name))}: a number or a text is allowed, not a {type(value).__name__}"
+        if isinstance(value, int | float) and MAX_NUMBER < abs(value) < math.inf:
+            return f"{place(('summary', name))}: numbers up to {MAX_NUMBER:g} are allowed"
+    return None
+
+
+def place(path: tuple[int | str, ...]) -> str:
+    """Return the keys that lead to a value; "summary.val_loss"."""
+    return ".".join(f"{key!s:.60}" for key in path)
