@@ -101,9 +101,11 @@ def describe(folder: Path) -> dict[str, Any]:
         return row | {"status": f"unreadable: {error}" if complete else "incomplete"}
     if complete:
         return {**about["summary"], **params.flat(), **row, "status": "complete"}
-    if "failed" in about:
-        return params.flat() | row | {"status": f"failed: {about['failed']}"}
-    return params.flat() | row | {"status": "training" if is_training(folder) else "incomplete: killed"}
+    if is_training(folder):  # it may go on after a failure
+        status = "training"
+    else:
+        status = f"failed: {about['failed']}" if "failed" in about else "incomplete: killed"
+    return params.flat() | row | {"status": status}
 
 
 def open_run(folder: Path, root: Path, step: int | None = None) -> Results:

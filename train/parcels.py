@@ -116,7 +116,9 @@ def bring_home(parcel: bytes, job: Any, summary: dict[str, Any], out: Path) -> d
                 log.info(f"run {job.number}: saved as {home.name} in {home.parent}")
             earlier = job.step.earlier
             if earlier is not None and earlier.folder.exists() and not is_training(earlier.folder):
-                shutil.rmtree(earlier.folder) if job.step.what == "continued" else clear_away([earlier.folder])
+                shutil.rmtree(earlier.folder) if job.step.what == "continued" else clear_away(
+                    [earlier.folder]
+                )
     return summary
 
 

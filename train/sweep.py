@@ -103,7 +103,9 @@ def train_job(job: Job, call: Call) -> dict[str, Any]:
         return earlier_summary(job.step)
     try:
         namer = job.make_namer(job.params, variant=job.variant)
-        return train_run(job.params, namer, one, job.identity, go_on=taken_up(job.step), replaces=job.step.replaced)
+        return train_run(
+            job.params, namer, one, job.identity, go_on=taken_up(job.step), replaces=job.step.replaced
+        )
     except KeyboardInterrupt:
         stopped = INTERRUPTED
     except Exception as error:

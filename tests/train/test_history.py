@@ -1,5 +1,7 @@
 """What --resume makes of runs that are there: known by content, taken over only from the same code."""
 
+import shutil
+
 import pytest
 from filelock import FileLock
 
@@ -12,6 +14,7 @@ from train.history import identity
 from train.params import Params
 from train.provenance import code_of_this_process
 from train.run import train_run
+from train.timestamps import run_folders
 from train.train_params import TrainParams
 
 CONFIG = """
@@ -133,7 +136,7 @@ def test_a_run_that_fails_says_so_in_its_folder(call, capsys, monkeypatch):
 
 
 def folders_in(root) -> list:
-    return sorted((root / "out" / "saved-models").rglob("20*"))
+    return list(run_folders(root / "out"))
 
 
 def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
@@ -160,15 +163,15 @@ def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
         assert second != first, "of two failures the latest is kept"
         patch.setattr("train.run.begin", fails)
         assert call("--resume", "--set", "dim=8") == 1
-        assert folders_in(call.root) == [second], "a run that cannot begin replaces nothing and leaves nothing"
+        assert folders_in(call.root) == [second], (
+            "a run that cannot begin replaces nothing and leaves nothing"
+        )
     assert call("--resume", "--set", "dim=8") == 0
     assert list(runs(str(call.root / "out")).status) == ["complete"]
 
 
 def test_all_leftovers_of_a_run_go_when_it_is_complete(call, monkeypatch):
     """Also those that another call of the same grid did not know of, or that a kill at the end left."""
-    import shutil
-
     with monkeypatch.context() as patch:
         patch.setattr("train.run.fit", lambda *args, **options: (_ for _ in ()).throw(ValueError))
         assert call("--resume", "--set", "dim=8") == 1

@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import resource
-import signal
-from contextlib import contextmanager
+import shutil
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -15,14 +15,14 @@ import torch
 import main
 import train.run
 from explore.load import runs
-from tests.train.killed import forked
-from tests.train.little_run import make_lm
+from tests.train.killed import die, forked
 from tests.train.test_resume import CONFIG, assert_same, outcome
+from train import durable, saver
 from train import weights as weights_module
 from train.resume import ResumePoint, is_out_of_resources
-from train.saver import RESUME_FILE
+from train.saver import RESUME_FILE, read_json, write_json
+from train.timestamps import run_folders
 from train.trainer import LMTrainer
-from train.weights import Checkpoints, checkpoint_files
 
 
 @pytest.fixture
@@ -57,7 +57,9 @@ OUT_OF_RESOURCES = {
     "disk": OSError(errno.ENOSPC, "No space left on device"),
     "memory": MemoryError(),
     "GPU memory": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
-    "CPU memory": RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
+    "CPU memory": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"
+    ),
     "cuBLAS": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     "a data worker": RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
 }
@@ -72,7 +74,12 @@ def test_what_comes_from_outside_is_told_apart(error):
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), ValueError("out of memory of names"), KeyError("x")]
+    "error",
+    [
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        ValueError("out of memory of names"),
+        KeyError("x"),
+    ],
 )
 def test_what_a_run_does_itself_is_told_apart(error):
     assert not is_out_of_resources(error)
@@ -91,7 +98,7 @@ def test_a_run_that_ran_out_of_memory_goes_on_from_its_checkpoint(call, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(LMTrainer, "training_step", lambda *a: (trained.append(1), training_step(*a))[1])
         assert call() == 0
-    assert 0 < len(trained) <= 3 * 19 - 25, "it does not begin anew"
+    assert 0 < len(trained) <= 3 * 17 - 25, "it does not begin anew"
     assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
     [saved] = (call.root / "out/saved-models").rglob("about.json")
     assert not {"failed", "resumable"} & json.loads(saved.read_text()).keys()
@@ -106,21 +113,19 @@ def test_a_run_that_failed_by_itself_begins_anew(call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(LMTrainer, "training_step", lambda *a: (trained.append(1), training_step(*a))[1])
         assert call() == 0
-    assert len(trained) == 3 * 19
+    assert len(trained) == 3 * 17
     assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
 
 
 @contextmanager
 def files_of_at_most(n_bytes: int):
-    """Let larger files fail as on a full disk, for all that is written by this process."""
+    """Let larger files fail as on a full disk, for all that this process writes. (Python ignores the signal.)"""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, ignored)
 
 
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_the_last_one_stays(call, monkeypatch, capsys):
@@ -211,10 +216,10 @@ def test_a_disk_that_is_really_full(call, small_disk, monkeypatch, capsys):
 
     def fills(self, *args):
         if next(n) == 20:
-            with pytest.raises(OSError, match="No space"), ballast.open("wb") as file:
-                while True:
-                    file.write(b"x" * 4096)
-                    file.flush()
+            with suppress(OSError), ballast.open("wb", buffering=0) as file:
+                while file.write(b"x" * 4096) == 4096:
+                    pass
+            assert shutil.disk_usage(small_disk).free == 0
         return training_step(self, *args)
 
     with monkeypatch.context() as patch:
@@ -228,3 +233,53 @@ def test_a_disk_that_is_really_full(call, small_disk, monkeypatch, capsys):
     ballast.unlink()
     assert call(out=str(small_disk)) == 0
     assert_same(outcome(small_disk), outcome(call.root / "whole"))
+
+
+@pytest.mark.parametrize("name", ["rename", "unlink"])
+def test_a_run_that_is_killed_when_all_is_saved_is_not_trained_again(name, call, monkeypatch):
+    """Before its last name, and before its resume checkpoint and lock are removed."""
+    assert call(out="whole", options=["--save"]) == 0
+    complete = saver.complete
+
+    def dies(folder, resumable=False):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                *{
+                    "rename": (saver, "rename", die),
+                    "unlink": (Path, "unlink", lambda *args, **options: die()),
+                }[name]
+            )
+            return complete(folder, resumable)
+
+    def killed():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(saver, "complete", dies)
+            return call()
+
+    assert forked(killed) == -9
+    [folder] = run_folders(call.root / "out")
+    assert folder.name.endswith(".partial") == (name == "rename")
+    assert (folder / RESUME_FILE).exists(), "it goes last"
+    assert "summary" in read_json(folder / "about.json")
+    monkeypatch.setattr("train.sweep.train_run", None)
+    assert call() == 0
+    assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
+    [folder] = run_folders(call.root / "out")
+    assert not (folder / "lock").exists()
+
+
+def test_content_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
+    done, fsync, rename = [], os.fsync, Path.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (done.append(Path(f"/proc/self/fd/{fd}").readlink().name), fsync(fd))
+    )
+    monkeypatch.setattr(Path, "replace", lambda path, to: (done.append(f"-> {to.name}"), rename(path, to))[1])
+    write_json(tmp_path / "about.json", {"a": 1})
+    assert done == ["about.json.partial", "-> about.json", tmp_path.name]
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "about.json", {"a": object()})
+    with suppress(KeyboardInterrupt), durable.replacing(tmp_path / "about.json") as partial:
+        partial.write_text("half")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["about.json"]
+    assert read_json(tmp_path / "about.json") == {"a": 1}
