@@ -121,13 +121,12 @@ def utf8(path: Path) -> str:
 
 
 def status_of_partial(folder: Path, about: dict[str, Any]) -> str:
-    """Return how a run without results stands."""
-    if "failed" in about:
-        return f"failed: {one_line(about['failed'])}"
+    """Return how a run without results stands: it may be training again after a failure."""
+    failed = f"failed: {one_line(about['failed'])}" if "failed" in about else ""
     try:
-        return "training" if is_training(folder) else "incomplete: killed"
+        return "training" if is_training(folder) else failed or "incomplete: killed"
     except OSError as error:  # a folder of somebody else's, in which we may not write
-        return f"incomplete: {one_line(error)}"
+        return failed or f"incomplete: {one_line(error)}"
 
 
 def open_run(folder: Path, root: Path, step: int | None = None) -> Results:

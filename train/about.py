@@ -48,6 +48,7 @@ class About(TypedDict, total=False):
     code: dict[str, str]
     wandb: Text
     failed: str
+    resumable: bool
     summary: Summary
 
 

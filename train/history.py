@@ -37,8 +37,14 @@ class Earlier(NamedTuple):
     folder: Path
     identity: str
     code: dict[str, str]  # hashes by file
-    summary: dict[str, Any] | None  # of a complete one
+    summary: dict[str, Any] | None  # of one that is saved
     failed: str | None  # why it failed, if it did
+    resumable: bool = True  # False: it failed by itself, and would again
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the folder does not have its last name yet."""
+        return self.folder.name.endswith(PARTIAL)
 
 
 class Step(NamedTuple):
@@ -46,6 +52,7 @@ class Step(NamedTuple):
 
     what: Literal["new", "finished", "continued", "again", "elsewhere"]
     earlier: Earlier | None = None
+    replaced: tuple[Path, ...] = ()  # partial folders of the same run that are of no use when it has ended
 
     @property
     def trains(self) -> bool:
@@ -56,11 +63,11 @@ class Step(NamedTuple):
         if self.earlier is None:
             return "new"
         name = self.earlier.folder.name.removesuffix(PARTIAL)
-        if self.what == "again":
-            return f"trains again: {name} {'failed, ' + self.earlier.failed if self.earlier.failed else 'kept no checkpoint'}"
+        failed = f"failed, {self.earlier.failed}" if self.earlier.failed else ""
         return {
+            "again": f"trains again: {name} {failed or 'kept no checkpoint'}",
             "finished": f"finished: {name}",
-            "continued": f"goes on: {name}",
+            "continued": f"goes on: {name} {failed}".strip(),
             "elsewhere": f"left out: {name} is training at the moment",
         }[self.what]
 
@@ -74,7 +81,7 @@ def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
     known: dict[str, list[Earlier]] = {}
     for earlier in earlier_runs(root, set(identities)):
         known.setdefault(earlier.identity, []).append(earlier)
-    steps = [best(step_of(earlier) for earlier in known.get(one, [])) for one in identities]
+    steps = [step_after(known.get(one, [])) for one in identities]
     if not any_code:
         refuse_other_code(step.earlier for step in steps if step.earlier and step.what != "again")
     return steps
@@ -84,7 +91,9 @@ def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
     """What the first process decides. The others start later, when its first run is under way, and inherit the decision."""
     if rank() == 0:
         steps = decide()
-        os.environ[DECIDED] = json.dumps([(what, earlier and str(earlier.folder)) for what, earlier in steps])
+        os.environ[DECIDED] = json.dumps(
+            [(step.what, step.earlier and str(step.earlier.folder)) for step in steps]
+        )
         return steps
     decided = json.loads(os.environ[DECIDED])
     return [
@@ -103,17 +112,31 @@ def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:
                 log.warning(f"--resume leaves out a folder: {error}")
             continue
         if about.get("identity") in identities and "code" in about:
-            summary = about["summary"] if complete else None
-            yield Earlier(folder, about["identity"], about["code"], summary, about.get("failed"))
+            failed = about.get("failed")
+            resumable = failed is None or about.get("resumable") is True
+            yield Earlier(folder, about["identity"], about["code"], about.get("summary"), failed, resumable)
 
 
 def step_of(earlier: Earlier) -> Step:
+    if earlier.is_partial and is_training(earlier.folder):
+        return Step("elsewhere", earlier)
+    # A partial folder with a summary was killed when everything was saved, just before it got its last name.
     if earlier.summary is not None and earlier.summary.get("stopped") != INTERRUPTED:
         return Step("finished", earlier)
-    if earlier.summary is None and is_training(earlier.folder):
-        return Step("elsewhere", earlier)
-    goes_on = earlier.failed is None and (earlier.folder / RESUME_FILE).exists()
+    goes_on = earlier.resumable and (earlier.folder / RESUME_FILE).exists()
     return Step("continued" if goes_on else "again", earlier)
+
+
+def step_after(runs: list[Earlier]) -> Step:
+    """Return what to do with a run after all earlier attempts at it."""
+    steps = [step_of(earlier) for earlier in runs]
+    step = best(steps)
+    replaced = [
+        other.earlier.folder
+        for other in steps
+        if other.earlier and other.earlier.is_partial and (other is not step or other.what == "again")
+    ]
+    return step._replace(replaced=tuple(replaced))
 
 
 def best(steps: Iterable[Step]) -> Step:
@@ -140,7 +163,8 @@ def refuse_other_code(runs: Iterable[Earlier]) -> None:
         raise GridError([*errors, advice])
 
 
-def clear_away(earlier: Earlier) -> None:
-    """Removes what a run left that trains again."""
-    if earlier.summary is None:
-        shutil.rmtree(earlier.folder)
+def clear_away(folders: Iterable[Path]) -> None:
+    """Remove folders of attempts at a run that a later one has replaced, unless they are complete or in training."""
+    for folder in folders:
+        if folder.name.endswith(PARTIAL) and folder.exists() and not is_training(folder):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from train.history import NEW, clear_away, earlier_runs, step_of
+from train.history import NEW, clear_away, earlier_runs, step_after
 from train.logs import log
 from train.run import Call
 from train.saver import (
@@ -116,7 +116,9 @@ def bring_home(parcel: bytes, job: Any, summary: dict[str, Any], out: Path) -> d
                 log.info(f"run {job.number}: saved as {home.name} in {home.parent}")
             earlier = job.step.earlier
             if earlier is not None and earlier.folder.exists() and not is_training(earlier.folder):
-                shutil.rmtree(earlier.folder) if job.step.what == "continued" else clear_away(earlier)
+                shutil.rmtree(earlier.folder) if job.step.what == "continued" else clear_away(
+                    [earlier.folder]
+                )
     return summary
 
 
@@ -142,10 +144,10 @@ def left_here(job: Any, call: Call, marks: Path) -> Any:
     own = job.step.earlier and partial_name(job.step.earlier.folder)
     deadline = time.monotonic() + DYING_SECONDS
     while call.save and time.monotonic() < deadline:
-        left = [run for run in earlier_runs(call.out, {job.identity}) if run.summary is None]
+        left = [run for run in earlier_runs(call.out, {job.identity}) if run.is_partial]
         left = [run for run in left if run.folder == own or run.folder.name >= mark.read_text()]
-        steps = [step_of(run) for run in left]
-        if all(step.trains for step in steps):
-            return job._replace(step=steps[-1]) if steps else job
+        step = step_after(left)
+        if step.what != "elsewhere":
+            return job._replace(step=step) if left else job
         time.sleep(0.2)
     return job

@@ -5,6 +5,7 @@ The file is Lightning's own, with what Lightning does not know of: random states
 
 import pickle
 import random
+import re
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,30 +15,55 @@ import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from train.durable import replacing
 from train.logs import log
 from train.processes import rank
 from train.saver import RESUME_FILE
 from train.trainer import INTERRUPTED, LMTrainer
 from train.weights import one_line, regular_file
 
+OUT_OF_MEMORY = re.compile(  # what libraries say in RuntimeErrors
+    r"out of memory|(can't|cannot|can not|could not|failed to|unable to) allocate|not enough memory|"
+    r"STATUS_ALLOC_FAILED|bad_alloc|killed by signal|shared memory|No space left",
+    re.IGNORECASE,
+)
 UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # what torch.load makes of a bad file
 SECONDS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Replaces a checkpoint by the next one at once: there is always a whole one. OSError in one sentence."""
+    """Replaces a checkpoint by the next one at once: there is always a whole one.
+
+    If the next one cannot be written, the last one stays, training goes on and the first failure is a warning.
+    """
+
+    has_warned = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        partial = Path(f"{path}.partial")
         try:
-            with partial.open("wb") as file:
+            with replacing(Path(path)) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
-            partial.replace(path)
-        except (OSError, RuntimeError) as error:
-            partial.unlink(missing_ok=True)
+        except (OSError, MemoryError, RuntimeError) as error:
             # Behind torch's remark on positions in a file stands why it could not be written.
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
-            raise OSError(f"{path} cannot be written: {one_line(reason)}") from error
+            if not self.has_warned:
+                last = "the last one that was written" if Path(path).exists() else "the beginning"
+                log.warning(
+                    f"{path} cannot be written: {one_line(reason)}. Training goes on; if it is killed, --resume goes "
+                    f"on from {last}. Free some space: the next checkpoint is tried again."
+                )
+            self.has_warned = True
+
+
+def is_out_of_resources(error: BaseException | None) -> bool:
+    """Return whether a run failed for want of disk or memory, so that it may succeed where there is more of it."""
+    while error is not None:
+        if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 class Position(NamedTuple):

@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +19,12 @@ from model.lm import LM, n_params
 from model.residual import wants_profile
 from train.build import count_steps, make_data, profile_residuals
 from train.flops import flops_per_row, peak_flops
+from train.history import clear_away
 from train.logs import log, log_to_file, say_at_once
 from train.params import Params, column
 from train.pretrained import begin_with, first_weights, saved_tokenizer
 from train.processes import rank
-from train.resume import ResumePoint, WholeFiles
+from train.resume import ResumePoint, WholeFiles, is_out_of_resources
 from train.saver import RESUME_FILE, RunFolder, begin, partial_name, read_json, save
 from train.settings import VARIANT
 from train.sharding import FSDP, whole
@@ -69,18 +70,25 @@ class Call(NamedTuple):
 
 
 def train_run(
-    params: Params, namer: Any, call: Call, identity: str = "", go_on: Path | None = None
+    params: Params,
+    namer: Any,
+    call: Call,
+    identity: str = "",
+    go_on: Path | None = None,
+    replaces: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Train one run and return its summary; with `call.save` it lies in a run folder afterwards.
 
-    `go_on` is the folder of an earlier call that did not come to the run's end.
+    `go_on` is the folder of an earlier call that did not come to the run's end. Folders that the run `replaces` are
+    removed when its own says what became of it.
     """
     wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
     tracker = start_tracker(params, namer, call, wandb_id)
     summary = None
     try:
         if call.save and rank() == 0:
-            summary = train_saved(params, namer, call, tracker, identity, go_on)
+            folder = run_folder(params, namer, call, tracker, identity, go_on)
+            summary = train_saved(folder, params, Stats(tracker), call, replaces)
             return summary
         # The first process saves for all; the others take part in its resume checkpoints.
         resume_point = ResumePoint(go_on and partial_name(go_on) / RESUME_FILE) if call.save else None
@@ -94,22 +102,38 @@ def train_run(
             tracker.finish(failed=summary is None or summary["stopped"].startswith("diverged"))
 
 
-def train_saved(
+def run_folder(
     params: Params, namer: Any, call: Call, tracker: Any, identity: str, go_on: Path | None
+) -> RunFolder:
+    """Return the folder that a run goes on in, or a new one that says which run it is of."""
+    if go_on is not None:
+        return RunFolder.take_up(go_on)
+    wandb_name = None if tracker is None else tracker.name
+    folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
+    try:
+        begin(folder.path, params, call.command, identity, wandb=tracker and tracker.id)
+    except BaseException:
+        folder.discard()
+        raise
+    return folder
+
+
+def train_saved(
+    folder: RunFolder, params: Params, stats: Stats, call: Call, replaces: Iterable[Path]
 ) -> dict[str, Any]:
     """Train a run in its folder, which says what became of it, whatever that is."""
-    if go_on is not None:
-        folder = RunFolder.take_up(go_on)
-    else:
-        wandb_name = None if tracker is None else tracker.name
-        folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
-        begin(folder.path, params, call.command, identity, wandb=tracker and tracker.id)
     try:
-        return train_in(folder, params, Stats(tracker), call)
-    except BaseException as error:
-        interrupted = isinstance(error, KeyboardInterrupt)
-        folder.give_up(None if interrupted else f"{type(error).__name__}: {one_line(error)}")
+        summary = train_in(folder, params, stats, call)
+    except KeyboardInterrupt:
+        folder.give_up(None) if folder.has_checkpoint else folder.discard()
         raise
+    except BaseException as error:
+        folder.give_up(f"{type(error).__name__}: {one_line(error)}", resumable=is_out_of_resources(error))
+        if folder.is_new:  # what it replaces has no checkpoint to go on from, either
+            clear_away(replaces)
+        raise
+    clear_away(replaces)
+    return summary
 
 
 def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dict[str, Any]:
@@ -120,9 +144,7 @@ def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dic
             lm_trainer = fit(params, stats, call, checkpoints, resume_point)
         summary = of_variant(call) | summarise(lm_trainer)
         save(folder.path, lm=lm_trainer.model, stats=lm_trainer.stats, summary=summary)
-        if lm_trainer.stopped != INTERRUPTED:
-            resume_point.path.unlink(missing_ok=True)
-        folder.finish()
+        folder.finish(resumable=lm_trainer.stopped == INTERRUPTED)
         log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
     return {**summary, "folder": str(folder.path)}
 

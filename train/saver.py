@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import datetime
@@ -19,6 +20,7 @@ from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from train.about import about_problem
+from train.durable import make_folder, rename, replacing, sync_tree
 from train.logs import printable
 from train.params import Params
 from train.provenance import REPOSITORY, changed_files, code_of_this_process, hashes_of_code, versions
@@ -37,6 +39,7 @@ from train.weights import (
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 RESUME_FILE = "resume.ckpt"
+LOCK_FILE = "lock"
 LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
 
 
@@ -74,8 +77,9 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
 class RunFolder:
     """The folder of one run, `{timestamp}.partial` until `finish` renames it to `{timestamp}`. Locked while it trains."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_new: bool = True) -> None:
         self.path = path
+        self.is_new = is_new  # False: an earlier call has begun the run
         self.timestamp = path.name.removesuffix(PARTIAL)
         self.lock = lock_of(path)
         self.lock.acquire()
@@ -92,30 +96,49 @@ class RunFolder:
             return partial_folder(base, subfolder_of(timestamp), timestamp)
 
         folder = timestamps_in(base).give(when or datetime.now(), folder_of)
-        folder.mkdir(parents=True)
-        return cls(folder)
+        make_folder(folder)
+        try:
+            return cls(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     @classmethod
     def take_up(cls, path: Path) -> "RunFolder":
         """The folder of an earlier run that goes on."""
-        return cls(path.rename(partial_name(path)))
+        # Renaming onto itself a folder that is partial already does nothing.
+        return cls(rename(path, partial_name(path)), is_new=False)
 
     @property
     def log_file(self) -> Path:
         return self.path / "log.txt"
 
-    def give_up(self, failed: str | None) -> None:
-        """Leave the folder as it is; `failed` says why, if the run itself is to blame."""
+    def give_up(self, failed: str | None, resumable: bool = True) -> None:
+        """Leave the folder to a later call.
+
+        `failed` says why the run failed, None that it was interrupted; `resumable` whether --resume goes on from its
+        resume checkpoint, if it has one.
+        """
+        about = self.path / "about.json"
         with contextlib.suppress(OSError, ValueError):  # a full disk, most likely, of which the reason tells
             if failed is not None:
-                write_json(self.path / "about.json", read_json(self.path / "about.json") | {"failed": failed})
+                write_json(about, read_json(about) | {"failed": failed, "resumable": resumable})
         self.lock.release()
 
-    def finish(self) -> None:
-        """Declare the folder complete."""
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the folder holds a resume checkpoint or weights that were kept."""
+        return (self.path / RESUME_FILE).exists() or bool(checkpoint_files(self.path))
+
+    def discard(self) -> None:
+        """Remove a folder in which nothing is of use to anybody."""
+        shutil.rmtree(self.path, ignore_errors=True)
         self.lock.release()
-        Path(self.lock.lock_file).unlink(missing_ok=True)
-        self.path = self.path.rename(self.path.with_name(self.timestamp))
+
+    def finish(self, resumable: bool = False) -> None:
+        """Declare the folder complete; `resumable` keeps the resume checkpoint of a run that goes on later."""
+        self.path = complete(self.path, resumable)
+        self.lock.release()
 
 
 def partial_name(folder: Path) -> Path:
@@ -123,9 +146,21 @@ def partial_name(folder: Path) -> Path:
     return folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
 
 
+def complete(folder: Path, resumable: bool = False) -> Path:
+    """Give a folder in which everything is saved its last name, then remove what only training needs. Return its path.
+
+    Every kill in between leaves a run that is complete or that the next call completes.
+    """
+    if folder.name.endswith(PARTIAL):
+        folder = rename(folder, folder.with_name(folder.name.removesuffix(PARTIAL)))
+    for name in [LOCK_FILE] if resumable else [RESUME_FILE, LOCK_FILE]:
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
 def lock_of(folder: Path) -> FileLock:
     """Held by whoever trains the run in `folder`; the system takes it from a dead process."""
-    return FileLock(folder / "lock", timeout=0)
+    return FileLock(folder / LOCK_FILE, timeout=0)
 
 
 def is_training(folder: Path) -> bool:
@@ -174,7 +209,12 @@ def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None
     (folder / "tokenizer").mkdir(exist_ok=True)
     lm.tokenizer.save(folder / "tokenizer")
     stats.save(folder / "stats.json")
-    write_json(folder / "about.json", read_json(folder / "about.json") | {"summary": summary})
+    sync_tree(folder)
+    about = read_json(folder / "about.json")
+    for of_earlier_attempt in ("failed", "resumable"):
+        about.pop(of_earlier_attempt, None)
+    # Last: whoever finds a summary takes the run as saved.
+    write_json(folder / "about.json", about | {"summary": summary})
 
 
 def load(folder: Path, step: int | None = None) -> Loaded:
@@ -260,11 +300,10 @@ def as_tuples(value: Any) -> Any:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """A line for each key; all of the file or what was there before, whenever the process is killed."""
+    """Write a line for each key; a kill or a full disk leaves all of the file, or what was there before."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,7 @@ from train.plan import Plan
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
 from train.run import Call, of_variant, train_run
-from train.saver import output_root
+from train.saver import complete, output_root
 from train.tables import settings_of
 from train.trainer import INTERRUPTED
 from train.weights import one_line
@@ -73,10 +74,8 @@ def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> 
         return run_side_by_side(jobs, said, Board([plan.n_steps for plan in plans]), call)
     summaries: list[dict[str, Any]] = []
     for job in jobs:
-        if not job.step.trains:
-            summaries.append(earlier_summary(job.step))
-            continue
-        log.info(said[job.number])
+        if job.step.trains:
+            log.info(said[job.number])
         summary = train_job(job, call)
         summaries.append(summary)
         failed = summary["stopped"].startswith("failed")
@@ -101,9 +100,13 @@ class Job(NamedTuple):
 def train_job(job: Job, call: Call) -> dict[str, Any]:
     """The summary of a run, whatever becomes of it."""
     started, one = time.perf_counter(), call._replace(variant=job.variant)
+    if not job.step.trains:
+        return earlier_summary(job.step)
     try:
         namer = job.make_namer(job.params, variant=job.variant)
-        return train_run(job.params, namer, one, job.identity, go_on=taken_up(job.step))
+        return train_run(
+            job.params, namer, one, job.identity, go_on=taken_up(job.step), replaces=job.step.replaced
+        )
     except KeyboardInterrupt:
         stopped = INTERRUPTED
     except Exception as error:
@@ -128,26 +131,20 @@ def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: 
 
 
 def taken_up(step: Step) -> Path | None:
-    """The folder in which a run goes on; one that trains again has its old one cleared away."""
-    if step.earlier is None:
-        return None
-    if step.what == "continued":
-        return step.earlier.folder
-    if rank() == 0:
-        clear_away(step.earlier)
-    return None
+    """Return the folder in which a run goes on, None if it begins."""
+    return step.earlier.folder if step.earlier and step.what == "continued" else None
 
 
 def earlier_summary(step: Step) -> dict[str, Any]:
-    """The final numbers of a run that is not trained now."""
+    """Return the final numbers of a run that is not trained now, and tidy up what a kill at its very end left."""
     assert step.earlier is not None
-    if not step.earlier.summary:
+    folder, summary = step.earlier.folder, step.earlier.summary
+    if step.what == "elsewhere" or not summary:
         return {"stopped": "training elsewhere"}
-    ended = {
-        "stopped": f"{step.earlier.summary.get('stopped', 'finished')} earlier",
-        "folder": str(step.earlier.folder),
-    }
-    return step.earlier.summary | ended
+    with suppress(OSError):  # another call does it, or the disk is read-only
+        folder = complete(folder)
+        clear_away(step.replaced)
+    return summary | {"stopped": f"{summary.get('stopped', 'finished')} earlier", "folder": str(folder)}
 
 
 def exit_code(summaries: list[dict[str, Any]]) -> int:

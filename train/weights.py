@@ -20,6 +20,8 @@ from torch.nn.modules.module import (
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from train.durable import replacing
+from train.logs import log
 
 LARGEST_TABLES = 2**32  # bytes of tables that a model computes for itself
 CHECKPOINT = re.compile(r"step-([0-9]{7,18})\.safetensors")
@@ -107,20 +109,32 @@ class Checkpoints:
         self.every = every
         self.latest = -1  # the step of the last ones kept
         self.writer = ThreadPoolExecutor(max_workers=1)
-        self.written: Future[None] = Future()  # what became of them
+        self.written: Future[None] = Future()  # done when they are on the disk
         self.written.set_result(None)
+        self.has_warned = False
 
     def keep(self, lm: LM, step: int) -> None:
-        """Keep the weights of this step, once; OSError if those before could not be written."""
+        """Keep the weights of this step, once. Warn, the first time, if they cannot be written."""
         if step != self.latest:
             self.wait()  # no more than one copy in memory
             tensors = {name: w.detach().to("cpu", copy=True).contiguous() for name, w in weights(lm).items()}
             path = self.folder / f"step-{step:07}.safetensors"
-            self.written, self.latest = self.writer.submit(write_weights, path, tensors), step
+            self.written, self.latest = self.writer.submit(self.write, path, tensors), step
 
     def wait(self) -> None:
-        """Until all is on the disk; OSError if it could not be written."""
+        """Wait until the weights kept last are on the disk."""
         self.written.result()
+
+    def write(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        try:
+            write_weights(path, tensors)
+        except OSError as error:
+            if not self.has_warned:
+                log.warning(
+                    f"{error}. Training goes on, without the weights of this step and of others that fail in the "
+                    "same way. Free some space, or keep weights less often (checkpoint_every)."
+                )
+            self.has_warned = True
 
     def __enter__(self) -> Self:
         return self
@@ -133,11 +147,10 @@ class Checkpoints:
 
 def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     """All of the file or nothing, whenever the process is killed; OSError in one sentence."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        save_file(tensors, partial)
-        partial.rename(path)
+        with replacing(path) as partial:
+            save_file(tensors, partial)
     except (OSError, SafetensorError) as error:
         raise OSError(f"{path} cannot be written: {one_line(error)}") from error
 

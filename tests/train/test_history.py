@@ -1,5 +1,7 @@
 """What --resume makes of runs that are there: known by content, taken over only from the same code."""
 
+import shutil
+
 import pytest
 from filelock import FileLock
 
@@ -12,6 +14,7 @@ from train.history import identity
 from train.params import Params
 from train.provenance import code_of_this_process
 from train.run import train_run
+from train.timestamps import run_folders
 from train.train_params import TrainParams
 
 CONFIG = """
@@ -132,6 +135,57 @@ def test_a_run_that_fails_says_so_in_its_folder(call, capsys, monkeypatch):
     assert list(runs(str(call.root / "out")).status) == ["complete"] * 2
 
 
+def folders_in(root) -> list:
+    return list(run_folders(root / "out"))
+
+
+def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
+    """Not when the run begins anew: a kill must find one of both."""
+
+    def fails(*args, **options):
+        raise ValueError("by itself")
+
+    def looks_and_ends(*args, **options):
+        assert len(folders_in(call.root)) == 2, "the old one is there while the new one trains"
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.fit", fails)
+        assert call("--resume", "--set", "dim=8") == 1
+        [first] = folders_in(call.root)
+        patch.setattr("train.run.fit", looks_and_ends)
+        error = KeyboardInterrupt()
+        assert call("--resume", "--set", "dim=8") == 130
+        assert folders_in(call.root) == [first], "an interrupted run without a checkpoint leaves nothing"
+        error = ValueError("again")
+        assert call("--resume", "--set", "dim=8") == 1
+        [second] = folders_in(call.root)
+        assert second != first, "of two failures the latest is kept"
+        patch.setattr("train.run.begin", fails)
+        assert call("--resume", "--set", "dim=8") == 1
+        assert folders_in(call.root) == [second], (
+            "a run that cannot begin replaces nothing and leaves nothing"
+        )
+    assert call("--resume", "--set", "dim=8") == 0
+    assert list(runs(str(call.root / "out")).status) == ["complete"]
+
+
+def test_all_leftovers_of_a_run_go_when_it_is_complete(call, monkeypatch):
+    """Also those that another call of the same grid did not know of, or that a kill at the end left."""
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.fit", lambda *args, **options: (_ for _ in ()).throw(ValueError))
+        assert call("--resume", "--set", "dim=8") == 1
+    [first] = folders_in(call.root)
+    for second in ("01", "02"):
+        shutil.copytree(first, first.with_name(f"2020-01-01--00-00-{second}.partial"))
+    assert call("--resume", "--set", "dim=8") == 0
+    [complete] = folders_in(call.root)
+    shutil.copytree(complete, stray := complete.with_name("2020-01-01--00-00-03.partial"))
+    (stray / "about.json").write_text((stray / "about.json").read_text().replace('"summary"', '"other"'))
+    assert call("--resume", "--set", "dim=8") == 0
+    assert folders_in(call.root) == [complete]
+
+
 def test_fail_fast_stops_at_the_first(call):
     call.broken.add(8)
     assert call("--fail-fast") == 1
@@ -157,10 +211,10 @@ def test_other_code_is_refused_by_file_before_anything_is_trained(call, capsys, 
 
 def test_a_run_that_trains_elsewhere_is_left_alone(call, capsys, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("train.run.fit", lambda *args, **options: (_ for _ in ()).throw(KeyboardInterrupt))
-        assert call("--resume", "--set", "dim=8") == 130
+        patch.setattr("train.run.fit", lambda *args, **options: (_ for _ in ()).throw(MemoryError))
+        assert call("--resume", "--set", "dim=8") == 1
     [folder] = (call.root / "out" / "saved-models").rglob("*.partial")
-    assert runs(str(call.root / "out")).status.iloc[0].startswith("incomplete")
+    assert runs(str(call.root / "out")).status.iloc[0] == "failed: MemoryError: MemoryError"
     with FileLock(folder / "lock"):
         assert runs(str(call.root / "out")).status.iloc[0] == "training"
         assert call("--resume") == 0

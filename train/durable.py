@@ -1,0 +1,57 @@
+"""Files and folders that survive a kill and a power cut: content is on the disk before its name is."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import takewhile
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        # Some network file systems refuse this for folders. For a file it may be how they report a full disk.
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Sync `folder` with all files and folders in it."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path to write to; it replaces `path` at the end, unless an error leaves `path` as it was."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        sync(partial)
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its missing parents; FileExistsError if `path` is there."""
+    missing = [path, *takewhile(lambda parent: not parent.exists(), path.parents)]
+    path.mkdir(parents=True)
+    for folder in missing:
+        sync(folder.parent)
+
+
+def rename(path: Path, target: Path) -> Path:
+    """Rename a file or folder within its parent folder and return `target`."""
+    path.rename(target)
+    sync(target.parent)
+    return target
