@@ -7,7 +7,7 @@ import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -164,12 +164,13 @@ def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -
         counts[tokenizer.begin] = 0  # never scored
     chance = float(counts.max() / max(1, counts.sum()))
     np.save(folder / "starts.npy", np.array(starts, np.int64))
-    facts: dict[str, Any] = {
+    facts = {
+        "dtype": dtype.name,
+        "chance": chance,
         "n_bytes": n_bytes,
         "n_unknown_bytes": n_unknown_bytes,
         "n_first_bytes": n_first_bytes,
     }
-    facts |= {"dtype": dtype.name, "chance": chance}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 

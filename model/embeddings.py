@@ -149,12 +149,10 @@ def angles_of(n_positions: int, dim: int, base: float) -> Tensor:
 class PositionKind(NamedTuple):
     """Where a kind of positions acts; a module made from the ModelParams for each place."""
 
-    on_embeddings: type[nn.Module] = (
-        NoPositions  # (x_BTD, start, padding_B) -> x_BTD, once, before the first layer
-    )
-    on_heads: type[nn.Module] = (
-        NoPositions  # (x_BHTK, start) -> x_BHTK, queries and keys of every layer; relative, so padding does not matter
-    )
+    # (x_BTD, start, padding_B) -> x_BTD, once, before the first layer
+    on_embeddings: type[nn.Module] = NoPositions
+    # (x_BHTK, start) -> x_BHTK, queries and keys of every layer; relative, so padding does not matter
+    on_heads: type[nn.Module] = NoPositions
     on_scores: type[nn.Module] | None = None  # scores_BHTS -> scores_BHTS, before the softmax
 
     @property

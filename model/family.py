@@ -19,9 +19,7 @@ class Family:
     needed: dict[str, Any] = field(default_factory=dict)  # as NEEDED, of this family alone
     masked: bool = False  # a masked language model, not a causal one
     token_types: str = ""  # a table of theirs: we have its first row in our positions
-    unused: str = (
-        ""  # a module of theirs whose own bias is another name for that of its decoder, or is not read
-    )
+    unused: str = ""  # a module whose own bias is not read, or is another name for its decoder's
     first_position: int = 0  # the row of their positions that a text begins with
 
 

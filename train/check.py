@@ -32,9 +32,9 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
     `root` is the folder of all outputs, where saved runs lie.
     """
     seen: set[tuple[Any, ...]] = set()
-    said: set[tuple[str, int]] = set()
     text = Texts()
     for run in runs:
+        said: set[str] = set()
         data, train, model = run.params
         spec, has_weights = tokenizer_spec(model), model.from_saved is not None
         checks: list[tuple[Any, ...]] = [
@@ -51,8 +51,8 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
             if (key := (check, text(first), *rest)) not in seen:
                 seen.add(key)
                 # What cannot be built is found by several checks.
-                new = [message for message in check(first, *rest) if (message, id(run)) not in said]
-                said.update((message, id(run)) for message in new)
+                new = [message for message in check(first, *rest) if message not in said]
+                said.update(new)
                 yield from ((message, run.places) for message in new)
 
 
@@ -102,9 +102,8 @@ def in_gigabytes(n_bytes: int) -> str:
 
 def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str]:
     """Patterns that no parameter of this model is named by."""
-    if (
-        shortened(model) != model
-    ):  # some layers have names that are not known yet: training refuses them when it starts
+    # Of a very deep model not all names are known here: patterns are matched when training starts.
+    if shortened(model) != model:
         return
     if (freeze or model.lora_rank) and not any(model_problems(model)):
         try:
