@@ -6,15 +6,16 @@ import random
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from data.batch import Block, Row
 from data.cache import cached, changed_fields
-from data.corpora import fingerprint, read_corpus
+from data.corpora import fingerprint, log_once, read_corpus
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer, recipes, spec_identity
 
@@ -28,11 +29,14 @@ class Documents:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- lives as long as this object
         self.ends = array("Q", [0])
+        self.hashes = array("q")  # of each document, to find those that occur again
         own: dict[str, range] = {}
         for split, documents in read_corpus(data_params.dataset_name, data_params.debug_crop).items():
             first = len(self.ends) - 1
             for document in documents:
-                self.ends.append(self.ends[-1] + self.file.write(document.encode()))
+                text = document.encode()
+                self.ends.append(self.ends[-1] + self.file.write(text))
+                self.hashes.append(int.from_bytes(blake2b(text, digest_size=8).digest(), "big", signed=True))
             own[split] = range(first, len(self.ends) - 1)
         self.indices = split_by_document(own, data_params)
 
@@ -40,6 +44,13 @@ class Documents:
         for i in self.indices[split]:
             self.file.seek(self.ends[i])
             yield self.file.read(self.ends[i + 1] - self.ends[i]).decode()
+
+    def n_in_training(self, split: str) -> int:
+        """Count the documents of a split that stand in the training split, too; empty ones do not count."""
+        hashes = np.array(self.hashes, np.int64)
+        lengths = np.diff(np.array(self.ends, np.int64))
+        here, train = (np.array(self.indices[name], np.int64) for name in (split, "train"))
+        return int(np.isin(hashes[here[lengths[here] > 0]], hashes[train]).sum())
 
 
 def split_by_document(own: dict[str, range], data_params: DataParams) -> dict[str, list[int] | range]:
@@ -91,6 +102,18 @@ class TextData:
         first = self.val.n_first_bytes if data_params.packed is False else 0
         self.val_unknown_bytes: int = self.val.n_unknown_bytes + first
         self.documents.cache_clear()  # gives the disk space back
+        self.say_faults()
+
+    def say_faults(self) -> None:
+        """Log, once for a text, what makes its validation loss mean less than it seems."""
+        n, about = len(self.val.starts), f"dataset_name={self.data_params.dataset_name!r}"
+        if self.val.n_in_training:
+            log_once(
+                f"{about}: {self.val.n_in_training} of {n} validation documents stand in the training split, too, so "
+                "validation loss says less about new text"
+            )
+        if self.val.n_empty:
+            log_once(f"{about}: {self.val.n_empty} of {n} validation documents have no token")
 
     def make_tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
         def build(folder: Path) -> None:
@@ -103,7 +126,8 @@ class TextData:
 
     def tokens(self, split: str) -> "Tokens":
         def build(folder: Path) -> None:
-            write_tokens(self.documents().read(split), self.tokenizer, folder)
+            n_in_training = 0 if split == "train" else self.documents().n_in_training(split)
+            write_tokens(self.documents().read(split), self.tokenizer, folder, n_in_training)
 
         key = (self.source, self.tokenizer.fingerprint, split)
         return read_tokens(cached(self.cache, "tokens", key, build))
@@ -122,6 +146,8 @@ class Tokens(NamedTuple):
     chance: float  # share of the most common token among those to be predicted
     n_unknown_bytes: int = 0  # behind tokens that do not tell what they stand for
     n_first_bytes: int = 0  # behind first tokens of documents that have no bos in front
+    n_empty: int = 0  # documents without a token
+    n_in_training: int = 0  # documents that stand in the training split, too; 0 for that split itself
 
 
 class Piece(NamedTuple):
@@ -132,15 +158,18 @@ class Piece(NamedTuple):
     last: bool
 
 
-def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -> None:
+def write_tokens(
+    documents: Iterable[str], tokenizer: Tokenizer, folder: Path, n_in_training: int = 0
+) -> None:
     """Write bos document eos, one after the other; a single separator between documents where bos and eos are the same.
 
-    A tokenizer without bos has nothing in front of a document.
+    A tokenizer without bos has nothing in front of a document. `n_in_training` is kept for `Tokens`.
     """
     dtype = np.dtype(np.uint16 if tokenizer.n_tokens <= 1 << 16 else np.uint32)
     separate = tokenizer.bos != tokenizer.eos
     counts = np.zeros(tokenizer.n_tokens, np.int64)
-    starts, position, n_bytes, n_unknown_bytes, n_first_bytes = array("Q"), 0, 0, 0, 0
+    starts, position = array("Q"), 0
+    facts: dict[str, Any] = dict.fromkeys(("n_bytes", "n_unknown_bytes", "n_first_bytes", "n_empty"), 0)
     with (folder / "tokens.bin").open("wb") as file:
         for batch in batches(documents):
             ids: list[int] = []
@@ -150,12 +179,13 @@ def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -
                 if piece.first:
                     starts.append(position + len(ids))
                     ids += tokenizer.begin
-                    n_first_bytes += 0 if tokenizer.begin else tokenizer.first_bytes(piece.text)
+                    facts["n_first_bytes"] += 0 if tokenizer.begin else tokenizer.first_bytes(piece.text)
                 ids += encoded
                 if piece.last and separate:
                     ids += tokenizer.end
-                n_bytes += len(piece.text.encode())
-                n_unknown_bytes += tokenizer.unknown_bytes(piece.text, encoded)
+                facts["n_bytes"] += len(piece.text.encode())
+                facts["n_unknown_bytes"] += tokenizer.unknown_bytes(piece.text, encoded)
+                facts["n_empty"] += piece.first and piece.last and not encoded
             position += file.write(np.array(ids, dtype).tobytes()) // dtype.itemsize
             counts += np.bincount(ids, minlength=tokenizer.n_tokens)
         if position and not separate:
@@ -164,13 +194,7 @@ def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -
         counts[tokenizer.begin] = 0  # never scored
     chance = float(counts.max() / max(1, counts.sum()))
     np.save(folder / "starts.npy", np.array(starts, np.int64))
-    facts = {
-        "dtype": dtype.name,
-        "chance": chance,
-        "n_bytes": n_bytes,
-        "n_unknown_bytes": n_unknown_bytes,
-        "n_first_bytes": n_first_bytes,
-    }
+    facts |= {"dtype": dtype.name, "chance": chance, "n_in_training": n_in_training}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
