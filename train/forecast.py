@@ -211,7 +211,8 @@ def measure(plan: Plan, call: Call, seconds: float) -> Pace:
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
         start = timed.ends[0] - begun
-        batch = timed.seconds(plan.measured.row_length * train.batch_size)
+        n_rows = min(train.batch_size, plan.measured.n_rows)
+        batch = timed.seconds(plan.measured.row_length * n_rows)
         lm.load_state_dict(weights)  # a loss that is NaN has made them so, and nothing can be generated
         per_row = validation_seconds(lm, data, train, n_tokens)
         return Pace(start, batch, per_row, generation_seconds(lm, data))

@@ -209,6 +209,21 @@ def test_a_dry_run_with_one_batch_an_epoch_times_steps(tmp_path, capsys):
     assert "for 1 run" in shown
 
 
+def test_a_batch_larger_than_the_data_is_timed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "data.txt").write_text("".join(f"line {i}\n" for i in range(9)))
+    monkeypatch.setenv("WHATIF_DATA", str(tmp_path))
+    options = ["threads=1", "max_seq_len=64"]
+    words = [
+        "--config=test-nlp",
+        "--no-wandb",
+        "--task=few",
+        *(part for one in options for part in ("--set", one)),
+    ]
+    assert main.main([*words, "--dry-run", "--out", str(tmp_path)]) == 0
+    assert "for 1 run" in capsys.readouterr().out
+
+
 def test_timing_leaves_the_model_as_it_is():
     assert step_params(TrainParams(lr=3.0, warmup_steps=5)).lr < 1e-6
 
