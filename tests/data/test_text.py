@@ -322,7 +322,7 @@ def test_validation_documents_that_are_trained_on_are_counted(tmp_path, monkeypa
     train = [*data.read("train")]
     n = sum(document in train for document in data.read("val"))
     assert n > 0
-    assert f"{n} of 10 validation documents stand in the training split, too" in line
+    assert f"{n} of 10 validation documents are in the training split too" in line
 
 
 def test_validation_documents_without_a_token_are_counted(tmp_path, monkeypatch, caplog):
