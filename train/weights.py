@@ -24,6 +24,7 @@ from train.durable import replacing
 from train.logs import log
 
 LARGEST_TABLES = 2**32  # bytes of tables that a model computes for itself
+MAX_LINE = 300  # characters of an error that is told in one line
 CHECKPOINT = re.compile(r"step-([0-9]{7,18})\.safetensors")
 
 
@@ -97,8 +98,10 @@ def regular_file(path: Path) -> Path:
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the first line of an error's message, or of a text, at most 300 characters of it."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    """Return the first line of an error's message, or of a text, without its middle if it is over MAX_LINE characters."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # The reason often stands at the end, behind a long path.
+    return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[5 - MAX_LINE // 2 :]}"
 
 
 class Checkpoints:
