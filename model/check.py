@@ -1,4 +1,4 @@
-"""Whether an architecture exists, before anything is built."""
+"""Check that an architecture is possible, before anything is built."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from model.transformer.transformerencoderlayer import activations
 
 
 def model_problems(model_params: ModelParams) -> Iterator[str]:
-    """A sentence for each name that no registry has, and for what would not be the architecture that is asked for."""
+    """Yield an error message for each unregistered name, or else for each setting that a layer kind cannot have."""
     names = list(unknown_names(model_params))
     yield from names or unlike_what_is_asked(model_params)
 
@@ -55,12 +55,15 @@ def unlike_what_is_asked(p: ModelParams) -> Iterator[str]:
 
 
 def layer_class(kind: str) -> type[Layer]:
-    """A plain Layer, which follows everything, where the kind is none: nothing is known of it."""
+    """Return the registered Layer class, or plain `Layer` for kinds registered as functions.
+
+    Nothing is known about the constraints of such a function.
+    """
     make = layer_kinds[kind]
     return make if isinstance(make, type) and issubclass(make, Layer) else Layer
 
 
 def settings_not_in(other: ModelParams, p: ModelParams) -> list[str]:
-    """`field=value` for the fields of `p` that `other` has another value of."""
+    """Return `field=value` for the fields of `p` that have another value in `other`."""
     others = asdict(other)
     return [f"{name}={value!r}" for name, value in asdict(p).items() if value != others[name]]

@@ -1,6 +1,6 @@
-"""The models of HuggingFace that our layers can be: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2, Mistral; BERT, RoBERTa.
+"""Families of HuggingFace models that our layers can represent, and the mapping of their settings to ours.
 
-A family is data, read in both directions: settings of a config beside our fields, modules' names beside ours.
+Causal: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2, Mistral. Masked: BERT, RoBERTa.
 """
 
 from collections.abc import Iterator
@@ -198,7 +198,10 @@ def fields_in(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_of(model_params: ModelParams) -> dict[str, Any]:
-    """The settings, `model_type` first, of a config of transformers with this architecture; ValueError if there is none."""
+    """Return the settings, `model_type` first, of a transformers config with this architecture.
+
+    Raise ValueError if no family has it.
+    """
     ours = spelled_out(model_params)
     differences: dict[str, list[str]] = {}
     for model_type, family in families.items():
@@ -215,21 +218,21 @@ def config_of(model_params: ModelParams) -> dict[str, Any]:
 
 
 def settings_in(family: Family, fields: dict[str, Any]) -> dict[str, Any]:
-    """What comes nearest to the fields in this family."""
+    """Return the config settings of this family that come closest to the fields."""
     settings = {theirs: fields[ours] for ours, theirs in family.settings.items()}
     activations = [theirs for theirs, ours in ACTIVATIONS.items() if ours == fields.get("activation")]
     return family.constants | settings | {family.activation: (activations or ["gelu"])[0]}
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a config takes them, the inverse of `flat`."""
+    """Return settings nested as a config takes them, the inverse of `flat`."""
     rope = {name: settings[name] for name in ROPE if name in settings}
     others = {name: value for name, value in settings.items() if name not in rope}
     return others | ({"rope_parameters": rope | {"rope_type": "default"}} if rope else {})
 
 
 def spelled_out(model_params: ModelParams) -> dict[str, Any]:
-    """Fields by name, equal wherever defaults come to the same."""
+    """Return the fields by name, with None and other shorthands replaced by the values they stand for."""
     p = model_params
     return asdict(p) | {
         "layer_architecture": p.kinds[0] if len(set(p.kinds)) == 1 else p.kinds,

@@ -1,4 +1,4 @@
-"""A family of HuggingFace's models: the names that its settings and modules have beside ours."""
+"""A family of HuggingFace models: its names for our settings and modules."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """Models that differ in their settings only."""
+    """Models of transformers that differ only in their settings."""
 
     settings: dict[
         str, str

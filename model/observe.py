@@ -1,7 +1,9 @@
-"""Which fields of a params object have an effect: noted while code reads them, not declared beforehand.
+"""Find out which fields of a params object have an effect, by noting which ones code reads.
 
-reads = set()
-params = observed(params, reads)  # equal to the original, to be used in its place
+    reads = set()
+    params = observed(params, reads)  # equal to the original, to be used in its place
+
+Reads by checks, comparisons and repr do not count.
 """
 
 import copy
@@ -57,7 +59,7 @@ def is_use(frame: FrameType | None) -> bool:
 
 
 def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> dict[str, Any]:
-    """Return the fields, with their values, that differ from their default (or are in `also`) and were not read."""
+    """Return the fields and values that nothing has read, if they differ from their default or are in `also`."""
     defaults, found = type(params)(), {}
     for field in fields(params):
         value = getattr(params, field.name)
@@ -70,7 +72,7 @@ def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> d
 def run_observed(model_params: ModelParams, reads: set[str], train_params: Any = None) -> LM | None:
     """Build a model of few layers and compute its losses once; a large one is built on the meta device.
 
-    `train_params` are passed to its losses. Returns None if the model cannot run: nothing is known then.
+    `train_params` are passed to its losses. Return None if the model cannot run: then nothing is known.
     """
     n_layers = min(model_params.n_layers, max(MAX_LAYERS, len(model_params.kinds)))
     p = replace(model_params, n_layers=n_layers)

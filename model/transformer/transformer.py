@@ -1,4 +1,4 @@
-"""The stack of layers between embedding and readout.
+"""The stack of layers between embedding and unembedding.
 
 Shape suffixes:  B batch  T position  D model dim
 """
@@ -14,7 +14,7 @@ from model.transformer.attention import zero_queries  # muP
 
 
 class Transformer(nn.Module):
-    """Layers, of one kind or of several that take turns, and a norm after the last if they normalise their input."""
+    """Layers, of one kind or of several that take turns, and a final norm if layers normalise their input."""
 
     def __init__(self, model_params: ModelParams, dropout: float = 0.0) -> None:
         super().__init__()
@@ -34,9 +34,9 @@ class Transformer(nn.Module):
             zero_queries(self.layers)  # muP
 
     def passes(self) -> list[tuple[int, nn.Module]]:
-        """Return the layers in the order of one forward pass, each with the number that its activations are named by.
+        """Return the layers in the order of one forward pass, each with the number that names its activations.
 
-        A layer may come several times, under another number each time. Whatever walks through the layers goes by this.
+        A layer may come several times, each time under another number. All code that iterates over layers uses this.
         """
         return list(enumerate(self.layers))
 
