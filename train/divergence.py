@@ -1,4 +1,4 @@
-"""Divergence: the verdict on a run's training losses, step by step."""
+"""Divergence: decide step by step whether a run's training losses have diverged."""
 
 import math
 from collections import defaultdict, deque
@@ -15,10 +15,11 @@ MIN_STEPS = 3  # before there is a median to judge
 
 
 class Divergence:
-    """Judges the losses of whole optimizer steps, each the mean over its batches.
+    """Decides from the losses of optimizer steps, each a mean over its batches, whether a run has diverged.
 
-    A run has diverged if its latest loss is not finite, or if the running median of "main" is above MAX_RATIO times both
-    log(vocabulary), the loss of a uniform guess, and the lowest median so far. A first loss of 0 is thus no yardstick.
+    A run has diverged if its latest loss is not finite, or if the running median of "main" is too high. Too high is
+    MAX_RATIO times the larger of log(vocabulary), the loss of a uniform guess, and the lowest median so far. Taking
+    log(vocabulary) into account keeps a first loss of 0 from setting the limit to 0.
     """
 
     def __init__(self, n_tokens: int) -> None:
@@ -31,7 +32,7 @@ class Divergence:
         )
 
     def judge(self, train_stats: Mapping[str, Sequence[Stat]]) -> str | None:
-        """Take note of the statistics since the last call; return why the run has diverged, or None."""
+        """Add the statistics since the last call. Return why the run has diverged, or None."""
         why = None
         for step, losses in sorted(self.new_steps(train_stats).items()):
             bad = next(((name, loss) for name, loss in losses.items() if not math.isfinite(loss)), None)
