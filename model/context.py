@@ -42,7 +42,7 @@ class AddedLosses(dict[str, Tensor]):
     A copy of a model starts without any.
     """
 
-    wanted = False  # generation has no use for them
+    wanted = False  # True only in get_batch_xyz: generation does not use them
 
     def __reduce__(self) -> tuple:
         return AddedLosses, ()
@@ -60,9 +60,9 @@ class Context:
     taps: Sequence[Tap] = ()
     cache: Cache | None = None
     real_BT: Tensor | None = None  # False at padding, which no real token may see; None: there is none
-    padding_B: Tensor | None = None  # how many positions of padding rows begin with; None: no row does
-    layer: int | None = None  # the layer at work, its number in Transformer.passes; None outside of it
-    shared: dict[str, Any] = field(default_factory=dict)  # for layers of this forward pass, to hand things on
+    padding_B: Tensor | None = None  # padding positions at the start of each row; None: none
+    layer: int | None = None  # number of the active layer in Transformer.passes; None outside
+    shared: dict[str, Any] = field(default_factory=dict)  # values that layers share in a forward pass
     losses: dict[str, Tensor] = field(default_factory=dict)  # by `add_loss`
     written: set[tuple[str, int | None, str]] = field(default_factory=set)  # see `claim`
 
@@ -78,8 +78,8 @@ class Context:
         """Raise ValueError if this forward pass has written to the name before: one of two values would be lost."""
         if (key := (what, self.layer, name)) in self.written:
             raise ValueError(
-                f"{what} {self.named(name)!r} is written twice in one forward pass; give each writer a name of its "
-                "own, and a layer that comes again another number in Transformer.passes"
+                f"{what} {self.named(name)!r} is written twice in one forward pass: give each writer its own name, "
+                "and each repetition of a layer its own number in Transformer.passes"
             )
         self.written.add(key)
 
@@ -102,9 +102,11 @@ class Context:
         `LM.get_losses` returns them beside "main". Raise ValueError for the name "main", or if `value` is not a scalar.
         """
         if name == "main":
-            raise ValueError("ctx.add_loss: 'main' is the loss of the predictions; take another name")
+            raise ValueError("ctx.add_loss: 'main' is the loss of the predictions; use another name")
         if value.dim():
-            raise ValueError(f"ctx.add_loss({name!r}): a loss is a scalar, not of shape {tuple(value.shape)}")
+            raise ValueError(
+                f"ctx.add_loss({name!r}): the loss has shape {tuple(value.shape)}; it must be a scalar"
+            )
         added = weight * value
         self.losses[name] = self.losses[name] + added if name in self.losses else added
 
@@ -142,7 +144,7 @@ class Context:
 class Layer(nn.Module):
     """A layer that takes `(x_BTD, ctx)`. Any other module in the stack is called with `x_BTD` alone."""
 
-    has_attention = True  # False: positions that act inside attention mean nothing to layers of this kind
+    has_attention = True  # False: positions that act inside attention do not work with this kind
 
     @classmethod
     def possible(cls, model_params: ModelParams) -> ModelParams:

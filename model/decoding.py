@@ -69,7 +69,7 @@ class Rows:
         try:
             with torch.inference_mode(self.cache is not None and self.lm.trust.leaves_nothing):
                 return self.lm(self.ids_BT, attn_requests=self.attn_requests, cache=self.cache)[:, -1]
-        except Uncacheable as error:  # maybe only now: an edit may set attn_requests by what has been said
+        except Uncacheable as error:  # not always at the first step: an edit may set attn_requests later
             self.give_up_cache(str(error))
             return self.logits()
 
@@ -121,8 +121,8 @@ class Trust:
     """
 
     def __init__(self) -> None:
-        self.model: list[Any] = []  # what `doubt` is about: modules, and how often weights have been written
-        self.room = 0  # tokens of a row up to which it is known
+        self.model: list[Any] = []  # modules and the version of the weights that `doubt` is about
+        self.room = 0  # row length in tokens up to which `doubt` holds
         self.doubt: str | None = None
         self.leaves_nothing = False  # whether it may run in inference mode: see Watch
         self.said: set[str] = set()
@@ -133,7 +133,8 @@ class Trust:
         if model != self.model or room > self.room:
             with Watch() as watch:
                 near = doubt_about_cache(lm, ids_BT[:4], ids_BT.shape[1] + STEPS)
-                self.doubt = near or doubt_about_cache(lm, ids_BT[:1], room)  # a layer may look far back
+                # Test the full length too: a layer may read distant positions.
+                self.doubt = near or doubt_about_cache(lm, ids_BT[:1], room)
             self.leaves_nothing = not (watch.gradients or watch.left())
             self.model, self.room = model, room
         return self.doubt
@@ -142,7 +143,7 @@ class Trust:
         """Warn once per model and reason that generation runs without a cache."""
         if doubt not in self.said:
             self.said.add(doubt)
-            warnings.warn(f"generation goes on without a cache, which takes longer: {doubt}", stacklevel=3)
+            warnings.warn(f"generation continues without a cache, which takes longer: {doubt}", stacklevel=3)
 
 
 class Watch(TorchDispatchMode):
@@ -183,7 +184,7 @@ def doubt_about_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | N
     The first tokens are `ids_BT`, random ones follow. Only the last few of `length` positions are compared.
     """
     length = min(length, lm.model_params.max_seq_len)
-    # Ids of all kinds: a model that repeats itself would hide what an edit does to the past.
+    # Random ids: a model's own repetitive text would hide what an edit does to earlier tokens.
     shape, dice = (len(ids_BT), length), torch.Generator().manual_seed(0)
     more = torch.randint(lm.tokenizer.n_tokens, shape, generator=dice).to(ids_BT)
     ids_BT = torch.cat([ids_BT, more], dim=1)[:, :length]
@@ -194,10 +195,10 @@ def doubt_about_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | N
             cached_BV = lm(ids_BT[:, :end], cache=cache)[:, -1]
         except Uncacheable as error:
             return str(error)
-        except Exception as error:  # whatever a layer of the user's own makes of a single position
+        except Exception as error:  # a user's layer may raise anything for a single position
             return f"with one a layer raises {error!r}"
         if not close(cached_BV, plain_BV):
-            return "with one the logits differ, as a layer looks at other positions and keeps nothing of them"
+            return "with one the logits differ, as a layer reads other positions without caching them"
     return None
 
 

@@ -1,6 +1,7 @@
-"""Families of HuggingFace models that our layers can represent, and the mapping of their settings to ours.
+"""Families of HuggingFace models that our layers can represent.
 
 Causal: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2, Mistral. Masked: BERT, RoBERTa.
+A family is data that is read in both directions: config settings to our fields, and module names to ours.
 """
 
 from collections.abc import Iterator
@@ -140,9 +141,9 @@ families |= {"bert": bert, "roberta": roberta}
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """The ModelParams fields, without defaults, of the architecture that a config of transformers describes.
+    """Return the ModelParams fields, without defaults, of the architecture that a transformers config describes.
 
-    ValueError for one that our layers cannot represent.
+    Raise ValueError for an architecture that our layers cannot represent.
     """
     if config.model_type not in families:
         kind = ", an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else ""
@@ -166,9 +167,9 @@ def fields_of(config: Any) -> dict[str, Any]:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """A config's settings by name, with those of rotary positions among them, and a sliding window only if it is used.
+    """Return a config's settings by name, with rotary settings moved to the top level.
 
-    Positions are as many as tokens may have.
+    A sliding window is included only if it is used. The number of positions is the number of tokens they allow.
     """
     settings = config.to_dict()
     if first_position := families[config.model_type].first_position:

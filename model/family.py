@@ -18,9 +18,9 @@ class Family:
     conv1d: bool = False  # whether matrices in layers are [in, out]
     needed: dict[str, Any] = field(default_factory=dict)  # as NEEDED, of this family alone
     masked: bool = False  # a masked language model, not a causal one
-    token_types: str = ""  # a table of theirs: we have its first row in our positions
-    unused: str = ""  # a module whose own bias is not read, or is another name for its decoder's
-    first_position: int = 0  # the row of their positions that a text begins with
+    token_types: str = ""  # name of their table; our positions contain its first row
+    unused: str = ""  # their module whose bias is unused or is shared with its decoder
+    first_position: int = 0  # row of their position table for the first token
 
 
 EVERYWHERE = {

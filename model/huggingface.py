@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POSITIONS = "embed.positions.table.weight"
-MAX_PADDING = 0.01  # share of a vocabulary's rows without a token, where its size is not a round number
+MAX_PADDING = 0.01  # share of rows without a token, if the vocabulary size is not round
 # Positions at which logits are compared: more than a sliding window, up to a limit.
 MIN_COMPARED, MAX_COMPARED = 64, 512
-HARMLESS = re.compile(  # tensors in files that our layers make themselves or that no language model uses
+HARMLESS = re.compile(  # tensors that our layers compute or that no language model uses
     r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|position_ids|pooler\..*|cls\.seq_relationship\..*)$"
 )
 
@@ -77,8 +77,8 @@ def load_hf(
     if extra := sorted(key for key in told["unexpected_keys"] if not HARMLESS.search(key)):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise ValueError(
-            f"pretrained model {name!r} has {extra[0]}{more} in its files, but a {config.model_type} of its config has no "
-            "such weights: merge adapters, and correct config.json if it describes another model"
+            f"pretrained model {name!r} has {extra[0]}{more} in its files, which a {config.model_type} of its config does "
+            "not have: merge adapters, and correct config.json if it describes another model"
         )
     return hf_model
 
@@ -132,8 +132,8 @@ def from_hf(
     pour(hf_model, lm)
     if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
-            f"logits of this {type(hf_model).__name__} and of an LM with its weights differ by {difference:.2g}: a module "
-            "of theirs does not compute what its config says, or a layer of ours was edited, which check_logits=False allows"
+            f"logits of this {type(hf_model).__name__} and of an LM with its weights differ by {difference:.2g}: "
+            "a module of theirs does not do what its config says, or a layer of ours was edited (check_logits=False allows it)"
         )
     return lm.eval()
 
@@ -244,7 +244,7 @@ def by_head(p: ModelParams) -> Tensor:
     return torch.arange(3 * p.dim).view(3, p.n_heads, p.head_dim).transpose(0, 1).flatten()
 
 
-# What modules of theirs have of our qkv, whose rows are the queries of all heads, then their keys, then their values.
+# The rows of our qkv that a module of theirs holds. Our rows are the queries of all heads, then keys, then values.
 ROWS: dict[str, Callable[[ModelParams], Any]] = {
     "q_proj": lambda p: slice(0, p.dim),
     "k_proj": lambda p: slice(p.dim, p.dim + p.kv_heads * p.head_dim),
@@ -262,7 +262,7 @@ class Pair(NamedTuple):
     name: str  # of ours
     theirs: Tensor
     ours: Tensor
-    rows: Any  # an index of ours: the rows that theirs are, in their order
+    rows: Any  # index into `ours`: the rows of `theirs`, in their order
 
 
 def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
@@ -335,7 +335,7 @@ def as_hf(lm: LM) -> PreTrainedModel:
     if (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
             f"logits of this LM and of {config.model_type} with its weights differ by {difference:.2g}: "
-            "an edit of the layers has no equal in transformers"
+            "an edit of the layers has no equal in transformers, so this LM cannot be exported"
         )
     return hf_model
 
@@ -349,7 +349,7 @@ def logit_difference(hf_model: PreTrainedModel, lm: LM) -> float | None:
     p, generator = lm.model_params, torch.Generator().manual_seed(0)
     n = min(p.max_seq_len, max(MIN_COMPARED, min((p.sliding_window or 0) + 8, MAX_COMPARED)))
     ids = torch.randint(lm.n_tokens, (2, n), generator=generator)
-    if (pad := hf_model.config.pad_token_id) is not None:  # RoBERTa counts positions by it
+    if (pad := hf_model.config.pad_token_id) is not None:  # RoBERTa computes positions from pad tokens
         ids = torch.where(ids == pad, (pad + 1) % lm.n_tokens, ids)
     with eval_mode(lm), eval_mode(hf_model):
         ours = lm(ids).cpu()

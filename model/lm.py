@@ -46,10 +46,10 @@ class LM(nn.Module):
         self.model_params = model_params
         self.tokenizer = tokenizer
         self.n_tokens = tokenizer.n_tokens
-        self.taps = Taps()  # who looks at activations, or patches them, at the moment
+        self.taps = Taps()  # active observers and patches of activations
         self.added_losses = AddedLosses()
         self.trust = Trust()  # whether generation may go on from a cache
-        self.n_scored: Tensor | None = None  # tokens that the latest get_losses took means over
+        self.n_scored: Tensor | None = None  # number of tokens in the means of the latest get_losses
         self.embed = Embedding(model_params, self.n_tokens, dropout)
         self.decoder = Transformer(model_params, dropout)
         self.transform = readout_transform(model_params)

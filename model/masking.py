@@ -55,7 +55,7 @@ def hidden(rows: Rows, lm: LanguageModel, train_params: Any) -> Hidden:
     mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
     B, T = rows.ids.shape
     # On the CPU, as the state of its global generator is kept for resuming.
-    # In float32 whatever the run's precision, so that it decides nothing about which tokens are hidden.
+    # Always in float32, so that the same tokens are hidden at every precision.
     noise = torch.rand(B, 3, T, dtype=torch.float32, device="cpu") if lm.training else noise_of(rows)
     which_BT, how_BT, token_BT = noise.to(rows.ids.device).unbind(dim=1)
     n_B1 = (rows.scored.sum(dim=1, keepdim=True) * mask_frac).round().clamp(min=1)

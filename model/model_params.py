@@ -61,8 +61,8 @@ class ModelParams:
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
-    layer_index: ClassVar[int | None] = None  # the place of the layer that `at` made these for
-    n_passes: ClassVar[int | None] = None  # how many layers a forward pass goes through there
+    layer_index: ClassVar[int | None] = None  # index of the layer that `at` made these for
+    n_passes: ClassVar[int | None] = None  # number of layers in its forward pass
 
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:

@@ -27,7 +27,7 @@ Kind = Literal["embedding", "hidden", "readout", "vector"]
 Rule = Literal["adam", "sgd", "original", "match_rms_adamw"]  # the last two: of torch.optim.Muon
 DecayScaling = Literal["mup", "sqrt", "none"]
 Drawn = Literal["constant", "fan_in", "fan_out", "xavier"]
-INITIALIZED = "mup_initialized"  # an attribute of modules whose weights init_ has scaled
+INITIALIZED = "mup_initialized"  # marks modules whose weights init_ has scaled
 
 
 class Role(NamedTuple):

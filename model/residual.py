@@ -53,7 +53,7 @@ def initial_omega(n: int, change: str = "O(logn)") -> float:
     """Return Admin's omega for a network with `n` residual connections. Raise ValueError for an unknown `change`."""
     if n < 1 or change not in (*omegas, "default"):
         raise ValueError(
-            f"n={n!r}, change={change!r}: it takes at least one connection, and one of default, {', '.join(omegas)}"
+            f"n={n!r}, change={change!r}: n must be at least 1, and change one of: default, {', '.join(omegas)}"
         )
     return omegas["O(logn)" if change == "default" else change](n)
 

@@ -184,7 +184,7 @@ def continuations(
     with eval_mode(lm), quick(lm, len(active)):
         rows = Rows(lm, [prompts[i][:T] for i in active], max(lengths), attn_requests, use_cache)
         while active:
-            # The rows whose next token is still their prompt's own: what the model says there is not looked at.
+            # Rows whose next token still comes from their prompt: their logits are not used and may be NaN.
             given_B1 = torch.tensor([[len(prompts[i]) > T] for i in active], device=lm.device)
             logits_BV = usable_logits(
                 rows.logits().masked_fill(given_B1, 0.0),

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-MARK = "mup_scores_mult"  # an attribute of attention modules whose scores are scaled: the factor
+MARK = "mup_scores_mult"  # attribute of scaled attention modules that holds their factor
 LOSES_FACTORS = ("save_pretrained", "resize_token_embeddings")
 ATTRIBUTES = {"BloomAttention": "inv_norm_factor", "MptAttention": "softmax_scale"}  # for all others: scaling
-SEPARATE = ("q_proj", "query", "query_proj", "q", "q_lin")  # names of maps to queries alone
-THIRDS = ("Wqkv", "c_attn")  # of maps to queries, keys and values, one after the other
+SEPARATE = ("q_proj", "query", "query_proj", "q", "q_lin")  # names of projections to queries only
+THIRDS = ("Wqkv", "c_attn")  # of projections to queries, keys and values, in this order
 
 
 class Queries(NamedTuple):
@@ -168,7 +168,7 @@ def attentions(model: nn.Module) -> list[Attention]:
                 "`scaling` that it multiplies scores by, or a linear map `q_proj` to its queries"
             )
     if not found:
-        raise ValueError(f"no attention whose scores can be scaled in this {type(model).__name__}")
+        raise ValueError(f"this {type(model).__name__} has no attention whose scores can be scaled")
     return list(found.values())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-MAX_NUMBER = 1e100  # the square of a larger one may be no float any more
+MAX_NUMBER = 1e100  # the square of a larger number may overflow a float
 Number = int | float | None
 Text = str | None
 

@@ -242,7 +242,7 @@ def report(plans: list[Plan], call: Call) -> int:
         lm = first_model(params, call)
         if flaw := flaw_of(lm, params):
             failed = True
-            log.info(f"  FAIL  the model computes numbers: {flaw}. No other check could look at it.")
+            log.info(f"  FAIL  the model computes numbers: {flaw}. The other checks are skipped.")
             continue
         for name, check in checks_of(params).items():
             result, found = outcome_of(check, lm, params)
@@ -278,7 +278,7 @@ def place_of(error: Exception) -> str:
         if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
             place = f"{path.relative_to(ROOT)}:{line}"
         elif path.exists() and not LIBRARIES.intersection(path.parts):
-            place = f"{path}:{line}"  # a part of the user's own that lies elsewhere
+            place = f"{path}:{line}"  # the user's code outside this repository
         ctx = frame.f_locals.get("ctx")
         if isinstance(ctx, Context) and ctx.layer is not None:
             layer = f", layer {ctx.layer}"

@@ -25,7 +25,7 @@ from model.scaling import base_dim, depth_mult  # muP
 from train.train_params import TrainParams
 
 PROFILED = 4  # batches that residual_profile looks at
-MAX_BUILT_LAYERS = 128  # layers that a check builds: more of them repeat these, and its time does not grow
+MAX_BUILT_LAYERS = 128  # layers that a check builds; the layers of deeper models repeat these
 RANDOM = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 
 
@@ -97,7 +97,7 @@ def sketch(model: ModelParams, n_tokens: int) -> LM:
         with torch.device("meta"), WithoutInit():
             return LM(model, tokenizer)
     except (NotImplementedError, RuntimeError, TypeError) as error:
-        # torch raises TypeError for a size beyond 64 bits; any other one is a fault in the code of a layer.
+        # torch raises TypeError for a size beyond 64 bits. Any other TypeError is a bug in the code of a layer.
         if isinstance(error, TypeError) and "Overflow" not in str(error):
             raise
         if "meta" not in str(error):

@@ -22,8 +22,8 @@ from train.schedules import schedules
 from train.sharding import FSDP
 from train.train_params import TrainParams
 
-LAYER_BYTES = 50_000  # that a layer's Python objects take beside its numbers: 65 kB were measured
-MIN_DEVICES = 16  # processes that any machine may be asked for, however few cores it has
+LAYER_BYTES = 50_000  # of a layer's Python objects, besides its numbers; 65 kB were measured
+MIN_DEVICES = 16  # processes allowed on any machine, however few cores it has
 
 
 def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place]]]:
@@ -50,7 +50,7 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
         for check, first, *rest in checks:
             if (key := (check, text(first), *rest)) not in seen:
                 seen.add(key)
-                # What cannot be built is found by several checks.
+                # Several checks report a model that cannot be built.
                 new = [message for message in check(first, *rest) if message not in said]
                 said.update(new)
                 yield from ((message, run.places) for message in new)
@@ -102,7 +102,7 @@ def in_gigabytes(n_bytes: int) -> str:
 
 def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str]:
     """Yield an error message for a `freeze` pattern that matches no parameter."""
-    # Of a very deep model not all names are known here: patterns are matched when training starts.
+    # The checks build only some layers of a very deep model. Its patterns are matched when training starts.
     if shortened(model) != model:
         return
     if (freeze or model.lora_rank) and not any(model_problems(model)):
@@ -125,8 +125,8 @@ def sharding_problems(train: TrainParams, asks_roles: bool) -> Iterator[str]:  #
     """Yield an error message if strategy='fsdp' is combined with roles, which need the full shape of a parameter."""
     if train.strategy == FSDP and asks_roles:
         yield (
-            "strategy='fsdp' goes with neither muP nor optimizer='muon' nor factors of lr by what a parameter is for; "
-            "take strategy='ddp'"
+            "strategy='fsdp' supports neither muP nor optimizer='muon' nor factors such as lr_hidden_mult; "
+            "use strategy='ddp'"
         )
 
 

@@ -10,8 +10,8 @@ from train.stats import Stat
 
 PREFIX = "stat/train_loss:"
 MAX_RATIO = 3.0  # median loss over the larger of chance level and best median so far
-WINDOW = 25  # optimizer steps of one median: single bad batches do not count
-MIN_STEPS = 3  # before there is a median to judge
+WINDOW = 25  # optimizer steps in a median, so that single bad batches do not count
+MIN_STEPS = 3  # values that a median needs
 
 
 class Divergence:
@@ -24,11 +24,11 @@ class Divergence:
 
     def __init__(self, n_tokens: int) -> None:
         self.chance = math.log(max(2, n_tokens))
-        self.n_seen: dict[str, int] = {}  # values judged already, by name
+        self.n_seen: dict[str, int] = {}  # values already judged, by name
         self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (step, "main")
         self.best = math.inf  # lowest median
         self.not_finite: tuple[int, str, float] | None = (
-            None  # step, name and value where the losses at hand went bad
+            None  # step, name and value since which losses are not finite
         )
 
     def judge(self, train_stats: Mapping[str, Sequence[Stat]]) -> str | None:

@@ -14,7 +14,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        # Some network file systems refuse this for folders. For a file it may be how they report a full disk.
+        # Some network file systems cannot sync folders. For a file the error may mean a full disk.
         if not path.is_dir():
             raise
     finally:

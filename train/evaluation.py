@@ -37,7 +37,7 @@ class Evaluation:
         self.n_right: list[Tensor] = []
         self.n_scored: list[Tensor] = []
         self.trained: dict[str, list[Tensor]] = defaultdict(list)  # what get_losses returns for each batch
-        self.trained_weights: list[Tensor] = []  # the tokens that it took means over
+        self.trained_weights: list[Tensor] = []  # the number of tokens in its means
         self.is_masked = lm.model_params.objective == "masked"  # fills gaps, and generates nothing
         asks = data.task is not None and not self.is_masked
         self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
@@ -49,7 +49,7 @@ class Evaluation:
         self.plain.append(plain_loss(xyz, n_scored))
         self.n_right.append((xyz.z.argmax(dim=-1) == xyz.y).sum())
         self.n_scored.append(n_scored)
-        # Only now: get_losses may change targets and logits in place.
+        # After the plain loss, because get_losses may change targets and logits in place.
         self.lm.n_scored = None
         losses, _ = self.lm.get_losses(batch, train_params, xyz=xyz)
         for name, loss in losses.items():
@@ -82,7 +82,7 @@ class Evaluation:
         sums = {name: float(losses @ weights) for name, losses in batches.items()}
         means = {f"val_loss:{name}": loss / max(1.0, float(weights.sum())) for name, loss in sums.items()}
         main = means.pop("val_loss:main", 0.0)
-        # Up to rounding: an edit may take the same mean by other operations.
+        # Equal up to rounding: an edit may compute the same mean by other operations.
         is_plain = "main" in batches and torch.allclose(batches["main"], fetch(self.plain), equal_nan=True)
         return means if is_plain else means | {"val_loss:trained": main + sum(means.values())}
 
@@ -114,9 +114,10 @@ class Evaluation:
                 ids, _, answer_length = self.prompts[0]
                 [row] = generate(self.lm, [ids], answer_length, temperature=0)
             else:
-                dice = torch.Generator().manual_seed(0)  # its own, so that training does not notice
+                # A separate generator, so that training is unaffected.
+                dice = torch.Generator().manual_seed(0)
                 [row] = generate(self.lm, [self.data.tokenizer.start], SAMPLE_LENGTH, generator=dice)
-        except NoNextToken as error:  # the run diverged: the trainer says so
+        except NoNextToken as error:  # the run diverged, which the trainer reports
             return f"({error})"
         return self.lm.tokenizer.decode(row)
 

@@ -13,7 +13,7 @@ from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
 from train.params import did_you_mean
 
 LONGEST = 1_000  # characters of an expression
-MAX_BITS = 1_000  # of a whole number that ** makes
+MAX_BITS = 1_000  # of an integer result of **
 MOST_DIGITS = 20  # that round is asked for
 
 # What an expression may consist of; simpleeval evaluates more, which is refused before it sees it.
@@ -63,7 +63,7 @@ OPERATORS = DEFAULT_OPERATORS | {
     ast.Mod: of_numbers(DEFAULT_OPERATORS[ast.Mod]),
     ast.Pow: of_numbers(power),
 }
-# Of number literals, in plain values.
+# Operators allowed between number literals outside the Grid section.
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     op: OPERATORS[op] for op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 }

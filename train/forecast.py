@@ -127,7 +127,7 @@ def kinds_of(plans: Sequence[Plan]) -> list[Kind]:
 
 def step_params(train: TrainParams) -> TrainParams:
     """Return params with every field that does not affect the time of a step set to a fixed value."""
-    # So small that 30 steps leave the model as it is: with weights blown up, times are those of another computation.
+    # An lr so small that 30 steps hardly change the model. Exploding weights would change the time of a step.
     train = replace(train, lr=1e-9, min_lr=0.0, lr_schedule="constant", warmup_steps=0, weight_decay=0.1)
     train = replace(train, betas=(0.9, 0.95), momentum=0.9, random_seed=0, epochs=MOST_STEPS)
     train = replace(train, early_stop_nsamples=None, val_every=None, patience=None, checkpoint_every=None)

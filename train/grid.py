@@ -100,7 +100,7 @@ def read_grid(
     return runs
 
 
-# Fields that other projects give another meaning: the schedule that may have been meant, our field for it, the note.
+# Fields with another meaning in other projects: {field: (schedule it suggests, our field for that, note)}.
 OTHER_MEANINGS = {
     "patience": (
         "plateau",

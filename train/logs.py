@@ -16,7 +16,7 @@ from rich.table import Table
 
 log = logging.getLogger("whatif")
 MAX_TRACEBACK = 10_000  # characters of a traceback that are logged
-# Control characters but for newline and tab, marks that change the direction of writing, and halves of characters.
+# Control characters except newline and tab, marks of writing direction, and surrogates.
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )

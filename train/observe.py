@@ -27,7 +27,7 @@ from train.schedules import Schedule, schedules
 from train.train_params import TrainParams
 
 ROOT = Path(__file__).resolve().parents[1]
-N_STEPS = 8  # of a schedule that is only looked at
+N_STEPS = 8  # of a schedule that is evaluated only to record its reads
 REGISTRIES: dict[str, Mapping[str, Any]] = {
     "layer_architecture": layer_kinds,
     "positions": position_kinds,
@@ -36,7 +36,7 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "optimizer": optimizers,
     "lr_schedule": schedules,
 }
-# Files whose code runs while a run is observed, or only looks at values. What others read has an effect.
+# Files that run while a run is observed, or that only check and compare. Fields read in other files have an effect.
 OBSERVED_FILES = {
     "optimizers.py",
     "schedules.py",
@@ -82,7 +82,7 @@ def reason(users: list[str], name: str, model: ModelParams) -> str:
     return f"{nobody}; {' or '.join(users)} would" if users else nobody
 
 
-known: dict[tuple[Any, ...], frozenset[str] | None] = {}  # what runs of a signature read
+known: dict[tuple[Any, ...], frozenset[str] | None] = {}  # fields read by runs with this signature
 
 
 def reads_of(model: ModelParams, train: TrainParams, also: Collection[str]) -> frozenset[str] | None:
@@ -138,12 +138,12 @@ def read_schedule(train: TrainParams) -> None:
     schedule = Schedule(train, max(N_STEPS, train.warmup_steps + N_STEPS))
     shares = [schedule(step) for step in range(schedule.n_steps)]
     schedule.reductions = 1
-    if [schedule(step) for step in range(schedule.n_steps)] != shares:  # it looks at validations
+    if [schedule(step) for step in range(schedule.n_steps)] != shares:  # it depends on validations
         schedule.see(1.0)
         schedule.see(1.0)
 
 
-known_users: dict[tuple[Any, ...], list[str]] = {}  # what users_of found for runs of a signature
+known_users: dict[tuple[Any, ...], list[str]] = {}  # results of users_of for runs with this signature
 
 
 def users_of(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:
@@ -183,14 +183,14 @@ def literals(annotation: Any) -> tuple[Any, ...]:
 
 
 def observed_spec(model: ModelParams, reads: set[str]) -> TokenizerSpec:
-    """Return the tokenizer's spec of a run, which records reads: `vocab_size` adds `tokenizer_vocab_size` to `reads`."""
+    """Return the tokenizer's spec of a run. Reading e.g. `vocab_size` adds `tokenizer_vocab_size` to `reads`."""
 
     def __getattribute__(self: Any, name: str) -> Any:
         if name in TokenizerSpec._fields and is_use(sys._getframe(1)):
             reads.add(field_of_spec(name))
         return tuple.__getattribute__(self, name)
 
-    # The name is part of the repr, and so of the cache's keys.
+    # Keep the class name: it is part of the repr, and so of the cache's keys.
     kind = type(TokenizerSpec.__name__, (TokenizerSpec,), {"__getattribute__": __getattribute__})
     return cast(TokenizerSpec, kind(*tokenizer_spec(model)))
 
@@ -212,7 +212,7 @@ def unused_data_fields(
         return []
     data, train, model = params
     found = unread(data, {*reads, *names_read_elsewhere("train")}, also)
-    if model.from_saved is None:  # a saved run brings its tokenizer, and its params say what that is
+    if model.from_saved is None:  # else the tokenizer is that of the saved run
         of_model = unread(model, {*reads, *(reads_of(model, train, also) or ())}, also)
         of_tokenizer = {field_of_spec(name) for name in TokenizerSpec._fields}
         found |= {name: value for name, value in of_model.items() if name in of_tokenizer}

@@ -96,7 +96,7 @@ class Params(NamedTuple):
     model: ModelParams
 
     def changed(self, **values: Any) -> "Params":
-        """Return a validated copy with other values for some fields, of any part. Raise ValueError for unknown fields."""
+        """Return a validated copy with other values for some fields of any part. Raise ValueError for unknown names."""
         for name in values.keys() - SECTION_OF.keys():
             raise ValueError(f"there is no field {name!r}; {did_you_mean(name, SECTION_OF)}")
         own = {name: {k: v for k, v in values.items() if SECTION_OF[k] == name} for name in SECTIONS}

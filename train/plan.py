@@ -37,7 +37,7 @@ class Measured(NamedTuple):
     row_length: float  # real tokens in a row, from one batch
     content: str  # of the text
     folders: tuple[Path, ...] = ()  # of the cache
-    reads: frozenset[str] | None = None  # fields that were read to make the data; None: unknown
+    reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
 
 
 class Plan(NamedTuple):

@@ -99,11 +99,11 @@ def pretrained(setting: str, name: str, revision: str | None) -> Origin:
         lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
         pour(hf_model, lm)
         difference = logit_difference(hf_model, lm)
-        # No error: an edited layer is a good reason to fine-tune.
+        # A warning only: fine-tuning a model with an edited layer is legitimate.
         if difference is not None:
             log.warning(
                 f"{setting}: logits differ from those of transformers by {difference:.2g}, as they do after an edit of a "
-                "layer; without one, these weights are read wrongly"
+                "layer; without an edit, these weights are read wrongly"
             )
         return lm
 

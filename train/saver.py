@@ -109,7 +109,7 @@ class RunFolder:
     @classmethod
     def take_up(cls, path: Path) -> "RunFolder":
         """Return the folder of an earlier run, to continue it."""
-        # Renaming onto itself a folder that is partial already does nothing.
+        # If the folder is partial already, this renames it onto itself, which does nothing.
         return cls(rename(path, partial_name(path)), is_new=False)
 
     @property
@@ -219,7 +219,7 @@ def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None
     about = read_json(folder / "about.json")
     for of_earlier_attempt in ("failed", "resumable"):
         about.pop(of_earlier_attempt, None)
-    # Last: whoever finds a summary takes the run as saved.
+    # Written last: a summary marks the run as saved.
     write_json(folder / "about.json", about | {"summary": summary})
 
 
@@ -262,9 +262,9 @@ def read_about(folder: Path, complete: bool = True) -> dict[str, Any]:
     path = folder / "about.json"
     about = read_json(path)
     if complete and not about.keys() >= {"summary", "code"}:
-        raise ValueError(f"{path} is not ours: it lacks a summary or hashes of the code")
+        raise ValueError(f"{path} was not written by this program: it has no summary or no code hashes")
     if problem := about_problem(about):
-        raise ValueError(f"{path} is not ours: {problem}")
+        raise ValueError(f"{path} was not written by this program: {problem}")
     return about
 
 
@@ -324,7 +324,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
-        json.dumps(content, ensure_ascii=False).encode()  # refuses half a character, which no table can hold
+        # Refuse lone surrogates, which cannot be written as UTF-8.
+        json.dumps(content, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
     return content

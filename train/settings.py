@@ -25,7 +25,7 @@ BARE_WORDS = {
     "false": "False",
     "none": "None",
     "null": "None",
-}  # of other languages, and ours
+}  # as other languages, or Python, write these values
 MAX_SHOWN = 80  # characters of a value in a message
 
 
@@ -214,7 +214,7 @@ def number_in(node: ast.expr) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"arithmetic is for numbers, not {value!r:.40}")
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        raise OverflowError("a number in it is too large")
+        raise OverflowError("it contains a number that is too large")
     return value
 
 

@@ -18,7 +18,7 @@ from model.perplexity import NOT_SCORED
 
 LENGTH = 16  # tokens of a probe
 NOISE = 0.02  # deviation of what is added to all weights that are probed: nothing hides behind a zero
-MAX_BATCHES = 16  # of random rows, to find a parameter's gradient
+MAX_BATCHES = 16  # of random rows in which a parameter may get its gradient
 LEAST_ROWS, MOST_ROWS = 5, 64  # of one forward pass
 MOST_LOGITS = 2**21  # of more than the least rows
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -111,7 +111,7 @@ def without_gradient(lm: LM, train_params: Any) -> list[str]:
     From the second batch on, noise as large as the weights gives every expert its turn.
     """
     dead = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
-    # Of max_seq_len + 1 ids, of which the last is predicted and not shown; a masked model is shown them all.
+    # One more id than inputs: the last is only predicted. A masked model gets all of them.
     T = min(LENGTH, lm.model_params.max_seq_len) + 1
     for i in range(MAX_BATCHES):
         noisy = noisy_copy(lm, spread=1.0 if i else 0.0).train()
@@ -220,7 +220,7 @@ def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]
     before, after = predictions(lm, ids_BT), predictions(lm, others_BT)
     early = ~later_BT.to(lm.device)
     change = largest_difference(before.z[early], after.z[early])
-    # What differs the second time without a reason says nothing of later tokens.
+    # A model that is not deterministic differs on equal rows too: that is no leak.
     if change and torch.equal(before.z, predictions(lm, ids_BT).z):
         mode = "training" if lm.training else "evaluation"
         return f"in {mode}, logits change by {change:.2g} with later tokens or other samples"
@@ -263,4 +263,4 @@ def largest_finite(x: Tensor) -> float:
 def check_numbers(what: str, *tensors: Tensor) -> None:
     """Raise NotFinite if one of the tensors has a NaN, as NaNs cannot be compared."""
     if any(bool(tensor.isnan().any()) for tensor in tensors):
-        raise NotFinite(f"{what} is NaN: nothing can be compared")
+        raise NotFinite(f"{what} is NaN, so no comparison is possible")

@@ -34,7 +34,7 @@ def to_data(value: Any) -> Any:
         return value
     name = "numpy" if isinstance(value, np.ndarray | np.generic) else NAMES.get(type(value))
     if name is None:
-        raise NotData(f"{type(value).__name__} is no plain data")
+        raise NotData(f"{type(value).__name__} is not plain data")
     return name, KINDS[name].save(value)
 
 
@@ -60,7 +60,7 @@ def pairs_from_data(make: Callable[[Any], Any], data: list[Any]) -> Any:
 
 
 def tensor_to_data(tensor: Tensor) -> Any:
-    # A clone, so that a small view does not bring all of a large storage along.
+    # Clone, so that a small view is not saved with all of a large storage.
     return tensor.detach().cpu().clone(), str(tensor.device), tensor.requires_grad
 
 
@@ -92,7 +92,7 @@ def numpy_generator_from_data(data: Any) -> np.random.Generator:
 def defaultdict_to_data(values: defaultdict) -> Any:
     factory = values.default_factory
     if factory is not None and FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
-        raise NotData(f"defaultdict of {factory!r} is no plain data")
+        raise NotData(f"defaultdict of {factory!r} is not plain data")
     return factory and factory.__name__, pairs_to_data(values)
 
 
@@ -103,7 +103,7 @@ def defaultdict_from_data(data: Any) -> defaultdict:
 
 def numpy_to_data(values: np.ndarray | np.generic) -> Any:
     if values.dtype.kind not in "biuf":
-        raise NotData(f"numpy values of {values.dtype} are no plain data")
+        raise NotData(f"numpy values of {values.dtype} are not plain data")
     return torch.from_numpy(np.array(values)), isinstance(values, np.generic)
 
 
@@ -174,7 +174,7 @@ class Attributes:
             try:
                 if not has_state(value):
                     saved[name] = ("value", to_data(value))
-                elif name in self.initial:  # else nothing is there to load it into
+                elif name in self.initial:  # else a resumed run has no object to load it into
                     saved[name] = ("state", to_data(value.state_dict()))
                 else:
                     lost.append(name)

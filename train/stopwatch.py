@@ -8,7 +8,7 @@ class Stopwatch:
     """A stopwatch that starts at once. Its state is the seconds so far, from which a resumed run continues."""
 
     def __init__(self) -> None:
-        self.earlier = 0.0  # seconds before the latest start
+        self.earlier = 0.0  # seconds until the latest start
         self.began: float | None = time.perf_counter()  # None while paused
 
     @property

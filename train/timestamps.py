@@ -13,7 +13,7 @@ from pathlib import Path
 FORMAT = "%Y-%m-%d--%H-%M-%S"
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d")
 PARTIAL = ".partial"  # ends the name of a run's folder until everything is in it
-MAX_DEPTH = 100  # levels of folders in which runs are looked for
+MAX_DEPTH = 100  # levels of folders that are searched for runs
 SECOND = timedelta(seconds=1)
 
 

@@ -115,7 +115,7 @@ class Checkpoints:
         self.every = every
         self.latest = -1  # the step of the last ones kept
         self.writer = ThreadPoolExecutor(max_workers=1)
-        self.written: Future[None] = Future()  # done when they are on the disk
+        self.written: Future[None] = Future()  # done when the weights are on the disk
         self.written.set_result(None)
         self.has_warned = False
 

@@ -80,7 +80,7 @@ class TorchTransformer(Layer):
         nn.init.ones_(self.block.norm2.weight)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        if self.causal and ctx.padding_B is not None:  # all that a query at padding sees would be hidden: NaN
+        if self.causal and ctx.padding_B is not None:  # a padding query would see only masked keys: NaN
             raise ValueError(
                 "mask has padding at the left of rows, but torch-transformer takes it on the right only"
             )

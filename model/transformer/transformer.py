@@ -24,7 +24,7 @@ class Transformer(nn.Module):
         def make_layer(i: int) -> nn.Module:
             return layer_kinds[kinds[i % len(kinds)]](model_params.at(i, self.depth), dropout)
 
-        # Initial weights depend on how many layers a forward pass goes through: placeholders count them beforehand.
+        # Initial weights depend on the number of layers in a forward pass. Placeholders let `passes` count them first.
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))
         self.depth = len(self.passes())
         self.layers = nn.ModuleList(make_layer(i) for i in range(self.model_params.n_layers))
