@@ -49,8 +49,8 @@ def unlike_what_is_asked(p: ModelParams) -> Iterator[str]:
     if acts_in_attention and all(not layer_class(kind).has_attention for kind in p.kinds):
         others = ", ".join(name for name, at in position_kinds.items() if not at.acts_in_attention)
         yield (
-            f"positions={p.positions!r} acts inside our attention, which layer_architecture={p.layer_architecture!r} does not have; "
-            f"use one of: {others}"
+            f"positions={p.positions!r} acts inside attention, but layer_architecture={p.layer_architecture!r} has none "
+            f"that supports this; use one of: {others}"
         )
 
 

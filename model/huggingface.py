@@ -77,8 +77,8 @@ def load_hf(
     if extra := sorted(key for key in told["unexpected_keys"] if not HARMLESS.search(key)):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise ValueError(
-            f"pretrained model {name!r} has {extra[0]}{more} in its files, which a {config.model_type} of its config does "
-            "not have: merge adapters, and correct config.json if it describes another model"
+            f"pretrained model {name!r} has {extra[0]}{more} in its files, which a {config.model_type} of its config "
+            "does not have: merge adapters, and correct config.json if it describes another model"
         )
     return hf_model
 
@@ -133,7 +133,8 @@ def from_hf(
     if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
             f"logits of this {type(hf_model).__name__} and of an LM with its weights differ by {difference:.2g}: "
-            "a module of theirs does not do what its config says, or a layer of ours was edited (check_logits=False allows it)"
+            "a module of theirs does not do what its config says, or a layer of ours was edited, which "
+            "check_logits=False allows"
         )
     return lm.eval()
 

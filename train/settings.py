@@ -214,7 +214,7 @@ def number_in(node: ast.expr) -> int | float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"arithmetic is for numbers, not {value!r:.40}")
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
-        raise OverflowError("it contains a number that is too large")
+        raise OverflowError("a number in it is too large")
     return value
 
 
