@@ -27,7 +27,7 @@ class Transformer(nn.Module):
         # Initial weights depend on the number of layers in a forward pass. Placeholders let `passes` count them first.
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))
         self.depth = len(self.passes())
-        self.layers = nn.ModuleList(make_layer(i) for i in range(self.model_params.n_layers))
+        self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
         self.norm = final_norm(model_params)
         begin([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
