@@ -1,4 +1,4 @@
-"""Pretrained models as LMs of ours: GPT-2, Pythia, Llama, SmolLM2, Qwen2, Mistral, BERT, RoBERTa; LMs as HuggingFace folders."""
+"""Conversion between LM and HuggingFace: load GPT-2, Pythia, Llama, Qwen2, Mistral, BERT and others; export an LM."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["from_hf", "get_gpt2", "get_pretrained", "to_hf"]
 
-PROBE = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? 🙂 END"  # of all that tokenizers treat differently
+PROBE = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? 🙂 END"  # text that tokenizers treat differently
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": "gpt2-xl"}
 
 
 def from_hf(hf_model: PreTrainedModel, tokenizer: Any = None, *, check_logits: bool = True) -> LM:
-    """Return an LM with the weights of a model of transformers; see `model.huggingface.from_hf`.
+    """Return an LM with the weights of a transformers model; see `model.huggingface.from_hf`.
 
-    The tokenizer is one of ours or one of transformers, such as AutoTokenizer.from_pretrained(name) gives.
+    `tokenizer` is a Tokenizer, or a tokenizer of transformers, such as AutoTokenizer.from_pretrained(name).
     """
     if hasattr(tokenizer, "is_fast"):
         tokenizer = from_transformers(tokenizer)
@@ -33,17 +33,18 @@ def from_hf(hf_model: PreTrainedModel, tokenizer: Any = None, *, check_logits: b
 
 
 def get_gpt2(size: str = "small", *, check_logits: bool = True) -> LM:
-    """GPT-2 with its trained weights and its tokenizer: small (124M), medium (355M), large (774M) or xl (1.6B)."""
+    """Load GPT-2 and its tokenizer: "small" (124M), "medium" (355M), "large" (774M) or "xl" (1.6B)."""
     if size not in SIZES:
         raise ValueError(f"GPT-2 has no size={size!r}; there are: {', '.join(SIZES)}")
     return get_pretrained(SIZES[size], check_logits=check_logits)
 
 
 def get_pretrained(name: str, revision: str | None = None, *, check_logits: bool = True) -> LM:
-    """A model of the HuggingFace hub or in a folder, with its trained weights and its tokenizer, in float32.
+    """Load a pretrained model and its tokenizer, in float32, from the HuggingFace hub or from a folder.
 
-    `revision` is a branch, tag or commit, such as "step1000" of "EleutherAI/pythia-70m". ValueError in one sentence if
-    it cannot be had, or if our layers cannot represent it. Pass check_logits=False if you have edited our layers.
+    `revision` is a branch, tag or commit, such as "step1000" of "EleutherAI/pythia-70m". Raise ValueError with one
+    sentence if the model cannot be loaded, or if the layers of this project cannot represent it. Pass
+    check_logits=False if you have edited these layers.
     """
     hf_model = load_hf(name, revision, hub_answers)
     if revision is not None:
@@ -52,14 +53,14 @@ def get_pretrained(name: str, revision: str | None = None, *, check_logits: bool
 
 
 def to_hf(lm: LM, folder: str | Path) -> None:
-    """Writes a folder that AutoModelForCausalLM.from_pretrained loads with equal logits, and its tokenizer's files.
+    """Write a folder that AutoModelForCausalLM.from_pretrained loads with equal logits, and the tokenizer's files.
 
-    The end tokens stand in config.json and generation_config.json, the chat template beside the tokenizer. Warns if
-    AutoTokenizer will not keep to tokenizer.json, as it does for some kinds of models.
+    config.json and generation_config.json name the end tokens; the tokenizer's files include the chat template. Warn if
+    AutoTokenizer changes the tokenizer in tokenizer.json, as it does for some kinds of models.
 
-    One with the shape of BERT or RoBERTa is written as a BERT, for AutoModelForMaskedLM.
-
-    ValueError for an LM that no family of transformers can represent. A cropped tokenizer has no equal and is left out.
+    Write a model with the architecture of BERT or RoBERTa as a BERT, for AutoModelForMaskedLM. Omit a cropped
+    tokenizer, which transformers cannot represent. Raise ValueError for an LM that no model class of transformers can
+    represent.
     """
     if Path(folder).is_file():
         raise ValueError(f"folder={str(folder)!r} is a file")
@@ -70,13 +71,13 @@ def to_hf(lm: LM, folder: str | Path) -> None:
 
 
 def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """A tokenizer of the transformers library with the same ids, special tokens and chat template."""
+    """Return a tokenizer of transformers with the same ids, special tokens and chat template."""
     from transformers import PreTrainedTokenizerFast
 
     given = {name: i for name, i in tokenizer.specials._asdict().items() if i is not None}
     named = {f"{name}_token": tokenizer.rust.id_to_token(i) for name, i in given.items()}
     if tokenizer.mask is not None:
-        # A token unknown to it so far gets the next id, which is ours.
+        # transformers gives a new token the next id, which is the id of the mask token here, too.
         named["mask_token"] = tokenizer.token(tokenizer.mask)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer.rust, chat_template=tokenizer.chat_template, **named
@@ -84,7 +85,7 @@ def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def warn_if_rebuilt(tokenizer: Tokenizer, folder: str | Path) -> None:
-    """Warn if AutoTokenizer makes other ids of the tokenizer in `folder` than its tokenizer.json does."""
+    """Warn if AutoTokenizer, loaded from `folder`, gives other ids than `tokenizer`."""
     from transformers import AutoTokenizer
 
     expected, theirs = None, None
@@ -95,7 +96,7 @@ def warn_if_rebuilt(tokenizer: Tokenizer, folder: str | Path) -> None:
         theirs = loaded(PROBE, add_special_tokens=False)["input_ids"]
     if theirs != expected:
         warnings.warn(
-            "AutoTokenizer of transformers does not read this tokenizer.json as it stands for models of this kind: load "
-            f"it by PreTrainedTokenizerFast.from_pretrained({str(folder)!r})",
+            "AutoTokenizer of transformers changes this tokenizer.json for models of this kind: load it with "
+            f"PreTrainedTokenizerFast.from_pretrained({str(folder)!r})",
             stacklevel=3,
         )

@@ -18,7 +18,7 @@ from train.params import Params
 from train.processes import follow, rank, start_server_of_workers
 from train.settings import read_text
 
-MAIN_PROJ = "base"  # begins the wandb project and save folder of every run; name your line of work here
+MAIN_PROJ = "base"  # first part of the wandb project and save folder of every run; name your project here
 wandb_username = None  # your wandb account; None: wandb's own default
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
@@ -31,29 +31,29 @@ CHECKS = {  # each ends with a verdict: pass, or fail and why
 
 
 class Namer:
-    """Names one run. Edit these to see in a name what your experiment varies."""
+    """Names for one run. Edit the methods to see in a name what your experiment varies."""
 
     def __init__(self, params, args, variant=None):
         self.data_params, self.train_params, self.model_params = params
         self.args = args
-        self.variant = variant  # its name, where the config has variants
+        self.variant = variant  # name of the variant, if the config has variants
         self.task = self.data_params.dataset_name.replace("/", "--")
 
     def wandb_proj_name(self) -> str:
         return f"{MAIN_PROJ}-{self.args.wandb_proj_name or self.args.config}-{self.task}"
 
     def run_name(self) -> str | None:
-        """None: wandb invents one."""
+        """Return the name of the run; None lets wandb invent one."""
         return None
 
     def save_folder_name(self, timestamp: str, wandb_name: str | None = None) -> str:
-        """The run's folder under saved-models/."""
+        """Return the run's folder, relative to saved-models/."""
         name = self.run_name() or wandb_name
         return "/".join([runs_folder(self.args.config), self.task, *([name] if name else []), timestamp])
 
 
 def run_all(params: Params, ablate: bool) -> list[Params]:
-    """The runs of one grid point: itself and, with --ablate, its ablations."""
+    """Return the runs of one grid point: itself and, with --ablate, its ablations."""
     ablations: list[Params] = []  # such as params.changed(positions="none")
     return [params, *ablations] if ablate else [params]
 
@@ -152,7 +152,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 well, 1 a run or a check failed, 2 nothing was run, 130 interrupted."""
+    """Run the command line.
+
+    Return the exit code: 0 success, 1 a run or check failed, 2 nothing ran, 130 interrupted.
+    """
     args = parse_arguments(arguments)
     log_to_console()
     if rank() > 0:
@@ -170,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def sentence_about(error: OSError, out: str | None) -> str:
-    """Say of a file or folder that could not be used whether it belongs to the outputs."""
+    """Return a sentence about `error`; it names --out if the file is an output or the disk is full."""
     from train.saver import output_root
 
     no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -181,11 +184,11 @@ def sentence_about(error: OSError, out: str | None) -> str:
 
 
 def run_grid(args: argparse.Namespace) -> int:
-    """Check the whole grid, then train it."""
+    """Check all runs of the grid, then train them. Return the exit code."""
     files = config_files(args.config, CONFIGS)
     if args.jobs != "1" and not args.dry_run:
         start_server_of_workers()
-    # These bring torch along, so only now that there is something to do.
+    # These modules import torch, which is slow, so import them after the first checks.
     from train import architecture, forecast, plan, sweep, tables
 
     layers = students_layer(args, files)
@@ -220,22 +223,28 @@ def run_grid(args: argparse.Namespace) -> int:
 
 
 def students_layer(args: argparse.Namespace, files: list[Path]) -> tuple[type, ...]:
-    """Registers layer_architecture = "student" where a config or option names it, or a saved run that may have it."""
+    """Register layer_architecture = "student" if a config or option names it, or starts from a saved run.
+
+    Return the registered layer classes.
+    """
     texts = [*args.set]
     for file in files:
-        with suppress(ValueError):  # what cannot be read is said where the grid is read
+        with suppress(ValueError):  # read_grid reports unreadable files
             texts.append(read_text(file))
     if not any("student" in text or "from_saved" in text for text in texts):
         return ()
     from learn.layer import StudentLayer, students_file
 
-    with suppress(Exception):  # what is wrong with the file is said where the grid is checked
-        students_file()  # now, as its code decides about these runs
+    with suppress(Exception):  # the check of the grid reports errors in the file
+        students_file()  # fixes the file's code for all runs of this call
     return (StudentLayer,)
 
 
 def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:
-    """The runs of a call, with all that is known of them before they start; GridError for what cannot be."""
+    """Return the plans of all runs: params, and what is known before a run starts.
+
+    Raise GridError for invalid input.
+    """
     from train import check, plan, pretrained
 
     runs = read_grid(
@@ -257,7 +266,7 @@ def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:
 def check_scaling(
     args: argparse.Namespace, plans: Sequence[Any] = (), summaries: Sequence[dict[str, Any]] = ()
 ) -> int:
-    """Judge how the models of a grid scale, or saved runs; the last line that is logged is the verdict."""
+    """Judge how the models of a grid, or saved runs, scale. Log the verdict as the last line. Return the exit code."""
     from explore import checks
     from train.saver import output_root
 
@@ -274,9 +283,9 @@ def check_scaling(
 
 
 def report(args: argparse.Namespace) -> int:
-    """Say what there is to say about saved runs."""
+    """Report on saved runs. Return the exit code."""
     if args.coord_check or args.stability:
-        raise GridError(["--coord-check and --stability look at the models of a --config, not at saved runs"])
+        raise GridError(["--coord-check and --stability need a --config, not saved runs (--report)"])
     from explore.report import NoRuns, report
 
     try:
@@ -290,12 +299,12 @@ def report(args: argparse.Namespace) -> int:
 
 
 def runs_folder(config: str) -> str:
-    """Where Namer keeps the runs of a config, below saved-models/."""
+    """Return the folder of a config's runs, relative to saved-models/, as Namer chooses it."""
     return config if MAIN_PROJ == "base" else f"{MAIN_PROJ}/{config}"
 
 
 def grid_options(args: argparse.Namespace) -> dict[str, str]:
-    """What the command line sets in every config: {as typed: "field=value"}."""
+    """Return the fields that the command line sets in every config: {option as typed: "field=value"}."""
     options = {f"--set {option}": option for option in args.set}
     if args.task is not None:
         options[f"--task={args.task}"] = f"dataset_name={args.task!r}"
@@ -306,5 +315,5 @@ def grid_options(args: argparse.Namespace) -> dict[str, str]:
 
 if __name__ == "__main__":
     exit_code = main()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: a late Ctrl-C would only show how Python ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a late Ctrl-C would only print a traceback
     sys.exit(exit_code)

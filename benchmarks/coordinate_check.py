@@ -1,7 +1,7 @@
-"""How often the coordinate check fails a correct muP model, and how often it finds a planted bug.
+"""Error rates of the coordinate check: how often it fails a correct muP model, and how often it misses a bug.
 
-Draws random settings (heads, depth, text, widths, learning rate, architecture), checks each as it is and with one
-bug planted, and prints a line for each and both counts:
+Draw random settings (heads, depth, text, widths, learning rate, architecture). Check each as a correct model and with
+one planted bug. Print a line for each check, and the number of each verdict:
 
     python -m benchmarks.coordinate_check [number of settings, 50] [first setting, 0]
 """
@@ -34,7 +34,7 @@ BUGS = ("standard", "hidden lr", "readout factor", "root of the head")
 
 
 def setting(number: int) -> dict[str, Any]:
-    """Return random choices for one correct muP model, the same for the same number."""
+    """Return random settings for a correct muP model; `number` is the seed."""
     rng = random.Random(number)
     n_heads, grows = rng.choice([1, 2, 4, 8]), rng.random() < 0.5
     smallest = rng.choice([32, 64])
@@ -68,6 +68,7 @@ def setting(number: int) -> dict[str, Any]:
 
 
 def make(chosen: dict[str, Any], tokenizer: Any, bug: str | None, width: int) -> nn.Module:
+    """Return a model of this width with the settings `chosen` and, if it is a bug of the model, with `bug`."""
     params: ModelParams = chosen["model"]
     n_heads = params.n_heads * width // params.dim if chosen["grows"] else params.n_heads
     if bug == "standard":
@@ -83,7 +84,7 @@ def make(chosen: dict[str, Any], tokenizer: Any, bug: str | None, width: int) ->
 
 @contextmanager
 def planted(bug: str | None) -> Iterator[None]:
-    """Inside, hidden matrices have the learning rate of the base if that is the bug."""
+    """Give hidden matrices the base learning rate inside the `with` block, if `bug` is "hidden lr"."""
     right = parametrization.lr_factor
     if bug == "hidden lr":
         parametrization.lr_factor = lambda role, rule: 1.0
@@ -94,6 +95,7 @@ def planted(bug: str | None) -> Iterator[None]:
 
 
 def checked(number: int, bug: str | None = None) -> Judgement:
+    """Run the coordinate check on setting `number`, with `bug` planted if given."""
     chosen = setting(number)
     model = chosen["model"]
     data = make_data(DataParams(dataset_name=chosen["text"]), model, Path(gettempdir()) / "whatif-benchmark")
@@ -104,11 +106,12 @@ def checked(number: int, bug: str | None = None) -> Judgement:
 
 
 def is_seen(bug: str, chosen: dict[str, Any]) -> bool:
-    """Return whether a bug changes anything: the root of a head only matters where heads widen."""
+    """Return whether a bug has an effect: "root of the head" matters only if heads get wider with the model."""
     return bug != "root of the head" or not chosen["grows"]
 
 
 def main(n: int = 50, first: int = 0) -> None:
+    """Check `n` settings from number `first` on, and print the verdicts and their counts."""
     mpl.use("Agg")
     counts: Counter[str] = Counter()
     for number in range(first, first + n):

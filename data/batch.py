@@ -1,8 +1,10 @@
-"""Rows of tokens and how they become a batch.   Shape suffixes:  B row  T position
+"""Rows of tokens, and collation of rows into a batch.   Shape suffixes:  B row  T position
 
-A Batch is a dict of tensors. x_indices [B, T+1]: whole rows, bos ... eos. mask: True at real tokens. target_mask: True
-where the token is scored when it is predicted, so never at position 0. The batch holds no counts: whoever needs the number
-of rows or tokens takes it from these tensors, so a batch can be cropped anywhere on its way.
+A Batch is a dict of tensors of shape [B, T+1]. `x_indices`: token ids of the rows, bos and eos included. `mask`: True
+at real tokens, False at padding. `target_mask`: True where the prediction of this token is scored, so never at
+position 0.
+
+A batch stores no counts, so it can be cropped anywhere. Count rows and tokens from its tensors.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +16,14 @@ from torch import Tensor
 
 
 class Batch(dict[str, Tensor]):
-    """A dict of tensors whose first dimension is the row and whose second, where there is one, is the position."""
+    """A dict of tensors of shape [B, ...]: dimension 0 is the row; dimension 1, if any, is the position."""
 
     def cut(self, n: int) -> "Batch":
-        """Return the first `n` predicted tokens of every row, and what stands before them, for a curriculum of lengths.
+        """Return a batch with at most the first n + 1 positions of every row, for a curriculum of lengths.
 
-        That is the first n + 1 of the T + 1 positions, so that the model is shown n tokens; rows that are not longer
-        stay as they are. Every tensor with T + 1 positions is cut, also one that a user added. The tensors are views of
-        this batch, on its device. Raise ValueError if `n` is less than 1.
+        The model then sees `n` input tokens and predicts `n`. The method crops every tensor with T + 1 positions,
+        including tensors that a user added. The results are views of this batch on the same device. Raise ValueError if
+        `n` is less than 1.
         """
         if n < 1:
             raise ValueError(f"Batch.cut: n={n} must be at least 1")
@@ -37,7 +39,7 @@ class Row(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Several rows as arrays, padded already."""
+    """Padded rows as arrays of shape [B, T]."""
 
     x_BT: np.ndarray
     mask_BT: np.ndarray
@@ -45,7 +47,11 @@ class Block(NamedTuple):
 
 
 def mycollate(samples: Block | Sequence[Row] | Sequence[Sequence[int]], pad: int = 0) -> Batch:
-    """A batch of lists of token ids (every token but the first scored), or of what the datasets of this package hand out."""
+    """Collate rows into a Batch, padded to the longest row with the id `pad`.
+
+    `samples` is a Block, a list of Rows, or a list of lists of token ids. In plain lists every token except the first
+    is scored.
+    """
     block = samples if isinstance(samples, Block) else padded([as_row(sample) for sample in samples], pad)
     return Batch(
         x_indices=torch.from_numpy(block.x_BT),
@@ -59,7 +65,7 @@ def as_row(sample: Row | Sequence[int]) -> Row:
 
 
 def padded(rows: list[Row], pad: int) -> Block:
-    """Rows of any lengths in arrays as wide as the longest."""
+    """Return rows of any length as one Block, padded to the longest row with the id `pad`."""
     shape = len(rows), max((len(row.ids) for row in rows), default=0)
     block = Block(np.full(shape, pad, np.int64), np.zeros(shape, bool), np.zeros(shape, bool))
     for i, (ids, scored) in enumerate(rows):
@@ -71,15 +77,15 @@ def padded(rows: list[Row], pad: int) -> Block:
 
 
 def n_real_tokens(batch: Batch) -> Tensor:
-    """Count the real tokens that are predicted, scored or not: a scalar tensor on the device of the batch."""
+    """Return the number of real tokens to predict, scored or not, as a scalar tensor on the device of the batch."""
     return batch["mask"][:, 1:].sum()
 
 
 def parts(batch: Batch, b: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
-    """Yield the batch in pieces of `b` rows, each cut to its longest row.
+    """Yield this process's pieces of the batch: `b` rows each, cropped to their longest row.
 
-    Each of `world` processes gets every `world`-th piece, and all get equally many. A process without rows of its own at
-    the end gets a filler: a copy of another piece in which nothing is scored.
+    Process `rank` of `world` gets every `world`-th piece, and every process gets the same number. If the rows run out,
+    a process gets a copy of another piece in which no token is scored.
     """
     x_BT, mask_BT, target_mask_BT = batch["x_indices"], batch["mask"], batch["target_mask"]
     for first in range(0, len(x_BT), b * world):

@@ -1,4 +1,4 @@
-"""Results on disk, named by what they were made from: a folder is complete or is not there."""
+"""Content-addressed cache on disk: the key names a folder, and a folder only appears once it is complete."""
 
 import ast
 import dataclasses
@@ -21,40 +21,42 @@ READS_FILE = "reads.json"
 
 
 def digest(*parts: object) -> str:
-    """A short name for values that have a telling repr."""
+    """Return 20 hex digits of the SHA-256 of the reprs of `parts`."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
-used: list[Path] = []  # folders that were asked for
+used: list[Path] = []  # folders that `cached` has returned
 
 
 class Reads:
-    """Names of the params fields that code reads to make a data set."""
+    """The names of the params fields that a data set depends on, because its code read them."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
-        self.known = True  # False: a folder of the cache was made while nobody noted what was read
+        # False if a cache folder was built without note_reads, so that its fields are unknown.
+        self.known = True
 
     def save(self, folder: Path) -> None:
+        """Write the names to `folder` as JSON."""
         (folder / READS_FILE).write_text(json.dumps(sorted(self.names)), encoding="utf-8")
 
     def add(self, folder: Path) -> None:
-        """Add what was read when `folder` was made."""
+        """Add the names saved with `folder`; set `known` to False if it has none."""
         try:
             self.names.update(json.loads((folder / READS_FILE).read_text(encoding="utf-8")))
         except OSError:
             self.known = False
 
 
-noted: list[Reads] = []  # of the innermost note_reads
+noted: list[Reads] = []  # stack of the open note_reads; the innermost is last
 
 
 @contextmanager
 def note_reads() -> Iterator[Reads]:
-    """Keep, with every folder made meanwhile, the names that the caller adds to these Reads.
+    """Save the names in the yielded Reads with every cache folder that is built inside the `with` block.
 
-    A folder made earlier adds its names: they are the same, since its key holds the fields and the code. Use one
-    `note_reads` for each data set.
+    A folder that exists already adds its saved names instead. Its key contains the fields and the code, so the names
+    would be the same. Use one `note_reads` for each data set.
     """
     reads = Reads()
     noted.append(reads)
@@ -66,20 +68,20 @@ def note_reads() -> Iterator[Reads]:
 
 @functools.cache
 def code_digest() -> str:
-    """Of the files in data/: whoever edits a task, or this code, must not meet yesterday's results."""
+    """Return the digest of all files in data/, so that an edit of a task or of this code invalidates the cache."""
     return tree_digest(Path(__file__).parent)
 
 
 def tree_digest(folder: Path) -> str:
-    """Return the digest of all Python files in `folder` and its subfolders."""
+    """Return the digest of all Python files in `folder` and its subfolders: relative paths and contents."""
     files = sorted(folder.rglob("*.py"))
     return digest(*((file.relative_to(folder).as_posix(), file.read_bytes()) for file in files))
 
 
 def changed_fields(params: Any) -> tuple[tuple[str, object], ...]:
-    """Return name and value of every dataclass field that is not at its default, in order of names.
+    """Return (name, value) of every dataclass field that differs from its default, sorted by name.
 
-    A field that a user adds is in every cache key as soon as it is set. At its default it leaves the keys as they were.
+    A field that a user adds therefore enters every cache key once it is set, and changes no key at its default.
     """
     values = (
         (field.name, getattr(params, field.name), default_of(field)) for field in dataclasses.fields(params)
@@ -88,7 +90,7 @@ def changed_fields(params: Any) -> tuple[tuple[str, object], ...]:
 
 
 def default_of(field: dataclasses.Field) -> object:
-    """Return the default of a dataclass field, `MISSING` if it has none."""
+    """Return the default of a dataclass field, or `dataclasses.MISSING`."""
     default: Any = field.default
     factory = field.default_factory
     if hasattr(default, "is_required"):  # pydantic's Field(...)
@@ -99,7 +101,7 @@ def default_of(field: dataclasses.Field) -> object:
 
 
 def in_order(value: object) -> object:
-    """Return `value` with the keys of its dicts sorted, so that equal values have equal reprs."""
+    """Return `value` with sorted dicts and sets, so that equal values have equal reprs."""
     if isinstance(value, dict):
         return {key: in_order(value[key]) for key in sorted(value, key=repr)}
     if isinstance(value, list | tuple):
@@ -108,10 +110,10 @@ def in_order(value: object) -> object:
 
 
 def source_files(file: Path, package: str) -> set[Path]:
-    """Return `file` and the project's files that it imports, directly or through others, with those of their packages.
+    """Return `file`, the project files it imports directly or indirectly, and their packages' `__init__.py`.
 
-    `package` is the package of the module in `file`, for relative imports. The project is the repository and the folder
-    of `file`; installed packages do not count.
+    `package` is the package of the module in `file`, to resolve relative imports. Project files lie in this repository
+    or in the folder of `file`; installed packages are excluded.
     """
     roots = PROJECT, file.resolve().parent
     found: set[Path] = set()
@@ -133,16 +135,17 @@ def source_files(file: Path, package: str) -> set[Path]:
 
 
 def with_parents(names: Iterable[str]) -> set[str]:
-    """Return dotted names and the packages around them, whose __init__.py runs at an import, too."""
+    """Return the dotted names and all their parent packages, since an import runs those `__init__.py` files, too."""
     return {
         ".".join(parts[: i + 1]) for name in names for parts in [name.split(".")] for i in range(len(parts))
     }
 
 
 def function_digest(function: Callable[..., object]) -> str:
-    """Return the digest of the file that defines `function` and of the project's files it imports.
+    """Return the digest of the file that defines `function` and of the project files it imports.
 
-    Of a partial the arguments count, too, of a callable object its attributes, of a builtin function the name.
+    A partial adds its arguments, a callable object its attributes, and a builtin function its name. A function
+    without a source file, such as one typed into a notebook, gets a new random digest at each call.
     """
     if isinstance(function, functools.partial):
         return digest(function_digest(function.func), in_order(function.args), in_order(function.keywords))
@@ -153,11 +156,12 @@ def function_digest(function: Callable[..., object]) -> str:
         state = {} if inspect.isroutine(function) else in_order(vars(function))
     try:
         file = Path(inspect.getfile(definition_of(function)))
-    except TypeError:  # written in no file
+    except TypeError:  # builtins have no file
         if function.__module__ in sys.stdlib_module_names:
             return digest(function.__module__, state)
         file = Path()
-    if not file.is_file():  # typed into a notebook: nothing is known to be as it was earlier
+    # Typed into a notebook: whether the code has changed is unknown, so no cached result may match.
+    if not file.is_file():
         return uuid.uuid4().hex
     module = sys.modules.get(function.__module__)
     files = source_files(file, getattr(module, "__package__", None) or "")
@@ -165,12 +169,12 @@ def function_digest(function: Callable[..., object]) -> str:
 
 
 def definition_of(function: Callable[..., object]) -> Any:
-    """Return what was written in a file: a function or class as it is, of any other object its class."""
+    """Return the object that has source code: a function or class itself, or the class of any other object."""
     return function if inspect.isroutine(function) or isinstance(function, type) else type(function)
 
 
 def imported_names(file: Path, package: str) -> Iterator[str]:
-    """Yield the full name of everything that `file` imports and that may be a module."""
+    """Yield the absolute dotted name of each import in `file`; some name functions or classes instead of modules."""
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -181,7 +185,10 @@ def imported_names(file: Path, package: str) -> Iterator[str]:
 
 
 def lock(file: IO) -> bool:
-    """Lock an open file until it is closed or its process ends. Return False if another holds it or locks are missing."""
+    """Lock an open file until it is closed or its process ends.
+
+    Return False if another process holds the lock, or if the system does not support locks.
+    """
     try:
         import fcntl
 
@@ -193,11 +200,14 @@ def lock(file: IO) -> bool:
 
 @contextmanager
 def unfinished_folder(cache: Path) -> Iterator[Path]:
-    """Create a folder to build in, and remove it at the end. The lock beside it tells others that its process lives."""
+    """Yield a new folder to build in, and remove it on exit.
+
+    A locked file beside the folder tells other processes that its owner is alive.
+    """
     with tempfile.NamedTemporaryFile(dir=cache, prefix="unfinished-", suffix=".lock") as file:
         lock(file)
         folder = Path(file.name).with_suffix("")
-        # Made only when the lock is held, so that whoever sees the folder can rely on the lock.
+        # Create the folder only after locking, so that every process that sees the folder also sees the lock.
         folder.mkdir()
         try:
             yield folder
@@ -206,7 +216,7 @@ def unfinished_folder(cache: Path) -> Iterator[Path]:
 
 
 def remove_unfinished(cache: Path) -> None:
-    """Remove the unfinished folders of processes that were killed. Those without a lock file are left alone."""
+    """Remove the unfinished folders of killed processes. Folders without a lock file stay."""
     for folder in cache.glob("unfinished-*/"):
         path = folder.with_suffix(".lock")
         with suppress(FileNotFoundError), path.open("r+") as file:
@@ -216,7 +226,10 @@ def remove_unfinished(cache: Path) -> None:
 
 
 def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Path], None]) -> Path:
-    """The folder of `cache` that `build` filled for this `key`, now or earlier."""
+    """Return the folder in `cache` for this `key`; call `build(folder)` to fill it if it does not exist.
+
+    `kind` is the first part of the folder's name. The name also covers the code in data/ and `key`.
+    """
     folder = cache / f"{kind}-{digest(code_digest(), key)}"
     used.append(folder)
     if folder.exists():
@@ -234,6 +247,7 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
         try:
             made.rename(folder)
         except OSError:
-            if not folder.exists():  # else another process was faster, with the same result
+            # If the folder exists, another process was faster and has built the same.
+            if not folder.exists():
                 raise
     return folder

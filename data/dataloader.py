@@ -1,4 +1,7 @@
-"""From DataParams to batches: get_data, LMDataModule and its loaders. What a batch holds is said in data/batch.py."""
+"""Data loading, from DataParams to batches: get_data, LMDataModule, loaders.
+
+See data/batch.py for the content of a batch.
+"""
 
 import functools
 from collections.abc import Iterator
@@ -23,10 +26,15 @@ __all__ = ["DataParams", "LMDataModule", "TokenizerSpec", "get_data", "mycollate
 def get_data(
     data_params: DataParams, tokenizer_spec: TokenizerSpec, cache: Path, tokenizer: Tokenizer | None = None
 ) -> TaskData | TextData:
-    """The splits of a task or a corpus, and their tokenizer: the one given, or one made by the spec."""
+    """Load the splits of a task or a corpus.
+
+    Use `tokenizer` if given, else make one from `tokenizer_spec`. Files are cached in `cache`. Raise ValueError for
+    invalid params or unreadable text.
+    """
     task = tasks.get(data_params.dataset_name)
     if task is not None:
-        for problem in args_problems(task, data_params):  # of a saved run, say, whose task has changed
+        # A saved run may have arguments that its task no longer takes.
+        for problem in args_problems(task, data_params):
             raise ValueError(problem)
         return TaskData(task, data_params, cache, tokenizer)
     return TextData(data_params, tokenizer_spec, cache, tokenizer)
@@ -35,9 +43,9 @@ def get_data(
 class LMDataModule:
     """The data of a run: its tokenizer, and loaders of the splits "train", "val" and "test".
 
-    `task` is what is registered under the data set's name, None for text. `chance` is the accuracy on scored tokens that
-    takes no skill. `val_bytes` is the UTF-8 size of the validation text, None for tasks; `val_unknown_bytes` of
-    them stand behind unknown tokens. With `mask` the tokenizer has a mask token.
+    `task` is the registered Task, or None for text. `chance` is the chance level of the accuracy on scored tokens,
+    from 0 to 1. `val_bytes` is the UTF-8 size of the validation text, or None for tasks; unknown tokens cover
+    `val_unknown_bytes` of it. With `mask` the tokenizer has a mask token.
     """
 
     def __init__(
@@ -63,7 +71,10 @@ class LMDataModule:
 
     @functools.cached_property
     def data(self) -> TaskData | TextData:
-        """Made on first use: a saved run brings its tokenizer, so it opens at once, and also where its text is gone."""
+        """The data set, loaded on first use.
+
+        A saved run brings its tokenizer, so it opens quickly, and even if its text is gone.
+        """
         return self.get_data()
 
     @property
@@ -72,7 +83,7 @@ class LMDataModule:
 
     @property
     def content(self) -> str:
-        """Tells whether the text is what it was; nothing of a task, whose params and code say it all."""
+        """A digest of the text. Empty for a task: its params and code determine its samples."""
         return self.data.content
 
     @property
@@ -84,7 +95,7 @@ class LMDataModule:
         return self.data.val_unknown_bytes
 
     def rows(self, split: str) -> TaskRows | TextRows:
-        """The rows of a split, a torch Dataset."""
+        """Return the rows of "train", "val" or "test" as a torch Dataset, made on first use."""
         if split not in self.datasets:
             self.datasets[split] = self.data.rows(split, self.max_seq_len)
         return self.datasets[split]
@@ -93,18 +104,17 @@ class LMDataModule:
         return len(self.rows(split))
 
     def check_scored(self) -> None:
-        """Raise ValueError if no token of the training split, or none of the validation split, is scored."""
+        """Raise ValueError if the training or the validation split has no scored token."""
         for split, name in (("train", "training"), ("val", "validation")):
             if not self.is_scored(split):
                 objective = " and objective='masked'" if self.masked else ""
                 raise ValueError(
                     f"dataset_name={self.dataset_name!r} with max_seq_len={self.max_seq_len}{objective}: no token of the "
-                    f"{name} split is scored, so there is no {name} loss; take longer rows, or samples in which something is "
-                    "to be predicted"
+                    f"{name} split is scored, so there is no {name} loss; take longer rows, or samples with scored tokens"
                 )
 
     def is_scored(self, split: str) -> bool:
-        """Return whether a token of the split is scored; of texts without a character none is."""
+        """Return whether any token of the split is scored. An empty text has none."""
         if split == "val" and self.val_bytes == 0:
             return False
         rows = self.rows(split)
@@ -125,9 +135,11 @@ class LMDataModule:
         epoch: int = 0,
         batches: int = 0,
     ) -> "Loader":
-        """Batches of `b` rows in an order that seed and epoch decide; `accumulate` of them in each of `world` processes make a step.
+        """Return a loader of batches of `b` rows, shuffled by `seed` and the epoch.
 
-        The first pass is that of `epoch`, without its first `batches`, which are whole steps.
+        A step takes `accumulate` batches in each of `world` processes; this loader is that of process `rank`. The
+        first pass is that of `epoch` without its first `batches` batches, a multiple of `accumulate`, to resume
+        within an epoch.
         """
         rows = self.rows("train")
         order = Shuffled(len(rows), seed, epoch, left_out=batches * b * world)
@@ -159,35 +171,37 @@ class LMDataModule:
             num_workers=self.data_workers,
             persistent_workers=self.data_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            generator=torch.Generator(),  # else every pass would take a number from the one that dropout draws from
+            # Without it every pass would draw from the global generator, and so change dropout.
+            generator=torch.Generator(),
         )
 
     def prompts(self, n: int) -> list[Prompt]:
-        """What stands before the first scored token in the first `n` validation samples of a task."""
+        """Return the prompts of the first `n` validation samples of a task: the tokens before the first scored one."""
         assert isinstance(self.data, TaskData), "text has no prompts"
         return self.data.prompts(n)
 
     def show_sample(self, i: int, split: str = "train") -> None:
-        """Prints row i of a split; in tasks the scored part stands between « and »."""
+        """Print row i of a split, with « and » around the scored part of a task."""
         print(f"{split} {i}: {self.text_of(self.rows(split)[i])}")
 
     def text_of(self, row: Row) -> str:
+        """Return the text of a row, with « and » around the scored parts of a task."""
         return self.tokenizer.decode(row.ids) if self.task is None else self.marked_text(row)
 
     def marked_text(self, row: Row) -> str:
-        """Its scored parts stand between « and »."""
+        """Return the text of a row with « and » around its scored parts."""
         spans = groupby(zip(row.ids, row.scored, strict=True), key=lambda token: token[1])
         texts = [(self.tokenizer.decode(i for i, _ in span), scored) for scored, span in spans]
         return " ".join(f"«{text}»" if scored else text for text, scored in texts if text)
 
 
 def batched(indices: range, n: int) -> Iterator[range]:
-    """Yield `indices` in portions of up to `n`."""
+    """Yield `indices` in ranges of up to `n`."""
     return (indices[first : first + n] for first in range(0, len(indices), n))
 
 
 class Shuffled(Sampler[int]):
-    """All rows in an order that is a function of (seed, epoch); epochs count themselves unless they are set."""
+    """Sampler of all rows in an order that depends only on (seed, epoch). Every pass advances the epoch by one."""
 
     def __init__(self, n_rows: int, seed: int, epoch: int = 0, left_out: int = 0) -> None:
         self.n_rows = n_rows
@@ -209,9 +223,9 @@ class Shuffled(Sampler[int]):
 
 
 class Loader(DataLoader):
-    """Draws the rows of a whole optimiser step together and hands them out in batches of `b`.
+    """Loader that collates the rows of a full optimizer step together and yields them in batches of `b`.
 
-    Each of `world` processes draws the same rows and hands out its own batches of them.
+    Each of `world` processes draws the same rows and yields its own batches of them.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: whether it can be reached, found out in seconds instead of minutes, and folders of its models."""
+"""The Hugging Face hub: a quick test for a connection, an offline mode, and the folders of its models."""
 
 import os
 import urllib.error
@@ -9,14 +9,17 @@ from pathlib import Path
 
 
 def hub_answers(timeout: float = 5.0) -> bool:
-    """True if the hub (HF_ENDPOINT, else huggingface.co) says anything at all; False if HF_HUB_OFFLINE forbids to ask."""
+    """Return whether the hub responds within `timeout` seconds, at HF_ENDPOINT or huggingface.co.
+
+    Return False without a request if HF_HUB_OFFLINE is set.
+    """
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
         return False
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=timeout).close()
     except urllib.error.HTTPError:
-        return True  # a refusal is an answer too
+        return True  # an HTTP error still shows that the hub responds
     except OSError:
         return False
     return True
@@ -24,7 +27,7 @@ def hub_answers(timeout: float = 5.0) -> bool:
 
 @contextmanager
 def offline() -> Iterator[None]:
-    """Inside, the hub's client looks only at what it has downloaded earlier."""
+    """Make the hub's client use earlier downloads only, inside the `with` block."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -36,15 +39,18 @@ def offline() -> Iterator[None]:
 
 
 def name_and_revision(source: str) -> tuple[str, str | None]:
-    """Split "EleutherAI/pythia-70m@step1000"; a folder of that name, or a name alone, has no revision."""
+    """Split "EleutherAI/pythia-70m@step1000" into name and revision.
+
+    The revision is None without an "@", or if `source` is an existing folder.
+    """
     name, _, revision = source.partition("@")
     return (source, None) if Path(source).is_dir() else (name, revision or None)
 
 
 def local_snapshot(name: str, revision: str | None, files: Sequence[str]) -> Path | None:
-    """Return the folder `name`, or that of a repository downloaded earlier, if it has the first of `files`; else None.
+    """Return the folder `name`, or the folder of an earlier download, if it has the first of `files`; else None.
 
-    A repository from which only that one file was downloaded counts as not downloaded.
+    Return None, too, if that file is the only one of `files` in the download.
     """
     from huggingface_hub import snapshot_download
 
@@ -59,11 +65,12 @@ def local_snapshot(name: str, revision: str | None, files: Sequence[str]) -> Pat
 
 
 def download_snapshot(name: str, revision: str | None, files: Sequence[str]) -> Path | None:
-    """Download those of `files` that a repository has; return their folder, None if it lacks the first of them."""
+    """Download those of `files` that a repository has. Return their folder, or None if it lacks the first."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except (OSError, ValueError):  # not found, not allowed, or no name at all: whoever asks next says so
+    # Not found, not allowed or an invalid name: the caller reports the error of its next request.
+    except (OSError, ValueError):
         return None
     return folder if (folder / files[0]).is_file() else None

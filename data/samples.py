@@ -1,4 +1,4 @@
-"""A synthetic task as rows of tokens: held-out samples are fixed first, training samples drawn when they are asked for."""
+"""A synthetic task as rows of tokens: held-out samples are fixed first, training samples are drawn on demand."""
 
 import contextlib
 import hashlib
@@ -22,14 +22,17 @@ from data.data_params import DataParams
 from data.syntheticdata import Sample, Task, identity, read_marks
 from data.tokenizer import OWN_SPECIALS, Tokenizer, char_tokenizer, word_tokenizer
 
-MOST_DRAWS = 1000  # before a task counts as having too few different samples
-MOST_TRIED = 10_000  # held-out samples to look for before a run starts
+MOST_DRAWS = 1000  # draws without a new sample before a task counts as having too few
+MOST_TRIED = 10_000  # held-out samples to try before a run starts
 MAX_SHOWN = 160  # characters of an argument in a message
 NOTHING_NEW = 1000  # samples in a row without a new token end the search for the vocabulary
 
 
 def sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
-    """How many samples each split has; `n_rows` is the number of all rows of a finite task."""
+    """Return the number of samples of each split: "train", "val" and "test".
+
+    `n_rows` is the number of rows of a finite task, else None. Raise ValueError if no sample is left to train on.
+    """
     n = min(
         number for number in (data_params.n_samples, data_params.debug_crop, n_rows) if number is not None
     )
@@ -44,17 +47,18 @@ def sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
 
 
 def described(data_params: DataParams) -> str:
+    """Return the task and its arguments as the beginning of an error message."""
     return f"dataset_name={data_params.dataset_name!r} with task_args={short(data_params.task_args)}"
 
 
 def short(value: object) -> str:
-    """Return the repr of a value that a user gave, cut to a length that a sentence can hold."""
+    """Return the repr of `value`, cut to MAX_SHOWN characters for an error message."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class ListedSamples:
-    """Of a finite task: every row stands in one split."""
+    """The shuffled rows of a finite task; every row is in exactly one split."""
 
     def __init__(self, rows: Iterator[Sample], data_params: DataParams) -> None:
         self.rows = list({identity(row): row for row in rows}.values())
@@ -67,7 +71,10 @@ class ListedSamples:
 
 
 class DrawnSamples:
-    """Sample i of a split is drawn from (data_seed, split, i) alone; those held out are all different, and never trained on."""
+    """Samples of a task without a list of rows: sample i of a split is a function of (data_seed, split, i).
+
+    Held-out samples are all different, and no training sample equals one of them.
+    """
 
     def __init__(self, task: Task, data_params: DataParams) -> None:
         self.task = task
@@ -76,7 +83,7 @@ class DrawnSamples:
         self.sizes = sizes(data_params, None)
 
     def load(self, cache: Path) -> None:
-        """What is held out, found now or earlier; no sample can be asked for before that."""
+        """Find the held-out samples, or load them from the cache. Call this method before `sample`."""
         folder = cached(cache, "heldout", task_key(self.task, self.data_params), self.hold_out)
         self.hashes = np.load(folder / "hashes.npy")
         self.attempts = {split: np.load(folder / f"{split}.npy") for split in ("val", "test")}
@@ -86,7 +93,7 @@ class DrawnSamples:
         return self.task.draw(self.rng, **self.data_params.task_args)
 
     def hold_out(self, folder: Path) -> None:
-        """Finds for each held-out sample the attempt that gives a new one."""
+        """Find, for each held-out sample, the first attempt that draws a new one; write the attempts to `folder`."""
         seen: set[int] = set()
         for split in ("val", "test"):
             attempts = array("H", (self.first_new(split, i, seen) for i in range(self.sizes[split])))
@@ -94,7 +101,10 @@ class DrawnSamples:
         np.save(folder / "hashes.npy", np.array(sorted(seen), np.uint64))
 
     def check(self, n_held_out: int) -> None:
-        """ValueError if there are too few different samples for the first so many held out and one to train on."""
+        """Raise ValueError if the task has too few different samples.
+
+        Draw the first `n_held_out` held-out samples and one to train on.
+        """
         seen: set[int] = set()
         held_out = ((split, i) for split in ("val", "test") for i in range(self.sizes[split]))
         for split, i in islice(held_out, n_held_out):
@@ -102,6 +112,7 @@ class DrawnSamples:
         self.first_new("train", 0, seen)
 
     def first_new(self, split: str, i: int, seen: set[int]) -> int:
+        """Return the first attempt that draws a sample whose hash is not in `seen`, and add it there."""
         for attempt in range(MOST_DRAWS):
             if (found := short_hash(self.draw(split, i, attempt))) not in seen:
                 seen.add(found)
@@ -136,9 +147,9 @@ def samples_of(task: Task, data_params: DataParams) -> ListedSamples | DrawnSamp
 
 
 def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: float = math.inf) -> None:
-    """Raise ValueError if the task's samples are too few to be split, as far as that shows without long drawing.
+    """Raise ValueError if the task has too few different samples to split, as far as a short trial shows.
 
-    `n_rows` is the number of all rows of a finite task; `until`, in time.monotonic(), is when to stop drawing.
+    `n_rows` is the number of rows of a finite task, else None. Stop drawing at `until`, a value of time.monotonic().
     """
 
     def draw(rng: random.Random, **task_args: Any) -> Sample:
@@ -154,29 +165,30 @@ def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: 
 
 
 def short_hash(sample: Sample) -> int:
+    """Return a 64-bit hash of a sample without its marks."""
     return int.from_bytes(hashlib.blake2b(identity(sample).encode(), digest_size=8).digest(), "big")
 
 
 def task_key(task: Task, data_params: DataParams) -> tuple[object, ...]:
-    """Return all that a task's samples depend on: its name, its code and every field that is not at its default."""
+    """Return everything that a task's samples depend on: name, code, and every field that differs from its default."""
     functions = [f for f in (task.draw, task.rows, task.chance) if f is not None]
     return task.name, sorted(map(function_digest, functions)), changed_fields(data_params)
 
 
 class Prompt(NamedTuple):
-    """The start of a sample: what stands before its first scored token."""
+    """The tokens of a sample before its first scored one, bos included."""
 
     ids: list[int]
     text: str
-    answer_length: int  # tokens from there to the end, eos included
+    answer_length: int  # tokens from the first scored one to the end, eos included
 
 
 class TaskData:
-    """The samples of each split, and the tokenizer."""
+    """The samples of each split of a task, their tokenizer and their chance level."""
 
     val_bytes = None  # text only
     val_unknown_bytes = 0
-    content = ""  # params and code say it all
+    content = ""  # params and code determine the samples
 
     def __init__(
         self, task: Task, data_params: DataParams, cache: Path, tokenizer: Tokenizer | None = None
@@ -192,7 +204,10 @@ class TaskData:
         self.tokenizer = tokenizer or Tokenizer.load(folder)
 
     def explore(self, folder: Path) -> None:
-        """Finds chance level, vocabulary and longest sample, of all for validation and as many for training as it takes."""
+        """Find chance level, vocabulary and longest sample, and write them to `folder`.
+
+        Read all validation samples, and training samples until NOTHING_NEW in a row bring no new token.
+        """
         targets, words, longest, quiet = Counter[str](), set[str](), 0, 0
         for sample in self.split("val"):
             tokens, scored, end_scored = read_marks(sample)
@@ -218,7 +233,7 @@ class TaskData:
         return TaskRows(self, split, max_seq_len)
 
     def marked_row(self, split: str, i: int) -> Row:
-        """One sample as a row: bos, its tokens, eos."""
+        """Return sample `i` as a row: bos, its tokens, eos. Raise ValueError for a token outside the vocabulary."""
         tokens, scored, end_scored = read_marks(self.samples.sample(split, i))
         t = self.tokenizer
         ids = t.ids_of(tokens)
@@ -230,14 +245,17 @@ class TaskData:
         return Row([*t.begin, *ids, *t.end], [False, *scored, end_scored])
 
     def prompts(self, n: int) -> list[Prompt]:
-        """What stands before the first scored token in the first `n` validation samples."""
+        """Return the tokens before the first scored one in each of the first `n` validation samples."""
         rows = (self.marked_row("val", i) for i in range(min(n, self.samples.sizes["val"])))
         parts = [(list(row.ids), [*row.scored, True].index(True)) for row in rows]
         return [Prompt(ids[:n], self.tokenizer.decode(ids[:n]), len(ids) - n) for ids, n in parts]
 
 
 class TaskRows(Dataset):
-    """Rows of one sample, or, packed, of as many as surely fit."""
+    """Rows of one sample each or, with packed=True, of as many samples as always fit.
+
+    Raise ValueError for samples that are longer than the model's input.
+    """
 
     def __init__(self, data: TaskData, split: str, max_seq_len: int) -> None:
         self.data = data
@@ -256,7 +274,8 @@ class TaskRows(Dataset):
         for j in range(first, min(first + self.per_row, self.n_samples)):
             ids, scored = self.data.marked_row(self.split, j)
             check_fits(len(ids) - 2, self.data.data_params, self.room - 1)
-            if len(row.ids) + len(ids) > self.room:  # longer than any that was seen at the start
+            # Longer than every sample that `explore` has seen.
+            if len(row.ids) + len(ids) > self.room:
                 raise ValueError(
                     f"packed=True needs all samples of up to {self.data.longest} tokens, the longest found at the start, but "
                     f"{described(self.data.data_params)} has one of {len(ids) - 2}: take packed=False"
@@ -269,7 +288,7 @@ class TaskRows(Dataset):
 
 
 def check_fits(n_tokens: int, data_params: DataParams, max_seq_len: int) -> None:
-    """ValueError if a sample of so many tokens, with bos and without eos, is longer than the model's input."""
+    """Raise ValueError if bos and a sample of `n_tokens` tokens exceed `max_seq_len`; eos is never an input."""
     if n_tokens + 1 > max_seq_len:
         raise ValueError(
             f"max_seq_len={max_seq_len} is too small: {described(data_params)} has samples of {n_tokens} tokens, "

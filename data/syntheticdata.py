@@ -1,8 +1,8 @@
-"""Synthetic tasks: a decorated function draws one sample, and its name is the task's name.
+"""Synthetic tasks: a registered function draws one sample, and its name is the task's name.
 
-The rng is handed in, difficulty is a keyword argument, the docstring begins with a sample. A task returns a string, whose
-characters are its tokens, or a list of tokens. What stands between « and » is scored; without these marks everything is. A
-sample whose scored part reaches to its end is scored on the end-of-sequence token as well.
+The function takes a random generator and keyword arguments for the difficulty; its docstring begins with a sample. It
+returns a string, whose characters are its tokens, or a list of tokens. Tokens between « and » are scored; without these
+marks all are. If the last token is scored, the end-of-sequence token is scored, too.
 """
 
 import inspect
@@ -17,17 +17,15 @@ MARKS = ("«", "»")  # around what is scored
 
 
 class Task(NamedTuple):
-    """A registered task and what it says about itself."""
+    """A registered task: the function that draws a sample, and optional functions about the task."""
 
     name: str
     draw: Callable[..., Sample]  # (rng, **task_args) -> a sample
     check: Callable[[str, str], bool] | None  # (prompt, answer) -> is a generated answer right?
-    chance: (
-        Callable[..., float] | None
-    )  # (**task_args) -> accuracy without skill; None: that of the most common target
-    rows: (
-        Callable[..., Iterator[Sample]] | None
-    )  # (**task_args) -> all samples of a finite task, to be split by row
+    # (**task_args) -> chance level of the accuracy; None: the share of the most common target
+    chance: Callable[..., float] | None
+    # (**task_args) -> all samples of a finite task, to split by row
+    rows: Callable[..., Iterator[Sample]] | None
 
 
 tasks: dict[str, Task] = {}
@@ -40,7 +38,7 @@ def registered(
     chance: Callable[..., float] | None = None,
     rows: Callable[..., Iterator[Sample]] | None = None,
 ) -> Any:
-    """Makes the decorated function a task; @registered alone, or @registered(check=...) to say more about it."""
+    """Register the decorated function as a task: `@registered`, or `@registered(check=...)` to set fields of Task."""
 
     def register(draw: Callable[..., Sample]) -> Callable[..., Sample]:
         check_takes_rng(draw)
@@ -51,10 +49,10 @@ def registered(
 
 
 def check_takes_rng(draw: Callable[..., Sample]) -> None:
-    """Raise TypeError if `draw` is no function, or its first parameter no random generator: then with file and line."""
+    """Raise TypeError unless `draw` is a function whose first parameter can be the random generator."""
     if not inspect.isfunction(draw):
         raise TypeError(
-            f"@registered takes a function, written with def, not {draw!r}: its name is the task's name"
+            f"@registered needs a function, written with def, not {draw!r}: the function's name becomes the task's name"
         )
     first = next(iter(inspect.signature(draw).parameters.values()), None)
     if first is None or first.default is not first.empty or first.kind is first.KEYWORD_ONLY:
@@ -66,7 +64,7 @@ def check_takes_rng(draw: Callable[..., Sample]) -> None:
 
 
 class Marked(NamedTuple):
-    """A sample taken apart: its tokens, which of them are scored, and whether the end of the sequence is."""
+    """A sample without its marks: its tokens, and whether each of them and the end of the sequence are scored."""
 
     tokens: list[str]
     scored: list[bool]
@@ -74,7 +72,7 @@ class Marked(NamedTuple):
 
 
 def read_marks(sample: Sample) -> Marked:
-    """Takes the marks out of a sample."""
+    """Split a sample into its tokens and its marks."""
     if "«" not in sample:
         return Marked(list(sample), [True] * len(sample), True)
     tokens, scored, inside = [], [], False
@@ -88,27 +86,27 @@ def read_marks(sample: Sample) -> Marked:
 
 
 def identity(sample: Sample) -> str:
-    """Equal for samples of the same tokens."""
+    """Return the text of a sample without marks: equal for samples with the same tokens."""
     joined = sample if isinstance(sample, str) else " ".join(sample)
     return joined.replace("«", "").replace("»", "")
 
 
 def solved_by(solve: Callable[[str], str]) -> Callable[[str, str], bool]:
-    """A check for tasks whose prompt is a question followed by "::" or "="."""
+    """Return a check for tasks whose prompt is a question and "::" or "=": the answer must equal solve(question)."""
     return lambda prompt, answer: answer == solve(prompt.rstrip(":="))
 
 
 def check_bounds(least: int, **bounds: int) -> None:
-    """Raise ValueError unless the two bounds, the lower one first, are in order and at least `least`."""
+    """Raise ValueError unless least <= low <= high. Pass the two bounds as keywords, the lower one first."""
     (low_name, low), (high_name, high) = bounds.items()
     if not least <= low <= high:
         raise ValueError(
-            f"{least} <= {low_name} <= {high_name} is needed, not {low_name}={low}, {high_name}={high}"
+            f"{least} <= {low_name} <= {high_name} is required, but {low_name}={low} and {high_name}={high}"
         )
 
 
 def letters(rng: random.Random, min_length: int, max_length: int, n_letters: int) -> str:
-    """A random word over the first `n_letters` of the alphabet."""
+    """Return a random word of `min_length` to `max_length` letters from the first `n_letters` of the alphabet."""
     if not 1 <= n_letters <= 26:
         raise ValueError(f"n_letters must be from 1 to 26, not {n_letters}")
     check_bounds(0, min_length=min_length, max_length=max_length)
@@ -170,7 +168,7 @@ def frequencies(word: str) -> str:
 
 @registered(check=solved_by(frequencies))
 def histogram(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10) -> str:
-    """abcaa::«31133»   How often each letter stands in the word (A for 10, B for 11 and so on; at most 35 letters)."""
+    """abcaa::«31133»   The count of each letter in the word (A for 10, B for 11 and so on; at most 35 letters)."""
     if max_length >= len(COUNTS):
         raise ValueError(f"max_length must be under {len(COUNTS)}, not {max_length}")
     word = letters(rng, min_length, max_length, n_letters)
@@ -187,7 +185,7 @@ def frequencies_of_frequencies(word: str) -> str:
 def doublehistogram(
     rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10
 ) -> str:
-    """abcaa::«12211»   How many different letters are as frequent in the word as this one, itself included."""
+    """abcaa::«12211»   For each letter, the number of different letters with the same count, itself included."""
     word = letters(rng, min_length, max_length, n_letters)
     return f"{word}::«{frequencies_of_frequencies(word)}»"
 
@@ -212,7 +210,7 @@ def total(addition: str) -> str:
 
 @registered(check=solved_by(total))
 def long_addition(rng: random.Random, min_digits: int = 1, max_digits: int = 10) -> str:
-    """37+985=«1022»   The sum of two numbers; how many digits each has is drawn first, so that short ones occur too."""
+    """37+985=«1022»   The sum of two numbers; the number of digits is drawn first, so that short ones occur, too."""
     check_bounds(0, min_digits=min_digits, max_digits=max_digits)
     a, b = (rng.randrange(10 ** rng.randint(min_digits, max_digits)) for _ in range(2))
     return f"{a}+{b}=«{total(f'{a}+{b}')}»"
@@ -220,7 +218,7 @@ def long_addition(rng: random.Random, min_digits: int = 1, max_digits: int = 10)
 
 @registered
 def parity(rng: random.Random, min_length: int = 1, max_length: int = 30) -> str:
-    """0110111::«1».   Whether the number of ones is odd. The unscored full stop keeps chance at one half."""
+    """0110111::«1».   1 if the number of ones is odd, else 0. The unscored full stop keeps chance at one half."""
     check_bounds(0, min_length=min_length, max_length=max_length)
     bits = rng.choices("01", k=rng.randint(min_length, max_length))
     return f"{''.join(bits)}::«{bits.count('1') % 2}»."
@@ -242,7 +240,7 @@ def one_of_p(p: int = 59) -> float:
 def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
     """17 + 50 = « 8 » .   The sum modulo p.
 
-    Each of the p * p rows stands once, in one split; to see grokking, train on 40 % of them with val_pct=60, test_pct=0.
+    Each of the p * p rows occurs once, in one split. To see grokking, train on 40 % of them: val_pct=60, test_pct=0.
     """
     if p < 1:
         raise ValueError(f"p must be at least 1, not {p}")
@@ -253,10 +251,10 @@ def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
 def induction(
     rng: random.Random, length: int = 64, min_period: int = 12, max_period: int = 32, vocab_size: int = 64
 ) -> list[str]:
-    """7 3 9 7 « 3 9 7 3 » .   A block of different random tokens over and over, of a period that is drawn anew each time.
+    """7 3 9 7 « 3 9 7 3 » .   A repeated block of different random tokens; its period is drawn for each sample.
 
-    With one fixed period a head that looks back a fixed distance does the task, and nothing is induced. The first token of
-    the second copy is not scored: nobody can know that the block has ended.
+    With a fixed period, a head that attends a fixed distance back solves the task without induction. The first token of
+    the second copy is not scored: the end of the block is unpredictable.
     """
     if max_period >= length or max_period > vocab_size:
         raise ValueError(f"{max_period=} must be under {length=}, to be repeated, and at most {vocab_size=}")
@@ -268,10 +266,10 @@ def induction(
 
 
 def one_of_the_values_left(n_pairs: int = 4, **_: Any) -> float:
-    """Return the accuracy of a guess among the values of this sample that have not been asked for yet.
+    """Return the accuracy of guessing among the values of the sample that were not asked for yet.
 
-    This skill reads the values from the sample but ignores the keys. A guess among all values of the vocabulary is
-    right far less often, so an untrained model starts below `chance`.
+    A model that reads the values of a sample but ignores the keys reaches this accuracy. A guess among all values of
+    the vocabulary is right far less often, so an untrained model starts below `chance`.
     """
     return sum(1 / left for left in range(1, n_pairs + 1)) / n_pairs
 
@@ -282,9 +280,9 @@ def mqar(
 ) -> list[str]:
     """5 40 9 33 0 0 9 « 33 » 0 0 5 « 40 » 0   Multi-query associative recall: each key again, and its value.
 
-    As in zoology: keys from the lower half of the vocabulary, values from the upper; a key is asked again at one of the
-    places at even distance, taken without replacement by a power law, all other places hold 0. Here the value asked for
-    also stands in the input after it has been predicted.
+    As in zoology (Arora et al. 2023), keys come from the lower half of the vocabulary, values from the upper half. A
+    power law draws the slot of each query without replacement; all other slots hold 0. Unlike there, the value also
+    follows in the input after its prediction.
     """
     if not 4 <= 4 * n_pairs <= length < vocab_size:
         raise ValueError(
@@ -302,7 +300,7 @@ def mqar(
 
 
 def distinct_choices(rng: random.Random, weights: Sequence[float], k: int) -> list[int]:
-    """`k` different indices, drawn one after the other with these weights."""
+    """Return `k` different indices, drawn one after the other with probabilities proportional to `weights`."""
     left = list(weights)
     chosen = []
     for _ in range(k):

@@ -1,4 +1,4 @@
-"""A corpus as rows of tokens: split by document, tokenised once, kept on disk.   Shape suffixes:  B row  T position"""
+"""A corpus as rows of tokens, split by document, tokenized once and cached.   Shape suffixes:  B row  T position"""
 
 import functools
 import json
@@ -6,33 +6,37 @@ import random
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
+from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from data.batch import Block, Row
 from data.cache import cached, changed_fields
-from data.corpora import fingerprint, read_corpus
+from data.corpora import fingerprint, log_once, read_corpus
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer, recipes, spec_identity
 
-AT_ONCE = 1 << 18  # characters to tokenise together; a longer document is taken in pieces
+AT_ONCE = 1 << 18  # characters to tokenize together; a longer document is cut into pieces
 
 
 class Documents:
-    """The documents of a corpus and their splits. Written to an unnamed temporary file one by one, never in memory together."""
+    """The documents of a corpus by split, in an unnamed temporary file, so that memory holds one at a time."""
 
     def __init__(self, data_params: DataParams, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- lives as long as this object
         self.ends = array("Q", [0])
+        self.hashes = array("q")  # of each document, to find those that occur again
         own: dict[str, range] = {}
         for split, documents in read_corpus(data_params.dataset_name, data_params.debug_crop).items():
             first = len(self.ends) - 1
             for document in documents:
-                self.ends.append(self.ends[-1] + self.file.write(document.encode()))
+                text = document.encode()
+                self.ends.append(self.ends[-1] + self.file.write(text))
+                self.hashes.append(int.from_bytes(blake2b(text, digest_size=8).digest(), "big", signed=True))
             own[split] = range(first, len(self.ends) - 1)
         self.indices = split_by_document(own, data_params)
 
@@ -41,9 +45,20 @@ class Documents:
             self.file.seek(self.ends[i])
             yield self.file.read(self.ends[i + 1] - self.ends[i]).decode()
 
+    def n_in_training(self, split: str) -> int:
+        """Count the documents of a split that the training split contains too, without empty ones."""
+        hashes = np.array(self.hashes, np.int64)
+        lengths = np.diff(np.array(self.ends, np.int64))
+        here, train = (np.array(self.indices[name], np.int64) for name in (split, "train"))
+        return int(np.isin(hashes[here[lengths[here] > 0]], hashes[train]).sum())
+
 
 def split_by_document(own: dict[str, range], data_params: DataParams) -> dict[str, list[int] | range]:
-    """Splits that the corpus brings stay as they are; those it lacks are drawn from its training documents."""
+    """Return the document indices of each split.
+
+    `own` are the splits of the corpus itself, which stay as they are. Missing splits are drawn from its training
+    documents. Raise ValueError if no training document is left.
+    """
     train = own.get("train", range(0))
     splits: dict[str, list[int] | range] = dict(own)
     sizes: dict[str, int] = {}
@@ -72,7 +87,7 @@ def too_few_documents(n: int, data_params: DataParams) -> ValueError:
 
 
 class TextData:
-    """Tokens of each split, made on first use, and the tokenizer."""
+    """The tokens of each split of a corpus, cached on disk, and the tokenizer."""
 
     def __init__(
         self, data_params: DataParams, spec: TokenizerSpec, cache: Path, tokenizer: Tokenizer | None = None
@@ -80,30 +95,44 @@ class TextData:
         self.data_params = data_params
         self.cache = cache
         self.documents = functools.cache(lambda: Documents(data_params, cache))
-        self.content = fingerprint(data_params.dataset_name)  # tells whether the text is what it was
-        self.source = self.content, changed_fields(data_params)  # all that the documents of a split depend on
+        self.content = fingerprint(data_params.dataset_name)  # changes when the text changes
+        # Everything that the documents of a split depend on.
+        self.source = self.content, changed_fields(data_params)
         self.tokenizer = tokenizer or self.make_tokenizer(spec)
         self.val = self.tokens("val")
         self.train = self.tokens("train")
         self.chance: float = self.val.chance
         self.val_bytes: int = self.val.n_bytes
-        # A packed row goes on where one ended, so only unpacked documents have a first token that is not scored.
+        # A packed row continues the previous one, so only unpacked documents have an unscored first token.
         first = self.val.n_first_bytes if data_params.packed is False else 0
         self.val_unknown_bytes: int = self.val.n_unknown_bytes + first
-        self.documents.cache_clear()  # gives the disk space back
+        self.documents.cache_clear()  # frees the disk space of the temporary file
+        self.log_flaws()
+
+    def log_flaws(self) -> None:
+        """Log, once for each text, what limits the meaning of its validation loss."""
+        n, about = len(self.val.starts), f"dataset_name={self.data_params.dataset_name!r}"
+        if self.val.n_in_training:
+            log_once(
+                f"{about}: {self.val.n_in_training} of {n} validation documents are in the training split too, so the "
+                "validation loss says less about new text"
+            )
+        if self.val.n_empty:
+            log_once(f"{about}: {self.val.n_empty} of {n} validation documents have no token")
 
     def make_tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
         def build(folder: Path) -> None:
             make_tokenizer(spec, lambda: self.documents().read("train")).save(folder)
 
-        if spec.source not in recipes and not spec.crop:  # the training text changes nothing
+        if spec.source not in recipes and not spec.crop:  # independent of the training text
             return make_tokenizer(spec, list)
         key = (spec, self.source, spec_identity(spec))
         return Tokenizer.load(cached(self.cache, "tokenizer", key, build))
 
     def tokens(self, split: str) -> "Tokens":
         def build(folder: Path) -> None:
-            write_tokens(self.documents().read(split), self.tokenizer, folder)
+            n_in_training = 0 if split == "train" else self.documents().n_in_training(split)
+            write_tokens(self.documents().read(split), self.tokenizer, folder, n_in_training)
 
         key = (self.source, self.tokenizer.fingerprint, split)
         return read_tokens(cached(self.cache, "tokens", key, build))
@@ -114,14 +143,16 @@ class TextData:
 
 
 class Tokens(NamedTuple):
-    """The tokens of a split, memory-mapped, and where its documents begin."""
+    """The memory-mapped token ids [N] of a split and the index of each document's first token."""
 
     ids: np.ndarray
     starts: np.ndarray
     n_bytes: int  # of the text, in UTF-8
     chance: float  # share of the most common token among those to be predicted
-    n_unknown_bytes: int = 0  # behind tokens that do not tell what they stand for
-    n_first_bytes: int = 0  # behind first tokens of documents that have no bos in front
+    n_unknown_bytes: int = 0  # bytes that unknown tokens cover
+    n_first_bytes: int = 0  # bytes of the first tokens of documents without bos
+    n_empty: int = 0  # documents without a token
+    n_in_training: int = 0  # documents that the training split contains too; 0 for that split itself
 
 
 class Piece(NamedTuple):
@@ -132,15 +163,19 @@ class Piece(NamedTuple):
     last: bool
 
 
-def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -> None:
-    """Write bos document eos, one after the other; a single separator between documents where bos and eos are the same.
+def write_tokens(
+    documents: Iterable[str], tokenizer: Tokenizer, folder: Path, n_in_training: int = 0
+) -> None:
+    """Write the ids of all documents, and facts about them, to `folder`: bos, document, eos, bos, document, eos ...
 
-    A tokenizer without bos has nothing in front of a document.
+    If bos and eos are the same id, one separates the documents. A tokenizer without bos puts nothing before a document.
+    `n_in_training` is stored for `Tokens`.
     """
     dtype = np.dtype(np.uint16 if tokenizer.n_tokens <= 1 << 16 else np.uint32)
     separate = tokenizer.bos != tokenizer.eos
     counts = np.zeros(tokenizer.n_tokens, np.int64)
-    starts, position, n_bytes, n_unknown_bytes, n_first_bytes = array("Q"), 0, 0, 0, 0
+    starts, position = array("Q"), 0
+    facts: dict[str, Any] = dict.fromkeys(("n_bytes", "n_unknown_bytes", "n_first_bytes", "n_empty"), 0)
     with (folder / "tokens.bin").open("wb") as file:
         for batch in batches(documents):
             ids: list[int] = []
@@ -150,12 +185,13 @@ def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -
                 if piece.first:
                     starts.append(position + len(ids))
                     ids += tokenizer.begin
-                    n_first_bytes += 0 if tokenizer.begin else tokenizer.first_bytes(piece.text)
+                    facts["n_first_bytes"] += 0 if tokenizer.begin else tokenizer.first_bytes(piece.text)
                 ids += encoded
                 if piece.last and separate:
                     ids += tokenizer.end
-                n_bytes += len(piece.text.encode())
-                n_unknown_bytes += tokenizer.unknown_bytes(piece.text, encoded)
+                facts["n_bytes"] += len(piece.text.encode())
+                facts["n_unknown_bytes"] += tokenizer.unknown_bytes(piece.text, encoded)
+                facts["n_empty"] += piece.first and piece.last and not encoded
             position += file.write(np.array(ids, dtype).tobytes()) // dtype.itemsize
             counts += np.bincount(ids, minlength=tokenizer.n_tokens)
         if position and not separate:
@@ -164,18 +200,12 @@ def write_tokens(documents: Iterable[str], tokenizer: Tokenizer, folder: Path) -
         counts[tokenizer.begin] = 0  # never scored
     chance = float(counts.max() / max(1, counts.sum()))
     np.save(folder / "starts.npy", np.array(starts, np.int64))
-    facts = {
-        "dtype": dtype.name,
-        "chance": chance,
-        "n_bytes": n_bytes,
-        "n_unknown_bytes": n_unknown_bytes,
-        "n_first_bytes": n_first_bytes,
-    }
+    facts |= {"dtype": dtype.name, "chance": chance, "n_in_training": n_in_training}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
-    """Documents, and pieces of the longest, in portions that are small enough to tokenise together."""
+    """Yield documents, or pieces of long ones, in lists of about AT_ONCE characters to tokenize together."""
     batch: list[Piece] = []
     size = 0
     for document in documents:
@@ -190,7 +220,7 @@ def batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
 
 
 def pieces(document: str) -> Iterator[Piece]:
-    """Cuts before a space, where tokenizers begin a new word anyway."""
+    """Cut a document into pieces of up to AT_ONCE characters, if possible before a space: a word boundary."""
     start = 0
     while len(document) - start > AT_ONCE:
         cut = document.rfind(" ", start + 1, start + AT_ONCE)
@@ -209,9 +239,10 @@ def read_tokens(folder: Path) -> Tokens:
 
 
 class TextRows(Dataset):
-    """Rows of up to max_seq_len + 1 tokens; the last of a row is the first of the next, so each is predicted once.
+    """Rows of up to max_seq_len + 1 tokens.
 
-    Packed, rows run on from one document to the next. Otherwise each document has rows of its own.
+    The last token of a row is the first token of the next, so each token is predicted once. With `packed`, a row may
+    continue with the next document. Otherwise each document has its own rows.
     """
 
     def __init__(self, tokens: Tokens, tokenizer: Tokenizer, max_seq_len: int, packed: bool) -> None:

@@ -1,7 +1,7 @@
-"""Tokenizers behind one small interface: registered ones, which are made from the training text, and pretrained ones.
+"""Tokenizers behind one small interface: registered ones, made from the training text, and pretrained ones.
 
-A decorated function makes a tokenizer, and its name is a value of `tokenizer_source_name`. All other values name a folder
-or a repository of the Hugging Face hub that holds a pretrained tokenizer.
+A registered function makes a tokenizer, and its name is a value of `tokenizer_source_name`. Any other value is the
+path of a folder, or the name of a repository on the Hugging Face hub, with a pretrained tokenizer.
 """
 
 import difflib
@@ -22,12 +22,12 @@ from tokenizers import Tokenizer as RustTokenizer
 from data.cache import digest, function_digest
 from data.hub import download_snapshot, hub_answers, local_snapshot, name_and_revision
 
-OWN_SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0 to 3 of the tokenizers we make
-MASK = "<mask>"  # where a masked model is trained; behind all other ids
-LARGEST_FILE = 200_000_000  # bytes of a tokenizer we are ready to read
+OWN_SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0 to 3 of the tokenizers made here
+MASK = "<mask>"  # the mask token of masked models, with the last id
+LARGEST_FILE = 200_000_000  # bytes; a larger tokenizer file is refused
 UNASSIGNED = "\U000f0000"  # a private-use character, which no vocabulary has
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-PRETRAINED_FILES = (  # of a model's folder; only the first must be there
+PRETRAINED_FILES = (  # the files of a pretrained tokenizer; only the first is required
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -36,14 +36,14 @@ PRETRAINED_FILES = (  # of a model's folder; only the first must be there
     "chat_template.jinja",
 )
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-MAX_WORD = 256  # characters of a word in our own BPE: training takes quadratic time in the length of words
-DEFAULT_PATIENCE = 2.0  # seconds of training a tokenizer before a log line says so
+MAX_WORD = 256  # characters of a word in 'custom': BPE training takes quadratic time in the word length
+DEFAULT_PATIENCE = 2.0  # seconds of training a tokenizer before a log line reports it
 log = logging.getLogger("whatif.data")
 ChatTemplate = str | dict[str, str]  # a Jinja template, or several by name
 
 
 class TokenizerSpec(NamedTuple):
-    """What to make a tokenizer of: the name of a registered one, such as "char", or of a pretrained one."""
+    """The choice of a tokenizer: a registered name such as "char", or a pretrained tokenizer's name or folder."""
 
     source: str
     vocab_size: int = 4096  # of "custom", special tokens included
@@ -51,7 +51,7 @@ class TokenizerSpec(NamedTuple):
 
 
 class Specials(NamedTuple):
-    """Ids of the special tokens, None where there is none; some may coincide (bos = eos = pad in GPT-2)."""
+    """Ids of the special tokens, None for a missing one. Some may be equal (bos = eos = pad in GPT-2)."""
 
     pad: int | None
     bos: int | None
@@ -60,11 +60,11 @@ class Specials(NamedTuple):
 
 
 class Tokenizer:
-    """Text to ids and back. `rust` does the work; with `kept`, id i stands for its id kept[i].
+    """Convert text to ids and back with `rust`, a tokenizer of the `tokenizers` library.
 
-    `bos` begins every text, unless it is None. `stops` are the ids that end a sample: eos, and the further end tokens of
-    a chat model. `mask` is the id of the mask token, if it is asked for: one that rust knows, or one behind all others.
-    `chat_template` is kept for `gpt2.to_hf`.
+    With `kept`, a cropped vocabulary, id i stands for id kept[i] of `rust`. `bos` begins every text, unless it is
+    None. `stops` are the ids that end a sample: eos, and the additional end tokens of a chat model. `mask` is the id
+    of the mask token, or None: an id of `rust`, or the last id. Only `gpt2.to_hf` uses `chat_template`.
     """
 
     def __init__(
@@ -77,21 +77,22 @@ class Tokenizer:
         stops: Iterable[int] = (),
         chat_template: ChatTemplate | None = None,
     ) -> None:
-        rust.encode_special_tokens = True  # "<|endoftext|>" in a text is text, not the end of it
+        # "<|endoftext|>" in a text is plain text, not the special token.
+        rust.encode_special_tokens = True
         rust.no_padding()
         rust.no_truncation()
         self.rust = rust
         self.specials = specials
         _, self.bos, self.eos, self.unk = specials
-        self.pad = 0 if specials.pad is None else specials.pad  # fills up rows, and is never looked at
+        # Masks hide padding, so any id will do.
+        self.pad = 0 if specials.pad is None else specials.pad
         self.kept = None if kept is None else np.array(kept, np.int64)
         self.n_rust = max(rust.get_vocab(with_added_tokens=True).values()) + 1
         self.n_tokens = self.n_rust
         if self.kept is not None:
-            assert self.unk is not None, "tokens that are left out need an id"
-            self.n_tokens = max(
-                len(self.kept), self.unk + 1
-            )  # unk may be a token of its own, unknown to rust
+            assert self.unk is not None, "a cropped tokenizer needs an unk id"
+            # unk may be an additional id that rust does not have.
+            self.n_tokens = max(len(self.kept), self.unk + 1)
             self.new_ids = np.full(self.n_rust, self.unk)
             self.new_ids[self.kept] = np.arange(len(self.kept))
         self.mask = mask
@@ -101,10 +102,10 @@ class Tokenizer:
         self.chat_template = chat_template
 
     def __call__(self, text: str | list[str], *, parse_special: bool = False) -> list:
-        """Return the ids of a text, beginning with bos if there is one; a list of them for a list of texts.
+        """Return the ids of a text, bos first if there is one. For a list of texts, return a list of such lists.
 
-        "<|im_end|>" in a text is text like any other. With `parse_special` the text of a special token becomes its id,
-        and a text that begins with bos gets no second one.
+        Without `parse_special`, "<|im_end|>" in a text is plain text. With it, the text of a special token becomes
+        its id, and a text that begins with bos gets no second bos.
         """
         rows = self.encode_batch([text] if isinstance(text, str) else text, parse_special)
         rows = [ids if parse_special and ids[:1] == [self.bos] else [*self.begin, *ids] for ids in rows]
@@ -112,21 +113,21 @@ class Tokenizer:
 
     @property
     def begin(self) -> list[int]:
-        """The ids in front of every text: bos, or nothing."""
+        """The ids before every text: bos, or nothing."""
         return [] if self.bos is None else [self.bos]
 
     @property
     def start(self) -> list[int]:
-        """The ids that a sample without a prompt begins with: bos, or else eos, which parts documents in training rows."""
+        """The first ids of a sample without a prompt: bos or, without bos, eos, which separates training documents."""
         return self.begin or self.end
 
     @property
     def end(self) -> list[int]:
-        """The ids behind every text that is trained on: eos, or nothing."""
+        """The ids after every training text: eos, or nothing."""
         return [] if self.eos is None else [self.eos]
 
     def encode_batch(self, texts: list[str], parse_special: bool = False) -> list[list[int]]:
-        """Ids of each text, without special tokens in front or behind; for `parse_special` see `__call__`."""
+        """Return the ids of each text without bos and eos. See `__call__` for `parse_special`."""
         self.rust.encode_special_tokens = not parse_special
         try:
             encoded = [e.ids for e in self.rust.encode_batch_fast(texts, add_special_tokens=False)]
@@ -137,7 +138,7 @@ class Tokenizer:
         )
 
     def unknown_bytes(self, text: str, ids: Sequence[int]) -> int:
-        """Return how many UTF-8 bytes of a text stand behind unknown tokens, or vanish from its `ids`."""
+        """Return the number of UTF-8 bytes of a text that `ids` do not encode: behind unknown tokens, or dropped."""
         if self.unk not in ids and not self.drops_characters:
             return 0
         known, vanishes = np.zeros(len(text), bool), np.array([not char.isspace() for char in text], bool)
@@ -145,25 +146,32 @@ class Tokenizer:
             ids, self.rust.encode(text, add_special_tokens=False).offsets, strict=True
         ):
             known[start:end] |= i != self.unk
-            vanishes[start:end] = True  # behind an unknown token even a space is not known
+            # A space in an unknown token is lost, too.
+            vanishes[start:end] = True
         return sum(len(text[at].encode()) for at in np.flatnonzero(~known & vanishes))
 
     def first_bytes(self, text: str) -> int:
-        """Return how many UTF-8 bytes stand behind the first token of a text, which nothing predicts without bos."""
+        """Return the number of UTF-8 bytes of the first token of a text.
+
+        Without bos, no position predicts that token.
+        """
         start = text[:1000]
         offsets = self.rust.encode(start, add_special_tokens=False).offsets
         return len(start[: offsets[0][1]].encode()) if offsets else 0
 
     @functools.cached_property
     def drops_characters(self) -> bool:
-        """Whether characters without a token leave none: BPE with neither bytes nor an unknown token."""
+        """True if characters outside the vocabulary are dropped: BPE with neither bytes nor an unknown token."""
         return isinstance(self.rust.model, models.BPE) and not self.rust.encode(UNASSIGNED).ids
 
     def with_gaps(self, text: str) -> list[int]:
-        """Ids of a text in which the mask token's text stands where a token is missing: from bos to eos, as rows have it."""
+        """Return the ids of a text with mask tokens in it, such as "a <mask> c": from bos to eos, as in training rows.
+
+        Raise ValueError for a tokenizer without a mask token.
+        """
         if self.mask is None:
             raise ValueError(
-                "this tokenizer has no mask token: that of a model of objective='masked' has one"
+                "this tokenizer has no mask token; use that of a model with objective='masked', or with_mask()"
             )
         parts = text.split(self.token(self.mask))
         if keeps_spaces(self.rust):  # a word's token has the space before it
@@ -172,7 +180,7 @@ class Tokenizer:
         return [*self.begin, *first, *(i for ids in others for i in (self.mask, *ids)), *self.end]
 
     def with_mask(self) -> "Tokenizer":
-        """The same with a mask token: its own, if it has one, else a new one with the last id."""
+        """Return this tokenizer if it has a mask token, else a copy with a new one as the last id."""
         if self.mask is not None:
             return self
         return Tokenizer(
@@ -185,11 +193,14 @@ class Tokenizer:
         )
 
     def with_own_specials(self) -> "Tokenizer":
-        """Return a tokenizer in which texts have an end: where there is no eos, special tokens of ours behind all others."""
+        """Return this tokenizer if it has eos, else a copy with OWN_SPECIALS added as the last ids.
+
+        The copy keeps a pad or unk token that this tokenizer has. Raise ValueError for a cropped tokenizer without eos.
+        """
         if self.eos is not None:
             return self
         if self.kept is not None:
-            raise ValueError("this tokenizer has no eos, so call with_own_specials before it is cropped")
+            raise ValueError("this tokenizer has no eos; call with_own_specials before cropped")
         rust = RustTokenizer.from_str(with_unknown_token(self.rust.to_str()))
         rust.add_special_tokens(OWN_SPECIALS)
         pad, bos, eos, unk = map(rust.token_to_id, OWN_SPECIALS)
@@ -204,17 +215,18 @@ class Tokenizer:
         )
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; special tokens are left out, and so are stop tokens with a special meaning."""
+        """Return the text of the ids without special tokens, and without stop tokens that are marked as special."""
         left_out = {*self.specials, self.mask, *(set(self.stops) & set(self.special_ids.values()))}
         plain = [i for i in map(int, ids) if i not in left_out]
         plain = plain if self.kept is None else [int(self.kept[i]) for i in plain]
         return self.rust.decode(plain, skip_special_tokens=False)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        """What each id looks like, on one line."""
+        """Return the text of each id on one line."""
         return [self.token(int(i)) for i in ids]
 
     def token(self, i: int) -> str:
+        """Return the text of id `i` on one line; a token of incomplete UTF-8 shows as in the vocabulary."""
         if self.kept is not None and i >= len(self.kept):
             return MASK if i == self.mask else "<unk>"
         if self.kept is None and i == self.n_rust:
@@ -237,16 +249,17 @@ class Tokenizer:
         return {text: i for i, text in (own | added).items()}
 
     def ids_of(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of tokens given one by one, as synthetic tasks do."""
+        """Return the ids of the tokens of a synthetic task, unk for unknown ones."""
         assert self.unk is not None, "the tokenizers of tasks have an unknown token"
         return [self.unk if (i := self.rust.token_to_id(token)) is None else i for token in tokens]
 
     def cropped(self, used: Iterable[int]) -> "Tokenizer":
-        """Only the special tokens and those of `used`, numbered anew in the same order."""
+        """Return a copy with only the special tokens and the ids `used`, renumbered in the same order."""
         kept = sorted({*used, *(i for i in self.specials if i is not None)})
         new = {old: i for i, old in enumerate(kept)}
         pad, bos, eos, unk = (None if i is None else new[i] for i in self.specials)
-        if unk in (None, pad, bos, eos):  # a token left out must not look like the end or like padding
+        # A removed token must not become the end of a text or padding.
+        if unk in (None, pad, bos, eos):
             unk = len(kept)
         stops = [new[i] for i in self.stops if i in new]
         return Tokenizer(
@@ -255,60 +268,61 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Equal for tokenizers that make the same of a text, in which there is no mask token."""
+        """A digest that is equal for tokenizers that give every text the same ids; the mask token is ignored."""
         return digest(self.rust.to_str(), self.specials, self.kept_list())
 
     def kept_list(self) -> list[int] | None:
         return None if self.kept is None else self.kept.tolist()
 
     def save(self, folder: Path) -> None:
-        """Writes tokenizer.json (the tokenizers library's own format) and tokenizer_ids.json."""
+        """Write tokenizer.json (the format of the `tokenizers` library) and tokenizer_ids.json to `folder`."""
         folder = Path(folder)
         (folder / "tokenizer.json").write_text(self.rust.to_str(), encoding="utf-8")
         (folder / "tokenizer_ids.json").write_text(json.dumps(self.settings()), encoding="utf-8")
 
     def settings(self) -> dict[str, Any]:
-        """Return all that makes a tokenizer beside tokenizer.json."""
+        """Return the content of tokenizer_ids.json: everything that tokenizer.json lacks."""
         others = {"mask": self.mask, "stops": self.stops, "chat_template": self.chat_template}
         given = {name: value for name, value in others.items() if value is not None}
         return {"specials": self.specials._asdict(), "kept": self.kept_list(), **given}
 
     @property
     def identity(self) -> str:
-        """Equal for tokenizers that are saved as the same files."""
+        """A digest that is equal for tokenizers that `save` writes as equal files."""
         return digest(self.rust.to_str(), self.settings())
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Reads what `save` wrote, as data only; anything else is a ValueError."""
+        """Load a tokenizer that `save` wrote; no code in the files runs. Raise ValueError for invalid files."""
         with readable(folder):
             return cls(**read_saved(Path(folder)))
 
 
 @contextmanager
 def readable(source: object, passing: type[BaseException] = KeyboardInterrupt) -> Iterator[None]:
-    """Turn what goes wrong with the files of a tokenizer inside into a ValueError of one sentence that names `source`.
+    """Turn every error inside the `with` block into a ValueError of one sentence that names `source`.
 
-    Ctrl-C and errors of the type `passing` are left as they are.
+    Ctrl-C and errors of the type `passing` pass unchanged.
     """
     try:
         yield
     except (KeyboardInterrupt, passing):
         raise
-    except BaseException as error:  # a panic of the Rust library is no Exception
+    # A panic of the Rust library is a BaseException, not an Exception.
+    except BaseException as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{source} holds no tokenizer that can be read: {reason:.300}") from None
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file of bounded size."""
+    """Return the text of a UTF-8 file. Raise ValueError if it is larger than LARGEST_FILE bytes."""
     if path.stat().st_size > LARGEST_FILE:
-        raise ValueError(f"{path.name} is over {LARGEST_FILE:,} bytes")
+        raise ValueError(f"{path.name} is larger than {LARGEST_FILE:,} bytes")
     return path.read_text(encoding="utf-8")
 
 
 def read_saved(folder: Path) -> dict[str, Any]:
-    """Return the arguments of a Tokenizer from its folder; raises anything when they are not sound."""
+    """Return the arguments of Tokenizer from a folder that `save` wrote. Any exception may mean invalid files."""
     rust = RustTokenizer.from_str(read_text(folder / "tokenizer.json"))
     ids = json.loads(read_text(folder / "tokenizer_ids.json"))
     specials, kept, mask = Specials(**ids["specials"]), ids["kept"], ids.get("mask")
@@ -322,7 +336,7 @@ def read_saved(folder: Path) -> dict[str, Any]:
     if not all(type(i) is int and 0 <= i < limit for i in (*stops, *(i for i in specials if i is not None))):
         raise ValueError("a special id is out of range")
     if kept is not None and specials.unk is None:
-        raise ValueError("there is no id for the tokens that are not kept")
+        raise ValueError("kept is given, but specials has no unk id for the removed tokens")
     if not (mask is None or (type(mask) is int and 0 <= mask <= limit)):
         raise ValueError("the id of the mask token is out of range")
     return {
@@ -336,21 +350,21 @@ def read_saved(folder: Path) -> dict[str, Any]:
 
 
 def checked_template(template: object) -> ChatTemplate | None:
-    """Return a chat template as it is; ValueError for anything but a text or texts by name."""
+    """Return `template`, None if it is empty. Raise ValueError unless it is a text or a dict of texts by name."""
     texts = template.values() if isinstance(template, dict) else [template or ""]
     if not all(isinstance(text, str) for text in texts):
-        raise ValueError("the chat template is neither a text nor texts by name")
+        raise ValueError("the chat template must be a text, or a dict of texts by name")
     return template or None  # type: ignore[return-value]
 
 
-ReadTexts = Callable[[], Iterable[str]]  # gives the documents of the training text whenever it is called
+ReadTexts = Callable[[], Iterable[str]]  # each call returns the documents of the training text
 
 
 class Recipe(NamedTuple):
-    """A registered tokenizer: how to make it, and what its function's settings must fulfil."""
+    """A registered tokenizer: the function that makes it, and an optional check of its spec."""
 
     make: Callable[[ReadTexts, TokenizerSpec], Tokenizer]
-    check: Callable[[TokenizerSpec], None] | None  # raises ValueError for settings that it cannot do
+    check: Callable[[TokenizerSpec], None] | None  # raises ValueError for an invalid spec
 
 
 recipes: dict[str, Recipe] = {}
@@ -361,15 +375,15 @@ def registered(
     *,
     check: Callable[[TokenizerSpec], None] | None = None,
 ) -> Any:
-    """Make the decorated function's name a value of `tokenizer_source_name`.
+    """Register the decorated function: its name becomes a value of `tokenizer_source_name`.
 
-    The function gets the training text and the spec, and returns a Tokenizer:
+    The function takes the training text and the spec, and returns a Tokenizer:
 
         @registered
         def words(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
             return word_tokenizer({word for text in texts() for word in text.split()})
 
-    `check` raises ValueError for a spec that the function cannot do: `@registered(check=...)`.
+    With `@registered(check=...)`, `check(spec)` raises ValueError for a spec that the function does not support.
     """
 
     def register(make: Callable[[ReadTexts, TokenizerSpec], Tokenizer]) -> Any:
@@ -380,7 +394,7 @@ def registered(
 
 
 def check_spec(spec: TokenizerSpec) -> None:
-    """ValueError if there can be no such tokenizer."""
+    """Raise ValueError if `spec` is invalid or names no tokenizer."""
     recipe = recipes.get(spec.source)
     if recipe is None:
         pretrained_tokenizer(spec.source)
@@ -389,7 +403,10 @@ def check_spec(spec: TokenizerSpec) -> None:
 
 
 def make_tokenizer(spec: TokenizerSpec, texts: ReadTexts) -> Tokenizer:
-    """Return the tokenizer that `spec` asks for, in which texts have an end; `texts` gives the training text."""
+    """Return the tokenizer of `spec`, with eos. `texts()` returns the training documents.
+
+    Raise ValueError if `spec` is invalid or names no tokenizer.
+    """
     check_spec(spec)
     if spec.source in recipes:
         return recipes[spec.source].make(texts, spec).with_own_specials()
@@ -403,7 +420,7 @@ def make_tokenizer(spec: TokenizerSpec, texts: ReadTexts) -> Tokenizer:
 
 
 def spec_identity(spec: TokenizerSpec) -> str:
-    """Return a text that changes with the tokenizer of `spec` as far as it does not hang on the training text."""
+    """Return a digest of the tokenizer of `spec` without the training text: of its files, or of its function."""
     if spec.source not in recipes:
         return pretrained_tokenizer(spec.source).identity
     return function_digest(recipes[spec.source].make)
@@ -419,7 +436,7 @@ def char(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
 
 
 def check_room_for_bytes(spec: TokenizerSpec) -> None:
-    """ValueError for a vocabulary that has no room for all bytes."""
+    """Raise ValueError if the vocabulary is too small for the 256 bytes and the special tokens."""
     if spec.vocab_size < (least := len(OWN_SPECIALS) + 256):
         raise ValueError(
             f"tokenizer_vocab_size={spec.vocab_size} must be at least {least} with tokenizer_source_name={spec.source!r}: "
@@ -434,16 +451,16 @@ def custom(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
 
 
 def char_tokenizer(characters: Iterable[str]) -> Tokenizer:
-    """A token for each of these characters."""
+    """Return a tokenizer with a token for each of these characters."""
     vocab = own_vocab(characters)
-    # BPE without merges is the library's fastest way to take a text apart, and never finds a "<bos>" in it.
+    # BPE without merges is the fastest way to split a text, and never finds a "<bos>" in it.
     rust = RustTokenizer(models.BPE(vocab=vocab, merges=[], unk_token=OWN_SPECIALS[3], fuse_unk=False))
     rust.decoder = decoders.Fuse()
     return Tokenizer(rust, own_specials())
 
 
 def word_tokenizer(words: Iterable[str]) -> Tokenizer:
-    """A token for each of these words, which stand between spaces in a text."""
+    """Return a tokenizer with a token for each of these words; spaces separate the words of a text."""
     rust = RustTokenizer(models.WordLevel(vocab=own_vocab(words), unk_token=OWN_SPECIALS[3]))
     rust.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return Tokenizer(rust, own_specials())
@@ -458,9 +475,9 @@ def own_vocab(tokens: Iterable[str]) -> dict[str, int]:
 
 
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE trained on `texts`, so that every text has ids. Ctrl-C interrupts the training.
+    """Return a byte-level BPE tokenizer trained on `texts`. It encodes every text. Ctrl-C interrupts the training.
 
-    Words are those of GPT-2, but at most MAX_WORD characters long: unbroken text such as DNA is cut.
+    Words are split as in GPT-2, and after MAX_WORD characters, which matters for text without spaces such as DNA.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     rust = RustTokenizer(models.BPE())
@@ -483,16 +500,18 @@ def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def run_interruptibly(work: Callable[[], object], message: str) -> None:
-    """Run `work` in a thread, since Ctrl-C cannot interrupt native code. Log `message` if it takes longer.
+    """Run `work` in a thread, since Ctrl-C cannot interrupt native code; raise the exception that it raises.
 
-    An exception of `work` is raised here. After Ctrl-C the thread goes on until it is done or the process ends.
+    Log `message` after DEFAULT_PATIENCE seconds. After Ctrl-C the thread continues until it is done or the process
+    ends.
     """
     raised: list[BaseException] = []
 
     def target() -> None:
         try:
             work()
-        except BaseException as error:  # a panic of the Rust library is no Exception
+        # A panic of the Rust library is a BaseException, not an Exception.
+        except BaseException as error:
             raised.append(error)
 
     thread = threading.Thread(target=target, daemon=True)
@@ -507,14 +526,14 @@ def run_interruptibly(work: Callable[[], object], message: str) -> None:
 
 
 def keeps_spaces(rust: RustTokenizer) -> bool:
-    """Return whether a word's first token has the space before it, as in GPT-2."""
+    """Return whether the first token of a word includes the space before it, as in GPT-2."""
     first = rust.pre_tokenizer
     parts: Any = first if isinstance(first, pre_tokenizers.Sequence) else [first]
     return any(isinstance(part, pre_tokenizers.ByteLevel) for part in parts)
 
 
 def with_unknown_token(tokenizer_json: str) -> str:
-    """Return tokenizer.json with an unknown token if its model fails at words that it does not know."""
+    """Return the text of tokenizer.json, with an unknown token added if its model would fail at unknown words."""
     content = json.loads(tokenizer_json)
     model = content["model"]
     if model["type"] in ("WordLevel", "WordPiece") and model["unk_token"] not in model["vocab"]:
@@ -524,16 +543,16 @@ def with_unknown_token(tokenizer_json: str) -> str:
 
 
 def pretrained_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
-    """Return the tokenizer of a pretrained model: from a folder or the local cache, else from the hub.
+    """Load the tokenizer of a pretrained model from a folder, the local cache, or the hub.
 
-    `name` may be "repository@revision"; a revision is a branch, tag or commit. The ids are those of tokenizer.json
-    itself: for some classes transformers replaces parts of it. Only where there is no such file does transformers make
-    the tokenizer. ValueError in one sentence if there is none.
+    `name` may be "repository@revision"; a revision is a branch, tag or commit. The ids are those of tokenizer.json,
+    even for the classes whose tokenizer.json transformers changes. Without this file, transformers makes the
+    tokenizer. Raise ValueError with one sentence if there is no readable tokenizer.
     """
     if revision is None:
         name, revision = name_and_revision(name)
     folder = local_snapshot(name, revision, PRETRAINED_FILES)
-    # Of a repository some files may have been downloaded for other purposes, but not those that name special tokens.
+    # An earlier download for another purpose may lack the files that name the special tokens.
     complete = Path(name).is_dir() or (folder is not None and (folder / PRETRAINED_FILES[1]).is_file())
     online = not complete and hub_answers()
     if online:
@@ -550,7 +569,7 @@ def pretrained_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
 
 @functools.lru_cache(maxsize=16)
 def read_pretrained(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Tokenizer:
-    """Return the tokenizer in a model's folder; `stamps` tell whether its files are what they were."""
+    """Load the tokenizer in a model's folder. `stamps` (name, mtime, size) key the memory cache."""
     texts = {name: read_text(folder / name) for name, *_ in stamps}
     rust = RustTokenizer.from_str(texts["tokenizer.json"])
     files = {name: json.loads(text) for name, text in texts.items() if name.endswith(".json")}
@@ -567,8 +586,8 @@ def read_pretrained(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> T
 def named_ids(rust: RustTokenizer, files: Mapping[str, dict[str, Any]]) -> dict[str, int]:
     """Return the ids of the special tokens that a model's files name, such as {"eos_token": 2}.
 
-    As in transformers, tokenizer_config.json comes first, then special_tokens_map.json, then the tokenizer's class. If
-    none of them names any, the ids in config.json count that tokenizer.json marks as special.
+    The order is that of transformers: tokenizer_config.json, special_tokens_map.json, the tokenizer's class. If none of
+    them names any, use those ids in config.json that tokenizer.json marks as special.
     """
     config, model = files.get("tokenizer_config.json", {}), files.get("config.json", {})
     named = dict(config)
@@ -587,7 +606,7 @@ def named_ids(rust: RustTokenizer, files: Mapping[str, dict[str, Any]]) -> dict[
 
 
 def class_specials(name: object, model_type: object) -> dict[str, str]:
-    """Return the special tokens that a tokenizer class of transformers has where no file names them."""
+    """Return the default special tokens of a tokenizer class of transformers, given by its name or a model type."""
     import transformers
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
@@ -601,7 +620,7 @@ def class_specials(name: object, model_type: object) -> dict[str, str]:
 
 
 def specials_of(rust: RustTokenizer, ids: Mapping[str, int]) -> Specials:
-    """Return the special ids by our names: BERT's [CLS] and [SEP] are bos and eos, and a lone bos is eos, too."""
+    """Return the special ids as Specials. [CLS] and [SEP] of BERT are bos and eos; without eos, bos is also eos."""
 
     def first(*found: int | None) -> int | None:
         return next((i for i in found if i is not None), None)
@@ -613,7 +632,7 @@ def specials_of(rust: RustTokenizer, ids: Mapping[str, int]) -> Specials:
 
 
 def unknown_id(rust: RustTokenizer) -> int | None:
-    """Return the id that the model itself gives to what it does not know."""
+    """Return the id that the tokenizer's model gives to unknown text, or None."""
     if isinstance(rust.model, models.Unigram):
         return json.loads(rust.to_str())["model"]["unk_id"]
     text = rust.model.unk_token
@@ -621,18 +640,18 @@ def unknown_id(rust: RustTokenizer) -> int | None:
 
 
 def stops_of(files: Mapping[str, dict[str, Any]], rust: RustTokenizer) -> list[int]:
-    """Return the ids that end what the model generates, by config.json and generation_config.json."""
+    """Return the ids that end a generation: `eos_token_id` in config.json and generation_config.json."""
     given = (files.get(name, {}).get("eos_token_id") for name in ("config.json", "generation_config.json"))
     return [i for ids in given for i in as_list(ids) if rust.id_to_token(i) is not None]
 
 
 def as_list(ids: object) -> list[int]:
-    """Return the ids that a config gives, which are none, one or a list."""
+    """Return the valid ids in a config value, which may be None, an id or a list of ids."""
     return [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and 0 <= i < 2**32]
 
 
 def chat_template(texts: Mapping[str, str], files: Mapping[str, dict[str, Any]]) -> ChatTemplate | None:
-    """Return the chat template of a model's folder: that of a file of its own, or that of tokenizer_config.json."""
+    """Return the chat template in chat_template.jinja, else in tokenizer_config.json, else None."""
     template = texts.get("chat_template.jinja") or files.get("tokenizer_config.json", {}).get("chat_template")
     if isinstance(template, list):  # several, each with a name
         template = {one["name"]: one["template"] for one in template}
@@ -640,7 +659,10 @@ def chat_template(texts: Mapping[str, str], files: Mapping[str, dict[str, Any]])
 
 
 def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) -> Any:
-    """Return the tokenizer that transformers makes where there is no tokenizer.json."""
+    """Load a tokenizer with AutoTokenizer, for repositories without tokenizer.json.
+
+    Raise ValueError whose message begins with `setting` and contains a hint.
+    """
     from transformers import AutoTokenizer
 
     load = functools.partial(AutoTokenizer.from_pretrained, name, revision=revision or "main")
@@ -667,12 +689,15 @@ def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) 
 
 
 def from_transformers(pretrained: Any) -> Tokenizer:
-    """Return ours around a fast tokenizer of the transformers library.
+    """Wrap a fast tokenizer of transformers in a Tokenizer.
 
-    If it was loaded from a tokenizer.json and is as transformers made it, the ids are those of the file.
+    If it was loaded from a tokenizer.json and not changed since, the ids are those of the file. Raise ValueError for a
+    tokenizer without a fast version.
     """
     if not pretrained.is_fast:
-        raise ValueError(f"tokenizer_source_name={pretrained.name_or_path!r} has no fast version")
+        raise ValueError(
+            f"tokenizer_source_name={pretrained.name_or_path!r} has no fast version, which is required"
+        )
     rust = original_of(pretrained) or RustTokenizer.from_str(pretrained.backend_tokenizer.to_str())
     texts = {key: getattr(pretrained, key) for key in NAMED}
     found = {key: rust.token_to_id(text) for key, text in texts.items() if text is not None}
@@ -686,7 +711,7 @@ def from_transformers(pretrained: Any) -> Tokenizer:
 
 
 def original_of(pretrained: Any) -> RustTokenizer | None:
-    """Return what tokenizer.json holds if `pretrained` was loaded from it, and nobody has changed it since."""
+    """Load the tokenizer.json from which `pretrained` was loaded; None without one, or if `pretrained` has changed."""
     name = pretrained.name_or_path  # empty if it was made from a vocabulary
     folder = local_snapshot(*name_and_revision(name), PRETRAINED_FILES) if name else None
     if folder is None:
@@ -694,12 +719,12 @@ def original_of(pretrained: Any) -> RustTokenizer | None:
     try:
         rust = RustTokenizer.from_str(read_text(folder / "tokenizer.json"))
         loaded = type(pretrained).from_pretrained(str(folder), local_files_only=True)
-    except Exception:  # the folder is no more what it was
+    except Exception:  # the folder has changed since
         return None
     same = without_padding(loaded.backend_tokenizer) == without_padding(pretrained.backend_tokenizer)
     return rust if same else None
 
 
 def without_padding(rust: RustTokenizer) -> dict[str, Any]:
-    """Return what a tokenizer makes ids by: all but padding and truncation."""
+    """Return tokenizer.json as a dict without padding and truncation, which Tokenizer switches off."""
     return json.loads(rust.to_str()) | {"padding": None, "truncation": None}

@@ -1,4 +1,4 @@
-"""A check in a process of its own, which is ended where it takes too much time or memory."""
+"""A check in a separate process, with limits on its time and memory."""
 
 import contextlib
 import multiprocessing
@@ -8,20 +8,20 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
-MAX_SECONDS = 4.0  # by the clock: of what sleeps, or shares its processor with others
-MAX_BYTES = 512 << 20  # on top of what this process has
+MAX_SECONDS = 4.0  # wall-clock time, for a check that sleeps or waits for a processor
+MAX_BYTES = 512 << 20  # beyond the memory of this process
 Result = TypeVar("Result")
 
 
 class TrialError(Exception):
-    """The reason why a trial has no result, as the end of a sentence."""
+    """A trial without a result. The message is the end of a sentence whose subject is the check."""
 
 
 def in_trial(check: Callable[..., Result], *args: Any, cpu_seconds: float) -> Result:
-    """Return check(*args), computed in a forked process; raise TrialError if that process is ended.
+    """Return check(*args), computed in a forked process; raise TrialError if that process exceeds a limit or dies.
 
-    It may compute for `cpu_seconds`. A limit in this process would not do: no signal handler runs before a call into C
-    returns. The result must be picklable, the arguments need not be. A system that cannot fork has no limits.
+    `cpu_seconds` limits its CPU time. A limit in this process would not suffice: no signal handler runs before a call
+    into C returns. The result must be picklable, the arguments need not be. A system that cannot fork has no limits.
     """
     if "fork" not in multiprocessing.get_all_start_methods():
         return check(*args)
@@ -49,7 +49,7 @@ def in_trial(check: Callable[..., Result], *args: Any, cpu_seconds: float) -> Re
 def send_result(
     sender: Connection, cpu_seconds: float, check: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
-    """Limit this process, then run the check in it."""
+    """Limit this process, run the check, and send its result to the parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPROF):
         signal.signal(number, signal.SIG_DFL)
     limit_memory()
@@ -58,7 +58,7 @@ def send_result(
 
 
 def limit_memory() -> None:
-    """Allow this process MAX_BYTES more than it has, where the system tells how much that is."""
+    """Limit this process to MAX_BYTES more memory than it has now. Do nothing where /proc is missing."""
     import resource  # only where processes fork
 
     with contextlib.suppress(OSError, ValueError):

@@ -1,4 +1,6 @@
-"""What the parts of a model do: logit lens, attribution to heads, activation patching, ablation. In evaluation mode.
+"""Analysis of the parts of a model: logit lens, direct logit attribution, activation patching, ablation.
+
+All functions run the model in evaluation mode.
 
 Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  V vocabulary  P part of the stream
 """
@@ -20,22 +22,22 @@ from model.sampling import eval_mode
 from model.transformer.attention import Attention
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
-Samples = Sequence[str] | Sequence[Sequence[int]] | DataLoader  # what LM.perplexities takes
+Samples = Sequence[str] | Sequence[Sequence[int]] | DataLoader  # the input types of LM.perplexities
 OF_THE_STREAM = ("embed", "resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
 
 
 @contextmanager
 def looking(lm: LM) -> Iterator[None]:
-    """Evaluation mode, without gradients."""
+    """Put `lm` into evaluation mode and disable gradients inside the `with` block."""
     with torch.no_grad(), eval_mode(lm):
         yield
 
 
 def logit_lens(lm: LM, sample: Input) -> Tensor:
-    """[B, n_layers, T, V]: the logits if each layer were the last (nostalgebraist 2020); those of the last are the model's.
+    """Return logits [B, n_layers, T, V] read from the residual stream after each layer (nostalgebraist 2020).
 
-    The stream after each layer is put behind the last one, in a forward pass of its own: it is read out as the model does
-    it, whatever was edited there.
+    For each layer, a forward pass replaces the stream after the last layer by that layer's stream. The model's own
+    final norm and unembedding thus compute the logits, and those of the last layer equal the model's logits.
     """
     ids_BT = ids_of(sample, lm.tokenizer, lm.device)
     end = f"layers.{lm.decoder.passes()[-1][0]}.resid_post"
@@ -52,12 +54,15 @@ def logit_lens(lm: LM, sample: Input) -> Tensor:
 def direct_logit_attribution(
     lm: LM, sample: Input, position: int = -1, token: int | None = None
 ) -> pd.Series:
-    """What each part adds to the logit of `token` (None: the likeliest) at a position of one sequence. The sum is the logit.
+    """Return the contribution of each part to the logit of `token` at one position of one sequence.
 
-    Parts are "embed"; "layers.0.head_out.3" for each head, "layers.0.attn_bias" (what attention adds beside its heads),
-    "layers.0.mlp_out"; "layers.0" for a layer without such parts, which counts for what it changes; and "final_norm", the
-    bias there. Norms keep the scale that they have for the whole stream (Elhage et al. 2021). The difference of two
-    attributions is that of two tokens.
+    The contributions sum to the logit. `token` is an id; None takes the most likely one. Parts are "embed",
+    "layers.0.head_out.3" for each head, "layers.0.attn_bias" (attention beyond its heads), "layers.0.mlp_out", and
+    "final_norm" (the bias of the final norm). A layer without these parts is one part, "layers.0": the change it
+    makes to the stream. Norms are linearized: their scale is that of the full stream (Elhage et al. 2021). The
+    difference of two attributions explains the difference of two logits.
+
+    Raise ValueError for a batch, for a model whose logits are not a sum of parts, and for an unknown token or position.
     """
     if lm.model_params.norm_position == "post":
         raise ValueError(
@@ -85,7 +90,7 @@ def direct_logit_attribution(
 
 
 def parts_of_stream(lm: LM, seen: Recording, position: int) -> dict[str, Tensor]:
-    """All that was added to the stream at a position, [D] each: their sum is the stream after the last layer."""
+    """Return every addition to the stream at a position, [D] each; their sum is the stream after the last layer."""
     parts = {"embed": seen["embed"][0, position]}
     for i, layer in lm.decoder.passes():
         prefix = f"layers.{i}."
@@ -107,7 +112,7 @@ def parts_of_stream(lm: LM, seen: Recording, position: int) -> dict[str, Tensor]
 
 
 def held_inside(layer: nn.Module, heads_HD: Tensor) -> Callable[[Tensor], Tensor]:
-    """The norm that a layer of norm_position='sandwich' has between its heads and the stream, and CompleteP's factor."""
+    """Return the linear map from heads to stream: the inner norm of norm_position='sandwich' and CompleteP's factor."""
     if not (isinstance(layer, TransformerEncoderLayer) and isinstance(layer.mixer, Attention)):
         return nn.Identity()
     bias_D = layer.mixer.out.bias
@@ -117,7 +122,7 @@ def held_inside(layer: nn.Module, heads_HD: Tensor) -> Callable[[Tensor], Tensor
 
 
 def held(norm: nn.Module, x_D: Tensor) -> Callable[[Tensor], Tensor]:
-    """The linear map that `norm` is, bias left out, while its scale is held where `x_D` has it."""
+    """Return `norm` as a linear map without its bias, with its scale fixed to that for `x_D`."""
     if isinstance(norm, nn.Identity):
         return norm
     if isinstance(norm, nn.LayerNorm):
@@ -132,7 +137,7 @@ def held(norm: nn.Module, x_D: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def read_out(lm: LM, parts_PD: Tensor) -> Tensor:
-    """[P + 1, V]: what each part of the stream adds to the logits, and last what is added without any."""
+    """Return the contributions to the logits [P + 1, V]: of each part of the stream, and last of the biases."""
     stream_D = parts_PD.sum(dim=0)
     scaled_PD = held(lm.decoder.norm, stream_D)(parts_PD)
     bias_D = lm.decoder.norm(stream_D) - scaled_PD.sum(dim=0)
@@ -141,7 +146,7 @@ def read_out(lm: LM, parts_PD: Tensor) -> Tensor:
 
 
 def check_sum(read_PV: Tensor, logits_V: Tensor) -> None:
-    """ValueError if the parts do not add up to the logits, to half of the digits."""
+    """Raise ValueError unless the parts sum to the logits, within sqrt(eps) of the dtype."""
     tolerance = torch.finfo(logits_V.dtype).eps ** 0.5
     if (read_PV.sum(dim=0) - logits_V).abs().max() > tolerance * logits_V.abs().max():
         raise ValueError(
@@ -151,7 +156,7 @@ def check_sum(read_PV: Tensor, logits_V: Tensor) -> None:
 
 
 class Place(NamedTuple):
-    """An activation of a layer, or one head of it."""
+    """An activation to patch: of a layer, or of one of its heads."""
 
     name: str
     head: int | None
@@ -162,13 +167,13 @@ class Place(NamedTuple):
 
 
 def places(seen: Recording) -> list[Place]:
-    """What was recorded, by heads where it has them."""
+    """Return every recorded activation, or each head of it if it has a head dimension."""
     heads = {name: range(x.shape[1]) if x.dim() == 4 else [None] for name, x in seen.items()}
     return [Place(name, head) for name in seen for head in heads[name]]
 
 
 def index_of(found: Sequence[Place]) -> pd.Index:
-    """Layers, or layers and heads, as the rows of a table."""
+    """Return the index of a table with a row for each place: layer, or (layer, head)."""
     if all(place.head is None for place in found):
         return pd.Index([place.layer for place in found], name="layer")
     return pd.MultiIndex.from_tuples([(place.layer, place.head) for place in found], names=["layer", "head"])
@@ -181,10 +186,11 @@ def activation_patching(
     metric: Callable[[Tensor], float | Tensor],
     name: str = "resid_pre",
 ) -> pd.DataFrame:
-    """`metric` of the corrupted run's logits [B, T, V], with one place at a time as it is in the clean run (Vig et al. 2020).
+    """Patch clean activations into the corrupted run, one place at a time, and tabulate `metric` (Vig et al. 2020).
 
-    A row for each layer, or each head of it if the activation has heads ("z", "head_out", "pattern" ...), a column for
-    each position. The two inputs are of one shape. It takes a forward pass for each cell of the table.
+    `metric` maps logits [B, T, V] to a number. The table has a row for each layer and a column for each position. If
+    the activation has heads ("z", "head_out", "pattern" ...), it has a row for each head. Every cell takes a forward
+    pass. Raise ValueError if the two inputs differ in shape.
     """
     clean_BT, corrupted_BT = (ids_of(x, lm.tokenizer, lm.device) for x in (clean, corrupted))
     if clean_BT.shape != corrupted_BT.shape:
@@ -206,9 +212,11 @@ def activation_patching(
 
 
 def ablate(lm: LM, samples: Samples, name: str = "z", by: Literal["zero", "mean"] = "zero") -> pd.Series:
-    """How much the mean loss of `samples` rises without each head ("z"), or without each layer's "attn_out", "mlp_out" ...
+    """Return the rise of the mean loss, in nats per token, when each head or layer in turn is ablated.
 
-    by: what stands in its place, "zero" or the "mean" over all scored positions. The samples are those of lm.perplexities.
+    `name` is the activation to replace: "z" for heads, or "attn_out" or "mlp_out" of a layer. `by` is the replacement:
+    "zero", or the activation's "mean" over all scored positions. `samples` are of any type that lm.perplexities takes.
+    The Series has an entry for each layer, or each (layer, head).
     """
     if by not in ("zero", "mean"):
         raise ValueError(f"by={by!r} must be 'zero' or 'mean'")
@@ -228,7 +236,7 @@ def ablate(lm: LM, samples: Samples, name: str = "z", by: Literal["zero", "mean"
 
 
 def mean_activations(lm: LM, samples: Samples, pattern: str) -> dict[str, Tensor]:
-    """Means over all scored positions, [1, D] each, or [H, 1, K] of what has heads."""
+    """Return the mean of each activation over all scored positions: [1, D], or [H, 1, K] with heads."""
     sums: dict[str, Tensor] = {}
     n = 0
     with looking(lm):
@@ -243,5 +251,5 @@ def mean_activations(lm: LM, samples: Samples, pattern: str) -> dict[str, Tensor
 
 
 def batches_of(lm: LM, samples: Samples) -> Iterator[dict]:
-    """Batches of a DataLoader, or of strings or lists of ids."""
+    """Return an iterator over the batches of a DataLoader, or of strings or lists of ids."""
     return iter(samples) if isinstance(samples, DataLoader) else lm.batches_of(samples)

@@ -1,4 +1,4 @@
-"""The checks of a config's own lists: --coord-check, --stability and --transfer. A grid's runs in, an exit code out."""
+"""Scaling checks over the lists of a config: --coord-check, --stability and --transfer."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -27,9 +27,10 @@ WIDTH, DEPTH, KIND = "dim", "n_layers", "parametrization"
 
 
 def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
-    """Over the `dim` of a grid; of several learning rates the middle one. "standard" beside another is a control.
+    """Run the coordinate check over the `dim` of a grid, at the middle one of its learning rates.
 
-    A config with one seed gets further ones, since a slope without replicates has no interval.
+    Runs with parametrization="standard" are controls if the grid has other parametrizations. A config with one seed
+    gets additional seeds, since a slope without replicates has no confidence interval.
     """
     frames, probes, kinds = [], [], {}
     for name, rows, params in groups(plans, WIDTH, ignored=(LR,)):
@@ -57,7 +58,7 @@ def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
 
 
 def stability_check(plans: Sequence[Plan], cache: Path) -> Judgement:
-    """Over the `n_layers` of a grid."""
+    """Run the stability check over the `n_layers` of a grid."""
     frames, expected, n_residuals = [], {}, 2
     for name, rows, params in groups(plans, DEPTH, ignored=(LR,)):
         of_depth = {row[DEPTH]: one for row, one in zip(rows, params, strict=True)}
@@ -72,19 +73,19 @@ def stability_check(plans: Sequence[Plan], cache: Path) -> Judgement:
 
 
 def refuse_transfer(plans: Sequence[Plan]) -> None:
-    """GridError for a grid that --transfer could say nothing of, before it is trained."""
+    """Raise GridError before training if the grid varies no learning rate or no scale, as --transfer needs."""
     rows = [plan.params.flat() for plan in plans]
     if not any(varies(rows, scale) for scale in SCALES) or not varies(rows, LR):
         raise GridError([f"--transfer needs a list of {LR}, and one of {', '.join(SCALES)}"])
 
 
 def transfer_check(plans: Sequence[Plan], summaries: Sequence[dict[str, Any]]) -> Judgement:
-    """Of a grid that has been trained."""
+    """Judge the transfer of the learning rate in a grid that has just been trained."""
     return transfer_report(tidy(rows_of_grid([plan.params for plan in plans], summaries)))
 
 
 def transfer_of_saved(name: str, out: str | None) -> Judgement:
-    """Of the runs that a config has left."""
+    """Judge the transfer of the learning rate in the saved runs of a config. Raise GridError if that is impossible."""
     try:
         return transfer_report(results(name, out))
     except ValueError as error:
@@ -94,7 +95,10 @@ def transfer_of_saved(name: str, out: str | None) -> Judgement:
 def groups(
     plans: Sequence[Plan], scale: str, ignored: Sequence[str]
 ) -> list[tuple[str, list[Row], list[Params]]]:
-    """Runs that differ in the scale and in seeds only: their name, rows and params; GridError if the scale has one value."""
+    """Group runs that differ only in `scale`, seeds and `ignored` fields.
+
+    Return name, rows and params of each group. Raise GridError if `scale` has only one value.
+    """
     rows = [
         plan.params.flat() | ({} if plan.variant is None else {column(VARIANT): plan.variant})
         for plan in plans

@@ -1,4 +1,4 @@
-"""Is it better? Variants of saved runs, each at its own best learning rate, compared seed by seed; a verdict in words.
+"""Comparison of variants: each at its own best learning rate, with paired t tests over seeds and a verdict in words.
 
 Shape suffixes:  L tuned setting (a learning rate, say)  S seed
 """
@@ -16,19 +16,19 @@ from statsmodels.stats.power import TTestPower
 from explore.variants import CODE, Variant, best_setting, code_notes, counted, gather, is_number, measured
 from train.params import SECTION_OF, column, did_you_mean
 
-ALPHA = 0.05  # how often, at most, variants that are equal are to be told apart
-POWER = 0.8  # how often the seeds that are asked for would tell apart what is seen now
-MAX_UNKNOWN = 0.001  # of the bytes, above which bits per byte tell more of the tokenizer than of the model
-MOST_SEEDS = 100  # nobody is asked for more
-EQUAL = 0.05  # conditions that differ by this share count as equal
+ALPHA = 0.05  # significance level: the largest share of equal variants that are called different
+POWER = 0.8  # power of the number of seeds that a verdict recommends
+MAX_UNKNOWN = 0.001  # share of unknown bytes above which bits per byte measure the tokenizer, not the model
+MOST_SEEDS = 100  # a verdict recommends at most so many seeds
+EQUAL = 0.05  # conditions with a relative difference up to this count as equal
 CONDITIONS = {"steps": "steps", "params": "n_params", "flops": "flops"}  # and their columns
 TOKENIZER = [name for name in SECTION_OF if name.startswith("tokenizer_")]
-# A setting counts as in the running by so many times the probability that it is as good as the best one: more readily
-# among the winner's, so that doubts go against the winner. tests/explore/test_promise.py shows what that keeps.
+# A setting counts as near-optimal with the weight min(1, factor * p), where p is from `in_the_running`. The winner's
+# factor is larger, so that doubtful cases count against it. tests/explore/test_promise.py tests the error rates.
 WINNERS, LOSERS = 3, 2
 
 
-COLUMNS = {  # of what compare() returns
+COLUMNS = {  # of the table that compare() returns
     "data": "fields of DataParams that vary",
     "variant": "the other fields that vary, without seed and tuned fields",
     "best": "its tuned fields: the setting of lowest mean loss",
@@ -49,18 +49,18 @@ COLUMNS = {  # of what compare() returns
 
 @dataclass
 class Match:
-    """A variant beside its baseline."""
+    """The comparison of one variant with its baseline."""
 
     variant: Variant
     baseline: Variant | None
-    reason: str = ""  # why it cannot be told, if that is so before any test
+    reason: str = ""  # why the test gives no verdict, if known before
     difference: float = math.nan  # of mean losses; below 0 the variant's is lower
     interval: tuple[float, float] = (math.nan, math.nan)
-    effect: float = math.nan  # the mean difference in its own standard deviations
+    effect: float = math.nan  # effect size: mean difference / standard deviation over seeds
     n_seeds: int = 0
-    p: float = math.nan  # corrected for the choice of settings
-    factor: float = 1.0  # of that correction
-    corrected: float = math.nan  # for the number of comparisons, too
+    p: float = math.nan  # p-value, corrected for the choice of settings
+    factor: float = 1.0  # of the correction for the choice of settings
+    corrected: float = math.nan  # p, also corrected for the number of comparisons
 
 
 def compare(
@@ -72,14 +72,19 @@ def compare(
     metric: str = "val_loss",
     same_code: bool = False,
 ) -> pd.DataFrame:
-    """A row for each variant: its best learning rate, its mean loss with a 95 % interval, and how it fares against `baseline`.
+    """Compare variants with a baseline. Return a row for each variant: best learning rate, mean loss, verdict.
 
-    `table` is one of runs(). A variant is what runs share that differ in nothing but `random_seed` and the `tuned` fields;
-    the first one is the baseline, unless another is named. Each is taken at the setting of lowest mean final loss, on the
-    seeds that ran with all settings. "better" and "worse" rest on a paired t test over the seeds that both have, corrected
-    (p) for the choice of settings and for the number of comparisons, at equal `at`: "steps", "params" or "flops". All else
-    is "cannot tell", with the reason or the number of seeds that might. Runs of different data are not compared. Runs
-    trained by different code (column `code`) are different variants, unless `same_code` is True.
+    `table` is a table from runs(). A variant is a set of runs that differ only in `random_seed` and the `tuned` fields.
+    `baseline` names one; the default is the first. Each variant is taken at its best setting: that of the lowest mean
+    final loss over the seeds that ran with all settings.
+
+    The verdicts "better" and "worse" rest on a paired t test over common seeds, if `at` ("steps", "params" or
+    "flops") is equal. The p-value is corrected for the choice of settings and for the number of comparisons. Any
+    other verdict is "cannot tell", with a reason or the number of seeds that would probably suffice. Variants on
+    different data are not compared. Runs trained by different code (column `code`) are different variants, unless
+    `same_code` is True.
+
+    Raise ValueError for an unknown `at`, `tuned` field, `metric` or `baseline`.
     """
     return compared(table, baseline, at=at, tuned=tuned, metric=metric, same_code=same_code)[1]
 
@@ -93,7 +98,7 @@ def compared(
     metric: str = "val_loss",
     same_code: bool = False,
 ) -> tuple[list[Variant], pd.DataFrame]:
-    """The same, with the variants themselves, one for each row."""
+    """Return the variants and the table of `compare`, one variant for each row."""
     if at not in CONDITIONS:
         raise ValueError(f"at={at!r} is no condition; {did_you_mean(at, CONDITIONS)}")
     tuned = [tuned] if isinstance(tuned, str) else list(tuned)
@@ -112,12 +117,13 @@ def compared(
 
 
 def baseline_of(variant: Variant, variants: Sequence[Variant], name: str | None) -> Variant | None:
+    """Return the variant `name` on the same data, or the first one if `name` is None. Return None if there is none."""
     same_data = [other for other in variants if other.data == variant.data]
     return next((other for other in same_data if name in (None, other.name)), None)
 
 
 def match(variant: Variant, baseline: Variant | None, at: str, metric: str) -> Match:
-    """The test of one variant, if there can be one."""
+    """Compare one variant with its baseline, or note the reason why a comparison is impossible."""
     result = Match(variant, baseline)
     if baseline is None or variant is baseline:
         result.reason = "the baseline did not run on this data" if baseline is None else ""
@@ -148,7 +154,7 @@ def at_seeds(variant: Variant, seeds: Sequence[int]) -> np.ndarray:
 
 
 def unfit(variant: Variant, baseline: Variant, seeds: list[int], metric: str) -> str:
-    """Why two variants cannot be compared at all; empty if they can."""
+    """Return the reason why two variants cannot be compared, else an empty string."""
     tried, tried_there = len(variant.settings), len(baseline.settings)
     if tried != tried_there:
         return f"{counted(tried, 'value')} of {variant.tuned} tried, {tried_there} of the baseline"
@@ -163,50 +169,53 @@ def unfit(variant: Variant, baseline: Variant, seeds: list[int], metric: str) ->
         metric == "bits_per_byte"
         and (share := max(unknown_bytes(variant), unknown_bytes(baseline))) > MAX_UNKNOWN
     ):
-        return f"{share:.2%} of the text's bytes stand behind unknown tokens, at most {MAX_UNKNOWN:.1%} may"
+        return f"{share:.2%} of the text's bytes are in unknown tokens; at most {MAX_UNKNOWN:.1%} may be"
     if len(seeds) < 2:
         return f"{'only one seed' if seeds else 'no seed'} ran with every {variant.tuned} of both"
     return ""
 
 
 def unknown_bytes(variant: Variant) -> float:
-    """Return the largest share of bytes that are unknown to a run's tokenizer, 0 where it was not noted."""
+    """Return the largest share of unknown bytes among the runs, from 0 to 1. Runs without a record count as 0."""
     shares = [measured(run, "unknown_bytes") for run in variant.runs.values()]
     return max((float(share) for share in shares if is_number(share)), default=0.0)
 
 
 def unequal(runs: Sequence[dict], others: Sequence[dict], name: str) -> str:
-    """Why runs and those of the baseline are not under equal conditions; empty if they are."""
+    """Return how runs and the baseline's runs differ in the condition `name`; empty if they are equal."""
     here, there = (
         np.mean([float(measured(run, name) or math.nan) for run in group]) for group in (runs, others)
     )
     if math.isnan(here + there):
-        return f"{name} unknown, of runs saved before it was noted"
+        return f"{name} is unknown: some runs were saved before it was recorded"
     if abs(here / there - 1) > EQUAL:
         return f"{here / there:.3g} times the baseline's {name}"
     return ""
 
 
 def in_the_running(losses_LS: np.ndarray) -> np.ndarray:
-    """[L]: for each setting the probability (one-sided paired t) that it is as good as the best one; 0.5 for that one itself."""
+    """Return, for each setting, the p-value [L] of a one-sided paired t test that it is as good as the best one.
+
+    The best setting itself has 0.5, a setting with a failed or missing run 0.
+    """
     best = best_setting(losses_LS)
     assert best is not None
     p_L = np.zeros(len(losses_LS))
     fine_L = np.isfinite(losses_LS).all(axis=1)
     excess_L, errors_L = mean_and_error(losses_LS[fine_L] - losses_LS[best])
-    # 0 by 0 is the best one; any other with the same excess at every seed is out.
+    # 0 / 0 is the best setting itself. Another with the same positive excess at every seed gets p = 0.
     t_L = np.divide(excess_L, errors_L, out=np.where(excess_L > 0, math.inf, 0.0), where=errors_L > 0)
     p_L[fine_L] = stats.t.sf(t_L, losses_LS.shape[1] - 1)
     return p_L
 
 
 def mean_and_error(values_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over seeds (the last axis) and its standard error."""
+    """Return the mean over seeds (the last axis) and its standard error."""
     return values_S.mean(axis=-1), values_S.std(axis=-1, ddof=1) / math.sqrt(values_S.shape[-1])
 
 
 def interval(values_S: np.ndarray) -> tuple[float, float]:
-    """The t interval of a mean that misses it in a share of ALPHA; none of a single value."""
+    """Return the t confidence interval of the mean at level 1 - ALPHA; NaN for a single value."""
     n = len(values_S)
     if n < 2:
         return math.nan, math.nan
@@ -216,15 +225,17 @@ def interval(values_S: np.ndarray) -> tuple[float, float]:
 
 
 def test(result: Match, difference_S: np.ndarray, variant_p_L: np.ndarray, baseline_p_L: np.ndarray) -> None:
-    """Paired t test, corrected for the choice of settings.
+    """Store in `result` a paired t test of the differences [S], corrected for the choice of settings.
 
-    The lowest of several means flatters: the winner's more, if it had more settings in the running. By the ratio of
-    these p is multiplied. (Choosing for each seed by the other seeds does not flatter, but its choices hang together in
-    a way that the t test knows nothing of: with three equal settings it finds a difference in 17 % of cases, not 5.)
+    The minimum of several means is biased low, and more so with more near-optimal settings. Therefore p is multiplied
+    by the ratio of the winner's number of near-optimal settings to the loser's, if it exceeds 1.
+
+    Choosing each seed's setting by the other seeds would avoid the bias but make the choices dependent. With three
+    equal settings, the t test then finds a difference in 17 % of cases instead of 5 %.
     """
     n = len(difference_S)
     result.difference, error = map(float, mean_and_error(difference_S))
-    if error <= 1e-9 * abs(result.difference):  # 0 among them
+    if error <= 1e-9 * abs(result.difference):  # also if both are 0
         why = "the seed changes nothing" if result.difference else "the same loss at every seed"
         result.reason = result.reason or why
         return
@@ -240,7 +251,7 @@ def test(result: Match, difference_S: np.ndarray, variant_p_L: np.ndarray, basel
 
 
 def correct(matches: Sequence[Match]) -> int:
-    """Holm's correction over all that was tested; says how much that is."""
+    """Apply Holm's correction to all tested matches, and return their number."""
     tested = [match for match in matches if not match.reason and not math.isnan(match.p)]
     if tested:
         corrected = multipletests([match.p for match in tested], ALPHA, method="holm")[1]
@@ -250,6 +261,7 @@ def correct(matches: Sequence[Match]) -> int:
 
 
 def verdict(match: Match, n_tests: int) -> str:
+    """Return "baseline", "better", "worse", or "cannot tell" with a reason or a number of seeds."""
     if match.variant is match.baseline:
         return "baseline"
     if match.reason:
@@ -265,14 +277,14 @@ def verdict(match: Match, n_tests: int) -> str:
 
 
 def more_seeds(match: Match, level: float) -> int | None:
-    """How many further seeds would tell the difference seen, if it is the true one."""
+    """Return how many more seeds would show the observed difference with POWER at `level`; None if over MOST_SEEDS."""
     n = np.arange(2, MOST_SEEDS + 1)
     enough = TTestPower().power(abs(match.effect), n, level) >= POWER
     return max(1, int(n[enough.argmax()]) - match.n_seeds) if enough.any() else None
 
 
 def row(match: Match, n_tests: int) -> dict[str, object]:
-    """What compare() says of a variant."""
+    """Return the row of a variant in the table of `compare`."""
     variant = match.variant
     losses_S = np.array([])
     if variant.best is not None:

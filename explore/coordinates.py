@@ -1,8 +1,8 @@
-"""The coordinate check: whether what is inside a model keeps its size as the model gets wider, over its first steps.
+"""The coordinate check: do activations keep their size as a model gets wider, over the first training steps?
 
-For muP what the gradient check is for backpropagation (Yang et al. 2022, arXiv:2203.03466, appendix D.1). It does not see
-scores that are divided by sqrt(K) where they should be by K, as queries and keys that training has aligned would show;
-`aligned_probe` does.
+It tests a muP implementation as the gradient check tests backpropagation (Yang et al. 2022, arXiv:2203.03466, appendix
+D.1). It does not notice attention scores divided by sqrt(K) instead of K, an error that shows only after training has
+aligned queries and keys. `aligned_probe` covers that case.
 
     coord_check({64: lambda: Net(64), 128: lambda: Net(128), 256: lambda: Net(256)}, loader, optimizer)
 """
@@ -32,15 +32,16 @@ ACTIVATIONS = {
     *("embed", "q", "k", "v", "scores", "z", "attn_out"),
     *("mlp_pre", "mlp_post", "mlp_out", "resid_post", "final_norm", "logits"),
 }
-LOW, HIGH = -0.6, 0.2  # slopes that a size may have: what begins at random may shrink as 1 / sqrt(width)
-FREE = ("scores", "logits")  # and the output of any model: what may shrink for longer: attention and readout
+LOW, HIGH = -0.6, 0.2  # allowed slopes; random initial values may shrink as 1 / sqrt(width)
+# These activations, and the output of a model that is no LM, may still shrink at t = SETTLED.
+FREE = ("scores", "logits")
 STEPS, SETTLED = 4, 4  # t counts from 1, before any update
-PROBE = 0.1  # the largest slope of scores of aligned queries and keys
-BUG = 0.3  # so far beyond a band lie, at least, the powers that a wrong parametrization makes
-# How often an interval misses the true slope: one that fails a model, one that doubts it.
+PROBE = 0.1  # largest absolute slope of scores of aligned queries and keys
+BUG = 0.3  # a wrong parametrization moves a slope at least this far out of its band
+# Error rates of the intervals: of one that fails a model, and of one that only doubts it.
 BROKEN, UNCLEAR = 0.001, 0.05
-FINITE = 0.1  # so far may slopes of a correct model be off at widths of some hundreds, whatever the seeds
-MIN_SEEDS, MAX_SEEDS = 4, 16  # of a check that chooses seeds itself: more only where fewer cannot tell
+FINITE = 0.1  # possible deviation of a correct model's slope at widths of some hundreds, at any seed
+MIN_SEEDS, MAX_SEEDS = 4, 16  # if the caller gives no seeds; over the minimum only if the verdict is unclear
 Make = Callable[[], nn.Module]
 Loss = Callable[[nn.Module, Any], Tensor]
 
@@ -55,16 +56,17 @@ def coord_check(
     seeds: Sequence[int] | None = None,
     controls: Sequence[str] = (),
 ) -> Judgement:
-    """Sizes of activations, and of their changes since the first step, against width, over `n_steps` on one batch.
+    """Measure activations, and their changes since the first step, against width, in `n_steps` steps on one batch.
 
-    `models` makes a model of each width; a mapping of such mappings names several kinds. `controls` are those that are
-    expected to fail: if one does not, the check has seen nothing. `loss(model, batch)` is by default that of an LM, or the
-    cross entropy of model(x) and y for a batch (x, y). The batch is the first one of `loader`.
+    `models` maps each width to a function that makes a model; a mapping of such mappings names several kinds.
+    `optimizer` takes a model. `controls` are the kinds that are expected to fail: if one passes, the check has no
+    power. The default `loss(model, batch)` is that of an LM, or the cross entropy of model(x) and y for a batch (x, y).
+    The batch is the first one of `loader`.
 
-    Slopes are least squares fits over widths and seeds. A size is out of its band if the whole interval of its slope is
-    (99.9 % t interval, so that many slopes fail a correct model rarely). Where the estimate alone is outside and the 95 %
-    interval reaches the slope of a real bug, the verdict is "fail: cannot tell", with what would tell. Without `seeds`
-    four are looked at, and up to 16 where these cannot tell.
+    Slopes are least squares fits of log size over log width, over all seeds. A kind fails if the full 99.9 % t
+    interval of a slope lies outside its band; the high level keeps false alarms rare among many slopes. If only the
+    estimate lies outside, and the 95 % interval includes the slope of a real bug, the verdict is "fail: cannot tell"
+    with advice. Without `seeds` the check uses 4 of them, or up to 16 if the verdict is unclear.
     """
     kinds: Any = models if isinstance(next(iter(models.values())), Mapping) else {"": models}
     batch = next(iter(loader))
@@ -88,9 +90,9 @@ def examined(
     most: int,
     measure: Callable[..., pd.DataFrame] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the tables of sizes and of probes of one kind of model.
+    """Return the table of sizes and the table of probes of one kind of model.
 
-    While these cannot tell whether a band is broken, the number of seeds doubles, up to `most`.
+    While they do not decide whether a slope is out of its band, double the number of seeds, up to `most`.
     """
     frames, probes, start = [], [], 0
     seeds = list(seeds)
@@ -106,6 +108,7 @@ def examined(
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss of an LM, or the cross entropy of model(x) and y for a batch (x, y) of another model."""
     if isinstance(model, LM):
         return model.get_losses(batch, None)[0]["main"]
     x, y = batch
@@ -122,7 +125,11 @@ def sizes(
     n_steps: int = STEPS,
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
-    """A row for each width, seed, step and activation of one kind of model: mean absolute value, and that of its change."""
+    """Train one kind of model at each width and seed, and measure its activations at each step.
+
+    The table has a row for each width, seed, step and activation: the mean absolute value, and that of its change since
+    the first step.
+    """
     rows = []
     for width, make in models.items():
         for seed in seeds:
@@ -142,7 +149,7 @@ def sizes(
 
 
 def size(x: Tensor) -> float:
-    """Return the mean absolute value of what is finite, as scores of the future are not; NaN if any number is NaN."""
+    """Return the mean absolute value of the finite entries (masked scores are -inf). Return NaN if any entry is NaN."""
     if x.isnan().any():
         return math.nan
     return x[x.isfinite()].abs().mean().item() if x.isfinite().any() else math.nan
@@ -150,7 +157,7 @@ def size(x: Tensor) -> float:
 
 @torch.no_grad()
 def activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """Of an LM those that have names; of any other model the outputs of its modules, its own as "output"."""
+    """Return the named activations of an LM, or the outputs of all modules of another model, its own as "output"."""
     if isinstance(model, LM):
         wanted = [name for name in model.activation_names() if name.rpartition(".")[2] in ACTIVATIONS]
         with eval_mode(model), model.record(*wanted) as seen:
@@ -163,15 +170,19 @@ def activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
 
 
 def inputs_of(batch: Any) -> Any:
-    """What a model that is no LM is called with."""
+    """Return the inputs in `batch` for a model that is no LM: x of (x, y), or the batch itself."""
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 @contextmanager
 def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside, what the modules of `model` put out is noted: what a module passes on from one inside of it, once."""
+    """Record the output of each module of `model` by name, inside the `with` block.
+
+    A tensor that several nested modules return is recorded once, under the name of the outermost.
+    """
     outputs: dict[str, Tensor] = {}
-    noted: dict[int, tuple[str, Tensor]] = {}  # by identity, which lasts as long as the tensor is kept here
+    # By id(), which stays unique while this dict keeps the tensor alive.
+    noted: dict[int, tuple[str, Tensor]] = {}
 
     def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -192,10 +203,10 @@ def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def aligned_probe(
     variant: str, models: Mapping[int, Make], batch: Any, seeds: Sequence[int] = (0,)
 ) -> pd.DataFrame:
-    """The mean score of a position with itself by width, where keys are made by the matrices of queries.
+    """Return the mean attention score of positions with themselves, after copying the query matrices to the keys.
 
-    Of LMs with attention of ours, and as many heads of keys as of queries, and of attention that `aligned_score` knows,
-    such as that of transformers; without rows for others.
+    The table has a row for each width and seed. It covers LMs whose Attention layers have equally many heads for keys
+    and queries, and models that `aligned_score` supports, such as those of transformers. Other models get no rows.
     """
     rows = []
     for width, make in models.items():
@@ -215,7 +226,10 @@ def aligned_probe(
 
 
 def align(model: LM) -> list[int]:
-    """Copies queries to keys; says in which layers that could be done."""
+    """Copy the query matrices to the keys in every layer where their shapes agree.
+
+    Return the numbers of these layers.
+    """
     done = []
     for i, layer in model.decoder.passes():
         mixers = [module for module in layer.modules() if isinstance(module, Attention)]
@@ -229,23 +243,26 @@ def align(model: LM) -> list[int]:
 
 
 class Slope(NamedTuple):
-    """The power of the width that a size goes as, from a least squares fit of logarithms."""
+    """The exponent of a power law, size ~ width^value, from a least squares fit of logarithms."""
 
     value: float
     error: float  # standard error
     dof: int  # degrees of freedom: points (a width at a seed) less 2
 
     def interval(self, alpha: float) -> tuple[float, float]:
-        """Return the t interval that misses the slope in a share `alpha` of fits; infinite without replicates.
+        """Return the t confidence interval at level 1 - `alpha`; infinite without degrees of freedom.
 
-        FINITE is added in quadrature: seeds tell the slope over these widths, and the limit of wide models differs a bit.
+        FINITE is added in quadrature, since the slope over these widths differs a little from that of very wide models.
         """
         margin = math.hypot(self.error * stats.t.isf(alpha / 2, self.dof), FINITE) if self.dof else math.inf
         return self.value - margin, self.value + margin
 
 
 def fit(table: pd.DataFrame, column: str) -> Slope:
-    """Fit the slope of log `column` over log width, a point for each row; NaN if a value is 0 or not finite."""
+    """Fit the slope of log `column` over log width, one point per row.
+
+    It is NaN if a value is not positive and finite.
+    """
     x, y = (table[name].to_numpy(dtype=float) for name in ("width", column))
     dof = len(x) - 2
     if len(set(x)) < 2 or not (np.isfinite(y) & (y > 0)).all():
@@ -257,15 +274,15 @@ def fit(table: pd.DataFrame, column: str) -> Slope:
 
 
 class Finding(NamedTuple):
-    """What a slope outside of its band says."""
+    """The judgement of a slope outside its band."""
 
-    excess: float  # by how much the estimate is outside
+    excess: float  # distance of the estimate from the band
     sentence: str
-    broken: bool  # else it cannot be told
+    broken: bool  # False: outside the band, but not significantly
 
 
 def finding(what: str, slope: Slope, low: float, high: float, when: str = "") -> Finding | None:
-    """Judge one slope by the band from `low` to `high`; None if nothing speaks against it."""
+    """Judge one slope by the band from `low` to `high`. Return None if the slope is acceptable."""
     grows = slope.value > high
     excess = slope.value - high if grows else low - slope.value
     if not excess > 0:
@@ -282,7 +299,7 @@ def finding(what: str, slope: Slope, low: float, high: float, when: str = "") ->
 
 
 def judged(sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()) -> Judgement:
-    """The verdict on tables of sizes and of probes."""
+    """Return the judgement of the tables of sizes and of probes."""
     sentences, problems, panels = [], [], []
     table = slopes(sizes)
     for variant in dict.fromkeys(sizes["variant"]):
@@ -298,7 +315,7 @@ def judged(sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = 
 
 
 def verdict_of(own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control: bool) -> tuple[str, str]:
-    """Return the sentence about one kind of model, and the problem if it has one."""
+    """Return a sentence about one kind of model, and its problem or an empty string."""
     found = findings(own, probe)
     broken = [one.sentence for one in found if one.broken]
     if broken:
@@ -306,7 +323,7 @@ def verdict_of(own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control
     if is_control:
         inside = f"sizes go as width^{smallest(powers):.2f} to width^{largest(powers):.2f}"
         too_mild = (
-            f"{own['variant'].iloc[0]} is no worse: lr is too small, or widths too near, to see anything"
+            f"{own['variant'].iloc[0]} is no worse: lr is too small, or widths too close, to show a failure"
         )
         return f"passes, unexpectedly: {inside}", too_mild
     if found:
@@ -320,17 +337,19 @@ def verdict_of(own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control
 
 
 def what_would_tell(own: pd.DataFrame) -> str:
-    """Return advice on the grid: both more seeds and a wider range of widths narrow the intervals."""
+    """Return advice on the grid: more seeds or a wider range of widths narrow the confidence intervals."""
     n_seeds, widths = own["seed"].nunique(), sorted(own["width"].unique())
-    return f"{2 * n_seeds + 2} seeds (now {n_seeds}), or a width of {2 * widths[-1]} beside {widths[-1]}, would tell more"
+    more = f"{2 * n_seeds + 2} seeds (now {n_seeds}), or a width of {2 * widths[-1]} beside {widths[-1]}"
+    return f"{more}, would narrow the intervals"
 
 
 def first_of(sentences: Sequence[str]) -> str:
+    """Return the first sentence and the number of others."""
     return f"{sentences[0]}, and {len(sentences) - 1} more" if len(sentences) > 1 else sentences[0]
 
 
 def findings(own: pd.DataFrame, probe: Slope) -> list[Finding]:
-    """Return what speaks against one kind of model: broken bands first, the worst first."""
+    """Return all findings about one kind of model: broken ones first, each sorted from the worst."""
     found = [
         one
         for one in (*not_finite(own), finding("mean score of aligned queries and keys", probe, -PROBE, PROBE))
@@ -345,7 +364,7 @@ def findings(own: pd.DataFrame, probe: Slope) -> list[Finding]:
 
 
 def not_finite(own: pd.DataFrame) -> list[Finding]:
-    """Return the first activation that is not a number: it has no slope, and a model that has it does not pass."""
+    """Return a finding for the first NaN activation, which has no slope; an empty list if all are finite."""
     bad = own[own["size"].isna()].sort_values("t", kind="stable").head(1)
     return [
         Finding(
@@ -364,7 +383,7 @@ def fits(own: pd.DataFrame) -> Iterator[tuple[str, str, int, Slope]]:
 
 
 def slopes(sizes: pd.DataFrame) -> pd.DataFrame:
-    """A row for each activation, and for its change, with the power of the width that it goes as at each step."""
+    """Return a table of slopes: a row for each activation and for its change, a column for each step."""
     rows: dict[tuple[str, str, str], dict[str, float]] = {}
     for variant, own in sizes.groupby("variant", sort=False):
         for module, of, t, slope in fits(own):
@@ -375,6 +394,7 @@ def slopes(sizes: pd.DataFrame) -> pd.DataFrame:
 
 
 def is_free(module: object) -> bool:
+    """Return whether an activation may still shrink with the width at t = SETTLED."""
     return module == "output" or str(module).rpartition(".")[2] in FREE
 
 
@@ -387,7 +407,7 @@ def largest(table: pd.DataFrame) -> float:
 
 
 def panels_of(variant: str, own: pd.DataFrame) -> list[Panel]:
-    """A panel for each step, with a line for each activation."""
+    """Return a panel for each step, with a line for each activation."""
     panels = []
     for t, at_t in own.groupby("t"):
         lines = []

@@ -1,23 +1,23 @@
-"""Tables as CSV files that a spreadsheet opens without taking a text for a formula."""
+"""Tables as CSV files that are safe to open in a spreadsheet: no text becomes a formula."""
 
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-FORMULA = ("=", "+", "-", "@", "\t", "\n")  # what a cell begins with that spreadsheets compute
+FORMULA = ("=", "+", "-", "@", "\t", "\n")  # first characters of cells that spreadsheets compute
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write `table` without its index. Texts that a spreadsheet would compute get an apostrophe in front."""
+    """Write `table` to `path` without its index. Put an apostrophe before texts that a spreadsheet would compute."""
     safe = table.map(harmless).rename(columns=harmless)
     safe.to_csv(path, index=False, encoding="utf-8", errors="backslashreplace")
 
 
 def harmless(cell: Any) -> Any:
-    """Return a text that begins like a formula with an apostrophe before it, anything else as it is.
+    """Put an apostrophe before a text that begins like a formula. Return any other cell unchanged.
 
-    A carriage return becomes a newline: the csv module would not quote it, and readers would begin a row there.
+    Replace carriage returns by newlines: the csv module would not quote them, and readers would begin a new row.
     """
     if not isinstance(cell, str):
         return cell

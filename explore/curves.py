@@ -1,4 +1,4 @@
-"""Loss curves of saved runs: read from their folders, the seeds of a variant brought together as mean and interval."""
+"""Loss curves of saved runs: mean and confidence interval over the seeds of a variant."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +12,12 @@ from train.stats import Stat, Stats
 from train.weights import regular_file
 
 VALIDATION, TRAINING = "stat/val_loss:main", "stat/train_loss:main"
-MOST_POINTS = 60  # of a curve; where there are more, neighbours are averaged
+MOST_POINTS = 60  # of a curve; of more points, neighbors are averaged
 ALPHA = 0.05
 
 
 class Curve(NamedTuple):
-    """A loss over trained samples: the mean over seeds and its 95 % interval, NaN where one run alone is left."""
+    """A loss over trained samples, arrays [N]: mean over seeds and 95 % interval, NaN where only one run is left."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -27,7 +27,7 @@ class Curve(NamedTuple):
 
 
 def read_curves(variants: Sequence[Variant]) -> dict[str, dict[tuple[int, int], Curve]]:
-    """For each of both losses a curve for each (number of a variant, number of its setting)."""
+    """Return the validation and the training curves by (index of the variant, index of its setting)."""
     curves: dict[str, dict[tuple[int, int], Curve]] = {VALIDATION: {}, TRAINING: {}}
     for i, variant in enumerate(variants):
         for j in range(len(variant.settings)):
@@ -40,7 +40,7 @@ def read_curves(variants: Sequence[Variant]) -> dict[str, dict[tuple[int, int], 
 
 
 def stats_of(run: Row) -> dict[str, list[Stat]]:
-    """The statistics of a run; none where there are none to be read."""
+    """Return both losses of a run, thinned. Return an empty dict if its statistics are missing or unreadable."""
     folder: Any = measured(run, "folder")
     if not isinstance(folder, str):
         return {}
@@ -52,7 +52,7 @@ def stats_of(run: Row) -> dict[str, list[Stat]]:
 
 
 def thinned(values: list[Stat]) -> list[Stat]:
-    """At most MOST_POINTS values, each the mean of neighbours."""
+    """Return at most MOST_POINTS values, each the mean of neighboring ones."""
     if len(values) <= MOST_POINTS:
         return values
     edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(int)
@@ -61,7 +61,7 @@ def thinned(values: list[Stat]) -> list[Stat]:
 
 
 def together(runs: Sequence[list[Stat]]) -> Curve | None:
-    """The curves of several seeds as one. What ended early, or is no number, counts as long as it lasts."""
+    """Average the curves of several seeds. A run that ended early or became NaN counts up to that point."""
     x = sorted({stat.n for run in runs for stat in run})
     if not x:
         return None
@@ -70,7 +70,7 @@ def together(runs: Sequence[list[Stat]]) -> Curve | None:
     for row, run in zip(values, runs, strict=True):
         for stat in run:
             row[place[stat.n]] = stat.v if np.isfinite(stat.v) else np.nan
-    if len(x) > MOST_POINTS:  # seeds that were thinned at different places
+    if len(x) > MOST_POINTS:  # the seeds were thinned at different points
         keep = np.linspace(0, len(x) - 1, MOST_POINTS).astype(int)
         values = np.array([np.interp(x, *known(x, row), left=np.nan, right=np.nan) for row in values])[
             :, keep
@@ -86,6 +86,6 @@ def together(runs: Sequence[list[Stat]]) -> Curve | None:
 
 
 def known(x: Sequence[float], row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The points of a row that has gaps."""
+    """Return x and y of the points that are not NaN; one NaN point at 0 if there are none."""
     there = ~np.isnan(row)
     return (np.array(x)[there], row[there]) if there.any() else (np.array([0.0]), np.array([np.nan]))

@@ -15,24 +15,24 @@ from explore.variants import SEED, Row, Variant, is_number, measured, varied_fie
 
 COLOURS = [f"var(--c{i})" for i in range(8)]
 OTHER, ACCENT = "var(--other)", "var(--accent)"
-MOST_PANELS = 60  # with the curves of one variant each
+MOST_PANELS = 60  # of a figure with one panel per variant
 MOST_CURVES = 1000  # of a plot
-MOST_NAMED = 40  # values of an axis, or variants, that have a name beside a plot
+MOST_NAMED = 40  # labels beside a plot: values of an axis, or variants
 Curves = dict[tuple[int, int], Curve]
 
 
 @dataclass(frozen=True)
 class Part:
-    """What is compared with each other: the variants on one kind of data."""
+    """The part of a report about one kind of data: its variants, their comparison and their curves."""
 
     data: str
     variants: list[Variant]
-    rows: list[Row]  # of the comparison, one for each
+    rows: list[Row]  # of the comparison, one for each variant
     curves: dict[str, Curves]
 
     @cached_property
     def order(self) -> list[int]:
-        """The lowest loss first."""
+        """Indices of the variants, the lowest loss first."""
         return sorted(range(len(self.rows)), key=lambda i: self.rows[i]["mean"])
 
     @cached_property
@@ -46,17 +46,17 @@ class Part:
 
     @cached_property
     def fields(self) -> list[str]:
-        """What tells the variants apart."""
+        """The fields in which the variants differ: varied fields except seed and tuned fields."""
         return [name for name in self.varied if name not in (SEED, *self.tuned)]
 
     @cached_property
     def best(self) -> dict[tuple[int, int], int]:
-        """{(variant, its best setting): variant}."""
+        """Indices of the variants by (index of the variant, index of its best setting)."""
         return {(i, v.best): i for i, v in enumerate(self.variants) if v.best is not None}
 
     @cached_property
     def colours(self) -> dict[int, str]:
-        """A colour for the baseline, and for the best variants as far as colours go; in a stable order."""
+        """Colors of the baseline and the best variants, by index, as many as there are colors; in a stable order."""
         baseline = [i for i, row in enumerate(self.rows) if row["verdict"] == "baseline"]
         chosen = [*baseline, *(i for i in self.order if i not in baseline)][: len(COLOURS)]
         return dict(zip(baseline + sorted(set(chosen) - set(baseline)), COLOURS, strict=False))
@@ -69,7 +69,7 @@ def figure(plots: Sequence[str], caption: str, legend: str = "") -> str:
 
 
 def legend(names: dict[str, str]) -> str:
-    """A swatch for each {name: colour}."""
+    """Return a legend with a swatch for each name and its color."""
     items = "".join(
         f'<li><i style="background:{colour}"></i>{escape(name)}</li>' for name, colour in names.items()
     )
@@ -99,7 +99,7 @@ def curve_figures(part: Part) -> str:
 
 
 def all_curves(part: Part, curves: Curves, colours: dict[int, str], label: str) -> str:
-    """Every curve in grey, the best ones of the chosen variants in colour with their intervals."""
+    """Plot all curves in gray, and those of the chosen variants' best settings in color with their intervals."""
     plot = Plot((486, 330), x_range(curves), loss_range(part, curves), labels=("trained samples", label))
     best = part.best
     front = [key for key, i in best.items() if i in colours and key in curves]
@@ -122,7 +122,10 @@ def x_range(curves: Curves) -> tuple[float, float]:
 
 
 def loss_range(part: Part, curves: Curves) -> tuple[float, float]:
-    """From the lowest loss to where a usual curve is after a tenth of its way, so that ends can be told apart."""
+    """Return the y range: from the lowest loss to the median loss after a tenth of the training.
+
+    The steep beginning is cut off, so that the final losses are distinguishable.
+    """
     ends = {key: curve.mean[np.isfinite(curve.mean)] for key, curve in curves.items()}
     means = [mean for mean in ends.values() if mean.size]
     if not means:
@@ -133,7 +136,7 @@ def loss_range(part: Part, curves: Curves) -> tuple[float, float]:
 
 
 def multiples(part: Part) -> str:
-    """A small plot for each variant with the curves of all its settings."""
+    """Return a small plot for each variant with the curves of all its settings."""
     longest = max((len(curve.x) for curve in part.curves[VALIDATION].values()), default=0)
     curves = part.curves[VALIDATION if longest > 2 else TRAINING] or part.curves[VALIDATION]
     settings = sorted_settings(part)
@@ -158,7 +161,7 @@ def multiples(part: Part) -> str:
 
 
 def sorted_settings(part: Part) -> list[str]:
-    """All settings that were tried, by value where they are numbers."""
+    """Return all settings that were tried, sorted by value if they are numbers."""
     values = {
         text: run[part.tuned[0]]
         for v in part.variants
@@ -169,7 +172,7 @@ def sorted_settings(part: Part) -> list[str]:
 
 
 def shade(n: int, of: int) -> str:
-    """From blue over green to orange."""
+    """Return color `n` of `of`, from blue over green to orange."""
     return f"hsl({250 - 220 * n / max(1, of - 1):.0f} 62% 50%)"
 
 
@@ -177,7 +180,7 @@ def shade(n: int, of: int) -> str:
 
 
 def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[float, float]:
-    """Of final losses, but for the highest ones."""
+    """Return the y range of final losses, without the highest 5 %."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     high = (
         max(float(np.percentile(finite, 95)), at_least if math.isfinite(at_least) else -math.inf)
@@ -188,7 +191,7 @@ def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[f
 
 
 def difference_figure(rows: Sequence[Row], order: Sequence[int]) -> str:
-    """Each variant's difference from the baseline with its interval."""
+    """Return a figure of each variant's difference from the baseline with its interval."""
     told = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MOST_NAMED]
     if not told:
         return ""
@@ -219,7 +222,7 @@ def difference_figure(rows: Sequence[Row], order: Sequence[int]) -> str:
 
 
 def cost_figure(part: Part) -> str:
-    """Loss against compute, or parameters, where variants differ in it."""
+    """Return a figure of loss against FLOPs, else parameters, if variants differ in them by 5 %; else empty."""
     for column, label in (("flops", "training FLOPs"), ("n_params", "parameters")):
         costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}
         costs = {i: cost for i, cost in costs.items() if cost > 0 and math.isfinite(part.rows[i]["mean"])}

@@ -1,4 +1,4 @@
-"""What a check of how models scale ends with: a table, a figure and a verdict in words; shown, printed and saved."""
+"""The result of a scaling check: a table, a figure and a verdict in words, to show, print and save."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -19,15 +19,15 @@ from train.tables import new_table, plain
 
 
 class Line(NamedTuple):
-    """A line of a panel. Where there are several seeds, `low` and `high` are the ends of a band around it."""
+    """A line of a panel. With several seeds, `low` and `high` are the edges of a band around it."""
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    best: int | None = None  # the place of a point to mark
-    clipped: Sequence[int] = ()  # the places of points that lie beyond the range of the panel, at its edge
+    best: int | None = None  # index of a point to mark
+    clipped: Sequence[int] = ()  # indices of points beyond the range of the panel, drawn at its edge
 
 
 class Panel(NamedTuple):
@@ -37,17 +37,17 @@ class Panel(NamedTuple):
 
 @dataclass
 class Judgement:
-    """The outcome of a check. In a notebook it shows as a cell's value."""
+    """The result of a check. A notebook shows it as a cell's value."""
 
     name: str
     table: pd.DataFrame
-    sentences: list[str]  # what was found, a line each
-    problems: list[str]  # what speaks against a pass
+    sentences: list[str]  # the findings, one line each
+    problems: list[str]  # the reasons for "fail"; empty for "pass"
     figure: Any
 
     @property
     def verdict(self) -> str:
-        """`pass`, or `fail: ...` with every reason."""
+        """The text "pass", or "fail: ..." with every reason."""
         return f"fail: {'; '.join(self.problems)}" if self.problems else "pass"
 
     @property
@@ -55,14 +55,17 @@ class Judgement:
         return not self.problems
 
     def save(self, folder: Path) -> None:
-        """As {name}.csv, .png and .svg in `folder`."""
+        """Write {name}.csv, .png and .svg to `folder`, which is created if needed."""
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.table, folder / f"{self.name}.csv")
         for kind in ("png", "svg"):
             self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
 
     def say(self, folder: Path) -> int:
-        """Logs everything, the verdict last, and saves it in `folder` if that can be written; returns the exit code."""
+        """Log everything, the verdict last, and save it in `folder` if possible.
+
+        Return the exit code: 0 for pass, else 1.
+        """
         log.info(as_rich(self.table))
         for sentence in self.sentences:
             log.info(sentence)
@@ -96,17 +99,20 @@ def cell(value: Any) -> str:
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """The power of x that y grows as: of log y over log x, by least squares. NaN if a y is 0 or no number."""
+    """Return the least squares slope of log y over log x. Return NaN if a y is not positive and finite."""
     if len(x) < 2 or not all(math.isfinite(value) and value > 0 for value in y):
         return math.nan
     return float(np.polyfit(np.log2(x), np.log2(y), 1)[0])
 
 
 def variants_over(rows: Sequence[Row], scale: str, ignored: Collection[str] = ()) -> dict[str, list[int]]:
-    """The places of runs that differ in nothing but `scale`, what follows from it, seed and `ignored` fields; by name."""
+    """Group runs that differ only in `scale`, fields that follow from it, the seed and `ignored` fields.
+
+    Return the indices of each group's runs by the name of the group.
+    """
 
     def follows(field: str) -> bool:
-        """From the scale alone, as a number of heads that grows with the width; the code never does."""
+        """Return whether the scale determines `field`, such as a number of heads; the code version never follows."""
         if field == column(CODE):
             return False
         pairs = {(shown(row[scale]), shown(row[field])) for row in rows}
@@ -121,6 +127,7 @@ def variants_over(rows: Sequence[Row], scale: str, ignored: Collection[str] = ()
 
 
 def sizes_of(rows: Sequence[Row], scale: str) -> list[Any]:
+    """Return the different values of `scale`, sorted."""
     return sorted({row[scale] for row in rows})
 
 

@@ -1,4 +1,4 @@
-"""Saved runs: finding, listing and opening them."""
+"""Find, list and open saved runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +30,7 @@ from train.weights import checkpoint_files, one_line
 
 
 class Results(NamedTuple):
-    """An opened run. The dataset is made on first use, a ValueError where its text or its task cannot be had any more."""
+    """An opened run. `dataset` loads its data on first use, and raises ValueError if text or task no longer exist."""
 
     lm: LM
     dataset: LMDataModule
@@ -39,15 +39,16 @@ class Results(NamedTuple):
 
 
 def get_model_by_timestamp(timestamp: str, out: str | None = None, step: int | None = None) -> Results:
-    """The saved run `timestamp`: lm, dataset, train_stats, params. `out` is the --out that it was saved with.
+    """Load the saved run `timestamp`: lm, dataset, train_stats, params. `out` is the --out that it was saved with.
 
-    With `step` the model is as it was then, if the run kept its weights (`checkpoint_every`).
+    With `step`, load the checkpoint of that step, if the run kept it (`checkpoint_every`). Raise ValueError if there
+    is no such run or checkpoint.
     """
     return open_run(find_run(timestamp, out), output_root(out), step)
 
 
 def checkpoints(timestamp: str, out: str | None = None) -> Iterator[tuple[int, LM]]:
-    """(step, lm) for all weights that a saved run kept along the way (`checkpoint_every`), opened one at a time."""
+    """Yield (step, lm) for each checkpoint of a saved run (`checkpoint_every`). Raise ValueError if it kept none."""
     folder = find_run(timestamp, out)
     if not checkpoint_files(folder):
         raise ValueError(f"the run {timestamp} kept no checkpoints: checkpoint_every and --save make them")
@@ -55,7 +56,7 @@ def checkpoints(timestamp: str, out: str | None = None) -> Iterator[tuple[int, L
 
 
 def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
-    """Every complete run that fits `filters` (see `runs`), opened, by timestamp; what cannot be opened is named and left out."""
+    """Open all complete runs that match `filters` (see `runs`), by timestamp. Print and skip unreadable runs."""
     root, table, opened = output_root(out), runs(out, **filters), {}
     folders = table[column("folder")]
     for timestamp, folder in folders[table[column("status")] == "complete"].items():
@@ -67,12 +68,12 @@ def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
 
 
 def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
-    """A table of all saved runs: a row each, by timestamp, with its final numbers and all its params.
+    """Return a table of all saved runs: a row for each timestamp, with final numbers and all params.
 
-    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]), or the names of
-    variants: runs(variant="gru"). `status` is "complete", "training", or says that the run was killed, why it failed, or
-    why it cannot be read. `code` names the code that trained it. A measured value named like a field of params, such as
-    the CPU threads a run had, has the prefix `measured_`.
+    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]), or the
+    names of variants: runs(variant="gru"). `status` is "complete" or "training", or tells why a run ended early or is
+    unreadable. `code` identifies the code that trained it. The prefix `measured_` marks measured values whose name is
+    also a field, such as the CPU threads of a run. Raise ValueError for a filter that is no field.
     """
     for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
         raise ValueError(
@@ -91,6 +92,7 @@ def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
 
 
 def fits(row: dict[str, Any], filters: dict[str, Any]) -> bool:
+    """Return whether a run matches all filters."""
     for name, wanted in filters.items():
         if name not in row or row[name] not in (wanted if isinstance(wanted, list) else [wanted]):
             return False
@@ -98,7 +100,7 @@ def fits(row: dict[str, Any], filters: dict[str, Any]) -> bool:
 
 
 def describe(folder: Path) -> Row:
-    """Return the row of the run in `folder`, from its JSON files alone."""
+    """Return the row of the run in `folder`. Read only its JSON files, not its weights."""
     known = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": utf8(folder)}
     complete = not folder.name.endswith(PARTIAL)
     try:
@@ -116,16 +118,16 @@ def describe(folder: Path) -> Row:
 
 
 def utf8(path: Path) -> str:
-    """Return `path` as text; bytes that are no UTF-8 as escapes."""
+    """Return `path` as text, with escapes for bytes that are not UTF-8."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def status_of_partial(folder: Path, about: dict[str, Any]) -> str:
-    """Return how a run without results stands: it may be training again after a failure."""
+    """Return the status of a run without results: training (again), failed or incomplete."""
     failed = f"failed: {one_line(about['failed'])}" if "failed" in about else ""
     try:
         return "training" if is_training(folder) else failed or "incomplete: killed"
-    except OSError as error:  # a folder of somebody else's, in which we may not write
+    except OSError as error:  # such as a folder of another user, without permission to write
         return failed or f"incomplete: {one_line(error)}"
 
 

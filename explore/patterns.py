@@ -1,4 +1,4 @@
-"""The attention patterns of one sequence, layer by layer, and its tokens as they are shown.
+"""The attention patterns of one sequence by layer, and its tokens as readable text.
 
 Shape suffixes:  B batch  H head  T position  S position attended to
 """
@@ -16,22 +16,22 @@ from model.sampling import eval_mode
 
 
 class Patterns(NamedTuple):
-    """What one model does with one sequence."""
+    """The attention patterns of one model on one sequence."""
 
-    tokens: list[str]  # each on one line, with nothing invisible in it
-    of_layer: dict[int, np.ndarray]  # [H, T, S] of every layer that has patterns, by its place in the stack
-    n_layers: int  # in the stack, those without patterns too
-    causal: bool = True  # whether a weight on a later token is a mistake
+    tokens: list[str]  # each on one line, invisible characters escaped
+    of_layer: dict[int, np.ndarray]  # [H, T, S] of each layer with patterns, by layer number
+    n_layers: int  # in the stack, including those without patterns
+    causal: bool = True  # True: a weight on a later token is an error
 
     @property
     def heads(self) -> dict[int, int]:
-        """How many there are, by layer."""
+        """The number of heads by layer number."""
         return {layer: len(pattern_HTS) for layer, pattern_HTS in self.of_layer.items()}
 
 
 @torch.no_grad()
 def attention_patterns(lm: LM, sample: Input) -> Patterns:
-    """The patterns of all heads for one sequence; ValueError for a batch, or where there are none to be shown."""
+    """Return the patterns of all heads for one sequence. Raise ValueError for a batch, or if no layer has patterns."""
     ids_BT = ids_of(sample, lm.tokenizer, lm.device)
     if len(ids_BT) != 1:
         raise ValueError(f"attention is shown of one sequence, not of a batch of {len(ids_BT)}")
@@ -52,7 +52,7 @@ def attention_patterns(lm: LM, sample: Input) -> Patterns:
 
 
 def film_of(checkpoints: Iterable[tuple[int, LM]], sample: Input) -> Iterator[tuple[int, Patterns]]:
-    """The patterns at every step of `checkpoints`; ValueError if there is none, or another model among them."""
+    """Yield (step, patterns) for each checkpoint. Raise ValueError if there is none, or if their models differ."""
     first = None
     for step, lm in checkpoints:
         patterns = attention_patterns(lm, sample)
@@ -65,7 +65,7 @@ def film_of(checkpoints: Iterable[tuple[int, LM]], sample: Input) -> Iterator[tu
 
 
 def visible(token: str) -> str:
-    """`token` with a dot for each space and an escape for whatever else would not be seen, or would move its neighbours."""
+    """Return `token` with a dot for each space, and escapes for invisible and combining characters."""
     shown = "".join(shown_character(character) for character in token)
     alone = unicodedata.category(shown[0]).startswith("M") if shown else False
     return f"◌{shown}" if alone else shown  # an accent needs something to stand on

@@ -1,4 +1,4 @@
-"""Figures: the metrics of runs, and attention patterns. The only file that knows matplotlib.
+"""Figures of metrics and attention patterns. No other file imports matplotlib.
 
 Shape suffixes:  L layer  H head  T position  S position attended to
 """
@@ -28,11 +28,12 @@ from train.saver import output_root
 from train.stats import Stat, Stats
 
 FONT = 7.5  # points, of all text beside attention patterns
-TOKEN = 0.13  # inches that a token of that size takes, across
-LONGEST = 13  # letters shown of a token
-GRID = 13.0  # inches that the patterns of a layer share when their tokens are to be named
-ABREAST = 6  # panels of a film in a line
-# As in page/weights.js: shades go by the root of a weight; what is below 0 is amber, the future blank, weight on it red.
+TOKEN = 0.13  # height of a line of that text in inches
+LONGEST = 13  # characters shown of a token
+GRID = 13.0  # maximum width of the patterns of a layer in inches, if their tokens are labeled
+ABREAST = 6  # panels of a film in a row
+# As in page/weights.js: the shade depends on the square root of a weight. Negative weights are amber. Future positions
+# are blank, or red if they have weight.
 SCALE = PowerNorm(0.5, 0, 1)
 BLUES = ["#e9eef6", "#b9d3eb", "#6fafd8", "#2877b6", "#08306b"]
 HEAT = LinearSegmentedColormap.from_list("heat", BLUES).with_extremes(under="#dd8a1e")
@@ -45,9 +46,10 @@ def plot_metrics(
     filename: str | None = None,
     out: str | None = None,
 ) -> Figure:
-    """Metrics over the number of trained samples: a panel for each metric, a line in it for each run.
+    """Plot metrics over the number of trained samples: a panel for each metric, a line for each run.
 
-    With `filename` it is saved as metrics/{filename}.png under the output root. In a notebook it shows as a cell's value.
+    With `filename`, save the figure as metrics/{filename}.png under the output root. A notebook shows the figure as a
+    cell's value. Raise ValueError for an unknown run or metric.
     """
     timestamps = [timestamps] if isinstance(timestamps, str) else list(timestamps)
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
@@ -78,7 +80,7 @@ plot_metric = plot_metrics
 
 
 def read_stats(timestamp: str, metrics: Sequence[str], out: str | None) -> dict[str, list[Stat]]:
-    """All statistics of a run; ValueError if it lacks one of `metrics`."""
+    """Return all statistics of a run. Raise ValueError if it lacks one of `metrics`."""
     stats = Stats.load(find_run(timestamp, out) / "stats.json").train_stats
     for metric in metrics:
         if metric not in stats:
@@ -87,7 +89,10 @@ def read_stats(timestamp: str, metrics: Sequence[str], out: str | None) -> dict[
 
 
 def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y: bool = True) -> Figure:
-    """Lines over a scale in powers of two: a figure for a paper. Panels of a row share their y axis, all share names."""
+    """Draw panels of lines over an x axis in powers of two, for a paper.
+
+    The panels of a row share their y axis, and all panels share one legend. `labels` are those of the x and the y axis.
+    """
     n_rows, n_columns = len(rows), max(map(len, rows))
     size = (1.6 + 2.9 * n_columns, 0.5 + 2.5 * n_rows)
     figure, axes = plt.subplots(
@@ -112,7 +117,7 @@ def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y:
         row[0].set_ylabel(labels[1])
     handles = [Line2D([], [], color=colours[name], label=name) for name in names]
     figure.legend(handles=handles, loc="outside right upper", fontsize="x-small", frameon=False)
-    plt.close(figure)  # it shows where it is asked for
+    plt.close(figure)  # so that a notebook shows it only as a cell's value
     return figure
 
 
@@ -126,7 +131,7 @@ def draw_line(ax: Axes, line: Line, colour: np.ndarray) -> None:
 
 
 def draw_metric(ax: Axes, values: list[Stat], label: str) -> None:
-    """A thin line for many values, with dots while they can be told apart."""
+    """Draw a line with dots, or without them for over 60 values."""
     few = len(values) <= 60
     ax.plot(
         [stat.n for stat in values],
@@ -151,11 +156,12 @@ def show_lm_attns(
     *,
     out: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Shows the attention patterns of one sequence, a row of heads for each layer, and returns (out_embeds, attns).
+    """Show the attention patterns of one sequence, a row of heads for each layer, and return (out_embeds, attns).
 
-    `layers` and `heads` choose what is shown; layers without patterns are left out. With `folder_name` the figure is
-    saved in attentions/{folder_name}/ under the output root. out_embeds [1, T, V] are the logits; attns
-    [1, n_layers, n_heads, T, S] are all patterns, a row for each query T over the keys S it attends to.
+    `layers` and `heads` select what to show; the default is all. Layers without patterns are left out. With
+    `folder_name`, save the figure in attentions/{folder_name}/ under the output root. out_embeds [1, T, V] are the
+    logits. attns [1, n_layers, n_heads, T, S] are all patterns, with a row for each query T over its keys S. Raise
+    ValueError for a batch, and for layers or heads without patterns.
     """
     patterns = attention_patterns(lm, sample)
     layers = chosen("layers", layers, patterns.heads)
@@ -178,9 +184,9 @@ def head_film(
     filename: str | None = None,
     out: str | None = None,
 ) -> Figure:
-    """One head on one sequence along its training: a panel for each of `checkpoints`, which are (step, lm).
+    """Draw the pattern of one head on one sequence during training: a panel for each (step, lm) of `checkpoints`.
 
-    With `filename` it is saved as attentions/{filename}.png under the output root.
+    With `filename`, save the figure as attentions/{filename}.png under the output root.
     """
     panels = {}
     for step, patterns in film_of(checkpoints, sample):
@@ -195,7 +201,7 @@ def head_film(
 
 
 def chosen(name: str, wanted: Sequence[int] | None, there_are: Iterable[int]) -> list[int]:
-    """`wanted`, or all that there are; ValueError if it is no part of them."""
+    """Return `wanted`, or all of `there_are` if it is None. Raise ValueError for numbers that do not exist."""
     known = list(there_are)
     numbers = known if wanted is None else list(wanted)
     if not numbers or not set(numbers) <= set(known):
@@ -204,7 +210,7 @@ def chosen(name: str, wanted: Sequence[int] | None, there_are: Iterable[int]) ->
 
 
 def draw_attentions(patterns: Patterns, layers: Sequence[int], heads: Sequence[int]) -> Figure:
-    """A row of panels for each layer, a column for each head."""
+    """Draw a row of panels for each layer, with a column for each head."""
     rows = [
         [patterns.of_layer[layer][head] if head < patterns.heads[layer] else None for head in heads]
         for layer in layers
@@ -218,7 +224,7 @@ def draw_attentions(patterns: Patterns, layers: Sequence[int], heads: Sequence[i
 
 
 def draw_film(panels: dict[int, np.ndarray], patterns: Patterns, name: str) -> Figure:
-    """A panel for each step, in lines of a few; `patterns` are those of one of them."""
+    """Draw a panel for each step, ABREAST in a row. `patterns` gives the tokens."""
     shown: list[np.ndarray | None] = [*panels.values()]
     n = min(ABREAST, len(panels))
     shown += [None] * (-len(panels) % n)
@@ -234,9 +240,10 @@ def draw_film(panels: dict[int, np.ndarray], patterns: Patterns, name: str) -> F
 def draw_grid(
     rows: Sequence[Sequence[np.ndarray | None]], tokens: Sequence[str], causal: bool, between: float = 0.0
 ) -> tuple[Figure, np.ndarray]:
-    """Panels on one scale, and their axes; tokens at the left (queries) and bottom (keys) where there is room for them.
+    """Draw panels on one color scale; return figure and axes.
 
-    `between` is the room above each row but the first, in inches.
+    Tokens label the left (queries) and the bottom (keys) if there is room. `between` is the space between rows in
+    inches.
     """
     labels, n_rows, n_columns = [shortened(token) for token in tokens], len(rows), len(rows[0])
     room = GRID / n_columns  # inches for a pattern
@@ -244,7 +251,7 @@ def draw_grid(
     size = max(len(labels) * TOKEN, min(room, 2.0)) if named else min(room, 4.0)
     width = 1.05 * size * n_columns + 2.4
     height = 1.05 * size * n_rows + between * (n_rows - 1) + 1.7
-    # Margins by hand: layout="constrained" takes 20 seconds for the 144 heads of GPT-2.
+    # Explicit margins, since layout="constrained" takes 20 seconds for the 144 heads of GPT-2.
     edges = {"left": 1.5 / width, "right": 1 - 0.9 / width, "bottom": 1.3 / height, "top": 1 - 0.4 / height}
     figure, axes = plt.subplots(
         n_rows,
@@ -273,7 +280,7 @@ def shortened(token: str) -> str:
 
 
 def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:
-    """One head. The future of a causal one is blank, and red where something is that should not be."""
+    """Draw the pattern of one head. If it is causal, future positions are blank, or red if they have weight."""
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelsize=FONT)
     ax.label_outer()
@@ -294,7 +301,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def show(figure: Figure, *, is_result: bool) -> None:
-    """Put a figure on the screen where there is one. A notebook shows by itself what is a cell's result."""
+    """Show a figure if there is a screen. A notebook itself shows a figure that is a cell's value (`is_result`)."""
     backend = plt.get_backend().lower()
     headless = backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
     if headless or (is_result and backend.endswith("inline")):

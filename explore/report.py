@@ -1,4 +1,4 @@
-"""A report about saved runs: a tidy table, verdicts in words, and a page with plots that needs nothing else."""
+"""A report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -22,18 +22,18 @@ from train.provenance import code_id, code_of_this_process
 from train.saver import output_root, run_folders
 
 MOST_ROWS = 40  # of a table on the terminal
-FIRST = ("timestamp", "status")  # columns of results.csv, then what varied, numbers, and the other params
-Options = dict[str, Any]  # of compare()
+FIRST = ("timestamp", "status")  # first columns of results.csv; varied fields, numbers, other params follow
+Options = dict[str, Any]  # keyword arguments of compare()
 
 
 class NoRuns(ValueError):
-    """There is nothing to report on."""
+    """Raised if there are no saved runs to report on."""
 
 
 def results(name: str | None = None, out: str | None = None) -> pd.DataFrame:
-    """A tidy table of the runs saved under saved-models/{name}/, all of them by default: a row each, what varied first.
+    """Return a tidy table of the runs saved under saved-models/{name}/: one row per run, varied fields first.
 
-    `name` is that of a config, or any folder there.
+    `name` is the name of a config or of any folder there; the default is all runs.
     """
     return tidy(rows_of_folders(folders_of(name, output_root(out))))
 
@@ -47,12 +47,12 @@ def folders_of(name: str | None, root: Path) -> set[Path]:
 
 
 def rows_of_folders(folders: Iterable[Path]) -> list[Row]:
-    """Return the rows of the runs in these folders, in order of time."""
+    """Return the rows of the runs in these folders, sorted by timestamp."""
     return [describe(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
 
 
 def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """One table of all rows; an 8 stays an 8 beside a row without params."""
+    """Return one table of all rows. Integers stay integers even if another row lacks params."""
     varied = varied_fields([row for row in rows if has_ended(row)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
     first, folder = map(column, FIRST), column("folder")
@@ -66,10 +66,10 @@ def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def report(name: str, out: str | None = None, **options: Any) -> Page:
-    """Writes results.csv and report.html about the runs saved under saved-models/{name}/ into reports/{name}/.
+    """Write results.csv and report.html about the runs saved under saved-models/{name}/ to reports/{name}/.
 
-    Prints a table and the verdicts; in a notebook the page shows as a cell's value. `options` are those of compare().
-    NoRuns, a ValueError, if there are none.
+    Print a table and the verdicts. A notebook shows the returned page as a cell's value. `options` are keyword
+    arguments of compare(). Raise NoRuns, a ValueError, if no run is complete.
     """
     root = output_root(out)
     table = results(name, out)
@@ -83,9 +83,9 @@ def report(name: str, out: str | None = None, **options: Any) -> Page:
 def report_grid(
     name: str, runs: Sequence[Params], summaries: Sequence[dict[str, Any]], root: Path, **options: Any
 ) -> Page:
-    """Write the report of a config whose grid has just run, given its params and summaries.
+    """Write the report of a config whose grid has just run, given the params and summaries of its runs.
 
-    It shows all saved runs of the config, those of earlier calls too, and runs that failed without leaving a folder.
+    The report covers all saved runs of the config, including earlier calls, and runs that failed without a folder.
     """
     saved = folders_of(name, root) | {Path(one["folder"]) for one in summaries if "folder" in one}
     rows, failed = rows_of_folders(saved), []
@@ -97,12 +97,12 @@ def report_grid(
 
 
 def is_remnant(row: Row, params: Params) -> bool:
-    """Return whether `row` is that of an incomplete folder of the run with these params."""
+    """Return whether `row` is an incomplete folder of a run with these params."""
     return measured(row, "status") != "complete" and params.flat().items() <= row.items()
 
 
 def rows_of_grid(runs: Sequence[Params], summaries: Sequence[dict[str, Any]]) -> list[Row]:
-    """Return the rows of a call's runs that have a result or failed. A saved one is read from its folder."""
+    """Return the rows of the runs in this call that have a result or failed; read saved runs from their folders."""
     return [
         describe(Path(summary["folder"])) if "folder" in summary else row_of_unsaved(params, summary)
         for params, summary in zip(runs, summaries, strict=False)
@@ -111,13 +111,14 @@ def rows_of_grid(runs: Sequence[Params], summaries: Sequence[dict[str, Any]]) ->
 
 
 def row_of_unsaved(params: Params, summary: dict[str, Any]) -> Row:
-    """Return the row of a run of this process that has just ended, with a result or by failing."""
+    """Return the row of a run in this call without a folder, which has a result or failed."""
     status = summary["stopped"] if summary["stopped"].startswith("failed") else "complete"
     known = {"timestamp": "", "status": status, CODE: code_id(code_of_this_process().hashes)}
     return row_of(summary | known, params)
 
 
 def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:
+    """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page."""
     variants, comparison = compared(table, **options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -132,7 +133,7 @@ def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Pag
 
 
 def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], comparison: pd.DataFrame) -> str:
-    """The text of the page."""
+    """Return the HTML of the page."""
     found = [{str(key): value for key, value in row.items()} for row in comparison.to_dict("records")]
     parts = []
     for data in dict.fromkeys(variant.data for variant in variants):
@@ -144,7 +145,7 @@ def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], compari
 
 
 def sentences(comparison: pd.DataFrame) -> list[str]:
-    """The verdicts, one line each, and what was left out."""
+    """Return the verdicts, one line each, then notes on best settings at an edge and on runs left out."""
     lines = []
     for row in comparison.to_dict("records"):
         if row["verdict"] != "baseline":
@@ -164,6 +165,7 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
 
 
 def difference(row: dict[Any, Any]) -> str:
+    """Return the loss difference with interval and p-value as text; empty if unknown."""
     if math.isnan(row["difference_low"]):
         return ""
     p = "" if math.isnan(row["p"]) else f", p {row['p']:.2g}"
@@ -172,7 +174,7 @@ def difference(row: dict[Any, Any]) -> str:
 
 
 def markdown(comparison: pd.DataFrame) -> list[str]:
-    """The comparison as a markdown table, the lowest loss first."""
+    """Return the comparison as the lines of a markdown table, the lowest loss first."""
     header = ["variant", "best", "seeds", "loss", "95 % interval", "against the baseline"]
     if (comparison["data"] != "").any():
         header.insert(0, "data")

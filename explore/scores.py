@@ -1,4 +1,4 @@
-"""Numbers for every head, position and token, and all of them over the checkpoints of a run.
+"""Scores of heads, losses by position and token, and any such result over the checkpoints of a run.
 
 Shape suffixes:  B batch  T position  S position attended to  H head
 """
@@ -15,15 +15,16 @@ from explore.analysis import Samples, batches_of, looking
 from model.lm import LM
 from model.perplexity import NO_LOSS
 
-LENGTH = 50  # of the random sequence that heads are shown twice, at most
+LENGTH = 50  # default maximum length of the random sequence that is repeated
 
 
 def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: int = 0) -> pd.DataFrame:
-    """A row for each layer and head: shares of its attention, from 0 to 1, on random tokens that are repeated once.
+    """Return shares of attention, from 0 to 1, of each layer and head on a random sequence that is repeated once.
 
-    previous_token: to the position before. duplicate_token: to the same token's first occurrence. induction: to the token
-    that came after it (Olsson et al. 2022). All are means over the tokens of the repetition, `length` in each sample; None:
-    as many as fit, all different, 50 at most.
+    Columns are "previous_token" (attention to the position before), "duplicate_token" (to the first occurrence of the
+    same token) and "induction" (to the token after that; Olsson et al. 2022). Each is the mean over the repetition in
+    `n_samples` samples. `length` is the number of different tokens repeated; None takes as many as fit, at most 50.
+    Raise ValueError for a length that does not fit.
     """
     ids_BT, length = repeated(lm, n_samples, length, seed)
     with looking(lm), lm.record("layers.*.pattern") as seen:
@@ -37,7 +38,7 @@ def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: in
 
 
 def repeated(lm: LM, n_samples: int, length: int | None, seed: int) -> tuple[Tensor, int]:
-    """Bos, if the tokenizer has it, and `length` random tokens, twice; none occurs twice in the first half."""
+    """Return ids [n_samples, T], and the length: bos if there is one, then `length` different random tokens, twice."""
     tokenizer = lm.tokenizer
     tokens = [i for i in range(lm.n_tokens) if i not in (tokenizer.bos, tokenizer.eos, tokenizer.pad)]
     start = [tokenizer.bos] if tokenizer.bos in range(lm.n_tokens) else []
@@ -56,24 +57,30 @@ def repeated(lm: LM, n_samples: int, length: int | None, seed: int) -> tuple[Ten
 
 
 def stripe(pattern_BHTS: Tensor, back: int, n: int) -> Tensor:
-    """[H]: the mean attention of the last n queries to the key so many positions back."""
+    """Return the mean attention [H] of the last `n` queries to the key `back` positions before."""
     return pattern_BHTS.diagonal(-back, dim1=-2, dim2=-1)[..., -n:].mean(dim=(0, 2))
 
 
 def loss_by_position(lm: LM, samples: Samples) -> pd.DataFrame:
-    """The mean loss of the tokens at each position of `samples` (those of lm.perplexities), and how many are scored there."""
+    """Return, for each position, the mean loss (nats per token) and the number of scored tokens.
+
+    `samples` are of any type that lm.perplexities takes.
+    """
     return scored_tokens(lm, samples).groupby("position").agg(loss=("loss", "mean"), count=("loss", "count"))
 
 
 def loss_by_token(lm: LM, samples: Samples) -> pd.DataFrame:
-    """The mean loss where each token was to be predicted, how often that was, and its text; the most frequent first."""
+    """Return, for each token id to predict, its text, mean loss (nats) and count, the most frequent first.
+
+    `samples` are of any type that lm.perplexities takes.
+    """
     table = scored_tokens(lm, samples).groupby("id").agg(loss=("loss", "mean"), count=("loss", "count"))
     table.insert(0, "token", lm.tokenizer.tokens(table.index.tolist()))
     return table.sort_values("count", ascending=False, kind="stable")
 
 
 def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
-    """A row for each scored token: its position in its sample, its id, its loss."""
+    """Return position, id and loss (nats) of every scored token. Raise ValueError if no token is scored."""
     tables = []
     with looking(lm):
         for batch in batches_of(lm, samples):
@@ -94,10 +101,11 @@ Result: TypeAlias = pd.DataFrame | pd.Series | Tensor | np.ndarray | float
 
 
 def over_checkpoints(function: Callable[[LM], Result], checkpoints: Iterable[tuple[int, LM]]) -> pd.DataFrame:
-    """Call `function` on every (step, lm) and return the results in one table by step.
+    """Call `function` on every lm of `checkpoints`, pairs (step, lm), and return one table of its results by step.
 
-    A table adds all its rows, a Series or a number one row. A tensor of shape [..., N] adds a row of N values for each of
-    its other indices, which are levels "0", "1" ... of the index. TypeError for anything else.
+    A table adds all its rows, a Series or a number one row. A tensor [..., N] adds a row of N values for each of its
+    other indices, which become the index levels "0", "1" ... Raise TypeError for any other result, and ValueError if
+    there are no checkpoints.
     """
     tables = [rows_of(step, function(lm)) for step, lm in checkpoints]
     if not tables:
@@ -106,6 +114,7 @@ def over_checkpoints(function: Callable[[LM], Result], checkpoints: Iterable[tup
 
 
 def rows_of(step: int, result: Result) -> pd.DataFrame:
+    """Return one result as rows of the table by step."""
     if isinstance(result, pd.DataFrame):
         return pd.concat({step: result}, names=["step"])
     if isinstance(result, Tensor | np.ndarray) and result.ndim:
@@ -121,7 +130,7 @@ def rows_of(step: int, result: Result) -> pd.DataFrame:
 
 
 def table_of(values: Tensor) -> pd.DataFrame | pd.Series:
-    """Return a tensor [..., N] as a table with N columns, a row for each of its other indices; a Series if it is 1-D."""
+    """Return a tensor [..., N] as a table with N columns and a row for each other index, or a Series if it is 1-D."""
     numbers = values.detach().double().cpu().numpy()
     if numbers.ndim == 1:
         return pd.Series(numbers)

@@ -1,4 +1,4 @@
-"""The sections of a report, as HTML. Whatever comes from a run, a config or a model is escaped."""
+"""The sections of a report as HTML. All text from a run, a config or a model is escaped."""
 
 import math
 from collections import Counter
@@ -29,7 +29,7 @@ from train.params import SECTION_OF
 MOST_ROWS = 500  # of the table of all runs
 MOST_VARIANTS = 200  # of the tables of variants
 MOST_SAMPLES = 12
-COSTS = {  # columns of the table of costs: of a run's summary, and how they are shown
+COSTS = {  # columns of the cost table: title, name in a run's summary, and format
     "parameters": ("n_params", lambda value: f"{value:,.0f}"),
     "training FLOPs": ("flops", lambda value: quantity(value)),
     "tokens": ("trained_tokens", lambda value: quantity(value)),
@@ -43,7 +43,7 @@ COSTS = {  # columns of the table of costs: of a run's summary, and how they are
 def sections(
     values: dict[str, str], parts: Sequence[Part], table: pd.DataFrame, about: dict[str, Any]
 ) -> dict[str, str]:
-    """What fills the gaps of page/report.html."""
+    """Return the HTML for each placeholder of page/report.html."""
     rows: list[Row] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     done = [row for row in rows if has_ended(row)]
     varied = varied_fields(done)
@@ -74,7 +74,7 @@ def summary(done: Sequence[Row], rows: Sequence[Row]) -> str:
 
 
 def varied_list(done: Sequence[Row], varied: Sequence[str]) -> str:
-    """What varied, and the values it took."""
+    """Return a list of the varied fields with their values, and of the fields that all runs share."""
     items = []
     for name in varied:
         values = Counter(shown(row.get(name)) for row in done)
@@ -108,7 +108,7 @@ def section(title: str, body: str) -> str:
 
 
 def verdicts(part: Part) -> str:
-    """How many of the variants are what."""
+    """Return a sentence with the numbers of better, worse and indistinguishable variants."""
     counts = Counter(kind_of(row["verdict"]) for row in part.rows)
     told = [f"<b class={kind}>{counts[kind]} {kind}</b>" for kind in ("better", "worse") if counts[kind]]
     if counts["unclear"]:
@@ -124,7 +124,7 @@ def kind_of(verdict: str) -> str:
 
 
 def best_table(part: Part) -> str:
-    """Each variant at its best setting."""
+    """Return a table of the variants, each at its best setting."""
     header = [*(part.fields or ["variant"]), "best", *map(Right, ("tried", "seeds", "loss", ""))]
     compared = len(part.rows) > 1
     if compared:
@@ -154,7 +154,7 @@ def best_table(part: Part) -> str:
 
 
 def cost_table(part: Part) -> str:
-    """What a run at the best setting takes: means over its seeds."""
+    """Return a table of each variant's costs at its best setting: means over seeds."""
     header = [*(part.fields or ["variant"]), *map(Right, (*COSTS, "of peak", "loss"))]
     lines = []
     for i in part.order[:MOST_VARIANTS]:
@@ -177,12 +177,12 @@ def mean_of(runs: Iterable[Row], name: str) -> float:
 
 
 def numbers_of(runs: Iterable[Row], name: str) -> list[float]:
-    """Return what was measured as `name`, of those runs that got so far: a failed or killed run may lack it."""
+    """Return the measured values `name` of the runs that have one; a failed or killed run may lack it."""
     return [float(measured(run, name)) for run in runs if is_number(measured(run, name))]
 
 
 def samples(part: Part) -> str:
-    """What the best run of each variant said in its last validation."""
+    """Return the text that the best run of each variant generated in its last validation."""
     items = []
     for i in part.order:
         variant = part.variants[i]
@@ -202,7 +202,7 @@ def samples(part: Part) -> str:
 def problems(
     done: Sequence[Row], varied: Sequence[str], variants: Sequence[Variant], left_out: Sequence[str]
 ) -> str:
-    """Runs that failed or diverged, models that leak, runs that are left out."""
+    """Return lists of runs that failed or diverged, of models that leak, and of runs left out."""
     lines = [f"{describe_run(row, varied)}: {why(row)}" for row in done if ended_badly(row)]
     leaks = [
         f"{describe_run(row, varied)}: {measured(row, 'leak')}"
@@ -218,7 +218,7 @@ def problems(
 
 
 def why(row: Row) -> str:
-    """How a run ended."""
+    """Return how a run ended."""
     return str(measured(row, "stopped") if measured(row, "status") == "complete" else measured(row, "status"))
 
 
@@ -255,7 +255,7 @@ def runs_table(done: Sequence[Row], varied: Sequence[str]) -> str:
 
 
 class Right(str):
-    """The name of a column of numbers, which stand at its right."""
+    """The title of a right-aligned column of numbers."""
 
 
 def table_of(header: Sequence[str], lines: Sequence[str]) -> str:
@@ -267,7 +267,7 @@ def table_of(header: Sequence[str], lines: Sequence[str]) -> str:
 
 
 def text_cell(text: str) -> str:
-    """A number in it sorts as one."""
+    """Return a cell of text; the page sorts numeric texts as numbers."""
     return f"<td>{escape(text)}</td>"
 
 
@@ -282,7 +282,7 @@ def hidden_note(n: int, what: str) -> str:
 
 
 def quantity(value: float) -> str:
-    """12.3 G: three digits and a unit."""
+    """Return a number with three digits and a unit prefix: "12.3 G"."""
     for unit, letter in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g} {letter}"

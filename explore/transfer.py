@@ -1,5 +1,6 @@
-"""Whether the best learning rate of a small model is that of larger ones: judged by what it costs to keep it, not by where
-the lowest point of a noisy curve lies.
+"""Learning-rate transfer: is the best learning rate of a small model also good for larger ones?
+
+The judgement rests on the loss that keeping it costs, not on the position of the minimum of a noisy curve.
 """
 
 import math
@@ -18,7 +19,8 @@ from train.params import did_you_mean
 
 SCALES = ("dim", "n_layers", "batch_size")
 LR, PARAMETRIZATION = "lr", "parametrization"
-KEEPS, LOSES = 0.02, 0.05  # nats: a regret up to the first is none, from the second on the optimum has moved
+# In nats: a regret up to KEEPS is negligible; from LOSES on, the optimum has moved.
+KEEPS, LOSES = 0.02, 0.05
 TRANSFERS = "transfers"
 COLUMNS = [
     "variant",
@@ -34,7 +36,7 @@ COLUMNS = [
     "seeds",
     "edge",
 ]
-FOR_DEPTH = "completep"  # the parametrization that is made for it; others are for width
+FOR_DEPTH = "completep"  # the parametrization for transfer over depth; the others are for width
 
 
 def transfer_report(
@@ -44,12 +46,14 @@ def transfer_report(
     metric: str = "val_loss",
     controls: Sequence[str] | None = None,
 ) -> Judgement:
-    """Learning rate against `over` (dim, n_layers or batch_size; by default those that vary), in a table of runs().
+    """Judge whether the best learning rate transfers over dim, n_layers or batch_size.
 
-    Any table does that has the columns `lr`, `over` and the metric. For each size: the best learning rate, its loss, the
-    loss at the best one of the smallest size, and the regret: by how much that is worse, with its 95 % interval over
-    seeds. `controls` are variants that need not transfer; by default those of a parametrization that is not made for it,
-    beside one that is.
+    `over` names the scale; the default is all that vary. `table` is a table from runs(), or any with the columns `lr`,
+    `over` and the metric. The result has a row for each size: the best learning rate, its loss, and the loss at the
+    best learning rate of the smallest size. Their difference is the regret, in nats, with its 95 % interval over seeds.
+
+    `controls` are variants that need not transfer. The default is those whose parametrization is not made for this
+    scale, if another variant's is. Raise ValueError if the metric is unknown or if no scale varies.
     """
     rows = [row for row in records(table) if has_ended(row)]
     if metric not in METRICS and metric not in table:
@@ -76,15 +80,16 @@ def transfer_report(
 
 
 class Transfer(NamedTuple):
-    """What is known of one variant over one scale."""
+    """The result for one variant over one scale."""
 
-    rows: list[dict[str, Any]]  # of the table, one for each size
+    rows: list[dict[str, Any]]  # of the result table, one for each size
     sentence: str
     problem: str  # empty if there is none
     panel: Panel
 
 
 def judged(name: str, scale: str, rows: Sequence[Row], metric: str, is_control: bool) -> Transfer:
+    """Judge one variant over one scale. A control has no problem, whatever its verdict."""
     curves = {size: curve(rows, scale, size, metric) for size in sizes_of(rows, scale)}
     compared = [row | {"variant": name, "over": scale} for row in compared_with_base(curves)]
     verdict, reason = verdict_of(compared)
@@ -102,7 +107,10 @@ def records(table: pd.DataFrame) -> list[Row]:
 
 
 def controls_among(variants: Mapping[str, list[int]], rows: Sequence[Row], scale: str) -> list[str]:
-    """Variants that are there to be compared with: in width "standard", in depth all but "completep", beside others."""
+    """Return the variants that need not transfer: over width "standard", over depth all but "completep".
+
+    Return none if no variant is made for the scale, or for batch_size.
+    """
     kinds = {
         name: {rows[place].get(PARAMETRIZATION) for place in places} for name, places in variants.items()
     }
@@ -116,7 +124,7 @@ def controls_among(variants: Mapping[str, list[int]], rows: Sequence[Row], scale
 
 
 class Curve(dict[float, dict[int, float]]):
-    """Final losses by learning rate and seed."""
+    """Final losses by learning rate and seed: {lr: {seed: loss}}."""
 
     def losses(self, lr: float, seeds: Sequence[int] | None = None) -> np.ndarray:
         return np.array([self[lr][seed] for seed in seeds or self[lr]])
@@ -131,7 +139,7 @@ class Curve(dict[float, dict[int, float]]):
 
     @property
     def best(self) -> int:
-        """The place of the best learning rate among `lrs`."""
+        """The index in `lrs` of the learning rate with the lowest mean loss."""
         return int(np.argmin(self.means))
 
 
@@ -147,7 +155,7 @@ def curve(rows: Sequence[Row], scale: str, size: Any, metric: str) -> Curve:
 
 
 def compared_with_base(curves: Mapping[Any, Curve]) -> list[dict[str, Any]]:
-    """A row for each size; the first one is the base."""
+    """Return a result row for each size. The first size is the base."""
     base = next(iter(curves.values()))
     at = base.lrs[base.best]
     rows = []
@@ -175,7 +183,7 @@ def compared_with_base(curves: Mapping[Any, Curve]) -> list[dict[str, Any]]:
 
 
 def verdict_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """transfers, shifts or cannot tell, and why."""
+    """Return the verdict ("transfers", "shifts" or "cannot tell") and its reason."""
     base, others = rows[0], rows[1:]
     if not others:
         return "cannot tell", f"only one size ran, {base['size']}"
@@ -206,7 +214,7 @@ def verdict_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
 
 
 def described_regret(row: Mapping[str, Any]) -> str:
-    known = row["low"] < row["high"]  # else there is one seed, or its best is that of the base
+    known = row["low"] < row["high"]  # False for one seed, or if the base has the same best learning rate
     between = f" (95 % interval {row['low']:+.4f} to {row['high']:+.4f})" if known else ""
     return f"{row['regret']:.4f} nats{between}"
 
@@ -218,9 +226,9 @@ def wider(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def panel(variant: str, scale: str, curves: Mapping[Any, Curve]) -> Panel:
-    """Loss over learning rate, a line for each size, a star at the best.
+    """Return a panel of loss over learning rate: a line for each size, a star at the best.
 
-    What is far off, or diverged, stands at the upper edge, as a triangle.
+    Triangles at the upper edge mark losses that are much higher or infinite.
     """
     bests = [min(own.means) for own in curves.values() if math.isfinite(min(own.means))]
     if not bests:

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but seed and learning rate, gathered into variants: what compare.py judges.
+"""Variants: runs that differ only in seed and tuned fields, grouped from a table for compare.py.
 
 Shape suffixes:  L tuned setting (a learning rate, say)  S seed
 """
@@ -18,50 +18,53 @@ from train.settings import VARIANT
 from train.train_params import TrainParams
 
 SEED = "random_seed"
-DATA = "DataParams"  # losses on different data are not compared
+DATA = "DataParams"  # the section whose fields separate incomparable losses
 METRICS = ("val_loss", "bits_per_byte")
-CODE = "code"  # the measured value that names the code a run was trained by
-Row = dict[str, Any]  # a run: its params by field, and what is known of it besides by `column`
+CODE = "code"  # the measured value that identifies the code that trained a run
+Row = dict[str, Any]  # a run: its params by field, and its measured values by `column`
 
 
 def row_of(known: dict[str, Any], params: Params | None = None) -> Row:
-    """Return the row of a run: what is `known` of it (final numbers, status, folder ...) and its params, kept apart."""
+    """Return the row of a run: its `known` values (final numbers, status, folder ...) by `column`, and its params."""
     return {column(name): value for name, value in known.items()} | ({} if params is None else params.flat())
 
 
 def measured(row: Row, name: str, default: Any = None) -> Any:
-    """Return what is known of a run under `name` besides its params, such as its final loss or status."""
+    """Return the measured value `name` of a run, such as its final loss or status, else `default`."""
     return row.get(column(name), default)
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What its runs have in common, and the final loss of each: NaN where there is no run, infinite where it ended badly."""
+    """Runs that differ only in seed and tuned fields, with their final losses [L, S].
+
+    A loss is NaN where no run exists, and infinite where the run failed or diverged.
+    """
 
     data: str  # fields of DataParams that vary
-    name: str  # all other fields that vary, but for seed and tuned fields
+    name: str  # all other fields that vary, except seed and tuned fields
     tuned: str  # the fields that are tuned for each variant
-    settings: list[str]  # of these fields
+    settings: list[str]  # the values of the tuned fields
     seeds: list[int]
     losses_LS: np.ndarray
     runs: dict[tuple[str, int], Row]  # by setting and seed
-    only_best: bool  # losses are those of the best weights seen, not of the last
+    only_best: bool  # losses are those of the best weights, and those of the last weights are unknown
 
     @cached_property
     def complete_S(self) -> np.ndarray:
-        """Which seeds ran with every setting."""
+        """Mask [S] of the seeds that ran with every setting."""
         return ~np.isnan(self.losses_LS).any(axis=0)
 
     @cached_property
     def best(self) -> int | None:
-        """The setting with the lowest mean over seeds, if there is one whose runs all ended well."""
+        """The index of the setting with the lowest mean loss; None if every setting has a failed or diverged run."""
         whole = self.complete_S
         losses_LS = self.losses_LS[:, whole] if whole.any() else self.losses_LS
         return best_setting(losses_LS)
 
     @property
     def edge(self) -> str:
-        """Whether the best setting is the "smallest" or "largest" number tried, so that a better one may lie beyond."""
+        """The text "smallest" or "largest" if the best setting is that number among those tried, else empty."""
         values: list[Any] = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
         if self.best is None or len(values) < 2 or not all(map(is_number, values)):
             return ""
@@ -75,13 +78,16 @@ class Variant:
         )
 
     def runs_of(self, setting: int, seeds: Sequence[int] | None = None) -> list[Row]:
-        """The runs with a setting, at some seeds or all."""
+        """Return the runs with the setting of this index, at `seeds` or at all seeds."""
         keys = [(self.settings[setting], seed) for seed in (self.seeds if seeds is None else seeds)]
         return [self.runs[key] for key in keys if key in self.runs]
 
 
 def best_setting(losses_LS: np.ndarray) -> int | None:
-    """A diverged run makes the mean of its setting infinite, and a setting without runs is none."""
+    """Return the index of the setting with the lowest mean of `losses_LS`, or None if no mean is finite.
+
+    A failed or diverged run makes the mean of its setting infinite.
+    """
     if not losses_LS.size:
         return None
     ran_LS = ~np.isnan(losses_LS)
@@ -93,7 +99,10 @@ def best_setting(losses_LS: np.ndarray) -> int | None:
 def gather(
     table: pd.DataFrame, tuned: Sequence[str] = ("lr",), metric: str = "val_loss"
 ) -> tuple[list[Variant], list[str]]:
-    """The variants of a table of runs, in order of their first runs, and a sentence about each kind of run left out."""
+    """Group a table of runs into variants, in order of their first runs.
+
+    Return also a sentence about each kind of run that is left out. Raise ValueError for an unknown field or metric.
+    """
     for name in set(tuned) - SECTION_OF.keys():
         raise ValueError(f"tuned={name!r} is no field of params; {did_you_mean(name, SECTION_OF)}")
     if metric not in METRICS:
@@ -107,14 +116,12 @@ def gather(
         groups.setdefault((described(row, data), described(row, own) or "all runs"), []).append(row)
     variants = [variant(*names, rows, tuned, metric) for names, rows in groups.items()]
     if repeated := len(rows) - sum(len(one.runs) for one in variants):
-        left_out.append(
-            f"{counted(repeated, 'run')} left out: made again later with the same params and code"
-        )
+        left_out.append(f"{counted(repeated, 'run')} left out: repeated later with the same params and code")
     return variants, left_out
 
 
 def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
-    """Return a sentence if the runs of `table` that ended were trained by different versions of the code."""
+    """Return a list with one sentence if different versions of the code trained the ended runs, else an empty list."""
     rows = [row for row in table.to_dict("records") if has_ended(row)] if column(CODE) in table else []
     versions = Counter(shown(row[column(CODE)]) for row in rows)
     if len(versions) < 2:
@@ -123,13 +130,13 @@ def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
     how = (
         "same_code=True compares them as one"
         if same_code
-        else "each is a variant of its own, compare(..., same_code=True) ignores it"
+        else "each version makes separate variants; compare(..., same_code=True) ignores the version"
     )
     return [f"these runs were trained by {len(versions)} versions of the code: {named}; {how}"]
 
 
 def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
-    """The runs that came to an end, good or bad, and what to say about the others."""
+    """Return the runs that ended, well or badly, and a sentence for each reason to leave others out."""
     rows: list[Row] = []
     reasons: list[str] = []
     names = list(table)
@@ -146,27 +153,27 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
 
 
 def has_ended(row: Row) -> bool:
-    """Whether there will be no more of the run, which failed or has a result."""
+    """Return whether a run is over: it has a result, or it failed."""
     return measured(row, "status", "complete") == "complete" or ended_badly(row)
 
 
 def differing_fields(rows: Sequence[Row]) -> list[str]:
-    """The fields of params in which runs differ."""
+    """Return the fields of params in which the runs differ."""
     fields = [name for name in SECTION_OF if rows and name in rows[0]]
     return [name for name in fields if differ([row.get(name) for row in rows])]
 
 
 def differ(values: list[Any]) -> bool:
-    """Whether values of a field are not all shown alike; most fields are found out without writing each value."""
+    """Return whether any two values of a field have different texts. Equal values of one type take a fast path."""
     if len(set(map(type, values))) == 1 and values.count(values[0]) == len(values):
         return False
     return len(set(map(shown, values))) > 1
 
 
 def varied_fields(rows: Sequence[Row]) -> list[str]:
-    """Return the columns that tell runs apart: fields that differ, and the code if it differs.
+    """Return the columns in which runs differ: fields, and the code version.
 
-    Where the grid had named variants, their name stands in place of the fields that follow from it.
+    For a grid with named variants, the name replaces all fields that follow from it.
     """
     fields, variants, code = differing_fields(rows), column(VARIANT), column(CODE)
     by_code = [code] if differ([row.get(code) for row in rows]) else []
@@ -182,20 +189,21 @@ def varied_fields(rows: Sequence[Row]) -> list[str]:
 
 
 def described(row: Row, fields: Sequence[str]) -> str:
-    """A named variant is known by its name alone."""
+    """Return "field=value, ..." of a run; a named variant shows its name only."""
     parts = [(name, shown(row.get(name))) for name in fields]
     return ", ".join(value if name == column(VARIANT) else f"{name}={value}" for name, value in parts)
 
 
 def shown(value: Any) -> str:
-    """A field's value as text. Beside a run without it, a table makes 8 into 8.0 and None into NaN."""
+    """Return a field's value as text: 8.0 as "8" and NaN as "None", since a table with missing cells converts them."""
     if isinstance(value, float):
         return "None" if math.isnan(value) else f"{value:.10g}"
     return str(value)
 
 
 def variant(data: str, name: str, rows: list[Row], tuned: Sequence[str], metric: str) -> Variant:
-    # Of the same run made twice the later one counts, which may repeat one that failed.
+    """Return the variant of these runs."""
+    # If two runs have equal params, the later one counts: it may repeat a failed one.
     runs = {(described(row, tuned), int(row.get(SEED, TrainParams.random_seed))): row for row in rows}
     settings, seeds = list(dict.fromkeys(key[0] for key in runs)), sorted({key[1] for key in runs})
     losses_LS = np.full((len(settings), len(seeds)), math.nan)
@@ -206,7 +214,7 @@ def variant(data: str, name: str, rows: list[Row], tuned: Sequence[str], metric:
 
 
 def final_loss(row: Row, metric: str) -> float:
-    """The loss of the last weights, where it is known; infinite if the run failed or diverged."""
+    """Return the loss of the last weights, or of the best ones if unknown; infinite if the run failed or diverged."""
     loss = measured(row, metric)
     if measured(row, "weights") == "best" and not is_best_so_far(row, metric):
         loss = measured(row, "final_loss")
@@ -216,17 +224,18 @@ def final_loss(row: Row, metric: str) -> float:
 
 
 def is_best_so_far(row: Row, metric: str) -> bool:
-    """Whether the loss is that of the best weights (patience keeps them) and that of the last ones is not known."""
+    """Return whether only the loss of the best weights is known, as in runs with `patience` and no `final_loss`."""
     last = measured(row, "final_loss") if metric == "val_loss" else None
     return measured(row, "weights") == "best" and not is_number(last)
 
 
 def ended_badly(row: Row) -> bool:
+    """Return whether a run failed or diverged."""
     return any(str(measured(row, name)).startswith(("failed", "diverged")) for name in ("stopped", "status"))
 
 
 def is_number(value: object) -> bool:
-    """A finite one."""
+    """Return whether `value` is a finite int or float, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

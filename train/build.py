@@ -102,6 +102,8 @@ def sketch(model: ModelParams, n_tokens: int) -> LM:
             raise
         if "meta" not in str(error):
             reason = str(error).strip().partition("\n")[0]
+            if "overflow" in reason.lower():
+                reason = "a tensor would have more numbers or bytes than 64 bits can count"
             raise ValueError(
                 f"dim={model.dim} and n_layers={model.n_layers} cannot be built: {reason}"
             ) from error

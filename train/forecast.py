@@ -214,13 +214,16 @@ def measure(plan: Plan, call: Call, seconds: float) -> Pace:
             probe(lm, train)
         timed = TimedTrainer(lm, data, step_params(train), Stats(None), MOST_STEPS)
         timed.deadline = time.perf_counter() + seconds / 2
+        weights = {name: weight.clone() for name, weight in lm.state_dict().items()}
         trainer = lightning_trainer(timed.train_params, MOST_STEPS, call.gpu_id, quiet=True)
         try:
             trainer.fit(timed, data.train_dataloader(train.batch_size) if whole else parts(data, n_tokens))
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
         start = timed.ends[0] - begun
-        batch = timed.seconds(plan.measured.row_length * train.batch_size)
+        n_rows = min(train.batch_size, plan.measured.n_rows)
+        batch = timed.seconds(plan.measured.row_length * n_rows)
+        lm.load_state_dict(weights)  # a loss that is NaN has made them so, and nothing can be generated
         per_row = validation_seconds(lm, data, train, n_tokens)
         return Pace(start, batch, per_row, generation_seconds(lm, data))
 
@@ -243,10 +246,6 @@ class TimedTrainer(LMTrainer):
         self.ends.append(time.perf_counter())
         if len(self.ends) >= LEAST_STEPS and self.ends[-1] > self.deadline:
             self.stop("time is up")
-
-    def drain_and_judge(self) -> None:
-        """Drain the statistics but never stop for divergence: the real training reports that."""
-        self.stats.drain()
 
     def seconds(self, n_tokens: float) -> float:
         """Return the seconds of a batch of `n_tokens`, from the batches timed.

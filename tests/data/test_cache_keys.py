@@ -105,7 +105,7 @@ def test_content_tells_what_text_was_read_and_nothing_of_how_it_is_laid_out(tmp_
 @pytest.mark.parametrize("odd", [functools.partial(lambda rng, n: "ab" * n, n=3), Caller(3)])
 def test_a_task_that_is_no_function_is_refused(odd):
     n_tasks = len(tasks)
-    with pytest.raises(TypeError, match="@registered takes a function, written with def, not"):
+    with pytest.raises(TypeError, match="@registered needs a function, written with def, not"):
         registered(odd)
     assert len(tasks) == n_tasks
 

@@ -4,16 +4,15 @@ import pytest
 
 from data import text
 from data.data_params import DataParams
-from data.dataloader import LMDataModule
 from data.syntheticdata import Task, tasks
-from data.tokenizer import TokenizerSpec
+from model.model_params import ModelParams
 from train.plan import measure
 
-CHAR = TokenizerSpec("char")
 
-
-def module(tmp_path, max_seq_len=16, mask=False, **fields):
-    return LMDataModule(DataParams(**fields), CHAR, max_seq_len, cache=tmp_path, mask=mask)
+def measured(tmp_path, max_seq_len=16, mask=False, **fields):
+    objective = {"objective": "masked", "causal": False} if mask else {}
+    model = ModelParams(dim=8, n_heads=1, n_layers=1, max_seq_len=max_seq_len, **objective)
+    return measure(DataParams(**fields), model, tmp_path, None)
 
 
 def test_a_masked_model_that_is_shown_bos_only_is_refused(tmp_path):
@@ -22,9 +21,9 @@ def test_a_masked_model_that_is_shown_bos_only_is_refused(tmp_path):
         r"dataset_name='pydoc' with max_seq_len=1 and objective='masked': no token of the training split"
     )
     with pytest.raises(ValueError, match=message):
-        measure(module(tmp_path, max_seq_len=1, mask=True, **fields))
-    assert measure(module(tmp_path, max_seq_len=1, **fields)).n_val_rows > 0
-    assert measure(module(tmp_path, max_seq_len=2, mask=True, **fields)).n_val_rows > 0
+        measured(tmp_path, max_seq_len=1, mask=True, **fields)
+    assert measured(tmp_path, max_seq_len=1, **fields).n_val_rows > 0
+    assert measured(tmp_path, max_seq_len=2, mask=True, **fields).n_val_rows > 0
 
 
 def test_a_task_whose_held_out_samples_score_nothing_is_refused(tmp_path, monkeypatch):
@@ -33,14 +32,14 @@ def test_a_task_whose_held_out_samples_score_nothing_is_refused(tmp_path, monkey
         return f"«{word}»c" if word[0] == "a" else f"{word}«»c"
 
     monkeypatch.setitem(tasks, "mine", Task("mine", draw, None, None, None))
-    assert measure(module(tmp_path, dataset_name="mine", n_samples=100)).n_rows == 90
+    assert measured(tmp_path, dataset_name="mine", n_samples=100).n_rows == 90
     monkeypatch.setitem(
         tasks, "mine", Task("mine", lambda rng: f"{rng.randrange(10**6):06}«»c", None, None, None)
     )
     with pytest.raises(
         ValueError, match=r"dataset_name='mine' with max_seq_len=16: no token of the training"
     ):
-        measure(module(tmp_path / "2", dataset_name="mine", n_samples=100))
+        measured(tmp_path / "2", dataset_name="mine", n_samples=100)
 
 
 @pytest.mark.parametrize("packed", [None, False])
@@ -51,6 +50,6 @@ def test_text_whose_validation_documents_are_empty_is_refused(packed, tmp_path, 
     )
     fields = {"dataset_name": "pydoc", "test_pct": 0.0, "packed": packed}
     with pytest.raises(ValueError, match="no token of the validation split is scored"):
-        measure(module(tmp_path / "1", **fields))
+        measured(tmp_path / "1", **fields)
     documents["val"] = ["", "a"]
-    assert measure(module(tmp_path / "2", **fields)).n_val_rows > 0
+    assert measured(tmp_path / "2", **fields).n_val_rows > 0

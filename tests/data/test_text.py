@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 from data import corpora, text
 from data.batch import mycollate, n_real_tokens
 from data.data_params import DataParams
-from data.text import TextData, TextRows, Tokens, batches, read_tokens, split_by_document, write_tokens
+from data.text import (
+    Documents,
+    TextData,
+    TextRows,
+    Tokens,
+    batches,
+    read_tokens,
+    split_by_document,
+    write_tokens,
+)
 from data.tokenizer import Specials, Tokenizer, TokenizerSpec, char_tokenizer
 
 CHAR = char_tokenizer("abcdef ")
@@ -280,5 +289,49 @@ def test_a_corpus_ten_times_larger_takes_hardly_more_memory(source, tmp_path):
 def test_facts_are_plain_json(corpus, tmp_path):
     TextData(params(), TokenizerSpec("char"), tmp_path)
     for facts in tmp_path.glob("tokens-*/facts.json"):
-        expected = {"dtype", "n_bytes", "n_unknown_bytes", "n_first_bytes", "chance"}
+        expected = {
+            "dtype",
+            "n_bytes",
+            "n_unknown_bytes",
+            "n_first_bytes",
+            "n_empty",
+            "n_in_training",
+            "chance",
+        }
         assert set(json.loads(facts.read_text())) == expected
+
+
+def faults_said(documents, tmp_path, monkeypatch, caplog, **fields):
+    """The log lines about a text, from a call that tokenizes it and from one that finds it in the cache."""
+    monkeypatch.setitem(corpora.corpora, "mine", lambda: iter(documents))
+    said = []
+    for _ in range(2):
+        corpora.log_once.cache_clear()
+        caplog.clear()
+        with caplog.at_level("INFO", "whatif.data"):
+            TextData(DataParams(dataset_name="mine", **fields), TokenizerSpec("char"), tmp_path)
+        said.append([record.getMessage() for record in caplog.records])
+    assert said[0] == said[1]
+    return said[0]
+
+
+def test_validation_documents_that_are_trained_on_are_counted(tmp_path, monkeypatch, caplog):
+    documents = [f"document {i}" for i in range(50)] * 2
+    [line] = faults_said(documents, tmp_path, monkeypatch, caplog, val_pct=10.0, test_pct=0.0)
+    data = Documents(DataParams(dataset_name="mine", val_pct=10.0, test_pct=0.0), tmp_path)
+    train = [*data.read("train")]
+    n = sum(document in train for document in data.read("val"))
+    assert n > 0
+    assert f"{n} of 10 validation documents are in the training split too" in line
+
+
+def test_validation_documents_without_a_token_are_counted(tmp_path, monkeypatch, caplog):
+    documents = ["" if i % 2 else f"document {i}" for i in range(100)]
+    [line] = faults_said(documents, tmp_path, monkeypatch, caplog, val_pct=20.0, test_pct=0.0)
+    data = Documents(DataParams(dataset_name="mine", val_pct=20.0, test_pct=0.0), tmp_path)
+    assert f"{[*data.read('val')].count('')} of 20 validation documents have no token" in line
+
+
+def test_nothing_is_said_of_a_sound_text(tmp_path, monkeypatch, caplog):
+    documents = [f"document {i}" for i in range(100)]
+    assert faults_said(documents, tmp_path, monkeypatch, caplog) == []

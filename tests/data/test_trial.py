@@ -100,7 +100,7 @@ def calls_c(rng):
     [
         (waits, "takes more than 0.6 s"),
         (calls_c, "takes more than 0.6 s"),
-        (fills_memory, "takes more memory than there is"),
+        (fills_memory, "needs more memory than is available"),
         (leaves, r"ends its process \(exit code 3\)"),
     ],
 )

@@ -197,7 +197,7 @@ def test_the_same_run_by_other_code_takes_no_ones_place(tmp_path):
     assert len(compare(runs(str(tmp_path)))) == 2
     merged = compare(runs(str(tmp_path)), same_code=True)
     assert merged.n_seeds.to_list() == [1]
-    assert merged.attrs["left_out"] == ["1 run left out: made again later with the same params and code"]
+    assert merged.attrs["left_out"] == ["1 run left out: repeated later with the same params and code"]
 
 
 def test_one_code_is_not_worth_a_word(tmp_path):

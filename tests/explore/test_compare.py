@@ -177,8 +177,8 @@ def test_unequal_conditions_cannot_tell(at, column):
     others = [name for name in ("steps", "params", "flops") if name != at]
     assert [verdict(table, at=other) for other in others] == ["better", "better"]
     table[column] = math.nan
-    assert f"{column} unknown" in verdict(table, at=at)
-    assert f"{column} unknown" in verdict(table.drop(columns=column), at=at)
+    assert f"{column} is unknown" in verdict(table, at=at)
+    assert f"{column} is unknown" in verdict(table.drop(columns=column), at=at)
 
 
 def test_what_cannot_be_told_is_not_a_comparison_to_correct_for():
@@ -229,7 +229,7 @@ def test_losses_of_different_tokenizers_are_not_compared():
         assert compare(table, metric="bits_per_byte").verdict[1] == "better"
         table.loc[table.index[table.positions == who][3], "unknown_bytes"] = 0.0012
         assert compare(table, metric="bits_per_byte").verdict[1] == (
-            "cannot tell: 0.12% of the text's bytes stand behind unknown tokens, at most 0.1% may"
+            "cannot tell: 0.12% of the text's bytes are in unknown tokens; at most 0.1% may be"
         )
     assert "different tokenizers" in compare(table).verdict[1]
 

@@ -248,6 +248,25 @@ def test_small_grids_of_any_shape_report(tmp_path, axes):
     assert not re.search(r"\bnan\b|\binf\b", html, re.IGNORECASE)
 
 
+def test_the_table_of_runs_goes_from_the_lowest_loss_to_those_without_one(tmp_path):
+    folders = fake_grid(tmp_path, **SMALL)
+    for folder, loss in zip(folders[:4], (math.nan, math.inf, None, 0.25), strict=True):
+        change(folder, val_loss=loss)
+    html = model_explorer.report("demo", out=str(tmp_path)).html
+    table = html[html.index("<th scope=col class=n>loss") :]
+    places = [table.index(folder.name) for folder in folders[:4]]
+    others = [table.index(folder.name) for folder in folders[4:]]
+    assert places[3] < min(others)
+    assert max(others) < min(places[:3])
+
+
+@pytest.mark.parametrize("said", [None, 3.5, ""])
+def test_a_run_without_a_sample_shows_none(tmp_path, said):
+    for folder in fake_grid(tmp_path, **SMALL):
+        change(folder, sample=said if isinstance(said, str) or said is None else None, further=said)
+    assert "<pre>" not in model_explorer.report("demo", out=str(tmp_path)).html
+
+
 def test_a_report_of_runs_that_all_failed(tmp_path):
     for folder in fake_grid(tmp_path, **SMALL):
         change(folder, val_loss=math.nan, stopped="diverged: at once")

@@ -219,3 +219,27 @@ def test_what_is_trained_on_stands_beside_the_validation_loss(text, monkeypatch)
     edited = evaluate(data, lm)
     assert edited["val_loss:extra"] == pytest.approx(3 * plain["val_loss:main"], rel=1e-6)
     assert edited["val_loss:trained"] == pytest.approx(5 * plain["val_loss:main"], rel=1e-6)
+
+
+def test_what_is_trained_on_is_weighed_by_the_tokens_that_it_scores(text, monkeypatch):
+    """An edit that scores the tokens at even ids only: their mean over the split, not a mean of means by batch."""
+    data, lm = text
+    assert lm.tokenizer.n_tokens > 10
+
+    def even(batch, self):
+        _, y, z = LM.get_batch_xyz(self, batch)
+        return y.masked_fill(y % 2 == 1, NOT_SCORED), z
+
+    def get_losses(self, batch, train_params, loss_requests=None, xyz=None):
+        y, z = even(batch, self)
+        self.n_scored = (y != NOT_SCORED).sum()
+        total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
+        return {"main": total / self.n_scored}, len(y)
+
+    monkeypatch.setattr(LM, "get_losses", get_losses)
+    pairs = [even(batch, lm.eval()) for batch in data.val_dataloader(5)]
+    losses = [F.cross_entropy(z[y != NOT_SCORED], y[y != NOT_SCORED], reduction="none") for y, z in pairs]
+    expected = torch.cat(losses).double().mean().item()
+    assert expected != pytest.approx(sum(loss.mean().item() for loss in losses) / len(losses), rel=1e-4)
+    for b in (1, 5):
+        assert evaluate(data, lm, b)["val_loss:trained"] == pytest.approx(expected, rel=1e-5)

@@ -1,5 +1,6 @@
 """--dry-run: what it says of time, what it costs, and that nothing is left of it."""
 
+import math
 import random
 import re
 import time
@@ -11,6 +12,7 @@ import torch
 import main
 from data.data_params import DataParams
 from explore.load import runs
+from model.lm import LM
 from model.model_params import ModelParams
 from train import forecast
 from train.forecast import Kind, Pace, choose, duration, extrapolate, kinds_of, step_params
@@ -207,5 +209,43 @@ def test_a_dry_run_with_one_batch_an_epoch_times_steps(tmp_path, capsys):
     assert "for 1 run" in shown
 
 
+def test_a_batch_larger_than_the_data_is_timed(tmp_path, capsys, monkeypatch):
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "data.txt").write_text("".join(f"line {i}\n" for i in range(9)))
+    monkeypatch.setenv("WHATIF_DATA", str(tmp_path))
+    options = ["threads=1", "max_seq_len=64"]
+    words = [
+        "--config=test-nlp",
+        "--no-wandb",
+        "--task=few",
+        *(part for one in options for part in ("--set", one)),
+    ]
+    assert main.main([*words, "--dry-run", "--out", str(tmp_path)]) == 0
+    assert "for 1 run" in capsys.readouterr().out
+
+
 def test_timing_leaves_the_model_as_it_is():
     assert step_params(TrainParams(lr=3.0, warmup_steps=5)).lr < 1e-6
+
+
+def test_what_happens_between_steps_makes_no_other_kind_of_step():
+    between = TrainParams(val_every=7, patience=2, checkpoint_every=3, epochs=9, early_stop_nsamples=100)
+    assert step_params(between) == step_params(TrainParams())
+
+
+def test_steps_are_timed_whatever_their_losses(tmp_path, capsys, monkeypatch):
+    """A model whose loss is NaN at once is stopped in training, with the reason; its steps take time all the same."""
+    original = LM.get_losses
+
+    def get_losses(self, *args, **kwargs):
+        losses, n = original(self, *args, **kwargs)
+        return {"main": losses["main"] * math.nan}, n
+
+    monkeypatch.setattr(LM, "get_losses", get_losses)
+    options = ["n_samples=40", "batch_size=64", "epochs=5", "threads=1"]
+    words = [part for option in options for part in ("--set", option)]
+    assert main.main([*SMALL, *words, "--dry-run", "--out", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "for 1 run" in shown
+    assert "diverged" not in shown
+    assert "fails" not in shown

@@ -299,7 +299,7 @@ def test_a_connection_lost_in_mid_run_loses_nothing_and_ends_in_bounded_time(
 
 
 def test_training_survives_the_death_of_wandbs_process(no_wandb_account, capsys, monkeypatch):
-    def die(*args):
+    def die(*args, **options):
         raise ConnectionResetError("Connection lost")
 
     tracker = start_wandb(project="p", config={}, folder=no_wandb_account)
