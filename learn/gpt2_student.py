@@ -1,8 +1,8 @@
 """GPT-2 from scratch: replace each `raise NotImplementedError` and run `python3 -m learn check`.
 
-What to read first, and how long it takes, is in learn/gpt2.md. Any order will do: a part that is not yet right is
-borrowed from the solution while another is checked. From torch.nn use Module, Parameter, Linear, ModuleList and init;
-everything else is yours to write out, by arithmetic, indexing, matrix products, softmax and the like.
+learn/gpt2.md says what to read first and how long it takes. Work in any order: a check borrows the parts that are
+not right yet from the solution. From torch.nn use Module, Parameter, Linear, ModuleList and init.
+Write out everything else yourself, with arithmetic, indexing, matrix products, softmax and the like.
 
 In the comments  B batch  T position  D model dim  H head  K = D / H dim of a head  V vocabulary.
 "Order" says in which order random numbers are drawn: with one seed your weights then equal the solution's.
@@ -59,14 +59,14 @@ class Embedding(nn.Module):
 class CausalAttention(nn.Module):
     """Multi-head self-attention that never sees the future (Vaswani et al. 2017, sections 3.2.1 to 3.2.3).
 
-    In each head the scores are q k^T / sqrt(K), T x T numbers; their softmax, over the keys, weighs the values:
-    softmax(scores) v. The heads' results, side by side again as D numbers, go through `out`.
+    In each head the scores are q k^T / sqrt(K), T x T numbers. Softmax over the keys turns scores into weights of the
+    values: softmax(scores) v. The results of all heads, side by side again as D numbers, go through `out`.
     Attributes:  n_heads   qkv: nn.Linear(D, 3 D)   out: nn.Linear(D, D)
     Order:  qkv, then out, both as nn.Linear makes them.
-    Hints:  the output of qkv is all of q (D numbers), then all of k, then all of v; in each of the three, head 0 has
+    Hints:  the output of qkv is all of q (D numbers), then all of k, then all of v. In each of the three, head 0 has
             the first K numbers, head 1 the next K, and so on: `.view(B, T, H, K)`, then `.transpose(1, 2)`.
             Position t may attend to positions 0 to t, itself included. Scores of later positions become minus
-            infinity before the softmax, by `masked_fill`; `torch.ones(T, T).triu(1).bool()` is True just there.
+            infinity before the softmax, by `masked_fill`. `torch.ones(T, T).triu(1).bool()` is True just there.
             On the way back transpose first, then `.reshape(B, T, D)`.
     """
 
@@ -96,11 +96,11 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer (GPT-2, Radford et al. 2019, section 2.3: the norms moved to the input of each sub-block).
+    """One transformer layer (GPT-2, Radford et al. 2019, section 2.3: the norms moved to the input of each sub-block).
 
     Attributes:  norm1: LayerNorm   attention: CausalAttention   norm2: LayerNorm   mlp: MLP
     Order:  as listed.
-    Hint:   what is normalised goes into attention or mlp only; what is added to is the stream as it came.
+    Hint:   only the inputs of attention and mlp are normalised. Their outputs are added to the stream as it came.
     """
 
     def __init__(self, dim: int, n_heads: int) -> None:
@@ -115,7 +115,7 @@ class Block(nn.Module):
 class GPT2(nn.Module):
     """Ids to logits of the next token at every position (Radford et al. 2019, section 2.3).
 
-    Embedding, blocks, a final norm; then logits are products with the embedding's own token vectors, which is
+    Embedding, blocks, a final norm. Logits are products with the embedding's own token vectors: this is
     called weight tying (Press and Wolf 2017).
     Attributes:  embedding: Embedding   blocks: nn.ModuleList of n_layers Block   final_norm: LayerNorm
     Order:  make the three as listed. Then go over `self.blocks.named_parameters()` in their own order and draw each
@@ -135,8 +135,8 @@ class GPT2(nn.Module):
 def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
     """Mean cross-entropy in nats, one number (Bengio et al. 2003, section 2).
 
-    logits [B, T, V] and the ids [B, T] they were computed from: position t predicts the token at t + 1, so the last
-    position has nothing to predict, and the first token is predicted by none.
+    logits [B, T, V] were computed from ids [B, T]. Position t predicts the token at t + 1. So the last position has
+    nothing to predict, and no position predicts the first token.
     Hints:  the loss at a position is log(sum over V of exp(logits)) minus the right token's logit. Logits may
             be as large as 1000, where exp overflows: `logsumexp` does not. `gather` picks the right token's logit.
     """

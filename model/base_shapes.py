@@ -1,6 +1,6 @@
-"""Base shapes: which dimensions of a model's tensors grow with its width, and their sizes in the base. All of it is muP.
+"""muP base shapes: which dimensions of a model's tensors grow with its width, and their sizes in the base model.
 
-Their files are those of the package mup: YAML with a list for each tensor, null for a dimension that does not grow.
+Files have the format of the package mup: YAML with a list for each tensor, null for a dimension that does not grow.
 """
 
 from collections.abc import Mapping
@@ -17,10 +17,10 @@ HEADER = """# The shapes of a base model. null: a dimension of fixed size; a num
 
 
 def make_base_shapes(base: nn.Module, delta: nn.Module, savefile: str | Path | None = None) -> Shapes:
-    """The shapes of `base`; what grows is what is of another size in `delta`, a model of another width.
+    """Return the shapes of `base`, with None for dimensions of the same size in `delta`, a model of another width.
 
-    Both may lie on the meta device. ValueError if their parameters are not the same ones, or if
-    none of them is of another size.
+    Both models may lie on the meta device. With `savefile` the shapes are also written there. Raise ValueError if
+    the models have different parameters, or if no dimension differs.
     """
     sizes, others = ({name: p.shape for name, p in model.named_parameters()} for model in (base, delta))
     shapes = {}
@@ -39,13 +39,13 @@ def make_base_shapes(base: nn.Module, delta: nn.Module, savefile: str | Path | N
 
 
 def save_base_shapes(shapes: Shapes, path: str | Path) -> None:
-    """In a file that mup.set_base_shapes reads, too."""
+    """Write base shapes to a .bsh file, which mup.set_base_shapes can read too."""
     text = yaml.safe_dump({name: list(shape) for name, shape in shapes.items()})
     Path(path).write_text(HEADER + text, encoding="utf-8")
 
 
 def load_base_shapes(path: str | Path) -> Shapes:
-    """From a .bsh file of ours or of the package mup; ValueError in one sentence for any other file."""
+    """Load a .bsh file written here or by the package mup. Raise ValueError for any other file."""
     try:
         read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -1,4 +1,4 @@
-"""Beam search: the most probable continuations that are found by always going on with a few.
+"""Beam search: find probable continuations by extending a few candidates at every step.
 
 Shape suffixes:  N beam  V vocabulary
 """
@@ -26,7 +26,7 @@ class Beam(NamedTuple):
 
 @dataclass(frozen=True)
 class Search:
-    """What is looked for, and how long. ValueError for settings that mean nothing."""
+    """Settings of a beam search. Raise ValueError if a setting is out of range."""
 
     n_beams: int = 4
     n_best: int = 1
@@ -45,7 +45,11 @@ class Search:
         return log_prob / n_new**self.length_penalty
 
     def is_over(self, finished: list[Beam], best_open: float, n_new: int, most_new: int) -> bool:
-        """Whether enough are finished, and the best open one (its log-probability) is not waited for."""
+        """Return True if no open beam can still matter.
+
+        `finished` is sorted, best first. `best_open` is the log-probability of the best open beam, after `n_new` of at
+        most `most_new` tokens.
+        """
         if len(finished) < self.n_beams or self.early_stopping is True:
             return len(finished) >= self.n_beams
         at_length = most_new if self.early_stopping == "never" and self.length_penalty > 0 else n_new
@@ -53,7 +57,7 @@ class Search:
 
 
 class Step(NamedTuple):
-    """A token more for one of the beams."""
+    """A possible next token of one beam."""
 
     log_prob: float  # of all new tokens of the beam and this one
     beam: int
@@ -71,10 +75,10 @@ def beam_search(
     attn_requests: Any = None,
     use_cache: bool = True,
 ) -> list[Beam]:
-    """The best continuations of `prompt` up to `length` tokens in all, best first.
+    """Return the best continuations of `prompt`, up to `length` tokens in all, best first.
 
-    As in HuggingFace's `generate`, of all steps that are possible only the `n_beams` most probable may finish, with a stop
-    token or at full length; the most probable others go on.
+    As in HuggingFace's `generate`, only the `n_beams` most probable of all possible steps may finish. A step finishes
+    with a stop token or at full length. The most probable other steps go on.
     """
     ends, finished = {*lm.tokenizer.stops, *stop}, list[Beam]()
     n_candidates = search.n_beams * (1 + len(ends))  # so that n_beams go on even if all else ends
@@ -102,7 +106,7 @@ def beam_search(
 
 
 def most_probable(log_probs_NV: Tensor, n: int) -> list[Step]:
-    """The `n` most probable steps, or all if there are fewer, in that order."""
+    """Return the `n` most probable steps in that order, or all if there are fewer."""
     n_tokens = log_probs_NV.shape[1]
     top = log_probs_NV.flatten().topk(min(n, log_probs_NV.numel()))
     return [

@@ -1,4 +1,4 @@
-"""Whether an architecture exists, before anything is built."""
+"""Check that an architecture is possible, before anything is built."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from model.transformer.transformerencoderlayer import activations
 
 
 def model_problems(model_params: ModelParams) -> Iterator[str]:
-    """A sentence for each name that no registry has, and for what would not be the architecture that is asked for."""
+    """Yield an error message for each unregistered name, or else for each setting that a layer kind cannot have."""
     names = list(unknown_names(model_params))
     yield from names or unlike_what_is_asked(model_params)
 
@@ -49,18 +49,21 @@ def unlike_what_is_asked(p: ModelParams) -> Iterator[str]:
     if acts_in_attention and all(not layer_class(kind).has_attention for kind in p.kinds):
         others = ", ".join(name for name, at in position_kinds.items() if not at.acts_in_attention)
         yield (
-            f"positions={p.positions!r} acts inside attention, which layer_architecture={p.layer_architecture!r} "
-            f"does not let it; take positions from {others}"
+            f"positions={p.positions!r} acts inside attention, but layer_architecture={p.layer_architecture!r} has none "
+            f"that supports this; use one of: {others}"
         )
 
 
 def layer_class(kind: str) -> type[Layer]:
-    """A plain Layer, which follows everything, where the kind is none: nothing is known of it."""
+    """Return the registered Layer class, or plain `Layer` for kinds registered as functions.
+
+    Nothing is known about the constraints of such a function.
+    """
     make = layer_kinds[kind]
     return make if isinstance(make, type) and issubclass(make, Layer) else Layer
 
 
 def settings_not_in(other: ModelParams, p: ModelParams) -> list[str]:
-    """`field=value` for the fields of `p` that `other` has another value of."""
+    """Return `field=value` for the fields of `p` that have another value in `other`."""
     others = asdict(other)
     return [f"{name}={value!r}" for name, value in asdict(p).items() if value != others[name]]

@@ -1,4 +1,4 @@
-"""What a layer may look at besides its input, what it may keep for the next token, and where its activations are seen.
+"""Interface between a layer and the forward pass: side inputs, cached state, activations and added losses.
 
 Shape suffixes:  B batch  T position  D model dim
 """
@@ -13,18 +13,18 @@ from model.model_params import ModelParams
 
 
 class Tap(Protocol):
-    """Someone who looks at activations by name, and may put another tensor in their place."""
+    """An observer of activations by name, which may also replace them."""
 
     def wants(self, name: str) -> bool: ...
     def __call__(self, name: str, x: Tensor) -> Tensor: ...
 
 
 class Uncacheable(ValueError):
-    """Raised where a forward pass cannot go on from what was kept of an earlier one."""
+    """Raised if a forward pass cannot continue from a cache."""
 
 
 class Cache:
-    """What layers keep of the tokens they have gone through, by name, batch first: generation goes on from there."""
+    """Cached state of layers for the tokens seen so far, by name, batch first. Generation continues from it."""
 
     def __init__(self, length: int) -> None:
         self.length = length  # tokens there is room for
@@ -32,14 +32,17 @@ class Cache:
         self.kept: dict[str, Tensor] = {}
 
     def take(self, rows_B: Tensor) -> None:
-        """Go on with these rows of the batch, in this order."""
+        """Keep these rows of the batch, in this order."""
         self.kept = {name: kept[rows_B] for name, kept in self.kept.items()}
 
 
 class AddedLosses(dict[str, Tensor]):
-    """The weighted losses that layers added in the last forward pass of `LM.get_batch_xyz`. A copy of a model has none."""
+    """Weighted losses that layers added in the last forward pass of `LM.get_batch_xyz`.
 
-    wanted = False  # generation has no use for them
+    A copy of a model starts without any.
+    """
+
+    wanted = False  # True only in get_batch_xyz: generation does not use them
 
     def __reduce__(self) -> tuple:
         return AddedLosses, ()
@@ -47,16 +50,19 @@ class AddedLosses(dict[str, Tensor]):
 
 @dataclass
 class Context:
-    """One forward pass, as its layers see it. With a cache x_BTD holds the last T tokens only, ids_BT all so far."""
+    """State of one forward pass that layers share.
+
+    With a cache x_BTD holds the last T tokens only, while ids_BT holds all tokens so far.
+    """
 
     ids_BT: Tensor
     attn_requests: Any = None  # whatever the caller wants attention to know
     taps: Sequence[Tap] = ()
     cache: Cache | None = None
     real_BT: Tensor | None = None  # False at padding, which no real token may see; None: there is none
-    padding_B: Tensor | None = None  # how many positions of padding rows begin with; None: no row does
-    layer: int | None = None  # the layer at work, its number in Transformer.passes; None outside of it
-    shared: dict[str, Any] = field(default_factory=dict)  # for layers of this forward pass, to hand things on
+    padding_B: Tensor | None = None  # padding positions at the start of each row; None: none
+    layer: int | None = None  # number of the active layer in Transformer.passes; None outside
+    shared: dict[str, Any] = field(default_factory=dict)  # values that layers share in a forward pass
     losses: dict[str, Tensor] = field(default_factory=dict)  # by `add_loss`
     written: set[tuple[str, int | None, str]] = field(default_factory=set)  # see `claim`
 
@@ -69,11 +75,11 @@ class Context:
         return name if self.layer is None else f"layers.{self.layer}.{name}"
 
     def claim(self, what: str, name: str) -> None:
-        """Raise ValueError if this forward pass has written to the name before: one of the two would be lost."""
+        """Raise ValueError if this forward pass has written to the name before: one of two values would be lost."""
         if (key := (what, self.layer, name)) in self.written:
             raise ValueError(
-                f"{what} {self.named(name)!r} is written twice in one forward pass; give each writer a name of its "
-                "own, and a layer that comes again another number in Transformer.passes"
+                f"{what} {self.named(name)!r} is written twice in one forward pass: give each writer its own name, "
+                "and each repetition of a layer its own number in Transformer.passes"
             )
         self.written.add(key)
 
@@ -81,9 +87,9 @@ class Context:
         return any(tap.wants(self.named(name)) for tap in self.taps)
 
     def tap(self, name: str, x: Tensor) -> Tensor:
-        """`x`, or what someone puts in its place. All looking inside, and all patching, goes through here.
+        """Return `x`, or the tensor that a patch puts in its place. All recording and patching goes through here.
 
-        ValueError for a name that was given before in this forward pass.
+        Raise ValueError for a name that was used before in this forward pass.
         """
         self.claim("activation", name)
         for tap in self.taps:
@@ -91,19 +97,21 @@ class Context:
         return x
 
     def add_loss(self, name: str, value: Tensor, weight: float = 1.0) -> None:
-        """Add `weight * value`, a scalar, to the loss that is trained on. Losses of one name add up over the layers.
+        """Add `weight * value`, a scalar, to the training loss. Losses of the same name add up over the layers.
 
-        `LM.get_losses` gives them beside "main". ValueError for the name "main", or for a value that is no scalar.
+        `LM.get_losses` returns them beside "main". Raise ValueError for the name "main", or if `value` is not a scalar.
         """
         if name == "main":
-            raise ValueError("ctx.add_loss: 'main' is the loss of the predictions; take another name")
+            raise ValueError("ctx.add_loss: 'main' is the loss of the predictions; use another name")
         if value.dim():
-            raise ValueError(f"ctx.add_loss({name!r}): a loss is a scalar, not of shape {tuple(value.shape)}")
+            raise ValueError(
+                f"ctx.add_loss({name!r}): the loss has shape {tuple(value.shape)}; it must be a scalar"
+            )
         added = weight * value
         self.losses[name] = self.losses[name] + added if name in self.losses else added
 
     def with_past(self, name: str, x: Tensor, dim: int) -> Tensor:
-        """`x` behind all that was given under this name for earlier tokens; `dim` is that of positions."""
+        """Return the cached tensors of earlier tokens under this name, followed by `x`, along the axis `dim`."""
         self.claim("cache entry", name)
         if self.cache is None:
             return x
@@ -116,9 +124,9 @@ class Context:
         return room.narrow(dim, 0, end)
 
     def recall(self, name: str) -> Tensor | None:
-        """What was kept under this name at the end of the tokens so far; None at the start.
+        """Return the state that `keep` stored under this name after the previous tokens, or None at the start.
 
-        ValueError for rows padded on the left: a state would go through the padding.
+        Raise ValueError for rows padded on the left: the padding would enter the state.
         """
         if self.padding_B is not None:
             raise ValueError(
@@ -127,7 +135,7 @@ class Context:
         return None if self.cache is None else self.cache.kept.get(self.named(name))
 
     def keep(self, name: str, state: Tensor) -> None:
-        """Leave a state, batch first, for the tokens to come."""
+        """Store a state, batch first, for the tokens to come."""
         self.claim("cache entry", name)
         if self.cache is not None:
             self.cache.kept[self.named(name)] = state
@@ -136,16 +144,16 @@ class Context:
 class Layer(nn.Module):
     """A layer that takes `(x_BTD, ctx)`. Any other module in the stack is called with `x_BTD` alone."""
 
-    has_attention = True  # False: positions that act inside attention mean nothing to layers of this kind
+    has_attention = True  # False: positions that act inside attention do not work with this kind
 
     @classmethod
     def possible(cls, model_params: ModelParams) -> ModelParams:
-        """The nearest architecture that layers of this kind can have: another one is refused."""
+        """Return the closest params that layers of this kind support. Params that differ from it are refused."""
         return model_params
 
     @classmethod
     def problems(cls, model_params: ModelParams) -> Iterator[str]:
-        """A sentence for what layers of this kind cannot do, and `possible` does not tell."""
+        """Yield an error message for each restriction that `possible` cannot express."""
         return iter(())
 
 
@@ -154,7 +162,7 @@ layer_kinds: dict[str, MakeLayer] = {}
 
 
 def layer_kind(name: str) -> Callable[[MakeLayer], MakeLayer]:
-    """Makes the decorated class, or function that makes a module, available to `layer_architecture`."""
+    """Register the decorated class, or function that returns a module, as a value of `layer_architecture`."""
 
     def register(make: MakeLayer) -> MakeLayer:
         layer_kinds[name] = make

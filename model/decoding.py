@@ -1,4 +1,4 @@
-"""Decoding token by token: what a model says after the rows of a batch, from a cache wherever that is known to be right.
+"""Decoding token by token, with a cache wherever it is known to give the same logits.
 
 Shape suffixes:  B batch  T position  V vocabulary
 """
@@ -22,7 +22,7 @@ STEPS = 3  # tokens, one by one, on which logits with and without a cache are co
 
 
 class LanguageModel(Protocol):
-    """What decoding asks of a model: an LM has it."""
+    """Interface of the models that decoding works with; LM implements it."""
 
     tokenizer: Tokenizer
     model_params: ModelParams
@@ -42,10 +42,10 @@ class LanguageModel(Protocol):
 
 
 class Rows:
-    """A batch of ids, all rows of one length, that grows token by token, and what the model says after it.
+    """A batch of ids, all rows of one length, that grows token by token.
 
-    `room` is how many tokens a row may come to have. Whoever looks at activations, or patches them, gets all positions
-    at every step, so there is no cache then.
+    `room` is the largest number of tokens in a row. Recording and patching need all positions at every step, so the
+    cache is then off.
     """
 
     def __init__(
@@ -65,11 +65,11 @@ class Rows:
                 self.give_up_cache(doubt)
 
     def logits(self) -> Tensor:
-        """[B, V], after the last token of every row."""
+        """Return the logits after the last token of every row, [B, V]."""
         try:
             with torch.inference_mode(self.cache is not None and self.lm.trust.leaves_nothing):
                 return self.lm(self.ids_BT, attn_requests=self.attn_requests, cache=self.cache)[:, -1]
-        except Uncacheable as error:  # maybe only now: an edit may set attn_requests by what has been said
+        except Uncacheable as error:  # not always at the first step: an edit may set attn_requests later
             self.give_up_cache(str(error))
             return self.logits()
 
@@ -78,12 +78,12 @@ class Rows:
         self.lm.trust.say(doubt)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """A token more in every row."""
+        """Append one token to every row."""
         next_B = torch.tensor(tokens, dtype=torch.int64, device=self.ids_BT.device)
         self.ids_BT = torch.cat([self.ids_BT, next_B[:, None]], dim=1)
 
     def take(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order."""
+        """Keep these rows, in this order."""
         rows_B = torch.tensor(rows, dtype=torch.int64, device=self.ids_BT.device)
         self.ids_BT = self.ids_BT[rows_B]
         if self.cache is not None:
@@ -91,13 +91,14 @@ class Rows:
 
 
 class NoNextToken(ValueError):
-    """Raised where logits say nothing about the next token: they are NaN, or all of them are -inf."""
+    """Raised if logits do not define a next token: one is NaN, or all of them are -inf."""
 
 
 def usable_logits(logits_BV: Tensor, name: Callable[[int], str] = "row {}".format) -> Tensor:
-    """Return the logits in float32 or wider. A row with +inf becomes 0 there and -inf elsewhere, the limit of its softmax.
+    """Return the logits in float32 or wider.
 
-    Raises NoNextToken for a row from which no token follows, called `name(row)`: one with NaN, or with nothing but -inf.
+    A row with +inf becomes 0 there and -inf elsewhere, the limit of its softmax. Raise NoNextToken for a row that has
+    NaN or only -inf; the message calls it `name(row)`.
     """
     dtype = logits_BV.dtype
     logits_BV = logits_BV.to(torch.promote_types(dtype, torch.float32))
@@ -114,38 +115,42 @@ def usable_logits(logits_BV: Tensor, name: Callable[[int], str] = "row {}".forma
 
 
 class Trust:
-    """What is known of a model's way with a cache; found out anew when it has other modules, other weights, or longer rows."""
+    """Result of testing whether a model gives the same logits with a cache.
+
+    The test is repeated after a change of modules or weights, and for longer rows.
+    """
 
     def __init__(self) -> None:
-        self.model: list[Any] = []  # what `doubt` is about: modules, and how often weights have been written
-        self.room = 0  # tokens of a row up to which it is known
+        self.model: list[Any] = []  # modules and the version of the weights that `doubt` is about
+        self.room = 0  # row length in tokens up to which `doubt` holds
         self.doubt: str | None = None
         self.leaves_nothing = False  # whether it may run in inference mode: see Watch
         self.said: set[str] = set()
 
     def doubt_about(self, lm: LanguageModel, ids_BT: Tensor, room: int) -> str | None:
-        """Why the model must not go on from a cache, if so; `ids_BT` is what it is tried on first."""
+        """Return why the model must not use a cache, or None if it may. The test starts with `ids_BT`."""
         model = [*lm.modules(), sum(parameter._version for parameter in lm.parameters())]
         if model != self.model or room > self.room:
             with Watch() as watch:
                 near = doubt_about_cache(lm, ids_BT[:4], ids_BT.shape[1] + STEPS)
-                self.doubt = near or doubt_about_cache(lm, ids_BT[:1], room)  # a layer may look far back
+                # Test the full length too: a layer may read distant positions.
+                self.doubt = near or doubt_about_cache(lm, ids_BT[:1], room)
             self.leaves_nothing = not (watch.gradients or watch.left())
             self.model, self.room = model, room
         return self.doubt
 
     def say(self, doubt: str) -> None:
-        """Once for a model."""
+        """Warn once per model and reason that generation runs without a cache."""
         if doubt not in self.said:
             self.said.add(doubt)
-            warnings.warn(f"generation goes on without a cache, which takes longer: {doubt}", stacklevel=3)
+            warnings.warn(f"generation continues without a cache, which takes longer: {doubt}", stacklevel=3)
 
 
 class Watch(TorchDispatchMode):
-    """Watches all that runs inside, to find what torch's inference mode would break.
+    """Dispatch mode that detects operations which torch's inference mode would break.
 
-    That mode saves a tenth of a token's time and more, but a tensor made in it is unfit for training, such as a mask
-    that an edit makes once and keeps; and there are no gradients in it, for an edit that wants them.
+    Inference mode saves at least a tenth of the time per token, but its tensors cannot be used in training. An edit
+    may create a mask once and keep it, or need gradients.
     """
 
     def __init__(self) -> None:
@@ -163,20 +168,23 @@ class Watch(TorchDispatchMode):
         return result
 
     def left(self) -> bool:
-        """Whether anything that was made is still there."""
+        """Return True if a tensor that was created inside still exists."""
         return not all(ref.expired() for ref in self.made)
 
 
 def storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    """What the tensors in a tree lie in; oneDNN's lie elsewhere."""
+    """Yield the storages of the strided tensors in a tree; oneDNN tensors have none."""
     tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
     return (tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided)
 
 
 def doubt_about_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | None:
-    """Compares logits with and without a cache after the last few of `length` tokens, the first of them `ids_BT`."""
+    """Return why logits with a cache differ from those without, or None if they agree.
+
+    The first tokens are `ids_BT`, random ones follow. Only the last few of `length` positions are compared.
+    """
     length = min(length, lm.model_params.max_seq_len)
-    # Ids of all kinds: a model that repeats itself would hide what an edit does to the past.
+    # Random ids: a model's own repetitive text would hide what an edit does to earlier tokens.
     shape, dice = (len(ids_BT), length), torch.Generator().manual_seed(0)
     more = torch.randint(lm.tokenizer.n_tokens, shape, generator=dice).to(ids_BT)
     ids_BT = torch.cat([ids_BT, more], dim=1)[:, :length]
@@ -187,15 +195,15 @@ def doubt_about_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | N
             cached_BV = lm(ids_BT[:, :end], cache=cache)[:, -1]
         except Uncacheable as error:
             return str(error)
-        except Exception as error:  # whatever a layer of the user's own makes of a single position
+        except Exception as error:  # a user's layer may raise anything for a single position
             return f"with one a layer raises {error!r}"
         if not close(cached_BV, plain_BV):
-            return "with one the logits differ, as a layer looks at other positions and keeps nothing of them"
+            return "with one the logits differ, as a layer reads other positions without caching them"
     return None
 
 
 def close(cached_BV: Tensor, plain_BV: Tensor) -> bool:
-    """Up to rounding: 3e-4 of the largest logit in float32."""
+    """Return True if logits are equal up to rounding: 3e-4 of the largest logit in float32."""
     rounding = math.sqrt(torch.finfo(plain_BV.dtype).eps)
     largest = plain_BV.where(plain_BV.isfinite(), 0.0).abs().max().item()
     return torch.allclose(cached_BV, plain_BV, rtol=0, atol=rounding * largest, equal_nan=True)

@@ -1,7 +1,7 @@
 """Token embeddings, and positions of every kind.
 
 Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  S position attended to
-                 A angle: half of what turns in a head
+                 A angle: half the rotated numbers of a head
 """
 
 import math
@@ -17,7 +17,7 @@ from model.norms import make_norm
 
 
 class Embedding(nn.Module):
-    """Ids to the first state of the residual stream."""
+    """Token and position embeddings: ids to the first state of the residual stream."""
 
     def __init__(self, model_params: ModelParams, n_tokens: int, dropout: float) -> None:
         super().__init__()
@@ -102,7 +102,10 @@ class Rotary(nn.Module):
 
 
 class Alibi(nn.Module):
-    """Lowers scores in proportion to distance, on either side, in each head at another rate (Press et al. 2021)."""
+    """Linear biases: subtract a multiple of the distance from each score (Press et al. 2021).
+
+    Every head has its own slope. Distances count on both sides.
+    """
 
     slopes_H11: Tensor
 
@@ -116,14 +119,17 @@ class Alibi(nn.Module):
 
 
 def slopes_of(n_heads: int) -> list[float]:
-    """2^(-8/H), 2^(-16/H) ... 2^-8 for H a power of two; else those of the power below, and every other of the one above."""
+    """Return the slope of each head: 2^(-8/H), 2^(-16/H) ... 2^-8 if H is a power of two.
+
+    For other H, take the slopes of the power of two below, then every other slope of the power of two above.
+    """
     below = 1 << (n_heads.bit_length() - 1)
     slopes = [2 ** (-8 * (i + 1) / below) for i in range(below)]
     return slopes + [2 ** (-4 * (2 * i + 1) / below) for i in range(n_heads - below)]
 
 
 class Window(nn.Module):
-    """Hides what lies `sliding_window` positions away or further."""
+    """Sliding window: mask keys that are `sliding_window` or more positions away."""
 
     def __init__(self, sliding_window: int) -> None:
         super().__init__()
@@ -134,20 +140,20 @@ class Window(nn.Module):
 
 
 def distances(scores_BHTS: Tensor) -> Tensor:
-    """[T, S]: how far from each query each key lies. The last query is the last key's own."""
+    """Return the distance in positions of each key from each query, [T, S]. The last query and key share a position."""
     T, S = scores_BHTS.shape[-2:]
     positions_S = torch.arange(S, device=scores_BHTS.device)
     return (positions_S[S - T :, None] - positions_S).abs()
 
 
 def angles_of(n_positions: int, dim: int, base: float) -> Tensor:
-    """[n_positions, dim / 2 rounded up]: position * base^(-2i / dim), in float64."""
+    """Return position * base^(-2i / dim) in float64, [n_positions, dim / 2 rounded up]."""
     frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     return torch.arange(n_positions, dtype=torch.float64)[:, None] * frequencies
 
 
 class PositionKind(NamedTuple):
-    """Where a kind of positions acts; a module made from the ModelParams for each place."""
+    """Modules that implement one kind of positions, each made from the ModelParams."""
 
     # (x_BTD, start, padding_B) -> x_BTD, once, before the first layer
     on_embeddings: type[nn.Module] = NoPositions
@@ -170,7 +176,7 @@ position_kinds = {
 
 
 def without_attention(model_params: ModelParams) -> ModelParams:
-    """`model_params` as they are where there is no attention of ours: without what only that has a use for."""
+    """Return `model_params` with every field that only our attention uses reset to its default."""
     p = model_params
     positions = "none" if position_kinds[p.positions].acts_in_attention else p.positions
     p = replace(p, positions=positions, n_kv_heads=None, sliding_window=None)
@@ -179,7 +185,7 @@ def without_attention(model_params: ModelParams) -> ModelParams:
 
 
 def on_scores(model_params: ModelParams) -> nn.Sequential:
-    """What positions and the sliding window do to attention scores; mostly nothing."""
+    """Return the steps that positions and the sliding window apply to attention scores; often none."""
     steps: list[nn.Module] = []
     if (positions := position_kinds[model_params.positions].on_scores) is not None:
         steps.append(positions(model_params))

@@ -1,6 +1,6 @@
-"""BERT and RoBERTa, as families: they differ in names, in the activation of the readout, and in where positions begin.
+"""BERT and RoBERTa as families: they differ in names, the activation of the MLM head, and the first position.
 
-An LM of ours with their shape is written as a BERT.
+An LM of ours with this architecture is exported as a BERT.
 """
 
 from model.family import EVERYWHERE, Family
@@ -18,7 +18,7 @@ BERT_LAYERS = {
 
 
 def bert_names(model: str) -> dict[str, str]:
-    """Of what a BERT of this name has in common with others."""
+    """Map the module names that all BERTs share to ours; `model` is their prefix."""
     embeddings = {"word_embeddings": "tokens", "position_embeddings": "positions.table", "LayerNorm": "norm"}
     return {f"{model}.embeddings.{theirs}": f"embed.{ours}" for theirs, ours in embeddings.items()} | {
         f"{model}.encoder.layer.*.{theirs}": f"decoder.layers.*.{ours}"

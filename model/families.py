@@ -1,6 +1,7 @@
-"""The models of HuggingFace that our layers can be: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2, Mistral; BERT, RoBERTa.
+"""Families of HuggingFace models that our layers can represent.
 
-A family is data, read in both directions: settings of a config beside our fields, modules' names beside ours.
+Causal: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2, Mistral. Masked: BERT, RoBERTa.
+A family is data that is read in both directions: config settings to our fields, and module names to ours.
 """
 
 from collections.abc import Iterator
@@ -140,9 +141,9 @@ families |= {"bert": bert, "roberta": roberta}
 
 
 def fields_of(config: Any) -> dict[str, Any]:
-    """The ModelParams fields, without defaults, of the architecture that a config of transformers describes.
+    """Return the ModelParams fields, without defaults, of the architecture that a transformers config describes.
 
-    ValueError for one that our layers cannot represent.
+    Raise ValueError for an architecture that our layers cannot represent.
     """
     if config.model_type not in families:
         kind = ", an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else ""
@@ -166,9 +167,9 @@ def fields_of(config: Any) -> dict[str, Any]:
 
 
 def flat(config: Any) -> dict[str, Any]:
-    """A config's settings by name, with those of rotary positions among them, and a sliding window only if it is used.
+    """Return a config's settings by name, with rotary settings moved to the top level.
 
-    Positions are as many as tokens may have.
+    A sliding window is included only if it is used. The number of positions is the number of tokens they allow.
     """
     settings = config.to_dict()
     if first_position := families[config.model_type].first_position:
@@ -198,7 +199,10 @@ def fields_in(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_of(model_params: ModelParams) -> dict[str, Any]:
-    """The settings, `model_type` first, of a config of transformers with this architecture; ValueError if there is none."""
+    """Return the settings, `model_type` first, of a transformers config with this architecture.
+
+    Raise ValueError if no family has it.
+    """
     ours = spelled_out(model_params)
     differences: dict[str, list[str]] = {}
     for model_type, family in families.items():
@@ -215,21 +219,21 @@ def config_of(model_params: ModelParams) -> dict[str, Any]:
 
 
 def settings_in(family: Family, fields: dict[str, Any]) -> dict[str, Any]:
-    """What comes nearest to the fields in this family."""
+    """Return the config settings of this family that come closest to the fields."""
     settings = {theirs: fields[ours] for ours, theirs in family.settings.items()}
     activations = [theirs for theirs, ours in ACTIVATIONS.items() if ours == fields.get("activation")]
     return family.constants | settings | {family.activation: (activations or ["gelu"])[0]}
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings as a config takes them, the inverse of `flat`."""
+    """Return settings nested as a config takes them, the inverse of `flat`."""
     rope = {name: settings[name] for name in ROPE if name in settings}
     others = {name: value for name, value in settings.items() if name not in rope}
     return others | ({"rope_parameters": rope | {"rope_type": "default"}} if rope else {})
 
 
 def spelled_out(model_params: ModelParams) -> dict[str, Any]:
-    """Fields by name, equal wherever defaults come to the same."""
+    """Return the fields by name, with None and other shorthands replaced by the values they stand for."""
     p = model_params
     return asdict(p) | {
         "layer_architecture": p.kinds[0] if len(set(p.kinds)) == 1 else p.kinds,

@@ -1,4 +1,4 @@
-"""A family of HuggingFace's models: the names that its settings and modules have beside ours."""
+"""A family of HuggingFace models: its names for our settings and modules."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """Models that differ in their settings only."""
+    """Models of transformers that differ only in their settings."""
 
     settings: dict[
         str, str
@@ -18,9 +18,9 @@ class Family:
     conv1d: bool = False  # whether matrices in layers are [in, out]
     needed: dict[str, Any] = field(default_factory=dict)  # as NEEDED, of this family alone
     masked: bool = False  # a masked language model, not a causal one
-    token_types: str = ""  # a table of theirs: we have its first row in our positions
-    unused: str = ""  # a module whose own bias is not read, or is another name for its decoder's
-    first_position: int = 0  # the row of their positions that a text begins with
+    token_types: str = ""  # name of their table; our positions contain its first row
+    unused: str = ""  # their module whose bias is unused or is shared with its decoder
+    first_position: int = 0  # row of their position table for the first token
 
 
 EVERYWHERE = {

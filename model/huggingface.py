@@ -1,7 +1,8 @@
-"""Weights of HuggingFace's language models poured into our LM, and an LM's weights poured back.
+"""Copy the weights of HuggingFace's language models into our LM, and back.
 
-BERT's table of token types has no place in ours: its first row, that of one text alone, becomes part of the positions,
-which is exact for one text. The pooler and the head for next sentences are no part of a masked language model.
+Our LM has no table of token types. The first row of BERT's table, which a single text uses throughout, is added to
+the positions. This is exact for a single text. BERT's pooler and next-sentence head are not copied: a masked
+language model does not use them.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 POSITIONS = "embed.positions.table.weight"
-MAX_PADDING = 0.01  # share of a vocabulary's rows without a token, where its size is not a round number
+MAX_PADDING = 0.01  # share of rows without a token, if the vocabulary size is not round
 # Positions at which logits are compared: more than a sliding window, up to a limit.
 MIN_COMPARED, MAX_COMPARED = 64, 512
-HARMLESS = re.compile(  # tensors in files that our layers make themselves or that no language model uses
+HARMLESS = re.compile(  # tensors that our layers compute or that no language model uses
     r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias|position_ids|pooler\..*|cls\.seq_relationship\..*)$"
 )
 
@@ -41,9 +42,9 @@ HARMLESS = re.compile(  # tensors in files that our layers make themselves or th
 def pretrained_fields(
     name: str, revision: str | None = None, hub_answers: Callable[[], bool] = lambda: True
 ) -> dict[str, Any]:
-    """The ModelParams fields of a model of the hub or in a folder: its architecture and its tokenizer.
+    """Return the ModelParams fields of a model on the hub or in a folder: its architecture and its tokenizer.
 
-    Reads its config only. ValueError in one sentence if that cannot be had; see `load_hf`.
+    Only the config is read. Raise ValueError if it cannot be loaded; see `load_hf`.
     """
     from transformers import AutoConfig
 
@@ -55,9 +56,10 @@ def pretrained_fields(
 def load_hf(
     name: str, revision: str | None = None, hub_answers: Callable[[], bool] = lambda: True
 ) -> PreTrainedModel:
-    """The model in a folder, downloaded earlier, or on the hub, in float32; ValueError in one sentence if there is none.
+    """Load a model in float32 from a folder, from the local cache of earlier downloads, or from the hub.
 
-    `revision` is a branch, tag or commit. `hub_answers` is asked before the hub is, whose client waits for half a minute.
+    `revision` is a branch, tag or commit. `hub_answers` is called before the hub is: its client waits half a minute
+    for an answer. Raise ValueError if the model cannot be loaded or its weights do not match its config.
     """
     from transformers import AutoConfig
 
@@ -75,14 +77,14 @@ def load_hf(
     if extra := sorted(key for key in told["unexpected_keys"] if not HARMLESS.search(key)):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise ValueError(
-            f"pretrained model {name!r} has {extra[0]}{more} in its files, but a {config.model_type} of its config has no "
-            "such weights: merge adapters, and correct config.json if it describes another model"
+            f"pretrained model {name!r} has {extra[0]}{more} in its files, which a {config.model_type} of its config "
+            "does not have: merge adapters, and correct config.json if it describes another model"
         )
     return hf_model
 
 
 def auto_class(model_type: str) -> Any:
-    """What makes a language model of this kind in transformers."""
+    """Return the transformers class that builds a language model of this type."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     family = families.get(model_type)
@@ -92,7 +94,7 @@ def auto_class(model_type: str) -> Any:
 def found(
     load: Callable[..., T], name: str, revision: str | None, hub_answers: Callable[[], bool], **options: Any
 ) -> T:
-    """What `load` makes of files on this machine, or else of the hub's."""
+    """Call `load` on local files, and on the hub if they are missing. Raise ValueError if both fail."""
     options |= {"revision": revision or "main", "trust_remote_code": False}
     try:
         try:
@@ -116,11 +118,11 @@ def first_line(error: Exception) -> str:
 def from_hf(
     hf_model: PreTrainedModel, tokenizer: Tokenizer | None = None, *, check_logits: bool = True
 ) -> LM:
-    """Return an LM with the weights of a causal or masked language model of transformers, in its precision, in eval mode.
+    """Return an LM in eval mode with the weights and precision of a causal or masked transformers model.
 
-    Without a tokenizer it takes ids only. Samples end with the tokenizer's eos and with every end token of the model's
-    config and generation config. ValueError if our layers cannot represent the model, or if logits differ on random
-    ids. Pass check_logits=False to load weights into layers of ours that you have edited.
+    Without a tokenizer the LM takes ids only. Samples end with the tokenizer's eos and with every end token of the
+    model's config and generation config. Raise ValueError if our layers cannot represent the model, or if logits differ
+    on random ids. Pass check_logits=False to load weights into layers of ours that you have edited.
     """
     fields = architecture_of(hf_model)
     if hf_model.config.name_or_path:
@@ -130,14 +132,18 @@ def from_hf(
     pour(hf_model, lm)
     if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
-            f"logits of this {type(hf_model).__name__} and of an LM with its weights differ by {difference:.2g}: a module "
-            "of theirs does not compute what its config says, or a layer of ours was edited, which check_logits=False allows"
+            f"logits of this {type(hf_model).__name__} and of an LM with its weights differ by {difference:.2g}: "
+            "a module of theirs does not do what its config says, or a layer of ours was edited, which "
+            "check_logits=False allows"
         )
     return lm.eval()
 
 
 def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
-    """Return the ModelParams fields of a model: those of its config, with tying and muP's factors taken from its modules."""
+    """Return the ModelParams fields of a model.
+
+    They come from its config. Tied embeddings and muP factors are read from its modules.
+    """
     fields = fields_of(hf_model.config)
     described = ModelParams(**fields)
     readout, embedding = hf_model.get_output_embeddings(), hf_model.get_input_embeddings()
@@ -159,11 +165,11 @@ def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
 
 
 def pour(hf_model: PreTrainedModel, lm: LM) -> None:
-    """Copy all weights of a language model of transformers into an LM; ValueError naming what does not fit.
+    """Copy all weights of a language model of transformers into an LM. Raise ValueError for a weight that does not fit.
 
-    Of tokens and learned positions the first are taken, as many as the LM has. Every parameter that their config
-    describes is written. Others, such as those of inserted layers, stay as they are. Logits are not compared, so an
-    LM may compute something else: see `logit_difference`.
+    Only the first rows of the tables of tokens and learned positions are copied, as many as the LM has. Every parameter
+    that the model's config describes is written. Others, such as those of inserted layers, keep their values. Logits
+    are not compared, so an LM may compute something else: see `logit_difference`.
     """
     check_fit(hf_model, lm)
     found = list(pairs(hf_model, lm))
@@ -198,13 +204,13 @@ def check_written(hf_model: PreTrainedModel, lm: LM, found: Sequence[Pair]) -> N
 
 
 def token_types(hf_model: PreTrainedModel) -> Tensor | None:
-    """Their table of token types, if the family has one."""
+    """Return the model's table of token types, or None if its family has none."""
     name = families[hf_model.config.model_type].token_types
     return hf_model.get_parameter(f"{name}.weight").detach() if name else None
 
 
 def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
-    """ValueError for what the shapes of weights do not tell."""
+    """Raise ValueError if model and LM differ in a setting that the shapes of weights do not show."""
     theirs, ours = ModelParams(**architecture_of(hf_model)), lm.model_params
     for what, of_lm, of_weights in (
         ("n_heads", ours.n_heads, theirs.n_heads),
@@ -224,7 +230,7 @@ def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
 
 
 def max_padding(vocabulary: int) -> int:
-    """Return how many rows of a vocabulary may have no token: what rounds its size up to a multiple of a power of two."""
+    """Return how many rows of a vocabulary may have no token, from rounding up to a multiple of a power of two."""
     power_of_two = vocabulary & -vocabulary
     return max(power_of_two - 1, int(vocabulary * MAX_PADDING))
 
@@ -235,11 +241,11 @@ def places_of_layers(lm: LM) -> list[int]:
 
 
 def by_head(p: ModelParams) -> Tensor:
-    """Query, key and value of the first head, then of the second, and so on."""
+    """Return row indices of our qkv ordered by head: query, key and value of the first head, then of the second."""
     return torch.arange(3 * p.dim).view(3, p.n_heads, p.head_dim).transpose(0, 1).flatten()
 
 
-# What modules of theirs have of our qkv, whose rows are the queries of all heads, then their keys, then their values.
+# The rows of our qkv that a module of theirs holds. Our rows are the queries of all heads, then keys, then values.
 ROWS: dict[str, Callable[[ModelParams], Any]] = {
     "q_proj": lambda p: slice(0, p.dim),
     "k_proj": lambda p: slice(p.dim, p.dim + p.kv_heads * p.head_dim),
@@ -252,16 +258,16 @@ ROWS: dict[str, Callable[[ModelParams], Any]] = {
 
 
 class Pair(NamedTuple):
-    """A weight of theirs and its place in ours."""
+    """A weight of a transformers model and its place in our LM."""
 
     name: str  # of ours
     theirs: Tensor
     ours: Tensor
-    rows: Any  # an index of ours: the rows that theirs are, in their order
+    rows: Any  # index into `ours`: the rows of `theirs`, in their order
 
 
 def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
-    """Every weight of theirs with its place; ValueError for one that has none."""
+    """Yield every weight of the transformers model with its place. Raise ValueError for a weight without one."""
     family, n_layers = families[hf_model.config.model_type], hf_model.config.num_hidden_layers
     layers = places_of_layers(lm)
     if len(layers) != n_layers:
@@ -294,7 +300,10 @@ def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
 
 
 def our_module(theirs: str, names: dict[str, str], layers: Sequence[int]) -> str:
-    """The name of our module for theirs, or theirs if there is none; `layers` are the numbers of ours."""
+    """Return our name for one of their modules, or their name if we have none.
+
+    `layers` are the numbers of our layers, in order.
+    """
     layer = re.search(r"\.(\d+)\.", theirs)
     if layer is None:
         return names.get(theirs, theirs)
@@ -304,7 +313,7 @@ def our_module(theirs: str, names: dict[str, str], layers: Sequence[int]) -> str
 
 @torch.no_grad()
 def as_hf(lm: LM) -> PreTrainedModel:
-    """A language model of transformers that computes what `lm` does; ValueError if none of theirs can."""
+    """Return a transformers model that computes the same as `lm`. Raise ValueError if no family can."""
     from transformers import AutoConfig
 
     settings = config_of(lm.model_params) | {"vocab_size": lm.n_tokens}
@@ -327,18 +336,21 @@ def as_hf(lm: LM) -> PreTrainedModel:
     if (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
             f"logits of this LM and of {config.model_type} with its weights differ by {difference:.2g}: "
-            "an edit of the layers has no equal in transformers"
+            "an edit of the layers has no equal in transformers, so this LM cannot be exported"
         )
     return hf_model
 
 
 @torch.no_grad()
 def logit_difference(hf_model: PreTrainedModel, lm: LM) -> float | None:
-    """Return the largest difference of logits on random ids, None if it is rounding. Rows of theirs without a token do not count."""
+    """Return the largest difference of logits on random ids, or None if it is only rounding.
+
+    Rows of their vocabulary without a token do not count.
+    """
     p, generator = lm.model_params, torch.Generator().manual_seed(0)
     n = min(p.max_seq_len, max(MIN_COMPARED, min((p.sliding_window or 0) + 8, MAX_COMPARED)))
     ids = torch.randint(lm.n_tokens, (2, n), generator=generator)
-    if (pad := hf_model.config.pad_token_id) is not None:  # RoBERTa counts positions by it
+    if (pad := hf_model.config.pad_token_id) is not None:  # RoBERTa computes positions from pad tokens
         ids = torch.where(ids == pad, (pad + 1) % lm.n_tokens, ids)
     with eval_mode(lm), eval_mode(hf_model):
         ours = lm(ids).cpu()
@@ -349,14 +361,14 @@ def logit_difference(hf_model: PreTrainedModel, lm: LM) -> float | None:
 
 
 def end_tokens(hf_model: PreTrainedModel) -> list[int]:
-    """Return every id that ends what a model of transformers generates; a config gives none, one or a list."""
+    """Return every id that ends a text generated by a transformers model. A config has none, one or a list."""
     configs = (hf_model.config, getattr(hf_model, "generation_config", None))
     given = [getattr(config, "eos_token_id", None) for config in configs]
     return [i for ids in given for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)]
 
 
 def with_stops(tokenizer: Tokenizer, ids: Sequence[int]) -> Tokenizer:
-    """Return the tokenizer with further ids that end a sample, those that it knows."""
+    """Return the tokenizer with `ids` added to its stop tokens. Ids outside the vocabulary are dropped."""
     new = [i for i in ids if 0 <= i < tokenizer.n_tokens]
     if set(new) <= set(tokenizer.stops):
         return tokenizer
@@ -366,7 +378,7 @@ def with_stops(tokenizer: Tokenizer, ids: Sequence[int]) -> Tokenizer:
 
 
 class IdsOnly:
-    """Stands in for a tokenizer that nobody gave: every id is its own text."""
+    """Stand-in for a missing tokenizer: every id is its own text."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         self.n_tokens = config.vocab_size

@@ -1,8 +1,8 @@
-"""Initial weights: maps that keep a sensible size at any width and depth, and logits near 0.
+"""Initial weights: linear maps that keep activations of a similar size at any width and depth, and logits near 0.
 
-Measured on characters of speeches (widths 64 to 256, 4 layers, 150 to 400 steps): pre-norm layers learn faster from
-half of 1 / sqrt(n_in), which is GPT-2's 0.02 at its width of 768, than from all of it or from 0.02 at every width;
-post-norm layers learn faster from all of it, and hardly from 0.02.
+Measured on characters of speeches (widths 64 to 256, 4 layers, 150 to 400 steps). Pre-norm layers learn fastest
+from a deviation of half of 1 / sqrt(n_in), which is GPT-2's 0.02 at its width of 768. Post-norm layers learn
+fastest from 1 / sqrt(n_in), and hardly at all from 0.02.
 """
 
 import math
@@ -19,9 +19,9 @@ LOGIT_STD = 0.2  # at the start: the first loss is then within 2 % of log(vocabu
 def linear(
     n_in: int, n_out: int, model_params: ModelParams, bias: bool | None = None, into_stream: bool = False
 ) -> nn.Linear:
-    """nn.Linear inside a layer; into_stream if its output is added to the residual stream. Its bias starts at 0.
+    """Return an nn.Linear of a layer, with bias 0. Set `into_stream` if its output is added to the residual stream.
 
-    `bias` is the params' own field for this part, such as bias_qkv. With lora_rank it is a LoRALinear.
+    `bias` is the params' field for this part, such as bias_qkv. With lora_rank the result is a LoRALinear.
     """
     rank, has_bias = model_params.lora_rank, model_params.has_bias(bias)
     layer = LoRALinear(n_in, n_out, has_bias, rank) if rank else nn.Linear(n_in, n_out, has_bias)
@@ -32,7 +32,10 @@ def linear(
 
 
 def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) -> float:
-    """Smaller by sqrt(2 * depth) for what is added to the stream: the sum of all of it keeps its size (as in GPT-2)."""
+    """Return the standard deviation of initial weights.
+
+    It is smaller by sqrt(2 * depth) for maps into the residual stream, so that their sum keeps its size (as in GPT-2).
+    """
     if model_params.init == "unit":
         return 1 / math.sqrt(n_in)
     gain = 1.0 if model_params.norm_position == "post" else 0.5
@@ -41,14 +44,14 @@ def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) 
 
 
 def embedding(n_rows: int, model_params: ModelParams) -> nn.Embedding:
-    """nn.Embedding whose rows start as small as those of `readout`, so that the two can be tied."""
+    """Return an nn.Embedding whose rows start as small as those of `readout`, so that the two can be tied."""
     table = nn.Embedding(n_rows, model_params.dim)
     nn.init.normal_(table.weight, std=embedding_std(model_params))
     return table
 
 
 def readout(model_params: ModelParams, n_tokens: int) -> Readout:
-    """From the normalised stream to logits that all start near 0. Its bias starts at 0."""
+    """Return the unembedding, from the normalised stream to logits that all start near 0. Its bias starts at 0."""
     p = model_params
     layer = Readout(p.dim, n_tokens, bias=p.readout_bias, mult=p.mup_output_mult / width_mult(p))  # muP
     nn.init.normal_(layer.weight, std=readout_std(p))
@@ -60,7 +63,7 @@ def readout(model_params: ModelParams, n_tokens: int) -> Readout:
 
 
 def head_readout(model_params: ModelParams) -> nn.Linear:  # muP
-    """From 1 / width_mult of the stream to one number for each head, inside a layer."""
+    """Return a map inside a layer from the stream, divided by width_mult, to one number for each head."""
     p = model_params
     if p.lora_rank:
         return linear(p.dim, p.n_heads, p, bias=True)
@@ -76,7 +79,10 @@ def embedding_std(model_params: ModelParams) -> float:
 
 
 def readout_std(model_params: ModelParams) -> float:
-    """Gives logits of standard deviation LOGIT_STD, and makes no exception of the input token's own."""
+    """Return the deviation of unembedding weights that gives logits a standard deviation of LOGIT_STD.
+
+    This includes the logit of the input token itself.
+    """
     dim = base_dim(model_params)  # muP
     if model_params.init == "unit":
         return 1 / math.sqrt(dim)

@@ -1,4 +1,4 @@
-"""What a caller may give an LM: text, ids and tensors, all turned into one batch of ids.
+"""Inputs of an LM: text, ids and tensors, all turned into one batch of ids.
 
 Shape suffixes:  B batch  T position
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Tokenizer(Protocol):
-    """What an LM asks of its tokenizer."""
+    """Interface of the tokenizers that an LM works with."""
 
     n_tokens: int
     bos: int | None  # begins every text, if there is one
@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
 
     @property
     def special_ids(self) -> Mapping[str, int]:
-        """Special tokens by their text."""
+        """Return the ids of special tokens by their text."""
         ...
 
     def __call__(self, text: str, *, parse_special: bool = False) -> list[int]: ...
@@ -38,7 +38,10 @@ Input = str | Sequence[int] | Sequence[Sequence[int]] | Tensor
 
 
 def ids_of(x: Input, tokenizer: Tokenizer, device: torch.device) -> Tensor:
-    """[B, T] int64 on `device`. A batch that is so already is taken as it stands; all else is checked token by token."""
+    """Return int64 ids [B, T] on `device`. Raise ValueError if empty, not whole numbers, or outside the vocabulary.
+
+    A tensor that already has this form is returned unchecked: no device synchronization.
+    """
     if isinstance(x, Tensor) and x.dtype == torch.int64 and x.device == device and x.dim() == 2:
         return x
     ids = as_tensor(tokenizer(x) if isinstance(x, str) else x)
@@ -62,7 +65,10 @@ def too_long(n_tokens: int, max_seq_len: int) -> ValueError:
 
 
 def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
-    """[B, T] bool beside `ids_BT`: False at padding. None where there is none, if that is known without a wait."""
+    """Return a [B, T] bool mask for `ids_BT`, False at padding, or None for no mask.
+
+    On the CPU a mask without padding also gives None. On other devices this is not checked, as it would synchronize.
+    """
     if mask is None:
         return None
     mask_BT = torch.as_tensor(mask)
@@ -73,9 +79,10 @@ def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
 
 
 def left_padding(real_BT: Tensor | None, causal: bool) -> Tensor | None:
-    """[B]: how many positions of padding each row begins with. None where there are none, if that is known without a wait.
+    """Return the number of padding positions at the start of each row, [B].
 
-    A causal model may wait for its device: it gets no mask in training.
+    Return None if no row has any and finding out needs no synchronization in training. Causal models get no mask in
+    training, so they may synchronize.
     """
     if real_BT is None:
         return None

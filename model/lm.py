@@ -1,4 +1,4 @@
-"""LM: a language model over a tokenizer's ids: a decoder, or with causal=False and objective="masked" a BERT.
+"""LM: a language model over a tokenizer's ids, a decoder, or with causal=False and objective="masked" a BERT.
 
 Shape suffixes:  B batch  T position  D model dim  V vocabulary
 """
@@ -29,7 +29,7 @@ from model.transformer.transformer import Transformer
 
 
 class XYZ(NamedTuple):
-    """A batch and what the model makes of it."""
+    """Inputs and targets of a batch, and the model's logits."""
 
     x: Tensor  # [B, T] the input ids
     y: Tensor  # [B, T] the ids to predict, NOT_SCORED where no loss counts
@@ -37,7 +37,7 @@ class XYZ(NamedTuple):
 
 
 class LM(nn.Module):
-    """Embedding, stack of layers, readout; and what one does with them: losses, samples, perplexities."""
+    """Embedding, stack of layers and unembedding, with methods for losses, samples and perplexities."""
 
     def __init__(self, model_params: ModelParams, tokenizer: Tokenizer, dropout: float = 0.0) -> None:
         super().__init__()
@@ -46,10 +46,10 @@ class LM(nn.Module):
         self.model_params = model_params
         self.tokenizer = tokenizer
         self.n_tokens = tokenizer.n_tokens
-        self.taps = Taps()  # who looks at activations, or patches them, at the moment
+        self.taps = Taps()  # active observers and patches of activations
         self.added_losses = AddedLosses()
         self.trust = Trust()  # whether generation may go on from a cache
-        self.n_scored: Tensor | None = None  # tokens that the latest get_losses took means over
+        self.n_scored: Tensor | None = None  # number of tokens in the means of the latest get_losses
         self.embed = Embedding(model_params, self.n_tokens, dropout)
         self.decoder = Transformer(model_params, dropout)
         self.transform = readout_transform(model_params)
@@ -66,13 +66,17 @@ class LM(nn.Module):
         cache: Cache | None = None,
         mask: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
-        """Logits [B, T, V] for a string, a list of ids, a 1-D tensor, or a batch of equal lengths.
+        """Return logits [B, T, V] for a string, a list of ids, a 1-D tensor, or a batch of equal lengths.
 
-        With get_embeddings or get_attns a mapping: "logits"; "embeddings" [B, n_layers, T, D], the output of every layer
-        in the stack; "attns" [B, n_layers, n_heads, T, T] (query, then key), of the layers that have attention.
-        With a cache `x` is still all tokens so far, but only those that the cache has not seen are computed.
-        `mask` [B, T] is True at real tokens: no position sees what is not. Padding at the left of a row is not counted
-        in positions, so its real tokens get the logits that they have without it.
+        With get_embeddings or get_attns the result is a mapping:
+        - "logits" [B, T, V].
+        - "embeddings" [B, n_layers, T, D], the output of every layer in the stack.
+        - "attns" [B, n_layers, n_heads, T, T] (query, then key), of the layers that have attention.
+
+        With a cache `x` still holds all tokens so far, but only those that the cache has not seen are computed.
+        `mask` [B, T] is True at real tokens; no position attends to the others. Padding on the left does not count in
+        positions, so the real tokens get the same logits as without it.
+        Raise ValueError for ids outside the vocabulary or more than max_seq_len tokens.
         """
         x = ids_of(x, self.tokenizer, self.device)
         if x.shape[1] > self.model_params.max_seq_len:
@@ -103,7 +107,7 @@ class LM(nn.Module):
         return result
 
     def stacked(self, record: Recording, name: str) -> Tensor:
-        """What all layers recorded under `name`, with the layers as second dimension."""
+        """Return the activations that all layers recorded under `name`, stacked along dimension 1."""
         recorded = record.of_all_layers(name)
         if not recorded:
             kind, n = self.model_params.layer_architecture, self.model_params.n_layers
@@ -111,23 +115,24 @@ class LM(nn.Module):
         return torch.stack(recorded, dim=1)
 
     def record(self, *patterns: str) -> AbstractContextManager[Recording]:
-        """`with lm.record("pattern", "layers.0.*") as seen:` keeps these activations of the last forward pass inside.
+        """Record activations: `with lm.record("pattern", "layers.0.*") as seen:` keeps those of the last forward pass.
 
-        Without patterns all of them. A pattern is a name, with * for anything; one without a dot is meant in every layer.
-        Inside a patch what is recorded is what the patch puts there. ValueError at the end for a name that nothing has.
+        Without patterns all are recorded. A pattern is a name, with * for anything.
+        A pattern without a dot matches in every layer. Inside a patch the patched values are recorded.
+        Raise ValueError at the end for a pattern that matched nothing.
         """
         return tapping(self, self.taps, Recording(patterns or ["*"]))
 
     def patch(self, edits: Mapping[str, Edit]) -> AbstractContextManager[Patch]:
-        """`with lm.patch({"layers.0.z": edit}):` puts what `edit` says in the place of these activations.
+        """Replace activations: `with lm.patch({"layers.0.z": edit}):` puts the result of `edit` in their place.
 
-        An edit is a function of the activation, a tensor (such as a Recording has), a number, or "mean" over the batch;
-        `at` of model/recording.py holds it to some heads or positions. Names are patterns, as in `record`.
+        An edit is a function of the activation, a tensor (such as a Recording has), a number, or "mean" over the batch.
+        `at` of model/recording.py restricts an edit to some heads or positions. Names are patterns, as in `record`.
         """
         return tapping(self, self.taps, Patch(edits))
 
     def activation_names(self) -> list[str]:
-        """The names of all activations, in the order in which they come about. Runs the model, on one token."""
+        """Return the names of all activations, in order of computation. Runs the model on one token."""
         taps, self.taps = self.taps, Taps()  # nobody else looks at this run, or changes it
         try:
             with torch.no_grad(), eval_mode(self), self.record() as seen:
@@ -137,10 +142,10 @@ class LM(nn.Module):
         return list(seen)
 
     def get_batch_xyz(self, batch: dict, loss_requests: Any = None, train_params: Any = None) -> XYZ:
-        """Inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
+        """Return inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
 
-        `loss_requests`, a function of ids [B, T], changes what the model is shown but not what it is to predict. With
-        objective="masked" other tokens are hidden every time in training, and the same of a row in evaluation.
+        `loss_requests`, a function of ids [B, T], changes the inputs but not the targets.
+        With objective="masked" training hides other tokens every time, while evaluation hides the same tokens of a row.
         """
         if self.model_params.objective == "masked":
             x, y = hidden(whole_rows(batch, self), self, train_params)
@@ -161,11 +166,11 @@ class LM(nn.Module):
     def get_losses(
         self, batch: dict, train_params: Any, loss_requests: Any = None, xyz: XYZ | None = None
     ) -> tuple[dict[str, Tensor], int]:
-        """Return the losses by name, which training adds up, and the number of rows.
+        """Return the losses by name and the number of rows. Training minimizes the sum of the losses.
 
-        "main" is the mean cross entropy, in nats, of the scored tokens; beside it stands what layers add with
-        `ctx.add_loss`, weighted. `xyz` is what the last call of `get_batch_xyz` gave. `self.n_scored` is set to the
-        number of scored tokens: training weighs the losses of a batch by it where several make an optimizer step.
+        "main" is the mean cross entropy of the scored tokens in nats. The others are those that layers add with
+        `ctx.add_loss`, weighted. `xyz` is the result of the last call of `get_batch_xyz`. `self.n_scored` is set to the
+        number of scored tokens: training weighs the batches of an optimizer step by it.
         """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
@@ -191,17 +196,21 @@ class LM(nn.Module):
         use_cache: bool = True,
         return_logprobs: bool = False,
     ) -> Any:
-        """A continuation of `pref`, which is part of it: up to a stop token, or `max_seq_len` tokens in all.
+        """Return `pref` with a sampled continuation, up to a stop token or `max_seq_len` tokens in all.
 
-        A list of prompts gives a list of samples; n_samples above 1 a list of so many for each prompt; return_logprobs
-        a pair (sample, log-probabilities of its new tokens under the model's plain softmax) for each sample.
+        A list of prompts gives a list of samples. With n_samples > 1 there is a list of samples for each prompt.
+        return_logprobs gives pairs (sample, log-probabilities of its new tokens under the model's plain softmax).
 
-        temperature divides the logits; 0 takes the most probable token. top_k: only the so many most probable tokens and ties.
-        nucleus: only the smallest set of most probable tokens that has this probability together. One of the two.
-        min_p: only tokens of this share of the probability of the most probable one. repetition_penalty: above 1 makes
-        tokens that are there already less likely. stop: ids, or texts of one token each, special ones included; they end
-        a sample as those of `tokenizer.stops` do. parse_special: "<|im_end|>" in a prompt is that token, not its text.
-        use_cache=False computes all tokens anew at each step, which edits need that look at later tokens.
+        - temperature: divides the logits; 0 takes the most probable token.
+        - top_k: keep only the top_k most probable tokens, and ties.
+        - nucleus: keep only the smallest set of most probable tokens with this total probability. Not with top_k.
+        - min_p: keep only tokens with at least this share of the highest probability.
+        - repetition_penalty: above 1 makes tokens that already occur less likely.
+        - stop: ids, or texts of one token each, special ones included, that end a sample like `tokenizer.stops`.
+        - parse_special: "<|im_end|>" in a prompt is that special token, not its text.
+        - use_cache: False recomputes all tokens at each step. Edits that look at later tokens need this.
+
+        Raise ValueError for a setting out of range, or for a prompt that leaves no room for a new token.
         """
         choice = Choice(temperature, top_k, nucleus, min_p, repetition_penalty, generator)
         if n_samples < 1:
@@ -246,12 +255,16 @@ class LM(nn.Module):
         attn_requests: Any = None,
         use_cache: bool = True,
     ) -> list[Beam]:
-        """The `n_best` most probable continuations of a prompt that are found, and their scores, best first.
+        """Return the `n_best` best continuations of a prompt that are found, and their scores, best first.
 
-        At each step the `n_beams` most probable unfinished ones go on. The score is the sum of log-probabilities divided
-        by (number of new tokens)^length_penalty: above 0 favours long ones. early_stopping: True ends when there are
-        n_beams finished ones, False when the best unfinished one is, at its length, no better than any of them, "never"
-        when it could not become better. Equal to `generate` of HuggingFace. stop and parse_special: as in `sample`.
+        At each step the `n_beams` most probable unfinished continuations go on. The score is the sum of
+        log-probabilities divided by (number of new tokens)^length_penalty. A penalty above 0 favours long texts.
+        `early_stopping` says when to end:
+        - True: there are n_beams finished continuations.
+        - False: also, the best unfinished one scores no better at its current length.
+        - "never": also, the best unfinished one cannot score better at any length.
+
+        Results equal those of HuggingFace's `generate`. `stop` and `parse_special` are as in `sample`.
         """
         search = Search(n_beams, n_best, length_penalty, early_stopping)
         beams = beam_search(
@@ -266,10 +279,11 @@ class LM(nn.Module):
         return [Beam(self.tokenizer.decode(ids) if as_str else ids, score) for ids, score in beams]
 
     def fill(self, text: str | Sequence[int], as_str: bool = True, return_probs: bool = False) -> Any:
-        """A text with the most probable token in place of each mask token: "we the <mask> of". For objective="masked".
+        """Return a text with each mask token replaced by the most probable token: "we the <mask> of".
 
-        Ids are taken as they stand. With several gaps each is filled as if the others stayed open. return_probs: a pair
-        with the probabilities of what was put in.
+        Only for objective="masked". Ids are used unchanged. Each of several gaps is filled as if the others were open.
+        return_probs gives a pair (text, probabilities of the tokens filled in).
+        Raise ValueError if there is no mask token to fill.
         """
         if self.model_params.objective != "masked":
             raise ValueError("a model of next tokens fills no gaps: it continues a text, as lm.sample does")
@@ -286,13 +300,14 @@ class LM(nn.Module):
         before_exp: bool = False,
         dummy_res: float = -1,
     ) -> Perplexities:
-        """Mean, largest and smallest perplexity of a token, the number of tokens, and with per_token all of them.
+        """Return the mean, largest and smallest perplexity of a token, the number of tokens, and per_token_res.
 
-        The mean is exp(mean cross entropy of all scored tokens); before_exp gives cross entropies instead of their exp.
-        With objective="masked" these are pseudo-perplexities (Salazar et al. 2020): each token is hidden in turn, which
-        takes as many rows as there are tokens; a string is bos, its tokens and eos, which is not scored. Without bos nothing
-        predicts the first token of a text, which is not scored.
-        per_token_res is [samples, longest sample - 1], dummy_res where no prediction is scored.
+        The mean is exp(mean cross entropy of all scored tokens). before_exp gives cross entropies in nats instead.
+        Without bos the first token of a text is not scored: nothing predicts it. With per_token, per_token_res holds
+        the perplexities [samples, longest sample - 1], with dummy_res where nothing is scored.
+
+        With objective="masked" these are pseudo-perplexities (Salazar et al. 2020): each token is masked in turn, which
+        takes one row per token. A string becomes bos, its tokens and eos; eos is not scored.
         """
         with torch.no_grad(), eval_mode(self):
             batches = samples if isinstance(samples, DataLoader) else self.batches_of(samples)
@@ -300,7 +315,7 @@ class LM(nn.Module):
         return summary(rows, per_token, before_exp, dummy_res)
 
     def get_token_losses(self, batch: dict) -> TokenLosses:
-        """What each token of a batch costs; with objective="masked" it alone is hidden, one after the other."""
+        """Return the cross entropy of each token of a batch; with objective="masked" each is masked alone, in turn."""
         if self.model_params.objective == "masked":
             rows = whole_rows(batch, self)
             return TokenLosses(rows.ids[:, 1:], losses_in_turn(rows, self)[:, 1:])
@@ -308,7 +323,7 @@ class LM(nn.Module):
         return TokenLosses(y, token_losses(y, z))
 
     def batches_of(self, samples: str | Sequence[str] | Sequence[Sequence[int]]) -> Iterator[dict]:
-        """Strings, or lists of ids, in batches like those of a DataLoader."""
+        """Yield strings, or lists of ids, in batches like those of a DataLoader."""
         samples = [samples] if isinstance(samples, str) else samples
         masked = self.model_params.objective == "masked"
         return in_batches(samples, self.tokenizer, self.model_params.max_seq_len if masked else None)
@@ -319,5 +334,5 @@ class LM(nn.Module):
 
 
 def n_params(model: nn.Module) -> int:
-    """Numbers in all parameters, shared ones counted once."""
+    """Return the number of parameters, shared ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,7 @@
-"""The masked objective: which tokens of a row are hidden and to be predicted, and what is shown in their place.
+"""The masked objective: which tokens of a row are hidden and predicted, and what replaces them.
 
-As in BERT (Devlin et al. 2019, section 3.1): of `mask_frac` of a row's tokens 80 % become the mask token, 10 % a random
-one, 10 % stay as they are. All of them are predicted, from whatever positions see.
+As in BERT (Devlin et al. 2019, section 3.1), `mask_frac` of a row's tokens are hidden. 80 % of them become the mask
+token, 10 % a random token, 10 % stay. All of them are predicted from everything that positions see.
 
 Shape suffixes:  B batch  T position  V vocabulary  N place to predict
 """
@@ -24,7 +24,7 @@ MASKED, REPLACED = 0.8, 0.9
 
 
 class Rows(NamedTuple):
-    """A batch as a masked model is shown it, [B, T] each."""
+    """A batch before masking, [B, T] each."""
 
     ids: Tensor
     scored: Tensor  # True where a token may be hidden, to be predicted
@@ -32,14 +32,17 @@ class Rows(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """What a model is shown, and what it is to predict there, [B, T] each."""
+    """Masked inputs and their targets, [B, T] each."""
 
     x: Tensor
     y: Tensor  # NOT_SCORED where nothing is to be predicted
 
 
 def whole_rows(batch: dict, lm: LanguageModel) -> Rows:
-    """Rows with their last tokens. One of max_seq_len + 1 tokens ends before its last: in text the next begins with it."""
+    """Return the rows of a batch, cut to max_seq_len tokens.
+
+    In text the next row begins with the last of max_seq_len + 1 tokens, so no token is lost.
+    """
     ids_BT, scored_BT, real_BT = (
         batch[name][:, : lm.model_params.max_seq_len].to(lm.device)
         for name in ("x_indices", "target_mask", "mask")
@@ -48,11 +51,11 @@ def whole_rows(batch: dict, lm: LanguageModel) -> Rows:
 
 
 def hidden(rows: Rows, lm: LanguageModel, train_params: Any) -> Hidden:
-    """`mask_frac` of the scored tokens of every row, at least one, to be predicted: in training other ones every time."""
+    """Hide `mask_frac` of the scored tokens of every row, at least one. In training the choice is random each time."""
     mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
     B, T = rows.ids.shape
     # On the CPU, as the state of its global generator is kept for resuming.
-    # In float32 whatever the run's precision, so that it decides nothing about which tokens are hidden.
+    # Always in float32, so that the same tokens are hidden at every precision.
     noise = torch.rand(B, 3, T, dtype=torch.float32, device="cpu") if lm.training else noise_of(rows)
     which_BT, how_BT, token_BT = noise.to(rows.ids.device).unbind(dim=1)
     n_B1 = (rows.scored.sum(dim=1, keepdim=True) * mask_frac).round().clamp(min=1)
@@ -64,7 +67,10 @@ def hidden(rows: Rows, lm: LanguageModel, train_params: Any) -> Hidden:
 
 
 def noise_of(rows: Rows) -> Tensor:
-    """[B, 3, T], from 0 to 1, by each row's own tokens: so validation hides the same of it in every batch and every run."""
+    """Return numbers from 0 to 1, [B, 3, T], seeded by each row's tokens.
+
+    Validation thus hides the same tokens of a row in every batch and every run.
+    """
     real = zip(rows.ids.cpu(), rows.real.cpu(), strict=True)
     seeds = [zlib.crc32(ids[is_real].numpy().tobytes()) for ids, is_real in real]
     dice = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -79,10 +85,10 @@ def mask_id(tokenizer: Tokenizer) -> int:
 
 
 def losses_in_turn(rows: Rows, lm: LanguageModel) -> Tensor:
-    """Cross entropy of every scored token with that one hidden, and no other: [B, T], NO_LOSS elsewhere.
+    """Return the cross entropy of every scored token while it alone is hidden, [B, T], NO_LOSS elsewhere.
 
-    The sum of a row is its negative pseudo-log-likelihood (Salazar et al. 2020). As many rows go through the model as
-    there are tokens.
+    The sum of a row is its negative pseudo-log-likelihood (Salazar et al. 2020). One row per scored token goes through
+    the model.
     """
     losses_BT = torch.full(rows.ids.shape, NO_LOSS, device=rows.ids.device)
     for row_N, at_N in (place_N2.unbind(dim=1) for place_N2 in rows.scored.nonzero().split(ROWS)):
@@ -95,7 +101,7 @@ def losses_in_turn(rows: Rows, lm: LanguageModel) -> Tensor:
 
 
 def filled(ids: Sequence[int], lm: LanguageModel) -> tuple[list[int], list[float]]:
-    """`ids` with the most probable token in place of each mask token, and their probabilities."""
+    """Return `ids` with the most probable token in place of each mask token, and their probabilities."""
     x_T, mask = torch.as_tensor(ids), mask_id(lm.tokenizer)
     gaps_T = x_T == mask
     if not gaps_T.any():

@@ -61,8 +61,8 @@ class ModelParams:
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
-    layer_index: ClassVar[int | None] = None  # the place of the layer that `at` made these for
-    n_passes: ClassVar[int | None] = None  # how many layers a forward pass goes through there
+    layer_index: ClassVar[int | None] = None  # index of the layer that `at` made these for
+    n_passes: ClassVar[int | None] = None  # number of layers in its forward pass
 
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:
@@ -115,7 +115,7 @@ class ModelParams:
 
     @property
     def depth(self) -> int:
-        """Layers that a forward pass goes through: n_layers, unless `Transformer.passes` says otherwise."""
+        """Number of layers in a forward pass: n_layers, unless `Transformer.passes` says otherwise."""
         return self.n_layers if self.n_passes is None else self.n_passes
 
     @property
@@ -132,15 +132,15 @@ class ModelParams:
 
     @property
     def n_turned(self) -> int:
-        """Numbers of a head that rotary positions turn."""
+        """Number of dimensions of a head that rotary positions rotate."""
         return int(self.head_dim * self.rotary_frac)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The layer kinds that are named, in the order in which they take turns."""
+        """Layer kinds in the order in which they take turns."""
         named = self.layer_architecture
         return (named,) if isinstance(named, str) else named
 
     def has_bias(self, part: bool | None) -> bool:
-        """Whether a part of the stack whose own bias_ field is `part` has a bias."""
+        """Return whether a part of the stack has a bias; `part` is its own bias_ field, None for the default."""
         return self.bias if part is None else part

@@ -1,7 +1,9 @@
-"""Which fields of a params object have an effect: noted while code reads them, not declared beforehand.
+"""Find out which fields of a params object have an effect, by noting which ones code reads.
 
-reads = set()
-params = observed(params, reads)  # equal to the original, to be used in its place
+    reads = set()
+    params = observed(params, reads)  # equal to the original, to be used in its place
+
+Reads by checks, comparisons and repr do not count.
 """
 
 import copy
@@ -18,11 +20,11 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.residual import wants_profile
 
-MAX_NUMBERS = 2**20  # in the layers of a model that is built with numbers; a larger one is built without
-MAX_LAYERS = 2  # of a model that is built only to see what it reads, unless more kinds take turns
-N_TOKENS = 8  # of its vocabulary
-LENGTH = 4  # of its rows
-# A field that is read there is looked at, compared, copied or saved, and has no effect.
+MAX_NUMBERS = 2**20  # in the layers of a model built on the CPU; larger ones are built on the meta device
+MAX_LAYERS = 2  # of the observed model, unless more layer kinds take turns
+N_TOKENS = 8  # in the vocabulary of the observed model
+LENGTH = 4  # tokens of its rows
+# Reads in these places only check, compare, copy or save a field: they do not show that it has an effect.
 NO_USE_IN_MODULES = {"dataclasses", "model.check", "train.check", "data.check"}
 NO_USE_IN_FUNCTIONS = {"__post_init__", "__eq__", "__repr__", "__hash__", "changed_fields"}
 
@@ -57,7 +59,7 @@ def is_use(frame: FrameType | None) -> bool:
 
 
 def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> dict[str, Any]:
-    """Return the fields, with their values, that differ from their default (or are in `also`) and were not read."""
+    """Return the fields and values that nothing has read, if they differ from their default or are in `also`."""
     defaults, found = type(params)(), {}
     for field in fields(params):
         value = getattr(params, field.name)
@@ -70,7 +72,7 @@ def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> d
 def run_observed(model_params: ModelParams, reads: set[str], train_params: Any = None) -> LM | None:
     """Build a model of few layers and compute its losses once; a large one is built on the meta device.
 
-    `train_params` are passed to its losses. Returns None if the model cannot run: nothing is known then.
+    `train_params` are passed to its losses. Return None if the model cannot run: then nothing is known.
     """
     n_layers = min(model_params.n_layers, max(MAX_LAYERS, len(model_params.kinds)))
     p = replace(model_params, n_layers=n_layers)
@@ -83,13 +85,13 @@ def run_observed(model_params: ModelParams, reads: set[str], train_params: Any =
     batch = {"x_indices": ids_BT, "mask": real_BT, "target_mask": real_BT}
     n_threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)  # on a busy machine several take long to meet, over numbers so few
+        torch.set_num_threads(1)  # on a busy machine, synchronizing threads takes longer than the work
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             with torch.device("cpu" if n_numbers <= MAX_NUMBERS else "meta"):
                 lm = LM(params, cast(Tokenizer, tokenizer), dropout=0.1)
             lm.train().get_losses(batch, train_params)
             wants_profile(lm)
-    except Exception:  # an edit may look at numbers
+    except Exception:  # an edit may read numbers, which meta tensors lack
         return None
     finally:
         torch.set_num_threads(n_threads)

@@ -1,4 +1,4 @@
-"""muP for any nn.Module: the role of every parameter, from shapes alone, and what init and optimiser make of it.
+"""muP for any nn.Module: find the role of every parameter from shapes alone, and scale init and optimizer by it.
 
     base = make_base_shapes(Net(width=64), Net(width=128))
     model = Net(width=1024)
@@ -6,8 +6,8 @@
     init_(model, roles(model, base), drawn="fan_in")
     optimizer = torch.optim.AdamW(param_groups(model, roles(model, base), lr=1e-2))
 
-Roles are found anew whenever they are needed and kept nowhere: copies, files and compilation have nothing to lose.
-Tensor Programs V (arXiv:2203.03466), table 8. All of this file is there for the sake of muP.
+Roles are recomputed whenever they are needed and stored nowhere, so copying, saving and compiling cannot lose them.
+Source: Tensor Programs V (arXiv:2203.03466), table 8. This whole file serves muP.
 """
 
 import math
@@ -27,14 +27,16 @@ Kind = Literal["embedding", "hidden", "readout", "vector"]
 Rule = Literal["adam", "sgd", "original", "match_rms_adamw"]  # the last two: of torch.optim.Muon
 DecayScaling = Literal["mup", "sqrt", "none"]
 Drawn = Literal["constant", "fan_in", "fan_out", "xavier"]
-INITIALIZED = "mup_initialized"  # an attribute of modules whose weights init_ has scaled
+INITIALIZED = "mup_initialized"  # marks modules whose weights init_ has scaled
 
 
 class Role(NamedTuple):
-    """What a parameter is in a model that grows.
+    """The kind of a parameter in a model that grows with width, and its growth over the base.
 
-    embedding: a matrix from what is fixed into a width (so is a first layer); hidden: from a width into a width;
-    readout: out of a width; vector: all else, such as biases and gains.
+    - embedding: a matrix from a fixed size to a width, such as a first layer.
+    - hidden: a matrix from a width to a width.
+    - readout: a matrix from a width to a fixed size.
+    - vector: everything else, such as biases and gains.
     """
 
     kind: Kind
@@ -44,21 +46,22 @@ class Role(NamedTuple):
 
     @property
     def gradient_mult(self) -> float:
-        """How many times smaller its gradients are than in the base."""
+        """Factor by which the gradients are smaller than in the base."""
         return (self.m_in if self.kind == "readout" else self.m_out) * self.depth
 
 
 class Place(NamedTuple):
-    """A parameter in a module."""
+    """The module that uses a parameter, and the parameter's name there."""
 
     name: str  # of the parameter in the model
     module: nn.Module
 
 
 def roles(model: nn.Module, base: Shapes, check: bool = True) -> dict[str, Role]:
-    """The role of each parameter, by the names of `model.named_parameters()`; ValueError for one that has none.
+    """Return the role of each parameter, by the names of `model.named_parameters()`.
 
-    `check`: an nn.Linear from a width to a fixed size has to be a Readout. Else it counts as hidden.
+    Raise ValueError for a parameter without a known role. With `check`, also for an nn.Linear from a width to a fixed
+    size that is not a Readout. Without `check` such a map counts as hidden.
     """
     places = defaultdict(list)
     for prefix, module in model.named_modules():
@@ -80,12 +83,12 @@ def base_shape_of(parameter: Tensor, places: list[Place], base: Shapes) -> tuple
 
 
 def growing(shape: tuple[int | None, ...]) -> list[int]:
-    """The dimensions that grow with width."""
+    """Return the dimensions that grow with width."""
     return [i for i, n in enumerate(shape) if n is not None]
 
 
 def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
-    """`places`: where it is used. One that is shared with an embedding is an embedding."""
+    """Return the role of a parameter that is used at `places`. A matrix shared with an embedding is an embedding."""
     base_shape, module = base_shape_of(parameter, places, base), places[0].module
     ratios = [1.0 if n0 is None else n / n0 for n, n0 in zip(parameter.shape, base_shape, strict=True)]
     grown = growing(base_shape)
@@ -106,7 +109,10 @@ def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
 
 
 def check_readout(place: Place, parameter: Tensor, base_shape: tuple[int | None, ...]) -> None:
-    """ValueError for a map from a width to a fixed size that is no Readout. (The parts of LoRA are, to a fixed rank.)"""
+    """Raise ValueError for a map from a width to a fixed size that is not a Readout.
+
+    The matrices of LoRA are exempt: they map to a fixed rank.
+    """
     if parameter.ndim < 2 or not is_map(place.module) or isinstance(place.module, Readout | LoRALinear):
         return
     grown = growing(base_shape)
@@ -120,7 +126,7 @@ def check_readout(place: Place, parameter: Tensor, base_shape: tuple[int | None,
 
 
 def is_map(module: nn.Module) -> bool:
-    """Whether the matrices of `module` are [out, in]; Conv1D of transformers has them the other way round."""
+    """Return True for a linear map or convolution, with matrices [out, in], or [in, out] for Conv1D of transformers."""
     return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d) or is_conv1d(module)
 
 
@@ -129,7 +135,7 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def fan_dimensions(module: nn.Module, grown: list[int]) -> tuple[int, int]:
-    """Which dimensions of a matrix are its input and its output."""
+    """Return the input dimension and the output dimension of a matrix."""
     if is_conv1d(module):
         return 0, 1
     if is_map(module):
@@ -139,9 +145,10 @@ def fan_dimensions(module: nn.Module, grown: list[int]) -> tuple[int, int]:
 
 
 def make_readouts(model: nn.Module, base: Shapes, names: Collection[str] | None = None) -> list[str]:
-    """Puts a Readout in the place of each nn.Linear from a width to a fixed size, or of those `names`; gives the names.
+    """Replace each nn.Linear from a width to a fixed size, or those in `names`, by a Readout; return their names.
 
-    Weights stay the same tensors, shared ones included. Before there is an optimiser.
+    Weights stay the same tensors, shared ones included. Call this before you make an optimizer.
+    Raise ValueError for a name that is not an nn.Linear whose input is a width.
     """
     made = []
     for name, module in list(model.named_modules()):
@@ -162,7 +169,7 @@ def make_readouts(model: nn.Module, base: Shapes, names: Collection[str] | None 
 
 
 def base_shape_of_map(model: nn.Module, name: str, base: Shapes) -> tuple[int | None, ...]:
-    """That of the weight of a module, whichever of its names the base has; (None, None) if there is no such matrix."""
+    """Return the base shape of a module's weight, under any of its names; (None, None) if it is not a matrix."""
     every = dict(model.named_parameters(remove_duplicate=False))
     weight = every.get(f"{name}.weight".lstrip("."))
     shapes = [base[other] for other, parameter in every.items() if parameter is weight and other in base]
@@ -171,11 +178,13 @@ def base_shape_of_map(model: nn.Module, name: str, base: Shapes) -> tuple[int | 
 
 @torch.no_grad()
 def init_(model: nn.Module, roles: Mapping[str, Role], drawn: Drawn = "constant") -> None:
-    """Turn a model's initial weights into those of muP. ValueError if that was done before: build the model anew.
+    """Rescale a model's initial weights to those of muP. Raise ValueError if called twice: build the model anew.
 
-    `drawn` says how their deviation follows from the size of a matrix. "constant": it is the same at any width, as in
-    transformers. "fan_in", "fan_out", "xavier": it falls as 1 / sqrt(fan-in), 1 / sqrt(fan-out) or 1 / sqrt(their sum),
-    while nn.Embedding has a constant one and biases of maps are drawn as torch draws them, by fan-in.
+    `drawn` says how the deviation of a freshly drawn matrix depends on its size:
+    - "constant": it does not, as in transformers.
+    - "fan_in", "fan_out", "xavier": it falls as 1 / sqrt(fan-in), 1 / sqrt(fan-out) or 1 / sqrt(their sum).
+
+    In all but the first case nn.Embedding has a constant deviation. Biases are drawn as torch draws them, by fan-in.
     """
     if drawn not in get_args(Drawn):
         raise ValueError(f"drawn={drawn!r}; allowed: {', '.join(get_args(Drawn))}")
@@ -193,7 +202,7 @@ def init_(model: nn.Module, roles: Mapping[str, Role], drawn: Drawn = "constant"
 def init_factor(
     name: str, parameter: Tensor, module: nn.Module, roles: Mapping[str, Role], drawn: Drawn
 ) -> float:
-    """Return what a parameter is multiplied by: its deviation in muP over the one that it was drawn with."""
+    """Return the factor of a parameter: its deviation in muP over the one it was drawn with."""
     role = roles[name]
     wanted = role.m_in**-0.5 if role.kind == "hidden" else 1.0
     if drawn == "constant" or isinstance(module, nn.Embedding):
@@ -212,7 +221,7 @@ def init_factor(
 
 
 def lr_factor(role: Role, rule: Rule) -> float:
-    """By how much a learning rate differs from that of the base."""
+    """Return the learning rate of a parameter over that of the base model."""
     if rule == "sgd":
         return {"hidden": role.m_out / role.m_in, "readout": role.m_in}.get(role.kind, role.m_out)
     if role.kind != "hidden" or rule == "original":
@@ -244,10 +253,10 @@ def param_groups(
     lr_mults: Mapping[Kind, float] | None = None,
     decays: Callable[[Tensor], bool] = is_matrix,
 ) -> list[dict[str, Any]]:
-    """Groups for an optimiser, with names, over all parameters that train. At the base all have the same settings.
+    """Return optimizer groups, with names, over all trainable parameters. At the base all have the same settings.
 
-    rule: how updates depend on gradients; those of Muon are for hidden matrices, which have "muon" in their groups, and
-    the rest goes by "adam". lr_mults: factors of lr by kind. lr_scale in a group: its lr over `lr`.
+    `rule` says how updates depend on gradients. Muon's rules apply to hidden matrices only; their groups have "muon".
+    The other parameters follow "adam". `lr_mults` are factors of lr by kind. "lr_scale" in a group is its lr over `lr`.
     """
     groups: dict[tuple[Any, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -270,7 +279,7 @@ def param_groups(
 
 
 def with_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Names such as "hidden x0.125": the kind, what lr is multiplied by, and what else tells groups apart."""
+    """Name the groups, as in "hidden x0.125": the kind, the factor of lr, and what else tells the groups apart."""
     for group in groups:
         if group["lr_scale"] != 1:
             group["name"] += f" x{group['lr_scale']:g}"

@@ -26,14 +26,14 @@ class Perplexities(NamedTuple):
 
 
 class TokenLosses(NamedTuple):
-    """What every token behind the first of a row costs, [B, T - 1]."""
+    """Cross entropy in nats of every token of a row but the first, [B, T - 1]."""
 
     y: Tensor  # the tokens
     losses: Tensor  # NO_LOSS where nothing is scored
 
 
 def summary(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: float) -> Perplexities:
-    """Of one 1-D tensor of `token_losses` for each sample."""
+    """Summarize the `token_losses` of samples, one 1-D tensor for each. Raise ValueError if no token is scored."""
     losses = torch.cat(rows) if rows else torch.empty(0)
     losses = losses[losses != NO_LOSS].double()
     if not len(losses):
@@ -50,7 +50,7 @@ def summary(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: fl
 
 
 def token_losses(y_BT: Tensor, z_BTV: Tensor) -> Tensor:
-    """Cross entropy at every position, [B, T], NO_LOSS where nothing is scored."""
+    """Return the cross entropy at every position in nats, [B, T], NO_LOSS where nothing is scored."""
     losses_BT = F.cross_entropy(
         z_BTV.transpose(1, 2).float(), y_BT, ignore_index=NOT_SCORED, reduction="none"
     )
@@ -60,9 +60,10 @@ def token_losses(y_BT: Tensor, z_BTV: Tensor) -> Tensor:
 def in_batches(
     samples: Sequence[str] | Sequence[Sequence[int]], tokenizer: Tokenizer, longest: int | None = None
 ) -> Iterator[dict]:
-    """Strings, or lists of ids, in batches like those of a DataLoader, every token but the first of a sample scored.
+    """Yield strings, or lists of ids, in batches like those of a DataLoader. All tokens but the first are scored.
 
-    `longest`: the most tokens of a model that is shown them whole; a string then ends with eos, which is not scored.
+    `longest` is the maximum length for a masked model; strings then end with eos, which is not scored.
+    Raise ValueError for a longer sample.
     """
     for start in range(0, len(samples), ROWS):
         some = samples[start : start + ROWS]
@@ -81,6 +82,6 @@ def in_batches(
 
 
 def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """[B, T] int64, rows filled up on the right: no real token ever sees the padding."""
+    """Return [B, T] int64 ids, padded on the right, where no real token sees the padding."""
     tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad)

@@ -1,7 +1,7 @@
-"""Looking inside: activations recorded, or replaced, by name while a model runs.
+"""Record or replace activations by name while a model runs.
 
-Names are those of Context.tap: "embed", "layers.3.resid_pre", "layers.3.pattern" ... "final_norm", "logits". A pattern is
-such a name, with * for anything; one without a dot is meant in every layer.
+Names are those of Context.tap: "embed", "layers.3.resid_pre", "layers.3.pattern" ... "final_norm", "logits".
+A pattern is such a name, with * for anything. A pattern without a dot matches in every layer.
 """
 
 import math
@@ -26,7 +26,7 @@ def fits(name: str, pattern: str) -> bool:
 
 
 class Asked:
-    """Patterns that someone asked for, and the names of activations that they were held against."""
+    """Requested name patterns, and the activation names seen so far."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = list(patterns)
@@ -40,7 +40,7 @@ class Asked:
         raise NotImplementedError
 
     def check(self) -> None:
-        """ValueError for a pattern that no activation fitted."""
+        """Raise ValueError for a pattern that matched no activation."""
         if self.patterns and not self.met:
             raise ValueError("nothing was recorded or patched: the model did not run inside the with-block")
         for pattern in self.patterns:
@@ -49,7 +49,7 @@ class Asked:
 
 
 class Recording(Asked, Mapping[str, Tensor]):
-    """Activations by name, of the last forward pass. Gradients flow through them wherever they are on."""
+    """Activations of the last forward pass, by name. Gradients flow through them if gradients are enabled."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         super().__init__(patterns)
@@ -77,12 +77,12 @@ class Recording(Asked, Mapping[str, Tensor]):
         return len(self.recorded)
 
     def of_all_layers(self, name: str) -> list[Tensor]:
-        """What was recorded under `name`, in the order of the layers that have it."""
+        """Return the activations recorded under `name`, in the order of the layers that have it."""
         return [self[key] for key in self if key.startswith("layers.") and key.endswith(f".{name}")]
 
 
 class Patch(Asked):
-    """Puts what edits say in the place of activations."""
+    """Replaces activations by the results of edits."""
 
     def __init__(self, edits: Mapping[str, Edit]) -> None:
         super().__init__(edits)
@@ -97,7 +97,7 @@ class Patch(Asked):
 
 
 class Nonfinite(Asked):
-    """Notes the name of the first activation with a NaN or an infinity. In scores -inf is the mask, and no flaw."""
+    """Notes the name of the first activation with a NaN or an infinity. In scores -inf is the mask and is allowed."""
 
     def __init__(self) -> None:
         super().__init__(["*"])
@@ -115,7 +115,7 @@ class Nonfinite(Asked):
 def first_nonfinite(lm: Any, batch: Any) -> str | None:
     """Return the name of the first activation that is not finite in a forward pass of an LM, or None.
 
-    `batch` is one of data/dataloader.py, or ids [B, T]. The model stays in its mode, and random numbers are not used up.
+    `batch` is one of data/dataloader.py, or ids [B, T]. The model keeps its mode, and the random state is restored.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]), tapping(lm, lm.taps, Nonfinite()) as tap:
         if isinstance(batch, Mapping):
@@ -126,7 +126,10 @@ def first_nonfinite(lm: Any, batch: Any) -> str | None:
 
 
 def edited(x: Tensor, edit: Edit, name: str = "an activation") -> Tensor:
-    """What `edit` makes of `x`, in the shape and kind of `x`. A function gets a copy, which it may write into."""
+    """Return the result of `edit` on `x`, in the shape, dtype and device of `x`.
+
+    A function gets a copy, which it may change in place. Raise ValueError for a result of another shape.
+    """
     if isinstance(edit, str) and edit == "mean":
         if len(x) == 1:
             raise ValueError(f"'mean' is that of a batch, and {name} has a batch of one")
@@ -144,7 +147,7 @@ def edited(x: Tensor, edit: Edit, name: str = "an activation") -> Tensor:
 
 
 def at(edit: Edit, *, heads: Where = None, positions: Where = None) -> Callable[[Tensor], Tensor]:
-    """`edit`, at these heads and positions only: `lm.patch({"layers.1.z": at(0, heads=3)})`."""
+    """Restrict `edit` to these heads and positions: `lm.patch({"layers.1.z": at(0, heads=3)})`."""
 
     def edited_there(x: Tensor) -> Tensor:
         there = chosen("positions", positions, x.shape[-2])[:, None]
@@ -158,7 +161,7 @@ def at(edit: Edit, *, heads: Where = None, positions: Where = None) -> Callable[
 
 
 def chosen(what: str, where: Where, n: int) -> Tensor:
-    """True at these of n places."""
+    """Return a bool tensor [n] that is True at `where`. Raise ValueError for an index out of range."""
     there = torch.zeros(n, dtype=torch.bool)
     try:
         there[slice(None) if where is None else where] = True
@@ -168,12 +171,12 @@ def chosen(what: str, where: Where, n: int) -> Tensor:
 
 
 def version(x: Tensor) -> int:
-    """How often `x` was changed in place; torch does not count that in inference mode."""
+    """Return how often `x` was changed in place; torch does not count this in inference mode."""
     return 0 if x.is_inference() else x._version
 
 
 def nearest(pattern: str, names: Iterable[str]) -> str:
-    """For an error: the names most like this one, else all of them, without the numbers of layers."""
+    """Return a hint for an error: the most similar names, or else all names, without the numbers of layers."""
     names = list(names)
     where, dot, last = pattern.rpartition(".")
     lasts = dict.fromkeys(name.rpartition(".")[2] for name in names)
@@ -188,7 +191,7 @@ def nearest(pattern: str, names: Iterable[str]) -> str:
 
 
 class Taps(list[Tap]):
-    """Those who look at a model's activations at the moment. They look at one model: a copy of it begins with none."""
+    """Active observers of one model's activations. A copy of the model starts without any."""
 
     def __reduce__(self) -> tuple:
         return Taps, ()
@@ -199,9 +202,9 @@ T = TypeVar("T", bound=Asked)
 
 @contextmanager
 def tapping(model: nn.Module, taps: Taps, tap: T) -> Iterator[T]:
-    """Inside, `tap` is one of the model's taps; afterwards a ValueError tells of a name that nothing has.
+    """Add `tap` to the model's taps inside the block. Raise ValueError at the end for a pattern that matched nothing.
 
-    A compiled model runs as it is written meanwhile: the compiler would take its time for a second one, with the taps.
+    A compiled model runs uncompiled meanwhile: compiling a second version with taps would take long.
     """
     compiled, model._compiled_call_impl = model._compiled_call_impl, None
     taps.append(tap)

@@ -1,6 +1,6 @@
-"""Residual connections: x + f(x), and the x * omega + f(x) with which Admin and DeepNet train deep post-norm stacks.
+"""Residual connections: x + f(x), and x * omega + f(x), by which Admin and DeepNet train deep post-norm stacks.
 
-Admin: Liu et al. 2020, arXiv:2004.08249. DeepNet: Wang et al. 2022, arXiv:2203.00555. In a network of one's own:
+Admin: Liu et al. 2020, arXiv:2004.08249. DeepNet: Wang et al. 2022, arXiv:2203.00555. In your own network:
 
     self.residual = as_module(n)  # n: the residual connections of the network, two to a transformer layer
     x = self.norm(self.residual(x, f(x)))
@@ -25,9 +25,10 @@ omegas: dict[str, Callable[[int], float]] = {
 
 
 class Residual(nn.Module):
-    """(x, f) -> x * omega + f; without an omega it is 1. What f is made of may be scaled before, by `branch`.
+    """Residual connection: (x, f) -> x * omega + f. Without an omega it is x + f.
 
-    omega is a number, or with a `dim` a trained vector; it is part of the state dict.
+    omega is a number, or with `dim` a trained vector. It is part of the state dict.
+    `branch` scales the branch output by `branch_mult`.
     """
 
     omega: Tensor | None
@@ -44,15 +45,15 @@ class Residual(nn.Module):
         return x + f if self.omega is None else x * self.omega.to(x.dtype) + f
 
     def branch(self, f: Tensor) -> Tensor:  # muP
-        """What CompleteP adds to the stream."""
+        """Scale the output of a branch as CompleteP does."""
         return f if self.branch_mult == 1 else f * self.branch_mult  # muP
 
 
 def initial_omega(n: int, change: str = "O(logn)") -> float:
-    """Admin's omega for `n` residual connections in all."""
+    """Return Admin's omega for a network with `n` residual connections. Raise ValueError for an unknown `change`."""
     if n < 1 or change not in (*omegas, "default"):
         raise ValueError(
-            f"n={n!r}, change={change!r}: it takes at least one connection, and one of default, {', '.join(omegas)}"
+            f"n={n!r}, change={change!r}: n must be at least 1, and change one of: default, {', '.join(omegas)}"
         )
     return omegas["O(logn)" if change == "default" else change](n)
 
@@ -63,10 +64,10 @@ def as_module(
     as_parameter: bool = False,
     embed_dim: int | None = None,
 ) -> Residual:
-    """Return a residual connection of a network that has `num_res_layers` of them, called as in the package admin-torch.
+    """Return one of a network's `num_res_layers` residual connections. Arguments are those of the package admin-torch.
 
-    as_parameter trains a vector of `embed_dim`, which is not used without it. output_change_scale is "O(logn)", also
-    called "default", "O(1)" or "O(n)".
+    as_parameter trains a vector of `embed_dim` numbers; otherwise embed_dim is ignored.
+    output_change_scale is "O(logn)", also called "default", "O(1)" or "O(n)".
     """
     if as_parameter and embed_dim is None:
         raise ValueError("as_parameter=True trains a vector of embed_dim numbers, but embed_dim is None")
@@ -77,7 +78,7 @@ def as_module(
 def as_buffer(
     network: nn.Module, buffer_name: str, num_res_layers: int, output_change_scale: str = "O(logn)"
 ) -> None:
-    """Gives `network` a number omega for its own x * omega + f(x)."""
+    """Register a number omega in `network`, as a buffer, for its own x * omega + f(x)."""
     omega = initial_omega(num_res_layers, output_change_scale)
     network.register_buffer(buffer_name, torch.tensor(omega))
 
@@ -89,13 +90,13 @@ def as_parameter(
     embed_dim: int,
     output_change_scale: str = "O(logn)",
 ) -> None:
-    """Gives `network` a trained vector omega for its own x * omega + f(x)."""
+    """Register a trained vector omega in `network` for its own x * omega + f(x)."""
     omega = initial_omega(num_res_layers, output_change_scale)
     network.register_parameter(parameter_name, nn.Parameter(torch.full((embed_dim,), omega)))
 
 
 def make_residual(model_params: ModelParams) -> Residual:
-    """One of a layer's; how many there are `begin` finds out, when all layers are made."""
+    """Return a residual connection of a layer. `begin` sets omega once all layers are made and counted."""
     p, branch_mult = model_params, 1 / depth_mult(model_params)  # muP
     if p.residual == "plain":
         return Residual(branch_mult=branch_mult)  # muP
@@ -103,14 +104,17 @@ def make_residual(model_params: ModelParams) -> Residual:
 
 
 def weighted(model: nn.Module) -> dict[Residual, Tensor]:
-    """The residual connections of `model` that have an omega, and their omegas."""
+    """Return the residual connections of `model` that have an omega, with their omegas."""
     found = [module for module in model.modules() if isinstance(module, Residual)]
     return {residual: residual.omega for residual in found if residual.omega is not None}
 
 
 @torch.no_grad()
 def begin(passes: Sequence[nn.Module], model_params: ModelParams) -> None:
-    """Initial omegas, and DeepNet's initial weights, by the number of residual connections in the layers of a forward pass."""
+    """Set initial omegas, and DeepNet's initial weights, by the number of residual connections in a forward pass.
+
+    `passes` are the layers of one forward pass.
+    """
     p, layers = model_params, nn.ModuleList(passes)
     n = sum(len(weighted(layer)) for layer in passes)
     if p.residual == "plain" or not n:
@@ -123,13 +127,13 @@ def begin(passes: Sequence[nn.Module], model_params: ModelParams) -> None:
 
 @runtime_checkable
 class Mixer(Protocol):
-    """A module with matrices for queries, keys and values, or what stands in their place."""
+    """A module with matrices for queries, keys and values, or for what takes their place."""
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]: ...
 
 
 def deepnet_init(layers: nn.Module, gain: float) -> None:
-    """Xavier's initial weights, times `gain` but for queries and keys, which only make scores."""
+    """Draw Xavier's initial weights. Multiply all but queries and keys, which only make scores, by `gain`."""
     for module in layers.modules():
         if isinstance(module, nn.Linear) and not isinstance(module, Readout):
             xavier([module.weight], gain)
@@ -140,22 +144,22 @@ def deepnet_init(layers: nn.Module, gain: float) -> None:
 
 
 def xavier(weights: list[Tensor], gain: float) -> None:
-    """For parts of one matrix, one above the other."""
+    """Draw the weights of one matrix that is split along its outputs: normal, with Xavier's deviation times `gain`."""
     n_out, n_in = sum(map(len, weights)), weights[0].shape[1]
     for weight in weights:
         nn.init.normal_(weight, std=gain * math.sqrt(2 / (n_in + n_out)))
 
 
 def wants_profile(lm: Any) -> bool:
-    """Return whether omegas are to be found out from the first batches, as `residual_profile` says."""
+    """Return True if `residual_profile` sets the omegas of `lm` from the first batches."""
     return bool(weighted(lm)) and lm.model_params.residual_profile
 
 
 @torch.no_grad()
 def profile(model: nn.Module, batches: Iterable[Any]) -> None:
-    """Sets every omega as the original Admin does: its square is 1 + the variances of all f before it.
+    """Set every omega as the original Admin does: its square is 1 + the variances of all f before it.
 
-    They are means over `batches`, each of which `model` is called with, in the mode it is in.
+    Variances are means over `batches`. `model` is called with each batch, in its current mode.
     """
     variances: dict[Tensor, list[float]] = {}  # of f, by the omega beside it, in the order of the calls
     n_batches = 0

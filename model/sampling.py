@@ -23,7 +23,7 @@ Stop = int | str | Sequence[int | str]  # ids, or texts of one token
 
 
 class Continuation(NamedTuple):
-    """A prompt and what the model made of it."""
+    """A prompt with its continuation."""
 
     ids: list[int]  # the prompt's and the new ones
     logprobs: list[float]  # of the new ones, if asked for
@@ -31,7 +31,7 @@ class Continuation(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """How the next token is chosen. ValueError for settings that mean nothing."""
+    """Settings by which the next token is chosen. Raise ValueError if a setting is out of range."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -60,7 +60,7 @@ class Choice:
             )
 
     def __call__(self, logits_BV: Tensor, ids_BT: Tensor) -> Tensor:
-        """The next token of each row, [B], of which the ids so far are `ids_BT`. ValueError for a row with NaN."""
+        """Return the next token of each row, [B]. `ids_BT` are the ids so far. Raise NoNextToken for a row with NaN."""
         logits_BV = usable_logits(logits_BV)
         if self.repetition_penalty != 1:
             logits_BV = penalised(logits_BV, ids_BT, self.repetition_penalty)
@@ -71,7 +71,7 @@ class Choice:
 
 
 def penalised(logits_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
-    """Logits in which every token of `ids_BT` is less likely (Keskar et al. 2019, CTRL, section 4.1)."""
+    """Return logits with every token of `ids_BT` made less likely (Keskar et al. 2019, CTRL, section 4.1)."""
     seen_BT = logits_BV.gather(1, ids_BT)
     return logits_BV.scatter(1, ids_BT, torch.where(seen_BT < 0, seen_BT * penalty, seen_BT / penalty))
 
@@ -83,9 +83,9 @@ def next_token_probs(
     nucleus: float | None = None,
     min_p: float | None = None,
 ) -> Tensor:
-    """The distribution that the next token is drawn from, [B, V] on the CPU; at temperature 0 all on the argmax.
+    """Return the distribution of the next token, [B, V] on the CPU. At temperature 0 the argmax has all of it.
 
-    A logit of +inf takes all of it, or its share with others. ValueError for a row with NaN, or with nothing but -inf.
+    Logits of +inf share all of the probability. Raise NoNextToken for a row with NaN, or with only -inf.
     """
     logits_BV = usable_logits(logits_BV.cpu())
     if temperature == 0:
@@ -112,7 +112,7 @@ def keep_top_k(logits_BV: Tensor, top_k: int) -> Tensor:
 
 
 def keep_nucleus(probs_BV: Tensor, nucleus: float) -> Tensor:
-    """0 for all but the smallest set of most probable tokens with a sum >= `nucleus` (Holtzman et al. 2020)."""
+    """Set all but the smallest set of most probable tokens with a sum >= `nucleus` to 0 (Holtzman et al. 2020)."""
     sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
     # The sum of all that are more probable.
     before_BV = sorted_BV.cumsum(dim=-1, dtype=torch.float64) - sorted_BV
@@ -121,14 +121,14 @@ def keep_nucleus(probs_BV: Tensor, nucleus: float) -> Tensor:
 
 
 def keep_min_p(probs_BV: Tensor, min_p: float) -> Tensor:
-    """0 for tokens of less than `min_p` times the probability of the most probable one (Nguyen et al. 2024)."""
+    """Set tokens below `min_p` times the highest probability to 0 (Nguyen et al. 2024)."""
     return probs_BV.masked_fill(probs_BV < min_p * probs_BV.amax(dim=-1, keepdim=True), 0.0)
 
 
 def draw(probs_BV: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A token of each row, [B], at its probability: where a random share of the sum of all falls.
+    """Draw a token of each row, [B], in proportion to its probability.
 
-    One random number to a row, where torch.multinomial takes one for each token of the vocabulary.
+    This takes one random number per row; torch.multinomial takes one per token of the vocabulary.
     """
     sums_BV = probs_BV.cumsum(dim=-1, dtype=torch.float64)
     shares_B1 = torch.rand(len(probs_BV), 1, dtype=torch.float64, generator=generator)
@@ -146,9 +146,10 @@ def generate(
     generator: torch.Generator | None = None,
     use_cache: bool = True,
 ) -> list[list[int]]:
-    """Each prompt with its continuation: up to eos, `max_new_tokens`, or the longest input the model takes.
+    """Return each prompt with its continuation, up to eos, `max_new_tokens`, or the longest input the model takes.
 
-    Random numbers come from `generator`, else from torch's global one; temperature 0 uses none.
+    Random numbers come from `generator`, or else from torch's global one. Temperature 0 uses none.
+    Raise ValueError for a prompt longer than max_seq_len.
     """
     choice = Choice(temperature, top_k, nucleus, generator=generator)
     longest = max(map(len, prompts), default=0)
@@ -170,10 +171,10 @@ def continuations(
     use_cache: bool = True,
     return_logprobs: bool = False,
 ) -> list[Continuation]:
-    """Each prompt continued up to its length, a stop token of the tokenizer or an id of `stop`, which is part of it.
+    """Continue each prompt up to its length, a stop token of the tokenizer or an id of `stop`; the result includes it.
 
-    All rows are at the same position at all times: they begin with as much as the shortest prompt has, a longer prompt
-    goes on with its own tokens, and whatever is done leaves the batch. So no row ever sees padding.
+    All rows stay at the same position, so no row needs padding. They start at the length of the shortest prompt.
+    A longer prompt first supplies its own tokens. Finished rows leave the batch.
     """
     done = [Continuation(list(prompt), []) for prompt in prompts]
     active = [i for i, prompt in enumerate(prompts) if len(prompt) < lengths[i]]
@@ -183,7 +184,7 @@ def continuations(
     with eval_mode(lm), quick(lm, len(active)):
         rows = Rows(lm, [prompts[i][:T] for i in active], max(lengths), attn_requests, use_cache)
         while active:
-            # The rows whose next token is still their prompt's own: what the model says there is not looked at.
+            # Rows whose next token still comes from their prompt: their logits are not used and may be NaN.
             given_B1 = torch.tensor([[len(prompts[i]) > T] for i in active], device=lm.device)
             logits_BV = usable_logits(
                 rows.logits().masked_fill(given_B1, 0.0),
@@ -215,19 +216,19 @@ def log_probs_of(next_B: Tensor, logits_BV: Tensor) -> list[float]:
 
 
 def log_probs(logits_BV: Tensor) -> Tensor:
-    """Under the plain softmax: no temperature, nothing left out, no penalty."""
+    """Return log-probabilities under the plain softmax: no temperature, no filtering, no penalty."""
     return usable_logits(logits_BV).log_softmax(dim=-1)
 
 
 def is_prompt(pref: Prompt | Sequence[Prompt]) -> bool:
-    """Whether it is one text, or the ids of one; else it is a list of such."""
+    """Return True for a single text or the ids of one, False for a list of prompts."""
     if isinstance(pref, Tensor):
         return pref.dim() == 1
     return isinstance(pref, str) or not any(isinstance(part, (str, Sequence)) for part in pref)
 
 
 def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int, parse_special: bool = False) -> list[int]:
-    """The ids of a prompt; ValueError for none, for some that the model does not know, and if nothing can follow."""
+    """Return the ids of a prompt. Raise ValueError if there are none, if one is unknown, or if nothing can follow."""
     options = {"parse_special": True} if parse_special else {}
     given = lm.tokenizer(prompt, **options) if isinstance(prompt, str) else prompt
     if not len(given):
@@ -248,7 +249,7 @@ def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int, parse_specia
 
 
 def stop_ids(stop: Stop, tokenizer: Tokenizer) -> list[int]:
-    """Ids of stop tokens, given as ids or as texts; ValueError for an unknown id or a text that is not one token.
+    """Return the ids of stop tokens. Raise ValueError for an unknown id or a text that is not one token.
 
     The text of a special token, such as "<|im_end|>", is that token.
     """
@@ -271,7 +272,7 @@ def stop_id(stop: int | str, tokenizer: Tokenizer) -> int:
 
 @contextmanager
 def eval_mode(model: LanguageModel | nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every module as it was afterwards."""
+    """Switch to evaluation mode inside the block, and restore the mode of every module afterwards."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

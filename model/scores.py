@@ -1,4 +1,4 @@
-"""Attention scores of any nn.Module, such as a model of transformers: how they are scaled, and how muP scales them.
+"""Scale the attention scores of any nn.Module, such as a model of transformers, as muP needs.
 
 Shape suffixes:  B batch  T position  F features of a projection
 """
@@ -10,15 +10,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-MARK = "mup_scores_mult"  # an attribute of attention modules whose scores are scaled: the factor
+MARK = "mup_scores_mult"  # attribute of scaled attention modules that holds their factor
 LOSES_FACTORS = ("save_pretrained", "resize_token_embeddings")
 ATTRIBUTES = {"BloomAttention": "inv_norm_factor", "MptAttention": "softmax_scale"}  # for all others: scaling
-SEPARATE = ("q_proj", "query", "query_proj", "q", "q_lin")  # names of maps to queries alone
-THIRDS = ("Wqkv", "c_attn")  # of maps to queries, keys and values, one after the other
+SEPARATE = ("q_proj", "query", "query_proj", "q", "q_lin")  # names of projections to queries only
+THIRDS = ("Wqkv", "c_attn")  # of projections to queries, keys and values, in this order
 
 
 class Queries(NamedTuple):
-    """A map to queries, and where they lie in its output: `n_queries` first parts of `n_parts` in each of `n_groups`."""
+    """A projection, and where queries lie in its output.
+
+    The output has `n_groups` groups of `n_parts` parts; the first `n_queries` parts of a group are queries.
+    """
 
     projection: Any  # a module
     n_groups: int = 1
@@ -26,14 +29,14 @@ class Queries(NamedTuple):
     n_parts: int = 1
 
     def split(self, output: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and all else, [B, T, n_groups, parts, size of a part]."""
+        """Return queries and everything else, each [B, T, n_groups, parts, size of a part]."""
         parts = output.unflatten(-1, (self.n_groups, self.n_parts, -1))
         queries, others = parts.split([self.n_queries, self.n_parts - self.n_queries], dim=-2)
         return queries, others
 
 
 class ScaledMultiheadAttention(nn.MultiheadAttention):
-    """torch's attention with its queries multiplied by a factor; parameters are the same tensors with the same names."""
+    """torch's attention with its queries multiplied by a factor. Parameter tensors and names stay the same."""
 
     @property
     def in_proj_weight(self) -> Tensor | None:  # type: ignore[override]
@@ -48,7 +51,7 @@ class ScaledMultiheadAttention(nn.MultiheadAttention):
         return self.with_scaled_queries("q_proj_weight")
 
     def with_scaled_queries(self, name: str) -> Tensor | None:
-        """Return a parameter whose first rows are those of the queries, with these rows multiplied by the factor."""
+        """Return a parameter with its first rows, those of the queries, multiplied by the factor."""
         parameter = self._parameters[name]
         if parameter is None:
             return None
@@ -57,7 +60,7 @@ class ScaledMultiheadAttention(nn.MultiheadAttention):
 
 
 class Attention(NamedTuple):
-    """An attention module, and what its scores can be scaled by."""
+    """An attention module, and the places where its scores can be scaled."""
 
     module: nn.Module
     attribute: str | None  # a number of the module that multiplies scores
@@ -65,15 +68,15 @@ class Attention(NamedTuple):
 
     @property
     def mult(self) -> float | None:
-        """The factor that `scale_scores` has given it, if it has."""
+        """Factor set by `scale_scores`, or None."""
         return vars(self.module).get(MARK)
 
 
 def scale_scores(model: nn.Module, mult: float) -> None:
-    """Multiply the attention scores of a model, by 1 / sqrt(head size / that of the base) in muP. To be called once.
+    """Multiply the attention scores of a model by `mult`. In muP this is 1 / sqrt(head size / head size of the base).
 
-    The factor acts in the forward pass: on the number that scores are multiplied by, else on the queries, by a hook.
-    ValueError if attention is scaled already, if there is none, or by name for attention of which neither is known.
+    The factor acts in the forward pass: on the number that multiplies scores, or else, by a hook, on the queries.
+    Call this once. Raise ValueError if attention is scaled already, if there is none, or if it cannot be scaled.
     """
     found = attentions(model)
     if any(attention.mult is not None for attention in found):
@@ -93,16 +96,16 @@ def scale_scores(model: nn.Module, mult: float) -> None:
 
 
 def scale_queries(queries: Queries, mult: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Multiply the queries in the output of a projection; a forward hook."""
+    """Multiply the queries in the output of a projection. This is a forward hook."""
     scaled, others = queries.split(output)
     return torch.cat([scaled * mult, others], dim=-2).flatten(-3)
 
 
 @torch.no_grad()
 def aligned_score(model: nn.Module, run: Callable[[], Any]) -> float | None:
-    """Return the mean score of a position with itself if its keys were its queries, in what `run` makes of `model`.
+    """Return the mean score of a position with itself while `run` runs `model`, if keys were equal to queries.
 
-    None if there is no attention whose queries are the output of a module.
+    Return None if there is no attention whose queries are the output of a module.
     """
     scores: list[float] = []
 
@@ -130,9 +133,9 @@ def aligned_score(model: nn.Module, run: Callable[[], Any]) -> float | None:
 
 
 def score_scale(attention: Attention) -> float:
-    """Return what products of keys with queries as the forward pass has them, scaled once, are multiplied by.
+    """Return the factor of products of keys with scaled queries.
 
-    Where a hook scales queries, two of them would have the factor twice.
+    Where a hook scales queries, a product of two queries has the factor twice, so one of them is divided out.
     """
     module: Any = attention.module
     if attention.attribute is not None:
@@ -155,7 +158,7 @@ def n_heads(attention: Any) -> int:
 
 
 def attentions(model: nn.Module) -> list[Attention]:
-    """Return the attention modules of a model; ValueError if there is none, or for one that cannot be scaled."""
+    """Return the attention modules of a model. Raise ValueError if there is none, or for one that cannot be scaled."""
     found = attentions_in(model)
     for name, module in model.named_modules():
         is_attention = "attention" in type(module).__name__.lower() and any(True for _ in module.parameters())
@@ -165,7 +168,7 @@ def attentions(model: nn.Module) -> list[Attention]:
                 "`scaling` that it multiplies scores by, or a linear map `q_proj` to its queries"
             )
     if not found:
-        raise ValueError(f"no attention whose scores can be scaled in this {type(model).__name__}")
+        raise ValueError(f"this {type(model).__name__} has no attention whose scores can be scaled")
     return list(found.values())
 
 
@@ -176,12 +179,12 @@ def attentions_in(model: nn.Module) -> dict[str, Attention]:
 
 
 def is_within(inner: str, outer: str) -> bool:
-    """Whether a module of the name `inner` is that of the name `outer`, or lies in it."""
+    """Return True if the module named `inner` is the one named `outer` or lies in it."""
     return outer == "" or inner == outer or inner.startswith(f"{outer}.")
 
 
 def attention_of(module: nn.Module) -> Attention | None:
-    """Return a module as attention that can be scaled, None if it is not known to be any."""
+    """Return a module as attention that can be scaled, or None if it is not known as such."""
     kind = type(module).__name__
     attribute = ATTRIBUTES.get(kind, "scaling")
     if isinstance(vars(module).get(attribute), float):
@@ -193,7 +196,7 @@ def attention_of(module: nn.Module) -> Attention | None:
 
 
 def queries_of(attention: nn.Module) -> list[Queries]:
-    """Return the maps to queries of an attention module of transformers; empty if none is known."""
+    """Return the projections to queries of an attention module of transformers; empty if none is known."""
     maps = dict(attention.named_children())
     separate = [Queries(maps[name]) for name in SEPARATE if isinstance(maps.get(name), nn.Linear)]
     if separate and isinstance(
@@ -209,14 +212,14 @@ def queries_of(attention: nn.Module) -> list[Queries]:
 
 
 def is_square(projection: nn.Module) -> bool:
-    """Whether a projection has three outputs for each input: queries, keys and values of all heads."""
+    """Return True if a projection has three outputs for each input: queries, keys and values of all heads."""
     return sorted(projection.get_parameter("weight").shape)[1] == 3 * min(
         projection.get_parameter("weight").shape
     )
 
 
 def in_groups(attention: Any, projection: nn.Module) -> Queries:
-    """Return where queries lie in a projection by heads, as in GPT-NeoX, BLOOM and Falcon."""
+    """Return where queries lie in a projection that is ordered by heads, as in GPT-NeoX, BLOOM and Falcon."""
     n_heads = attention.num_heads if hasattr(attention, "num_heads") else attention.config.num_attention_heads
     if getattr(attention, "new_decoder_architecture", False):
         n_groups = attention.num_kv_heads
@@ -227,7 +230,7 @@ def in_groups(attention: Any, projection: nn.Module) -> Queries:
 
 
 def keep_factors(model: nn.Module) -> None:
-    """Make the methods of transformers that would lose muP's factors say so."""
+    """Make the methods of transformers that would lose muP's factors raise ValueError."""
     for module in model.modules():
         for method in LOSES_FACTORS:
             if hasattr(type(module), method):
@@ -235,7 +238,7 @@ def keep_factors(model: nn.Module) -> None:
 
 
 def refuse(method: str, *args: Any, **kwargs: Any) -> None:
-    """Raise ValueError, in place of a method of transformers."""
+    """Raise ValueError in place of a method of transformers."""
     raise ValueError(
         f"{method} would lose the factors that muP gives this model: save its state_dict() and build it anew, "
         "and change the vocabulary before make_readouts"

@@ -1,4 +1,4 @@
-"""Check about.json, which any user of a shared output folder may have written, before anybody computes with it."""
+"""Check about.json before anything computes with it: any user of a shared output folder may have written it."""
 
 import math
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
-MAX_NUMBER = 1e100  # the square of a larger one may be no float any more
+MAX_NUMBER = 1e100  # the square of a larger number may overflow a float
 Number = int | float | None
 Text = str | None
 
 
 class Summary(TypedDict, total=False):
-    """Types of those final values that tables and reports compute with. A run may have any others, too."""
+    """Types of the final values that tables and reports compute with. A run may have others."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
@@ -40,7 +40,7 @@ class Summary(TypedDict, total=False):
 
 
 class About(TypedDict, total=False):
-    """Types of what about.json says of a run besides; other keys are not looked at."""
+    """Types of the other values of about.json. Further keys are ignored."""
 
     __pydantic_config__ = ConfigDict(extra="ignore", strict=True)  # type: ignore[misc]
 
@@ -56,7 +56,7 @@ ABOUT = TypeAdapter(About)
 
 
 def about_problem(about: dict[str, Any]) -> str | None:
-    """Return what is wrong with the first odd value of `about`, None if there is none."""
+    """Return what is wrong with the first invalid value of `about`, or None if all are valid."""
     try:
         ABOUT.validate_python(about)
     except ValidationError as error:
@@ -71,5 +71,5 @@ def about_problem(about: dict[str, Any]) -> str | None:
 
 
 def place(path: tuple[int | str, ...]) -> str:
-    """Return the keys that lead to a value; "summary.val_loss"."""
+    """Return the path of keys to a value, such as "summary.val_loss"."""
     return ".".join(f"{key!s:.60}" for key in path)

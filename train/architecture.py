@@ -1,6 +1,6 @@
-"""The architecture check, --check: what every architecture of a grid has to be right in, tried out on copies of its model.
+"""The architecture check, --check: test copies of each architecture's model for properties that all must have.
 
-A check is a decorated function. Its name says what is right, its docstring what it means if that is not so.
+A check is a decorated function. Its name says what is right. Its docstring, one line, says what a failure means.
 
 Shape suffixes:  B batch  T position  V vocabulary
 """
@@ -55,7 +55,7 @@ OTHER_SHAPES = 10  # times as much rounding is allowed when the same numbers com
 
 
 class Outcome(NamedTuple):
-    """What a check has come to."""
+    """The result of a check."""
 
     result: str  # pass, FAIL, or skip where there is nothing to check
     found: str = ""
@@ -66,7 +66,7 @@ checks: dict[str, Check] = {}
 
 
 def registered(check: Check) -> Check:
-    """Makes a check of the decorated function."""
+    """Register the decorated function as a check."""
     checks[check.__name__.replace("_", " ")] = check
     return check
 
@@ -77,7 +77,7 @@ def fails_if(wrong: object, found: str) -> Outcome:
 
 @registered
 def no_position_sees_the_future(lm: LM, params: Params) -> Outcome:
-    """Else losses are those of a model that knows the answer."""
+    """Failure means that losses are those of a model that knows the answer."""
     leak = leak_of(lm, MOST_PASSES)
     return fails_if(leak, str(leak))
 
@@ -85,7 +85,7 @@ def no_position_sees_the_future(lm: LM, params: Params) -> Outcome:
 @registered
 @torch.no_grad()
 def every_position_sees_both_sides(lm: LM, params: Params) -> Outcome:
-    """Else a model of causal=False predicts from less than it is shown."""
+    """Failure means that a model of causal=False predicts from less than it is shown."""
     lm = noisy_copy(lm).eval()
     ids_BT = random_ids(lm, 1).repeat(3, 1)
     ids_BT[1, -1] = (ids_BT[1, -1] + 1) % lm.n_tokens
@@ -100,7 +100,7 @@ def every_position_sees_both_sides(lm: LM, params: Params) -> Outcome:
 @registered
 @torch.no_grad()
 def batch_and_padding_do_not_change_a_sample(lm: LM, params: Params) -> Outcome:
-    """Else results depend on what a sample happens to be put together with."""
+    """Failure means that results depend on which samples share a batch."""
     lm, ids_BT = noisy_copy(lm), random_ids(lm, 4)
     T = ids_BT.shape[1]
     with torch.enable_grad():
@@ -123,7 +123,7 @@ def batch_and_padding_do_not_change_a_sample(lm: LM, params: Params) -> Outcome:
 @registered
 @torch.no_grad()
 def cached_equals_uncached(lm: LM, params: Params) -> Outcome:
-    """Else a layer keeps too little of earlier tokens, and generation has to do without a cache."""
+    """Failure means that a layer caches too little of earlier tokens, so generation runs without a cache."""
     lm, ids_BT, rows_B = noisy_copy(lm).eval(), random_ids(lm, 3), torch.tensor([2, 0])
     T = ids_BT.shape[1]
     # Several tokens at once, then several more, then one by one.
@@ -142,7 +142,7 @@ def cached_equals_uncached(lm: LM, params: Params) -> Outcome:
 
 @registered
 def save_and_load_are_equal(lm: LM, params: Params) -> Outcome:
-    """Else a saved run is not the one that was trained: something is no parameter and no persistent buffer."""
+    """Failure means that a saved run loses a tensor: one that is neither a parameter nor a persistent buffer."""
     lm, ids_BT = copy_of(lm), random_ids(lm, 4)
     for _ in learning(lm, params, mycollate(ids_BT.tolist()), n_steps=3):
         pass
@@ -159,7 +159,7 @@ def save_and_load_are_equal(lm: LM, params: Params) -> Outcome:
 
 @registered
 def every_parameter_gets_a_gradient(lm: LM, params: Params) -> Outcome:
-    """Else it never learns."""
+    """Failure means that some parameters never learn."""
     without = without_gradient(lm, params.train)
     return fails_if(without, f"none reaches {', '.join(without)}")
 
@@ -167,7 +167,7 @@ def every_parameter_gets_a_gradient(lm: LM, params: Params) -> Outcome:
 @registered
 @torch.no_grad()
 def the_first_loss_is_near_log_vocabulary(lm: LM, params: Params) -> Outcome:
-    """Else initial logits are too large, and training begins by unlearning them."""
+    """Failure means that initial logits are too large, and training begins by unlearning them."""
     if params.model.from_pretrained is not None or params.model.from_saved is not None:
         return Outcome("skip", "it begins with trained weights")
     lm = copy_of(lm).eval()
@@ -181,7 +181,7 @@ def the_first_loss_is_near_log_vocabulary(lm: LM, params: Params) -> Outcome:
 @registered
 @torch.no_grad()
 def recorded_patterns_times_values_give_z(lm: LM, params: Params) -> Outcome:
-    """Else the attention that is looked at is not the one that acts."""
+    """Failure means that the recorded attention is not the attention that acts."""
     lm, without = noisy_copy(lm).eval(), []
     with lm.record() as seen:
         lm(random_ids(lm, 4))
@@ -200,7 +200,7 @@ def recorded_patterns_times_values_give_z(lm: LM, params: Params) -> Outcome:
 
 @registered
 def one_batch_is_learned_by_heart(lm: LM, params: Params) -> Outcome:
-    """Else something between embedding and loss does not pass on what was seen."""
+    """Failure means that some part between embedding and loss does not pass on its input."""
     lm = copy_of(lm)
     ids_BT = random_ids(lm, 2)
     counts_V = ids_BT[:, 1:].flatten().bincount().double()
@@ -218,7 +218,7 @@ def one_batch_is_learned_by_heart(lm: LM, params: Params) -> Outcome:
 
 
 def learning(lm: LM, params: Params, batch: Batch, n_steps: int) -> Iterator[float]:
-    """Trains `lm` on one batch; the loss before each step."""
+    """Train `lm` on one batch; yield the loss before each step."""
     optimizer = torch.optim.Adam(lm.train().parameters(), lr=0.04 / math.sqrt(lm.model_params.dim))
     for _ in range(n_steps):
         losses, _ = lm.get_losses(batch, params.train)
@@ -235,14 +235,14 @@ def random_ids(lm: LM, n_rows: int) -> Tensor:
 
 
 def report(plans: list[Plan], call: Call) -> int:
-    """Says of each architecture how every check went, and what that means; returns the exit code, 1 if one failed."""
+    """Log the outcome of every check for each architecture. Return the exit code: 1 if a check failed, else 0."""
     failed = False
     for title, params in architectures(plans):
         log.info(title)
         lm = first_model(params, call)
         if flaw := flaw_of(lm, params):
             failed = True
-            log.info(f"  FAIL  the model computes numbers: {flaw}. No other check could look at it.")
+            log.info(f"  FAIL  the model computes numbers: {flaw}. The other checks are skipped.")
             continue
         for name, check in checks_of(params).items():
             result, found = outcome_of(check, lm, params)
@@ -252,7 +252,10 @@ def report(plans: list[Plan], call: Call) -> int:
 
 
 def flaw_of(lm: LM, params: Params) -> str | None:
-    """Return why no check can look at the model: the error that its losses raise, or the first number that is not finite."""
+    """Return why a model cannot be checked, or None if it can.
+
+    The reason is an error that its losses raise, or the first number that is not finite.
+    """
     try:
         with own_randomness(), torch.enable_grad():
             lm = copy_of(lm).train()
@@ -268,14 +271,14 @@ def flaw_of(lm: LM, params: Params) -> str | None:
 
 
 def place_of(error: Exception) -> str:
-    """Return "file:line, layer 3: ", the last line of the project's own code that the error comes through."""
+    """Return "file:line, layer 3: " for the last line of the project's own code in a traceback."""
     place, layer = "", ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
         if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
             place = f"{path.relative_to(ROOT)}:{line}"
         elif path.exists() and not LIBRARIES.intersection(path.parts):
-            place = f"{path}:{line}"  # a part of the user's own that lies elsewhere
+            place = f"{path}:{line}"  # the user's code outside this repository
         ctx = frame.f_locals.get("ctx")
         if isinstance(ctx, Context) and ctx.layer is not None:
             layer = f", layer {ctx.layer}"
@@ -283,13 +286,13 @@ def place_of(error: Exception) -> str:
 
 
 def checks_of(params: Params) -> dict[str, Check]:
-    """All that an architecture is to stand: whether it sees later positions is a mistake or the point of it."""
+    """Return the checks that apply to an architecture: a causal model must not see later positions, others must."""
     other = every_position_sees_both_sides if params.model.causal else no_position_sees_the_future
     return {name: check for name, check in checks.items() if check is not other}
 
 
 def outcome_of(check: Check, lm: LM, params: Params) -> Outcome:
-    """The same every time."""
+    """Run a check with a fixed seed. An error counts as a failure."""
     try:
         with own_randomness():
             return check(lm, params)
@@ -298,7 +301,7 @@ def outcome_of(check: Check, lm: LM, params: Params) -> Outcome:
 
 
 def first_model(params: Params, call: Call) -> LM:
-    """The model that a run begins with, but for dropout."""
+    """Return the model that a run begins with, without dropout."""
     data = make_data(params.data, params.model, call.cache, tokenizer=saved_tokenizer(params.model, call.out))
     lm = make_lm(params.changed(dropout=0.0), data.tokenizer, call.out)
     freeze(lm, params.train)
@@ -306,7 +309,7 @@ def first_model(params: Params, call: Call) -> LM:
 
 
 def refuse_leaks(plans: list[Plan], call: Call) -> None:
-    """GridError if an architecture leaks."""
+    """Raise GridError if an architecture leaks."""
     errors = []
     for title, params in architectures(plans):
         if leak := leak_of(first_model(params, call), MOST_PASSES):
@@ -316,7 +319,7 @@ def refuse_leaks(plans: list[Plan], call: Call) -> None:
 
 
 def architectures(plans: list[Plan]) -> Iterator[tuple[str, Params]]:
-    """A title and the params of each architecture, with its data: runs that only train differently have the same."""
+    """Yield a title and the params of each architecture. Runs that differ only in training share one."""
     settings, same = settings_of(plans), defaultdict(list)
     for i, plan in enumerate(plans):
         same[repr((plan.params.data, plan.params.model, plan.params.train.freeze))].append(i)

@@ -1,4 +1,4 @@
-"""From params to the data and the size of a run: what the harness and the explorer both need."""
+"""Build the data and the model size of a run from its params, for training and for the explorer."""
 
 import math
 from dataclasses import replace
@@ -25,7 +25,7 @@ from model.scaling import base_dim, depth_mult  # muP
 from train.train_params import TrainParams
 
 PROFILED = 4  # batches that residual_profile looks at
-MAX_BUILT_LAYERS = 128  # layers that a check builds: more of them repeat these, and its time does not grow
+MAX_BUILT_LAYERS = 128  # layers that a check builds; the layers of deeper models repeat these
 RANDOM = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
 
 
@@ -34,7 +34,7 @@ def tokenizer_spec(model: ModelParams) -> TokenizerSpec:
 
 
 def data_options(model: ModelParams) -> dict[str, Any]:
-    """Return what the data of a run take from its ModelParams."""
+    """Return the options of a run's data that come from its ModelParams."""
     return {
         "tokenizer_spec": tokenizer_spec(model),
         "max_seq_len": model.max_seq_len,
@@ -51,14 +51,17 @@ def make_data(
     tokenizer: Tokenizer | None = None,
     spec: TokenizerSpec | None = None,
 ) -> LMDataModule:
-    """Make the data of a run: with its saved `tokenizer`, if there is one, else one made by `spec`, by default the model's."""
+    """Return the data of a run.
+
+    It uses its saved `tokenizer` if given, else one made from `spec`, by default the model's.
+    """
     options = data_options(model)
     options["tokenizer_spec"] = spec or options["tokenizer_spec"]
     return LMDataModule(data, **options, cache=cache, data_workers=data_workers, tokenizer=tokenizer)
 
 
 def count_steps(train: TrainParams, n_rows: int) -> int:
-    """Optimiser steps of a run over `n_rows` training rows an epoch."""
+    """Return the number of optimizer steps of a run with `n_rows` training rows per epoch."""
     rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
     steps_per_epoch = math.ceil(n_rows / rows_per_step)  # the last may be a small one
     epochs, rest = divmod(train.early_stop_nsamples or train.epochs * n_rows, n_rows)
@@ -67,14 +70,14 @@ def count_steps(train: TrainParams, n_rows: int) -> int:
 
 
 def profile_residuals(lm: LM, data: LMDataModule, train: TrainParams) -> None:
-    """Omegas from the first batches, the same in every process; a run that goes on has its own."""
+    """Set the omegas from the first batches, the same in every process. A resumed run keeps its own."""
     batches = data.train_dataloader(train.batch_size, seed=train.random_seed)
     with eval_mode(lm):
         profile(lm, (batch["x_indices"][:, :-1] for batch in islice(batches, PROFILED)))
 
 
 class WithoutInit(TorchFunctionMode):
-    """Inside, no random numbers are drawn into tensors: where there is no memory, to do so only takes time."""
+    """Torch function mode that skips random initialization of meta tensors, which would only take time."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -85,13 +88,16 @@ class WithoutInit(TorchFunctionMode):
 
 
 def sketch(model: ModelParams, n_tokens: int) -> LM:
-    """A model without numbers, which takes no memory where its code allows that."""
+    """Build a model on the meta device, without memory, where the code of its layers allows that.
+
+    Raise ValueError for sizes that cannot be built.
+    """
     tokenizer = cast(ModelTokenizer, SimpleNamespace(n_tokens=n_tokens))
     try:
         with torch.device("meta"), WithoutInit():
             return LM(model, tokenizer)
     except (NotImplementedError, RuntimeError, TypeError) as error:
-        # torch raises TypeError for a size beyond 64 bits; any other one is a fault in the code of a layer.
+        # torch raises TypeError for a size beyond 64 bits. Any other TypeError is a bug in the code of a layer.
         if isinstance(error, TypeError) and "Overflow" not in str(error):
             raise
         if "meta" not in str(error):
@@ -105,25 +111,25 @@ def sketch(model: ModelParams, n_tokens: int) -> LM:
 
 
 def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
-    """Names and shapes of a model's parameters."""
+    """Return the names and shapes of a model's parameters."""
     return {name: parameter.shape for name, parameter in sketch(model, n_tokens).named_parameters()}
 
 
 def shortened(model: ModelParams) -> ModelParams:
-    """Return the params of a model of fewer layers that has layers of the same kinds, for checks of very deep ones."""
+    """Return params of a model with the same layer kinds but fewer layers, for checks of very deep models."""
     surplus = max(0, model.n_layers - MAX_BUILT_LAYERS)
     return replace(model, n_layers=model.n_layers - surplus // len(model.kinds) * len(model.kinds))
 
 
 class Size(NamedTuple):
-    """How large a model is."""
+    """The size of a model."""
 
     n_params: int
     n_bytes: int  # of its parameters and buffers
 
 
 def size_of(model: ModelParams, n_tokens: int) -> Size:
-    """Return the size of a model without building all its layers; ValueError if it cannot be built."""
+    """Return the size of a model without building all its layers. Raise ValueError if it cannot be built."""
     lm = sketch(shortened(model), n_tokens)
     n_repeated = model.n_layers - lm.model_params.n_layers
     turn = size_of_module(nn.ModuleList(list(lm.decoder.layers)[: len(model.kinds)]))
@@ -138,7 +144,10 @@ def size_of_module(module: nn.Module) -> Size:
 
 
 def base_shapes(lm: LM) -> Shapes:  # muP
-    """Those of `lm` at the dim of its base: what grows is what is larger in a model twice as wide, of as many heads."""
+    """Return the muP base shapes of `lm`: the sizes its parameters have at the base's dim.
+
+    The dimensions that grow are those that are larger in a model twice as wide with as many heads.
+    """
     p = lm.model_params
     twice = replace(p, parametrization="standard", dim=2 * p.dim, dim_ff=p.dim_ff and 2 * p.dim_ff)
     wider = sketch(twice, lm.n_tokens)
@@ -156,7 +165,7 @@ def base_shapes(lm: LM) -> Shapes:  # muP
 
 
 def roles_of(lm: LM) -> dict[str, Role]:  # muP
-    """The role of every parameter under muP, CompleteP's depth included; ValueError for one that has none."""
+    """Return the muP role of every parameter, with CompleteP's depth. Raise ValueError for one without a role."""
     depth = depth_mult(lm.model_params.at(0, lm.decoder.depth))
     found = roles(lm, base_shapes(lm), check=lm.model_params.parametrization != "standard")
     return {

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a grid before anything is built."""
+"""Find errors in a grid before anything is built."""
 
 import functools
 import shutil
@@ -22,14 +22,14 @@ from train.schedules import schedules
 from train.sharding import FSDP
 from train.train_params import TrainParams
 
-LAYER_BYTES = 50_000  # that a layer's Python objects take beside its numbers: 65 kB were measured
-MIN_DEVICES = 16  # processes that any machine may be asked for, however few cores it has
+LAYER_BYTES = 50_000  # of a layer's Python objects, besides its numbers; 65 kB were measured
+MIN_DEVICES = 16  # processes allowed on any machine, however few cores it has
 
 
 def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place]]]:
-    """What is wrong with the params of these runs, before anything is built: (message, places of the settings).
+    """Yield (message, places of the settings) for each error in the params of these runs, before anything is built.
 
-    `root` is the folder of all outputs, where saved runs lie.
+    `root` is the folder of all outputs, which contains the saved runs.
     """
     seen: set[tuple[Any, ...]] = set()
     text = Texts()
@@ -50,14 +50,14 @@ def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place
         for check, first, *rest in checks:
             if (key := (check, text(first), *rest)) not in seen:
                 seen.add(key)
-                # What cannot be built is found by several checks.
+                # Several checks report a model that cannot be built.
                 new = [message for message in check(first, *rest) if message not in said]
                 said.update(new)
                 yield from ((message, run.places) for message in new)
 
 
 def train_problems(train: TrainParams) -> Iterator[str]:
-    """What this machine cannot do."""
+    """Yield an error message for each setting that is not registered or that this machine does not support."""
     if train.lr_schedule not in schedules:
         hint = did_you_mean(train.lr_schedule, schedules)
         yield f"lr_schedule={train.lr_schedule!r} is not registered; {hint}"
@@ -71,7 +71,7 @@ def train_problems(train: TrainParams) -> Iterator[str]:
 
 
 def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterator[str]:
-    """Yield what cannot be built, or cannot be trained in the memory of this machine: its weights and their gradients."""
+    """Yield an error message for a model that cannot be built, or whose weights and gradients exceed the memory."""
     if any(model_problems(model)):
         return
     try:
@@ -89,7 +89,7 @@ def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterat
 
 
 def memory_of_machine() -> int:
-    """Return the bytes of memory in which models can be trained: of all GPUs, or without one of the CPU."""
+    """Return the bytes of memory for training: of all GPUs together, or without a GPU of the CPU."""
     gpus = range(torch.cuda.device_count())
     return (
         sum(torch.cuda.get_device_properties(i).total_memory for i in gpus) or psutil.virtual_memory().total
@@ -101,8 +101,8 @@ def in_gigabytes(n_bytes: int) -> str:
 
 
 def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str]:
-    """Patterns that no parameter of this model is named by."""
-    # Of a very deep model not all names are known here: patterns are matched when training starts.
+    """Yield an error message for a `freeze` pattern that matches no parameter."""
+    # The checks build only some layers of a very deep model. Its patterns are matched when training starts.
     if shortened(model) != model:
         return
     if (freeze or model.lora_rank) and not any(model_problems(model)):
@@ -113,7 +113,7 @@ def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str
 
 
 def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
-    """Parameters of which the optimiser would not know what they are for."""
+    """Yield an error message for a parameter without a muP role, if the optimizer needs roles."""
     if asked and not any(model_problems(model)):
         try:
             roles_of(sketch(shortened(model), n_tokens=2))
@@ -122,17 +122,17 @@ def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
 
 
 def sharding_problems(train: TrainParams, asks_roles: bool) -> Iterator[str]:  # muP
-    """What a parameter is for follows from its whole shape."""
+    """Yield an error message if strategy='fsdp' is combined with roles, which need the full shape of a parameter."""
     if train.strategy == FSDP and asks_roles:
         yield (
-            "strategy='fsdp' goes with neither muP nor optimizer='muon' nor factors of lr by what a parameter is for; "
-            "take strategy='ddp'"
+            "strategy='fsdp' supports neither muP nor optimizer='muon' nor factors such as lr_hidden_mult; "
+            "use strategy='ddp'"
         )
 
 
 @functools.cache
 def hardware_problem(bare: TrainParams) -> str | None:
-    """What Lightning has against the precision, strategy and devices of `bare` params on this machine."""
+    """Return why this machine does not support the precision, strategy and devices of `bare` params, or None."""
     if bare.precision == "16-mixed" and not torch.cuda.is_available():
         return "precision='16-mixed' needs a GPU; on a CPU use '32-true' or 'bf16-mixed'"
     if not torch.cuda.is_available() and bare.devices > max(MIN_DEVICES, psutil.cpu_count() or 1):

@@ -1,4 +1,4 @@
-"""Divergence: the verdict on a run's training losses, step by step."""
+"""Divergence: decide step by step whether a run's training losses have diverged."""
 
 import math
 from collections import defaultdict, deque
@@ -10,28 +10,29 @@ from train.stats import Stat
 
 PREFIX = "stat/train_loss:"
 MAX_RATIO = 3.0  # median loss over the larger of chance level and best median so far
-WINDOW = 25  # optimizer steps of one median: single bad batches do not count
-MIN_STEPS = 3  # before there is a median to judge
+WINDOW = 25  # optimizer steps in a median, so that single bad batches do not count
+MIN_STEPS = 3  # values that a median needs
 
 
 class Divergence:
-    """Judges the losses of whole optimizer steps, each the mean over its batches.
+    """Decides from the losses of optimizer steps, each a mean over its batches, whether a run has diverged.
 
-    A run has diverged if its latest loss is not finite, or if the running median of "main" is above MAX_RATIO times both
-    log(vocabulary), the loss of a uniform guess, and the lowest median so far. A first loss of 0 is thus no yardstick.
+    A run has diverged if its latest loss is not finite, or if the running median of "main" is too high. Too high is
+    MAX_RATIO times the larger of log(vocabulary), the loss of a uniform guess, and the lowest median so far. Taking
+    log(vocabulary) into account keeps a first loss of 0 from setting the limit to 0.
     """
 
     def __init__(self, n_tokens: int) -> None:
         self.chance = math.log(max(2, n_tokens))
-        self.n_seen: dict[str, int] = {}  # values judged already, by name
+        self.n_seen: dict[str, int] = {}  # values already judged, by name
         self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (step, "main")
         self.best = math.inf  # lowest median
         self.not_finite: tuple[int, str, float] | None = (
-            None  # step, name and value where the losses at hand went bad
+            None  # step, name and value since which losses are not finite
         )
 
     def judge(self, train_stats: Mapping[str, Sequence[Stat]]) -> str | None:
-        """Take note of the statistics since the last call; return why the run has diverged, or None."""
+        """Add the statistics since the last call. Return why the run has diverged, or None."""
         why = None
         for step, losses in sorted(self.new_steps(train_stats).items()):
             bad = next(((name, loss) for name, loss in losses.items() if not math.isfinite(loss)), None)

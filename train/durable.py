@@ -1,4 +1,4 @@
-"""Files and folders that survive a kill and a power cut: content is on the disk before its name is."""
+"""Write files and folders that survive a kill and a power cut: content reaches the disk before its name does."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError:
-        # Some network file systems refuse this for folders. For a file it may be how they report a full disk.
+        # Some network file systems cannot sync folders. For a file the error may mean a full disk.
         if not path.is_dir():
             raise
     finally:
@@ -29,7 +29,7 @@ def sync_tree(folder: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; it replaces `path` at the end, unless an error leaves `path` as it was."""
+    """Yield a temporary path to write to, and rename it to `path` at the end. An error leaves `path` unchanged."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def make_folder(path: Path) -> None:
-    """Create `path` and its missing parents; FileExistsError if `path` is there."""
+    """Create `path` and its missing parents. Raise FileExistsError if `path` exists."""
     missing = [path, *takewhile(lambda parent: not parent.exists(), path.parents)]
     path.mkdir(parents=True)
     for folder in missing:

@@ -1,4 +1,4 @@
-"""Evaluation: the sums over a validation split, and what they come to."""
+"""Evaluation: losses, accuracy and samples over a validation split."""
 
 import math
 from collections import defaultdict
@@ -21,11 +21,13 @@ SAMPLE_LENGTH = 100  # tokens
 
 
 class Evaluation:
-    """Adds up losses and right answers batch by batch without waiting for the device; `result` reads them.
+    """Sums of losses and correct predictions over batches. They stay on the device until `result` reads them.
 
-    `val_loss:main` is the objective's own plain loss: the mean cross entropy of scored tokens (of hidden ones with
-    objective="masked"), computed here from the logits. What `get_losses` returns is what is trained on, and stands beside
-    it: further losses as `val_loss:{name}`, and their sum as `val_loss:trained` where its "main" is not the plain loss.
+    `val_loss:main` is the plain loss of the objective, computed here from the logits. It is the mean cross entropy of
+    scored tokens, or of hidden tokens with objective="masked".
+
+    Losses of `get_losses`, which training minimizes, are reported beside it. Further ones are `val_loss:{name}`. If
+    their "main" is not the plain loss, the sum of all is `val_loss:trained`.
     """
 
     def __init__(self, lm: LM, data: LMDataModule) -> None:
@@ -35,7 +37,7 @@ class Evaluation:
         self.n_right: list[Tensor] = []
         self.n_scored: list[Tensor] = []
         self.trained: dict[str, list[Tensor]] = defaultdict(list)  # what get_losses returns for each batch
-        self.trained_weights: list[Tensor] = []  # the tokens that it took means over
+        self.trained_weights: list[Tensor] = []  # the number of tokens in its means
         self.is_masked = lm.model_params.objective == "masked"  # fills gaps, and generates nothing
         asks = data.task is not None and not self.is_masked
         self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
@@ -47,7 +49,7 @@ class Evaluation:
         self.plain.append(plain_loss(xyz, n_scored))
         self.n_right.append((xyz.z.argmax(dim=-1) == xyz.y).sum())
         self.n_scored.append(n_scored)
-        # Only now: get_losses may change targets and logits in place.
+        # After the plain loss, because get_losses may change targets and logits in place.
         self.lm.n_scored = None
         losses, _ = self.lm.get_losses(batch, train_params, xyz=xyz)
         for name, loss in losses.items():
@@ -56,11 +58,11 @@ class Evaluation:
         self.trained_weights.append(torch.as_tensor(weight, device=n_scored.device))
 
     def result(self) -> dict[str, float]:
-        """Return mean losses and accuracy over scored positions; bits per byte for text; exact match for checked tasks.
+        """Return mean losses, accuracy over scored positions, and further metrics of the validation split, by name.
 
-        Bits per byte charge 8 bits for every byte behind an unknown token, of which the loss says nothing.
-
-        The last two not of a masked model, which predicts only some tokens, and not one after the other.
+        Text adds bits per byte; checked tasks add exact match.
+        Bits per byte count 8 bits for every byte behind an unknown token, which the loss does not cover.
+        A masked model has neither bits per byte nor exact match: it predicts only some tokens, and not in order.
         """
         n_scored = fetch(self.n_scored)  # losses are weighted by tokens, not by batch
         plain, total = float(fetch(self.plain) @ n_scored), float(n_scored.sum())
@@ -80,12 +82,12 @@ class Evaluation:
         sums = {name: float(losses @ weights) for name, losses in batches.items()}
         means = {f"val_loss:{name}": loss / max(1.0, float(weights.sum())) for name, loss in sums.items()}
         main = means.pop("val_loss:main", 0.0)
-        # Up to rounding: an edit may take the same mean by other operations.
+        # Equal up to rounding: an edit may compute the same mean by other operations.
         is_plain = "main" in batches and torch.allclose(batches["main"], fetch(self.plain), equal_nan=True)
         return means if is_plain else means | {"val_loss:trained": main + sum(means.values())}
 
     def exact_match(self, check: Callable[[str, str], bool]) -> float:
-        """Share of the prompts whose greedily generated answer passes the task's check; NaN if logits are NaN."""
+        """Return the share of prompts whose greedy answer passes the task's check; NaN if logits are NaN."""
         longest = max(prompt.answer_length for prompt in self.prompts)
         try:
             rows = generate(
@@ -100,9 +102,10 @@ class Evaluation:
         return sum(right) / len(right)
 
     def sample(self) -> str:
-        """What the model says: the likeliest answer to a validation prompt of its task, or 100 tokens of its own.
+        """Return an example of the model's output as text.
 
-        Of a masked model the first validation row, with what it predicts of it between « and ».
+        For a task it is the most probable answer to a validation prompt, for a text 100 sampled tokens. A masked model
+        fills the first validation row; its predictions stand between « and ».
         """
         if self.is_masked:
             return self.gaps_filled()
@@ -111,9 +114,10 @@ class Evaluation:
                 ids, _, answer_length = self.prompts[0]
                 [row] = generate(self.lm, [ids], answer_length, temperature=0)
             else:
-                dice = torch.Generator().manual_seed(0)  # its own, so that training does not notice
+                # A separate generator, so that training is unaffected.
+                dice = torch.Generator().manual_seed(0)
                 [row] = generate(self.lm, [self.data.tokenizer.start], SAMPLE_LENGTH, generator=dice)
-        except NoNextToken as error:  # the run diverged: the trainer says so
+        except NoNextToken as error:  # the run diverged, which the trainer reports
             return f"({error})"
         return self.lm.tokenizer.decode(row)
 
@@ -135,5 +139,5 @@ def plain_loss(xyz: XYZ, n_scored: Tensor) -> Tensor:
 
 
 def fetch(scalars: list[Tensor]) -> Tensor:
-    """Return scalars from the device as one tensor of doubles on the CPU."""
+    """Return scalars from the device as one float64 tensor on the CPU."""
     return torch.stack(scalars).cpu().double()

@@ -1,4 +1,7 @@
-"""Expressions of a config's Grid section: arithmetic and comparisons of fields, evaluated by simpleeval, never as Python."""
+"""Expressions of a config's Grid section: arithmetic and comparisons of fields.
+
+simpleeval evaluates them; they are never run as Python.
+"""
 
 import ast
 import re
@@ -10,7 +13,7 @@ from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
 from train.params import did_you_mean
 
 LONGEST = 1_000  # characters of an expression
-MAX_BITS = 1_000  # of a whole number that ** makes
+MAX_BITS = 1_000  # of an integer result of **
 MOST_DIGITS = 20  # that round is asked for
 
 # What an expression may consist of; simpleeval evaluates more, which is refused before it sees it.
@@ -27,7 +30,7 @@ ALLOWED = (
 
 
 def of_numbers(operator: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    """Text and tuples know these operators too, and may grow without bounds by them."""
+    """Restrict an operator to numbers: with text and tuples it could build values of any size."""
 
     def checked(a: Any, b: Any) -> Any:
         if not isinstance(a, int | float) or not isinstance(b, int | float):
@@ -60,7 +63,7 @@ OPERATORS = DEFAULT_OPERATORS | {
     ast.Mod: of_numbers(DEFAULT_OPERATORS[ast.Mod]),
     ast.Pow: of_numbers(power),
 }
-# Of number literals, in plain values.
+# Operators allowed between number literals outside the Grid section.
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     op: OPERATORS[op] for op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 }
@@ -68,7 +71,7 @@ FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": rounded, "int": int, "
 
 
 class Expression:
-    """One expression over `known` names; ValueError in one sentence if it is none."""
+    """An expression over `known` names. Raise ValueError if the text is not a valid one."""
 
     def __init__(self, text: str, known: Collection[str]) -> None:
         self.text = text
@@ -90,7 +93,7 @@ class Expression:
         self.outcomes: dict[tuple[str, ...], Any] = {}  # by the values of its names: a grid has few of them
 
     def __call__(self, values: Mapping[str, Any]) -> Any:
-        """Its value where names have these `values`; ValueError says where it has none."""
+        """Return the value of the expression for these `values` of names. Raise ValueError if it has none."""
         key = tuple(repr(values[name]) for name in self.names)
         if key not in self.outcomes:
             self.outcomes[key] = self.evaluate(values)
@@ -108,13 +111,13 @@ class Expression:
             return ValueError(f"{type(error).__name__}{self.at(values)}: {error}")
 
     def at(self, values: Mapping[str, Any]) -> str:
-        """The point, as far as this expression sees it."""
+        """Return the values of the expression's names as text, for an error."""
         shown = ", ".join(f"{name} {values[name]!r}" for name in self.names)
         return f" at {shown}" if shown else ""
 
 
 def parse(text: str) -> ast.Expression:
-    """The syntax tree; ValueError for what is not allowed in one."""
+    """Return the syntax tree of an expression. Raise ValueError if it contains anything that is not allowed."""
     if len(text) > LONGEST:
         raise ValueError(f"it is longer than {LONGEST:,} characters")
     try:
@@ -141,7 +144,7 @@ def is_allowed(node: ast.AST) -> bool:
 
 
 def has_identity(operators: list[ast.cmpop]) -> bool:
-    """`is` compares with None alone: of numbers and text it says nothing."""
+    """Return True for `is` and `is not`, which may only compare with None."""
     return any(isinstance(operator, ast.Is | ast.IsNot) for operator in operators)
 
 

@@ -1,4 +1,4 @@
-"""Floating point operations: how many training takes, and how many a second this machine can do at most.
+"""Floating point operations: the number that training takes, and the peak rate of this machine.
 
 Shape suffixes:  B row  T position
 """
@@ -27,10 +27,10 @@ DTYPES = {"64-true": torch.float64, "bf16-mixed": torch.bfloat16, "16-mixed": to
 
 
 def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> int | None:
-    """Operations of a training step on one row of `n_tokens` predicted tokens; None where they cannot be counted.
+    """Return the operations of a training step on one row of `n_tokens` predicted tokens, or None if uncountable.
 
-    They are those of all losses, what layers and edits of `get_losses` add included, which `train` is passed to.
-    Those of matrix products, convolutions and fused attention, 2 for each multiply-add; not those of elementwise work.
+    All losses count, including those that layers and edits of `get_losses` add; `train` is passed to `get_losses`.
+    Matrix products, convolutions and fused attention count, 2 for each multiply-add. Elementwise operations do not.
     """
     trained = tuple(parameter.requires_grad for parameter in lm.parameters())
     count = partial(counted, lm.model_params, train, lm.n_tokens, trained)
@@ -48,7 +48,7 @@ def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> in
 def counted(
     model: ModelParams, train: TrainParams | None, n_tokens: int, trained: tuple[bool, ...], length: int
 ) -> int:
-    """What a forward and a backward pass over one row take, found out on a model without numbers."""
+    """Count the operations of a forward and a backward pass over one row, on a meta-device copy of the model."""
     tokenizer = SimpleNamespace(n_tokens=n_tokens, pad=0, bos=0, eos=0, mask=0)
     with torch.device("meta"):
         lm = LM(model, cast(Tokenizer, tokenizer)).train()

@@ -1,4 +1,4 @@
-"""How long a grid will take on this machine: a few real training steps of some of its runs, and what follows for all."""
+"""Estimate how long a grid takes on this machine: time a few real training steps, and extrapolate to all runs."""
 
 import math
 import time
@@ -42,7 +42,7 @@ TRIED_BATCHES, TRIED_SECONDS = 3, 0.3  # validated, at most
 
 
 class Pace(NamedTuple):
-    """Seconds that the parts of a run take."""
+    """Seconds for each part of a run."""
 
     start: float  # before the first step
     batch: float  # forward, backward and optimiser step
@@ -51,7 +51,7 @@ class Pace(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """Runs whose steps are alike, and the work of one of their batches: parameters times tokens."""
+    """Runs with equal steps, and the work of one of their batches: parameters times tokens."""
 
     runs: list[int]
     work: float
@@ -59,7 +59,7 @@ class Kind(NamedTuple):
 
 
 class Forecast(NamedTuple):
-    """Seconds for each run, None where that cannot be said, and what a reader should know about them."""
+    """Estimated seconds for each run, None if unknown, with notes for the reader."""
 
     seconds: list[float | None]
     notes: list[str]
@@ -67,7 +67,10 @@ class Forecast(NamedTuple):
 
 
 def report(plans: list[Plan], call: Call, *, times: bool = True) -> int:
-    """What --dry-run says, with the time that training takes or without; returns the exit code, 1 if a run cannot train."""
+    """Log the plan of a grid for --dry-run, with estimated training times if `times`.
+
+    Return the exit code: 1 if a run cannot train, else 0.
+    """
     trained = [plan for plan in plans if plan.step.trains and times]
     seconds, notes, failed = forecast(trained, call)
     shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
@@ -84,7 +87,7 @@ def report(plans: list[Plan], call: Call, *, times: bool = True) -> int:
 
 
 def forecast(plans: Sequence[Plan], call: Call) -> Forecast:
-    """Measures and extrapolates. Writes nothing, and leaves the state of all random generators as it is."""
+    """Measure some runs and extrapolate to all. Nothing is written, and random generators keep their state."""
     kinds = kinds_of(plans)
     chosen = choose(kinds)
     paces: dict[int, Pace] = {}
@@ -123,8 +126,8 @@ def kinds_of(plans: Sequence[Plan]) -> list[Kind]:
 
 
 def step_params(train: TrainParams) -> TrainParams:
-    """Without what says nothing about the time of a step."""
-    # So small that 30 steps leave the model as it is: with weights blown up, times are those of another computation.
+    """Return params with every field that does not affect the time of a step set to a fixed value."""
+    # An lr so small that 30 steps hardly change the model. Exploding weights would change the time of a step.
     train = replace(train, lr=1e-9, min_lr=0.0, lr_schedule="constant", warmup_steps=0, weight_decay=0.1)
     train = replace(train, betas=(0.9, 0.95), momentum=0.9, random_seed=0, epochs=MOST_STEPS)
     train = replace(train, early_stop_nsamples=None, val_every=None, patience=None, checkpoint_every=None)
@@ -142,7 +145,11 @@ def family(plan: Plan) -> str:
 
 
 def choose(kinds: Sequence[Kind]) -> list[int]:
-    """Which to measure: of each family in turn, the one with most to do first, its largest, its smallest, and some between."""
+    """Return the indices of the kinds to measure, in order of importance.
+
+    Families take turns, starting with the one with the most work. Each offers its largest kind first, then its
+    smallest, then kinds between.
+    """
     families: defaultdict[str, list[int]] = defaultdict(list)
     for i in sorted(range(len(kinds)), key=lambda i: -kinds[i].work):
         families[kinds[i].family].append(i)
@@ -154,7 +161,7 @@ def choose(kinds: Sequence[Kind]) -> list[int]:
 
 
 def extremes_first(ordered: list[int]) -> list[int]:
-    """The first, the last, and what lies in the middle of the widest gaps."""
+    """Return the first item, the last, and then those in the middle of the widest gaps."""
     n = len(ordered)
     places = [0, n - 1]
     while len(places) < min(n, MOST_KINDS):
@@ -164,7 +171,10 @@ def extremes_first(ordered: list[int]) -> list[int]:
 
 
 def extrapolate(kind: Kind, kinds: Sequence[Kind], paces: dict[int, Pace]) -> Pace | None:
-    """By work, between the measured kinds of its family or else of all; beyond them in proportion."""
+    """Interpolate the pace of a kind by its work, between measured kinds of its family, or else of all families.
+
+    Outside their range the pace is proportional to the work.
+    """
     like = [i for i in paces if kinds[i].family == kind.family] or list(paces)
     if not like:
         return None
@@ -178,7 +188,7 @@ def extrapolate(kind: Kind, kinds: Sequence[Kind], paces: dict[int, Pace]) -> Pa
 
 
 def duration(plan: Plan, pace: Pace) -> float:
-    """Seconds from the start of a run to its results."""
+    """Return the seconds from the start of a run to its results."""
     train, model = plan.params.train, plan.params.model
     n_batches = plan.n_steps * train.accumulate_grad_batches
     per_epoch = math.ceil(plan.measured.n_rows / (train.batch_size * train.devices))
@@ -191,7 +201,7 @@ def duration(plan: Plan, pace: Pace) -> float:
 
 
 def measure(plan: Plan, call: Call, seconds: float) -> Pace:
-    """How fast a run like `plan` is, from up to `seconds` of training and a little of validation."""
+    """Measure the pace of a run like `plan` by up to `seconds` of training and a short validation."""
     data_params, train, model = plan.params
     begun = time.perf_counter()
     with own_randomness(), threads(train.threads):
@@ -219,7 +229,7 @@ def measure(plan: Plan, call: Call, seconds: float) -> Pace:
 
 
 class TimedTrainer(LMTrainer):
-    """Notes when each batch is done, and stops when time is up."""
+    """Trainer that records when each batch ends, and stops when time is up."""
 
     deadline = 0.0
 
@@ -238,7 +248,10 @@ class TimedTrainer(LMTrainer):
             self.stop("time is up")
 
     def seconds(self, n_tokens: float) -> float:
-        """For a batch of so many tokens, by the batches seen: all are whole ones, or they alternate between two parts of one."""
+        """Return the seconds of a batch of `n_tokens`, from the batches timed.
+
+        They were full batches, or alternated between two smaller sizes.
+        """
         took = [later - earlier for earlier, later in pairwise(self.ends)][1:]
         sizes = self.sizes[2:]
         small, large = min(sizes), max(sizes)
@@ -252,7 +265,7 @@ class TimedTrainer(LMTrainer):
 
 
 def parts(data: LMDataModule, n_tokens: float) -> Iterator[Batch]:
-    """Batches of about so many tokens and of half as many in turn, where whole ones could take too long."""
+    """Yield batches of about `n_tokens` and half as many in turn, used where full batches could take too long."""
     rows = data.rows("train")
     batches = []
     for size in (int(n_tokens / 2), int(n_tokens)):
@@ -264,7 +277,7 @@ def parts(data: LMDataModule, n_tokens: float) -> Iterator[Batch]:
 
 
 def validation_seconds(lm: LM, data: LMDataModule, train: TrainParams, n_tokens: float) -> float:
-    """For a row."""
+    """Return the seconds that validation takes per row."""
     lm.eval()
     evaluation = Evaluation(lm, data)
     rows = max(1, min(train.batch_size, int(n_tokens / data.max_seq_len)))
@@ -278,7 +291,10 @@ def validation_seconds(lm: LM, data: LMDataModule, train: TrainParams, n_tokens:
 
 
 def generation_seconds(lm: LM, data: LMDataModule) -> float:
-    """For the sample of a validation, and for the answers that a task's check looks at. A masked model makes neither."""
+    """Return the seconds that a validation generates: its sample, and the answers that the task's check reads.
+
+    A masked model generates nothing.
+    """
     if lm.model_params.objective == "masked":
         return 0.0
     if data.task is None:

@@ -1,4 +1,7 @@
-"""Config text -> a list of runs, every mistake found first. Configs are read as Python literals; nothing in them runs."""
+"""Read config texts into a list of runs, after finding every error.
+
+Configs are Python literals; nothing in them is executed.
+"""
 
 import difflib
 import functools
@@ -32,7 +35,7 @@ MOST_POINTS = 1_000_000  # of a config, with those that are skipped
 
 
 class Run(NamedTuple):
-    """One point of the grid, and where its settings were made."""
+    """One point of the grid, and the places of its settings."""
 
     params: Params
     places: dict[str, Place]
@@ -41,7 +44,7 @@ class Run(NamedTuple):
 
 
 class GridError(ValueError):
-    """Everything that is wrong with a grid, one line each."""
+    """All errors of a grid, one per line."""
 
     def __init__(self, errors: Iterable[str]) -> None:
         self.errors = list(dict.fromkeys(errors))
@@ -50,7 +53,7 @@ class GridError(ValueError):
 
 
 def config_files(name: str, folder: Path) -> list[Path]:
-    """`name`.txt and every `name`-*.txt of `folder`, sorted."""
+    """Return `name`.txt and every `name`-*.txt of `folder`, sorted. Raise GridError if there are none."""
     stems = sorted(path.stem for path in folder.glob("*.txt"))
     chosen = [stem for stem in stems if stem == name or stem.startswith(f"{name}-")]
     if not chosen:
@@ -69,11 +72,12 @@ def read_grid(
     known: Iterable[str] = (),
     defaults: Callable[..., dict[str, Any]] = lambda **chosen: {},
 ) -> list[Run]:
-    """The runs of all `files`; raises GridError with all mistakes at once, those `known` before among them.
+    """Return the runs of all `files`. Raise GridError with all errors at once, including those `known` before.
 
-    `options` are set in each file, {as typed: "key=value"}; `each` makes the runs of one grid point; `problems` finds
-    what the text alone does not show, as (message, places of the settings); `defaults`, given what a grid point sets,
-    says what its other fields are, where that is not what their classes say.
+    - options: settings made in each file, {as typed: "key=value"}.
+    - each: makes the runs of one grid point.
+    - problems: finds further errors in runs, as (message, places of the settings).
+    - defaults: given the fields that a grid point sets, returns defaults of others that differ from their class.
     """
     on_command_line = Errors()
     chosen = read_options(options or {}, on_command_line)
@@ -96,7 +100,7 @@ def read_grid(
     return runs
 
 
-# Fields that other projects give another meaning: the schedule that may have been meant, our field for it, the note.
+# Fields with another meaning in other projects: {field: (schedule it suggests, our field for that, note)}.
 OTHER_MEANINGS = {
     "patience": (
         "plateau",
@@ -113,7 +117,7 @@ OTHER_MEANINGS = {
 
 
 def other_meanings(config: Config, runs: Iterable[Run]) -> Iterator[str]:
-    """Yield a note for each field the config sets that other projects give another meaning, where ours has no part in it."""
+    """Yield a note for each field set in the config that has another meaning in other projects and no effect here."""
     settings, schedules = config.settings, {run.params.train.lr_schedule for run in runs}
     for name, (schedule, ours, note) in OTHER_MEANINGS.items():
         if name in settings and schedule in schedules and ours not in settings:
@@ -121,7 +125,7 @@ def other_meanings(config: Config, runs: Iterable[Run]) -> Iterator[str]:
 
 
 class Expansion:
-    """The points of one config and their runs; what is wrong goes to `errors`."""
+    """Expands one config into its points and their runs. Errors are collected in `errors`."""
 
     def __init__(
         self,
@@ -141,7 +145,7 @@ class Expansion:
         self.used: set[str] = set()  # conditions that some point was left out by
 
     def runs(self, settings: Mapping[str, Setting]) -> list[Run]:
-        """The full product of all axes: variants vary slowest, then the axis named first."""
+        """Return the full product of all axes: variants vary slowest, then the axis named first."""
         runs: list[Run] = []
         n_points = 0
         for variant in self.rules.variants:
@@ -167,7 +171,7 @@ class Expansion:
                 self.errors.notes.append(f"{rule.place}: skip {rule.expression.text!r} leaves out no point")
 
     def points(self, settings: Mapping[str, Setting]) -> Iterator[dict[str, Any]]:
-        """What each point sets; fields that advance together are one axis, where the first of them stands."""
+        """Yield the settings of each point. Fields in `together` form one axis, at the place of the first."""
         groups = {name: group.fields for group in self.rules.together for name in group.fields}
         self.check_together(settings)
         axes: list[list[dict[str, Any]]] = []
@@ -187,7 +191,10 @@ class Expansion:
             yield {key: value for part in parts for key, value in part.items()}
 
     def check_together(self, settings: Mapping[str, Setting]) -> None:
-        """Each field of a group is a list, all of one length; a group that a variant sets nothing of is idle in it."""
+        """Add an error unless the fields of each `together` group are lists of one length.
+
+        A group is ignored in a variant that sets none of its fields, if another variant sets one.
+        """
         for fields, place in self.rules.together:
             found = {name: settings[name] for name in fields if name in settings}
             if self.errors.fields.intersection(fields) or (not found and self.set_by_a_variant(fields)):
@@ -207,7 +214,7 @@ class Expansion:
         return any(variant.settings.keys() & set(fields) for variant in self.rules.variants)
 
     def runs_of(self, chosen: dict[str, Any], variant: str | None, places: dict[str, Place]) -> list[Run]:
-        """The runs of one point, none if it is skipped or wrong."""
+        """Return the runs of one point, or none if it is skipped or wrong."""
         try:
             if (point := self.complete(chosen, variant)) is None:
                 return []
@@ -226,7 +233,7 @@ class Expansion:
         return []
 
     def complete(self, chosen: dict[str, Any], variant: str | None) -> dict[str, Any] | None:
-        """A point with its derived fields; None if it is skipped, or if an expression has no value at it."""
+        """Return a point with its derived fields, or None if it is skipped or an expression fails."""
         derive = self.rules.derive
         if not derive and not self.rules.skip:
             return chosen
@@ -240,7 +247,7 @@ class Expansion:
         return None if self.skipped(late, known) else chosen | {key: known[key] for key in derive}
 
     def skipped(self, rules: list[Rule], known: dict[str, Any]) -> bool:
-        """Whether a condition holds; all are tried, so that each is known to be of use."""
+        """Return True if a skip condition holds. All are evaluated, so that unused ones can be reported."""
         hit = False
         for rule in rules:
             try:
@@ -256,13 +263,16 @@ class Expansion:
         return hit
 
     def blame(self, rule: Rule, message: str, key: str = "") -> None:
-        """Once for an expression, at the first point: at others it is likely to be wrong too."""
+        """Add an error once per expression, at the first point where it fails: it likely fails at others too."""
         if rule not in self.blamed:
             self.blamed.append(rule)
             self.errors.add(rule.place, message, key)
 
     def derived(self, key: str, rule: Rule, known: dict[str, Any]) -> bool:
-        """Adds a derived field to what is `known` of a point, if it can have that value."""
+        """Add a derived field to the `known` values of a point.
+
+        Return False, and add an error, if the field has no valid value.
+        """
         text, section = rule.expression.text, SECTION_OF[key]
         try:
             value = known[key] = rule.expression(known)
@@ -276,7 +286,7 @@ class Expansion:
         return reason is None
 
     def build(self, params_class: type, values: dict[str, Any]) -> Any:
-        """`params_class` with those of `values` that are its own."""
+        """Return `params_class` made from those of `values` that are its fields."""
         name = params_class.__name__
         own = {key: value for key, value in values.items() if SECTION_OF[key] == name}
         if (made_from := f"{name}{own}") not in self.built:
@@ -292,7 +302,7 @@ def field_defaults() -> dict[str, Any]:
 
 
 def axes(runs: Iterable[tuple[Hashable, Params]]) -> list[str]:
-    """The fields that differ between runs (group, params) of one group, in the order of their sections."""
+    """Return the fields that differ between runs (group, params) of the same group, in the order of their sections."""
     values: dict[str, dict[Hashable, set[str]]] = {}
     seen: dict[tuple[Hashable, int], Any] = {}  # params that many runs share are looked at once
     for group, params in runs:

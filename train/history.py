@@ -1,4 +1,4 @@
-"""What earlier calls have made of a grid's runs: --resume. A run is known by its content, wherever in a grid it stands."""
+"""Find what earlier calls did with a grid's runs, for --resume. Runs are identified by content, not by position."""
 
 import hashlib
 import json
@@ -22,9 +22,9 @@ DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in 
 
 
 def identity(params: Params, content: str) -> str:
-    """The same for runs that are the same: by the fields that are not at their defaults, and the content of the text.
+    """Return a hash that is equal for equal runs.
 
-    What a run is given of a cluster is no part of it.
+    It covers the fields that are not at their defaults, and the content of the text. `cpus` and `gpus` do not count.
     """
     params = params._replace(train=replace(params.train, cpus=TrainParams.cpus, gpus=TrainParams.gpus))
     chosen = {name: repr(value) for name, value in params.flat().items() if value != DEFAULTS[name]}
@@ -43,12 +43,12 @@ class Earlier(NamedTuple):
 
     @property
     def is_partial(self) -> bool:
-        """Whether the folder does not have its last name yet."""
+        """True until the folder gets its final name."""
         return self.folder.name.endswith(PARTIAL)
 
 
 class Step(NamedTuple):
-    """What a call does with a run of its grid."""
+    """The action of a call for one run of its grid."""
 
     what: Literal["new", "finished", "continued", "again", "elsewhere"]
     earlier: Earlier | None = None
@@ -56,7 +56,7 @@ class Step(NamedTuple):
 
     @property
     def trains(self) -> bool:
-        """Whether this call trains the run."""
+        """True if this call trains the run."""
         return self.what not in ("finished", "elsewhere")
 
     def __str__(self) -> str:
@@ -77,7 +77,7 @@ DECIDED = "WHATIF_DECIDED"  # the environment variable that tells the other proc
 
 
 def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
-    """What to do with each run of a grid; raises GridError if runs that would be taken over were made by other code."""
+    """Return what to do with each run of a grid. Raise GridError if other code made the runs to be taken over."""
     known: dict[str, list[Earlier]] = {}
     for earlier in earlier_runs(root, set(identities)):
         known.setdefault(earlier.identity, []).append(earlier)
@@ -88,7 +88,10 @@ def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
 
 
 def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
-    """What the first process decides. The others start later, when its first run is under way, and inherit the decision."""
+    """Return the decision of the first process.
+
+    Other processes start later, when the first run is under way, and inherit it.
+    """
     if rank() == 0:
         steps = decide()
         os.environ[DECIDED] = json.dumps(
@@ -102,7 +105,7 @@ def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
 
 
 def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:
-    """Yield the saved runs with one of these identities; a folder that cannot be read is named and left out."""
+    """Yield the saved runs with one of these identities. Unreadable folders are logged and left out."""
     for folder in run_folders(root):
         complete = not folder.name.endswith(PARTIAL)
         try:
@@ -140,7 +143,7 @@ def step_after(runs: list[Earlier]) -> Step:
 
 
 def best(steps: Iterable[Step]) -> Step:
-    """Of several earlier runs the one that is furthest, and the latest of those."""
+    """Return the step of the earlier run that got furthest, the latest one in a tie."""
     order = ["new", "again", "continued", "elsewhere", "finished"]
     return max(
         steps,
@@ -164,7 +167,7 @@ def refuse_other_code(runs: Iterable[Earlier]) -> None:
 
 
 def clear_away(folders: Iterable[Path]) -> None:
-    """Remove folders of attempts at a run that a later one has replaced, unless they are complete or in training."""
+    """Remove folders of attempts that a later one has replaced, unless they are complete or in training."""
     for folder in folders:
         if folder.name.endswith(PARTIAL) and folder.exists() and not is_training(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Several runs side by side on this machine: worker processes that live as long as the grid, and share threads and memory."""
+"""Train several runs side by side: worker processes that live as long as the grid and share threads and memory."""
 
 import logging
 import multiprocessing
@@ -31,7 +31,7 @@ Train = Callable[[Any, Call], Summary]  # trains a run
 
 
 class Message(NamedTuple):
-    """What a worker says of its run: how far it is, a line for the log, or its summary, which ends it."""
+    """A worker's message about its run: progress, a log record, or the summary, which ends the run."""
 
     step: int = 0
     loss: float | None = None
@@ -42,7 +42,7 @@ class Message(NamedTuple):
 
 
 def n_jobs(jobs: str) -> int:
-    """How many runs are side by side; "auto" is one to a core. GridError for what is no number above 0."""
+    """Return the number of runs to train side by side; "auto" is one per core. Raise GridError if it is not above 0."""
     if jobs == "auto":
         return torch.get_num_threads()
     if not (jobs.isascii() and jobs.isdigit() and int(jobs) > 0):
@@ -54,7 +54,7 @@ def n_jobs(jobs: str) -> int:
 
 
 def work(connection: Connection, train: Train, call: Call, threads: int, code: Code | None) -> None:
-    """Trains the runs that come in, until None does."""
+    """Train the runs received from `connection`, until it sends None."""
     os.setsid()  # Ctrl-C goes to the first process alone, which passes it on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_first_process, daemon=True).start()
@@ -67,7 +67,7 @@ def work(connection: Connection, train: Train, call: Call, threads: int, code: C
 
 
 def at_work(connection: Any, threads: int, code: Code | None) -> "Say":
-    """What a process begins with that trains for another one, which hears of it by `connection.send`."""
+    """Set up a process that trains for another one. Return the handler that reports by `connection.send`."""
     torch.set_num_threads(threads)
     if code is not None:
         take_code_of(code)
@@ -85,7 +85,7 @@ def end_with_first_process() -> None:
 
 
 class Say(logging.Handler):
-    """A worker's voice: what it logs, and how far it is."""
+    """Logging handler that sends a worker's log records and progress to the first process."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class Say(logging.Handler):
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:
-    """Bytes that this process takes, and that are left."""
+    """Return the bytes that this process uses, and those that are free."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device), torch.cuda.mem_get_info(device)[0]
     return psutil.Process().memory_info().rss, psutil.virtual_memory().available
@@ -141,14 +141,14 @@ class Worker:
             self.stop()
 
     def stop(self) -> None:
-        """The run ends after the step at hand, if it has come to train; else after its first."""
+        """End the run after its current step. A run that has not started training ends after its first step."""
         self.to_stop = not self.settled
         if self.settled and self.process.pid is not None:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, signal.SIGINT)
 
     def end(self) -> None:
-        """Now, if it is at work; else when it hears of it."""
+        """End the process: at once if it is training, else when it reads the message."""
         if self.number is not None:
             self.process.terminate()
         with suppress(OSError):
@@ -156,7 +156,7 @@ class Worker:
 
 
 class Board:
-    """One line for each run that is going on, in a terminal."""
+    """Progress bars in a terminal, one for each active run."""
 
     def __init__(self, n_steps: Sequence[int]) -> None:
         console = rich.get_console()
@@ -177,7 +177,7 @@ class Board:
 
 
 class SideBySide:
-    """Trains runs by number, `call.jobs` at a time; `said` is what the log says of each when it starts."""
+    """Trains runs by number, `call.jobs` at a time. `said` is the log line at the start of each."""
 
     def __init__(
         self, train: Train, runs: dict[int, Any], said: dict[int, str], board: "Board", call: Call
@@ -190,7 +190,7 @@ class SideBySide:
         self.failed_fast = self.said_to_wait = False
 
     def run(self) -> dict[int, Summary]:
-        """{number: summary}; some are missing after Ctrl-C, or with --fail-fast."""
+        """Train all runs and return {number: summary}. Some are missing after Ctrl-C, or with --fail-fast."""
         before = signal.signal(signal.SIGINT, self.interrupt)
         try:
             with self.board.progress:
@@ -208,7 +208,7 @@ class SideBySide:
         return [worker for worker in self.workers if worker.number is not None]
 
     def start_runs(self) -> None:
-        """One after another: the next when the last has what it needs and there is room for one more."""
+        """Start waiting runs one by one, each when the last one has its memory and there is room for one more."""
         while self.waiting and len(self.busy) < self.call.jobs and self.is_room():
             idle = next((worker for worker in self.workers if worker.number is None), None)
             if idle is None:
@@ -230,7 +230,7 @@ class SideBySide:
         return room
 
     def listen(self) -> None:
-        """To what workers say next, for a second at most."""
+        """Handle messages of workers, waiting for a second at most."""
         by_connection = {worker.connection: worker for worker in self.busy}
         for connection in wait(list(by_connection), timeout=1.0):
             worker = by_connection[connection]
@@ -258,7 +258,7 @@ class SideBySide:
         self.may_stop(message.summary)
 
     def may_stop(self, summary: Summary) -> None:
-        """With --fail-fast the first failure ends all."""
+        """Stop all runs at the first failure, with --fail-fast."""
         if self.failed_fast and summary["stopped"] == INTERRUPTED:
             summary["stopped"] = "interrupted, as another run failed"
         if self.call.fail_fast and summary["stopped"].startswith("failed"):
@@ -266,7 +266,7 @@ class SideBySide:
             self.stop()
 
     def death_of(self, worker: Worker) -> Summary:
-        """A run's summary when its process has gone, killed or out of memory."""
+        """Return the summary of a run whose process died, killed or out of memory."""
         worker.process.join()
         self.workers.remove(worker)
         code = worker.process.exitcode or 0
@@ -278,7 +278,7 @@ class SideBySide:
         }
 
     def stop(self) -> None:
-        """Start no more runs; those that go on end after the step at hand."""
+        """Start no more runs. Active ones end after their current step."""
         self.waiting.clear()
         for worker in self.busy:
             worker.stop()
@@ -290,18 +290,18 @@ class SideBySide:
 
 
 def gpu_for(n_workers: int, gpu_id: int | None) -> int | None:
-    """The GPU of the next worker: they take turns where there are several and none was asked for."""
+    """Return the GPU of the next worker. Workers take turns if there are several GPUs and none was asked for."""
     n_gpus = torch.cuda.device_count()
     return n_workers % n_gpus if gpu_id is None and n_gpus > 1 else gpu_id
 
 
 def share_of_threads(jobs: int) -> int:
-    """CPU threads of a run beside others, where `threads` is not set."""
+    """Return the CPU threads of one of `jobs` runs, if `threads` is not set."""
     return max(1, torch.get_num_threads() // jobs)
 
 
 def say_threads(wanted: set[int | None], jobs: int) -> None:
-    """What side by side means for results, and for speed; `wanted` are the values of `threads`."""
+    """Log how training side by side affects results and speed. `wanted` are the values of `threads`."""
     alone, share = torch.get_num_threads(), share_of_threads(jobs)
     if None in wanted and share != alone:
         log.info(

@@ -1,4 +1,4 @@
-"""The log: what a call says, on the console beside progress bars and in log files. A message is text or a rich Table."""
+"""The log: messages on the console, beside progress bars, and in log files. A message is text or a rich Table."""
 
 import contextlib
 import logging
@@ -16,19 +16,19 @@ from rich.table import Table
 
 log = logging.getLogger("whatif")
 MAX_TRACEBACK = 10_000  # characters of a traceback that are logged
-# Control characters but for newline and tab, marks that change the direction of writing, and halves of characters.
+# Control characters except newline and tab, marks of writing direction, and surrogates.
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 
 
 def printable(text: str) -> str:
-    """Return `text` with control characters shown as escapes, such as `\\x1b`, so that none of them moves a terminal."""
+    r"""Return `text` with control characters as escapes, such as `\x1b`, so that it cannot control a terminal."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def shortened(text: str) -> str:
-    """Return `text` without its middle if it has over MAX_TRACEBACK characters."""
+    """Return `text` with its middle left out if it has over MAX_TRACEBACK characters."""
     n_hidden = len(text) - MAX_TRACEBACK
     if n_hidden <= 0:
         return text
@@ -37,7 +37,7 @@ def shortened(text: str) -> str:
 
 
 def as_text(record: logging.LogRecord) -> str:
-    """A record as plain text; tables as wide as they need to be."""
+    """Return a record as plain text. Tables are as wide as needed."""
     if not isinstance(record.msg, Table):
         return printable(record.getMessage())
     console = Console(width=30 * len(record.msg.columns), color_system=None)
@@ -47,7 +47,10 @@ def as_text(record: logging.LogRecord) -> str:
 
 
 class ConsoleHandler(logging.Handler):
-    """Prints above a running progress bar. A terminal gets tables fitted to its width, a pipe gets them whole."""
+    """Handler that prints above a running progress bar.
+
+    Tables fit the width of a terminal. In a pipe they keep their full width.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         console = rich.get_console()
@@ -65,7 +68,7 @@ class FileFormatter(logging.Formatter):
 
 
 class FileHandler(logging.FileHandler):
-    """On a full disk it says no more; what is said on the console goes on."""
+    """File handler that stops writing without an error when the disk is full."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exception(), OSError):
@@ -77,7 +80,7 @@ class FileHandler(logging.FileHandler):
 
 
 class LossyStream:
-    """Wrap a console stream so that nothing raises if its terminal, pipe or disk takes no more text: that is dropped."""
+    """Wrapper of a console stream that never raises: text that its terminal, pipe or disk refuses is dropped."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
@@ -103,7 +106,7 @@ class LossyStream:
 
 
 def protect_console() -> None:
-    """Let no write to stdout or stderr raise from now on, until Python ends and flushes them once more."""
+    """Make all later writes to stdout and stderr lossy, so that none raises, not even the last flush of Python."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started Python
@@ -127,7 +130,7 @@ def log_to_console() -> None:
 
 @contextmanager
 def log_to_file(path: Path | None) -> Iterator[None]:
-    """What is logged meanwhile goes to `path` too."""
+    """Log to `path` as well inside the block. None logs nowhere else."""
     if path is None:
         yield
         return

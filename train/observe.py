@@ -1,4 +1,4 @@
-"""Fields of a run that are set and have no effect, found out by running its parts once, and what would use them."""
+"""Find params fields that have no effect on a run."""
 
 import ast
 import sys
@@ -27,7 +27,7 @@ from train.schedules import Schedule, schedules
 from train.train_params import TrainParams
 
 ROOT = Path(__file__).resolve().parents[1]
-N_STEPS = 8  # of a schedule that is only looked at
+N_STEPS = 8  # of a schedule that is evaluated only to record its reads
 REGISTRIES: dict[str, Mapping[str, Any]] = {
     "layer_architecture": layer_kinds,
     "positions": position_kinds,
@@ -36,7 +36,7 @@ REGISTRIES: dict[str, Mapping[str, Any]] = {
     "optimizer": optimizers,
     "lr_schedule": schedules,
 }
-# Files whose code runs while a run is observed, or only looks at values. What others read has an effect.
+# Files that run while a run is observed, or that only check and compare. Fields read in other files have an effect.
 OBSERVED_FILES = {
     "optimizers.py",
     "schedules.py",
@@ -61,7 +61,7 @@ class Unused(NamedTuple):
 def unused_fields(model: ModelParams, train: TrainParams, also: Collection[str] = ()) -> list[Unused]:
     """Return the fields that are set, or are in `also`, and that nothing in the run reads.
 
-    Nothing is said of a model that cannot run without numbers.
+    Return none for a model that cannot run on the meta device.
     """
     reads = reads_of(model, train, also)
     if reads is None:
@@ -82,7 +82,7 @@ def reason(users: list[str], name: str, model: ModelParams) -> str:
     return f"{nobody}; {' or '.join(users)} would" if users else nobody
 
 
-known: dict[tuple[Any, ...], frozenset[str] | None] = {}  # what runs of a signature read
+known: dict[tuple[Any, ...], frozenset[str] | None] = {}  # fields read by runs with this signature
 
 
 def reads_of(model: ModelParams, train: TrainParams, also: Collection[str]) -> frozenset[str] | None:
@@ -94,7 +94,10 @@ def reads_of(model: ModelParams, train: TrainParams, also: Collection[str]) -> f
 
 
 def signature(params: Any) -> tuple[Any, ...]:
-    """Return what decides which code runs: names and switches, and of a number whether it is 0 or at its default."""
+    """Return a key that is equal for params that run the same code.
+
+    It consists of names and switches. Of a number it only says whether it is 0 and whether it is at its default.
+    """
     values = [(getattr(params, field.name), field.default) for field in fields(params)]
     is_number = [isinstance(value, int | float) and not isinstance(value, bool) for value, _ in values]
     return tuple(
@@ -104,7 +107,10 @@ def signature(params: Any) -> tuple[Any, ...]:
 
 
 def run_once(model: ModelParams, train: TrainParams, also: Collection[str]) -> frozenset[str] | None:
-    """Run the parts once; the optimizer, whose first one takes seconds to import, only for fields that are still unread."""
+    """Run model, losses and schedule once. Make the optimizer only if fields are still unread.
+
+    The first optimizer of a process takes seconds to import.
+    """
     reads: set[str] = set()
     params = observed(train, reads)
     lm = run_observed(model, reads, params)
@@ -119,7 +125,7 @@ def run_once(model: ModelParams, train: TrainParams, also: Collection[str]) -> f
 
 
 def give_numbers(lm: nn.Module) -> None:
-    """Put zeros that take no memory in the place of meta parameters, tied ones together: fused optimizers refuse those."""
+    """Replace meta parameters by zeros that take no memory, as fused optimizers refuse them. Tied ones stay tied."""
     twins: dict[int, nn.Parameter] = {}
     for module in lm.modules():
         for name, old in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -128,20 +134,20 @@ def give_numbers(lm: nn.Module) -> None:
 
 
 def read_schedule(train: TrainParams) -> None:
-    """Evaluate the schedule over a whole run, with and without validations that stand still."""
+    """Evaluate the schedule over a whole run, with and without validations that do not improve."""
     schedule = Schedule(train, max(N_STEPS, train.warmup_steps + N_STEPS))
     shares = [schedule(step) for step in range(schedule.n_steps)]
     schedule.reductions = 1
-    if [schedule(step) for step in range(schedule.n_steps)] != shares:  # it looks at validations
+    if [schedule(step) for step in range(schedule.n_steps)] != shares:  # it depends on validations
         schedule.see(1.0)
         schedule.see(1.0)
 
 
-known_users: dict[tuple[Any, ...], list[str]] = {}  # what users_of found for runs of a signature
+known_users: dict[tuple[Any, ...], list[str]] = {}  # results of users_of for runs with this signature
 
 
 def users_of(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:
-    """Return the other choices, such as "optimizer='sgd'", with which this run would read the field."""
+    """Return other choices, such as "optimizer='sgd'", with which this run would read the field."""
     key = name, signature(model), signature(train), frozenset(also)
     if key not in known_users:
         known_users[key] = find_users(name, model, train, also)
@@ -164,7 +170,7 @@ def find_users(name: str, model: ModelParams, train: TrainParams, also: Collecti
 
 
 def alternatives(params: Any) -> Iterator[tuple[str, Any]]:
-    """Every other value of the fields that choose between a few: registered names and literals."""
+    """Yield (field, other value) for every field with a fixed set of values: registered names and literals."""
     for field in fields(params):
         values = REGISTRIES.get(field.name) or literals(field.type)
         for value in values:
@@ -177,14 +183,14 @@ def literals(annotation: Any) -> tuple[Any, ...]:
 
 
 def observed_spec(model: ModelParams, reads: set[str]) -> TokenizerSpec:
-    """Return the tokenizer's spec of a run; reading its `vocab_size`, say, adds `tokenizer_vocab_size` to `reads`."""
+    """Return the tokenizer's spec of a run. Reading e.g. `vocab_size` adds `tokenizer_vocab_size` to `reads`."""
 
     def __getattribute__(self: Any, name: str) -> Any:
         if name in TokenizerSpec._fields and is_use(sys._getframe(1)):
             reads.add(field_of_spec(name))
         return tuple.__getattribute__(self, name)
 
-    # The name is part of the repr, and so of the cache's keys.
+    # Keep the class name: it is part of the repr, and so of the cache's keys.
     kind = type(TokenizerSpec.__name__, (TokenizerSpec,), {"__getattribute__": __getattribute__})
     return cast(TokenizerSpec, kind(*tokenizer_spec(model)))
 
@@ -200,13 +206,13 @@ def unused_data_fields(
 ) -> list[Unused]:
     """Return the fields of the data and its tokenizer that are set, or are in `also`, and that nothing reads.
 
-    `reads` are the names that were read while the data was made; nothing is said if they are None, for unknown.
+    `reads` are the names that were read while the data was made. None means unknown; then no field is returned.
     """
     if reads is None:
         return []
     data, train, model = params
     found = unread(data, {*reads, *names_read_elsewhere("train")}, also)
-    if model.from_saved is None:  # a saved run brings its tokenizer, and its params say what that is
+    if model.from_saved is None:  # else the tokenizer is that of the saved run
         of_model = unread(model, {*reads, *(reads_of(model, train, also) or ())}, also)
         of_tokenizer = {field_of_spec(name) for name in TokenizerSpec._fields}
         found |= {name: value for name, value in of_model.items() if name in of_tokenizer}
@@ -223,10 +229,10 @@ def data_reason(name: str, params: Params) -> str:
 
 @cache
 def names_read_elsewhere(*packages: str) -> frozenset[str]:
-    """Return the names of attributes that code reads which takes part in a run and is not run to observe it.
+    """Return the attribute names read by code that takes part in a run, but is not run to observe it.
 
-    This code lies in main.py and in `packages`, by default train and data. Whose attribute is read is not known, so a
-    name counts unless the object is surely no params object.
+    This is the code of main.py and of `packages`, by default train and data. The object of an attribute is not known.
+    So a name counts unless the object surely is no params object.
     """
     folders = [ROOT / package for package in packages or ("train", "data")]
     files = [ROOT / "main.py", *(file for folder in folders for file in folder.rglob("*.py"))]
@@ -245,7 +251,7 @@ def names_read_by_members(kind: type) -> Iterator[str]:
 
 
 def names_read_in(tree: ast.Module) -> Iterator[str]:
-    """Yield the attributes that a file reads, except methods that it calls and attributes of what cannot be params."""
+    """Yield the attributes that a file reads, except called methods and attributes of objects that cannot be params."""
     nodes = list(ast.walk(tree))
     skipped = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
     modules = {alias.asname or alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
@@ -267,7 +273,7 @@ def attributes_of(names: Collection[str], nodes: list[ast.AST]) -> set[int]:
 
 
 def names_of_others(function: ast.FunctionDef) -> set[str]:
-    """Return the arguments that are annotated with a type that is no params class, and that keep their value."""
+    """Return the arguments that are never reassigned and whose annotation is not a params class."""
     arguments = [node for node in ast.walk(function) if isinstance(node, ast.arg)]
     names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
     kept = {a.arg for a in arguments if a.annotation and not may_be_params(ast.unparse(a.annotation))}

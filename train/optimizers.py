@@ -1,4 +1,4 @@
-"""Optimisers: which parameters decay, and the registry of update rules."""
+"""Optimizers: the registry of update rules, and the choice of parameters that decay."""
 
 import difflib
 from collections.abc import Callable, Iterable
@@ -23,7 +23,7 @@ optimizers: dict[str, Callable[[list[dict], TrainParams], Optimizer]] = {}
 def registered(
     make: Callable[[list[dict], TrainParams], Optimizer],
 ) -> Callable[[list[dict], TrainParams], Optimizer]:
-    """Makes an optimiser available to `optimizer` under its function's name."""
+    """Register an optimizer as a value of `optimizer`, under its function's name."""
     optimizers[make.__name__] = make
     return make
 
@@ -48,7 +48,7 @@ def muon(groups: list[dict], params: TrainParams) -> Optimizer:
 
 
 def make_optimizer(model: nn.Module, params: TrainParams) -> Optimizer:
-    """The optimiser of `params` over all of `model`'s parameters that train; only matrices decay."""
+    """Return the optimizer of `params` over all trainable parameters of `model`. Only matrices decay."""
     if isinstance(model, LM) and by_role(model.model_params, params):  # muP
         return optimizers[params.optimizer](groups_by_role(model, params), params)  # muP
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -71,7 +71,7 @@ def lr_mults(params: TrainParams) -> dict[Kind, float]:
 
 
 def by_role(model: ModelParams, params: TrainParams) -> bool:
-    """Whether it matters to the optimiser what a parameter is for."""
+    """Return True if the optimizer treats parameters by their muP role."""
     return (
         model.parametrization != "standard"  # muP
         or params.optimizer == "muon"
@@ -97,7 +97,7 @@ def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
 
 
 class GroupSettings(NamedTuple):
-    """Of a group of parameters at this step."""
+    """Settings of a parameter group at this step."""
 
     name: str
     lr: float
@@ -116,7 +116,7 @@ def group_settings(optimizer: Optimizer) -> list[GroupSettings]:
 
 
 def freeze(model: LM, params: TrainParams) -> None:
-    """Keeps parameters from training: those that `freeze` names and, with LoRA, all but its own."""
+    """Exclude from training the parameters that `freeze` names and, with LoRA, all but LoRA's own."""
     frozen = frozen_names(
         [name for name, _ in model.named_parameters()], params.freeze, model.model_params.lora_rank
     )
@@ -125,7 +125,10 @@ def freeze(model: LM, params: TrainParams) -> None:
 
 
 def frozen_names(names: Iterable[str], patterns: tuple[str, ...], lora_rank: int = 0) -> set[str]:
-    """The parameter names that `freeze` keeps from training, and LoRA; ValueError for a pattern that fits none."""
+    """Return the parameter names that `freeze` and LoRA exclude from training.
+
+    Raise ValueError for a pattern that matches nothing, or if nothing is left to train.
+    """
     names = list(names)
     frozen = {name for name in names if lora_rank and not is_lora(name)}
     for pattern in patterns:

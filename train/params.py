@@ -1,4 +1,4 @@
-"""Params: the three dataclasses that say everything about a run. Imports nothing heavy."""
+"""Params: the three dataclasses that define a run. This file imports nothing heavy."""
 
 import difflib
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ MEASURED = "measured_"
 
 
 def column(name: str) -> str:
-    """Return the column in which tables of runs keep the measured value `name`.
+    """Return the column of the measured value `name` in tables of runs.
 
     A field of params keeps its own name; a measured value of the same name gets the prefix `measured_`.
     """
@@ -80,7 +80,7 @@ FOREIGN_NAMES = {
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """What to add to "there is no `word`": our name for it, the nearest allowed names, or all of them."""
+    """Return a hint for an unknown `word`: our name for it, the nearest allowed name, or all allowed names."""
     ours, differs = FOREIGN_NAMES.get(word, ("", ""))
     if ours in (allowed := list(allowed)):
         return f"did you mean {ours!r}" + (f" ({differs})?" if differs else "?")
@@ -89,14 +89,14 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
 
 
 class Params(NamedTuple):
-    """What a run reads, how it trains, and what it trains."""
+    """All settings of a run: its data, its training and its model."""
 
     data: DataParams
     train: TrainParams
     model: ModelParams
 
     def changed(self, **values: Any) -> "Params":
-        """A copy with other values for some fields of any of the three, checked like all params."""
+        """Return a validated copy with other values for some fields of any part. Raise ValueError for unknown names."""
         for name in values.keys() - SECTION_OF.keys():
             raise ValueError(f"there is no field {name!r}; {did_you_mean(name, SECTION_OF)}")
         own = {name: {k: v for k, v in values.items() if SECTION_OF[k] == name} for name in SECTIONS}
@@ -107,17 +107,17 @@ class Params(NamedTuple):
         )
 
     def flat(self) -> dict[str, Any]:
-        """All fields by name; no name occurs in two classes."""
+        """Return all fields by name. No name occurs in two classes."""
         return {key: value for part in self.by_part().values() for key, value in part.items()}
 
     def by_part(self) -> dict[str, dict[str, Any]]:
-        """{"data": {field: value}, "train": ..., "model": ...}"""
+        """Return {"data": {field: value}, "train": ..., "model": ...}."""
         parts = self._asdict().items()
         return {name: {k: v for k, v in vars(part).items() if k in SECTION_OF} for name, part in parts}
 
 
 class Texts:
-    """The text of params, by which equal ones are known; what many runs share is written out once."""
+    """Cache of the repr of params, which identifies equal params. Objects that runs share are converted once."""
 
     def __init__(self) -> None:
         self.texts: dict[

@@ -1,4 +1,4 @@
-"""Runs on other machines: folders they need there, packed as bytes, and folders they leave, put in place at home."""
+"""Runs on other machines: pack the folders they need as bytes, and put the folders they produce in place here."""
 
 import io
 import logging
@@ -32,7 +32,10 @@ DYING_SECONDS = 15.0  # in which a process ends whose node has died
 
 
 def pack(root: Path, folders: Iterable[Path]) -> bytes:
-    """Folders below `root` with their files; without locks, and without links: wandb has some to its own logs elsewhere."""
+    """Return folders below `root` with their files as tar bytes.
+
+    Locks are left out, and so are links: wandb creates some to its own logs elsewhere.
+    """
 
     def travels(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         return member if member.isdir() or (member.isreg() and not member.name.endswith("/lock")) else None
@@ -45,7 +48,7 @@ def pack(root: Path, folders: Iterable[Path]) -> bytes:
 
 
 def unpack(parcel: bytes, root: Path) -> None:
-    """Below `root` and nowhere else: whatever is in the parcel is data."""
+    """Unpack a parcel below `root`, and nowhere else. Raise ValueError if it is not a tar archive."""
     try:
         with tarfile.open(fileobj=io.BytesIO(parcel)) as contents:
             contents.extractall(root, filter="data")
@@ -54,14 +57,14 @@ def unpack(parcel: bytes, root: Path) -> None:
 
 
 class Luggage:
-    """What runs need of the folders below the root of all outputs, each packed once; `put` says where it is then."""
+    """Uploads the folders that runs need, each only once. `put` stores bytes and returns a reference to them."""
 
     def __init__(self, out: Path, put: Callable[[bytes], Any]) -> None:
         self.out = out
         self.packed = cache(lambda folder: put(pack(out, [folder])))
 
     def __call__(self, job: Any) -> list[Any]:
-        """Of its data, of the run that it begins with, and of what there is of itself."""
+        """Return references to a job's data, to the run it starts from, and to its own earlier folder."""
         folders = [*job.data_folders]
         if (timestamp := job.params.model.from_saved) is not None:
             folders.append(find_run(timestamp, str(self.out)))
@@ -72,7 +75,7 @@ class Luggage:
 
 @contextmanager
 def in_a_folder(job: Any, call: Call, luggage: Iterable[bytes]) -> Iterator[tuple[Any, Call]]:
-    """Inside, the job and its call as they are with a folder of this machine as the root of all outputs."""
+    """Unpack a job's folders and yield the job and its call with a temporary folder of this machine as output root."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder).resolve()
         for parcel in luggage:
@@ -91,19 +94,19 @@ def in_a_folder(job: Any, call: Call, luggage: Iterable[bytes]) -> Iterator[tupl
 
 
 def speak_of_home(out: str, home: str, record: logging.LogRecord) -> bool:
-    """Files are named by where they will be."""
+    """Rewrite the paths in a log record to those at home. Drop "saved as ", which is logged after the download."""
     record.msg, record.args = record.getMessage().replace(out, home), None
     return not record.msg.startswith("saved as ")  # that is said when it is
 
 
 def outputs(out: Path, identity: str) -> list[Path]:
-    """The folders that a run has left below `out`: its own, if it is saved, and what wandb keeps."""
+    """Return the folders that a run has left below `out`: its run folder, if there is one, and wandb's."""
     own = [run for run in run_folders(out) if read_json(run / "about.json").get("identity") == identity]
     return [*own, *(folder for folder in [out / "logs"] if folder.exists())]
 
 
 def bring_home(parcel: bytes, job: Any, summary: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Puts the `outputs` of a job in place, under a timestamp that is free here; its summary says where."""
+    """Put the `outputs` of a job in place under a timestamp that is free here. Return its summary with their path."""
     with tempfile.TemporaryDirectory(dir=out, prefix="arriving-") as folder:
         arrived = Path(folder)
         unpack(parcel, arrived)
@@ -123,7 +126,10 @@ def bring_home(parcel: bytes, job: Any, summary: dict[str, Any], out: Path) -> d
 
 
 def claim(run: Path, arrived: Path, out: Path) -> Path:
-    """Moves a run's folder from below `arrived` to below `out`; about.json last, without which it counts for nothing."""
+    """Move a run folder from below `arrived` to below `out`. Return its new path.
+
+    about.json is moved last: without it a folder does not count as a run.
+    """
     when = datetime.strptime(run.name.removesuffix(PARTIAL), FORMAT)
     place = run.parent.relative_to(arrived / "saved-models")
     home = RunFolder.claim(out, lambda timestamp: str(place / timestamp), when)
@@ -136,7 +142,10 @@ def claim(run: Path, arrived: Path, out: Path) -> Path:
 
 
 def left_here(job: Any, call: Call, marks: Path) -> Any:
-    """The job, to go on in the folder in which an attempt at it has died; as it is at the first one, of which a mark is left."""
+    """Resume in the folder left by an earlier attempt that died.
+
+    On the first attempt, return the job unchanged and leave a marker file.
+    """
     mark = marks / str(job.number)
     if not mark.exists():
         mark.write_text(f"{datetime.now():{FORMAT}}")

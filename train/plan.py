@@ -1,4 +1,4 @@
-"""What a grid's runs will be: their texts read, their models sized, what earlier calls made of them; said before it starts."""
+"""Plan a grid before it starts: read its texts, size its models, and look up what earlier calls did."""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
 
 
 class Measured(NamedTuple):
-    """What planning a run asks of its data."""
+    """Measurements of a run's data that planning needs."""
 
     tokenizer: Any
     n_rows: int  # to train on
@@ -37,11 +37,11 @@ class Measured(NamedTuple):
     row_length: float  # real tokens in a row, from one batch
     content: str  # of the text
     folders: tuple[Path, ...] = ()  # of the cache
-    reads: frozenset[str] | None = None  # fields that were read to make the data; None: unknown
+    reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
 
 
 class Plan(NamedTuple):
-    """One run of the grid and what is known of it before it starts."""
+    """A run of the grid, and what is known about it before it starts."""
 
     config: str  # the name of its file
     params: Params
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
 
 
 def prepare(runs: list[Run], call: Call) -> list[Plan]:
-    """Read, tokenise and cache every text of the grid, and size every model; raises GridError for what cannot be had."""
+    """Read, tokenize and cache every text of the grid, and size every model. Raise GridError with all failures."""
     plans, errors = [], []
     data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
     n_params: dict[str, int] = {}
@@ -103,9 +103,9 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
 
 
 def measure(params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None) -> Measured:
-    """Make the data of a run, and note which fields that reads.
+    """Build the data of a run, and record which fields this reads.
 
-    Raises ValueError if there is nothing to train on or to validate with.
+    Raise ValueError if there is nothing to train on or to validate with.
     """
     with cache.note_reads() as reads:
         spec = observed_spec(model, reads.names)
@@ -120,7 +120,10 @@ def measure(params: DataParams, model: ModelParams, folder: Path, tokenizer: Tok
 
 
 def device_problems(devices: set[int], call: Call) -> Iterator[str]:
-    """The processes that a first run starts go through the whole grid with it."""
+    """Yield an error message for combinations of devices, --jobs, --ray and --gpu-id that are not supported.
+
+    The processes that the first run starts go through the whole grid with it, so all runs need as many devices.
+    """
     gpu_id = call.gpu_id
     if call.jobs > 1 and devices != {1}:
         yield f"--jobs={call.jobs} runs side by side have one device each, but devices={max(devices)}"
@@ -140,7 +143,7 @@ def gpu_problems(gpu_id: int | None) -> Iterator[str]:
 
 
 def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> None:
-    """Asks Namer for every name, so that a mistake in it shows before there are results to lose; raises GridError."""
+    """Call Namer for every run, so that errors in it show before training. Raise GridError with all of them."""
     timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
     for plan in plans:
         namer = make_namer(plan.params, variant=plan.variant)
@@ -156,7 +159,7 @@ def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -
 
 
 def wandb_problems(project: str) -> list[str]:
-    """Return a sentence if wandb would refuse this name of a project, which it says only when the run starts."""
+    """Return an error message if wandb would refuse this project name, which it does only when a run starts."""
     bad = " ".join(sorted(set(project) & set(REFUSED_BY_WANDB)))
     fault = f"must not contain {bad}" if bad else f"must not be longer than {MAX_WANDB_NAME} characters"
     if not bad and len(project) <= MAX_WANDB_NAME:
@@ -168,7 +171,7 @@ def wandb_problems(project: str) -> list[str]:
 
 
 def announce(plans: list[Plan]) -> None:
-    """What a reader of the results must know about the runs, said once."""
+    """Log, once, facts about the runs that a reader of the results must know."""
     say_steps(plans)
     models = [plan.params.model for plan in plans]
     if any(model.attention == "fused" for model in models):
@@ -188,7 +191,7 @@ def announce(plans: list[Plan]) -> None:
 
 
 def say_objectives(plans: list[Plan]) -> None:
-    """What the numbers of masked models are."""
+    """Log what the numbers of masked models mean."""
     if any(plan.params.model.objective == "masked" for plan in plans):
         log.info(
             "objective='masked': losses are of hidden tokens, seen from both sides unless causal=True, and no losses of next "
@@ -197,7 +200,7 @@ def say_objectives(plans: list[Plan]) -> None:
 
 
 def say_unused(plans: list[Plan]) -> None:
-    """Name every field that is set, or is an axis, and has no effect on a run."""
+    """Log every field that is set, or is an axis, and has no effect on a run."""
     text = Texts()
     axes = axes_of([plan.params for plan in plans])
     unused: dict[tuple[str, str], list[Unused]] = {}
@@ -225,7 +228,7 @@ def listed(numbers: list[str]) -> str:
 
 
 def say_steps(plans: list[Plan]) -> None:
-    """What --resume makes of each run."""
+    """Log what --resume does with each run."""
     if all(plan.step is NEW for plan in plans):
         return
     counts = Counter(plan.step.what for plan in plans)

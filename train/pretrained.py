@@ -1,4 +1,4 @@
-"""Weights that a run begins with when they are not random: those of a pretrained model or of a saved run."""
+"""Initial weights that are not random: those of a pretrained model or of a saved run."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ SHOWN = 3  # names of weights in a sentence
 
 
 class Origin(NamedTuple):
-    """Where weights come from."""
+    """The source of initial weights."""
 
     setting: str  # as in from_pretrained='gpt2'
     params: ModelParams  # what they are for
@@ -40,7 +40,7 @@ class Origin(NamedTuple):
 def defaults(
     root: Path, *, from_pretrained: str | None = None, from_saved: str | None = None, **others: Any
 ) -> dict[str, Any]:
-    """The ModelParams fields of a grid point that it does not set itself, if its weights come from somewhere."""
+    """Return the ModelParams fields that a grid point takes over from the source of its weights; empty without one."""
     if from_pretrained is not None and from_saved is not None:
         return {}  # ModelParams will refuse it
     origin = find(root, from_pretrained, from_saved)
@@ -48,7 +48,7 @@ def defaults(
 
 
 def origin_of(model: ModelParams, root: Path) -> Origin | None:
-    """Where a model's first weights come from, None if they are random; ValueError if there are none."""
+    """Return the source of a model's initial weights, or None if they are random. Raise ValueError if it is missing."""
     return find(root, model.from_pretrained, model.from_saved)
 
 
@@ -61,7 +61,7 @@ def find(root: Path, from_pretrained: str | None, from_saved: str | None) -> Ori
 
 @functools.cache
 def look_for(root: Path, from_pretrained: str | None, from_saved: str | None) -> Origin | ValueError | None:
-    """What `find` gives or raises: also that nothing is there takes a while to find out."""
+    """Return the result of `find`, or the ValueError it raises. Errors are cached too: finding out takes time."""
     try:
         if from_pretrained is not None:
             setting = f"from_pretrained={from_pretrained!r}"
@@ -78,7 +78,7 @@ def look_for(root: Path, from_pretrained: str | None, from_saved: str | None) ->
 
 @contextmanager
 def about(setting: str) -> Iterator[None]:
-    """Inside, a ValueError begins with the setting."""
+    """Prefix a ValueError inside the block with the setting."""
     try:
         yield
     except ValueError as error:
@@ -99,11 +99,11 @@ def pretrained(setting: str, name: str, revision: str | None) -> Origin:
         lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
         pour(hf_model, lm)
         difference = logit_difference(hf_model, lm)
-        # No error: an edited layer is a good reason to fine-tune.
+        # A warning only: fine-tuning a model with an edited layer is legitimate.
         if difference is not None:
             log.warning(
                 f"{setting}: logits differ from those of transformers by {difference:.2g}, as they do after an edit of a "
-                "layer; without one, these weights are read wrongly"
+                "layer; without an edit, these weights are read wrongly"
             )
         return lm
 
@@ -122,13 +122,13 @@ def saved(setting: str, timestamp: str, root: Path) -> Origin:
 
 
 def saved_tokenizer(model: ModelParams, root: Path) -> Tokenizer | None:
-    """The tokenizer that comes with a model's first weights."""
+    """Return the tokenizer that comes with a model's initial weights, or None."""
     origin = origin_of(model, root)
     return None if origin is None else origin.tokenizer
 
 
 def origin_problems(model: ModelParams, root: Path) -> Iterator[str]:
-    """A sentence if the weights that `model` is to begin with are not to be had, or do not fit."""
+    """Yield an error message if the initial weights of `model` are not available, or do not fit it."""
     try:
         origin = origin_of(model, root)
     except ValueError as error:
@@ -159,7 +159,7 @@ def fields_of(params: ModelParams) -> dict[str, Any]:
 
 
 def edits(model: ModelParams, origin: Origin) -> dict[str, Any]:
-    """The fields in which `model` is not what its weights are for."""
+    """Return the fields of `model` that differ from the model its weights come from."""
     same = replace(origin.params, from_pretrained=model.from_pretrained, from_saved=model.from_saved)
     return {name: value for name, value in fields_of(model).items() if value != fields_of(same)[name]}
 
@@ -176,7 +176,10 @@ def fits_alone(name: str, value: Any, origin: Origin) -> bool:
 
 
 def fits(model: ModelParams, origin: Origin) -> bool:
-    """Whether weights of one name have one shape in both, and tokens one meaning if they come with the weights."""
+    """Return True if weights of the same name have the same shape in both.
+
+    If the weights bring their tokenizer, tokens must also be the same.
+    """
     if origin.tokenizer is not None and tokenizer_spec(model) != tokenizer_spec(origin.params):
         return False
     if origin.tokenizer is not None and model.objective == "masked" and origin.tokenizer.mask is None:
@@ -189,7 +192,10 @@ def fits(model: ModelParams, origin: Origin) -> bool:
 
 
 def first_weights(model: ModelParams, tokenizer: Tokenizer, root: Path) -> dict[str, Tensor] | None:
-    """The weights that `model` is to begin with, by our names, None if they are random; ValueError in one sentence."""
+    """Return the initial weights of `model` by our names, or None if they are random.
+
+    Raise ValueError if they cannot be loaded.
+    """
     origin = origin_of(model, root)
     if origin is None:
         return None
@@ -198,7 +204,7 @@ def first_weights(model: ModelParams, tokenizer: Tokenizer, root: Path) -> dict[
 
 
 def weights_problems(model: ModelParams, tokenizer: Tokenizer, root: Path) -> Iterator[str]:
-    """A sentence if a run would not get its first weights: they are read, and forgotten."""
+    """Yield an error message if a run would fail to get its initial weights. They are read and discarded."""
     try:
         first_weights(model, tokenizer, root)
     except ValueError as error:
@@ -206,7 +212,7 @@ def weights_problems(model: ModelParams, tokenizer: Tokenizer, root: Path) -> It
 
 
 def begin_with(first: dict[str, Tensor], lm: LM, root: Path) -> None:
-    """Gives `lm` all of its first weights that it has a place for, and says what was edited, left out and new."""
+    """Load the initial weights that `lm` has a place for. Log edited fields, and weights that are unused or new."""
     taken = {name: first[name] for name in weights(lm) if name in first}
     if POSITIONS in taken:
         taken[POSITIONS] = taken[POSITIONS][: lm.model_params.max_seq_len]

@@ -1,4 +1,4 @@
-"""Provenance: which code a run was made by: its commit, what differs from it, hashes of its files, versions."""
+"""Provenance: the code that made a run, as git commit, diff, file hashes and package versions."""
 
 import ast
 import hashlib
@@ -22,7 +22,7 @@ STUDENTS = {"learn.gpt2_student": "learn/gpt2_student.py"}  # by module: decisiv
 
 
 class Code(NamedTuple):
-    """The code of this process: its git commit (None outside git), what differs from it, the hash of each decisive file."""
+    """The code of this process: its git commit (None outside git), the diff to it, and a hash of each relevant file."""
 
     commit: str | None
     diff: bytes
@@ -33,7 +33,7 @@ known: list[Code] = []  # one at most
 
 
 def code_of_this_process() -> Code:
-    """The state of the repository when first asked, which is before the first run starts."""
+    """Return the code at the time of the first call, which is before the first run starts."""
     if not known:
         commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
         known.append(Code(commit, code_diff(commit), hashes_of_code()))
@@ -41,15 +41,15 @@ def code_of_this_process() -> Code:
 
 
 def take_code_of(code: Code) -> None:
-    """A worker runs what the first process runs, however files have changed since."""
+    """Use the code of the first process in a worker, even if files have changed since."""
     known[:] = [code]
 
 
 def code_diff(commit: str | None) -> bytes:
-    """What `git apply` needs to make the repository's .py files and configs what they are; never another file.
+    """Return the patch by which `git apply` turns the commit into the current .py files and configs.
 
-    Untracked .py files count if they lie beside tracked ones, so not those of a virtual environment. So do untracked
-    configs, ignored ones among them: a run cannot be repeated without its config.
+    Untracked .py files count if they lie beside tracked ones, so not those of a virtual environment. Untracked configs
+    count too, even ignored ones: a run cannot be repeated without its config. No other file is included.
     """
     diff = ("diff", "--relative", *PLAIN_DIFF)
     changed = git(*diff, commit, "--", "*.py", "configs/*.txt") if commit else b""
@@ -70,7 +70,7 @@ def git_files(*args: str) -> list[str]:
 
 
 def git(*args: str) -> bytes:
-    """What git prints when called in the repository; nothing where there is no git or no repository."""
+    """Return the output of git in the repository; empty if there is no git or no repository."""
     try:
         command = ["git", "-C", str(REPOSITORY), *args]
         return subprocess.run(command, capture_output=True, timeout=30, check=False).stdout
@@ -79,7 +79,7 @@ def git(*args: str) -> bytes:
 
 
 def hashes_of_code() -> dict[str, str]:
-    """By file, a hash of the syntax tree, which comments and layout are no part of."""
+    """Return a hash of the syntax tree of each file. Comments and layout do not change it."""
     files = sorted(path for folder in DECISIVE for path in (REPOSITORY / folder).rglob("*.py"))
     in_use = [REPOSITORY / name for module, name in STUDENTS.items() if module in sys.modules]
     files += [path for path in in_use if path.is_file()]
@@ -97,7 +97,7 @@ def code_id(hashes: dict[str, str]) -> str:
 
 
 def changed_files(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """The files that are not what they were, those that came and went among them."""
+    """Return the names of files that were changed, added or removed."""
     return sorted(name for name in then | now if then.get(name) != now.get(name))
 
 

@@ -1,6 +1,6 @@
-"""Resume checkpoints: all of a run's state at one moment, from which it goes on, after a kill, bit by bit as if nothing had been.
+"""Resume checkpoints: the complete state of a run, from which it continues bitwise as if it had never been killed.
 
-The file is Lightning's own, with what Lightning does not know of: random states here, the course of a run in LMTrainer.
+The file is Lightning's. This file adds random states, and LMTrainer adds its attributes.
 """
 
 import pickle
@@ -32,9 +32,9 @@ SECONDS = 120.0  # between two checkpoints; there is one at the end of every epo
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Replaces a checkpoint by the next one at once: there is always a whole one.
+    """Replaces a checkpoint by the next one atomically, so a complete one always exists.
 
-    If the next one cannot be written, the last one stays, training goes on and the first failure is a warning.
+    If writing fails, the last checkpoint stays and training continues. The first failure is a warning.
     """
 
     has_warned = False
@@ -56,7 +56,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def is_out_of_resources(error: BaseException | None) -> bool:
-    """Return whether a run failed for want of disk or memory, so that it may succeed where there is more of it."""
+    """Return True if a run failed for lack of disk space or memory, so that it may succeed with more."""
     while error is not None:
         if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
             return True
@@ -67,16 +67,16 @@ def is_out_of_resources(error: BaseException | None) -> bool:
 
 
 class Position(NamedTuple):
-    """How far a run has come with its rows."""
+    """The progress of a run through its rows."""
 
     epoch: int
     batches: int  # of this epoch
 
 
 class ResumePoint(L.Callback):
-    """Keeps the latest checkpoint of a run in `path`, and takes the run up from there if there is one to begin with.
+    """Callback that keeps the latest checkpoint of a run in `path`, and resumes from one that exists at the start.
 
-    Only the first process of a run writes; the path of another one is what there is to begin with.
+    Only the first process of a run writes. Other processes use the path only for reading.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -86,7 +86,10 @@ class ResumePoint(L.Callback):
         self.position = self.read()  # where the run goes on; None: it begins
 
     def read(self) -> Position | None:
-        """From the file, which is data and never code; None, and a warning, if that is no checkpoint of ours."""
+        """Return the position in the checkpoint, which is read as data, never as code.
+
+        Return None if there is no file; warn and return None if it is not a valid checkpoint.
+        """
         if not self.path.exists():
             return None
         try:
@@ -104,7 +107,7 @@ class ResumePoint(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """The moment of all checkpoints: everything about the batches before has happened, of this one nothing yet."""
+        """Write checkpoints here, where all earlier batches are complete and this one has not begun."""
         if self.random_states is not None:
             set_random_state(self.random_states[rank()])
             self.random_states = None
@@ -153,7 +156,7 @@ def position_in(checkpoint: dict[str, Any]) -> Position:
 
 
 def random_state() -> dict[str, Any]:
-    """Of every global generator, in types that a checkpoint may hold."""
+    """Return the state of every global random generator, in types that a checkpoint may hold."""
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002 -- for libraries that draw from it
     return {
         "torch": torch.get_rng_state(),

@@ -1,4 +1,4 @@
-"""One run from params to results: seed, build, fit, validate, save."""
+"""Train a single run, from params to results: seed, build, fit, validate, save."""
 
 import logging
 import signal
@@ -47,7 +47,7 @@ REPORT_EVERY = 0.3  # seconds
 
 
 class Call(NamedTuple):
-    """What the command line says about all runs of a grid, and the variant that the run at hand belongs to."""
+    """Options of the command line for all runs of a grid, and the variant of the current run."""
 
     out: Path  # root of all outputs
     save: bool
@@ -77,10 +77,10 @@ def train_run(
     go_on: Path | None = None,
     replaces: Sequence[Path] = (),
 ) -> dict[str, Any]:
-    """Train one run and return its summary; with `call.save` it lies in a run folder afterwards.
+    """Train one run and return its summary. With `call.save` it is saved in a run folder.
 
-    `go_on` is the folder of an earlier call that did not come to the run's end. Folders that the run `replaces` are
-    removed when its own says what became of it.
+    `go_on` is the folder of an earlier call that did not finish the run. The folders that the run `replaces` are
+    removed once its own records how it ended.
     """
     wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
     tracker = start_tracker(params, namer, call, wandb_id)
@@ -105,7 +105,7 @@ def train_run(
 def run_folder(
     params: Params, namer: Any, call: Call, tracker: Any, identity: str, go_on: Path | None
 ) -> RunFolder:
-    """Return the folder that a run goes on in, or a new one that says which run it is of."""
+    """Return the folder in which a run continues, or a new one that identifies it."""
     if go_on is not None:
         return RunFolder.take_up(go_on)
     wandb_name = None if tracker is None else tracker.name
@@ -121,7 +121,7 @@ def run_folder(
 def train_saved(
     folder: RunFolder, params: Params, stats: Stats, call: Call, replaces: Iterable[Path]
 ) -> dict[str, Any]:
-    """Train a run in its folder, which says what became of it, whatever that is."""
+    """Train a run in its folder, and record there how it ended."""
     try:
         summary = train_in(folder, params, stats, call)
     except KeyboardInterrupt:
@@ -164,12 +164,12 @@ def start_tracker(params: Params, namer: Any, call: Call, wandb_id: str | None) 
 
 
 def of_variant(call: Call) -> dict[str, str]:
-    """What a run's records say beside its params, by which its variant is found later."""
+    """Return the entries beside the params by which a run's variant is found later; empty without variants."""
     return {} if call.variant is None else {VARIANT: call.variant}
 
 
 def keeping_weights(folder: RunFolder, train: TrainParams) -> AbstractContextManager[Checkpoints | None]:
-    """Inside, what keeps weights along the way, if they are to be kept."""
+    """Return a context that keeps weights during training, or a null context if none are to be kept."""
     if train.checkpoint_every is None:
         return nullcontext()
     return Checkpoints(folder.path / "checkpoints", train.checkpoint_every)
@@ -226,7 +226,7 @@ def fit(
 
 
 class Reporter(L.Callback):
-    """Tells of the first step, which takes its memory, and then now and again."""
+    """Callback that reports the first step, after which memory is allocated, and then progress at intervals."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
@@ -241,7 +241,7 @@ class Reporter(L.Callback):
 
 
 def warn_of_flaws(lm: LM, train: TrainParams) -> str | None:
-    """Says what makes the numbers of a run worth less than they seem; the leak among it stays with the run."""
+    """Log a leak and parameters without gradients. Return the leak, which is saved with the run, or None."""
     leak, without_gradient = probe(lm, train)
     if leak:
         log.warning(f"leak: {leak}")
@@ -251,7 +251,7 @@ def warn_of_flaws(lm: LM, train: TrainParams) -> str | None:
 
 
 def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:
-    """The model with its first weights; what is random follows from the seed."""
+    """Return the model with its initial weights. Random ones follow from the seed."""
     train, model = params.train, params.model
     first = first_weights(model, tokenizer, root)  # before the seed is set: libraries may draw from it
     L.seed_everything(train.random_seed, verbose=False)
@@ -296,7 +296,7 @@ def lightning_trainer(
 
 
 def strategy_of(train: TrainParams) -> str | Strategy:
-    """Lightning's own FSDP is for GPUs only; torch's newer one is for CPUs, too."""
+    """Return the strategy for Lightning. Its own FSDP needs GPUs; torch's newer FSDP also runs on CPUs."""
     if train.strategy != FSDP:
         return train.strategy
     return ModelParallelStrategy(
@@ -305,7 +305,7 @@ def strategy_of(train: TrainParams) -> str | Strategy:
 
 
 def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
-    """What the results table and `runs()` show of a run."""
+    """Return the values of a run that the results table and `runs()` show."""
     result, train, data = lm_trainer.result, lm_trainer.train_params, lm_trainer.data
     losses = lm_trainer.stats.train_stats.get("stat/val_loss:main", [])
     flops = training_flops(lm_trainer)
@@ -336,7 +336,7 @@ def summarise(lm_trainer: LMTrainer) -> dict[str, Any]:
 
 
 def training_flops(lm_trainer: LMTrainer) -> int | None:
-    """What training took, with rows of the mean number of real tokens: padding is no work done."""
+    """Return the operations of training, for rows of the mean number of real tokens. Padding does not count as work."""
     length = max(1, round(lm_trainer.n_tokens / max(1, lm_trainer.n_samples)))
     per_row = flops_per_row(lm_trainer.model, length, lm_trainer.train_params)
     return None if per_row is None else per_row * lm_trainer.n_samples
@@ -344,7 +344,7 @@ def training_flops(lm_trainer: LMTrainer) -> int | None:
 
 @contextmanager
 def threads(n: int | None) -> Iterator[None]:
-    """CPU threads for one run."""
+    """Set the number of CPU threads inside the block; None leaves it unchanged."""
     before = torch.get_num_threads()
     torch.set_num_threads(n or before)
     try:
@@ -355,7 +355,7 @@ def threads(n: int | None) -> Iterator[None]:
 
 @contextmanager
 def stop_on_interrupt(lm_trainer: LMTrainer, quiet: bool = False) -> Iterator[None]:
-    """The first Ctrl-C ends training after the step at hand, so that what there is can be kept; the second ends it all."""
+    """Stop training after its current step at the first Ctrl-C, to keep the results. The second ends the program."""
 
     def stop(signal_number: int, frame: object) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

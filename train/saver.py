@@ -1,4 +1,4 @@
-"""What a run folder holds: written so that a kill never leaves half a run, read as data and never as code."""
+"""Run folders: written so that a kill never leaves half a run, and read as data, never as code."""
 
 import contextlib
 import json
@@ -44,7 +44,7 @@ LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready t
 
 
 class Loaded(NamedTuple):
-    """A run as it was saved: the model in eval mode on the CPU, its statistics by name, and about.json."""
+    """A saved run: its model in eval mode on the CPU, its statistics by name, and about.json."""
 
     lm: LM
     tokenizer: Tokenizer
@@ -54,12 +54,12 @@ class Loaded(NamedTuple):
 
 
 def output_root(out: str | None = None) -> Path:
-    """The folder of all outputs: `out`, else WHATIF_OUT, else the folder above the repository."""
+    """Return the folder of all outputs: `out`, else WHATIF_OUT, else the parent folder of the repository."""
     return Path(out or os.environ.get("WHATIF_OUT") or REPOSITORY.parent).expanduser().resolve()
 
 
 def find_run(timestamp: str, out: str | None = None) -> Path:
-    """The folder of a complete run; ValueError with the nearest timestamps if there is none."""
+    """Return the folder of a complete run. Raise ValueError with the nearest timestamps if there is none."""
     root = output_root(out)
     folders = list(run_folders(root))
     found = [folder for folder in folders if folder.name == timestamp]
@@ -75,7 +75,7 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
 
 
 class RunFolder:
-    """The folder of one run, `{timestamp}.partial` until `finish` renames it to `{timestamp}`. Locked while it trains."""
+    """The folder of a run, locked while it trains. `finish` renames it from `{timestamp}.partial` to `{timestamp}`."""
 
     def __init__(self, path: Path, is_new: bool = True) -> None:
         self.path = path
@@ -88,7 +88,10 @@ class RunFolder:
     def claim(
         cls, root: Path, subfolder_of: Callable[[str], str], when: datetime | None = None
     ) -> "RunFolder":
-        """A new folder under the next timestamp that no run below `root` has; `subfolder_of` says where, given it."""
+        """Create a folder under the next timestamp that is free below `root`.
+
+        `subfolder_of` returns its path for a timestamp.
+        """
         base = (root / "saved-models").resolve()
         base.mkdir(parents=True, exist_ok=True)
 
@@ -105,8 +108,8 @@ class RunFolder:
 
     @classmethod
     def take_up(cls, path: Path) -> "RunFolder":
-        """The folder of an earlier run that goes on."""
-        # Renaming onto itself a folder that is partial already does nothing.
+        """Return the folder of an earlier run, to continue it."""
+        # If the folder is partial already, this renames it onto itself, which does nothing.
         return cls(rename(path, partial_name(path)), is_new=False)
 
     @property
@@ -116,8 +119,8 @@ class RunFolder:
     def give_up(self, failed: str | None, resumable: bool = True) -> None:
         """Leave the folder to a later call.
 
-        `failed` says why the run failed, None that it was interrupted; `resumable` whether --resume goes on from its
-        resume checkpoint, if it has one.
+        `failed` says why the run failed; None means it was interrupted. With `resumable`, --resume continues from its
+        resume checkpoint if there is one.
         """
         about = self.path / "about.json"
         with contextlib.suppress(OSError, ValueError):  # a full disk, most likely, of which the reason tells
@@ -127,29 +130,29 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether the folder holds a resume checkpoint or weights that were kept."""
+        """True if the folder holds a resume checkpoint or kept weights."""
         return (self.path / RESUME_FILE).exists() or bool(checkpoint_files(self.path))
 
     def discard(self) -> None:
-        """Remove a folder in which nothing is of use to anybody."""
+        """Remove a folder that holds nothing of use."""
         shutil.rmtree(self.path, ignore_errors=True)
         self.lock.release()
 
     def finish(self, resumable: bool = False) -> None:
-        """Declare the folder complete; `resumable` keeps the resume checkpoint of a run that goes on later."""
+        """Mark the folder as complete. `resumable` keeps the resume checkpoint of a run that is to be continued."""
         self.path = complete(self.path, resumable)
         self.lock.release()
 
 
 def partial_name(folder: Path) -> Path:
-    """Where the run in `folder` lies while it trains."""
+    """Return the path of a run's folder while it trains."""
     return folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
 
 
 def complete(folder: Path, resumable: bool = False) -> Path:
-    """Give a folder in which everything is saved its last name, then remove what only training needs. Return its path.
+    """Rename the folder of a saved run to its final name, then remove what only training needs. Return its path.
 
-    Every kill in between leaves a run that is complete or that the next call completes.
+    A kill at any moment leaves a run that is complete, or that the next call completes.
     """
     if folder.name.endswith(PARTIAL):
         folder = rename(folder, folder.with_name(folder.name.removesuffix(PARTIAL)))
@@ -159,12 +162,12 @@ def complete(folder: Path, resumable: bool = False) -> Path:
 
 
 def lock_of(folder: Path) -> FileLock:
-    """Held by whoever trains the run in `folder`; the system takes it from a dead process."""
+    """Return the lock that the process training the run holds. The system releases it when the process dies."""
     return FileLock(folder / LOCK_FILE, timeout=0)
 
 
 def is_training(folder: Path) -> bool:
-    """Whether another process has the run in `folder`."""
+    """Return True if another process is training the run in `folder`."""
     try:
         with lock_of(folder):
             return False
@@ -173,7 +176,10 @@ def is_training(folder: Path) -> bool:
 
 
 def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
-    """`base`/`subfolder` with .partial at its end; ValueError if a run saved there would not be found again."""
+    """Return `base`/`subfolder` with .partial at its end.
+
+    Raise ValueError if a run saved there could not be found by its timestamp.
+    """
     path = Path(os.path.normpath(base / subfolder))
     if path.name != timestamp or base not in path.parents:
         raise ValueError(
@@ -185,7 +191,7 @@ def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
 def begin(
     folder: Path, params: Params, command: list[str], identity: str = "", wandb: str | None = None
 ) -> None:
-    """Write what is known of a run before it trains, so that it can be recognised whatever becomes of it."""
+    """Write what is known about a run before it trains, so that it can be identified however it ends."""
     code = code_of_this_process()
     write_json(folder / "params.json", params.by_part())
     (folder / "diff.patch").write_bytes(code.diff)
@@ -202,7 +208,7 @@ def begin(
 
 
 def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None:
-    """Complete what is in the (still partial) folder of a run; `summary` holds its final numbers."""
+    """Save the results of a run in its (still partial) folder. `summary` holds its final numbers."""
     assert isinstance(lm.tokenizer, Tokenizer), "what is trained here has a tokenizer of ours"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
     write_weights(folder / "model.safetensors", tensors)
@@ -213,14 +219,14 @@ def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None
     about = read_json(folder / "about.json")
     for of_earlier_attempt in ("failed", "resumable"):
         about.pop(of_earlier_attempt, None)
-    # Last: whoever finds a summary takes the run as saved.
+    # Written last: a summary marks the run as saved.
     write_json(folder / "about.json", about | {"summary": summary})
 
 
 def load(folder: Path, step: int | None = None) -> Loaded:
-    """The run saved in `folder`, with the weights kept at `step` or those it ended with.
+    """Load the run in `folder`, with the weights kept at `step` or its final ones.
 
-    ValueError in one sentence if it is damaged, foreign or older than the code can read.
+    Raise ValueError if the folder is damaged, not ours, or older than the code can read.
     """
     params, tokenizer, about = read_run(folder)
     lm = load_lm(weights_file(folder, step), params.model, tokenizer)
@@ -228,14 +234,14 @@ def load(folder: Path, step: int | None = None) -> Loaded:
 
 
 def load_checkpoints(folder: Path) -> Iterator[tuple[int, LM]]:
-    """The model at every step whose weights were kept, opened one at a time; ValueError as for `load`."""
+    """Yield (step, model) for all kept weights, loaded one at a time. Raise ValueError as `load` does."""
     params, tokenizer, _ = read_run(folder)
     for step, path in checkpoint_files(folder).items():
         yield step, load_lm(path, params.model, tokenizer)
 
 
 def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
-    """All but weights and statistics: the params, the tokenizer and about.json."""
+    """Return the params, the tokenizer and about.json of a run, without weights and statistics."""
     for parent, _, names in walk(folder):
         for name in names:
             regular_file(Path(parent, name))
@@ -249,21 +255,24 @@ def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
 
 
 def read_about(folder: Path, complete: bool = True) -> dict[str, Any]:
-    """about.json: the timestamp, command, versions, commit, hashes of the code, identity and final numbers of a run.
+    """Return about.json: timestamp, command, versions, commit, code hashes, identity and final numbers of a run.
 
-    Only that of a run which is not `complete` may lack a summary and hashes. ValueError for values of a wrong type.
+    With `complete`, a missing summary or code hash is an error. Raise ValueError for invalid content.
     """
     path = folder / "about.json"
     about = read_json(path)
     if complete and not about.keys() >= {"summary", "code"}:
-        raise ValueError(f"{path} is not ours: it lacks a summary or hashes of the code")
+        raise ValueError(f"{path} was not written by this program: it has no summary or no code hashes")
     if problem := about_problem(about):
-        raise ValueError(f"{path} is not ours: {problem}")
+        raise ValueError(f"{path} was not written by this program: {problem}")
     return about
 
 
 def read_params(folder: Path, about: dict[str, Any]) -> Params:
-    """The params of the run in `folder`; a field it was saved without has its default, one we lack is refused."""
+    """Return the params of the run in `folder`. Fields missing there get their defaults.
+
+    Raise ValueError for unknown fields and invalid values.
+    """
     sections = read_json(folder / "params.json")
     try:
         return Params(
@@ -276,7 +285,7 @@ def read_params(folder: Path, about: dict[str, Any]) -> Params:
 
 
 def read_section(params_class: type, section: object, about: dict[str, Any]) -> Any:
-    """`params_class` with the values of a section of params.json."""
+    """Return `params_class` with the values of a section of params.json."""
     if not isinstance(section, dict):
         raise ValueError(f"there is no section for {params_class.__name__}")
     unknown = sorted(section.keys() - {field.name for field in fields(params_class)})
@@ -293,21 +302,21 @@ def read_section(params_class: type, section: object, about: dict[str, Any]) -> 
 
 
 def as_tuples(value: Any) -> Any:
-    """JSON knows no tuples and params have no lists, so what was saved as a list was a tuple."""
+    """Convert lists to tuples: JSON has no tuples, and params have no lists."""
     if isinstance(value, dict):
         return {key: as_tuples(item) for key, item in value.items()}
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a line for each key; a kill or a full disk leaves all of the file, or what was there before."""
+    """Write JSON, one line per key. A kill or a full disk leaves either the new file or the old one."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     with replacing(path) as partial:
         partial.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; ValueError for anything else."""
+    """Return the JSON object in `path`. Raise ValueError for anything else."""
     regular_file(path)
     try:
         if path.stat().st_size > LARGEST_JSON:
@@ -315,7 +324,8 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
-        json.dumps(content, ensure_ascii=False).encode()  # refuses half a character, which no table can hold
+        # Refuse lone surrogates, which cannot be written as UTF-8.
+        json.dumps(content, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
     return content

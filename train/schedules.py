@@ -1,4 +1,4 @@
-"""Learning-rate schedules: each a function of how far the run is, giving the share of `lr` to use."""
+"""Learning-rate schedules: each maps the progress of a run to a share of `lr`."""
 
 import math
 from collections.abc import Callable
@@ -8,7 +8,7 @@ from train.train_params import TrainParams
 
 
 class Moment(NamedTuple):
-    """What a schedule may look at."""
+    """The state of a run that a schedule may depend on."""
 
     step: int  # optimiser steps since the end of the warm-up
     progress: float  # 0 at the end of the warm-up, 1 at the last step
@@ -17,7 +17,7 @@ class Moment(NamedTuple):
 
     @property
     def floor(self) -> float:
-        """The share of lr that min_lr is."""
+        """min_lr as a share of lr."""
         return self.params.min_lr / self.params.lr
 
 
@@ -25,7 +25,7 @@ schedules: dict[str, Callable[[Moment], float]] = {}
 
 
 def registered(schedule: Callable[[Moment], float]) -> Callable[[Moment], float]:
-    """Makes a schedule available to `lr_schedule` under its function's name."""
+    """Register a schedule as a value of `lr_schedule`, under its function's name."""
     schedules[schedule.__name__] = schedule
     return schedule
 
@@ -61,12 +61,12 @@ def cyclic(now: Moment) -> float:
 
 @registered
 def plateau(now: Moment) -> float:
-    """Halved whenever validation loss has not improved for `lr_plateau_patience` validations."""
+    """Halve lr whenever validation loss has not improved for `lr_plateau_patience` validations."""
     return max(now.floor, 0.5**now.reductions)
 
 
 class Schedule:
-    """The share of `lr` at every optimiser step, warm-up included: what LambdaLR calls, and saves, for us.
+    """The share of `lr` at every optimizer step, warm-up included. LambdaLR calls it and saves its state.
 
     With n steps the last one, number n - 1, has progress 1, so schedules that fall to `min_lr` train one step there.
     """
@@ -85,7 +85,7 @@ class Schedule:
         return schedules[self.params.lr_schedule](moment)
 
     def see(self, val_loss: float) -> None:
-        """Take note of a validation."""
+        """Take the loss of a validation into account."""
         if val_loss < self.best:
             self.best, self.waited = val_loss, 0
             return

@@ -1,4 +1,4 @@
-"""Config text to settings, each with its place. Values are Python literals; nothing in a config runs."""
+"""Read settings from config text, each with its place. Values are Python literals; nothing in a config is executed."""
 
 import ast
 import copy
@@ -25,12 +25,12 @@ BARE_WORDS = {
     "false": "False",
     "none": "None",
     "null": "None",
-}  # of other languages, and ours
+}  # as other languages, or Python, write these values
 MAX_SHOWN = 80  # characters of a value in a message
 
 
 class Place(NamedTuple):
-    """Where a setting was made: a line of a config file, or a command line option (line 0)."""
+    """The origin of a setting: a line of a config file, or a command line option (line 0)."""
 
     source: str
     line: int
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One `key = value`: the values of its axis (one, unless the config gives a list)."""
+    """A `key = value` line with the values of its axis; a single one unless the config gives a list."""
 
     key: str
     values: list[Any]
@@ -49,7 +49,7 @@ class Setting(NamedTuple):
 
 
 class Config(NamedTuple):
-    """What one config file says: settings of fields, and the unread values of its Grid section."""
+    """The content of a config file: settings of fields, and the unread values of its Grid section."""
 
     source: str
     settings: dict[str, Setting]
@@ -57,7 +57,7 @@ class Config(NamedTuple):
 
 
 class Errors:
-    """What is wrong with one config, and which fields that was about: none is blamed again for what follows from it."""
+    """Errors of one config, and the fields they concern. A field gets no further errors that follow from the first."""
 
     def __init__(self, fields: Iterable[str] = ()) -> None:
         self.lines: dict[str, None] = {}  # in order, each once
@@ -69,7 +69,7 @@ class Errors:
         self.fields.add(key)
 
     def add_located(self, message: str, places: dict[str, Place]) -> None:
-        """A message names the fields it is about as `field=value`; the places of these go in front."""
+        """Add an error with the places of the fields that it names as `field=value`."""
         named = fields_named(message)
         if not self.fields.intersection(named):
             self.lines[located(message, places)] = None
@@ -80,13 +80,13 @@ def fields_named(message: str) -> list[str]:
 
 
 def located(message: str, places: dict[str, Place]) -> str:
-    """A message behind the places of the fields it names."""
+    """Return a message prefixed with the places of the fields it names."""
     where = sorted({places[name] for name in fields_named(message) if name in places})
     return f"{' and '.join(map(str, where)) or 'defaults'}: {message}"
 
 
 def read_config(file: Path, errors: Errors) -> Config:
-    """The settings of one config."""
+    """Return the settings of one config. Errors are added to `errors`."""
     source = f"{file.parent.name}/{file.name}"
     config = Config(source, {}, {})
     try:
@@ -116,7 +116,7 @@ def read_config(file: Path, errors: Errors) -> Config:
 
 
 def read_text(file: Path) -> str:
-    """Return the text of a file; ValueError in one sentence if it is not UTF-8 or cannot be read, such as a folder."""
+    """Return the text of a file. Raise ValueError if it is not UTF-8 or cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -126,7 +126,7 @@ def read_text(file: Path) -> str:
 
 
 def read_statements(text: str, source: str, errors: Errors) -> Iterator[ast.stmt]:
-    """The statements of a config text; one that is no Python is an error and hides no other."""
+    """Yield the statements of a config text. A syntax error is added to `errors` and hides no other statement."""
     line = 1
     for piece in STATEMENT.split(text):
         try:
@@ -145,7 +145,7 @@ def read_statements(text: str, source: str, errors: Errors) -> Iterator[ast.stmt
 def read_assignment(
     config: Config, section: str, key: str, node: ast.expr, errors: Errors, *, place: Place
 ) -> None:
-    """Adds what `key = ...` under `section` says to `config`."""
+    """Add the setting `key = ...` under `section` to `config`."""
     known = GRID_KEYS if section == GRID else [k for k, owner in SECTION_OF.items() if owner == section]
     if key not in known:
         owner = SECTION_OF.get(key) or (GRID if key in GRID_KEYS else None)
@@ -165,7 +165,7 @@ def read_assignment(
 
 
 def foreign_name(key: str, section: str) -> str:
-    """Return a hint if other projects call a field of another section `key`; empty if not."""
+    """Return a hint if `key` is another project's name for a field of another section, else ""."""
     owner = SECTION_OF.get(FOREIGN_NAMES.get(key, ("",))[0])
     if owner in (None, section):
         return ""
@@ -185,9 +185,9 @@ def read_setting(key: str, node: ast.expr, place: Place, errors: Errors) -> Sett
 
 
 def value_of(node: ast.expr) -> object:
-    """Return the value of a Python literal in which + - * / ** of number literals are allowed, also inside of lists.
+    """Return the value of a Python literal. Arithmetic + - * / ** of number literals is allowed, also inside lists.
 
-    ValueError for anything else, ArithmeticError for a division by 0 or a number too large.
+    Raise ValueError for anything else, and ArithmeticError for a division by 0 or a number too large.
     """
     return ast.literal_eval(ArithmeticFolder().visit(copy.deepcopy(node)))
 
@@ -219,7 +219,7 @@ def number_in(node: ast.expr) -> int | float:
 
 
 def is_arithmetic(node: ast.AST) -> bool:
-    """Return whether a value consists of numbers and operators alone, so that what is wrong is their outcome."""
+    """Return True if a value consists of numbers and operators only, so that an error is one of arithmetic."""
     allowed = (ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.List, ast.Tuple, ast.Constant, ast.Load)
     parts = list(ast.walk(node))
     return any(isinstance(part, ast.BinOp) for part in parts) and all(
@@ -228,7 +228,7 @@ def is_arithmetic(node: ast.AST) -> bool:
 
 
 def hint_for_name(name: str) -> str:
-    """Return what may have been meant by a bare name: true, none, or text without quotes."""
+    """Return a hint for a bare name: true, none, or text without quotes."""
     return (
         f"; did you mean {BARE_WORDS[name.lower()]}?"
         if name.lower() in BARE_WORDS
@@ -243,7 +243,7 @@ def unparsed(node: ast.expr) -> str:
 
 
 def read_options(options: Mapping[str, str], errors: Errors) -> dict[str, Setting]:
-    """The settings made on the command line."""
+    """Return the settings made on the command line."""
     settings: dict[str, Setting] = {}
     for typed, option in options.items():
         if setting := read_option(option, Place(typed, 0), errors):
@@ -254,7 +254,10 @@ def read_options(options: Mapping[str, str], errors: Errors) -> dict[str, Settin
 
 
 def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
-    """A `key=value` of the command line; a value that is no Python literal is taken as text, since shells eat quotes."""
+    """Return the setting `key=value` of the command line, or None after an error.
+
+    A value that is not a Python literal is taken as text, since shells remove quotes.
+    """
     key, equals, text = (part.strip() for part in option.partition("="))
     if not equals:
         errors.add(place, "expected key=value, as in --set lr=1e-3")
@@ -269,7 +272,7 @@ def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
 
 
 def read_option_value(key: str, text: str, place: Place, errors: Errors) -> Setting | None:
-    """The value of an option: a literal; else text where the field takes it, such as a timestamp; else arithmetic."""
+    """Return the setting of an option: a literal, else text if the field takes it, else arithmetic."""
     try:
         return check_setting(key, ast.literal_eval(text), place, errors)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -285,7 +288,7 @@ def read_option_value(key: str, text: str, place: Place, errors: Errors) -> Sett
 
 
 def arithmetic(text: str) -> ast.expr | None:
-    """Return `text` as an expression if it is arithmetic of number literals."""
+    """Return `text` as an expression if it is arithmetic of number literals, else None."""
     try:
         node = ast.parse(text, mode="eval").body
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -294,12 +297,12 @@ def arithmetic(text: str) -> ast.expr | None:
 
 
 def takes(key: str, value: object) -> bool:
-    """Return whether a field (or `variant`, which is text) can have this value."""
+    """Return whether a field can have this value. `variant` takes any text."""
     return key not in SECTION_OF or refusal(SECTIONS[SECTION_OF[key]], key, value) is None
 
 
 def check_setting(key: str, value: object, place: Place, errors: Errors) -> Setting:
-    """A list is an axis, anything else one value; each value is tried on its own, and left out if its field refuses it."""
+    """Return the setting of a field: a list is an axis, anything else one value. Refused values become errors."""
     axis = value if isinstance(value, list) else [value]
     if not axis:
         errors.add(place, f"{key} = [] is an axis without values", key)
@@ -317,7 +320,7 @@ def check_setting(key: str, value: object, place: Place, errors: Errors) -> Sett
 
 
 def hint_for_value(key: str, item: object, reason: str, in_list: bool) -> str:
-    """Return what may have been meant by a value that a field refuses: a list, None, True or False."""
+    """Return a hint for a refused value: a list, None, True or False may have been meant."""
 
     if "tuple" in reason and in_list:
         return "; a list is an axis, for one value take a tuple"
@@ -335,7 +338,7 @@ def hint_for_value(key: str, item: object, reason: str, in_list: bool) -> str:
 
 
 def refusal(params_class: type, key: str, value: object) -> str | None:
-    """Why a field of `params_class` cannot have this value, apart from what other fields say; None: it can."""
+    """Return why a field of `params_class` cannot have this value, apart from other fields, or None."""
     try:
         params_class(**{key: value})
     except ValidationError as error:

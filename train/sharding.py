@@ -1,4 +1,4 @@
-"""strategy = "fsdp": each process keeps a share of all weights, and has a layer's whole only while it computes with it (FSDP2)."""
+"""strategy = "fsdp": each process keeps a share of all weights, and gathers a layer only to compute with it (FSDP2)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ FSDP = "fsdp"
 
 
 def shard(lm: LM, mesh: DeviceMesh) -> None:
-    """Share the weights out over the processes of `mesh`, once: those of a layer together, and what is no layer's."""
+    """Shard the weights over the processes of `mesh`, once: each layer as a unit, and the rest as another."""
     if not isinstance(lm, FSDPModule):
         for layer in lm.decoder.layers:
             fully_shard(layer, mesh=mesh)
@@ -24,7 +24,7 @@ def shard(lm: LM, mesh: DeviceMesh) -> None:
 
 @contextmanager
 def gathered(lm: LM) -> Iterator[None]:
-    """Inside, all weights are whole in every process, for what does not call the model as training does."""
+    """Gather all weights in every process inside the block, for code that does not call the model as training does."""
     shards = [module for module in lm.modules() if isinstance(module, FSDPModule)]
     for module in shards:
         module.set_reshard_after_forward(False, recurse=False)
@@ -38,12 +38,12 @@ def gathered(lm: LM) -> Iterator[None]:
 
 
 def number(value: float | Tensor) -> float | Tensor:
-    """A number that is kept in shares, as one."""
+    """Return a number that is kept in shares as one number."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def scale_gradients(module: nn.Module, factor: Tensor) -> None:
-    """Multiply all gradients by a scalar tensor on their device; of those in shares, the share of this process."""
+    """Multiply all gradients by a scalar tensor on their device. Of sharded gradients, scale the local share."""
     for parameter in module.parameters():
         if (gradient := parameter.grad) is not None:
             local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
@@ -51,7 +51,7 @@ def scale_gradients(module: nn.Module, factor: Tensor) -> None:
 
 
 def whole(lm: LM, dropout: float) -> LM:
-    """In the first process a model of its own with the weights that are shared out; in the others `lm` itself."""
+    """Return an unsharded copy of the model in the first process, and `lm` itself in the others."""
     if not isinstance(lm, FSDPModule):
         return lm
     weights = get_model_state_dict(lm, options=StateDictOptions(full_state_dict=True, cpu_offload=True))

@@ -1,4 +1,4 @@
-"""Whether a model is what its losses take it for: no prediction sees what it must not, and all of it can learn.
+"""Leak probe: check that no logit depends on later tokens or other rows, and that every parameter gets a gradient.
 
 Shape suffixes:  B batch  T position  D model dim  V vocabulary  N token of a set
 """
@@ -18,7 +18,7 @@ from model.perplexity import NOT_SCORED
 
 LENGTH = 16  # tokens of a probe
 NOISE = 0.02  # deviation of what is added to all weights that are probed: nothing hides behind a zero
-MAX_BATCHES = 16  # of random rows, to find a parameter's gradient
+MAX_BATCHES = 16  # of random rows in which a parameter may get its gradient
 LEAST_ROWS, MOST_ROWS = 5, 64  # of one forward pass
 MOST_LOGITS = 2**21  # of more than the least rows
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
@@ -28,21 +28,20 @@ bidirectional: set[str] = set()  # layer kinds that are meant to see what comes 
 
 
 class NotFinite(ValueError):
-    """Raised where a check cannot look, as numbers are NaN."""
+    """Raised if a check cannot compare numbers because they are NaN."""
 
 
 class Probe(NamedTuple):
-    """What is wrong with a model that is to be trained."""
+    """Faults of a model that is to be trained."""
 
     leak: str | None  # how a prediction sees what it must not: later tokens, or other samples
     without_gradient: list[str]  # parameters that are to be trained, and cannot be
 
 
 def probe(lm: LM, train_params: Any = None) -> Probe:
-    """Looks at a copy of `lm`: its weights, gradients and buffers, and the randomness of a run, stay as they are.
+    """Probe a copy of `lm`. Its weights, gradients and buffers, and the random state of the run, stay unchanged.
 
-    `train_params` are for its losses, which may read them. A model that cannot be probed counts as leaking, with the
-    reason.
+    `train_params` are passed to its losses. A model that cannot be probed counts as leaking, with the reason.
     """
     leak = leak_of(lm)
     try:
@@ -53,9 +52,10 @@ def probe(lm: LM, train_params: Any = None) -> Probe:
 
 
 def leak_of(lm: LM, most_passes: int = 1) -> str | None:
-    """How a prediction of a copy of `lm` sees what it must not, if so; or why that cannot be probed.
+    """Return how a prediction of a copy of `lm` sees what it must not, or None without a leak.
 
-    Tokens of a large vocabulary are tried as later ones as far as `most_passes` reach.
+    A probe that fails counts as a leak, with the reason. At most `most_passes` forward passes are spent on trying
+    tokens of a large vocabulary as later ones.
     """
     try:
         with own_randomness(), torch.enable_grad():
@@ -70,7 +70,7 @@ def leak_of(lm: LM, most_passes: int = 1) -> str | None:
 
 @contextmanager
 def own_randomness() -> Iterator[None]:
-    """Inside, randomness is the same every time; outside, nothing of it is noticed. (On the CPU, where runs are built.)"""
+    """Fix the random seed inside the block and restore the state afterwards, on the CPU, where runs are built."""
     before = random.getstate()
     with torch.random.fork_rng(devices=[]):
         reseed()
@@ -86,13 +86,16 @@ def reseed() -> None:
 
 
 def copy_of(lm: LM) -> LM:
-    """A copy to spoil, every parameter of which trains."""
+    """Return a copy of the model that may be changed. All its parameters are trainable."""
     return copy.deepcopy(lm, {id(lm.tokenizer): lm.tokenizer}).requires_grad_()
 
 
 @torch.no_grad()
 def noisy_copy(lm: LM, spread: float = 0.0) -> LM:
-    """One with weights that are nowhere exactly 0 or 1: noise of NOISE and `spread` times each parameter's deviation."""
+    """Return a copy with noise added, so that no weight is exactly 0 or 1.
+
+    The deviation of the noise is NOISE plus `spread` times that of each parameter.
+    """
     noisy = copy_of(lm)
     for parameter in noisy.parameters():
         scale = NOISE + spread * parameter.std(correction=0) if spread else NOISE
@@ -101,14 +104,14 @@ def noisy_copy(lm: LM, spread: float = 0.0) -> LM:
 
 
 def without_gradient(lm: LM, train_params: Any) -> list[str]:
-    """Return the parameters of `lm` that are to be trained, but get no gradient from the losses of random rows.
+    """Return the trainable parameters of `lm` that get no gradient from the losses of random rows.
 
-    The losses are those of noisy copies in training mode, all of them. A parameter is dead if it has no gradient in any
-    of `MAX_BATCHES` batches: the router of a mixture may send no token to an expert in one of them. After the first one
-    the weights are as much noise as themselves, which gives every expert its turn.
+    All losses are those of noisy copies in training mode. A parameter counts if it has no gradient in any of
+    `MAX_BATCHES` batches. A single batch is not enough: the router of a mixture may send no token to an expert.
+    From the second batch on, noise as large as the weights gives every expert its turn.
     """
     dead = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
-    # Of max_seq_len + 1 ids, of which the last is predicted and not shown; a masked model is shown them all.
+    # One more id than inputs: the last is only predicted. A masked model gets all of them.
     T = min(LENGTH, lm.model_params.max_seq_len) + 1
     for i in range(MAX_BATCHES):
         noisy = noisy_copy(lm, spread=1.0 if i else 0.0).train()
@@ -129,9 +132,9 @@ def in_one_line(error: Exception) -> str:
 
 
 def leak_by_gradient(lm: LM) -> str | None:
-    """No prediction may have a gradient from later positions or from other samples. In training mode, to see all of it.
+    """Return how logits have a gradient from later positions or other samples in training mode, or None.
 
-    With causal=False later positions are there to be seen.
+    With causal=False later positions are allowed.
     """
     T = min(LENGTH, lm.model_params.max_seq_len)
     at_B = torch.linspace(0, T - 1, min(T, rows_in_a_pass(lm, T))).round().long()
@@ -147,7 +150,10 @@ def leak_by_gradient(lm: LM) -> str | None:
 
 
 def gradients(lm: LM, at_B: Tensor, T: int) -> Tensor:
-    """How much each position acts on the logits of row 1 + b at at_B[b], and of row 0 nowhere: [1 + B, T]."""
+    """Return the gradient size of each position, [1 + B, T], for the logits of row 1 + b at position at_B[b].
+
+    Row 0 adds nothing to the sum, so its gradients reveal a leak between rows.
+    """
     ids_BT = torch.randint(lm.n_tokens, (1 + len(at_B), T), device=lm.device)
     embeddings: list[Tensor] = []
 
@@ -171,10 +177,10 @@ def rows_in_a_pass(lm: LM, T: int) -> int:
 
 
 def leak_by_value(lm: LM, most_passes: int) -> str | None:
-    """No prediction may change with later tokens, whichever they are, or with those of other samples.
+    """Return how logits change with later tokens, whichever they are, or with tokens of other samples; None if never.
 
-    Earlier tokens are the first few of the vocabulary; later ones are from these few, too, and then from all: what
-    depends on a token being there at all shows. Then these few are the later tokens, and earlier ones the last few.
+    First the earlier tokens are the first few of the vocabulary. Later tokens come from these few and then from all.
+    This reveals dependence on the presence of a token. Then the few are the later tokens, and the last few the earlier.
     """
     T, V = min(LENGTH, lm.model_params.max_seq_len), lm.n_tokens
     if T < 2 or V < 2:
@@ -190,7 +196,7 @@ def leak_by_value(lm: LM, most_passes: int) -> str | None:
 
 
 def by_interest(lm: LM, n: int) -> Tensor:
-    """`n` tokens at most: those with a meaning, the first, which are frequent in most vocabularies, and any others."""
+    """Return at most `n` tokens: special ones, the first ones, which are often frequent, and random others."""
     specials = (lm.tokenizer.pad, lm.tokenizer.bos, lm.tokenizer.eos)
     special_N = torch.tensor([i for i in specials if i is not None])
     first_N, others_N = torch.arange(lm.n_tokens).tensor_split([n // 2])
@@ -199,7 +205,10 @@ def by_interest(lm: LM, n: int) -> Tensor:
 
 @torch.no_grad()
 def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]) -> str | None:
-    """What changes after tokens of `early_N` when those of `later_N` follow, in one row or another, instead of the same few."""
+    """Return how logits or targets change if tokens of `later_N` follow tokens of `early_N`, or None.
+
+    The comparison is with rows where tokens of `early_N` follow. `shape` is [B, T].
+    """
     B, T = shape
     from_B = torch.linspace(1, T - 1, B).round().long()  # where later tokens begin
     later_BT = torch.arange(T) >= from_B[:, None]
@@ -211,7 +220,7 @@ def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]
     before, after = predictions(lm, ids_BT), predictions(lm, others_BT)
     early = ~later_BT.to(lm.device)
     change = largest_difference(before.z[early], after.z[early])
-    # What differs the second time without a reason says nothing of later tokens.
+    # A model that is not deterministic differs on equal rows too: that is no leak.
     if change and torch.equal(before.z, predictions(lm, ids_BT).z):
         mode = "training" if lm.training else "evaluation"
         return f"in {mode}, logits change by {change:.2g} with later tokens or other samples"
@@ -224,9 +233,10 @@ def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]
 
 
 def predictions(lm: LM, ids_BT: Tensor) -> XYZ:
-    """What `lm` makes of rows, with the same random numbers each time; their last token comes once more, to be predicted.
+    """Return the predictions of `lm` for rows, with the same random numbers each time.
 
-    A masked model gets them as they are: which tokens it hides depends on all of them.
+    The last token of a row is repeated as the target of the last position. A masked model gets the rows unchanged:
+    which tokens it hides depends on all of them.
     """
     reseed()
     if lm.model_params.objective == "masked":
@@ -235,7 +245,10 @@ def predictions(lm: LM, ids_BT: Tensor) -> XYZ:
 
 
 def largest_difference(a: Tensor, b: Tensor, slack: float = 1.0) -> float:
-    """0 if it is one of rounding, which is in proportion to the largest finite number. Raises NotFinite for NaN."""
+    """Return the largest difference, or 0 if it is only rounding relative to the largest finite number.
+
+    Raise NotFinite for NaN.
+    """
     if torch.equal(a, b):
         return 0.0
     check_numbers("a logit", a, b)
@@ -248,6 +261,6 @@ def largest_finite(x: Tensor) -> float:
 
 
 def check_numbers(what: str, *tensors: Tensor) -> None:
-    """Raise NotFinite if one of the tensors has a NaN: two NaNs are no more equal than they differ."""
+    """Raise NotFinite if one of the tensors has a NaN, as NaNs cannot be compared."""
     if any(bool(tensor.isnan().any()) for tensor in tensors):
-        raise NotFinite(f"{what} is NaN: nothing can be compared")
+        raise NotFinite(f"{what} is NaN, so no comparison is possible")

@@ -1,4 +1,4 @@
-"""Attributes of an object as plain data, so that a checkpoint holds what users add and is still read as data only."""
+"""Convert attributes of an object to plain data, so that a checkpoint holds what users add but no code."""
 
 import pickle
 import random
@@ -18,28 +18,28 @@ FACTORIES = {factory.__name__: factory for factory in (int, float, str, bool, li
 
 
 class NotData(TypeError):
-    """Raised for a value that is more than numbers, text, tensors, generators and containers of them."""
+    """Raised for a value other than numbers, text, tensors, generators and containers of them."""
 
 
 class Kind(NamedTuple):
-    """How a type of value becomes data that `torch.load(..., weights_only=True)` reads, and is made again from it."""
+    """Conversion of a type of value to data that `torch.load(..., weights_only=True)` reads, and back."""
 
     save: Callable[[Any], Any]
     load: Callable[[Any], Any]
 
 
 def to_data(value: Any) -> Any:
-    """Return `value` as plain values and tuples (name of its kind, content); NotData if that would lose something."""
+    """Return `value` as plain values and tuples (name of its kind, content). Raise NotData if this loses something."""
     if type(value) in PLAIN:
         return value
     name = "numpy" if isinstance(value, np.ndarray | np.generic) else NAMES.get(type(value))
     if name is None:
-        raise NotData(f"{type(value).__name__} is no plain data")
+        raise NotData(f"{type(value).__name__} is not plain data")
     return name, KINDS[name].save(value)
 
 
 def from_data(data: Any) -> Any:
-    """Return the value that `to_data` was given. Tensors and generators are on the device where they were."""
+    """Return the value that `to_data` converted. Tensors and generators are on their original device."""
     return data if type(data) in PLAIN else KINDS[data[0]].load(data[1])
 
 
@@ -60,7 +60,7 @@ def pairs_from_data(make: Callable[[Any], Any], data: list[Any]) -> Any:
 
 
 def tensor_to_data(tensor: Tensor) -> Any:
-    # A clone, so that a small view does not bring all of a large storage along.
+    # Clone, so that a small view is not saved with all of a large storage.
     return tensor.detach().cpu().clone(), str(tensor.device), tensor.requires_grad
 
 
@@ -92,7 +92,7 @@ def numpy_generator_from_data(data: Any) -> np.random.Generator:
 def defaultdict_to_data(values: defaultdict) -> Any:
     factory = values.default_factory
     if factory is not None and FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
-        raise NotData(f"defaultdict of {factory!r} is no plain data")
+        raise NotData(f"defaultdict of {factory!r} is not plain data")
     return factory and factory.__name__, pairs_to_data(values)
 
 
@@ -103,7 +103,7 @@ def defaultdict_from_data(data: Any) -> defaultdict:
 
 def numpy_to_data(values: np.ndarray | np.generic) -> Any:
     if values.dtype.kind not in "biuf":
-        raise NotData(f"numpy values of {values.dtype} are no plain data")
+        raise NotData(f"numpy values of {values.dtype} are not plain data")
     return torch.from_numpy(np.array(values)), isinstance(values, np.generic)
 
 
@@ -147,10 +147,10 @@ KINDS: dict[str, Kind] = {
 
 
 class Attributes:
-    """The attributes of `owner` that change from now on, whoever adds them, but for those named in `without`.
+    """The attributes of `owner` that change or are added from now on, except those named in `without`.
 
-    Data is saved as it is, an object with `state_dict` and `load_state_dict` by these. Modules, optimizers and
-    schedules of learning rates are left to Lightning, which saves them itself.
+    Data is saved directly; objects with `state_dict` and `load_state_dict` are saved by these. Modules, optimizers and
+    learning-rate schedules are left out: Lightning saves them itself.
     """
 
     def __init__(self, owner: Any, without: Iterable[str] = ()) -> None:
@@ -174,7 +174,7 @@ class Attributes:
             try:
                 if not has_state(value):
                     saved[name] = ("value", to_data(value))
-                elif name in self.initial:  # else nothing is there to load it into
+                elif name in self.initial:  # else a resumed run has no object to load it into
                     saved[name] = ("state", to_data(value.state_dict()))
                 else:
                     lost.append(name)
@@ -189,7 +189,7 @@ class Attributes:
         return is_same and fingerprint(value) == self.fingerprints[name]
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Give `owner` the attributes of an earlier `save`."""
+        """Restore the attributes of an earlier `save`."""
         for name, (kind, data) in saved.items():
             if kind == "value":
                 setattr(self.owner, name, from_data(data))
@@ -210,7 +210,10 @@ def is_data(value: Any) -> bool:
 
 
 def fingerprint(value: Any) -> bytes | None:
-    """Return bytes that differ where values differ: of data, and of objects whose attributes are data; else None."""
+    """Return bytes that differ if values differ, or None.
+
+    Only data and objects whose attributes are data have a fingerprint.
+    """
     for content in (value, getattr(value, "__dict__", len)):
         if is_data(content):
             return pickle.dumps(to_data(content))

@@ -21,7 +21,7 @@ FINISH_SECONDS = 30  # for the last uploads, before they are left to `wandb sync
 
 
 class Stat(NamedTuple):
-    """One value of one metric."""
+    """A value of a metric."""
 
     s: int  # optimiser steps so far
     n: int  # training samples so far
@@ -33,7 +33,7 @@ SAVED = TypeAdapter(dict[str, list[Stat]])  # what a file of statistics holds
 
 
 class Stats:
-    """All metrics of a run. Logging never waits for the device: tensors are fetched by drain."""
+    """All metrics of a run. Logging never waits for the device: `drain` fetches tensors."""
 
     def __init__(self, tracker: "WandbTracker | None" = None) -> None:
         self._tracker = tracker
@@ -42,7 +42,7 @@ class Stats:
         self._count = 0
 
     def log(self, name: str, value: float | Tensor, *, step: int, n_samples: int | Tensor) -> None:
-        """Note a number, or a tensor of one element on any device, as "stat/{name}"; so `n_samples` may be given, too."""
+        """Log a number, or a tensor of one element on any device, as "stat/{name}". `n_samples` may be a tensor too."""
         name = f"stat/{name}"
         if isinstance(value, Tensor):
             if value.numel() != 1:
@@ -53,7 +53,7 @@ class Stats:
         self._pending.append((name, step, n_samples, value))
 
     def drain(self) -> None:
-        """Move what was logged since the last drain into train_stats, and hand it to the tracker."""
+        """Move what was logged since the last drain into train_stats, and pass it to the tracker."""
         pending, self._pending = self._pending, []
         values = _fetch([value for *_, value in pending])
         rows = _fetch([n_samples for _, _, n_samples, _ in pending])
@@ -69,18 +69,18 @@ class Stats:
 
     @property
     def train_stats(self) -> dict[str, list[Stat]]:
-        """Every metric's values in the order they were logged; drains first."""
+        """Values of every metric in the order in which they were logged. Drains first."""
         self.drain()
         return self._drained
 
     def state_dict(self) -> dict[str, Tensor]:
-        """train_stats as tensors, a row for each value: what a checkpoint takes."""
+        """Return train_stats as tensors, one row per value, for a checkpoint."""
         return {
             name: torch.tensor([*values], dtype=torch.float64) for name, values in self.train_stats.items()
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on from an earlier state. The tracker has had those values already."""
+        """Continue from an earlier state. The tracker already has its values."""
         self._pending = []
         self._drained = {
             name: [Stat(int(s), int(n), int(c), v) for s, n, c, v in rows.tolist()]
@@ -89,12 +89,12 @@ class Stats:
         self._count = sum(map(len, self._drained.values()))
 
     def save(self, path: Path) -> None:
-        """Write train_stats as JSON, in Python's dialect: NaN and Infinity stand as they are."""
+        """Write train_stats as JSON in Python's dialect, which has NaN and Infinity."""
         path.write_text(json.dumps(self.train_stats))
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what save wrote; a ValueError if the file holds anything else."""
+        """Load a file written by `save`. Raise ValueError if it holds anything else."""
         stats = cls()
         try:
             stats._drained = SAVED.validate_json(path.read_bytes(), strict=True)
@@ -105,7 +105,7 @@ class Stats:
 
 
 def _fetch(values: list[float | Tensor]) -> list[float]:
-    """The values as floats, by one stacked transfer for each device and dtype."""
+    """Return the values as floats, by one stacked transfer for each device and dtype."""
     kinds: dict[Any, dict[int, Tensor]] = defaultdict(dict)
     for i, value in enumerate(values):
         if isinstance(value, Tensor):
@@ -117,7 +117,7 @@ def _fetch(values: list[float | Tensor]) -> list[float]:
 
 
 def _rows(logged: list[tuple[str, Stat]]) -> Iterator[dict[str, float]]:
-    """All values of one moment as one row; a name that comes again opens a new one, so none is overwritten."""
+    """Yield all values of one moment as a row. A repeated name starts a new row, so that none is overwritten."""
     row: dict[str, float] = {}
     for name, stat in logged:
         moment = {"step": stat.s, "n_samples": stat.n}
@@ -130,7 +130,7 @@ def _rows(logged: list[tuple[str, Stat]]) -> Iterator[dict[str, float]]:
 
 
 class WandbTracker:
-    """One run in wandb; start_wandb makes them."""
+    """A run in wandb, made by start_wandb."""
 
     def __init__(self, run: Any) -> None:
         run.define_metric("stat/*", step_metric="n_samples")
@@ -145,7 +145,7 @@ class WandbTracker:
             self._run.log(row)
 
     def finish(self, failed: bool = False) -> None:
-        """End the run, as failed or not. What cannot be uploaded in time stays in its folder."""
+        """End the run, as failed or not. Values that cannot be uploaded in time stay in its folder."""
         import wandb
 
         try:
@@ -166,9 +166,10 @@ def start_wandb(
     run_name: str | None = None,  # None: wandb invents one, when online
     run_id: str | None = None,  # of a run that goes on
 ) -> WandbTracker | None:
-    """A run in wandb: online if its server answers soon, else offline, to be uploaded later; None without wandb.
+    """Start a run in wandb: online if its server answers soon, else offline for a later upload.
 
-    Takes START_SECONDS at most and a few for wandb itself, never asks, never raises, and prints one line.
+    Return None without wandb. This takes at most START_SECONDS and a few more for wandb itself. It never asks, never
+    raises, and logs one line.
     """
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # it sends code, and offline it delays the exit by 20 s
     try:
@@ -197,7 +198,7 @@ def start_wandb(
 
 
 def _settings(wandb: Any) -> Any:
-    """Bounded waits, no output, no prompt, and nothing sent but params and statistics."""
+    """Return settings of wandb with bounded waits and no output or prompts, that send only params and statistics."""
     return wandb.Settings(
         init_timeout=START_SECONDS,
         finish_timeout=FINISH_SECONDS,
@@ -214,6 +215,6 @@ def _settings(wandb: Any) -> Any:
 
 
 def _sentence(error: Exception) -> str:
-    """The first line of an error, without the advice that wandb adds."""
+    """Return the first line of an error, without the advice that wandb adds."""
     line = str(error).partition("\n")[0] or type(error).__name__
     return f"{line.removesuffix('.')}."

@@ -1,14 +1,14 @@
-"""Stopwatch: seconds that a part of a run takes, pauses and the time between a kill and its resume left out."""
+"""Stopwatch: seconds that a part of a run takes, without pauses and without the time between a kill and its resume."""
 
 import time
 from typing import Any
 
 
 class Stopwatch:
-    """Starts at once. Its state is the seconds so far: a resumed run counts on from there."""
+    """A stopwatch that starts at once. Its state is the seconds so far, from which a resumed run continues."""
 
     def __init__(self) -> None:
-        self.earlier = 0.0  # seconds before the latest start
+        self.earlier = 0.0  # seconds until the latest start
         self.began: float | None = time.perf_counter()  # None while paused
 
     @property
@@ -19,7 +19,7 @@ class Stopwatch:
         self.earlier, self.began = self.seconds, None
 
     def start(self, seconds: float | None = None) -> None:
-        """Go on, with `seconds` on the clock if they are given."""
+        """Continue, from `seconds` if given."""
         self.earlier, self.began = self.seconds if seconds is None else seconds, time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:

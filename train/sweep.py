@@ -1,4 +1,4 @@
-"""A grid's runs, one after another or side by side: each is trained whatever becomes of the others."""
+"""Train a grid's runs, one after another or side by side. A failing run does not stop the others."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ from train.weights import one_line
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
-    """What the command line says about all runs; GridError for what it cannot say."""
+    """Return the options of the command line that hold for all runs. Raise GridError for invalid ones."""
     save = args.save or args.resume is not None
     if save:
         code_of_this_process()  # now: the files may be edited while texts are read and runs train
@@ -51,7 +51,10 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
 
 
 def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> list[dict[str, Any]]:
-    """Train every run; one that fails is shown at once and does not stop the rest, unless it has several processes."""
+    """Train every run and return the summaries.
+
+    A failure is logged at once. The other runs continue, unless runs have several processes or --fail-fast is set.
+    """
     names = [", ".join(f"{key} {value}" for key, value in own.items()) for own in settings_of(plans)]
     jobs = [
         Job(
@@ -98,7 +101,7 @@ class Job(NamedTuple):
 
 
 def train_job(job: Job, call: Call) -> dict[str, Any]:
-    """The summary of a run, whatever becomes of it."""
+    """Train a run and return its summary, however it ends."""
     started, one = time.perf_counter(), call._replace(variant=job.variant)
     if not job.step.trains:
         return earlier_summary(job.step)
@@ -117,7 +120,7 @@ def train_job(job: Job, call: Call) -> dict[str, Any]:
 
 
 def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: Call) -> list[dict[str, Any]]:
-    """The same, several at a time."""
+    """Train several runs at a time and return the summaries of all."""
     summaries = {job.number: earlier_summary(job.step) for job in jobs if not job.step.trains}
     to_train = {job.number: job for job in jobs if job.step.trains}
     if call.ray is None:
@@ -131,12 +134,15 @@ def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: 
 
 
 def taken_up(step: Step) -> Path | None:
-    """Return the folder in which a run goes on, None if it begins."""
+    """Return the folder in which a run continues, or None if it begins."""
     return step.earlier.folder if step.earlier and step.what == "continued" else None
 
 
 def earlier_summary(step: Step) -> dict[str, Any]:
-    """Return the final numbers of a run that is not trained now, and tidy up what a kill at its very end left."""
+    """Return the final numbers of a run that is not trained now.
+
+    If a kill at the very end left its folder incomplete, complete it.
+    """
     assert step.earlier is not None
     folder, summary = step.earlier.folder, step.earlier.summary
     if step.what == "elsewhere" or not summary:
@@ -148,7 +154,7 @@ def earlier_summary(step: Step) -> dict[str, Any]:
 
 
 def exit_code(summaries: list[dict[str, Any]]) -> int:
-    """130 after Ctrl-C, 1 if a run failed or diverged, else 0."""
+    """Return 130 after Ctrl-C, 1 if a run failed or diverged, else 0."""
     if rank() and torch.distributed.is_initialized():
         return 0  # the first process will notice and report; Lightning kills it when another one ends with an error
     ends = [summary["stopped"] for summary in summaries]

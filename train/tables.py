@@ -1,4 +1,4 @@
-"""Tables of a grid's runs: before training, for --dry-run, and after."""
+"""Tables of a grid's runs: before training, for --dry-run, and after it."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MOST_RESULTS = 200  # rows of the table of results
 
 
 def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
-    """What tells the runs apart: the config, where there are several, the variant, and the fields that vary besides."""
+    """Return what distinguishes the runs: the config if there are several, the variant, and the fields that vary."""
     varied = axes(((plan.config, plan.variant), plan.params) for plan in plans)
     named = any(plan.variant is not None for plan in plans)
     several = len({plan.config for plan in plans}) > 1 or not (varied or named)
@@ -33,17 +33,17 @@ def settings_of(plans: list[Plan]) -> list[dict[str, str]]:
 
 
 def as_text(value: object) -> str:
-    """A number without the last digits of what it was derived by."""
+    """Return a value as text; floats with 6 digits, without rounding errors of derived values."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def plain(text: str) -> str:
-    """Return what a cell of a rich table must hold to show `text` as it is, control characters as escapes."""
+    """Return `text` escaped for a cell of a rich table. Control characters become escapes."""
     return escape(printable(text))
 
 
 def as_time(seconds: float | None) -> str:
-    """Seconds as a reader wants them: 0.4 s, 12 s, 5 min, 3.2 h, 4 days."""
+    """Return seconds as readable text: 0.4 s, 12 s, 5 min, 3.2 h, 4 days."""
     if seconds is None:
         return "?"
     for size, unit in ((86_400 * 2, "days"), (3600 * 1.5, "h"), (90, "min")):
@@ -54,7 +54,7 @@ def as_time(seconds: float | None) -> str:
 
 
 def plan_table(plans: list[Plan], times: list[str]) -> Table:
-    """What --dry-run shows: of a very large grid the first runs."""
+    """Return the table for --dry-run: all runs, or the first runs of a very large grid."""
     settings = settings_of(plans)
     table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)", "time (estimate)")
     for number, (plan, own) in enumerate(zip(plans[:MOST_ROWS], settings, strict=False), 1):
@@ -80,7 +80,10 @@ NUMBERS = {*COLUMNS} - {"leak", "ended"}  # never broken over lines
 
 
 def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
-    """Every run's final numbers beside what varied; of a very large grid those of the runs one would look for first."""
+    """Return the table of results: each run's final numbers beside the fields that vary.
+
+    A very large grid shows only the most interesting runs.
+    """
     settings, chosen = settings_of(plans), most_telling(summaries)
     cells = {name: [cell(summaries[i]) for i in chosen] for name, cell in COLUMNS.items()}
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
@@ -93,7 +96,7 @@ def result_table(plans: list[Plan], summaries: list[dict[str, Any]]) -> Table:
 
 
 def most_telling(summaries: list[dict[str, Any]]) -> list[int]:
-    """The places, in order, of at most MOST_RESULTS runs: failed ones in up to half of them, then the lowest losses."""
+    """Return the indices of at most MOST_RESULTS runs, sorted: failed ones in up to half, then the lowest losses."""
     everything = range(len(summaries))
     if len(summaries) <= MOST_RESULTS:
         return [*everything]
@@ -104,13 +107,13 @@ def most_telling(summaries: list[dict[str, Any]]) -> list[int]:
 
 
 def loss_of(summary: dict[str, Any]) -> float:
-    """To rank runs by: infinite if there is none."""
+    """Return the loss by which runs are ranked, infinite if there is none."""
     loss = summary.get("val_loss")
     return math.inf if loss is None or math.isnan(loss) else loss
 
 
 def leak_mark(leak: str | None) -> str:
-    """No row without it shows the numbers of a model that sees what it predicts."""
+    """Return the mark of a leaking model in the results table: "yes", "unknown" or "-"."""
     if leak is None:
         return "-"
     return "unknown" if leak.startswith(UNCHECKED) else "yes"

@@ -1,4 +1,7 @@
-"""Timestamps: each is given to one run below a root, however many processes ask at once, and without a walk for each."""
+"""Timestamps: each belongs to one run below a root, even if many processes ask at once.
+
+A process walks the root only at its first request.
+"""
 
 import os
 import re
@@ -10,12 +13,12 @@ from pathlib import Path
 FORMAT = "%Y-%m-%d--%H-%M-%S"
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\d--\d\d-\d\d-\d\d")
 PARTIAL = ".partial"  # ends the name of a run's folder until everything is in it
-MAX_DEPTH = 100  # levels of folders in which runs are looked for
+MAX_DEPTH = 100  # levels of folders that are searched for runs
 SECOND = timedelta(seconds=1)
 
 
 def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-    """Walk like os.walk, which ends in a RecursionError far below, but MAX_DEPTH levels down at most."""
+    """Walk like os.walk, but at most MAX_DEPTH levels down. Very deep trees make os.walk raise RecursionError."""
     top = str(folder).count(os.sep)
     for parent, subfolders, files in os.walk(folder):
         if parent.count(os.sep) - top >= MAX_DEPTH:
@@ -24,7 +27,7 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def run_folders(root: Path) -> Iterator[Path]:
-    """The folder of every run saved under `root`, complete or not; symbolic links are not followed."""
+    """Yield the folder of every run saved under `root`, complete or not. Symbolic links are not followed."""
     for folder, subfolders, _ in walk(root / "saved-models"):
         runs = sorted(name for name in subfolders if TIMESTAMP.fullmatch(name.removesuffix(PARTIAL)))
         subfolders[:] = sorted(set(subfolders) - set(runs))
@@ -32,7 +35,7 @@ def run_folders(root: Path) -> Iterator[Path]:
 
 
 class Timestamps:
-    """Those of the runs in `base`, a folder saved-models. An empty file for each that was given keeps others from it."""
+    """Timestamps of the runs in `base`, a folder saved-models. An empty file reserves each one."""
 
     def __init__(self, base: Path) -> None:
         self.given = base / ".timestamps"
@@ -41,7 +44,7 @@ class Timestamps:
         self.next = datetime.min
 
     def give(self, when: datetime, folder_of: Callable[[str], Path]) -> Path:
-        """`folder_of` the next free one from `when` on, and after the last that was given here."""
+        """Return `folder_of` the next free timestamp, from `when` on and after the last one given here."""
         when = max(when.replace(microsecond=0), self.next)
         while True:
             timestamp = f"{when:{FORMAT}}"
@@ -62,5 +65,5 @@ class Timestamps:
 
 @cache
 def timestamps_in(base: Path) -> Timestamps:
-    """What this process knows of `base`."""
+    """Return the Timestamps of `base`, one object per process."""
     return Timestamps(base)

@@ -60,5 +60,5 @@ class TrainParams:
                 raise ValueError("strategy='fsdp' shares a model out over several devices, but devices=1")
             if self.patience or self.checkpoint_every or self.compile:
                 raise ValueError(
-                    "strategy='fsdp' goes with neither patience nor checkpoint_every nor compile=True"
+                    "strategy='fsdp' supports neither patience nor checkpoint_every nor compile=True"
                 )

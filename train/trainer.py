@@ -1,4 +1,4 @@
-"""LMTrainer: what happens to an LM in training, hook by hook, in order of time."""
+"""LMTrainer: the training of an LM as Lightning hooks, in order of time."""
 
 import math
 import sys
@@ -33,7 +33,7 @@ DRAIN_EVERY = 50  # optimizer steps between moments when statistics leave the de
 
 
 class LMTrainer(L.LightningModule):
-    """Trains `model` on `data` for `n_steps` optimiser steps. Lightning does the rest."""
+    """Lightning module that trains `model` on `data` for `n_steps` optimizer steps."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class LMTrainer(L.LightningModule):
         self.attributes = Attributes(self, without=of_lightning)
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
-        """Keep a number (or a tensor of one) under `stat/name`, for the saved run and for wandb; never waits."""
+        """Log a number, or a tensor of one, as `stat/name` for the saved run and wandb. Never waits for the device."""
         self.stats.log(name, number(value), step=self.global_step, n_samples=self.n_samples)
 
     def configure_model(self) -> None:
@@ -142,19 +142,19 @@ class LMTrainer(L.LightningModule):
 
     @property
     def is_step_split(self) -> bool:
-        """Whether an optimizer step is made of several batches, one after another or in several processes."""
+        """True if an optimizer step consists of several batches, one after another or in several processes."""
         return self.train_params.accumulate_grad_batches * self.trainer.world_size > 1
 
     def weight(self, losses: dict[str, Tensor]) -> float | Tensor:
         """Return the factor of a batch's losses before their gradients are added up over the optimizer step.
 
-        Losses are means over the scored tokens of a batch, gradients are to be those of the mean over all of the step.
-        How many there are is known at its end: see `mean_over_step`.
+        Losses are means over the scored tokens of a batch, but gradients must be those of the mean over the whole step.
+        The number of tokens in a step is known only at its end: see `mean_over_step`.
         """
         return self.n_scored(losses) / self.n_positions if self.is_step_split else 1
 
     def n_scored(self, losses: dict[str, Tensor]) -> Tensor:
-        """Return the number of tokens over which the latest get_losses took means, in the type of losses."""
+        """Return the number of tokens over which the latest get_losses took means, in the dtype of losses."""
         n_scored = self.model.n_scored
         if n_scored is None:
             raise ValueError(
@@ -168,7 +168,7 @@ class LMTrainer(L.LightningModule):
 
     @property
     def n_positions(self) -> int:
-        """Positions of a full batch: a constant that keeps weighted losses in the range of losses."""
+        """Number of positions in a full batch: a constant that keeps weighted losses in the range of losses."""
         return self.train_params.batch_size * self.data.max_seq_len
 
     @torch.no_grad()
@@ -181,7 +181,7 @@ class LMTrainer(L.LightningModule):
 
     @torch.no_grad()
     def count(self, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Count rows and tokens of all processes; return the losses over what they score at this moment."""
+        """Count rows and tokens of all processes. Return the mean losses over all tokens scored at the same time."""
         n_rows, n_tokens = len(batch["x_indices"]), n_real_tokens(batch)
         if self.is_step_split:
             n_scored = self.n_scored(losses)
@@ -193,7 +193,7 @@ class LMTrainer(L.LightningModule):
         return losses
 
     def of_all_processes(self, batch: Batch, losses: dict[str, Tensor], n_scored: Tensor) -> tuple[Any, ...]:
-        """Return mean losses and counts over all processes; the same message says who wants to stop."""
+        """Return mean losses and counts over all processes. The same message tells which processes want to stop."""
         # A process without rows of its own has a filler, in which nothing is scored.
         is_real = batch["target_mask"].any()
         counts = is_real * len(batch["x_indices"]), is_real * n_real_tokens(batch)
@@ -214,7 +214,7 @@ class LMTrainer(L.LightningModule):
 
     @torch.no_grad()
     def log_hyperparams_and_time(self) -> None:
-        """Called every `hyperparams_log_freq` steps, when gradients are complete and not yet clipped."""
+        """Log learning rates, times and norms every `hyperparams_log_freq` steps. Gradients are not yet clipped."""
         lm = self.model
         self.log_stat("lr", self.scheduler.get_last_lr()[0])
         self.log_stat("train_seconds", self.train_seconds)
@@ -230,7 +230,7 @@ class LMTrainer(L.LightningModule):
                 self.log_stat(f"{kind}:{layer}", torch.nn.utils.get_total_norm(group))
 
     def log_groups(self) -> None:
-        """The settings of each group of parameters at this step; tau is the time, in steps, over which weights are a mean."""
+        """Log the settings of each parameter group. Weights average updates over about tau steps, by weight decay."""
         for name, lr, decay, eps in group_settings(self.scheduler.optimizer):
             self.log_stat(f"lr:{name}", lr)
             if lr * decay:
@@ -265,7 +265,7 @@ class LMTrainer(L.LightningModule):
                 self.stop(INTERRUPTED)
 
     def drain_and_judge(self) -> None:
-        """Let statistics leave the device, and stop if they say that training has diverged."""
+        """Drain the statistics, and stop if they show that training has diverged."""
         why = self.divergence.judge(self.stats.train_stats)
         if why is not None and self.stopped == FINISHED:
             why += self.where_not_finite()
@@ -273,7 +273,7 @@ class LMTrainer(L.LightningModule):
             self.stop(why)
 
     def where_not_finite(self) -> str:
-        """Return "; layers.0.q is the first activation that is not finite", for the first validation row, or ""."""
+        """Return "; layers.0.q is the first activation that is not finite" for the first validation row, or ""."""
         if self.divergence.not_finite is None or self.trainer.world_size > 1:
             return ""
         row = mycollate([self.data.rows("val")[0]], pad=self.data.tokenizer.pad)
@@ -281,9 +281,9 @@ class LMTrainer(L.LightningModule):
         return f"; {name} is the first activation that is not finite" if name else ""
 
     def stop(self, why: str, agreed: bool = True) -> None:
-        """End training after this step; the first reason stands in the summary.
+        """End training after this step. The first reason is kept for the summary.
 
-        With agreed=False the other processes do not know of it: all stop together when statistics are next drained.
+        With agreed=False the other processes do not know yet: all stop together when statistics are next drained.
         """
         if self.stopped == FINISHED:
             self.stopped = why
@@ -324,7 +324,7 @@ class LMTrainer(L.LightningModule):
             self.training_time.start()
 
     def judge(self, val_loss: float) -> None:
-        """What depends on the course of validation loss: the plateau schedule, patience, the best weights."""
+        """Update all that depends on validation loss: the plateau schedule, patience and the best weights."""
         self.schedule.see(val_loss)
         if val_loss < self.best_loss:
             self.best_loss, self.best_step, self.validations_without_gain = val_loss, self.global_step, 0
@@ -338,7 +338,7 @@ class LMTrainer(L.LightningModule):
             self.stop(f"early stop: no better validation in {self.validations_without_gain}")
 
     def restore_best(self) -> bool:
-        """Put the best weights back, if there are better ones than the last."""
+        """Load the best weights if they are better than the last. Return whether they are loaded."""
         if self.best_weights is not None and self.best_step < self.global_step:
             self.model.load_state_dict(self.best_weights)
             self.restored_best = True
@@ -346,6 +346,6 @@ class LMTrainer(L.LightningModule):
 
 
 def layer_of(parameter_name: str) -> str:
-    """The layer a parameter is counted under: `decoder.layers.0`, `embed` ..."""
+    """Return the layer that a parameter counts as part of: `decoder.layers.0`, `embed` ..."""
     parts = parameter_name.split(".")
     return ".".join(parts[:3]) if parts[:2] == ["decoder", "layers"] else ".".join(parts[:-1])

@@ -1,4 +1,4 @@
-"""Weights as files: safetensors, read as data and built into a model only when they are known to fit it."""
+"""Weights as safetensors files, read as data. A model is built only if the file fits it."""
 
 import itertools
 import re
@@ -29,7 +29,7 @@ CHECKPOINT = re.compile(r"step-([0-9]{7,18})\.safetensors")
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
-    """The state dict of `module` with every shared tensor once, under its first name."""
+    """Return the state dict of `module` with every shared tensor once, under its first name."""
     first: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         first.setdefault(id(tensor), (name, tensor))
@@ -37,7 +37,10 @@ def weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
-    """The model whose weights lie in `path`, built only when its sizes are known to be those of the file."""
+    """Load the model with the weights in `path`. It is built only after its sizes are found equal to those of the file.
+
+    Raise ValueError if the file does not fit `params`.
+    """
     regular_file(path)
     try:
         with safe_open(path, "pt") as file:
@@ -61,7 +64,7 @@ def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
 
 @contextmanager
 def at_most_parameters(n: int) -> Iterator[None]:
-    """Raise ValueError as soon as modules made inside have more than `n` parameters, or ten times as many parts."""
+    """Raise ValueError once modules made inside have more than `n` parameters, or ten times as many submodules."""
     parameters, modules = itertools.count(1), itertools.count(1)
 
     def count(module: nn.Module, name: str, part: object) -> None:
@@ -81,7 +84,7 @@ def at_most_parameters(n: int) -> Iterator[None]:
 
 
 def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
-    """ValueError unless `found` are the names and shapes of the weights of `lm`."""
+    """Raise ValueError unless `found` are the names and shapes of the weights of `lm`."""
     wanted = {name: tuple(tensor.shape) for name, tensor in weights(lm).items()}
     for name in [*wanted, *found]:
         if found.get(name) != wanted.get(name):
@@ -91,7 +94,7 @@ def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
 
 
 def regular_file(path: Path) -> Path:
-    """`path`, unless there is nothing or what could be read for ever, such as a pipe."""
+    """Return `path`. Raise ValueError if it is missing or not a regular file: a pipe could be read for ever."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file" if path.exists() else f"{path} is missing")
     return path
@@ -105,14 +108,17 @@ def one_line(error: BaseException | str) -> str:
 
 
 class Checkpoints:
-    """Keeps the weights of a model as it trains. Another thread writes them: training waits for a copy, no more."""
+    """Keeps the weights of a model during training.
+
+    A thread writes them, so training waits only for a copy in memory.
+    """
 
     def __init__(self, folder: Path, every: int) -> None:
         self.folder = folder
         self.every = every
         self.latest = -1  # the step of the last ones kept
         self.writer = ThreadPoolExecutor(max_workers=1)
-        self.written: Future[None] = Future()  # done when they are on the disk
+        self.written: Future[None] = Future()  # done when the weights are on the disk
         self.written.set_result(None)
         self.has_warned = False
 
@@ -149,7 +155,7 @@ class Checkpoints:
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
-    """All of the file or nothing, whenever the process is killed; OSError in one sentence."""
+    """Write a safetensors file. A kill at any moment leaves either all of it or nothing. Raise OSError on failure."""
     try:
         path.parent.mkdir(exist_ok=True)
         with replacing(path) as partial:
@@ -159,13 +165,13 @@ def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def checkpoint_files(folder: Path) -> dict[int, Path]:
-    """The weights that were kept in the folder of a run, by step, in order of steps."""
+    """Return the kept weights in a run folder, {step: path}, in order of steps."""
     named = ((CHECKPOINT.fullmatch(path.name), path) for path in (folder / "checkpoints").glob("*"))
     return dict(sorted((int(match[1]), path) for match, path in named if match))
 
 
 def weights_file(folder: Path, step: int | None = None) -> Path:
-    """Where the weights of a run lie: those it ended with, or those kept at `step`."""
+    """Return the path of a run's final weights, or of those kept at `step`. Raise ValueError if there are none."""
     if step is None:
         return folder / "model.safetensors"
     files = checkpoint_files(folder)

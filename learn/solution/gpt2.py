@@ -47,7 +47,7 @@ class Embedding(nn.Module):
 
 
 class CausalAttention(nn.Module):
-    """Each position mixes the values of itself and its past, head by head."""
+    """Multi-head causal self-attention: every position mixes the values of itself and its past."""
 
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""What may stand in attention's place: a gated convolution, linear attention, a state-space model. All causal, in plain PyTorch.
+"""Causal mixers in attention's place: a gated convolution, linear attention and a state-space model, in plain PyTorch.
 
-Each is an axis value of `layer_architecture`; the layer around it is ours. They are written in the form that sees all
-positions at once, and carry a state from one call to the next, so that generation costs the same for every token.
+Each is a value of `layer_architecture`; only the mixer of our layer changes. A forward pass computes all positions
+at once. With a cache it carries a state, so every generated token costs the same.
 
 Shape suffixes:  B batch  T position  S position seen  D model dim  H head  K dim of a head  L one more than K
                  C channel  W width of a convolution  P one less than W
@@ -23,7 +23,7 @@ from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 
 class CausalConv(nn.Module):
-    """Each channel on its own: a weighted sum of the last `conv_width` positions."""
+    """Depthwise causal convolution: in each channel a weighted sum of the last `conv_width` positions."""
 
     def __init__(self, model_params: ModelParams, n_channels: int) -> None:
         super().__init__()
@@ -61,7 +61,10 @@ class GatedConv(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention whose scores are products of positive features, so that sums stand for the past (Katharopoulos et al. 2020)."""
+    """Linear attention: scores are products of positive features, so that sums represent the past.
+
+    Source: Katharopoulos et al. 2020.
+    """
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
@@ -95,8 +98,12 @@ class LinearAttention(nn.Module):
 class StateSpace(nn.Module):
     """A selective state-space model, one decay to a head (Mamba-2: Dao and Gu 2024, arXiv:2405.21060).
 
-    h_t = exp(-dt_t a) h_(t-1) + dt_t b_t x_t,   y_t = c_t h_t + d x_t, here over all t at once: what s adds to t is
-    dt_s (c_t b_s) exp(-a (dt_(s+1) + ... + dt_t)) x_s.
+        h_t = exp(-dt_t a) h_(t-1) + dt_t b_t x_t
+        y_t = c_t h_t + d x_t
+
+    All t are computed at once. Position s adds to y_t:
+
+        dt_s (c_t b_s) exp(-a (dt_(s+1) + ... + dt_t)) x_s
     """
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
@@ -140,18 +147,18 @@ class StateSpace(nn.Module):
         return self.out(z_BHTK.transpose(1, 2).flatten(2))
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """c, b and x stand in their place."""
+        """Return the weights of c, b and x, which take the place of queries, keys and values."""
         c_weight, b_weight, x_weight = self.cbx.weight.chunk(3)
         return [c_weight], [b_weight], [x_weight]
 
 
 def heads(x_BTC: Tensor, n: int, n_heads: int) -> tuple[Tensor, ...]:
-    """`n` maps side by side, each [B, H, T, K]."""
+    """Split `n` maps that lie side by side, each [B, H, T, K]."""
     return x_BTC.unflatten(-1, (n, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
 class CausalLayer(TransformerEncoderLayer):
-    """With a mixer that knows no later positions."""
+    """Base class of layers whose mixer is always causal."""
 
     has_attention = False
 

@@ -1,4 +1,4 @@
-"""Layers that torch ships, as layers of our stack: to compare with, not to edit.
+"""Layers that torch ships, as layers of our stack, for comparison.
 
 Shape suffixes:  B batch  T position  S position attended to  D model dim  H head
 """
@@ -21,7 +21,10 @@ from model.transformer.transformerencoderlayer import activations
 
 @layer_kind("torch-transformer")
 class TorchTransformer(Layer):
-    """torch.nn.TransformerEncoderLayer, causal unless causal=False. Unlike ours it has a dropout inside the feed-forward block, too."""
+    """torch.nn.TransformerEncoderLayer, causal unless causal=False.
+
+    Unlike our layer it also has a dropout inside the feed-forward block.
+    """
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
@@ -77,7 +80,7 @@ class TorchTransformer(Layer):
         nn.init.ones_(self.block.norm2.weight)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        if self.causal and ctx.padding_B is not None:  # all that a query at padding sees would be hidden: NaN
+        if self.causal and ctx.padding_B is not None:  # a padding query would see only masked keys: NaN
             raise ValueError(
                 "mask has padding at the left of rows, but torch-transformer takes it on the right only"
             )
@@ -96,7 +99,7 @@ class TorchTransformer(Layer):
         return out_BSD[:, S - T :]
 
     def pattern(self, x_BSD: Tensor, future_SS: Tensor | None, padding_BS: Tensor | None) -> Tensor:
-        """The attention pattern before dropout, computed a second time: torch's layer keeps it to itself."""
+        """Return the attention pattern before dropout. torch's layer does not return it, so it is computed again."""
         x_BSD = self.block.norm1(x_BSD) if self.block.norm_first else x_BSD
         attention = self.block.self_attn
         training = attention.training
@@ -114,7 +117,7 @@ class TorchTransformer(Layer):
 
 
 class TorchRNN(Layer):
-    """One recurrent layer, without residual connection: n of them are torch's own stack of n layers."""
+    """Recurrent layer without residual connection. n of them equal torch's own stack of n layers."""
 
     kind: type[nn.LSTM] | type[nn.GRU]
     has_attention = False
@@ -142,7 +145,7 @@ class TorchRNN(Layer):
         return self.dropout(x_BTD)
 
     def past(self, ctx: Context) -> Any:
-        """What torch's module takes as its state; None at the start."""
+        """Return the state that torch's module takes, or None at the start."""
         raise NotImplementedError
 
     def keep(self, state: Any, ctx: Context) -> None:
@@ -175,6 +178,6 @@ class TorchLSTM(TorchRNN):
 
 
 def recalled(name: str, ctx: Context) -> Tensor | None:
-    """A state as torch wants it: [1, B, D], while a cache has the batch first."""
+    """Return a state in torch's layout, [1, B, D]; a cache has the batch first."""
     kept = ctx.recall(name)
     return None if kept is None else kept.transpose(0, 1).contiguous()

@@ -1,4 +1,4 @@
-"""The stack of layers between embedding and readout.
+"""The stack of layers between embedding and unembedding.
 
 Shape suffixes:  B batch  T position  D model dim
 """
@@ -14,7 +14,7 @@ from model.transformer.attention import zero_queries  # muP
 
 
 class Transformer(nn.Module):
-    """Layers, of one kind or of several that take turns, and a norm after the last if they normalise their input."""
+    """Layers, of one kind or of several that take turns, and a final norm if layers normalise their input."""
 
     def __init__(self, model_params: ModelParams, dropout: float = 0.0) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Transformer(nn.Module):
         def make_layer(i: int) -> nn.Module:
             return layer_kinds[kinds[i % len(kinds)]](model_params.at(i, self.depth), dropout)
 
-        # Initial weights depend on how many layers a forward pass goes through: placeholders count them beforehand.
+        # Initial weights depend on the number of layers in a forward pass. Placeholders let `passes` count them first.
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))
         self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
@@ -34,9 +34,9 @@ class Transformer(nn.Module):
             zero_queries(self.layers)  # muP
 
     def passes(self) -> list[tuple[int, nn.Module]]:
-        """Return the layers in the order of one forward pass, each with the number that its activations are named by.
+        """Return the layers in the order of one forward pass, each with the number that names its activations.
 
-        A layer may come several times, under another number each time. Whatever walks through the layers goes by this.
+        A layer may come several times, each time under another number. All code that iterates over layers uses this.
         """
         return list(enumerate(self.layers))
 

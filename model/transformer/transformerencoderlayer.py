@@ -1,4 +1,4 @@
-"""One layer of the transformer: attention, then a feed-forward block, each added to the residual stream.
+"""Transformer layer: attention, then a feed-forward block, each added to the residual stream.
 
 Shape suffixes:  B batch  T position  D model dim  F feed-forward width
 """
@@ -26,7 +26,7 @@ activations: dict[str, Callable[[Tensor], Tensor]] = {
 
 @layer_kind("custom-transformer")
 class TransformerEncoderLayer(Layer):
-    """Equals torch.nn.TransformerEncoderLayer under a causal mask, and is meant to be edited."""
+    """Editable transformer layer, equal to torch.nn.TransformerEncoderLayer under a causal mask."""
 
     make_mixer: Callable[[ModelParams, float], nn.Module] = Attention  # what lets positions see each other
 

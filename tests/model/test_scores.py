@@ -198,7 +198,7 @@ class OwnScaling(OtherAttention):
 
 
 def test_what_cannot_be_scaled_is_named_and_nothing_is_changed():
-    with pytest.raises(ValueError, match="no attention whose scores can be scaled in this Linear"):
+    with pytest.raises(ValueError, match="this Linear has no attention whose scores can be scaled"):
         scale_scores(nn.Linear(3, 3), 0.5)
     own = OwnScaling()
     with pytest.raises(ValueError, match="the scores of 1, a OtherAttention, cannot be scaled"):

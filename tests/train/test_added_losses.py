@@ -128,7 +128,7 @@ def test_losses_of_an_xyz_are_its_own_and_nothing_is_left_by_generation_or_in_co
     ("name", "value", "says"),
     [
         ("main", torch.zeros(()), "'main' is the loss of the predictions"),
-        ("b", torch.zeros(3), r"not of shape \(3,\)"),
+        ("b", torch.zeros(3), r"has shape \(3,\); it must be a scalar"),
     ],
 )
 def test_what_is_no_loss_of_its_own_is_refused(name, value, says):

@@ -313,7 +313,7 @@ def test_check_reports_on_each_architecture_and_trains_nothing(tmp_path, capsys)
         "runs 2, 4: layer_architecture torch-gru",
     ]
     said = [
-        re.fullmatch(r"  (pass|skip)  ([a-z ]+)(?:: [^.]+)?\. Else .*\.", line)
+        re.fullmatch(r"  (pass|skip)  ([a-z ]+)(?:: [^.]+)?\. Failure means that .*\.", line)
         for line in lines
         if line[:1] == " "
     ]

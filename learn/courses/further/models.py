@@ -58,14 +58,17 @@ class BagOfWords(nn.Module):
 
 
 def seeded(make, seed: int = 0):
-    """What `make` makes with a random state of its own."""
+    """Call `make` under a fixed seed and restore the global random state."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make()
 
 
 def tiny_bert() -> BertForClassification:
-    """BERT of the course; its matrices begin larger than those of a BERT that sees a billion words, so that 200 steps do."""
+    """Return a BERT of the course with its matrices 5 times as large.
+
+    Larger initial weights let 200 steps suffice.
+    """
     model = seeded(lambda: BertForClassification(len(WORDS), LONGEST, 48, 2, 4, n_classes=2))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -75,7 +78,7 @@ def tiny_bert() -> BertForClassification:
 
 
 def tiny_gpt2(spread: float = 0.0) -> GPT2:
-    """GPT-2 of the course, with parameters that are moved so that its predictions are far from even."""
+    """Return a GPT-2 of the course in float64, with normal noise of deviation `spread` added to every parameter."""
     model = seeded(lambda: GPT2(11, 16, 12, 1, 2)).double()
     generator = torch.Generator().manual_seed(5)  # by which continuations tell mistakes apart
     with torch.no_grad():
@@ -85,7 +88,7 @@ def tiny_gpt2(spread: float = 0.0) -> GPT2:
 
 
 def random_lm(dropout: float = 0.0) -> LM:
-    """Of the harness, as it is made, but with larger weights; nothing is known of it."""
+    """Return an LM of 3 layers in float64 with large random weights."""
     params = ModelParams(dim=24, n_layers=3, n_heads=4, max_seq_len=24)
 
     def make() -> LM:
@@ -103,12 +106,16 @@ TOKEN, PLACE, BEFORE, ANSWER = 0, V, V + T, V + T + V  # where in the stream eac
 
 
 def induction_lm(order: tuple[int, ...]) -> LM:
-    """Two layers of attention alone that copy, with weights set by hand; `order` says which head does what.
+    """Return an LM of two attention-only layers that copies repeated sequences, with weights set by hand.
 
-    The stream has four blocks: which token, which position, which token was before, which token to predict. In layer 0
-    head order[0] writes what was before. In layer 1 head order[0] finds what followed the same token, and copies it:
-    the induction head. order[1] does so half as well, order[2] looks there still harder and writes nothing,
-    order[3] looks at the same token. All other weights are small and random.
+    The residual stream has four blocks: current token, position, previous token, token to predict.
+    In layer 0 head order[0] writes the previous token. In layer 1:
+    - order[0] finds what followed the same token and copies it: the induction head.
+    - order[1] does the same, half as well.
+    - order[2] attends there even more sharply, but writes nothing.
+    - order[3] attends to the same token.
+
+    All other weights are small and random.
     """
     params = ModelParams(
         dim=H * K,
@@ -145,7 +152,11 @@ def set_head(
     key: tuple[int, Tensor],
     write: tuple[int, float],
 ) -> None:
-    """Where queries and keys begin to read, and the map they read by; in which block the head writes tokens, how large."""
+    """Set the weights of one attention head, `head` = (layer, head).
+
+    `query` and `key` are (first dimension of a stream block, map that reads it). `sharp` multiplies the queries.
+    `write` is (first dimension of the block the head writes tokens to, gain).
+    """
     layer, h = head
     mixer = lm.decoder.layers[layer].get_submodule("mixer")
     q_HKD, k_HKD, v_HKD = mixer.get_parameter("qkv.weight").view(3, H, K, H * K)
