@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from train.grid import GridError
 from train.logs import log, say_at_once
 from train.provenance import Code, code_of_this_process, take_code_of
-from train.run import Call
+from train.run import LATE, Call
 from train.trainer import INTERRUPTED
 
 SPARE = 1.2  # a run starts where there is room for so many times what the largest one took so far
@@ -259,8 +259,11 @@ class SideBySide:
 
     def may_stop(self, summary: Summary) -> None:
         """With --fail-fast the first failure ends all."""
-        if self.failed_fast and summary["stopped"] == INTERRUPTED:
-            summary["stopped"] = "interrupted, as another run failed"
+        if self.failed_fast:
+            is_interrupted = summary["stopped"] == INTERRUPTED
+            summary["stopped"] = summary["stopped"].removesuffix(LATE)  # nobody pressed Ctrl-C
+            if is_interrupted:
+                summary["stopped"] = "interrupted, as another run failed"
         if self.call.fail_fast and summary["stopped"].startswith("failed"):
             self.failed_fast = True
             self.stop()

@@ -131,7 +131,8 @@ def claim(run: Path, arrived: Path, out: Path) -> Path:
     write_json(run / "about.json", about)
     for path in sorted(run.iterdir(), key=lambda path: path.name == "about.json"):
         path.rename(home.path / path.name)
-    home.give_up(None) if run.name.endswith(PARTIAL) else home.finish()
+    # Only a run that was interrupted brings a resume checkpoint under its last name.
+    home.give_up(None) if run.name.endswith(PARTIAL) else home.finish(resumable=True)
     return home.path
 
 

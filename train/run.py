@@ -44,6 +44,7 @@ Report = Callable[[int, float, torch.device], None]  # (step, loss, device)
 
 
 REPORT_EVERY = 0.3  # seconds
+LATE = ", then Ctrl-C"  # ends what a call says of a run that was interrupted when nothing was left to train
 
 
 class Call(NamedTuple):
@@ -93,10 +94,9 @@ def train_run(
         # The first process saves for all; the others take part in its resume checkpoints.
         resume_point = ResumePoint(go_on and partial_name(go_on) / RESUME_FILE) if call.save else None
         with threads(params.train.threads):
-            summary = of_variant(call) | summarise(
-                fit(params, Stats(tracker), call, resume_point=resume_point)
-            )
-            return summary
+            lm_trainer = fit(params, Stats(tracker), call, resume_point=resume_point)
+            summary = of_variant(call) | summarise(lm_trainer)
+            return {**summary, "stopped": ending(lm_trainer)}
     finally:
         if tracker is not None:
             tracker.finish(failed=summary is None or summary["stopped"].startswith("diverged"))
@@ -146,7 +146,13 @@ def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dic
         save(folder.path, lm=lm_trainer.model, stats=lm_trainer.stats, summary=summary)
         folder.finish(resumable=lm_trainer.stopped == INTERRUPTED)
         log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
-    return {**summary, "folder": str(folder.path)}
+    return {**summary, "stopped": ending(lm_trainer), "folder": str(folder.path)}
+
+
+def ending(lm_trainer: LMTrainer) -> str:
+    """Return why a run ended, with LATE if Ctrl-C came when nothing was left to train: the grid ends after this run."""
+    is_late = lm_trainer.is_interrupted and lm_trainer.stopped != INTERRUPTED
+    return lm_trainer.stopped + LATE * is_late
 
 
 def start_tracker(params: Params, namer: Any, call: Call, wandb_id: str | None) -> Any:
@@ -362,7 +368,7 @@ def stop_on_interrupt(lm_trainer: LMTrainer, quiet: bool = False) -> Iterator[No
         # Not logged: the signal may come while a log is being written, and logs cannot be entered twice.
         if not quiet:
             say_at_once("interrupted: stopping after this step; press Ctrl-C once more to leave at once")
-        lm_trainer.stop("interrupted", agreed=False)
+        lm_trainer.is_interrupted = True
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else stop)
     try:

@@ -21,7 +21,7 @@ from train.params import Params
 from train.plan import Plan
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
-from train.run import Call, of_variant, train_run
+from train.run import LATE, Call, of_variant, train_run
 from train.saver import complete, output_root
 from train.tables import settings_of
 from train.trainer import INTERRUPTED
@@ -79,7 +79,7 @@ def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> 
         summary = train_job(job, call)
         summaries.append(summary)
         failed = summary["stopped"].startswith("failed")
-        if summary["stopped"] == INTERRUPTED or (failed and (call.fail_fast or job.params.train.devices > 1)):
+        if is_interrupted(summary) or (failed and (call.fail_fast or job.params.train.devices > 1)):
             break  # after a failure several processes may stand at different points
     return summaries
 
@@ -151,7 +151,11 @@ def exit_code(summaries: list[dict[str, Any]]) -> int:
     """130 after Ctrl-C, 1 if a run failed or diverged, else 0."""
     if rank() and torch.distributed.is_initialized():
         return 0  # the first process will notice and report; Lightning kills it when another one ends with an error
-    ends = [summary["stopped"] for summary in summaries]
-    if INTERRUPTED in ends:
+    if any(map(is_interrupted, summaries)):
         return 130
-    return int(any(end.startswith(("failed", "diverged")) for end in ends))
+    return int(any(summary["stopped"].startswith(("failed", "diverged")) for summary in summaries))
+
+
+def is_interrupted(summary: dict[str, Any]) -> bool:
+    """Return whether Ctrl-C came while the run trained or when it had just ended."""
+    return summary["stopped"] == INTERRUPTED or summary["stopped"].endswith(LATE)

@@ -22,7 +22,7 @@ from train.grid import GridError
 from train.jobs import Board, Message, SideBySide, n_jobs, say_threads
 from train.logs import log
 from train.run import Call
-from train.sweep import make_call
+from train.sweep import exit_code, make_call
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL = Call(
@@ -142,6 +142,20 @@ def test_fail_fast_ends_all(notes):
     ).run()
     assert summaries[1]["stopped"] == "interrupted, as another run failed"
     assert 3 not in summaries
+
+
+def test_what_ends_as_another_run_fails_was_not_interrupted_by_the_user():
+    grid = side_by_side("step=1")
+    grid.failed_fast = True
+    for stopped, said in (
+        ("finished, then Ctrl-C", "finished"),
+        ("interrupted", "interrupted, as another run failed"),
+    ):
+        summary = {"stopped": stopped}
+        grid.may_stop(summary)
+        assert summary["stopped"] == said
+        assert exit_code([summary]) == 0
+        assert exit_code([{"stopped": stopped}]) == 130
 
 
 def test_a_run_that_is_stopped_before_it_trains_ends_after_its_first_step():
