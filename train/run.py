@@ -18,6 +18,7 @@ from data.tokenizer import Tokenizer
 from model.lm import LM, n_params
 from model.residual import wants_profile
 from train.build import count_steps, make_data, profile_residuals
+from train.claims import note_folder
 from train.flops import flops_per_row, peak_flops
 from train.history import clear_away
 from train.logs import log, log_to_file, say_at_once
@@ -83,8 +84,7 @@ def train_run(
     `go_on` is the folder of an earlier call that did not come to the run's end. Folders that the run `replaces` are
     removed when its own says what became of it.
     """
-    wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
-    tracker = start_tracker(params, namer, call, wandb_id)
+    tracker = start_tracker(params, namer, call, go_on)
     summary = None
     try:
         if call.save and rank() == 0:
@@ -112,6 +112,8 @@ def run_folder(
     folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
     try:
         begin(folder.path, params, call.command, identity, wandb=tracker and tracker.id)
+        if call.resume is not None:
+            note_folder(call.out, identity, folder.path)
     except BaseException:
         folder.discard()
         raise
@@ -155,9 +157,10 @@ def ending(lm_trainer: LMTrainer) -> str:
     return lm_trainer.stopped + LATE * is_late
 
 
-def start_tracker(params: Params, namer: Any, call: Call, wandb_id: str | None) -> Any:
+def start_tracker(params: Params, namer: Any, call: Call, go_on: Path | None) -> Any:
     if not call.wandb:
         return None
+    wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
     return start_wandb(
         project=namer.wandb_proj_name(),
         entity=call.wandb_entity,

@@ -4,8 +4,7 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from train.grid import GridError
-from train.history import Step, clear_away
+from train.history import ELSEWHERE, Step, claimed, clear_stillborn, earlier_summary
 from train.jobs import Board, SideBySide, n_jobs, say_threads
 from train.logs import log, shortened
 from train.params import Params
@@ -22,7 +21,7 @@ from train.plan import Plan
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
 from train.run import LATE, Call, of_variant, train_run
-from train.saver import complete, output_root
+from train.saver import output_root
 from train.tables import settings_of
 from train.trainer import INTERRUPTED
 from train.weights import one_line
@@ -70,18 +69,11 @@ def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> 
         job.number: f"run {job.number} of {len(jobs)}: {job.name}, {plan.n_params:,} parameters, {plan.n_steps} steps"
         for job, plan in zip(jobs, plans, strict=True)
     }
+    if call.save and rank() == 0:
+        clear_stillborn(call.out)
     if call.jobs > 1 or call.ray is not None:
         return run_side_by_side(jobs, said, Board([plan.n_steps for plan in plans]), call)
-    summaries: list[dict[str, Any]] = []
-    for job in jobs:
-        if job.step.trains:
-            log.info(said[job.number])
-        summary = train_job(job, call)
-        summaries.append(summary)
-        failed = summary["stopped"].startswith("failed")
-        if is_interrupted(summary) or (failed and (call.fail_fast or job.params.train.devices > 1)):
-            break  # after a failure several processes may stand at different points
-    return summaries
+    return run_in_turn(jobs, said, call)
 
 
 class Job(NamedTuple):
@@ -97,6 +89,36 @@ class Job(NamedTuple):
     data_folders: tuple[Path, ...] = ()  # of the cache
 
 
+def run_in_turn(jobs: list[Job], said: dict[int, str], call: Call) -> list[dict[str, Any]]:
+    """Train runs one after another, those that other calls trained meanwhile last, and return their summaries."""
+    summaries: dict[int, dict[str, Any]] = {}
+
+    def in_turn() -> Iterator[Job]:
+        yield from jobs
+        for job in jobs:
+            if summaries[job.number]["stopped"] == ELSEWHERE:
+                yield job._replace(step=job.step._replace(what="elsewhere"))
+
+    for job in in_turn():
+        summaries[job.number] = summary = train_claimed(job, call, said[job.number])
+        failed = summary["stopped"].startswith("failed")
+        if is_interrupted(summary) or (failed and (call.fail_fast or job.params.train.devices > 1)):
+            break  # after a failure several processes may stand at different points
+    return [*summaries.values()]
+
+
+def train_claimed(job: Job, call: Call, said: str | None = None) -> dict[str, Any]:
+    """Return the summary of a run, which is trained unless another call does so; `said` is logged before."""
+    try:
+        with claimed(job, call) as job_now:
+            if said is not None and job_now.step.trains:
+                log.info(said)
+            return train_job(job_now, call)
+    except (GridError, OSError) as error:  # other code has trained it, or no claim can be laid to it
+        log.error(f"run {job.number} failed with {job.name}:\n{error}")
+        return {"stopped": f"failed: {type(error).__name__}: {one_line(error)}"}
+
+
 def train_job(job: Job, call: Call) -> dict[str, Any]:
     """The summary of a run, whatever becomes of it."""
     started, one = time.perf_counter(), call._replace(variant=job.variant)
@@ -109,7 +131,9 @@ def train_job(job: Job, call: Call) -> dict[str, Any]:
         )
     except KeyboardInterrupt:
         stopped = INTERRUPTED
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         give_way()
         log.error(f"run {job.number} failed with {job.name}:\n{shortened(traceback.format_exc())}")
         stopped = f"failed: {type(error).__name__}: {one_line(error)}"
@@ -118,11 +142,11 @@ def train_job(job: Job, call: Call) -> dict[str, Any]:
 
 def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: Call) -> list[dict[str, Any]]:
     """The same, several at a time."""
-    summaries = {job.number: earlier_summary(job.step) for job in jobs if not job.step.trains}
-    to_train = {job.number: job for job in jobs if job.step.trains}
+    summaries = {job.number: earlier_summary(job.step) for job in jobs if job.step.what == "finished"}
+    to_train = {job.number: job for job in jobs if job.number not in summaries}
     if call.ray is None:
         say_threads({job.params.train.threads for job in jobs}, call.jobs)
-        summaries |= SideBySide(train_job, to_train, said, board, call).run()
+        summaries |= SideBySide(train_claimed, to_train, said, board, call).run()
     elif to_train:
         from train.cluster import OnCluster
 
@@ -133,18 +157,6 @@ def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: 
 def taken_up(step: Step) -> Path | None:
     """Return the folder in which a run goes on, None if it begins."""
     return step.earlier.folder if step.earlier and step.what == "continued" else None
-
-
-def earlier_summary(step: Step) -> dict[str, Any]:
-    """Return the final numbers of a run that is not trained now, and tidy up what a kill at its very end left."""
-    assert step.earlier is not None
-    folder, summary = step.earlier.folder, step.earlier.summary
-    if step.what == "elsewhere" or not summary:
-        return {"stopped": "training elsewhere"}
-    with suppress(OSError):  # another call does it, or the disk is read-only
-        folder = complete(folder)
-        clear_away(step.replaced)
-    return summary | {"stopped": f"{summary.get('stopped', 'finished')} earlier", "folder": str(folder)}
 
 
 def exit_code(summaries: list[dict[str, Any]]) -> int:

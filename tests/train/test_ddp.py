@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
+from tests.train.test_claims import claimed_elsewhere
 from train.build import make_data
 from train.check import sharding_problems
 from train.optimizers import by_role
@@ -154,6 +155,23 @@ def test_two_processes_that_ctrl_c_stops_go_on_as_if_nothing_had_been(strategy, 
     assert_same_runs(whole, resumed)
     steps = [stat[0] for stat in json.loads((resumed[0] / "stats.json").read_text())["stat/lr"]]
     assert steps == [*range(72)]
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_together_what_another_call_trains(tmp_path):
+    """The first and the last of four runs: before the second process has started, and after."""
+    two = {"batch_size": 7, "devices": 2, "random_seed": [1, 2, 3, 4]}
+    _, whole = train(tmp_path / "whole", **two)
+    identities = [json.loads((folder / "about.json").read_text())["identity"] for folder in whole]
+    with claimed_elsewhere(tmp_path / "shared", identities[0], identities[3]):
+        said, trained = train(tmp_path / "shared", "--resume", **two)
+    assert [line for line in said.splitlines() if "left out" in line] == [
+        f"run {number}: left out: another call trains it at the moment" for number in (1, 4)
+    ]
+    assert_same_runs(whole[1:3], trained)
+    said, resumed = train(tmp_path / "shared", "--resume", **two)
+    assert "--resume: 2 new, 2 finished" in said
+    assert len(resumed) == 4
 
 
 @pytest.mark.slow
