@@ -4,6 +4,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnN
 from data import corpora
 from data.syntheticdata import tasks
 from train.grid import GridError
+from train.history import claimed, earlier_summary
 from train.jobs import Message, SideBySide, Summary, at_work
 from train.logs import log
 from train.parcels import Luggage, bring_home, in_a_folder, left_here, outputs, pack
@@ -123,6 +125,10 @@ class OnCluster(SideBySide):
 
     to_stop = False
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.claims: dict[int, ExitStack] = {}
+
     def run(self) -> dict[int, Summary]:
         assert self.call.ray is not None
         connect(self.call.ray)
@@ -145,7 +151,13 @@ class OnCluster(SideBySide):
         """All, for Ray to find them places."""
         luggage = Luggage(self.call.out, ray.put)
         for number in self.waiting:
-            job = self.runs[number]
+            # Until its result is there: whoever trains it, on whatever machine, is of this call.
+            self.claims[number] = ExitStack()
+            job = self.claims[number].enter_context(claimed(self.runs[number], self.call))
+            if not job.step.trains:
+                self.end(number, earlier_summary(job.step))
+                continue
+            self.runs[number] = job
             cpus, gpus = needs(job.params.train, self.has_gpus)
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
             parcels = [] if self.call.ray == LOCAL else luggage(job)
@@ -153,8 +165,13 @@ class OnCluster(SideBySide):
             self.workers.append(going)
         self.waiting.clear()
 
+    def end(self, number: int, summary: Summary) -> None:
+        super().end(number, summary)
+        self.claims.pop(number).close()
+
     def stop(self) -> None:
-        self.to_stop = True  # listen does it: Ray is not to be called while a signal interrupts it
+        # Ray must not be called while a signal interrupts it, so `listen` does the rest.
+        self.is_stopped = self.to_stop = True
 
     def listen(self) -> None:
         if self.to_stop:

@@ -5,19 +5,35 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
+
+from train.claims import claims_in, noted_folder
 from train.grid import GridError
 from train.logs import log
 from train.params import SECTIONS, Params
 from train.processes import rank
 from train.provenance import changed_files, code_of_this_process
-from train.saver import PARTIAL, RESUME_FILE, is_training, read_about, run_folders
+from train.saver import (
+    PARTIAL,
+    RESUME_FILE,
+    complete,
+    is_ours,
+    is_stillborn,
+    is_training,
+    last_name,
+    partial_name,
+    read_about,
+    run_folders,
+)
 from train.train_params import TrainParams
 from train.trainer import INTERRUPTED
 
+ELSEWHERE = "training elsewhere"  # what became of a run that another call trains
 DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in fields(cls)}
 
 
@@ -61,7 +77,7 @@ class Step(NamedTuple):
 
     def __str__(self) -> str:
         if self.earlier is None:
-            return "new"
+            return "left out: another call trains it at the moment" if self.what == "elsewhere" else "new"
         name = self.earlier.folder.name.removesuffix(PARTIAL)
         failed = f"failed, {self.earlier.failed}" if self.earlier.failed else ""
         return {
@@ -94,24 +110,99 @@ def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
     """
     if rank() == 0:
         steps = decide()
-        os.environ[DECIDED] = json.dumps(
-            [(step.what, step.earlier and str(step.earlier.folder)) for step in steps]
-        )
+        os.environ[DECIDED] = json.dumps([essence(step) for step in steps])
         return steps
-    decided = json.loads(os.environ[DECIDED])
-    return [
-        Step(what, Earlier(Path(folder), "", {}, None, None) if folder else None) for what, folder in decided
-    ]
+    return [step_with(*decided) for decided in json.loads(os.environ[DECIDED])]
+
+
+def essence(step: Step) -> tuple[str, str | None]:
+    """Return what the other processes of a run need to know about a step."""
+    return step.what, step.earlier and str(step.earlier.folder)
+
+
+def step_with(what: Any, folder: str | None) -> Step:
+    """Return the step with this `essence`."""
+    return Step(what, Earlier(Path(folder), "", {}, None, None) if folder else None)
+
+
+def share(step: Step, number: int) -> Step:
+    """Return the first process's decision about run `number`, in every process of that run.
+
+    Unlike for_all_processes, this is called just before the run trains.
+    """
+    if torch.distributed.is_initialized():
+        shared = [essence(step)]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        return step_with(*shared[0]) if rank() else step
+    if rank() == 0:  # the others have not started
+        decided = json.loads(os.environ[DECIDED])
+        decided[number - 1] = essence(step)
+        os.environ[DECIDED] = json.dumps(decided)
+    return step
+
+
+@contextmanager
+def claimed(job: Any, call: Any) -> Iterator[Any]:
+    """Claim the run of `job` for this call, with --resume, and yield the job with its step brought up to date.
+
+    Another call may be training the run, or may have trained it since this call began.
+    """
+    if call.resume is None or job.step.what == "finished":
+        yield job
+        return
+    step, is_ours = job.step, False
+    try:
+        if rank() == 0:
+            is_ours = claims_in(call.out).take(job.identity)
+            step = step_now(job, call) if is_ours else Step("elsewhere")
+        if job.params.train.devices > 1:
+            step = share(step, job.number)
+        if step.what != job.step.what:
+            log.info(f"run {job.number}: {step}")
+        yield job._replace(step=step)
+    finally:
+        if is_ours:
+            claims_in(call.out).give_back(job.identity)
+
+
+def step_now(job: Any, call: Any) -> Step:
+    """Decide again what to do with a run once it is claimed: other calls may have changed its folders."""
+    earlier = job.step.earlier
+    known = [earlier and earlier.folder, noted_folder(call.out, job.identity), *job.step.replaced]
+    names = {name for folder in filter(None, known) for name in (partial_name(folder), last_name(folder))}
+    step = step_after([*runs_in(sorted(filter(os.path.isdir, names)), {job.identity})])
+    if call.resume != "anyway" and step.earlier and step.what != "again":
+        refuse_other_code([step.earlier])
+    return step
+
+
+def earlier_summary(step: Step) -> dict[str, Any]:
+    """Return the final numbers of a run that is not trained now, and tidy up what a kill at its very end left."""
+    if step.what == "elsewhere":
+        return {"stopped": ELSEWHERE}
+    assert step.earlier is not None
+    folder, summary = step.earlier.folder, step.earlier.summary
+    if not summary:
+        return {"stopped": "finished earlier"}  # the first process of the run says more
+    with suppress(OSError):  # another call does it, or the disk is read-only
+        folder = complete(folder)
+        clear_away(step.replaced)
+    return summary | {"stopped": f"{summary.get('stopped', 'finished')} earlier", "folder": str(folder)}
 
 
 def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:
     """Yield the saved runs with one of these identities. Unreadable folders are logged and left out."""
-    for folder in run_folders(root):
+    return runs_in(run_folders(root), identities)
+
+
+def runs_in(folders: Iterable[Path], identities: set[str]) -> Iterator[Earlier]:
+    """Yield the runs in `folders` that have one of these identities."""
+    for folder in folders:
         complete = not folder.name.endswith(PARTIAL)
         try:
             about = read_about(folder, complete)
         except ValueError as error:
-            if (folder / "about.json").exists():  # a run killed as it began has none yet
+            if not lacks_about(folder):  # a run killed as it began has none yet
                 log.warning(f"--resume leaves out a folder: {error}")
             continue
         if about.get("identity") in identities and "code" in about:
@@ -120,12 +211,21 @@ def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:
             yield Earlier(folder, about["identity"], about["code"], about.get("summary"), failed, resumable)
 
 
+def lacks_about(folder: Path) -> bool:
+    try:
+        return not (folder / "about.json").exists()
+    except OSError:  # a folder that is closed to us
+        return False
+
+
 def step_of(earlier: Earlier) -> Step:
     if earlier.is_partial and is_training(earlier.folder):
         return Step("elsewhere", earlier)
     # A partial folder with a summary was killed when everything was saved, just before it got its last name.
     if earlier.summary is not None and earlier.summary.get("stopped") != INTERRUPTED:
         return Step("finished", earlier)
+    if not is_ours(earlier.folder):  # nothing can be trained or cleared away there
+        return NEW
     goes_on = earlier.resumable and (earlier.folder / RESUME_FILE).exists()
     return Step("continued" if goes_on else "again", earlier)
 
@@ -170,4 +270,11 @@ def clear_away(folders: Iterable[Path]) -> None:
     """Remove folders of attempts that a later one has replaced, unless they are complete or in training."""
     for folder in folders:
         if folder.name.endswith(PARTIAL) and folder.exists() and not is_training(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_stillborn(root: Path) -> None:
+    """Remove the folders of runs that were killed before they said what they were."""
+    for folder in run_folders(root):
+        if folder.name.endswith(PARTIAL) and is_stillborn(folder) and not is_training(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -20,9 +20,10 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from train.grid import GridError
+from train.history import ELSEWHERE
 from train.logs import log, say_at_once
 from train.provenance import Code, code_of_this_process, take_code_of
-from train.run import Call
+from train.run import LATE, Call
 from train.trainer import INTERRUPTED
 
 SPARE = 1.2  # a run starts where there is room for so many times what the largest one took so far
@@ -186,22 +187,30 @@ class SideBySide:
         self.waiting = deque(runs)
         self.workers: list[Any] = []  # Worker, or what stands for one on a cluster
         self.summaries: dict[int, Summary] = {}
+        self.elsewhere: list[int] = []  # runs that another call trains
         self.largest = 0  # bytes that a run took
-        self.failed_fast = self.said_to_wait = False
+        self.is_stopped = self.failed_fast = self.said_to_wait = False
 
     def run(self) -> dict[int, Summary]:
         """Train all runs and return {number: summary}. Some are missing after Ctrl-C, or with --fail-fast."""
         before = signal.signal(signal.SIGINT, self.interrupt)
         try:
             with self.board.progress:
-                while self.waiting or self.busy:
-                    self.start_runs()
-                    self.listen()
+                self.run_waiting()
+                if not self.is_stopped:
+                    # By now the other call may have ended.
+                    self.waiting.extend(self.elsewhere)
+                    self.run_waiting()
         finally:
             signal.signal(signal.SIGINT, before)
             for worker in self.workers:
                 worker.end()
         return self.summaries
+
+    def run_waiting(self) -> None:
+        while self.waiting or self.busy:
+            self.start_runs()
+            self.listen()
 
     @property
     def busy(self) -> list[Any]:
@@ -244,7 +253,7 @@ class SideBySide:
         number = worker.number
         assert number is not None
         if message.record is not None:
-            if not message.record.msg.startswith(f"run {number} "):
+            if not message.record.msg.startswith((f"run {number} ", f"run {number}: ")):
                 message.record.msg = f"run {number}: {message.record.msg}"
             log.handle(message.record)
             return
@@ -254,13 +263,23 @@ class SideBySide:
             worker.settle(message.free)
             return
         self.board.ends(number)
-        self.summaries[number], worker.number, worker.settled = message.summary, None, True
-        self.may_stop(message.summary)
+        worker.number, worker.settled = None, True
+        self.end(number, message.summary)
+
+    def end(self, number: int, summary: Summary) -> None:
+        """Keep the summary of a run, which may be the last one."""
+        self.summaries[number] = summary
+        if summary["stopped"] == ELSEWHERE:
+            self.elsewhere.append(number)
+        self.may_stop(summary)
 
     def may_stop(self, summary: Summary) -> None:
         """Stop all runs at the first failure, with --fail-fast."""
-        if self.failed_fast and summary["stopped"] == INTERRUPTED:
-            summary["stopped"] = "interrupted, as another run failed"
+        if self.failed_fast:
+            is_interrupted = summary["stopped"] == INTERRUPTED
+            summary["stopped"] = summary["stopped"].removesuffix(LATE)  # nobody pressed Ctrl-C
+            if is_interrupted:
+                summary["stopped"] = "interrupted, as another run failed"
         if self.call.fail_fast and summary["stopped"].startswith("failed"):
             self.failed_fast = True
             self.stop()
@@ -279,6 +298,7 @@ class SideBySide:
 
     def stop(self) -> None:
         """Start no more runs. Active ones end after their current step."""
+        self.is_stopped = True
         self.waiting.clear()
         for worker in self.busy:
             worker.stop()

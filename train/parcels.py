@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from train.claims import note_folder
 from train.history import NEW, clear_away, earlier_runs, step_after
 from train.logs import log
 from train.run import Call
@@ -114,6 +115,7 @@ def bring_home(parcel: bytes, job: Any, summary: dict[str, Any], out: Path) -> d
             shutil.copytree(arrived / "logs", out / "logs", dirs_exist_ok=True)
         for run in list(run_folders(arrived)):  # one at most
             home = claim(run, arrived, out)
+            note_folder(out, job.identity, home)
             if "folder" in summary:
                 summary = summary | {"folder": str(home)}
                 log.info(f"run {job.number}: saved as {home.name} in {home.parent}")
@@ -137,7 +139,8 @@ def claim(run: Path, arrived: Path, out: Path) -> Path:
     write_json(run / "about.json", about)
     for path in sorted(run.iterdir(), key=lambda path: path.name == "about.json"):
         path.rename(home.path / path.name)
-    home.give_up(None) if run.name.endswith(PARTIAL) else home.finish()
+    # Only a run that was interrupted brings a resume checkpoint under its last name.
+    home.give_up(None) if run.name.endswith(PARTIAL) else home.finish(resumable=True)
     return home.path
 
 

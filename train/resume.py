@@ -108,10 +108,13 @@ class ResumePoint(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Write checkpoints here, where all earlier batches are complete and this one has not begun."""
+        assert isinstance(pl_module, LMTrainer)
         if self.random_states is not None:
             set_random_state(self.random_states[rank()])
             self.random_states = None
-        elif batch_idx % trainer.accumulate_grad_batches == 0 and self.is_due(trainer, batch_idx):
+        elif pl_module.is_leaving or (
+            batch_idx % trainer.accumulate_grad_batches == 0 and self.is_due(trainer, batch_idx)
+        ):
             self.write(trainer)
 
     def is_due(self, trainer: L.Trainer, batch_idx: int) -> bool:
@@ -126,7 +129,7 @@ class ResumePoint(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMTrainer)
-        if pl_module.stopped != INTERRUPTED:  # a run that goes on will not have stopped here
+        if pl_module.stopped != INTERRUPTED:  # else the checkpoint to go on from is written already
             self.write(trainer)
 
     def write(self, trainer: L.Trainer) -> None:

@@ -18,6 +18,7 @@ from data.tokenizer import Tokenizer
 from model.lm import LM, n_params
 from model.residual import wants_profile
 from train.build import count_steps, make_data, profile_residuals
+from train.claims import note_folder
 from train.flops import flops_per_row, peak_flops
 from train.history import clear_away
 from train.logs import log, log_to_file, say_at_once
@@ -44,6 +45,7 @@ Report = Callable[[int, float, torch.device], None]  # (step, loss, device)
 
 
 REPORT_EVERY = 0.3  # seconds
+LATE = ", then Ctrl-C"  # ends what a call says of a run that was interrupted when nothing was left to train
 
 
 class Call(NamedTuple):
@@ -82,8 +84,7 @@ def train_run(
     `go_on` is the folder of an earlier call that did not finish the run. The folders that the run `replaces` are
     removed once its own records how it ended.
     """
-    wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
-    tracker = start_tracker(params, namer, call, wandb_id)
+    tracker = start_tracker(params, namer, call, go_on)
     summary = None
     try:
         if call.save and rank() == 0:
@@ -93,10 +94,9 @@ def train_run(
         # The first process saves for all; the others take part in its resume checkpoints.
         resume_point = ResumePoint(go_on and partial_name(go_on) / RESUME_FILE) if call.save else None
         with threads(params.train.threads):
-            summary = of_variant(call) | summarise(
-                fit(params, Stats(tracker), call, resume_point=resume_point)
-            )
-            return summary
+            lm_trainer = fit(params, Stats(tracker), call, resume_point=resume_point)
+            summary = of_variant(call) | summarise(lm_trainer)
+            return {**summary, "stopped": ending(lm_trainer)}
     finally:
         if tracker is not None:
             tracker.finish(failed=summary is None or summary["stopped"].startswith("diverged"))
@@ -112,6 +112,8 @@ def run_folder(
     folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
     try:
         begin(folder.path, params, call.command, identity, wandb=tracker and tracker.id)
+        if call.resume is not None:
+            note_folder(call.out, identity, folder.path)
     except BaseException:
         folder.discard()
         raise
@@ -146,12 +148,19 @@ def train_in(folder: RunFolder, params: Params, stats: Stats, call: Call) -> dic
         save(folder.path, lm=lm_trainer.model, stats=lm_trainer.stats, summary=summary)
         folder.finish(resumable=lm_trainer.stopped == INTERRUPTED)
         log.info(f"saved as {folder.timestamp} in {folder.path.parent}")
-    return {**summary, "folder": str(folder.path)}
+    return {**summary, "stopped": ending(lm_trainer), "folder": str(folder.path)}
 
 
-def start_tracker(params: Params, namer: Any, call: Call, wandb_id: str | None) -> Any:
+def ending(lm_trainer: LMTrainer) -> str:
+    """Return why a run ended, with LATE if Ctrl-C came when nothing was left to train: the grid ends after this run."""
+    is_late = lm_trainer.is_interrupted and lm_trainer.stopped != INTERRUPTED
+    return lm_trainer.stopped + LATE * is_late
+
+
+def start_tracker(params: Params, namer: Any, call: Call, go_on: Path | None) -> Any:
     if not call.wandb:
         return None
+    wandb_id = None if go_on is None else read_json(go_on / "about.json").get("wandb")
     return start_wandb(
         project=namer.wandb_proj_name(),
         entity=call.wandb_entity,
@@ -362,7 +371,7 @@ def stop_on_interrupt(lm_trainer: LMTrainer, quiet: bool = False) -> Iterator[No
         # Not logged: the signal may come while a log is being written, and logs cannot be entered twice.
         if not quiet:
             say_at_once("interrupted: stopping after this step; press Ctrl-C once more to leave at once")
-        lm_trainer.stop("interrupted", agreed=False)
+        lm_trainer.is_interrupted = True
 
     before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else stop)
     try:

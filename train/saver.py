@@ -1,10 +1,12 @@
 """Run folders: written so that a kill never leaves half a run, and read as data, never as code."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import datetime
@@ -40,6 +42,8 @@ from train.weights import (
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 RESUME_FILE = "resume.ckpt"
 LOCK_FILE = "lock"
+MAX_LOOK = 1.0  # seconds that is_training takes, at most
+MIN_AGE = 60.0  # seconds after which a folder without content is nobody's
 LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
 
 
@@ -82,7 +86,7 @@ class RunFolder:
         self.is_new = is_new  # False: an earlier call has begun the run
         self.timestamp = path.name.removesuffix(PARTIAL)
         self.lock = lock_of(path)
-        self.lock.acquire()
+        self.lock.acquire(timeout=MAX_LOOK)  # somebody may be looking whether it is locked
 
     @classmethod
     def claim(
@@ -149,13 +153,18 @@ def partial_name(folder: Path) -> Path:
     return folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
 
 
+def last_name(folder: Path) -> Path:
+    """Where the run in `folder` lies when it is complete."""
+    return folder.with_name(folder.name.removesuffix(PARTIAL))
+
+
 def complete(folder: Path, resumable: bool = False) -> Path:
     """Rename the folder of a saved run to its final name, then remove what only training needs. Return its path.
 
     A kill at any moment leaves a run that is complete, or that the next call completes.
     """
     if folder.name.endswith(PARTIAL):
-        folder = rename(folder, folder.with_name(folder.name.removesuffix(PARTIAL)))
+        folder = rename(folder, last_name(folder))
     for name in [LOCK_FILE] if resumable else [RESUME_FILE, LOCK_FILE]:
         (folder / name).unlink(missing_ok=True)
     return folder
@@ -173,6 +182,36 @@ def is_training(folder: Path) -> bool:
             return False
     except Timeout:
         return True
+    except OSError:  # a folder of somebody else's, in which we may not write
+        return is_locked(folder / LOCK_FILE)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked a file that we may read at best; False if that is unknown."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether this process may train in the folder of a run, and rename it."""
+    return os.access(folder, os.W_OK) and os.access(folder.parent, os.W_OK)
+
+
+def is_stillborn(folder: Path) -> bool:
+    """Whether a run was killed before `begin` had said in `folder` what it is.
+
+    The folder is empty or has our lock, lacks about.json, and has been left alone for MIN_AGE.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+        age = time.time() - folder.stat().st_mtime
+    except OSError:
+        return False
+    return "about.json" not in names and (not names or LOCK_FILE in names) and age > MIN_AGE
 
 
 def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:

@@ -4,12 +4,15 @@ import contextlib
 import json
 import os
 import shlex
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, NamedTuple, Self
 
+import psutil
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
@@ -17,7 +20,9 @@ from torch import Tensor
 from train.logs import log
 
 START_SECONDS = 8  # for wandb's server to answer, before a run goes offline
-FINISH_SECONDS = 30  # for the last uploads, before they are left to `wandb sync`
+FINISH_SECONDS = 25  # for the last uploads, before they are left to `wandb sync`
+MAX_FINISH_SECONDS = 30.0  # for wandb to end a run, uploads included, before its process is killed
+MAX_KILL_SECONDS = 5.0  # for wandb to notice that
 
 
 class Stat(NamedTuple):
@@ -130,7 +135,10 @@ def _rows(logged: list[tuple[str, Stat]]) -> Iterator[dict[str, float]]:
 
 
 class WandbTracker:
-    """A run in wandb, made by start_wandb."""
+    """A run in wandb, made by start_wandb.
+
+    A separate thread talks to wandb's process, so that training never waits for it, even if it hangs.
+    """
 
     def __init__(self, run: Any) -> None:
         run.define_metric("stat/*", step_metric="n_samples")
@@ -138,22 +146,56 @@ class WandbTracker:
         self.name: str | None = run.name  # offline there is none, unless we gave it one
         self.upload_command = f"wandb sync --include-online {shlex.quote(run.settings.sync_dir)}"
         self._run = run
+        self._rows: SimpleQueue[dict[str, float] | None] = SimpleQueue()  # None: the run ends
+        self._failed = self._is_given_up = False
+        self._ended = threading.Event()  # Thread.join forgets a thread that lives when Ctrl-C comes
+        threading.Thread(target=self._send, daemon=True).start()
 
     def log(self, row: dict[str, float]) -> None:
-        """Send one row of values."""
-        with contextlib.suppress(Exception):  # wandb's own process died: training goes on, finish says so
-            self._run.log(row)
+        """Send one row of values; never waits."""
+        self._rows.put(row)
 
     def finish(self, failed: bool = False) -> None:
-        """End the run, as failed or not. Values that cannot be uploaded in time stay in its folder."""
+        """End the run, as failed or not, in MAX_FINISH_SECONDS. Values not uploaded by then stay in its folder."""
+        self._failed = failed
+        self._rows.put(None)
+        try:
+            if not self._ended.wait(MAX_FINISH_SECONDS):
+                self._warn("its process does not answer.")
+        finally:
+            if not self._ended.is_set():  # also after Ctrl-C
+                self._is_given_up = True
+                _kill_service()
+                self._ended.wait(MAX_KILL_SECONDS)
+
+    def _send(self) -> None:
+        """Send rows as they come, then end the run."""
         import wandb
 
+        while (row := self._rows.get()) is not None and not self._is_given_up:
+            with contextlib.suppress(Exception):  # wandb's own process died: training goes on, finish says so
+                self._run.log(row)
         try:
-            self._run.finish(exit_code=int(failed))
+            self._run.finish(exit_code=int(self._failed))
         except Exception as error:
-            log.warning(f"wandb: upload incomplete, {_sentence(error)} Complete it by: {self.upload_command}")
-        with contextlib.suppress(Exception):  # what is dead cannot be torn down; the next run starts afresh
+            if not self._is_given_up:
+                self._warn(_sentence(error))
+        # What is dead cannot be torn down, or ends Python by its exit code; the next run starts afresh.
+        with contextlib.suppress(Exception, SystemExit):
             wandb.teardown()
+        self._ended.set()
+
+    def _warn(self, why: str) -> None:
+        log.warning(f"wandb: upload incomplete, {why} Complete it by: {self.upload_command}")
+
+
+def _kill_service() -> None:
+    """Kill wandb's process, for which Python would wait at its own end, too."""
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name().startswith("wandb-core"):
+                child.kill()
+                child.wait(MAX_KILL_SECONDS)
 
 
 def start_wandb(

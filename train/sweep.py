@@ -4,8 +4,7 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,15 +13,15 @@ from typing import Any, NamedTuple
 import torch
 
 from train.grid import GridError
-from train.history import Step, clear_away
+from train.history import ELSEWHERE, Step, claimed, clear_stillborn, earlier_summary
 from train.jobs import Board, SideBySide, n_jobs, say_threads
 from train.logs import log, shortened
 from train.params import Params
 from train.plan import Plan
 from train.processes import give_way, rank
 from train.provenance import code_of_this_process
-from train.run import Call, of_variant, train_run
-from train.saver import complete, output_root
+from train.run import LATE, Call, of_variant, train_run
+from train.saver import output_root
 from train.tables import settings_of
 from train.trainer import INTERRUPTED
 from train.weights import one_line
@@ -73,18 +72,11 @@ def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> 
         job.number: f"run {job.number} of {len(jobs)}: {job.name}, {plan.n_params:,} parameters, {plan.n_steps} steps"
         for job, plan in zip(jobs, plans, strict=True)
     }
+    if call.save and rank() == 0:
+        clear_stillborn(call.out)
     if call.jobs > 1 or call.ray is not None:
         return run_side_by_side(jobs, said, Board([plan.n_steps for plan in plans]), call)
-    summaries: list[dict[str, Any]] = []
-    for job in jobs:
-        if job.step.trains:
-            log.info(said[job.number])
-        summary = train_job(job, call)
-        summaries.append(summary)
-        failed = summary["stopped"].startswith("failed")
-        if summary["stopped"] == INTERRUPTED or (failed and (call.fail_fast or job.params.train.devices > 1)):
-            break  # after a failure several processes may stand at different points
-    return summaries
+    return run_in_turn(jobs, said, call)
 
 
 class Job(NamedTuple):
@@ -100,6 +92,36 @@ class Job(NamedTuple):
     data_folders: tuple[Path, ...] = ()  # of the cache
 
 
+def run_in_turn(jobs: list[Job], said: dict[int, str], call: Call) -> list[dict[str, Any]]:
+    """Train runs one after another and return their summaries. Runs claimed by other calls are tried again last."""
+    summaries: dict[int, dict[str, Any]] = {}
+
+    def in_turn() -> Iterator[Job]:
+        yield from jobs
+        for job in jobs:
+            if summaries[job.number]["stopped"] == ELSEWHERE:
+                yield job._replace(step=job.step._replace(what="elsewhere"))
+
+    for job in in_turn():
+        summaries[job.number] = summary = train_claimed(job, call, said[job.number])
+        failed = summary["stopped"].startswith("failed")
+        if is_interrupted(summary) or (failed and (call.fail_fast or job.params.train.devices > 1)):
+            break  # after a failure several processes may stand at different points
+    return [*summaries.values()]
+
+
+def train_claimed(job: Job, call: Call, said: str | None = None) -> dict[str, Any]:
+    """Train a run unless another call does, and return its summary. `said` is logged before training."""
+    try:
+        with claimed(job, call) as job_now:
+            if said is not None and job_now.step.trains:
+                log.info(said)
+            return train_job(job_now, call)
+    except (GridError, OSError) as error:  # other code has trained it, or no claim can be laid to it
+        log.error(f"run {job.number} failed with {job.name}:\n{error}")
+        return {"stopped": f"failed: {type(error).__name__}: {one_line(error)}"}
+
+
 def train_job(job: Job, call: Call) -> dict[str, Any]:
     """Train a run and return its summary, however it ends."""
     started, one = time.perf_counter(), call._replace(variant=job.variant)
@@ -112,7 +134,9 @@ def train_job(job: Job, call: Call) -> dict[str, Any]:
         )
     except KeyboardInterrupt:
         stopped = INTERRUPTED
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no Exception
         give_way()
         log.error(f"run {job.number} failed with {job.name}:\n{shortened(traceback.format_exc())}")
         stopped = f"failed: {type(error).__name__}: {one_line(error)}"
@@ -121,11 +145,11 @@ def train_job(job: Job, call: Call) -> dict[str, Any]:
 
 def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: Call) -> list[dict[str, Any]]:
     """Train several runs at a time and return the summaries of all."""
-    summaries = {job.number: earlier_summary(job.step) for job in jobs if not job.step.trains}
-    to_train = {job.number: job for job in jobs if job.step.trains}
+    summaries = {job.number: earlier_summary(job.step) for job in jobs if job.step.what == "finished"}
+    to_train = {job.number: job for job in jobs if job.number not in summaries}
     if call.ray is None:
         say_threads({job.params.train.threads for job in jobs}, call.jobs)
-        summaries |= SideBySide(train_job, to_train, said, board, call).run()
+        summaries |= SideBySide(train_claimed, to_train, said, board, call).run()
     elif to_train:
         from train.cluster import OnCluster
 
@@ -138,26 +162,15 @@ def taken_up(step: Step) -> Path | None:
     return step.earlier.folder if step.earlier and step.what == "continued" else None
 
 
-def earlier_summary(step: Step) -> dict[str, Any]:
-    """Return the final numbers of a run that is not trained now.
-
-    If a kill at the very end left its folder incomplete, complete it.
-    """
-    assert step.earlier is not None
-    folder, summary = step.earlier.folder, step.earlier.summary
-    if step.what == "elsewhere" or not summary:
-        return {"stopped": "training elsewhere"}
-    with suppress(OSError):  # another call does it, or the disk is read-only
-        folder = complete(folder)
-        clear_away(step.replaced)
-    return summary | {"stopped": f"{summary.get('stopped', 'finished')} earlier", "folder": str(folder)}
-
-
 def exit_code(summaries: list[dict[str, Any]]) -> int:
     """Return 130 after Ctrl-C, 1 if a run failed or diverged, else 0."""
     if rank() and torch.distributed.is_initialized():
         return 0  # the first process will notice and report; Lightning kills it when another one ends with an error
-    ends = [summary["stopped"] for summary in summaries]
-    if INTERRUPTED in ends:
+    if any(map(is_interrupted, summaries)):
         return 130
-    return int(any(end.startswith(("failed", "diverged")) for end in ends))
+    return int(any(summary["stopped"].startswith(("failed", "diverged")) for summary in summaries))
+
+
+def is_interrupted(summary: dict[str, Any]) -> bool:
+    """Return whether Ctrl-C came while the run trained or when it had just ended."""
+    return summary["stopped"] == INTERRUPTED or summary["stopped"].endswith(LATE)

@@ -46,9 +46,12 @@ class LMTrainer(L.LightningModule):
         checkpoints: Checkpoints | None = None,
     ) -> None:
         super().__init__()
+        self.is_interrupted = False  # Ctrl-C was pressed; with several processes only the first one knows
+        self.n_want_to_stop: Any = 0  # processes that were interrupted, as of the latest batch
+        self.is_leaving = False  # the run ends before its next batch
         # Lightning makes `hparams` at its first use, and saves it itself.
         assert not self.hparams
-        of_lightning = {*vars(self)}
+        not_saved = {*vars(self)}
         self.model = model
         self.data = data
         self.train_params = train_params
@@ -74,7 +77,7 @@ class LMTrainer(L.LightningModule):
         self.warned_of_lost_state = False
         self.initial_weights = set(self.state_dict())
         # Whatever is set or changed from here on is saved in resume checkpoints.
-        self.attributes = Attributes(self, without=of_lightning)
+        self.attributes = Attributes(self, without=not_saved)
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
         """Log a number, or a tensor of one, as `stat/name` for the saved run and wandb. Never waits for the device."""
@@ -111,8 +114,6 @@ class LMTrainer(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.attributes.restore(checkpoint["attributes"])
-        if self.stopped == INTERRUPTED:  # what goes on was not
-            self.stopped = FINISHED
         self.trainer.should_stop = self.stopped != FINISHED
 
     @property
@@ -132,7 +133,16 @@ class LMTrainer(L.LightningModule):
             torch.manual_seed(self.train_params.random_seed + self.global_rank)
         if self.checkpoints is not None and self.global_step == 0:
             self.checkpoints.keep(self.model, 0)
-        self.trainer.should_stop = self.stopped != FINISHED  # by Ctrl-C in a validation before
+        if self.knows_of_interrupt():  # in a validation before
+            self.stop(INTERRUPTED)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
+        """End an interrupted run here: ResumePoint has just written a checkpoint, as if the run went on."""
+        if not self.is_leaving:
+            return None
+        self.stop(INTERRUPTED)
+        # Without this batch, and without Lightning's validation, which would change what the checkpoint holds.
+        return -1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, _ = self.model.get_losses(batch, self.train_params)
@@ -197,7 +207,7 @@ class LMTrainer(L.LightningModule):
         # A process without rows of its own has a filler, in which nothing is scored.
         is_real = batch["target_mask"].any()
         counts = is_real * len(batch["x_indices"]), is_real * n_real_tokens(batch)
-        wants_to_stop = torch.tensor(self.stopped != FINISHED)
+        wants_to_stop = torch.tensor(self.is_interrupted)
         values = [loss * n_scored for loss in losses.values()]
         values += [n_scored, *counts, wants_to_stop]
         sums = torch.stack([value.detach().to(n_scored) for value in values])
@@ -261,8 +271,13 @@ class LMTrainer(L.LightningModule):
             self.checkpoints.keep(self.model, self.global_step)
         if self.global_step % DRAIN_EVERY == 0:
             self.drain_and_judge()
-            if self.trainer.world_size > 1 and self.n_want_to_stop > 0:
-                self.stop(INTERRUPTED)
+        self.is_leaving = self.knows_of_interrupt()
+
+    def knows_of_interrupt(self) -> bool:
+        """Return whether Ctrl-C was pressed, as far as all processes know: they share it when statistics are drained."""
+        if self.trainer.world_size == 1:
+            return self.is_interrupted
+        return self.global_step % DRAIN_EVERY == 0 and bool(self.n_want_to_stop > 0)
 
     def drain_and_judge(self) -> None:
         """Drain the statistics, and stop if they show that training has diverged."""
@@ -280,19 +295,15 @@ class LMTrainer(L.LightningModule):
         name = first_nonfinite(self.model, row)
         return f"; {name} is the first activation that is not finite" if name else ""
 
-    def stop(self, why: str, agreed: bool = True) -> None:
-        """End training after this step. The first reason is kept for the summary.
-
-        With agreed=False the other processes do not know yet: all stop together when statistics are next drained.
-        """
+    def stop(self, why: str) -> None:
+        """End training after this step, in all processes. The first reason is kept for the summary."""
         if self.stopped == FINISHED:
             self.stopped = why
-        if agreed or self.trainer.world_size == 1:
-            self.trainer.should_stop = True
+        self.trainer.should_stop = True
 
     def on_train_end(self) -> None:
         self.training_time.pause()
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and self.stopped != INTERRUPTED:  # a run that goes on has no end here
             self.checkpoints.keep(self.model, self.global_step)
 
     def on_validation_start(self) -> None:
@@ -321,6 +332,7 @@ class LMTrainer(L.LightningModule):
         )
         if self.trainer.state.fn == "fit":
             self.judge(self.result["val_loss:main"])
+            self.is_leaving = self.knows_of_interrupt()
             self.training_time.start()
 
     def judge(self, val_loss: float) -> None:

@@ -95,7 +95,11 @@ def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
 
 def regular_file(path: Path) -> Path:
     """Return `path`. Raise ValueError if it is missing or not a regular file: a pipe could be read for ever."""
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # it lies in a folder that is closed to us
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
+    if not is_file:
         raise ValueError(f"{path} is not a file" if path.exists() else f"{path} is missing")
     return path
 

@@ -33,15 +33,25 @@ def forked(function: Callable[[], int | None]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+def interrupt(*_: object) -> None:
+    """Press Ctrl-C."""
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def before(
-    owner: object, name: str, n: int, patch: pytest.MonkeyPatch, when: Callable[..., bool] = lambda *_: True
+    owner: object,
+    name: str,
+    n: int,
+    patch: pytest.MonkeyPatch,
+    when: Callable[..., bool] = lambda *_: True,
+    what: Callable[[], None] = die,
 ) -> None:
-    """Death comes before the n-th call of a method, of those for which `when` holds."""
+    """Death, or what else is given, comes before the n-th call of a method, of those for which `when` holds."""
     method, calls = getattr(owner, name), count(1)
 
     def mortal(*args, **kwargs):
         if when(*args) and next(calls) == n:
-            die()
+            what()
         return method(*args, **kwargs)
 
     patch.setattr(owner, name, mortal)

@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from data.data_params import DataParams
+from explore.load import runs
 from model.model_params import ModelParams
+from tests.train.test_claims import claimed_elsewhere
 from train.build import make_data
 from train.check import sharding_problems
 from train.optimizers import by_role
@@ -110,14 +112,22 @@ def test_two_killed_processes_go_on_as_if_nothing_had_been(strategy, precision, 
     _, whole = train(tmp_path / "whole", **longer)
     command = command_of(tmp_path / "killed", **longer)
     process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, start_new_session=True)
-    while not list((tmp_path / "killed").rglob("resume.ckpt")):
-        assert process.poll() is None
-        time.sleep(0.01)
+    wait_for_checkpoint(process, tmp_path / "killed")
     time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     said, resumed = train(tmp_path / "killed", "--resume", **longer)
     assert "--resume: 1 continued, 1 new" in said
+    assert_same_runs(whole, resumed)
+
+
+def wait_for_checkpoint(process: subprocess.Popen, out: Path) -> None:
+    while not list(out.rglob("resume.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
+def assert_same_runs(whole: list[Path], resumed: list[Path]) -> None:
     for a, b in zip(whole, resumed, strict=True):
         expected, weights = load_file(a / "model.safetensors"), load_file(b / "model.safetensors")
         assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -125,6 +135,43 @@ def test_two_killed_processes_go_on_as_if_nothing_had_been(strategy, precision, 
         assert {n: v for n, v in ours.items() if n != "stat/train_seconds"} == {
             n: v for n, v in theirs.items() if n != "stat/train_seconds"
         }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "precision"), [("ddp", "64-true"), ("fsdp", "32-true")])
+def test_two_processes_that_ctrl_c_stops_go_on_as_if_nothing_had_been(strategy, precision, tmp_path):
+    """They agree on it at step 50, within an epoch."""
+    two = {"batch_size": 7, "devices": 2, "strategy": strategy, "precision": precision, "random_seed": 1}
+    longer = {**two, "dropout": 0.2, "epochs": 12}
+    _, whole = train(tmp_path / "whole", **longer)
+    command = command_of(tmp_path / "stopped", **longer)
+    process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_for_checkpoint(process, tmp_path / "stopped")
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    [stopped] = runs(str(tmp_path / "stopped")).itertuples()
+    assert (stopped.stopped, stopped.steps) == ("interrupted", 50)
+    _, resumed = train(tmp_path / "stopped", "--resume", **longer)
+    assert_same_runs(whole, resumed)
+    steps = [stat[0] for stat in json.loads((resumed[0] / "stats.json").read_text())["stat/lr"]]
+    assert steps == [*range(72)]
+
+
+@pytest.mark.slow
+def test_two_processes_leave_out_together_what_another_call_trains(tmp_path):
+    """The first and the last of four runs: before the second process has started, and after."""
+    two = {"batch_size": 7, "devices": 2, "random_seed": [1, 2, 3, 4]}
+    _, whole = train(tmp_path / "whole", **two)
+    identities = [json.loads((folder / "about.json").read_text())["identity"] for folder in whole]
+    with claimed_elsewhere(tmp_path / "shared", identities[0], identities[3]):
+        said, trained = train(tmp_path / "shared", "--resume", **two)
+    assert [line for line in said.splitlines() if "left out" in line] == [
+        f"run {number}: left out: another call trains it at the moment" for number in (1, 4)
+    ]
+    assert_same_runs(whole[1:3], trained)
+    said, resumed = train(tmp_path / "shared", "--resume", **two)
+    assert "--resume: 2 new, 2 finished" in said
+    assert len(resumed) == 4
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 """What --resume makes of runs that are there: known by content, taken over only from the same code."""
 
+import os
 import shutil
 
 import pytest
 from filelock import FileLock
 
 import main
+import train.run
 from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
@@ -184,6 +186,64 @@ def test_all_leftovers_of_a_run_go_when_it_is_complete(call, monkeypatch):
     (stray / "about.json").write_text((stray / "about.json").read_text().replace('"summary"', '"other"'))
     assert call("--resume", "--set", "dim=8") == 0
     assert folders_in(call.root) == [complete]
+
+
+def kills_as_a_run_begins(root):
+    """Folders of runs that were killed as they began, and those that look like it but may be somebody's."""
+    place = root / "out" / "saved-models" / "trial" / "copy"
+    for second, (name, files) in enumerate(
+        {
+            "empty": [],
+            "locked": ["lock"],
+            "begun": ["lock", "params.json", "diff.patch", "about.json.partial"],
+            "known": ["lock", "about.json"],
+            "not ours": ["notes.txt"],
+            "young": ["lock"],
+        }.items()
+    ):
+        folder = place / f"2020-01-01--00-00-0{second}.partial"
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / file).write_text("{}")
+        if name != "young":
+            os.utime(folder, (0, 0))
+    return sorted(place.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--save", "--resume"])
+def test_folders_of_runs_killed_as_they_began_go(option, call):
+    empty, locked, begun, known, not_ours, young = kills_as_a_run_begins(call.root)
+    complete = empty.with_name("2020-01-01--00-00-09")
+    complete.mkdir()
+    os.utime(complete, (0, 0))
+    assert call("--resume", "--dry-run") == 0
+    assert begun.exists(), "what trains nothing removes nothing"
+    with FileLock(locked / "lock"):
+        assert call(option, "--set", "dim=8") == 0
+        assert [folder.exists() for folder in (empty, locked, begun)] == [False, True, False]
+    assert all(folder.exists() for folder in (known, not_ours, young, complete))
+
+
+def test_a_panic_of_a_library_ends_its_run_alone(call, monkeypatch):
+    """What Rust raises in Python is a BaseException, as Ctrl-C is."""
+
+    class Panic(BaseException):
+        """Stands for pyo3_runtime.PanicException, which no code can import."""
+
+    def fit(params, *args, **options):
+        if params.model.dim == 8:
+            raise Panic("index out of bounds")
+        return fits(params, *args, **options)
+
+    fits = train.run.fit
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.fit", fit)
+        assert call("--resume") == 1
+    table = runs(str(call.root / "out"))
+    assert dict(zip(table.dim, table.status, strict=True)) == {
+        8: "failed: Panic: index out of bounds",
+        16: "complete",
+    }
 
 
 def test_fail_fast_stops_at_the_first(call):

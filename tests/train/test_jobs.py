@@ -19,10 +19,11 @@ import main
 from explore.load import runs
 from train import jobs
 from train.grid import GridError
+from train.history import ELSEWHERE
 from train.jobs import Board, Message, SideBySide, n_jobs, say_threads
 from train.logs import log
 from train.run import Call
-from train.sweep import make_call
+from train.sweep import exit_code, make_call
 
 ROOT = Path(__file__).resolve().parents[2]
 CALL = Call(
@@ -52,6 +53,8 @@ def act(run, call):
         return {"stopped": "interrupted", "wall_seconds": 0.0}
     except ValueError as error:
         return {"stopped": f"failed: {error}", "wall_seconds": 0.0}
+    except RuntimeError as error:
+        return {"stopped": str(error), "wall_seconds": 0.0}
     found = {"pid": os.getpid(), "time": time.monotonic(), "threads": torch.get_num_threads()}
     return {"stopped": "finished", "wall_seconds": 0.0} | found
 
@@ -72,6 +75,9 @@ def do(what, value="", *, call):
             time.sleep(float(value))
         case "fail":
             raise ValueError("it had to")
+        case "elsewhere" if not Path(value).exists():
+            Path(value).touch()
+            raise RuntimeError(ELSEWHERE)
 
 
 def side_by_side(*names, call=CALL):
@@ -136,12 +142,41 @@ def test_short_memory_lets_runs_wait(notes):
     assert grid.largest > 1_000_000, "what the runs took"
 
 
+def test_what_trains_elsewhere_comes_once_more_at_the_end(tmp_path):
+    grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=0.5", "step=1")
+    summaries = grid.run()
+    assert {summary["stopped"] for summary in summaries.values()} == {"finished"}
+    assert summaries[1]["time"] > max(summaries[2]["time"], summaries[3]["time"])
+
+
+def test_after_ctrl_c_nothing_comes_once_more(tmp_path):
+    grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=60", "step=1")
+    end = grid.end
+    grid.end = lambda number, summary: (end(number, summary), threading.Timer(0.5, grid.stop).start())
+    summaries = grid.run()
+    assert summaries[1]["stopped"] == ELSEWHERE
+
+
 def test_fail_fast_ends_all(notes):
     summaries = side_by_side(
         "step=1 wait=60", "step=1 fail", "step=1", call=CALL._replace(fail_fast=True)
     ).run()
     assert summaries[1]["stopped"] == "interrupted, as another run failed"
     assert 3 not in summaries
+
+
+def test_what_ends_as_another_run_fails_was_not_interrupted_by_the_user():
+    grid = side_by_side("step=1")
+    grid.failed_fast = True
+    for stopped, said in (
+        ("finished, then Ctrl-C", "finished"),
+        ("interrupted", "interrupted, as another run failed"),
+    ):
+        summary = {"stopped": stopped}
+        grid.may_stop(summary)
+        assert summary["stopped"] == said
+        assert exit_code([summary]) == 0
+        assert exit_code([{"stopped": stopped}]) == 130
 
 
 def test_a_run_that_is_stopped_before_it_trains_ends_after_its_first_step():

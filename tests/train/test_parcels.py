@@ -95,6 +95,15 @@ def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
     assert not is_training(folder)
 
 
+def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path, home):
+    away = tmp_path / "away" / "saved-models" / WAS
+    (away / "resume.ckpt").write_bytes(b"where it stood")
+    parcel = pack(tmp_path / "away", outputs(tmp_path / "away", "abc"))
+    folder = Path(bring_home(parcel, job(), SAVED | {"stopped": "interrupted"}, home)["folder"])
+    assert (folder / "resume.ckpt").read_bytes() == b"where it stood"
+    assert not (folder / "lock").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "what", "stays"),
     [

@@ -21,7 +21,9 @@ import main
 from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
+from tests.train.test_claims import claimed_elsewhere
 from train import history, sweep
+from train.claims import noted_folder
 from train.grid import GridError
 from train.history import NEW
 from train.jobs import Board
@@ -187,6 +189,21 @@ def test_what_is_stopped_elsewhere_goes_on_on_a_cluster(cluster, far, whole, tmp
     assert train(tmp_path, *WHOLE) == 130
     assert train(tmp_path, *WHOLE, "--resume", f"--ray={cluster.address}") == 0
     assert "--resume: 1 continued, 2 new" in notes
+    assert_equal_runs(tmp_path, whole)
+
+
+@pytest.mark.slow
+@needs_ray
+def test_a_run_that_another_call_trains_is_left_out(cluster, far, whole, tmp_path, notes):
+    """This process has the claims of its runs, which workers train."""
+    abouts = [json.loads(path.read_text()) for path in sorted(whole.rglob("about.json"))]
+    ours = [*WHOLE, "--resume", f"--ray={cluster.address}"]
+    with claimed_elsewhere(tmp_path, abouts[0]["identity"]):
+        assert train(tmp_path, *ours) == 0
+    assert "run 1: left out: another call trains it at the moment" in notes
+    assert sorted(runs(str(tmp_path)).random_seed) == [2, 3]
+    assert noted_folder(tmp_path, abouts[1]["identity"]).is_dir()
+    assert train(tmp_path, *ours) == 0
     assert_equal_runs(tmp_path, whole)
 
 

@@ -1,10 +1,8 @@
 """Runs that are killed and go on: bit by bit what they would have been. Each kill is a real one, of a forked process."""
 
-import os
 import random
 import signal
 from collections import deque
-from itertools import count
 from pathlib import Path
 
 import pytest
@@ -14,10 +12,9 @@ from safetensors.torch import load_file
 import main
 from explore.load import runs
 from tests.train.killed import KILLS, forked, killed_at
-from train.resume import ResumePoint
 from train.saver import RESUME_FILE, find_run
 from train.stats import Stats
-from train.trainer import INTERRUPTED, LMTrainer
+from train.trainer import LMTrainer
 
 CONFIG = """
 DataParams
@@ -135,23 +132,6 @@ def test_whenever_it_is_killed(kind, call):
     assert_the_end_is_the_same(call, kind, {kill: [1, *dice.sample(range(2, 25), 3)] for kill in KILLS})
 
 
-def test_a_run_that_is_stopped_as_an_epoch_begins_goes_on(call, monkeypatch):
-    """The checkpoint of that moment does not say that the run has ended."""
-    assert call(out="whole", options=["--save"]) == 0
-    begins = ResumePoint.on_train_batch_start
-
-    def stopped_before(self, trainer, lm_trainer, batch, batch_idx):
-        if trainer.current_epoch == 1 and batch_idx == 0:
-            lm_trainer.stop(INTERRUPTED)
-        begins(self, trainer, lm_trainer, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ResumePoint, "on_train_batch_start", stopped_before)
-        assert call() == 130
-    assert call() == 0
-    assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
-
-
 def test_killed_again_and_again(call):
     assert forked(lambda: call(out="whole", options=["--save"])) == 0
     dice, deaths = random.Random(0), 0
@@ -166,27 +146,6 @@ def test_checkpoints_change_nothing(call):
     assert forked(lambda: call(out="whole", options=["--save"])) == 0
     assert forked(lambda: killed_at("batch", 1000, lambda: call(out="often"))) == 0
     assert_same(outcome(call.root / "often"), outcome(call.root / "whole"))
-
-
-def test_a_run_that_ctrl_c_ended_goes_on(call):
-    """What it said and kept when it was interrupted is no part of the run that goes on."""
-    assert forked(lambda: call(out="whole", options=["--save"])) == 0
-
-    def interrupted():
-        step, n = LMTrainer.training_step, count()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                LMTrainer,
-                "training_step",
-                lambda *a: (next(n) == 30 and os.kill(os.getpid(), signal.SIGINT), step(*a))[1],
-            )
-            return call()
-
-    assert forked(interrupted) == 130
-    [stopped] = runs(str(call.root / "out")).stopped
-    assert stopped == "interrupted"
-    assert forked(call) == 0
-    assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
 
 
 @pytest.mark.parametrize("content", ["code", "garbage", "empty", "foreign", "cut"])

@@ -5,6 +5,7 @@ import math
 import os
 import pty
 import shlex
+import signal
 import socket
 import struct
 import subprocess
@@ -12,9 +13,11 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -298,16 +301,94 @@ def test_a_connection_lost_in_mid_run_loses_nothing_and_ends_in_bounded_time(
     assert columns(history(file)) == expected
 
 
-def test_training_survives_the_death_of_wandbs_process(no_wandb_account, capsys, monkeypatch):
-    def die(*args, **options):
-        raise ConnectionResetError("Connection lost")
+def process_of_wandb():
+    """The process that wandb has started for this one."""
+    processes = [child for child in psutil.Process().children() if child.name() == "wandb-core"]
+    [process] = [process for process in processes if process.status() != psutil.STATUS_ZOMBIE]
+    return process
 
+
+def test_training_survives_the_death_of_wandbs_process(no_wandb_account, capsys):
     tracker = start_wandb(project="p", config={}, folder=no_wandb_account)
-    monkeypatch.setattr(tracker._run, "log", die)
+    process_of_wandb().kill()
     fill(tracker)
-    monkeypatch.setattr(tracker._run, "finish", die)
+    start = time.monotonic()
     tracker.finish()
-    assert "upload incomplete, Connection lost. Complete it by: wandb sync" in capsys.readouterr().out
+    assert time.monotonic() - start < 10
+    [_, line] = capsys.readouterr().out.splitlines()
+    assert line.startswith("wandb: upload incomplete, ")
+    assert "Complete it by: wandb sync" in line
+
+
+@pytest.fixture
+def stopped_process(no_wandb_account, monkeypatch):
+    """A tracker whose real wandb process has been stopped, and that process."""
+    monkeypatch.setattr(stats_module, "FINISH_SECONDS", 1)
+    monkeypatch.setattr(stats_module, "MAX_FINISH_SECONDS", 3)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    tracker = start_wandb(project="p", config={}, folder=no_wandb_account)
+    process = process_of_wandb()
+    process.suspend()
+    yield tracker, process
+    with suppress(psutil.NoSuchProcess):
+        process.kill()
+
+
+def test_a_process_of_wandb_that_hangs_delays_the_end_by_bounded_time(
+    stopped_process, no_wandb_account, capsys
+):
+    """Nor does training wait for it, however much there is to send, and the next run has another process."""
+    tracker, process = stopped_process
+    start = time.monotonic()
+    for step in range(20_000):  # more than the connection takes
+        tracker.log({"stat/x": 1.0, "step": step})
+    assert time.monotonic() - start < 2
+    start = time.monotonic()
+    tracker.finish()
+    assert time.monotonic() - start < 8
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(
+        "wandb: upload incomplete, its process does not answer. Complete it by: wandb sync"
+    )
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    assert tracker._ended.is_set()
+    expected = track(no_wandb_account)
+    (run_folder,) = set((no_wandb_account / "wandb").glob("offline-run-*")) - {Path(shlex.split(line)[-1])}
+    (file,) = run_folder.glob("*.wandb")
+    assert columns(history(file)) == expected
+
+
+def test_ctrl_c_while_wandb_hangs_leaves_at_once(stopped_process, monkeypatch):
+    tracker, process = stopped_process
+    monkeypatch.setattr(stats_module, "MAX_FINISH_SECONDS", 60)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        tracker.finish()
+    assert time.monotonic() - start < 8
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def test_python_ends_in_bounded_time_when_wandb_hangs(no_wandb_account, monkeypatch):
+    """At its end wandb waits for its process, too."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    code = "import pathlib, psutil, sys; from train import stats\n"
+    code += "stats.MAX_FINISH_SECONDS = 2\n"
+    code += "tracker = stats.start_wandb(project='p', config={}, folder=pathlib.Path(sys.argv[1]))\n"
+    code += "[child.suspend() for child in psutil.Process().children()]\n"
+    code += "tracker.finish()"
+    command, env = (
+        [sys.executable, "-c", code, str(no_wandb_account)],
+        {**os.environ, "PYTHONPATH": str(REPO)},
+    )
+    process = subprocess.Popen(command, env=env, start_new_session=True)
+    try:
+        assert process.wait(timeout=60) == 0
+    finally:
+        for child in psutil.Process(process.pid).children() if process.poll() is None else []:
+            child.kill()
+        process.kill()
 
 
 def test_without_wandb_there_is_one_line_and_no_tracking(no_wandb_account, monkeypatch, capsys):
