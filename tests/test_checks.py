@@ -86,7 +86,7 @@ def test_transfer_trains_the_grid_and_judges_it_and_so_it_does_saved_runs(tmp_pa
         (["--config=mup-width", "--coord-check"], ["dim=64"], "dim has one value, 64"),
         (["--config=output-change", "--stability"], ["n_layers=2"], "n_layers has one value, 2"),
         (["--config=mup-width", "--transfer"], ["lr=0.01"], "--transfer needs a list of lr"),
-        (["--report=mup-width", "--stability"], [], "not at saved runs"),
+        (["--report=mup-width", "--stability"], [], "not saved runs"),
     ],
 )
 def test_what_cannot_be_judged_is_refused_before_anything_is_trained(
