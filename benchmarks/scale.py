@@ -56,7 +56,7 @@ def fake_fit(params: Params, stats: Stats, *_: object, **__: object) -> Any:
         loss = best + 2 * math.exp(-step / 4) + rng.gauss(0, 0.05)
         stats.log("train_loss:main", loss, step=step, n_samples=32 * step)
     stats.log("val_loss:main", best, step=N_POINTS, n_samples=32 * N_POINTS)
-    return SimpleNamespace(stats=stats, model=None, stopped="finished", val_loss=best)
+    return SimpleNamespace(stats=stats, model=None, stopped="finished", is_interrupted=False, val_loss=best)
 
 
 def fake_summary(trainer: Any) -> dict[str, Any]:

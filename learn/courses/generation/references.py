@@ -44,7 +44,7 @@ def gpt2_in_pieces(made: Any, ids: Tensor, sizes: Sequence[int]) -> Pieces:
     """Logits of each piece, and keys and values of all layers after it, by GPT2LMHeadModel with use_cache."""
     whole, cache, found = twin(made), DynamicCache(), Pieces()
     for piece in ids.split(list(sizes), dim=1):
-        logits = whole(piece, past_key_values=cache, use_cache=True).logits
+        logits = whole(piece, cache, use_cache=True).logits
         found.append((logits, layers_of(cache)))
     return found
 
