@@ -28,6 +28,8 @@ def saved(tmp_path, config: str) -> set[str]:
     return {path.name for path in (tmp_path / "reports" / config).iterdir()}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_coordinate_check_of_a_config(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", to=WIDTH)
     assert (code, lines[-1]) == (0, "pass")
@@ -39,6 +41,8 @@ def test_the_coordinate_check_of_a_config(tmp_path, capsys):
     assert not (tmp_path / "logs").exists(), "nothing is trained"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_standard_alone_fails_it_by_name(tmp_path, capsys):
     alone = [*WIDTH, "parametrization=standard"]
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", to=alone)
@@ -47,6 +51,8 @@ def test_standard_alone_fails_it_by_name(tmp_path, capsys):
     assert "grows as width^" in lines[-1]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_dry_run_of_a_check_neither_judges_nor_measures_training(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", "--dry-run", to=WIDTH)
     assert code == 0
@@ -64,6 +70,8 @@ def test_the_stability_of_a_config(tmp_path, capsys):
     assert {"stability.csv", "stability.png", "stability.svg"} <= saved(tmp_path, "output-change")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_transfer_trains_the_grid_and_judges_it_and_so_it_does_saved_runs(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--transfer", "--save", to=TRAINED)
     assert code == (lines[-1] != "pass")

@@ -7,8 +7,10 @@ import pytest
 import main
 from learn.checking.course import load
 from learn.outline import Outline
+from tests.marks import all_slow_but
 
 CONFIGS = sorted(path.stem for path in main.CONFIGS.glob("*.txt"))
+FAST = ["test-synth", "test-nlp", "copy", "induction", "bert"]
 FEW = {"early_stop_nsamples": "32", "batch_size": "8", "val_every": "None", "threads": "1"}
 FEWER = {  # of large grids one learning rate and seed, and no model that takes long
     "admin-deep": {"n_layers": "2"},
@@ -19,7 +21,7 @@ FEWER = {  # of large grids one learning rate and seed, and no model that takes 
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", all_slow_but(FAST, CONFIGS))
 def test_a_shipped_config_trains_a_few_steps(config, tmp_path, monkeypatch):
     # What is shipped of the student's file is stubs: somebody has built it.
     monkeypatch.setitem(sys.modules, "learn.gpt2_student", load(Outline("gpt2").solution))

@@ -85,6 +85,8 @@ def test_mistakes_of_text_and_of_params_are_listed_together(tmp_path, capsys):
         assert word in error, error
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_without_save_a_call_leaves_only_its_log_and_its_cache(tmp_path, capsys):
     options = ["--set", "debug_crop=4", "--set", "val_pct=25.0", "--set", "early_stop_nsamples=64"]
     assert call(tmp_path, "--config=test-nlp", *QUICK, *options) == 0
@@ -96,6 +98,8 @@ def test_without_save_a_call_leaves_only_its_log_and_its_cache(tmp_path, capsys)
     assert "sample: " in shown
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_dry_run_shows_the_grid_and_trains_nothing(tmp_path, capsys):
     assert (
         call(tmp_path, "--config=test-synth", *QUICK, "--dry-run", "--set", "dim=[32,64]", "--seed=[1,2]")
@@ -117,6 +121,8 @@ def test_a_saved_grid_is_found_by_the_explorer(tmp_path):
     assert table["val_loss"].notna().all()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_name_of_a_variant_is_seen_and_kept(tmp_path, capsys, monkeypatch):
     (tmp_path / "configs").mkdir()
     text = (main.CONFIGS / "test-synth.txt").read_text().replace("dim = 64\n", "")
@@ -142,6 +148,8 @@ def test_the_name_of_a_variant_is_seen_and_kept(tmp_path, capsys, monkeypatch):
     assert re.search(r"^ +1 +narrow +[\d,]+ +6 ", capsys.readouterr().out, re.MULTILINE)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_an_ablation_in_run_all_is_run_with_ablate_only(tmp_path, capsys, monkeypatch):
     def run_all(params, ablate):
         return [params, params.changed(positions="none")] if ablate else [params]
@@ -185,6 +193,8 @@ def test_a_diverged_run_makes_the_exit_code_1(tmp_path, capsys):
     assert "diverged: training loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("where", ["training", pytest.param("twice", marks=pytest.mark.slow)])
 def test_ctrl_c_saves_and_leaves(tmp_path, where):
     command = [
@@ -305,6 +315,8 @@ def ptb(tmp_path, monkeypatch):
     monkeypatch.setenv("WHATIF_DATA", str(folder.parent))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("options", [["--no-wandb"], [], ["--save"]], ids=" ".join)
 def test_the_seeds_commands(ptb, tmp_path, capsys, options):
     assert call(tmp_path, "--config=test-nlp", "--task=ptb", *options) == 0
@@ -316,6 +328,8 @@ def test_the_seeds_commands(ptb, tmp_path, capsys, options):
     assert len(saved) == ("--save" in options)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk takes root")
 def test_a_full_disk_fails_the_run_and_leaves_no_half_saved_one(tmp_path, capsys):
     disk = tmp_path / "out"
@@ -334,6 +348,8 @@ def test_a_full_disk_fails_the_run_and_leaves_no_half_saved_one(tmp_path, capsys
         subprocess.run(["umount", disk], check=True)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "fault"),
     [("a#b", "must not contain #"), ("50%?", "must not contain % ?"), ("x" * 130, "longer than 128")],

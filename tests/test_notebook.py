@@ -43,6 +43,8 @@ def figures(cells, code: str) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(cells, code))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_each_figure_is_shown_once(cells):
     for code in (
         "plot_metrics(",

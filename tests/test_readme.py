@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import main
+from tests.marks import all_slow_but
 from tests.train.killed import forked
 from train.grid import read_grid
 from train.params import SECTION_OF
@@ -129,7 +130,7 @@ def test_there_are_eight_edits_each_in_at_most_two_places():
         assert len(re.findall(r"^@@", diff, re.MULTILINE)) <= (1 if number == "8" else 2)
 
 
-@pytest.mark.parametrize("number", list("12345678"))
+@pytest.mark.parametrize("number", all_slow_but("1", "12345678"))
 def test_an_edit_of_the_readme_has_its_effect(number, tmp_path):
     copy = apply_to_copy(EDITS[number], tmp_path)
     assert forked(lambda: in_copy(PRELUDE + EFFECTS[number], copy, tmp_path / "out")) == 0
@@ -165,13 +166,17 @@ def test_the_set_up_commands_are_the_promised_two():
         ".venv/bin/python main.py --config=test --no-wandb\n"
     ) in README
     assert (
-        "python3 -m venv .venv && .venv/bin/pip install -r requirements-dev.txt && .venv/bin/python -m pytest\n"
+        "python3 -m venv .venv && .venv/bin/pip install -r requirements-dev.txt && .venv/bin/python -m pytest -n auto\n"
         in README
     )
 
 
+COMMANDS = sorted(set(re.findall(r"^python3 (main\.py --config[^\n#]*)", README, re.MULTILINE)))
+TAKES_LONG = re.compile("--resume|--config=bert|--coord-check|--stability")
+
+
 @pytest.mark.parametrize(
-    "command", sorted(set(re.findall(r"^python3 (main\.py --config[^\n#]*)", README, re.MULTILINE)))
+    "command", all_slow_but([command for command in COMMANDS if not TAKES_LONG.search(command)], COMMANDS)
 )
 def test_a_command_of_the_readme_is_understood(command, out, tmp_path, monkeypatch, capsys):
     """Every option and config exists and the grid is sound; from a folder that is not the repository's."""

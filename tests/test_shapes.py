@@ -80,6 +80,8 @@ def use_a_model(**fields) -> None:
         generate(lm, [[1, 2], [1]], 3, **settings)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("fields", "sizes"),
     [

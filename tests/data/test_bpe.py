@@ -123,6 +123,8 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ctrl_c_interrupts_the_training():
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", TRAINS_FOR_LONG], stdout=subprocess.PIPE, cwd=REPOSITORY, text=True

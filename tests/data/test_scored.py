@@ -26,6 +26,8 @@ def test_a_masked_model_that_is_shown_bos_only_is_refused(tmp_path):
     assert measured(tmp_path, max_seq_len=2, mask=True, **fields).n_val_rows > 0
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_task_whose_held_out_samples_score_nothing_is_refused(tmp_path, monkeypatch):
     def draw(rng):
         word = "".join(rng.choices("ab", k=12))

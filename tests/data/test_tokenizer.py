@@ -212,6 +212,8 @@ def test_without_the_hub_one_sentence_says_what_to_do(monkeypatch):
         check_spec(TokenizerSpec("gpt2-nowhere"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_from_transformers_leaves_the_original_alone(gpt2_folder):
     from transformers import AutoTokenizer
 

@@ -65,6 +65,8 @@ def test_ten_million_letters_are_refused_in_time():
     assert "takes more than 2.0 s, or does not end" in problem
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.usefixtures("short_limits")
 @pytest.mark.parametrize("name", tasks)
 def test_each_bad_argument_is_one_sentence(name):

@@ -80,6 +80,8 @@ def page_of(pattern_HTS: np.ndarray, tokens: list[str] | None = None) -> str:
     return filled([(None, Patterns([visible(token) for token in tokens], {0: pattern_HTS}, 1))])
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_hovering_tells_the_weight_and_its_tokens(opened):
     pattern = causal(2, 5, 5)
     page = opened(page_of(pattern, ["<bos>", " a", "b", "c", "d"]))

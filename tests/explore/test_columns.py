@@ -180,6 +180,8 @@ def test_runs_of_other_code_are_other_variants(tmp_path, capsys):
     assert "same_code=True" in out
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_same_code_takes_them_as_one_and_says_so(tmp_path, capsys):
     of_two_codes(tmp_path)
     found = compare(runs(str(tmp_path)), same_code=True)

@@ -66,6 +66,8 @@ def models(params: ModelParams = MUP, widths=WIDTHS, **options) -> dict:
 STANDARD = replace(MUP, parametrization="standard")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_mup_passes_and_standard_is_the_control_that_does_not():
     kinds = {"standard": models(STANDARD), "mup": models()}
     found = coord_check(kinds, [BATCH], optimizer, controls=["standard"])
@@ -83,16 +85,22 @@ def test_mup_passes_and_standard_is_the_control_that_does_not():
     )
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_control_that_passes_is_no_control():
     found = coord_check({"a": models(), "b": models()}, [BATCH], optimizer, n_steps=2, controls=["a"])
     assert found.verdict.startswith("fail: a is no worse")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_hidden_learning_rate_that_is_not_divided_is_seen(monkeypatch):
     monkeypatch.setattr(parametrization, "lr_factor", lambda role, rule: 1.0)
     assert not coord_check(models(), [BATCH], optimizer).passed
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_missing_output_multiplier_is_seen():
     def without(lm: LM) -> None:
         lm.unembed.mult = 1.0
@@ -102,6 +110,8 @@ def test_a_missing_output_multiplier_is_seen():
     assert "logits" in found.verdict
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_attention_by_the_root_of_the_head_is_seen_by_the_probe():
     def by_root(lm: LM) -> None:
         for layer in lm.decoder.layers:

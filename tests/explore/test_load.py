@@ -27,6 +27,8 @@ def edit_json(path: Path, *keys: str, value: object) -> None:
     path.write_text(json.dumps(content))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_opens_as_four_values(root):
     results = model_explorer.get_model_by_timestamp(FIRST, out=str(root))
     lm, dataset, train_stats, params = results

@@ -200,6 +200,8 @@ def test_a_film_of_a_head_that_is_not_there_is_refused(layer, head, told):
         head_film(checkpoints(2), "abc", layer, head)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("n_layers", "n_heads", "n_tokens", "named"),
     [(2, 4, 8, True), (12, 12, 8, True), (1, 1, 64, True), (2, 4, 64, False)],

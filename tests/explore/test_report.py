@@ -56,6 +56,8 @@ def test_integers_stay_integers_beside_incomplete_runs(tmp_path):
     assert table.status[0].startswith("incomplete")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_report_leaves_two_files_and_says_the_verdict(tmp_path, capsys):
     fake_grid(tmp_path, **SMALL)
     page = model_explorer.report("demo", out=str(tmp_path))
@@ -164,6 +166,8 @@ def test_report_and_config_exclude_each_other(capsys):
     assert "--report" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_saved_grid_ends_with_a_report(tmp_path, capsys):
     options = ["--no-wandb", "--save", "--out", str(tmp_path)]
     for setting in (

@@ -31,6 +31,8 @@ def column(driver, table: int, title: str) -> list[str]:
     return driver.execute_script(script, table, title)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "axes",
     [

@@ -56,6 +56,8 @@ def test_embeddings_norms_biases_and_omegas_do_not_move():
     assert all(torch.equal(p, old) for p, old in zip(lm.parameters(), kept, strict=True))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_changes_of_deep_post_norm_stacks_grow_as_theory_says():
     """6 and 48 layers: about 8 times for a plain stack, log 97 / log 13 times or not at all with Admin."""
     kinds = {name: partial(deep, **fields) for name, (fields, _) in RESIDUALS.items()}

@@ -17,6 +17,8 @@ def test_a_sound_run_passes_and_is_told_what_was_checked(root, capsys):
     assert all(line.endswith(": ok") for line in lines)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_other_weights_or_another_record_are_noticed(root):
     weights = load_file(folder_of(root) / "model.safetensors")
     scaled = {name: tensor * 1.2 for name, tensor in weights.items()}

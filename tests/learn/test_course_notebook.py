@@ -52,6 +52,8 @@ def shown(output):
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("course", parameters())
 def test_the_solution_in_the_cells_passes(course, tmp_path):
     printed = executed(solved(Outline(course)), tmp_path)
@@ -62,6 +64,8 @@ def test_the_solution_in_the_cells_passes(course, tmp_path):
         assert re.fullmatch(rf"[\w.]+: right \(\d+ checks\){more}\s*", text), text
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_cells_as_they_are_and_mistakes_in_them_are_told(tmp_path):
     """A stub, a mistake, an error and its line, and what is borrowed meanwhile, which goes back."""
     notebook = as_notebook(Outline("gpt2"))

@@ -79,6 +79,8 @@ def test_stubs_hold_no_code(course):
             assert body == ["raise NotImplementedError"], node.name
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("course", COURSES)
 @pytest.mark.parametrize("spelling", ["solution", "another"])
 def test_a_right_file_passes_every_check(course, spelling):
@@ -99,6 +101,8 @@ def test_bare_stubs_are_told_where_to_begin(course, capsys):
     assert f"{course}_student.py, line" in told
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(("course", "part", "phrase", "edits"), edits_of("planted", "MISTAKES"))
 def test_a_planted_mistake_is_named(course, part, phrase, edits):
     state, says = planted(course, part, edits)
@@ -117,6 +121,8 @@ def test_every_known_mistake_is_planted():
             assert times == 1, mistake.says
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(("course", "part", "phrase", "edits"), edits_of("cheats", "CHEATS"))
 def test_a_cheat_is_caught(course, part, phrase, edits):
     state, says = planted(course, part, edits)
@@ -124,6 +130,8 @@ def test_a_cheat_is_caught(course, part, phrase, edits):
     assert phrase in says, says
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(("course", "part", "phrase", "edits"), edits_of("cheats", "OTHERS"))
 def test_anything_else_is_described(course, part, phrase, edits):
     state, says = planted(course, part, edits)

@@ -165,6 +165,8 @@ def test_the_stubs_are_refused_with_the_configs_line(tmp_path, capsys):
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_it_passes_the_architecture_check(built, tmp_path, capsys):
     built()
     options = [*SMALL, "--set", "layer_architecture='student'", "--set", "dim=32"]
@@ -178,6 +180,8 @@ def test_it_passes_the_architecture_check(built, tmp_path, capsys):
     assert "FAIL  no position sees the future" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_it_trains_is_opened_and_goes_on_from_there(built, tmp_path):
     built()
     options = [*SMALL, "--no-wandb", "--out", str(tmp_path), "--save"]

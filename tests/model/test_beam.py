@@ -46,6 +46,8 @@ def theirs(hf, prompt, ends=(2,), **settings) -> tuple[list[list[int]], list[flo
     return [prompt + row[:end] for row, end in zip(rows, first_ends, strict=True)], scores
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("seed", range(N_MODELS))
 def test_equal_to_huggingface(seed):
     with all_in_float64():
@@ -64,6 +66,8 @@ def test_equal_to_huggingface(seed):
         assert_close([score for _, score in beams], scores, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_models_of_that_test_are_worth_it():
     """Some samples end early and some do not, and beams find others than greedy."""
     ended, better = 0, 0

@@ -59,6 +59,8 @@ def chunked(draw) -> list[int]:
     return chunks
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @settings(max_examples=120, deadline=None, derandomize=True)
 @given(
     architectures(causal=True), chunked(), st.integers(1, 3), st.sampled_from([torch.float32, torch.float64])
@@ -395,6 +397,8 @@ def test_an_infinite_logit_does_not_hide_a_wrong_cache():
     assert not close(torch.tensor([[5.0, 1.0, math.inf]]), plain)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_rounding_is_no_reason_to_doubt_the_cache(dtype):
     for kind in KINDS:

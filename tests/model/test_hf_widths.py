@@ -96,6 +96,8 @@ def test_sizes_stay_as_heads_get_wider(kind):
     assert found.passed, found
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_sizes_stay_as_heads_get_more():
     found = check("bert", lambda width: in_mup("bert", width, n_heads=width // 16), seeds=(0, 1))
     assert found.passed, found
@@ -113,6 +115,8 @@ def test_a_model_as_it_is_does_not_keep_them(kind):
 # Planted bugs
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_missing_output_multiplier_is_seen(kind):
     def without(width: int) -> nn.Module:
@@ -140,6 +144,8 @@ def test_hidden_weights_that_are_drawn_too_large_are_seen(monkeypatch):
     assert slopes(found, "model.transformer.h.1.mlp")[0] >= 0.8
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_conv1d_has_its_input_first_where_inner_layers_grow_faster(monkeypatch):
     """As width^2 here, so that it matters by which of its sizes a matrix is scaled."""
 

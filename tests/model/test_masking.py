@@ -478,6 +478,8 @@ def test_decoders_draw_and_compute_what_they_did(fields, expected, drawn):
     assert names <= {"embed", "decoder", "unembed"}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_masked_model_learns():
     """Words of three equal letters: what is hidden follows from either neighbour."""
     torch.manual_seed(0)

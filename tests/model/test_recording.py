@@ -194,6 +194,8 @@ def run(lm, ids, *patterns):
     return logits, gradients, torch.get_rng_state()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @settings(max_examples=60, deadline=None)
 @given(architectures(attention="explicit"), st.sampled_from([torch.float32, torch.float64]))
 def test_recording_everything_changes_no_bit(params, dtype):

@@ -50,6 +50,8 @@ def call(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_weights_of_the_first_step_every_so_many_and_the_last_are_kept(call, tmp_path):
     assert call("--save", "checkpoint_every=4") == 0
     assert call("--save", "early_stop_nsamples=64") == 0  # 4 steps

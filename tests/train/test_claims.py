@@ -133,6 +133,8 @@ def test_a_run_that_another_call_trains_is_left_out(call, capsys):
     assert call.trained() == [16, 8]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_is_taken_up_at_the_end_if_the_other_call_has_died(call):
     assert call("--dry-run") == 0
     with claimed_elsewhere(call.out, call.identities[8]) as kill:
@@ -187,6 +189,8 @@ def test_what_other_code_has_trained_meanwhile_is_refused_run_by_run(call, monke
     assert "model/lm.py changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_two_calls_at_once_share_a_grid(call, tmp_path):
     """Whoever comes first: four runs are trained once each, by both together."""
     (tmp_path / "trial.txt").write_text(CONFIG.replace("[8, 16]", "[8, 16, 24, 32]"))
@@ -197,6 +201,8 @@ def test_two_calls_at_once_share_a_grid(call, tmp_path):
     assert statuses(call) == dict.fromkeys([8, 16, 24, 32], "finished")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_side_by_side_runs_of_another_call_are_left_out_too(call, capsys):
     """Workers claim the runs that they train."""
     assert call("--dry-run") == 0
@@ -208,6 +214,8 @@ def test_side_by_side_runs_of_another_call_are_left_out_too(call, capsys):
     assert noted.name == f"{runs(str(call.out)).index[0]}.partial", "the name it had when it began"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_without_resume_a_call_trains_its_own_runs(call):
     assert call("--dry-run") == 0
     with claimed_elsewhere(call.out, *call.identities.values()):

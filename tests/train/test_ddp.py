@@ -66,6 +66,8 @@ def train(out: Path, *options: str, **fields) -> tuple[str, list[Path]]:
 EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-11}, {"rtol": 1e-3, "atol": 1e-5}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("strategy", "close", "fields"),
     [

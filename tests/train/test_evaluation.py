@@ -153,6 +153,8 @@ def test_exact_match_is_that_of_whole_answers(tmp_path):
     assert evaluate(data, lm)["val_accuracy"] > 0.3, "though most letters are right"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_tokens_per_second_are_those_of_training_alone(tmp_path, monkeypatch):
     real = Evaluation.result
 

@@ -40,6 +40,8 @@ def randomness() -> tuple:
     return random.getstate(), repr(numpys), torch.get_rng_state().tolist()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_dry_run_leaves_no_trace(tmp_path, capsys):
     before = randomness()
     n_threads, grad = torch.get_num_threads(), torch.is_grad_enabled()
@@ -68,6 +70,8 @@ def test_a_run_that_cannot_train_is_found_out(tmp_path, capsys, monkeypatch):
     assert re.search(r"^about .* for 1 run, ", shown, re.MULTILINE)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_five_hundred_runs_are_estimated_within_seconds(tmp_path, capsys):
     axes = ["lr=[1e-3,2e-3,3e-3,4e-3,5e-3]", "dim=[16,32,48,64,96]", "n_layers=[1,2,3,4]"]
     started = time.process_time()

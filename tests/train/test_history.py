@@ -86,6 +86,8 @@ def test_a_field_that_is_added_invalidates_nothing(monkeypatch):
     assert identity(params_of(dim=64), "") != before
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_same_command_trains_only_what_is_new(call, capsys):
     assert call("--resume") == 0
     assert len(call.trained) == 2
@@ -122,6 +124,8 @@ def test_what_failed_is_trained_again_and_the_old_folder_goes(call, capsys):
     assert list(runs(str(call.root / "out")).status) == ["complete"] * 2
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_that_fails_says_so_in_its_folder(call, capsys, monkeypatch):
     def fit(*args, **options):
         raise MemoryError("no room for\nall of this")

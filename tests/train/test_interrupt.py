@@ -7,6 +7,7 @@ import torch
 
 import main
 from explore.load import runs
+from tests.marks import all_slow_but
 from tests.train.killed import before, interrupt
 from tests.train.test_resume import CONFIG, KINDS, assert_same, outcome
 from train.resume import ResumePoint
@@ -84,7 +85,7 @@ def is_resume_checkpoint(content, *_):
     return isinstance(content, dict) and "loops" in content
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", all_slow_but(["in the first batch of a step", "in a validation"], MOMENTS))
 def test_a_run_goes_on_from_the_step_at_which_ctrl_c_came(moment, call, ctrl_c, whole):
     *where, step = MOMENTS[moment]
     assert ctrl_c(call, *where) == 130
@@ -96,6 +97,8 @@ def test_a_run_goes_on_from_the_step_at_which_ctrl_c_came(moment, call, ctrl_c, 
     assert_same(outcome(call.root / "out"), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
 def test_every_kind_of_run_goes_on_after_ctrl_c(kind, call, ctrl_c):
     """Patience, a plateau, weights kept at every fifth step: none of them hears of the interruption."""
@@ -109,6 +112,8 @@ def test_every_kind_of_run_goes_on_after_ctrl_c(kind, call, ctrl_c):
     assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ctrl_c_again_and_again(call, ctrl_c, whole):
     presses = 0
     while (code := ctrl_c(call, LMTrainer, "training_step", 9)) != 0:
@@ -118,6 +123,8 @@ def test_ctrl_c_again_and_again(call, ctrl_c, whole):
     assert_same(outcome(call.root / "out"), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ctrl_c_while_a_checkpoint_is_written(call, ctrl_c, monkeypatch, whole):
     monkeypatch.setattr(ResumePoint, "is_due", lambda *_: True)
     assert ctrl_c(call, torch, "save", 3, when=is_resume_checkpoint) == 130
@@ -126,6 +133,8 @@ def test_ctrl_c_while_a_checkpoint_is_written(call, ctrl_c, monkeypatch, whole):
     assert_same(outcome(call.root / "out"), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("where", [(ResumePoint, "setup"), (LMTrainer, "configure_optimizers")])
 def test_ctrl_c_before_the_first_step_leaves_nothing_to_go_on_from(where, call, ctrl_c):
     assert ctrl_c(call, *where, 1) == 130
@@ -137,6 +146,8 @@ def test_ctrl_c_before_the_first_step_leaves_nothing_to_go_on_from(where, call, 
     assert call.batches[0] == 0
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ctrl_c_before_the_first_step_of_a_run_that_goes_on_keeps_its_checkpoint(call, ctrl_c, whole):
     assert ctrl_c(call, LMTrainer, "training_step", 12) == 130
     assert ctrl_c(call, LMTrainer, "configure_optimizers", 1) == 130
@@ -146,6 +157,8 @@ def test_ctrl_c_before_the_first_step_of_a_run_that_goes_on_keeps_its_checkpoint
     assert_same(outcome(call.root / "out"), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("where", "n"), [((LMTrainer, "training_step"), N_BATCHES), ((LMTrainer, "restore_best"), 1)]
 )

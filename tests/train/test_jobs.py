@@ -86,6 +86,8 @@ def side_by_side(*names, call=CALL):
     return SideBySide(act, runs, said, Board([10] * len(runs)), call)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_results_are_those_of_one_after_another(tmp_path):
     for name, extra in (("one", []), ("two", ["--jobs=2"])):
         assert main.main([*GRID, *extra, "--out", str(tmp_path / name)]) == 0
@@ -260,6 +262,8 @@ def going(tmp_path):
     process.communicate()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
     os.killpg(going.pid, signal.SIGINT)  # as a terminal does
     output = going.communicate(timeout=60)[0]

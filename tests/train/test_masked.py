@@ -47,6 +47,8 @@ def run(tmp_path_factory):
     return str(out), timestamp
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_it_opens_as_it_was_saved(run, capsys):
     out, timestamp = run
     model_explorer.verify_stable_load(timestamp, out=out)
@@ -78,6 +80,8 @@ def test_a_validation_is_of_what_mask_frac_says(run):
     assert n == pytest.approx(0.4 * sum(lengths), rel=0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_explorer_looks_at_it(run):
     out, timestamp = run
     lm = model_explorer.get_model_by_timestamp(timestamp, out=out).lm
@@ -104,6 +108,8 @@ def test_the_explorer_looks_at_it(run):
     assert ablate(lm, samples).notna().all()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_task_is_trained_on_its_scored_tokens(tmp_path, capsys):
     fields = [*OF_TASK, "tokenizer_source_name='char'", "early_stop_nsamples=64"]
     assert call(tmp_path, fields=fields) == 0
@@ -131,6 +137,8 @@ def test_the_whole_grid_is_refused_before_anything_is_trained(tmp_path, capsys):
     assert "causal=False cannot be had with layer_architecture='gated-conv'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_of_next_tokens_has_no_weights_for_a_mask(tmp_path, capsys):
     plain = ["causal=True", "objective='next-token'", *OF_TASK, "tokenizer_source_name='char'"]
     assert call(tmp_path, "--save", fields=[*plain, "early_stop_nsamples=16"]) == 0
@@ -154,6 +162,8 @@ def pretrained(tmp_path):
     return str(folder)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_pretrained_bert_goes_on_training(pretrained, tmp_path):
     lm = gpt2.get_pretrained(pretrained)
     assert lm.tokenizer.mask == 4

@@ -227,6 +227,8 @@ def test_an_axis_without_effect_is_said_at_its_default_too():
     assert field.setting == "momentum=0.9"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_large_model_is_looked_at_without_its_weights():
     model = ModelParams(dim=8192, n_heads=64, n_layers=100, rotary_base=5.0)
     assert [field.setting for field in unused_fields(model, TrainParams(momentum=0.5))] == [

@@ -145,6 +145,8 @@ def begun(root: Path, model_fields: str, **options: str):
     return make_lm(params, tokenizer or pretrained_tokenizer(params.model.tokenizer_source_name), root)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_tuning_begins_with_the_loss_of_the_pretrained_model_and_lowers_it(root, hf_folder):
     run = train(root, f"from_pretrained = {str(hf_folder)!r}", lr="3e-3")
     (first, before), *_, (last, after) = val_losses(run)
@@ -164,6 +166,8 @@ def test_tuning_begins_with_the_loss_of_the_pretrained_model_and_lowers_it(root,
     assert run.train_seconds < 60, "of training alone"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_params_tell_the_architecture_and_the_run_opens_when_the_model_it_began_with_is_gone(
     root, hf_folder, tmp_path
 ):
@@ -206,6 +210,8 @@ def test_an_edit_keeps_every_weight_that_it_does_not_take_away(root, hf_folder, 
             assert (edited[name].shape == plain[name].shape) == (what == "the same"), name
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_tying_what_was_not_tied_keeps_the_embedding(root, tmp_path, saved):
     call(tmp_path, "dim = 16\nn_layers = 1\ntied_embeddings = False", "--save")
     [timestamp] = runs(str(tmp_path)).index
@@ -241,6 +247,8 @@ def test_what_edited_code_makes_of_the_weights_is_said(root, hf_folder, capsys, 
     assert "logits differ from those of transformers by" in said.out + said.err
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_is_edited_left_out_and_new_is_said(root, saved, capsys):
     def said(fields: str) -> str:
         begun(root, fields)
@@ -282,6 +290,8 @@ def test_ctrl_c_in_the_first_validation_ends_the_run(root, saved, monkeypatch):
     assert (run.stopped, run.global_step) == ("interrupted", 0)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_saved_run_goes_on_in_double_precision_to_the_last_bit(root, tmp_path, saved):
     fields = 'dim = 16\nn_layers = 1\npositions = "rotary"'
     assert call(tmp_path, fields, "--save", "--set", "precision=64-true") == 0
@@ -302,6 +312,8 @@ def test_a_saved_run_brings_its_tokenizer(root, saved):
     assert any((batch["x_indices"] == unknown).any() for batch in run.data.val_dataloader(8)), "such as +"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_task_goes_on_with_the_vocabulary_of_the_saved_run_and_no_other(tmp_path, capsys):
     def on_copy(n_letters: int, fields: str, *options: str) -> int:
         task = "dataset_name=copy", f"task_args={{'n_letters': {n_letters}}}", "n_samples=300"
@@ -317,6 +329,8 @@ def test_a_task_goes_on_with_the_vocabulary_of_the_saved_run_and_no_other(tmp_pa
     assert error.endswith(f"(with the tokenizer of from_saved={timestamp!r})")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_runs_that_go_on_from_two_vocabularies_are_each_sized_by_their_own(root, saved, tmp_path, capsys):
     out = shutil.copytree(root, tmp_path / "out")
     both = [saved.plain, save_run(out).name]
@@ -327,6 +341,8 @@ def test_runs_that_go_on_from_two_vocabularies_are_each_sized_by_their_own(root,
         assert re.search(rf"{timestamp} +{size:,} ", shown)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_lora_trains_its_own_parameters_only_and_is_saved_and_opened(root, hf_folder, saved):
     run = train(root, f"from_pretrained = {str(hf_folder)!r}\nlora_rank = 2", lr="3e-3", weight_decay="0.5")
     (_, before), *_, (_, after) = val_losses(run)
@@ -460,6 +476,8 @@ def test_both_fields_are_axes_and_each_point_has_the_fields_of_its_own_weights(r
     assert scratch.model.max_seq_len == 32
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_equal_params_give_bitwise_equal_runs(root, hf_folder):
     fields = f"from_pretrained = {str(hf_folder)!r}\nlora_rank = 2"
     one, two, other = (train(root, fields, dropout="0.1", random_seed=seed) for seed in "112")
@@ -502,6 +520,8 @@ def test_two_processes_go_on_from_a_saved_run_as_one_does_with_the_double_batch(
     assert [step for step, _ in checkpoints(two, str(out))][:3] == [0, 2, 4]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_chat_model_goes_on_training_without_bos_and_keeps_its_end_tokens(hf_folder, tmp_path):
     """Its tokenizer names an end token and no bos, its generation config two end tokens."""
     folder = shutil.copytree(hf_folder, tmp_path / "chat")

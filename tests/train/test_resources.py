@@ -85,6 +85,8 @@ def test_what_a_run_does_itself_is_told_apart(error):
     assert not is_out_of_resources(error)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_that_ran_out_of_memory_goes_on_from_its_checkpoint(call, monkeypatch, capsys):
     assert call(out="whole", options=["--save"]) == 0
     with monkeypatch.context() as patch:
@@ -104,6 +106,8 @@ def test_a_run_that_ran_out_of_memory_goes_on_from_its_checkpoint(call, monkeypa
     assert not {"failed", "resumable"} & json.loads(saved.read_text()).keys()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_that_failed_by_itself_begins_anew(call, monkeypatch):
     assert call(out="whole", options=["--save"]) == 0
     with monkeypatch.context() as patch:
@@ -128,6 +132,8 @@ def files_of_at_most(n_bytes: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_the_last_one_stays(call, monkeypatch, capsys):
     """The operating system refuses all but small files after some steps, until the run has trained."""
     assert call(out="whole", options=["--save"]) == 0
@@ -156,6 +162,8 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_the_last_one_stays
     assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_weights_that_cannot_be_kept_are_a_warning(call, monkeypatch, capsys):
     assert call("checkpoint_every=5", out="whole", options=["--save"]) == 0
     write, n = weights_module.write_weights, count(1)
@@ -180,6 +188,8 @@ def test_weights_that_cannot_be_kept_are_a_warning(call, monkeypatch, capsys):
     assert_same(a, b)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_full_disk_at_the_end_loses_nothing(call, monkeypatch, capsys):
     """Weights, statistics and JSON need room that is not there; the checkpoint of the end was written before."""
     assert call(out="whole", options=["--save"]) == 0
@@ -210,6 +220,8 @@ def small_disk(tmp_path):
     os.system(f"umount -l {folder}")
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_disk_that_is_really_full(call, small_disk, monkeypatch, capsys):
     assert call(out="whole", options=["--save"]) == 0
     ballast, training_step, n = small_disk / "ballast", LMTrainer.training_step, count(1)
@@ -235,6 +247,8 @@ def test_a_disk_that_is_really_full(call, small_disk, monkeypatch, capsys):
     assert_same(outcome(small_disk), outcome(call.root / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["rename", "unlink"])
 def test_a_run_that_is_killed_when_all_is_saved_is_not_trained_again(name, call, monkeypatch):
     """Before its last name, and before its resume checkpoint and lock are removed."""

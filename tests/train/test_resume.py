@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import main
 from explore.load import runs
+from tests.marks import all_slow_but
 from tests.train.killed import KILLS, forked, killed_at
 from train.saver import RESUME_FILE, find_run
 from train.stats import Stats
@@ -118,7 +119,7 @@ def assert_the_end_is_the_same(call, kind: str, kills: dict[str, list[int]]) -> 
             assert_same(outcome(call.root / out), whole)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", all_slow_but(["plain"], KINDS))
 def test_a_killed_run_ends_as_it_would_have(kind, call):
     dice = random.Random(kind)
     chosen = ["the end", *dice.sample([kill for kill in KILLS if kill != "the end"], 2)]
@@ -132,6 +133,8 @@ def test_whenever_it_is_killed(kind, call):
     assert_the_end_is_the_same(call, kind, {kill: [1, *dice.sample(range(2, 25), 3)] for kill in KILLS})
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_killed_again_and_again(call):
     assert forked(lambda: call(out="whole", options=["--save"])) == 0
     dice, deaths = random.Random(0), 0
@@ -142,12 +145,16 @@ def test_killed_again_and_again(call):
     assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_checkpoints_change_nothing(call):
     assert forked(lambda: call(out="whole", options=["--save"])) == 0
     assert forked(lambda: killed_at("batch", 1000, lambda: call(out="often"))) == 0
     assert_same(outcome(call.root / "often"), outcome(call.root / "whole"))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("content", ["code", "garbage", "empty", "foreign", "cut"])
 def test_a_bad_checkpoint_executes_nothing_and_the_run_begins_anew(content, call, capfd):
     assert forked(lambda: call(out="whole", options=["--save"])) == 0
@@ -203,6 +210,8 @@ def remember(training_step):
     return step
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_users_add_to_the_trainer_goes_on_where_it_was(call, monkeypatch):
     monkeypatch.setattr(LMTrainer, "training_step", remember(LMTrainer.training_step))
     assert call("val_every=None", out="whole", options=["--save"]) == 0
@@ -230,6 +239,8 @@ def test_state_that_no_checkpoint_holds_is_named_once(call, monkeypatch, capsys)
     assert "without LMTrainer.sketchpad, LMTrainer.window, LMTrainer.late: checkpoints hold" in shown
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_plain_run_has_no_state_that_is_lost(call, capsys):
     for kind in ("plateau and patience, muP by Muon, omegas from a profile", "validation after every epoch"):
         assert call(*KINDS[kind], "checkpoint_every=5", out=kind[:4], options=["--save"]) == 0

@@ -76,6 +76,8 @@ def test_files_we_do_not_read_are_not_read(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", OURS)
 @pytest.mark.parametrize(
     "content",
@@ -88,6 +90,8 @@ def test_a_damaged_file_is_refused_in_one_sentence(tmp_path, name, content):
     refusal(folder)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", OURS)
 def test_a_missing_file_a_folder_or_a_pipe_is_refused_at_once(tmp_path, name):
     folder = save_run(tmp_path)
@@ -132,6 +136,8 @@ HUGE = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("values", HUGE, ids=str)
 def test_params_of_a_huge_model_are_refused_before_it_is_built(tmp_path, values):
     positions = values.get("positions", "learned")
@@ -181,6 +187,8 @@ def test_nothing_is_allocated_for_a_model_that_does_not_fit(tmp_path, monkeypatc
     assert devices == ["meta", "meta", "cpu"]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_params_of_any_depth_are_read_or_refused(tmp_path):
     folder, errors = save_run(tmp_path), []
     text = (folder / "params.json").read_text()

@@ -39,6 +39,8 @@ def replace_or_none(part, field, value):
 FIELDS = [field.name for part in TINY for field in fields(part)]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("value", [10**6, 2**63])
 @pytest.mark.parametrize("field", FIELDS)
 def test_the_check_answers_whatever_the_number(tmp_path, field, value):

@@ -58,6 +58,8 @@ def results(params: Params, edit: Callable[[LM], None] = lambda lm: None) -> dic
     return {name: outcome_of(check, lm, params).result for name, check in checks_of(params).items()}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", broken)
 def test_a_broken_edit_is_found_by_the_checks_that_are_to_find_it(name, monkeypatch):
     edit, expected = broken[name]
@@ -128,6 +130,8 @@ def test_what_is_sound_passes_all_checks(fields):
     assert skipped == (set() if has_all_three and fields != {"n_layers": 0} else {PATTERN})
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "fields",
     [{}, {"attention": "fused"}, {"positions": "alibi", "sliding_window": 9}, {"norm_position": "pre"}],
@@ -304,6 +308,8 @@ def call_main(tmp_path, *options: str) -> int:
     return main.main([*QUIET, *options, "--out", str(tmp_path)])
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_check_reports_on_each_architecture_and_trains_nothing(tmp_path, capsys):
     options = ["--set", "lr=[1e-3,1e-4]", "--set", "layer_architecture=['custom-transformer','torch-gru']"]
     assert call_main(tmp_path, *options, "--check") == 0
@@ -322,6 +328,8 @@ def test_check_reports_on_each_architecture_and_trains_nothing(tmp_path, capsys)
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_check_names_what_fails_and_says_so_in_the_exit_code(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.UnusedParameter)
     kinds = "layer_architecture=['custom-transformer','edited']"
@@ -339,6 +347,8 @@ def test_check_of_a_grid_that_is_refused_ends_as_any_call_does(tmp_path, capsys)
     assert "n_heads=3 must divide" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_strict_refuses_a_leak_before_anything_is_trained(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.MeanOverPositions)
     kinds = "layer_architecture=['custom-transformer','edited']"
@@ -352,6 +362,8 @@ def test_strict_refuses_a_leak_before_anything_is_trained(tmp_path, capsys, monk
     assert call_main(tmp_path, "--set", "max_seq_len=40", "--check=strict") == 0
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_leak_is_said_kept_with_the_run_and_marked_in_every_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.MeanOverPositions)
     kinds = "layer_architecture=['custom-transformer','edited']"

@@ -167,11 +167,15 @@ def program(folder):
     return time.monotonic() - start, os.read(terminal, 10**4).decode()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_without_a_key_nothing_is_asked_at_a_terminal(no_wandb_account):
     _, output = program(no_wandb_account)
     assert output.count("\n") == 1
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_server_out_of_reach_delays_the_start_by_less_than_15_s(no_wandb_account, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     start = time.monotonic()
@@ -334,6 +338,8 @@ def stopped_process(no_wandb_account, monkeypatch):
         process.kill()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_process_of_wandb_that_hangs_delays_the_end_by_bounded_time(
     stopped_process, no_wandb_account, capsys
 ):
@@ -370,6 +376,8 @@ def test_ctrl_c_while_wandb_hangs_leaves_at_once(stopped_process, monkeypatch):
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_python_ends_in_bounded_time_when_wandb_hangs(no_wandb_account, monkeypatch):
     """At its end wandb waits for its process, too."""
     monkeypatch.setenv("WANDB_MODE", "offline")
