@@ -201,13 +201,13 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.check == "strict":
         architecture.refuse_leaks(plans, call)
     if args.dry_run:
-        plan.announce(plans)
+        plan.announce(plans, call)
         return forecast.report(plans, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
         return check_scaling(args, plans)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
-        plan.announce(plans)
+        plan.announce(plans, call)
         summaries = sweep.run_plans(plans, namer, call)
         log.info(tables.result_table(plans, summaries))
     if call.save and rank() == 0 and any("folder" in summary for summary in summaries):

@@ -6,6 +6,10 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 
+from tests.marks import SLOW
+
+pytestmark = SLOW
+
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
 
@@ -43,8 +47,6 @@ def figures(cells, code: str) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(cells, code))
 
 
-@pytest.mark.slow
-@pytest.mark.ci
 def test_each_figure_is_shown_once(cells):
     for code in (
         "plot_metrics(",

@@ -1,7 +1,7 @@
 """Plan a grid before it starts: read its texts, size its models, and look up what earlier calls did."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +23,11 @@ from train.params import SECTION_OF, Params, Texts
 from train.pretrained import saved_tokenizer, weights_problems
 from train.run import Call
 from train.saver import partial_folder
+from train.train_params import TrainParams
 
 REFUSED_BY_WANDB, MAX_WANDB_NAME = "/\\#?%:", 128  # characters in a project name, and how many it may have
+# Fields of TrainParams that have an effect only with this option.
+FIELDS_WITH_OPTION = {"checkpoint_every": "--save", "cpus": "--ray", "gpus": "--ray"}
 MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
 
 
@@ -170,7 +173,7 @@ def wandb_problems(project: str) -> list[str]:
     ]
 
 
-def announce(plans: list[Plan]) -> None:
+def announce(plans: list[Plan], call: Call) -> None:
     """Log, once, facts about the runs that a reader of the results must know."""
     say_steps(plans)
     models = [plan.params.model for plan in plans]
@@ -181,6 +184,7 @@ def announce(plans: list[Plan]) -> None:
         log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
     say_objectives(plans)
     say_unused(plans)
+    say_idle(plans, call)
     short: defaultdict[str, list[str]] = defaultdict(list)
     for number, plan in enumerate(plans, 1):
         if plan.params.train.warmup_steps >= plan.n_steps:
@@ -212,6 +216,24 @@ def say_unused(plans: list[Plan]) -> None:
             unused[key] = unused_fields(model, train, axes)
         for field in unused[key] + unused_data_fields(plan.params, plan.measured.reads, axes):
             runs_with[str(field)].append(str(number))
+    say_of_runs(runs_with)
+
+
+def say_idle(plans: list[Plan], call: Call) -> None:
+    """Log every field that is set and has no effect without an option that is missing."""
+    given = {"--save": call.save, "--ray": call.ray is not None}
+    for name, option in FIELDS_WITH_OPTION.items():
+        default = getattr(TrainParams, name)
+        runs_with: defaultdict[str, list[str]] = defaultdict(list)
+        for number, plan in enumerate(plans, 1):
+            value = getattr(plan.params.train, name)
+            if value != default and not given[option]:
+                runs_with[f"{name}={value!r} has no effect without {option}"].append(str(number))
+        say_of_runs(runs_with)
+
+
+def say_of_runs(runs_with: Mapping[str, list[str]]) -> None:
+    """Log a message with the numbers of the runs it holds for."""
     for what, numbers in runs_with.items():
         log.info(f"run{'s' * (len(numbers) > 1)} {listed(numbers)}: {what}")
 

@@ -15,6 +15,8 @@ lens = pytest.importorskip(
     "transformer_lens.model_bridge", reason="transformer-lens is not installed (requirements-lens.txt)"
 )
 
+pytestmark = pytest.mark.extras
+
 SIZES = {"vocab_size": 61, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 4}
 OUTSIDE = {"ln_final.hook_out": "final_norm", "unembed.hook_out": "logits"}
 IN_A_LAYER = {

@@ -13,6 +13,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.observe import ignored_fields
 from tests.model.tiny import KINDS, MIXERS, CharTokenizer, architectures, perturbed_lm, tiny_params
+from tests.train.little_run import CALL
 from train.params import Params
 from train.plan import Measured, Plan, announce
 from train.train_params import TrainParams
@@ -130,7 +131,7 @@ def test_a_grid_says_which_runs_have_fields_without_effect(notes):
     ]
     runs = [Params(DataParams(), TrainParams(), model) for model in models]
     data = Measured(tokenizer=None, n_rows=0, n_val_rows=0, row_length=0.0, content="")
-    announce([Plan("test", run, 0, 10**9, 0, identity="", measured=data) for run in runs])
+    announce([Plan("test", run, 0, 10**9, 0, identity="", measured=data) for run in runs], CALL)
     for number, kind in ((1, "torch-gru"), (3, "gated-conv")):
         [note] = [note for note in notes if note.startswith(f"run {number}: ")]
         assert note.startswith(

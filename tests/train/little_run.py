@@ -1,4 +1,4 @@
-"""A little saved run, and a Python to look at it from another process."""
+"""A little saved run, a Python to look at it from another process, and the plainest options."""
 
 import subprocess
 import sys
@@ -13,12 +13,14 @@ from data.tokenizer import char_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from train.params import Params
+from train.run import Call
 from train.saver import RunFolder, begin, save
 from train.stats import Stats
 from train.train_params import TrainParams
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WHEN = datetime(2024, 4, 22, 16, 17, 0)
+CALL = Call(Path(), save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
 TINY = ModelParams(dim=8, n_layers=2, n_heads=2, max_seq_len=16)
 
 

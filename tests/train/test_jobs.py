@@ -22,6 +22,7 @@ from train.grid import GridError
 from train.history import ELSEWHERE
 from train.jobs import Board, Message, SideBySide, n_jobs, say_threads
 from train.logs import log
+from train.processes import start_server_of_workers
 from train.run import Call
 from train.sweep import exit_code, make_call
 
@@ -42,6 +43,12 @@ GRID = [
     "--set=early_stop_nsamples=640",
     "--set=dropout=0.1",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server_of_workers():
+    """As main.py does with --jobs: otherwise every worker of these tests would import torch for itself."""
+    start_server_of_workers()
 
 
 def act(run, call):

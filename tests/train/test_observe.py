@@ -19,6 +19,7 @@ from model.model_params import ModelParams
 from model.observe import observed
 from model.residual import profile, wants_profile
 from tests.model.tiny import CharTokenizer, random_ids, tiny_params
+from tests.train.little_run import CALL
 from train.build import make_data
 from train.observe import (
     OBSERVED_FILES,
@@ -394,8 +395,31 @@ def test_a_grid_says_which_runs_have_a_data_field_without_effect(texts, tmp_path
     first = data_run({"n_samples": 100_000})
     runs = [first, first.changed(data_seed=1), first.changed(data_seed=1, n_samples=50)]
     plans = [Plan("test", run, 0, 10**9, 0, "", measure(run.data, run.model, tmp_path, None)) for run in runs]
-    announce(plans)
+    announce(plans, CALL)
     assert notes == [
         "runs 1, 2: n_samples=100000 has no effect: dataset_name='sotu' does not use it",
         "run 3: n_samples=50 has no effect: dataset_name='sotu' does not use it",
     ]
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "expected"),
+    [
+        ({"checkpoint_every": 5}, {}, ["run 1: checkpoint_every=5 has no effect without --save"]),
+        ({"checkpoint_every": 5}, {"save": True}, []),
+        (
+            {"cpus": 2.0, "gpus": 0.5},
+            {"save": True},
+            ["run 1: cpus=2.0 has no effect without --ray", "run 1: gpus=0.5 has no effect without --ray"],
+        ),
+        ({"cpus": 2.0, "gpus": 0.5}, {"ray": "local"}, []),
+        ({}, {}, []),
+    ],
+)
+def test_a_field_that_needs_an_option_is_said_to_have_no_effect_without_it(
+    texts, tmp_path, notes, fields, options, expected
+):
+    run = Params(DataParams(dataset_name="copy"), TrainParams(**fields), ModelParams())
+    made = measure(run.data, run.model, tmp_path, None)
+    announce([Plan("test", run, 0, 10**9, 0, "", made)], CALL._replace(**options))
+    assert notes == expected

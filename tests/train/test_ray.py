@@ -21,6 +21,7 @@ import main
 from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
+from tests.train.little_run import CALL
 from tests.train.test_claims import claimed_elsewhere
 from train import history, sweep
 from train.claims import noted_folder
@@ -30,11 +31,11 @@ from train.jobs import Board
 from train.logs import log
 from train.params import Params
 from train.plan import device_problems
-from train.run import Call
 from train.train_params import TrainParams
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOPBACK = "127.0.0.2"  # Ray takes 127.0.0.1 for the address of the network card
+pytestmark = pytest.mark.extras
 needs_ray = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="no ray: pip install -r requirements-ray.txt"
 )
@@ -289,9 +290,6 @@ def act(job, call):
         signal.signal(signal.SIGINT, before)
         stopped = "interrupted" if stops else "finished"
     return {"stopped": stopped, "wall_seconds": 0.0}
-
-
-CALL = Call(Path(), save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
 
 
 @needs_ray
