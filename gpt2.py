@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.hub import hub_answers
 from data.tokenizer import Tokenizer, from_transformers, pretrained_tokenizer
-from model import huggingface
-from model.huggingface import as_hf, load_hf
+from model.hf import weights as huggingface
+from model.hf.weights import as_hf, load_hf
 from model.lm import LM
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from train.grid import GridError, config_files, read_grid
+from train.grid.config_text import read_text
+from train.grid.expand import GridError, config_files, read_grid
+from train.grid.params import Params
 from train.logs import log, log_to_console, log_to_file
-from train.params import Params
 from train.processes import follow, rank, start_server_of_workers
-from train.settings import read_text
 
 MAIN_PROJ = "base"  # first part of the wandb project and save folder of every run; name your project here
 wandb_username = None  # your wandb account; None: wandb's own default
@@ -174,7 +174,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sentence_about(error: OSError, out: str | None) -> str:
     """Return a sentence about `error`; it names --out if the file is an output or the disk is full."""
-    from train.saver import output_root
+    from train.saving.run_folder import output_root
 
     no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
     path = None if error.filename is None else Path(os.fsdecode(error.filename)).resolve()
@@ -189,7 +189,9 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.jobs != "1" and not args.dry_run:
         start_server_of_workers()
     # These modules import torch, which is slow, so import them after the first checks.
-    from train import architecture, forecast, plan, sweep, tables
+    from train.launch import check_models as architecture
+    from train.launch import estimate as forecast
+    from train.launch import plan, sweep, tables
 
     layers = students_layer(args, files)
     call = sweep.make_call(args, wandb_username)._replace(layers=layers)
@@ -211,7 +213,7 @@ def run_grid(args: argparse.Namespace) -> int:
         summaries = sweep.run_plans(plans, namer, call)
         log.info(tables.result_table(plans, summaries))
     if call.save and rank() == 0 and any("folder" in summary for summary in summaries):
-        from explore.report import report_grid
+        from explore.compare.report import report_grid
 
         try:
             report_grid(runs_folder(args.config), [one.params for one in plans], summaries, call.out)
@@ -245,7 +247,9 @@ def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:
 
     Raise GridError for invalid input.
     """
-    from train import check, plan, pretrained
+    from train import pretrained
+    from train.launch import plan
+    from train.launch import problems as check
 
     runs = read_grid(
         files,
@@ -257,7 +261,7 @@ def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:
     )
     plans = plan.prepare(runs, call)
     if args.transfer:
-        from explore.checks import refuse_transfer
+        from explore.scaling.commands import refuse_transfer
 
         refuse_transfer(plans)
     return plans
@@ -267,8 +271,8 @@ def check_scaling(
     args: argparse.Namespace, plans: Sequence[Any] = (), summaries: Sequence[dict[str, Any]] = ()
 ) -> int:
     """Judge how the models of a grid, or saved runs, scale. Log the verdict as the last line. Return the exit code."""
-    from explore import checks
-    from train.saver import output_root
+    from explore.scaling import commands as checks
+    from train.saving.run_folder import output_root
 
     root, name = output_root(args.out), runs_folder(args.config or args.report)
     if args.coord_check:
@@ -286,7 +290,7 @@ def report(args: argparse.Namespace) -> int:
     """Report on saved runs. Return the exit code."""
     if args.coord_check or args.stability:
         raise GridError(["--coord-check and --stability need a --config, not saved runs (--report)"])
-    from explore.report import NoRuns, report
+    from explore.compare.report import NoRuns, report
 
     try:
         report(runs_folder(args.report), args.out)

@@ -1,16 +1,16 @@
 """Open and look at saved runs: `import model_explorer`, in a notebook or a terminal."""
 
-from explore.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
-from explore.compare import compare
-from explore.coordinates import coord_check
-from explore.fold import fold_residual
+from explore.compare.report import report, results
+from explore.compare.verdicts import compare
 from explore.html import attention_film, attention_html
+from explore.inspection.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
+from explore.inspection.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
 from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
 from explore.plots import head_film, plot_metric, plot_metrics, show_lm_attns
-from explore.report import report, results
-from explore.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
-from explore.stability import stability
-from explore.transfer import transfer_report
+from explore.scaling.coordinates import coord_check
+from explore.scaling.fold import fold_residual
+from explore.scaling.stability import stability
+from explore.scaling.transfer import transfer_report
 from explore.verify import verify_stable_load
 from learn.layer import StudentLayer  # so that runs of student's layers can be opened
 

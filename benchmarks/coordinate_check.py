@@ -20,10 +20,10 @@ from typing import Any
 import matplotlib as mpl
 from torch import nn
 
-import model.parametrization as parametrization
+import model.mup.parametrization as parametrization
 from data.data_params import DataParams
-from explore.coordinates import coord_check
-from explore.judgement import Judgement
+from explore.scaling.coordinates import coord_check
+from explore.scaling.judgement import Judgement
 from model.lm import LM
 from model.model_params import ModelParams
 from train.build import make_data

@@ -23,8 +23,8 @@ from unittest import mock
 
 import main
 import train.run
-from train.params import Params
-from train.saver import read_json, write_json
+from train.grid.params import Params
+from train.saving.run_folder import read_json, write_json
 from train.stats import Stats
 
 SECONDS, MEGABYTES = 60, 1000  # the target

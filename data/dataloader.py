@@ -13,11 +13,11 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data.batch import Row, mycollate, parts
-from data.check import args_problems
 from data.data_params import DataParams
-from data.samples import Prompt, TaskData, TaskRows
+from data.problems import args_problems
 from data.syntheticdata import tasks
-from data.text import TextData, TextRows
+from data.task_rows import Prompt, TaskData, TaskRows
+from data.text_rows import TextData, TextRows
 from data.tokenizer import Tokenizer, TokenizerSpec
 
 __all__ = ["DataParams", "LMDataModule", "TokenizerSpec", "get_data", "mycollate"]

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from explore.patterns import Patterns, attention_patterns, film_of
+from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from model.inputs import Input
 from model.lm import LM
-from train.saver import output_root
+from train.saving.run_folder import output_root
 
 PAGE = Path(__file__).parent / "page"
 HEIGHT = 760  # pixels of a page in a notebook

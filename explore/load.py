@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from data.dataloader import LMDataModule
-from explore.variants import CODE, Row, row_of
+from explore.compare.variants import CODE, Row, row_of
 from model.lm import LM
 from train.build import make_data
+from train.grid.config_text import VARIANT
+from train.grid.params import SECTION_OF, column, did_you_mean
 from train.logs import printable
-from train.params import SECTION_OF, column, did_you_mean
-from train.provenance import code_id
-from train.saver import (
+from train.saving.provenance import code_id
+from train.saving.run_folder import (
     PARTIAL,
     find_run,
     is_training,
@@ -24,9 +25,8 @@ from train.saver import (
     read_params,
     run_folders,
 )
-from train.settings import VARIANT
+from train.saving.weights import checkpoint_files, one_line
 from train.stats import Stat
-from train.weights import checkpoint_files, one_line
 
 
 class Results(NamedTuple):

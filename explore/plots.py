@@ -17,14 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
-from explore.judgement import Line, Panel
+from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.load import find_run
-from explore.patterns import Patterns, attention_patterns, film_of
+from explore.scaling.judgement import Line, Panel
+from model.generation.sampling import eval_mode
 from model.inputs import Input
 from model.lm import LM
-from model.sampling import eval_mode
-from train.params import did_you_mean
-from train.saver import output_root
+from train.grid.params import did_you_mean
+from train.saving.run_folder import output_root
 from train.stats import Stat, Stats
 
 FONT = 7.5  # points, of all text beside attention patterns

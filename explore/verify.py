@@ -8,8 +8,8 @@ from data.dataloader import LMDataModule
 from explore.load import find_run, open_run
 from model.lm import LM
 from train.evaluation import Evaluation
-from train.saver import output_root, read_about
-from train.soundness import leak_of
+from train.probe import leak_of
+from train.saving.run_folder import output_root, read_about
 from train.train_params import TrainParams
 
 TOLERANCE = 1e-3  # relative, for another number of threads or another machine

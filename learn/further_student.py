@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: F401
 
 from learn.training_student import train  # noqa: F401
+from model.generation.sampling import eval_mode  # noqa: F401
 from model.lm import LM
 from model.recording import at  # noqa: F401
-from model.sampling import eval_mode  # noqa: F401
 
 
 def pair_logprobs(logits_a: Tensor, logits_b: Tensor, strength: float) -> Tensor:

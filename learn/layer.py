@@ -15,9 +15,9 @@ from torch.overrides import TorchFunctionMode
 
 from learn.outline import Outline
 from model.context import Context, Layer, layer_kind
-from model.embeddings import without_attention
-from model.init import weight_std
 from model.model_params import ModelParams
+from model.transformer.embeddings import without_attention
+from model.transformer.linear import weight_std
 
 FILE = Outline("gpt2").student.name
 SOFTMAX = {torch.softmax, torch.Tensor.softmax, F.softmax, torch.special.softmax}

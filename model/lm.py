@@ -12,19 +12,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from model.beam import Beam, EarlyStopping, Search, beam_search
-from model.check import model_problems
 from model.context import AddedLosses, Cache, Context, Uncacheable
-from model.decoding import Trust
-from model.embeddings import Embedding
-from model.init import readout
+from model.generation.beam import Beam, EarlyStopping, Search, beam_search
+from model.generation.decoding import Trust
+from model.generation.sampling import (
+    Choice,
+    Prompt,
+    Stop,
+    continuations,
+    eval_mode,
+    is_prompt,
+    prompt_ids,
+    stop_ids,
+)
 from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
 from model.masking import filled, hidden, losses_in_turn, whole_rows
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summary, token_losses
-from model.readout import readout_transform
+from model.problems import model_problems
 from model.recording import Edit, Patch, Recording, Taps, tapping
-from model.sampling import Choice, Prompt, Stop, continuations, eval_mode, is_prompt, prompt_ids, stop_ids
+from model.transformer.embeddings import Embedding
+from model.transformer.linear import readout
+from model.transformer.mlm_head import readout_transform
 from model.transformer.transformer import Transformer
 
 

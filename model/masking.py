@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.decoding import LanguageModel, usable_logits
+from model.generation.decoding import LanguageModel, usable_logits
 from model.inputs import Tokenizer
 from model.perplexity import NO_LOSS, NOT_SCORED, ROWS, token_losses
 

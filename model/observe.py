@@ -18,14 +18,14 @@ import torch
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
-from model.residual import wants_profile
+from model.transformer.residual import wants_profile
 
 MAX_NUMBERS = 2**20  # in the layers of a model built on the CPU; larger ones are built on the meta device
 MAX_LAYERS = 2  # of the observed model, unless more layer kinds take turns
 N_TOKENS = 8  # in the vocabulary of the observed model
 LENGTH = 4  # tokens of its rows
 # Reads in these places only check, compare, copy or save a field: they do not show that it has an effect.
-NO_USE_IN_MODULES = {"dataclasses", "model.check", "train.check", "data.check"}
+NO_USE_IN_MODULES = {"dataclasses", "model.problems", "train.launch.problems", "data.problems"}
 NO_USE_IN_FUNCTIONS = {"__post_init__", "__eq__", "__repr__", "__hash__", "changed_fields"}
 
 P = TypeVar("P")

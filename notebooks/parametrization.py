@@ -24,8 +24,8 @@ folder = Path(tempfile.mkdtemp())  # where base shapes are saved
 # %%
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model.base_shapes import load_base_shapes, make_base_shapes  # muP
-from model.parametrization import init_, make_readouts, param_groups, roles, scale_scores  # muP
+from model.mup.base_shapes import load_base_shapes, make_base_shapes  # muP
+from model.mup.parametrization import init_, make_readouts, param_groups, roles, scale_scores  # muP
 
 small = {"n_layer": 2, "vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 0}
 base_config = GPT2Config(n_embd=256, n_inner=256, n_head=16, **small)  # muP

@@ -35,16 +35,16 @@ VALUE_RESIDUAL = """
 
 PRELUDE = """
 import torch
-from explore.analysis import direct_logit_attribution, logit_lens
+from explore.inspection.analysis import direct_logit_attribution, logit_lens
 from data.data_params import DataParams
 from model.context import Context
 from model.lm import LM
-from model.sampling import generate
+from model.generation.sampling import generate
 from tests.model.tiny import CharTokenizer, random_ids, tiny_lm, tiny_params
-from train.architecture import checks_of, outcome_of
+from train.launch.check_models import checks_of, outcome_of
 from train.build import roles_of
 from train.flops import flops_per_row
-from train.params import Params
+from train.grid.params import Params
 from train.train_params import TrainParams
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ import gpt2
 from data.hub import hub_answers
 from data.tokenizer import TokenizerSpec, from_transformers, make_tokenizer
 from model.lm import LM
-from tests.model.hf_models import all_in_float64, make_hf, random_hf
+from tests.model.hf.hf_models import all_in_float64, make_hf, random_hf
 from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_params
 
 SIZES = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from train.params import SECTION_OF
+from train.grid.params import SECTION_OF
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ["main.py", "gpt2.py", "model_explorer.py", "data", "model", "train", "explore", "learn"]
@@ -24,11 +24,11 @@ ONLY_IN = {
     "wandb": {"train/stats.py"},
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
-    "statsmodels": {"explore/compare.py"},
+    "statsmodels": {"explore/compare/verdicts.py"},
     "transformers": {
         "data/tokenizer.py",
         "gpt2.py",
-        "model/huggingface.py",
+        "model/hf/weights.py",
         "learn/courses/gpt2/references.py",
         "learn/courses/generation/references.py",
         "learn/courses/training/references.py",
@@ -38,8 +38,8 @@ ONLY_IN = {
         "learn/further_student.py",
         "learn/solution/further.py",
     },
-    "ray": {"train/cluster.py"},
-    "lightning": {"train/trainer.py", "train/run.py", "train/resume.py", "train/forecast.py"},
+    "ray": {"train/launch/cluster.py"},
+    "lightning": {"train/trainer.py", "train/run.py", "train/checkpoint.py", "train/launch/estimate.py"},
 }
 PARAMS_MAY_IMPORT = {"typing", "pydantic"}
 

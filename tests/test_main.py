@@ -14,7 +14,7 @@ import pytest
 
 import main
 from explore.load import runs
-from train import sweep
+from train.launch import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -245,7 +245,7 @@ def test_help_explains_every_option_with_an_example(capsys):
 
 def test_namer_follows_the_design():
     args = main.parse_arguments(["--config=test-nlp", "--wandb-proj-name=trial"])
-    from train.params import SECTIONS, Params
+    from train.grid.params import SECTIONS, Params
 
     namer = main.Namer(Params(*(cls() for cls in SECTIONS.values())), args)
     assert namer.wandb_proj_name() == "base-trial-sotu"

@@ -15,9 +15,9 @@ import pytest
 import main
 from tests.marks import all_slow_but
 from tests.train.killed import forked
-from train.grid import read_grid
-from train.params import SECTION_OF
-from train.settings import GRID_KEYS
+from train.grid.config_text import GRID_KEYS
+from train.grid.expand import read_grid
+from train.grid.params import SECTION_OF
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import model
 from model.context import Cache
+from model.generation.sampling import generate, next_token_probs
 from model.lm import LM
-from model.sampling import generate, next_token_probs
 from model.transformer.attention import Attention
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import (

@@ -10,7 +10,7 @@ import torch
 import main
 import model_explorer
 from model import context
-from tests.model.hf_models import random_hf
+from tests.model.hf.hf_models import random_hf
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(

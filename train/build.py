@@ -14,14 +14,14 @@ from torch.overrides import TorchFunctionMode
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from data.tokenizer import Tokenizer, TokenizerSpec
-from model.base_shapes import Shapes, make_base_shapes  # muP
+from model.generation.sampling import eval_mode
 from model.inputs import Tokenizer as ModelTokenizer
 from model.lm import LM
 from model.model_params import ModelParams
-from model.parametrization import Role, roles  # muP
-from model.residual import profile
-from model.sampling import eval_mode
-from model.scaling import base_dim, depth_mult  # muP
+from model.mup.base_shapes import Shapes, make_base_shapes  # muP
+from model.mup.parametrization import Role, roles  # muP
+from model.transformer.residual import profile
+from model.transformer.scaling import base_dim, depth_mult  # muP
 from train.train_params import TrainParams
 
 PROFILED = 4  # batches that residual_profile looks at

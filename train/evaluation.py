@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from data.batch import Row, mycollate
 from data.dataloader import LMDataModule
-from model.decoding import NoNextToken
+from model.generation.decoding import NoNextToken
+from model.generation.sampling import eval_mode, generate
 from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
-from model.sampling import eval_mode, generate
 from train.train_params import TrainParams
 
 CHECKED_ANSWERS = 100  # generated answers that a task's own check looks at

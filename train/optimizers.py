@@ -10,9 +10,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from model.lm import LM
-from model.lora import is_lora
 from model.model_params import ModelParams
-from model.parametrization import Kind, Rule, param_groups  # muP
+from model.mup.parametrization import Kind, Rule, param_groups  # muP
+from model.transformer.lora import is_lora
 from train.build import roles_of
 from train.muon import MuonWithAdamW
 from train.train_params import TrainParams

@@ -12,17 +12,17 @@ from torch import Tensor
 
 from data.hub import hub_answers, name_and_revision
 from data.tokenizer import Tokenizer
-from model.check import model_problems
-from model.huggingface import architecture_of, load_hf, logit_difference, pour, pretrained_fields
+from model.hf.weights import architecture_of, load_hf, logit_difference, pour, pretrained_fields
 from model.lm import LM
-from model.lora import is_lora, merge_lora
 from model.model_params import ModelParams
-from model.scaling import depth_mult, head_mult, width_mult  # muP
+from model.problems import model_problems
+from model.transformer.lora import is_lora, merge_lora
+from model.transformer.scaling import depth_mult, head_mult, width_mult  # muP
 from train.build import parameter_shapes, shortened, tokenizer_spec
+from train.grid.params import SECTION_OF
 from train.logs import log
-from train.params import SECTION_OF
-from train.saver import find_run, read_run
-from train.weights import load_lm, weights, weights_file
+from train.saving.run_folder import find_run, read_run
+from train.saving.weights import load_lm, weights, weights_file
 
 POSITIONS = "embed.positions.table.weight"  # loses its last rows to a smaller max_seq_len
 SHOWN = 3  # names of weights in a sentence

@@ -30,7 +30,7 @@ def give_way() -> None:
 
 def start_server_of_workers() -> None:
     """The process from which workers of --jobs are forked: it imports what they need, once, while this one does so too."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["lightning", "train.sweep"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["lightning", "train.launch.sweep"])
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for this process
     multiprocessing.forkserver.ensure_running()
     signal.signal(signal.SIGINT, before)

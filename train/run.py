@@ -16,25 +16,25 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
 from data.tokenizer import Tokenizer
 from model.lm import LM, n_params
-from model.residual import wants_profile
+from model.transformer.residual import wants_profile
 from train.build import count_steps, make_data, profile_residuals
-from train.claims import note_folder
+from train.checkpoint import ResumePoint, WholeFiles, is_out_of_resources
 from train.flops import flops_per_row, peak_flops
-from train.history import clear_away
+from train.grid.config_text import VARIANT
+from train.grid.params import Params, column
 from train.logs import log, log_to_file, say_at_once
-from train.params import Params, column
 from train.pretrained import begin_with, first_weights, saved_tokenizer
+from train.probe import probe
 from train.processes import rank
-from train.resume import ResumePoint, WholeFiles, is_out_of_resources
-from train.saver import RESUME_FILE, RunFolder, begin, partial_name, read_json, save
-from train.settings import VARIANT
+from train.saving.claims import note_folder
+from train.saving.earlier_runs import clear_away
+from train.saving.run_folder import RESUME_FILE, RunFolder, begin, partial_name, read_json, save
+from train.saving.weights import Checkpoints, one_line
 from train.sharding import FSDP, whole
-from train.soundness import probe
 from train.stats import Stats, start_wandb
 from train.stopwatch import Stopwatch
 from train.train_params import TrainParams
 from train.trainer import INTERRUPTED, NEVER, LMTrainer
-from train.weights import Checkpoints, one_line
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours

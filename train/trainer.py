@@ -19,13 +19,13 @@ from train.divergence import Divergence
 from train.evaluation import Evaluation
 from train.logs import log
 from train.optimizers import freeze, group_settings, make_optimizer
+from train.saving.weights import Checkpoints
 from train.schedules import Schedule
 from train.sharding import FSDP, gathered, number, scale_gradients, shard
 from train.state import Attributes
 from train.stats import Stats
 from train.stopwatch import Stopwatch
 from train.train_params import TrainParams
-from train.weights import Checkpoints
 
 FINISHED, INTERRUPTED = "finished", "interrupted"  # why a run ended; there are others
 NEVER = sys.maxsize  # batches between validations

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from learn.solution.training import train
+from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.recording import at
-from model.sampling import eval_mode
 
 
 def pair_logprobs(logits_a_BV: Tensor, logits_b_BV: Tensor, strength: float) -> Tensor:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.context import Context
-from model.embeddings import on_scores, position_kinds
-from model.init import linear
-from model.lora import whole_weight
 from model.model_params import ModelParams
-from model.norms import make_norm
-from model.scaling import temperature  # muP
+from model.transformer.embeddings import on_scores, position_kinds
+from model.transformer.linear import linear
+from model.transformer.lora import whole_weight
+from model.transformer.norms import make_norm
+from model.transformer.scaling import temperature  # muP
 
 
 class Attention(nn.Module):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.context import Context, layer_kind
-from model.init import head_readout, linear
 from model.model_params import ModelParams
-from model.scaling import head_mult, width_mult  # muP
 from model.transformer.attention import future
+from model.transformer.linear import head_readout, linear
+from model.transformer.scaling import head_mult, width_mult  # muP
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from model.context import Context, Layer, layer_kind
-from model.embeddings import without_attention
-from model.init import weight_std
 from model.model_params import ModelParams
-from model.scaling import depth_mult, temperature, width_mult  # muP
+from model.transformer.embeddings import without_attention
+from model.transformer.linear import weight_std
+from model.transformer.scaling import depth_mult, temperature, width_mult  # muP
 from model.transformer.transformerencoderlayer import activations
 
 

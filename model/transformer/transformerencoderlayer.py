@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.context import Context, Layer, layer_kind
-from model.init import linear
 from model.model_params import ModelParams
-from model.norms import Norms
-from model.residual import make_residual
 from model.transformer.attention import Attention
+from model.transformer.linear import linear
+from model.transformer.norms import Norms
+from model.transformer.residual import make_residual
 
 activations: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

@@ -17,14 +17,14 @@ EDITS = {
             '    dataset_name: str = "sotu"',
         )
     ],
-    "data/text.py": [
+    "data/text_rows.py": [
         (
             "            for document in documents:\n",
             "            for document in documents:\n"
             "                document = document.lower() if data_params.lowercase else document\n",
         )
     ],
-    "data/samples.py": [
+    "data/task_rows.py": [
         (
             "        return self.task.draw(self.rng, **self.data_params.task_args)\n",
             "        d = self.data_params\n"
@@ -44,8 +44,8 @@ SCRIPT = """
 import json, sys
 from pathlib import Path
 from train.build import make_data
-from train.grid import read_grid
-from train.history import identity
+from train.grid.expand import read_grid
+from train.saving.earlier_runs import identity
 
 found = []
 for run in read_grid([Path(sys.argv[1])]):

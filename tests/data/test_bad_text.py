@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 
 from data import corpora
-from data.check import data_problems
 from data.corpora import corpus_names, read_corpus
 from data.data_params import DataParams
+from data.problems import data_problems
 from data.tokenizer import TokenizerSpec
 
 

@@ -15,9 +15,9 @@ from data import corpora
 from data.cache import cached, changed_fields, function_digest, source_files, tree_digest
 from data.corpora import Hub
 from data.data_params import DataParams
-from data.samples import TaskData, task_key
 from data.syntheticdata import Task, registered, tasks
-from data.text import TextData
+from data.task_rows import TaskData, task_key
+from data.text_rows import TextData
 from data.tokenizer import TokenizerSpec
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -59,7 +59,7 @@ def test_each_field_of_data_params_has_a_key_of_its_own():
 
 
 def test_a_field_a_user_adds_gives_text_of_its_own(tmp_path, monkeypatch):
-    from data import text
+    from data import text_rows as text
 
     def data(lowercase):
         read = lambda *_: {"train": iter([f"Aa Bb Cc {i}" for i in range(50)])}  # noqa: E731
@@ -74,7 +74,7 @@ def test_a_field_a_user_adds_gives_text_of_its_own(tmp_path, monkeypatch):
 
 
 def test_a_field_that_changes_held_out_samples_keeps_the_splits_disjoint(tmp_path, monkeypatch):
-    from data.samples import DrawnSamples
+    from data.task_rows import DrawnSamples
 
     plain_draw = DrawnSamples.draw
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from data import text
+from data import text_rows as text
 from data.data_params import DataParams
 from data.syntheticdata import Task, tasks
 from model.model_params import ModelParams
-from train.plan import measure
+from train.launch.plan import measure
 
 
 def measured(tmp_path, max_seq_len=16, mask=False, **fields):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from data.check import check_samples
 from data.data_params import DataParams
-from data.samples import TaskData
+from data.problems import check_samples
 from data.syntheticdata import Task, registered, tasks
+from data.task_rows import TaskData
 
 
 def from_random(rng):

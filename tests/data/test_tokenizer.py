@@ -9,10 +9,10 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 
 import data.tokenizer as tokenizer_module
-from data.check import data_problems
 from data.corpora import corpora
 from data.data_params import DataParams
-from data.text import TextData
+from data.problems import data_problems
+from data.text_rows import TextData
 from data.tokenizer import (
     Specials,
     Tokenizer,
@@ -226,7 +226,7 @@ def test_from_transformers_leaves_the_original_alone(gpt2_folder):
 def words(monkeypatch):
     """A tokenizer of the user's own: one function, which is all it takes."""
     monkeypatch.setattr("data.tokenizer.recipes", dict(recipes))
-    monkeypatch.setattr("data.text.recipes", tokenizer_module.recipes)
+    monkeypatch.setattr("data.text_rows.recipes", tokenizer_module.recipes)
 
     def check_size(spec: TokenizerSpec) -> None:
         if spec.vocab_size < 10:

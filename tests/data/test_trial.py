@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from data import check, trial
-from data.check import data_problems
+from data import problems as check
+from data import trial
 from data.data_params import DataParams
+from data.problems import data_problems
 from data.syntheticdata import registered, tasks
 from data.tokenizer import TokenizerSpec
 

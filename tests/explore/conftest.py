@@ -18,8 +18,8 @@ from data.tokenizer import TokenizerSpec
 from model.lm import LM
 from model.model_params import ModelParams
 from train.evaluation import Evaluation
-from train.params import Params
-from train.saver import RunFolder, begin, save
+from train.grid.params import Params
+from train.saving.run_folder import RunFolder, begin, save
 from train.stats import Stats
 from train.train_params import TrainParams
 

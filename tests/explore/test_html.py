@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import gpt2
 from data.tokenizer import char_tokenizer, word_tokenizer
 from explore.html import LEVELS, attention_film, attention_html, filled
-from explore.patterns import Patterns, attention_patterns, visible
+from explore.inspection.patterns import Patterns, attention_patterns, visible
 from model.context import Layer
 from model.lm import LM
 from model.model_params import ModelParams

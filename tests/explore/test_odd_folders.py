@@ -12,14 +12,14 @@ import pytest
 from fake_runs import DEFAULT, fake_run
 
 import model_explorer
-from explore.csv_files import write_csv
+from explore.compare.csv_files import write_csv
 from explore.load import runs
-from train.history import Step, earlier_runs
+from train.launch.plan import Plan
+from train.launch.sweep import earlier_summary
+from train.launch.tables import result_table
 from train.logs import log
-from train.plan import Plan
-from train.saver import read_about
-from train.sweep import earlier_summary
-from train.tables import result_table
+from train.saving.earlier_runs import Step, earlier_runs
+from train.saving.run_folder import read_about
 
 IDENTITY = "0123456789"
 N_RUNS = 15

@@ -9,7 +9,7 @@ import torch
 
 import model_explorer
 from data.tokenizer import char_tokenizer
-from explore.patterns import Patterns
+from explore.inspection.patterns import Patterns
 from explore.plots import draw_attentions, head_film
 from model.lm import LM
 from model.model_params import ModelParams

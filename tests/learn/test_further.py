@@ -5,7 +5,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from explore.scores import head_scores
+from explore.inspection.scores import head_scores
 from learn.checking.course import Wrong, judge, load
 from learn.checking.values import differ
 from learn.courses.further import course as further
@@ -91,7 +91,7 @@ def test_the_heads_are_what_they_were_made_for(order):
 
 def test_scores_are_those_of_the_explorer():
     """On its own samples: random tokens, and the same again."""
-    from explore.scores import repeated as samples
+    from explore.inspection.scores import repeated as samples
 
     for lm in (random_lm(), induction_lm((3, 1, 0, 2, 4))):
         ids, _ = samples(lm, 16, None, 0)

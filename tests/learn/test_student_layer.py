@@ -15,7 +15,7 @@ from learn.outline import Outline
 from model.context import Cache, Context
 from model.lm import LM
 from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_params
-from train.architecture import checks
+from train.launch.check_models import checks
 
 GPT2 = Outline("gpt2")
 ROOT = Path(main.__file__).parent

@@ -5,8 +5,8 @@ import torch
 from torch.testing import assert_close
 
 from model.context import Cache
-from model.huggingface import from_hf
-from tests.model.hf_models import EVERY_FAMILY, random_hf
+from model.hf.weights import from_hf
+from tests.model.hf.hf_models import EVERY_FAMILY, random_hf
 from tests.model.tiny import perturb, random_ids, tiny_lm
 
 PADS = (3, 0, 5)  # before each row

@@ -10,8 +10,8 @@ from safetensors.torch import load_model, save_model
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from model.check import model_problems
 from model.lm import LM, n_params
+from model.problems import model_problems
 from tests.model.tiny import (
     ATTENTIVE,
     COMBINATIONS,

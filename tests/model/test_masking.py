@@ -15,14 +15,14 @@ from transformers import BertTokenizer
 from data.batch import mycollate
 from data.dataloader import TokenizerSpec
 from data.tokenizer import Tokenizer, char_tokenizer, from_transformers, make_tokenizer
-from model.check import model_problems
 from model.context import Cache, Context, Uncacheable
+from model.generation.sampling import generate
 from model.lm import LM
 from model.masking import MASK_FRAC, hidden, whole_rows
 from model.model_params import ModelParams
 from model.observe import ignored_fields
 from model.perplexity import NOT_SCORED
-from model.sampling import generate
+from model.problems import model_problems
 from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm, tiny_params
 from train.train_params import TrainParams
 

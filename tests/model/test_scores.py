@@ -9,9 +9,9 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from explore.coordinates import aligned_probe, fit
-from model.base_shapes import make_base_shapes
-from model.parametrization import make_readouts, param_groups, roles
+from explore.scaling.coordinates import aligned_probe, fit
+from model.mup.base_shapes import make_base_shapes
+from model.mup.parametrization import make_readouts, param_groups, roles
 from model.scores import aligned_score, attentions, scale_scores
 from tests.model.tiny import perturb, tiny_lm
 

@@ -9,9 +9,9 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.check import layer_class, model_problems
 from model.lm import LM
 from model.model_params import ModelParams
+from model.problems import layer_class, model_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "state-space"]

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import init
 from model.context import layer_kinds
 from model.inputs import ids_of
 from model.lm import LM
 from model.transformer import attention
+from model.transformer import linear as init
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 FUTURE = "no position sees the future"

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import train.run
-from train.resume import ResumePoint
-from train.saver import RESUME_FILE
+from train.checkpoint import ResumePoint
+from train.saving.run_folder import RESUME_FILE
 from train.trainer import LMTrainer
 
 

@@ -12,9 +12,9 @@ from data.data_params import DataParams
 from data.tokenizer import char_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
-from train.params import Params
+from train.grid.params import Params
 from train.run import Call
-from train.saver import RunFolder, begin, save
+from train.saving.run_folder import RunFolder, begin, save
 from train.stats import Stats
 from train.train_params import TrainParams
 

@@ -14,11 +14,11 @@ from model.context import Context, layer_kinds
 from model.lm import LM
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import CharTokenizer, random_ids, tiny_params
-from train.architecture import checks_of, outcome_of
 from train.flops import flops_per_row
-from train.params import Params
+from train.grid.params import Params
+from train.launch.check_models import checks_of, outcome_of
+from train.probe import probe
 from train.run import Call, fit
-from train.soundness import probe
 from train.stats import Stats
 from train.train_params import TrainParams
 

@@ -15,9 +15,9 @@ import main
 import model_explorer
 from explore.load import checkpoints, find_run, runs
 from tests.train.little_run import make_lm, save_run
-from train import weights as weights_module
-from train.saver import load
-from train.weights import Checkpoints, checkpoint_files, write_weights
+from train.saving import weights as weights_module
+from train.saving.run_folder import load
+from train.saving.weights import Checkpoints, checkpoint_files, write_weights
 
 CONFIG = """
 DataParams

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
-from tests.train.test_claims import claimed_elsewhere
+from tests.train.saving.test_claims import claimed_elsewhere
 from train.build import make_data
-from train.check import sharding_problems
+from train.launch.problems import sharding_problems
 from train.optimizers import by_role
 from train.train_params import TrainParams
 

@@ -15,10 +15,10 @@ from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED
 from train.build import make_data
 from train.evaluation import Evaluation
-from train.params import Params
+from train.grid.params import Params
+from train.launch.tables import COLUMNS
 from train.run import Call, fit, summarise
 from train.stats import Stats
-from train.tables import COLUMNS
 from train.train_params import TrainParams
 
 TEXT = DataParams(dataset_name="pydoc", debug_crop=10, val_pct=30.0, packed=False)
@@ -63,7 +63,9 @@ def test_a_tokenizer_that_sees_nothing_explains_nothing(monkeypatch, tmp_path):
     documents = ["a" * 64] * 200
     val = ["a" + "".join(letters[i : i + 63]) for i in range(0, 200 * 63, 63)]
     monkeypatch.setitem(corpora, "letters", lambda: iter(documents))
-    monkeypatch.setattr("data.text.read_corpus", lambda *_: {"train": documents, "val": val, "test": val})
+    monkeypatch.setattr(
+        "data.text_rows.read_corpus", lambda *_: {"train": documents, "val": val, "test": val}
+    )
     params = DataParams(dataset_name="letters")
     data = make_data(params, MODEL, tmp_path)
     lm = LM(MODEL, tokenizer=data.tokenizer)
@@ -84,7 +86,7 @@ def test_the_share_of_unknown_bytes_is_a_number_of_the_run(tmp_path, monkeypatch
     documents = ["abcde" * 20] * 9
     monkeypatch.setitem(corpora, "letters", lambda: iter(documents))
     split = {"train": documents, "val": ["abcd\u00e9"] * 2, "test": []}
-    monkeypatch.setattr("data.text.read_corpus", lambda *_: split)
+    monkeypatch.setattr("data.text_rows.read_corpus", lambda *_: split)
     call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
     run = fit(Params(DataParams(dataset_name="letters"), TrainParams(), MODEL), Stats(), call)
     assert summarise(run)["unknown_bytes"] == pytest.approx(2 / 6)

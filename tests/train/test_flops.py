@@ -12,8 +12,8 @@ from model.lm import LM
 from model.model_params import ModelParams
 from train import flops
 from train.flops import counted, flops_per_row, peak_flops
+from train.grid.params import Params
 from train.optimizers import freeze
-from train.params import Params
 from train.run import Call, fit, summarise
 from train.stats import Stats
 from train.train_params import TrainParams

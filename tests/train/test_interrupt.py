@@ -9,10 +9,10 @@ import main
 from explore.load import runs
 from tests.marks import all_slow_but
 from tests.train.killed import before, interrupt
-from tests.train.test_resume import CONFIG, KINDS, assert_same, outcome
-from train.resume import ResumePoint
-from train.saver import RESUME_FILE, find_run
-from train.timestamps import run_folders
+from tests.train.test_checkpoint import CONFIG, KINDS, assert_same, outcome
+from train.checkpoint import ResumePoint
+from train.saving.run_folder import RESUME_FILE, find_run
+from train.saving.timestamps import run_folders
 from train.trainer import LMTrainer
 
 # 3 epochs of 135 rows in batches of 8, two to a step except for the last one of an epoch.

@@ -11,13 +11,13 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizer
 import gpt2
 import main
 import model_explorer
-from explore.analysis import ablate, logit_lens
 from explore.html import attention_html
-from explore.patterns import attention_patterns
+from explore.inspection.analysis import ablate, logit_lens
+from explore.inspection.patterns import attention_patterns
+from explore.inspection.scores import head_scores, loss_by_position, loss_by_token
 from explore.plots import draw_attentions, show_lm_attns
-from explore.scores import head_scores, loss_by_position, loss_by_token
 from model.perplexity import NOT_SCORED
-from tests.model.test_bert import make
+from tests.model.hf.test_encoders import make
 from train.evaluation import Evaluation
 
 BERT = [

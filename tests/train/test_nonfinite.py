@@ -13,8 +13,8 @@ from model.context import Layer, layer_kinds
 from model.lm import LM
 from model.recording import first_nonfinite
 from tests.model.tiny import KINDS, CharTokenizer, random_ids, tiny_lm, tiny_params
-from train.architecture import checks_of, flaw_of, outcome_of
-from train.params import Params
+from train.grid.params import Params
+from train.launch.check_models import checks_of, flaw_of, outcome_of
 from train.train_params import TrainParams
 
 

@@ -13,13 +13,13 @@ from data.data_params import DataParams
 from model.context import Context, Layer, layer_kind, layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
-from model.parametrization import Role
-from model.residual import weighted
+from model.mup.parametrization import Role
+from model.transformer.residual import weighted
 from tests.model.tiny import KINDS, CharTokenizer, batch_of, random_ids, tiny_params
 from train.build import roles_of
-from train.check import role_problems
+from train.grid.params import Params
+from train.launch.problems import role_problems
 from train.optimizers import group_settings, make_optimizer
-from train.params import Params
 from train.pretrained import origin_problems
 from train.run import Call, fit
 from train.schedules import Schedule

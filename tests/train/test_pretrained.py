@@ -22,16 +22,16 @@ import main
 from data.tokenizer import pretrained_tokenizer
 from explore.load import checkpoints, find_run, runs
 from model.lm import n_params
-from model.lora import is_lora
 from model.transformer.attention import Attention
+from model.transformer.lora import is_lora
 from tests.train.little_run import save_run
 from train import pretrained
-from train.check import problems
 from train.evaluation import Evaluation
-from train.grid import GridError, read_grid
-from train.params import Params
+from train.grid.expand import GridError, read_grid
+from train.grid.params import Params
+from train.launch.problems import problems
 from train.run import Call, fit, make_lm
-from train.saver import load
+from train.saving.run_folder import load
 from train.stats import Stats
 
 TEXT = ["the cat sat on the mat and saw a rat in a hat", "a dog ran to the sun and ate all of it at noon"]

@@ -10,9 +10,9 @@ import torch
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.build import count_steps, make_data
-from train.check import freeze_problems, train_problems
+from train.grid.params import Params
+from train.launch.problems import freeze_problems, train_problems
 from train.logs import log_to_console
-from train.params import Params
 from train.run import Call, fit, summarise, train_run
 from train.stats import Stats
 from train.train_params import TrainParams

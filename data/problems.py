@@ -1,0 +1,228 @@
+"""Checks of a run's data before it starts: the task or the text, its arguments, and the tokenizer."""
+
+import difflib
+import inspect
+import math
+import random
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from data.corpora import corpus_names, data_folder_fault, is_local, read_corpus
+from data.data_params import DataParams
+from data.syntheticdata import MARKS, Sample, Task, identity, tasks
+from data.task_rows import MOST_TRIED, check_fits, check_split, short, sizes
+from data.text_rows import too_few_documents
+from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
+from data.trial import TrialError, in_trial
+
+TRIED_SAMPLES = 100
+ENOUGH_SECONDS = 1.0  # draw no further trial sample after this time
+# CPU time for all trial samples of a task. A task that needs more is refused.
+MAX_DRAWING_SECONDS = 2.0
+MAX_LISTING_SECONDS = 3.5  # CPU time to list all rows of a finite task
+TRIED_DRAWS = 20  # samples that test whether a task draws from its rng argument only
+
+
+def data_problems(
+    data_params: DataParams, tokenizer_spec: TokenizerSpec, max_seq_len: int, has_tokenizer: bool = False
+) -> Iterator[str]:
+    """Yield a sentence for each reason why the task, the text or the tokenizer cannot be used.
+
+    The checks write nothing to the cache. `has_tokenizer` skips the check of `tokenizer_spec`.
+    """
+    name, args = data_params.dataset_name, data_params.task_args
+    if name in tasks:
+        if tokenizer_spec.source != "char":
+            yield (
+                f"tokenizer_source_name={tokenizer_spec.source!r} is for text: "
+                f"dataset_name={name!r} is a synthetic task, which takes 'char'"
+            )
+        yield from task_problems(tasks[name], data_params, max_seq_len)
+        return
+    if not has_tokenizer:
+        yield from problem_of(f"tokenizer_source_name={tokenizer_spec.source!r}", check_spec, tokenizer_spec)
+    if name in corpus_names():
+        if args:
+            yield f"task_args={short(args)} is for synthetic tasks, but dataset_name={name!r} is text"
+        yield from problem_of(f"dataset_name={name!r}", check_corpus, data_params)
+    else:
+        there_is = known(name, [*tasks, *corpus_names()])
+        yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}"
+
+
+def problem_of(about: str, check: Callable[..., Any], *args: Any) -> Iterator[str]:
+    """Call `check(*args)`; if it raises, yield a sentence that contains the field of `about`, such as "field=1"."""
+    try:
+        check(*args)
+    except ValueError as error:
+        field = about[: about.index("=") + 1]
+        yield str(error) if field in str(error) else f"{about}: {error}"
+    except MemoryError:
+        yield f"{about}: needs more memory than is available"
+    # An unexpected error of a task, a corpus or a library: name the line for its author.
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        yield f"{about}: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
+
+
+def known(name: str, names: list[str]) -> str:
+    """Return a hint for the unknown `name`: the closest of `names`, if any, and a list of all."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return (
+        f"did you mean {close[0]!r}? " if close else ""
+    ) + f"there are: {', '.join(sorted(names)) or 'none'}"
+
+
+def check_corpus(data_params: DataParams) -> None:
+    """Raise ValueError if documents are too few or unreadable; read all only if they lie on this machine."""
+    own = read_corpus(data_params.dataset_name, data_params.debug_crop)
+    shares = {"val": data_params.val_pct, "test": data_params.test_pct}
+    least = 1 + sum(split not in own and pct > 0 for split, pct in shares.items())
+    n = len(list(islice(own.get("train", ()), least)))
+    if n < least:
+        raise too_few_documents(n, data_params)
+    if is_local(data_params.dataset_name):
+        for documents in own.values():
+            deque(documents, maxlen=0)
+
+
+def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iterator[str]:
+    """Yield a sentence for each problem of the arguments, of trial samples, or of the split."""
+    about = f"task_args={short(data_params.task_args)} with dataset_name={task.name!r}"
+    if wrong := list(args_problems(task, data_params)):
+        yield from wrong
+        yield from problem_of(about, sizes, data_params, None)
+        return
+    try:
+        cpu_seconds = MAX_LISTING_SECONDS if task.rows else MAX_DRAWING_SECONDS
+        yield from in_trial(trial_problems, about, task, data_params, max_seq_len, cpu_seconds=cpu_seconds)
+    except TrialError as error:
+        yield f"{about}: {'listing all rows' if task.rows else 'drawing trial samples'} {error}"
+
+
+def trial_problems(about: str, task: Task, data_params: DataParams, max_seq_len: int) -> list[str]:
+    """Return a sentence for each problem of trial samples and their split; each contains `about`.
+
+    Drawing may take very long, so call this function through `in_trial`.
+    """
+    until = time.monotonic() + ENOUGH_SECONDS
+    problems: list[str] = []
+
+    def check() -> None:
+        trial = check_samples(task, data_params, until)
+        problems.extend(problem_of(about, check_fits, trial.longest, data_params, max_seq_len))
+        problems.extend(problem_of(about, check_split, task, data_params, trial.n_rows, until))
+
+    if wrong := list(problem_of(about, check)):
+        return [*wrong, *problem_of(about, sizes, data_params, None)]
+    return problems
+
+
+class Trial(NamedTuple):
+    """The facts about a task that its trial samples show."""
+
+    longest: int  # tokens of the longest sample
+    n_rows: int | None  # number of different samples of a finite task, else None
+
+
+def check_samples(task: Task, data_params: DataParams, until: float = math.inf) -> Trial:
+    """Return facts about trial samples; raise ValueError for a global random generator or an invalid token.
+
+    Check all rows of a finite task, or up to TRIED_SAMPLES samples of another task. Stop drawing at `until`, a value of
+    time.monotonic().
+    """
+    words, first, longest, n_rows = set[object](), list[Sample](), 0, 0
+    if not task.rows:
+        check_rng(task, data_params, until)
+    spaced = isinstance(task.draw(random.Random(0), **data_params.task_args), str)
+    for sample in trial_samples(task, data_params, until):
+        words.update(sample)
+        longest = max(longest, len(sample) - sum(map(sample.count, MARKS)))
+        n_rows += 1
+        if task.rows and n_rows <= MOST_TRIED:
+            first.append(sample)
+    check_tokens(
+        {word for word in words - set(MARKS) if not (spaced and isinstance(word, str) and word.isspace())}
+    )
+    if not task.rows:
+        return Trial(longest, None)
+    return Trial(longest, n_rows if n_rows > MOST_TRIED else len(set(map(identity, first))))
+
+
+def trial_samples(task: Task, data_params: DataParams, until: float) -> Iterator[Sample]:
+    """Yield all rows of a finite task, or samples of another task until the time `until`, at least one."""
+    if task.rows:
+        yield from task.rows(**data_params.task_args)
+        return
+    for i in range(TRIED_SAMPLES):
+        if i and time.monotonic() > until:
+            return
+        yield task.draw(random.Random(i), **data_params.task_args)
+
+
+def check_rng(task: Task, data_params: DataParams, until: float = math.inf) -> None:
+    """Raise ValueError if a sample depends on the global random state of Python, numpy or torch."""
+    python, numpy, pytorch = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    try:
+        for i in range(TRIED_DRAWS):
+            if i and time.monotonic() > until:
+                return
+            drawn = []
+            # Draw twice with the same rng argument and different global states.
+            for state in (2 * i, 2 * i + 1):
+                random.seed(state)
+                np.random.seed(state)  # noqa: NPY002
+                torch.default_generator.manual_seed(state)
+                drawn.append(task.draw(random.Random(i), **data_params.task_args))
+            if drawn[0] != drawn[1]:
+                code = task.draw.__code__
+                raise ValueError(
+                    f"{code.co_filename}:{code.co_firstlineno}: dataset_name={data_params.dataset_name!r} draws other samples "
+                    "from the same rng: draw from the rng argument only, not from the global random, numpy or torch"
+                )
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+        torch.set_rng_state(pytorch)
+
+
+def check_tokens(tokens: Iterable[object]) -> None:
+    """Raise ValueError unless every token is a string without spaces that is no special token."""
+    for token in tokens:
+        if not isinstance(token, str) or token.split() != [token] or token in OWN_SPECIALS:
+            raise ValueError(
+                f"{token!r} is no token: tokens are words without spaces, and none of {OWN_SPECIALS}"
+            )
+
+
+def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
+    """Yield a sentence for each task argument that is unknown, missing or of the wrong type."""
+    _, *parameters = inspect.signature(task.draw).parameters.values()
+    wanted = {
+        parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    args, empty = data_params.task_args, inspect.Parameter.empty
+    problems = [f"has no {key!r}; {known(key, list(wanted))}" for key in args if key not in wanted]
+    for name, parameter in wanted.items():
+        default = parameter.default
+        kind = parameter.annotation if default is empty else type(default)
+        if name not in args:
+            if default is empty:
+                problems.append(f"needs a value for {name!r}")
+        elif not fits(args[name], kind):
+            problems.append(f"takes {kind.__name__} for {name!r}, not {short(args[name])}")
+    for problem in problems:
+        yield f"task_args={short(args)}: dataset_name={task.name!r} {problem}"
+
+
+def fits(value: object, kind: object) -> bool:
+    """Return whether `value` has the type `kind`; an int is a valid float, a bool is not. Other types always fit."""
+    return kind not in (bool, int, float, str) or type(value) is kind or (kind, type(value)) == (float, int)

@@ -1,0 +1,114 @@
+"""The effect of each axis of a grid on the final loss, as figures."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from explore.compare.figures import ACCENT, MOST_CURVES, MOST_NAMED, OTHER, Part, figure, final_range
+from explore.compare.svg import Plot, widened
+from explore.compare.variants import SEED, is_number, shown
+from explore.compare.verdicts import interval
+
+MOST_DOTS = 600
+
+
+def axis_figures(part: Part) -> str:
+    plots = [tuned_plot(part, name) for name in part.varied if [name] == part.tuned]
+    plots += [axis_plot(part, name) for name in part.varied if name != SEED and [name] != part.tuned]
+    caption = (
+        "Final loss. Of the tuned field a line for each variant, mean over seeds. Of any other field a dot for each run, "
+        "and in colour the lowest mean over seeds that was reached with a value. × is a run that failed, diverged, or lies above."
+    )
+    return figure(plots, caption) if plots else ""
+
+
+class Axis(NamedTuple):
+    """Where the values of a field stand on an x axis."""
+
+    at: dict[str, float]
+    range: tuple[float, float]
+    ticks: dict[float, str] | None
+    log: bool
+    in_order: bool  # a line from one value to the next means something
+
+
+def axis_of(values: Sequence[Any]) -> Axis:
+    """Side by side; by size where they are many numbers."""
+    different = {shown(value): value for value in values}
+    numbers = all(map(is_number, different.values()))
+    if numbers:
+        different = dict(sorted(different.items(), key=lambda item: item[1]))
+    if not numbers or len(different) <= 12:
+        at = {text: float(i) for i, text in enumerate(different)}
+        names = list(different)[:: max(1, math.ceil(len(different) / MOST_NAMED))]
+        return Axis(at, (-0.5, len(at) - 0.5), {at[text]: text for text in names}, False, numbers)
+    at = {text: float(value) for text, value in different.items()}
+    low, high = min(at.values()), max(at.values())
+    if low > 0 and high / low > 30:
+        return Axis(at, (low / 1.2, high * 1.2), None, True, True)
+    return Axis(at, widened([low, high]), None, False, True)
+
+
+def tuned_plot(part: Part, field: str) -> str:
+    """A line for each variant over the values of the tuned field."""
+    axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
+    colours = part.colours
+    means = [[mean_of(losses) for losses in variant.losses_LS] for variant in part.variants]
+    ends = [
+        interval(losses[np.isfinite(losses)])[0] for i in colours for losses in part.variants[i].losses_LS
+    ]
+    y = final_range([*(mean for row in means for mean in row), *ends])
+    plot = Plot((486, 300), axis.range, y, labels=(field, "final loss"), log_x=axis.log, x_ticks=axis.ticks)
+    for i in sorted(range(len(means)), key=lambda i: i in colours)[-MOST_CURVES:]:
+        variant, colour = part.variants[i], colours.get(i, OTHER)
+        x_of = [axis.at[shown(variant.runs_of(j)[0].get(field))] for j in range(len(variant.settings))]
+        points = sorted(zip(x_of, means[i], variant.losses_LS, strict=True), key=lambda point: point[0])
+        if i in colours:
+            for x, _, losses_S in points:
+                low, high = interval(losses_S[np.isfinite(losses_S)])
+                if math.isfinite(low):
+                    plot.up(x, low, high, colour)
+        xs, ys = [point[0] for point in points], [point[1] for point in points]
+        plot.line(xs, ys, colour, variant.name, kind="line" if i in colours else "thin")
+        if i in colours:
+            plot.dots(xs, ys, colour, 2.5)
+        plot.crosses([x for x, mean in zip(xs, ys, strict=True) if not mean <= y[1]], colour, variant.name)
+    return plot.svg(f"final loss over {field}")
+
+
+def mean_of(losses_S: np.ndarray) -> float:
+    """Infinite if one of them is; NaN where nothing ran."""
+    ran_S = losses_S[~np.isnan(losses_S)]
+    return float(ran_S.mean()) if ran_S.size else math.nan
+
+
+def axis_plot(part: Part, field: str) -> str:
+    """A dot for each run over the values of a field, and the best that was reached with each."""
+    axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
+    dots: list[tuple[float, float]] = []
+    best: dict[float, float] = {}
+    for variant in part.variants:
+        for j, losses_S in enumerate(variant.losses_LS):
+            at = axis.at[shown(variant.runs_of(j)[0].get(field))]
+            best[at] = min(best.get(at, math.inf), mean_of(losses_S))
+            dots += [(at, float(loss)) for loss in losses_S if not math.isnan(loss)]
+    y = final_range([loss for _, loss in dots], at_least=max(best.values()))
+    width = min(980.0, max(320.0, 40.0 + 46.0 * len(axis.ticks or [])))
+    plot = Plot((width, 300), axis.range, y, labels=(field, "final loss"), log_x=axis.log, x_ticks=axis.ticks)
+    shown_dots = dots[:: math.ceil(len(dots) / MOST_DOTS)]
+    spread = 0.0 if axis.ticks is None else 0.3
+    xs = [x + spread * (i * 0.618 % 1 - 0.5) for i, (x, _) in enumerate(shown_dots)]
+    inside = [(x, loss) for x, (_, loss) in zip(xs, shown_dots, strict=True) if loss <= y[1]]
+    plot.dots([x for x, _ in inside], [loss for _, loss in inside], OTHER)
+    plot.crosses(
+        [x for x, (_, loss) in zip(xs, shown_dots, strict=True) if not loss <= y[1]],
+        OTHER,
+        "above, or failed",
+    )
+    xs = sorted(best)
+    if axis.in_order:
+        plot.line(xs, [best[x] for x in xs], ACCENT)
+    plot.dots(xs, [best[x] for x in xs], ACCENT, 3.5)
+    return plot.svg(f"final loss by {field}")

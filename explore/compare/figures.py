@@ -1,0 +1,249 @@
+"""The figures of a report: loss curves, differences from the baseline, loss against cost."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from explore.compare.curves import TRAINING, VALIDATION, Curve
+from explore.compare.svg import LETTER, Plot, shortened, widened
+from explore.compare.variants import SEED, Row, Variant, is_number, measured, varied_fields
+
+COLOURS = [f"var(--c{i})" for i in range(8)]
+OTHER, ACCENT = "var(--other)", "var(--accent)"
+MOST_PANELS = 60  # of a figure with one panel per variant
+MOST_CURVES = 1000  # of a plot
+MOST_NAMED = 40  # labels beside a plot: values of an axis, or variants
+Curves = dict[tuple[int, int], Curve]
+
+
+@dataclass(frozen=True)
+class Part:
+    """The part of a report about one kind of data: its variants, their comparison and their curves."""
+
+    data: str
+    variants: list[Variant]
+    rows: list[Row]  # of the comparison, one for each variant
+    curves: dict[str, Curves]
+
+    @cached_property
+    def order(self) -> list[int]:
+        """Indices of the variants, the lowest loss first."""
+        return sorted(range(len(self.rows)), key=lambda i: self.rows[i]["mean"])
+
+    @cached_property
+    def tuned(self) -> list[str]:
+        return self.variants[0].tuned.split(" and ")
+
+    @cached_property
+    def varied(self) -> list[str]:
+        """The fields in which runs differ."""
+        return varied_fields([run for variant in self.variants for run in variant.runs.values()])
+
+    @cached_property
+    def fields(self) -> list[str]:
+        """The fields in which the variants differ: varied fields except seed and tuned fields."""
+        return [name for name in self.varied if name not in (SEED, *self.tuned)]
+
+    @cached_property
+    def best(self) -> dict[tuple[int, int], int]:
+        """Indices of the variants by (index of the variant, index of its best setting)."""
+        return {(i, v.best): i for i, v in enumerate(self.variants) if v.best is not None}
+
+    @cached_property
+    def colours(self) -> dict[int, str]:
+        """Colors of the baseline and the best variants, by index, as many as there are colors; in a stable order."""
+        baseline = [i for i, row in enumerate(self.rows) if row["verdict"] == "baseline"]
+        chosen = [*baseline, *(i for i in self.order if i not in baseline)][: len(COLOURS)]
+        return dict(zip(baseline + sorted(set(chosen) - set(baseline)), COLOURS, strict=False))
+
+
+def figure(plots: Sequence[str], caption: str, legend: str = "") -> str:
+    return (
+        f"<figure><div class=plots>{''.join(plots)}</div>{legend}<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def legend(names: dict[str, str]) -> str:
+    """Return a legend with a swatch for each name and its color."""
+    items = "".join(
+        f'<li><i style="background:{colour}"></i>{escape(name)}</li>' for name, colour in names.items()
+    )
+    return f"<ul class=legend>{items}</ul>"
+
+
+# ---- loss curves
+
+
+def curve_figures(part: Part) -> str:
+    if not any(part.curves.values()):
+        return "<p>No statistics of these runs can be read.</p>"
+    colours = part.colours
+    plots = [
+        all_curves(part, part.curves[name], colours, label)
+        for name, label in ((VALIDATION, "validation loss"), (TRAINING, "training loss"))
+        if part.curves[name]
+    ]
+    names = {part.variants[i].name: colour for i, colour in colours.items()}
+    several = any(len(variant.settings) > 1 for variant in part.variants)
+    others = len(part.variants) > len(colours) or several
+    if others:
+        names["all other runs"] = OTHER
+    best = f"at its best {escape(part.variants[0].tuned)}" if several else "over its seeds"
+    caption = f"Each variant {best}: mean and 95 % interval over seeds. The steep beginning is cut off."
+    return figure(plots, caption, legend(names)) + (multiples(part) if several else "")
+
+
+def all_curves(part: Part, curves: Curves, colours: dict[int, str], label: str) -> str:
+    """Plot all curves in gray, and those of the chosen variants' best settings in color with their intervals."""
+    plot = Plot((486, 330), x_range(curves), loss_range(part, curves), labels=("trained samples", label))
+    best = part.best
+    front = [key for key, i in best.items() if i in colours and key in curves]
+    for key in [key for key in curves if key not in front][:MOST_CURVES]:
+        plot.line(curves[key].x, curves[key].mean, OTHER, name_of(part, key), kind="thin")
+    for key in front:
+        plot.band(curves[key].x, curves[key].low, curves[key].high, colours[best[key]])
+    for key in front:
+        plot.line(curves[key].x, curves[key].mean, colours[best[key]], name_of(part, key))
+    return plot.svg(f"{label} over trained samples")
+
+
+def name_of(part: Part, key: tuple[Any, Any]) -> str:
+    variant = part.variants[key[0]]
+    return f"{variant.name}, {variant.settings[key[1]]}"
+
+
+def x_range(curves: Curves) -> tuple[float, float]:
+    return 0.0, max(1.0, *(curve.x.max() for curve in curves.values()))
+
+
+def loss_range(part: Part, curves: Curves) -> tuple[float, float]:
+    """Return the y range: from the lowest loss to the median loss after a tenth of the training.
+
+    The steep beginning is cut off, so that the final losses are distinguishable.
+    """
+    ends = {key: curve.mean[np.isfinite(curve.mean)] for key, curve in curves.items()}
+    means = [mean for mean in ends.values() if mean.size]
+    if not means:
+        return 0.0, 1.0
+    early = float(np.median([mean[min(len(mean) - 1, math.ceil(len(mean) / 10))] for mean in means]))
+    lasts = [float(mean[-1]) for key, mean in ends.items() if mean.size and key in part.best]
+    return widened([min(float(mean.min()) for mean in means), early, *lasts], 0.06)
+
+
+def multiples(part: Part) -> str:
+    """Return a small plot for each variant with the curves of all its settings."""
+    longest = max((len(curve.x) for curve in part.curves[VALIDATION].values()), default=0)
+    curves = part.curves[VALIDATION if longest > 2 else TRAINING] or part.curves[VALIDATION]
+    settings = sorted_settings(part)
+    shades = {text: shade(n, len(settings)) for n, text in enumerate(settings)}
+    low, high = loss_range(part, curves)
+    panels = []
+    for i in part.order[:MOST_PANELS]:
+        variant = part.variants[i]
+        plot = Plot((240, 160), x_range(curves), (low, high + (high - low) / 4), left=40)
+        own = {text: curves[i, j] for j, text in enumerate(variant.settings) if (i, j) in curves}
+        for text, curve in own.items():
+            plot.band(curve.x, curve.low, curve.high, shades[text])
+            plot.line(curve.x, curve.mean, shades[text], text)
+        panels.append(
+            f"<div><h4>{escape(variant.name)}</h4>{plot.svg(f'loss curves of {variant.name}')}</div>"
+        )
+    what = "validation" if curves is part.curves[VALIDATION] else "training"
+    hidden = len(part.variants) - MOST_PANELS
+    rest = f" The {hidden} variants with the highest losses are not shown." if hidden > 0 else ""
+    caption = f"All runs: {what} loss of every {escape(part.variants[0].tuned)}, over seeds, the best variant first.{rest}"
+    return figure(panels, caption, legend(shades))
+
+
+def sorted_settings(part: Part) -> list[str]:
+    """Return all settings that were tried, sorted by value if they are numbers."""
+    values = {
+        text: run[part.tuned[0]]
+        for v in part.variants
+        for (text, _), run in v.runs.items()
+        if part.tuned[0] in run
+    }
+    return sorted(values, key=values.__getitem__) if all(map(is_number, values.values())) else list(values)
+
+
+def shade(n: int, of: int) -> str:
+    """Return color `n` of `of`, from blue over green to orange."""
+    return f"hsl({250 - 220 * n / max(1, of - 1):.0f} 62% 50%)"
+
+
+# ---- differences, and loss against cost
+
+
+def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[float, float]:
+    """Return the y range of final losses, without the highest 5 %."""
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    high = (
+        max(float(np.percentile(finite, 95)), at_least if math.isfinite(at_least) else -math.inf)
+        if finite
+        else 0
+    )
+    return widened([min(finite), high], 0.08) if finite else (0.0, 1.0)
+
+
+def difference_figure(rows: Sequence[Row], order: Sequence[int]) -> str:
+    """Return a figure of each variant's difference from the baseline with its interval."""
+    told = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MOST_NAMED]
+    if not told:
+        return ""
+    largest = max(abs(row["difference"]) for row in told)
+    ends = [
+        min(2.5 * largest, max(-2.5 * largest, row[f"difference_{end}"]))
+        for row in told
+        for end in ("low", "high")
+    ]
+    longest = max(len(row["variant"]) for row in told)
+    left = min(400.0, 24 + LETTER * longest)
+    names = {float(-i): shortened(row["variant"], int((left - 14) / LETTER)) for i, row in enumerate(told)}
+    size = (min(980.0, left + 520), 60.0 + 22 * len(told))
+    label = ("difference in final loss from the baseline (lower is better)", "")
+    plot = Plot(size, widened([0.0, *ends]), (0.6 - len(told), 0.6), labels=label, left=left, y_ticks=names)
+    plot.rule(0)
+    for i, row in enumerate(told):
+        colour = {"better": "var(--better)", "worse": "var(--worse)"}.get(row["verdict"], "var(--quiet)")
+        plot.across(
+            -i, row["difference_low"], row["difference_high"], colour, f"{row['variant']}: {row['verdict']}"
+        )
+        plot.dots([row["difference"]], [-i], colour, 4)
+    caption = (
+        "Difference of mean final losses over the seeds of both, and its 95 % interval (not corrected for the number of "
+        "comparisons; verdicts are)."
+    )
+    return figure([plot.svg("differences from the baseline")], caption)
+
+
+def cost_figure(part: Part) -> str:
+    """Return a figure of loss against FLOPs, else parameters, if variants differ in them by 5 %; else empty."""
+    for column, label in (("flops", "training FLOPs"), ("n_params", "parameters")):
+        costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}
+        costs = {i: cost for i, cost in costs.items() if cost > 0 and math.isfinite(part.rows[i]["mean"])}
+        if not costs or max(costs.values()) < 1.05 * min(costs.values()):
+            continue
+        low, high = min(costs.values()), max(costs.values())
+        y = widened([part.rows[i]["mean"] for i in costs], 0.08)
+        plot = Plot((486, 300), (low / 1.15, high * 1.15), y, labels=(label, "final loss"), log_x=True)
+        colours = part.colours
+        for i, cost in sorted(costs.items(), key=lambda item: item[0] in colours):
+            row, colour = part.rows[i], colours.get(i, OTHER)
+            if math.isfinite(row["low"]):
+                plot.up(cost, row["low"], row["high"], colour)
+            plot.dots([cost], [row["mean"]], colour, 3.5)
+        return figure(
+            [plot.svg(f"final loss against {label}")], f"Final loss against {label}; colours as above."
+        )
+    return ""
+
+
+def cost_of(variant: Variant, column: str) -> float:
+    runs = [] if variant.best is None else variant.runs_of(variant.best)
+    values = [float(measured(run, column)) for run in runs if is_number(measured(run, column))]
+    return float(np.mean(values)) if values else math.nan

@@ -1,0 +1,199 @@
+"""A report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
+
+import math
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from explore.compare.csv_files import write_csv
+from explore.compare.curves import read_curves
+from explore.compare.figures import Part
+from explore.compare.sections import sections
+from explore.compare.variants import CODE, Row, Variant, counted, has_ended, measured, row_of, varied_fields
+from explore.compare.verdicts import compared
+from explore.html import Page, in_place
+from explore.load import describe
+from train.grid.params import SECTION_OF, Params, column
+from train.logs import printable
+from train.saving.provenance import code_id, code_of_this_process
+from train.saving.run_folder import output_root, run_folders
+
+MOST_ROWS = 40  # of a table on the terminal
+FIRST = ("timestamp", "status")  # first columns of results.csv; varied fields, numbers, other params follow
+Options = dict[str, Any]  # keyword arguments of compare()
+
+
+class NoRuns(ValueError):
+    """Raised if there are no saved runs to report on."""
+
+
+def results(name: str | None = None, out: str | None = None) -> pd.DataFrame:
+    """Return a tidy table of the runs saved under saved-models/{name}/: one row per run, varied fields first.
+
+    `name` is the name of a config or of any folder there; the default is all runs.
+    """
+    return tidy(rows_of_folders(folders_of(name, output_root(out))))
+
+
+def folders_of(name: str | None, root: Path) -> set[Path]:
+    """Return the run folders under saved-models/{name}/, complete or not."""
+    saved, wanted = root / "saved-models", Path(name or "").parts
+    return {
+        folder for folder in run_folders(root) if folder.relative_to(saved).parts[: len(wanted)] == wanted
+    }
+
+
+def rows_of_folders(folders: Iterable[Path]) -> list[Row]:
+    """Return the rows of the runs in these folders, sorted by timestamp."""
+    return [describe(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
+
+
+def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """Return one table of all rows. Integers stay integers even if another row lacks params."""
+    varied = varied_fields([row for row in rows if has_ended(row)])
+    numbers = [name for row in rows for name in row if name not in SECTION_OF]
+    first, folder = map(column, FIRST), column("folder")
+    columns = dict.fromkeys(
+        [*first, *varied, *(name for name in numbers if name != folder), *SECTION_OF, folder]
+    )
+    table = pd.DataFrame(rows, columns=list(columns), dtype=object)
+    whole = [name for name in table if name not in SECTION_OF or table[name].notna().all()]
+    table[whole] = table[whole].infer_objects()
+    return table
+
+
+def report(name: str, out: str | None = None, **options: Any) -> Page:
+    """Write results.csv and report.html about the runs saved under saved-models/{name}/ to reports/{name}/.
+
+    Print a table and the verdicts. A notebook shows the returned page as a cell's value. `options` are keyword
+    arguments of compare(). Raise NoRuns, a ValueError, if no run is complete.
+    """
+    root = output_root(out)
+    table = results(name, out)
+    status = table[column("status")]
+    if not (status == "complete").any():
+        others = f"; {counted(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
+        raise NoRuns(f"there are no saved runs in {root / 'saved-models' / name}{others} (--save keeps runs)")
+    return written(table, name, root, options)
+
+
+def report_grid(
+    name: str, runs: Sequence[Params], summaries: Sequence[dict[str, Any]], root: Path, **options: Any
+) -> Page:
+    """Write the report of a config whose grid has just run, given the params and summaries of its runs.
+
+    The report covers all saved runs of the config, including earlier calls, and runs that failed without a folder.
+    """
+    saved = folders_of(name, root) | {Path(one["folder"]) for one in summaries if "folder" in one}
+    rows, failed = rows_of_folders(saved), []
+    for params, summary in zip(runs, summaries, strict=False):
+        if "folder" not in summary and summary["stopped"].startswith("failed"):
+            failed.append(row_of_unsaved(params, summary))
+            rows = [row for row in rows if not is_remnant(row, params)]
+    return written(tidy(rows + failed), name, root, options)
+
+
+def is_remnant(row: Row, params: Params) -> bool:
+    """Return whether `row` is an incomplete folder of a run with these params."""
+    return measured(row, "status") != "complete" and params.flat().items() <= row.items()
+
+
+def rows_of_grid(runs: Sequence[Params], summaries: Sequence[dict[str, Any]]) -> list[Row]:
+    """Return the rows of the runs in this call that have a result or failed; read saved runs from their folders."""
+    return [
+        describe(Path(summary["folder"])) if "folder" in summary else row_of_unsaved(params, summary)
+        for params, summary in zip(runs, summaries, strict=False)
+        if "n_params" in summary or summary["stopped"].startswith("failed")
+    ]
+
+
+def row_of_unsaved(params: Params, summary: dict[str, Any]) -> Row:
+    """Return the row of a run in this call without a folder, which has a result or failed."""
+    status = summary["stopped"] if summary["stopped"].startswith("failed") else "complete"
+    known = {"timestamp": "", "status": status, CODE: code_id(code_of_this_process().hashes)}
+    return row_of(summary | known, params)
+
+
+def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:
+    """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page."""
+    variants, comparison = compared(table, **options)
+    folder = root / "reports" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_csv(table, folder / "results.csv")
+    page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
+    (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
+    notes = comparison.attrs["notes"]
+    above = [*notes, ""] if notes else []
+    below = ["", *sentences(comparison), "", f"saved {folder / 'report.html'}"]
+    print(printable("\n".join([*above, *markdown(comparison), *below])))
+    return page
+
+
+def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], comparison: pd.DataFrame) -> str:
+    """Return the HTML of the page."""
+    found = [{str(key): value for key, value in row.items()} for row in comparison.to_dict("records")]
+    parts = []
+    for data in dict.fromkeys(variant.data for variant in variants):
+        chosen = [i for i, variant in enumerate(variants) if variant.data == data]
+        own = [variants[i] for i in chosen]
+        parts.append(Part(data, own, [found[i] for i in chosen], read_curves(own)))
+    values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
+    return in_place("report.html", ["report.js"], sections(values, parts, table, comparison.attrs))
+
+
+def sentences(comparison: pd.DataFrame) -> list[str]:
+    """Return the verdicts, one line each, then notes on best settings at an edge and on runs left out."""
+    lines = []
+    for row in comparison.to_dict("records"):
+        if row["verdict"] != "baseline":
+            where = f" ({row['data']})" if row["data"] else ""
+            lines.append(f"{row['variant']}{where}: {row['verdict']}{difference(row)}")
+    hidden = len(lines) - MOST_ROWS
+    if hidden > 0:
+        lines = [*lines[:MOST_ROWS], f"... and {hidden} more"]
+    if not lines and len(comparison):
+        lines.append("nothing to compare: runs differ in nothing but their seeds and what is tuned")
+    at_edge = [row for row in comparison.to_dict("records") if row["edge"]]
+    if at_edge:
+        first = f"{at_edge[0]['best']} is the {at_edge[0]['edge']} tried with {at_edge[0]['variant']}"
+        more = f", and so with {len(at_edge) - 1} more" if len(at_edge) > 1 else ""
+        lines.append(f"the best may lie beyond: {first}{more}")
+    return lines + comparison.attrs["left_out"]
+
+
+def difference(row: dict[Any, Any]) -> str:
+    """Return the loss difference with interval and p-value as text; empty if unknown."""
+    if math.isnan(row["difference_low"]):
+        return ""
+    p = "" if math.isnan(row["p"]) else f", p {row['p']:.2g}"
+    low, high = row["difference_low"], row["difference_high"]
+    return f"; loss {row['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}{p})"
+
+
+def markdown(comparison: pd.DataFrame) -> list[str]:
+    """Return the comparison as the lines of a markdown table, the lowest loss first."""
+    header = ["variant", "best", "seeds", "loss", "95 % interval", "against the baseline"]
+    if (comparison["data"] != "").any():
+        header.insert(0, "data")
+    rows = []
+    for row in comparison.sort_values(["data", "mean"], kind="stable").head(MOST_ROWS).to_dict("records"):
+        inside = "-" if math.isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
+        cells = [
+            row["variant"],
+            row["best"] or "-",
+            str(row["n_seeds"]),
+            f"{row['mean']:.4f}",
+            inside,
+            row["verdict"],
+        ]
+        rows.append([row["data"], *cells] if len(header) > len(cells) else cells)
+    lines = [[*header], ["---"] * len(header), *rows]
+    text = [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    ]
+    hidden = len(comparison) - MOST_ROWS
+    return text + [f"... and {hidden} more"] * (hidden > 0)

@@ -1,0 +1,243 @@
+"""Variants: runs that differ only in seed and tuned fields, grouped from a table for compare.py.
+
+Shape suffixes:  L tuned setting (a learning rate, say)  S seed
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from train.grid.config_text import VARIANT
+from train.grid.params import SECTION_OF, Params, column, did_you_mean
+from train.train_params import TrainParams
+
+SEED = "random_seed"
+DATA = "DataParams"  # the section whose fields separate incomparable losses
+METRICS = ("val_loss", "bits_per_byte")
+CODE = "code"  # the measured value that identifies the code that trained a run
+Row = dict[str, Any]  # a run: its params by field, and its measured values by `column`
+
+
+def row_of(known: dict[str, Any], params: Params | None = None) -> Row:
+    """Return the row of a run: its `known` values (final numbers, status, folder ...) by `column`, and its params."""
+    return {column(name): value for name, value in known.items()} | ({} if params is None else params.flat())
+
+
+def measured(row: Row, name: str, default: Any = None) -> Any:
+    """Return the measured value `name` of a run, such as its final loss or status, else `default`."""
+    return row.get(column(name), default)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Runs that differ only in seed and tuned fields, with their final losses [L, S].
+
+    A loss is NaN where no run exists, and infinite where the run failed or diverged.
+    """
+
+    data: str  # fields of DataParams that vary
+    name: str  # all other fields that vary, except seed and tuned fields
+    tuned: str  # the fields that are tuned for each variant
+    settings: list[str]  # the values of the tuned fields
+    seeds: list[int]
+    losses_LS: np.ndarray
+    runs: dict[tuple[str, int], Row]  # by setting and seed
+    only_best: bool  # losses are those of the best weights, and those of the last weights are unknown
+
+    @cached_property
+    def complete_S(self) -> np.ndarray:
+        """Mask [S] of the seeds that ran with every setting."""
+        return ~np.isnan(self.losses_LS).any(axis=0)
+
+    @cached_property
+    def best(self) -> int | None:
+        """The index of the setting with the lowest mean loss; None if every setting has a failed or diverged run."""
+        whole = self.complete_S
+        losses_LS = self.losses_LS[:, whole] if whole.any() else self.losses_LS
+        return best_setting(losses_LS)
+
+    @property
+    def edge(self) -> str:
+        """The text "smallest" or "largest" if the best setting is that number among those tried, else empty."""
+        values: list[Any] = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
+        if self.best is None or len(values) < 2 or not all(map(is_number, values)):
+            return ""
+        best = values[self.best]
+        return "smallest" if best == min(values) else "largest" if best == max(values) else ""
+
+    @property
+    def leak(self) -> str | None:
+        return next(
+            (leak for run in self.runs.values() if isinstance(leak := measured(run, "leak"), str)), None
+        )
+
+    def runs_of(self, setting: int, seeds: Sequence[int] | None = None) -> list[Row]:
+        """Return the runs with the setting of this index, at `seeds` or at all seeds."""
+        keys = [(self.settings[setting], seed) for seed in (self.seeds if seeds is None else seeds)]
+        return [self.runs[key] for key in keys if key in self.runs]
+
+
+def best_setting(losses_LS: np.ndarray) -> int | None:
+    """Return the index of the setting with the lowest mean of `losses_LS`, or None if no mean is finite.
+
+    A failed or diverged run makes the mean of its setting infinite.
+    """
+    if not losses_LS.size:
+        return None
+    ran_LS = ~np.isnan(losses_LS)
+    means_L = np.where(ran_LS, losses_LS, 0).sum(axis=1) / ran_LS.sum(axis=1)
+    best = int(means_L.argmin())
+    return best if math.isfinite(means_L[best]) else None
+
+
+def gather(
+    table: pd.DataFrame, tuned: Sequence[str] = ("lr",), metric: str = "val_loss"
+) -> tuple[list[Variant], list[str]]:
+    """Group a table of runs into variants, in order of their first runs.
+
+    Return also a sentence about each kind of run that is left out. Raise ValueError for an unknown field or metric.
+    """
+    for name in set(tuned) - SECTION_OF.keys():
+        raise ValueError(f"tuned={name!r} is no field of params; {did_you_mean(name, SECTION_OF)}")
+    if metric not in METRICS:
+        raise ValueError(f"metric={metric!r} is no loss that runs end with; {did_you_mean(metric, METRICS)}")
+    rows, left_out = usable(table)
+    varied = varied_fields(rows)
+    data = [name for name in varied if SECTION_OF.get(name) == DATA]
+    own = [name for name in varied if name not in (*data, *tuned, SEED)]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((described(row, data), described(row, own) or "all runs"), []).append(row)
+    variants = [variant(*names, rows, tuned, metric) for names, rows in groups.items()]
+    if repeated := len(rows) - sum(len(one.runs) for one in variants):
+        left_out.append(f"{counted(repeated, 'run')} left out: repeated later with the same params and code")
+    return variants, left_out
+
+
+def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
+    """Return a list with one sentence if different versions of the code trained the ended runs, else an empty list."""
+    rows = [row for row in table.to_dict("records") if has_ended(row)] if column(CODE) in table else []
+    versions = Counter(shown(row[column(CODE)]) for row in rows)
+    if len(versions) < 2:
+        return []
+    named = ", ".join(f"{code} ({counted(n, 'run')})" for code, n in versions.items())
+    how = (
+        "same_code=True compares them as one"
+        if same_code
+        else "each version makes separate variants; compare(..., same_code=True) ignores the version"
+    )
+    return [f"these runs were trained by {len(versions)} versions of the code: {named}; {how}"]
+
+
+def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
+    """Return the runs that ended, well or badly, and a sentence for each reason to leave others out."""
+    rows: list[Row] = []
+    reasons: list[str] = []
+    names = list(table)
+    columns = [table[name].tolist() for name in names]
+    for values in zip(*columns, strict=True):
+        row = dict(zip(names, values, strict=True))
+        if not has_ended(row):
+            reasons.append(measured(row, "status"))
+        elif measured(row, "stopped") == "interrupted":
+            reasons.append("interrupted before its end")
+        else:
+            rows.append(row)
+    return rows, [f"{counted(n, 'run')} left out: {reason}" for reason, n in Counter(reasons).items()]
+
+
+def has_ended(row: Row) -> bool:
+    """Return whether a run is over: it has a result, or it failed."""
+    return measured(row, "status", "complete") == "complete" or ended_badly(row)
+
+
+def differing_fields(rows: Sequence[Row]) -> list[str]:
+    """Return the fields of params in which the runs differ."""
+    fields = [name for name in SECTION_OF if rows and name in rows[0]]
+    return [name for name in fields if differ([row.get(name) for row in rows])]
+
+
+def differ(values: list[Any]) -> bool:
+    """Return whether any two values of a field have different texts. Equal values of one type take a fast path."""
+    if len(set(map(type, values))) == 1 and values.count(values[0]) == len(values):
+        return False
+    return len(set(map(shown, values))) > 1
+
+
+def varied_fields(rows: Sequence[Row]) -> list[str]:
+    """Return the columns in which runs differ: fields, and the code version.
+
+    For a grid with named variants, the name replaces all fields that follow from it.
+    """
+    fields, variants, code = differing_fields(rows), column(VARIANT), column(CODE)
+    by_code = [code] if differ([row.get(code) for row in rows]) else []
+    names = {row.get(variants) for row in rows}
+    if len(names) < 2:
+        return fields + by_code
+
+    def follows(name: str) -> bool:
+        chosen = {(row.get(variants), shown(row.get(name))) for row in rows}
+        return SECTION_OF[name] != DATA and name != SEED and len(chosen) == len(names)
+
+    return [variants, *(name for name in fields if not follows(name)), *by_code]
+
+
+def described(row: Row, fields: Sequence[str]) -> str:
+    """Return "field=value, ..." of a run; a named variant shows its name only."""
+    parts = [(name, shown(row.get(name))) for name in fields]
+    return ", ".join(value if name == column(VARIANT) else f"{name}={value}" for name, value in parts)
+
+
+def shown(value: Any) -> str:
+    """Return a field's value as text: 8.0 as "8" and NaN as "None", since a table with missing cells converts them."""
+    if isinstance(value, float):
+        return "None" if math.isnan(value) else f"{value:.10g}"
+    return str(value)
+
+
+def variant(data: str, name: str, rows: list[Row], tuned: Sequence[str], metric: str) -> Variant:
+    """Return the variant of these runs."""
+    # If two runs have equal params, the later one counts: it may repeat a failed one.
+    runs = {(described(row, tuned), int(row.get(SEED, TrainParams.random_seed))): row for row in rows}
+    settings, seeds = list(dict.fromkeys(key[0] for key in runs)), sorted({key[1] for key in runs})
+    losses_LS = np.full((len(settings), len(seeds)), math.nan)
+    for (setting, seed), row in runs.items():
+        losses_LS[settings.index(setting), seeds.index(seed)] = final_loss(row, metric)
+    only_best = any(is_best_so_far(row, metric) for row in runs.values())
+    return Variant(data, name, " and ".join(tuned), settings, seeds, losses_LS, runs, only_best)
+
+
+def final_loss(row: Row, metric: str) -> float:
+    """Return the loss of the last weights, or of the best ones if unknown; infinite if the run failed or diverged."""
+    loss = measured(row, metric)
+    if measured(row, "weights") == "best" and not is_best_so_far(row, metric):
+        loss = measured(row, "final_loss")
+    if ended_badly(row) or not isinstance(loss, int | float) or math.isnan(loss):
+        return math.inf
+    return loss
+
+
+def is_best_so_far(row: Row, metric: str) -> bool:
+    """Return whether only the loss of the best weights is known, as in runs with `patience` and no `final_loss`."""
+    last = measured(row, "final_loss") if metric == "val_loss" else None
+    return measured(row, "weights") == "best" and not is_number(last)
+
+
+def ended_badly(row: Row) -> bool:
+    """Return whether a run failed or diverged."""
+    return any(str(measured(row, name)).startswith(("failed", "diverged")) for name in ("stopped", "status"))
+
+
+def is_number(value: object) -> bool:
+    """Return whether `value` is a finite int or float, not a bool."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def counted(n: int, thing: str) -> str:
+    return f"{n:,} {thing}{'' if n == 1 else 's'}"

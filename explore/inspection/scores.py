@@ -1,0 +1,139 @@
+"""Scores of heads, losses by position and token, and any such result over the checkpoints of a run.
+
+Shape suffixes:  B batch  T position  S position attended to  H head
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from explore.inspection.analysis import Samples, batches_of, looking
+from model.lm import LM
+from model.perplexity import NO_LOSS
+
+LENGTH = 50  # default maximum length of the random sequence that is repeated
+
+
+def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: int = 0) -> pd.DataFrame:
+    """Return shares of attention, from 0 to 1, of each layer and head on a random sequence that is repeated once.
+
+    Columns are "previous_token" (attention to the position before), "duplicate_token" (to the first occurrence of the
+    same token) and "induction" (to the token after that; Olsson et al. 2022). Each is the mean over the repetition in
+    `n_samples` samples. `length` is the number of different tokens repeated; None takes as many as fit, at most 50.
+    Raise ValueError for a length that does not fit.
+    """
+    ids_BT, length = repeated(lm, n_samples, length, seed)
+    with looking(lm), lm.record("layers.*.pattern") as seen:
+        lm(ids_BT)
+    back = {"previous_token": 1, "duplicate_token": length, "induction": length - 1}
+    tables = {}
+    for name, pattern_BHTS in seen.items():
+        columns = {score: stripe(pattern_BHTS, n, length).tolist() for score, n in back.items()}
+        tables[int(name.split(".")[1])] = pd.DataFrame(columns).rename_axis("head")
+    return pd.concat(tables, names=["layer"])
+
+
+def repeated(lm: LM, n_samples: int, length: int | None, seed: int) -> tuple[Tensor, int]:
+    """Return ids [n_samples, T], and the length: bos if there is one, then `length` different random tokens, twice."""
+    tokenizer = lm.tokenizer
+    tokens = [i for i in range(lm.n_tokens) if i not in (tokenizer.bos, tokenizer.eos, tokenizer.pad)]
+    start = [tokenizer.bos] if tokenizer.bos in range(lm.n_tokens) else []
+    longest = min((lm.model_params.max_seq_len - len(start)) // 2, len(tokens))
+    length = min(LENGTH, longest) if length is None else length
+    if not 2 <= length <= longest:
+        raise ValueError(
+            f"length={length} tokens are to be shown twice: max_seq_len={lm.model_params.max_seq_len} and {len(tokens)} "
+            f"different tokens allow 2 to {longest}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(tokens), generator=generator)[:length] for _ in range(n_samples)]
+    half_BT = torch.tensor(tokens)[torch.stack(orders)]
+    start_BT = torch.tensor(start, dtype=torch.int64).expand(n_samples, -1)
+    return torch.cat([start_BT, half_BT, half_BT], dim=1).to(lm.device), length
+
+
+def stripe(pattern_BHTS: Tensor, back: int, n: int) -> Tensor:
+    """Return the mean attention [H] of the last `n` queries to the key `back` positions before."""
+    return pattern_BHTS.diagonal(-back, dim1=-2, dim2=-1)[..., -n:].mean(dim=(0, 2))
+
+
+def loss_by_position(lm: LM, samples: Samples) -> pd.DataFrame:
+    """Return, for each position, the mean loss (nats per token) and the number of scored tokens.
+
+    `samples` are of any type that lm.perplexities takes.
+    """
+    return scored_tokens(lm, samples).groupby("position").agg(loss=("loss", "mean"), count=("loss", "count"))
+
+
+def loss_by_token(lm: LM, samples: Samples) -> pd.DataFrame:
+    """Return, for each token id to predict, its text, mean loss (nats) and count, the most frequent first.
+
+    `samples` are of any type that lm.perplexities takes.
+    """
+    table = scored_tokens(lm, samples).groupby("id").agg(loss=("loss", "mean"), count=("loss", "count"))
+    table.insert(0, "token", lm.tokenizer.tokens(table.index.tolist()))
+    return table.sort_values("count", ascending=False, kind="stable")
+
+
+def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
+    """Return position, id and loss (nats) of every scored token. Raise ValueError if no token is scored."""
+    tables = []
+    with looking(lm):
+        for batch in batches_of(lm, samples):
+            y_BT, losses_BT = lm.get_token_losses(batch)
+            scored_BT = losses_BT != NO_LOSS
+            losses = losses_BT[scored_BT]
+            position = scored_BT.nonzero()[:, 1] + 1  # y begins with the second token
+            columns = {"position": position, "id": y_BT[scored_BT], "loss": losses.double()}
+            tables.append(pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()}))
+    if not any(map(len, tables)):
+        raise ValueError(
+            "losses of samples in which no token is scored: give longer samples, or more of them"
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+Result: TypeAlias = pd.DataFrame | pd.Series | Tensor | np.ndarray | float
+
+
+def over_checkpoints(function: Callable[[LM], Result], checkpoints: Iterable[tuple[int, LM]]) -> pd.DataFrame:
+    """Call `function` on every lm of `checkpoints`, pairs (step, lm), and return one table of its results by step.
+
+    A table adds all its rows, a Series or a number one row. A tensor [..., N] adds a row of N values for each of its
+    other indices, which become the index levels "0", "1" ... Raise TypeError for any other result, and ValueError if
+    there are no checkpoints.
+    """
+    tables = [rows_of(step, function(lm)) for step, lm in checkpoints]
+    if not tables:
+        raise ValueError("there are no checkpoints to go over")
+    return pd.concat(tables)
+
+
+def rows_of(step: int, result: Result) -> pd.DataFrame:
+    """Return one result as rows of the table by step."""
+    if isinstance(result, pd.DataFrame):
+        return pd.concat({step: result}, names=["step"])
+    if isinstance(result, Tensor | np.ndarray) and result.ndim:
+        return rows_of(step, table_of(torch.as_tensor(result)))
+    try:
+        row = result if isinstance(result, pd.Series) else pd.Series([float(result)], ["value"])
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"over_checkpoints needs a function that returns a number, Series, DataFrame or tensor, "
+            f"not {type(result).__name__}"
+        ) from None
+    return pd.DataFrame([row.to_numpy()], pd.Index([step], name="step"), row.index)
+
+
+def table_of(values: Tensor) -> pd.DataFrame | pd.Series:
+    """Return a tensor [..., N] as a table with N columns and a row for each other index, or a Series if it is 1-D."""
+    numbers = values.detach().double().cpu().numpy()
+    if numbers.ndim == 1:
+        return pd.Series(numbers)
+    others = numbers.shape[:-1]
+    index = pd.MultiIndex.from_product(map(range, others), names=[str(i) for i in range(len(others))])
+    return pd.DataFrame(numbers.reshape(-1, numbers.shape[-1]), index)

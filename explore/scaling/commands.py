@@ -1,0 +1,123 @@
+"""Scaling checks over the lists of a config: --coord-check, --stability and --transfer."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from data.dataloader import LMDataModule
+from explore.compare.report import results, rows_of_grid, tidy
+from explore.compare.variants import SEED, Row
+from explore.scaling import coordinates, stability
+from explore.scaling.judgement import Judgement, sizes_of, variants_over, varies
+from explore.scaling.transfer import LR, SCALES, transfer_report
+from model.lm import LM
+from train.build import make_data
+from train.grid.config_text import VARIANT
+from train.grid.expand import GridError
+from train.grid.params import Params, column
+from train.launch.plan import Plan
+from train.logs import log
+from train.optimizers import make_optimizer
+
+WIDTH, DEPTH, KIND = "dim", "n_layers", "parametrization"
+
+
+def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
+    """Run the coordinate check over the `dim` of a grid, at the middle one of its learning rates.
+
+    Runs with parametrization="standard" are controls if the grid has other parametrizations. A config with one seed
+    gets additional seeds, since a slope without replicates has no confidence interval.
+    """
+    frames, probes, kinds = [], [], {}
+    for name, rows, params in groups(plans, WIDTH, ignored=(LR,)):
+        lrs = sizes_of(rows, LR)
+        lr = lrs[(len(lrs) - 1) // 2]
+        if len(lrs) > 1:
+            log.info(f"{name or 'all runs'}: at lr {lr:.4g}, the middle one of {len(lrs)}")
+        of_width = {row[WIDTH]: one for row, one in zip(rows, params, strict=True)}
+        train = next(one.train for one in params if one.train.lr == lr)
+        data = data_of(params[0], cache)
+        models = {width: partial(build, of_width[width], data) for width in sorted(of_width)}
+        batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
+        seeds = sizes_of(rows, SEED)
+        optimizer = partial(make_optimizer, params=train)
+        most = len(seeds) if len(seeds) > 1 else coordinates.MAX_SEEDS
+        if len(seeds) == 1:
+            seeds = [*range(seeds[0], seeds[0] + coordinates.MIN_SEEDS)]
+        own, probe = coordinates.examined(name, models, batch, optimizer, seeds=seeds, most=most)
+        frames.append(own)
+        probes.append(probe)
+        kinds[name] = {row[KIND] for row in rows}
+    controls = [name for name, own in kinds.items() if "standard" in own]
+    controls = [] if len(controls) == len(kinds) else controls
+    return coordinates.judged(pd.concat(frames), pd.concat(probes), controls)
+
+
+def stability_check(plans: Sequence[Plan], cache: Path) -> Judgement:
+    """Run the stability check over the `n_layers` of a grid."""
+    frames, expected, n_residuals = [], {}, 2
+    for name, rows, params in groups(plans, DEPTH, ignored=(LR,)):
+        of_depth = {row[DEPTH]: one for row, one in zip(rows, params, strict=True)}
+        data = data_of(params[0], cache)
+        batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
+        make = partial(build_at, of_depth, data)
+        depths, seeds = sizes_of(rows, DEPTH), sizes_of(rows, SEED)
+        frames.append(stability.changes(name, make, batch["x_indices"][:, :-1], depths, seeds))
+        expected[name] = stability.expected_growth(params[0].model)
+        n_residuals = 2 if params[0].model.ff_width else 1
+    return stability.judged(pd.concat(frames), expected, n_residuals)
+
+
+def refuse_transfer(plans: Sequence[Plan]) -> None:
+    """Raise GridError before training if the grid varies no learning rate or no scale, as --transfer needs."""
+    rows = [plan.params.flat() for plan in plans]
+    if not any(varies(rows, scale) for scale in SCALES) or not varies(rows, LR):
+        raise GridError([f"--transfer needs a list of {LR}, and one of {', '.join(SCALES)}"])
+
+
+def transfer_check(plans: Sequence[Plan], summaries: Sequence[dict[str, Any]]) -> Judgement:
+    """Judge the transfer of the learning rate in a grid that has just been trained."""
+    return transfer_report(tidy(rows_of_grid([plan.params for plan in plans], summaries)))
+
+
+def transfer_of_saved(name: str, out: str | None) -> Judgement:
+    """Judge the transfer of the learning rate in the saved runs of a config. Raise GridError if that is impossible."""
+    try:
+        return transfer_report(results(name, out))
+    except ValueError as error:
+        raise GridError([f"--transfer: {error}"]) from error
+
+
+def groups(
+    plans: Sequence[Plan], scale: str, ignored: Sequence[str]
+) -> list[tuple[str, list[Row], list[Params]]]:
+    """Group runs that differ only in `scale`, seeds and `ignored` fields.
+
+    Return name, rows and params of each group. Raise GridError if `scale` has only one value.
+    """
+    rows = [
+        plan.params.flat() | ({} if plan.variant is None else {column(VARIANT): plan.variant})
+        for plan in plans
+    ]
+    if len(sizes_of(rows, scale)) < 2:
+        raise GridError(
+            [f"{scale} has one value, {rows[0][scale]}: give it a list to go through, --set {scale}=[2,4,8]"]
+        )
+    found = variants_over(rows, scale, ignored)
+    return [(name, [rows[i] for i in own], [plans[i].params for i in own]) for name, own in found.items()]
+
+
+def data_of(params: Params, cache: Path) -> LMDataModule:
+    return make_data(params.data, params.model, cache)
+
+
+def build(params: Params, data: LMDataModule) -> nn.Module:
+    return LM(params.model, tokenizer=data.tokenizer)
+
+
+def build_at(of_depth: dict[int, Params], data: LMDataModule, depth: int, seed: int) -> nn.Module:
+    return build(of_depth[depth], data)

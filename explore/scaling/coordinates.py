@@ -1,0 +1,418 @@
+"""The coordinate check: do activations keep their size as a model gets wider, over the first training steps?
+
+It tests a muP implementation as the gradient check tests backpropagation (Yang et al. 2022, arXiv:2203.03466, appendix
+D.1). It does not notice attention scores divided by sqrt(K) instead of K, an error that shows only after training has
+aligned queries and keys. `aligned_probe` covers that case.
+
+    coord_check({64: lambda: Net(64), 128: lambda: Net(128), 256: lambda: Net(256)}, loader, optimizer)
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from explore.plots import draw_panels
+from explore.scaling.judgement import Judgement, Line, Panel, named
+from model.generation.sampling import eval_mode
+from model.lm import LM
+from model.scores import aligned_score
+from model.transformer.attention import Attention
+
+ACTIVATIONS = {
+    *("embed", "q", "k", "v", "scores", "z", "attn_out"),
+    *("mlp_pre", "mlp_post", "mlp_out", "resid_post", "final_norm", "logits"),
+}
+LOW, HIGH = -0.6, 0.2  # allowed slopes; random initial values may shrink as 1 / sqrt(width)
+# These activations, and the output of a model that is no LM, may still shrink at t = SETTLED.
+FREE = ("scores", "logits")
+STEPS, SETTLED = 4, 4  # t counts from 1, before any update
+PROBE = 0.1  # largest absolute slope of scores of aligned queries and keys
+BUG = 0.3  # a wrong parametrization moves a slope at least this far out of its band
+# Error rates of the intervals: of one that fails a model, and of one that only doubts it.
+BROKEN, UNCLEAR = 0.001, 0.05
+FINITE = 0.1  # possible deviation of a correct model's slope at widths of some hundreds, at any seed
+MIN_SEEDS, MAX_SEEDS = 4, 16  # if the caller gives no seeds; over the minimum only if the verdict is unclear
+Make = Callable[[], nn.Module]
+Loss = Callable[[nn.Module, Any], Tensor]
+
+
+def coord_check(
+    models: Mapping[int, Make] | Mapping[str, Mapping[int, Make]],
+    loader: Iterable[Any],
+    optimizer: Callable[[nn.Module], Optimizer],
+    *,
+    loss: Loss | None = None,
+    n_steps: int = STEPS,
+    seeds: Sequence[int] | None = None,
+    controls: Sequence[str] = (),
+) -> Judgement:
+    """Measure activations, and their changes since the first step, against width, in `n_steps` steps on one batch.
+
+    `models` maps each width to a function that makes a model; a mapping of such mappings names several kinds.
+    `optimizer` takes a model. `controls` are the kinds that are expected to fail: if one passes, the check has no
+    power. The default `loss(model, batch)` is that of an LM, or the cross entropy of model(x) and y for a batch (x, y).
+    The batch is the first one of `loader`.
+
+    Slopes are least squares fits of log size over log width, over all seeds. A kind fails if the full 99.9 % t
+    interval of a slope lies outside its band; the high level keeps false alarms rare among many slopes. If only the
+    estimate lies outside, and the 95 % interval includes the slope of a real bug, the verdict is "fail: cannot tell"
+    with advice. Without `seeds` the check uses 4 of them, or up to 16 if the verdict is unclear.
+    """
+    kinds: Any = models if isinstance(next(iter(models.values())), Mapping) else {"": models}
+    batch = next(iter(loader))
+    frames, probes = [], []
+    chosen, most = (range(MIN_SEEDS), MAX_SEEDS) if seeds is None else (seeds, len(seeds))
+    measure = partial(sizes, loss=loss or default_loss, n_steps=n_steps)
+    for kind, of_width in kinds.items():
+        own, probe = examined(kind, of_width, batch, optimizer, seeds=chosen, most=most, measure=measure)
+        frames.append(own)
+        probes.append(probe)
+    return judged(pd.concat(frames), pd.concat(probes), controls)
+
+
+def examined(
+    variant: str,
+    models: Mapping[int, Make],
+    batch: Any,
+    optimizer: Callable[[nn.Module], Optimizer],
+    *,
+    seeds: Sequence[int],
+    most: int,
+    measure: Callable[..., pd.DataFrame] | None = None,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the table of sizes and the table of probes of one kind of model.
+
+    While they do not decide whether a slope is out of its band, double the number of seeds, up to `most`.
+    """
+    frames, probes, start = [], [], 0
+    seeds = list(seeds)
+    while True:
+        frames.append((measure or sizes)(variant, models, batch, optimizer, seeds=seeds[start:]))
+        probes.append(aligned_probe(variant, models, batch, seeds[start:]))
+        own, probe = pd.concat(frames), pd.concat(probes)
+        found = findings(own, fit(probe, "score"))
+        if not found or found[0].broken or len(seeds) >= most:
+            return own, probe
+        start = len(seeds)
+        seeds += range(max(seeds) + 1, max(seeds) + 1 + min(start, most - start))
+
+
+def default_loss(model: nn.Module, batch: Any) -> Tensor:
+    """Return the loss of an LM, or the cross entropy of model(x) and y for a batch (x, y) of another model."""
+    if isinstance(model, LM):
+        return model.get_losses(batch, None)[0]["main"]
+    x, y = batch
+    return F.cross_entropy(model(x), y)
+
+
+def sizes(
+    variant: str,
+    models: Mapping[int, Make],
+    batch: Any,
+    optimizer: Callable[[nn.Module], Optimizer],
+    *,
+    loss: Loss = default_loss,
+    n_steps: int = STEPS,
+    seeds: Sequence[int] = (0,),
+) -> pd.DataFrame:
+    """Train one kind of model at each width and seed, and measure its activations at each step.
+
+    The table has a row for each width, seed, step and activation: the mean absolute value, and that of its change since
+    the first step.
+    """
+    rows = []
+    for width, make in models.items():
+        for seed in seeds:
+            torch.manual_seed(seed)
+            model = make()
+            train, first = optimizer(model), None
+            for t in range(1, n_steps + 1):
+                seen = activations(model, batch)
+                first = seen if first is None else first
+                for name, x in seen.items():
+                    change = size(x - first[name]) if t > 1 else math.nan
+                    rows.append((variant, width, seed, t, name, size(x), change))
+                train.zero_grad()
+                loss(model, batch).backward()
+                train.step()
+    return pd.DataFrame(rows, columns=["variant", "width", "seed", "t", "module", "size", "update"])
+
+
+def size(x: Tensor) -> float:
+    """Return the mean absolute value of the finite entries (masked scores are -inf). Return NaN if any entry is NaN."""
+    if x.isnan().any():
+        return math.nan
+    return x[x.isfinite()].abs().mean().item() if x.isfinite().any() else math.nan
+
+
+@torch.no_grad()
+def activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+    """Return the named activations of an LM, or the outputs of all modules of another model, its own as "output"."""
+    if isinstance(model, LM):
+        wanted = [name for name in model.activation_names() if name.rpartition(".")[2] in ACTIVATIONS]
+        with eval_mode(model), model.record(*wanted) as seen:
+            model(batch["x_indices"][:, :-1])
+        return dict(seen)
+    with eval_mode(model), watching(model) as outputs:
+        model(inputs_of(batch))
+    last = outputs["output"]
+    return {name: x for name, x in outputs.items() if name == "output" or not torch.equal(x, last)}
+
+
+def inputs_of(batch: Any) -> Any:
+    """Return the inputs in `batch` for a model that is no LM: x of (x, y), or the batch itself."""
+    return batch[0] if isinstance(batch, tuple | list) else batch
+
+
+@contextmanager
+def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Record the output of each module of `model` by name, inside the `with` block.
+
+    A tensor that several nested modules return is recorded once, under the name of the outermost.
+    """
+    outputs: dict[str, Tensor] = {}
+    # By id(), which stays unique while this dict keeps the tensor alive.
+    noted: dict[int, tuple[str, Tensor]] = {}
+
+    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            inner, _ = noted.get(id(output), (name, output))
+            outputs.pop(inner, None)
+            noted[id(output)] = name, output
+            outputs[name] = output.detach().clone()
+
+    hooks = [m.register_forward_hook(partial(note, name or "output")) for name, m in model.named_modules()]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def aligned_probe(
+    variant: str, models: Mapping[int, Make], batch: Any, seeds: Sequence[int] = (0,)
+) -> pd.DataFrame:
+    """Return the mean attention score of positions with themselves, after copying the query matrices to the keys.
+
+    The table has a row for each width and seed. It covers LMs whose Attention layers have equally many heads for keys
+    and queries, and models that `aligned_score` supports, such as those of transformers. Other models get no rows.
+    """
+    rows = []
+    for width, make in models.items():
+        for seed in seeds:
+            torch.manual_seed(seed)
+            model = make()
+            if isinstance(model, LM) and (layers := align(model)):
+                with eval_mode(model), model.record(*(f"layers.{i}.scores" for i in layers)) as seen:
+                    model(batch["x_indices"][:, :-1])
+                means = [scores.diagonal(dim1=-2, dim2=-1).mean().item() for scores in seen.values()]
+                rows.append((variant, width, seed, sum(means) / len(means)))
+            elif not isinstance(model, LM):
+                with eval_mode(model):
+                    score = aligned_score(model, partial(model, inputs_of(batch)))
+                rows += [] if score is None else [(variant, width, seed, score)]
+    return pd.DataFrame(rows, columns=["variant", "width", "seed", "score"])
+
+
+def align(model: LM) -> list[int]:
+    """Copy the query matrices to the keys in every layer where their shapes agree.
+
+    Return the numbers of these layers.
+    """
+    done = []
+    for i, layer in model.decoder.passes():
+        mixers = [module for module in layer.modules() if isinstance(module, Attention)]
+        for mixer in mixers:
+            queries, keys, _ = mixer.query_key_value()
+            if [q.shape for q in queries] == [k.shape for k in keys]:
+                for q, k in zip(queries, keys, strict=True):
+                    k.copy_(q)
+                done.append(i)
+    return done
+
+
+class Slope(NamedTuple):
+    """The exponent of a power law, size ~ width^value, from a least squares fit of logarithms."""
+
+    value: float
+    error: float  # standard error
+    dof: int  # degrees of freedom: points (a width at a seed) less 2
+
+    def interval(self, alpha: float) -> tuple[float, float]:
+        """Return the t confidence interval at level 1 - `alpha`; infinite without degrees of freedom.
+
+        FINITE is added in quadrature, since the slope over these widths differs a little from that of very wide models.
+        """
+        margin = math.hypot(self.error * stats.t.isf(alpha / 2, self.dof), FINITE) if self.dof else math.inf
+        return self.value - margin, self.value + margin
+
+
+def fit(table: pd.DataFrame, column: str) -> Slope:
+    """Fit the slope of log `column` over log width, one point per row.
+
+    It is NaN if a value is not positive and finite.
+    """
+    x, y = (table[name].to_numpy(dtype=float) for name in ("width", column))
+    dof = len(x) - 2
+    if len(set(x)) < 2 or not (np.isfinite(y) & (y > 0)).all():
+        return Slope(math.nan, math.nan, dof)
+    x, y = np.log2(x), np.log2(y)
+    value, offset = np.polyfit(x, y, 1)
+    rest = ((y - offset - value * x) ** 2).sum() / max(1, dof)
+    return Slope(float(value), math.sqrt(rest / ((x - x.mean()) ** 2).sum()), dof)
+
+
+class Finding(NamedTuple):
+    """The judgement of a slope outside its band."""
+
+    excess: float  # distance of the estimate from the band
+    sentence: str
+    broken: bool  # False: outside the band, but not significantly
+
+
+def finding(what: str, slope: Slope, low: float, high: float, when: str = "") -> Finding | None:
+    """Judge one slope by the band from `low` to `high`. Return None if the slope is acceptable."""
+    grows = slope.value > high
+    excess = slope.value - high if grows else low - slope.value
+    if not excess > 0:
+        return None
+    (strict_low, strict_high), (lower, upper) = slope.interval(BROKEN), slope.interval(UNCLEAR)
+    said = f"{what} {'grows' if grows else 'shrinks'} as width^{slope.value:.2f}{when}"
+    bound = f"at most {high}" if grows else f"at least {low}"
+    if strict_low > high or strict_high < low:
+        return Finding(excess, f"{said} ({bound})", broken=True)
+    if upper < high + BUG if grows else lower > low - BUG:
+        return None
+    between = f"{bound}, 95 % interval {lower:.2f} to {upper:.2f}" if slope.dof else bound
+    return Finding(excess, f"{said} ({between})", broken=False)
+
+
+def judged(sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()) -> Judgement:
+    """Return the judgement of the tables of sizes and of probes."""
+    sentences, problems, panels = [], [], []
+    table = slopes(sizes)
+    for variant in dict.fromkeys(sizes["variant"]):
+        own = sizes[sizes["variant"] == variant]
+        powers = table[table["variant"] == variant]
+        probe = fit(probes[probes["variant"] == variant], "score")
+        sentence, problem = verdict_of(own, powers, probe, is_control=variant in controls)
+        sentences.append(named(variant, sentence))
+        problems += [problem if variant in controls else named(variant, problem)] if problem else []
+        panels.append(panels_of(variant, own))
+    figure = draw_panels(panels, ("width", "mean size"))
+    return Judgement("coord-check", table, sentences, problems, figure)
+
+
+def verdict_of(own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control: bool) -> tuple[str, str]:
+    """Return a sentence about one kind of model, and its problem or an empty string."""
+    found = findings(own, probe)
+    broken = [one.sentence for one in found if one.broken]
+    if broken:
+        return f"fails{', as expected' * is_control}: {first_of(broken)}", "" if is_control else broken[0]
+    if is_control:
+        inside = f"sizes go as width^{smallest(powers):.2f} to width^{largest(powers):.2f}"
+        too_mild = (
+            f"{own['variant'].iloc[0]} is no worse: lr is too small, or widths too close, to show a failure"
+        )
+        return f"passes, unexpectedly: {inside}", too_mild
+    if found:
+        told = f"cannot tell: {first_of([one.sentence for one in found])}; {what_would_tell(own)}"
+        return told, told
+    inside = f"all sizes go as width^{smallest(powers):.2f} to width^{largest(powers):.2f}"
+    inside += (
+        "" if math.isnan(probe.value) else f", scores of aligned queries and keys as width^{probe.value:.2f}"
+    )
+    return f"passes: {inside}", ""
+
+
+def what_would_tell(own: pd.DataFrame) -> str:
+    """Return advice on the grid: more seeds or a wider range of widths narrow the confidence intervals."""
+    n_seeds, widths = own["seed"].nunique(), sorted(own["width"].unique())
+    more = f"{2 * n_seeds + 2} seeds (now {n_seeds}), or a width of {2 * widths[-1]} beside {widths[-1]}"
+    return f"{more}, would narrow the intervals"
+
+
+def first_of(sentences: Sequence[str]) -> str:
+    """Return the first sentence and the number of others."""
+    return f"{sentences[0]}, and {len(sentences) - 1} more" if len(sentences) > 1 else sentences[0]
+
+
+def findings(own: pd.DataFrame, probe: Slope) -> list[Finding]:
+    """Return all findings about one kind of model: broken ones first, each sorted from the worst."""
+    found = [
+        one
+        for one in (*not_finite(own), finding("mean score of aligned queries and keys", probe, -PROBE, PROBE))
+        if one
+    ]
+    for module, of, t, slope in fits(own):
+        what = "the change of " * (of == "update") + module
+        settles = of == "size" and t == SETTLED and not is_free(module)
+        one = finding(what, slope, -HIGH if settles else LOW, HIGH, f" at t={t}")
+        found += [one] if one else []
+    return sorted(found, key=lambda one: (not one.broken, -one.excess))
+
+
+def not_finite(own: pd.DataFrame) -> list[Finding]:
+    """Return a finding for the first NaN activation, which has no slope; an empty list if all are finite."""
+    bad = own[own["size"].isna()].sort_values("t", kind="stable").head(1)
+    return [
+        Finding(
+            math.inf, f"{row.module} is not finite at t={row.t}, width {row.width}, seed {row.seed}", True
+        )
+        for row in bad.itertuples()
+    ]
+
+
+def fits(own: pd.DataFrame) -> Iterator[tuple[str, str, int, Slope]]:
+    """Yield (activation, "size" or "update", t, slope) for one kind of model."""
+    for module, of_module in own.groupby("module", sort=False):
+        for of in ("size", "update"):
+            for t, at_t in of_module.groupby("t"):
+                yield str(module), of, int(t), fit(at_t, of)
+
+
+def slopes(sizes: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of slopes: a row for each activation and for its change, a column for each step."""
+    rows: dict[tuple[str, str, str], dict[str, float]] = {}
+    for variant, own in sizes.groupby("variant", sort=False):
+        for module, of, t, slope in fits(own):
+            rows.setdefault((str(variant), module, of), {})[f"t={t}"] = slope.value
+    return pd.DataFrame(
+        [{"variant": v, "module": m, "of": of, **powers} for (v, m, of), powers in rows.items()]
+    )
+
+
+def is_free(module: object) -> bool:
+    """Return whether an activation may still shrink with the width at t = SETTLED."""
+    return module == "output" or str(module).rpartition(".")[2] in FREE
+
+
+def smallest(table: pd.DataFrame) -> float:
+    return float(table.filter(like="t=").min(axis=None))
+
+
+def largest(table: pd.DataFrame) -> float:
+    return float(table.filter(like="t=").max(axis=None))
+
+
+def panels_of(variant: str, own: pd.DataFrame) -> list[Panel]:
+    """Return a panel for each step, with a line for each activation."""
+    panels = []
+    for t, at_t in own.groupby("t"):
+        lines = []
+        for module, of_module in at_t.groupby("module", sort=False):
+            means = of_module.groupby("width")["size"].mean()
+            lines.append(Line(str(module), [int(width) for width in means.index], means.to_list()))
+        panels.append(Panel(f"{variant}, t = {t}" if variant else f"t = {t}", lines))
+    return panels

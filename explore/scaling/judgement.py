@@ -1,0 +1,139 @@
+"""The result of a scaling check: a table, a figure and a verdict in words, to show, print and save."""
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.table import Table
+
+from explore.compare.csv_files import write_csv
+from explore.compare.variants import CODE, SEED, Row, described, differ, shown, varied_fields
+from train.grid.params import column
+from train.launch.tables import new_table, plain
+from train.logs import log
+
+
+class Line(NamedTuple):
+    """A line of a panel. With several seeds, `low` and `high` are the edges of a band around it."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    best: int | None = None  # index of a point to mark
+    clipped: Sequence[int] = ()  # indices of points beyond the range of the panel, drawn at its edge
+
+
+class Panel(NamedTuple):
+    title: str
+    lines: list[Line]
+
+
+@dataclass
+class Judgement:
+    """The result of a check. A notebook shows it as a cell's value."""
+
+    name: str
+    table: pd.DataFrame
+    sentences: list[str]  # the findings, one line each
+    problems: list[str]  # the reasons for "fail"; empty for "pass"
+    figure: Any
+
+    @property
+    def verdict(self) -> str:
+        """The text "pass", or "fail: ..." with every reason."""
+        return f"fail: {'; '.join(self.problems)}" if self.problems else "pass"
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    def save(self, folder: Path) -> None:
+        """Write {name}.csv, .png and .svg to `folder`, which is created if needed."""
+        folder.mkdir(parents=True, exist_ok=True)
+        write_csv(self.table, folder / f"{self.name}.csv")
+        for kind in ("png", "svg"):
+            self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
+
+    def say(self, folder: Path) -> int:
+        """Log everything, the verdict last, and save it in `folder` if possible.
+
+        Return the exit code: 0 for pass, else 1.
+        """
+        log.info(as_rich(self.table))
+        for sentence in self.sentences:
+            log.info(sentence)
+        try:
+            self.save(folder)
+            log.info(f"saved {folder / self.name}.csv, .png and .svg")
+        except OSError as error:
+            log.error(f"table and figure are not saved: {error}")
+        log.info(self.verdict)
+        return int(not self.passed)
+
+    def __str__(self) -> str:
+        return "\n".join([self.table.to_string(index=False), *self.sentences, self.verdict])
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<p>{escape(line)}</p>" for line in [*self.sentences, self.verdict])
+        return f"{self.table.to_html(index=False)}{lines}"
+
+
+def as_rich(table: pd.DataFrame) -> Table:
+    shown_table = new_table(*map(str, table))
+    for row in table.itertuples(index=False):
+        shown_table.add_row(*(plain(cell(value)) for value in row))
+    return shown_table
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, float | np.floating):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return str(value)
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return the least squares slope of log y over log x. Return NaN if a y is not positive and finite."""
+    if len(x) < 2 or not all(math.isfinite(value) and value > 0 for value in y):
+        return math.nan
+    return float(np.polyfit(np.log2(x), np.log2(y), 1)[0])
+
+
+def variants_over(rows: Sequence[Row], scale: str, ignored: Collection[str] = ()) -> dict[str, list[int]]:
+    """Group runs that differ only in `scale`, fields that follow from it, the seed and `ignored` fields.
+
+    Return the indices of each group's runs by the name of the group.
+    """
+
+    def follows(field: str) -> bool:
+        """Return whether the scale determines `field`, such as a number of heads; the code version never follows."""
+        if field == column(CODE):
+            return False
+        pairs = {(shown(row[scale]), shown(row[field])) for row in rows}
+        return len(pairs) == len({shown(row[scale]) for row in rows})
+
+    varied = [name for name in varied_fields(rows) if name not in (scale, SEED, *ignored)]
+    own = [name for name in varied if not follows(name)]
+    found: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        found.setdefault(described(row, own), []).append(i)
+    return found
+
+
+def sizes_of(rows: Sequence[Row], scale: str) -> list[Any]:
+    """Return the different values of `scale`, sorted."""
+    return sorted({row[scale] for row in rows})
+
+
+def varies(rows: Sequence[Row], field: str) -> bool:
+    return differ([row.get(field) for row in rows])
+
+
+def named(variant: str, sentence: str) -> str:
+    return f"{variant}: {sentence}" if variant else sentence

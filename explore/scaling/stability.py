@@ -1,0 +1,196 @@
+"""How much a small change of all weights changes what a model says, against its depth: why deep post-norm stacks do not train.
+
+A plain one's output changes as O(n) of its n sub-layers; Admin's as O(log n) or O(1) (Liu et al. 2020, arXiv:2004.08249).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import torch
+from scipy.stats import gmean
+from torch import Tensor, nn
+
+from explore.plots import draw_panels
+from explore.scaling.judgement import Judgement, Line, Panel, named, slope
+from model.generation.sampling import eval_mode
+from model.lm import LM
+from model.model_params import ModelParams
+
+DELTA = 1e-4
+Make = Callable[[int, int], nn.Module]  # (depth, seed) -> a model
+
+# How the output change grows by theory, with the n sub-layers of a model; and the band of what was measured over that
+# on a width of 64 from 6 to 48 layers, three seeds.
+GROWTH: dict[str, Callable[[float], float]] = {
+    "O(n)": lambda n: n,
+    "O(logn)": lambda n: math.log(n + 1),
+    "O(1)": lambda n: 1.0,
+}
+BANDS = {"O(n)": (0.6, 1.65), "O(logn)": (0.78, 1.24), "O(1)": (0.8, 1.3)}
+APART = 0.28  # of n / log(n + 1): so many times at least a plain model's change is that of Admin's O(log n)
+
+
+def stability(
+    make: Make | Mapping[str, Make],
+    x: Any,
+    depths: Sequence[int],
+    *,
+    seeds: Sequence[int] = (0, 1, 2),
+    expected: Mapping[str, str] | None = None,
+    sub_layers: int = 2,
+    delta: float = DELTA,
+) -> Judgement:
+    """Output change under a weight change of `delta` against depth, of models of any kind that take `x`.
+
+    `make(depth, seed)` makes one; a mapping names several kinds, and `expected` says how the change of each should grow:
+    "O(n)", "O(logn)" or "O(1)". `sub_layers`: residual connections to a layer.
+    """
+    kinds: Mapping[str, Make] = make if isinstance(make, Mapping) else {"": make}
+    frames = [changes(name, make_one, x, depths, seeds, delta=delta) for name, make_one in kinds.items()]
+    return judged(pd.concat(frames), expected or {}, sub_layers)
+
+
+def changes(
+    variant: str, make: Make, x: Any, depths: Sequence[int], seeds: Sequence[int], *, delta: float = DELTA
+) -> pd.DataFrame:
+    """A row for each depth and seed of one kind of model."""
+    rows = [
+        {"variant": variant, "layers": depth, "seed": seed, "change": changed_by(make, depth, seed, x, delta)}
+        for depth in depths
+        for seed in seeds
+    ]
+    return pd.DataFrame(rows)
+
+
+def changed_by(make: Make, depth: int, seed: int, x: Any, delta: float) -> float:
+    torch.manual_seed(seed)
+    return output_change(make(depth, seed), x, delta, torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def output_change(
+    model: nn.Module, x: Any, delta: float = DELTA, generator: torch.Generator | None = None
+) -> float:
+    """The mean squared change of the output when every number in the matrices of `model`, but embeddings, moves by +-delta.
+
+    The output of an LM is its stream before the readout. Weights are as before afterwards.
+    """
+    with eval_mode(model):
+        before, moved = output(model, x), matrices(model)
+        kept = [weight.clone() for weight in moved]
+        for weight in moved:
+            noise = torch.randn(weight.shape, generator=generator).to(weight)
+            weight.sub_(delta * noise.sign())
+        change = (output(model, x) - before).double().square().mean().item()
+        for weight, old in zip(moved, kept, strict=True):
+            weight.copy_(old)
+    return change
+
+
+def output(model: nn.Module, x: Any) -> Tensor:
+    if not isinstance(model, LM):
+        return model(x)
+    with model.record("final_norm") as seen:
+        model(x)
+    return seen["final_norm"]
+
+
+def matrices(model: nn.Module) -> list[nn.Parameter]:
+    embeddings = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    return [p for p in model.parameters() if p.ndim >= 2 and p not in embeddings]
+
+
+def judged(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2) -> Judgement:
+    """The verdict on a table of changes, a row for each variant, depth and seed."""
+    rows, sentences, problems, lines = [], [], [], []
+    for variant, own in runs.groupby("variant", sort=False):
+        # The mean of logs: of squares of noise some are many times as large as others.
+        means = own.groupby("layers")["change"].agg(gmean)
+        depths, changes = [int(n) for n in means.index], means.to_list()
+        growth = expected.get(str(variant), "")
+        rows.append(row_of(str(variant), depths, changes, growth, sub_layers))
+        sentence, problem = verdict_of(rows[-1])
+        sentences.append(named(str(variant), sentence))
+        problems += [named(str(variant), problem)] * bool(problem)
+        by_seed = own.groupby("layers")["change"]
+        low, high = by_seed.min().to_list(), by_seed.max().to_list()
+        lines.append(Line(str(variant) or "output change", depths, changes, low, high))
+    problems += too_close(rows, expected, sub_layers)
+    figure = draw_panels([[Panel("", lines)]], ("layers", "output change"))
+    return Judgement("stability", pd.DataFrame(rows), sentences, problems, figure)
+
+
+def row_of(
+    variant: str, depths: list[int], changes: list[float], growth: str, sub_layers: int
+) -> dict[str, Any]:
+    n = [sub_layers * depth for depth in depths]
+    first, last = reference(depths), len(depths) - 1
+    theory = {name: f(n[last]) / f(n[first]) for name, f in GROWTH.items()}
+    return {
+        "variant": variant,
+        **{f"{depth} layers": change for depth, change in zip(depths, changes, strict=True)},
+        "exponent": slope(n, changes),
+        "from": depths[first],
+        "to": depths[last],
+        "ratio": changes[last] / changes[first] if changes[first] else math.nan,
+        "expected": growth or "-",
+        "low": BANDS[growth][0] * theory[growth] if growth else math.nan,
+        "high": BANDS[growth][1] * theory[growth] if growth else math.nan,
+        "nearest": min(
+            theory,
+            key=lambda name: abs(
+                math.log(max(changes[last], 1e-300) / max(changes[first], 1e-300) / theory[name])
+            ),
+        ),
+    }
+
+
+def reference(depths: list[int]) -> int:
+    """The place of the depth that the deepest is compared with: below 6 layers a change does not yet grow as in theory."""
+    return next((i for i, depth in enumerate(depths[:-1]) if depth >= 6), 0)
+
+
+def verdict_of(row: Mapping[str, Any]) -> tuple[str, str]:
+    """A sentence, and what is wrong, if anything."""
+    what = (
+        f"output change grows {row['ratio']:.3g} times from {row['from']} to {row['to']} layers "
+        f"(exponent {row['exponent']:.2f}, nearest to {row['nearest']})"
+    )
+    if not math.isfinite(row["ratio"]):
+        return "the output does not change, or is no number", "the output does not change, or is no number"
+    if math.isnan(row["low"]):
+        return f"{what}; nothing is expected of it", ""
+    band = f"{row['expected']} is {row['low']:.2f} to {row['high']:.2f}"
+    if row["low"] <= row["ratio"] <= row["high"]:
+        return f"{what}, as expected: {band}", ""
+    return (
+        f"{what}, not as expected: {band}",
+        f"{row['ratio']:.3g} times from {row['from']} to {row['to']} layers, but {band}",
+    )
+
+
+def too_close(rows: list[dict[str, Any]], expected: Mapping[str, str], sub_layers: int) -> list[str]:
+    """Whether the deepest plain model does not change much more than Admin's."""
+    deepest = {growth: [row for row in rows if expected.get(row["variant"]) == growth] for growth in GROWTH}
+    problems = []
+    for plain in deepest["O(n)"]:
+        for admin in deepest["O(logn)"]:
+            n = sub_layers * plain["to"]
+            least = APART * n / math.log(n + 1)
+            times = plain[f"{plain['to']} layers"] / admin.get(f"{plain['to']} layers", math.nan)
+            if times < least:
+                problems.append(
+                    f"at {plain['to']} layers {plain['variant']} changes only {times:.3g} times as much as {admin['variant']}, not {least:.3g}"
+                )
+    return problems
+
+
+def expected_growth(model: ModelParams) -> str:
+    """What theory says of an architecture, as far as it does."""
+    if model.norm_position != "post":
+        return ""
+    if model.residual == "admin":
+        return model.residual_change if not model.residual_profile else "O(logn)"
+    return "O(n)" if model.residual == "plain" else "O(1)"

@@ -1,0 +1,244 @@
+"""Learning-rate transfer: is the best learning rate of a small model also good for larger ones?
+
+The judgement rests on the loss that keeping it costs, not on the position of the minimum of a noisy curve.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from explore.compare.variants import METRICS, SEED, Row, counted, final_loss, has_ended
+from explore.compare.verdicts import interval
+from explore.plots import draw_panels
+from explore.scaling.judgement import Judgement, Line, Panel, named, sizes_of, variants_over, varies
+from train.grid.params import did_you_mean
+
+SCALES = ("dim", "n_layers", "batch_size")
+LR, PARAMETRIZATION = "lr", "parametrization"
+# In nats: a regret up to KEEPS is negligible; from LOSES on, the optimum has moved.
+KEEPS, LOSES = 0.02, 0.05
+TRANSFERS = "transfers"
+COLUMNS = [
+    "variant",
+    "over",
+    "size",
+    "best",
+    "loss",
+    "at base",
+    "regret",
+    "low",
+    "high",
+    "shift",
+    "seeds",
+    "edge",
+]
+FOR_DEPTH = "completep"  # the parametrization for transfer over depth; the others are for width
+
+
+def transfer_report(
+    table: pd.DataFrame,
+    over: str | None = None,
+    *,
+    metric: str = "val_loss",
+    controls: Sequence[str] | None = None,
+) -> Judgement:
+    """Judge whether the best learning rate transfers over dim, n_layers or batch_size.
+
+    `over` names the scale; the default is all that vary. `table` is a table from runs(), or any with the columns `lr`,
+    `over` and the metric. The result has a row for each size: the best learning rate, its loss, and the loss at the
+    best learning rate of the smallest size. Their difference is the regret, in nats, with its 95 % interval over seeds.
+
+    `controls` are variants that need not transfer. The default is those whose parametrization is not made for this
+    scale, if another variant's is. Raise ValueError if the metric is unknown or if no scale varies.
+    """
+    rows = [row for row in records(table) if has_ended(row)]
+    if metric not in METRICS and metric not in table:
+        raise ValueError(f"metric={metric!r} is no loss that runs end with; {did_you_mean(metric, METRICS)}")
+    scales = [over] if over else [name for name in SCALES if rows and name in rows[0] and varies(rows, name)]
+    if not rows or not scales or any(scale not in rows[0] for scale in scales):
+        raise ValueError(
+            f"there are no two values of {over or ', '.join(SCALES)} among {counted(len(rows), 'run')}"
+        )
+    found: list[Transfer] = []
+    for scale in scales:
+        variants = variants_over(rows, scale, ignored=(LR,))
+        excused = controls_among(variants, rows, scale) if controls is None else controls
+        for name, places in variants.items():
+            own = [rows[place] for place in places]
+            found.append(judged(name, scale, own, metric, is_control=name in excused))
+    return Judgement(
+        "transfer",
+        pd.DataFrame([row for one in found for row in one.rows])[COLUMNS],
+        [one.sentence for one in found],
+        [one.problem for one in found if one.problem],
+        draw_panels([[one.panel for one in found]], ("learning rate", metric.replace("_", " ")), log_y=False),
+    )
+
+
+class Transfer(NamedTuple):
+    """The result for one variant over one scale."""
+
+    rows: list[dict[str, Any]]  # of the result table, one for each size
+    sentence: str
+    problem: str  # empty if there is none
+    panel: Panel
+
+
+def judged(name: str, scale: str, rows: Sequence[Row], metric: str, is_control: bool) -> Transfer:
+    """Judge one variant over one scale. A control has no problem, whatever its verdict."""
+    curves = {size: curve(rows, scale, size, metric) for size in sizes_of(rows, scale)}
+    compared = [row | {"variant": name, "over": scale} for row in compared_with_base(curves)]
+    verdict, reason = verdict_of(compared)
+    fine = verdict == TRANSFERS or is_control
+    return Transfer(
+        compared,
+        named(name, f"{verdict} over {scale}: {reason}"),
+        "" if fine else named(name, f"{verdict} over {scale}, {reason}"),
+        panel(name, scale, curves),
+    )
+
+
+def records(table: pd.DataFrame) -> list[Row]:
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def controls_among(variants: Mapping[str, list[int]], rows: Sequence[Row], scale: str) -> list[str]:
+    """Return the variants that need not transfer: over width "standard", over depth all but "completep".
+
+    Return none if no variant is made for the scale, or for batch_size.
+    """
+    kinds = {
+        name: {rows[place].get(PARAMETRIZATION) for place in places} for name, places in variants.items()
+    }
+
+    def made_for_it(kind: set[Any]) -> bool:
+        return kind == {FOR_DEPTH} if scale == "n_layers" else "standard" not in kind
+
+    if scale == "batch_size" or not any(made_for_it(kind) for kind in kinds.values()):
+        return []
+    return [name for name, kind in kinds.items() if not made_for_it(kind)]
+
+
+class Curve(dict[float, dict[int, float]]):
+    """Final losses by learning rate and seed: {lr: {seed: loss}}."""
+
+    def losses(self, lr: float, seeds: Sequence[int] | None = None) -> np.ndarray:
+        return np.array([self[lr][seed] for seed in seeds or self[lr]])
+
+    @property
+    def lrs(self) -> list[float]:
+        return sorted(self)
+
+    @property
+    def means(self) -> list[float]:
+        return [float(self.losses(lr).mean()) for lr in self.lrs]
+
+    @property
+    def best(self) -> int:
+        """The index in `lrs` of the learning rate with the lowest mean loss."""
+        return int(np.argmin(self.means))
+
+
+def curve(rows: Sequence[Row], scale: str, size: Any, metric: str) -> Curve:
+    found = Curve()
+    for row in rows:
+        if row[scale] == size:
+            loss = final_loss(row, metric) if metric in METRICS else float(row[metric])
+            found.setdefault(float(row[LR]), {})[int(row.get(SEED, 0))] = (
+                math.inf if math.isnan(loss) else loss
+            )
+    return found
+
+
+def compared_with_base(curves: Mapping[Any, Curve]) -> list[dict[str, Any]]:
+    """Return a result row for each size. The first size is the base."""
+    base = next(iter(curves.values()))
+    at = base.lrs[base.best]
+    rows = []
+    for size, own in curves.items():
+        best = own.lrs[own.best]
+        seeds = sorted(set(own.get(at, {})) & set(own[best]))
+        with np.errstate(invalid="ignore"):  # infinite losses
+            regrets = own.losses(at, seeds) - own.losses(best, seeds) if seeds else np.array([math.nan])
+        low, high = interval(regrets) if np.isfinite(regrets).all() else (math.nan, math.nan)
+        rows.append(
+            {
+                "size": size,
+                "best": best,
+                "loss": own.means[own.best],
+                "at base": float(own.losses(at).mean()) if at in own else math.nan,
+                "regret": float(regrets.mean()),
+                "low": low,
+                "high": high,
+                "shift": math.log2(best / at),
+                "seeds": len(seeds),
+                "edge": own.best in (0, len(own) - 1),
+            }
+        )
+    return rows
+
+
+def verdict_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return the verdict ("transfers", "shifts" or "cannot tell") and its reason."""
+    base, others = rows[0], rows[1:]
+    if not others:
+        return "cannot tell", f"only one size ran, {base['size']}"
+    if not math.isfinite(base["loss"]):
+        return "cannot tell", f"all runs of {base['size']} failed or diverged"
+    if base["edge"]:
+        return "cannot tell", f"{base['best']:.4g} is at the edge of what was tried with {base['size']}"
+    worst = max(others, key=lambda row: (row["regret"], row["size"]))
+    costs = f"the best lr of {base['size']}, {base['best']:.4g}, costs {described_regret(worst)} at {worst['size']}"
+    moved = f"{costs}, whose best is {worst['best']:.4g}" if worst["shift"] else costs
+    unknown = [row["size"] for row in others if math.isnan(row["regret"])]
+    if unknown:
+        return (
+            "cannot tell",
+            f"the best lr of {base['size']}, {base['best']:.4g}, did not run with {unknown[0]}",
+        )
+    if worst["regret"] >= LOSES and not worst["low"] <= 0:
+        return "shifts", moved
+    if worst["regret"] <= KEEPS and not worst["high"] > LOSES:
+        at_edge = [row for row in others if row["edge"]]
+        if at_edge:
+            return (
+                "cannot tell",
+                f"the best of {at_edge[0]['size']}, {at_edge[0]['best']:.4g}, is at the edge of what was tried",
+            )
+        return TRANSFERS, f"{costs} or less elsewhere; {wider(rows)}"
+    return "cannot tell", f"{moved}: between {KEEPS} and {LOSES}, or seeds differ too much"
+
+
+def described_regret(row: Mapping[str, Any]) -> str:
+    known = row["low"] < row["high"]  # False for one seed, or if the base has the same best learning rate
+    between = f" (95 % interval {row['low']:+.4f} to {row['high']:+.4f})" if known else ""
+    return f"{row['regret']:.4f} nats{between}"
+
+
+def wider(rows: Sequence[Mapping[str, Any]]) -> str:
+    losses = [row["at base"] for row in rows]
+    falls = all(later < earlier for earlier, later in pairwise(losses))
+    return "there the loss falls with every size" if falls else "there the loss does not fall with every size"
+
+
+def panel(variant: str, scale: str, curves: Mapping[Any, Curve]) -> Panel:
+    """Return a panel of loss over learning rate: a line for each size, a star at the best.
+
+    Triangles at the upper edge mark losses that are much higher or infinite.
+    """
+    bests = [min(own.means) for own in curves.values() if math.isfinite(min(own.means))]
+    if not bests:
+        return Panel(variant, [])
+    far = min(bests) + 4 * max(0.05, max(bests) - min(bests))
+    lines = []
+    for size, own in curves.items():
+        means = [min(mean, far) for mean in own.means]
+        low, high = ([min(float(end(own.losses(lr))), far) for lr in own.lrs] for end in (np.min, np.max))
+        clipped = [i for i, mean in enumerate(own.means) if mean > far]
+        best = own.best if own.best not in clipped else None
+        lines.append(Line(f"{scale} {size}", own.lrs, means, low, high, best, clipped))
+    return Panel(variant, lines)

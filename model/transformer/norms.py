@@ -1,0 +1,56 @@
+"""Norms: the kinds, and where a block of a layer has them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from model.model_params import ModelParams
+from model.transformer.linear import readout_std
+
+norms: dict[str, Callable[[int, ModelParams], nn.Module]] = {}
+
+
+def registered(make: Callable[[int, ModelParams], nn.Module]) -> Callable[[int, ModelParams], nn.Module]:
+    """Makes a norm of a width available to `norm` under its function's name."""
+    norms[make.__name__] = make
+    return make
+
+
+@registered
+def layernorm(width: int, model_params: ModelParams) -> nn.Module:
+    """To mean 0 and variance 1 (Ba et al. 2016)."""
+    return nn.LayerNorm(width, model_params.norm_eps, bias=model_params.has_bias(model_params.bias_norm))
+
+
+@registered
+def rmsnorm(width: int, model_params: ModelParams) -> nn.Module:
+    """To mean square 1 (Zhang and Sennrich 2019)."""
+    return nn.RMSNorm(width, model_params.norm_eps)
+
+
+def make_norm(model_params: ModelParams, width: int | None = None) -> nn.Module:
+    return norms[model_params.norm](width or model_params.dim, model_params)
+
+
+class Norms(nn.Module):
+    """The norms of one block f of a layer: x -> after(x + inside(f(before(x)))), most of them the identity."""
+
+    def __init__(self, model_params: ModelParams) -> None:
+        super().__init__()
+
+        def norm_at(*positions: str) -> nn.Module:
+            return make_norm(model_params) if model_params.norm_position in positions else nn.Identity()
+
+        self.before = norm_at("pre", "sandwich")
+        self.inside = norm_at("sandwich")
+        self.after = norm_at("post")
+        with torch.no_grad():
+            # Else what blocks add drowns the token embeddings from the start, which slows learning down (measured).
+            for parameter in self.inside.parameters():
+                parameter.mul_(readout_std(model_params))
+
+
+def final_norm(model_params: ModelParams) -> nn.Module:
+    """After the last layer, where layers do not leave the stream normalised."""
+    return make_norm(model_params) if model_params.norm_position in ("pre", "sandwich") else nn.Identity()

@@ -1,0 +1,357 @@
+"""The attention page in a real browser: it shows the right numbers, asks nobody for anything, and obeys no token."""
+
+import re
+
+import numpy as np
+import pytest
+from selenium.webdriver import ActionChains, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+from explore.html import AttentionPage, filled
+from explore.inspection.patterns import Patterns, visible
+
+
+@pytest.fixture
+def opened(watched, tmp_path):
+    """Opens a page, given as its text."""
+
+    def open_page(page: str) -> Page:
+        path = tmp_path / "page.html"
+        path.write_text(page, encoding="utf-8")
+        watched.get(path.as_uri())
+        return Page(watched).when_ready()
+
+    return open_page
+
+
+class Page:
+    """What a user sees and does."""
+
+    def __init__(self, driver) -> None:
+        self.driver = driver
+
+    def when_ready(self) -> "Page":
+        self.wait("document.querySelector('#heads').style.length")  # its size is what is found out last
+        return self
+
+    def wait(self, condition: str, *arguments) -> None:
+        WebDriverWait(self.driver, 60, 0.05).until(lambda _: self.run(f"return {condition}", *arguments))
+
+    def one(self, selector: str):
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def run(self, script: str, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def hover(self, element, x: float, y: float) -> str:
+        """What is told about the place that lies so far to the right and down, as shares of the element."""
+        size = element.size
+        dx, dy = round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])
+        ActionChains(self.driver, duration=0).move_to_element_with_offset(element, dx, dy).perform()
+        return self.one("#tip").text
+
+    def press(self, *keys: str) -> None:
+        ActionChains(self.driver).send_keys(*keys).perform()
+
+    def pixels(self, selector: str = "#pattern") -> np.ndarray:
+        """[height, width, red green blue opacity] of a canvas."""
+        canvas = self.one(selector)
+        self.wait(
+            "arguments[0].width === arguments[0].height", canvas
+        )  # before it is drawn it is none of ours
+        script = (
+            "const c = arguments[0]; return [...c.getContext('2d').getImageData(0, 0, c.width, c.width).data]"
+        )
+        n = self.run("return arguments[0].width", canvas)
+        return np.array(self.run(script, canvas)).reshape(n, n, 4)
+
+
+def causal(*shape: int, seed: int = 0) -> np.ndarray:
+    weights = np.tril(np.random.default_rng(seed).random(shape) ** 4 + 1e-3)
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def page_of(pattern_HTS: np.ndarray, tokens: list[str] | None = None) -> str:
+    tokens = tokens or [f"t{i}" for i in range(pattern_HTS.shape[-1])]
+    return filled([(None, Patterns([visible(token) for token in tokens], {0: pattern_HTS}, 1))])
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_hovering_tells_the_weight_and_its_tokens(opened):
+    pattern = causal(2, 5, 5)
+    page = opened(page_of(pattern, ["<bos>", " a", "b", "c", "d"]))
+    page.all("#heads button")[1].click()
+    assert page.one("#name").text == "layer 0, head 1"
+    for query, key in [(0, 0), (4, 0), (4, 4), (2, 1)]:
+        weight, *where = page.hover(page.one("#pattern"), (key + 0.5) / 5, (query + 0.5) / 5).splitlines()
+        assert float(weight) == pytest.approx(pattern[1, query, key], abs=1e-3)
+        names = ["<bos>", "·a", "b", "c", "d"]
+        assert where == [f"query {query} {names[query]}", f"key {key} {names[key]}"]
+        assert [label.text for label in page.all(".axis .on")] == [names[query], names[key]]
+    assert page.hover(page.one("#pattern"), 0.9, 0.1).startswith("the future\nquery 0 <bos>\nkey 4 d")
+    small = page.hover(page.all("#heads canvas")[0], 0.1, 0.9)
+    assert small.startswith(f"{pattern[0, 4, 0]:.2f}"[:4])
+    assert "layer 0, head 0" in small
+    page.hover(page.one("#most"), 0.1, 0.5)
+    assert not page.one("#tip").is_displayed()
+
+
+def test_arrow_keys_tell_weights_too(opened):
+    pattern = causal(1, 5, 5)
+    page = opened(page_of(pattern))
+    page.run("document.querySelector('#pattern').focus()")
+    page.press(
+        Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_DOWN, Keys.ARROW_RIGHT, Keys.ARROW_LEFT, Keys.ARROW_RIGHT
+    )
+    weight, *where = page.one("#tip").text.splitlines()
+    assert where == ["query 3 t3", "key 1 t1"]
+    assert float(weight) == pytest.approx(pattern[0, 3, 1], abs=1e-3)
+    page.press(Keys.ENTER)
+    assert page.one("#text [aria-pressed=true]").text == "t3"
+    page.press(Keys.ESCAPE)
+    assert page.all("#text [aria-pressed=true]") == []
+
+
+def test_a_clicked_token_shows_what_it_attends_to_and_what_attends_to_it(opened):
+    pattern = causal(1, 6, 6)
+    page = opened(page_of(pattern))
+    page.all("#text button")[3].click()
+    drawn = page.pixels()
+
+    def shades():
+        colours = [chip.value_of_css_property("background-color") for chip in page.all("#text button")]
+        return [[int(part) for part in colour.strip("rgba()").split(",")[:3]] for colour in colours]
+
+    assert [chip.get_attribute("class") for chip in page.all("#text button")] == [""] * 4 + ["blank"] * 2
+    assert shades()[:4] == drawn[3, :4, :3].tolist()
+    most = page.one("#most").text
+    assert most.startswith("t3 (3) attends most to ")
+    keys, weights = zip(*re.findall(r"t(\d) \(\d\) ([\d.]+)", most), strict=True)
+    assert [int(key) for key in keys] == np.argsort(-pattern[0, 3, :4]).tolist()
+    np.testing.assert_allclose([float(weight) for weight in weights], -np.sort(-pattern[0, 3, :4]), atol=1e-3)
+    assert page.one("#chosen").get_attribute("class") == "row"
+
+    page.one("input[value=to]").click()
+    assert [chip.get_attribute("class") for chip in page.all("#text button")] == ["blank"] * 3 + [""] * 3
+    assert shades()[3:] == drawn[3:, 3, :3].tolist()
+    assert page.one("#most").text.startswith("t3 (3) is attended to most by ")
+    assert page.one("#chosen").get_attribute("class") == "column"
+    assert page.hover(page.all("#text button")[5], 0.5, 0.5).endswith("query 5 t5\nkey 3 t3")
+    page.all("#text button")[3].click()
+    assert page.one("#most").text.startswith("Click a token")
+
+
+def test_buttons_are_walked_by_arrow_keys(opened):
+    patterns = {0: causal(3, 4, 4), 2: causal(2, 4, 4), 3: causal(3, 4, 4)}
+    page = opened(filled([(None, Patterns(list("abcd"), patterns, 5))]))
+    assert "no patterns in layer 1, 4" in page.one("#about").text
+    assert [label.text for label in page.all("#heads .layer")] == ["head", "layer 0", "layer 2", "layer 3"]
+    page.all("#heads button")[0].click()
+    visited = []
+    for key in (
+        Keys.ARROW_RIGHT,
+        Keys.ARROW_DOWN,
+        Keys.ARROW_RIGHT,
+        Keys.ARROW_DOWN,
+        Keys.ARROW_RIGHT,
+        Keys.ARROW_UP,
+    ):
+        page.press(key)
+        visited.append(page.one("#name").text)
+    assert visited == [
+        "layer 0, head 1",
+        "layer 2, head 1",
+        "layer 2, head 1",  # there is no other to its right
+        "layer 3, head 1",
+        "layer 3, head 2",
+        "layer 3, head 2",  # nor above this one
+    ]
+    assert len(page.all("#heads button[tabindex='0']")) == 1
+    page.all("#text button")[1].click()
+    page.press(Keys.ARROW_RIGHT)
+    assert page.one("#text [aria-pressed=true]").text == "c"
+
+
+def test_the_future_is_blank_and_a_leak_is_not(opened):
+    pattern = np.tril(np.full((1, 4, 4), 0.0, np.float32))
+    pattern[0, :, 0] = 1
+    pattern[0, 1, 3] = 1e-9
+    page = opened(page_of(np.concatenate([pattern, np.tril(pattern)])))
+    drawn = page.pixels()
+    past, future = np.tri(4, dtype=bool), ~np.tri(4, dtype=bool)
+    assert np.all(drawn[past][:, 3] == 255)
+    assert len(np.unique(drawn[past], axis=0)) == 2  # weights 0 and 1
+    assert drawn[future][:, 3].tolist() == [0, 0, 0, 0, 255, 0]
+    red, green, blue, _ = drawn[1, 3]
+    assert red > 200 > max(green, blue)
+    assert page.one("#alarm").text.startswith("The future is seen by layer 0, head 0 (up to 1e-9)")
+    assert "on the future" in page.one("#legend").text
+    assert [button.get_attribute("class") for button in page.all("#heads button")] == ["leaks", ""]
+    assert page.hover(page.one("#pattern"), 0.9, 0.3).splitlines()[0].endswith("on the future")
+    page = opened(page_of(np.tril(pattern)))
+    assert not page.one("#alarm").is_displayed()
+
+
+def test_small_pictures_lose_no_single_weight(opened):
+    pattern = np.zeros((1, 300, 300), np.float32)
+    pattern[0, 200, 100] = 1
+    pattern[0, 250, 250] = 1
+    pattern[0, 10, 280] = 1e-4
+    pattern[0, range(100, 120), range(100, 120)] = 1
+    pattern[0, range(100, 120), range(101, 121)] = 1e-4
+    page = opened(page_of(pattern))
+    drawn = page.pixels("#heads canvas")
+    n = len(drawn)
+    assert n < 300
+    at = np.arange(300) * n // 300  # the pixel of each token
+    assert drawn[at[200], at[100]].tolist() == [8, 48, 107, 255]  # the darkest blue
+    assert drawn[at[250], at[250]].tolist() == [8, 48, 107, 255]  # its pixel has a bit of the future, too
+    assert np.all(drawn[range(n), range(n), 3] == 255)
+    beside = [i for i in range(100, 120) if at[i] == at[i + 1]]
+    for query, key in [
+        (10, 280),
+        *((i, i) for i in beside),
+    ]:  # a leak is seen even where the past is in its pixel
+        red, _, blue, opacity = drawn[at[query], at[key]]
+        assert opacity == 255
+        assert red > blue + 80
+
+
+def test_the_slider_goes_through_training(opened):
+    films = [causal(2, 6, 6, seed=step) for step in range(3)]
+    tokens = list("abcdef")
+    page = opened(filled([(500 * step, Patterns(tokens, {0: film}, 1)) for step, film in enumerate(films)]))
+    slider, seen = page.one("#step"), []
+    for step in range(3):
+        assert page.one("#when").text == f"step {500 * step:,}"
+        weight = page.hover(page.one("#pattern"), 0.1, 0.9).splitlines()[0]
+        assert float(weight) == pytest.approx(films[step][0, 5, 0], abs=1e-3)
+        seen.append([page.pixels("#pattern"), page.pixels("#heads button:nth-of-type(2) canvas")])
+        slider.send_keys(Keys.ARROW_RIGHT)
+    assert page.one("#when").text == "step 1,000"
+    assert not np.array_equal(seen[0][0], seen[1][0])
+    assert not np.array_equal(seen[1][1], seen[2][1])
+
+    page.one("#play").click()
+    page.wait("document.querySelector('#play').textContent === '⏸'")
+    page.wait("document.querySelector('#play').textContent === '▶'")
+    assert page.one("#when").text == "step 1,000"
+    np.testing.assert_array_equal(page.pixels(), seen[2][0])
+    assert not opened(page_of(films[0])).one("#film").is_displayed()
+
+
+EVIL = [
+    "</script><img src=x onerror=document.title='hacked'>",
+    "<script>document.title='hacked'</script>",
+    "<img src=x onerror=alert(1)>",
+    "\u2028alert(1)",
+    "\"');alert(1)//",
+    "<!--<script>",
+    "javascript:alert(1)",
+    "&lt;b&gt;",
+    "\u202ehacked\u200b",
+]
+
+
+def test_no_token_does_anything(opened):
+    page = opened(page_of(causal(1, len(EVIL), len(EVIL)), EVIL))
+    for i, chip in enumerate(page.all("#text button")):
+        chip.click()
+        assert chip.text == visible(EVIL[i])
+        page.hover(page.one("#pattern"), 0.01, (i + 0.5) / len(EVIL))
+        assert f"query {i} {visible(EVIL[i])}" in page.one("#tip").text
+    assert page.driver.title == "Attention patterns"
+    assert page.all("img, iframe, b b, #text script") == []
+    assert len(page.all("script")) == 3
+    assert page.run("return document.body.lastElementChild.tagName") == "SCRIPT"
+
+
+CONTRASTS = """
+const rgba = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const luminance = (colour) => {
+  const [r, g, b] = rgba(colour).map((c) => c / 255).map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const behind = (element) => {
+  const colour = getComputedStyle(element).backgroundColor;
+  return rgba(colour)[3] === 0 ? behind(element.parentElement) : colour;
+};
+return [...document.body.querySelectorAll("*")]
+  .filter((e) => e.checkVisibility() && e.tagName !== "SCRIPT" && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))
+  .map((e) => {
+    const [a, b] = [getComputedStyle(e).color, behind(e)].map(luminance);
+    return [e.textContent, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+  });
+"""
+
+
+def test_all_text_can_be_read_in_light_and_dark(opened):
+    pattern = np.tril(np.tile(np.linspace(0, 1, 24, dtype=np.float32) ** 2, (24, 1)))[None]
+    pattern[0, 0, 5], pattern[0, 23, 4], pattern[0, 23, 5] = 0.3, -0.2, np.nan
+    page = opened(page_of(pattern))
+    page.all("#text button")[-1].click()
+    backgrounds = []
+    for _ in range(2):
+        page.hover(page.one("#pattern"), 0.5, 0.6)
+        contrasts = page.run(CONTRASTS)
+        assert len(contrasts) > 60
+        assert [(text, contrast) for text, contrast in contrasts if contrast < 4.4] == []
+        backgrounds.append(page.one("body").value_of_css_property("background-color"))
+        page.one("#theme").click()
+    assert backgrounds == ["rgba(255, 255, 255, 1)", "rgba(21, 24, 29, 1)"]
+
+
+def test_pages_in_a_notebook_keep_to_their_frames(opened, chromium, tmp_path):
+    frames = [AttentionPage(page_of(causal(2, n, n)))._repr_html_() for n in (4, 64)]
+    host = f"<!doctype html><title>host</title><style>canvas {{ width: 7px }}</style><p>text</p>{''.join(frames)}"
+    (tmp_path / "host.html").write_text(host, encoding="utf-8")
+    chromium.get((tmp_path / "host.html").as_uri())
+    page, sizes = Page(chromium), []
+    fonts = page.one("p").value_of_css_property("font-family")
+    for _ in range(2):
+        for frame in page.all("iframe"):
+            chromium.switch_to.frame(frame)
+            page.when_ready()
+            page.all("#heads button")[1].click()
+            sizes.append((page.one("html").size, page.one("#pattern").size["width"]))
+            assert page.one("#pattern").size["width"] > 200 or len(page.all("#text button")) == 4
+            chromium.switch_to.default_content()
+            sizes.append(frame.size["height"])
+    assert sizes[:4] == sizes[4:]
+    assert sizes[1] == sizes[3] == 760
+    assert page.one("p").value_of_css_property("font-family") == fonts
+    assert (
+        page.run("return document.querySelector('iframe').contentDocument") is None
+    )  # it cannot reach out either
+
+
+def test_only_what_is_in_sight_is_drawn(opened):
+    patterns = {layer: causal(2, 24, 24, seed=layer) for layer in range(40)}
+    page = opened(filled([(None, Patterns(["t"] * 24, patterns, 40))]))
+    page.wait("document.querySelector('#heads canvas').width === 24")
+    drawn = "return [...document.querySelectorAll('#heads canvas')].filter((canvas) => canvas.width === 24).length"
+    assert page.run(drawn) < 60
+    page.run("document.querySelector('#heads').scrollTop = 1e6")
+    page.wait("[...document.querySelectorAll('#heads canvas')].at(-1).width === 24")
+
+
+@pytest.mark.slow
+def test_144_heads_of_512_tokens_are_usable(opened):
+    rows = np.tril(np.random.default_rng(0).standard_exponential((144, 512, 512), dtype=np.float32))
+    patterns = (rows / rows.sum(-1, keepdims=True)).reshape(12, 12, 512, 512)
+    text = filled([(None, Patterns(["token"] * 512, dict(enumerate(patterns)), 12))])
+    assert len(text) < 30e6
+    page = opened(text)
+    page.all("#heads button")[13].click()
+    page.all("#text button")[100].click()
+    ActionChains(page.driver).move_to_element(page.one("#pattern")).click().perform()
+    in_text = "const [a, b] = ['#text', '#text [aria-pressed=true]'].map((s) => document.querySelector(s).getBoundingClientRect());"
+    assert page.run(in_text + "return a.top <= b.top && b.bottom <= a.bottom + 1")
+    weight = page.hover(page.one("#pattern"), 0.2, 0.8).splitlines()
+    query, key = int(weight[1].split()[1]), int(weight[2].split()[1])
+    assert float(weight[0]) == pytest.approx(patterns[1, 1, query, key], rel=0.2)

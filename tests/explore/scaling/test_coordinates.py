@@ -1,0 +1,317 @@
+"""The coordinate check: muP passes, standard does not, each planted bug is seen, and any module can be checked."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+import explore.scaling.coordinates as coordinates
+import model.mup.parametrization as parametrization
+from explore.scaling.coordinates import (
+    FINITE,
+    activations,
+    aligned_probe,
+    coord_check,
+    examined,
+    fit,
+    judged,
+    size,
+    sizes,
+)
+from model.lm import LM
+from model.model_params import ModelParams
+from model.mup.base_shapes import make_base_shapes
+from model.mup.parametrization import init_, make_readouts, param_groups, roles
+from tests.model.tiny import CharTokenizer, batch_of, random_ids, tiny_params
+from train.logs import log_to_console
+from train.optimizers import make_optimizer
+from train.train_params import TrainParams
+
+mpl.use("Agg")
+WIDTHS = (64, 128, 256)
+MUP = tiny_params(
+    dim=64,
+    n_heads=4,
+    init="unit",
+    tied_embeddings=False,
+    activation="relu",
+    parametrization="mup",
+    mup_base_dim=64,
+    mup_base_heads=4,
+    max_seq_len=32,
+)
+BATCH = batch_of(random_ids(4, 33))
+optimizer = partial(make_optimizer, params=TrainParams(lr=2**-7, weight_decay=0.0))
+
+
+def make(params: ModelParams, width: int, heads_grow: bool = True, edit=None) -> LM:
+    heads = width // 16 if heads_grow else 4
+    lm = LM(replace(params, dim=width, n_heads=heads), CharTokenizer())
+    if edit is not None:
+        edit(lm)
+    return lm
+
+
+def models(params: ModelParams = MUP, widths=WIDTHS, **options) -> dict:
+    return {width: partial(make, params, width, **options) for width in widths}
+
+
+STANDARD = replace(MUP, parametrization="standard")
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_mup_passes_and_standard_is_the_control_that_does_not():
+    kinds = {"standard": models(STANDARD), "mup": models()}
+    found = coord_check(kinds, [BATCH], optimizer, controls=["standard"])
+    assert found.verdict == "pass", found
+    alone = coord_check(models(STANDARD), [BATCH], optimizer)
+    assert alone.verdict.startswith("fail: ")
+    worst = float(alone.table.filter(like="t=").max(axis=None))
+    assert worst >= 0.8
+    assert f"grows as width^{worst:.2f}" in alone.verdict
+    own = found.table[found.table["variant"] == "mup"].set_index(["module", "of"])
+    assert own.loc[("logits", "size"), "t=1"] == pytest.approx(-0.5, abs=0.15)
+    assert math.isnan(own.loc[("logits", "update"), "t=1"]), "nothing has changed before the first step"
+    assert {"layers.1.scores", "embed", "layers.0.mlp_out", "final_norm"} <= set(
+        own.index.get_level_values(0)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_control_that_passes_is_no_control():
+    found = coord_check({"a": models(), "b": models()}, [BATCH], optimizer, n_steps=2, controls=["a"])
+    assert found.verdict.startswith("fail: a is no worse")
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_hidden_learning_rate_that_is_not_divided_is_seen(monkeypatch):
+    monkeypatch.setattr(parametrization, "lr_factor", lambda role, rule: 1.0)
+    assert not coord_check(models(), [BATCH], optimizer).passed
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_missing_output_multiplier_is_seen():
+    def without(lm: LM) -> None:
+        lm.unembed.mult = 1.0
+
+    found = coord_check(models(edit=without), [BATCH], optimizer)
+    assert not found.passed
+    assert "logits" in found.verdict
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_attention_by_the_root_of_the_head_is_seen_by_the_probe():
+    def by_root(lm: LM) -> None:
+        for layer in lm.decoder.layers:
+            layer.mixer.temperature = 1.0
+
+    of_four = replace(MUP, mup_base_heads=0)  # heads, which widen
+    right = coord_check(models(of_four, heads_grow=False), [BATCH], optimizer, seeds=(0, 1))
+    assert right.passed, right
+    wrong = coord_check(models(of_four, heads_grow=False, edit=by_root), [BATCH], optimizer)
+    assert "mean score of aligned queries and keys grows as width^0.5" in wrong.verdict
+    probe = aligned_probe("", models(STANDARD, heads_grow=False), BATCH)
+    assert probe["score"].iloc[-1] / probe["score"].iloc[0] == pytest.approx(2, rel=0.2)
+
+
+def test_a_probe_of_what_has_no_keys_like_queries_says_nothing():
+    assert aligned_probe("", models(replace(MUP, n_kv_heads=1), heads_grow=False), BATCH).empty
+    assert aligned_probe("", {8: lambda: nn.Linear(2, 2)}, BATCH).empty
+
+
+# Any module
+
+
+class Net(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.hidden = nn.Linear(8, width), nn.Linear(width, width)
+        self.last = nn.Linear(width, 3)
+
+    def forward(self, x):
+        return self.last(self.hidden(self.first(x).relu()).relu())
+
+
+BASE = make_base_shapes(Net(64), Net(128))
+
+
+def mup_net(width: int) -> nn.Module:
+    net = Net(width)
+    make_readouts(net, BASE)
+    init_(net, roles(net, BASE), drawn="fan_in")
+    return net
+
+
+def adam(net: nn.Module, by_role: bool) -> torch.optim.Optimizer:
+    return torch.optim.Adam(
+        param_groups(net, roles(net, BASE), lr=1e-2) if by_role else net.parameters(), lr=1e-2
+    )
+
+
+def test_a_users_own_network_is_checked():
+    torch.manual_seed(0)
+    loader = [(torch.randn(64, 8), torch.randint(3, (64,)))]
+    widths = (64, 256, 1024)
+    right = coord_check(
+        {w: partial(mup_net, w) for w in widths}, loader, partial(adam, by_role=True), seeds=(0, 1)
+    )
+    assert right.passed, right
+    assert right.table["module"].unique().tolist() == ["first", "hidden", "output"]
+    plain = coord_check({w: partial(Net, w) for w in widths}, loader, partial(adam, by_role=False))
+    assert not plain.passed
+
+
+# What is measured
+
+
+def test_sizes_are_those_of_the_model_before_each_update():
+    table = sizes("", models(widths=(64,)), BATCH, optimizer, n_steps=3)
+    torch.manual_seed(0)
+    lm = make(MUP, 64)
+    train, first = optimizer(lm), activations(lm, BATCH)
+    for t in (1, 2, 3):
+        seen = activations(lm, BATCH)
+        own = table[table["t"] == t].set_index("module")
+        assert own["size"]["logits"] == seen["logits"].abs().mean().item()
+        if t > 1:
+            expected = (seen["layers.1.mlp_out"] - first["layers.1.mlp_out"]).abs().mean().item()
+            assert own["update"]["layers.1.mlp_out"] == pytest.approx(expected)
+        train.zero_grad()
+        lm.get_losses(BATCH, None)[0]["main"].backward()
+        train.step()
+    assert not {name for name in table["module"] if "resid_pre" in name or "head_out" in name}
+
+
+def test_what_is_hidden_is_no_part_of_a_size():
+    assert size(torch.tensor([1.0, -3.0, -math.inf])) == 2
+    assert math.isnan(size(torch.tensor([-math.inf])))
+
+
+def power_law(**powers: float) -> pd.DataFrame:
+    """Sizes that are powers of the width, settled from the first step on."""
+    rows = [
+        ("", width, seed, t, module, width**power, math.nan)
+        for module, power in powers.items()
+        for width in (64, 128, 256)
+        for seed in (0, 1)
+        for t in (1, 2, 3, 4)
+    ]
+    return pd.DataFrame(rows, columns=["variant", "width", "seed", "t", "module", "size", "update"])
+
+
+NO_PROBE = pd.DataFrame(columns=["variant", "width", "seed", "score"])
+
+
+@pytest.mark.parametrize(
+    ("powers", "verdict"),
+    [
+        ({"a": 0.15, "b": -0.15, "logits": -0.5, "scores": -0.45}, "pass"),
+        ({"a": 0.5, "b": 1.0}, "fail: b grows as width^1.00 at t=1 (at most 0.2)"),
+        ({"a": -0.4}, "fail: a shrinks as width^-0.40 at t=4 (at least -0.2)"),
+        ({"output": -0.5}, "pass"),
+        ({"layer.0.output": -0.4}, "fail: layer.0.output shrinks as width^-0.40 at t=4 (at least -0.2)"),
+        ({"logits": -0.9}, "fail: logits shrinks as width^-0.90 at t=1 (at least -0.6)"),
+    ],
+)
+def test_verdicts_on_known_powers(powers, verdict):
+    assert judged(power_law(**powers), NO_PROBE).verdict == verdict
+
+
+def test_what_is_zero_has_no_slope():
+    zero = power_law(a=0.0, logits=0.0)
+    zero.loc[zero["module"] == "logits", "size"] = 0.0
+    found = judged(zero, NO_PROBE)
+    assert found.passed
+    assert found.table.set_index("module").loc["logits", "t=1"].isna().all()
+
+
+def test_a_verdict_is_said_even_where_nothing_can_be_saved(tmp_path, capsys):
+    log_to_console()
+    (tmp_path / "reports").write_text("in the way")
+    assert judged(power_law(a=1.0), NO_PROBE).say(tmp_path / "reports") == 1
+    shown = capsys.readouterr()
+    assert "not saved" in shown.out + shown.err
+    assert shown.out.rstrip().splitlines()[-1].startswith("fail: a grows as width^1.00")
+
+
+def test_a_verdict_is_saved_with_its_table_and_figure(tmp_path):
+    found = judged(power_law(a=0.0), NO_PROBE)
+    found.save(tmp_path / "reports")
+    assert sorted(path.suffix for path in (tmp_path / "reports").iterdir()) == [".csv", ".png", ".svg"]
+    assert pd.read_csv(tmp_path / "reports" / "coord-check.csv")["t=4"][0] == pytest.approx(0, abs=1e-9)
+
+
+def noisy_law(power: float, noise: float, widths=(64, 128, 256), seeds=range(4), module="a") -> pd.DataFrame:
+    """Sizes that are a power of the width, times noise whose logarithms have that deviation (in octaves)."""
+    rng = np.random.default_rng(0)
+    rows = [
+        ("", width, seed, 4, module, width**power * 2 ** (noise * rng.normal()), math.nan)
+        for width in widths
+        for seed in seeds
+    ]
+    return pd.DataFrame(rows, columns=["variant", "width", "seed", "t", "module", "size", "update"])
+
+
+def test_the_interval_of_a_slope_is_that_of_a_regression():
+    table = noisy_law(0.5, 0.3)
+    x, y = np.log2(table["width"]), np.log2(table["size"])
+    expected = stats.linregress(x, y)
+    found = fit(table, "size")
+    assert (found.value, found.error, found.dof) == pytest.approx((expected.slope, expected.stderr, 10))
+    low, high = found.interval(0.05)
+    margin = math.hypot(stats.t.isf(0.025, 10) * expected.stderr, FINITE)
+    assert (low, high) == pytest.approx((found.value - margin, found.value + margin))
+
+
+def test_an_estimate_outside_of_its_band_is_no_verdict_while_the_interval_is_wide():
+    doubtful = judged(noisy_law(-0.3, 0.35), NO_PROBE)
+    assert doubtful.verdict.startswith("fail: cannot tell: a shrinks as width^-0.")
+    assert "95 % interval" in doubtful.verdict
+    assert "10 seeds (now 4), or a width of 512 beside 256" in doubtful.verdict
+    clear = judged(noisy_law(-0.5, 0.05), NO_PROBE)
+    assert "cannot tell" not in clear.verdict
+    assert not clear.passed
+    assert judged(noisy_law(-0.23, 0.05), NO_PROBE).passed, "far from every slope of a bug"
+
+
+def test_one_seed_and_two_widths_tell_nothing_bad():
+    lone = judged(noisy_law(0.6, 0.0, widths=(64, 128), seeds=[0]), NO_PROBE)
+    assert lone.verdict.startswith("fail: cannot tell: a grows as width^0.60")
+
+
+def test_an_activation_that_is_not_a_number_does_not_pass():
+    table = noisy_law(0.0, 0.0)
+    table.loc[5, "size"] = math.nan
+    assert judged(table, NO_PROBE).verdict == "fail: a is not finite at t=4, width 128, seed 1"
+    assert math.isnan(size(torch.tensor([1.0, math.nan])))
+
+
+def test_seeds_are_added_only_while_they_are_needed(monkeypatch):
+    def measure(power: float, noise: float):
+        def of(variant, models, batch, optimizer, *, seeds):
+            asked.append(list(seeds))
+            table = noisy_law(power, noise, seeds=range(16))
+            return table[table["seed"].isin(seeds)]
+
+        return of
+
+    monkeypatch.setattr(coordinates, "aligned_probe", lambda *_: NO_PROBE)
+    for power, noise, n in ((0.0, 0.05, 4), (1.0, 0.05, 4), (-0.3, 0.9, 16)):
+        asked: list[list[int]] = []
+        own, _ = examined("", {}, None, None, seeds=range(4), most=16, measure=measure(power, noise))
+        assert sorted(own["seed"].unique()) == list(range(n)) == [seed for part in asked for seed in part]
+    asked = []
+    examined("", {}, None, None, seeds=(3, 5), most=2, measure=measure(-0.3, 0.9))
+    assert asked == [[3, 5]], "those that are asked for, and no others"

@@ -1,0 +1,460 @@
+"""HuggingFace's models in our LM: equal logits, gradients, states and patterns; and our LM in theirs."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2Model
+
+from model.hf.configs import spelled_out
+from model.hf.weights import as_hf, fields_of, from_hf, load_hf, pour, pretrained_fields
+from model.lm import LM
+from model.model_params import ModelParams
+from model.transformer.transformerencoderlayer import TransformerEncoderLayer
+from tests.model.hf.hf_models import (
+    EVERY_FAMILY,
+    EVERY_MODEL,
+    N_SEEDS,
+    N_TOKENS,
+    OPTIONS,
+    all_in_float64,
+    make_hf,
+    random_hf,
+    random_settings,
+)
+from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm
+
+IDS = random_ids(3, 24, N_TOKENS)
+
+
+def loss_of(logits):
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+
+
+def assert_gradients_equal(hf_model, lm, tolerance):
+    """Of one loss, parameter by parameter: their gradients are poured where their weights were."""
+    loss_of(hf_model(IDS).logits).backward()
+    loss_of(lm(IDS)).backward()
+    theirs, ours = copy.deepcopy(hf_model), copy.deepcopy(lm)
+    for parameter, original in zip(theirs.parameters(), hf_model.parameters(), strict=True):
+        parameter.data = original.grad
+    for parameter in ours.parameters():
+        parameter.data.fill_(math.nan)
+    pour(theirs, ours)
+    for (name, expected), parameter in zip(ours.named_parameters(), lm.parameters(), strict=True):
+        assert_close(parameter.grad, expected.data, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    assert max(parameter.grad.abs().max() for parameter in lm.parameters()) > 0.01
+
+
+def assert_everything_equal(hf_model, lm, tolerance):
+    exactly = {"rtol": 0, "atol": tolerance}
+    with torch.no_grad():
+        theirs = hf_model(IDS, output_hidden_states=True, output_attentions=True)
+        ours = lm(IDS, get_embeddings=True, get_attns=True)
+        with lm.record("embed", "final_norm") as seen:
+            lm(IDS)
+    assert_close(ours["logits"], theirs.logits, **exactly)
+    assert_close(ours["attns"], torch.stack(theirs.attentions, dim=1), **exactly)
+    first, *between, last = theirs.hidden_states  # the last one is normalised
+    assert_close(seen["embed"], first, **exactly)
+    assert_close(seen["final_norm"], last, **exactly)
+    for i, expected in enumerate(between):
+        assert_close(ours["embeddings"][:, i], expected, **exactly)
+    assert theirs.logits.std() > 0.2
+
+
+@EVERY_MODEL
+def test_parity_in_float32(family, seed):
+    hf_model = random_hf(family, seed)
+    lm = from_hf(hf_model)
+    assert_everything_equal(hf_model, lm, 1e-5)
+    assert_gradients_equal(hf_model, lm, 1e-5)
+
+
+@EVERY_MODEL
+def test_parity_in_float64(family, seed):
+    with all_in_float64():
+        hf_model = random_hf(family, seed)
+        lm = from_hf(hf_model)
+        assert lm.unembed.weight.dtype == torch.float64
+        assert_everything_equal(hf_model, lm, 1e-9)
+        assert_gradients_equal(hf_model, lm, 1e-9)
+
+
+@EVERY_FAMILY
+def test_the_random_models_have_everything(family):
+    drawn = [random_settings(family, seed) for seed in range(N_SEEDS)]
+    for name, values in OPTIONS[family].items():
+        names = {"heads": ("num_attention_heads", "num_key_value_heads")}.get(name, (name,))
+        found = {tuple(settings[n] for n in names) for settings in drawn}
+        assert found == {value if name == "heads" else (value,) for value in values}
+
+
+def fresh_lm(hf_model, n_tokens=N_TOKENS, **fields):
+    torch.manual_seed(1)
+    return LM(ModelParams(**fields_of(hf_model.config) | fields), CharTokenizer(n_tokens)).eval()
+
+
+def test_pouring_copies():
+    hf_model = random_hf("llama", 0)
+    lm = from_hf(hf_model)
+    before = lm([1, 4])
+    perturb(hf_model)
+    assert torch.equal(lm([1, 4]), before)
+    assert not lm.training
+
+
+def test_a_tied_readout_may_be_untied():
+    hf_model = random_hf("gpt2", 0, tie_word_embeddings=True)
+    lm = fresh_lm(hf_model, tied_embeddings=False)
+    pour(hf_model, lm)
+    assert lm.unembed.weight is not lm.embed.tokens.weight
+    assert_close(lm(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
+
+
+def test_rows_without_a_token_and_later_positions_may_be_left_out():
+    hf_model = random_hf("gpt2", 0, vocab_size=100)
+    lm = fresh_lm(hf_model, n_tokens=99, max_seq_len=10)
+    pour(hf_model, lm)
+    ids = random_ids(3, 10, 99)
+    assert_close(lm(ids), hf_model(ids).logits[..., :99], rtol=0, atol=1e-5)
+
+
+def test_what_an_edit_adds_stays_as_it_is():
+    """An inserted layer has no weights of theirs; the layers behind it still get their own."""
+    hf_model = random_hf("llama", 0, num_hidden_layers=2)
+    lm = fresh_lm(hf_model)
+    inserted = nn.Linear(lm.model_params.dim, lm.model_params.dim)
+    before = copy.deepcopy(inserted.state_dict())
+    lm.decoder.layers.insert(1, inserted)
+    pour(hf_model, lm)
+    assert_close(inserted.state_dict(), before)
+    del lm.decoder.layers[1]
+    assert_close(lm(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
+
+
+def test_lora_changes_nothing_at_the_start_and_is_merged_on_the_way_back():
+    hf_model = random_hf("qwen2", 0)
+    lm = fresh_lm(hf_model, lora_rank=2)
+    pour(hf_model, lm)
+    assert_close(lm(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
+    perturb(lm)
+    assert_close(as_hf(lm)(IDS).logits, lm(IDS), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "n_tokens", "fields", "message"),
+    [
+        ({}, 50, {"n_layers": 3}, "the LM has 3 layers with places for weights, the weights are for 2"),
+        ({}, 50, {"n_heads": 2}, "n_heads=2, the weights are for n_heads=4"),
+        ({}, 50, {"n_kv_heads": 1}, "n_kv_heads=1, the weights are for n_kv_heads=2"),
+        ({}, 50, {"tied_embeddings": True}, "tied_embeddings=True"),
+        ({}, 30, {}, "the tokenizer has 30 tokens, but the weights are for 50"),
+        ({}, 51, {}, "the tokenizer has 51 tokens, but the weights are for 50"),
+        ({}, 50, {"tokenizer_crop": True}, "tokenizer_crop=True"),
+        (
+            {},
+            50,
+            {"dim_ff": 41},
+            r"gate_proj.weight of \(40, 32\) does not fit .*linear1.weight of \(41, 32\)",
+        ),
+        (
+            {},
+            50,
+            {"gated": False},
+            "up_proj.weight .* has no place .*: it has no decoder.layers.0.linear_up.weight",
+        ),
+        ({}, 50, {"separate_heads": True}, "q_proj.weight .* has no place"),
+        ({"attention_bias": True}, 50, {"bias_qkv": False}, "q_proj.bias .* has no place"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_named_and_nothing_is_poured(settings, n_tokens, fields, message):
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    hf_model = make_hf("llama", intermediate_size=40, **sizes | settings)
+    lm = fresh_lm(hf_model, n_tokens, **fields)
+    before = copy.deepcopy(lm.state_dict())
+    with pytest.raises(ValueError, match=message) as error:
+        pour(hf_model, lm)
+    assert "\n" not in str(error.value)
+    assert_close(lm.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", [GPT2Model, GPT2ForSequenceClassification])
+def test_models_without_our_readout_are_refused(kind):
+    with pytest.raises(ValueError, match=f"of {kind.__name__} has no place in this LM"):
+        from_hf(kind(random_hf("gpt2", 0).config))
+
+
+ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings", "message"),
+    [
+        ("gpt2", {"activation_function": "tanh"}, "activation_function='tanh'; allowed: 'gelu_new'"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False; allowed: True"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
+        ("gpt_neox", {"rope_parameters": ROPE}, "gpt_neox of rope_type='linear'; allowed: 'default'"),
+        (
+            "gpt_neox",
+            {"num_attention_heads": 4, "hidden_size": 48},
+            "rotary_frac=0.25 takes 3: it must be even",
+        ),
+        ("llama", {"rope_parameters": ROPE}, "rope_type='linear'"),
+        ("llama", {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 16}, "head_dim=16; allowed: 8"),
+        ("llama", {"hidden_act": "mish"}, "hidden_act='mish'"),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 4}, "layer_types=.*; allowed: one kind"),
+        ("mistral", {"hidden_size": 32, "num_attention_heads": 8, "head_dim": 16}, "head_dim=16; allowed: 4"),
+        ("gemma2", {}, "our layers cannot be model_type='gemma2'; they can be: gpt2, gpt_neox, llama"),
+    ],
+    ids=str,
+)
+def test_configs_that_our_layers_cannot_represent_are_refused(model_type, settings, message):
+    with pytest.raises(ValueError, match=message) as error:
+        fields_of(AutoConfig.for_model(model_type, **settings))
+    assert "\n" not in str(error.value)
+
+
+def test_the_fields_of_the_families_as_they_are_published():
+    """Settings of config.json files as they lie on the hub, old names included."""
+    pythia = AutoConfig.for_model(
+        "gpt_neox",
+        hidden_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        rotary_pct=0.25,
+        rotary_emb_base=10_000,
+    )
+    params = ModelParams(**fields_of(pythia))
+    assert (params.rotary_frac, params.rotary_base, params.parallel_blocks) == (0.25, 10_000, True)
+    qwen = AutoConfig.for_model(
+        "qwen2", rope_theta=1_000_000.0, num_key_value_heads=2, use_sliding_window=False
+    )
+    params = ModelParams(**fields_of(qwen))
+    assert (params.rotary_base, params.kv_heads, params.sliding_window) == (1_000_000, 2, None)
+    assert (params.bias_qkv, params.bias_out, params.bias_ff) == (True, False, False)
+    mistral = ModelParams(**fields_of(AutoConfig.for_model("mistral", rope_theta=1e4)))
+    assert (mistral.sliding_window, mistral.kv_heads, mistral.norm, mistral.gated) == (
+        4096,
+        8,
+        "rmsnorm",
+        True,
+    )
+
+
+@EVERY_MODEL
+def test_there_and_back(family, seed, tmp_path):
+    """What is written is loaded by transformers with the first logits, and loaded again by us to the bit."""
+    hf_model = random_hf(family, seed)
+    lm = from_hf(hf_model)
+    as_hf(lm).save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert_close(loaded(IDS).logits, hf_model(IDS).logits, rtol=0, atol=1e-5)
+    as_llama = (
+        family == "mistral" and lm.model_params.sliding_window is None
+    )  # the two are one without a window
+    assert loaded.config.model_type == ("llama" if as_llama else family)
+    again = from_hf(load_hf(str(tmp_path)))
+    assert torch.equal(again(IDS), lm(IDS))
+    assert spelled_out(again.model_params) == spelled_out(lm.model_params) | {
+        "tokenizer_source_name": str(tmp_path)
+    }
+
+
+LIKE_LLAMA = {"positions": "rotary", "norm": "rmsnorm", "gated": True, "activation": "silu", "bias": False}
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("gpt2", {"activation": "relu"}),
+        ("gpt_neox", {"positions": "rotary", "rotary_frac": 0.5}),
+        ("llama", LIKE_LLAMA),
+        ("llama", LIKE_LLAMA | {"bias": True, "n_kv_heads": 2, "dim_ff": 24}),
+        ("qwen2", LIKE_LLAMA | {"bias_qkv": True}),
+        ("mistral", LIKE_LLAMA | {"sliding_window": 5}),
+    ],
+)
+def test_an_lm_of_our_own_goes_to_transformers(family, fields):
+    lm = tiny_lm(dtype=torch.float32, **{"n_heads": 4} | fields)
+    ids = random_ids(2, 16)
+    hf_model = as_hf(lm)
+    assert hf_model.config.model_type == family
+    assert (hf_model.config.bos_token_id, hf_model.config.eos_token_id) == (1, 2)
+    assert_close(hf_model(ids).logits, lm(ids), rtol=0, atol=1e-4)
+    hf_model.train()
+    assert_close(hf_model(ids).logits, lm(ids), rtol=0, atol=1e-4)  # no dropout that lm does not have
+
+
+def test_in_bfloat16():
+    hf_model = random_hf("llama", 0).to(torch.bfloat16)
+    lm = from_hf(hf_model)
+    assert lm.unembed.weight.dtype == torch.bfloat16
+    assert as_hf(lm).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"positions": "alibi"}, "gpt2, the nearest, has no positions='alibi'$"),
+        ({"norm_position": "post"}, "gpt2, the nearest, has no norm_position='post'$"),
+        ({"qk_norm": True}, "qk_norm=True"),
+        (
+            {"positions": "none", "dim": 20, "n_heads": 4},
+            "gpt2, the nearest, has no positions='none'$",
+        ),  # odd heads
+        ({"n_kv_heads": 1}, "gpt2, the nearest, has no n_kv_heads=1$"),
+        ({"n_kv_heads": 1, "positions": "rotary"}, "gpt_neox, the nearest, has no n_kv_heads=1$"),
+        ({"separate_heads": True}, "separate_heads=True"),
+        ({"bias_out": False}, "gpt2, the nearest, has no bias_out=False$"),
+        ({"layer_architecture": ("custom-transformer", "gated-conv")}, "layer_architecture="),
+        (
+            {"norm": "rmsnorm", "gated": True, "positions": "rotary", "parallel_blocks": True},
+            "llama, the nearest, has no parallel_blocks=True$",
+        ),
+    ],
+    ids=str,
+)
+def test_params_of_no_family_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message) as error:
+        as_hf(tiny_lm(**fields))
+    assert "\n" not in str(error.value)
+
+
+def test_edits_that_params_do_not_tell_of_are_refused(monkeypatch):
+    lm = tiny_lm()
+    lm.decoder.layers.insert(1, nn.ReLU())
+    with pytest.raises(ValueError, match="an edit of the layers has no equal"):
+        as_hf(lm)
+    lm.decoder.layers[1] = nn.Linear(16, 16)
+    with pytest.raises(ValueError, match=r"no place for decoder\.layers\.1\.weight"):
+        as_hf(lm)
+    lm = tiny_lm()
+    del lm.decoder.layers[1]
+    with pytest.raises(ValueError, match="has 1 layers with places for weights, the weights are for 2"):
+        as_hf(lm)
+    block = TransformerEncoderLayer._ff_block
+    monkeypatch.setattr(TransformerEncoderLayer, "_ff_block", lambda *args: block(*args).square())
+    with pytest.raises(ValueError, match="an edit of the layers has no equal"):
+        as_hf(tiny_lm())
+
+
+def test_going_back_changes_neither_the_lm_nor_any_randomness():
+    lm = tiny_lm().train()
+    weights, state = copy.deepcopy(lm.state_dict()), torch.get_rng_state()
+    as_hf(lm)
+    assert_close(lm.state_dict(), weights, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert lm.training
+
+
+def test_pretrained_fields_read_a_config_only(tmp_path):
+    hf_model = random_hf("mistral", 1)
+    hf_model.config.save_pretrained(tmp_path)
+    expected = fields_of(hf_model.config) | {"tokenizer_source_name": str(tmp_path)}
+    assert pretrained_fields(str(tmp_path)) == expected
+
+
+def never_asked():
+    pytest.fail("the hub was asked")
+
+
+def test_weights_are_taken_as_safetensors_only(tmp_path):
+    hf_model = random_hf("gpt2", 0)
+    hf_model.config.save_pretrained(tmp_path)
+    torch.save(hf_model.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors") as error:
+        load_hf(str(tmp_path), None, never_asked)
+    assert "\n" not in str(error.value)
+
+
+def rename_weights(folder, new_name):
+    weights = load_file(folder / "model.safetensors")
+    renamed = {new_name(name): weight for name, weight in weights.items() if new_name(name)}
+    save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("family", "as_on_the_hub"),
+    [
+        ("gpt2", lambda name: name.removeprefix("transformer.")),
+        ("gpt_neox", lambda name: name.replace("lm_head", "embed_out")),
+    ],
+    ids=["gpt2", "gpt_neox"],
+)
+def test_names_of_weights_on_the_hub(family, as_on_the_hub, tmp_path):
+    hf_model = random_hf(family, 0)
+    hf_model.save_pretrained(tmp_path)
+    rename_weights(tmp_path, as_on_the_hub)
+    assert_close(from_hf(load_hf(str(tmp_path)))(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
+
+
+def test_weights_that_are_missing_are_not_made_up(tmp_path):
+    random_hf("llama", 0, tie_word_embeddings=False).save_pretrained(tmp_path)
+    rename_weights(tmp_path, lambda name: name.replace("lm_head.weight", ""))
+    with pytest.raises(ValueError, match=r"has no weights for lm_head\.weight"):
+        load_hf(str(tmp_path), None, never_asked)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("model.safetensors", "not weights"),
+        ("config.json", "not json"),
+        ("config.json", '{"model_type": "mistral", "num_hidden_layers": "many"}'),
+        ("config.json", '{"model_type": "gpt2", "n_embd": 36}'),
+    ],
+)
+def test_broken_files_are_one_sentence(file, content, tmp_path):
+    random_hf("gpt2", 0, n_embd=32).save_pretrained(tmp_path)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ValueError, match="cannot be loaded") as error:
+        load_hf(str(tmp_path), None, never_asked)
+    assert "\n" not in str(error.value)
+
+
+def test_code_beside_the_weights_is_never_run(monkeypatch, tmp_path):
+    """Not even for those who say yes to everything."""
+    monkeypatch.setattr("builtins.input", lambda prompt: "y")
+    config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for load in (load_hf, pretrained_fields):
+        with pytest.raises(ValueError, match="cannot be loaded") as error:
+            load(str(tmp_path), None, never_asked)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_revision_is_taken_from_the_cache_of_the_hub(monkeypatch, tmp_path):
+    models = {"main": random_hf("gpt_neox", 0), "step7": random_hf("gpt_neox", 1)}
+    repository = tmp_path / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    for commit, (branch, hf_model) in zip("ab", models.items(), strict=True):
+        (repository / "refs" / branch).write_text(commit * 40)
+        hf_model.save_pretrained(repository / "snapshots" / (commit * 40))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    for revision, branch in ((None, "main"), ("main", "main"), ("step7", "step7"), ("b" * 40, "step7")):
+        hf_model = load_hf("some/model", revision, never_asked)
+        assert_close(hf_model(IDS).logits, models[branch](IDS).logits)
+        source = "some/model" if revision is None else f"some/model@{revision}"  # the tokenizer's, too
+        fields = fields_of(models[branch].config) | {"tokenizer_source_name": source}
+        assert pretrained_fields("some/model", revision, never_asked) == fields
+
+
+def test_offline_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    asked = []
+    for load in (load_hf, pretrained_fields):
+        with pytest.raises(ValueError, match=r"'nowhere/model' at revision='step7'.* a network") as error:
+            load("nowhere/model", "step7", lambda: bool(asked.append(1)))
+        assert "\n" not in str(error.value)
+    assert len(asked) == 2

@@ -1,0 +1,202 @@
+"""Folders between machines: what is packed arrives, nothing else is touched, and a run that comes home is whole or not there."""
+
+import contextlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from data.data_params import DataParams
+from model.model_params import ModelParams
+from train.grid.params import Params
+from train.launch.parcels import (
+    DYING_SECONDS,
+    Luggage,
+    bring_home,
+    in_a_folder,
+    left_here,
+    outputs,
+    pack,
+    unpack,
+)
+from train.launch.sweep import Job
+from train.logs import log
+from train.run import Call
+from train.saving.earlier_runs import NEW, Earlier, Step
+from train.saving.run_folder import RunFolder, begin, is_training
+from train.train_params import TrainParams
+
+WAS = "test/copy/2024-04-22--16-17-00"
+PARAMS = Params(DataParams(dataset_name="copy"), TrainParams(), ModelParams(max_seq_len=64))
+CALL = Call(Path(), save=True, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+SAVED = {"stopped": "finished", "folder": "elsewhere"}
+
+
+def job(step=NEW, **fields) -> Job:
+    return Job(1, "", PARAMS, None, "abc", step, None, **fields)
+
+
+def earlier(out: Path, name: str = "2024-01-01--00-00-00.partial", what: str = "continued") -> Step:
+    """There is a run that did not come to its end."""
+    folder = out / "saved-models" / "test" / "copy" / name
+    folder.mkdir(parents=True)
+    (folder / "resume.ckpt").write_bytes(b"where it stood")
+    return Step(what, Earlier(folder, "abc", {}, None, None))
+
+
+@pytest.fixture
+def left(tmp_path):
+    """What a run has left on another machine, beside one that it began with."""
+    out = tmp_path / "away"
+    other = out / "saved-models" / "test" / "copy" / "2023-01-01--00-00-00"
+    for run, identity in ((out / "saved-models" / WAS, "abc"), (other, "other")):
+        (run / "tokenizer").mkdir(parents=True)
+        about = {"timestamp": run.name, "identity": identity, "summary": {"stopped": "finished"}}
+        (run / "about.json").write_text(json.dumps(about))
+        (run / "model.safetensors").write_bytes(b"new weights")
+        (run / "tokenizer" / "char.json").write_text("{}")
+        (run / "lock").touch()
+        (run / "elsewhere").symlink_to("/etc/hostname")
+    (out / "logs" / "wandb" / "offline-run-1").mkdir(parents=True)
+    (out / "logs" / "wandb" / "offline-run-1" / "run.wandb").write_bytes(b"stats")
+    return pack(out, outputs(out, "abc"))
+
+
+@pytest.fixture
+def home(tmp_path):
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def files(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_comes_home_whole(left, home, notes):
+    with tarfile.open(fileobj=io.BytesIO(left)) as parcel:
+        assert "lock" not in {Path(name).name for name in parcel.getnames()}
+    summary = bring_home(left, job(), SAVED, home)
+    folder = home / "saved-models" / WAS
+    assert summary == {"stopped": "finished", "folder": str(folder)}
+    assert notes == [f"run 1: saved as {folder.name} in {folder.parent}"]
+    assert files(folder) == {"about.json", "model.safetensors", "tokenizer/char.json"}
+    assert files(home / "logs") == {"wandb/offline-run-1/run.wandb"}
+    assert {path.name for path in home.iterdir()} == {"saved-models", "logs"}, "nothing else is left behind"
+
+
+def test_a_second_that_is_taken_is_not_taken_twice(left, home):
+    folders = [Path(bring_home(left, job(), SAVED, home)["folder"]) for _ in range(2)]
+    assert [folder.name for folder in folders] == ["2024-04-22--16-17-00", "2024-04-22--16-17-01"]
+    for folder in folders:
+        assert json.loads((folder / "about.json").read_text())["timestamp"] == folder.name
+
+
+def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
+    run = tmp_path / "away" / "saved-models" / f"{WAS}.partial"
+    run.mkdir(parents=True)
+    (run / "about.json").write_text(json.dumps({"identity": "abc", "failed": "it had to"}))
+    parcel = pack(tmp_path / "away", outputs(tmp_path / "away", "abc"))
+    assert bring_home(parcel, job(), {"stopped": "failed"}, home) == {"stopped": "failed"}
+    folder = home / "saved-models" / f"{WAS}.partial"
+    assert json.loads((folder / "about.json").read_text())["failed"] == "it had to"
+    assert not is_training(folder)
+
+
+def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path, home):
+    away = tmp_path / "away" / "saved-models" / WAS
+    (away / "resume.ckpt").write_bytes(b"where it stood")
+    parcel = pack(tmp_path / "away", outputs(tmp_path / "away", "abc"))
+    folder = Path(bring_home(parcel, job(), SAVED | {"stopped": "interrupted"}, home)["folder"])
+    assert (folder / "resume.ckpt").read_bytes() == b"where it stood"
+    assert not (folder / "lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "stays"),
+    [
+        ("2024-01-01--00-00-00.partial", "continued", False),
+        ("2024-01-01--00-00-00", "continued", False),
+        ("2024-01-01--00-00-00.partial", "again", False),
+    ],
+)
+def test_a_run_takes_the_place_of_what_there_was_of_it(name, what, stays, left, home):
+    step = earlier(home, name, what)
+    folder = Path(bring_home(left, job(step), SAVED, home)["folder"])
+    assert step.earlier.folder.exists() == stays
+    assert (folder / "model.safetensors").read_bytes() == b"new weights"
+    assert "resume.ckpt" not in files(folder)
+
+
+def test_what_there_was_of_a_run_stays_if_nothing_comes(home):
+    step = earlier(home)
+    bring_home(pack(home, []), job(step), {"stopped": "failed"}, home)
+    assert files(step.earlier.folder) == {"resume.ckpt"}
+
+
+def test_what_another_call_has_taken_up_stays(left, home):
+    step = earlier(home)
+    taken = RunFolder.take_up(step.earlier.folder)
+    bring_home(left, job(step), SAVED, home)
+    assert files(taken.path) == {"lock", "resume.ckpt"}
+
+
+def test_what_breaks_off_leaves_no_run(left, home):
+    """Nor takes an old one away."""
+    step = earlier(home)
+    for parcel in (left[:3000], b"no tar file" * 100):
+        with pytest.raises(ValueError, match="cannot be unpacked"):
+            bring_home(parcel, job(step), SAVED, home)
+    assert files(home) == {"saved-models/test/copy/2024-01-01--00-00-00.partial/resume.ckpt"}
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside"])
+def test_nothing_is_unpacked_elsewhere(name, tmp_path):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as hostile:
+        hostile.addfile(tarfile.TarInfo(name), io.BytesIO())
+    target = tmp_path / "a" / "b"
+    target.mkdir(parents=True)
+    with contextlib.suppress(ValueError):  # which refuses it; or it is put inside
+        unpack(file.getvalue(), target)
+    assert files(tmp_path) <= {"a/b/tmp/outside"}
+
+
+def test_what_a_run_needs_is_packed_once_and_lies_there_as_it_did(home, notes):
+    tokens = home / "cache" / "tokens-1"
+    tokens.mkdir(parents=True)
+    (tokens / "train.bin").write_bytes(b"tokens")
+    step, packed = earlier(home), []
+    luggage = Luggage(home, lambda parcel: packed.append(parcel) or len(packed) - 1)
+    for places in (luggage(job(step, data_folders=(tokens,))), luggage(job(step, data_folders=(tokens,)))):
+        assert places == [0, 1]
+    with in_a_folder(job(step), CALL._replace(out=home), packed) as (moved, call):
+        assert files(call.out) == files(home)
+        log.info(f"in {call.out}/logs")
+        assert moved.step.earlier.folder == call.out / step.earlier.folder.relative_to(home)
+    assert not call.out.exists()
+    assert notes == [f"in {home}/logs"]
+    log.info(f"in {call.out}/logs")
+    assert notes[1] == f"in {call.out}/logs", "and no longer than that"
+    with in_a_folder(job(earlier(home, "2025-01-01--00-00-00.partial", "again")), call, []) as (moved, _):
+        assert moved.step.what == "new", "what there is of it is at home"
+
+
+def test_a_second_attempt_goes_on_where_the_first_has_died(tmp_path, home, monkeypatch):
+    call, marks = CALL._replace(out=home), tmp_path
+    begun = job()
+    assert left_here(begun, call, marks) is begun, "the first one"
+    assert left_here(begun, call, marks) is begun, "which has left nothing"
+    old = RunFolder.claim(home, lambda timestamp: timestamp, when=None)
+    begin(old.path, PARAMS, [], "abc")
+    (old.path / "resume.ckpt").touch()
+    monkeypatch.setattr("train.launch.parcels.DYING_SECONDS", 0.3)
+    assert DYING_SECONDS > 1
+    assert left_here(begun, call, marks) is begun, "it is not dead"
+    old.give_up(None)
+    step = left_here(begun, call, marks).step
+    assert (step.what, step.earlier.folder) == ("continued", old.path)
+    assert left_here(begun._replace(number=2), call, marks).step.what == "new", "another run's first attempt"
+    (marks / "1").write_text("9999")
+    assert left_here(begun, call, marks) is begun, "of an earlier call"

@@ -1,0 +1,297 @@
+"""Runs side by side: the same results as one after another, and what becomes of the rest when one dies."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import main
+from explore.load import runs
+from train.grid.expand import GridError
+from train.launch import workers as jobs
+from train.launch.sweep import exit_code, make_call
+from train.launch.workers import Board, Message, SideBySide, n_jobs, say_threads
+from train.logs import log
+from train.processes import start_server_of_workers
+from train.run import Call
+from train.saving.earlier_runs import ELSEWHERE
+
+ROOT = Path(__file__).resolve().parents[3]
+CALL = Call(
+    Path(), save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[], jobs=2
+)
+CPU = torch.device("cpu")
+TIMES = {"wall_seconds", "tokens_per_second", "achieved_flops", "peak_flops"}
+GRID = [
+    "--config=test-synth",
+    "--no-wandb",
+    "--save",
+    "--set=lr=[1e-3,3e-3]",
+    "--seed=[1,2]",
+    "--set=threads=1",
+    "--set=n_samples=2000",
+    "--set=early_stop_nsamples=640",
+    "--set=dropout=0.1",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server_of_workers():
+    """As main.py does with --jobs: otherwise every worker of these tests would import torch for itself."""
+    start_server_of_workers()
+
+
+def act(run, call):
+    """Stands for training; what it does is in its name."""
+    try:
+        for part in run.split():
+            do(*part.split("="), call=call)
+    except KeyboardInterrupt:
+        return {"stopped": "interrupted", "wall_seconds": 0.0}
+    except ValueError as error:
+        return {"stopped": f"failed: {error}", "wall_seconds": 0.0}
+    except RuntimeError as error:
+        return {"stopped": str(error), "wall_seconds": 0.0}
+    found = {"pid": os.getpid(), "time": time.monotonic(), "threads": torch.get_num_threads()}
+    return {"stopped": "finished", "wall_seconds": 0.0} | found
+
+
+def do(what, value="", *, call):
+    match what:
+        case "say":
+            log.info(value)
+        case "step":
+            call.progress(int(value), 1.5, CPU)
+        case "free":
+            jobs.psutil.virtual_memory = lambda: SimpleNamespace(available=int(value))
+        case "die":
+            os.kill(os.getpid(), int(value))
+        case "exit":
+            os._exit(int(value))
+        case "wait":
+            time.sleep(float(value))
+        case "fail":
+            raise ValueError("it had to")
+        case "elsewhere" if not Path(value).exists():
+            Path(value).touch()
+            raise RuntimeError(ELSEWHERE)
+
+
+def side_by_side(*names, call=CALL):
+    runs = dict(enumerate(names, 1))
+    said = {number: f"run {number} of {len(runs)}: {name}" for number, name in runs.items()}
+    return SideBySide(act, runs, said, Board([10] * len(runs)), call)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_results_are_those_of_one_after_another(tmp_path):
+    for name, extra in (("one", []), ("two", ["--jobs=2"])):
+        assert main.main([*GRID, *extra, "--out", str(tmp_path / name)]) == 0
+    one, two = (runs(str(tmp_path / name)).sort_values(["lr", "random_seed"]) for name in ("one", "two"))
+    assert len(one) == len(two) == 4
+    for here, there in zip(one.folder, two.folder, strict=True):
+        model, other = (load_file(Path(folder) / "model.safetensors") for folder in (here, there))
+        assert model.keys() == other.keys()
+        assert all(torch.equal(model[name], other[name]) for name in model)
+        summary, other = (json.loads((Path(f) / "about.json").read_text())["summary"] for f in (here, there))
+        assert {k: v for k, v in summary.items() if k not in TIMES} == {
+            k: v for k, v in other.items() if k not in TIMES
+        }
+        assert summary["threads"] == 1
+
+
+def test_workers_live_on_from_run_to_run_and_are_no_more_than_asked_for():
+    summaries = side_by_side(*["step=1 wait=0.05"] * 6).run()
+    assert sorted(summaries) == [1, 2, 3, 4, 5, 6]
+    assert len({summary["pid"] for summary in summaries.values()}) == 2
+
+
+def test_a_run_that_dies_fails_and_the_rest_goes_on(notes):
+    summaries = side_by_side("step=1 die=9", "step=1", "exit=3", "fail", "step=1").run()
+    assert summaries[1]["stopped"] == "failed: its process ended (SIGKILL)"
+    assert summaries[3]["stopped"] == "failed: its process ended (exit code 3)"
+    assert summaries[4]["stopped"] == "failed: it had to"
+    assert summaries[2]["stopped"] == summaries[5]["stopped"] == "finished"
+    assert "run 1 failed: its process ended (SIGKILL)" in notes
+
+
+def test_what_runs_say_is_told_apart(notes):
+    side_by_side("say=hello step=1", "step=1 say=bye").run()
+    assert {"run 1: hello", "run 2: bye"} <= set(notes)
+    assert notes[0] == "run 1 of 2: say=hello step=1"
+
+
+def test_the_next_run_starts_when_the_last_has_made_its_first_step():
+    grid, starts = side_by_side("wait=0.4 step=1 wait=0.5", "step=1"), {}
+    begins = grid.board.begins
+    grid.board.begins = lambda number: (starts.update({number: time.monotonic()}), begins(number))
+    summaries = grid.run()
+    assert starts[2] - starts[1] > 0.4
+    assert starts[2] < summaries[1]["time"], "it does not wait for the end"
+
+
+def test_short_memory_lets_runs_wait(notes):
+    grid, together = side_by_side(*["free=1000 step=1 wait=0.2"] * 3), []
+    begins = grid.board.begins
+    grid.board.begins = lambda number: (begins(number), together.append(len(grid.board.lines)))
+    grid.run()
+    assert together == [1, 1, 1]
+    assert sum("memory is short" in line for line in notes) == 1
+    assert grid.largest > 1_000_000, "what the runs took"
+
+
+def test_what_trains_elsewhere_comes_once_more_at_the_end(tmp_path):
+    grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=0.5", "step=1")
+    summaries = grid.run()
+    assert {summary["stopped"] for summary in summaries.values()} == {"finished"}
+    assert summaries[1]["time"] > max(summaries[2]["time"], summaries[3]["time"])
+
+
+def test_after_ctrl_c_nothing_comes_once_more(tmp_path):
+    grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=60", "step=1")
+    end = grid.end
+    grid.end = lambda number, summary: (end(number, summary), threading.Timer(0.5, grid.stop).start())
+    summaries = grid.run()
+    assert summaries[1]["stopped"] == ELSEWHERE
+
+
+def test_fail_fast_ends_all(notes):
+    summaries = side_by_side(
+        "step=1 wait=60", "step=1 fail", "step=1", call=CALL._replace(fail_fast=True)
+    ).run()
+    assert summaries[1]["stopped"] == "interrupted, as another run failed"
+    assert 3 not in summaries
+
+
+def test_what_ends_as_another_run_fails_was_not_interrupted_by_the_user():
+    grid = side_by_side("step=1")
+    grid.failed_fast = True
+    for stopped, said in (
+        ("finished, then Ctrl-C", "finished"),
+        ("interrupted", "interrupted, as another run failed"),
+    ):
+        summary = {"stopped": stopped}
+        grid.may_stop(summary)
+        assert summary["stopped"] == said
+        assert exit_code([summary]) == 0
+        assert exit_code([{"stopped": stopped}]) == 130
+
+
+def test_a_run_that_is_stopped_before_it_trains_ends_after_its_first_step():
+    grid = side_by_side("wait=1 step=1 wait=60", "step=1")
+    begins = grid.board.begins
+    grid.board.begins = lambda number: (begins(number), threading.Timer(0.2, grid.stop).start())
+    summaries = grid.run()
+    assert summaries.keys() == {1}
+    assert summaries[1]["stopped"] == "interrupted"
+
+
+def test_a_terminal_gets_a_line_for_each_run():
+    board = Board([10, 20])
+    for number in (1, 2):
+        board.begins(number)
+    board.goes_on(2, Message(5, 3.25))
+    first, second = board.progress.tasks
+    assert (first.description, first.completed, first.total) == ("run 1", 0, 10)
+    assert (second.description, second.completed, second.total) == ("run 2", 5, 20)
+    assert second.fields["loss"] == "loss 3.250"
+    board.ends(1)
+    assert [task.description for task in board.progress.tasks] == ["run 2"]
+
+
+def test_a_worker_takes_its_share_of_threads(monkeypatch):
+    monkeypatch.setattr(jobs, "share_of_threads", lambda n: n + 1)
+    assert side_by_side("step=1").run()[1]["threads"] == 3
+
+
+def test_threads_are_shared_out_and_it_is_said(notes, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
+    assert jobs.share_of_threads(3) == 2
+    say_threads({None}, 3)
+    say_threads({2}, 4)
+    say_threads({4}, 3)
+    assert len(notes) == 2
+    assert "a run has 2 of 8 CPU threads" in notes[0]
+    assert "threads=2 makes them equal" in notes[0]
+    assert "wants 12 of 8" in notes[1]
+    assert n_jobs("auto") == 8
+
+
+@pytest.mark.parametrize(
+    ("n_gpus", "asked", "gpus"),
+    [(0, None, [None] * 3), (1, None, [None] * 3), (2, None, [0, 1, 0]), (2, 1, [1] * 3)],
+)
+def test_workers_take_turns_at_gpus(n_gpus, asked, gpus, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    assert [jobs.gpu_for(n, asked) for n in range(3)] == gpus
+
+
+@pytest.mark.parametrize("jobs", ["0", "-1", "two", "1.5", "", "²"])
+def test_what_is_no_number_of_jobs_is_refused(jobs):
+    with pytest.raises(GridError, match="above 0, or auto"):
+        make_call(main.parse_arguments(["--config=test", f"--jobs={jobs}"]), None)
+
+
+def test_several_devices_are_not_for_jobs(tmp_path, capsys):
+    options = ["--config=test-synth", "--no-wandb", "--set=devices=2", "--jobs=2", "--out", str(tmp_path)]
+    assert main.main(options) == 2
+    assert "side by side have one device each" in capsys.readouterr().err
+
+
+@pytest.fixture
+def going(tmp_path):
+    """`main.py --jobs=2` in a process of its own, when both runs have validated once."""
+    command = [sys.executable, str(ROOT / "main.py"), *GRID[:-3], "--set=epochs=1000", "--set=val_every=10"]
+    command += ["--set=n_samples=2000", "--jobs=2", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    seen, deadline = set(), time.time() + 120
+    for line in process.stdout:
+        seen.update(part for part in ("run 1: step", "run 2: step") if line.startswith(part))
+        if len(seen) == 2:
+            break
+        assert time.time() < deadline
+    yield process
+    if process.poll() is None:
+        process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
+    os.killpg(going.pid, signal.SIGINT)  # as a terminal does
+    output = going.communicate(timeout=60)[0]
+    assert going.returncode == 130, output
+    assert "Traceback" not in output, output
+    table = runs(str(tmp_path))
+    assert list(table.stopped) == ["interrupted"] * 2
+
+
+@pytest.mark.slow
+def test_no_worker_outlives_the_first_process():
+    """Not even one that says nothing for long."""
+    code = "from tests.train.test_jobs import *; from train.logs import *; log_to_console(); "
+    code += "side_by_side('say=hello step=1 wait=60', 'say=hello step=1 wait=60').run()"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("run 2: hello"):
+            break
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 3  # the server that forks workers, too
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive

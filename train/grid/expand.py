@@ -1,0 +1,315 @@
+"""Read config texts into a list of runs, after finding every error.
+
+Configs are Python literals; nothing in them is executed.
+"""
+
+import difflib
+import functools
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from train.grid.config_text import (
+    VARIANT,
+    Config,
+    Errors,
+    Place,
+    Setting,
+    located,
+    read_config,
+    read_options,
+    refusal,
+)
+from train.grid.params import SECTION_OF, SECTIONS, Params
+from train.grid.rules import Rule, Rules, read_rules
+from train.logs import log
+
+__all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
+
+MOST_ERRORS = 20  # shown at once
+MOST_POINTS = 1_000_000  # of a config, with those that are skipped
+
+
+class Run(NamedTuple):
+    """One point of the grid, and the places of its settings."""
+
+    params: Params
+    places: dict[str, Place]
+    config: str  # the name of the file
+    variant: str | None = None  # its name, where the grid has variants
+
+
+class GridError(ValueError):
+    """All errors of a grid, one per line."""
+
+    def __init__(self, errors: Iterable[str]) -> None:
+        self.errors = list(dict.fromkeys(errors))
+        hidden = len(self.errors) - MOST_ERRORS
+        super().__init__("\n".join(self.errors[:MOST_ERRORS] + [f"... and {hidden} more"] * (hidden > 0)))
+
+
+def config_files(name: str, folder: Path) -> list[Path]:
+    """Return `name`.txt and every `name`-*.txt of `folder`, sorted. Raise GridError if there are none."""
+    stems = sorted(path.stem for path in folder.glob("*.txt"))
+    chosen = [stem for stem in stems if stem == name or stem.startswith(f"{name}-")]
+    if not chosen:
+        names = {part for stem in stems for part in (stem, stem.split("-")[0])}
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}" if near else ""
+        raise GridError([f"--config={name}: no such config in {folder}{hint}? There are: {', '.join(stems)}"])
+    return [folder / f"{stem}.txt" for stem in chosen]
+
+
+def read_grid(
+    files: list[Path],
+    options: Mapping[str, str] | None = None,
+    each: Callable[[Params], list[Params]] = lambda params: [params],
+    problems: Callable[[list[Run]], Iterable[tuple[str, dict[str, Place]]]] = lambda runs: (),
+    known: Iterable[str] = (),
+    defaults: Callable[..., dict[str, Any]] = lambda **chosen: {},
+) -> list[Run]:
+    """Return the runs of all `files`. Raise GridError with all errors at once, including those `known` before.
+
+    - options: settings made in each file, {as typed: "key=value"}.
+    - each: makes the runs of one grid point.
+    - problems: finds further errors in runs, as (message, places of the settings).
+    - defaults: given the fields that a grid point sets, returns defaults of others that differ from their class.
+    """
+    on_command_line = Errors()
+    chosen = read_options(options or {}, on_command_line)
+    runs, lines, notes = [], [*known, *on_command_line.lines], []
+    for file in files:
+        errors = Errors(on_command_line.fields)
+        config = read_config(file, errors)
+        rules = read_rules(config, chosen, errors)
+        of_file = Expansion(config, rules, errors, each, defaults).runs(config.settings | chosen)
+        errors.notes += other_meanings(config, of_file)
+        for message, places in problems(of_file):
+            errors.add_located(message, places)
+        runs += of_file
+        lines += errors.lines
+        notes += errors.notes
+    if lines:
+        raise GridError(lines)
+    for note in notes:
+        log.warning(note)
+    return runs
+
+
+# Fields with another meaning in other projects: {field: (schedule it suggests, our field for that, note)}.
+OTHER_MEANINGS = {
+    "patience": (
+        "plateau",
+        "lr_plateau_patience",
+        "patience stops training and keeps the best weights; how soon lr_schedule='plateau' lowers lr is "
+        "lr_plateau_patience",
+    ),
+    "lr_cycle_steps": (
+        "cosine",
+        None,
+        "lr_cycle_steps has no part in lr_schedule='cosine', which falls once over the whole run; it is for 'cyclic'",
+    ),
+}
+
+
+def other_meanings(config: Config, runs: Iterable[Run]) -> Iterator[str]:
+    """Yield a note for each field set in the config that has another meaning in other projects and no effect here."""
+    settings, schedules = config.settings, {run.params.train.lr_schedule for run in runs}
+    for name, (schedule, ours, note) in OTHER_MEANINGS.items():
+        if name in settings and schedule in schedules and ours not in settings:
+            yield f"{settings[name].place}: {note}"
+
+
+class Expansion:
+    """Expands one config into its points and their runs. Errors are collected in `errors`."""
+
+    def __init__(
+        self,
+        config: Config,
+        rules: Rules,
+        errors: Errors,
+        each: Callable[[Params], list[Params]],
+        defaults: Callable[..., dict[str, Any]],
+    ) -> None:
+        self.source = Place(config.source, 0)
+        self.rules = rules
+        self.errors = errors
+        self.each = each
+        self.defaults = defaults
+        self.built: dict[str, Any] = {}  # params by what they were built from: most points share theirs
+        self.blamed: list[Rule] = []
+        self.used: set[str] = set()  # conditions that some point was left out by
+
+    def runs(self, settings: Mapping[str, Setting]) -> list[Run]:
+        """Return the full product of all axes: variants vary slowest, then the axis named first."""
+        runs: list[Run] = []
+        n_points = 0
+        for variant in self.rules.variants:
+            own = {k: s for k, s in {**settings, **variant.settings}.items() if s.values and k in SECTION_OF}
+            places = {key: setting.place for key, setting in own.items()}
+            places |= {key: rule.place for key, rule in self.rules.derive.items()}
+            before = len(runs)
+            for chosen in self.points(own):
+                n_points += 1
+                runs += self.runs_of(chosen, variant.name, places)
+            if len(runs) == before and variant.name is not None and self.rules.skip:
+                self.errors.notes.append(f"{self.source}: skip leaves nothing of variant {variant.name!r}")
+        if not self.errors.lines:
+            self.judge_skip(runs, n_points)
+        return runs
+
+    def judge_skip(self, runs: list[Run], n_points: int) -> None:
+        for rule in self.rules.skip:
+            if not runs:
+                self.errors.add(rule.place, f"skip leaves none of {n_points:,} points")
+                return
+            if rule.expression.text not in self.used:
+                self.errors.notes.append(f"{rule.place}: skip {rule.expression.text!r} leaves out no point")
+
+    def points(self, settings: Mapping[str, Setting]) -> Iterator[dict[str, Any]]:
+        """Yield the settings of each point. Fields in `together` form one axis, at the place of the first."""
+        groups = {name: group.fields for group in self.rules.together for name in group.fields}
+        self.check_together(settings)
+        axes: list[list[dict[str, Any]]] = []
+        taken: set[str] = set()
+        for key in settings:
+            if key not in taken:
+                names = [name for name in groups.get(key, [key]) if name in settings]
+                taken.update(names)
+                columns = zip(*(settings[name].values for name in names), strict=False)
+                axes.append([dict(zip(names, values, strict=True)) for values in columns])
+        if (n_points := math.prod(map(len, axes))) > MOST_POINTS:
+            self.errors.add(
+                self.source, f"{n_points:,} points are too many; up to {MOST_POINTS:,} can be looked at"
+            )
+            return
+        for parts in itertools.product(*axes):
+            yield {key: value for part in parts for key, value in part.items()}
+
+    def check_together(self, settings: Mapping[str, Setting]) -> None:
+        """Add an error unless the fields of each `together` group are lists of one length.
+
+        A group is ignored in a variant that sets none of its fields, if another variant sets one.
+        """
+        for fields, place in self.rules.together:
+            found = {name: settings[name] for name in fields if name in settings}
+            if self.errors.fields.intersection(fields) or (not found and self.set_by_a_variant(fields)):
+                continue
+            for name in fields:
+                if name not in found:
+                    self.errors.add(place, f"{name!r} is in together, but no list is set for it", name)
+                elif not found[name].is_list and found[name].place.line:
+                    self.errors.add(
+                        found[name].place, f"{name!r} is in together ({place}): it takes a list", name
+                    )
+            if len({len(setting.values) for setting in found.values()}) > 1:
+                lengths = ", ".join(f"{k} has {len(s.values)} ({s.place})" for k, s in found.items())
+                self.errors.add(place, f"fields in together take lists of one length: {lengths}", fields[0])
+
+    def set_by_a_variant(self, fields: list[str]) -> bool:
+        return any(variant.settings.keys() & set(fields) for variant in self.rules.variants)
+
+    def runs_of(self, chosen: dict[str, Any], variant: str | None, places: dict[str, Place]) -> list[Run]:
+        """Return the runs of one point, or none if it is skipped or wrong."""
+        try:
+            if (point := self.complete(chosen, variant)) is None:
+                return []
+            own = self.defaults(**point) | point
+        except ValueError as error:
+            self.errors.add_located(str(error), places)
+            return []
+        try:
+            params = Params(*(self.build(cls, own) for cls in SECTIONS.values()))
+            return [Run(made, places, Path(self.source.source).stem, variant) for made in self.each(params)]
+        except ValidationError as error:
+            for problem in error.errors():
+                self.errors.add_located(problem["msg"].removeprefix("Value error, "), places)
+        except ValueError as error:
+            self.errors.add(Place("run_all in main.py", 0), str(error))
+        return []
+
+    def complete(self, chosen: dict[str, Any], variant: str | None) -> dict[str, Any] | None:
+        """Return a point with its derived fields, or None if it is skipped or an expression fails."""
+        derive = self.rules.derive
+        if not derive and not self.rules.skip:
+            return chosen
+        known = {VARIANT: variant} | field_defaults() | self.defaults(**chosen) | chosen
+        late = [rule for rule in self.rules.skip if derive.keys() & set(rule.expression.names)]
+        if self.skipped([rule for rule in self.rules.skip if rule not in late], known):
+            return None
+        for key, rule in derive.items():
+            if not self.derived(key, rule, known):
+                return None
+        return None if self.skipped(late, known) else chosen | {key: known[key] for key in derive}
+
+    def skipped(self, rules: list[Rule], known: dict[str, Any]) -> bool:
+        """Return True if a skip condition holds. All are evaluated, so that unused ones can be reported."""
+        hit = False
+        for rule in rules:
+            try:
+                outcome = rule.expression(known)
+                if not isinstance(outcome, bool):
+                    raise ValueError(f"gives {outcome!r:.80}{rule.expression.at(known)}, not True or False")
+            except ValueError as error:
+                self.blame(rule, f"skip {rule.expression.text!r}: {error}")
+                outcome = True
+            if outcome:
+                self.used.add(rule.expression.text)
+            hit = hit or outcome
+        return hit
+
+    def blame(self, rule: Rule, message: str, key: str = "") -> None:
+        """Add an error once per expression, at the first point where it fails: it likely fails at others too."""
+        if rule not in self.blamed:
+            self.blamed.append(rule)
+            self.errors.add(rule.place, message, key)
+
+    def derived(self, key: str, rule: Rule, known: dict[str, Any]) -> bool:
+        """Add a derived field to the `known` values of a point.
+
+        Return False, and add an error, if the field has no valid value.
+        """
+        text, section = rule.expression.text, SECTION_OF[key]
+        try:
+            value = known[key] = rule.expression(known)
+        except ValueError as error:
+            self.blame(rule, f"derive {key!r} = {text!r}: {error}", key)
+            return False
+        if reason := refusal(SECTIONS[section], key, value):
+            hint = "; // gives whole numbers" if isinstance(value, float) and "integer" in reason else ""
+            at = f"which {text!r} gives{rule.expression.at(known)}"
+            self.blame(rule, f"{section} cannot have {key} = {value!r:.80}, {at}: {reason}{hint}", key)
+        return reason is None
+
+    def build(self, params_class: type, values: dict[str, Any]) -> Any:
+        """Return `params_class` made from those of `values` that are its fields."""
+        name = params_class.__name__
+        own = {key: value for key, value in values.items() if SECTION_OF[key] == name}
+        if (made_from := f"{name}{own}") not in self.built:
+            self.built[made_from] = params_class(**own)
+        return self.built[made_from]
+
+
+@functools.cache
+def field_defaults() -> dict[str, Any]:
+    return {
+        key: value for cls in SECTIONS.values() for key, value in vars(cls()).items() if key in SECTION_OF
+    }
+
+
+def axes(runs: Iterable[tuple[Hashable, Params]]) -> list[str]:
+    """Return the fields that differ between runs (group, params) of the same group, in the order of their sections."""
+    values: dict[str, dict[Hashable, set[str]]] = {}
+    seen: dict[tuple[Hashable, int], Any] = {}  # params that many runs share are looked at once
+    for group, params in runs:
+        for part in params:
+            if (group, id(part)) not in seen:
+                seen[group, id(part)] = part
+                for key, value in vars(part).items():
+                    if key in SECTION_OF:
+                        values.setdefault(key, {}).setdefault(group, set()).add(repr(value))
+    return [key for key, of_key in values.items() if any(len(of_group) > 1 for of_group in of_key.values())]

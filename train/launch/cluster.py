@@ -1,0 +1,213 @@
+"""A grid on a Ray cluster: Ray says where and when a run trains, and tries again if a node dies. The only file that knows ray."""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")  # what becomes of a run is said here, in a line
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # where something else answers, each takes 40 s
+
+import ray
+from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
+
+from data import corpora
+from data.syntheticdata import tasks
+from train.grid.expand import GridError
+from train.launch.parcels import Luggage, bring_home, in_a_folder, left_here, outputs, pack
+from train.launch.workers import Message, SideBySide, Summary, at_work
+from train.logs import log
+from train.saving.earlier_runs import claimed, earlier_summary
+from train.saving.provenance import REPOSITORY, code_of_this_process
+from train.saving.weights import one_line
+from train.train_params import TrainParams
+from train.trainer import INTERRUPTED
+
+LOCAL = "local"  # in place of an address: a cluster of our own on this machine
+ATTEMPTS = 3  # at a run whose node or process dies
+PAUSE = 0.2  # seconds between looks at the mail
+REACH_SECONDS = 10.0
+
+
+def connect(address: str) -> None:
+    """GridError if there is no cluster at the address."""
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
+    options["runtime_env"] = {"working_dir": str(REPOSITORY)}
+    if address == LOCAL:
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1", "object_store_memory": 10**8}
+    try:
+        if address not in (LOCAL, "auto"):
+            host, _, port = address.rpartition(":")
+            # Ray itself would wait for long.
+            socket.create_connection((host, int(port)), REACH_SECONDS).close()
+        ray.init(address, **options)
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        advice = "it must be host:port of a cluster's head, as in --ray=10.0.0.1:6379, or auto"
+        raise GridError([f"--ray={address} cannot be used ({one_line(error)}); {advice}"]) from error
+
+
+def needs(train: TrainParams, has_gpus: bool) -> tuple[float, float]:
+    """CPUs and GPUs of a run."""
+    return train.cpus, float(has_gpus) if train.gpus is None else train.gpus
+
+
+def refuse_too_large(jobs: Iterable[Any], nodes: list[dict[str, float]], has_gpus: bool) -> None:
+    """GridError for a run that would wait for ever, as no node has what it needs."""
+    for job in jobs:
+        cpus, gpus = needs(job.params.train, has_gpus)
+        if not any(cpus <= node.get("CPU", 0) and gpus <= node.get("GPU", 0) for node in nodes):
+            asks = f"run {job.number} ({job.name}) asks for cpus={cpus:g} with gpus={gpus:g}"
+            raise GridError([f"{asks}, which no node of the cluster has"])
+
+
+def beacon(out: Path) -> Any:
+    """A folder that is there meanwhile, for whoever shares the disk."""
+    return tempfile.TemporaryDirectory(dir=out, prefix=".here-")
+
+
+def on_worker(job: Any, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Summary, bytes | None]:
+    """The summary of a run and, where the first process has another disk, what the run left on this one."""
+    train, call, here, code, texts, wandb, mailbox = away
+    os.environ.update(wandb)
+    send = mailbox.put.remote  # it is not waited for
+    mail: Any = SimpleNamespace(send=lambda message: send(job.number, tuple(message)))
+    say = at_work(mail, job.params.train.threads or max(1, int(job.params.train.cpus)), code)
+    corpora.known.update(texts)
+    say(Message())  # the run has begun
+    call = call._replace(progress=say.report)
+    try:
+        if here.exists():
+            return train(left_here(job, call, here), call), None
+        with in_a_folder(job, call, map(ray.get, parcels)) as (moved, elsewhere):
+            summary = train(moved, elsewhere)
+            return summary, pack(elsewhere.out, outputs(elsewhere.out, job.identity))
+    finally:
+        ray.get(mailbox.is_empty.remote())  # by now all that was said has come
+
+
+class Going(SimpleNamespace):
+    """A run that has been handed to Ray: memory is Ray's affair, and it ends with the connection."""
+
+    def settle(self, free: int) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def new_mailbox() -> Any:
+    """An actor on the node of this process."""
+
+    class Mailbox:  # made here, so that its process need not import what we do
+        def __init__(self) -> None:
+            self.messages: list[Any] = []
+
+        def put(self, *message: Any) -> None:
+            self.messages.append(message)
+
+        def take(self) -> list[Any]:
+            taken, self.messages = self.messages, []
+            return taken
+
+        def is_empty(self) -> bool:
+            return not self.messages
+
+    here = OnNode(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+
+
+class OnCluster(SideBySide):
+    """Trains jobs by number on the cluster at `call.ray`."""
+
+    to_stop = False
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.claims: dict[int, ExitStack] = {}
+
+    def run(self) -> dict[int, Summary]:
+        assert self.call.ray is not None
+        connect(self.call.ray)
+        try:
+            nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            self.has_gpus = any("GPU" in node for node in nodes)
+            refuse_too_large(self.runs.values(), nodes, self.has_gpus)
+            self.call.out.mkdir(parents=True, exist_ok=True)
+            with beacon(self.call.out) as here:
+                self.mailbox, code = new_mailbox(), code_of_this_process() if self.call.save else None
+                names = {job.params.data.dataset_name for job in self.runs.values()} - tasks.keys()
+                texts = {name: corpora.fingerprint(name) for name in names}
+                wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+                self.away = ray.put((self.train, self.call, Path(here), code, texts, wandb, self.mailbox))
+                return super().run()
+        finally:
+            ray.shutdown()
+
+    def start_runs(self) -> None:
+        """All, for Ray to find them places."""
+        luggage = Luggage(self.call.out, ray.put)
+        for number in self.waiting:
+            # Until its result is there: whoever trains it, on whatever machine, is of this call.
+            self.claims[number] = ExitStack()
+            job = self.claims[number].enter_context(claimed(self.runs[number], self.call))
+            if not job.step.trains:
+                self.end(number, earlier_summary(job.step))
+                continue
+            self.runs[number] = job
+            cpus, gpus = needs(job.params.train, self.has_gpus)
+            task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
+            parcels = [] if self.call.ray == LOCAL else luggage(job)
+            going = Going(number=number, output=task.remote(job, parcels, self.away), began=False)
+            self.workers.append(going)
+        self.waiting.clear()
+
+    def end(self, number: int, summary: Summary) -> None:
+        super().end(number, summary)
+        self.claims.pop(number).close()
+
+    def stop(self) -> None:
+        # Ray must not be called while a signal interrupts it, so `listen` does the rest.
+        self.is_stopped = self.to_stop = True
+
+    def listen(self) -> None:
+        if self.to_stop:
+            self.to_stop = False
+            for going in self.busy:
+                ray.cancel(going.output)  # as Ctrl-C does
+        by_output = {going.output: going for going in self.busy}
+        ended, _ = ray.wait(list(by_output), timeout=PAUSE)
+        by_number = {going.number: going for going in self.busy}
+        for number, message in ray.get(self.mailbox.take.remote()):
+            if number in by_number:  # else it comes from an attempt that was lost
+                self.read(by_number[number], Message(*message))
+        for output in ended:
+            self.read(by_output[output], Message(summary=self.result(by_output[output])))
+
+    def read(self, going: Any, message: Message) -> None:
+        begins = message == Message()
+        if begins and going.began:
+            log.warning(f"run {going.number} was lost with its process or node, and trains again")
+            self.board.ends(going.number)
+        if begins:
+            log.info(self.said[going.number])
+        if begins or not going.began:
+            self.board.begins(going.number)
+            going.began = True
+        self.hear(going, message)
+
+    def result(self, going: Any) -> Summary:
+        """What has become of a run, whose folder comes home."""
+        job = self.runs[going.number]
+        try:
+            summary, parcel = ray.get(going.output)
+            return summary if parcel is None else bring_home(parcel, job, summary, self.call.out)
+        except TaskCancelledError:
+            return {"stopped": INTERRUPTED}
+        except (RayError, OSError, ValueError) as error:
+            log.error(f"run {going.number} failed with {job.name}:\n{error}")
+            reason = error.cause if isinstance(error, RayTaskError) else error
+            return {"stopped": f"failed: {type(reason).__name__}: {one_line(reason)}"}

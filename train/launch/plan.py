@@ -1,0 +1,260 @@
+"""Plan a grid before it starts: read its texts, size its models, and look up what earlier calls did."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from data import cache
+from data.batch import n_real_tokens
+from data.data_params import DataParams
+from data.tokenizer import Tokenizer
+from model.model_params import ModelParams
+from model.observe import observed
+from train.build import count_steps, data_options, make_data, size_of
+from train.grid.expand import GridError, Run, located
+from train.grid.params import SECTION_OF, Params, Texts
+from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields
+from train.logs import log
+from train.pretrained import saved_tokenizer, weights_problems
+from train.run import Call
+from train.saving.earlier_runs import NEW, Step, for_all_processes, identity, steps_for
+from train.saving.run_folder import partial_folder
+from train.train_params import TrainParams
+
+REFUSED_BY_WANDB, MAX_WANDB_NAME = "/\\#?%:", 128  # characters in a project name, and how many it may have
+# Fields of TrainParams that have an effect only with this option.
+FIELDS_WITH_OPTION = {"checkpoint_every": "--save", "cpus": "--ray", "gpus": "--ray"}
+MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
+
+
+class Measured(NamedTuple):
+    """Measurements of a run's data that planning needs."""
+
+    tokenizer: Any
+    n_rows: int  # to train on
+    n_val_rows: int
+    row_length: float  # real tokens in a row, from one batch
+    content: str  # of the text
+    folders: tuple[Path, ...] = ()  # of the cache
+    reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
+
+
+class Plan(NamedTuple):
+    """A run of the grid, and what is known about it before it starts."""
+
+    config: str  # the name of its file
+    params: Params
+    n_params: int
+    n_steps: int
+    n_tokens: int  # estimated: rows to be trained on, times their length
+    identity: str
+    measured: Measured
+    variant: str | None = None  # its name, where the grid has variants
+    step: Step = NEW  # what is to be done with it
+
+
+def prepare(runs: list[Run], call: Call) -> list[Plan]:
+    """Read, tokenize and cache every text of the grid, and size every model. Raise GridError with all failures."""
+    plans, errors = [], []
+    data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
+    n_params: dict[str, int] = {}
+    begun: set[str] = set()  # what has been tried of weights to begin with
+    text = Texts()
+    for params, places, config, variant in runs:
+        data, train, model = params
+        key = f"{text(data)} {data_options(model)} {model.from_saved}"
+        try:
+            if key not in data_of:
+                tokenizer = saved_tokenizer(model, call.out)
+                cache.used.clear()
+                data_of[key] = measure(data, model, call.cache, tokenizer)
+        except ValueError as error:
+            data_of[key] = None
+            whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
+            errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
+        if (measured := data_of[key]) is None:
+            continue
+        tokenizer, n_rows = measured.tokenizer, measured.n_rows
+        if (size_key := text(model) + key) not in n_params:
+            try:
+                n_params[size_key] = size_of(model, tokenizer.n_tokens).n_params
+            except ValueError as error:
+                errors.append(located(str(error), places))
+                continue
+        begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
+        if begun_with not in begun:
+            begun.add(begun_with)
+            errors += [located(problem, places) for problem in weights_problems(model, tokenizer, call.out)]
+        n_steps = count_steps(train, n_rows)
+        per_step = train.batch_size * train.accumulate_grad_batches * train.devices
+        rows = min(n_rows * train.epochs, n_steps * per_step)
+        n_tokens = round(rows * measured.row_length)
+        known = (identity(params, measured.content), measured, variant)
+        plans.append(Plan(config, params, n_params[size_key], n_steps, n_tokens, *known))
+    errors += device_problems({run.params.train.devices for run in runs}, call)
+    if errors:
+        raise GridError(errors)
+    if call.resume is None:
+        return plans
+    identities = [plan.identity for plan in plans]
+    steps = for_all_processes(lambda: steps_for(identities, call.out, any_code=call.resume == "anyway"))
+    return [plan._replace(step=step) for plan, step in zip(plans, steps, strict=True)]
+
+
+def measure(params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None) -> Measured:
+    """Build the data of a run, and record which fields this reads.
+
+    Raise ValueError if there is nothing to train on or to validate with.
+    """
+    with cache.note_reads() as reads:
+        spec = observed_spec(model, reads.names)
+        data = make_data(observed(params, reads.names), model, folder, tokenizer=tokenizer, spec=spec)
+        data.check_scored()
+        batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
+        row_length = int(n_real_tokens(batch)) / len(batch["x_indices"])
+        sizes = data.n_rows("train"), data.n_rows("val"), row_length
+        next(iter(data.val_dataloader(1)))
+    names = frozenset(reads.names) if reads.known else None
+    return Measured(data.tokenizer, *sizes, data.content, (*cache.used,), names)
+
+
+def device_problems(devices: set[int], call: Call) -> Iterator[str]:
+    """Yield an error message for combinations of devices, --jobs, --ray and --gpu-id that are not supported.
+
+    The processes that the first run starts go through the whole grid with it, so all runs need as many devices.
+    """
+    gpu_id = call.gpu_id
+    if call.jobs > 1 and devices != {1}:
+        yield f"--jobs={call.jobs} runs side by side have one device each, but devices={max(devices)}"
+    if call.ray is not None and devices != {1}:
+        yield f"--ray gives a run one device, but devices={max(devices)}"
+    if call.ray is not None and gpu_id is not None:
+        yield f"--gpu-id={gpu_id} is a GPU of this machine; with --ray set gpus in TrainParams"
+    if len(devices) > 1:
+        yield f"devices={sorted(devices)}: all runs of a call need the same number; make a call for each"
+    if gpu_id is not None and devices != {1}:
+        yield f"--gpu-id={gpu_id} is one GPU, but devices={max(devices)}"
+
+
+def gpu_problems(gpu_id: int | None) -> Iterator[str]:
+    if gpu_id is not None and not 0 <= gpu_id < torch.cuda.device_count():
+        yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
+
+
+def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> None:
+    """Call Namer for every run, so that errors in it show before training. Raise GridError with all of them."""
+    timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
+    for plan in plans:
+        namer = make_namer(plan.params, variant=plan.variant)
+        try:
+            project = namer.wandb_proj_name()
+            errors += wandb_problems(project) if call.wandb else []
+            namer.run_name()
+            partial_folder(call.out / "saved-models", namer.save_folder_name(timestamp), timestamp)
+        except Exception as error:  # it is the user's own code
+            errors.append(f"Namer in main.py: {type(error).__name__}: {error}")
+    if errors:
+        raise GridError(errors)
+
+
+def wandb_problems(project: str) -> list[str]:
+    """Return an error message if wandb would refuse this project name, which it does only when a run starts."""
+    bad = " ".join(sorted(set(project) & set(REFUSED_BY_WANDB)))
+    fault = f"must not contain {bad}" if bad else f"must not be longer than {MAX_WANDB_NAME} characters"
+    if not bad and len(project) <= MAX_WANDB_NAME:
+        return []
+    return [
+        f"wandb refuses the project name {project!r:.160}: it {fault}; give another by --wandb-proj-name "
+        "or wandb_proj_name in main.py, or use --no-wandb"
+    ]
+
+
+def announce(plans: list[Plan], call: Call) -> None:
+    """Log, once, facts about the runs that a reader of the results must know."""
+    say_steps(plans)
+    models = [plan.params.model for plan in plans]
+    if any(model.attention == "fused" for model in models):
+        log.info("attention='fused' is torch's kernel: it ignores edits to the explicit attention")
+    foreign = sorted({kind for m in models for kind in m.kinds if kind.startswith("torch-")})
+    if foreign:
+        log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
+    say_objectives(plans)
+    say_unused(plans)
+    say_idle(plans, call)
+    short: defaultdict[str, list[str]] = defaultdict(list)
+    for number, plan in enumerate(plans, 1):
+        if plan.params.train.warmup_steps >= plan.n_steps:
+            steps = f"warmup_steps={plan.params.train.warmup_steps} of {plan.n_steps} steps"
+            short[steps].append(str(number))
+    for steps, numbers in short.items():
+        log.info(f"run {listed(numbers)} ends before its learning rate has risen to lr: {steps}")
+
+
+def say_objectives(plans: list[Plan]) -> None:
+    """Log what the numbers of masked models mean."""
+    if any(plan.params.model.objective == "masked" for plan in plans):
+        log.info(
+            "objective='masked': losses are of hidden tokens, seen from both sides unless causal=True, and no losses of next "
+            "tokens; there is neither bits per byte nor exact match, and a validation fills gaps in place of a sample"
+        )
+
+
+def say_unused(plans: list[Plan]) -> None:
+    """Log every field that is set, or is an axis, and has no effect on a run."""
+    text = Texts()
+    axes = axes_of([plan.params for plan in plans])
+    unused: dict[tuple[str, str], list[Unused]] = {}
+    runs_with: defaultdict[str, list[str]] = defaultdict(list)
+    for number, plan in enumerate(plans, 1):
+        _, train, model = plan.params
+        key = text(model), text(train)
+        if key not in unused:
+            unused[key] = unused_fields(model, train, axes)
+        for field in unused[key] + unused_data_fields(plan.params, plan.measured.reads, axes):
+            runs_with[str(field)].append(str(number))
+    say_of_runs(runs_with)
+
+
+def say_idle(plans: list[Plan], call: Call) -> None:
+    """Log every field that is set and has no effect without an option that is missing."""
+    given = {"--save": call.save, "--ray": call.ray is not None}
+    for name, option in FIELDS_WITH_OPTION.items():
+        default = getattr(TrainParams, name)
+        runs_with: defaultdict[str, list[str]] = defaultdict(list)
+        for number, plan in enumerate(plans, 1):
+            value = getattr(plan.params.train, name)
+            if value != default and not given[option]:
+                runs_with[f"{name}={value!r} has no effect without {option}"].append(str(number))
+        say_of_runs(runs_with)
+
+
+def say_of_runs(runs_with: Mapping[str, list[str]]) -> None:
+    """Log a message with the numbers of the runs it holds for."""
+    for what, numbers in runs_with.items():
+        log.info(f"run{'s' * (len(numbers) > 1)} {listed(numbers)}: {what}")
+
+
+def axes_of(runs: list[Params]) -> set[str]:
+    """Return the names of the fields that differ between runs."""
+    flats = [params.flat() for params in runs]
+    return {name for name in SECTION_OF if len({repr(flat[name]) for flat in flats}) > 1}
+
+
+def listed(numbers: list[str]) -> str:
+    hidden = len(numbers) - MOST_SAID
+    return ", ".join(numbers[:MOST_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
+
+
+def say_steps(plans: list[Plan]) -> None:
+    """Log what --resume does with each run."""
+    if all(plan.step is NEW for plan in plans):
+        return
+    counts = Counter(plan.step.what for plan in plans)
+    log.info("--resume: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
+    said = [f"run {number}: {plan.step}" for number, plan in enumerate(plans, 1)]
+    hidden = len(said) - MOST_SAID
+    log.info("\n".join(said[:MOST_SAID] + [f"... and {hidden} more"] * (hidden > 0)))

@@ -1,0 +1,147 @@
+"""Find errors in a grid before anything is built."""
+
+import functools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from data.problems import data_problems
+from model.model_params import ModelParams
+from model.problems import model_problems
+from train.build import parameter_shapes, roles_of, shortened, size_of, sketch, tokenizer_spec
+from train.grid.expand import Place, Run
+from train.grid.params import Texts, did_you_mean
+from train.optimizers import by_role, frozen_names, optimizers
+from train.pretrained import origin_problems
+from train.run import lightning_trainer
+from train.schedules import schedules
+from train.sharding import FSDP
+from train.train_params import TrainParams
+
+LAYER_BYTES = 50_000  # of a layer's Python objects, besides its numbers; 65 kB were measured
+MIN_DEVICES = 16  # processes allowed on any machine, however few cores it has
+
+
+def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place]]]:
+    """Yield (message, places of the settings) for each error in the params of these runs, before anything is built.
+
+    `root` is the folder of all outputs, which contains the saved runs.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    text = Texts()
+    for run in runs:
+        said: set[str] = set()
+        data, train, model = run.params
+        spec, has_weights = tokenizer_spec(model), model.from_saved is not None
+        checks: list[tuple[Any, ...]] = [
+            (model_problems, model),
+            (origin_problems, model, root),
+            (data_problems, data, spec, model.max_seq_len, has_weights),
+            (train_problems, train),
+            (size_problems, model, bool(train.freeze), train.precision),
+            (freeze_problems, model, train.freeze),
+            (role_problems, model, by_role(model, train)),  # muP
+            (sharding_problems, train, by_role(model, train)),  # muP
+        ]
+        for check, first, *rest in checks:
+            if (key := (check, text(first), *rest)) not in seen:
+                seen.add(key)
+                # Several checks report a model that cannot be built.
+                new = [message for message in check(first, *rest) if message not in said]
+                said.update(new)
+                yield from ((message, run.places) for message in new)
+
+
+def train_problems(train: TrainParams) -> Iterator[str]:
+    """Yield an error message for each setting that is not registered or that this machine does not support."""
+    if train.lr_schedule not in schedules:
+        hint = did_you_mean(train.lr_schedule, schedules)
+        yield f"lr_schedule={train.lr_schedule!r} is not registered; {hint}"
+    if train.optimizer not in optimizers:
+        yield f"optimizer={train.optimizer!r} is not registered; {did_you_mean(train.optimizer, optimizers)}"
+    if train.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        yield "compile=True needs a C++ compiler (g++ or clang++), and none is on this machine's path"
+    bare = TrainParams(precision=train.precision, strategy=train.strategy, devices=train.devices)
+    if problem := hardware_problem(bare):
+        yield problem
+
+
+def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterator[str]:
+    """Yield an error message for a model that cannot be built, or whose weights and gradients exceed the memory."""
+    if any(model_problems(model)):
+        return
+    try:
+        n_params, n_bytes = size_of(model, n_tokens=2)
+    except ValueError as error:
+        yield str(error)
+        return
+    n_bytes *= 2 if precision == "64-true" else 1
+    needed = (1 if is_frozen or model.lora_rank else 2) * n_bytes + model.n_layers * LAYER_BYTES
+    if needed > (there := memory_of_machine()):
+        yield (
+            f"dim={model.dim} and n_layers={model.n_layers} make {n_params:,} parameters, whose weights and gradients take "
+            f"at least {in_gigabytes(needed)}: this machine has {in_gigabytes(there)}"
+        )
+
+
+def memory_of_machine() -> int:
+    """Return the bytes of memory for training: of all GPUs together, or without a GPU of the CPU."""
+    gpus = range(torch.cuda.device_count())
+    return (
+        sum(torch.cuda.get_device_properties(i).total_memory for i in gpus) or psutil.virtual_memory().total
+    )
+
+
+def in_gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:,.1f} GB"
+
+
+def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str]:
+    """Yield an error message for a `freeze` pattern that matches no parameter."""
+    # The checks build only some layers of a very deep model. Its patterns are matched when training starts.
+    if shortened(model) != model:
+        return
+    if (freeze or model.lora_rank) and not any(model_problems(model)):
+        try:
+            frozen_names(parameter_shapes(model, n_tokens=2), freeze, model.lora_rank)
+        except ValueError as error:
+            yield str(error)
+
+
+def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
+    """Yield an error message for a parameter without a muP role, if the optimizer needs roles."""
+    if asked and not any(model_problems(model)):
+        try:
+            roles_of(sketch(shortened(model), n_tokens=2))
+        except ValueError as error:
+            yield str(error)
+
+
+def sharding_problems(train: TrainParams, asks_roles: bool) -> Iterator[str]:  # muP
+    """Yield an error message if strategy='fsdp' is combined with roles, which need the full shape of a parameter."""
+    if train.strategy == FSDP and asks_roles:
+        yield (
+            "strategy='fsdp' supports neither muP nor optimizer='muon' nor factors such as lr_hidden_mult; "
+            "use strategy='ddp'"
+        )
+
+
+@functools.cache
+def hardware_problem(bare: TrainParams) -> str | None:
+    """Return why this machine does not support the precision, strategy and devices of `bare` params, or None."""
+    if bare.precision == "16-mixed" and not torch.cuda.is_available():
+        return "precision='16-mixed' needs a GPU; on a CPU use '32-true' or 'bf16-mixed'"
+    if not torch.cuda.is_available() and bare.devices > max(MIN_DEVICES, psutil.cpu_count() or 1):
+        return f"devices={bare.devices} processes on a CPU, but this machine has {psutil.cpu_count()} cores"
+    if torch.cuda.is_available() and bare.devices > torch.cuda.device_count():
+        return f"devices={bare.devices}, but this machine has {torch.cuda.device_count()} GPUs"
+    try:
+        lightning_trainer(bare, n_steps=1, gpu_id=None)
+    except Exception as error:  # of many kinds
+        reason = str(error).partition("\n")[0]
+        return f"strategy={bare.strategy!r} with devices={bare.devices} cannot be had: {reason}"
+    return None

@@ -1,0 +1,335 @@
+"""Train several runs side by side: worker processes that live as long as the grid and share threads and memory."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from copy import copy
+from multiprocessing.connection import Connection, wait
+from types import FrameType
+from typing import Any, NamedTuple
+
+import psutil
+import rich
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from train.grid.expand import GridError
+from train.logs import log, say_at_once
+from train.run import LATE, Call
+from train.saving.earlier_runs import ELSEWHERE
+from train.saving.provenance import Code, code_of_this_process, take_code_of
+from train.trainer import INTERRUPTED
+
+SPARE = 1.2  # a run starts where there is room for so many times what the largest one took so far
+Summary = dict[str, Any]
+Train = Callable[[Any, Call], Summary]  # trains a run
+
+
+class Message(NamedTuple):
+    """A worker's message about its run: progress, a log record, or the summary, which ends the run."""
+
+    step: int = 0
+    loss: float | None = None
+    memory: int = 0  # bytes that it takes of the memory that runs share
+    free: int = 0  # bytes of that which are left
+    record: logging.LogRecord | None = None
+    summary: Summary | None = None
+
+
+def n_jobs(jobs: str) -> int:
+    """Return the number of runs to train side by side; "auto" is one per core. Raise GridError if it is not above 0."""
+    if jobs == "auto":
+        return torch.get_num_threads()
+    if not (jobs.isascii() and jobs.isdigit() and int(jobs) > 0):
+        raise GridError([f"--jobs={jobs} must be a number above 0, or auto"])
+    return int(jobs)
+
+
+# ---- in the process of a worker
+
+
+def work(connection: Connection, train: Train, call: Call, threads: int, code: Code | None) -> None:
+    """Train the runs received from `connection`, until it sends None."""
+    os.setsid()  # Ctrl-C goes to the first process alone, which passes it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_first_process, daemon=True).start()
+    say = at_work(connection, threads, code)
+    for run in iter(connection.recv, None):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        summary = train(run, call._replace(progress=say.report))
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        say(Message(summary=summary))
+
+
+def at_work(connection: Any, threads: int, code: Code | None) -> "Say":
+    """Set up a process that trains for another one. Return the handler that reports by `connection.send`."""
+    torch.set_num_threads(threads)
+    if code is not None:
+        take_code_of(code)
+    say = Say(connection)
+    log.setLevel(logging.INFO)
+    log.propagate, log.handlers = False, [say]
+    return say
+
+
+def end_with_first_process() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+class Say(logging.Handler):
+    """Logging handler that sends a worker's log records and progress to the first process."""
+
+    def __init__(self, connection: Any) -> None:
+        super().__init__()
+        self.connection = connection
+        self.speaking = threading.Lock()
+
+    def __call__(self, message: Message) -> None:
+        with self.speaking:
+            self.connection.send(message)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        plain = copy(record)
+        plain.msg, plain.args, plain.exc_info = record.getMessage(), None, None
+        self(Message(record=plain))
+
+    def report(self, step: int, loss: float, device: torch.device) -> None:
+        self(Message(step, loss, *memory_of(device)))
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """Return the bytes that this process uses, and those that are free."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device), torch.cuda.mem_get_info(device)[0]
+    return psutil.Process().memory_info().rss, psutil.virtual_memory().available
+
+
+# ---- in the first process
+
+
+class Worker:
+    """A process that trains one run after another."""
+
+    def __init__(self, train: Train, call: Call, threads: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.connection, theirs = context.Pipe()
+        code = code_of_this_process() if call.save else None
+        self.process = context.Process(target=work, args=(theirs, train, call, threads, code))
+        self.process.start()
+        theirs.close()
+        self.number: int | None = None  # of its run
+        self.settled = True  # its run trains, and has taken the memory it needs
+        self.free = 0  # bytes of memory that were left when it said so last
+        self.to_stop = False
+        self.began = 0.0
+
+    def start(self, number: int, run: Any) -> None:
+        self.number, self.settled, self.began = number, False, time.perf_counter()
+        self.connection.send(run)
+
+    def settle(self, free: int) -> None:
+        self.settled, self.free = True, free
+        if self.to_stop:
+            self.stop()
+
+    def stop(self) -> None:
+        """End the run after its current step. A run that has not started training ends after its first step."""
+        self.to_stop = not self.settled
+        if self.settled and self.process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGINT)
+
+    def end(self) -> None:
+        """End the process: at once if it is training, else when it reads the message."""
+        if self.number is not None:
+            self.process.terminate()
+        with suppress(OSError):
+            self.connection.send(None)
+
+
+class Board:
+    """Progress bars in a terminal, one for each active run."""
+
+    def __init__(self, n_steps: Sequence[int]) -> None:
+        console = rich.get_console()
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+        self.progress = Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not console.is_terminal)
+        self.n_steps = n_steps
+        self.lines: dict[int, TaskID] = {}
+
+    def begins(self, number: int) -> None:
+        self.lines[number] = self.progress.add_task(f"run {number}", total=self.n_steps[number - 1], loss="")
+
+    def goes_on(self, number: int, message: Message) -> None:
+        loss = "" if message.loss is None else f"loss {message.loss:.3f}"
+        self.progress.update(self.lines[number], completed=message.step, loss=loss)
+
+    def ends(self, number: int) -> None:
+        self.progress.remove_task(self.lines.pop(number))
+
+
+class SideBySide:
+    """Trains runs by number, `call.jobs` at a time. `said` is the log line at the start of each."""
+
+    def __init__(
+        self, train: Train, runs: dict[int, Any], said: dict[int, str], board: "Board", call: Call
+    ) -> None:
+        self.train, self.runs, self.said, self.board, self.call = train, runs, said, board, call
+        self.waiting = deque(runs)
+        self.workers: list[Any] = []  # Worker, or what stands for one on a cluster
+        self.summaries: dict[int, Summary] = {}
+        self.elsewhere: list[int] = []  # runs that another call trains
+        self.largest = 0  # bytes that a run took
+        self.is_stopped = self.failed_fast = self.said_to_wait = False
+
+    def run(self) -> dict[int, Summary]:
+        """Train all runs and return {number: summary}. Some are missing after Ctrl-C, or with --fail-fast."""
+        before = signal.signal(signal.SIGINT, self.interrupt)
+        try:
+            with self.board.progress:
+                self.run_waiting()
+                if not self.is_stopped:
+                    # By now the other call may have ended.
+                    self.waiting.extend(self.elsewhere)
+                    self.run_waiting()
+        finally:
+            signal.signal(signal.SIGINT, before)
+            for worker in self.workers:
+                worker.end()
+        return self.summaries
+
+    def run_waiting(self) -> None:
+        while self.waiting or self.busy:
+            self.start_runs()
+            self.listen()
+
+    @property
+    def busy(self) -> list[Any]:
+        return [worker for worker in self.workers if worker.number is not None]
+
+    def start_runs(self) -> None:
+        """Start waiting runs one by one, each when the last one has its memory and there is room for one more."""
+        while self.waiting and len(self.busy) < self.call.jobs and self.is_room():
+            idle = next((worker for worker in self.workers if worker.number is None), None)
+            if idle is None:
+                call = self.call._replace(gpu_id=gpu_for(len(self.workers), self.call.gpu_id))
+                idle = Worker(self.train, call, share_of_threads(call.jobs))
+                self.workers.append(idle)
+            number = self.waiting.popleft()
+            log.info(self.said[number])
+            self.board.begins(number)
+            idle.start(number, self.runs[number])
+
+    def is_room(self) -> bool:
+        if not all(worker.settled for worker in self.busy):
+            return False
+        room = all(worker.free >= SPARE * self.largest for worker in self.busy)
+        if not room and not self.said_to_wait:
+            log.info(f"memory is short: the next run waits until one of {len(self.busy)} has ended")
+            self.said_to_wait = True
+        return room
+
+    def listen(self) -> None:
+        """Handle messages of workers, waiting for a second at most."""
+        by_connection = {worker.connection: worker for worker in self.busy}
+        for connection in wait(list(by_connection), timeout=1.0):
+            worker = by_connection[connection]
+            try:
+                message = worker.connection.recv()
+            except (EOFError, OSError):
+                message = Message(summary=self.death_of(worker))
+            self.hear(worker, message)
+
+    def hear(self, worker: Any, message: Message) -> None:
+        number = worker.number
+        assert number is not None
+        if message.record is not None:
+            if not message.record.msg.startswith((f"run {number} ", f"run {number}: ")):
+                message.record.msg = f"run {number}: {message.record.msg}"
+            log.handle(message.record)
+            return
+        if message.summary is None:
+            self.largest = max(self.largest, message.memory)
+            self.board.goes_on(number, message)
+            worker.settle(message.free)
+            return
+        self.board.ends(number)
+        worker.number, worker.settled = None, True
+        self.end(number, message.summary)
+
+    def end(self, number: int, summary: Summary) -> None:
+        """Keep the summary of a run, which may be the last one."""
+        self.summaries[number] = summary
+        if summary["stopped"] == ELSEWHERE:
+            self.elsewhere.append(number)
+        self.may_stop(summary)
+
+    def may_stop(self, summary: Summary) -> None:
+        """Stop all runs at the first failure, with --fail-fast."""
+        if self.failed_fast:
+            is_interrupted = summary["stopped"] == INTERRUPTED
+            summary["stopped"] = summary["stopped"].removesuffix(LATE)  # nobody pressed Ctrl-C
+            if is_interrupted:
+                summary["stopped"] = "interrupted, as another run failed"
+        if self.call.fail_fast and summary["stopped"].startswith("failed"):
+            self.failed_fast = True
+            self.stop()
+
+    def death_of(self, worker: Worker) -> Summary:
+        """Return the summary of a run whose process died, killed or out of memory."""
+        worker.process.join()
+        self.workers.remove(worker)
+        code = worker.process.exitcode or 0
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        log.error(f"run {worker.number} failed: its process ended ({how})")
+        return {
+            "stopped": f"failed: its process ended ({how})",
+            "wall_seconds": time.perf_counter() - worker.began,
+        }
+
+    def stop(self) -> None:
+        """Start no more runs. Active ones end after their current step."""
+        self.is_stopped = True
+        self.waiting.clear()
+        for worker in self.busy:
+            worker.stop()
+
+    def interrupt(self, signal_number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        say_at_once("interrupted: all runs stop after this step; press Ctrl-C once more to leave at once")
+        self.stop()
+
+
+def gpu_for(n_workers: int, gpu_id: int | None) -> int | None:
+    """Return the GPU of the next worker. Workers take turns if there are several GPUs and none was asked for."""
+    n_gpus = torch.cuda.device_count()
+    return n_workers % n_gpus if gpu_id is None and n_gpus > 1 else gpu_id
+
+
+def share_of_threads(jobs: int) -> int:
+    """Return the CPU threads of one of `jobs` runs, if `threads` is not set."""
+    return max(1, torch.get_num_threads() // jobs)
+
+
+def say_threads(wanted: set[int | None], jobs: int) -> None:
+    """Log how training side by side affects results and speed. `wanted` are the values of `threads`."""
+    alone, share = torch.get_num_threads(), share_of_threads(jobs)
+    if None in wanted and share != alone:
+        log.info(
+            f"--jobs={jobs}: a run has {share} of {alone} CPU threads, and another number of them changes the last "
+            f"digits of its results; threads={share} makes them equal with and without --jobs"
+        )
+    most = max((n for n in wanted if n is not None), default=0)
+    if most * jobs > alone:
+        log.info(
+            f"--jobs={jobs} with threads={most} wants {most * jobs} of {alone} CPU threads: runs will be slow"
+        )

@@ -1,0 +1,280 @@
+"""Find what earlier calls did with a grid's runs, for --resume. Runs are identified by content, not by position."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from train.grid.expand import GridError
+from train.grid.params import SECTIONS, Params
+from train.logs import log
+from train.processes import rank
+from train.saving.claims import claims_in, noted_folder
+from train.saving.provenance import changed_files, code_of_this_process
+from train.saving.run_folder import (
+    PARTIAL,
+    RESUME_FILE,
+    complete,
+    is_ours,
+    is_stillborn,
+    is_training,
+    last_name,
+    partial_name,
+    read_about,
+    run_folders,
+)
+from train.train_params import TrainParams
+from train.trainer import INTERRUPTED
+
+ELSEWHERE = "training elsewhere"  # what became of a run that another call trains
+DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in fields(cls)}
+
+
+def identity(params: Params, content: str) -> str:
+    """Return a hash that is equal for equal runs.
+
+    It covers the fields that are not at their defaults, and the content of the text. `cpus` and `gpus` do not count.
+    """
+    params = params._replace(train=replace(params.train, cpus=TrainParams.cpus, gpus=TrainParams.gpus))
+    chosen = {name: repr(value) for name, value in params.flat().items() if value != DEFAULTS[name]}
+    return hashlib.sha256(json.dumps([chosen, content], sort_keys=True).encode()).hexdigest()[:20]
+
+
+class Earlier(NamedTuple):
+    """A run in a run folder, complete or not."""
+
+    folder: Path
+    identity: str
+    code: dict[str, str]  # hashes by file
+    summary: dict[str, Any] | None  # of one that is saved
+    failed: str | None  # why it failed, if it did
+    resumable: bool = True  # False: it failed by itself, and would again
+
+    @property
+    def is_partial(self) -> bool:
+        """True until the folder gets its final name."""
+        return self.folder.name.endswith(PARTIAL)
+
+
+class Step(NamedTuple):
+    """The action of a call for one run of its grid."""
+
+    what: Literal["new", "finished", "continued", "again", "elsewhere"]
+    earlier: Earlier | None = None
+    replaced: tuple[Path, ...] = ()  # partial folders of the same run that are of no use when it has ended
+
+    @property
+    def trains(self) -> bool:
+        """True if this call trains the run."""
+        return self.what not in ("finished", "elsewhere")
+
+    def __str__(self) -> str:
+        if self.earlier is None:
+            return "left out: another call trains it at the moment" if self.what == "elsewhere" else "new"
+        name = self.earlier.folder.name.removesuffix(PARTIAL)
+        failed = f"failed, {self.earlier.failed}" if self.earlier.failed else ""
+        return {
+            "again": f"trains again: {name} {failed or 'kept no checkpoint'}",
+            "finished": f"finished: {name}",
+            "continued": f"goes on: {name} {failed}".strip(),
+            "elsewhere": f"left out: {name} is training at the moment",
+        }[self.what]
+
+
+NEW = Step("new")
+DECIDED = "WHATIF_DECIDED"  # the environment variable that tells the other processes of a run
+
+
+def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
+    """Return what to do with each run of a grid. Raise GridError if other code made the runs to be taken over."""
+    known: dict[str, list[Earlier]] = {}
+    for earlier in earlier_runs(root, set(identities)):
+        known.setdefault(earlier.identity, []).append(earlier)
+    steps = [step_after(known.get(one, [])) for one in identities]
+    if not any_code:
+        refuse_other_code(step.earlier for step in steps if step.earlier and step.what != "again")
+    return steps
+
+
+def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
+    """Return the decision of the first process.
+
+    Other processes start later, when the first run is under way, and inherit it.
+    """
+    if rank() == 0:
+        steps = decide()
+        os.environ[DECIDED] = json.dumps([essence(step) for step in steps])
+        return steps
+    return [step_with(*decided) for decided in json.loads(os.environ[DECIDED])]
+
+
+def essence(step: Step) -> tuple[str, str | None]:
+    """Return what the other processes of a run need to know about a step."""
+    return step.what, step.earlier and str(step.earlier.folder)
+
+
+def step_with(what: Any, folder: str | None) -> Step:
+    """Return the step with this `essence`."""
+    return Step(what, Earlier(Path(folder), "", {}, None, None) if folder else None)
+
+
+def share(step: Step, number: int) -> Step:
+    """Return the first process's decision about run `number`, in every process of that run.
+
+    Unlike for_all_processes, this is called just before the run trains.
+    """
+    if torch.distributed.is_initialized():
+        shared = [essence(step)]
+        torch.distributed.broadcast_object_list(shared, src=0)
+        return step_with(*shared[0]) if rank() else step
+    if rank() == 0:  # the others have not started
+        decided = json.loads(os.environ[DECIDED])
+        decided[number - 1] = essence(step)
+        os.environ[DECIDED] = json.dumps(decided)
+    return step
+
+
+@contextmanager
+def claimed(job: Any, call: Any) -> Iterator[Any]:
+    """Claim the run of `job` for this call, with --resume, and yield the job with its step brought up to date.
+
+    Another call may be training the run, or may have trained it since this call began.
+    """
+    if call.resume is None or job.step.what == "finished":
+        yield job
+        return
+    step, is_ours = job.step, False
+    try:
+        if rank() == 0:
+            is_ours = claims_in(call.out).take(job.identity)
+            step = step_now(job, call) if is_ours else Step("elsewhere")
+        if job.params.train.devices > 1:
+            step = share(step, job.number)
+        if step.what != job.step.what:
+            log.info(f"run {job.number}: {step}")
+        yield job._replace(step=step)
+    finally:
+        if is_ours:
+            claims_in(call.out).give_back(job.identity)
+
+
+def step_now(job: Any, call: Any) -> Step:
+    """Decide again what to do with a run once it is claimed: other calls may have changed its folders."""
+    earlier = job.step.earlier
+    known = [earlier and earlier.folder, noted_folder(call.out, job.identity), *job.step.replaced]
+    names = {name for folder in filter(None, known) for name in (partial_name(folder), last_name(folder))}
+    step = step_after([*runs_in(sorted(filter(os.path.isdir, names)), {job.identity})])
+    if call.resume != "anyway" and step.earlier and step.what != "again":
+        refuse_other_code([step.earlier])
+    return step
+
+
+def earlier_summary(step: Step) -> dict[str, Any]:
+    """Return the final numbers of a run that is not trained now, and tidy up what a kill at its very end left."""
+    if step.what == "elsewhere":
+        return {"stopped": ELSEWHERE}
+    assert step.earlier is not None
+    folder, summary = step.earlier.folder, step.earlier.summary
+    if not summary:
+        return {"stopped": "finished earlier"}  # the first process of the run says more
+    with suppress(OSError):  # another call does it, or the disk is read-only
+        folder = complete(folder)
+        clear_away(step.replaced)
+    return summary | {"stopped": f"{summary.get('stopped', 'finished')} earlier", "folder": str(folder)}
+
+
+def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:
+    """Yield the saved runs with one of these identities. Unreadable folders are logged and left out."""
+    return runs_in(run_folders(root), identities)
+
+
+def runs_in(folders: Iterable[Path], identities: set[str]) -> Iterator[Earlier]:
+    """Yield the runs in `folders` that have one of these identities."""
+    for folder in folders:
+        complete = not folder.name.endswith(PARTIAL)
+        try:
+            about = read_about(folder, complete)
+        except ValueError as error:
+            if not lacks_about(folder):  # a run killed as it began has none yet
+                log.warning(f"--resume leaves out a folder: {error}")
+            continue
+        if about.get("identity") in identities and "code" in about:
+            failed = about.get("failed")
+            resumable = failed is None or about.get("resumable") is True
+            yield Earlier(folder, about["identity"], about["code"], about.get("summary"), failed, resumable)
+
+
+def lacks_about(folder: Path) -> bool:
+    try:
+        return not (folder / "about.json").exists()
+    except OSError:  # a folder that is closed to us
+        return False
+
+
+def step_of(earlier: Earlier) -> Step:
+    if earlier.is_partial and is_training(earlier.folder):
+        return Step("elsewhere", earlier)
+    # A partial folder with a summary was killed when everything was saved, just before it got its last name.
+    if earlier.summary is not None and earlier.summary.get("stopped") != INTERRUPTED:
+        return Step("finished", earlier)
+    if not is_ours(earlier.folder):  # nothing can be trained or cleared away there
+        return NEW
+    goes_on = earlier.resumable and (earlier.folder / RESUME_FILE).exists()
+    return Step("continued" if goes_on else "again", earlier)
+
+
+def step_after(runs: list[Earlier]) -> Step:
+    """Return what to do with a run after all earlier attempts at it."""
+    steps = [step_of(earlier) for earlier in runs]
+    step = best(steps)
+    replaced = [
+        other.earlier.folder
+        for other in steps
+        if other.earlier and other.earlier.is_partial and (other is not step or other.what == "again")
+    ]
+    return step._replace(replaced=tuple(replaced))
+
+
+def best(steps: Iterable[Step]) -> Step:
+    """Return the step of the earlier run that got furthest, the latest one in a tie."""
+    order = ["new", "again", "continued", "elsewhere", "finished"]
+    return max(
+        steps,
+        key=lambda step: (order.index(step.what), step.earlier.folder.name if step.earlier else ""),
+        default=NEW,
+    )
+
+
+def refuse_other_code(runs: Iterable[Earlier]) -> None:
+    now = code_of_this_process().hashes
+    made_by: dict[str, str] = {}
+    for earlier in runs:
+        if changed := ", ".join(changed_files(earlier.code, now)):
+            made_by.setdefault(changed, earlier.folder.name.removesuffix(PARTIAL))
+    if made_by:
+        errors = [
+            f"--resume: since the run {run} was trained, {files} changed" for files, run in made_by.items()
+        ]
+        advice = "--resume=anyway takes earlier runs as they are; without --resume all are trained anew"
+        raise GridError([*errors, advice])
+
+
+def clear_away(folders: Iterable[Path]) -> None:
+    """Remove folders of attempts that a later one has replaced, unless they are complete or in training."""
+    for folder in folders:
+        if folder.name.endswith(PARTIAL) and folder.exists() and not is_training(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def clear_stillborn(root: Path) -> None:
+    """Remove the folders of runs that were killed before they said what they were."""
+    for folder in run_folders(root):
+        if folder.name.endswith(PARTIAL) and is_stillborn(folder) and not is_training(folder):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,375 @@
+"""Run folders: written so that a kill never leaves half a run, and read as data, never as code."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import fields
+from datetime import datetime
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from data.data_params import DataParams
+from data.tokenizer import Tokenizer
+from model.lm import LM
+from model.model_params import ModelParams
+from train.grid.params import Params
+from train.logs import printable
+from train.saving.about import about_problem
+from train.saving.durable import make_folder, rename, replacing, sync_tree
+from train.saving.provenance import REPOSITORY, changed_files, code_of_this_process, hashes_of_code, versions
+from train.saving.timestamps import PARTIAL, run_folders, timestamps_in, walk
+from train.saving.weights import (
+    checkpoint_files,
+    load_lm,
+    one_line,
+    regular_file,
+    weights,
+    weights_file,
+    write_weights,
+)
+from train.stats import Stat, Stats
+from train.train_params import TrainParams
+
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
+RESUME_FILE = "resume.ckpt"
+LOCK_FILE = "lock"
+MAX_LOOK = 1.0  # seconds that is_training takes, at most
+MIN_AGE = 60.0  # seconds after which a folder without content is nobody's
+LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
+
+
+class Loaded(NamedTuple):
+    """A saved run: its model in eval mode on the CPU, its statistics by name, and about.json."""
+
+    lm: LM
+    tokenizer: Tokenizer
+    params: Params
+    train_stats: dict[str, list[Stat]]
+    about: dict[str, Any]
+
+
+def output_root(out: str | None = None) -> Path:
+    """Return the folder of all outputs: `out`, else WHATIF_OUT, else the parent folder of the repository."""
+    return Path(out or os.environ.get("WHATIF_OUT") or REPOSITORY.parent).expanduser().resolve()
+
+
+def find_run(timestamp: str, out: str | None = None) -> Path:
+    """Return the folder of a complete run. Raise ValueError with the nearest timestamps if there is none."""
+    root = output_root(out)
+    folders = list(run_folders(root))
+    found = [folder for folder in folders if folder.name == timestamp]
+    if len(found) > 1:
+        raise ValueError(f"there are {len(found)} runs {timestamp}: {', '.join(map(str, found))}")
+    if found:
+        return found[0]
+    if partial := [folder for folder in folders if folder.name == f"{timestamp}{PARTIAL}"]:
+        raise ValueError(f"the run {timestamp} is incomplete, killed or still training: {partial[0]}")
+    complete = [folder.name for folder in folders if not folder.name.endswith(PARTIAL)]
+    nearest = ", ".join(get_close_matches(str(timestamp), complete, n=3, cutoff=0)) or "none at all"
+    raise ValueError(f"no run {timestamp!r:.60} in {root / 'saved-models'}; nearest: {nearest}")
+
+
+class RunFolder:
+    """The folder of a run, locked while it trains. `finish` renames it from `{timestamp}.partial` to `{timestamp}`."""
+
+    def __init__(self, path: Path, is_new: bool = True) -> None:
+        self.path = path
+        self.is_new = is_new  # False: an earlier call has begun the run
+        self.timestamp = path.name.removesuffix(PARTIAL)
+        self.lock = lock_of(path)
+        self.lock.acquire(timeout=MAX_LOOK)  # somebody may be looking whether it is locked
+
+    @classmethod
+    def claim(
+        cls, root: Path, subfolder_of: Callable[[str], str], when: datetime | None = None
+    ) -> "RunFolder":
+        """Create a folder under the next timestamp that is free below `root`.
+
+        `subfolder_of` returns its path for a timestamp.
+        """
+        base = (root / "saved-models").resolve()
+        base.mkdir(parents=True, exist_ok=True)
+
+        def folder_of(timestamp: str) -> Path:
+            return partial_folder(base, subfolder_of(timestamp), timestamp)
+
+        folder = timestamps_in(base).give(when or datetime.now(), folder_of)
+        make_folder(folder)
+        try:
+            return cls(folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    @classmethod
+    def take_up(cls, path: Path) -> "RunFolder":
+        """Return the folder of an earlier run, to continue it."""
+        # If the folder is partial already, this renames it onto itself, which does nothing.
+        return cls(rename(path, partial_name(path)), is_new=False)
+
+    @property
+    def log_file(self) -> Path:
+        return self.path / "log.txt"
+
+    def give_up(self, failed: str | None, resumable: bool = True) -> None:
+        """Leave the folder to a later call.
+
+        `failed` says why the run failed; None means it was interrupted. With `resumable`, --resume continues from its
+        resume checkpoint if there is one.
+        """
+        about = self.path / "about.json"
+        with contextlib.suppress(OSError, ValueError):  # a full disk, most likely, of which the reason tells
+            if failed is not None:
+                write_json(about, read_json(about) | {"failed": failed, "resumable": resumable})
+        self.lock.release()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """True if the folder holds a resume checkpoint or kept weights."""
+        return (self.path / RESUME_FILE).exists() or bool(checkpoint_files(self.path))
+
+    def discard(self) -> None:
+        """Remove a folder that holds nothing of use."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.lock.release()
+
+    def finish(self, resumable: bool = False) -> None:
+        """Mark the folder as complete. `resumable` keeps the resume checkpoint of a run that is to be continued."""
+        self.path = complete(self.path, resumable)
+        self.lock.release()
+
+
+def partial_name(folder: Path) -> Path:
+    """Return the path of a run's folder while it trains."""
+    return folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
+
+
+def last_name(folder: Path) -> Path:
+    """Where the run in `folder` lies when it is complete."""
+    return folder.with_name(folder.name.removesuffix(PARTIAL))
+
+
+def complete(folder: Path, resumable: bool = False) -> Path:
+    """Rename the folder of a saved run to its final name, then remove what only training needs. Return its path.
+
+    A kill at any moment leaves a run that is complete, or that the next call completes.
+    """
+    if folder.name.endswith(PARTIAL):
+        folder = rename(folder, last_name(folder))
+    for name in [LOCK_FILE] if resumable else [RESUME_FILE, LOCK_FILE]:
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+def lock_of(folder: Path) -> FileLock:
+    """Return the lock that the process training the run holds. The system releases it when the process dies."""
+    return FileLock(folder / LOCK_FILE, timeout=0)
+
+
+def is_training(folder: Path) -> bool:
+    """Return True if another process is training the run in `folder`."""
+    try:
+        with lock_of(folder):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # a folder of somebody else's, in which we may not write
+        return is_locked(folder / LOCK_FILE)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether another process has locked a file that we may read at best; False if that is unknown."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether this process may train in the folder of a run, and rename it."""
+    return os.access(folder, os.W_OK) and os.access(folder.parent, os.W_OK)
+
+
+def is_stillborn(folder: Path) -> bool:
+    """Whether a run was killed before `begin` had said in `folder` what it is.
+
+    The folder is empty or has our lock, lacks about.json, and has been left alone for MIN_AGE.
+    """
+    try:
+        names = {path.name for path in folder.iterdir()}
+        age = time.time() - folder.stat().st_mtime
+    except OSError:
+        return False
+    return "about.json" not in names and (not names or LOCK_FILE in names) and age > MIN_AGE
+
+
+def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
+    """Return `base`/`subfolder` with .partial at its end.
+
+    Raise ValueError if a run saved there could not be found by its timestamp.
+    """
+    path = Path(os.path.normpath(base / subfolder))
+    if path.name != timestamp or base not in path.parents:
+        raise ValueError(
+            f"save_folder_name gives {subfolder!r}: it must be a path inside saved-models that ends in /{timestamp}"
+        )
+    return path.with_name(timestamp + PARTIAL)
+
+
+def begin(
+    folder: Path, params: Params, command: list[str], identity: str = "", wandb: str | None = None
+) -> None:
+    """Write what is known about a run before it trains, so that it can be identified however it ends."""
+    code = code_of_this_process()
+    write_json(folder / "params.json", params.by_part())
+    (folder / "diff.patch").write_bytes(code.diff)
+    about = {
+        "timestamp": folder.name.removesuffix(PARTIAL),
+        "command": command,
+        "versions": versions(),
+        "commit": code.commit,
+        "code": code.hashes,
+        "identity": identity,
+        "wandb": wandb,  # the id by which a run that goes on does so there, too
+    }
+    write_json(folder / "about.json", about)
+
+
+def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None:
+    """Save the results of a run in its (still partial) folder. `summary` holds its final numbers."""
+    assert isinstance(lm.tokenizer, Tokenizer), "what is trained here has a tokenizer of ours"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
+    write_weights(folder / "model.safetensors", tensors)
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    lm.tokenizer.save(folder / "tokenizer")
+    stats.save(folder / "stats.json")
+    sync_tree(folder)
+    about = read_json(folder / "about.json")
+    for of_earlier_attempt in ("failed", "resumable"):
+        about.pop(of_earlier_attempt, None)
+    # Written last: a summary marks the run as saved.
+    write_json(folder / "about.json", about | {"summary": summary})
+
+
+def load(folder: Path, step: int | None = None) -> Loaded:
+    """Load the run in `folder`, with the weights kept at `step` or its final ones.
+
+    Raise ValueError if the folder is damaged, not ours, or older than the code can read.
+    """
+    params, tokenizer, about = read_run(folder)
+    lm = load_lm(weights_file(folder, step), params.model, tokenizer)
+    return Loaded(lm, tokenizer, params, Stats.load(regular_file(folder / "stats.json")).train_stats, about)
+
+
+def load_checkpoints(folder: Path) -> Iterator[tuple[int, LM]]:
+    """Yield (step, model) for all kept weights, loaded one at a time. Raise ValueError as `load` does."""
+    params, tokenizer, _ = read_run(folder)
+    for step, path in checkpoint_files(folder).items():
+        yield step, load_lm(path, params.model, tokenizer)
+
+
+def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
+    """Return the params, the tokenizer and about.json of a run, without weights and statistics."""
+    for parent, _, names in walk(folder):
+        for name in names:
+            regular_file(Path(parent, name))
+    about = read_about(folder)
+    params = read_params(folder, about)
+    changed = [name for name in changed_files(about["code"], hashes_of_code()) if name.startswith("model/")]
+    if changed:
+        listed = printable(", ".join(changed))
+        print(f"{folder.name}: {listed} changed since this run was saved (at {saved_at(about)})")
+    return params, Tokenizer.load(folder / "tokenizer"), about
+
+
+def read_about(folder: Path, complete: bool = True) -> dict[str, Any]:
+    """Return about.json: timestamp, command, versions, commit, code hashes, identity and final numbers of a run.
+
+    With `complete`, a missing summary or code hash is an error. Raise ValueError for invalid content.
+    """
+    path = folder / "about.json"
+    about = read_json(path)
+    if complete and not about.keys() >= {"summary", "code"}:
+        raise ValueError(f"{path} was not written by this program: it has no summary or no code hashes")
+    if problem := about_problem(about):
+        raise ValueError(f"{path} was not written by this program: {problem}")
+    return about
+
+
+def read_params(folder: Path, about: dict[str, Any]) -> Params:
+    """Return the params of the run in `folder`. Fields missing there get their defaults.
+
+    Raise ValueError for unknown fields and invalid values.
+    """
+    sections = read_json(folder / "params.json")
+    try:
+        return Params(
+            read_section(DataParams, sections.get("data"), about),
+            read_section(TrainParams, sections.get("train"), about),
+            read_section(ModelParams, sections.get("model"), about),
+        )
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{folder / 'params.json'}: {one_line(error)}") from error
+
+
+def read_section(params_class: type, section: object, about: dict[str, Any]) -> Any:
+    """Return `params_class` with the values of a section of params.json."""
+    if not isinstance(section, dict):
+        raise ValueError(f"there is no section for {params_class.__name__}")
+    unknown = sorted(section.keys() - {field.name for field in fields(params_class)})
+    if unknown:
+        raise ValueError(
+            f"{params_class.__name__} has no field {unknown[0]!r:.80}; the run was saved at {saved_at(about)}"
+        )
+    try:
+        return params_class(**as_tuples(section))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in (params_class.__name__, *first["loc"]))
+        raise ValueError(f"{field}: {first['msg']}, not {first['input']!r:.80}") from error
+
+
+def as_tuples(value: Any) -> Any:
+    """Convert lists to tuples: JSON has no tuples, and params have no lists."""
+    if isinstance(value, dict):
+        return {key: as_tuples(item) for key, item in value.items()}
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, one line per key. A kill or a full disk leaves either the new file or the old one."""
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+    with replacing(path) as partial:
+        partial.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`. Raise ValueError for anything else."""
+    regular_file(path)
+    try:
+        if path.stat().st_size > LARGEST_JSON:
+            raise ValueError(f"it has over {LARGEST_JSON:,} bytes")
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+        # Refuse lone surrogates, which cannot be written as UTF-8.
+        json.dumps(content, ensure_ascii=False).encode()
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
+    return content
+
+
+def saved_at(about: dict[str, Any]) -> str:
+    commit = str(about.get("commit"))
+    return f"commit {commit}" if COMMIT.fullmatch(commit) else "an unknown commit"
