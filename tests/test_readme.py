@@ -172,7 +172,7 @@ def test_the_set_up_commands_are_the_promised_two():
 
 
 COMMANDS = sorted(set(re.findall(r"^python3 (main\.py --config[^\n#]*)", README, re.MULTILINE)))
-TAKES_LONG = re.compile("--resume|--config=bert|--coord-check|--stability")
+TAKES_LONG = re.compile("--resume|--jobs|--config=bert|--coord-check|--transfer|--stability")
 
 
 @pytest.mark.parametrize(

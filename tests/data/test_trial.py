@@ -58,6 +58,8 @@ def task():
         del tasks[name]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ten_million_letters_are_refused_in_time():
     start = time.monotonic()
     [problem] = problems("copy", max_length=10_000_000)
@@ -97,6 +99,8 @@ def calls_c(rng):
     return "a" * sum(range(10**12))  # one call: no Python code runs meanwhile
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.usefixtures("short_limits")
 @pytest.mark.parametrize(
     ("draw", "message"),

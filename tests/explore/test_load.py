@@ -125,6 +125,8 @@ def test_no_runs_are_an_empty_table(tmp_path):
         find_run(FIRST, str(tmp_path))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_thousand_runs_are_listed_quickly(root):
     for i in range(1000):
         folder = folder_of(root, f"2023-01-01--{i // 3600:02}-{i // 60 % 60:02}-{i % 60:02}")
@@ -151,6 +153,8 @@ def test_load_all_leaves_out_what_is_damaged(root, capsys):
     assert "model.safetensors" in line
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "change",
     [

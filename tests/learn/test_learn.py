@@ -340,6 +340,8 @@ def test_what_is_left_of_a_class_is_told():
     )
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_beam_search_without_an_end_is_told():
     never = ("for n in range(1, n_new + 1):", "for n in [1] * 1000:")
     state, says = planted("generation", "beam_search", [never])

@@ -162,6 +162,8 @@ def test_masked_models_are_counted_too(objective):
     assert torch.equal(torch.get_rng_state(), numbers)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["experts", "heads"])
 def test_a_run_trains_and_records_what_layers_add(kind, tmp_path):
     call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])

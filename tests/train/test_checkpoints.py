@@ -76,6 +76,8 @@ def equal(a, b) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(w, theirs[name]) for name, w in ours.items())
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_without_save_nothing_is_kept_and_without_the_field_neither(call, tmp_path):
     assert call("checkpoint_every=4") == 0
     assert not (tmp_path / "saved-models").exists()
@@ -90,6 +92,8 @@ def test_without_save_nothing_is_kept_and_without_the_field_neither(call, tmp_pa
         checkpoints("2024-01-01--00-00-00", str(tmp_path))
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_best_weights_end_a_run_but_its_first_and_last_ones_are_kept(call, tmp_path):
     until_worse = "patience=1", "epochs=9", "lr=0.3", "gradient_clip_val=None", "accumulate_grad_batches=1"
     assert call("--save", "checkpoint_every=500", *until_worse) == 0
@@ -114,6 +118,8 @@ def folder(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_they_are_opened_one_at_a_time_and_by_step(folder, tmp_path):
     (folder / "checkpoints/step-0000010.safetensors").write_bytes(b"damaged since")
     opened = checkpoints(folder.name, str(tmp_path))
@@ -137,6 +143,8 @@ class Bomb:
         return os.system, (f"touch {self.path}",)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_strange_files_are_refused_in_one_sentence_and_never_run(folder, tmp_path):
     path = folder / "checkpoints/step-0000005.safetensors"
     good = {name: tensor.clone() for name, tensor in load_file(path).items()}  # not the file itself

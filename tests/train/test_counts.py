@@ -96,6 +96,8 @@ def every_other(y):
     return torch.where(torch.arange(y.shape[1], device=y.device) % 2 == 0, y, NOT_SCORED)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_is_scored_may_change_in_get_batch_xyz(tmp_path, monkeypatch):
     plain, original = update(tmp_path, batch_size=32), LM.get_batch_xyz
 
@@ -107,6 +109,8 @@ def test_what_is_scored_may_change_in_get_batch_xyz(tmp_path, monkeypatch):
     assert not torch.allclose(assert_splits_agree(tmp_path), plain)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_is_scored_may_change_in_get_losses(tmp_path, monkeypatch):
     plain, original = update(tmp_path, batch_size=32), LM.get_losses
 

@@ -172,6 +172,8 @@ def test_a_run_whose_last_step_is_interrupted_is_finished_and_the_grid_ends(wher
     assert len(call.batches) == N_BATCHES, "the second run alone"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("n", [5, 12])
 def test_a_second_ctrl_c_ends_the_run_at_once(n, call, monkeypatch, whole):
     """It goes on from the last checkpoint, or begins anew."""
@@ -196,6 +198,8 @@ def test_a_second_ctrl_c_ends_the_run_at_once(n, call, monkeypatch, whole):
     assert_same(outcome(call.root / "out"), whole)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_second_ctrl_c_while_the_checkpoint_is_written_leaves_the_one_before(
     call, ctrl_c, monkeypatch, whole
 ):

@@ -63,6 +63,8 @@ def test_it_opens_as_it_was_saved(run, capsys):
     assert "«" in table["sample"].iloc[0]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_validation_is_of_what_mask_frac_says(run):
     out, timestamp = run
     lm, dataset, _, params = model_explorer.get_model_by_timestamp(timestamp, out=out)
@@ -120,6 +122,8 @@ def test_a_task_is_trained_on_its_scored_tokens(tmp_path, capsys):
     assert call(tmp_path, "--dry-run", fields=fields) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_mask_frac_without_its_objective_is_told(tmp_path, capsys):
     fields = ["causal=True", "objective=['next-token','masked']", "mask_frac=0.5", *OF_TASK]
     fields += ["tokenizer_source_name='char'", "early_stop_nsamples=16"]

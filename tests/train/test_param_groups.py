@@ -66,6 +66,8 @@ ARCHITECTURES = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("fields", ARCHITECTURES, ids=str)
 def test_at_the_base_all_is_bitwise_as_in_standard(fields):
     standard = tiny_params(**fields)
@@ -333,6 +335,8 @@ WIDE = tiny_params(dim=64, n_heads=4, parametrization="mup", mup_base_dim=64, mu
 NARROW = replace(WIDE, dim=16, n_heads=2, mup_base_dim=16, mup_base_heads=2)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("params", "lr", "optimizer"),
     [
@@ -510,6 +514,8 @@ def test_roles_and_groups_survive_a_copy():
     assert len(weighted(twin)) == 4
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_compiled_model_has_the_same_groups_and_losses():
     plain, compiled = fresh(mup()), fresh(mup())
     compiled.compile(backend="eager")
@@ -567,6 +573,8 @@ def test_lr_among_the_statistics_is_that_of_no_multiplier(tmp_path):
     assert stats["stat/lr:embedding x7"][0].v == pytest.approx(7e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_profile_is_taken_before_training_and_the_same_each_time(tmp_path):
     model = replace(SMALL, norm_position="post", residual="admin", residual_profile=True, n_layers=2)
     found = [run(tmp_path, model, random_seed=seed).model for seed in (0, 0, 1)]

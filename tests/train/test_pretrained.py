@@ -181,6 +181,8 @@ def test_the_params_tell_the_architecture_and_the_run_opens_when_the_model_it_be
     assert call(tmp_path, f"from_saved = {timestamp!r}") == 0, "so it can go on, too"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("edit", "changed"),
     [
@@ -356,6 +358,8 @@ def test_lora_trains_its_own_parameters_only_and_is_saved_and_opened(root, hf_fo
     assert saved.lm.decoder.layers[0].linear1.lora_b.any()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_with_lora_goes_on_with_it_or_merged(root, saved):
     then = load(find_run(saved.lora, str(root))).lm
     on, merged = (
@@ -535,6 +539,8 @@ def test_a_chat_model_goes_on_training_without_bos_and_keeps_its_end_tokens(hf_f
     assert lm.sample("the", 4, as_str=False)[0] == tokenizer.encode_batch(["the"])[0][0]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_pretrained_tokenizer_without_special_tokens_trains(tmp_path):
     (folder := tmp_path / "bare").mkdir()
     characters = sorted({*"".join(TEXT), *"0123456789\n"})

@@ -89,6 +89,8 @@ def test_gradients_and_values_each_find_what_they_can(name, by_gradient, by_valu
         assert leak is None if expected is None else expected in leak
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", sound)
 def test_what_looks_odd_and_breaks_nothing_passes(name, monkeypatch):
     params = params_of(layer_architecture=plant(sound[name], monkeypatch))
@@ -122,6 +124,8 @@ BERT = {
 BOTH_SIDES = "every position sees both sides"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("fields", [{"layer_architecture": kind} for kind in KINDS] + KNOBS, ids=str)
 def test_what_is_sound_passes_all_checks(fields):
     outcomes = results(params_of(**fields))
@@ -378,6 +382,8 @@ def test_a_leak_is_said_kept_with_the_run_and_marked_in_every_table(tmp_path, ca
     assert pd.isna(kept["custom-transformer"])
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_run_says_which_parameters_get_no_gradient(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.UnusedParameter)
     assert call_main(tmp_path, "--set", "layer_architecture=edited", "--set", "n_layers=1") == 0

@@ -36,6 +36,8 @@ def equal(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_accumulation_equals_the_large_batch_though_parts_score_different_numbers_of_tokens(tmp_path):
     small = train(tmp_path, batch_size=5, accumulate_grad_batches=8, precision="64-true")
     large = train(tmp_path, batch_size=40, precision="64-true")

@@ -132,6 +132,8 @@ def on_console():
     log_to_console()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_without_a_key_runs_are_kept_offline_for_wandb_sync(no_wandb_account, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")  # to be put back afterwards
     first = track(no_wandb_account)
@@ -288,6 +290,8 @@ def test_an_online_run_has_wandbs_name_and_sends_nothing_but_params_and_statisti
     assert_private(run_folder)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_connection_lost_in_mid_run_loses_nothing_and_ends_in_bounded_time(
     server, no_wandb_account, capsys, monkeypatch
 ):

@@ -98,6 +98,8 @@ def test_the_report_of_a_grid_and_that_of_its_folders_say_the_same(tmp_path, cap
     assert "its runs failed or diverged" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", ["steps", "flops", "stopped", "val_loss", "status", "code", "variant"])
 def test_a_users_field_may_be_named_like_any_measured_value(name, tmp_path, monkeypatch):
     """A field that says `failed` or NaN about no run's end must not be taken for how the run ended."""
@@ -163,6 +165,8 @@ def of_two_codes(tmp_path: Path) -> list[Path]:
     return folders
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_runs_of_other_code_are_other_variants(tmp_path, capsys):
     of_two_codes(tmp_path)
     table = runs(str(tmp_path))

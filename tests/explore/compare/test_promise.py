@@ -85,6 +85,8 @@ def test_of_a_thousand_grids_without_a_difference_few_are_said_to_have_one():
     assert np.mean(wrong) <= 0.065
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_difference_of_one_and_a_half_deviations_is_found():
     rng = np.random.default_rng(1)
     kinds = list(EFFECT)

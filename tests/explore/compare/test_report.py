@@ -217,6 +217,8 @@ def test_the_report_after_a_grid_shows_the_saved_runs_of_earlier_calls_too(tmp_p
     assert rows[-1]["random_seed"] == "10"
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_failed_runs_of_a_grid_are_in_its_report(tmp_path, monkeypatch, capsys):
     real = train_run.fit
 

@@ -69,6 +69,8 @@ def test_the_page_fits_a_window_and_draws_inside_its_plots(opened, tmp_path, axe
     assert touching == []
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_text_of_runs_does_nothing(opened, tmp_path):
     for number, (seed, lr, text) in enumerate(product((0, 1), (1e-3, 1e-2), ("char", EVIL))):
         own = {"task_args": {"kind": text}, "norm": EVIL, "positions": text, "tokenizer_source_name": text}
@@ -91,6 +93,8 @@ def test_a_name_with_markup_is_only_a_name(opened, tmp_path):
     assert driver.find_element(By.TAG_NAME, "h1").text == name
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_tables_sort_by_numbers_and_by_text(opened, tmp_path):
     fake_grid(tmp_path, positions=["rotary", "learned", "none"], dim=[64, 1024], random_seed=[0, 1, 2])
     driver = opened()

@@ -258,6 +258,8 @@ EVIL = [
 ]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_no_token_does_anything(opened):
     page = opened(page_of(causal(1, len(EVIL), len(EVIL)), EVIL))
     for i, chip in enumerate(page.all("#text button")):
@@ -306,6 +308,8 @@ def test_all_text_can_be_read_in_light_and_dark(opened):
     assert backgrounds == ["rgba(255, 255, 255, 1)", "rgba(21, 24, 29, 1)"]
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_pages_in_a_notebook_keep_to_their_frames(opened, chromium, tmp_path):
     frames = [AttentionPage(page_of(causal(2, n, n)))._repr_html_() for n in (4, 64)]
     host = f"<!doctype html><title>host</title><style>canvas {{ width: 7px }}</style><p>text</p>{''.join(frames)}"

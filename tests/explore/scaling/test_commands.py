@@ -61,6 +61,8 @@ def test_a_dry_run_of_a_check_neither_judges_nor_measures_training(tmp_path, cap
     assert not (tmp_path / "reports").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_the_stability_of_a_config(tmp_path, capsys):
     few = ["n_layers=[3,6]", "random_seed=0"]
     code, lines, _ = call(tmp_path, capsys, "--config=output-change", "--stability", to=few)

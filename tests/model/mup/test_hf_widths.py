@@ -90,6 +90,8 @@ def _without_figures(monkeypatch):
     monkeypatch.setattr(coordinates, "draw_panels", lambda *panels, **options: None)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_stay_as_heads_get_wider(kind):
     found = check(kind, partial(in_mup, kind), seeds=(0, 1))
@@ -103,6 +105,8 @@ def test_sizes_stay_as_heads_get_more():
     assert found.passed, found
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_as_it_is_does_not_keep_them(kind):
     def adamw_of_all(model: nn.Module) -> torch.optim.Optimizer:
@@ -129,6 +133,8 @@ def test_a_missing_output_multiplier_is_seen(kind):
     assert slopes(found, "output")[0] >= 0.4
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hidden_learning_rate_that_is_not_divided_is_seen(kind, monkeypatch):
     monkeypatch.setattr(parametrization, "lr_factor", lambda role, rule: 1.0)

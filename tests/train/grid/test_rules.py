@@ -355,6 +355,8 @@ def test_ten_thousand_points_expand_within_seconds(expand):
     assert len(runs) == 2 * 10 * (60 * 4 + 50)
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_ten_thousand_points_are_checked_within_seconds(expand):
     lists = f"TrainParams\nlr = {[i / 1000 for i in range(1, 101)]}\nrandom_seed = {list(range(100))}\n"
     started = time.process_time()

@@ -202,6 +202,8 @@ def test_times_are_shown_as_a_reader_wants_them():
     assert {seconds: as_time(seconds) for seconds in shown} == shown
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_dry_run_with_one_batch_an_epoch_times_steps(tmp_path, capsys):
     """Statistics are then looked at after every step; none of them is an error of the user's."""
     options = ["n_samples=40", "batch_size=64", "epochs=5", "optimizer='sgd'", "lr=1e5", "threads=1"]
@@ -213,6 +215,8 @@ def test_a_dry_run_with_one_batch_an_epoch_times_steps(tmp_path, capsys):
     assert "for 1 run" in shown
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_a_batch_larger_than_the_data_is_timed(tmp_path, capsys, monkeypatch):
     (tmp_path / "few").mkdir()
     (tmp_path / "few" / "data.txt").write_text("".join(f"line {i}\n" for i in range(9)))

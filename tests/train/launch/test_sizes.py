@@ -74,6 +74,8 @@ def test_what_will_not_fit_into_memory_is_said_in_bytes(tmp_path, fields_of_mode
     assert told in message
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("kinds", ["custom-transformer", ("torch-gru", "custom-transformer", "gated-conv")])
 @pytest.mark.parametrize("n_layers", [1, 127, 128, 129, 131, 200])
 def test_layers_that_are_not_built_are_counted(kinds, n_layers):

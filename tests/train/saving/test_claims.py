@@ -145,6 +145,8 @@ def test_a_run_is_taken_up_at_the_end_if_the_other_call_has_died(call):
     assert statuses(call) == {8: "finished", 16: "finished"}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_another_call_has_finished_meanwhile_is_not_trained_again(call, capsys):
     """Not even if it was to go on from a checkpoint, or to train again."""
     call.meanwhile = lambda: forked(lambda: call("--set", "dim=16"))
@@ -157,6 +159,8 @@ def test_what_another_call_has_finished_meanwhile_is_not_trained_again(call, cap
     assert statuses(call) == {8: "finished", 16: "finished"}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_another_call_has_begun_meanwhile_goes_on(call, capsys):
     """It was killed; its checkpoint is that of the second step."""
     call.meanwhile = lambda: forked(lambda: killed_at("batch", 3, lambda: call("--set", "dim=16")))
@@ -167,6 +171,8 @@ def test_what_another_call_has_begun_meanwhile_goes_on(call, capsys):
     assert statuses(call) == {8: "finished", 16: "finished"}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_was_to_go_on_and_another_call_has_finished_is_left_alone(call):
     died = forked(lambda: killed_at("batch", 3, lambda: call("--set", "dim=16")))
     assert died == -signal.SIGKILL
@@ -176,6 +182,8 @@ def test_what_was_to_go_on_and_another_call_has_finished_is_left_alone(call):
     assert len(list(run_folders(call.out))) == 2
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_what_other_code_has_trained_meanwhile_is_refused_run_by_run(call, monkeypatch, capsys):
     code = code_of_this_process()
     other = code._replace(hashes=code.hashes | {"model/lm.py": "0"})

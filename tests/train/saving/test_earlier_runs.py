@@ -215,6 +215,8 @@ def kills_as_a_run_begins(root):
     return sorted(place.iterdir())
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("option", ["--save", "--resume"])
 def test_folders_of_runs_killed_as_they_began_go(option, call):
     empty, locked, begun, known, not_ours, young = kills_as_a_run_begins(call.root)

@@ -203,6 +203,8 @@ def test_params_of_any_depth_are_read_or_refused(tmp_path):
     assert any("cannot be read" not in error for error in errors)  # by us
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 def test_weights_that_do_not_fit_are_named(tmp_path):
     folder = save_run(tmp_path)
     weights = load_file(folder / "model.safetensors")
