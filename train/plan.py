@@ -222,14 +222,13 @@ def say_unused(plans: list[Plan]) -> None:
 def say_idle(plans: list[Plan], call: Call) -> None:
     """Log every field that is set and has no effect without an option that is missing."""
     given = {"--save": call.save, "--ray": call.ray is not None}
+    runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for name, option in FIELDS_WITH_OPTION.items():
-        default = getattr(TrainParams, name)
-        runs_with: defaultdict[str, list[str]] = defaultdict(list)
         for number, plan in enumerate(plans, 1):
             value = getattr(plan.params.train, name)
-            if value != default and not given[option]:
+            if value != getattr(TrainParams, name) and not given[option]:
                 runs_with[f"{name}={value!r} has no effect without {option}"].append(str(number))
-        say_of_runs(runs_with)
+    say_of_runs(runs_with)
 
 
 def say_of_runs(runs_with: Mapping[str, list[str]]) -> None:

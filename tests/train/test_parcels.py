@@ -10,18 +10,18 @@ import pytest
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
+from tests.train import little_run
 from train.history import NEW, Earlier, Step
 from train.logs import log
 from train.params import Params
 from train.parcels import DYING_SECONDS, Luggage, bring_home, in_a_folder, left_here, outputs, pack, unpack
-from train.run import Call
 from train.saver import RunFolder, begin, is_training
 from train.sweep import Job
 from train.train_params import TrainParams
 
 WAS = "test/copy/2024-04-22--16-17-00"
 PARAMS = Params(DataParams(dataset_name="copy"), TrainParams(), ModelParams(max_seq_len=64))
-CALL = Call(Path(), save=True, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+CALL = little_run.CALL._replace(save=True)
 SAVED = {"stopped": "finished", "folder": "elsewhere"}
 
 
