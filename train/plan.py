@@ -204,14 +204,17 @@ def say_objectives(plans: list[Plan]) -> None:
 
 
 def say_unused(plans: list[Plan]) -> None:
-    """Log every field that is set, or is an axis, and has no effect on a run."""
+    """Log every field that is set, or is an axis of its config, and has no effect on a run."""
     text = Texts()
-    axes = axes_of([plan.params for plan in plans])
-    unused: dict[tuple[str, str], list[Unused]] = {}
+    runs_of: defaultdict[str, list[Params]] = defaultdict(list)
+    for plan in plans:
+        runs_of[plan.config].append(plan.params)
+    axes_by_config = {config: axes_of(runs) for config, runs in runs_of.items()}
+    unused: dict[tuple[str, str, str], list[Unused]] = {}
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for number, plan in enumerate(plans, 1):
         _, train, model = plan.params
-        key = text(model), text(train)
+        axes, key = axes_by_config[plan.config], (plan.config, text(model), text(train))
         if key not in unused:
             unused[key] = unused_fields(model, train, axes)
         for field in unused[key] + unused_data_fields(plan.params, plan.measured.reads, axes):
