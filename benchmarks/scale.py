@@ -1,10 +1,10 @@
-"""What a very large grid costs beside its training: main.py on 10,000 runs, of which only the training is made up.
+"""Measure the overhead of a very large grid: main.py on 10,000 runs, where only training is replaced.
 
     python -m benchmarks.scale [--runs 10000]
 
-One call saves the first half of the runs, the next resumes the whole grid (skips one half, runs the other), a third reports.
-Every call reads, checks and plans the grid, and reports at its end; a run claims its folder and writes params, statistics and
-about.json as any run does, but has no model. Target for all three together: 60 seconds and 1 GB.
+The first call saves half of the runs. The second resumes the whole grid: it skips that half and runs the other. The third
+reports. Every call reads, checks and plans the grid, and reports at its end. A run claims its folder and writes params,
+statistics and about.json as usual, but has no model. Target for all three calls together: 60 seconds and 1 GB.
 """
 
 import argparse

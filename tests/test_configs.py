@@ -21,7 +21,7 @@ FEWER = {  # of large grids one learning rate and seed, and no model that takes 
 }
 
 
-@pytest.mark.parametrize("config", all_slow_but(FAST, CONFIGS))
+@pytest.mark.parametrize("config", all_slow_but(FAST, CONFIGS, skipped=FEWER))
 def test_a_shipped_config_trains_a_few_steps(config, tmp_path, monkeypatch):
     # What is shipped of the student's file is stubs: somebody has built it.
     monkeypatch.setitem(sys.modules, "learn.gpt2_student", load(Outline("gpt2").solution))

@@ -194,8 +194,7 @@ def test_a_diverged_run_makes_the_exit_code_1(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("where", ["training", pytest.param("twice", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", [pytest.param("training", marks=pytest.mark.ci), "twice"])
 def test_ctrl_c_saves_and_leaves(tmp_path, where):
     command = [
         sys.executable,

@@ -6,9 +6,7 @@ import jupytext
 import pytest
 from nbclient import NotebookClient
 
-from tests.marks import SLOW
-
-pytestmark = SLOW
+pytestmark = pytest.mark.slow
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -47,6 +45,7 @@ def figures(cells, code: str) -> int:
     return sum("image/png" in output.get("data", {}) for output in outputs(cells, code))
 
 
+@pytest.mark.ci
 def test_each_figure_is_shown_once(cells):
     for code in (
         "plot_metrics(",
@@ -59,7 +58,7 @@ def test_each_figure_is_shown_once(cells):
         assert figures(cells, code) == 1, code
 
 
-@pytest.mark.parametrize("name", ["cells", pytest.param("mup_cells", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [pytest.param("cells", marks=pytest.mark.ci), "mup_cells"])
 def test_nothing_complains(name, request):
     cells = request.getfixturevalue(name)
     said = [output["text"] for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
@@ -72,6 +71,7 @@ def test_nothing_complains(name, request):
     assert not ours
 
 
+@pytest.mark.ci
 def test_the_table_of_runs_and_the_samples_are_there(cells):
     assert text(cells, "verify_stable_load").count(": ok") == 3
     [table] = outputs(cells, "table = model_explorer.runs()")
@@ -79,6 +79,7 @@ def test_the_table_of_runs_and_the_samples_are_there(cells):
     assert text(cells, "dataset.show_sample(1)").count("«") == 2
 
 
+@pytest.mark.ci
 def test_the_pages_and_tables_of_what_is_inside_are_there(cells):
     for code in ("attention_film(", "attention_html("):
         [page] = outputs(cells, code)
@@ -88,7 +89,6 @@ def test_the_pages_and_tables_of_what_is_inside_are_there(cells):
         assert "<table" in table["data"]["text/html"], code
 
 
-@pytest.mark.slow
 def test_models_of_transformers_keep_their_sizes_in_mup_and_only_there(mup_cells):
     said = text(mup_cells, "model_explorer.coord_check(")
     for kind in ("GPT-2", "BERT", "RoBERTa"):
@@ -97,7 +97,6 @@ def test_models_of_transformers_keep_their_sizes_in_mup_and_only_there(mup_cells
     assert said.count("standard: fails, as expected") == said.count("mup: passes") == 3
 
 
-@pytest.mark.slow
 def test_a_large_model_of_transformers_has_the_readout_and_the_groups_of_mup(mup_cells):
     said = text(mup_cells, "optimizer.param_groups").splitlines()
     assert said[0] == "['lm_head'] 0.25"
@@ -105,7 +104,6 @@ def test_a_large_model_of_transformers_has_the_readout_and_the_groups_of_mup(mup
     assert "hidden x0.0625: 2 tensors, lr 6.25e-05" in said, "from n_inner, which grows 16 times, out"
 
 
-@pytest.mark.slow
 def test_the_learning_rate_of_a_users_own_network_transfers_in_mup_and_only_there(mup_cells):
     standard, mup, verdict = text(mup_cells, "model_explorer.transfer_report(").splitlines()
     assert standard.startswith("parametrization=standard: shifts over dim")

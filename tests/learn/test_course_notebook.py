@@ -11,12 +11,13 @@ from learn import notebook
 from learn.__main__ import main
 from learn.notebook import as_notebook, code, segment
 from learn.outline import COURSES, Definition, Outline, definitions
+from tests.marks import SLOW
 
 QUICK = ["gpt2"]
 
 
 def parameters():
-    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in COURSES]
+    return [pytest.param(name, marks=SLOW if name in QUICK else pytest.mark.slow) for name in COURSES]
 
 
 def solved(outline, edit=lambda text: text):
@@ -52,8 +53,6 @@ def shown(output):
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
 
-@pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize("course", parameters())
 def test_the_solution_in_the_cells_passes(course, tmp_path):
     printed = executed(solved(Outline(course)), tmp_path)

@@ -14,11 +14,12 @@ from model.context import Context, layer_kinds
 from model.lm import LM
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import CharTokenizer, random_ids, tiny_params
+from tests.train.little_run import CALL
 from train.flops import flops_per_row
 from train.grid.params import Params
 from train.launch.check_models import checks_of, outcome_of
 from train.probe import probe
-from train.run import Call, fit
+from train.run import fit
 from train.stats import Stats
 from train.train_params import TrainParams
 
@@ -166,7 +167,7 @@ def test_masked_models_are_counted_too(objective):
 @pytest.mark.ci
 @pytest.mark.parametrize("kind", ["experts", "heads"])
 def test_a_run_trains_and_records_what_layers_add(kind, tmp_path):
-    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    call = CALL._replace(out=tmp_path)
     data = DataParams(dataset_name="copy", n_samples=400, val_pct=10.0, task_args={"max_length": 6})
     lm_trainer = fit(
         Params(data, TrainParams(batch_size=32), tiny_params(layer_architecture=kind)), Stats(), call

@@ -67,18 +67,12 @@ EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-11}, {"rtol": 1e-3, "atol": 1e-5}
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize(
     ("strategy", "close", "fields"),
     [
-        ("ddp", EXACT, {}),
+        pytest.param("ddp", EXACT, {}, marks=pytest.mark.ci),
         # AdamW would make rounding errors as large as gradients where these ought to be zero.
-        pytest.param(
-            "fsdp",
-            ROUNDED,
-            {"precision": "32-true", "optimizer": "sgd", "lr": 0.1},
-            marks=pytest.mark.slow,
-        ),
+        ("fsdp", ROUNDED, {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}),
     ],
 )
 def test_two_processes_equal_one_with_the_double_batch(strategy, close, fields, tmp_path):

@@ -13,11 +13,12 @@ from data.data_params import DataParams
 from model.lm import LM
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED
+from tests.train.little_run import CALL
 from train.build import make_data
 from train.evaluation import Evaluation
 from train.grid.params import Params
 from train.launch.tables import COLUMNS
-from train.run import Call, fit, summarise
+from train.run import fit, summarise
 from train.stats import Stats
 from train.train_params import TrainParams
 
@@ -87,7 +88,7 @@ def test_the_share_of_unknown_bytes_is_a_number_of_the_run(tmp_path, monkeypatch
     monkeypatch.setitem(corpora, "letters", lambda: iter(documents))
     split = {"train": documents, "val": ["abcd\u00e9"] * 2, "test": []}
     monkeypatch.setattr("data.text_rows.read_corpus", lambda *_: split)
-    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    call = CALL._replace(out=tmp_path)
     run = fit(Params(DataParams(dataset_name="letters"), TrainParams(), MODEL), Stats(), call)
     assert summarise(run)["unknown_bytes"] == pytest.approx(2 / 6)
     assert COLUMNS["unknown\nbytes"](summarise(run)) == "33.33%"
@@ -165,7 +166,7 @@ def test_tokens_per_second_are_those_of_training_alone(tmp_path, monkeypatch):
         return real(self)
 
     monkeypatch.setattr(Evaluation, "result", slow)
-    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    call = CALL._replace(out=tmp_path)
     started = time.perf_counter()
     run = fit(Params(COPY, TrainParams(batch_size=64, val_every=3), MODEL), Stats(), call)
     wall = time.perf_counter() - started

@@ -98,7 +98,6 @@ def test_a_run_goes_on_from_the_step_at_which_ctrl_c_came(moment, call, ctrl_c, 
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "plain"])
 def test_every_kind_of_run_goes_on_after_ctrl_c(kind, call, ctrl_c):
     """Patience, a plateau, weights kept at every fifth step: none of them hears of the interruption."""

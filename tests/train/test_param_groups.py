@@ -16,12 +16,13 @@ from model.model_params import ModelParams
 from model.mup.parametrization import Role
 from model.transformer.residual import weighted
 from tests.model.tiny import KINDS, CharTokenizer, batch_of, random_ids, tiny_params
+from tests.train.little_run import CALL
 from train.build import roles_of
 from train.grid.params import Params
 from train.launch.problems import role_problems
 from train.optimizers import group_settings, make_optimizer
 from train.pretrained import origin_problems
-from train.run import Call, fit
+from train.run import fit
 from train.schedules import Schedule
 from train.stats import Stats
 from train.train_params import TrainParams
@@ -548,7 +549,7 @@ def run(tmp_path, model: ModelParams, **train_fields):
     train = TrainParams(
         **{"batch_size": 8, "threads": 1, "hyperparams_log_freq": 4, "lr": 1e-2} | train_fields
     )
-    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    call = CALL._replace(out=tmp_path)
     return fit(Params(data, train, model), Stats(), call)
 
 

@@ -24,13 +24,13 @@ from explore.load import checkpoints, find_run, runs
 from model.lm import n_params
 from model.transformer.attention import Attention
 from model.transformer.lora import is_lora
-from tests.train.little_run import save_run
+from tests.train.little_run import CALL, save_run
 from train import pretrained
 from train.evaluation import Evaluation
 from train.grid.expand import GridError, read_grid
 from train.grid.params import Params
 from train.launch.problems import problems
-from train.run import Call, fit, make_lm
+from train.run import fit, make_lm
 from train.saving.run_folder import load
 from train.stats import Stats
 
@@ -130,7 +130,7 @@ def grid(root: Path, model_fields: str, **options: str) -> list[Params]:
 def train(root: Path, model_fields: str, **options: str):
     """A fitted LMTrainer."""
     [params] = grid(root, model_fields, **options)
-    call = Call(root, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    call = CALL._replace(out=root)
     return fit(params, Stats(), call)
 
 

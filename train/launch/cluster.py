@@ -200,7 +200,7 @@ class OnCluster(SideBySide):
         self.hear(going, message)
 
     def result(self, going: Any) -> Summary:
-        """What has become of a run, whose folder comes home."""
+        """Copy the folder of a run here, and return the summary of the run."""
         job = self.runs[going.number]
         try:
             summary, parcel = ray.get(going.output)

@@ -221,8 +221,7 @@ def unused_data_fields(
 
 def data_reason(name: str, params: Params) -> str:
     source = params.model.tokenizer_source_name
-    is_of_text = name == field_of_spec("source") or params.data.dataset_name in corpus_names()
-    if name.startswith("tokenizer_") and is_of_text:
+    if name.startswith("tokenizer_") and params.data.dataset_name in corpus_names():
         return f"tokenizer_source_name={source!r} does not use it"
     return f"dataset_name={params.data.dataset_name!r} does not use it"
 

@@ -204,14 +204,17 @@ def say_objectives(plans: list[Plan]) -> None:
 
 
 def say_unused(plans: list[Plan]) -> None:
-    """Log every field that is set, or is an axis, and has no effect on a run."""
+    """Log every field that is set, or is an axis of its config, and has no effect on a run."""
     text = Texts()
-    axes = axes_of([plan.params for plan in plans])
-    unused: dict[tuple[str, str], list[Unused]] = {}
+    runs_of: defaultdict[str, list[Params]] = defaultdict(list)
+    for plan in plans:
+        runs_of[plan.config].append(plan.params)
+    axes_by_config = {config: axes_of(runs) for config, runs in runs_of.items()}
+    unused: dict[tuple[str, str, str], list[Unused]] = {}
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for number, plan in enumerate(plans, 1):
         _, train, model = plan.params
-        key = text(model), text(train)
+        axes, key = axes_by_config[plan.config], (plan.config, text(model), text(train))
         if key not in unused:
             unused[key] = unused_fields(model, train, axes)
         for field in unused[key] + unused_data_fields(plan.params, plan.measured.reads, axes):
@@ -222,14 +225,13 @@ def say_unused(plans: list[Plan]) -> None:
 def say_idle(plans: list[Plan], call: Call) -> None:
     """Log every field that is set and has no effect without an option that is missing."""
     given = {"--save": call.save, "--ray": call.ray is not None}
+    runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for name, option in FIELDS_WITH_OPTION.items():
-        default = getattr(TrainParams, name)
-        runs_with: defaultdict[str, list[str]] = defaultdict(list)
         for number, plan in enumerate(plans, 1):
             value = getattr(plan.params.train, name)
-            if value != default and not given[option]:
+            if value != getattr(TrainParams, name) and not given[option]:
                 runs_with[f"{name}={value!r} has no effect without {option}"].append(str(number))
-        say_of_runs(runs_with)
+    say_of_runs(runs_with)
 
 
 def say_of_runs(runs_with: Mapping[str, list[str]]) -> None:

@@ -150,18 +150,18 @@ def claimed(job: Any, call: Any) -> Iterator[Any]:
     if call.resume is None or job.step.what == "finished":
         yield job
         return
-    step, is_ours = job.step, False
+    step, is_claimed = job.step, False
     try:
         if rank() == 0:
-            is_ours = claims_in(call.out).take(job.identity)
-            step = step_now(job, call) if is_ours else Step("elsewhere")
+            is_claimed = claims_in(call.out).take(job.identity)
+            step = step_now(job, call) if is_claimed else Step("elsewhere")
         if job.params.train.devices > 1:
             step = share(step, job.number)
         if step.what != job.step.what:
             log.info(f"run {job.number}: {step}")
         yield job._replace(step=step)
     finally:
-        if is_ours:
+        if is_claimed:
             claims_in(call.out).give_back(job.identity)
 
 

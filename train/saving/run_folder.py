@@ -187,7 +187,7 @@ def is_training(folder: Path) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether another process has locked a file that we may read at best; False if that is unknown."""
+    """Return True if another process holds the lock on a file that may be read-only. Return False if unknown."""
     with contextlib.suppress(OSError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -197,14 +197,14 @@ def is_locked(path: Path) -> bool:
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether this process may train in the folder of a run, and rename it."""
+    """Return True if this process may write to the folder of a run and rename it."""
     return os.access(folder, os.W_OK) and os.access(folder.parent, os.W_OK)
 
 
 def is_stillborn(folder: Path) -> bool:
-    """Whether a run was killed before `begin` had said in `folder` what it is.
+    """Return True if a run was killed before `begin` wrote its about.json to `folder`.
 
-    The folder is empty or has our lock, lacks about.json, and has been left alone for MIN_AGE.
+    Such a folder is empty or contains our lock, and has not changed for MIN_AGE seconds.
     """
     try:
         names = {path.name for path in folder.iterdir()}

@@ -1,6 +1,6 @@
-"""What is right in generation, by code that others wrote (transformers, torch), or by trying everything.
+"""Reference results for generation, from transformers and torch, or from trying every possibility.
 
-Models are GPT-2 of the solution, or a function of ids [B, T] to logits [B, T, V] that keeps nothing.
+A model is the solution's GPT-2, or a function from ids [B, T] to logits [B, T, V] without a cache.
 """
 
 import itertools

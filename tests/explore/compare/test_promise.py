@@ -77,7 +77,6 @@ def right_about_difference(rng, kind: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_of_a_thousand_grids_without_a_difference_few_are_said_to_have_one():
     rng = np.random.default_rng(0)
     kinds = list(NULL)

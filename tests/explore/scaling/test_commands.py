@@ -42,7 +42,6 @@ def test_the_coordinate_check_of_a_config(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_standard_alone_fails_it_by_name(tmp_path, capsys):
     alone = [*WIDTH, "parametrization=standard"]
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", to=alone)

@@ -93,14 +93,12 @@ def test_a_control_that_passes_is_no_control():
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_hidden_learning_rate_that_is_not_divided_is_seen(monkeypatch):
     monkeypatch.setattr(parametrization, "lr_factor", lambda role, rule: 1.0)
     assert not coord_check(models(), [BATCH], optimizer).passed
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_missing_output_multiplier_is_seen():
     def without(lm: LM) -> None:
         lm.unembed.mult = 1.0

@@ -91,7 +91,6 @@ def _without_figures(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_sizes_stay_as_heads_get_wider(kind):
     found = check(kind, partial(in_mup, kind), seeds=(0, 1))
@@ -106,7 +105,6 @@ def test_sizes_stay_as_heads_get_more():
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_model_as_it_is_does_not_keep_them(kind):
     def adamw_of_all(model: nn.Module) -> torch.optim.Optimizer:
@@ -151,7 +149,6 @@ def test_hidden_weights_that_are_drawn_too_large_are_seen(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_conv1d_has_its_input_first_where_inner_layers_grow_faster(monkeypatch):
     """As width^2 here, so that it matters by which of its sizes a matrix is scaled."""
 

@@ -135,7 +135,7 @@ def stop_when(line, notes, what):
     """Does `what` when a line of the log begins so."""
 
     def wait():
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if any(note.startswith(line) for note in list(notes)):
                 what()

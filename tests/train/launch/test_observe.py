@@ -345,6 +345,7 @@ def test_a_field_of_the_data_that_has_an_effect_is_not_called_unused(name, texts
         (CUSTOM | {"tokenizer_crop": True}, ["tokenizer_crop=True has no effect: tokenizer_source_name='custom' does not use it"]),
         (COPY | {"tokenizer_crop": True}, ["tokenizer_crop=True has no effect: dataset_name='copy' does not use it"]),
         (COPY | {"tokenizer_vocab_size": 300}, ["tokenizer_vocab_size=300 has no effect: dataset_name='copy' does not use it"]),
+        (COPY | CUSTOM, ["tokenizer_source_name='custom' has no effect: dataset_name='copy' does not use it"]),
         (COPY | {"packed": True, "data_seed": 3, "debug_crop": 60, "task_args": {"n_letters": 3}}, []),
     ],
     ids=str,
@@ -423,3 +424,15 @@ def test_a_field_that_needs_an_option_is_said_to_have_no_effect_without_it(
     made = measure(run.data, run.model, tmp_path, None)
     announce([Plan("test", run, 0, 10**9, 0, "", made)], CALL._replace(**options))
     assert notes == expected
+
+
+def test_fields_in_which_two_configs_differ_are_axes_of_neither(texts, tmp_path, notes):
+    text, task = data_run({}).changed(n_samples=DataParams.n_samples), data_run(COPY)
+    plans = [
+        Plan(config, run, 0, 10**9, 0, "", measure(run.data, run.model, tmp_path, None))
+        for config, run in (("a", text), ("b", task), ("b", task.changed(random_seed=1)))
+    ]
+    announce(plans, CALL)
+    assert notes == []
+    announce([plan._replace(config="a") for plan in plans], CALL)
+    assert notes[0] == "run 1: n_samples=100000 has no effect: dataset_name='sotu' does not use it"

@@ -10,6 +10,7 @@ import pytest
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
+from tests.train import little_run
 from train.grid.params import Params
 from train.launch.parcels import (
     DYING_SECONDS,
@@ -23,14 +24,13 @@ from train.launch.parcels import (
 )
 from train.launch.sweep import Job
 from train.logs import log
-from train.run import Call
 from train.saving.earlier_runs import NEW, Earlier, Step
 from train.saving.run_folder import RunFolder, begin, is_training
 from train.train_params import TrainParams
 
 WAS = "test/copy/2024-04-22--16-17-00"
 PARAMS = Params(DataParams(dataset_name="copy"), TrainParams(), ModelParams(max_seq_len=64))
-CALL = Call(Path(), save=True, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+CALL = little_run.CALL._replace(save=True)
 SAVED = {"stopped": "finished", "folder": "elsewhere"}
 
 

@@ -2,10 +2,10 @@
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
+from tests.train.little_run import CALL
 from train.grid.expand import Run
 from train.grid.params import Params
 from train.launch.plan import prepare
-from train.run import Call
 from train.train_params import TrainParams
 
 
@@ -23,7 +23,7 @@ def test_runs_of_one_text_and_two_objectives_have_data_of_their_own(tmp_path):
         )
         for objective, causal in (("next-token", True), ("masked", False))
     ]
-    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
+    call = CALL._replace(out=tmp_path)
     plain, masked = prepare(runs, call)
     assert plain.measured.tokenizer.mask is None
     assert masked.measured.tokenizer.mask is not None

@@ -17,19 +17,17 @@ from safetensors.torch import load_file
 
 import main
 from explore.load import runs
+from tests.train import little_run
 from train.grid.expand import GridError
 from train.launch import workers as jobs
 from train.launch.sweep import exit_code, make_call
 from train.launch.workers import Board, Message, SideBySide, n_jobs, say_threads
 from train.logs import log
 from train.processes import start_server_of_workers
-from train.run import Call
 from train.saving.earlier_runs import ELSEWHERE
 
 ROOT = Path(__file__).resolve().parents[3]
-CALL = Call(
-    Path(), save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[], jobs=2
-)
+CALL = little_run.CALL._replace(jobs=2)
 CPU = torch.device("cpu")
 TIMES = {"wall_seconds", "tokens_per_second", "achieved_flops", "peak_flops"}
 GRID = [
