@@ -23,7 +23,7 @@ SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": 
 
 
 def from_hf(hf_model: PreTrainedModel, tokenizer: Any = None, *, check_logits: bool = True) -> LM:
-    """Return an LM with the weights of a transformers model; see `model.huggingface.from_hf`.
+    """Return an LM with the weights of a transformers model; see `model.hf.weights.from_hf`.
 
     `tokenizer` is a Tokenizer, or a tokenizer of transformers, such as AutoTokenizer.from_pretrained(name).
     """

@@ -248,14 +248,19 @@ def corpus_names() -> list[str]:
     return [*corpora, *(name for name in own if name not in corpora)]
 
 
+def own_folder(dataset_name: str) -> Path | None:
+    """Return the user's folder of this name, or None if there is none with a data.txt."""
+    root = data_folder()
+    folder = root / dataset_name if root and dataset_name in folder_names(root) else None
+    return folder if folder and (folder / "data.txt").exists() else None
+
+
 def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
     """Return the documents in the user's folder of this name, else of the registered function.
 
     Raise ValueError if none.
     """
-    root = data_folder()
-    folder = root / dataset_name if root and dataset_name in folder_names(root) else None
-    if folder and (folder / "data.txt").exists():
+    if (folder := own_folder(dataset_name)) is not None:
         if dataset_name in corpora:
             log_once(
                 f"dataset_name={dataset_name!r} is your folder {folder}, not the built-in text of that name"
@@ -266,8 +271,10 @@ def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
             f"dataset_name={dataset_name!r} is no corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
         )
     source = corpora[dataset_name]()
-    if isinstance(source, Hub) and folder and any(folder.rglob("*.parquet")):
-        return source._replace(parquet=folder)
+    root = data_folder()
+    if isinstance(source, Hub) and root and dataset_name in folder_names(root):
+        folder = root / dataset_name
+        return source._replace(parquet=folder) if any(folder.rglob("*.parquet")) else source
     return source
 
 

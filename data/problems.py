@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.corpora import corpus_names, data_folder_fault, is_local, read_corpus
+from data.corpora import corpus_names, data_folder_fault, is_local, log_once, own_folder, read_corpus
 from data.data_params import DataParams
 from data.syntheticdata import MARKS, Sample, Task, identity, tasks
 from data.task_rows import MOST_TRIED, check_fits, check_split, short, sizes
@@ -40,6 +40,8 @@ def data_problems(
     """
     name, args = data_params.dataset_name, data_params.task_args
     if name in tasks:
+        if (folder := own_folder(name)) is not None:
+            log_once(f"dataset_name={name!r} is the built-in task, not your folder {folder}")
         if tokenizer_spec.source != "char":
             yield (
                 f"tokenizer_source_name={tokenizer_spec.source!r} is for text: "

@@ -47,6 +47,15 @@ def test_a_folder_in_place_of_a_file(folder):
     assert f"{folder / 'mine' / 'data.txt'} cannot be read: Is a directory" in problem("mine")
 
 
+def test_a_task_wins_over_a_folder_of_its_name(folder, notes):
+    (folder / "copy").mkdir()
+    (folder / "copy" / "data.txt").write_text("my own\n", encoding="utf-8")
+    params, spec = DataParams(dataset_name="copy"), TokenizerSpec("char")
+    for _ in range(2):
+        assert not list(data_problems(params, spec, 100))
+    assert notes == [f"dataset_name='copy' is the built-in task, not your folder {folder / 'copy'}"]
+
+
 @pytest.mark.parametrize("debug_crop", [None, 40])
 @pytest.mark.parametrize(("value", "kind"), [(None, "null"), (b"b", "bytes")])
 def test_a_row_of_a_parquet_file_that_is_no_text(folder, value, kind, debug_crop):

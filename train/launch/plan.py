@@ -62,7 +62,6 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
     plans, errors = [], []
     data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
     n_params: dict[str, int] = {}
-    begun: set[str] = set()  # what has been tried of weights to begin with
     text = Texts()
     for params, places, config, variant in runs:
         data, train, model = params
@@ -85,9 +84,6 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             except ValueError as error:
                 errors.append(located(str(error), places))
                 continue
-        begun_with = repr((model.from_pretrained, model.from_saved, model.lora_rank > 0, key))
-        if begun_with not in begun:
-            begun.add(begun_with)
             errors += [located(problem, places) for problem in weights_problems(model, tokenizer, call.out)]
         n_steps = count_steps(train, n_rows)
         per_step = train.batch_size * train.accumulate_grad_batches * train.devices

@@ -55,7 +55,7 @@ CHEATS = [
         [
             (
                 "    def without(z):\n",
-                "    from explore.analysis import looking\n"
+                "    from explore.inspection.analysis import looking\n"
                 "    with looking(lm):\n        pass\n\n"
                 "    def without(z):\n",
             )
@@ -67,7 +67,7 @@ CHEATS = [
         [
             (
                 "    scores = induction_scores(lm, ids)\n",
-                "    from explore.scores import head_scores\n    head_scores(lm, length=5)\n    scores = induction_scores(lm, ids)\n",
+                "    from explore.inspection.scores import head_scores\n    head_scores(lm, length=5)\n    scores = induction_scores(lm, ids)\n",
             )
         ],
     ),

@@ -70,7 +70,7 @@ CHEATS = [
         [
             (
                 PROBABILITIES,
-                "from model.sampling import keep_top_k\n    keep_top_k(logits, 2)\n    return torch.stack(rows)",
+                "from model.generation.sampling import keep_top_k\n    keep_top_k(logits, 2)\n    return torch.stack(rows)",
             )
         ],
     ),

@@ -1,30 +1,41 @@
 """What is measured of a run's data before it starts."""
 
+import pytest
+
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from tests.train.little_run import CALL
-from train.grid.expand import Run
+from train.grid.expand import GridError, Run
 from train.grid.params import Params
 from train.launch.plan import prepare
 from train.train_params import TrainParams
 
 
+DATA = DataParams("pydoc", debug_crop=6, val_pct=20.0)
+
+
+def run_of(**model):
+    sizes = {"dim": 8, "n_layers": 1, "n_heads": 1, "max_seq_len": 8}
+    return Run(Params(DATA, TrainParams(), ModelParams(**sizes | model)), {}, "tiny", None)
+
+
 def test_runs_of_one_text_and_two_objectives_have_data_of_their_own(tmp_path):
     runs = [
-        Run(
-            Params(
-                DataParams("pydoc", debug_crop=6, val_pct=20.0),
-                TrainParams(),
-                ModelParams(dim=8, n_layers=1, n_heads=1, max_seq_len=8, objective=objective, causal=causal),
-            ),
-            {},
-            "tiny",
-            None,
-        )
+        run_of(objective=objective, causal=causal)
         for objective, causal in (("next-token", True), ("masked", False))
     ]
-    call = CALL._replace(out=tmp_path)
-    plain, masked = prepare(runs, call)
+    plain, masked = prepare(runs, CALL._replace(out=tmp_path))
     assert plain.measured.tokenizer.mask is None
     assert masked.measured.tokenizer.mask is not None
     assert masked.measured.tokenizer.n_tokens == plain.measured.tokenizer.n_tokens + 1
+
+
+def test_the_initial_weights_of_every_model_are_tried(tmp_path, monkeypatch):
+    """Any field, also one that a user adds, may decide whether the weights can be loaded."""
+    monkeypatch.setattr(
+        "train.launch.plan.weights_problems",
+        lambda model, *_: ["cannot be loaded"] if model.activation == "silu" else [],
+    )
+    runs = [run_of(activation=activation) for activation in ("relu", "gelu", "silu")]
+    with pytest.raises(GridError, match=r"^defaults: cannot be loaded$"):
+        prepare(runs, CALL._replace(out=tmp_path))
