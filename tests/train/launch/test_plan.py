@@ -10,7 +10,6 @@ from train.grid.params import Params
 from train.launch.plan import prepare
 from train.train_params import TrainParams
 
-
 DATA = DataParams("pydoc", debug_crop=6, val_pct=20.0)
 
 
