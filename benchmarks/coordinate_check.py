@@ -26,7 +26,7 @@ from explore.scaling.coordinates import coord_check
 from explore.scaling.judgement import Judgement
 from model.lm import LM
 from model.model_params import ModelParams
-from train.build import make_data
+from train.data import make_data
 from train.optimizers import make_optimizer
 from train.train_params import TrainParams
 

@@ -20,7 +20,7 @@ import torch
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
-from train.build import make_data
+from train.data import make_data
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS, BATCH_SIZE, N_LAYERS, DIM, N_HEADS, MAX_SEQ_LEN = 300, 16, 2, 64, 4, 32

@@ -22,7 +22,7 @@ from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from model.lm import LM
 from model.model_params import ModelParams
-from train.build import make_data
+from train.data import make_data
 from train.optimizers import make_optimizer
 from train.run import lightning_trainer
 from train.stats import Stats

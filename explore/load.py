@@ -9,7 +9,7 @@ import pandas as pd
 from data.dataloader import LMDataModule
 from explore.compare.variants import CODE, Row, row_of
 from model.lm import LM
-from train.build import make_data
+from train.data import make_data
 from train.grid.config_text import VARIANT
 from train.grid.params import SECTION_OF, column, did_you_mean
 from train.logs import printable

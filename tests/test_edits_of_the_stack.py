@@ -42,7 +42,7 @@ from model.lm import LM
 from model.generation.sampling import generate
 from tests.model.tiny import CharTokenizer, random_ids, tiny_lm, tiny_params
 from train.launch.check_models import checks_of, outcome_of
-from train.build import roles_of
+from model.shapes import roles_of
 from train.flops import flops_per_row
 from train.grid.params import Params
 from train.train_params import TrainParams

@@ -18,9 +18,10 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from train.logs import log
 from train.processes import rank
 from train.saving.durable import replacing
+from train.saving.outcome import INTERRUPTED
 from train.saving.run_folder import RESUME_FILE
 from train.saving.weights import one_line, regular_file
-from train.trainer import INTERRUPTED, LMTrainer
+from train.trainer import LMTrainer
 
 OUT_OF_MEMORY = re.compile(  # what libraries say in RuntimeErrors
     r"out of memory|(can't|cannot|can not|could not|failed to|unable to) allocate|not enough memory|"

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.parametrization import Kind, Rule, param_groups  # muP
+from model.shapes import roles_of
 from model.transformer.lora import is_lora
-from train.build import roles_of
 from train.muon import MuonWithAdamW
 from train.train_params import TrainParams
 

@@ -16,9 +16,10 @@ from model.hf.weights import architecture_of, load_hf, logit_difference, pour, p
 from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import model_problems
+from model.shapes import parameter_shapes, shortened
 from model.transformer.lora import is_lora, merge_lora
 from model.transformer.scaling import depth_mult, head_mult, width_mult  # muP
-from train.build import parameter_shapes, shortened, tokenizer_spec
+from train.data import tokenizer_spec
 from train.grid.params import SECTION_OF
 from train.logs import log
 from train.saving.run_folder import find_run, read_run

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +15,13 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 
+from data.dataloader import LMDataModule
 from data.tokenizer import Tokenizer
+from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
-from model.transformer.residual import wants_profile
-from train.build import count_steps, make_data, profile_residuals
+from model.transformer.residual import profile, wants_profile
 from train.checkpoint import ResumePoint, WholeFiles, is_out_of_resources
+from train.data import count_steps, make_data
 from train.flops import flops_per_row, peak_flops
 from train.grid.config_text import VARIANT
 from train.grid.params import Params, column
@@ -28,18 +31,21 @@ from train.probe import probe
 from train.processes import rank
 from train.saving.claims import note_folder
 from train.saving.earlier_runs import clear_away
+from train.saving.outcome import INTERRUPTED
 from train.saving.run_folder import RESUME_FILE, RunFolder, begin, partial_name, read_json, save
 from train.saving.weights import Checkpoints, one_line
 from train.sharding import FSDP, whole
 from train.stats import Stats, start_wandb
 from train.stopwatch import Stopwatch
 from train.train_params import TrainParams
-from train.trainer import INTERRUPTED, NEVER, LMTrainer
+from train.trainer import NEVER, LMTrainer
 
 for name in ("lightning.pytorch", "lightning.fabric"):
     logging.getLogger(name).setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
 warnings.filterwarnings("ignore", module="lightning")
 
+
+PROFILED = 4  # batches that residual_profile looks at
 
 Report = Callable[[int, float, torch.device], None]  # (step, loss, device)
 
@@ -257,6 +263,13 @@ def warn_of_flaws(lm: LM, train: TrainParams) -> str | None:
     if without_gradient:
         log.warning(f"no gradient reaches {', '.join(without_gradient)}")
     return leak
+
+
+def profile_residuals(lm: LM, data: LMDataModule, train: TrainParams) -> None:
+    """Set the omegas from the first batches, the same in every process. A resumed run keeps its own."""
+    batches = data.train_dataloader(train.batch_size, seed=train.random_seed)
+    with eval_mode(lm):
+        profile(lm, (batch["x_indices"][:, :-1] for batch in islice(batches, PROFILED)))
 
 
 def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:

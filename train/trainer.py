@@ -19,6 +19,7 @@ from train.divergence import Divergence
 from train.evaluation import Evaluation
 from train.logs import log
 from train.optimizers import freeze, group_settings, make_optimizer
+from train.saving.outcome import FINISHED, INTERRUPTED
 from train.saving.weights import Checkpoints
 from train.schedules import Schedule
 from train.sharding import FSDP, gathered, number, scale_gradients, shard
@@ -27,7 +28,6 @@ from train.stats import Stats
 from train.stopwatch import Stopwatch
 from train.train_params import TrainParams
 
-FINISHED, INTERRUPTED = "finished", "interrupted"  # why a run ended; there are others
 NEVER = sys.maxsize  # batches between validations
 DRAIN_EVERY = 50  # optimizer steps between moments when statistics leave the device
 

@@ -15,7 +15,7 @@ from explore.scaling import coordinates, stability
 from explore.scaling.judgement import Judgement, sizes_of, variants_over, varies
 from explore.scaling.transfer import LR, SCALES, transfer_report
 from model.lm import LM
-from train.build import make_data
+from train.data import make_data
 from train.grid.config_text import VARIANT
 from train.grid.expand import GridError
 from train.grid.params import Params, column

@@ -25,7 +25,7 @@ from explore.plots import draw_panels
 from explore.scaling.judgement import Judgement, Line, Panel, named
 from model.generation.sampling import eval_mode
 from model.lm import LM
-from model.scores import aligned_score
+from model.mup.scores import aligned_score
 from model.transformer.attention import Attention
 
 ACTIVATIONS = {

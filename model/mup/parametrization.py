@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from model.mup.base_shapes import Shapes
-from model.scores import keep_factors, scale_scores  # noqa: F401 -- part of the recipe
+from model.mup.scores import keep_factors, scale_scores  # noqa: F401 -- part of the recipe
 from model.transformer.lora import LoRALinear
 from model.transformer.scaling import Readout
 

@@ -43,7 +43,7 @@ CONFIGS = {
 SCRIPT = """
 import json, sys
 from pathlib import Path
-from train.build import make_data
+from train.data import make_data
 from train.grid.expand import read_grid
 from train.saving.earlier_runs import identity
 

@@ -17,7 +17,7 @@ from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
 from tests.train.saving.test_claims import claimed_elsewhere
-from train.build import make_data
+from train.data import make_data
 from train.launch.problems import sharding_problems
 from train.optimizers import by_role
 from train.train_params import TrainParams

@@ -14,7 +14,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED
 from tests.train.little_run import CALL
-from train.build import make_data
+from train.data import make_data
 from train.evaluation import Evaluation
 from train.grid.params import Params
 from train.launch.tables import COLUMNS

@@ -14,10 +14,10 @@ from model.context import Context, Layer, layer_kind, layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.parametrization import Role
+from model.shapes import roles_of
 from model.transformer.residual import weighted
 from tests.model.tiny import KINDS, CharTokenizer, batch_of, random_ids, tiny_params
 from tests.train.little_run import CALL
-from train.build import roles_of
 from train.grid.params import Params
 from train.launch.problems import role_problems
 from train.optimizers import group_settings, make_optimizer

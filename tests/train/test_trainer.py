@@ -9,7 +9,7 @@ import torch
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
-from train.build import count_steps, make_data
+from train.data import count_steps, make_data
 from train.grid.params import Params
 from train.launch.problems import freeze_problems, train_problems
 from train.logs import log_to_console

@@ -20,7 +20,7 @@ from data.batch import Batch, mycollate
 from model.context import Cache, Context, Uncacheable
 from model.lm import LM
 from model.recording import first_nonfinite
-from train.build import make_data
+from train.data import make_data
 from train.grid.expand import GridError
 from train.grid.params import Params
 from train.launch.plan import Plan

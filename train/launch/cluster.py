@@ -24,10 +24,10 @@ from train.launch.parcels import Luggage, bring_home, in_a_folder, left_here, ou
 from train.launch.workers import Message, SideBySide, Summary, at_work
 from train.logs import log
 from train.saving.earlier_runs import claimed, earlier_summary
+from train.saving.outcome import INTERRUPTED
 from train.saving.provenance import REPOSITORY, code_of_this_process
 from train.saving.weights import one_line
 from train.train_params import TrainParams
-from train.trainer import INTERRUPTED
 
 LOCAL = "local"  # in place of an address: a cluster of our own on this machine
 ATTEMPTS = 3  # at a run whose node or process dies

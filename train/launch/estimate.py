@@ -16,7 +16,7 @@ from data.batch import Batch, mycollate, n_real_tokens
 from data.dataloader import LMDataModule
 from model.generation.sampling import generate
 from model.lm import LM, n_params
-from train.build import make_data
+from train.data import make_data
 from train.evaluation import CHECKED_ANSWERS, SAMPLE_LENGTH, Evaluation
 from train.grid.params import Texts
 from train.launch.plan import Plan

@@ -20,7 +20,7 @@ from model.observe import is_use, observed, run_observed, unread
 from model.transformer.embeddings import position_kinds
 from model.transformer.norms import norms
 from model.transformer.transformerencoderlayer import activations
-from train.build import tokenizer_spec
+from train.data import tokenizer_spec
 from train.grid.params import Params
 from train.optimizers import make_optimizer, optimizers
 from train.schedules import Schedule, schedules

@@ -14,7 +14,8 @@ from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.model_params import ModelParams
 from model.observe import observed
-from train.build import count_steps, data_options, make_data, size_of
+from model.shapes import size_of
+from train.data import count_steps, data_options, make_data
 from train.grid.expand import GridError, Run, located
 from train.grid.params import SECTION_OF, Params, Texts
 from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields

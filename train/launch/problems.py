@@ -12,7 +12,8 @@ import torch
 from data.problems import data_problems
 from model.model_params import ModelParams
 from model.problems import model_problems
-from train.build import parameter_shapes, roles_of, shortened, size_of, sketch, tokenizer_spec
+from model.shapes import parameter_shapes, roles_of, shortened, size_of, sketch
+from train.data import tokenizer_spec
 from train.grid.expand import Place, Run
 from train.grid.params import Texts, did_you_mean
 from train.optimizers import by_role, frozen_names, optimizers

@@ -21,10 +21,10 @@ from train.logs import log, shortened
 from train.processes import give_way, rank
 from train.run import LATE, Call, of_variant, train_run
 from train.saving.earlier_runs import ELSEWHERE, Step, claimed, clear_stillborn, earlier_summary
+from train.saving.outcome import INTERRUPTED
 from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import output_root
 from train.saving.weights import one_line
-from train.trainer import INTERRUPTED
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:

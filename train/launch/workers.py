@@ -23,8 +23,8 @@ from train.grid.expand import GridError
 from train.logs import log, say_at_once
 from train.run import LATE, Call
 from train.saving.earlier_runs import ELSEWHERE
+from train.saving.outcome import INTERRUPTED
 from train.saving.provenance import Code, code_of_this_process, take_code_of
-from train.trainer import INTERRUPTED
 
 SPARE = 1.2  # a run starts where there is room for so many times what the largest one took so far
 Summary = dict[str, Any]

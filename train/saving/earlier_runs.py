@@ -17,6 +17,7 @@ from train.grid.params import SECTIONS, Params
 from train.logs import log
 from train.processes import rank
 from train.saving.claims import claims_in, noted_folder
+from train.saving.outcome import INTERRUPTED
 from train.saving.provenance import changed_files, code_of_this_process
 from train.saving.run_folder import (
     PARTIAL,
@@ -31,7 +32,6 @@ from train.saving.run_folder import (
     run_folders,
 )
 from train.train_params import TrainParams
-from train.trainer import INTERRUPTED
 
 ELSEWHERE = "training elsewhere"  # what became of a run that another call trains
 DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in fields(cls)}

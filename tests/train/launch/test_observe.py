@@ -20,7 +20,7 @@ from model.observe import observed
 from model.transformer.residual import profile, wants_profile
 from tests.model.tiny import CharTokenizer, random_ids, tiny_params
 from tests.train.little_run import CALL
-from train.build import make_data
+from train.data import make_data
 from train.grid.params import SECTIONS, Params
 from train.launch.observe import (
     OBSERVED_FILES,

@@ -7,7 +7,7 @@ import pytest
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
-from train.build import parameter_shapes, size_of
+from model.shapes import parameter_shapes, size_of
 from train.grid.expand import Run
 from train.grid.params import Params
 from train.launch.problems import MIN_DEVICES, problems

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 from explore.scaling.coordinates import aligned_probe, fit
 from model.mup.base_shapes import make_base_shapes
 from model.mup.parametrization import make_readouts, param_groups, roles
-from model.scores import aligned_score, attentions, scale_scores
+from model.mup.scores import aligned_score, attentions, scale_scores
 from tests.model.tiny import perturb, tiny_lm
 
 IDS = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(0))

@@ -1,9 +1,6 @@
-"""Build the data and the model size of a run from its params, for training and for the explorer."""
+"""Parameter names, shapes, sizes and muP roles of an LM, found without memory for its weights."""
 
-import math
 from dataclasses import replace
-from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
@@ -11,69 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from data.data_params import DataParams
-from data.dataloader import LMDataModule
-from data.tokenizer import Tokenizer, TokenizerSpec
-from model.generation.sampling import eval_mode
-from model.inputs import Tokenizer as ModelTokenizer
+from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.base_shapes import Shapes, make_base_shapes  # muP
 from model.mup.parametrization import Role, roles  # muP
-from model.transformer.residual import profile
 from model.transformer.scaling import base_dim, depth_mult  # muP
-from train.train_params import TrainParams
 
-PROFILED = 4  # batches that residual_profile looks at
 MAX_BUILT_LAYERS = 128  # layers that a check builds; the layers of deeper models repeat these
 RANDOM = {Tensor.normal_, Tensor.uniform_, nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_}
-
-
-def tokenizer_spec(model: ModelParams) -> TokenizerSpec:
-    return TokenizerSpec(model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop)
-
-
-def data_options(model: ModelParams) -> dict[str, Any]:
-    """Return the options of a run's data that come from its ModelParams."""
-    return {
-        "tokenizer_spec": tokenizer_spec(model),
-        "max_seq_len": model.max_seq_len,
-        "mask": model.objective == "masked",
-    }
-
-
-def make_data(
-    data: DataParams,
-    model: ModelParams,
-    cache: Path,
-    *,
-    data_workers: int = 0,
-    tokenizer: Tokenizer | None = None,
-    spec: TokenizerSpec | None = None,
-) -> LMDataModule:
-    """Return the data of a run.
-
-    It uses its saved `tokenizer` if given, else one made from `spec`, by default the model's.
-    """
-    options = data_options(model)
-    options["tokenizer_spec"] = spec or options["tokenizer_spec"]
-    return LMDataModule(data, **options, cache=cache, data_workers=data_workers, tokenizer=tokenizer)
-
-
-def count_steps(train: TrainParams, n_rows: int) -> int:
-    """Return the number of optimizer steps of a run with `n_rows` training rows per epoch."""
-    rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
-    steps_per_epoch = math.ceil(n_rows / rows_per_step)  # the last may be a small one
-    epochs, rest = divmod(train.early_stop_nsamples or train.epochs * n_rows, n_rows)
-    n_steps = epochs * steps_per_epoch + math.ceil(rest / rows_per_step)
-    return min(n_steps, train.epochs * steps_per_epoch)
-
-
-def profile_residuals(lm: LM, data: LMDataModule, train: TrainParams) -> None:
-    """Set the omegas from the first batches, the same in every process. A resumed run keeps its own."""
-    batches = data.train_dataloader(train.batch_size, seed=train.random_seed)
-    with eval_mode(lm):
-        profile(lm, (batch["x_indices"][:, :-1] for batch in islice(batches, PROFILED)))
 
 
 class WithoutInit(TorchFunctionMode):
@@ -92,7 +35,7 @@ def sketch(model: ModelParams, n_tokens: int) -> LM:
 
     Raise ValueError for sizes that cannot be built.
     """
-    tokenizer = cast(ModelTokenizer, SimpleNamespace(n_tokens=n_tokens))
+    tokenizer = cast(Tokenizer, SimpleNamespace(n_tokens=n_tokens))
     try:
         with torch.device("meta"), WithoutInit():
             return LM(model, tokenizer)

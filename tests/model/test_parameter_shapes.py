@@ -7,7 +7,7 @@ import torch
 
 from model.lm import LM
 from model.model_params import ModelParams
-from train.build import parameter_shapes
+from model.shapes import parameter_shapes
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Build the data of a run from its params, and count its optimizer steps."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from data.data_params import DataParams
+from data.dataloader import LMDataModule
+from data.tokenizer import Tokenizer, TokenizerSpec
+from model.model_params import ModelParams
+from train.train_params import TrainParams
+
+
+def tokenizer_spec(model: ModelParams) -> TokenizerSpec:
+    return TokenizerSpec(model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop)
+
+
+def data_options(model: ModelParams) -> dict[str, Any]:
+    """Return the options of a run's data that come from its ModelParams."""
+    return {
+        "tokenizer_spec": tokenizer_spec(model),
+        "max_seq_len": model.max_seq_len,
+        "mask": model.objective == "masked",
+    }
+
+
+def make_data(
+    data: DataParams,
+    model: ModelParams,
+    cache: Path,
+    *,
+    data_workers: int = 0,
+    tokenizer: Tokenizer | None = None,
+    spec: TokenizerSpec | None = None,
+) -> LMDataModule:
+    """Return the data of a run.
+
+    It uses its saved `tokenizer` if given, else one made from `spec`, by default the model's.
+    """
+    options = data_options(model)
+    options["tokenizer_spec"] = spec or options["tokenizer_spec"]
+    return LMDataModule(data, **options, cache=cache, data_workers=data_workers, tokenizer=tokenizer)
+
+
+def count_steps(train: TrainParams, n_rows: int) -> int:
+    """Return the number of optimizer steps of a run with `n_rows` training rows per epoch."""
+    rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
+    steps_per_epoch = math.ceil(n_rows / rows_per_step)  # the last may be a small one
+    epochs, rest = divmod(train.early_stop_nsamples or train.epochs * n_rows, n_rows)
+    n_steps = epochs * steps_per_epoch + math.ceil(rest / rows_per_step)
+    return min(n_steps, train.epochs * steps_per_epoch)
