@@ -15,8 +15,9 @@ from typing import Any
 from train.grid.config_text import read_text
 from train.grid.expand import GridError, config_files, read_grid
 from train.grid.params import Params
+from train.grid.run import Call, Run
 from train.logs import log, log_to_console, log_to_file
-from train.processes import follow, rank, start_server_of_workers
+from train.processes import rank, silence_rank, start_server_of_workers
 
 MAIN_PROJ = "base"  # first part of the wandb project and save folder of every run; name your project here
 wandb_username = None  # your wandb account; None: wandb's own default
@@ -159,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     log_to_console()
     if rank() > 0:
-        follow()
+        silence_rank()
     try:
         return run_grid(args) if args.report is None else report(args)
     except GridError as error:
@@ -195,33 +196,33 @@ def run_grid(args: argparse.Namespace) -> int:
 
     layers = students_layer(args, files)
     call = sweep.make_call(args, wandb_username)._replace(layers=layers)
-    plans = read_plans(args, files, call)
+    runs = read_runs(args, files, call)
     namer = partial(Namer, args=args)
-    plan.check_names(plans, namer, call)
+    plan.check_names(runs, namer, call)
     if args.check == "only":
-        return architecture.report(plans, call)
+        return architecture.report(runs, call)
     if args.check == "strict":
-        architecture.refuse_leaks(plans, call)
+        architecture.refuse_leaks(runs, call)
     if args.dry_run:
-        plan.announce(plans, call)
-        return forecast.report(plans, call, times=not (args.coord_check or args.stability))
+        plan.announce(runs, call)
+        return forecast.report(runs, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
-        return check_scaling(args, plans)
+        return check_scaling(args, runs)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
-        plan.announce(plans, call)
-        summaries = sweep.run_plans(plans, namer, call)
-        log.info(tables.result_table(plans, summaries))
-    if call.save and rank() == 0 and any("folder" in summary for summary in summaries):
+        plan.announce(runs, call)
+        outcomes = sweep.train_runs(runs, namer, call)
+        log.info(tables.result_table(runs, outcomes))
+    if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
         from explore.compare.report import report_grid
 
         try:
-            report_grid(runs_folder(args.config), [one.params for one in plans], summaries, call.out)
+            report_grid(runs_folder(args.config), [run.params for run in runs], outcomes, call.out)
         except OSError as error:
             log.error(f"no report: {error}")
-    if args.transfer and rank() == 0 and sweep.exit_code(summaries) != INTERRUPTED:
-        return check_scaling(args, plans, summaries)
-    return sweep.exit_code(summaries)
+    if args.transfer and rank() == 0 and sweep.exit_code(outcomes) != INTERRUPTED:
+        return check_scaling(args, runs, outcomes)
+    return sweep.exit_code(outcomes)
 
 
 def students_layer(args: argparse.Namespace, files: list[Path]) -> tuple[type, ...]:
@@ -242,11 +243,8 @@ def students_layer(args: argparse.Namespace, files: list[Path]) -> tuple[type, .
     return (StudentLayer,)
 
 
-def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:
-    """Return the plans of all runs: params, and what is known before a run starts.
-
-    Raise GridError for invalid input.
-    """
+def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[Run]:
+    """Return the runs of the grid, with all that is known before they train. Raise GridError for invalid input."""
     from train import pretrained
     from train.launch import plan
     from train.launch import problems as check
@@ -259,28 +257,26 @@ def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:
         known=plan.gpu_problems(args.gpu_id),
         defaults=partial(pretrained.defaults, call.out),
     )
-    plans = plan.prepare(runs, call)
+    runs = plan.prepare(runs, call)
     if args.transfer:
         from explore.scaling.commands import refuse_transfer
 
-        refuse_transfer(plans)
-    return plans
+        refuse_transfer(runs)
+    return runs
 
 
-def check_scaling(
-    args: argparse.Namespace, plans: Sequence[Any] = (), summaries: Sequence[dict[str, Any]] = ()
-) -> int:
+def check_scaling(args: argparse.Namespace, runs: Sequence[Any] = (), outcomes: Sequence[Any] = ()) -> int:
     """Judge how the models of a grid, or saved runs, scale. Log the verdict as the last line. Return the exit code."""
     from explore.scaling import commands as checks
     from train.saving.run_folder import output_root
 
     root, name = output_root(args.out), runs_folder(args.config or args.report)
     if args.coord_check:
-        judgement = checks.coord_check(plans, root / "cache")
+        judgement = checks.coord_check(runs, root / "cache")
     elif args.stability:
-        judgement = checks.stability_check(plans, root / "cache")
+        judgement = checks.stability_check(runs, root / "cache")
     elif args.report is None:
-        judgement = checks.transfer_check(plans, summaries)
+        judgement = checks.transfer_check(runs, outcomes)
     else:
         judgement = checks.transfer_of_saved(name, args.out)
     return judgement.say(root / "reports" / name)

@@ -17,13 +17,15 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import main
-import train.run
-from train.grid.params import Params
+import train.saving.record
+from train.grid.run import Run
+from train.launch import sweep
+from train.saving.outcome import Ending, Outcome
+from train.saving.record import Record
 from train.saving.run_folder import read_json, write_json
 from train.stats import Stats
 
@@ -48,22 +50,18 @@ max_seq_len = 64
 """
 
 
-def fake_fit(params: Params, stats: Stats, *_: object, **__: object) -> Any:
-    """A loss curve in place of training."""
+def train_nothing(run: Run, record: Record, *_: object) -> Outcome:
+    """Record a loss curve and an outcome in place of training."""
+    params, stats = run.params, record.stats
     rng = random.Random(repr(params))
     best = 2 - 0.1 * math.log(params.model.dim) + math.log10(params.train.lr / 2e-3) ** 2 + rng.gauss(0, 0.02)
     for step in range(1, N_POINTS + 1):
         loss = best + 2 * math.exp(-step / 4) + rng.gauss(0, 0.05)
         stats.log("train_loss:main", loss, step=step, n_samples=32 * step)
     stats.log("val_loss:main", best, step=N_POINTS, n_samples=32 * N_POINTS)
-    return SimpleNamespace(stats=stats, model=None, stopped="finished", is_interrupted=False, val_loss=best)
-
-
-def fake_summary(trainer: Any) -> dict[str, Any]:
-    loss = trainer.val_loss
-    numbers = {"val_loss": loss, "final_loss": loss, "n_params": 10_000, "steps": N_POINTS, "flops": 10**9}
-    ended = {"stopped": trainer.stopped, "weights": "last", "leak": None, "sample": "abc :: abc"}
-    return numbers | ended | {"wall_seconds": 0.5}
+    values = {"val_loss": best, "final_loss": best, "n_params": 10_000, "steps": N_POINTS, "flops": 10**9}
+    values |= {"weights": "last", "leak": None, "sample": "abc :: abc", "wall_seconds": 0.5}
+    return record.save(None, Outcome(Ending.FINISHED, values=values))
 
 
 def save_without_weights(folder: Path, *, lm: None, stats: Stats, summary: dict[str, Any]) -> None:
@@ -79,9 +77,8 @@ def without_training(root: Path, n_runs: int) -> Iterator[list[str]]:
     (root / "scale.txt").write_text(text)
     with (
         mock.patch.object(main, "CONFIGS", root),
-        mock.patch.object(train.run, "fit", fake_fit),
-        mock.patch.object(train.run, "summarise", fake_summary),
-        mock.patch.object(train.run, "save", save_without_weights),
+        mock.patch.object(sweep, "train_run", train_nothing),
+        mock.patch.object(train.saving.record, "save", save_without_weights),
     ):
         yield ["--no-wandb", "--out", str(root / "out")]
 

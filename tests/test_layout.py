@@ -59,7 +59,13 @@ ONLY_IN = {
         "learn/solution/further.py",
     },
     "ray": {"train/launch/cluster.py"},
-    "lightning": {"train/trainer.py", "train/run.py", "train/checkpoint.py", "train/launch/estimate.py"},
+    "lightning": {
+        "train/trainer.py",
+        "train/callbacks.py",
+        "train/run.py",
+        "train/checkpoint.py",
+        "train/launch/estimate.py",
+    },
 }
 PARAMS_MAY_IMPORT = {"typing", "pydantic"}
 

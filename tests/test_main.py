@@ -163,10 +163,10 @@ def test_an_ablation_in_run_all_is_run_with_ablate_only(tmp_path, capsys, monkey
 def test_a_failing_run_is_shown_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
     real = sweep.train_run
 
-    def break_one(params, *args, **options):
-        if params.model.dim == 32:
+    def break_one(run, *args, **options):
+        if run.params.model.dim == 32:
             raise RuntimeError("out of memory")
-        return real(params, *args, **options)
+        return real(run, *args, **options)
 
     monkeypatch.setattr(sweep, "train_run", break_one)
     assert call(tmp_path, "--config=test-synth", *QUICK, "--set", "dim=[16,32,64]") == 1

@@ -5,7 +5,6 @@ The file is Lightning's. This file adds random states, and LMTrainer adds its at
 
 import pickle
 import random
-import re
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,16 +17,11 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from train.logs import log
 from train.processes import rank
 from train.saving.durable import replacing
-from train.saving.outcome import INTERRUPTED
+from train.saving.outcome import Ending
 from train.saving.run_folder import RESUME_FILE
 from train.saving.weights import one_line, regular_file
 from train.trainer import LMTrainer
 
-OUT_OF_MEMORY = re.compile(  # what libraries say in RuntimeErrors
-    r"out of memory|(can't|cannot|can not|could not|failed to|unable to) allocate|not enough memory|"
-    r"STATUS_ALLOC_FAILED|bad_alloc|killed by signal|shared memory|No space left",
-    re.IGNORECASE,
-)
 UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # what torch.load makes of a bad file
 SECONDS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
 
@@ -54,17 +48,6 @@ class WholeFiles(TorchCheckpointIO):
                     f"on from {last}. Free some space: the next checkpoint is tried again."
                 )
             self.has_warned = True
-
-
-def is_out_of_resources(error: BaseException | None) -> bool:
-    """Return True if a run failed for lack of disk space or memory, so that it may succeed with more."""
-    while error is not None:
-        if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
-            return True
-        if isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)):
-            return True
-        error = error.__cause__
-    return False
 
 
 class Position(NamedTuple):
@@ -130,7 +113,7 @@ class ResumePoint(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMTrainer)
-        if pl_module.stopped != INTERRUPTED:  # else the checkpoint to go on from is written already
+        if pl_module.stopped != Ending.INTERRUPTED:  # else the checkpoint to go on from is written already
             self.write(trainer)
 
     def write(self, trainer: L.Trainer) -> None:

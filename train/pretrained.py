@@ -212,7 +212,7 @@ def weights_problems(model: ModelParams, tokenizer: Tokenizer, root: Path) -> It
         yield str(error)
 
 
-def begin_with(first: dict[str, Tensor], lm: LM, root: Path) -> None:
+def load_initial_weights(first: dict[str, Tensor], lm: LM, root: Path) -> None:
     """Load the initial weights that `lm` has a place for. Log edited fields, and weights that are unused or new."""
     taken = {name: first[name] for name in weights(lm) if name in first}
     if POSITIONS in taken:

@@ -16,13 +16,13 @@ def rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def follow() -> None:
+def silence_rank() -> None:
     """Say nothing but what goes wrong, and end when the first process ends, however that comes."""
     log.setLevel(logging.ERROR)
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
 
 
-def give_way() -> None:
+def let_rank0_report() -> None:
     """Wait before this process says what went wrong: if the first one failed too it says so itself, and this one ends with it."""
     if rank() > 0:
         time.sleep(3)

@@ -50,7 +50,7 @@ def scale_gradients(module: nn.Module, factor: Tensor) -> None:
             local.mul_(factor)
 
 
-def whole(lm: LM, dropout: float) -> LM:
+def unshard(lm: LM, dropout: float) -> LM:
     """Return an unsharded copy of the model in the first process, and `lm` itself in the others."""
     if not isinstance(lm, FSDPModule):
         return lm

@@ -1,6 +1,5 @@
 """LMTrainer: the training of an LM as Lightning hooks, in order of time."""
 
-import math
 import sys
 from collections import defaultdict
 from typing import Any
@@ -19,8 +18,7 @@ from train.divergence import Divergence
 from train.evaluation import Evaluation
 from train.logs import log
 from train.optimizers import freeze, group_settings, make_optimizer
-from train.saving.outcome import FINISHED, INTERRUPTED
-from train.saving.weights import Checkpoints
+from train.saving.outcome import Ending
 from train.schedules import Schedule
 from train.sharding import FSDP, gathered, number, scale_gradients, shard
 from train.state import Attributes
@@ -42,12 +40,10 @@ class LMTrainer(L.LightningModule):
         train_params: TrainParams,
         stats: Stats,
         n_steps: int,
-        *,
-        checkpoints: Checkpoints | None = None,
+        training_time: Stopwatch | None = None,
     ) -> None:
         super().__init__()
-        self.is_interrupted = False  # Ctrl-C was pressed; with several processes only the first one knows
-        self.n_want_to_stop: Any = 0  # processes that were interrupted, as of the latest batch
+        self.training_time = training_time or Stopwatch()
         self.is_leaving = False  # the run ends before its next batch
         # Lightning makes `hparams` at its first use, and saves it itself.
         assert not self.hparams
@@ -57,21 +53,16 @@ class LMTrainer(L.LightningModule):
         self.train_params = train_params
         self.stats = stats
         self.schedule = Schedule(train_params, n_steps)
-        self.checkpoints = checkpoints
         # Counts of all processes together; tensors on the device until the next validation.
         self.n_samples: Any = 0  # rows trained on so far
         self.n_tokens: Any = 0  # real tokens among them
         self.n_scored_in_step: Any = 0  # scored so far in the optimizer step at hand
         self.n_steps_done = 0  # optimizer steps that on_train_batch_end has dealt with
-        self.training_time, self.wall_time = Stopwatch(), Stopwatch()  # the first one without validation
         self.divergence = Divergence(model.n_tokens)
-        self.stopped = FINISHED  # or why it ended before its time
-        self.best_loss, self.best_step, self.validations_without_gain = math.inf, 0, 0
-        self.best_weights: dict[str, Tensor] | None = None  # with patience
-        self.restored_best = False
+        self.stopped = str(Ending.FINISHED)  # or why the run ended before its time
+        self.weights_of: int | None = None  # the step of the weights, if they are not the latest
         self.validated_at = -1  # the step of the last validation
         self.result: dict[str, float] = {}  # of that validation
-        self.leak: str | None = None  # what predictions see that they must not
         self.sample = ""  # what the model said in the last validation
         freeze(model, train_params)
         self.warned_of_lost_state = False
@@ -96,8 +87,6 @@ class LMTrainer(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the attributes that changed since `__init__`, beside the weights and the optimizer."""
-        if self.checkpoints is not None:
-            self.checkpoints.wait()  # a run that goes on from here does not write them again
         checkpoint["attributes"], lost = self.attributes.save()
         weights, late = checkpoint["state_dict"], set(self.state_dict()) - self.initial_weights
         # Modules and buffers that hooks made: a resumed run has no place for them yet.
@@ -114,33 +103,22 @@ class LMTrainer(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.attributes.restore(checkpoint["attributes"])
-        self.trainer.should_stop = self.stopped != FINISHED
+        self.trainer.should_stop = self.stopped != Ending.FINISHED
 
     @property
     def train_seconds(self) -> float:
         """Seconds of training so far, without validation."""
         return self.training_time.seconds
 
-    @property
-    def wall_seconds(self) -> float:
-        """Seconds since the run began, without the time between a kill and its resume."""
-        return self.wall_time.seconds
-
     def on_train_start(self) -> None:
-        # A validation before the first step does not count.
-        self.training_time.start(0.0 if self.global_step == 0 else None)
         if self.global_rank:  # not the same dropout in every process
             torch.manual_seed(self.train_params.random_seed + self.global_rank)
-        if self.checkpoints is not None and self.global_step == 0:
-            self.checkpoints.keep(self.model, 0)
-        if self.knows_of_interrupt():  # in a validation before
-            self.stop(INTERRUPTED)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
         """End an interrupted run here: ResumePoint has just written a checkpoint, as if the run went on."""
         if not self.is_leaving:
             return None
-        self.stop(INTERRUPTED)
+        self.stop(Ending.INTERRUPTED)
         # Without this batch, and without Lightning's validation, which would change what the checkpoint holds.
         return -1
 
@@ -203,16 +181,14 @@ class LMTrainer(L.LightningModule):
         return losses
 
     def of_all_processes(self, batch: Batch, losses: dict[str, Tensor], n_scored: Tensor) -> tuple[Any, ...]:
-        """Return mean losses and counts over all processes. The same message tells which processes want to stop."""
+        """Return mean losses and counts over all processes."""
         # A process without rows of its own has a filler, in which nothing is scored.
         is_real = batch["target_mask"].any()
         counts = is_real * len(batch["x_indices"]), is_real * n_real_tokens(batch)
-        wants_to_stop = torch.tensor(self.is_interrupted)
-        values = [loss * n_scored for loss in losses.values()]
-        values += [n_scored, *counts, wants_to_stop]
+        values = [*(loss * n_scored for loss in losses.values()), n_scored, *counts]
         sums = torch.stack([value.detach().to(n_scored) for value in values])
         torch.distributed.all_reduce(sums)
-        *of_losses, n_scored, n_rows, n_tokens, self.n_want_to_stop = sums
+        *of_losses, n_scored, n_rows, n_tokens = sums
         means = {name: loss / n_scored.clamp(min=1) for name, loss in zip(losses, of_losses, strict=True)}
         return means, n_scored, n_rows.long(), n_tokens.long()
 
@@ -265,24 +241,13 @@ class LMTrainer(L.LightningModule):
             is_due = ends_a_step and self.global_step % self.train_params.val_every == 0
             # Lightning counts batches, of which the last step of an epoch may have fewer: "after this one" or "never".
             self.trainer.val_check_batch = 1 if is_due else NEVER
-        if not ends_a_step:
-            return
-        if self.checkpoints is not None and self.global_step % self.checkpoints.every == 0:
-            self.checkpoints.keep(self.model, self.global_step)
-        if self.global_step % DRAIN_EVERY == 0:
+        if ends_a_step and self.global_step % DRAIN_EVERY == 0:
             self.drain_and_judge()
-        self.is_leaving = self.knows_of_interrupt()
-
-    def knows_of_interrupt(self) -> bool:
-        """Return whether Ctrl-C was pressed, as far as all processes know: they share it when statistics are drained."""
-        if self.trainer.world_size == 1:
-            return self.is_interrupted
-        return self.global_step % DRAIN_EVERY == 0 and bool(self.n_want_to_stop > 0)
 
     def drain_and_judge(self) -> None:
         """Drain the statistics, and stop if they show that training has diverged."""
         why = self.divergence.judge(self.stats.train_stats)
-        if why is not None and self.stopped == FINISHED:
+        if why is not None and self.stopped == Ending.FINISHED:
             why += self.where_not_finite()
             log.warning(f"{why}; training stops after step {self.global_step}")
             self.stop(why)
@@ -296,31 +261,30 @@ class LMTrainer(L.LightningModule):
         return f"; {name} is the first activation that is not finite" if name else ""
 
     def stop(self, why: str) -> None:
-        """End training after this step, in all processes. The first reason is kept for the summary."""
-        if self.stopped == FINISHED:
-            self.stopped = why
+        """End training after this step, in all processes. The first reason is kept: an `Ending`, or "ending: reason"."""
+        if self.stopped == Ending.FINISHED:
+            self.stopped = str(why)
         self.trainer.should_stop = True
 
-    def on_train_end(self) -> None:
-        self.training_time.pause()
-        if self.checkpoints is not None and self.stopped != INTERRUPTED:  # a run that goes on has no end here
-            self.checkpoints.keep(self.model, self.global_step)
+    def leave(self) -> None:
+        """End training before the next batch, where a resume checkpoint is written as if the run went on."""
+        self.is_leaving = True
 
     def on_validation_start(self) -> None:
-        self.training_time.pause()
         self.evaluation = Evaluation(self.model, self.data)
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         self.evaluation.add(batch, self.train_params)
 
-    def on_validation_end(self) -> None:
+    def on_validation_epoch_end(self) -> None:
+        """Keep and log the results. Callbacks read `result` when the validation ends."""
         self.drain_and_judge()
         # Every process validates all rows; the first one's numbers hold for all, so that all judge alike.
         with gathered(self.model):
             self.result = self.trainer.strategy.broadcast(self.evaluation.result())
             self.sample = self.evaluation.sample()
         del self.evaluation
-        of_best = "best_" if self.restored_best else ""
+        of_best = "" if self.weights_of is None else "best_"
         for name, value in self.result.items():
             self.log_stat(of_best + name, value)
         self.stats.drain()
@@ -328,33 +292,15 @@ class LMTrainer(L.LightningModule):
         self.validated_at = self.global_step
         numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in self.result.items())
         log.info(
-            f"{of_best and 'weights of '}step {self.best_step if of_best else self.global_step}: validation {numbers}\n  sample: {self.sample!r}"
+            f"{of_best and 'weights of '}step {self.global_step if self.weights_of is None else self.weights_of}: validation {numbers}\n  sample: {self.sample!r}"
         )
         if self.trainer.state.fn == "fit":
-            self.judge(self.result["val_loss:main"])
-            self.is_leaving = self.knows_of_interrupt()
-            self.training_time.start()
+            self.schedule.see(self.result["val_loss:main"])
 
-    def judge(self, val_loss: float) -> None:
-        """Update all that depends on validation loss: the plateau schedule, patience and the best weights."""
-        self.schedule.see(val_loss)
-        if val_loss < self.best_loss:
-            self.best_loss, self.best_step, self.validations_without_gain = val_loss, self.global_step, 0
-            if self.train_params.patience:
-                self.best_weights = {
-                    name: w.detach().cpu().clone() for name, w in self.model.state_dict().items()
-                }
-            return
-        self.validations_without_gain += 1
-        if self.train_params.patience and self.validations_without_gain >= self.train_params.patience:
-            self.stop(f"early stop: no better validation in {self.validations_without_gain}")
-
-    def restore_best(self) -> bool:
-        """Load the best weights if they are better than the last. Return whether they are loaded."""
-        if self.best_weights is not None and self.best_step < self.global_step:
-            self.model.load_state_dict(self.best_weights)
-            self.restored_best = True
-        return self.restored_best
+    def load_weights_of(self, step: int, weights: dict[str, Tensor]) -> None:
+        """Replace the weights by those of an earlier step. They are to be validated again."""
+        self.model.load_state_dict(weights)
+        self.weights_of, self.validated_at = step, -1
 
 
 def layer_of(parameter_name: str) -> str:

@@ -18,6 +18,7 @@ from explore.html import Page, in_place
 from explore.load import describe
 from train.grid.params import SECTION_OF, Params, column
 from train.logs import printable
+from train.saving.outcome import Outcome
 from train.saving.provenance import code_id, code_of_this_process
 from train.saving.run_folder import output_root, run_folders
 
@@ -81,17 +82,17 @@ def report(name: str, out: str | None = None, **options: Any) -> Page:
 
 
 def report_grid(
-    name: str, runs: Sequence[Params], summaries: Sequence[dict[str, Any]], root: Path, **options: Any
+    name: str, runs: Sequence[Params], outcomes: Sequence[Outcome], root: Path, **options: Any
 ) -> Page:
-    """Write the report of a config whose grid has just run, given the params and summaries of its runs.
+    """Write the report of a config whose grid has just run, given the params and outcomes of its runs.
 
     The report covers all saved runs of the config, including earlier calls, and runs that failed without a folder.
     """
-    saved = folders_of(name, root) | {Path(one["folder"]) for one in summaries if "folder" in one}
+    saved = folders_of(name, root) | {one.folder for one in outcomes if one.folder is not None}
     rows, failed = rows_of_folders(saved), []
-    for params, summary in zip(runs, summaries, strict=False):
-        if "folder" not in summary and summary["stopped"].startswith("failed"):
-            failed.append(row_of_unsaved(params, summary))
+    for params, outcome in zip(runs, outcomes, strict=False):
+        if outcome.folder is None and outcome.failed:
+            failed.append(row_of_unsaved(params, outcome))
             rows = [row for row in rows if not is_remnant(row, params)]
     return written(tidy(rows + failed), name, root, options)
 
@@ -101,20 +102,20 @@ def is_remnant(row: Row, params: Params) -> bool:
     return measured(row, "status") != "complete" and params.flat().items() <= row.items()
 
 
-def rows_of_grid(runs: Sequence[Params], summaries: Sequence[dict[str, Any]]) -> list[Row]:
+def rows_of_grid(runs: Sequence[Params], outcomes: Sequence[Outcome]) -> list[Row]:
     """Return the rows of the runs in this call that have a result or failed; read saved runs from their folders."""
     return [
-        describe(Path(summary["folder"])) if "folder" in summary else row_of_unsaved(params, summary)
-        for params, summary in zip(runs, summaries, strict=False)
-        if "n_params" in summary or summary["stopped"].startswith("failed")
+        row_of_unsaved(params, outcome) if outcome.folder is None else describe(outcome.folder)
+        for params, outcome in zip(runs, outcomes, strict=False)
+        if "n_params" in outcome.values or outcome.failed
     ]
 
 
-def row_of_unsaved(params: Params, summary: dict[str, Any]) -> Row:
+def row_of_unsaved(params: Params, outcome: Outcome) -> Row:
     """Return the row of a run in this call without a folder, which has a result or failed."""
-    status = summary["stopped"] if summary["stopped"].startswith("failed") else "complete"
+    status = outcome.stopped if outcome.failed else "complete"
     known = {"timestamp": "", "status": status, CODE: code_id(code_of_this_process().hashes)}
-    return row_of(summary | known, params)
+    return row_of(outcome.as_row() | known, params)
 
 
 def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:

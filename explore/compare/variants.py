@@ -15,6 +15,7 @@ import pandas as pd
 
 from train.grid.config_text import VARIANT
 from train.grid.params import SECTION_OF, Params, column, did_you_mean
+from train.saving.outcome import Ending, ending_of
 from train.train_params import TrainParams
 
 SEED = "random_seed"
@@ -145,7 +146,7 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
         row = dict(zip(names, values, strict=True))
         if not has_ended(row):
             reasons.append(measured(row, "status"))
-        elif measured(row, "stopped") == "interrupted":
+        elif ending_of(measured(row, "stopped")) is Ending.INTERRUPTED:
             reasons.append("interrupted before its end")
         else:
             rows.append(row)
@@ -231,7 +232,8 @@ def is_best_so_far(row: Row, metric: str) -> bool:
 
 def ended_badly(row: Row) -> bool:
     """Return whether a run failed or diverged."""
-    return any(str(measured(row, name)).startswith(("failed", "diverged")) for name in ("stopped", "status"))
+    endings = {ending_of(measured(row, name)) for name in ("stopped", "status")}
+    return not endings.isdisjoint({Ending.FAILED, Ending.DIVERGED})
 
 
 def is_number(value: object) -> bool:

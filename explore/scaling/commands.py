@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from torch import nn
@@ -19,21 +18,22 @@ from train.data import make_data
 from train.grid.config_text import VARIANT
 from train.grid.expand import GridError
 from train.grid.params import Params, column
-from train.launch.plan import Plan
+from train.grid.run import Run
 from train.logs import log
 from train.optimizers import make_optimizer
+from train.saving.outcome import Outcome
 
 WIDTH, DEPTH, KIND = "dim", "n_layers", "parametrization"
 
 
-def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
+def coord_check(runs: Sequence[Run], cache: Path) -> Judgement:
     """Run the coordinate check over the `dim` of a grid, at the middle one of its learning rates.
 
     Runs with parametrization="standard" are controls if the grid has other parametrizations. A config with one seed
     gets additional seeds, since a slope without replicates has no confidence interval.
     """
     frames, probes, kinds = [], [], {}
-    for name, rows, params in groups(plans, WIDTH, ignored=(LR,)):
+    for name, rows, params in groups(runs, WIDTH, ignored=(LR,)):
         lrs = sizes_of(rows, LR)
         lr = lrs[(len(lrs) - 1) // 2]
         if len(lrs) > 1:
@@ -57,10 +57,10 @@ def coord_check(plans: Sequence[Plan], cache: Path) -> Judgement:
     return coordinates.judged(pd.concat(frames), pd.concat(probes), controls)
 
 
-def stability_check(plans: Sequence[Plan], cache: Path) -> Judgement:
+def stability_check(runs: Sequence[Run], cache: Path) -> Judgement:
     """Run the stability check over the `n_layers` of a grid."""
     frames, expected, n_residuals = [], {}, 2
-    for name, rows, params in groups(plans, DEPTH, ignored=(LR,)):
+    for name, rows, params in groups(runs, DEPTH, ignored=(LR,)):
         of_depth = {row[DEPTH]: one for row, one in zip(rows, params, strict=True)}
         data = data_of(params[0], cache)
         batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
@@ -72,16 +72,16 @@ def stability_check(plans: Sequence[Plan], cache: Path) -> Judgement:
     return stability.judged(pd.concat(frames), expected, n_residuals)
 
 
-def refuse_transfer(plans: Sequence[Plan]) -> None:
+def refuse_transfer(runs: Sequence[Run]) -> None:
     """Raise GridError before training if the grid varies no learning rate or no scale, as --transfer needs."""
-    rows = [plan.params.flat() for plan in plans]
+    rows = [run.params.flat() for run in runs]
     if not any(varies(rows, scale) for scale in SCALES) or not varies(rows, LR):
         raise GridError([f"--transfer needs a list of {LR}, and one of {', '.join(SCALES)}"])
 
 
-def transfer_check(plans: Sequence[Plan], summaries: Sequence[dict[str, Any]]) -> Judgement:
+def transfer_check(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> Judgement:
     """Judge the transfer of the learning rate in a grid that has just been trained."""
-    return transfer_report(tidy(rows_of_grid([plan.params for plan in plans], summaries)))
+    return transfer_report(tidy(rows_of_grid([run.params for run in runs], outcomes)))
 
 
 def transfer_of_saved(name: str, out: str | None) -> Judgement:
@@ -93,22 +93,21 @@ def transfer_of_saved(name: str, out: str | None) -> Judgement:
 
 
 def groups(
-    plans: Sequence[Plan], scale: str, ignored: Sequence[str]
+    runs: Sequence[Run], scale: str, ignored: Sequence[str]
 ) -> list[tuple[str, list[Row], list[Params]]]:
     """Group runs that differ only in `scale`, seeds and `ignored` fields.
 
     Return name, rows and params of each group. Raise GridError if `scale` has only one value.
     """
     rows = [
-        plan.params.flat() | ({} if plan.variant is None else {column(VARIANT): plan.variant})
-        for plan in plans
+        run.params.flat() | ({} if run.variant is None else {column(VARIANT): run.variant}) for run in runs
     ]
     if len(sizes_of(rows, scale)) < 2:
         raise GridError(
             [f"{scale} has one value, {rows[0][scale]}: give it a list to go through, --set {scale}=[2,4,8]"]
         )
     found = variants_over(rows, scale, ignored)
-    return [(name, [rows[i] for i in own], [plans[i].params for i in own]) for name, own in found.items()]
+    return [(name, [rows[i] for i in own], [runs[i].params for i in own]) for name, own in found.items()]
 
 
 def data_of(params: Params, cache: Path) -> LMDataModule:

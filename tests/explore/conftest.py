@@ -19,7 +19,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from train.evaluation import Evaluation
 from train.grid.params import Params
-from train.saving.run_folder import RunFolder, begin, save
+from train.saving.run_folder import RunFolder, create_run_files, save
 from train.stats import Stats
 from train.train_params import TrainParams
 
@@ -47,7 +47,7 @@ def save_little_run(root: Path, dim: int) -> None:
     folder = RunFolder.claim(
         root, lambda timestamp: f"little/{timestamp}", when=datetime(2024, 4, 22, 16, 17)
     )
-    begin(folder.path, params, ["main.py"])
+    create_run_files(folder.path, params, ["main.py"])
     save(folder.path, lm=lm, stats=stats, summary=summary)
     folder.finish()
 

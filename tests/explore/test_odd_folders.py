@@ -9,16 +9,16 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from fake_runs import DEFAULT, fake_run
 
 import model_explorer
 from explore.compare.csv_files import write_csv
 from explore.load import runs
-from train.launch.plan import Plan
-from train.launch.sweep import earlier_summary
+from tests.explore.compare.fake_runs import DEFAULT, fake_run
+from train.grid.run import Run, Step
+from train.launch.sweep import earlier_outcome
 from train.launch.tables import result_table
 from train.logs import log
-from train.saving.earlier_runs import Step, earlier_runs
+from train.saving.earlier_runs import earlier_runs
 from train.saving.run_folder import read_about
 
 IDENTITY = "0123456789"
@@ -66,8 +66,8 @@ def shown(root: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
     assert all(name in page.html for name in names)
     earlier = [*earlier_runs(root, {IDENTITY})]
     assert sorted(one.folder.name for one in earlier) == names
-    plans = [Plan("demo", DEFAULT, 1, 1, 1, IDENTITY, None) for _ in earlier]  # type: ignore[arg-type]
-    result_table(plans, [earlier_summary(Step("finished", one)) for one in earlier])
+    grid = [Run(DEFAULT, {}, "demo", number=i, identity=IDENTITY) for i, _ in enumerate(earlier, 1)]
+    result_table(grid, [earlier_outcome(Step("finished", one.folder)) for one in earlier])
     said = [record.getMessage() for record in caplog.records if "about.json" in record.getMessage()]
     unreadable = [status for status in table.status if status != "complete"]
     assert len(said) == len(unreadable), "each odd folder is named once"

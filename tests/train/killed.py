@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import train.run
+import train.saving.record
 from train.checkpoint import ResumePoint
 from train.saving.run_folder import RESUME_FILE
+from train.schedules import Schedule
 from train.trainer import LMTrainer
 
 
@@ -83,12 +85,12 @@ KILLS: dict[str, Callable[[int, pytest.MonkeyPatch], None]] = {
     ),  # odd ones begin a step, even ones end it
     "optimiser": lambda n, patch: before(LMTrainer, "on_before_optimizer_step", n, patch),
     "validation": lambda n, patch: before(LMTrainer, "validation_step", n, patch),
-    "judgement": lambda n, patch: before(LMTrainer, "judge", n, patch),
+    "judgement": lambda n, patch: before(Schedule, "see", n, patch),
     "half a checkpoint": half_written,
     "a whole checkpoint": lambda n, patch: before(Path, "replace", n, patch, is_checkpoint),
-    "the end": lambda n, patch: before(LMTrainer, "restore_best", n, patch),
-    "the last save": lambda n, patch: before(train.run, "save", n, patch),
-    "the last name": lambda n, patch: before(train.run.RunFolder, "finish", n, patch),
+    "the end": lambda n, patch: before(train.run, "unshard", n, patch),
+    "the last save": lambda n, patch: before(train.saving.record, "save", n, patch),
+    "the last name": lambda n, patch: before(train.saving.record.RunFolder, "finish", n, patch),
 }
 
 

@@ -5,6 +5,8 @@ import sys
 import textwrap
 from datetime import datetime
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -13,10 +15,14 @@ from data.tokenizer import char_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from train.grid.params import Params
-from train.run import Call
-from train.saving.run_folder import RunFolder, begin, save
+from train.grid.run import Call, Run
+from train.run import train_run
+from train.saving.outcome import Outcome
+from train.saving.record import Record
+from train.saving.run_folder import RunFolder, create_run_files, save
 from train.stats import Stats
 from train.train_params import TrainParams
+from train.trainer import LMTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WHEN = datetime(2024, 4, 22, 16, 17, 0)
@@ -40,10 +46,28 @@ def save_run(root: Path, lm: LM | None = None, **summary: object) -> Path:
     stats.log("val_loss:main", float("nan"), step=3, n_samples=12)
     stats.log("val_loss:main", 1 / 3, step=4, n_samples=16)
     folder = RunFolder.claim(root, lambda timestamp: f"test/copy/{timestamp}", when=WHEN)
-    begin(folder.path, params, ["main.py", "--save"])
+    create_run_files(folder.path, params, ["main.py", "--save"])
     save(folder.path, lm=lm, stats=stats, summary=summary)
     folder.finish()
     return folder.path
+
+
+def train(params: Params, call: Call = CALL, stats: Stats | None = None) -> tuple[LMTrainer, Outcome]:
+    """Train a run that is not saved. Return its LMTrainer, too."""
+    made = []
+
+    def make_trainer(*args: Any) -> LMTrainer:
+        made.append(LMTrainer(*args))
+        return made[0]
+
+    with patch("train.run.LMTrainer", make_trainer):
+        outcome = train_run(Run(params, {}, "trial"), Record(stats or Stats()), call)
+    return made[0], outcome
+
+
+def fit(params: Params, call: Call = CALL) -> LMTrainer:
+    """Train a run that is not saved, and return its LMTrainer."""
+    return train(params, call)[0]
 
 
 def python(code: str, *args: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:

@@ -14,13 +14,11 @@ from model.context import Context, layer_kinds
 from model.lm import LM
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import CharTokenizer, random_ids, tiny_params
-from tests.train.little_run import CALL
+from tests.train.little_run import CALL, train
 from train.flops import flops_per_row
 from train.grid.params import Params
 from train.launch.check_models import checks_of, outcome_of
 from train.probe import probe
-from train.run import fit
-from train.stats import Stats
 from train.train_params import TrainParams
 
 E, V = 32, 50  # experts, and a vocabulary that holds those of all tokenizers here
@@ -169,10 +167,9 @@ def test_masked_models_are_counted_too(objective):
 def test_a_run_trains_and_records_what_layers_add(kind, tmp_path):
     call = CALL._replace(out=tmp_path)
     data = DataParams(dataset_name="copy", n_samples=400, val_pct=10.0, task_args={"max_length": 6})
-    lm_trainer = fit(
-        Params(data, TrainParams(batch_size=32), tiny_params(layer_architecture=kind)), Stats(), call
-    )
+    params = Params(data, TrainParams(batch_size=32), tiny_params(layer_architecture=kind))
+    lm_trainer, outcome = train(params, call)
     name = "balance" if kind == "experts" else "further"
     for stat in (f"stat/train_loss:{name}", f"stat/val_loss:{name}", "stat/val_loss:main"):
         assert all(entry.v > 0 for entry in lm_trainer.stats.train_stats[stat])
-    assert lm_trainer.leak is None
+    assert outcome.values["leak"] is None

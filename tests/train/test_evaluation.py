@@ -13,13 +13,12 @@ from data.data_params import DataParams
 from model.lm import LM
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED
-from tests.train.little_run import CALL
+from tests.train.little_run import CALL, train
 from train.data import make_data
 from train.evaluation import Evaluation
 from train.grid.params import Params
 from train.launch.tables import COLUMNS
-from train.run import fit, summarise
-from train.stats import Stats
+from train.saving.outcome import Ending, Outcome
 from train.train_params import TrainParams
 
 TEXT = DataParams(dataset_name="pydoc", debug_crop=10, val_pct=30.0, packed=False)
@@ -89,10 +88,11 @@ def test_the_share_of_unknown_bytes_is_a_number_of_the_run(tmp_path, monkeypatch
     split = {"train": documents, "val": ["abcd\u00e9"] * 2, "test": []}
     monkeypatch.setattr("data.text_rows.read_corpus", lambda *_: split)
     call = CALL._replace(out=tmp_path)
-    run = fit(Params(DataParams(dataset_name="letters"), TrainParams(), MODEL), Stats(), call)
-    assert summarise(run)["unknown_bytes"] == pytest.approx(2 / 6)
-    assert COLUMNS["unknown\nbytes"](summarise(run)) == "33.33%"
-    assert COLUMNS["unknown\nbytes"]({"unknown_bytes": 0.0}) == COLUMNS["unknown\nbytes"]({}) == "-"
+    _, outcome = train(Params(DataParams(dataset_name="letters"), TrainParams(), MODEL), call)
+    assert outcome.values["unknown_bytes"] == pytest.approx(2 / 6)
+    assert COLUMNS["unknown\nbytes"](outcome) == "33.33%"
+    for values in ({"unknown_bytes": 0.0}, {}):
+        assert COLUMNS["unknown\nbytes"](Outcome(Ending.FINISHED, values=values)) == "-"
 
 
 class Ones(torch.nn.Module):
@@ -168,10 +168,10 @@ def test_tokens_per_second_are_those_of_training_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(Evaluation, "result", slow)
     call = CALL._replace(out=tmp_path)
     started = time.perf_counter()
-    run = fit(Params(COPY, TrainParams(batch_size=64, val_every=3), MODEL), Stats(), call)
+    run, outcome = train(Params(COPY, TrainParams(batch_size=64, val_every=3), MODEL), call)
     wall = time.perf_counter() - started
     assert run.train_seconds < wall - 2 * 3
-    assert summarise(run)["tokens_per_second"] == pytest.approx(run.n_tokens / run.train_seconds)
+    assert outcome.values["tokens_per_second"] == pytest.approx(run.n_tokens / run.train_seconds)
 
 
 def smoothed(z, y):

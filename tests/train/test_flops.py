@@ -10,12 +10,11 @@ import torch
 from data.data_params import DataParams
 from model.lm import LM
 from model.model_params import ModelParams
+from tests.train.little_run import CALL, train
 from train import flops
 from train.flops import counted, flops_per_row, peak_flops
 from train.grid.params import Params
 from train.optimizers import freeze
-from train.run import Call, fit, summarise
-from train.stats import Stats
 from train.train_params import TrainParams
 
 D, V, L, T, F = 24, 50, 3, 17, 40
@@ -76,10 +75,10 @@ def test_counting_leaves_the_model_and_randomness_alone():
 
 
 def test_a_summary_says_what_training_took(tmp_path):
-    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
     model = ModelParams(dim=16, n_layers=1, n_heads=2, max_seq_len=32)
-    run = fit(Params(COPY, TrainParams(batch_size=64), model), Stats(), call)
-    summary = json.loads(json.dumps(summarise(run)))
+    params = Params(COPY, TrainParams(batch_size=64), model)
+    run, outcome = train(params, CALL._replace(out=tmp_path))
+    summary = json.loads(json.dumps(outcome.as_row()))
     tokens = round(run.n_tokens / run.n_samples)
     assert 5 < tokens < 20
     assert summary["flops"] == flops_per_row(run.model, tokens, run.train_params) * run.n_samples

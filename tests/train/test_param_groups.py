@@ -17,14 +17,12 @@ from model.mup.parametrization import Role
 from model.shapes import roles_of
 from model.transformer.residual import weighted
 from tests.model.tiny import KINDS, CharTokenizer, batch_of, random_ids, tiny_params
-from tests.train.little_run import CALL
+from tests.train.little_run import CALL, fit
 from train.grid.params import Params
 from train.launch.problems import role_problems
 from train.optimizers import group_settings, make_optimizer
 from train.pretrained import origin_problems
-from train.run import fit
 from train.schedules import Schedule
-from train.stats import Stats
 from train.train_params import TrainParams
 
 
@@ -550,7 +548,7 @@ def run(tmp_path, model: ModelParams, **train_fields):
         **{"batch_size": 8, "threads": 1, "hyperparams_log_freq": 4, "lr": 1e-2} | train_fields
     )
     call = CALL._replace(out=tmp_path)
-    return fit(Params(data, train, model), Stats(), call)
+    return fit(Params(data, train, model), call)
 
 
 def test_settings_of_each_group_are_among_the_statistics(tmp_path):

@@ -24,15 +24,14 @@ from explore.load import checkpoints, find_run, runs
 from model.lm import n_params
 from model.transformer.attention import Attention
 from model.transformer.lora import is_lora
-from tests.train.little_run import CALL, save_run
+from tests.train.little_run import CALL, fit, save_run
 from train import pretrained
 from train.evaluation import Evaluation
 from train.grid.expand import GridError, read_grid
 from train.grid.params import Params
 from train.launch.problems import problems
-from train.run import fit, make_lm
+from train.run import make_lm
 from train.saving.run_folder import load
-from train.stats import Stats
 
 TEXT = ["the cat sat on the mat and saw a rat in a hat", "a dog ran to the sun and ate all of it at noon"]
 FEW_STEPS = """\
@@ -131,7 +130,7 @@ def train(root: Path, model_fields: str, **options: str):
     """A fitted LMTrainer."""
     [params] = grid(root, model_fields, **options)
     call = CALL._replace(out=root)
-    return fit(params, Stats(), call)
+    return fit(params, call)
 
 
 def val_losses(lm_trainer) -> list[tuple[int, float]]:

@@ -21,15 +21,13 @@ from model.transformer.embeddings import position_kinds
 from tests.model.tiny import KINDS, CharTokenizer, tiny_params
 from tests.train import broken_edits
 from tests.train.broken_edits import CACHE, FIRST, FUTURE, GRADIENT, PATTERN, broken, plant, sound, when
-from tests.train.little_run import CALL
+from tests.train.little_run import CALL, train
 from train import probe as soundness
 from train import run
 from train.grid.params import Params
 from train.launch.check_models import checks, checks_of, outcome_of
 from train.optimizers import freeze
 from train.probe import Probe, leak_by_gradient, leak_by_value, leak_of, noisy_copy, probe
-from train.run import fit
-from train.stats import Stats
 from train.train_params import TrainParams
 
 QUIET = [
@@ -302,10 +300,10 @@ def test_a_run_is_bitwise_the_same_with_and_without_the_check(tmp_path, monkeypa
     task = DataParams(dataset_name="copy", task_args={"max_length": 6}, n_samples=200)
     params = Params(task, TrainParams(dropout=0.2, batch_size=16, threads=1), tiny_params(max_seq_len=20))
     call = CALL._replace(out=tmp_path)
-    checked = fit(params, Stats(), call)
+    checked, with_probe = train(params, call)
     monkeypatch.setattr(run, "probe", lambda *_: Probe("not looked at", []))
-    unchecked = fit(params, Stats(), call)
-    assert (checked.leak, unchecked.leak) == (None, "not looked at")
+    unchecked, without = train(params, call)
+    assert (with_probe.values["leak"], without.values["leak"]) == (None, "not looked at")
     for name, weight in checked.model.state_dict().items():
         assert torch.equal(weight, unchecked.model.state_dict()[name]), name
 

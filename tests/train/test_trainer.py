@@ -9,23 +9,31 @@ import torch
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
+from tests.train import little_run
+from tests.train.little_run import CALL
 from train.data import count_steps, make_data
 from train.grid.params import Params
+from train.grid.run import Run
 from train.launch.problems import freeze_problems, train_problems
 from train.logs import log_to_console
-from train.run import Call, fit, summarise, train_run
-from train.stats import Stats
+from train.run import train_run
+from train.saving.outcome import Ending
+from train.saving.record import record_of
 from train.train_params import TrainParams
 
 TASK = DataParams(dataset_name="maskedcopy", task_args={"max_length": 8}, n_samples=400)
 TINY = ModelParams(dim=16, n_layers=1, n_heads=2, max_seq_len=24)
 
 
-def train(tmp_path, *, data=TASK, model=TINY, **train_fields):
-    """A fitted LMTrainer."""
+def train_whole(tmp_path, *, data=TASK, model=TINY, **train_fields):
+    """An LMTrainer that has trained, and the run's outcome."""
     fields = {"batch_size": 8, "lr": 1e-2, "threads": 1} | train_fields
-    call = Call(tmp_path, save=False, wandb=False, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
-    return fit(Params(data, TrainParams(**fields), model), Stats(), call)
+    return little_run.train(Params(data, TrainParams(**fields), model), CALL._replace(out=tmp_path))
+
+
+def train(tmp_path, **options):
+    """An LMTrainer that has trained."""
+    return train_whole(tmp_path, **options)[0]
 
 
 def weights(lm_trainer) -> dict[str, torch.Tensor]:
@@ -110,19 +118,18 @@ def test_steps_are_counted_before_training(fields, rows, steps):
 
 
 def test_patience_stops_and_keeps_the_best_weights(tmp_path):
-    run = train(
-        tmp_path, lr=0.7, gradient_clip_val=None, val_every=5, patience=2, epochs=20, lr_schedule="constant"
-    )
+    fields = {"gradient_clip_val": None, "val_every": 5, "patience": 2, "lr_schedule": "constant"}
+    run, outcome = train_whole(tmp_path, lr=0.7, epochs=20, **fields)
     losses = [stat.v for stat in run.stats.train_stats["stat/val_loss:main"]]
     assert run.stopped.startswith("early stop")
     assert run.global_step < 900
     [best] = run.stats.train_stats["stat/best_val_loss:main"]
     assert best.v == pytest.approx(min(losses), rel=1e-6), "the best weights are put back and validated"
     assert losses[-1] > best.v
-    summary = summarise(run)
-    assert summary["weights"] == "best"
-    assert summary["val_loss"] == best.v
-    assert summary["final_loss"] == losses[-1]
+    assert outcome.ending is Ending.EARLY_STOP
+    assert outcome.values["weights"] == "best"
+    assert outcome.values["val_loss"] == best.v
+    assert outcome.values["final_loss"] == losses[-1]
 
 
 def test_frozen_parameters_stay_and_others_move(tmp_path):
@@ -165,11 +172,13 @@ def test_compile_without_a_compiler_is_one_sentence(monkeypatch):
 
 
 def test_a_diverging_run_ends_with_a_message_and_keeps_what_it_has(tmp_path):
-    run = train(tmp_path, lr=1e6, gradient_clip_val=None, epochs=10, optimizer="sgd", lr_schedule="constant")
+    fields = {"gradient_clip_val": None, "optimizer": "sgd", "lr_schedule": "constant"}
+    run, outcome = train_whole(tmp_path, lr=1e6, epochs=10, **fields)
     assert run.stopped.startswith("diverged: training loss")
     assert run.global_step < 200
     assert len(run.stats.train_stats["stat/train_loss:main"]) == run.global_step
-    assert "val_loss" in summarise(run)
+    assert outcome.diverged
+    assert "val_loss" in outcome.values
 
 
 @pytest.mark.parametrize(
@@ -177,9 +186,10 @@ def test_a_diverging_run_ends_with_a_message_and_keeps_what_it_has(tmp_path):
 )
 def test_a_short_run_that_ends_in_nan_has_diverged_too(tmp_path, data):
     """Shorter than the steps between two looks at the statistics, and with a sample to be drawn from NaN."""
-    run = train(tmp_path, data=data, lr=1e30, gradient_clip_val=None, early_stop_nsamples=80, optimizer="sgd")
+    fields = {"gradient_clip_val": None, "early_stop_nsamples": 80, "optimizer": "sgd"}
+    run, outcome = train_whole(tmp_path, data=data, lr=1e30, **fields)
     assert run.stopped.startswith("diverged: training loss nan")
-    assert math.isnan(summarise(run)["val_loss"])
+    assert math.isnan(outcome.values["val_loss"])
 
 
 def test_every_batch_and_every_statistic_is_recorded_once(tmp_path):
@@ -223,10 +233,9 @@ def test_training_learns(tmp_path):
         dataset_name="copy", task_args={"min_length": 1, "max_length": 4, "n_letters": 8}, n_samples=3000
     )
     model = ModelParams(dim=32, n_layers=2, n_heads=2, max_seq_len=12)
-    run = train(tmp_path, data=data, model=model, batch_size=32, epochs=4, lr=3e-3)
-    summary = summarise(run)
-    assert summary["val_accuracy"] > 0.95
-    assert summary["chance"] < 0.6
+    _, outcome = train_whole(tmp_path, data=data, model=model, batch_size=32, epochs=4, lr=3e-3)
+    assert outcome.values["val_accuracy"] > 0.95
+    assert outcome.values["chance"] < 0.6
 
 
 @pytest.mark.parametrize(
@@ -277,20 +286,21 @@ def test_wandb_hears_of_a_diverged_run_as_failed_and_the_log_when_it_happens(
     fields, failed, tmp_path, monkeypatch, capsys
 ):
     tracker = Tracker()
-    monkeypatch.setattr("train.run.start_tracker", lambda *_: tracker)
+    monkeypatch.setattr("train.saving.record.start_tracker", lambda *_: tracker)
     log_to_console()
-    call = Call(tmp_path, save=False, wandb=True, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
-    summary = train_run(Params(TASK, TrainParams(batch_size=8, threads=1, **fields), TINY), None, call)
-    assert summary["stopped"].startswith("diverged") == failed == tracker.failed
+    params = Params(TASK, TrainParams(batch_size=8, threads=1, **fields), TINY)
+    run, call = Run(params, {}, "trial"), CALL._replace(out=tmp_path, wandb=True)
+    with record_of(run, None, call) as record:
+        outcome = train_run(run, record, call)
+    assert outcome.diverged == failed == tracker.failed
     assert capsys.readouterr().out.count("training stops after step") == failed
-    assert ("is the first activation that is not finite" in summary["stopped"]) == failed
+    assert ("is the first activation that is not finite" in outcome.why) == failed
 
 
 def test_wandb_hears_of_a_run_that_raised_as_failed(tmp_path, monkeypatch):
     tracker = Tracker()
-    monkeypatch.setattr("train.run.start_tracker", lambda *_: tracker)
-    monkeypatch.setattr("train.run.fit", lambda *_, **__: 1 / 0)
-    call = Call(tmp_path, save=False, wandb=True, wandb_entity=None, wandb_group="", gpu_id=None, command=[])
-    with pytest.raises(ZeroDivisionError):
-        train_run(Params(TASK, TrainParams(threads=1), TINY), None, call)
+    monkeypatch.setattr("train.saving.record.start_tracker", lambda *_: tracker)
+    run = Run(Params(TASK, TrainParams(threads=1), TINY), {}, "trial")
+    with pytest.raises(ZeroDivisionError), record_of(run, None, CALL._replace(wandb=True)):
+        raise ZeroDivisionError
     assert tracker.failed

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,21 +26,13 @@ from train.grid.config_text import (
 )
 from train.grid.params import SECTION_OF, SECTIONS, Params
 from train.grid.rules import Rule, Rules, read_rules
+from train.grid.run import Run
 from train.logs import log
 
 __all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
 
 MOST_ERRORS = 20  # shown at once
 MOST_POINTS = 1_000_000  # of a config, with those that are skipped
-
-
-class Run(NamedTuple):
-    """One point of the grid, and the places of its settings."""
-
-    params: Params
-    places: dict[str, Place]
-    config: str  # the name of the file
-    variant: str | None = None  # its name, where the grid has variants
 
 
 class GridError(ValueError):

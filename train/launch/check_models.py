@@ -23,7 +23,7 @@ from model.recording import first_nonfinite
 from train.data import make_data
 from train.grid.expand import GridError
 from train.grid.params import Params
-from train.launch.plan import Plan
+from train.grid.run import Call, Run
 from train.launch.tables import settings_of
 from train.logs import log
 from train.optimizers import freeze
@@ -41,8 +41,8 @@ from train.probe import (
     rows_in_a_pass,
     without_gradient,
 )
-from train.run import Call, make_lm
-from train.saving.run_folder import begin, load, save
+from train.run import make_lm
+from train.saving.run_folder import create_run_files, load, save
 from train.stats import Stats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,7 +147,7 @@ def save_and_load_are_equal(lm: LM, params: Params) -> Outcome:
     for _ in learning(lm, params, mycollate(ids_BT.tolist()), n_steps=3):
         pass
     with TemporaryDirectory() as folder:
-        begin(Path(folder), params, command=[])
+        create_run_files(Path(folder), params, command=[])
         save(Path(folder), lm=lm, stats=Stats(), summary={})
         loaded = load(Path(folder)).lm
     with torch.no_grad():
@@ -234,10 +234,10 @@ def random_ids(lm: LM, n_rows: int) -> Tensor:
     return torch.randint(lm.n_tokens, (n_rows, min(LENGTH, lm.model_params.max_seq_len)))
 
 
-def report(plans: list[Plan], call: Call) -> int:
+def report(runs: list[Run], call: Call) -> int:
     """Log the outcome of every check for each architecture. Return the exit code: 1 if a check failed, else 0."""
     failed = False
-    for title, params in architectures(plans):
+    for title, params in architectures(runs):
         log.info(title)
         lm = first_model(params, call)
         if flaw := flaw_of(lm, params):
@@ -308,25 +308,25 @@ def first_model(params: Params, call: Call) -> LM:
     return lm
 
 
-def refuse_leaks(plans: list[Plan], call: Call) -> None:
+def refuse_leaks(runs: list[Run], call: Call) -> None:
     """Raise GridError if an architecture leaks."""
     errors = []
-    for title, params in architectures(plans):
+    for title, params in architectures(runs):
         if leak := leak_of(first_model(params, call), MOST_PASSES):
             errors.append(f"--check=strict: {title}: {leak}")
     if errors:
         raise GridError(errors)
 
 
-def architectures(plans: list[Plan]) -> Iterator[tuple[str, Params]]:
+def architectures(runs: list[Run]) -> Iterator[tuple[str, Params]]:
     """Yield a title and the params of each architecture. Runs that differ only in training share one."""
-    settings, same = settings_of(plans), defaultdict(list)
-    for i, plan in enumerate(plans):
-        same[repr((plan.params.data, plan.params.model, plan.params.train.freeze))].append(i)
+    settings, same = settings_of(runs), defaultdict(list)
+    for i, run in enumerate(runs):
+        same[repr((run.params.data, run.params.model, run.params.train.freeze))].append(i)
     for group in same.values():
         shared = set.intersection(*(set(settings[i].items()) for i in group))
         about = ", ".join(
             f"{key} {value}" for key, value in settings[group[0]].items() if (key, value) in shared
         )
-        runs = f"run{'s' * (len(group) > 1)} {', '.join(str(i + 1) for i in group)}"
-        yield f"{runs}: {about}" if about else runs, plans[group[0]].params
+        title = f"run{'s' * (len(group) > 1)} {', '.join(str(runs[i].number) for i in group)}"
+        yield f"{title}: {about}" if about else title, runs[group[0]].params

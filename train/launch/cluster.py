@@ -20,11 +20,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnN
 from data import corpora
 from data.syntheticdata import tasks
 from train.grid.expand import GridError
-from train.launch.parcels import Luggage, bring_home, in_a_folder, left_here, outputs, pack
-from train.launch.workers import Message, SideBySide, Summary, at_work
+from train.grid.run import Run
+from train.launch.parcels import Upload, download_results, in_a_folder, outputs, pack, resume_dead_attempt
+from train.launch.workers import Message, SideBySide, set_up_worker
 from train.logs import log
-from train.saving.earlier_runs import claimed, earlier_summary
-from train.saving.outcome import INTERRUPTED
+from train.saving.earlier_runs import claimed, earlier_outcome
+from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import REPOSITORY, code_of_this_process
 from train.saving.weights import one_line
 from train.train_params import TrainParams
@@ -36,7 +37,7 @@ REACH_SECONDS = 10.0
 
 
 def connect(address: str) -> None:
-    """GridError if there is no cluster at the address."""
+    """Connect to the cluster at an address. Raise GridError if there is none."""
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "CRITICAL"}
     options["runtime_env"] = {"working_dir": str(REPOSITORY)}
     if address == LOCAL:
@@ -53,46 +54,45 @@ def connect(address: str) -> None:
 
 
 def needs(train: TrainParams, has_gpus: bool) -> tuple[float, float]:
-    """CPUs and GPUs of a run."""
+    """Return the numbers of CPUs and GPUs that a run needs."""
     return train.cpus, float(has_gpus) if train.gpus is None else train.gpus
 
 
-def refuse_too_large(jobs: Iterable[Any], nodes: list[dict[str, float]], has_gpus: bool) -> None:
-    """GridError for a run that would wait for ever, as no node has what it needs."""
-    for job in jobs:
-        cpus, gpus = needs(job.params.train, has_gpus)
+def refuse_too_large(runs: Iterable[Run], nodes: list[dict[str, float]], has_gpus: bool) -> None:
+    """Raise GridError for a run that would wait for ever, as no node has the CPUs and GPUs it needs."""
+    for run in runs:
+        cpus, gpus = needs(run.params.train, has_gpus)
         if not any(cpus <= node.get("CPU", 0) and gpus <= node.get("GPU", 0) for node in nodes):
-            asks = f"run {job.number} ({job.name}) asks for cpus={cpus:g} with gpus={gpus:g}"
+            asks = f"run {run.number} ({run.name}) asks for cpus={cpus:g} with gpus={gpus:g}"
             raise GridError([f"{asks}, which no node of the cluster has"])
 
 
-def beacon(out: Path) -> Any:
-    """A folder that is there meanwhile, for whoever shares the disk."""
+def beacon(out: Path) -> tempfile.TemporaryDirectory[str]:
+    """Return a temporary folder in `out`. Nodes that see it share the disk with the first process."""
     return tempfile.TemporaryDirectory(dir=out, prefix=".here-")
 
 
-def on_worker(job: Any, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Summary, bytes | None]:
-    """The summary of a run and, where the first process has another disk, what the run left on this one."""
+def on_worker(run: Run, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Outcome, bytes | None]:
+    """Train a run on a node. Return its outcome and, where the first process has another disk, its files as bytes."""
     train, call, here, code, texts, wandb, mailbox = away
     os.environ.update(wandb)
     send = mailbox.put.remote  # it is not waited for
-    mail: Any = SimpleNamespace(send=lambda message: send(job.number, tuple(message)))
-    say = at_work(mail, job.params.train.threads or max(1, int(job.params.train.cpus)), code)
+    mail: Any = SimpleNamespace(send=lambda message: send(run.number, tuple(message)))
+    worker_log = set_up_worker(mail, run.params.train.threads or max(1, int(run.params.train.cpus)), code)
     corpora.known.update(texts)
-    say(Message())  # the run has begun
-    call = call._replace(progress=say.report)
+    worker_log.send(Message())  # the run has begun
     try:
         if here.exists():
-            return train(left_here(job, call, here), call), None
-        with in_a_folder(job, call, map(ray.get, parcels)) as (moved, elsewhere):
-            summary = train(moved, elsewhere)
-            return summary, pack(elsewhere.out, outputs(elsewhere.out, job.identity))
+            return train(resume_dead_attempt(run, call, here), call, report=worker_log.report), None
+        with in_a_folder(run, call, map(ray.get, parcels)) as (moved, elsewhere):
+            outcome = train(moved, elsewhere, report=worker_log.report)
+            return outcome, pack(elsewhere.out, outputs(elsewhere.out, run.identity))
     finally:
         ray.get(mailbox.is_empty.remote())  # by now all that was said has come
 
 
-class Going(SimpleNamespace):
-    """A run that has been handed to Ray: memory is Ray's affair, and it ends with the connection."""
+class RayWorker(SimpleNamespace):
+    """A run that has been handed to Ray, in the place of a `Worker`. Ray watches memory and ends the process."""
 
     def settle(self, free: int) -> None: ...
 
@@ -100,7 +100,7 @@ class Going(SimpleNamespace):
 
 
 def new_mailbox() -> Any:
-    """An actor on the node of this process."""
+    """Return an actor on the node of this process, to which runs send their messages."""
 
     class Mailbox:  # made here, so that its process need not import what we do
         def __init__(self) -> None:
@@ -121,7 +121,7 @@ def new_mailbox() -> Any:
 
 
 class OnCluster(SideBySide):
-    """Trains jobs by number on the cluster at `call.ray`."""
+    """Trains runs by number on the cluster at `call.ray`."""
 
     to_stop = False
 
@@ -129,7 +129,7 @@ class OnCluster(SideBySide):
         super().__init__(*args)
         self.claims: dict[int, ExitStack] = {}
 
-    def run(self) -> dict[int, Summary]:
+    def run(self) -> dict[int, Outcome]:
         assert self.call.ray is not None
         connect(self.call.ray)
         try:
@@ -139,7 +139,7 @@ class OnCluster(SideBySide):
             self.call.out.mkdir(parents=True, exist_ok=True)
             with beacon(self.call.out) as here:
                 self.mailbox, code = new_mailbox(), code_of_this_process() if self.call.save else None
-                names = {job.params.data.dataset_name for job in self.runs.values()} - tasks.keys()
+                names = {run.params.data.dataset_name for run in self.runs.values()} - tasks.keys()
                 texts = {name: corpora.fingerprint(name) for name in names}
                 wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
                 self.away = ray.put((self.train, self.call, Path(here), code, texts, wandb, self.mailbox))
@@ -148,25 +148,26 @@ class OnCluster(SideBySide):
             ray.shutdown()
 
     def start_runs(self) -> None:
-        """All, for Ray to find them places."""
-        luggage = Luggage(self.call.out, ray.put)
+        """Hand all runs to Ray, which finds a node for each."""
+        upload = Upload(self.call.out, ray.put)
         for number in self.waiting:
             # Until its result is there: whoever trains it, on whatever machine, is of this call.
             self.claims[number] = ExitStack()
-            job = self.claims[number].enter_context(claimed(self.runs[number], self.call))
-            if not job.step.trains:
-                self.end(number, earlier_summary(job.step))
+            claim = claimed(self.runs[number], self.call.out, self.call.resume)
+            run = self.claims[number].enter_context(claim)
+            if not run.first_step.trains:
+                self.end(number, earlier_outcome(run.first_step))
                 continue
-            self.runs[number] = job
-            cpus, gpus = needs(job.params.train, self.has_gpus)
+            self.runs[number] = run
+            cpus, gpus = needs(run.params.train, self.has_gpus)
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
-            parcels = [] if self.call.ray == LOCAL else luggage(job)
-            going = Going(number=number, output=task.remote(job, parcels, self.away), began=False)
-            self.workers.append(going)
+            parcels = [] if self.call.ray == LOCAL else upload(run)
+            output = task.remote(run, parcels, self.away)
+            self.workers.append(RayWorker(number=number, output=output, began=False))
         self.waiting.clear()
 
-    def end(self, number: int, summary: Summary) -> None:
-        super().end(number, summary)
+    def end(self, number: int, outcome: Outcome) -> None:
+        super().end(number, outcome)
         self.claims.pop(number).close()
 
     def stop(self) -> None:
@@ -176,38 +177,37 @@ class OnCluster(SideBySide):
     def listen(self) -> None:
         if self.to_stop:
             self.to_stop = False
-            for going in self.busy:
-                ray.cancel(going.output)  # as Ctrl-C does
-        by_output = {going.output: going for going in self.busy}
+            for worker in self.busy:
+                ray.cancel(worker.output)  # as Ctrl-C does
+        by_output = {worker.output: worker for worker in self.busy}
         ended, _ = ray.wait(list(by_output), timeout=PAUSE)
-        by_number = {going.number: going for going in self.busy}
+        by_number = {worker.number: worker for worker in self.busy}
         for number, message in ray.get(self.mailbox.take.remote()):
             if number in by_number:  # else it comes from an attempt that was lost
                 self.read(by_number[number], Message(*message))
         for output in ended:
-            self.read(by_output[output], Message(summary=self.result(by_output[output])))
+            self.read(by_output[output], Message(outcome=self.result(by_output[output])))
 
-    def read(self, going: Any, message: Message) -> None:
+    def read(self, worker: RayWorker, message: Message) -> None:
         begins = message == Message()
-        if begins and going.began:
-            log.warning(f"run {going.number} was lost with its process or node, and trains again")
-            self.board.ends(going.number)
+        if begins and worker.began:
+            log.warning(f"run {worker.number} was lost with its process or node, and trains again")
+            self.progress.ends(worker.number)
         if begins:
-            log.info(self.said[going.number])
-        if begins or not going.began:
-            self.board.begins(going.number)
-            going.began = True
-        self.hear(going, message)
+            log.info(self.announced[worker.number])
+        if begins or not worker.began:
+            self.progress.begins(worker.number)
+            worker.began = True
+        self.hear(worker, message)
 
-    def result(self, going: Any) -> Summary:
-        """Copy the folder of a run here, and return the summary of the run."""
-        job = self.runs[going.number]
+    def result(self, worker: RayWorker) -> Outcome:
+        """Copy the folder of a run here, and return the outcome of the run."""
+        run = self.runs[worker.number]
         try:
-            summary, parcel = ray.get(going.output)
-            return summary if parcel is None else bring_home(parcel, job, summary, self.call.out)
+            outcome, parcel = ray.get(worker.output)
+            return outcome if parcel is None else download_results(parcel, run, outcome, self.call.out)
         except TaskCancelledError:
-            return {"stopped": INTERRUPTED}
+            return Outcome(Ending.INTERRUPTED)
         except (RayError, OSError, ValueError) as error:
-            log.error(f"run {going.number} failed with {job.name}:\n{error}")
-            reason = error.cause if isinstance(error, RayTaskError) else error
-            return {"stopped": f"failed: {type(reason).__name__}: {one_line(reason)}"}
+            log.error(f"run {worker.number} failed with {run.name}:\n{error}")
+            return failure(error.cause if isinstance(error, RayTaskError) else error)

@@ -19,12 +19,12 @@ from model.lm import LM, n_params
 from train.data import make_data
 from train.evaluation import CHECKED_ANSWERS, SAMPLE_LENGTH, Evaluation
 from train.grid.params import Texts
-from train.launch.plan import Plan
+from train.grid.run import Call, Run
 from train.launch.tables import MOST_ROWS, as_time, plan_table
 from train.logs import log
 from train.pretrained import saved_tokenizer
 from train.probe import in_one_line, own_randomness, probe
-from train.run import Call, lightning_trainer, threads
+from train.run import cpu_threads, lightning_trainer
 from train.stats import Stats
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
@@ -66,15 +66,15 @@ class Forecast(NamedTuple):
     failed: bool  # whether a run cannot train
 
 
-def report(plans: list[Plan], call: Call, *, times: bool = True) -> int:
+def report(plans: list[Run], call: Call, *, times: bool = True) -> int:
     """Log the plan of a grid for --dry-run, with estimated training times if `times`.
 
     Return the exit code: 1 if a run cannot train, else 0.
     """
-    trained = [plan for plan in plans if plan.step.trains and times]
+    trained = [run for run in plans if run.first_step.trains and times]
     seconds, notes, failed = forecast(trained, call)
     shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
-    log.info(plan_table(plans, [shown.get(id(plan), "-") for plan in plans]))
+    log.info(plan_table(plans, [shown.get(id(run), "-") for run in plans]))
     if len(plans) > MOST_ROWS:
         log.info(f"... and {len(plans) - MOST_ROWS:,} more")
     known = [run for run in seconds if run is not None]
@@ -86,7 +86,7 @@ def report(plans: list[Plan], call: Call, *, times: bool = True) -> int:
     return int(failed)
 
 
-def forecast(plans: Sequence[Plan], call: Call) -> Forecast:
+def forecast(plans: Sequence[Run], call: Call) -> Forecast:
     """Measure some runs and extrapolate to all. Nothing is written, and random generators keep their state."""
     kinds = kinds_of(plans)
     chosen = choose(kinds)
@@ -113,12 +113,12 @@ def forecast(plans: Sequence[Plan], call: Call) -> Forecast:
     return Forecast(seconds_of, notes, bool(failed))
 
 
-def kinds_of(plans: Sequence[Plan]) -> list[Kind]:
+def kinds_of(plans: Sequence[Run]) -> list[Kind]:
     text = Texts()
     groups: defaultdict[str, list[int]] = defaultdict(list)
     steps: dict[TrainParams | str, str] = {}
-    for i, plan in enumerate(plans):
-        data, train, model = plan.params
+    for i, run in enumerate(plans):
+        data, train, model = run.params
         if text(train) not in steps:
             steps[text(train)] = repr(step_params(train))
         groups[text(data) + steps[text(train)] + text(model)].append(i)
@@ -135,12 +135,12 @@ def step_params(train: TrainParams) -> TrainParams:
     return replace(train, compile=False)  # it takes longer than all else here
 
 
-def work(plan: Plan) -> float:
-    return max(1.0, plan.n_params * plan.params.train.batch_size * plan.measured.row_length)
+def work(run: Run) -> float:
+    return max(1.0, run.size.n_params * run.params.train.batch_size * run.data.row_length)
 
 
-def family(plan: Plan) -> str:
-    _, train, model = plan.params
+def family(run: Run) -> str:
+    _, train, model = run.params
     return repr((model.kinds, model.attention, train.precision, train.optimizer, train.threads))
 
 
@@ -187,29 +187,29 @@ def extrapolate(kind: Kind, kinds: Sequence[Kind], paces: dict[int, Pace]) -> Pa
     return Pace(start, *(beyond * value for value in rest))
 
 
-def duration(plan: Plan, pace: Pace) -> float:
+def duration(run: Run, pace: Pace) -> float:
     """Return the seconds from the start of a run to its results."""
-    train, model = plan.params.train, plan.params.model
-    n_batches = plan.n_steps * train.accumulate_grad_batches
-    per_epoch = math.ceil(plan.measured.n_rows / (train.batch_size * train.devices))
+    train, model = run.params.train, run.params.model
+    n_batches = run.size.n_steps * train.accumulate_grad_batches
+    per_epoch = math.ceil(run.data.n_rows / (train.batch_size * train.devices))
     n_validations = math.ceil(
-        plan.n_steps / train.val_every if train.val_every else n_batches / max(1, per_epoch)
+        run.size.n_steps / train.val_every if train.val_every else n_batches / max(1, per_epoch)
     )
     n_validations += model.from_pretrained is not None or model.from_saved is not None
-    validation = plan.measured.n_val_rows * pace.val_row + pace.generation
+    validation = run.data.n_val_rows * pace.val_row + pace.generation
     return pace.start + n_batches * pace.batch + n_validations * validation
 
 
-def measure(plan: Plan, call: Call, seconds: float) -> Pace:
+def measure(run: Run, call: Call, seconds: float) -> Pace:
     """Measure the pace of a run like `plan` by up to `seconds` of training and a short validation."""
-    data_params, train, model = plan.params
+    data_params, train, model = run.params
     begun = time.perf_counter()
-    with own_randomness(), threads(train.threads):
+    with own_randomness(), cpu_threads(train.threads):
         tokenizer = saved_tokenizer(model, call.out)
         data = make_data(data_params, model, call.cache, tokenizer=tokenizer)
         lm = LM(model, tokenizer=data.tokenizer, dropout=train.dropout)
         n_tokens = max(LEAST_TOKENS, seconds * SLOWEST_CPU / (6 * n_params(lm)) / PASSES)
-        whole = plan.measured.row_length * train.batch_size <= n_tokens or torch.cuda.is_available()
+        whole = run.data.row_length * train.batch_size <= n_tokens or torch.cuda.is_available()
         if whole:
             probe(lm, train)
         timed = TimedTrainer(lm, data, step_params(train), Stats(None), MOST_STEPS)
@@ -221,8 +221,8 @@ def measure(plan: Plan, call: Call, seconds: float) -> Pace:
         except SystemExit as error:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from error
         start = timed.ends[0] - begun
-        n_rows = min(train.batch_size, plan.measured.n_rows)
-        batch = timed.seconds(plan.measured.row_length * n_rows)
+        n_rows = min(train.batch_size, run.data.n_rows)
+        batch = timed.seconds(run.data.row_length * n_rows)
         lm.load_state_dict(weights)  # a loss that is NaN has made them so, and nothing can be generated
         per_row = validation_seconds(lm, data, train, n_tokens)
         return Pace(start, batch, per_row, generation_seconds(lm, data))

@@ -8,15 +8,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from train.grid.run import NEW, Call, Run
 from train.logs import log
-from train.run import Call
 from train.saving.claims import note_folder
-from train.saving.earlier_runs import NEW, clear_away, earlier_runs, step_after
+from train.saving.earlier_runs import clear_away, earlier_runs, step_after
+from train.saving.outcome import Outcome
 from train.saving.run_folder import (
     PARTIAL,
     RunFolder,
@@ -57,44 +59,42 @@ def unpack(parcel: bytes, root: Path) -> None:
         raise ValueError(f"what has come from another machine cannot be unpacked: {error}") from error
 
 
-class Luggage:
+class Upload:
     """Uploads the folders that runs need, each only once. `put` stores bytes and returns a reference to them."""
 
     def __init__(self, out: Path, put: Callable[[bytes], Any]) -> None:
         self.out = out
         self.packed = cache(lambda folder: put(pack(out, [folder])))
 
-    def __call__(self, job: Any) -> list[Any]:
-        """Return references to a job's data, to the run it starts from, and to its own earlier folder."""
-        folders = [*job.data_folders]
-        if (timestamp := job.params.model.from_saved) is not None:
+    def __call__(self, run: Run) -> list[Any]:
+        """Return references to a run's data, to the run it starts from, and to its own earlier folder."""
+        folders = [*run.data.folders]
+        if (timestamp := run.params.model.from_saved) is not None:
             folders.append(find_run(timestamp, str(self.out)))
-        if job.step.what == "continued":
-            folders.append(job.step.earlier.folder)
+        if run.first_step.resumes_in is not None:
+            folders.append(run.first_step.resumes_in)
         return [self.packed(folder) for folder in folders]
 
 
 @contextmanager
-def in_a_folder(job: Any, call: Call, luggage: Iterable[bytes]) -> Iterator[tuple[Any, Call]]:
-    """Unpack a job's folders and yield the job and its call with a temporary folder of this machine as output root."""
+def in_a_folder(run: Run, call: Call, parcels: Iterable[bytes]) -> Iterator[tuple[Run, Call]]:
+    """Unpack a run's folders and yield the run and its call with a temporary folder of this machine as output root."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder).resolve()
-        for parcel in luggage:
+        for parcel in parcels:
             unpack(parcel, out)
-        step = NEW  # what is to be cleared away for it is at home
-        if job.step.what == "continued":
-            earlier = job.step.earlier
-            there = earlier._replace(folder=out / earlier.folder.relative_to(call.out))
-            step = job.step._replace(earlier=there)
-        by_home = partial(speak_of_home, str(out), str(call.out))
-        log.addFilter(by_home)
+        step = NEW  # folders that the run replaces are on the first machine
+        if (resumes_in := run.first_step.resumes_in) is not None:
+            step = replace(run.first_step, folder=out / resumes_in.relative_to(call.out), replaced=())
+        with_paths_of_home = partial(rewrite_paths, str(out), str(call.out))
+        log.addFilter(with_paths_of_home)
         try:
-            yield job._replace(step=step), call._replace(out=out)
+            yield replace(run, first_step=step), call._replace(out=out)
         finally:
-            log.removeFilter(by_home)
+            log.removeFilter(with_paths_of_home)
 
 
-def speak_of_home(out: str, home: str, record: logging.LogRecord) -> bool:
+def rewrite_paths(out: str, home: str, record: logging.LogRecord) -> bool:
     """Rewrite the paths in a log record to those at home. Drop "saved as ", which is logged after the download."""
     record.msg, record.args = record.getMessage().replace(out, home), None
     return not record.msg.startswith("saved as ")  # that is said when it is
@@ -106,25 +106,23 @@ def outputs(out: Path, identity: str) -> list[Path]:
     return [*own, *(folder for folder in [out / "logs"] if folder.exists())]
 
 
-def bring_home(parcel: bytes, job: Any, summary: dict[str, Any], out: Path) -> dict[str, Any]:
-    """Put the `outputs` of a job in place under a timestamp that is free here. Return its summary with their path."""
+def download_results(parcel: bytes, run: Run, outcome: Outcome, out: Path) -> Outcome:
+    """Put the `outputs` of a run in place under a timestamp that is free here. Return its outcome with their path."""
     with tempfile.TemporaryDirectory(dir=out, prefix="arriving-") as folder:
         arrived = Path(folder)
         unpack(parcel, arrived)
         if (arrived / "logs").exists():
             shutil.copytree(arrived / "logs", out / "logs", dirs_exist_ok=True)
-        for run in list(run_folders(arrived)):  # one at most
-            home = claim(run, arrived, out)
-            note_folder(out, job.identity, home)
-            if "folder" in summary:
-                summary = summary | {"folder": str(home)}
-                log.info(f"run {job.number}: saved as {home.name} in {home.parent}")
-            earlier = job.step.earlier
-            if earlier is not None and earlier.folder.exists() and not is_training(earlier.folder):
-                shutil.rmtree(earlier.folder) if job.step.what == "continued" else clear_away(
-                    [earlier.folder]
-                )
-    return summary
+        for folder_there in list(run_folders(arrived)):  # one at most
+            home = claim(folder_there, arrived, out)
+            note_folder(out, run.identity, home)
+            if outcome.folder is not None:
+                outcome = replace(outcome, folder=home)
+                log.info(f"run {run.number}: saved as {home.name} in {home.parent}")
+            step = run.first_step
+            if step.folder is not None and step.folder.exists() and not is_training(step.folder):
+                shutil.rmtree(step.folder) if step.resumes_in else clear_away([step.folder])
+    return outcome
 
 
 def claim(run: Path, arrived: Path, out: Path) -> Path:
@@ -144,22 +142,22 @@ def claim(run: Path, arrived: Path, out: Path) -> Path:
     return home.path
 
 
-def left_here(job: Any, call: Call, marks: Path) -> Any:
+def resume_dead_attempt(run: Run, call: Call, marks: Path) -> Run:
     """Resume in the folder left by an earlier attempt that died.
 
-    On the first attempt, return the job unchanged and leave a marker file.
+    On the first attempt, return the run unchanged and leave a marker file.
     """
-    mark = marks / str(job.number)
+    mark = marks / str(run.number)
     if not mark.exists():
         mark.write_text(f"{datetime.now():{FORMAT}}")
-        return job
-    own = job.step.earlier and partial_name(job.step.earlier.folder)
+        return run
+    own = run.first_step.folder and partial_name(run.first_step.folder)
     deadline = time.monotonic() + DYING_SECONDS
     while call.save and time.monotonic() < deadline:
-        left = [run for run in earlier_runs(call.out, {job.identity}) if run.is_partial]
-        left = [run for run in left if run.folder == own or run.folder.name >= mark.read_text()]
+        left = [attempt for attempt in earlier_runs(call.out, {run.identity}) if attempt.is_partial]
+        left = [one for one in left if one.folder == own or one.folder.name >= mark.read_text()]
         step = step_after(left)
         if step.what != "elsewhere":
-            return job._replace(step=step) if left else job
+            return replace(run, first_step=step) if left else run
         time.sleep(0.2)
-    return job
+    return run

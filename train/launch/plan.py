@@ -2,9 +2,10 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -16,13 +17,14 @@ from model.model_params import ModelParams
 from model.observe import observed
 from model.shapes import size_of
 from train.data import count_steps, data_options, make_data
-from train.grid.expand import GridError, Run, located
+from train.grid.expand import GridError, located
 from train.grid.params import SECTION_OF, Params, Texts
+from train.grid.run import NEW, Call, DataFacts, Run, Size
 from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields
+from train.launch.tables import settings_of
 from train.logs import log
 from train.pretrained import saved_tokenizer, weights_problems
-from train.run import Call
-from train.saving.earlier_runs import NEW, Step, for_all_processes, identity, steps_for
+from train.saving.earlier_runs import description, for_all_processes, identity, steps_for
 from train.saving.run_folder import partial_folder
 from train.train_params import TrainParams
 
@@ -32,40 +34,17 @@ FIELDS_WITH_OPTION = {"checkpoint_every": "--save", "cpus": "--ray", "gpus": "--
 MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
 
 
-class Measured(NamedTuple):
-    """Measurements of a run's data that planning needs."""
+def prepare(runs: list[Run], call: Call) -> list[Run]:
+    """Return the runs of a grid with all that is known before they train.
 
-    tokenizer: Any
-    n_rows: int  # to train on
-    n_val_rows: int
-    row_length: float  # real tokens in a row, from one batch
-    content: str  # of the text
-    folders: tuple[Path, ...] = ()  # of the cache
-    reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
-
-
-class Plan(NamedTuple):
-    """A run of the grid, and what is known about it before it starts."""
-
-    config: str  # the name of its file
-    params: Params
-    n_params: int
-    n_steps: int
-    n_tokens: int  # estimated: rows to be trained on, times their length
-    identity: str
-    measured: Measured
-    variant: str | None = None  # its name, where the grid has variants
-    step: Step = NEW  # what is to be done with it
-
-
-def prepare(runs: list[Run], call: Call) -> list[Plan]:
-    """Read, tokenize and cache every text of the grid, and size every model. Raise GridError with all failures."""
-    plans, errors = [], []
-    data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
+    Read, tokenize and cache every text, and size every model. Raise GridError with all failures.
+    """
+    planned, errors = [], []
+    data_of: dict[str, tuple[Tokenizer, DataFacts] | None] = {}
     n_params: dict[str, int] = {}
-    text = Texts()
-    for params, places, config, variant in runs:
-        data, train, model = params
+    text, names = Texts(), names_of(runs)
+    for number, (run, name) in enumerate(zip(runs, names, strict=True), 1):
+        places, (data, train, model) = run.places, run.params
         key = f"{text(data)} {data_options(model)} {model.from_saved}"
         try:
             if key not in data_of:
@@ -76,9 +55,9 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
             data_of[key] = None
             whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
             errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
-        if (measured := data_of[key]) is None:
+        if (found := data_of[key]) is None:
             continue
-        tokenizer, n_rows = measured.tokenizer, measured.n_rows
+        tokenizer, facts = found
         if (size_key := text(model) + key) not in n_params:
             try:
                 n_params[size_key] = size_of(model, tokenizer.n_tokens).n_params
@@ -86,23 +65,30 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
                 errors.append(located(str(error), places))
                 continue
             errors += [located(problem, places) for problem in weights_problems(model, tokenizer, call.out)]
-        n_steps = count_steps(train, n_rows)
+        n_steps = count_steps(train, facts.n_rows)
         per_step = train.batch_size * train.accumulate_grad_batches * train.devices
-        rows = min(n_rows * train.epochs, n_steps * per_step)
-        n_tokens = round(rows * measured.row_length)
-        known = (identity(params, measured.content), measured, variant)
-        plans.append(Plan(config, params, n_params[size_key], n_steps, n_tokens, *known))
+        rows = min(facts.n_rows * train.epochs, n_steps * per_step)
+        size = Size(n_params[size_key], n_steps, round(rows * facts.row_length))
+        same = identity(run.params, facts.content)
+        planned.append(replace(run, number=number, name=name, identity=same, size=size, data=facts))
     errors += device_problems({run.params.train.devices for run in runs}, call)
     if errors:
         raise GridError(errors)
     if call.resume is None:
-        return plans
-    identities = [plan.identity for plan in plans]
+        return planned
+    identities = [run.identity for run in planned]
     steps = for_all_processes(lambda: steps_for(identities, call.out, any_code=call.resume == "anyway"))
-    return [plan._replace(step=step) for plan, step in zip(plans, steps, strict=True)]
+    return [replace(run, first_step=step) for run, step in zip(planned, steps, strict=True)]
 
 
-def measure(params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None) -> Measured:
+def names_of(runs: list[Run]) -> list[str]:
+    """Return what distinguishes each run, such as "dim 64, lr 0.001"."""
+    return [", ".join(f"{key} {value}" for key, value in own.items()) for own in settings_of(runs)]
+
+
+def measure(
+    params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None
+) -> tuple[Tokenizer, DataFacts]:
     """Build the data of a run, and record which fields this reads.
 
     Raise ValueError if there is nothing to train on or to validate with.
@@ -116,7 +102,7 @@ def measure(params: DataParams, model: ModelParams, folder: Path, tokenizer: Tok
         sizes = data.n_rows("train"), data.n_rows("val"), row_length
         next(iter(data.val_dataloader(1)))
     names = frozenset(reads.names) if reads.known else None
-    return Measured(data.tokenizer, *sizes, data.content, (*cache.used,), names)
+    return data.tokenizer, DataFacts(*sizes, data.content, (*cache.used,), names)
 
 
 def device_problems(devices: set[int], call: Call) -> Iterator[str]:
@@ -142,11 +128,11 @@ def gpu_problems(gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
 
 
-def check_names(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> None:
+def check_names(runs: list[Run], make_namer: Callable[..., Any], call: Call) -> None:
     """Call Namer for every run, so that errors in it show before training. Raise GridError with all of them."""
     timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
-    for plan in plans:
-        namer = make_namer(plan.params, variant=plan.variant)
+    for run in runs:
+        namer = make_namer(run.params, variant=run.variant)
         try:
             project = namer.wandb_proj_name()
             errors += wandb_problems(project) if call.wandb else []
@@ -170,62 +156,62 @@ def wandb_problems(project: str) -> list[str]:
     ]
 
 
-def announce(plans: list[Plan], call: Call) -> None:
+def announce(runs: list[Run], call: Call) -> None:
     """Log, once, facts about the runs that a reader of the results must know."""
-    say_steps(plans)
-    models = [plan.params.model for plan in plans]
+    say_steps(runs)
+    models = [run.params.model for run in runs]
     if any(model.attention == "fused" for model in models):
         log.info("attention='fused' is torch's kernel: it ignores edits to the explicit attention")
     foreign = sorted({kind for m in models for kind in m.kinds if kind.startswith("torch-")})
     if foreign:
         log.info(f"{', '.join(foreign)}: torch's own layers, which ignore edits to ours")
-    say_objectives(plans)
-    say_unused(plans)
-    say_idle(plans, call)
+    say_objectives(runs)
+    say_unused(runs)
+    say_idle(runs, call)
     short: defaultdict[str, list[str]] = defaultdict(list)
-    for number, plan in enumerate(plans, 1):
-        if plan.params.train.warmup_steps >= plan.n_steps:
-            steps = f"warmup_steps={plan.params.train.warmup_steps} of {plan.n_steps} steps"
+    for number, run in enumerate(runs, 1):
+        if run.params.train.warmup_steps >= run.size.n_steps:
+            steps = f"warmup_steps={run.params.train.warmup_steps} of {run.size.n_steps} steps"
             short[steps].append(str(number))
     for steps, numbers in short.items():
         log.info(f"run {listed(numbers)} ends before its learning rate has risen to lr: {steps}")
 
 
-def say_objectives(plans: list[Plan]) -> None:
+def say_objectives(runs: list[Run]) -> None:
     """Log what the numbers of masked models mean."""
-    if any(plan.params.model.objective == "masked" for plan in plans):
+    if any(run.params.model.objective == "masked" for run in runs):
         log.info(
             "objective='masked': losses are of hidden tokens, seen from both sides unless causal=True, and no losses of next "
             "tokens; there is neither bits per byte nor exact match, and a validation fills gaps in place of a sample"
         )
 
 
-def say_unused(plans: list[Plan]) -> None:
+def say_unused(runs: list[Run]) -> None:
     """Log every field that is set, or is an axis of its config, and has no effect on a run."""
     text = Texts()
     runs_of: defaultdict[str, list[Params]] = defaultdict(list)
-    for plan in plans:
-        runs_of[plan.config].append(plan.params)
-    axes_by_config = {config: axes_of(runs) for config, runs in runs_of.items()}
+    for run in runs:
+        runs_of[run.config].append(run.params)
+    axes_by_config = {config: axes_of(params) for config, params in runs_of.items()}
     unused: dict[tuple[str, str, str], list[Unused]] = {}
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
-    for number, plan in enumerate(plans, 1):
-        _, train, model = plan.params
-        axes, key = axes_by_config[plan.config], (plan.config, text(model), text(train))
+    for number, run in enumerate(runs, 1):
+        _, train, model = run.params
+        axes, key = axes_by_config[run.config], (run.config, text(model), text(train))
         if key not in unused:
             unused[key] = unused_fields(model, train, axes)
-        for field in unused[key] + unused_data_fields(plan.params, plan.measured.reads, axes):
+        for field in unused[key] + unused_data_fields(run.params, run.data.reads, axes):
             runs_with[str(field)].append(str(number))
     say_of_runs(runs_with)
 
 
-def say_idle(plans: list[Plan], call: Call) -> None:
+def say_idle(runs: list[Run], call: Call) -> None:
     """Log every field that is set and has no effect without an option that is missing."""
     given = {"--save": call.save, "--ray": call.ray is not None}
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for name, option in FIELDS_WITH_OPTION.items():
-        for number, plan in enumerate(plans, 1):
-            value = getattr(plan.params.train, name)
+        for number, run in enumerate(runs, 1):
+            value = getattr(run.params.train, name)
             if value != getattr(TrainParams, name) and not given[option]:
                 runs_with[f"{name}={value!r} has no effect without {option}"].append(str(number))
     say_of_runs(runs_with)
@@ -248,12 +234,12 @@ def listed(numbers: list[str]) -> str:
     return ", ".join(numbers[:MOST_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
-def say_steps(plans: list[Plan]) -> None:
+def say_steps(runs: list[Run]) -> None:
     """Log what --resume does with each run."""
-    if all(plan.step is NEW for plan in plans):
+    if all(run.first_step is NEW for run in runs):
         return
-    counts = Counter(plan.step.what for plan in plans)
+    counts = Counter(run.first_step.what for run in runs)
     log.info("--resume: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
-    said = [f"run {number}: {plan.step}" for number, plan in enumerate(plans, 1)]
+    said = [f"run {number}: {description(run.first_step)}" for number, run in enumerate(runs, 1)]
     hidden = len(said) - MOST_SAID
     log.info("\n".join(said[:MOST_SAID] + [f"... and {hidden} more"] * (hidden > 0)))

@@ -4,27 +4,26 @@ import argparse
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 
+from train.callbacks import Report
 from train.grid.expand import GridError
-from train.grid.params import Params
-from train.launch.plan import Plan
-from train.launch.tables import settings_of
-from train.launch.workers import Board, SideBySide, n_jobs, say_threads
+from train.grid.run import Call, Run
+from train.launch.workers import ProgressBars, SideBySide, n_jobs, say_threads
 from train.logs import log, shortened
-from train.processes import give_way, rank
-from train.run import LATE, Call, of_variant, train_run
-from train.saving.earlier_runs import ELSEWHERE, Step, claimed, clear_stillborn, earlier_summary
-from train.saving.outcome import INTERRUPTED
+from train.processes import let_rank0_report, rank
+from train.run import train_run
+from train.saving.earlier_runs import claimed, clear_stillborn, earlier_outcome
+from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import code_of_this_process
+from train.saving.record import Namer, record_of, variant_of
 from train.saving.run_folder import output_root
-from train.saving.weights import one_line
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
@@ -49,128 +48,101 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     )
 
 
-def run_plans(plans: list[Plan], make_namer: Callable[..., Any], call: Call) -> list[dict[str, Any]]:
-    """Train every run and return the summaries.
+MakeNamer = Callable[..., Namer]  # called with the params of a run and variant=
+
+
+def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[Outcome]:
+    """Train every run and return their outcomes.
 
     A failure is logged at once. The other runs continue, unless runs have several processes or --fail-fast is set.
     """
-    names = [", ".join(f"{key} {value}" for key, value in own.items()) for own in settings_of(plans)]
-    jobs = [
-        Job(
-            number,
-            name,
-            plan.params,
-            plan.variant,
-            plan.identity,
-            plan.step,
-            make_namer,
-            plan.measured.folders,
-        )
-        for number, (name, plan) in enumerate(zip(names, plans, strict=True), 1)
-    ]
-    said = {
-        job.number: f"run {job.number} of {len(jobs)}: {job.name}, {plan.n_params:,} parameters, {plan.n_steps} steps"
-        for job, plan in zip(jobs, plans, strict=True)
-    }
     if call.save and rank() == 0:
         clear_stillborn(call.out)
     if call.jobs > 1 or call.ray is not None:
-        return run_side_by_side(jobs, said, Board([plan.n_steps for plan in plans]), call)
-    return run_in_turn(jobs, said, call)
+        return train_side_by_side(runs, make_namer, call)
+    return train_in_turn(runs, make_namer, call)
 
 
-class Job(NamedTuple):
-    """A run to be trained."""
-
-    number: int  # from 1
-    name: str  # what tells it apart
-    params: Params
-    variant: str | None
-    identity: str
-    step: Step
-    make_namer: Callable[..., Any]
-    data_folders: tuple[Path, ...] = ()  # of the cache
+def first_line_of(run: Run, n_runs: int) -> str:
+    """Return the log line at the start of a run."""
+    size = f"{run.size.n_params:,} parameters, {run.size.n_steps} steps"
+    return f"run {run.number} of {n_runs}: {run.name}, {size}"
 
 
-def run_in_turn(jobs: list[Job], said: dict[int, str], call: Call) -> list[dict[str, Any]]:
-    """Train runs one after another and return their summaries. Runs claimed by other calls are tried again last."""
-    summaries: dict[int, dict[str, Any]] = {}
+def train_in_turn(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[Outcome]:
+    """Train runs one after another and return their outcomes. Runs claimed by other calls are tried again last."""
+    outcomes: dict[int, Outcome] = {}
 
-    def in_turn() -> Iterator[Job]:
-        yield from jobs
-        for job in jobs:
-            if summaries[job.number]["stopped"] == ELSEWHERE:
-                yield job._replace(step=job.step._replace(what="elsewhere"))
+    def in_turn() -> Iterator[Run]:
+        yield from runs
+        for run in runs:
+            if outcomes[run.number].ending is Ending.ELSEWHERE:
+                yield replace(run, first_step=replace(run.first_step, what="elsewhere"))
 
-    for job in in_turn():
-        summaries[job.number] = summary = train_claimed(job, call, said[job.number])
-        failed = summary["stopped"].startswith("failed")
-        if is_interrupted(summary) or (failed and (call.fail_fast or job.params.train.devices > 1)):
+    for run in in_turn():
+        outcome = train_claimed(run, call, make_namer, announce=first_line_of(run, len(runs)))
+        outcomes[run.number] = outcome
+        if outcome.interrupted or (outcome.failed and (call.fail_fast or run.params.train.devices > 1)):
             break  # after a failure several processes may stand at different points
-    return [*summaries.values()]
+    return [*outcomes.values()]
 
 
-def train_claimed(job: Job, call: Call, said: str | None = None) -> dict[str, Any]:
-    """Train a run unless another call does, and return its summary. `said` is logged before training."""
+def train_claimed(
+    run: Run, call: Call, make_namer: MakeNamer, report: Report | None = None, announce: str | None = None
+) -> Outcome:
+    """Train a run unless another call does, and return its outcome. `announce` is logged before training."""
     try:
-        with claimed(job, call) as job_now:
-            if said is not None and job_now.step.trains:
-                log.info(said)
-            return train_job(job_now, call)
-    except (GridError, OSError) as error:  # other code has trained it, or no claim can be laid to it
-        log.error(f"run {job.number} failed with {job.name}:\n{error}")
-        return {"stopped": f"failed: {type(error).__name__}: {one_line(error)}"}
+        with claimed(run, call.out, call.resume) as run_now:
+            if announce is not None and run_now.first_step.trains:
+                log.info(announce)
+            return train_or_fail(run_now, call, make_namer, report)
+    except (GridError, OSError) as error:  # other code has trained it, or it cannot be claimed
+        log.error(f"run {run.number} failed with {run.name}:\n{error}")
+        return failure(error)
 
 
-def train_job(job: Job, call: Call) -> dict[str, Any]:
-    """Train a run and return its summary, however it ends."""
-    started, one = time.perf_counter(), call._replace(variant=job.variant)
-    if not job.step.trains:
-        return earlier_summary(job.step)
+def train_or_fail(run: Run, call: Call, make_namer: MakeNamer, report: Report | None = None) -> Outcome:
+    """Train a run and return its outcome, however it ends."""
+    started = time.perf_counter()
+    if not run.first_step.trains:
+        return earlier_outcome(run.first_step)
     try:
-        namer = job.make_namer(job.params, variant=job.variant)
-        return train_run(
-            job.params, namer, one, job.identity, go_on=taken_up(job.step), replaces=job.step.replaced
-        )
+        with record_of(run, make_namer(run.params, variant=run.variant), call) as record:
+            return train_run(run, record, call, report)
     except KeyboardInterrupt:
-        stopped = INTERRUPTED
+        outcome = Outcome(Ending.INTERRUPTED)
     except SystemExit:
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
-        give_way()
-        log.error(f"run {job.number} failed with {job.name}:\n{shortened(traceback.format_exc())}")
-        stopped = f"failed: {type(error).__name__}: {one_line(error)}"
-    return of_variant(one) | {"stopped": stopped, "wall_seconds": time.perf_counter() - started}
+        let_rank0_report()
+        log.error(f"run {run.number} failed with {run.name}:\n{shortened(traceback.format_exc())}")
+        outcome = failure(error)
+    return replace(outcome, values=variant_of(run) | {"wall_seconds": time.perf_counter() - started})
 
 
-def run_side_by_side(jobs: list[Job], said: dict[int, str], board: Board, call: Call) -> list[dict[str, Any]]:
-    """Train several runs at a time and return the summaries of all."""
-    summaries = {job.number: earlier_summary(job.step) for job in jobs if job.step.what == "finished"}
-    to_train = {job.number: job for job in jobs if job.number not in summaries}
+def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[Outcome]:
+    """Train several runs at a time and return the outcomes of all."""
+    finished = [run for run in runs if run.first_step.what == "finished"]
+    outcomes = {run.number: earlier_outcome(run.first_step) for run in finished}
+    to_train = {run.number: run for run in runs if run.number not in outcomes}
+    announced = {run.number: first_line_of(run, len(runs)) for run in runs}
+    bars = ProgressBars({run.number: run.size.n_steps for run in runs})
     if call.ray is None:
-        say_threads({job.params.train.threads for job in jobs}, call.jobs)
-        summaries |= SideBySide(train_claimed, to_train, said, board, call).run()
+        say_threads({run.params.train.threads for run in to_train.values()}, call.jobs)
+        train = partial(train_claimed, make_namer=make_namer)
+        outcomes |= SideBySide(train, to_train, announced, bars, call).run()
     elif to_train:
         from train.launch.cluster import OnCluster
 
-        summaries |= OnCluster(train_job, to_train, said, board, call).run()
-    return [summaries.get(job.number, {"stopped": "not run"}) for job in jobs]
+        train = partial(train_or_fail, make_namer=make_namer)
+        outcomes |= OnCluster(train, to_train, announced, bars, call).run()
+    return [outcomes.get(run.number, Outcome(Ending.NOT_RUN)) for run in runs]
 
 
-def taken_up(step: Step) -> Path | None:
-    """Return the folder in which a run continues, or None if it begins."""
-    return step.earlier.folder if step.earlier and step.what == "continued" else None
-
-
-def exit_code(summaries: list[dict[str, Any]]) -> int:
+def exit_code(outcomes: Sequence[Outcome]) -> int:
     """Return 130 after Ctrl-C, 1 if a run failed or diverged, else 0."""
     if rank() and torch.distributed.is_initialized():
         return 0  # the first process will notice and report; Lightning kills it when another one ends with an error
-    if any(map(is_interrupted, summaries)):
+    if any(outcome.interrupted for outcome in outcomes):
         return 130
-    return int(any(summary["stopped"].startswith(("failed", "diverged")) for summary in summaries))
-
-
-def is_interrupted(summary: dict[str, Any]) -> bool:
-    """Return whether Ctrl-C came while the run trained or when it had just ended."""
-    return summary["stopped"] == INTERRUPTED or summary["stopped"].endswith(LATE)
+    return int(any(outcome.failed or outcome.diverged for outcome in outcomes))

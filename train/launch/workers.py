@@ -7,9 +7,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import copy
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 from typing import Any, NamedTuple
@@ -20,26 +21,24 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from train.grid.expand import GridError
+from train.grid.run import Call, Run
 from train.logs import log, say_at_once
-from train.run import LATE, Call
-from train.saving.earlier_runs import ELSEWHERE
-from train.saving.outcome import INTERRUPTED
+from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import Code, code_of_this_process, take_code_of
 
 SPARE = 1.2  # a run starts where there is room for so many times what the largest one took so far
-Summary = dict[str, Any]
-Train = Callable[[Any, Call], Summary]  # trains a run
+Train = Callable[..., Outcome]  # called with a run, the options of the call, and report=
 
 
 class Message(NamedTuple):
-    """A worker's message about its run: progress, a log record, or the summary, which ends the run."""
+    """A worker's message about its run: progress, a log record, or the outcome, which ends the run."""
 
     step: int = 0
     loss: float | None = None
     memory: int = 0  # bytes that it takes of the memory that runs share
     free: int = 0  # bytes of that which are left
     record: logging.LogRecord | None = None
-    summary: Summary | None = None
+    outcome: Outcome | None = None
 
 
 def n_jobs(jobs: str) -> int:
@@ -59,23 +58,23 @@ def work(connection: Connection, train: Train, call: Call, threads: int, code: C
     os.setsid()  # Ctrl-C goes to the first process alone, which passes it on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_first_process, daemon=True).start()
-    say = at_work(connection, threads, code)
+    worker_log = set_up_worker(connection, threads, code)
     for run in iter(connection.recv, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        summary = train(run, call._replace(progress=say.report))
+        outcome = train(run, call, report=worker_log.report)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        say(Message(summary=summary))
+        worker_log.send(Message(outcome=outcome))
 
 
-def at_work(connection: Any, threads: int, code: Code | None) -> "Say":
+def set_up_worker(connection: Any, threads: int, code: Code | None) -> "WorkerLog":
     """Set up a process that trains for another one. Return the handler that reports by `connection.send`."""
     torch.set_num_threads(threads)
     if code is not None:
         take_code_of(code)
-    say = Say(connection)
+    worker_log = WorkerLog(connection)
     log.setLevel(logging.INFO)
-    log.propagate, log.handlers = False, [say]
-    return say
+    log.propagate, log.handlers = False, [worker_log]
+    return worker_log
 
 
 def end_with_first_process() -> None:
@@ -85,25 +84,25 @@ def end_with_first_process() -> None:
     os._exit(1)
 
 
-class Say(logging.Handler):
+class WorkerLog(logging.Handler):
     """Logging handler that sends a worker's log records and progress to the first process."""
 
     def __init__(self, connection: Any) -> None:
         super().__init__()
         self.connection = connection
-        self.speaking = threading.Lock()
+        self.sending = threading.Lock()
 
-    def __call__(self, message: Message) -> None:
-        with self.speaking:
+    def send(self, message: Message) -> None:
+        with self.sending:
             self.connection.send(message)
 
     def emit(self, record: logging.LogRecord) -> None:
         plain = copy(record)
         plain.msg, plain.args, plain.exc_info = record.getMessage(), None, None
-        self(Message(record=plain))
+        self.send(Message(record=plain))
 
     def report(self, step: int, loss: float, device: torch.device) -> None:
-        self(Message(step, loss, *memory_of(device)))
+        self.send(Message(step, loss, *memory_of(device)))
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:
@@ -156,46 +155,51 @@ class Worker:
             self.connection.send(None)
 
 
-class Board:
-    """Progress bars in a terminal, one for each active run."""
+class ProgressBars:
+    """Progress bars in a terminal, one for each active run. `n_steps` is the length of each run by its number."""
 
-    def __init__(self, n_steps: Sequence[int]) -> None:
+    def __init__(self, n_steps: Mapping[int, int]) -> None:
         console = rich.get_console()
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        self.progress = Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not console.is_terminal)
+        self.display = Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not console.is_terminal)
         self.n_steps = n_steps
-        self.lines: dict[int, TaskID] = {}
+        self.bars: dict[int, TaskID] = {}
 
     def begins(self, number: int) -> None:
-        self.lines[number] = self.progress.add_task(f"run {number}", total=self.n_steps[number - 1], loss="")
+        self.bars[number] = self.display.add_task(f"run {number}", total=self.n_steps[number], loss="")
 
     def goes_on(self, number: int, message: Message) -> None:
         loss = "" if message.loss is None else f"loss {message.loss:.3f}"
-        self.progress.update(self.lines[number], completed=message.step, loss=loss)
+        self.display.update(self.bars[number], completed=message.step, loss=loss)
 
     def ends(self, number: int) -> None:
-        self.progress.remove_task(self.lines.pop(number))
+        self.display.remove_task(self.bars.pop(number))
 
 
 class SideBySide:
-    """Trains runs by number, `call.jobs` at a time. `said` is the log line at the start of each."""
+    """Trains runs by number, `call.jobs` at a time. `announced` is the log line at the start of each."""
 
     def __init__(
-        self, train: Train, runs: dict[int, Any], said: dict[int, str], board: "Board", call: Call
+        self,
+        train: Train,
+        runs: dict[int, Run],
+        announced: Mapping[int, str],
+        bars: ProgressBars,
+        call: Call,
     ) -> None:
-        self.train, self.runs, self.said, self.board, self.call = train, runs, said, board, call
+        self.train, self.runs, self.announced, self.progress, self.call = train, runs, announced, bars, call
         self.waiting = deque(runs)
         self.workers: list[Any] = []  # Worker, or what stands for one on a cluster
-        self.summaries: dict[int, Summary] = {}
+        self.outcomes: dict[int, Outcome] = {}
         self.elsewhere: list[int] = []  # runs that another call trains
         self.largest = 0  # bytes that a run took
         self.is_stopped = self.failed_fast = self.said_to_wait = False
 
-    def run(self) -> dict[int, Summary]:
-        """Train all runs and return {number: summary}. Some are missing after Ctrl-C, or with --fail-fast."""
+    def run(self) -> dict[int, Outcome]:
+        """Train all runs and return {number: outcome}. Some are missing after Ctrl-C, or with --fail-fast."""
         before = signal.signal(signal.SIGINT, self.interrupt)
         try:
-            with self.board.progress:
+            with self.progress.display:
                 self.run_waiting()
                 if not self.is_stopped:
                     # By now the other call may have ended.
@@ -205,7 +209,7 @@ class SideBySide:
             signal.signal(signal.SIGINT, before)
             for worker in self.workers:
                 worker.end()
-        return self.summaries
+        return self.outcomes
 
     def run_waiting(self) -> None:
         while self.waiting or self.busy:
@@ -225,8 +229,8 @@ class SideBySide:
                 idle = Worker(self.train, call, share_of_threads(call.jobs))
                 self.workers.append(idle)
             number = self.waiting.popleft()
-            log.info(self.said[number])
-            self.board.begins(number)
+            log.info(self.announced[number])
+            self.progress.begins(number)
             idle.start(number, self.runs[number])
 
     def is_room(self) -> bool:
@@ -246,7 +250,7 @@ class SideBySide:
             try:
                 message = worker.connection.recv()
             except (EOFError, OSError):
-                message = Message(summary=self.death_of(worker))
+                message = Message(outcome=self.death_of(worker))
             self.hear(worker, message)
 
     def hear(self, worker: Any, message: Message) -> None:
@@ -257,44 +261,37 @@ class SideBySide:
                 message.record.msg = f"run {number}: {message.record.msg}"
             log.handle(message.record)
             return
-        if message.summary is None:
+        if message.outcome is None:
             self.largest = max(self.largest, message.memory)
-            self.board.goes_on(number, message)
+            self.progress.goes_on(number, message)
             worker.settle(message.free)
             return
-        self.board.ends(number)
+        self.progress.ends(number)
         worker.number, worker.settled = None, True
-        self.end(number, message.summary)
+        self.end(number, message.outcome)
 
-    def end(self, number: int, summary: Summary) -> None:
-        """Keep the summary of a run, which may be the last one."""
-        self.summaries[number] = summary
-        if summary["stopped"] == ELSEWHERE:
+    def end(self, number: int, outcome: Outcome) -> None:
+        """Keep the outcome of a run. With --fail-fast, the first failure stops all other runs."""
+        if self.failed_fast:  # nobody pressed Ctrl-C
+            outcome = replace(outcome, is_last=False)
+            if outcome.ending is Ending.INTERRUPTED:
+                outcome = replace(outcome, ending=Ending.CANCELLED, why="another run failed")
+        self.outcomes[number] = outcome
+        if outcome.ending is Ending.ELSEWHERE:
             self.elsewhere.append(number)
-        self.may_stop(summary)
-
-    def may_stop(self, summary: Summary) -> None:
-        """Stop all runs at the first failure, with --fail-fast."""
-        if self.failed_fast:
-            is_interrupted = summary["stopped"] == INTERRUPTED
-            summary["stopped"] = summary["stopped"].removesuffix(LATE)  # nobody pressed Ctrl-C
-            if is_interrupted:
-                summary["stopped"] = "interrupted, as another run failed"
-        if self.call.fail_fast and summary["stopped"].startswith("failed"):
+        if self.call.fail_fast and outcome.failed:
             self.failed_fast = True
             self.stop()
 
-    def death_of(self, worker: Worker) -> Summary:
-        """Return the summary of a run whose process died, killed or out of memory."""
+    def death_of(self, worker: Worker) -> Outcome:
+        """Return the outcome of a run whose process died, killed or out of memory."""
         worker.process.join()
         self.workers.remove(worker)
         code = worker.process.exitcode or 0
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         log.error(f"run {worker.number} failed: its process ended ({how})")
-        return {
-            "stopped": f"failed: its process ended ({how})",
-            "wall_seconds": time.perf_counter() - worker.began,
-        }
+        seconds = time.perf_counter() - worker.began
+        return Outcome(Ending.FAILED, f"its process ended ({how})", {"wall_seconds": seconds})
 
     def stop(self) -> None:
         """Start no more runs. Active ones end after their current step."""

@@ -1,6 +1,7 @@
 """Find what earlier calls did with a grid's runs, for --resume. Runs are identified by content, not by position."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -8,16 +9,17 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from train.grid.expand import GridError
 from train.grid.params import SECTIONS, Params
+from train.grid.run import NEW, Run, Step
 from train.logs import log
 from train.processes import rank
 from train.saving.claims import claims_in, noted_folder
-from train.saving.outcome import INTERRUPTED
+from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import changed_files, code_of_this_process
 from train.saving.run_folder import (
     PARTIAL,
@@ -33,7 +35,6 @@ from train.saving.run_folder import (
 )
 from train.train_params import TrainParams
 
-ELSEWHERE = "training elsewhere"  # what became of a run that another call trains
 DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in fields(cls)}
 
 
@@ -53,7 +54,7 @@ class Earlier(NamedTuple):
     folder: Path
     identity: str
     code: dict[str, str]  # hashes by file
-    summary: dict[str, Any] | None  # of one that is saved
+    outcome: Outcome | None  # of one that is saved
     failed: str | None  # why it failed, if it did
     resumable: bool = True  # False: it failed by itself, and would again
 
@@ -63,32 +64,21 @@ class Earlier(NamedTuple):
         return self.folder.name.endswith(PARTIAL)
 
 
-class Step(NamedTuple):
-    """The action of a call for one run of its grid."""
-
-    what: Literal["new", "finished", "continued", "again", "elsewhere"]
-    earlier: Earlier | None = None
-    replaced: tuple[Path, ...] = ()  # partial folders of the same run that are of no use when it has ended
-
-    @property
-    def trains(self) -> bool:
-        """True if this call trains the run."""
-        return self.what not in ("finished", "elsewhere")
-
-    def __str__(self) -> str:
-        if self.earlier is None:
-            return "left out: another call trains it at the moment" if self.what == "elsewhere" else "new"
-        name = self.earlier.folder.name.removesuffix(PARTIAL)
-        failed = f"failed, {self.earlier.failed}" if self.earlier.failed else ""
-        return {
-            "again": f"trains again: {name} {failed or 'kept no checkpoint'}",
-            "finished": f"finished: {name}",
-            "continued": f"goes on: {name} {failed}".strip(),
-            "elsewhere": f"left out: {name} is training at the moment",
-        }[self.what]
+def description(step: Step) -> str:
+    """Return a step in words, for the log."""
+    if step.folder is None:
+        return "left out: another call trains it at the moment" if step.what == "elsewhere" else "new"
+    name = step.folder.name.removesuffix(PARTIAL)
+    failed = f"failed, {step.why}" if step.why else ""
+    return {
+        "new": "new",
+        "again": f"trains again: {name} {failed or 'kept no checkpoint'}",
+        "finished": f"finished: {name}",
+        "continued": f"goes on: {name} {failed}".strip(),
+        "elsewhere": f"left out: {name} is training at the moment",
+    }[step.what]
 
 
-NEW = Step("new")
 DECIDED = "WHATIF_DECIDED"  # the environment variable that tells the other processes of a run
 
 
@@ -99,7 +89,7 @@ def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
         known.setdefault(earlier.identity, []).append(earlier)
     steps = [step_after(known.get(one, [])) for one in identities]
     if not any_code:
-        refuse_other_code(step.earlier for step in steps if step.earlier and step.what != "again")
+        refuse_other_code(itertools.chain(*known.values()), steps)
     return steps
 
 
@@ -117,12 +107,12 @@ def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
 
 def essence(step: Step) -> tuple[str, str | None]:
     """Return what the other processes of a run need to know about a step."""
-    return step.what, step.earlier and str(step.earlier.folder)
+    return step.what, None if step.folder is None else str(step.folder)
 
 
 def step_with(what: Any, folder: str | None) -> Step:
     """Return the step with this `essence`."""
-    return Step(what, Earlier(Path(folder), "", {}, None, None) if folder else None)
+    return Step(what, Path(folder) if folder else None)
 
 
 def share(step: Step, number: int) -> Step:
@@ -142,52 +132,52 @@ def share(step: Step, number: int) -> Step:
 
 
 @contextmanager
-def claimed(job: Any, call: Any) -> Iterator[Any]:
-    """Claim the run of `job` for this call, with --resume, and yield the job with its step brought up to date.
+def claimed(run: Run, root: Path, resume: str | None) -> Iterator[Run]:
+    """Claim a run for this call, with --resume, and yield it with its first step brought up to date.
 
     Another call may be training the run, or may have trained it since this call began.
     """
-    if call.resume is None or job.step.what == "finished":
-        yield job
+    if resume is None or run.first_step.what == "finished":
+        yield run
         return
-    step, is_claimed = job.step, False
+    step, is_claimed = run.first_step, False
     try:
         if rank() == 0:
-            is_claimed = claims_in(call.out).take(job.identity)
-            step = step_now(job, call) if is_claimed else Step("elsewhere")
-        if job.params.train.devices > 1:
-            step = share(step, job.number)
-        if step.what != job.step.what:
-            log.info(f"run {job.number}: {step}")
-        yield job._replace(step=step)
+            is_claimed = claims_in(root).take(run.identity)
+            step = step_now(run, root, any_code=resume == "anyway") if is_claimed else Step("elsewhere")
+        if run.params.train.devices > 1:
+            step = share(step, run.number)
+        if step.what != run.first_step.what:
+            log.info(f"run {run.number}: {description(step)}")
+        yield replace(run, first_step=step)
     finally:
         if is_claimed:
-            claims_in(call.out).give_back(job.identity)
+            claims_in(root).give_back(run.identity)
 
 
-def step_now(job: Any, call: Any) -> Step:
+def step_now(run: Run, root: Path, any_code: bool) -> Step:
     """Decide again what to do with a run once it is claimed: other calls may have changed its folders."""
-    earlier = job.step.earlier
-    known = [earlier and earlier.folder, noted_folder(call.out, job.identity), *job.step.replaced]
+    known = [run.first_step.folder, noted_folder(root, run.identity), *run.first_step.replaced]
     names = {name for folder in filter(None, known) for name in (partial_name(folder), last_name(folder))}
-    step = step_after([*runs_in(sorted(filter(os.path.isdir, names)), {job.identity})])
-    if call.resume != "anyway" and step.earlier and step.what != "again":
-        refuse_other_code([step.earlier])
+    found = [*runs_in(sorted(filter(os.path.isdir, names)), {run.identity})]
+    step = step_after(found)
+    if not any_code:
+        refuse_other_code(found, [step])
     return step
 
 
-def earlier_summary(step: Step) -> dict[str, Any]:
-    """Return the final numbers of a run that is not trained now, and tidy up what a kill at its very end left."""
+def earlier_outcome(step: Step) -> Outcome:
+    """Return the outcome of a run that is not trained now, and tidy up what a kill at its very end left."""
     if step.what == "elsewhere":
-        return {"stopped": ELSEWHERE}
-    assert step.earlier is not None
-    folder, summary = step.earlier.folder, step.earlier.summary
-    if not summary:
-        return {"stopped": "finished earlier"}  # the first process of the run says more
+        return Outcome(Ending.ELSEWHERE)
+    assert step.folder is not None
+    if rank() > 0:  # the first process of the run says more
+        return Outcome(Ending.FINISHED, is_earlier=True)
+    folder = step.folder
     with suppress(OSError):  # another call does it, or the disk is read-only
         folder = complete(folder)
         clear_away(step.replaced)
-    return summary | {"stopped": f"{summary.get('stopped', 'finished')} earlier", "folder": str(folder)}
+    return Outcome.from_row(read_about(folder)["summary"], folder)
 
 
 def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:
@@ -208,7 +198,8 @@ def runs_in(folders: Iterable[Path], identities: set[str]) -> Iterator[Earlier]:
         if about.get("identity") in identities and "code" in about:
             failed = about.get("failed")
             resumable = failed is None or about.get("resumable") is True
-            yield Earlier(folder, about["identity"], about["code"], about.get("summary"), failed, resumable)
+            outcome = Outcome.from_row(about["summary"], folder) if "summary" in about else None
+            yield Earlier(folder, about["identity"], about["code"], outcome, failed, resumable)
 
 
 def lacks_about(folder: Path) -> bool:
@@ -220,14 +211,14 @@ def lacks_about(folder: Path) -> bool:
 
 def step_of(earlier: Earlier) -> Step:
     if earlier.is_partial and is_training(earlier.folder):
-        return Step("elsewhere", earlier)
+        return Step("elsewhere", earlier.folder)
     # A partial folder with a summary was killed when everything was saved, just before it got its last name.
-    if earlier.summary is not None and earlier.summary.get("stopped") != INTERRUPTED:
-        return Step("finished", earlier)
+    if earlier.outcome is not None and not earlier.outcome.interrupted:
+        return Step("finished", earlier.folder)
     if not is_ours(earlier.folder):  # nothing can be trained or cleared away there
         return NEW
     goes_on = earlier.resumable and (earlier.folder / RESUME_FILE).exists()
-    return Step("continued" if goes_on else "again", earlier)
+    return Step("continued" if goes_on else "again", earlier.folder, why=earlier.failed or "")
 
 
 def step_after(runs: list[Earlier]) -> Step:
@@ -235,11 +226,11 @@ def step_after(runs: list[Earlier]) -> Step:
     steps = [step_of(earlier) for earlier in runs]
     step = best(steps)
     replaced = [
-        other.earlier.folder
-        for other in steps
-        if other.earlier and other.earlier.is_partial and (other is not step or other.what == "again")
+        earlier.folder
+        for earlier, other in zip(runs, steps, strict=True)
+        if other.folder and earlier.is_partial and (other is not step or other.what == "again")
     ]
-    return step._replace(replaced=tuple(replaced))
+    return replace(step, replaced=tuple(replaced))
 
 
 def best(steps: Iterable[Step]) -> Step:
@@ -247,15 +238,19 @@ def best(steps: Iterable[Step]) -> Step:
     order = ["new", "again", "continued", "elsewhere", "finished"]
     return max(
         steps,
-        key=lambda step: (order.index(step.what), step.earlier.folder.name if step.earlier else ""),
+        key=lambda step: (order.index(step.what), step.folder.name if step.folder else ""),
         default=NEW,
     )
 
 
-def refuse_other_code(runs: Iterable[Earlier]) -> None:
+def refuse_other_code(runs: Iterable[Earlier], steps: Iterable[Step]) -> None:
+    """Raise GridError if other code made one of the `runs` that these steps take over."""
     now = code_of_this_process().hashes
+    taken_over = {step.folder for step in steps if step.what != "again"}
     made_by: dict[str, str] = {}
     for earlier in runs:
+        if earlier.folder not in taken_over:
+            continue
         if changed := ", ".join(changed_files(earlier.code, now)):
             made_by.setdefault(changed, earlier.folder.name.removesuffix(PARTIAL))
     if made_by:

@@ -227,7 +227,7 @@ def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
     return path.with_name(timestamp + PARTIAL)
 
 
-def begin(
+def create_run_files(
     folder: Path, params: Params, command: list[str], identity: str = "", wandb: str | None = None
 ) -> None:
     """Write what is known about a run before it trains, so that it can be identified however it ends."""

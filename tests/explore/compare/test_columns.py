@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from fake_runs import DEFAULT, fake_grid, fake_run
 from test_report import rows_of
 
 import model_explorer
@@ -16,8 +15,10 @@ from explore.compare.variants import row_of
 from explore.compare.verdicts import compare
 from explore.load import runs
 from explore.scaling.transfer import transfer_report
+from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
 from train.grid.params import SECTION_OF, column
 from train.launch.tables import settings_of
+from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import code_id, code_of_this_process
 
 SMALL = {"positions": ["learned", "rotary"], "lr": [1e-3], "random_seed": [0, 1, 2, 3]}
@@ -68,11 +69,11 @@ def test_threads_that_runs_happened_to_have_split_no_variant(tmp_path):
 
 def test_the_report_of_a_grid_and_that_of_its_folders_say_the_same(tmp_path, capsys):
     folders = fake_grid(tmp_path, **SMALL)
-    summaries = [
-        json.loads((folder / "about.json").read_text())["summary"] | {"threads": 2, "folder": str(folder)}
+    outcomes = [
+        Outcome.from_row(json.loads((folder / "about.json").read_text())["summary"] | {"threads": 2}, folder)
         for folder in folders
     ]
-    summaries[5] = {"stopped": "failed: RuntimeError: no memory", "wall_seconds": 1.5}
+    outcomes[5] = Outcome(Ending.FAILED, "RuntimeError: no memory", {"wall_seconds": 1.5})
     params = [
         DEFAULT.changed(positions=kind, lr=1e-3, random_seed=seed)
         for kind, seed in itertools.product(SMALL["positions"], range(4))
@@ -80,7 +81,7 @@ def test_the_report_of_a_grid_and_that_of_its_folders_say_the_same(tmp_path, cap
     for folder in folders:
         change(folder, summary={"threads": 2}, code=code_of_this_process().hashes)
     fail(folders[5], None)  # its folder stayed incomplete: a killed process cannot write why
-    report_grid("demo", params, summaries, tmp_path)
+    report_grid("demo", params, outcomes, tmp_path)
     of_grid = rows_of(tmp_path / "reports" / "demo" / "results.csv")
     partial = folders[5].with_name(f"{folders[5].name}.partial")
     about = json.loads((partial / "about.json").read_text()) | {"failed": "RuntimeError: no memory"}
@@ -275,13 +276,7 @@ def test_a_report_stands_however_runs_ended(tmp_path, first, second):
 def test_transfer_of_a_grid_reads_saved_runs_and_takes_others_as_they_are(tmp_path):
     [folder] = fake_grid(tmp_path)
     change(folder, code=OLD)
-    saved, plain = (
-        {"folder": str(folder), "n_params": 1, "stopped": "finished"},
-        {
-            "n_params": 1,
-            "stopped": "finished",
-            "val_loss": 2.0,
-        },
-    )
-    rows = rows_of_grid([DEFAULT, DEFAULT, DEFAULT], [saved, plain, {"stopped": "not run"}])
+    saved = Outcome(Ending.FINISHED, values={"n_params": 1}, folder=folder)
+    plain = Outcome(Ending.FINISHED, values={"n_params": 1, "val_loss": 2.0})
+    rows = rows_of_grid([DEFAULT, DEFAULT, DEFAULT], [saved, plain, Outcome(Ending.NOT_RUN)])
     assert [row["code"] for row in rows] == [code_id(OLD), code_id(code_of_this_process().hashes)]

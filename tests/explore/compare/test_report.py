@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fake_runs import DEFAULT, fake_grid, fake_run
 from scipy import stats
 
 import main
@@ -18,7 +17,9 @@ from explore.compare.curves import TRAINING, VALIDATION, read_curves, together
 from explore.compare.report import report_grid
 from explore.compare.variants import gather
 from explore.load import runs
+from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
 from train import run as train_run
+from train.saving.outcome import Ending, Outcome
 from train.stats import Stat
 
 SMALL = {"positions": ["learned", "rotary"], "lr": [1e-3, 3e-3], "random_seed": [0, 1, 2, 3]}
@@ -203,14 +204,14 @@ def test_the_report_after_a_grid_shows_the_saved_runs_of_earlier_calls_too(tmp_p
     other = fake_run(tmp_path, "elsewhere", 50, DEFAULT.changed(random_seed=8))  # by a Namer of one's own
     fake_run(tmp_path, "other", 51, DEFAULT)
     now = fake_run(tmp_path, "demo", 52, DEFAULT.changed(random_seed=9))
-    summaries = [
-        {"folder": str(now), "n_params": 1, "stopped": "finished"},
-        {"folder": str(other), "n_params": 1, "stopped": "finished"},
-        {"stopped": "failed: OSError: disk", "wall_seconds": 1.0},
-        {"stopped": "interrupted"},
+    outcomes = [
+        Outcome(Ending.FINISHED, values={"n_params": 1}, folder=now),
+        Outcome(Ending.FINISHED, values={"n_params": 1}, folder=other),
+        Outcome(Ending.FAILED, "OSError: disk", {"wall_seconds": 1.0}),
+        Outcome(Ending.INTERRUPTED),
     ]
     params = [DEFAULT.changed(random_seed=seed) for seed in (9, 8, 10, 11)]
-    report_grid("demo", params, summaries, tmp_path)
+    report_grid("demo", params, outcomes, tmp_path)
     rows = rows_of(tmp_path / "reports" / "demo" / "results.csv")
     assert [row["folder"] for row in rows] == [*map(str, [*earlier, other, now]), ""]
     assert rows[-1]["status"] == "failed: OSError: disk"
@@ -222,10 +223,10 @@ def test_the_report_after_a_grid_shows_the_saved_runs_of_earlier_calls_too(tmp_p
 def test_failed_runs_of_a_grid_are_in_its_report(tmp_path, monkeypatch, capsys):
     real = train_run.fit
 
-    def fails_for_rotary(params, *rest):
-        if params.model.positions == "rotary":
+    def fails_for_rotary(trainer, lm_trainer, *rest):
+        if lm_trainer.model.model_params.positions == "rotary":
             raise RuntimeError("out of <b>memory</b>")
-        return real(params, *rest)
+        return real(trainer, lm_trainer, *rest)
 
     monkeypatch.setattr(train_run, "fit", fails_for_rotary)
     options = ["--no-wandb", "--save", "--out", str(tmp_path), "--set", "threads=1", "--set", "n_samples=300"]

@@ -3,10 +3,10 @@
 from itertools import product
 
 import pytest
-from fake_runs import DEFAULT, fake_grid, fake_run
 from selenium.webdriver.common.by import By
 
 from explore.compare.report import report
+from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"&<!--script-->"
 

@@ -25,13 +25,14 @@ from tests.train.little_run import CALL
 from tests.train.saving.test_claims import claimed_elsewhere
 from train.grid.expand import GridError
 from train.grid.params import Params
+from train.grid.run import Run
 from train.launch import sweep
 from train.launch.plan import device_problems
-from train.launch.workers import Board
+from train.launch.workers import ProgressBars
 from train.logs import log
 from train.saving import earlier_runs as history
 from train.saving.claims import noted_folder
-from train.saving.earlier_runs import NEW
+from train.saving.outcome import Ending, Outcome
 from train.train_params import TrainParams
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -219,10 +220,8 @@ def test_a_run_that_fails_or_dies_does_so_alone(cluster, tmp_path, notes, monkey
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     once = tmp_path / "once"
     names = ["say=hello", "fail", "raise", "die", f"once={once}"]
-    summaries = on_cluster(cluster, tmp_path, *names)
-    assert {
-        number: summary["stopped"].partition(": The worker")[0] for number, summary in summaries.items()
-    } == {
+    outcomes = on_cluster(cluster, tmp_path, *names)
+    assert {number: str(outcome).partition(": The worker")[0] for number, outcome in outcomes.items()} == {
         1: "finished",
         2: "failed: it had to",
         3: "failed: ZeroDivisionError: division by zero",
@@ -243,36 +242,35 @@ def test_fail_fast_ends_all(cluster, tmp_path):
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     begun = tmp_path / "begun"
     names = [f"wait={begun}", f"fail={begun}", f"wait={begun}"]
-    summaries = on_cluster(cluster, tmp_path, *names, fail_fast=True)
-    assert summaries[2]["stopped"] == "failed: it had to"
-    assert summaries[1]["stopped"] == "interrupted, as another run failed"
-    assert summaries[3]["stopped"] == "interrupted, as another run failed"
+    outcomes = on_cluster(cluster, tmp_path, *names, fail_fast=True)
+    assert str(outcomes[2]) == "failed: it had to"
+    assert str(outcomes[1]) == str(outcomes[3]) == "cancelled: another run failed"
 
 
 def on_cluster(cluster, out, *names, **options):
     from train.launch.cluster import OnCluster
 
-    jobs = {number: job(number, name) for number, name in enumerate(names, 1)}
-    said = {number: f"run {number}: {name}" for number, name in enumerate(names, 1)}
+    runs = {number: run_named(number, name) for number, name in enumerate(names, 1)}
+    announced = {number: f"run {number}: {name}" for number, name in enumerate(names, 1)}
     call = CALL._replace(out=out, ray=cluster.address, **options)
-    return OnCluster(act, jobs, said, Board([1] * len(names)), call).run()
+    return OnCluster(act, runs, announced, ProgressBars(dict.fromkeys(runs, 1)), call).run()
 
 
-def job(number, name, **train_fields):
+def run_named(number, name, **train_fields):
     params = Params(DataParams(dataset_name="copy"), TrainParams(**train_fields), ModelParams(max_seq_len=64))
-    return sweep.Job(number, name, params, None, "", NEW, None)
+    return Run(params, {}, "test", number=number, name=name)
 
 
-def act(job, call):
+def act(run, call, report):
     """Stands for training; what it does is in its name."""
-    what, _, value = job.name.partition("=")
-    stopped = "finished"
+    what, _, value = run.name.partition("=")
+    outcome = Outcome(Ending.FINISHED)
     if what == "say":
         log.info(value)
     elif what == "fail":
         while value and not Path(value).exists():
             time.sleep(0.05)
-        stopped = "failed: it had to"
+        outcome = Outcome(Ending.FAILED, "it had to")
     elif what == "raise":
         raise ZeroDivisionError("division by zero")
     elif what == "die" or (what == "once" and not Path(value).exists()):
@@ -284,13 +282,13 @@ def act(job, call):
         before = signal.signal(signal.SIGINT, lambda number, frame: stops.append(number))
         for step in range(600):
             time.sleep(0.1)
-            call.progress(step, 1.5, torch.device("cpu"))
+            report(step, 1.5, torch.device("cpu"))
             Path(value).touch()
             if stops:
                 break
         signal.signal(signal.SIGINT, before)
-        stopped = "interrupted" if stops else "finished"
-    return {"stopped": stopped, "wall_seconds": 0.0}
+        outcome = Outcome(Ending.INTERRUPTED if stops else Ending.FINISHED)
+    return outcome
 
 
 @needs_ray
@@ -352,7 +350,7 @@ def test_what_cannot_be_is_refused(options, reason, tmp_path, capsys):
 
 
 def test_what_a_run_gets_of_a_cluster_is_no_part_of_it():
-    plain, asking = (job(1, "", **fields).params for fields in ({}, {"cpus": 2.0, "gpus": 0.5}))
+    plain, asking = (run_named(1, "", **fields).params for fields in ({}, {"cpus": 2.0, "gpus": 0.5}))
     assert history.identity(plain, "") == history.identity(asking, "")
 
 
@@ -377,9 +375,9 @@ def test_a_node_must_have_all_at_once():
     from train.launch.cluster import refuse_too_large
 
     nodes = [{"CPU": 8.0}, {"CPU": 1.0, "GPU": 1.0}]
-    refuse_too_large([job(1, "", cpus=8.0, gpus=0.0), job(2, "", gpus=1.0)], nodes, True)
+    refuse_too_large([run_named(1, "", cpus=8.0, gpus=0.0), run_named(2, "", gpus=1.0)], nodes, True)
     with pytest.raises(GridError, match=r"run 3 \(a\) asks for cpus=2 with gpus=0.5"):
-        refuse_too_large([job(3, "a", cpus=2.0, gpus=0.5)], nodes, True)
+        refuse_too_large([run_named(3, "a", cpus=2.0, gpus=0.5)], nodes, True)
 
 
 @needs_ray

@@ -15,9 +15,9 @@ from explore.load import runs
 from model.lm import LM
 from model.model_params import ModelParams
 from train.grid.params import Params, Texts
+from train.grid.run import DataFacts, Run, Size
 from train.launch import estimate as forecast
 from train.launch.estimate import Kind, Pace, choose, duration, extrapolate, kinds_of, step_params
-from train.launch.plan import Measured, Plan
 from train.launch.tables import as_time
 from train.train_params import TrainParams
 
@@ -25,9 +25,9 @@ SMALL = ["--config=test-synth", "--no-wandb"]
 FEW = [part for option in ("n_samples=400", "threads=1", "warmup_steps=2") for part in ("--set", option)]
 
 
-def plan(n_params=1000, **fields) -> Plan:
+def plan(n_params=1000, **fields) -> Run:
     params = Params(DataParams(), TrainParams(), ModelParams()).changed(**fields)
-    return Plan("test", params, n_params, 100, 0, "", Measured(None, 3200, 320, 10.0, ""))
+    return Run(params, {}, "test", size=Size(n_params, 100, 0), data=DataFacts(3200, 320, 10.0))
 
 
 def call(tmp_path, *options: str) -> int:

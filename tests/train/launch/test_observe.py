@@ -22,6 +22,7 @@ from tests.model.tiny import CharTokenizer, random_ids, tiny_params
 from tests.train.little_run import CALL
 from train.data import make_data
 from train.grid.params import SECTIONS, Params
+from train.grid.run import Run, Size
 from train.launch.observe import (
     OBSERVED_FILES,
     ROOT,
@@ -31,7 +32,7 @@ from train.launch.observe import (
     unused_data_fields,
     unused_fields,
 )
-from train.launch.plan import Plan, announce, measure
+from train.launch.plan import announce, measure
 from train.optimizers import freeze, make_optimizer
 from train.schedules import Schedule
 from train.train_params import TrainParams
@@ -317,8 +318,8 @@ def data_run(values: dict) -> Params:
 
 
 def said(params: Params, cache: Path, also: tuple = ()) -> list[str]:
-    measured = measure(params.data, params.model, cache, None)
-    return [str(field) for field in unused_data_fields(params, measured.reads, also)]
+    _, facts = measure(params.data, params.model, cache, None)
+    return [str(field) for field in unused_data_fields(params, facts.reads, also)]
 
 
 def batches(params: Params, cache: Path) -> list:
@@ -386,6 +387,11 @@ def test_a_field_that_the_user_adds_to_the_data_is_observed(texts, tmp_path, mon
         assert said(params, tmp_path) == ["forgotten=1 has no effect: dataset_name='sotu' does not use it"]
 
 
+def planned(params: Params, cache, config: str = "test") -> Run:
+    _, facts = measure(params.data, params.model, cache, None)
+    return Run(params, {}, config, size=Size(n_steps=10**9), data=facts)
+
+
 def test_nothing_is_said_of_data_that_was_made_while_nobody_looked(texts, tmp_path):
     params = data_run({"n_samples": 50})
     make_data(params.data, params.model, tmp_path).rows("train")
@@ -395,8 +401,7 @@ def test_nothing_is_said_of_data_that_was_made_while_nobody_looked(texts, tmp_pa
 def test_a_grid_says_which_runs_have_a_data_field_without_effect(texts, tmp_path, notes):
     first = data_run({"n_samples": 100_000})
     runs = [first, first.changed(data_seed=1), first.changed(data_seed=1, n_samples=50)]
-    plans = [Plan("test", run, 0, 10**9, 0, "", measure(run.data, run.model, tmp_path, None)) for run in runs]
-    announce(plans, CALL)
+    announce([planned(params, tmp_path) for params in runs], CALL)
     assert notes == [
         "runs 1, 2: n_samples=100000 has no effect: dataset_name='sotu' does not use it",
         "run 3: n_samples=50 has no effect: dataset_name='sotu' does not use it",
@@ -420,19 +425,16 @@ def test_a_grid_says_which_runs_have_a_data_field_without_effect(texts, tmp_path
 def test_a_field_that_needs_an_option_is_said_to_have_no_effect_without_it(
     texts, tmp_path, notes, fields, options, expected
 ):
-    run = Params(DataParams(dataset_name="copy"), TrainParams(**fields), ModelParams())
-    made = measure(run.data, run.model, tmp_path, None)
-    announce([Plan("test", run, 0, 10**9, 0, "", made)], CALL._replace(**options))
+    params = Params(DataParams(dataset_name="copy"), TrainParams(**fields), ModelParams())
+    announce([planned(params, tmp_path)], CALL._replace(**options))
     assert notes == expected
 
 
 def test_fields_in_which_two_configs_differ_are_axes_of_neither(texts, tmp_path, notes):
     text, task = data_run({}).changed(n_samples=DataParams.n_samples), data_run(COPY)
-    plans = [
-        Plan(config, run, 0, 10**9, 0, "", measure(run.data, run.model, tmp_path, None))
-        for config, run in (("a", text), ("b", task), ("b", task.changed(random_seed=1)))
-    ]
-    announce(plans, CALL)
+    configs = (("a", text), ("b", task), ("b", task.changed(random_seed=1)))
+    runs = [planned(params, tmp_path, config) for config, params in configs]
+    announce(runs, CALL)
     assert notes == []
-    announce([plan._replace(config="a") for plan in plans], CALL)
+    announce([replace(run, config="a") for run in runs], CALL)
     assert notes[0] == "run 1: n_samples=100000 has no effect: dataset_name='sotu' does not use it"

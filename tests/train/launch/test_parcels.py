@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,30 +13,31 @@ from data.data_params import DataParams
 from model.model_params import ModelParams
 from tests.train import little_run
 from train.grid.params import Params
+from train.grid.run import NEW, DataFacts, Run, Step
 from train.launch.parcels import (
     DYING_SECONDS,
-    Luggage,
-    bring_home,
+    Upload,
+    download_results,
     in_a_folder,
-    left_here,
     outputs,
     pack,
+    resume_dead_attempt,
     unpack,
 )
-from train.launch.sweep import Job
 from train.logs import log
-from train.saving.earlier_runs import NEW, Earlier, Step
-from train.saving.run_folder import RunFolder, begin, is_training
+from train.saving.outcome import Ending, Outcome
+from train.saving.run_folder import RunFolder, create_run_files, is_training
 from train.train_params import TrainParams
 
 WAS = "test/copy/2024-04-22--16-17-00"
 PARAMS = Params(DataParams(dataset_name="copy"), TrainParams(), ModelParams(max_seq_len=64))
 CALL = little_run.CALL._replace(save=True)
-SAVED = {"stopped": "finished", "folder": "elsewhere"}
+SAVED = Outcome(Ending.FINISHED, folder=Path("elsewhere"))
+FAILED = Outcome(Ending.FAILED)
 
 
-def job(step=NEW, **fields) -> Job:
-    return Job(1, "", PARAMS, None, "abc", step, None, **fields)
+def a_run(step=NEW, **fields) -> Run:
+    return Run(PARAMS, {}, "test", number=1, identity="abc", first_step=step, **fields)
 
 
 def earlier(out: Path, name: str = "2024-01-01--00-00-00.partial", what: str = "continued") -> Step:
@@ -43,7 +45,7 @@ def earlier(out: Path, name: str = "2024-01-01--00-00-00.partial", what: str = "
     folder = out / "saved-models" / "test" / "copy" / name
     folder.mkdir(parents=True)
     (folder / "resume.ckpt").write_bytes(b"where it stood")
-    return Step(what, Earlier(folder, "abc", {}, None, None))
+    return Step(what, folder)
 
 
 @pytest.fixture
@@ -77,9 +79,9 @@ def files(folder):
 def test_a_run_comes_home_whole(left, home, notes):
     with tarfile.open(fileobj=io.BytesIO(left)) as parcel:
         assert "lock" not in {Path(name).name for name in parcel.getnames()}
-    summary = bring_home(left, job(), SAVED, home)
+    outcome = download_results(left, a_run(), SAVED, home)
     folder = home / "saved-models" / WAS
-    assert summary == {"stopped": "finished", "folder": str(folder)}
+    assert outcome == replace(SAVED, folder=folder)
     assert notes == [f"run 1: saved as {folder.name} in {folder.parent}"]
     assert files(folder) == {"about.json", "model.safetensors", "tokenizer/char.json"}
     assert files(home / "logs") == {"wandb/offline-run-1/run.wandb"}
@@ -87,7 +89,7 @@ def test_a_run_comes_home_whole(left, home, notes):
 
 
 def test_a_second_that_is_taken_is_not_taken_twice(left, home):
-    folders = [Path(bring_home(left, job(), SAVED, home)["folder"]) for _ in range(2)]
+    folders = [download_results(left, a_run(), SAVED, home).folder for _ in range(2)]
     assert [folder.name for folder in folders] == ["2024-04-22--16-17-00", "2024-04-22--16-17-01"]
     for folder in folders:
         assert json.loads((folder / "about.json").read_text())["timestamp"] == folder.name
@@ -98,7 +100,7 @@ def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
     run.mkdir(parents=True)
     (run / "about.json").write_text(json.dumps({"identity": "abc", "failed": "it had to"}))
     parcel = pack(tmp_path / "away", outputs(tmp_path / "away", "abc"))
-    assert bring_home(parcel, job(), {"stopped": "failed"}, home) == {"stopped": "failed"}
+    assert download_results(parcel, a_run(), FAILED, home) == FAILED
     folder = home / "saved-models" / f"{WAS}.partial"
     assert json.loads((folder / "about.json").read_text())["failed"] == "it had to"
     assert not is_training(folder)
@@ -108,7 +110,8 @@ def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path,
     away = tmp_path / "away" / "saved-models" / WAS
     (away / "resume.ckpt").write_bytes(b"where it stood")
     parcel = pack(tmp_path / "away", outputs(tmp_path / "away", "abc"))
-    folder = Path(bring_home(parcel, job(), SAVED | {"stopped": "interrupted"}, home)["folder"])
+    interrupted = replace(SAVED, ending=Ending.INTERRUPTED)
+    folder = download_results(parcel, a_run(), interrupted, home).folder
     assert (folder / "resume.ckpt").read_bytes() == b"where it stood"
     assert not (folder / "lock").exists()
 
@@ -123,22 +126,22 @@ def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path,
 )
 def test_a_run_takes_the_place_of_what_there_was_of_it(name, what, stays, left, home):
     step = earlier(home, name, what)
-    folder = Path(bring_home(left, job(step), SAVED, home)["folder"])
-    assert step.earlier.folder.exists() == stays
+    folder = download_results(left, a_run(step), SAVED, home).folder
+    assert step.folder.exists() == stays
     assert (folder / "model.safetensors").read_bytes() == b"new weights"
     assert "resume.ckpt" not in files(folder)
 
 
 def test_what_there_was_of_a_run_stays_if_nothing_comes(home):
     step = earlier(home)
-    bring_home(pack(home, []), job(step), {"stopped": "failed"}, home)
-    assert files(step.earlier.folder) == {"resume.ckpt"}
+    download_results(pack(home, []), a_run(step), FAILED, home)
+    assert files(step.folder) == {"resume.ckpt"}
 
 
 def test_what_another_call_has_taken_up_stays(left, home):
     step = earlier(home)
-    taken = RunFolder.take_up(step.earlier.folder)
-    bring_home(left, job(step), SAVED, home)
+    taken = RunFolder.take_up(step.folder)
+    download_results(left, a_run(step), SAVED, home)
     assert files(taken.path) == {"lock", "resume.ckpt"}
 
 
@@ -147,7 +150,7 @@ def test_what_breaks_off_leaves_no_run(left, home):
     step = earlier(home)
     for parcel in (left[:3000], b"no tar file" * 100):
         with pytest.raises(ValueError, match="cannot be unpacked"):
-            bring_home(parcel, job(step), SAVED, home)
+            download_results(parcel, a_run(step), SAVED, home)
     assert files(home) == {"saved-models/test/copy/2024-01-01--00-00-00.partial/resume.ckpt"}
 
 
@@ -168,35 +171,37 @@ def test_what_a_run_needs_is_packed_once_and_lies_there_as_it_did(home, notes):
     tokens.mkdir(parents=True)
     (tokens / "train.bin").write_bytes(b"tokens")
     step, packed = earlier(home), []
-    luggage = Luggage(home, lambda parcel: packed.append(parcel) or len(packed) - 1)
-    for places in (luggage(job(step, data_folders=(tokens,))), luggage(job(step, data_folders=(tokens,)))):
-        assert places == [0, 1]
-    with in_a_folder(job(step), CALL._replace(out=home), packed) as (moved, call):
+    upload = Upload(home, lambda parcel: packed.append(parcel) or len(packed) - 1)
+    for _ in range(2):
+        assert upload(a_run(step, data=DataFacts(folders=(tokens,)))) == [0, 1]
+    with in_a_folder(a_run(step), CALL._replace(out=home), packed) as (moved, call):
         assert files(call.out) == files(home)
         log.info(f"in {call.out}/logs")
-        assert moved.step.earlier.folder == call.out / step.earlier.folder.relative_to(home)
+        assert moved.first_step.folder == call.out / step.folder.relative_to(home)
     assert not call.out.exists()
     assert notes == [f"in {home}/logs"]
     log.info(f"in {call.out}/logs")
     assert notes[1] == f"in {call.out}/logs", "and no longer than that"
-    with in_a_folder(job(earlier(home, "2025-01-01--00-00-00.partial", "again")), call, []) as (moved, _):
-        assert moved.step.what == "new", "what there is of it is at home"
+    with in_a_folder(a_run(earlier(home, "2025-01-01--00-00-00.partial", "again")), call, []) as (moved, _):
+        assert moved.first_step.what == "new", "what there is of it is at home"
 
 
 def test_a_second_attempt_goes_on_where_the_first_has_died(tmp_path, home, monkeypatch):
     call, marks = CALL._replace(out=home), tmp_path
-    begun = job()
-    assert left_here(begun, call, marks) is begun, "the first one"
-    assert left_here(begun, call, marks) is begun, "which has left nothing"
+    begun = a_run()
+    assert resume_dead_attempt(begun, call, marks) is begun, "the first one"
+    assert resume_dead_attempt(begun, call, marks) is begun, "which has left nothing"
     old = RunFolder.claim(home, lambda timestamp: timestamp, when=None)
-    begin(old.path, PARAMS, [], "abc")
+    create_run_files(old.path, PARAMS, [], "abc")
     (old.path / "resume.ckpt").touch()
     monkeypatch.setattr("train.launch.parcels.DYING_SECONDS", 0.3)
     assert DYING_SECONDS > 1
-    assert left_here(begun, call, marks) is begun, "it is not dead"
+    assert resume_dead_attempt(begun, call, marks) is begun, "it is not dead"
     old.give_up(None)
-    step = left_here(begun, call, marks).step
-    assert (step.what, step.earlier.folder) == ("continued", old.path)
-    assert left_here(begun._replace(number=2), call, marks).step.what == "new", "another run's first attempt"
+    step = resume_dead_attempt(begun, call, marks).first_step
+    assert (step.what, step.folder) == ("continued", old.path)
+    assert resume_dead_attempt(replace(begun, number=2), call, marks).first_step.what == "new", (
+        "another run's first attempt"
+    )
     (marks / "1").write_text("9999")
-    assert left_here(begun, call, marks) is begun, "of an earlier call"
+    assert resume_dead_attempt(begun, call, marks) is begun, "of an earlier call"

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import main
-import train.run
+import train.saving.record
 from explore.load import runs
 from tests.train.killed import die, forked
 from tests.train.test_checkpoint import CONFIG, assert_same, outcome
@@ -194,14 +194,14 @@ def test_weights_that_cannot_be_kept_are_a_warning(call, monkeypatch, capsys):
 def test_a_full_disk_at_the_end_loses_nothing(call, monkeypatch, capsys):
     """Weights, statistics and JSON need room that is not there; the checkpoint of the end was written before."""
     assert call(out="whole", options=["--save"]) == 0
-    save = train.run.save
+    save = train.saving.record.save
 
     def on_a_full_disk(*args, **options):
         with files_of_at_most(1_000):
             save(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.run, "save", on_a_full_disk)
+        patch.setattr(train.saving.record, "save", on_a_full_disk)
         assert call() == 1
     [status] = runs(str(call.root / "out")).status
     assert status.startswith("failed: OSError: ")

@@ -10,6 +10,7 @@ from benchmarks.scale import STEP, phases, without_training
 from tests.train.little_run import WHEN
 from train.launch import tables
 from train.saving import provenance, timestamps
+from train.saving.outcome import Ending, Outcome
 from train.saving.timestamps import FORMAT, Timestamps, run_folders
 
 
@@ -77,10 +78,10 @@ def test_a_name_that_is_refused_takes_no_timestamp(tmp_path):
 
 def test_the_table_of_a_large_grid_shows_failures_and_the_lowest_losses():
     n, most = 1000, tables.MOST_RESULTS
-    summaries = [{"stopped": "finished", "val_loss": float(n - i)} for i in range(n)]
-    summaries[3] = {"stopped": "failed: ValueError"}
-    summaries[4] = {"stopped": "finished", "val_loss": float("nan")}
-    assert tables.most_telling(summaries) == [3, *range(n - most + 1, n)]
-    assert tables.most_telling(summaries[:most]) == list(range(most))
-    failed = [{"stopped": "failed: MemoryError"}] * n
-    assert tables.most_telling(failed + summaries) == [*range(most // 2), *range(2 * n - most // 2, 2 * n)]
+    outcomes = [Outcome(Ending.FINISHED, values={"val_loss": float(n - i)}) for i in range(n)]
+    outcomes[3] = Outcome(Ending.FAILED, "ValueError")
+    outcomes[4] = Outcome(Ending.FINISHED, values={"val_loss": float("nan")})
+    assert tables.most_telling(outcomes) == [3, *range(n - most + 1, n)]
+    assert tables.most_telling(outcomes[:most]) == list(range(most))
+    failed = [Outcome(Ending.FAILED, "MemoryError")] * n
+    assert tables.most_telling(failed + outcomes) == [*range(most // 2), *range(2 * n - most // 2, 2 * n)]

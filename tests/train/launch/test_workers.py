@@ -21,10 +21,10 @@ from tests.train import little_run
 from train.grid.expand import GridError
 from train.launch import workers as jobs
 from train.launch.sweep import exit_code, make_call
-from train.launch.workers import Board, Message, SideBySide, n_jobs, say_threads
+from train.launch.workers import Message, ProgressBars, SideBySide, n_jobs, say_threads
 from train.logs import log
 from train.processes import start_server_of_workers
-from train.saving.earlier_runs import ELSEWHERE
+from train.saving.outcome import Ending, Outcome
 
 ROOT = Path(__file__).resolve().parents[3]
 CALL = little_run.CALL._replace(jobs=2)
@@ -49,27 +49,27 @@ def server_of_workers():
     start_server_of_workers()
 
 
-def act(run, call):
+def act(run, call, report):
     """Stands for training; what it does is in its name."""
     try:
         for part in run.split():
-            do(*part.split("="), call=call)
+            do(*part.split("="), report=report)
     except KeyboardInterrupt:
-        return {"stopped": "interrupted", "wall_seconds": 0.0}
+        return Outcome(Ending.INTERRUPTED)
     except ValueError as error:
-        return {"stopped": f"failed: {error}", "wall_seconds": 0.0}
+        return Outcome(Ending.FAILED, str(error))
     except RuntimeError as error:
-        return {"stopped": str(error), "wall_seconds": 0.0}
+        return Outcome.of(error, {})
     found = {"pid": os.getpid(), "time": time.monotonic(), "threads": torch.get_num_threads()}
-    return {"stopped": "finished", "wall_seconds": 0.0} | found
+    return Outcome(Ending.FINISHED, values=found)
 
 
-def do(what, value="", *, call):
+def do(what, value="", *, report):
     match what:
         case "say":
             log.info(value)
         case "step":
-            call.progress(int(value), 1.5, CPU)
+            report(int(value), 1.5, CPU)
         case "free":
             jobs.psutil.virtual_memory = lambda: SimpleNamespace(available=int(value))
         case "die":
@@ -82,13 +82,13 @@ def do(what, value="", *, call):
             raise ValueError("it had to")
         case "elsewhere" if not Path(value).exists():
             Path(value).touch()
-            raise RuntimeError(ELSEWHERE)
+            raise RuntimeError(Ending.ELSEWHERE)
 
 
 def side_by_side(*names, call=CALL):
     runs = dict(enumerate(names, 1))
     said = {number: f"run {number} of {len(runs)}: {name}" for number, name in runs.items()}
-    return SideBySide(act, runs, said, Board([10] * len(runs)), call)
+    return SideBySide(act, runs, said, ProgressBars(dict.fromkeys(runs, 10)), call)
 
 
 @pytest.mark.slow
@@ -110,17 +110,17 @@ def test_results_are_those_of_one_after_another(tmp_path):
 
 
 def test_workers_live_on_from_run_to_run_and_are_no_more_than_asked_for():
-    summaries = side_by_side(*["step=1 wait=0.05"] * 6).run()
-    assert sorted(summaries) == [1, 2, 3, 4, 5, 6]
-    assert len({summary["pid"] for summary in summaries.values()}) == 2
+    outcomes = side_by_side(*["step=1 wait=0.05"] * 6).run()
+    assert sorted(outcomes) == [1, 2, 3, 4, 5, 6]
+    assert len({outcome.values["pid"] for outcome in outcomes.values()}) == 2
 
 
 def test_a_run_that_dies_fails_and_the_rest_goes_on(notes):
-    summaries = side_by_side("step=1 die=9", "step=1", "exit=3", "fail", "step=1").run()
-    assert summaries[1]["stopped"] == "failed: its process ended (SIGKILL)"
-    assert summaries[3]["stopped"] == "failed: its process ended (exit code 3)"
-    assert summaries[4]["stopped"] == "failed: it had to"
-    assert summaries[2]["stopped"] == summaries[5]["stopped"] == "finished"
+    outcomes = side_by_side("step=1 die=9", "step=1", "exit=3", "fail", "step=1").run()
+    assert str(outcomes[1]) == "failed: its process ended (SIGKILL)"
+    assert str(outcomes[3]) == "failed: its process ended (exit code 3)"
+    assert str(outcomes[4]) == "failed: it had to"
+    assert outcomes[2].ending is outcomes[5].ending is Ending.FINISHED
     assert "run 1 failed: its process ended (SIGKILL)" in notes
 
 
@@ -132,17 +132,17 @@ def test_what_runs_say_is_told_apart(notes):
 
 def test_the_next_run_starts_when_the_last_has_made_its_first_step():
     grid, starts = side_by_side("wait=0.4 step=1 wait=0.5", "step=1"), {}
-    begins = grid.board.begins
-    grid.board.begins = lambda number: (starts.update({number: time.monotonic()}), begins(number))
-    summaries = grid.run()
+    begins = grid.progress.begins
+    grid.progress.begins = lambda number: (starts.update({number: time.monotonic()}), begins(number))
+    outcomes = grid.run()
     assert starts[2] - starts[1] > 0.4
-    assert starts[2] < summaries[1]["time"], "it does not wait for the end"
+    assert starts[2] < outcomes[1].values["time"], "it does not wait for the end"
 
 
 def test_short_memory_lets_runs_wait(notes):
     grid, together = side_by_side(*["free=1000 step=1 wait=0.2"] * 3), []
-    begins = grid.board.begins
-    grid.board.begins = lambda number: (begins(number), together.append(len(grid.board.lines)))
+    begins = grid.progress.begins
+    grid.progress.begins = lambda number: (begins(number), together.append(len(grid.progress.bars)))
     grid.run()
     assert together == [1, 1, 1]
     assert sum("memory is short" in line for line in notes) == 1
@@ -151,66 +151,65 @@ def test_short_memory_lets_runs_wait(notes):
 
 def test_what_trains_elsewhere_comes_once_more_at_the_end(tmp_path):
     grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=0.5", "step=1")
-    summaries = grid.run()
-    assert {summary["stopped"] for summary in summaries.values()} == {"finished"}
-    assert summaries[1]["time"] > max(summaries[2]["time"], summaries[3]["time"])
+    outcomes = grid.run()
+    assert {str(outcome) for outcome in outcomes.values()} == {"finished"}
+    assert outcomes[1].values["time"] > max(outcomes[2].values["time"], outcomes[3].values["time"])
 
 
 def test_after_ctrl_c_nothing_comes_once_more(tmp_path):
     grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=60", "step=1")
     end = grid.end
-    grid.end = lambda number, summary: (end(number, summary), threading.Timer(0.5, grid.stop).start())
-    summaries = grid.run()
-    assert summaries[1]["stopped"] == ELSEWHERE
+    grid.end = lambda number, outcome: (end(number, outcome), threading.Timer(0.5, grid.stop).start())
+    outcomes = grid.run()
+    assert outcomes[1].ending is Ending.ELSEWHERE
 
 
 def test_fail_fast_ends_all(notes):
-    summaries = side_by_side(
+    outcomes = side_by_side(
         "step=1 wait=60", "step=1 fail", "step=1", call=CALL._replace(fail_fast=True)
     ).run()
-    assert summaries[1]["stopped"] == "interrupted, as another run failed"
-    assert 3 not in summaries
+    assert str(outcomes[1]) == "cancelled: another run failed"
+    assert 3 not in outcomes
 
 
 def test_what_ends_as_another_run_fails_was_not_interrupted_by_the_user():
     grid = side_by_side("step=1")
     grid.failed_fast = True
-    for stopped, said in (
-        ("finished, then Ctrl-C", "finished"),
-        ("interrupted", "interrupted, as another run failed"),
+    for outcome, expected in (
+        (Outcome(Ending.FINISHED, is_last=True), "finished"),
+        (Outcome(Ending.INTERRUPTED), "cancelled: another run failed"),
     ):
-        summary = {"stopped": stopped}
-        grid.may_stop(summary)
-        assert summary["stopped"] == said
-        assert exit_code([summary]) == 0
-        assert exit_code([{"stopped": stopped}]) == 130
+        grid.end(1, outcome)
+        assert str(grid.outcomes[1]) == expected
+        assert exit_code([outcome]) == 130
+        assert exit_code([grid.outcomes[1], Outcome(Ending.FAILED)]) == 1
 
 
 def test_a_run_that_is_stopped_before_it_trains_ends_after_its_first_step():
     grid = side_by_side("wait=1 step=1 wait=60", "step=1")
-    begins = grid.board.begins
-    grid.board.begins = lambda number: (begins(number), threading.Timer(0.2, grid.stop).start())
-    summaries = grid.run()
-    assert summaries.keys() == {1}
-    assert summaries[1]["stopped"] == "interrupted"
+    begins = grid.progress.begins
+    grid.progress.begins = lambda number: (begins(number), threading.Timer(0.2, grid.stop).start())
+    outcomes = grid.run()
+    assert outcomes.keys() == {1}
+    assert str(outcomes[1]) == "interrupted"
 
 
 def test_a_terminal_gets_a_line_for_each_run():
-    board = Board([10, 20])
+    bars = ProgressBars({1: 10, 2: 20})
     for number in (1, 2):
-        board.begins(number)
-    board.goes_on(2, Message(5, 3.25))
-    first, second = board.progress.tasks
+        bars.begins(number)
+    bars.goes_on(2, Message(5, 3.25))
+    first, second = bars.display.tasks
     assert (first.description, first.completed, first.total) == ("run 1", 0, 10)
     assert (second.description, second.completed, second.total) == ("run 2", 5, 20)
     assert second.fields["loss"] == "loss 3.250"
-    board.ends(1)
-    assert [task.description for task in board.progress.tasks] == ["run 2"]
+    bars.ends(1)
+    assert [task.description for task in bars.display.tasks] == ["run 2"]
 
 
 def test_a_worker_takes_its_share_of_threads(monkeypatch):
     monkeypatch.setattr(jobs, "share_of_threads", lambda n: n + 1)
-    assert side_by_side("step=1").run()[1]["threads"] == 3
+    assert side_by_side("step=1").run()[1].values["threads"] == 3
 
 
 def test_threads_are_shared_out_and_it_is_said(notes, monkeypatch):
@@ -281,7 +280,7 @@ def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
 @pytest.mark.slow
 def test_no_worker_outlives_the_first_process():
     """Not even one that says nothing for long."""
-    code = "from tests.train.test_jobs import *; from train.logs import *; log_to_console(); "
+    code = "from tests.train.launch.test_workers import *; from train.logs import *; log_to_console(); "
     code += "side_by_side('say=hello step=1 wait=60', 'say=hello step=1 wait=60').run()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     for line in process.stdout:

@@ -35,12 +35,12 @@ def call(tmp_path, monkeypatch):
     out, note = tmp_path / "out", tmp_path / "trained"
     identities = {}
 
-    def train_noted(params, *args, **options):
+    def train_noted(run, *args, **options):
         with note.open("a") as file:
-            file.write(f"{params.model.dim}\n")
+            file.write(f"{run.params.model.dim}\n")
         meanwhile, call.meanwhile = call.meanwhile, lambda: None
         meanwhile()
-        return train_run(params, *args, **options)
+        return train_run(run, *args, **options)
 
     def identity_noted(params, content):
         identities[params.model.dim] = identity(params, content)

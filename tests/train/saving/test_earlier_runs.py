@@ -43,11 +43,11 @@ def call(tmp_path, monkeypatch):
     (tmp_path / "trial.txt").write_text(CONFIG)
     trained, broken = [], set()
 
-    def train_noted(params, *args, **options):
-        trained.append((params.model.dim, params.train.lr))
-        if params.model.dim in broken:
+    def train_noted(run, *args, **options):
+        trained.append((run.params.model.dim, run.params.train.lr))
+        if run.params.model.dim in broken:
             raise RuntimeError("out of luck")
-        return train_run(params, *args, **options)
+        return train_run(run, *args, **options)
 
     monkeypatch.setattr(sweep, "train_run", train_noted)
 
@@ -168,7 +168,7 @@ def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
         assert call("--resume", "--set", "dim=8") == 1
         [second] = folders_in(call.root)
         assert second != first, "of two failures the latest is kept"
-        patch.setattr("train.run.begin", fails)
+        patch.setattr("train.saving.record.create_run_files", fails)
         assert call("--resume", "--set", "dim=8") == 1
         assert folders_in(call.root) == [second], (
             "a run that cannot begin replaces nothing and leaves nothing"
@@ -237,10 +237,10 @@ def test_a_panic_of_a_library_ends_its_run_alone(call, monkeypatch):
     class Panic(BaseException):
         """Stands for pyo3_runtime.PanicException, which no code can import."""
 
-    def fit(params, *args, **options):
-        if params.model.dim == 8:
+    def fit(trainer, lm_trainer, *args):
+        if lm_trainer.model.model_params.dim == 8:
             raise Panic("index out of bounds")
-        return fits(params, *args, **options)
+        return fits(trainer, lm_trainer, *args)
 
     fits = train.run.fit
     with monkeypatch.context() as patch:

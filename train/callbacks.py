@@ -1,0 +1,204 @@
+"""Callbacks of a run, in the order in which Lightning calls them: what happens beside the training of `LMTrainer`."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from train.logs import say_at_once
+from train.processes import rank
+from train.saving.outcome import Ending
+from train.saving.weights import Checkpoints
+from train.state import Attributes
+from train.stopwatch import Stopwatch
+from train.trainer import DRAIN_EVERY, LMTrainer
+
+Report = Callable[[int, float, torch.device], None]  # called with step, loss and device
+REPORT_SECONDS = 0.3  # between reports
+
+
+class Callback(L.Callback):
+    """A callback with a hook for the end of an optimizer step, whose attributes are saved in resume checkpoints.
+
+    All attributes that a subclass sets are saved, as those of LMTrainer are.
+    """
+
+    step = 0  # optimizer steps that have ended
+
+    def on_step_end(self, trainer: L.Trainer, module: LMTrainer) -> None:
+        """Called after the last batch of each optimizer step."""
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        assert isinstance(module, LMTrainer)
+        if trainer.global_step != self.step:
+            self.step = trainer.global_step
+            self.on_step_end(trainer, module)
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if "attributes" not in vars(self):
+            self.attributes = Attributes(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        saved, _ = self.attributes.save()
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.attributes.restore(state_dict)
+
+
+class StopOnInterrupt(Callback):
+    """End a run before its next batch after Ctrl-C, in all its processes together."""
+
+    is_pressed = False  # with several processes only the first one knows
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet  # say nothing: another process tells the user
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handle Ctrl-C inside the block. The first stops training after its current step, the second ends the program."""
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else self.press)
+        try:
+            yield
+        except SystemExit as error:  # what Lightning makes of the second one
+            raise KeyboardInterrupt from error
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def press(self, signal_number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not logged: the signal may come while a log is being written, and logs cannot be entered twice.
+        if not self.quiet:
+            say_at_once("interrupted: stopping after this step; press Ctrl-C once more to leave at once")
+        self.is_pressed = True
+
+    def is_known(self, trainer: L.Trainer) -> bool:
+        """Return whether Ctrl-C was pressed in any process. Several processes exchange this now and then."""
+        if trainer.world_size == 1:
+            return self.is_pressed
+        if trainer.global_step % DRAIN_EVERY:
+            return False
+        pressed = torch.tensor(float(self.is_pressed), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(pressed)
+        return bool(pressed > 0)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        assert isinstance(module, LMTrainer)
+        if self.is_known(trainer):  # pressed in a validation before the first step
+            module.stop(Ending.INTERRUPTED)
+
+    def on_step_end(self, trainer: L.Trainer, module: LMTrainer) -> None:
+        if self.is_known(trainer):
+            module.leave()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LMTrainer)
+        if trainer.state.fn == "fit" and self.is_known(trainer):
+            module.leave()
+
+
+class KeepWeights(Callback):
+    """Keep the weights of the first step, of every `checkpoints.every`th and of the last."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.checkpoints = checkpoints
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        assert isinstance(module, LMTrainer)
+        if trainer.global_step == 0:
+            self.checkpoints.keep(module.model, 0)
+
+    def on_step_end(self, trainer: L.Trainer, module: LMTrainer) -> None:
+        if self.step % self.checkpoints.every == 0:
+            self.checkpoints.keep(module.model, self.step)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LMTrainer)
+        if module.stopped != Ending.INTERRUPTED:  # a run that is to be continued has no end here
+            self.checkpoints.keep(module.model, trainer.global_step)
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self.checkpoints.wait()  # a run that continues from this checkpoint does not write them again
+
+
+class KeepBest(Callback):
+    """Stop a run after `patience` validations without a lower loss. Remember the weights of the lowest one."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.best_loss, self.best_step, self.validations_without_gain = math.inf, 0, 0
+        self.best_weights: dict[str, Tensor] | None = None
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LMTrainer)
+        if trainer.state.fn != "fit":
+            return
+        loss = module.result["val_loss:main"]
+        if loss < self.best_loss:
+            self.best_loss, self.best_step, self.validations_without_gain = loss, trainer.global_step, 0
+            weights = module.model.state_dict()
+            self.best_weights = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
+            return
+        self.validations_without_gain += 1
+        if self.validations_without_gain >= self.patience:
+            module.stop(f"{Ending.EARLY_STOP}: no better validation in {self.validations_without_gain}")
+
+    def restore(self, module: LMTrainer) -> None:
+        """Load the best weights if they are better than the last ones."""
+        if self.best_weights is not None and self.best_step < module.global_step:
+            module.load_weights_of(self.best_step, self.best_weights)
+
+
+class Clock(Callback):
+    """Measures the seconds of training, without validation, and those of the whole run.
+
+    A resumed run continues from the seconds in its checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.training, self.whole_run = Stopwatch(), Stopwatch()
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        # A validation before the first step does not count.
+        self.training.start(0.0 if trainer.global_step == 0 else None)
+
+    def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.training.pause()
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.training.start()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.training.pause()
+
+
+class Progress(L.Callback):
+    """Report the first step, after which memory is allocated, and then progress at intervals."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.last = -math.inf
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        if time.monotonic() - self.last >= REPORT_SECONDS:
+            self.report(trainer.global_step, float(outputs["loss"]), module.device)
+            self.last = time.monotonic()

@@ -1,0 +1,87 @@
+"""Run: one training of a grid, from its place in the config to what a call does with it first."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from train.grid.config_text import Place
+from train.grid.params import Params
+
+
+class Size(NamedTuple):
+    """The size of a run, known before it trains."""
+
+    n_params: int = 0
+    n_steps: int = 0
+    n_tokens: int = 0  # estimated: rows to be trained on, times their mean length
+
+
+class DataFacts(NamedTuple):
+    """What planning needs to know of a run's data."""
+
+    n_rows: int = 0  # to train on
+    n_val_rows: int = 0
+    row_length: float = 0.0  # real tokens in a row, from one batch
+    content: str = ""  # hash of the text
+    folders: tuple[Path, ...] = ()  # of the cache
+    reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a call does first with a run, given what earlier calls left of it."""
+
+    what: Literal["new", "finished", "continued", "again", "elsewhere"]
+    folder: Path | None = None  # of the earlier attempt
+    why: str = ""  # the earlier attempt failed
+    replaced: tuple[Path, ...] = ()  # partial folders of the same run that are of no use when it has ended
+
+    @property
+    def trains(self) -> bool:
+        """True if this call trains the run."""
+        return self.what not in ("finished", "elsewhere")
+
+    @property
+    def resumes_in(self) -> Path | None:
+        """The folder in which the run continues, or None if it begins."""
+        return self.folder if self.what == "continued" else None
+
+
+NEW = Step("new")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training of a grid. Reading the config fills in the first fields, planning the others."""
+
+    params: Params
+    places: dict[str, Place]  # of its settings in the config
+    config: str  # the name of the file
+    variant: str | None = None  # its name, where the grid has variants
+    number: int = 0  # from 1, in the whole grid
+    name: str = ""  # what distinguishes it from the others
+    identity: str = ""  # a hash that equal runs share
+    size: Size = field(default_factory=Size)
+    data: DataFacts = field(default_factory=DataFacts)
+    first_step: Step = NEW
+
+
+class Call(NamedTuple):
+    """Options of the command line that hold for all runs of a grid."""
+
+    out: Path  # root of all outputs
+    save: bool
+    wandb: bool
+    wandb_entity: str | None
+    wandb_group: str
+    gpu_id: int | None
+    command: list[str]
+    resume: str | None = None  # "same" code or "anyway"; None: every run is new
+    fail_fast: bool = False
+    jobs: int = 1  # runs side by side
+    ray: str | None = None  # the address of a Ray cluster on which to train
+    layers: tuple[type, ...] = ()  # kinds from outside model/: who unpickles them has registered them
+
+    @property
+    def cache(self) -> Path:
+        return self.out / "cache"
