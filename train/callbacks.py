@@ -26,9 +26,10 @@ REPORT_SECONDS = 0.3  # between reports
 class Callback(L.Callback):
     """A callback with a hook for the end of an optimizer step, whose attributes are saved in resume checkpoints.
 
-    All attributes that a subclass sets are saved, as those of LMTrainer are.
+    All attributes that a subclass sets are saved, as those of LMTrainer are, except those it names in `not_saved`.
     """
 
+    not_saved: tuple[str, ...] = ()
     step = 0  # optimizer steps that have ended
 
     def on_step_end(self, trainer: L.Trainer, module: LMTrainer) -> None:
@@ -47,7 +48,7 @@ class Callback(L.Callback):
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if "attributes" not in vars(self):
-            self.attributes = Attributes(self)
+            self.attributes = Attributes(self, without=self.not_saved)
 
     def state_dict(self) -> dict[str, Any]:
         saved, _ = self.attributes.save()
@@ -60,10 +61,11 @@ class Callback(L.Callback):
 class StopOnInterrupt(Callback):
     """End a run before its next batch after Ctrl-C, in all its processes together."""
 
-    is_pressed = False  # with several processes only the first one knows
+    not_saved = ("is_pressed",)  # a resumed run is to go on
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet  # say nothing: another process tells the user
+        self.is_pressed = False  # with several processes only the first one knows
 
     @contextmanager
     def listening(self) -> Iterator[None]:

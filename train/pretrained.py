@@ -12,7 +12,6 @@ from torch import Tensor
 
 from data.hub import hub_answers, name_and_revision
 from data.tokenizer import Tokenizer
-from model.hf.weights import architecture_of, load_hf, logit_difference, pour, pretrained_fields
 from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import model_problems
@@ -87,19 +86,22 @@ def about(setting: str) -> Iterator[None]:
 
 
 def pretrained(setting: str, name: str, revision: str | None) -> Origin:
-    params = ModelParams(**pretrained_fields(name, revision, hub_answers))
+    """Return the source `from_pretrained` names. Only such runs import the tables of HuggingFace's models."""
+    from model.hf import weights as hf
+
+    params = ModelParams(**hf.pretrained_fields(name, revision, hub_answers))
 
     def load(model: ModelParams, tokenizer: Tokenizer) -> LM:
-        hf_model = load_hf(name, revision, hub_answers)
-        actual = ModelParams(**architecture_of(hf_model))
+        hf_model = hf.load_hf(name, revision, hub_answers)
+        actual = ModelParams(**hf.architecture_of(hf_model))
         if model.tied_embeddings and params.tied_embeddings and not actual.tied_embeddings:
             raise ValueError(
                 "its config ties the readout to the token embedding, but its files have a readout of its own: "
                 "set tied_embeddings=False"
             )
         lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
-        pour(hf_model, lm)
-        difference = logit_difference(hf_model, lm)
+        hf.pour(hf_model, lm)
+        difference = hf.logit_difference(hf_model, lm)
         # A warning only: fine-tuning a model with an edited layer is legitimate.
         if difference is not None:
             log.warning(

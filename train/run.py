@@ -47,7 +47,8 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
     """
     params, train = run.params, run.params.train
     with cpu_threads(train.threads):
-        clock, interrupt = Clock(), StopOnInterrupt(quiet=report is not None)
+        quiet = report is not None
+        clock, interrupt = Clock(), StopOnInterrupt(quiet)
         data = run_data(params, call)
         lm = make_lm(params, data.tokenizer, call.out)  # sets the seed
         if params.model.from_saved is None and wants_profile(lm):
@@ -62,8 +63,8 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
         keep_weights = KeepWeights(record.checkpoints) if record.checkpoints else None
         resume_point = ResumePoint(record.resume_file) if record.resume_file else None
         progress = Progress(report) if report else None
-        callbacks = [resume_point, interrupt, keep_weights, keep_best, clock, progress]
-        trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[*filter(None, callbacks)])
+        callbacks = filter(None, [resume_point, interrupt, keep_weights, keep_best, clock, progress])
+        trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[*callbacks], quiet=quiet)
 
         with interrupt.listening():
             fit(trainer, lm_trainer, resume_point)

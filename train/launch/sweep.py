@@ -60,31 +60,27 @@ def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[O
         clear_stillborn(call.out)
     if call.jobs > 1 or call.ray is not None:
         return train_side_by_side(runs, make_namer, call)
-    return train_in_turn(runs, make_namer, call)
+    outcomes: dict[int, Outcome] = {}
+    for run in each_then_claimed(runs, outcomes):
+        outcome = train_claimed(run, call, make_namer, announce=first_line_of(run, len(runs)))
+        outcomes[run.number] = outcome
+        if outcome.interrupted or (outcome.failed and (call.fail_fast or run.params.train.devices > 1)):
+            break  # after a failure several processes may stand at different points
+    return [*outcomes.values()]
+
+
+def each_then_claimed(runs: Sequence[Run], outcomes: dict[int, Outcome]) -> Iterator[Run]:
+    """Yield all runs, then once more those that another call was training."""
+    yield from runs
+    for run in runs:
+        if outcomes[run.number].ending is Ending.ELSEWHERE:
+            yield replace(run, first_step=replace(run.first_step, what="elsewhere"))
 
 
 def first_line_of(run: Run, n_runs: int) -> str:
     """Return the log line at the start of a run."""
     size = f"{run.size.n_params:,} parameters, {run.size.n_steps} steps"
     return f"run {run.number} of {n_runs}: {run.name}, {size}"
-
-
-def train_in_turn(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[Outcome]:
-    """Train runs one after another and return their outcomes. Runs claimed by other calls are tried again last."""
-    outcomes: dict[int, Outcome] = {}
-
-    def in_turn() -> Iterator[Run]:
-        yield from runs
-        for run in runs:
-            if outcomes[run.number].ending is Ending.ELSEWHERE:
-                yield replace(run, first_step=replace(run.first_step, what="elsewhere"))
-
-    for run in in_turn():
-        outcome = train_claimed(run, call, make_namer, announce=first_line_of(run, len(runs)))
-        outcomes[run.number] = outcome
-        if outcome.interrupted or (outcome.failed and (call.fail_fast or run.params.train.devices > 1)):
-            break  # after a failure several processes may stand at different points
-    return [*outcomes.values()]
 
 
 def train_claimed(
