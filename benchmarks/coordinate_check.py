@@ -23,7 +23,7 @@ from torch import nn
 import model.mup.parametrization as parametrization
 from data.data_params import DataParams
 from explore.scaling.coordinates import coord_check
-from explore.scaling.judgement import Judgement
+from explore.scaling.report import ScalingReport
 from model.lm import LM
 from model.model_params import ModelParams
 from train.data import make_data
@@ -94,7 +94,7 @@ def planted(bug: str | None) -> Iterator[None]:
         parametrization.lr_factor = right
 
 
-def checked(number: int, bug: str | None = None) -> Judgement:
+def checked(number: int, bug: str | None = None) -> ScalingReport:
     """Run the coordinate check on setting `number`, with `bug` planted if given."""
     chosen = setting(number)
     model = chosen["model"]

@@ -2,7 +2,7 @@
 
     python -m benchmarks.generate [--rounds 5]
 
-The two take turns within one process; each figure is a median over rounds, ratios are those of two neighbours. Prompts of
+The two take turns within one process; each figure is a median over rounds, ratios are those of two neighbors. Prompts of
 8 tokens, 100 new ones, float32, 6 layers of 384. Target: at least 1.5 times the tokens per second.
 """
 

@@ -3,7 +3,7 @@
     python -m benchmarks.overhead [--rounds 7]
 
 All three take turns within one process, over the same batches; each figure is a median over rounds of the ratio of
-two neighbours. Targets: harness / bare at most 1.05 (4 layers of 128) and 1.02 (6 layers of 384), ours / HF at most 1.
+two neighbors. Targets: harness / bare at most 1.05 (4 layers of 128) and 1.02 (6 layers of 384), ours / HF at most 1.
 """
 
 import argparse

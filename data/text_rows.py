@@ -250,7 +250,7 @@ class TextRows(Dataset):
         self.stride = max_seq_len
         self.pad = tokenizer.pad
         self.unscored = -1 if tokenizer.bos in (None, tokenizer.eos) else tokenizer.bos
-        overlap = tokenizer.bos == tokenizer.eos  # neighbours share the separator
+        overlap = tokenizer.bos == tokenizer.eos  # neighbors share the separator
         starts = tokens.starts[: 1 if packed else None]
         self.starts = starts
         self.ends = np.append(starts[1:] + overlap, len(self.ids))[: len(starts)]

@@ -22,7 +22,7 @@ from train.saving.run_folder import output_root
 
 PAGE = Path(__file__).parent / "page"
 HEIGHT = 760  # pixels of a page in a notebook
-# A weight is kept as the root of it in steps of 1/LEVELS: by root, because that is how it is coloured too.
+# A weight is kept as the root of it in steps of 1/LEVELS: by root, because that is how it is colored too.
 LEVELS = 2047  # so a weight w is off by at most root(w) / LEVELS: the third decimal is right but for rounding
 LARGEST = 32767  # a code is an int16, so weights above (LARGEST / LEVELS)² = 256 are cut off
 NOT_A_NUMBER = -32768
@@ -120,7 +120,7 @@ def about(patterns: Patterns) -> str:
 
 
 def kinds_of(weights_HTS: np.ndarray, future_HTS: np.ndarray) -> set[str]:
-    """What there is beside weights on what a query may see: a colour of the page for each."""
+    """Return the kinds of unusual weights: negative, on future tokens, NaN. The page has a color for each."""
     present = {
         "negative": (weights_HTS < 0).any(),
         "future": future_HTS.any(),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.load import find_run
-from explore.scaling.judgement import Line, Panel
+from explore.scaling.report import Line, Panel
 from model.generation.sampling import eval_mode
 from model.inputs import Input
 from model.lm import LM
@@ -99,12 +99,12 @@ def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y:
         n_rows, n_columns, figsize=size, squeeze=False, sharey="row", layout="constrained"
     )
     names = list(dict.fromkeys(line.name for row in rows for panel in row for line in panel.lines))
-    colours = dict(zip(names, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names))), strict=True))
+    colors = dict(zip(names, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names))), strict=True))
     for row, own in zip(axes, rows, strict=True):
         for ax, panel in zip(row, own, strict=False):
             ax.set_title(panel.title, fontsize="small")
             for line in panel.lines:
-                draw_line(ax, line, colours[line.name])
+                draw_line(ax, line, colors[line.name])
             ax.set_xscale("log", base=2)
             sizes = sorted({x for line in panel.lines for x in line.x})
             if all(float(x).is_integer() for x in sizes):
@@ -115,19 +115,19 @@ def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y:
             ax.spines[["top", "right"]].set_visible(False)
             ax.set_xlabel(labels[0])
         row[0].set_ylabel(labels[1])
-    handles = [Line2D([], [], color=colours[name], label=name) for name in names]
+    handles = [Line2D([], [], color=colors[name], label=name) for name in names]
     figure.legend(handles=handles, loc="outside right upper", fontsize="x-small", frameon=False)
     plt.close(figure)  # so that a notebook shows it only as a cell's value
     return figure
 
 
-def draw_line(ax: Axes, line: Line, colour: np.ndarray) -> None:
-    ax.plot(line.x, line.y, "o-", ms=3, lw=1.3, color=colour)
+def draw_line(ax: Axes, line: Line, color: np.ndarray) -> None:
+    ax.plot(line.x, line.y, "o-", ms=3, lw=1.3, color=color)
     if line.low:
-        ax.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, lw=0)
+        ax.fill_between(line.x, line.low, line.high, color=color, alpha=0.18, lw=0)
     if line.best is not None:
-        ax.plot(line.x[line.best], line.y[line.best], "*", ms=11, color=colour)
-    ax.plot([line.x[i] for i in line.clipped], [line.y[i] for i in line.clipped], "^", ms=7, color=colour)
+        ax.plot(line.x[line.best], line.y[line.best], "*", ms=11, color=color)
+    ax.plot([line.x[i] for i in line.clipped], [line.y[i] for i in line.clipped], "^", ms=7, color=color)
 
 
 def draw_metric(ax: Axes, values: list[Stat], label: str) -> None:

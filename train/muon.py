@@ -1,4 +1,4 @@
-"""Muon for matrices and AdamW for all else, as one optimiser: so Lightning, schedules and checkpoints see it."""
+"""Muon for matrices and AdamW for all else, as one optimizer: so Lightning, schedules and checkpoints see it."""
 
 from typing import Any
 

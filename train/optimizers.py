@@ -30,7 +30,7 @@ def registered(
 
 @registered
 def adamw(groups: list[dict], params: TrainParams) -> Optimizer:
-    # Lightning cannot clip gradients under a loss scaler when the optimiser unscales them itself, as a fused one does.
+    # Lightning cannot clip gradients under a loss scaler when the optimizer unscales them itself, as a fused one does.
     fused = params.precision != "16-mixed"
     return torch.optim.AdamW(groups, lr=params.lr, betas=params.betas, eps=params.adam_eps, fused=fused)
 

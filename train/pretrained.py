@@ -28,7 +28,7 @@ POSITIONS = "embed.positions.table.weight"  # loses its last rows to a smaller m
 SHOWN = 3  # names of weights in a sentence
 
 
-class Origin(NamedTuple):
+class PretrainedSource(NamedTuple):
     """The source of initial weights."""
 
     setting: str  # as in from_pretrained='gpt2'
@@ -43,24 +43,26 @@ def defaults(
     """Return the ModelParams fields that a grid point takes over from the source of its weights; empty without one."""
     if from_pretrained is not None and from_saved is not None:
         return {}  # ModelParams will refuse it
-    origin = find(root, from_pretrained, from_saved)
-    return {} if origin is None else fields_of(origin.params)
+    source = find(root, from_pretrained, from_saved)
+    return {} if source is None else fields_of(source.params)
 
 
-def origin_of(model: ModelParams, root: Path) -> Origin | None:
+def pretrained_source(model: ModelParams, root: Path) -> PretrainedSource | None:
     """Return the source of a model's initial weights, or None if they are random. Raise ValueError if it is missing."""
     return find(root, model.from_pretrained, model.from_saved)
 
 
-def find(root: Path, from_pretrained: str | None, from_saved: str | None) -> Origin | None:
-    origin = look_for(root, from_pretrained, from_saved)
-    if isinstance(origin, ValueError):
-        raise origin
-    return origin
+def find(root: Path, from_pretrained: str | None, from_saved: str | None) -> PretrainedSource | None:
+    source = look_for(root, from_pretrained, from_saved)
+    if isinstance(source, ValueError):
+        raise source
+    return source
 
 
 @functools.cache
-def look_for(root: Path, from_pretrained: str | None, from_saved: str | None) -> Origin | ValueError | None:
+def look_for(
+    root: Path, from_pretrained: str | None, from_saved: str | None
+) -> PretrainedSource | ValueError | None:
     """Return the result of `find`, or the ValueError it raises. Errors are cached too: finding out takes time."""
     try:
         if from_pretrained is not None:
@@ -85,7 +87,7 @@ def about(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: {error}") from error
 
 
-def pretrained(setting: str, name: str, revision: str | None) -> Origin:
+def pretrained(setting: str, name: str, revision: str | None) -> PretrainedSource:
     """Return the source `from_pretrained` names. Only such runs import the tables of HuggingFace's models."""
     from model.hf import weights as hf
 
@@ -100,7 +102,7 @@ def pretrained(setting: str, name: str, revision: str | None) -> Origin:
                 "set tied_embeddings=False"
             )
         lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
-        hf.pour(hf_model, lm)
+        hf.copy_weights(hf_model, lm)
         difference = hf.logit_difference(hf_model, lm)
         # A warning only: fine-tuning a model with an edited layer is legitimate.
         if difference is not None:
@@ -110,10 +112,10 @@ def pretrained(setting: str, name: str, revision: str | None) -> Origin:
             )
         return lm
 
-    return Origin(setting, params, None, load)
+    return PretrainedSource(setting, params, None, load)
 
 
-def saved(setting: str, timestamp: str, root: Path) -> Origin:
+def saved(setting: str, timestamp: str, root: Path) -> PretrainedSource:
     folder = find_run(timestamp, str(root))
     params, own_tokenizer, _ = read_run(folder)
 
@@ -121,36 +123,38 @@ def saved(setting: str, timestamp: str, root: Path) -> Origin:
         lm = load_lm(weights_file(folder), params.model, own_tokenizer)
         return merge_lora(lm) if params.model.lora_rank and not model.lora_rank else lm
 
-    return Origin(setting, replace(params.model, from_pretrained=None, from_saved=None), own_tokenizer, load)
+    return PretrainedSource(
+        setting, replace(params.model, from_pretrained=None, from_saved=None), own_tokenizer, load
+    )
 
 
 def saved_tokenizer(model: ModelParams, root: Path) -> Tokenizer | None:
     """Return the tokenizer that comes with a model's initial weights, or None."""
-    origin = origin_of(model, root)
-    return None if origin is None else origin.tokenizer
+    source = pretrained_source(model, root)
+    return None if source is None else source.tokenizer
 
 
-def origin_problems(model: ModelParams, root: Path) -> Iterator[str]:
+def source_problems(model: ModelParams, root: Path) -> Iterator[str]:
     """Yield an error message if the initial weights of `model` are not available, or do not fit it."""
     try:
-        origin = origin_of(model, root)
+        source = pretrained_source(model, root)
     except ValueError as error:
         yield str(error)
         return
-    if origin is None or any(model_problems(model)):
+    if source is None or any(model_problems(model)):
         return
-    if forward_factors(model) != forward_factors(origin.params):  # muP
+    if forward_factors(model) != forward_factors(source.params):  # muP
         yield (  # muP
-            f"{as_text(edits(model, origin))} does not fit {origin.setting}: it multiplies what these weights "  # muP
+            f"{as_text(edits(model, source))} does not fit {source.setting}: it multiplies what these weights "  # muP
             "compute by other factors; mup_base_dim=0 has those of the weights' own size"  # muP
         )  # muP
         return  # muP
-    if fits(model, origin):
+    if fits(model, source):
         return
-    edited = edits(model, origin)
-    alone = {name: value for name, value in edited.items() if not fits_alone(name, value, origin)} or edited
-    has = {name: fields_of(origin.params)[name] for name in alone}
-    yield f"{as_text(alone)} does not fit {origin.setting}, whose weights are for {as_text(has)}"
+    edited = edits(model, source)
+    alone = {name: value for name, value in edited.items() if not fits_alone(name, value, source)} or edited
+    has = {name: fields_of(source.params)[name] for name in alone}
+    yield f"{as_text(alone)} does not fit {source.setting}, whose weights are for {as_text(has)}"
 
 
 def forward_factors(model: ModelParams) -> tuple[float, ...]:  # muP
@@ -161,9 +165,9 @@ def fields_of(params: ModelParams) -> dict[str, Any]:
     return {name: value for name, value in vars(params).items() if name in SECTION_OF}
 
 
-def edits(model: ModelParams, origin: Origin) -> dict[str, Any]:
+def edits(model: ModelParams, source: PretrainedSource) -> dict[str, Any]:
     """Return the fields of `model` that differ from the model its weights come from."""
-    same = replace(origin.params, from_pretrained=model.from_pretrained, from_saved=model.from_saved)
+    same = replace(source.params, from_pretrained=model.from_pretrained, from_saved=model.from_saved)
     return {name: value for name, value in fields_of(model).items() if value != fields_of(same)[name]}
 
 
@@ -171,23 +175,23 @@ def as_text(fields: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in fields.items())
 
 
-def fits_alone(name: str, value: Any, origin: Origin) -> bool:
+def fits_alone(name: str, value: Any, source: PretrainedSource) -> bool:
     try:
-        return fits(replace(origin.params, **{name: value}), origin)
+        return fits(replace(source.params, **{name: value}), source)
     except ValueError:  # it takes other fields to make sense
         return True
 
 
-def fits(model: ModelParams, origin: Origin) -> bool:
+def fits(model: ModelParams, source: PretrainedSource) -> bool:
     """Return True if weights of the same name have the same shape in both.
 
     If the weights bring their tokenizer, tokens must also be the same.
     """
-    if origin.tokenizer is not None and tokenizer_spec(model) != tokenizer_spec(origin.params):
+    if source.tokenizer is not None and tokenizer_spec(model) != tokenizer_spec(source.params):
         return False
-    if origin.tokenizer is not None and model.objective == "masked" and origin.tokenizer.mask is None:
+    if source.tokenizer is not None and model.objective == "masked" and source.tokenizer.mask is None:
         return False  # a mask token would be one more than there are weights for
-    ours, theirs = (parameter_shapes(shortened(params), n_tokens=2) for params in (model, origin.params))
+    ours, theirs = (parameter_shapes(shortened(params), n_tokens=2) for params in (model, source.params))
     if POSITIONS in theirs:
         n_positions, dim = theirs[POSITIONS]
         theirs[POSITIONS] = torch.Size([min(n_positions, model.max_seq_len), dim])
@@ -199,11 +203,11 @@ def first_weights(model: ModelParams, tokenizer: Tokenizer, root: Path) -> dict[
 
     Raise ValueError if they cannot be loaded.
     """
-    origin = origin_of(model, root)
-    if origin is None:
+    source = pretrained_source(model, root)
+    if source is None:
         return None
-    with about(origin.setting):
-        return origin.load(model, tokenizer).state_dict()
+    with about(source.setting):
+        return source.load(model, tokenizer).state_dict()
 
 
 def weights_problems(model: ModelParams, tokenizer: Tokenizer, root: Path) -> Iterator[str]:
@@ -220,12 +224,12 @@ def load_initial_weights(first: dict[str, Tensor], lm: LM, root: Path) -> None:
     if POSITIONS in taken:
         taken[POSITIONS] = taken[POSITIONS][: lm.model_params.max_seq_len]
     lm.load_state_dict(taken, strict=False)
-    origin = origin_of(lm.model_params, root)
-    assert origin is not None
+    source = pretrained_source(lm.model_params, root)
+    assert source is not None
     used = {tensor.data_ptr() for tensor in taken.values()}  # a tied one has two names
     left_out = [name for name, tensor in first.items() if tensor.data_ptr() not in used]
     new = [name for name in weights(lm) if name not in first and not is_lora(name)]
-    said = [f"weights of {origin.setting}", as_text(edits(lm.model_params, origin))]
+    said = [f"weights of {source.setting}", as_text(edits(lm.model_params, source))]
     said += [f"left out: {some(left_out)}" if left_out else "", f"new: {some(new)}" if new else ""]
     log.info("; ".join(filter(None, said)))
 

@@ -10,7 +10,7 @@ from train.train_params import TrainParams
 class Moment(NamedTuple):
     """The state of a run that a schedule may depend on."""
 
-    step: int  # optimiser steps since the end of the warm-up
+    step: int  # optimizer steps since the end of the warm-up
     progress: float  # 0 at the end of the warm-up, 1 at the last step
     reductions: int  # times that validation loss stood still, as "plateau" counts them
     params: TrainParams

@@ -28,7 +28,7 @@ MAX_KILL_SECONDS = 5.0  # for wandb to notice that
 class Stat(NamedTuple):
     """A value of a metric."""
 
-    s: int  # optimiser steps so far
+    s: int  # optimizer steps so far
     n: int  # training samples so far
     c: int  # counter over all metrics
     v: float

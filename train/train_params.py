@@ -1,4 +1,4 @@
-"""TrainParams: optimiser, schedule, length and hardware of a run."""
+"""TrainParams: optimizer, schedule, length and hardware of a run."""
 
 from typing import Annotated, Literal
 
@@ -14,11 +14,11 @@ class TrainParams:
     lr: PositiveFloat = 1e-3  # the highest that the schedule reaches
     min_lr: NonNegativeFloat = 0.0  # where cosine, linear and wsd end, and cyclic and plateau stop falling
     lr_schedule: str = "cosine"  # a registered schedule: constant, cosine, linear, cyclic, plateau, wsd
-    warmup_steps: NonNegativeInt = 0  # optimiser steps over which lr rises linearly
+    warmup_steps: NonNegativeInt = 0  # optimizer steps over which lr rises linearly
     lr_cycle_steps: PositiveInt = 1000  # length of one cycle of lr_schedule = "cyclic"
     lr_plateau_patience: PositiveInt = 2  # validations without improvement before "plateau" halves lr
     wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, in which "wsd" falls
-    optimizer: str = "adamw"  # a registered optimiser
+    optimizer: str = "adamw"  # a registered optimizer
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
     weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: what of lr * it stays
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
@@ -32,7 +32,7 @@ class TrainParams:
     lr_vector_mult: PositiveFloat = 1.0  # and for biases and gains
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows a device works on at once
-    accumulate_grad_batches: PositiveInt = 1  # such batches to one optimiser step
+    accumulate_grad_batches: PositiveInt = 1  # such batches to one optimizer step
     epochs: PositiveInt = 1
     early_stop_nsamples: PositiveInt | None = None  # stop after training on so many rows
     val_every: PositiveInt | None = None  # optimizer steps between validations; None: once an epoch

@@ -230,7 +230,7 @@ class LMTrainer(L.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        # Lightning's own refuses fused optimisers under bf16, for the sake of loss scalers that bf16 does not have.
+        # Lightning's own refuses fused optimizers under bf16, for the sake of loss scalers that bf16 does not have.
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 

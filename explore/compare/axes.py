@@ -19,7 +19,7 @@ def axis_figures(part: Part) -> str:
     plots += [axis_plot(part, name) for name in part.varied if name != SEED and [name] != part.tuned]
     caption = (
         "Final loss. Of the tuned field a line for each variant, mean over seeds. Of any other field a dot for each run, "
-        "and in colour the lowest mean over seeds that was reached with a value. × is a run that failed, diverged, or lies above."
+        "and in color the lowest mean over seeds that was reached with a value. × is a run that failed, diverged, or lies above."
     )
     return figure(plots, caption) if plots else ""
 
@@ -54,27 +54,25 @@ def axis_of(values: Sequence[Any]) -> Axis:
 def tuned_plot(part: Part, field: str) -> str:
     """A line for each variant over the values of the tuned field."""
     axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
-    colours = part.colours
+    colors = part.colors
     means = [[mean_of(losses) for losses in variant.losses_LS] for variant in part.variants]
-    ends = [
-        interval(losses[np.isfinite(losses)])[0] for i in colours for losses in part.variants[i].losses_LS
-    ]
+    ends = [interval(losses[np.isfinite(losses)])[0] for i in colors for losses in part.variants[i].losses_LS]
     y = final_range([*(mean for row in means for mean in row), *ends])
     plot = Plot((486, 300), axis.range, y, labels=(field, "final loss"), log_x=axis.log, x_ticks=axis.ticks)
-    for i in sorted(range(len(means)), key=lambda i: i in colours)[-MOST_CURVES:]:
-        variant, colour = part.variants[i], colours.get(i, OTHER)
+    for i in sorted(range(len(means)), key=lambda i: i in colors)[-MOST_CURVES:]:
+        variant, color = part.variants[i], colors.get(i, OTHER)
         x_of = [axis.at[shown(variant.runs_of(j)[0].get(field))] for j in range(len(variant.settings))]
         points = sorted(zip(x_of, means[i], variant.losses_LS, strict=True), key=lambda point: point[0])
-        if i in colours:
+        if i in colors:
             for x, _, losses_S in points:
                 low, high = interval(losses_S[np.isfinite(losses_S)])
                 if math.isfinite(low):
-                    plot.up(x, low, high, colour)
+                    plot.up(x, low, high, color)
         xs, ys = [point[0] for point in points], [point[1] for point in points]
-        plot.line(xs, ys, colour, variant.name, kind="line" if i in colours else "thin")
-        if i in colours:
-            plot.dots(xs, ys, colour, 2.5)
-        plot.crosses([x for x, mean in zip(xs, ys, strict=True) if not mean <= y[1]], colour, variant.name)
+        plot.line(xs, ys, color, variant.name, kind="line" if i in colors else "thin")
+        if i in colors:
+            plot.dots(xs, ys, color, 2.5)
+        plot.crosses([x for x, mean in zip(xs, ys, strict=True) if not mean <= y[1]], color, variant.name)
     return plot.svg(f"final loss over {field}")
 
 

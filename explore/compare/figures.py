@@ -55,7 +55,7 @@ class Part:
         return {(i, v.best): i for i, v in enumerate(self.variants) if v.best is not None}
 
     @cached_property
-    def colours(self) -> dict[int, str]:
+    def colors(self) -> dict[int, str]:
         """Colors of the baseline and the best variants, by index, as many as there are colors; in a stable order."""
         baseline = [i for i, row in enumerate(self.rows) if row["verdict"] == "baseline"]
         chosen = [*baseline, *(i for i in self.order if i not in baseline)][: len(COLOURS)]
@@ -71,7 +71,7 @@ def figure(plots: Sequence[str], caption: str, legend: str = "") -> str:
 def legend(names: dict[str, str]) -> str:
     """Return a legend with a swatch for each name and its color."""
     items = "".join(
-        f'<li><i style="background:{colour}"></i>{escape(name)}</li>' for name, colour in names.items()
+        f'<li><i style="background:{color}"></i>{escape(name)}</li>' for name, color in names.items()
     )
     return f"<ul class=legend>{items}</ul>"
 
@@ -82,15 +82,15 @@ def legend(names: dict[str, str]) -> str:
 def curve_figures(part: Part) -> str:
     if not any(part.curves.values()):
         return "<p>No statistics of these runs can be read.</p>"
-    colours = part.colours
+    colors = part.colors
     plots = [
-        all_curves(part, part.curves[name], colours, label)
+        all_curves(part, part.curves[name], colors, label)
         for name, label in ((VALIDATION, "validation loss"), (TRAINING, "training loss"))
         if part.curves[name]
     ]
-    names = {part.variants[i].name: colour for i, colour in colours.items()}
+    names = {part.variants[i].name: color for i, color in colors.items()}
     several = any(len(variant.settings) > 1 for variant in part.variants)
-    others = len(part.variants) > len(colours) or several
+    others = len(part.variants) > len(colors) or several
     if others:
         names["all other runs"] = OTHER
     best = f"at its best {escape(part.variants[0].tuned)}" if several else "over its seeds"
@@ -98,17 +98,17 @@ def curve_figures(part: Part) -> str:
     return figure(plots, caption, legend(names)) + (multiples(part) if several else "")
 
 
-def all_curves(part: Part, curves: Curves, colours: dict[int, str], label: str) -> str:
+def all_curves(part: Part, curves: Curves, colors: dict[int, str], label: str) -> str:
     """Plot all curves in gray, and those of the chosen variants' best settings in color with their intervals."""
     plot = Plot((486, 330), x_range(curves), loss_range(part, curves), labels=("trained samples", label))
     best = part.best
-    front = [key for key, i in best.items() if i in colours and key in curves]
+    front = [key for key, i in best.items() if i in colors and key in curves]
     for key in [key for key in curves if key not in front][:MOST_CURVES]:
         plot.line(curves[key].x, curves[key].mean, OTHER, name_of(part, key), kind="thin")
     for key in front:
-        plot.band(curves[key].x, curves[key].low, curves[key].high, colours[best[key]])
+        plot.band(curves[key].x, curves[key].low, curves[key].high, colors[best[key]])
     for key in front:
-        plot.line(curves[key].x, curves[key].mean, colours[best[key]], name_of(part, key))
+        plot.line(curves[key].x, curves[key].mean, colors[best[key]], name_of(part, key))
     return plot.svg(f"{label} over trained samples")
 
 
@@ -209,11 +209,11 @@ def difference_figure(rows: Sequence[Row], order: Sequence[int]) -> str:
     plot = Plot(size, widened([0.0, *ends]), (0.6 - len(told), 0.6), labels=label, left=left, y_ticks=names)
     plot.rule(0)
     for i, row in enumerate(told):
-        colour = {"better": "var(--better)", "worse": "var(--worse)"}.get(row["verdict"], "var(--quiet)")
+        color = {"better": "var(--better)", "worse": "var(--worse)"}.get(row["verdict"], "var(--quiet)")
         plot.across(
-            -i, row["difference_low"], row["difference_high"], colour, f"{row['variant']}: {row['verdict']}"
+            -i, row["difference_low"], row["difference_high"], color, f"{row['variant']}: {row['verdict']}"
         )
-        plot.dots([row["difference"]], [-i], colour, 4)
+        plot.dots([row["difference"]], [-i], color, 4)
     caption = (
         "Difference of mean final losses over the seeds of both, and its 95 % interval (not corrected for the number of "
         "comparisons; verdicts are)."
@@ -231,14 +231,14 @@ def cost_figure(part: Part) -> str:
         low, high = min(costs.values()), max(costs.values())
         y = widened([part.rows[i]["mean"] for i in costs], 0.08)
         plot = Plot((486, 300), (low / 1.15, high * 1.15), y, labels=(label, "final loss"), log_x=True)
-        colours = part.colours
-        for i, cost in sorted(costs.items(), key=lambda item: item[0] in colours):
-            row, colour = part.rows[i], colours.get(i, OTHER)
+        colors = part.colors
+        for i, cost in sorted(costs.items(), key=lambda item: item[0] in colors):
+            row, color = part.rows[i], colors.get(i, OTHER)
             if math.isfinite(row["low"]):
-                plot.up(cost, row["low"], row["high"], colour)
-            plot.dots([cost], [row["mean"]], colour, 3.5)
+                plot.up(cost, row["low"], row["high"], color)
+            plot.dots([cost], [row["mean"]], color, 3.5)
         return figure(
-            [plot.svg(f"final loss against {label}")], f"Final loss against {label}; colours as above."
+            [plot.svg(f"final loss against {label}")], f"Final loss against {label}; colors as above."
         )
     return ""
 

@@ -1,4 +1,4 @@
-"""Small plots as SVG: round ticks, lines with bands, dots, intervals. Colours are the page's; all text is escaped."""
+"""Small plots as SVG: round ticks, lines with bands, dots, intervals. Colors are the page's; all text is escaped."""
 
 import math
 from collections.abc import Sequence
@@ -102,51 +102,51 @@ class Plot:
         # Far outside is outside too, and numbers stay short.
         return " ".join(f"{self.x(x):.1f},{min(9999.0, max(-9999.0, self.y(y))):.1f}" for x, y in pairs)
 
-    def line(self, xs: Values, ys: Values, colour: str, title: str = "", kind: str = "line") -> None:
+    def line(self, xs: Values, ys: Values, color: str, title: str = "", kind: str = "line") -> None:
         told = f"<title>{escape(title)}</title>" if title else ""
         points = self.points(xs, ys)
         if " " in points:
             self.marks.append(
-                f'<polyline class="{kind}" style="color:{colour}" points="{points}">{told}</polyline>'
+                f'<polyline class="{kind}" style="color:{color}" points="{points}">{told}</polyline>'
             )
         elif points:
             x, y = points.split(",")
             self.marks.append(
-                f'<circle class="dot" style="color:{colour}" cx="{x}" cy="{y}" r="2.5">{told}</circle>'
+                f'<circle class="dot" style="color:{color}" cx="{x}" cy="{y}" r="2.5">{told}</circle>'
             )
 
-    def band(self, xs: Values, lows: Values, highs: Values, colour: str) -> None:
+    def band(self, xs: Values, lows: Values, highs: Values, color: str) -> None:
         points = f"{self.points(xs, lows)} {self.points(xs[::-1], highs[::-1])}".strip()
         if points:
-            self.marks.append(f'<polygon class="band" style="color:{colour}" points="{points}"/>')
+            self.marks.append(f'<polygon class="band" style="color:{color}" points="{points}"/>')
 
-    def dots(self, xs: Values, ys: Values, colour: str, r: float = 2.0, kind: str = "dot") -> None:
+    def dots(self, xs: Values, ys: Values, color: str, r: float = 2.0, kind: str = "dot") -> None:
         circles = (point.split(",") for point in self.points(xs, ys).split())
         shapes = "".join(f'<circle cx="{x}" cy="{y}" r="{r}"/>' for x, y in circles)
-        self.marks.append(f'<g class="{kind}" style="color:{colour}">{shapes}</g>')
+        self.marks.append(f'<g class="{kind}" style="color:{color}">{shapes}</g>')
 
-    def crosses(self, xs: Values, colour: str, title: str) -> None:
+    def crosses(self, xs: Values, color: str, title: str) -> None:
         """At the upper edge: what has no place in the plot."""
         y = MARGIN["top"] + 5
         strokes = "".join(f"M{self.x(x) - 3:.1f},{y - 3}l6,6m0,-6l-6,6" for x in xs)
         if strokes:
             self.marks.append(
-                f'<path class="line" style="color:{colour}" d="{strokes}"><title>{escape(title)}</title></path>'
+                f'<path class="line" style="color:{color}" d="{strokes}"><title>{escape(title)}</title></path>'
             )
 
-    def across(self, y: float, low: float, high: float, colour: str, title: str) -> None:
+    def across(self, y: float, low: float, high: float, color: str, title: str) -> None:
         """An interval on the x axis."""
         at = self.y(y)
         self.marks.append(
-            f'<g style="color:{colour}"><title>{escape(title)}</title><line class="line" x1="{self.x(low):.1f}" '
+            f'<g style="color:{color}"><title>{escape(title)}</title><line class="line" x1="{self.x(low):.1f}" '
             f'x2="{self.x(high):.1f}" y1="{at:.1f}" y2="{at:.1f}"/></g>'
         )
 
-    def up(self, x: float, low: float, high: float, colour: str) -> None:
+    def up(self, x: float, low: float, high: float, color: str) -> None:
         """An interval on the y axis."""
         at = self.x(x)
         self.marks.append(
-            f'<line class="line" style="color:{colour}" x1="{at:.1f}" x2="{at:.1f}" y1="{self.y(low):.1f}" '
+            f'<line class="line" style="color:{color}" x1="{at:.1f}" x2="{at:.1f}" y1="{self.y(low):.1f}" '
             f'y2="{self.y(high):.1f}"/>'
         )
 

@@ -1,4 +1,4 @@
-// What is seen and done: small pictures of all heads, one of them large, and the text coloured by it.
+// What is seen and done: small pictures of all heads, one of them large, and the text colored by it.
 
 // ---- the parts of the page
 
@@ -113,10 +113,10 @@ function renderText() {
   const weights = chips.map((_, i) => (view.token === null ? 0 : codeOf(view.head, ...cellWith(i))));
   chips.forEach((chip, i) => {
     const [query, key] = cellWith(i);
-    const colour = view.token === null ? 0 : colourOf(weights[i], inFuture(query, key));
-    chip.style.background = colour ? css(colour) : "";
-    chip.style.color = colour ? inkOn(colour) : "";
-    chip.classList.toggle("blank", view.token !== null && !colour);
+    const color = view.token === null ? 0 : colorOf(weights[i], inFuture(query, key));
+    chip.style.background = color ? css(color) : "";
+    chip.style.color = color ? inkOn(color) : "";
+    chip.classList.toggle("blank", view.token !== null && !color);
   });
   const most = byId("most");
   most.textContent = "Click a token to see what it attends to, a small picture to enlarge it.";
@@ -230,7 +230,7 @@ function build() {
   byId("film").hidden = page.steps.length === 1;
   byId("step").max = page.steps.length - 1;
   byId("about").textContent = page.about;
-  explainColours();
+  explainColors();
   warn();
 }
 
@@ -239,7 +239,7 @@ function place(element, row, column) {
   byId("heads").append(element);
 }
 
-function explainColours() {
+function explainColors() {
   for (const weight of [0, 0.1, 0.25, 0.5, 1]) {
     const tick = make("span", { textContent: weight });
     tick.style.left = `${Math.sqrt(weight) * 100}%`;

@@ -1,4 +1,4 @@
-// Weights, from the bytes in the page to numbers, colours and pictures. view.js makes a page of them.
+// Weights, from the bytes in the page to numbers, colors and pictures. view.js makes a page of them.
 "use strict";
 
 const byId = (id) => document.getElementById(id);
@@ -36,7 +36,7 @@ function written(weight) {
   return weight === 0 || Math.abs(weight) >= 0.001 ? weight.toFixed(3) : weight.toPrecision(1);
 }
 
-// ---- colours: 256 of each kind, for the root of a weight from 0 to 1
+// ---- colors: 256 of each kind, for the root of a weight from 0 to 1
 
 const PALETTES = {
   light: {
@@ -52,7 +52,7 @@ const PALETTES = {
     nan: ["#c58af9", "#c58af9"],
   },
 };
-let ramps; // of the palette in use, each colour as the four bytes that a picture wants
+let ramps; // of the palette in use, each color as the four bytes that a picture wants
 
 function ramp(stops) {
   const rgb = stops.map((stop) => [1, 3, 5].map((i) => parseInt(stop.slice(i, i + 2), 16)));
@@ -69,20 +69,20 @@ function inFuture(query, key) {
   return page.causal && key > query;
 }
 
-// A key in the future is blank while its weight is 0, and has colours of its own when it is not.
-function colourOf(code, isFuture) {
+// A key in the future is blank while its weight is 0, and has colors of its own when it is not.
+function colorOf(code, isFuture) {
   if (code === NOT_A_NUMBER) return ramps.nan[0];
   if (isFuture && code === 0) return 0;
   const shade = Math.min(255, Math.round((Math.abs(code) / page.levels) * 255));
   return (isFuture ? ramps.future : code < 0 ? ramps.negative : ramps.past)[shade];
 }
 
-function css(colour) {
-  return `rgb(${colour & 255} ${(colour >> 8) & 255} ${(colour >> 16) & 255})`;
+function css(color) {
+  return `rgb(${color & 255} ${(color >> 8) & 255} ${(color >> 16) & 255})`;
 }
 
-function inkOn(colour) {
-  const [r, g, b] = [0, 8, 16].map((shift) => (((colour >> shift) & 255) / 255) ** 2.2);
+function inkOn(color) {
+  const [r, g, b] = [0, 8, 16].map((shift) => (((color >> shift) & 255) / 255) ** 2.2);
   return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#000" : "#fff";
 }
 
@@ -92,7 +92,7 @@ function inkOn(colour) {
 function paint(canvas, head, pixels) {
   const n = Math.min(T, pixels);
   const largest = new Int32Array(n * n).fill(-1);
-  const colours = new Uint32Array(n * n);
+  const colors = new Uint32Array(n * n);
   for (let query = 0; query < T; query++) {
     const row = Math.floor((query * n) / T) * n;
     for (let key = 0; key < T; key++) {
@@ -103,9 +103,9 @@ function paint(canvas, head, pixels) {
       const at = row + Math.floor((key * n) / T);
       if (rank <= largest[at]) continue;
       largest[at] = rank;
-      colours[at] = colourOf(code, isFuture);
+      colors[at] = colorOf(code, isFuture);
     }
   }
   canvas.width = canvas.height = n;
-  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(colours.buffer), n, n), 0, 0);
+  canvas.getContext("2d").putImageData(new ImageData(new Uint8ClampedArray(colors.buffer), n, n), 0, 0);
 }

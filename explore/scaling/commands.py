@@ -11,7 +11,7 @@ from data.dataloader import LMDataModule
 from explore.compare.report import results, rows_of_grid, tidy
 from explore.compare.variants import SEED, Row
 from explore.scaling import coordinates, stability
-from explore.scaling.judgement import Judgement, sizes_of, variants_over, varies
+from explore.scaling.report import ScalingReport, sizes_of, variants_over, varies
 from explore.scaling.transfer import LR, SCALES, transfer_report
 from model.lm import LM
 from train.data import make_data
@@ -26,7 +26,7 @@ from train.saving.outcome import Outcome
 WIDTH, DEPTH, KIND = "dim", "n_layers", "parametrization"
 
 
-def coord_check(runs: Sequence[Run], cache: Path) -> Judgement:
+def coord_check(runs: Sequence[Run], cache: Path) -> ScalingReport:
     """Run the coordinate check over the `dim` of a grid, at the middle one of its learning rates.
 
     Runs with parametrization="standard" are controls if the grid has other parametrizations. A config with one seed
@@ -54,10 +54,10 @@ def coord_check(runs: Sequence[Run], cache: Path) -> Judgement:
         kinds[name] = {row[KIND] for row in rows}
     controls = [name for name, own in kinds.items() if "standard" in own]
     controls = [] if len(controls) == len(kinds) else controls
-    return coordinates.judged(pd.concat(frames), pd.concat(probes), controls)
+    return coordinates.to_report(pd.concat(frames), pd.concat(probes), controls)
 
 
-def stability_check(runs: Sequence[Run], cache: Path) -> Judgement:
+def stability_check(runs: Sequence[Run], cache: Path) -> ScalingReport:
     """Run the stability check over the `n_layers` of a grid."""
     frames, expected, n_residuals = [], {}, 2
     for name, rows, params in groups(runs, DEPTH, ignored=(LR,)):
@@ -69,7 +69,7 @@ def stability_check(runs: Sequence[Run], cache: Path) -> Judgement:
         frames.append(stability.changes(name, make, batch["x_indices"][:, :-1], depths, seeds))
         expected[name] = stability.expected_growth(params[0].model)
         n_residuals = 2 if params[0].model.ff_width else 1
-    return stability.judged(pd.concat(frames), expected, n_residuals)
+    return stability.to_report(pd.concat(frames), expected, n_residuals)
 
 
 def refuse_transfer(runs: Sequence[Run]) -> None:
@@ -79,12 +79,12 @@ def refuse_transfer(runs: Sequence[Run]) -> None:
         raise GridError([f"--transfer needs a list of {LR}, and one of {', '.join(SCALES)}"])
 
 
-def transfer_check(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> Judgement:
+def transfer_check(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> ScalingReport:
     """Judge the transfer of the learning rate in a grid that has just been trained."""
     return transfer_report(tidy(rows_of_grid([run.params for run in runs], outcomes)))
 
 
-def transfer_of_saved(name: str, out: str | None) -> Judgement:
+def transfer_of_saved(name: str, out: str | None) -> ScalingReport:
     """Judge the transfer of the learning rate in the saved runs of a config. Raise GridError if that is impossible."""
     try:
         return transfer_report(results(name, out))

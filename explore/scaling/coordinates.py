@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from explore.plots import draw_panels
-from explore.scaling.judgement import Judgement, Line, Panel, named
+from explore.scaling.report import Line, Panel, ScalingReport, named
 from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.mup.scores import aligned_score
@@ -55,7 +55,7 @@ def coord_check(
     n_steps: int = STEPS,
     seeds: Sequence[int] | None = None,
     controls: Sequence[str] = (),
-) -> Judgement:
+) -> ScalingReport:
     """Measure activations, and their changes since the first step, against width, in `n_steps` steps on one batch.
 
     `models` maps each width to a function that makes a model; a mapping of such mappings names several kinds.
@@ -77,7 +77,7 @@ def coord_check(
         own, probe = examined(kind, of_width, batch, optimizer, seeds=chosen, most=most, measure=measure)
         frames.append(own)
         probes.append(probe)
-    return judged(pd.concat(frames), pd.concat(probes), controls)
+    return to_report(pd.concat(frames), pd.concat(probes), controls)
 
 
 def examined(
@@ -298,7 +298,7 @@ def finding(what: str, slope: Slope, low: float, high: float, when: str = "") ->
     return Finding(excess, f"{said} ({between})", broken=False)
 
 
-def judged(sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()) -> Judgement:
+def to_report(sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()) -> ScalingReport:
     """Return the judgement of the tables of sizes and of probes."""
     sentences, problems, panels = [], [], []
     table = slopes(sizes)
@@ -311,7 +311,7 @@ def judged(sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = 
         problems += [problem if variant in controls else named(variant, problem)] if problem else []
         panels.append(panels_of(variant, own))
     figure = draw_panels(panels, ("width", "mean size"))
-    return Judgement("coord-check", table, sentences, problems, figure)
+    return ScalingReport("coord-check", table, sentences, problems, figure)
 
 
 def verdict_of(own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control: bool) -> tuple[str, str]:

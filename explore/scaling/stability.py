@@ -1,6 +1,7 @@
-"""How much a small change of all weights changes what a model says, against its depth: why deep post-norm stacks do not train.
+"""Stability: how much a small change of all weights changes a model's output, against its depth.
 
-A plain one's output changes as O(n) of its n sub-layers; Admin's as O(log n) or O(1) (Liu et al. 2020, arXiv:2004.08249).
+The output of a plain post-norm stack of n sub-layers changes as O(n), which is why deep ones do not train. That of Admin
+changes as O(log n) or O(1) (Liu et al. 2020, arXiv:2004.08249).
 """
 
 import math
@@ -13,7 +14,7 @@ from scipy.stats import gmean
 from torch import Tensor, nn
 
 from explore.plots import draw_panels
-from explore.scaling.judgement import Judgement, Line, Panel, named, slope
+from explore.scaling.report import Line, Panel, ScalingReport, named, slope
 from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.model_params import ModelParams
@@ -41,7 +42,7 @@ def stability(
     expected: Mapping[str, str] | None = None,
     sub_layers: int = 2,
     delta: float = DELTA,
-) -> Judgement:
+) -> ScalingReport:
     """Output change under a weight change of `delta` against depth, of models of any kind that take `x`.
 
     `make(depth, seed)` makes one; a mapping names several kinds, and `expected` says how the change of each should grow:
@@ -49,7 +50,7 @@ def stability(
     """
     kinds: Mapping[str, Make] = make if isinstance(make, Mapping) else {"": make}
     frames = [changes(name, make_one, x, depths, seeds, delta=delta) for name, make_one in kinds.items()]
-    return judged(pd.concat(frames), expected or {}, sub_layers)
+    return to_report(pd.concat(frames), expected or {}, sub_layers)
 
 
 def changes(
@@ -102,7 +103,7 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.ndim >= 2 and p not in embeddings]
 
 
-def judged(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2) -> Judgement:
+def to_report(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2) -> ScalingReport:
     """The verdict on a table of changes, a row for each variant, depth and seed."""
     rows, sentences, problems, lines = [], [], [], []
     for variant, own in runs.groupby("variant", sort=False):
@@ -119,7 +120,7 @@ def judged(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2)
         lines.append(Line(str(variant) or "output change", depths, changes, low, high))
     problems += too_close(rows, expected, sub_layers)
     figure = draw_panels([[Panel("", lines)]], ("layers", "output change"))
-    return Judgement("stability", pd.DataFrame(rows), sentences, problems, figure)
+    return ScalingReport("stability", pd.DataFrame(rows), sentences, problems, figure)
 
 
 def row_of(
@@ -172,7 +173,7 @@ def verdict_of(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def too_close(rows: list[dict[str, Any]], expected: Mapping[str, str], sub_layers: int) -> list[str]:
-    """Whether the deepest plain model does not change much more than Admin's."""
+    """Return a problem for each plain model whose output does not change much more than that of Admin at the same depth."""
     deepest = {growth: [row for row in rows if expected.get(row["variant"]) == growth] for growth in GROWTH}
     problems = []
     for plain in deepest["O(n)"]:
@@ -188,7 +189,7 @@ def too_close(rows: list[dict[str, Any]], expected: Mapping[str, str], sub_layer
 
 
 def expected_growth(model: ModelParams) -> str:
-    """What theory says of an architecture, as far as it does."""
+    """Return how the output change of an architecture grows with depth in theory, or "" if unknown (arXiv:2004.08249)."""
     if model.norm_position != "post":
         return ""
     if model.residual == "admin":

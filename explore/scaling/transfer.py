@@ -14,7 +14,7 @@ import pandas as pd
 from explore.compare.variants import METRICS, SEED, Row, counted, final_loss, has_ended
 from explore.compare.verdicts import interval
 from explore.plots import draw_panels
-from explore.scaling.judgement import Judgement, Line, Panel, named, sizes_of, variants_over, varies
+from explore.scaling.report import Line, Panel, ScalingReport, named, sizes_of, variants_over, varies
 from train.grid.params import did_you_mean
 
 SCALES = ("dim", "n_layers", "batch_size")
@@ -45,7 +45,7 @@ def transfer_report(
     *,
     metric: str = "val_loss",
     controls: Sequence[str] | None = None,
-) -> Judgement:
+) -> ScalingReport:
     """Judge whether the best learning rate transfers over dim, n_layers or batch_size.
 
     `over` names the scale; the default is all that vary. `table` is a table from runs(), or any with the columns `lr`,
@@ -69,8 +69,8 @@ def transfer_report(
         excused = controls_among(variants, rows, scale) if controls is None else controls
         for name, places in variants.items():
             own = [rows[place] for place in places]
-            found.append(judged(name, scale, own, metric, is_control=name in excused))
-    return Judgement(
+            found.append(to_report(name, scale, own, metric, is_control=name in excused))
+    return ScalingReport(
         "transfer",
         pd.DataFrame([row for one in found for row in one.rows])[COLUMNS],
         [one.sentence for one in found],
@@ -88,7 +88,7 @@ class Transfer(NamedTuple):
     panel: Panel
 
 
-def judged(name: str, scale: str, rows: Sequence[Row], metric: str, is_control: bool) -> Transfer:
+def to_report(name: str, scale: str, rows: Sequence[Row], metric: str, is_control: bool) -> Transfer:
     """Judge one variant over one scale. A control has no problem, whatever its verdict."""
     curves = {size: curve(rows, scale, size, metric) for size in sizes_of(rows, scale)}
     compared = [row | {"variant": name, "over": scale} for row in compared_with_base(curves)]

@@ -142,7 +142,7 @@ def test_attention_to_the_future_is_not_hidden():
     plt.close(figure)
 
 
-def test_weights_below_0_have_a_colour_of_their_own():
+def test_weights_below_0_have_a_color_of_their_own():
     attns_LHTS = causal(1, 1, 4)
     attns_LHTS[0, 0, 2, 1] = -0.5
     figure = draw_attentions(patterns_of(attns_LHTS), [0], [0])

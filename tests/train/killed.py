@@ -83,7 +83,7 @@ KILLS: dict[str, Callable[[int, pytest.MonkeyPatch], None]] = {
     "batch": lambda n, patch: before(
         LMTrainer, "training_step", n, patch
     ),  # odd ones begin a step, even ones end it
-    "optimiser": lambda n, patch: before(LMTrainer, "on_before_optimizer_step", n, patch),
+    "optimizer": lambda n, patch: before(LMTrainer, "on_before_optimizer_step", n, patch),
     "validation": lambda n, patch: before(LMTrainer, "validation_step", n, patch),
     "judgement": lambda n, patch: before(Schedule, "see", n, patch),
     "half a checkpoint": half_written,

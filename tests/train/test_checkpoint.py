@@ -215,7 +215,7 @@ def remember(training_step):
 def test_what_users_add_to_the_trainer_goes_on_where_it_was(call, monkeypatch):
     monkeypatch.setattr(LMTrainer, "training_step", remember(LMTrainer.training_step))
     assert call("val_every=None", out="whole", options=["--save"]) == 0
-    died = forked(lambda: killed_at("optimiser", 11, lambda: call("val_every=None")))
+    died = forked(lambda: killed_at("optimizer", 11, lambda: call("val_every=None")))
     assert died == -signal.SIGKILL
     assert call("val_every=None") == 0
     resumed, whole = outcome(call.root / "out"), outcome(call.root / "whole")

@@ -1,4 +1,4 @@
-"""Parametrizations of an LM in training: equal to standard at the base, right off it; groups of optimisers; resume."""
+"""Parametrizations of an LM in training: equal to standard at the base, right off it; groups of optimizers; resume."""
 
 import copy
 import math
@@ -21,7 +21,7 @@ from tests.train.little_run import CALL, fit
 from train.grid.params import Params
 from train.launch.problems import role_problems
 from train.optimizers import group_settings, make_optimizer
-from train.pretrained import origin_problems
+from train.pretrained import source_problems
 from train.schedules import Schedule
 from train.train_params import TrainParams
 
@@ -83,7 +83,7 @@ def test_at_the_base_all_is_bitwise_as_in_standard(fields):
 @pytest.mark.parametrize(
     "train", [{"optimizer": "sgd"}, {"optimizer": "muon"}, {"lr_hidden_mult": 0.5}], ids=str
 )
-def test_so_it_is_with_every_optimiser(train):
+def test_so_it_is_with_every_optimizer(train):
     standard = tiny_params(tied_embeddings=False)
     expected = losses(standard, **train)
     assert losses(replace(standard, parametrization="completep"), **train) == expected
@@ -412,7 +412,7 @@ def test_the_fused_kernel_divides_scores_as_the_explicit_attention_does(fields):
     torch.testing.assert_close(alibi(random_ids(2, 9)), explicit(random_ids(2, 9)))
 
 
-# Optimisers
+# Optimizers
 
 
 def test_the_groups_of_an_lm():
@@ -478,7 +478,7 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_elsewhere(rule):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
-def test_an_optimiser_goes_on_from_its_state_in_a_model_built_anew(name):
+def test_an_optimizer_goes_on_from_its_state_in_a_model_built_anew(name):
     train, batch = TrainParams(optimizer=name, lr=1e-2), batch_of(random_ids(4, 12))
 
     def step(lm, optimizer):
@@ -602,7 +602,7 @@ def test_weights_for_other_factors_are_refused(tmp_path):
         "max_seq_len": 16,
     }
     fields |= {"activation": "gelu_tanh", "parametrization": "mup"}
-    [problem] = origin_problems(ModelParams(**fields, mup_base_dim=8), tmp_path)
+    [problem] = source_problems(ModelParams(**fields, mup_base_dim=8), tmp_path)
     assert "mup_base_dim=8" in problem
     assert "other factors" in problem
-    assert not [*origin_problems(ModelParams(**fields), tmp_path)]
+    assert not [*source_problems(ModelParams(**fields), tmp_path)]

@@ -29,14 +29,14 @@ class Rule(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """What one variant sets. A grid without variants has a single one, without name, that sets nothing."""
+    """The settings of one variant. A grid without variants has a single one, without a name or settings."""
 
     name: str | None
     settings: dict[str, Setting]
 
 
 class Rules(NamedTuple):
-    """What the Grid section says, as far as it is right."""
+    """The valid part of a config's Grid section."""
 
     together: list[Together]
     skip: list[Rule]

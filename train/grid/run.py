@@ -17,7 +17,7 @@ class Size(NamedTuple):
 
 
 class DataFacts(NamedTuple):
-    """What planning needs to know of a run's data."""
+    """Facts about the data of a run that planning needs."""
 
     n_rows: int = 0  # to train on
     n_val_rows: int = 0
@@ -29,7 +29,7 @@ class DataFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """What a call does first with a run, given what earlier calls left of it."""
+    """The first action of a call for a run, given what earlier calls left of it."""
 
     what: Literal["new", "finished", "continued", "again", "elsewhere"]
     folder: Path | None = None  # of the earlier attempt

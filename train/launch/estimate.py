@@ -45,7 +45,7 @@ class Pace(NamedTuple):
     """Seconds for each part of a run."""
 
     start: float  # before the first step
-    batch: float  # forward, backward and optimiser step
+    batch: float  # forward, backward and optimizer step
     val_row: float  # one row of a validation
     generation: float  # what a validation generates
 

@@ -1,4 +1,4 @@
-"""Outcome: how a run ended, and its final numbers."""
+"""Outcome: how and why a run ended, and its final numbers."""
 
 import re
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ def ending_of(stopped: object) -> Ending | None:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended, and its final numbers."""
+    """The end of a run: how and why it ended, and its final numbers."""
 
     ending: Ending
     why: str = ""
@@ -63,7 +63,7 @@ class Outcome:
 
     @property
     def stopped(self) -> str:
-        """How and why the run ended, as it is saved: "finished", "early stop: no better validation in 3"."""
+        """The ending and its reason as they are saved: "finished", "early stop: no better validation in 3"."""
         return f"{self.ending}: {self.why}" if self.why else str(self.ending)
 
     def __str__(self) -> str:

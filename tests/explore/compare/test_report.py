@@ -133,7 +133,7 @@ def test_curves_are_means_over_seeds_with_t_intervals(tmp_path):
     expected = stats.ttest_1samp(values, 0).confidence_interval()
     assert curve.low == pytest.approx(expected.low)
     assert curve.high == pytest.approx(expected.high)
-    assert len(curves[TRAINING][0, 0].x) == 60, "of 120 values, neighbours are averaged"
+    assert len(curves[TRAINING][0, 0].x) == 60, "of 120 values, neighbors are averaged"
     saved = json.loads((Path(variants[0].runs_of(0)[0]["folder"]) / "stats.json").read_text())[TRAINING]
     one = together([[Stat(*stat) for stat in saved]])
     assert one is not None

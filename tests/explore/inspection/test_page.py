@@ -124,8 +124,8 @@ def test_a_clicked_token_shows_what_it_attends_to_and_what_attends_to_it(opened)
     drawn = page.pixels()
 
     def shades():
-        colours = [chip.value_of_css_property("background-color") for chip in page.all("#text button")]
-        return [[int(part) for part in colour.strip("rgba()").split(",")[:3]] for colour in colours]
+        colors = [chip.value_of_css_property("background-color") for chip in page.all("#text button")]
+        return [[int(part) for part in color.strip("rgba()").split(",")[:3]] for color in colors]
 
     assert [chip.get_attribute("class") for chip in page.all("#text button")] == [""] * 4 + ["blank"] * 2
     assert shades()[:4] == drawn[3, :4, :3].tolist()
@@ -274,14 +274,14 @@ def test_no_token_does_anything(opened):
 
 
 CONTRASTS = """
-const rgba = (colour) => colour.match(/[\\d.]+/g).map(Number);
-const luminance = (colour) => {
-  const [r, g, b] = rgba(colour).map((c) => c / 255).map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+const rgba = (color) => color.match(/[\\d.]+/g).map(Number);
+const luminance = (color) => {
+  const [r, g, b] = rgba(color).map((c) => c / 255).map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
 const behind = (element) => {
-  const colour = getComputedStyle(element).backgroundColor;
-  return rgba(colour)[3] === 0 ? behind(element.parentElement) : colour;
+  const color = getComputedStyle(element).backgroundColor;
+  return rgba(color)[3] === 0 ? behind(element.parentElement) : color;
 };
 return [...document.body.querySelectorAll("*")]
   .filter((e) => e.checkVisibility() && e.tagName !== "SCRIPT" && [...e.childNodes].some((n) => n.nodeType === 3 && n.data.trim()))

@@ -19,7 +19,7 @@ from transformers import (
 
 import explore.scaling.coordinates as coordinates
 import model.mup.parametrization as parametrization
-from explore.scaling.judgement import Judgement, slope
+from explore.scaling.report import ScalingReport, slope
 from model.mup.base_shapes import Shapes, load_base_shapes, make_base_shapes
 from model.mup.parametrization import init_, make_readouts, param_groups, roles, scale_scores
 
@@ -72,12 +72,12 @@ def loss(model: nn.Module, ids_BT: Tensor) -> Tensor:
     return F.cross_entropy(model(ids_BT)[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten())
 
 
-def check(kind: str, make: Make, optimizer=None, **options) -> Judgement:
+def check(kind: str, make: Make, optimizer=None, **options) -> ScalingReport:
     models = {width: partial(make, width) for width in WIDTHS}
     return coordinates.coord_check(models, [IDS_BT], optimizer or partial(adamw, kind), loss=loss, **options)
 
 
-def slopes(found: Judgement, module: str) -> list[float]:
+def slopes(found: ScalingReport, module: str) -> list[float]:
     """Those of the size of what a module puts out, at every step."""
     table = found.table[(found.table["module"] == module) & (found.table["of"] == "size")]
     [row] = table.filter(like="t=").to_numpy().tolist()

@@ -149,7 +149,7 @@ def test_texts_of_params_that_are_gone_are_not_mistaken_for_those_of_others():
     assert len({text(ModelParams(dim=4 * i)) for i in range(1, 200)}) == 199
 
 
-def test_what_is_not_measured_follows_from_its_neighbours_in_size():
+def test_what_is_not_measured_follows_from_its_neighbors_in_size():
     kinds = [
         Kind([0], 10.0, "a"),
         Kind([1], 1000.0, "a"),

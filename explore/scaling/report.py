@@ -36,7 +36,7 @@ class Panel(NamedTuple):
 
 
 @dataclass
-class Judgement:
+class ScalingReport:
     """The result of a check. A notebook shows it as a cell's value."""
 
     name: str
