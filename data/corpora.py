@@ -16,6 +16,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.registry import Registry
+from common.text import first_line
 from data.cache import digest, function_digest
 from data.hub import hub_answers, offline
 
@@ -93,17 +95,8 @@ class Hub(NamedTuple):
 
 
 Read = Callable[[], Iterable[str] | Hub]
-corpora: dict[str, Read] = {}
-
-
-def registered(read: Read | None = None) -> Any:
-    """Register the decorated function as a corpus: `@registered` or `@registered()`."""
-
-    def register(read: Read) -> Read:
-        corpora[read.__name__.replace("_", "-")] = read
-        return read
-
-    return register(read) if read else register
+corpora: Registry[Read] = Registry("text", underscore="-")
+registered = corpora.register  # `@registered` or `@registered()`: its name has "-" for "_"
 
 
 @registered
@@ -330,7 +323,7 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
         ) from None
     # The client libraries raise many kinds of errors.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"dataset_name={dataset_name!r} cannot be loaded: {reason}") from error
     about = f"dataset_name={dataset_name!r}"
     return {

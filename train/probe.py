@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.text import first_line
 from data.batch import mycollate
 from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
@@ -128,7 +129,7 @@ def without_gradient(lm: LM, train_params: Any) -> list[str]:
 
 
 def in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return first_line(f"{type(error).__name__}: {error}")
 
 
 def leak_by_gradient(lm: LM) -> str | None:

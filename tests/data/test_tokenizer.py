@@ -270,7 +270,7 @@ def test_a_name_that_is_nearly_right(monkeypatch):
         [problem] = data_problems(DataParams(dataset_name="sotu"), TokenizerSpec(name), 32)
         right = "char" if name == "chars" else "custom"
         assert f"tokenizer_source_name={name!r} is not on this machine" in problem
-        assert f"did you mean {right!r}? There are: char, custom" in problem
+        assert f"did you mean {right!r}? there are: char, custom" in problem
 
 
 def test_the_code_of_a_registered_tokenizer_is_part_of_its_identity(tmp_path, monkeypatch):

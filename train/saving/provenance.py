@@ -17,7 +17,7 @@ PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/",
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
 
 
-DECISIVE = ("model", "train", "data")  # folders whose code decides what comes out of a run
+DECISIVE = ("model", "train", "data", "common")  # folders whose code decides what comes out of a run
 STUDENTS = {"learn.gpt2_student": "learn/gpt2_student.py"}  # by module: decisive where it is in use
 
 

@@ -13,7 +13,7 @@ from train.saving import provenance
 @pytest.fixture(scope="module")
 def copy_of_repo(tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy") / "whatif"
-    for folder in ("data", "model", "train", "tests"):
+    for folder in ("common", "data", "model", "train", "tests"):
         shutil.copytree(REPOSITORY / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     git(copy, "init", "-q")
     git(copy, "add", ".")
