@@ -6,13 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from train.grid.config_text import read_text
 from train.grid.expand import GridError, config_files, read_grid
 from train.grid.params import Params
 from train.logs import log, log_to_console, log_to_file
@@ -193,8 +191,7 @@ def run_grid(args: argparse.Namespace) -> int:
     from train.launch import estimate as forecast
     from train.launch import plan, sweep, tables
 
-    layers = students_layer(args, files)
-    call = sweep.make_call(args, wandb_username)._replace(layers=layers)
+    call = sweep.make_call(args, wandb_username)
     plans = read_plans(args, files, call)
     namer = partial(Namer, args=args)
     plan.check_names(plans, namer, call)
@@ -222,24 +219,6 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.transfer and rank() == 0 and sweep.exit_code(summaries) != INTERRUPTED:
         return check_scaling(args, plans, summaries)
     return sweep.exit_code(summaries)
-
-
-def students_layer(args: argparse.Namespace, files: list[Path]) -> tuple[type, ...]:
-    """Register layer_architecture = "student" if a config or option names it, or starts from a saved run.
-
-    Return the registered layer classes.
-    """
-    texts = [*args.set]
-    for file in files:
-        with suppress(ValueError):  # read_grid reports unreadable files
-            texts.append(read_text(file))
-    if not any("student" in text or "from_saved" in text for text in texts):
-        return ()
-    from learn.layer import StudentLayer, students_file
-
-    with suppress(Exception):  # the check of the grid reports errors in the file
-        students_file()  # fixes the file's code for all runs of this call
-    return (StudentLayer,)
 
 
 def read_plans(args: argparse.Namespace, files: list[Path], call: Any) -> list:

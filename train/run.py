@@ -70,7 +70,6 @@ class Call(NamedTuple):
     jobs: int = 1  # runs side by side
     ray: str | None = None  # the address of a Ray cluster on which to train
     progress: Report | None = None  # hears of each run's progress, in place of a bar
-    layers: tuple[type, ...] = ()  # kinds from outside model/: who unpickles them has registered them
 
     @property
     def cache(self) -> Path:

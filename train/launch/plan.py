@@ -23,6 +23,7 @@ from train.logs import log
 from train.pretrained import saved_tokenizer, weights_problems
 from train.run import Call
 from train.saving.earlier_runs import NEW, Step, for_all_processes, identity, steps_for
+from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import partial_folder
 from train.train_params import TrainParams
 
@@ -60,6 +61,8 @@ class Plan(NamedTuple):
 
 def prepare(runs: list[Run], call: Call) -> list[Plan]:
     """Read, tokenize and cache every text of the grid, and size every model. Raise GridError with all failures."""
+    if call.save:
+        code_of_this_process()  # now: the files may be edited while texts are read and runs train
     plans, errors = [], []
     data_of: dict[str, Measured | None] = {}  # what `measure` says of each data set
     n_params: dict[str, int] = {}

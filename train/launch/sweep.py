@@ -22,7 +22,6 @@ from train.processes import give_way, rank
 from train.run import LATE, Call, of_variant, train_run
 from train.saving.earlier_runs import ELSEWHERE, Step, claimed, clear_stillborn, earlier_summary
 from train.saving.outcome import INTERRUPTED
-from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import output_root
 from train.saving.weights import one_line
 
@@ -30,8 +29,6 @@ from train.saving.weights import one_line
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     """Return the options of the command line that hold for all runs. Raise GridError for invalid ones."""
     save = args.save or args.resume is not None
-    if save:
-        code_of_this_process()  # now: the files may be edited while texts are read and runs train
     if args.ray is not None and find_spec("ray") is None:
         raise GridError(["--ray needs Ray: pip install -r requirements-ray.txt"])
     return Call(
