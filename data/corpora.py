@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
@@ -368,7 +369,7 @@ def not_text(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Pat
 
 
 # Fingerprints from another machine, by dataset_name: this machine may lack those corpora.
-known: dict[str, str] = {}
+fingerprints: ContextVar[dict[str, str]] = ContextVar("fingerprints")
 
 
 def fingerprint(dataset_name: str) -> str:
@@ -376,8 +377,8 @@ def fingerprint(dataset_name: str) -> str:
 
     It covers the content of files on this machine, or the name and revision of a data set on the hub.
     """
-    if dataset_name in known:
-        return known[dataset_name]
+    if (taken := fingerprints.get({}).get(dataset_name)) is not None:
+        return taken
     source = find_corpus(dataset_name)
     if isinstance(source, Files):
         return digest(source.per_line, [sha(path) for path in source.paths])

@@ -25,8 +25,6 @@ MOST_LOGITS = 2**21  # of more than the least rows
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 UNCHECKED = "cannot be checked"
 
-bidirectional: set[str] = set()  # layer kinds that are meant to see what comes later; there are none yet
-
 
 class NotFinite(ValueError):
     """Raised if a check cannot compare numbers because they are NaN."""
@@ -66,7 +64,7 @@ def leak_of(lm: LM, most_passes: int = 1) -> str | None:
                 leak = leak or leak_by_value(noisy, most_passes)
     except Exception as error:  # it is the user's own code
         return f"{UNCHECKED}: {in_one_line(error)}"
-    return None if bidirectional.intersection(lm.model_params.kinds) else leak
+    return leak
 
 
 @contextmanager

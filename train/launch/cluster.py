@@ -78,7 +78,7 @@ def on_worker(job: Any, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Summ
     send = mailbox.put.remote  # it is not waited for
     mail: Any = SimpleNamespace(send=lambda message: send(job.number, tuple(message)))
     say = at_work(mail, job.params.train.threads or max(1, int(job.params.train.cpus)), code)
-    corpora.known.update(texts)
+    corpora.fingerprints.set(texts)
     say(Message())  # the run has begun
     call = call._replace(progress=say.report)
     try:

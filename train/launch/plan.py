@@ -73,7 +73,6 @@ def prepare(runs: list[Run], call: Call) -> list[Plan]:
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
-                cache.used.clear()
                 data_of[key] = measure(data, model, call.cache, tokenizer)
         except ValueError as error:
             data_of[key] = None
@@ -119,7 +118,7 @@ def measure(params: DataParams, model: ModelParams, folder: Path, tokenizer: Tok
         sizes = data.n_rows("train"), data.n_rows("val"), row_length
         next(iter(data.val_dataloader(1)))
     names = frozenset(reads.names) if reads.known else None
-    return Measured(data.tokenizer, *sizes, data.content, (*cache.used,), names)
+    return Measured(data.tokenizer, *sizes, data.content, (*reads.folders,), names)
 
 
 def device_problems(devices: set[int], call: Call) -> Iterator[str]:
