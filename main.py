@@ -188,8 +188,7 @@ def run_grid(args: argparse.Namespace) -> int:
         start_server_of_workers()
     # These modules import torch, which is slow, so import them after the first checks.
     from train.launch import check_models as architecture
-    from train.launch import estimate as forecast
-    from train.launch import plan, sweep, tables
+    from train.launch import estimate, plan, sweep, tables
 
     call = sweep.make_call(args, wandb_username)
     plans = read_plans(args, files, call)
@@ -201,7 +200,7 @@ def run_grid(args: argparse.Namespace) -> int:
         architecture.refuse_leaks(plans, call)
     if args.dry_run:
         plan.announce(plans, call)
-        return forecast.report(plans, call, times=not (args.coord_check or args.stability))
+        return estimate.report(plans, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
         return check_scaling(args, plans)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"

@@ -60,7 +60,7 @@ ONLY_IN = {
         "learn/solution/further.py",
     },
     "ray": {"train/launch/cluster.py"},
-    "lightning": {"train/trainer.py", "train/run.py", "train/checkpoint.py", "train/launch/estimate.py"},
+    "lightning": {"train/trainer.py", "train/run.py", "train/checkpoint.py"},
 }
 PARAMS_MAY_IMPORT = {"typing", "pydantic"}
 
