@@ -6,13 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from train.grid.config_text import read_text
 from train.grid.expand import GridError, config_files, read_grid
 from train.grid.params import Params
 from train.grid.run import Call, Run
@@ -191,11 +189,9 @@ def run_grid(args: argparse.Namespace) -> int:
         start_server_of_workers()
     # These modules import torch, which is slow, so import them after the first checks.
     from train.launch import check_models as architecture
-    from train.launch import estimate as forecast
-    from train.launch import plan, sweep, tables
+    from train.launch import estimate, plan, sweep, tables
 
-    layers = students_layer(args, files)
-    call = sweep.make_call(args, wandb_username)._replace(layers=layers)
+    call = sweep.make_call(args, wandb_username)
     runs = read_runs(args, files, call)
     namer = partial(Namer, args=args)
     plan.check_names(runs, namer, call)
@@ -205,7 +201,7 @@ def run_grid(args: argparse.Namespace) -> int:
         architecture.refuse_leaks(runs, call)
     if args.dry_run:
         plan.announce(runs, call)
-        return forecast.report(runs, call, times=not (args.coord_check or args.stability))
+        return estimate.report(runs, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
         return check_scaling(args, runs)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
@@ -223,24 +219,6 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.transfer and rank() == 0 and sweep.exit_code(outcomes) != INTERRUPTED:
         return check_scaling(args, runs, outcomes)
     return sweep.exit_code(outcomes)
-
-
-def students_layer(args: argparse.Namespace, files: list[Path]) -> tuple[type, ...]:
-    """Register layer_architecture = "student" if a config or option names it, or starts from a saved run.
-
-    Return the registered layer classes.
-    """
-    texts = [*args.set]
-    for file in files:
-        with suppress(ValueError):  # read_grid reports unreadable files
-            texts.append(read_text(file))
-    if not any("student" in text or "from_saved" in text for text in texts):
-        return ()
-    from learn.layer import StudentLayer, students_file
-
-    with suppress(Exception):  # the check of the grid reports errors in the file
-        students_file()  # fixes the file's code for all runs of this call
-    return (StudentLayer,)
 
 
 def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[Run]:

@@ -12,10 +12,8 @@ from explore.scaling.fold import fold_residual
 from explore.scaling.stability import stability
 from explore.scaling.transfer import transfer_report
 from explore.verify import verify_stable_load
-from learn.layer import StudentLayer  # so that runs of student's layers can be opened
 
 __all__ = [
-    "StudentLayer",
     "ablate",
     "activation_patching",
     "at",

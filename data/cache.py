@@ -13,6 +13,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,14 +26,12 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
 
 
-used: list[Path] = []  # folders that `cached` has returned
-
-
 class Reads:
-    """The names of the params fields that a data set depends on, because its code read them."""
+    """The params fields that a data set depends on, because its code read them, and its folders in the cache."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.folders: list[Path] = []
         # False if a cache folder was built without note_reads, so that its fields are unknown.
         self.known = True
 
@@ -48,7 +47,7 @@ class Reads:
             self.known = False
 
 
-noted: list[Reads] = []  # stack of the open note_reads; the innermost is last
+noted: ContextVar[Reads | None] = ContextVar("noted", default=None)  # of the innermost open note_reads
 
 
 @contextmanager
@@ -59,11 +58,11 @@ def note_reads() -> Iterator[Reads]:
     would be the same. Use one `note_reads` for each data set.
     """
     reads = Reads()
-    noted.append(reads)
+    token = noted.set(reads)
     try:
         yield reads
     finally:
-        noted.pop()
+        noted.reset(token)
 
 
 @functools.cache
@@ -231,9 +230,11 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
     `kind` is the first part of the folder's name. The name also covers the code in data/ and `key`.
     """
     folder = cache / f"{kind}-{digest(code_digest(), key)}"
-    used.append(folder)
+    reads = noted.get()
+    if reads:
+        reads.folders.append(folder)
     if folder.exists():
-        for reads in noted[-1:]:
+        if reads:
             reads.add(folder)
         return folder
     cache.mkdir(parents=True, exist_ok=True)
@@ -242,7 +243,7 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
         made = workplace / kind
         made.mkdir()
         build(made)
-        for reads in noted[-1:]:
+        if reads:
             reads.save(made)
         try:
             made.rename(folder)

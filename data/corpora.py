@@ -10,12 +10,15 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.registry import Registry
+from common.text import first_line
 from data.cache import digest, function_digest
 from data.hub import hub_answers, offline
 
@@ -93,17 +96,8 @@ class Hub(NamedTuple):
 
 
 Read = Callable[[], Iterable[str] | Hub]
-corpora: dict[str, Read] = {}
-
-
-def registered(read: Read | None = None) -> Any:
-    """Register the decorated function as a corpus: `@registered` or `@registered()`."""
-
-    def register(read: Read) -> Read:
-        corpora[read.__name__.replace("_", "-")] = read
-        return read
-
-    return register(read) if read else register
+corpora: Registry[Read] = Registry("text", underscore="-")
+registered = corpora.register  # `@registered` or `@registered()`: its name has "-" for "_"
 
 
 @registered
@@ -330,7 +324,7 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
         ) from None
     # The client libraries raise many kinds of errors.
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"dataset_name={dataset_name!r} cannot be loaded: {reason}") from error
     about = f"dataset_name={dataset_name!r}"
     return {
@@ -375,7 +369,7 @@ def not_text(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Pat
 
 
 # Fingerprints from another machine, by dataset_name: this machine may lack those corpora.
-known: dict[str, str] = {}
+fingerprints: ContextVar[dict[str, str]] = ContextVar("fingerprints")
 
 
 def fingerprint(dataset_name: str) -> str:
@@ -383,8 +377,8 @@ def fingerprint(dataset_name: str) -> str:
 
     It covers the content of files on this machine, or the name and revision of a data set on the hub.
     """
-    if dataset_name in known:
-        return known[dataset_name]
+    if (taken := fingerprints.get({}).get(dataset_name)) is not None:
+        return taken
     source = find_corpus(dataset_name)
     if isinstance(source, Files):
         return digest(source.per_line, [sha(path) for path in source.paths])

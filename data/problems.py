@@ -1,6 +1,5 @@
 """Checks of a run's data before it starts: the task or the text, its arguments, and the tokenizer."""
 
-import difflib
 import inspect
 import math
 import random
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from common.text import did_you_mean
 from data.corpora import corpus_names, data_folder_fault, is_local, log_once, own_folder, read_corpus
 from data.data_params import DataParams
 from data.syntheticdata import MARKS, Sample, Task, identity, tasks
@@ -56,7 +56,7 @@ def data_problems(
             yield f"task_args={short(args)} is for synthetic tasks, but dataset_name={name!r} is text"
         yield from problem_of(f"dataset_name={name!r}", check_corpus, data_params)
     else:
-        there_is = known(name, [*tasks, *corpus_names()])
+        there_is = did_you_mean(name, sorted([*tasks, *corpus_names()]), list_all=True)
         yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}"
 
 
@@ -73,14 +73,6 @@ def problem_of(about: str, check: Callable[..., Any], *args: Any) -> Iterator[st
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         yield f"{about}: {type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})"
-
-
-def known(name: str, names: list[str]) -> str:
-    """Return a hint for the unknown `name`: the closest of `names`, if any, and a list of all."""
-    close = difflib.get_close_matches(name, names, n=1)
-    return (
-        f"did you mean {close[0]!r}? " if close else ""
-    ) + f"there are: {', '.join(sorted(names)) or 'none'}"
 
 
 def check_corpus(data_params: DataParams) -> None:
@@ -212,7 +204,11 @@ def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
         parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
     }
     args, empty = data_params.task_args, inspect.Parameter.empty
-    problems = [f"has no {key!r}; {known(key, list(wanted))}" for key in args if key not in wanted]
+    problems = [
+        f"has no {key!r}; {did_you_mean(key, sorted(wanted), list_all=True)}"
+        for key in args
+        if key not in wanted
+    ]
     for name, parameter in wanted.items():
         default = parameter.default
         kind = parameter.annotation if default is empty else type(default)

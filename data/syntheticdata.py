@@ -12,6 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from common.registry import Registry
+
 Sample = str | list[str]
 MARKS = ("«", "»")  # around what is scored
 
@@ -28,7 +30,7 @@ class Task(NamedTuple):
     rows: Callable[..., Iterator[Sample]] | None
 
 
-tasks: dict[str, Task] = {}
+tasks: Registry[Task] = Registry("task")
 
 
 def registered(
@@ -42,8 +44,7 @@ def registered(
 
     def register(draw: Callable[..., Sample]) -> Callable[..., Sample]:
         check_takes_rng(draw)
-        tasks[draw.__name__] = Task(draw.__name__, draw, check, chance, rows)
-        return draw
+        return tasks.add(draw, Task(draw.__name__, draw, check, chance, rows))
 
     return register(draw) if draw else register
 

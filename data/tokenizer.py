@@ -4,7 +4,6 @@ A registered function makes a tokenizer, and its name is a value of `tokenizer_s
 path of a folder, or the name of a repository on the Hugging Face hub, with a pretrained tokenizer.
 """
 
-import difflib
 import functools
 import inspect
 import json
@@ -19,6 +18,8 @@ import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 
+from common.registry import Registry
+from common.text import did_you_mean, first_line
 from data.cache import digest, function_digest
 from data.hub import download_snapshot, hub_answers, local_snapshot, name_and_revision
 
@@ -310,7 +311,7 @@ def readable(source: object, passing: type[BaseException] = KeyboardInterrupt) -
         raise
     # A panic of the Rust library is a BaseException, not an Exception.
     except BaseException as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ValueError(f"{source} holds no tokenizer that can be read: {reason:.300}") from None
 
 
@@ -367,7 +368,7 @@ class Recipe(NamedTuple):
     check: Callable[[TokenizerSpec], None] | None  # raises ValueError for an invalid spec
 
 
-recipes: dict[str, Recipe] = {}
+recipes: Registry[Recipe] = Registry("tokenizer")
 
 
 def registered(
@@ -387,8 +388,7 @@ def registered(
     """
 
     def register(make: Callable[[ReadTexts, TokenizerSpec], Tokenizer]) -> Any:
-        recipes[make.__name__] = Recipe(make, check)
-        return make
+        return recipes.add(make, Recipe(make, check))
 
     return register(make) if make else register
 
@@ -669,9 +669,8 @@ def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) 
     try:
         return load(local_files_only=True)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-    close = difflib.get_close_matches(name, recipes, n=1)
-    hint = (f"did you mean {close[0]!r}? " if close else "") + f"There are: {', '.join(sorted(recipes))}"
+        reason = first_line(error)
+    hint = did_you_mean(name, sorted(recipes), list_all=True)
     if Path(name).is_dir():
         raise ValueError(f"{setting} is a folder without a tokenizer: {reason}")
     if not online:
@@ -682,7 +681,7 @@ def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) 
     try:
         return load()
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(
             f"{setting} is neither registered nor a tokenizer of the hub: {reason}; {hint}"
         ) from None

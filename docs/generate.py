@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PACKAGES = ("data", "model", "train", "explore", "learn")
+PACKAGES = ("common", "data", "model", "train", "explore", "learn")
 
 parts: dict[str, Callable[[], str]] = {}
 

@@ -11,7 +11,7 @@ from explore.compare.variants import CODE, Row, row_of
 from model.lm import LM
 from train.data import make_data
 from train.grid.config_text import VARIANT
-from train.grid.params import SECTION_OF, column, did_you_mean
+from train.grid.params import SECTION_OF, column, field_hint
 from train.logs import printable
 from train.saving.provenance import code_id
 from train.saving.run_folder import (
@@ -77,7 +77,7 @@ def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
     """
     for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
         raise ValueError(
-            f"runs are filtered by params, and there is no {name!r}; {did_you_mean(name, SECTION_OF)}"
+            f"runs are filtered by params, and there is no {name!r}; {field_hint(name, SECTION_OF)}"
         )
     rows = [
         describe(folder) for folder in sorted(run_folders(output_root(out)), key=lambda folder: folder.name)

@@ -17,13 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
 
+from common.text import did_you_mean
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.load import find_run
 from explore.scaling.report import Line, Panel
 from model.generation.sampling import eval_mode
 from model.inputs import Input
 from model.lm import LM
-from train.grid.params import did_you_mean
 from train.saving.run_folder import output_root
 from train.stats import Stat, Stats
 

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
+
+from common.text import nearest
 
 HERE = Path(__file__).parent
 PROGRESS = HERE / "progress.json"  # results of the last checks, by file, part and the text that was checked
@@ -63,7 +64,7 @@ def choose(what: str | None) -> list[tuple[Outline, str | None]]:
     if full:
         raise ValueError(f"{what!r} may be any of {', '.join(f'{o.course}.{name}' for o, name in full)}")
     words = {key: name.lower() for key, (_, name) in (of_course or parts).items()}
-    alike = get_close_matches(word, set(words.values()), n=6, cutoff=0.6)
+    alike = nearest(word, set(words.values()), n=6)
     near = [key for key, name in words.items() if word and (word in name or name in alike)]
     hint = f"; did you mean {', '.join(near)}?" if near else "."
     raise ValueError(

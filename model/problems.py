@@ -2,8 +2,8 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict
-from difflib import get_close_matches
 
+from common.text import did_you_mean
 from model.context import Layer, layer_kinds
 from model.model_params import ModelParams
 from model.transformer.embeddings import position_kinds
@@ -28,10 +28,8 @@ def unknown_names(p: ModelParams) -> Iterator[str]:
 
 def unknown(name: str, existing: Collection[str], setting: str) -> Iterator[str]:
     if name not in existing:
-        near = get_close_matches(name, existing, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         what = setting if setting.endswith(f"={name!r}") else f"{setting}: {name!r}"
-        yield f"{what} does not exist; {hint}there are: {', '.join(existing)}"
+        yield f"{what} does not exist; {did_you_mean(name, existing, list_all=True)}"
 
 
 def unlike_what_is_asked(p: ModelParams) -> Iterator[str]:

@@ -8,13 +8,13 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from common.text import nearest
 from model.context import Tap
 
 Edit = Callable[[Tensor], Tensor | float] | Tensor | float | Literal["mean"]
@@ -45,7 +45,7 @@ class Asked:
             raise ValueError("nothing was recorded or patched: the model did not run inside the with-block")
         for pattern in self.patterns:
             if not any(fits(name, pattern) for name in self.met):
-                raise ValueError(f"no activation is named {pattern!r}; {nearest(pattern, self.met)}")
+                raise ValueError(f"no activation is named {pattern!r}; {name_hint(pattern, self.met)}")
 
 
 class Recording(Asked, Mapping[str, Tensor]):
@@ -63,7 +63,7 @@ class Recording(Asked, Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.recorded:
-            raise KeyError(f"{name!r} was not recorded; {nearest(name, self.recorded)}")
+            raise KeyError(f"{name!r} was not recorded; {name_hint(name, self.recorded)}")
         if version(self.recorded[name]) != self.versions[name]:
             raise ValueError(
                 f"{name} was changed in place after it was recorded, as nn.ReLU(inplace=True) would do"
@@ -175,15 +175,15 @@ def version(x: Tensor) -> int:
     return 0 if x.is_inference() else x._version
 
 
-def nearest(pattern: str, names: Iterable[str]) -> str:
+def name_hint(pattern: str, names: Iterable[str]) -> str:
     """Return a hint for an error: the most similar names, or else all names, without the numbers of layers."""
     names = list(names)
     where, dot, last = pattern.rpartition(".")
     lasts = dict.fromkeys(name.rpartition(".")[2] for name in names)
     if last in lasts:
-        near = get_close_matches(pattern, names)
+        near = nearest(pattern, names, n=3)
     else:
-        near = [f"{where}{dot}{name}" for name in get_close_matches(last, lasts)]
+        near = [f"{where}{dot}{name}" for name in nearest(last, lasts, n=3)]
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     kinds = dict.fromkeys(re.sub(r"^layers\.\d+", "layers.*", name) for name in names)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from common.text import first_line
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -44,7 +45,7 @@ def build_on_meta(model: ModelParams, n_tokens: int) -> LM:
         if isinstance(error, TypeError) and "Overflow" not in str(error):
             raise
         if "meta" not in str(error):
-            reason = str(error).strip().partition("\n")[0]
+            reason = first_line(error)
             if "overflow" in reason.lower():
                 reason = "a tensor would have more numbers or bytes than 64 bits can count"
             raise ValueError(

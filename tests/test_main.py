@@ -395,3 +395,26 @@ def test_an_error_while_reading_is_not_said_to_be_one_of_writing(
     monkeypatch.setattr(main, "read_grid", lambda *_, **__: fails())
     assert call(tmp_path, "--config=test-synth", "--no-wandb") == 2
     assert capsys.readouterr().err == f"{sentence}{error}\n"
+
+
+@pytest.mark.slow
+def test_a_plain_run_does_not_import_the_courses(tmp_path):
+    code = (
+        "import sys, main\n"
+        "assert main.main(sys.argv[1:]) == 0\n"
+        "assert not [name for name in sys.modules if name.partition('.')[0] == 'learn']\n"
+        "from model.context import layer_kinds\n"
+        "assert layer_kinds['student'].__module__ == 'learn.layer'\n"
+    )
+    options = [
+        "--config=test-synth",
+        "--no-wandb",
+        "--set=n_samples=40",
+        "--set=threads=1",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *options], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

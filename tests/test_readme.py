@@ -24,7 +24,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 EDITS = dict(
     re.findall(r"^### (\d)\. [^\n]*\n(?:(?!^### ).)*?```diff\n(.*?)```", README, re.MULTILINE | re.DOTALL)
 )
-CODE = ["main.py", "data", "model", "train", "explore", "learn", "model_explorer.py", "configs"]
+CODE = ["main.py", "common", "data", "model", "train", "explore", "learn", "model_explorer.py", "configs"]
 
 SMALL = '"--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=2000", "--set", "early_stop_nsamples=640"'
 PRELUDE = f"""

@@ -1,6 +1,5 @@
 """Optimizers: the registry of update rules, and the choice of parameters that decay."""
 
-import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
 from typing import NamedTuple
@@ -9,6 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from common.registry import Registry
+from common.text import nearest
 from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.parametrization import Kind, Rule, param_groups  # muP
@@ -17,15 +18,10 @@ from model.transformer.lora import is_lora
 from train.muon import MuonWithAdamW
 from train.train_params import TrainParams
 
-optimizers: dict[str, Callable[[list[dict], TrainParams], Optimizer]] = {}
-
-
-def registered(
-    make: Callable[[list[dict], TrainParams], Optimizer],
-) -> Callable[[list[dict], TrainParams], Optimizer]:
-    """Register an optimizer as a value of `optimizer`, under its function's name."""
-    optimizers[make.__name__] = make
-    return make
+optimizers: Registry[Callable[[list[dict], TrainParams], Optimizer]] = Registry("optimizer")
+registered = (
+    optimizers.register
+)  # makes a function of parameter groups and TrainParams a value of `optimizer`
 
 
 @registered
@@ -134,7 +130,7 @@ def frozen_names(names: Iterable[str], patterns: tuple[str, ...], lora_rank: int
     for pattern in patterns:
         fitting = {name for name in names if fnmatchcase(name, pattern)}
         if not fitting:
-            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or names[:3]
+            near = nearest(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise ValueError(
                 f"freeze={patterns!r}: of {len(names)} parameters none is named {pattern!r}; there are {', '.join(near)} ..."
             )

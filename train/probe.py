@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from common.text import first_line
 from data.batch import mycollate
 from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
@@ -23,8 +24,6 @@ LEAST_ROWS, MOST_ROWS = 5, 64  # of one forward pass
 MOST_LOGITS = 2**21  # of more than the least rows
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 UNCHECKED = "cannot be checked"
-
-bidirectional: set[str] = set()  # layer kinds that are meant to see what comes later; there are none yet
 
 
 class NotFinite(ValueError):
@@ -65,7 +64,7 @@ def leak_of(lm: LM, most_passes: int = 1) -> str | None:
                 leak = leak or leak_by_value(noisy, most_passes)
     except Exception as error:  # it is the user's own code
         return f"{UNCHECKED}: {in_one_line(error)}"
-    return None if bidirectional.intersection(lm.model_params.kinds) else leak
+    return leak
 
 
 @contextmanager
@@ -128,7 +127,7 @@ def without_gradient(lm: LM, train_params: Any) -> list[str]:
 
 
 def in_one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return first_line(f"{type(error).__name__}: {error}")
 
 
 def leak_by_gradient(lm: LM) -> str | None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from common.registry import Registry
 from train.train_params import TrainParams
 
 
@@ -21,13 +22,8 @@ class Moment(NamedTuple):
         return self.params.min_lr / self.params.lr
 
 
-schedules: dict[str, Callable[[Moment], float]] = {}
-
-
-def registered(schedule: Callable[[Moment], float]) -> Callable[[Moment], float]:
-    """Register a schedule as a value of `lr_schedule`, under its function's name."""
-    schedules[schedule.__name__] = schedule
-    return schedule
+schedules: Registry[Callable[[Moment], float]] = Registry("schedule")
+registered = schedules.register  # makes a function of a Moment a value of `lr_schedule`
 
 
 @registered

@@ -17,6 +17,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from common.text import first_line
 from train.logs import log
 
 START_SECONDS = 8  # for wandb's server to answer, before a run goes offline
@@ -258,5 +259,4 @@ def _settings(wandb: Any) -> Any:
 
 def _sentence(error: Exception) -> str:
     """Return the first line of an error, without the advice that wandb adds."""
-    line = str(error).partition("\n")[0] or type(error).__name__
-    return f"{line.removesuffix('.')}."
+    return f"{first_line(error).removesuffix('.')}."

@@ -69,8 +69,6 @@ def number(value: float) -> str:
 class Plot:
     """A frame with axes, to be drawn into. Coordinates are values; what lies outside the frame is cut off."""
 
-    n_made = 0  # so that no two plots of a page share the name of their frame
-
     def __init__(
         self,
         size: tuple[float, float],
@@ -94,8 +92,6 @@ class Plot:
         self.x_ticks = x_ticks or {tick: number(tick) for tick in self.x.ticks(n_across)}
         self.y_ticks = y_ticks or {tick: number(tick) for tick in self.y.ticks(5)}
         self.marks: list[str] = []
-        Plot.n_made += 1
-        self.name = f"frame{Plot.n_made}"
 
     def points(self, xs: Values, ys: Values) -> str:
         pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
@@ -158,14 +154,13 @@ class Plot:
     def svg(self, about: str) -> str:
         """All of it; `about` is read to those who do not see it."""
         top, left, right, bottom = MARGIN["top"], self.left, self.right, self.bottom
-        frame = (
-            f'<clipPath id="{self.name}"><rect x="{left - 4}" y="{top - 4}" width="{right - left + 8}" '
-            f'height="{bottom - top + 8}"/></clipPath>'
-        )
+        x, y, width, height = left - 4, top - 4, right - left + 8, bottom - top + 8
+        # An inner svg cuts off what lies outside it, and needs no name that is unique on the page.
+        frame = f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{x} {y} {width} {height}">'
         return (
             f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" height="{self.height:g}" '
-            f'role="img" aria-label="{escape(about)}">{frame}{self.axes()}'
-            f'<g clip-path="url(#{self.name})">{"".join(self.marks)}</g></svg>'
+            f'role="img" aria-label="{escape(about)}">{self.axes()}'
+            f"{frame}{''.join(self.marks)}</svg></svg>"
         )
 
     def axes(self) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from common.text import did_you_mean
 from train.grid.config_text import VARIANT
-from train.grid.params import SECTION_OF, Params, column, did_you_mean
+from train.grid.params import SECTION_OF, Params, column, field_hint
 from train.saving.outcome import Ending, ending_of
 from train.train_params import TrainParams
 
@@ -105,7 +106,7 @@ def gather(
     Return also a sentence about each kind of run that is left out. Raise ValueError for an unknown field or metric.
     """
     for name in set(tuned) - SECTION_OF.keys():
-        raise ValueError(f"tuned={name!r} is no field of params; {did_you_mean(name, SECTION_OF)}")
+        raise ValueError(f"tuned={name!r} is no field of params; {field_hint(name, SECTION_OF)}")
     if metric not in METRICS:
         raise ValueError(f"metric={metric!r} is no loss that runs end with; {did_you_mean(metric, METRICS)}")
     rows, left_out = usable(table)

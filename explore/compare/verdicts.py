@@ -13,6 +13,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
+from common.text import did_you_mean
 from explore.compare.variants import (
     CODE,
     Variant,
@@ -23,7 +24,7 @@ from explore.compare.variants import (
     is_number,
     measured,
 )
-from train.grid.params import SECTION_OF, column, did_you_mean
+from train.grid.params import SECTION_OF, column
 
 ALPHA = 0.05  # significance level: the largest share of equal variants that are called different
 POWER = 0.8  # power of the number of seeds that a verdict recommends

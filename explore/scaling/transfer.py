@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from common.text import did_you_mean
 from explore.compare.variants import METRICS, SEED, Row, counted, final_loss, has_ended
 from explore.compare.verdicts import interval
 from explore.plots import draw_panels
 from explore.scaling.report import Line, Panel, ScalingReport, named, sizes_of, variants_over, varies
-from train.grid.params import did_you_mean
 
 SCALES = ("dim", "n_layers", "batch_size")
 LR, PARAMETRIZATION = "lr", "parametrization"

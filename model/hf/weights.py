@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from common.text import first_line
 from model.generation.sampling import eval_mode
 from model.hf.configs import config_of, families, fields_of
 from model.inputs import Tokenizer
@@ -106,13 +107,9 @@ def found(
     except Exception as error:  # files from elsewhere can make a library raise anything
         where = repr(name) if revision is None else f"{name!r} at revision={revision!r}"
         raise ValueError(
-            f"pretrained model {where} cannot be loaded ({first_line(error)}): it must be a folder with config.json and "
+            f"pretrained model {where} cannot be loaded ({first_line(error).rstrip('.')}): it must be a folder with config.json and "
             "model.safetensors, or a model of the hub with safetensors, which takes a network the first time"
         ) from None
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
 def from_hf(

@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from common.text import first_line
+
 # By the name of a parameter; None: this dimension does not grow.
 Shapes = Mapping[str, tuple[int | None, ...]]
 
@@ -49,7 +51,7 @@ def load_base_shapes(path: str | Path) -> Shapes:
     try:
         read = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         raise ValueError(f"{path} cannot be read as base shapes: {reason}") from error
     if not isinstance(read, dict):
         raise ValueError(f"{path} holds no base shapes: it must be a mapping of names to lists")

@@ -5,16 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from common.registry import Registry
 from model.model_params import ModelParams
 from model.transformer.linear import readout_std
 
-norms: dict[str, Callable[[int, ModelParams], nn.Module]] = {}
-
-
-def registered(make: Callable[[int, ModelParams], nn.Module]) -> Callable[[int, ModelParams], nn.Module]:
-    """Makes a norm of a width available to `norm` under its function's name."""
-    norms[make.__name__] = make
-    return make
+norms: Registry[Callable[[int, ModelParams], nn.Module]] = Registry("norm")
+registered = norms.register  # makes a function of a width and the params a value of `norm`
 
 
 @registered

@@ -63,7 +63,7 @@ print(json.dumps(found))
 
 @pytest.fixture
 def copy(tmp_path):
-    for folder in ("data", "model", "train"):
+    for folder in ("common", "data", "model", "train"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file, edits in EDITS.items():
         text = (tmp_path / file).read_text(encoding="utf-8")

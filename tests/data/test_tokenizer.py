@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import models
 
-import data.tokenizer as tokenizer_module
 from data.corpora import corpora
 from data.data_params import DataParams
 from data.problems import data_problems
@@ -225,8 +224,7 @@ def test_from_transformers_leaves_the_original_alone(gpt2_folder):
 @pytest.fixture
 def words(monkeypatch):
     """A tokenizer of the user's own: one function, which is all it takes."""
-    monkeypatch.setattr("data.tokenizer.recipes", dict(recipes))
-    monkeypatch.setattr("data.text_rows.recipes", tokenizer_module.recipes)
+    monkeypatch.setattr(recipes, "entries", dict(recipes.entries))
 
     def check_size(spec: TokenizerSpec) -> None:
         if spec.vocab_size < 10:
@@ -270,12 +268,12 @@ def test_a_name_that_is_nearly_right(monkeypatch):
         [problem] = data_problems(DataParams(dataset_name="sotu"), TokenizerSpec(name), 32)
         right = "char" if name == "chars" else "custom"
         assert f"tokenizer_source_name={name!r} is not on this machine" in problem
-        assert f"did you mean {right!r}? There are: char, custom" in problem
+        assert f"did you mean {right!r}? there are: char, custom" in problem
 
 
 def test_the_code_of_a_registered_tokenizer_is_part_of_its_identity(tmp_path, monkeypatch):
     """As of a task: whoever edits it must not meet yesterday's tokenizer in the cache."""
-    monkeypatch.setattr("data.tokenizer.recipes", dict(recipes))
+    monkeypatch.setattr(recipes, "entries", dict(recipes.entries))
     file, found = tmp_path / "mine.py", set()
     for n in (1, 2, 2):
         file.write_text(f"def mine(texts, spec):\n    return {n}\n")

@@ -213,7 +213,17 @@ def test_workers_train_it_too_and_a_changed_file_is_changed_code(tmp_path):
     """In a copy, as worker processes read the student's file themselves."""
     copy = tmp_path / "copy"
     copy.mkdir()
-    for name in ("main.py", "model_explorer.py", "data", "model", "train", "explore", "learn", "configs"):
+    for name in (
+        "main.py",
+        "model_explorer.py",
+        "common",
+        "data",
+        "model",
+        "train",
+        "explore",
+        "learn",
+        "configs",
+    ):
         source = ROOT / name
         shutil.copytree(source, copy / name) if source.is_dir() else shutil.copy(source, copy / name)
     file = copy / "learn" / GPT2.student.name

@@ -22,7 +22,6 @@ from tests.model.tiny import KINDS, CharTokenizer, tiny_params
 from tests.train import broken_edits
 from tests.train.broken_edits import CACHE, FIRST, FUTURE, GRADIENT, PATTERN, broken, plant, sound, when
 from tests.train.little_run import CALL, train
-from train import probe as soundness
 from train import run
 from train.grid.params import Params
 from train.launch.check_models import checks, checks_of, outcome_of
@@ -234,14 +233,6 @@ def test_readmes_token_10_fails_the_check_of_the_future_alone(monkeypatch):
 def test_rounding_is_no_leak(monkeypatch):
     monkeypatch.setitem(layer_kinds, "fourier", broken_edits.ConvolutionByFourier)
     lm = LM(tiny_params(layer_architecture="fourier", dim=64, n_layers=6), CharTokenizer(30))
-    assert probe(lm) == Probe(None, [])
-
-
-def test_kinds_that_are_meant_to_look_ahead_are_exempt(monkeypatch):
-    monkeypatch.setitem(layer_kinds, "encoder", broken_edits.BidirectionalLSTM)
-    lm = LM(tiny_params(layer_architecture="encoder"), CharTokenizer(30))
-    assert probe(lm).leak
-    monkeypatch.setattr(soundness, "bidirectional", {"encoder"})
     assert probe(lm) == Probe(None, [])
 
 

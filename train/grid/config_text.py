@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from common.text import did_you_mean
 from train.grid.expressions import ARITHMETIC, MAX_BITS
-from train.grid.params import FOREIGN_NAMES, SECTION_OF, SECTIONS, did_you_mean
+from train.grid.params import FOREIGN_NAMES, SECTION_OF, SECTIONS, field_hint
 
 GRID = "Grid"  # the section about the grid itself
 GRID_KEYS = ("together", "skip", "derive", "variants")
@@ -149,9 +150,7 @@ def read_assignment(
     known = GRID_KEYS if section == GRID else [k for k, owner in SECTION_OF.items() if owner == section]
     if key not in known:
         owner = SECTION_OF.get(key) or (GRID if key in GRID_KEYS else None)
-        hint = (
-            f"it belongs under {owner}" if owner else foreign_name(key, section) or did_you_mean(key, known)
-        )
+        hint = f"it belongs under {owner}" if owner else foreign_name(key, section) or field_hint(key, known)
         errors.add(place, f"{section} has no {key!r}; {hint}", key)
         return
     if section == GRID:
@@ -169,7 +168,7 @@ def foreign_name(key: str, section: str) -> str:
     owner = SECTION_OF.get(FOREIGN_NAMES.get(key, ("",))[0])
     if owner in (None, section):
         return ""
-    return f"{did_you_mean(key, SECTION_OF).removesuffix('?')}, a field of {owner}?"
+    return f"{field_hint(key, SECTION_OF).removesuffix('?')}, a field of {owner}?"
 
 
 def read_setting(key: str, node: ast.expr, place: Place, errors: Errors) -> Setting | None:
@@ -262,9 +261,7 @@ def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
     if not equals:
         errors.add(place, "expected key=value, as in --set lr=1e-3")
     elif key not in SECTION_OF and key != VARIANT:
-        where = (
-            f"edit {key} under {GRID} in the config" if key in GRID_KEYS else did_you_mean(key, SECTION_OF)
-        )
+        where = f"edit {key} under {GRID} in the config" if key in GRID_KEYS else field_hint(key, SECTION_OF)
         errors.add(place, f"there is no field {key!r}; {where}", key)
     else:
         return read_option_value(key, text, place, errors)

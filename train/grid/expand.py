@@ -3,7 +3,6 @@
 Configs are Python literals; nothing in them is executed.
 """
 
-import difflib
 import functools
 import itertools
 import math
@@ -13,6 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from common.text import nearest
 from train.grid.config_text import (
     VARIANT,
     Config,
@@ -50,9 +50,8 @@ def config_files(name: str, folder: Path) -> list[Path]:
     chosen = [stem for stem in stems if stem == name or stem.startswith(f"{name}-")]
     if not chosen:
         names = {part for stem in stems for part in (stem, stem.split("-")[0])}
-        near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}" if near else ""
-        raise GridError([f"--config={name}: no such config in {folder}{hint}? There are: {', '.join(stems)}"])
+        hint = "".join(f"did you mean {near!r}? " for near in nearest(name, names))
+        raise GridError([f"--config={name}: no such config in {folder}; {hint}there are: {', '.join(stems)}"])
     return [folder / f"{stem}.txt" for stem in chosen]
 
 

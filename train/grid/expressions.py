@@ -10,7 +10,8 @@ from typing import Any
 
 from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
 
-from train.grid.params import did_you_mean
+from common.text import did_you_mean
+from train.grid.params import field_hint
 
 LONGEST = 1_000  # characters of an expression
 MAX_BITS = 1_000  # of an integer result of **
@@ -156,6 +157,6 @@ def shown(node: ast.AST) -> str:
 
 
 def unknown(name: str, known: Collection[str]) -> str:
-    hint = did_you_mean(name, [*known, *FUNCTIONS])
+    hint = field_hint(name, [*known, *FUNCTIONS])
     quoted = f"; text needs quotes: {name!r}" if hint.startswith("there are") else f"; {hint}"
     return f"there is no field {name!r}{quoted}"

@@ -1,10 +1,10 @@
 """Params: the three dataclasses that define a run. This file imports nothing heavy."""
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
+from common.text import did_you_mean
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.train_params import TrainParams
@@ -79,13 +79,12 @@ FOREIGN_NAMES = {
 }
 
 
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Return a hint for an unknown `word`: our name for it, the nearest allowed name, or all allowed names."""
+def field_hint(word: str, allowed: Iterable[str]) -> str:
+    """Return a hint for an unknown field: our name for it, the nearest of the allowed fields, or all of them."""
     ours, differs = FOREIGN_NAMES.get(word, ("", ""))
     if ours in (allowed := list(allowed)):
         return f"did you mean {ours!r}" + (f" ({differs})?" if differs else "?")
-    close = difflib.get_close_matches(word, allowed := sorted(allowed), n=1)
-    return f"did you mean {close[0]!r}?" if close else f"there are: {', '.join(allowed)}"
+    return did_you_mean(word, sorted(allowed))
 
 
 class Params(NamedTuple):
@@ -98,7 +97,7 @@ class Params(NamedTuple):
     def changed(self, **values: Any) -> "Params":
         """Return a validated copy with other values for some fields of any part. Raise ValueError for unknown names."""
         for name in values.keys() - SECTION_OF.keys():
-            raise ValueError(f"there is no field {name!r}; {did_you_mean(name, SECTION_OF)}")
+            raise ValueError(f"there is no field {name!r}; {field_hint(name, SECTION_OF)}")
         own = {name: {k: v for k, v in values.items() if SECTION_OF[k] == name} for name in SECTIONS}
         return Params(
             replace(self.data, **own["DataParams"]),

@@ -4,9 +4,10 @@ import ast
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from common.text import did_you_mean
 from train.grid.config_text import VARIANT, Config, Errors, Place, Setting, read_setting
 from train.grid.expressions import Expression
-from train.grid.params import SECTION_OF, did_you_mean
+from train.grid.params import SECTION_OF, field_hint
 
 TOGETHER = 'together takes a list of tuples of fields, as in [("dim", "n_heads")]'
 SKIP = 'skip takes a list of conditions, as in ["dim == 512 and lr > 1e-2"]'
@@ -205,7 +206,7 @@ class Reader:
 
     def is_field(self, name: str, what: str, place: Place) -> bool:
         if name not in SECTION_OF:
-            hint = did_you_mean(name, SECTION_OF)
+            hint = field_hint(name, SECTION_OF)
             self.errors.add(place, f"{what} names {name!r}, which is no field; {hint}", name)
         return name in SECTION_OF
 

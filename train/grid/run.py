@@ -19,6 +19,7 @@ class Size(NamedTuple):
 class DataFacts(NamedTuple):
     """Facts about the data of a run that planning needs."""
 
+    n_tokens: int = 0  # in the vocabulary
     n_rows: int = 0  # to train on
     n_val_rows: int = 0
     row_length: float = 0.0  # real tokens in a row, from one batch
@@ -80,7 +81,6 @@ class Call(NamedTuple):
     fail_fast: bool = False
     jobs: int = 1  # runs side by side
     ray: str | None = None  # the address of a Ray cluster on which to train
-    layers: tuple[type, ...] = ()  # kinds from outside model/: who unpickles them has registered them
 
     @property
     def cache(self) -> Path:

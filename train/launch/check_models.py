@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from common.registry import Registry
 from data.batch import Batch, mycollate
 from model.context import Cache, Context, Uncacheable
 from model.lm import LM
@@ -62,13 +63,8 @@ class Outcome(NamedTuple):
 
 
 Check = Callable[[LM, Params], Outcome]
-checks: dict[str, Check] = {}
-
-
-def registered(check: Check) -> Check:
-    """Register the decorated function as a check."""
-    checks[check.__name__.replace("_", " ")] = check
-    return check
+checks: Registry[Check] = Registry("check", underscore=" ")
+registered = checks.register
 
 
 def fails_if(wrong: object, found: str) -> Outcome:

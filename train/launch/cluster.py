@@ -79,7 +79,7 @@ def on_worker(run: Run, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Outc
     send = mailbox.put.remote  # it is not waited for
     mail: Any = SimpleNamespace(send=lambda message: send(run.number, tuple(message)))
     worker_log = set_up_worker(mail, run.params.train.threads or max(1, int(run.params.train.cpus)), code)
-    corpora.known.update(texts)
+    corpora.fingerprints.set(texts)
     worker_log.send(Message())  # the run has begun
     try:
         if here.exists():

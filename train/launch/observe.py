@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
 import torch
 from torch import nn
 
+from common.registry import Registry
 from data.corpora import corpus_names
 from data.data_params import DataParams
 from data.tokenizer import TokenizerSpec
@@ -173,7 +174,7 @@ def alternatives(params: Any) -> Iterator[tuple[str, Any]]:
     """Yield (field, other value) for every field with a fixed set of values: registered names and literals."""
     for field in fields(params):
         values = REGISTRIES.get(field.name) or literals(field.type)
-        for value in values:
+        for value in values.loaded() if isinstance(values, Registry) else values:
             if value != getattr(params, field.name):
                 yield field.name, value
 

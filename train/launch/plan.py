@@ -25,6 +25,7 @@ from train.launch.tables import settings_of
 from train.logs import log
 from train.pretrained import saved_tokenizer, weights_problems
 from train.saving.earlier_runs import description, for_all_processes, identity, steps_for
+from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import partial_folder
 from train.train_params import TrainParams
 
@@ -39,6 +40,8 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
 
     Read, tokenize and cache every text, and size every model. Raise GridError with all failures.
     """
+    if call.save:
+        code_of_this_process()  # now: the files may be edited while texts are read and runs train
     planned, errors = [], []
     data_of: dict[str, tuple[Tokenizer, DataFacts] | None] = {}
     n_params: dict[str, int] = {}
@@ -49,7 +52,6 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
-                cache.used.clear()
                 data_of[key] = measure(data, model, call.cache, tokenizer)
         except ValueError as error:
             data_of[key] = None
@@ -102,7 +104,7 @@ def measure(
         sizes = data.n_rows("train"), data.n_rows("val"), row_length
         next(iter(data.val_dataloader(1)))
     names = frozenset(reads.names) if reads.known else None
-    return data.tokenizer, DataFacts(*sizes, data.content, (*cache.used,), names)
+    return data.tokenizer, DataFacts(data.tokenizer.n_tokens, *sizes, data.content, (*reads.folders,), names)
 
 
 def device_problems(devices: set[int], call: Call) -> Iterator[str]:

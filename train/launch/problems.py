@@ -9,13 +9,14 @@ from typing import Any
 import psutil
 import torch
 
+from common.text import did_you_mean, first_line
 from data.problems import data_problems
 from model.model_params import ModelParams
 from model.problems import model_problems
 from model.shapes import build_on_meta, parameter_shapes, roles_of, shortened, size_of
 from train.data import tokenizer_spec
 from train.grid.expand import Place, Run
-from train.grid.params import Texts, did_you_mean
+from train.grid.params import Texts
 from train.optimizers import by_role, frozen_names, optimizers
 from train.pretrained import source_problems
 from train.run import lightning_trainer
@@ -143,6 +144,6 @@ def hardware_problem(bare: TrainParams) -> str | None:
     try:
         lightning_trainer(bare, n_steps=1, gpu_id=None)
     except Exception as error:  # of many kinds
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         return f"strategy={bare.strategy!r} with devices={bare.devices} cannot be had: {reason}"
     return None

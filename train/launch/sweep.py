@@ -21,7 +21,6 @@ from train.processes import let_rank0_report, rank
 from train.run import train_run
 from train.saving.earlier_runs import claimed, clear_stillborn, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
-from train.saving.provenance import code_of_this_process
 from train.saving.record import Namer, record_of, variant_of
 from train.saving.run_folder import output_root
 
@@ -29,8 +28,6 @@ from train.saving.run_folder import output_root
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     """Return the options of the command line that hold for all runs. Raise GridError for invalid ones."""
     save = args.save or args.resume is not None
-    if save:
-        code_of_this_process()  # now: the files may be edited while texts are read and runs train
     if args.ray is not None and find_spec("ray") is None:
         raise GridError(["--ray needs Ray: pip install -r requirements-ray.txt"])
     return Call(

@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +18,7 @@ PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/",
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
 
 
-DECISIVE = ("model", "train", "data")  # folders whose code decides what comes out of a run
+DECISIVE = ("model", "train", "data", "common")  # folders whose code decides what comes out of a run
 STUDENTS = {"learn.gpt2_student": "learn/gpt2_student.py"}  # by module: decisive where it is in use
 
 
@@ -29,20 +30,23 @@ class Code(NamedTuple):
     hashes: dict[str, str]
 
 
-known: list[Code] = []  # one at most
+taken: ContextVar[Code | None] = ContextVar("taken", default=None)  # in a worker: of the first process
 
 
 def code_of_this_process() -> Code:
     """Return the code at the time of the first call, which is before the first run starts."""
-    if not known:
-        commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
-        known.append(Code(commit, code_diff(commit), hashes_of_code()))
-    return known[0]
+    return taken.get() or first_code()
+
+
+@cache
+def first_code() -> Code:
+    commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
+    return Code(commit, code_diff(commit), hashes_of_code())
 
 
 def take_code_of(code: Code) -> None:
     """Use the code of the first process in a worker, even if files have changed since."""
-    known[:] = [code]
+    taken.set(code)
 
 
 def code_diff(commit: str | None) -> bytes:

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import datetime
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from common.text import nearest
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.lm import LM
@@ -74,8 +74,8 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
     if partial := [folder for folder in folders if folder.name == f"{timestamp}{PARTIAL}"]:
         raise ValueError(f"the run {timestamp} is incomplete, killed or still training: {partial[0]}")
     complete = [folder.name for folder in folders if not folder.name.endswith(PARTIAL)]
-    nearest = ", ".join(get_close_matches(str(timestamp), complete, n=3, cutoff=0)) or "none at all"
-    raise ValueError(f"no run {timestamp!r:.60} in {root / 'saved-models'}; nearest: {nearest}")
+    close = ", ".join(nearest(str(timestamp), complete, n=3, cutoff=0)) or "none at all"
+    raise ValueError(f"no run {timestamp!r:.60} in {root / 'saved-models'}; nearest: {close}")
 
 
 class RunFolder:

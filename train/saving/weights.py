@@ -17,6 +17,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
+from common.text import first_line
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -106,7 +107,7 @@ def regular_file(path: Path) -> Path:
 
 def one_line(error: BaseException | str) -> str:
     """Return the first line of an error's message, or of a text, without its middle if it is over MAX_LINE characters."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    line = first_line(error)
     # The reason often stands at the end, behind a long path.
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE // 2]} ... {line[5 - MAX_LINE // 2 :]}"
 

@@ -13,7 +13,7 @@ from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.grid.config_text import Errors, read_options
 from train.grid.expand import MOST_ERRORS, GridError, axes, config_files, read_grid
-from train.grid.params import FOREIGN_NAMES, SECTION_OF, Params, did_you_mean
+from train.grid.params import FOREIGN_NAMES, SECTION_OF, Params, field_hint
 from train.train_params import TrainParams
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -266,7 +266,7 @@ def test_every_foreign_name_leads_to_a_field_and_is_none_itself(name):
     ours, _ = FOREIGN_NAMES[name]
     assert ours in SECTION_OF
     assert name not in SECTION_OF
-    assert f"did you mean {ours!r}" in did_you_mean(name, SECTION_OF)
+    assert f"did you mean {ours!r}" in field_hint(name, SECTION_OF)
     with pytest.raises(ValueError, match=f"did you mean {ours!r}"):
         Params(DataParams(), TrainParams(), ModelParams()).changed(**{name: 1})
 
@@ -292,7 +292,7 @@ def test_every_foreign_name_leads_to_a_field_and_is_none_itself(name):
     ],
 )
 def test_names_of_other_projects_lead_to_the_field_of_the_same_meaning(theirs, ours):
-    assert did_you_mean(theirs, SECTION_OF).startswith(f"did you mean {ours!r}")
+    assert field_hint(theirs, SECTION_OF).startswith(f"did you mean {ours!r}")
 
 
 def test_fields_that_mean_something_else_elsewhere_are_noted(config, caplog):

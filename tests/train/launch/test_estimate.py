@@ -16,8 +16,8 @@ from model.lm import LM
 from model.model_params import ModelParams
 from train.grid.params import Params, Texts
 from train.grid.run import DataFacts, Run, Size
-from train.launch import estimate as forecast
-from train.launch.estimate import Kind, Pace, choose, duration, extrapolate, kinds_of, step_params
+from train.launch import estimate
+from train.launch.estimate import Pace, duration, family, scaled, step_params
 from train.launch.tables import as_time
 from train.train_params import TrainParams
 
@@ -27,7 +27,7 @@ FEW = [part for option in ("n_samples=400", "threads=1", "warmup_steps=2") for p
 
 def plan(n_params=1000, **fields) -> Run:
     params = Params(DataParams(), TrainParams(), ModelParams()).changed(**fields)
-    return Run(params, {}, "test", size=Size(n_params, 100, 0), data=DataFacts(3200, 320, 10.0))
+    return Run(params, {}, "test", size=Size(n_params, 100, 0), data=DataFacts(30, 3200, 320, 10.0))
 
 
 def call(tmp_path, *options: str) -> int:
@@ -55,14 +55,14 @@ def test_a_dry_run_leaves_no_trace(tmp_path, capsys):
 
 
 def test_a_run_that_cannot_train_is_found_out(tmp_path, capsys, monkeypatch):
-    real = forecast.TimedTrainer.training_step
+    real = estimate.TimedTrainer.training_step
 
     def broken(self, batch, batch_idx):
         if self.model.model_params.dim == 32:
             raise RuntimeError("my edit is wrong")
         return real(self, batch, batch_idx)
 
-    monkeypatch.setattr(forecast.TimedTrainer, "training_step", broken)
+    monkeypatch.setattr(estimate.TimedTrainer, "training_step", broken)
     assert call(tmp_path, "--dry-run", "--set", "dim=[16,32]") == 1
     shown = capsys.readouterr().out
     assert "a training step of run 2 fails: RuntimeError: my edit is wrong" in shown
@@ -80,7 +80,6 @@ def test_five_hundred_runs_are_estimated_within_seconds(tmp_path, capsys):
     assert time.process_time() - started < 15, "4 of them measure, on an idle machine"
     shown = capsys.readouterr().out
     assert len(re.findall(r"^ +\d+ .* (?:s|min)$", shown, re.MULTILINE)) == 500
-    assert re.search(r"times follow from [1-6] of 20 kinds of steps, by their sizes", shown)
 
 
 @pytest.mark.slow
@@ -94,7 +93,7 @@ def test_five_hundred_runs_are_estimated_within_seconds(tmp_path, capsys):
 )
 def test_the_estimate_is_within_a_factor_of_two(tmp_path, capsys, monkeypatch, options):
     """The mean of one before the run and one after: the machine may have got other things to do meanwhile."""
-    monkeypatch.setattr(forecast, "as_time", lambda seconds: f"{seconds} s")
+    monkeypatch.setattr(estimate, "as_time", lambda seconds: f"{seconds} s")
     options = [part for option in (*options, "val_every=20") for part in ("--set", option)]
     for how in ("--dry-run", "--save", "--dry-run"):
         assert call(tmp_path, how, *options) == 0
@@ -103,45 +102,29 @@ def test_the_estimate_is_within_a_factor_of_two(tmp_path, capsys, monkeypatch, o
     assert took / 2 < (before + after) / 2 < took * 2
 
 
-def test_what_does_not_change_a_step_makes_no_kind_of_its_own():
+def test_runs_whose_steps_differ_in_size_alone_are_one_family():
     same = [plan(), plan(lr=0.5), plan(random_seed=3), plan(epochs=7), plan(accumulate_grad_batches=4)]
-    others = [
-        plan(dim=64),
-        plan(batch_size=3),
-        plan(precision="bf16-mixed"),
-        plan(dropout=0.1),
-        plan(n_samples=9),
-    ]
-    kinds = kinds_of([*same, *others])
-    assert [kind.runs for kind in kinds] == [[0, 1, 2, 3, 4], [5], [6], [7], [8], [9]]
+    same += [plan(dim=64), plan(batch_size=3), plan(n_layers=1), plan(n_samples=9)]
+    others = [plan(precision="bf16-mixed"), plan(dropout=0.1), plan(layer_architecture="torch-lstm")]
+    assert len({family(one) for one in same}) == 1
+    assert len({family(one) for one in [same[0], *others]}) == 4
 
 
-def test_the_largest_and_the_smallest_of_each_family_are_measured_first():
-    kinds = [
-        Kind([i], float(work), family)
-        for i, (work, family) in enumerate([*((w, "a") for w in range(1, 30)), (5, "b")])
-    ]
-    chosen = [(kinds[i].work, kinds[i].family) for i in choose(kinds)]
-    assert chosen[:4] == [(29, "a"), (5, "b"), (1, "a"), (15, "a")]
-    assert len(set(chosen)) == forecast.MOST_KINDS
-    assert len(choose(kinds[:3])) == 3
+def test_the_smallest_and_the_largest_of_each_family_are_timed(monkeypatch):
+    timed = []
 
+    def measure(plan, call, seconds):
+        timed.append((plan.params.model.dim, plan.params.train.precision))
+        return Pace(1, plan.params.model.dim, 0, 0)
 
-def test_measuring_ends_when_its_time_is_up(monkeypatch):
-    measured = []
-
-    def slow(plan, call, seconds):
-        measured.append(plan.params.model.dim)
-        time.sleep(0.2)
-        return Pace(1, 1, 0, 0)
-
-    monkeypatch.setattr(forecast, "measure", slow)
-    monkeypatch.setattr(forecast, "SECONDS", 0.3)
-    plans = [plan(dim=dim, n_params=dim) for dim in (32, 64, 96, 128)]
-    result = forecast.forecast(plans, None)
-    assert measured == [128, 32]
-    assert all(result.seconds)
-    assert result.notes == ["times follow from 2 of 4 kinds of steps, by their sizes"]
+    monkeypatch.setattr(estimate, "measure", measure)
+    plans = [plan(dim=dim) for dim in (64, 32, 128, 96, 32)] + [plan(dim=64, precision="bf16-mixed")]
+    seconds, notes = estimate.estimate(plans, None)
+    assert timed == [(32, "32-true"), (128, "32-true"), (64, "bf16-mixed")]
+    assert notes == []
+    assert seconds[1] == seconds[4] == 1 + 100 * 32
+    assert seconds[1] < seconds[0] < seconds[3] < seconds[2] == 1 + 100 * 128
+    assert seconds[5] == 1 + 100 * 64
 
 
 def test_texts_of_params_that_are_gone_are_not_mistaken_for_those_of_others():
@@ -149,19 +132,11 @@ def test_texts_of_params_that_are_gone_are_not_mistaken_for_those_of_others():
     assert len({text(ModelParams(dim=4 * i)) for i in range(1, 200)}) == 199
 
 
-def test_what_is_not_measured_follows_from_its_neighbors_in_size():
-    kinds = [
-        Kind([0], 10.0, "a"),
-        Kind([1], 1000.0, "a"),
-        Kind([2], 100.0, "a"),
-        Kind([3], 10000.0, "a"),
-        Kind([4], 10.0, "b"),
-    ]
-    paces = {0: Pace(1, 1, 1, 1), 1: Pace(1, 9, 9, 9), 4: Pace(7, 7, 7, 7)}
-    assert extrapolate(kinds[2], kinds, paces) == pytest.approx((1, 3, 3, 3)), "halfway in logarithms"
-    assert extrapolate(kinds[3], kinds, paces) == pytest.approx((1, 90, 90, 90)), "beyond in proportion"
-    assert extrapolate(Kind([5], 10.0, "c"), kinds, {4: Pace(7, 7, 7, 7)}) == pytest.approx((7, 7, 7, 7))
-    assert extrapolate(kinds[2], kinds, {}) is None
+def test_what_is_not_timed_lies_between_the_smallest_and_the_largest():
+    paces = {10.0: Pace(1, 1, 2, 0), 1000.0: Pace(3, 100, 4, 1)}
+    assert scaled(505.0, paces) == pytest.approx((2, 50.5, 3, 0.5)), "halfway"
+    assert [scaled(size, paces) for size in paces] == [*paces.values()]
+    assert scaled(20.0, {10.0: Pace(1, 1, 2, 3)}) == pytest.approx((1, 2, 4, 6)), "in proportion to one"
 
 
 @pytest.mark.parametrize(
@@ -174,18 +149,10 @@ def test_what_is_not_measured_follows_from_its_neighbors_in_size():
     ],
 )
 def test_a_run_is_its_batches_and_validations(fields, n_batches, n_validations):
-    pace = Pace(start=0.5, batch=1e-2, val_row=1e-3, generation=0.2)
-    expected = 0.5 + n_batches * 1e-2 + n_validations * (320e-3 + 0.2)
+    pace = Pace(start=0.5, batch=1e-2, val_batch=1e-3, generation=0.2)
+    n_val_batches = 320 / fields.get("batch_size", TrainParams().batch_size)
+    expected = 0.5 + n_batches * 1e-2 + n_validations * (n_val_batches * 1e-3 + 0.2)
     assert duration(plan(**fields), pace) == pytest.approx(expected)
-
-
-def test_a_large_batch_is_tried_in_parts_and_small_ones_as_they_are():
-    timed = object.__new__(forecast.TimedTrainer)
-    timed.sizes = [100, 200] * 3
-    timed.ends = [0.0, 9.0, *np.cumsum([1.5, 2.5] * 2) + 9.0]
-    assert timed.seconds(1000) == pytest.approx(2.5 + 800 * 0.01), "half a second a batch, and 10 ms a token"
-    timed.sizes = [190, 200] * 3
-    assert timed.seconds(200) == pytest.approx(2.0)
 
 
 def test_times_are_shown_as_a_reader_wants_them():

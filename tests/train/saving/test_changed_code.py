@@ -13,7 +13,7 @@ from train.saving import provenance
 @pytest.fixture(scope="module")
 def copy_of_repo(tmp_path_factory):
     copy = tmp_path_factory.mktemp("copy") / "whatif"
-    for folder in ("data", "model", "train", "tests"):
+    for folder in ("common", "data", "model", "train", "tests"):
         shutil.copytree(REPOSITORY / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     git(copy, "init", "-q")
     git(copy, "add", ".")
@@ -106,8 +106,7 @@ def test_the_diff_holds_our_code_and_nothing_else(tmp_path, monkeypatch):
     others = ["README.md", "keys.json", ".env", "model/notes.txt", "ignored.py", "venv/lib/site.py"]
     write(ours, changed | dict.fromkeys(others, secret))
     monkeypatch.setattr(provenance, "REPOSITORY", ours)
-    monkeypatch.setattr(provenance, "known", [])
-    code = provenance.code_of_this_process()
+    code = provenance.first_code.__wrapped__()
     assert secret.encode() not in code.diff
     (tmp_path / "diff.patch").write_bytes(code.diff)
     git(clean, "apply", "--allow-empty", str(tmp_path / "diff.patch"))
@@ -125,13 +124,11 @@ def test_outside_git_there_is_no_commit_and_no_diff(tmp_path, monkeypatch):
     write(tmp_path, {"model/lm.py": "b = 1\n"})
     monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(provenance, "known", [])
-    code = provenance.code_of_this_process()
+    code = provenance.first_code.__wrapped__()
     assert (code.commit, code.diff) == (None, b"")
     write(tmp_path, {"model/lm.py": "b = 2\n"})
     assert provenance.changed_files(code.hashes, provenance.hashes_of_code()) == ["model/lm.py"]
     write(tmp_path, {"model/lm.py": "b  =  1  # as it was\n", "train/new.py": ""})
     assert provenance.changed_files(code.hashes, provenance.hashes_of_code()) == ["train/new.py"]
     monkeypatch.setenv("PATH", "")
-    provenance.known.clear()
-    assert provenance.code_of_this_process().commit is None
+    assert provenance.first_code.__wrapped__().commit is None

@@ -1,0 +1,83 @@
+"""Registries: what a user adds by decorating a function or a class, and finds by its name."""
+
+from collections.abc import Callable, Iterator, MutableMapping
+from importlib import import_module
+from typing import Any, Generic, TypeVar, overload
+
+from common.text import did_you_mean
+
+T = TypeVar("T")
+Made = TypeVar("Made")
+
+
+class UnknownName(KeyError):
+    """Raised for a name that is not registered."""
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+
+class Lazy:
+    """An entry whose module is imported when its name is looked up."""
+
+    def __init__(self, module: str) -> None:
+        self.module = module
+
+
+class Registry(MutableMapping[str, T], Generic[T]):
+    """A mapping of names to registered things, in the order in which they were registered.
+
+    `kind` says in errors what the things are. `underscore` stands in their names for the "_" of functions' names.
+    """
+
+    def __init__(self, kind: str, *, underscore: str = "_") -> None:
+        self.kind = kind
+        self.underscore = underscore
+        self.entries: dict[str, T | Lazy] = {}
+
+    @overload
+    def register(self, made: Made) -> Made: ...
+    @overload
+    def register(self, made: None = None, *, name: str | None = None) -> Callable[[Made], Made]: ...
+    def register(self, made: Any = None, *, name: str | None = None) -> Any:
+        """Register what is decorated, under `name` or else its own: `@register`, `@register()` or `@register(name=...)`."""
+        if made is None:
+            return lambda made: self.add(made, made, name)
+        return self.add(made, made, name)
+
+    def add(self, named: Made, entry: Any, name: str | None = None) -> Made:
+        """Register `entry` under `name`, or else the name of the function or class `named`. Return `named`."""
+        self[name or named.__name__.replace("_", self.underscore)] = entry  # type: ignore[attr-defined]
+        return named
+
+    def add_lazy(self, name: str, module: str) -> None:
+        """Register `name`. Its first lookup imports `module`, which must register the entry itself."""
+        self.entries[name] = Lazy(module)
+
+    def loaded(self) -> list[str]:
+        """Return the names whose lookup imports nothing."""
+        return [name for name, entry in self.entries.items() if not isinstance(entry, Lazy)]
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self.entries:
+            raise UnknownName(f"there is no {self.kind} {name!r}; {did_you_mean(name, self)}")
+        entry = self.entries[name]
+        if isinstance(entry, Lazy):
+            import_module(entry.module)
+            return self.entries[name]  # type: ignore[return-value]
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __setitem__(self, name: str, entry: T) -> None:
+        self.entries[name] = entry
+
+    def __delitem__(self, name: str) -> None:
+        del self.entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
