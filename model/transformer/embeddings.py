@@ -5,7 +5,6 @@ Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  S po
 """
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -175,13 +174,9 @@ position_kinds = {
 }
 
 
-def without_attention(model_params: ModelParams) -> ModelParams:
-    """Return `model_params` with every field that only our attention uses reset to its default."""
-    p = model_params
-    positions = "none" if position_kinds[p.positions].acts_in_attention else p.positions
-    p = replace(p, positions=positions, n_kv_heads=None, sliding_window=None)
-    p = replace(p, query_zero_init=False, mup_attn_mult=1.0, mup_base_heads=0)  # muP
-    return replace(p, qk_norm=False, separate_heads=False, attention="explicit")
+def acts_in_attention(positions: str) -> bool:
+    """Return True for a kind of positions that changes queries and keys, or attention scores."""
+    return position_kinds[positions].acts_in_attention
 
 
 def on_scores(model_params: ModelParams) -> nn.Sequential:

@@ -8,7 +8,6 @@ Shape suffixes:  B batch  T position  S position seen  D model dim  H head  K di
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -161,10 +160,7 @@ class CausalLayer(TransformerEncoderLayer):
     """Base class of layers whose mixer is always causal."""
 
     has_attention = False
-
-    @classmethod
-    def possible(cls, model_params: ModelParams) -> ModelParams:
-        return replace(super().possible(model_params), causal=True)
+    refuses = {"causal": {False}}
 
 
 @layer_kind("gated-conv")

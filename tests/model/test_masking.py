@@ -166,7 +166,7 @@ def test_kinds_that_only_know_the_past_are_refused(kind):
     for kinds in (kind, ("custom-transformer", kind)):
         params = tiny_params(layer_architecture=kinds, **BOTH_SIDES)
         [problem] = model_problems(params)
-        assert problem.startswith(f"causal=False cannot be had with layer_architecture={kind!r}")
+        assert problem.startswith(f"causal=False does not work with layer_architecture={kind!r}")
     assert not list(model_problems(tiny_params(layer_architecture=kind, objective="masked")))
 
 
