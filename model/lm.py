@@ -14,13 +14,13 @@ from torch.utils.data import DataLoader
 
 from model.context import AddedLosses, Cache, Context, Uncacheable
 from model.generation.beam import Beam, EarlyStopping, Search, beam_search
-from model.generation.decoding import Trust
+from model.generation.decoding import CacheCheck
 from model.generation.sampling import (
-    Choice,
     Prompt,
     Stop,
-    continuations,
+    TokenSampler,
     eval_mode,
+    generate_rows,
     is_prompt,
     prompt_ids,
     stop_ids,
@@ -57,7 +57,7 @@ class LM(nn.Module):
         self.n_tokens = tokenizer.n_tokens
         self.taps = Taps()  # active observers and patches of activations
         self.added_losses = AddedLosses()
-        self.trust = Trust()  # whether generation may go on from a cache
+        self.cache_check = CacheCheck()  # tells whether generation may use a cache
         self.n_scored: Tensor | None = None  # number of tokens in the means of the latest get_losses
         self.embed = Embedding(model_params, self.n_tokens, dropout)
         self.decoder = Transformer(model_params, dropout)
@@ -221,7 +221,7 @@ class LM(nn.Module):
 
         Raise ValueError for a setting out of range, or for a prompt that leaves no room for a new token.
         """
-        choice = Choice(temperature, top_k, nucleus, min_p, repetition_penalty, generator)
+        sampler = TokenSampler(temperature, top_k, nucleus, min_p, repetition_penalty, generator)
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples!r} must be at least 1")
         stops = stop_ids(stop, self.tokenizer)
@@ -231,11 +231,11 @@ class LM(nn.Module):
             for prompt in prompts
             for ids in [prompt_ids(prompt, self, max_seq_len, parse_special)] * n_samples
         ]
-        continued = continuations(
+        continued = generate_rows(
             self,
             rows,
             [min(max_seq_len, self.model_params.max_seq_len)] * len(rows),
-            choice,
+            sampler,
             stop=stops,
             attn_requests=attn_requests,
             use_cache=use_cache,

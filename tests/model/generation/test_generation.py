@@ -286,7 +286,7 @@ def test_an_edit_of_the_layers_is_compared_anew():
         )
     del lm.decoder.layers[0]
     generate(lm, [[1, 4, 5]], 9, temperature=0)
-    assert lm.trust.doubt is None
+    assert lm.cache_check.reason is None
 
 
 def test_a_gate_that_training_opens_is_compared_anew():
@@ -387,7 +387,7 @@ def test_logits_that_are_no_numbers_are_no_reason_to_doubt_the_cache():
         lm.unembed.weight.fill_(torch.nan)
     with pytest.raises(NoNextToken, match="row 0, step 0: no next token, some logits are NaN"):
         generate(lm, [[1, 4]], 3)
-    assert lm.trust.doubt is None
+    assert lm.cache_check.reason is None
 
 
 def test_an_infinite_logit_does_not_hide_a_wrong_cache():
@@ -404,4 +404,4 @@ def test_rounding_is_no_reason_to_doubt_the_cache(dtype):
     for kind in KINDS:
         lm = tiny_lm(layer_architecture=kind, n_layers=4).to(dtype)
         generate(lm, [[1, 4, 5, 6], [1, 9]], 9, temperature=0)
-        assert lm.trust.doubt is None
+        assert lm.cache_check.reason is None
