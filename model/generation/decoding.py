@@ -121,7 +121,8 @@ def usable_logits(logits_BV: Tensor, name: Callable[[int], str] = "row {}".forma
 class CacheCheck:
     """Result of testing whether a model gives the same logits with a cache.
 
-    The test is repeated for longer rows, and after a change of modules, methods, hooks or weights.
+    The test is repeated for longer rows, and after a change of modules, methods, hooks or weights. A copy of a model
+    starts without a result.
     """
 
     def __init__(self) -> None:
@@ -129,6 +130,9 @@ class CacheCheck:
         self.room = 0  # row length in tokens up to which `reason` holds
         self.reason: str | None = None  # why the model must not use a cache
         self.warned: set[str] = set()
+
+    def __reduce__(self) -> tuple:
+        return CacheCheck, ()
 
     def reason_to_skip(self, lm: LanguageModel, fast: LanguageModel, ids_BT: Tensor, room: int) -> str | None:
         """Return why the model must not use a cache, or None if it may. The test starts with `ids_BT`.
