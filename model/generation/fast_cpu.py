@@ -6,8 +6,8 @@ takes 7.2 ms with nn.Linear and 2.7 ms with packed weights, 16 rows take 24 ms a
 """
 
 from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple, TypeVar
+from functools import cache, lru_cache
+from typing import Any, NamedTuple, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from model.transformer.embeddings import NoPositions
 
 # Classes with a faster way to compute their forward, and this forward.
-FORWARDS = {kind: kind.forward for kind in (nn.Linear, nn.Dropout, nn.Identity, nn.Sequential, NoPositions)}
+FAST_KINDS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, NoPositions)
+FORWARDS = {kind: kind.forward for kind in FAST_KINDS}
 MAX_ROWS = 64  # MKL is as fast for more rows
 MAX_BYTES = 2**31  # of weights, which are in memory twice during generation
 MAX_KEPT_BYTES = 2**28  # of weights whose packed form is kept for the next call
@@ -57,13 +58,9 @@ class Copier:
 
     def new_copy(self, module: nn.Module) -> nn.Module:
         children = {name: self.copy(child) for name, child in module._modules.items() if child is not None}
-        kind = type(module)
-        fast: Any = object.__new__(copy_class(kind))
-        if is_idle(module):
-            fast = object.__new__(idle_class(kind))
-        elif self.n_packed and may_pack(module):
-            fast = object.__new__(FastLinear)
-            vars(fast)["packed"] = packed_weight(module, self.n_packed, self.keep)
+        fast: Any = object.__new__(class_of_copy(module, self.n_packed > 0))
+        if isinstance(fast, FastLinear):
+            vars(fast)["packed"] = packed_weight(cast(nn.Linear, module), self.n_packed, self.keep)
         # Python looks for attributes in this dictionary first, and only then asks nn.Module for a child.
         vars(fast).update({**vars(module), **children, "copied_from": module})
         vars(fast)["_modules"] = {**module._modules, **children}
@@ -93,6 +90,14 @@ class Copy(nn.Module):
         vars(self)["_modules"].pop(name, None)
 
 
+class FastLayerNorm(Copy, nn.LayerNorm):
+    """Copy of an nn.LayerNorm."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        return torch.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+
+
 class FastLinear(Copy, nn.Linear):
     """Copy of an nn.Linear that multiplies few rows by its packed weight."""
 
@@ -105,22 +110,31 @@ class FastLinear(Copy, nn.Linear):
         return self.forward(x)  # for example the prompt
 
 
-@cache
-def copy_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return a subclass of `kind` for copies of its modules."""
-    return type(kind.__name__, (Copy, kind), {"__module__": kind.__module__})
+def class_of_copy(module: nn.Module, may_use_packed: bool) -> type[nn.Module]:
+    kind = type(module)
+    if "forward" in vars(module):
+        return subclass(kind, Copy.__call__)
+    if may_use_packed and may_pack(module):
+        return FastLinear
+    if is_as_shipped(module) and kind is nn.LayerNorm:
+        return FastLayerNorm
+    return subclass(kind, return_input if is_idle(module) else kind.forward)
 
 
-@cache
-def idle_class(kind: type[nn.Module]) -> type[nn.Module]:
-    """Return a subclass of `kind` that returns its first input without a call of `forward`."""
-    return type(kind.__name__, (copy_class(kind),), {"__call__": lambda self, x, *_: x})
+@lru_cache
+def subclass(kind: type[nn.Module], call: Callable[..., Any]) -> type[nn.Module]:
+    """Return a subclass of `kind` for copies of its modules, whose calls are calls of `call`."""
+    return type(kind.__name__, (Copy, kind), {"__module__": kind.__module__, "__call__": call})
+
+
+def return_input(module: nn.Module, x: Tensor, *_: Any) -> Tensor:
+    return x
 
 
 def is_idle(module: nn.Module) -> bool:
     """Return True for a module that returns its input in evaluation mode."""
-    is_linear = isinstance(module, nn.Linear)
-    return is_as_shipped(module) and not (is_linear or module.training or module._modules)
+    has_weights = isinstance(module, (nn.Linear, nn.LayerNorm))
+    return is_as_shipped(module) and not (has_weights or module.training or module._modules)
 
 
 def is_as_shipped(module: nn.Module) -> bool:
@@ -165,6 +179,8 @@ class PackedWeight(NamedTuple):
     weight: Tensor
     version: int  # number of in-place changes of the weight before it was packed
     checksum: Tensor  # see `checksum_of`
+    bias: Tensor | None
+    bias_ptr: int | None  # address of the bias
 
     def is_current(self, map: nn.Linear) -> bool:
         """Return False if the map has another parameter now, or one that was changed in place."""
@@ -178,11 +194,15 @@ def packed_weight(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
     """Return the packed weight of a map: that of an earlier call, unless the weight has changed."""
     weight, checksum = map.weight, checksum_of(map.weight)
     packed = kept.pop(map, None)
+    bias = map.bias
+    bias_ptr = None if bias is None else bias.data_ptr()
     is_same = packed is not None and packed.n_rows == n_rows and packed.is_current(map)
+    is_same = is_same and packed.bias is bias and packed.bias_ptr == bias_ptr
     if packed is None or not is_same or not torch.equal(packed.checksum, checksum):
-        product = one_row(weight) if n_rows == 1 else few_rows(weight, n_rows)
+        product = one_row(weight, bias) if n_rows == 1 else few_rows(weight, n_rows)
         max_numel = map.in_features * (1 if n_rows == 1 else MAX_ROWS)
-        packed = PackedWeight(product, n_rows, max_numel, weight, weight._version, checksum)
+        version = weight._version
+        packed = PackedWeight(product, n_rows, max_numel, weight, version, checksum, bias, bias_ptr)
     if keep:
         kept[map] = packed
     return packed
@@ -198,17 +218,22 @@ def random_vector(n: int) -> Tensor:
     return torch.randn(n, generator=torch.Generator().manual_seed(0))
 
 
-def one_row(weight: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+def one_row(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:
     """Return a product that gives each thread a share of the outputs, as MKL does not divide a product with one row."""
     n, n_out = torch.get_num_threads(), len(weight)
     padded = F.pad(weight.detach(), (0, 0, 0, -n_out % n))
     shares = torch.stack([share.t() for share in padded.chunk(n)])
+    # A view, so that changes of the bias in place count.
+    bias_shares = None if bias is None or n_out % n else bias.detach().view(n, 1, -1)
 
-    def product(x: Tensor, bias: Tensor | None) -> Tensor:
-        out = torch.bmm(x.reshape(1, 1, -1).expand(n, 1, -1), shares).view(*x.shape[:-1], -1)
+    def product(x: Tensor, bias_now: Tensor | None) -> Tensor:
+        rows = (x if x.dim() <= 3 else x.reshape(1, -1)).expand(n, 1, -1)
+        if bias_shares is not None and bias_now is bias:
+            return torch.baddbmm(bias_shares, rows, shares).view(*x.shape[:-1], n_out)
+        out = torch.bmm(rows, shares).view(*x.shape[:-1], -1)
         if out.shape[-1] > n_out:
             out = out[..., :n_out]
-        return out if bias is None else out + bias
+        return out if bias_now is None else out + bias_now
 
     return product
 
