@@ -66,7 +66,7 @@ class Context:
 
     @property
     def start(self) -> int:
-        """The position of the first token in x_BTD."""
+        """Position of the first token in x_BTD."""
         return 0 if self.cache is None else self.cache.seen
 
     def named(self, name: str) -> str:

@@ -26,7 +26,7 @@ from model.generation.sampling import (
     stop_ids,
 )
 from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
-from model.masking import filled, hidden, losses_in_turn, whole_rows
+from model.masking import filled, losses_in_turn, mask_tokens, whole_rows
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summary, token_losses
 from model.problems import model_problems
@@ -94,7 +94,7 @@ class LM(nn.Module):
         if cache is not None and attn_requests is not None:
             raise Uncacheable("attn_requests is set")
         if cache is not None and not self.model_params.causal:
-            raise Uncacheable("with causal=False all that was said depends on what is said later")
+            raise Uncacheable("with causal=False earlier tokens depend on later ones")
         record = Recording(["*.resid_post"] * get_embeddings + ["*.pattern"] * get_attns)
         taps = [*self.taps, record] if record.patterns else self.taps
         real_BT = real_tokens(mask, x)
@@ -157,7 +157,7 @@ class LM(nn.Module):
         With objective="masked" training hides other tokens every time, while evaluation hides the same tokens of a row.
         """
         if self.model_params.objective == "masked":
-            x, y = hidden(whole_rows(batch, self), self, train_params)
+            x, y = mask_tokens(whole_rows(batch, self), self, train_params)
         else:
             x_indices, scored = batch["x_indices"].to(self.device), batch["target_mask"].to(self.device)
             x = x_indices[:, :-1]
@@ -267,7 +267,7 @@ class LM(nn.Module):
         """Return the `n_best` best continuations of a prompt that are found, and their scores, best first.
 
         At each step the `n_beams` most probable unfinished continuations go on. The score is the sum of
-        log-probabilities divided by (number of new tokens)^length_penalty. A penalty above 0 favours long texts.
+        log-probabilities divided by (number of new tokens)^length_penalty. A penalty above 0 favors long texts.
         `early_stopping` says when to end:
         - True: there are n_beams finished continuations.
         - False: also, the best unfinished one scores no better at its current length.
@@ -295,7 +295,9 @@ class LM(nn.Module):
         Raise ValueError if there is no mask token to fill.
         """
         if self.model_params.objective != "masked":
-            raise ValueError("a model of next tokens fills no gaps: it continues a text, as lm.sample does")
+            raise ValueError(
+                "lm.fill needs objective='masked'; a model of next tokens continues a text: use lm.sample"
+            )
         ids = self.tokenizer.with_gaps(text) if isinstance(text, str) else list(text)
         with torch.no_grad(), eval_mode(self):
             ids, probs = filled(ids, self)

@@ -30,7 +30,7 @@ class WithoutInit(TorchFunctionMode):
         return tensor if function in RANDOM and tensor.is_meta else function(*args, **kwargs)
 
 
-def sketch(model: ModelParams, n_tokens: int) -> LM:
+def build_on_meta(model: ModelParams, n_tokens: int) -> LM:
     """Build a model on the meta device, without memory, where the code of its layers allows that.
 
     Raise ValueError for sizes that cannot be built.
@@ -55,7 +55,7 @@ def sketch(model: ModelParams, n_tokens: int) -> LM:
 
 def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
     """Return the names and shapes of a model's parameters."""
-    return {name: parameter.shape for name, parameter in sketch(model, n_tokens).named_parameters()}
+    return {name: parameter.shape for name, parameter in build_on_meta(model, n_tokens).named_parameters()}
 
 
 def shortened(model: ModelParams) -> ModelParams:
@@ -73,7 +73,7 @@ class Size(NamedTuple):
 
 def size_of(model: ModelParams, n_tokens: int) -> Size:
     """Return the size of a model without building all its layers. Raise ValueError if it cannot be built."""
-    lm = sketch(shortened(model), n_tokens)
+    lm = build_on_meta(shortened(model), n_tokens)
     n_repeated = model.n_layers - lm.model_params.n_layers
     turn = size_of_module(nn.ModuleList(list(lm.decoder.layers)[: len(model.kinds)]))
     n_turns = n_repeated // len(model.kinds)
@@ -93,7 +93,7 @@ def base_shapes(lm: LM) -> Shapes:  # muP
     """
     p = lm.model_params
     twice = replace(p, parametrization="standard", dim=2 * p.dim, dim_ff=p.dim_ff and 2 * p.dim_ff)
-    wider = sketch(twice, lm.n_tokens)
+    wider = build_on_meta(twice, lm.n_tokens)
     both = make_base_shapes(lm, wider)
     others = {name: parameter.shape for name, parameter in wider.named_parameters()}
     smaller = 1 - base_dim(p) / p.dim  # by this share of what a second width adds

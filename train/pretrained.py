@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.hub import hub_answers, name_and_revision
 from data.tokenizer import Tokenizer
-from model.hf.weights import architecture_of, load_hf, logit_difference, pour, pretrained_fields
+from model.hf.weights import architecture_of, copy_weights, load_hf, logit_difference, pretrained_fields
 from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import model_problems
@@ -98,7 +98,7 @@ def pretrained(setting: str, name: str, revision: str | None) -> Origin:
                 "set tied_embeddings=False"
             )
         lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
-        pour(hf_model, lm)
+        copy_weights(hf_model, lm)
         difference = logit_difference(hf_model, lm)
         # A warning only: fine-tuning a model with an edited layer is legitimate.
         if difference is not None:

@@ -1,4 +1,4 @@
-"""Decoding token by token, with a cache wherever it is known to give the same logits.
+"""Decoding token by token, with a cache if a test shows that it gives the same logits.
 
 Shape suffixes:  B batch  T position  V vocabulary
 """
@@ -58,7 +58,7 @@ class Rows:
     ) -> None:
         if lm.model_params.objective == "masked":
             raise ValueError(
-                "a model of objective='masked' continues no text: it fills gaps in one, as lm.fill(text) does"
+                "a model with objective='masked' cannot continue a text; use lm.fill(text) to fill its gaps"
             )
         self.lm = fast_copy(lm, n_rows)
         self.attn_requests = attn_requests
@@ -188,9 +188,9 @@ def reason_against_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str 
         except Uncacheable as error:
             return str(error)
         except Exception as error:  # a user's layer may raise anything for a single position
-            return f"with one a layer raises {error!r}"
+            return f"with a cache a layer raises {error!r}"
         if not close(cached_BV, plain_BV):
-            return "with one the logits differ, as a layer reads other positions without caching them"
+            return "with a cache the logits differ, as a layer reads other positions without caching them"
     return None
 
 

@@ -18,7 +18,7 @@ from model.transformer.embeddings import NoPositions
 
 # Classes with a faster way to compute their forward, and this forward.
 FAST_KINDS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, NoPositions)
-FORWARDS = {kind: kind.forward for kind in FAST_KINDS}
+FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {kind: kind.forward for kind in FAST_KINDS}
 MAX_ROWS = 64  # MKL is as fast for more rows
 MAX_BYTES = 2**31  # of weights, which are in memory twice during generation
 MAX_KEPT_BYTES = 2**28  # of weights whose packed form is kept for the next call
@@ -41,7 +41,8 @@ def fast_copy(model: M, n_rows: int) -> M:
     maps = [module for module in model.modules() if may_pack(module)]
     n_bytes = sum(map.weight.nbytes for map in maps)
     n_packed = n_rows if has_fast_product(n_rows) and n_bytes <= MAX_BYTES else 0
-    return Copier(n_packed, keep=n_bytes <= MAX_KEPT_BYTES).copy(model)
+    copier: Any = Copier(n_packed, keep=n_bytes <= MAX_KEPT_BYTES)
+    return copier.copy(model)
 
 
 class Copier:
@@ -122,7 +123,7 @@ def class_of_copy(module: nn.Module, may_use_packed: bool) -> type[nn.Module]:
 
 
 @lru_cache
-def subclass(kind: type[nn.Module], call: Callable[..., Any]) -> type[nn.Module]:
+def subclass(kind: Any, call: Callable[..., Any]) -> type[nn.Module]:
     """Return a subclass of `kind` for copies of its modules, whose calls are calls of `call`."""
     return type(kind.__name__, (Copy, kind), {"__module__": kind.__module__, "__call__": call})
 
@@ -196,9 +197,10 @@ def packed_weight(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
     packed = kept.pop(map, None)
     bias = map.bias
     bias_ptr = None if bias is None else bias.data_ptr()
-    is_same = packed is not None and packed.n_rows == n_rows and packed.is_current(map)
-    is_same = is_same and packed.bias is bias and packed.bias_ptr == bias_ptr
-    if packed is None or not is_same or not torch.equal(packed.checksum, checksum):
+    if packed is not None:
+        is_same = packed.n_rows == n_rows and packed.bias is bias and packed.bias_ptr == bias_ptr
+        is_same = is_same and packed.is_current(map) and torch.equal(packed.checksum, checksum)
+    if packed is None or not is_same:
         product = one_row(weight, bias) if n_rows == 1 else few_rows(weight, n_rows)
         max_numel = map.in_features * (1 if n_rows == 1 else MAX_ROWS)
         version = weight._version

@@ -129,7 +129,7 @@ def from_hf(
         fields |= {"tokenizer_source_name": hf_model.config.name_or_path}
     tokenizer = with_stops(tokenizer or IdsOnly(hf_model.config), end_tokens(hf_model))
     lm = LM(ModelParams(**fields), tokenizer).to(hf_model.device, hf_model.dtype)
-    pour(hf_model, lm)
+    copy_weights(hf_model, lm)
     if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
             f"logits of this {type(hf_model).__name__} and of an LM with its weights differ by {difference:.2g}: "
@@ -164,7 +164,7 @@ def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
     return fields
 
 
-def pour(hf_model: PreTrainedModel, lm: LM) -> None:
+def copy_weights(hf_model: PreTrainedModel, lm: LM) -> None:
     """Copy all weights of a language model of transformers into an LM. Raise ValueError for a weight that does not fit.
 
     Only the first rows of the tables of tokens and learned positions are copied, as many as the LM has. Every parameter

@@ -27,7 +27,7 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids_BT: Tensor, start: int = 0, padding_B: Tensor | None = None) -> Tensor:
-        """`start` is the position of the first of these ids, `padding_B` how many positions are padding before each row."""
+        """Return [B, T, D]. The first id is at position `start`, and `padding_B` positions of each row before are padding."""
         padding = () if padding_B is None else (padding_B,)
         x_BTD = self.positions(self.tokens(ids_BT), start, *padding)
         x_BTD = x_BTD if self.mult == 1 else x_BTD * self.mult  # muP
@@ -35,7 +35,7 @@ class Embedding(nn.Module):
 
 
 class NoPositions(nn.Module):
-    """Leaves everything as it is."""
+    """Return the input unchanged."""
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()

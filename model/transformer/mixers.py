@@ -37,9 +37,8 @@ class CausalConv(nn.Module):
         x_BSC = torch.cat([past_BPC, x_BTC], dim=1)
         ctx.keep("conv", x_BSC[:, T:])
         out_BTC = torch.zeros_like(x_BTC)
-        for i, w_C in enumerate(
-            self.weight_WC
-        ):  # on a CPU faster than nn.Conv1d with a group to each channel
+        # On a CPU this is faster than nn.Conv1d with a group for each channel.
+        for i, w_C in enumerate(self.weight_WC):
             out_BTC = out_BTC + w_C * x_BSC[:, i : i + T]
         return out_BTC
 

@@ -12,7 +12,7 @@ import torch
 from data.problems import data_problems
 from model.model_params import ModelParams
 from model.problems import model_problems
-from model.shapes import parameter_shapes, roles_of, shortened, size_of, sketch
+from model.shapes import build_on_meta, parameter_shapes, roles_of, shortened, size_of
 from train.data import tokenizer_spec
 from train.grid.expand import Place, Run
 from train.grid.params import Texts, did_you_mean
@@ -117,7 +117,7 @@ def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
     """Yield an error message for a parameter without a muP role, if the optimizer needs roles."""
     if asked and not any(model_problems(model)):
         try:
-            roles_of(sketch(shortened(model), n_tokens=2))
+            roles_of(build_on_meta(shortened(model), n_tokens=2))
         except ValueError as error:
             yield str(error)
 

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining
 
 import gpt2
 from model.hf.configs import fields_of
-from model.hf.weights import as_hf, from_hf, load_hf, pour, pretrained_fields
+from model.hf.weights import as_hf, copy_weights, from_hf, load_hf, pretrained_fields
 from model.lm import LM
 from model.model_params import ModelParams
 from tests.model.hf.hf_models import all_in_float64
@@ -78,7 +78,7 @@ def assert_gradients_equal(hf_model, lm, tolerance):
     types_of(theirs).data = torch.zeros_like(types_of(theirs))
     for parameter in ours.parameters():
         parameter.data.fill_(math.nan)
-    pour(theirs, ours)
+    copy_weights(theirs, ours)
     for (name, expected), parameter in zip(ours.named_parameters(), lm.parameters(), strict=True):
         assert_close(parameter.grad, expected.data, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
     of_all_positions = lm.embed.positions.table.weight.grad.sum(dim=0)
@@ -122,7 +122,7 @@ def test_parity_in_float64(family, seed):
 def test_parity_with_padding(family, attention):
     hf_model = random_model(family, 0)
     lm = LM(ModelParams(**fields_of(hf_model.config), attention=attention), CharTokenizer(N_TOKENS)).eval()
-    pour(hf_model, lm)
+    copy_weights(hf_model, lm)
     padded = IDS.masked_fill(~REAL, hf_model.config.pad_token_id)
     with torch.no_grad():
         ours, theirs = lm(padded, mask=REAL), hf_model(padded, attention_mask=REAL.long()).logits

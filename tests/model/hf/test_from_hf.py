@@ -19,7 +19,7 @@ from transformers import (
 )
 
 import gpt2
-from model.hf.weights import from_hf, load_hf, logit_difference, pour
+from model.hf.weights import copy_weights, from_hf, load_hf, logit_difference
 from model.lm import LM
 from model.mup.base_shapes import make_base_shapes
 from model.mup.parametrization import init_, make_readouts, roles, scale_scores
@@ -175,12 +175,12 @@ def test_two_values_for_one_parameter_are_refused_and_nothing_is_written():
     hf_model.lm_head.weight = nn.Parameter(hf_model.lm_head.weight.detach() + 1)
     before = copy.deepcopy(lm.state_dict())
     with pytest.raises(ValueError, match="tied_embeddings=True"):
-        pour(hf_model, lm)
+        copy_weights(hf_model, lm)
     assert_close(lm.state_dict(), before, rtol=0, atol=0)
     lm = from_hf(hf_model)
     lm.unembed.weight = lm.embed.tokens.weight  # by an edit that no field tells of
     with pytest.raises(ValueError, match=r"unembed\.weight would get two different weights"):
-        pour(hf_model, lm)
+        copy_weights(hf_model, lm)
 
 
 # muP

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2Model
 
 from model.hf.configs import spelled_out
-from model.hf.weights import as_hf, fields_of, from_hf, load_hf, pour, pretrained_fields
+from model.hf.weights import as_hf, copy_weights, fields_of, from_hf, load_hf, pretrained_fields
 from model.lm import LM
 from model.model_params import ModelParams
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
@@ -46,7 +46,7 @@ def assert_gradients_equal(hf_model, lm, tolerance):
         parameter.data = original.grad
     for parameter in ours.parameters():
         parameter.data.fill_(math.nan)
-    pour(theirs, ours)
+    copy_weights(theirs, ours)
     for (name, expected), parameter in zip(ours.named_parameters(), lm.parameters(), strict=True):
         assert_close(parameter.grad, expected.data, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
     assert max(parameter.grad.abs().max() for parameter in lm.parameters()) > 0.01
@@ -113,7 +113,7 @@ def test_pouring_copies():
 def test_a_tied_readout_may_be_untied():
     hf_model = random_hf("gpt2", 0, tie_word_embeddings=True)
     lm = fresh_lm(hf_model, tied_embeddings=False)
-    pour(hf_model, lm)
+    copy_weights(hf_model, lm)
     assert lm.unembed.weight is not lm.embed.tokens.weight
     assert_close(lm(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
 
@@ -121,7 +121,7 @@ def test_a_tied_readout_may_be_untied():
 def test_rows_without_a_token_and_later_positions_may_be_left_out():
     hf_model = random_hf("gpt2", 0, vocab_size=100)
     lm = fresh_lm(hf_model, n_tokens=99, max_seq_len=10)
-    pour(hf_model, lm)
+    copy_weights(hf_model, lm)
     ids = random_ids(3, 10, 99)
     assert_close(lm(ids), hf_model(ids).logits[..., :99], rtol=0, atol=1e-5)
 
@@ -133,7 +133,7 @@ def test_what_an_edit_adds_stays_as_it_is():
     inserted = nn.Linear(lm.model_params.dim, lm.model_params.dim)
     before = copy.deepcopy(inserted.state_dict())
     lm.decoder.layers.insert(1, inserted)
-    pour(hf_model, lm)
+    copy_weights(hf_model, lm)
     assert_close(inserted.state_dict(), before)
     del lm.decoder.layers[1]
     assert_close(lm(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
@@ -142,7 +142,7 @@ def test_what_an_edit_adds_stays_as_it_is():
 def test_lora_changes_nothing_at_the_start_and_is_merged_on_the_way_back():
     hf_model = random_hf("qwen2", 0)
     lm = fresh_lm(hf_model, lora_rank=2)
-    pour(hf_model, lm)
+    copy_weights(hf_model, lm)
     assert_close(lm(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
     perturb(lm)
     assert_close(as_hf(lm)(IDS).logits, lm(IDS), rtol=0, atol=1e-4)
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_poured(settings, n_tokens, fi
     lm = fresh_lm(hf_model, n_tokens, **fields)
     before = copy.deepcopy(lm.state_dict())
     with pytest.raises(ValueError, match=message) as error:
-        pour(hf_model, lm)
+        copy_weights(hf_model, lm)
     assert "\n" not in str(error.value)
     assert_close(lm.state_dict(), before, rtol=0, atol=0)
 
