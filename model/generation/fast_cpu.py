@@ -61,7 +61,7 @@ class Copier:
         children = {name: self.copy(child) for name, child in module._modules.items() if child is not None}
         fast: Any = object.__new__(class_of_copy(module, self.n_packed > 0))
         if isinstance(fast, FastLinear):
-            vars(fast)["packed"] = packed_weight(cast(nn.Linear, module), self.n_packed, self.keep)
+            vars(fast)["packed_weight"] = pack(cast(nn.Linear, module), self.n_packed, self.keep)
         # Python looks for attributes in this dictionary first, and only then asks nn.Module for a child.
         vars(fast).update({**vars(module), **children, "copied_from": module})
         vars(fast)["_modules"] = {**module._modules, **children}
@@ -102,17 +102,17 @@ class FastLayerNorm(Copy, nn.LayerNorm):
 class FastLinear(Copy, nn.Linear):
     """Copy of an nn.Linear that multiplies few rows by its packed weight."""
 
-    packed: "PackedWeight"
+    packed_weight: "PackedWeight"
 
     def __call__(self, x: Tensor) -> Tensor:
-        packed = self.packed
+        packed = self.packed_weight
         if x.numel() <= packed.max_numel and x.dtype == torch.float32 and packed.is_current(self):
             return packed.product(x, self._parameters.get("bias"))
         return self.forward(x)  # for example the prompt
 
 
 def class_of_copy(module: nn.Module, may_use_packed: bool) -> type[nn.Module]:
-    kind = type(module)
+    kind: Any = type(module)
     if "forward" in vars(module):
         return subclass(kind, Copy.__call__)
     if may_use_packed and may_pack(module):
@@ -191,7 +191,7 @@ class PackedWeight(NamedTuple):
 kept: WeakKeyDictionary[nn.Module, PackedWeight] = WeakKeyDictionary()
 
 
-def packed_weight(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
+def pack(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
     """Return the packed weight of a map: that of an earlier call, unless the weight has changed."""
     weight, checksum = map.weight, checksum_of(map.weight)
     packed = kept.pop(map, None)

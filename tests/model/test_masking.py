@@ -18,7 +18,7 @@ from data.tokenizer import Tokenizer, char_tokenizer, from_transformers, make_to
 from model.context import Cache, Context, Uncacheable
 from model.generation.sampling import generate
 from model.lm import LM
-from model.masking import MASK_FRAC, hidden, whole_rows
+from model.masking import MASK_FRAC, mask_tokens, whole_rows
 from model.model_params import ModelParams
 from model.observe import ignored_fields
 from model.perplexity import NOT_SCORED
@@ -184,7 +184,7 @@ def draw(lm, lengths, mask_frac=MASK_FRAC, scored=None):
     if scored is not None:
         data["target_mask"] &= scored
     whole = whole_rows(data, lm)
-    return whole, hidden(whole, lm, TrainParams(mask_frac=mask_frac))
+    return whole, mask_tokens(whole, lm, TrainParams(mask_frac=mask_frac))
 
 
 @settings(deadline=None, max_examples=30)

@@ -46,9 +46,9 @@ def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
         with safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         with torch.device("meta"), at_most_parameters(2 * len(found) + 100):  # shared ones count each time
-            build_on_meta = LM(params, tokenizer)  # has shapes, but no memory, however large it is
-        check_shapes(found, build_on_meta)
-        if sum(table.nbytes for table in build_on_meta.buffers()) > LARGEST_TABLES:
+            sketch = LM(params, tokenizer)  # has shapes, but no memory, however large it is
+        check_shapes(found, sketch)
+        if sum(table.nbytes for table in sketch.buffers()) > LARGEST_TABLES:
             raise ValueError(
                 f"max_seq_len={params.max_seq_len} needs tables of over {LARGEST_TABLES:,} bytes"
             )

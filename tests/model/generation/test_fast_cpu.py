@@ -182,9 +182,9 @@ def test_weights_are_packed_once_and_anew_when_they_change(change):
         with torch.no_grad():
             fast = fast_copy(model, 1)
             assert_close(fast(x), model(x))
-        made.append(fast[0].packed)
+        made.append(fast[0].packed_weight)
     assert made[0] is made[1] is not made[2] is made[3]
-    assert fast_copy(model, 2)[0].packed.n_rows == 2
+    assert fast_copy(model, 2)[0].packed_weight.n_rows == 2
 
 
 def test_packed_weights_do_not_keep_the_model():
