@@ -95,7 +95,7 @@ class FastLayerNorm(Copy, nn.LayerNorm):
     """Copy of an nn.LayerNorm."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        weight, bias = map(self._parameters.get, ("weight", "bias"))
         return torch.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
