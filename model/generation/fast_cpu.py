@@ -95,8 +95,8 @@ class FastLayerNorm(Copy, nn.LayerNorm):
     """Copy of an nn.LayerNorm."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        weight, bias = map(self._parameters.get, ("weight", "bias"))
-        return torch.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
+        own = self._parameters
+        return torch.layer_norm(x, self.normalized_shape, own.get("weight"), own.get("bias"), self.eps)
 
 
 class FastLinear(Copy, nn.Linear):
