@@ -188,17 +188,16 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.jobs != "1" and not args.dry_run:
         start_server_of_workers()
     # These modules import torch, which is slow, so import them after the first checks.
-    from train.launch import check_models as architecture
-    from train.launch import estimate, plan, sweep, tables
+    from train.launch import check_models, estimate, plan, sweep, tables
 
     call = sweep.make_call(args, wandb_username)
     runs = read_runs(args, files, call)
     namer = partial(Namer, args=args)
     plan.check_names(runs, namer, call)
     if args.check == "only":
-        return architecture.report(runs, call)
+        return check_models.report(runs, call)
     if args.check == "strict":
-        architecture.refuse_leaks(runs, call)
+        check_models.refuse_leaks(runs, call)
     if args.dry_run:
         plan.announce(runs, call)
         return estimate.report(runs, call, times=not (args.coord_check or args.stability))

@@ -18,7 +18,7 @@ from common.text import did_you_mean
 from data.corpora import corpus_names, data_folder_fault, is_local, log_once, own_folder, read_corpus
 from data.data_params import DataParams
 from data.syntheticdata import MARKS, Sample, Task, identity, tasks
-from data.task_rows import MOST_TRIED, check_fits, check_split, short, sizes
+from data.task_rows import MAX_TRIED, check_fits, check_split, short, sizes
 from data.text_rows import too_few_documents
 from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
 from data.trial import TrialError, in_trial
@@ -141,14 +141,14 @@ def check_samples(task: Task, data_params: DataParams, until: float = math.inf) 
         words.update(sample)
         longest = max(longest, len(sample) - sum(map(sample.count, MARKS)))
         n_rows += 1
-        if task.rows and n_rows <= MOST_TRIED:
+        if task.rows and n_rows <= MAX_TRIED:
             first.append(sample)
     check_tokens(
         {word for word in words - set(MARKS) if not (spaced and isinstance(word, str) and word.isspace())}
     )
     if not task.rows:
         return Trial(longest, None)
-    return Trial(longest, n_rows if n_rows > MOST_TRIED else len(set(map(identity, first))))
+    return Trial(longest, n_rows if n_rows > MAX_TRIED else len(set(map(identity, first))))
 
 
 def trial_samples(task: Task, data_params: DataParams, until: float) -> Iterator[Sample]:

@@ -22,8 +22,8 @@ from data.data_params import DataParams
 from data.syntheticdata import Sample, Task, identity, read_marks
 from data.tokenizer import OWN_SPECIALS, Tokenizer, char_tokenizer, word_tokenizer
 
-MOST_DRAWS = 1000  # draws without a new sample before a task counts as having too few
-MOST_TRIED = 10_000  # held-out samples to try before a run starts
+MAX_DRAWS = 1000  # draws without a new sample before a task counts as having too few
+MAX_TRIED = 10_000  # held-out samples to try before a run starts
 MAX_SHOWN = 160  # characters of an argument in a message
 NOTHING_NEW = 1000  # samples in a row without a new token end the search for the vocabulary
 
@@ -113,7 +113,7 @@ class DrawnSamples:
 
     def first_new(self, split: str, i: int, seen: set[int]) -> int:
         """Return the first attempt that draws a sample whose hash is not in `seen`, and add it there."""
-        for attempt in range(MOST_DRAWS):
+        for attempt in range(MAX_DRAWS):
             if (found := short_hash(self.draw(split, i, attempt))) not in seen:
                 seen.add(found)
                 return attempt
@@ -122,7 +122,7 @@ class DrawnSamples:
     def sample(self, split: str, i: int) -> Sample:
         if split != "train":
             return self.draw(split, i, int(self.attempts[split][i]))
-        for attempt in range(MOST_DRAWS):
+        for attempt in range(MAX_DRAWS):
             drawn = self.draw(split, i, attempt)
             if not self.is_held_out(short_hash(drawn)):
                 return drawn
@@ -161,7 +161,7 @@ def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: 
         sizes(data_params, n_rows)
         return
     with contextlib.suppress(TimeoutError):
-        DrawnSamples(task._replace(draw=draw), data_params).check(MOST_TRIED)
+        DrawnSamples(task._replace(draw=draw), data_params).check(MAX_TRIED)
 
 
 def short_hash(sample: Sample) -> int:

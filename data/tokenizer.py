@@ -25,7 +25,7 @@ from data.hub import download_snapshot, hub_answers, local_snapshot, name_and_re
 
 OWN_SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0 to 3 of the tokenizers made here
 MASK = "<mask>"  # the mask token of masked models, with the last id
-LARGEST_FILE = 200_000_000  # bytes; a larger tokenizer file is refused
+MAX_FILE = 200_000_000  # bytes; a larger tokenizer file is refused
 UNASSIGNED = "\U000f0000"  # a private-use character, which no vocabulary has
 NAMED = ("bos_token", "eos_token", "pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 PRETRAINED_FILES = (  # the files of a pretrained tokenizer; only the first is required
@@ -316,9 +316,9 @@ def readable(source: object, passing: type[BaseException] = KeyboardInterrupt) -
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file. Raise ValueError if it is larger than LARGEST_FILE bytes."""
-    if path.stat().st_size > LARGEST_FILE:
-        raise ValueError(f"{path.name} is larger than {LARGEST_FILE:,} bytes")
+    """Return the text of a UTF-8 file. Raise ValueError if it is larger than MAX_FILE bytes."""
+    if path.stat().st_size > MAX_FILE:
+        raise ValueError(f"{path.name} is larger than {MAX_FILE:,} bytes")
     return path.read_text(encoding="utf-8")
 
 

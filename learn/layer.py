@@ -4,8 +4,7 @@ Shape suffixes:  B batch  T position  S position so far  D model dim  H head
 """
 
 import importlib
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields
 from types import ModuleType
 
 import torch
@@ -14,12 +13,26 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from learn.outline import Outline
-from model.context import Context, Layer, layer_kind
+from model.context import Context, Layer, all_except, layer_kind
 from model.model_params import ModelParams
-from model.transformer.embeddings import without_attention
+from model.transformer.embeddings import acts_in_attention
 from model.transformer.linear import weight_std
 
 FILE = Outline("gpt2").student.name
+# Fields that act outside the layers, and sizes. Inside the layers only the student's file decides.
+FREE_FIELDS = {
+    "layer_architecture",
+    "dim",
+    "n_layers",
+    "n_heads",
+    "max_seq_len",
+    "tied_embeddings",
+    "init",
+    "from_saved",
+    "tokenizer_source_name",
+    "tokenizer_vocab_size",
+    "tokenizer_crop",
+}
 SOFTMAX = {torch.softmax, torch.Tensor.softmax, F.softmax, torch.special.softmax}
 
 
@@ -32,8 +45,18 @@ def students_file() -> ModuleType:
 class StudentLayer(Layer):
     """A Block(dim, n_heads) of learn/gpt2_student.py. With dropout on what it adds to the residual stream."""
 
+    refuses = {
+        **{
+            field.name: all_except(field.default)
+            for field in fields(ModelParams)
+            if field.name not in FREE_FIELDS
+        },
+        "positions": acts_in_attention,
+    }
+
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
+        check_block(model_params.dim, model_params.n_heads)
         self.block = students_file().Block(model_params.dim, model_params.n_heads)
         self.dropout = nn.Dropout(dropout)
         for name, parameter in self.block.named_parameters():
@@ -44,42 +67,6 @@ class StudentLayer(Layer):
                 )
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
-
-    @classmethod
-    def possible(cls, model_params: ModelParams) -> ModelParams:
-        """Sizes and what lies around the layers: inside them the student's file alone decides."""
-        p = model_params
-        return replace(
-            ModelParams(),
-            layer_architecture=p.layer_architecture,
-            dim=p.dim,
-            n_layers=p.n_layers,
-            n_heads=p.n_heads,
-            max_seq_len=p.max_seq_len,
-            positions=without_attention(p).positions,
-            tied_embeddings=p.tied_embeddings,
-            init=p.init,
-            from_saved=p.from_saved,
-            tokenizer_source_name=p.tokenizer_source_name,
-            tokenizer_vocab_size=p.tokenizer_vocab_size,
-            tokenizer_crop=p.tokenizer_crop,
-        )
-
-    @classmethod
-    def problems(cls, model_params: ModelParams) -> Iterator[str]:
-        p = model_params
-        check = "`python3 -m learn check gpt2.Block` says more"
-        try:
-            x_BTD = torch.zeros(1, 2, p.dim)
-            with torch.random.fork_rng():
-                y = students_file().Block(p.dim, p.n_heads)(x_BTD)
-        except NotImplementedError:
-            yield f"layer_architecture='student': in learn/{FILE} a part of Block is not built yet; {check}"
-        except Exception as error:  # whatever is wrong with a student's file
-            yield f"layer_architecture='student': Block of learn/{FILE} stops with {type(error).__name__}: {error}; {check}"
-        else:
-            if not isinstance(y, Tensor) or y.shape != x_BTD.shape:
-                yield f"layer_architecture='student': Block of learn/{FILE} does not keep the shape [B, T, D]; {check}"
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         T = x_BTD.shape[1]
@@ -92,6 +79,27 @@ class StudentLayer(Layer):
         if self.training and self.dropout.p:
             y_BSD = x_BSD + self.dropout(y_BSD - x_BSD)
         return y_BSD[:, x_BSD.shape[1] - T :]
+
+
+def check_block(dim: int, n_heads: int) -> None:
+    """Raise ValueError if the student's Block cannot be built, cannot run, or does not keep the shape of its input."""
+    hint = "`python3 -m learn check gpt2.Block` says more"
+    name = f"Block of learn/{FILE}"
+    try:
+        with torch.random.fork_rng(), torch.device("cpu"):
+            x_BTD = torch.zeros(1, 2, dim)
+            y = students_file().Block(dim, n_heads)(x_BTD)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"layer_architecture='student': in learn/{FILE} a part of Block is not built yet; {hint}"
+        ) from error
+    # A student's file may raise anything.
+    except Exception as error:
+        raise ValueError(
+            f"layer_architecture='student': {name} stops with {type(error).__name__}: {error}; {hint}"
+        ) from error
+    if not isinstance(y, Tensor) or y.shape != x_BTD.shape:
+        raise ValueError(f"layer_architecture='student': {name} does not keep the shape [B, T, D]; {hint}")
 
 
 class Softmaxes(TorchFunctionMode):

@@ -3,14 +3,13 @@
 Shape suffixes:  B batch  T position  D model dim
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from common.registry import Registry
-from model.model_params import ModelParams
 
 
 class Tap(Protocol):
@@ -69,7 +68,7 @@ class Context:
 
     @property
     def start(self) -> int:
-        """The position of the first token in x_BTD."""
+        """Position of the first token in x_BTD."""
         return 0 if self.cache is None else self.cache.seen
 
     def named(self, name: str) -> str:
@@ -142,20 +141,25 @@ class Context:
             self.cache.kept[self.named(name)] = state
 
 
+Refused = Collection[Any] | Callable[[Any], bool]  # values of a field, or a predicate of a value
+
+
+def all_except(*allowed: Any) -> Callable[[Any], bool]:
+    """Return a predicate for `Layer.refuses` that is True for every value other than `allowed`."""
+    return lambda value: value not in allowed
+
+
 class Layer(nn.Module):
-    """A layer that takes `(x_BTD, ctx)`. Any other module in the stack is called with `x_BTD` alone."""
+    """A layer that takes `(x_BTD, ctx)`. Any other module in the stack is called with `x_BTD` alone.
 
-    has_attention = True  # False: positions that act inside attention do not work with this kind
+    `refuses` names the values that a kind does not support, by field: a set of them, or a predicate of a value, such as
+    `all_except(None)`. A restriction on several fields together belongs in `__init__`, as a ValueError. Both kinds of
+    errors are reported for the whole grid before it starts. A field without effect needs no declaration.
+    """
 
-    @classmethod
-    def possible(cls, model_params: ModelParams) -> ModelParams:
-        """Return the closest params that layers of this kind support. Params that differ from it are refused."""
-        return model_params
-
-    @classmethod
-    def problems(cls, model_params: ModelParams) -> Iterator[str]:
-        """Yield an error message for each restriction that `possible` cannot express."""
-        return iter(())
+    refuses: ClassVar[Mapping[str, Refused]] = {}
+    # False: positions that act inside attention need another layer kind in the stack.
+    has_attention: ClassVar[bool] = True
 
 
 MakeLayer = Callable[..., nn.Module]  # (model_params, dropout) -> a Layer or any other module

@@ -14,19 +14,19 @@ from torch.utils.data import DataLoader
 
 from model.context import AddedLosses, Cache, Context, Uncacheable
 from model.generation.beam import Beam, EarlyStopping, Search, beam_search
-from model.generation.decoding import Trust
+from model.generation.decoding import CacheCheck
 from model.generation.sampling import (
-    Choice,
     Prompt,
     Stop,
-    continuations,
+    TokenSampler,
     eval_mode,
+    generate_rows,
     is_prompt,
     prompt_ids,
     stop_ids,
 )
 from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
-from model.masking import filled, hidden, losses_in_turn, whole_rows
+from model.masking import filled, losses_in_turn, mask_tokens, whole_rows
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summary, token_losses
 from model.problems import model_problems
@@ -57,7 +57,7 @@ class LM(nn.Module):
         self.n_tokens = tokenizer.n_tokens
         self.taps = Taps()  # active observers and patches of activations
         self.added_losses = AddedLosses()
-        self.trust = Trust()  # whether generation may go on from a cache
+        self.cache_check = CacheCheck()  # tells whether generation may use a cache
         self.n_scored: Tensor | None = None  # number of tokens in the means of the latest get_losses
         self.embed = Embedding(model_params, self.n_tokens, dropout)
         self.decoder = Transformer(model_params, dropout)
@@ -94,7 +94,7 @@ class LM(nn.Module):
         if cache is not None and attn_requests is not None:
             raise Uncacheable("attn_requests is set")
         if cache is not None and not self.model_params.causal:
-            raise Uncacheable("with causal=False all that was said depends on what is said later")
+            raise Uncacheable("with causal=False earlier tokens depend on later ones")
         record = Recording(["*.resid_post"] * get_embeddings + ["*.pattern"] * get_attns)
         taps = [*self.taps, record] if record.patterns else self.taps
         real_BT = real_tokens(mask, x)
@@ -157,7 +157,7 @@ class LM(nn.Module):
         With objective="masked" training hides other tokens every time, while evaluation hides the same tokens of a row.
         """
         if self.model_params.objective == "masked":
-            x, y = hidden(whole_rows(batch, self), self, train_params)
+            x, y = mask_tokens(whole_rows(batch, self), self, train_params)
         else:
             x_indices, scored = batch["x_indices"].to(self.device), batch["target_mask"].to(self.device)
             x = x_indices[:, :-1]
@@ -221,7 +221,7 @@ class LM(nn.Module):
 
         Raise ValueError for a setting out of range, or for a prompt that leaves no room for a new token.
         """
-        choice = Choice(temperature, top_k, nucleus, min_p, repetition_penalty, generator)
+        sampler = TokenSampler(temperature, top_k, nucleus, min_p, repetition_penalty, generator)
         if n_samples < 1:
             raise ValueError(f"n_samples={n_samples!r} must be at least 1")
         stops = stop_ids(stop, self.tokenizer)
@@ -231,11 +231,11 @@ class LM(nn.Module):
             for prompt in prompts
             for ids in [prompt_ids(prompt, self, max_seq_len, parse_special)] * n_samples
         ]
-        continued = continuations(
+        continued = generate_rows(
             self,
             rows,
             [min(max_seq_len, self.model_params.max_seq_len)] * len(rows),
-            choice,
+            sampler,
             stop=stops,
             attn_requests=attn_requests,
             use_cache=use_cache,
@@ -267,7 +267,7 @@ class LM(nn.Module):
         """Return the `n_best` best continuations of a prompt that are found, and their scores, best first.
 
         At each step the `n_beams` most probable unfinished continuations go on. The score is the sum of
-        log-probabilities divided by (number of new tokens)^length_penalty. A penalty above 0 favours long texts.
+        log-probabilities divided by (number of new tokens)^length_penalty. A penalty above 0 favors long texts.
         `early_stopping` says when to end:
         - True: there are n_beams finished continuations.
         - False: also, the best unfinished one scores no better at its current length.
@@ -295,7 +295,9 @@ class LM(nn.Module):
         Raise ValueError if there is no mask token to fill.
         """
         if self.model_params.objective != "masked":
-            raise ValueError("a model of next tokens fills no gaps: it continues a text, as lm.sample does")
+            raise ValueError(
+                "lm.fill needs objective='masked'; a model of next tokens continues a text: use lm.sample"
+            )
         ids = self.tokenizer.with_gaps(text) if isinstance(text, str) else list(text)
         with torch.no_grad(), eval_mode(self):
             ids, probs = filled(ids, self)

@@ -1,7 +1,7 @@
-"""The masked objective: which tokens of a row are hidden and predicted, and what replaces them.
+"""The masked objective: choose the tokens of a row to hide and predict, and replace them.
 
 As in BERT (Devlin et al. 2019, section 3.1), `mask_frac` of a row's tokens are hidden. 80 % of them become the mask
-token, 10 % a random token, 10 % stay. All of them are predicted from everything that positions see.
+token, 10 % become a random token, and 10 % stay. The model predicts all of them.
 
 Shape suffixes:  B batch  T position  V vocabulary  N place to predict
 """
@@ -19,7 +19,7 @@ from model.inputs import Tokenizer
 from model.perplexity import NO_LOSS, NOT_SCORED, ROWS, token_losses
 
 MASK_FRAC = 0.15  # where no TrainParams say otherwise
-# Of numbers from 0 to 1 those below the first make a token the mask, others below the second a random one.
+# Thresholds for a random number from 0 to 1: below MASKED a token becomes the mask, below REPLACED a random token.
 MASKED, REPLACED = 0.8, 0.9
 
 
@@ -31,7 +31,7 @@ class Rows(NamedTuple):
     real: Tensor  # False at padding
 
 
-class Hidden(NamedTuple):
+class MaskedBatch(NamedTuple):
     """Masked inputs and their targets, [B, T] each."""
 
     x: Tensor
@@ -50,7 +50,7 @@ def whole_rows(batch: dict, lm: LanguageModel) -> Rows:
     return Rows(ids_BT, F.pad(scored_BT[:, 1:], (1, 0)), real_BT)
 
 
-def hidden(rows: Rows, lm: LanguageModel, train_params: Any) -> Hidden:
+def mask_tokens(rows: Rows, lm: LanguageModel, train_params: Any) -> MaskedBatch:
     """Hide `mask_frac` of the scored tokens of every row, at least one. In training the choice is random each time."""
     mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
     B, T = rows.ids.shape
@@ -63,7 +63,7 @@ def hidden(rows: Rows, lm: LanguageModel, train_params: Any) -> Hidden:
     chosen_BT = rows.scored & (rank_BT < n_B1)
     x_BT = torch.where(how_BT < REPLACED, (token_BT * lm.tokenizer.n_tokens).long(), rows.ids)
     x_BT = x_BT.masked_fill(how_BT < MASKED, mask_id(lm.tokenizer))
-    return Hidden(torch.where(chosen_BT, x_BT, rows.ids), torch.where(chosen_BT, rows.ids, NOT_SCORED))
+    return MaskedBatch(torch.where(chosen_BT, x_BT, rows.ids), torch.where(chosen_BT, rows.ids, NOT_SCORED))
 
 
 def noise_of(rows: Rows) -> Tensor:

@@ -24,8 +24,8 @@ class ModelParams:
     norm: str = "layernorm"  # a registered kind: layernorm, rmsnorm
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
     norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
-    embedding_norm: bool = False  # normalise the embeddings, before the first layer
-    qk_norm: bool = False  # normalise each head's queries and keys
+    embedding_norm: bool = False  # normalize the embeddings, before the first layer
+    qk_norm: bool = False  # normalize each head's queries and keys
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
     activation: str = "gelu"  # a registered function of the feed-forward block: relu, gelu, gelu_tanh, silu
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
@@ -71,8 +71,8 @@ class ModelParams:
             raise ValueError(f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
         if self.positions == "rotary" and (self.n_turned < 2 or self.n_turned % 2):
             raise ValueError(
-                f"positions='rotary' turns pairs, but of dim={self.dim} / n_heads={self.n_heads} numbers of a head "
-                f"rotary_frac={self.rotary_frac} takes {self.n_turned}: it must be even"
+                f"positions='rotary' rotates pairs, but rotary_frac={self.rotary_frac} of the dim={self.dim} / "
+                f"n_heads={self.n_heads} dimensions of a head is {self.n_turned}: it must be even and at least 2"
             )
         if self.parallel_blocks and self.norm_position == "post":
             raise ValueError(
@@ -86,11 +86,13 @@ class ModelParams:
         if not self.layer_architecture:
             raise ValueError(f"layer_architecture={self.layer_architecture!r} names no layer kind")
         if self.readout_zero_init and self.tied_embeddings:  # muP
-            raise ValueError("readout_zero_init=True would make the token embedding 0: tied_embeddings=False")
+            raise ValueError(
+                "readout_zero_init=True would make the token embedding 0, too; use tied_embeddings=False"
+            )
         if not self.causal and self.objective == "next-token":
             raise ValueError(
-                "causal=False with objective='next-token' would show each position the token it is to predict: "
-                "take objective='masked'"
+                "causal=False with objective='next-token' would show each position the token it is to predict; "
+                "use objective='masked'"
             )
         self.check_residual()
 

@@ -1,29 +1,41 @@
-"""Check that an architecture is possible, before anything is built."""
+"""Check that layer kinds support the fields of an architecture, before anything is built."""
 
-from collections.abc import Collection, Iterator
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import fields
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from common.text import did_you_mean
-from model.context import Layer, layer_kinds
+from model.context import Refused, layer_kinds
 from model.model_params import ModelParams
-from model.transformer.embeddings import position_kinds
+from model.transformer.embeddings import acts_in_attention, position_kinds
 from model.transformer.norms import norms
 from model.transformer.scaling import base_dim  # muP
 from model.transformer.transformerencoderlayer import activations
 
+REGISTRIES: dict[str, Mapping[str, Any]] = {
+    "layer_architecture": layer_kinds,
+    "positions": position_kinds,
+    "norm": norms,
+    "activation": activations,
+}
+FIELDS = {field.name: field for field in fields(ModelParams)}
+
 
 def model_problems(model_params: ModelParams) -> Iterator[str]:
-    """Yield an error message for each unregistered name, or else for each setting that a layer kind cannot have."""
+    """Yield an error message for each name that is not registered, or else for each value that a layer kind refuses.
+
+    A model without problems may still be refused by the `__init__` of a layer, with a ValueError.
+    """
     names = list(unknown_names(model_params))
-    yield from names or unlike_what_is_asked(model_params)
+    yield from names or refused_values(model_params)
 
 
 def unknown_names(p: ModelParams) -> Iterator[str]:
-    for kind in dict.fromkeys(p.kinds):
-        yield from unknown(kind, layer_kinds, f"layer_architecture={p.layer_architecture!r}")
-    yield from unknown(p.positions, position_kinds, f"positions={p.positions!r}")
-    yield from unknown(p.norm, norms, f"norm={p.norm!r}")
-    yield from unknown(p.activation, activations, f"activation={p.activation!r}")
+    for field, registry in REGISTRIES.items():
+        value = getattr(p, field)
+        for name in dict.fromkeys(p.kinds if field == "layer_architecture" else [value]):
+            yield from unknown(name, registry, f"{field}={value!r}")
 
 
 def unknown(name: str, existing: Collection[str], setting: str) -> Iterator[str]:
@@ -32,36 +44,55 @@ def unknown(name: str, existing: Collection[str], setting: str) -> Iterator[str]
         yield f"{what} does not exist; {did_you_mean(name, existing, list_all=True)}"
 
 
-def unlike_what_is_asked(p: ModelParams) -> Iterator[str]:
+def refused_values(p: ModelParams) -> Iterator[str]:
+    """Yield an error message for each field whose value does not work with the layer kinds of the model."""
     for kind in dict.fromkeys(p.kinds):
-        if lacking := settings_not_in(layer_class(kind).possible(p), p):
-            yield f"{', '.join(lacking)} cannot be had with layer_architecture={kind!r}; custom-transformer takes them"
-        yield from layer_class(kind).problems(p)
+        # A kind that is a function, or a class without `refuses`, refuses nothing.
+        for name, refused in getattr(layer_kinds[kind], "refuses", {}).items():
+            if name not in FIELDS:
+                yield f"layer kind {kind!r} refuses values of {name!r}, which is not a field of ModelParams"
+            elif is_refused(value := getattr(p, name), refused):
+                yield (
+                    f"{name}={value!r} does not work with layer_architecture={kind!r}; "
+                    f"use {allowed_values(name, refused)}"
+                )
+    if acts_in_attention(p.positions) and not any(map(has_attention, p.kinds)):
+        yield (
+            f"positions={p.positions!r} needs attention, but layer_architecture={p.layer_architecture!r} has none; "
+            f"use {allowed_values('positions', acts_in_attention)}"
+        )
     n_base_heads = p.mup_base_heads or p.n_heads  # muP
     if p.parametrization != "standard" and base_dim(p) % n_base_heads:  # muP
         yield (
             f"mup_base_dim={base_dim(p)} cannot be divided among {n_base_heads} heads: mup_base_heads is their number in "
             "the base"
         )
-    acts_in_attention = position_kinds[p.positions].acts_in_attention
-    if acts_in_attention and all(not layer_class(kind).has_attention for kind in p.kinds):
-        others = ", ".join(name for name, at in position_kinds.items() if not at.acts_in_attention)
-        yield (
-            f"positions={p.positions!r} acts inside attention, but layer_architecture={p.layer_architecture!r} has none "
-            f"that supports this; use one of: {others}"
-        )
 
 
-def layer_class(kind: str) -> type[Layer]:
-    """Return the registered Layer class, or plain `Layer` for kinds registered as functions.
-
-    Nothing is known about the constraints of such a function.
-    """
-    make = layer_kinds[kind]
-    return make if isinstance(make, type) and issubclass(make, Layer) else Layer
+def has_attention(kind: str) -> bool:
+    """Return False if a layer kind says that it has no attention. Nothing is known about functions."""
+    return getattr(layer_kinds[kind], "has_attention", True)
 
 
-def settings_not_in(other: ModelParams, p: ModelParams) -> list[str]:
-    """Return `field=value` for the fields of `p` that have another value in `other`."""
-    others = asdict(other)
-    return [f"{name}={value!r}" for name, value in asdict(p).items() if value != others[name]]
+def is_refused(value: Any, refused: Refused) -> bool:
+    return refused(value) if callable(refused) else value in refused
+
+
+def allowed_values(name: str, refused: Refused) -> str:
+    """Return the values of a field that are not refused, such as "norm='layernorm'" or "one of: pre, post"."""
+    values = list(REGISTRIES.get(name, ())) or values_of(FIELDS[name].type) or [FIELDS[name].default]
+    if not callable(refused) and not set(refused) <= set(values):
+        return f"another value than {', '.join(map(repr, refused))}"
+    allowed = [value for value in values if not is_refused(value, refused)]
+    if not allowed:
+        return "another layer kind"
+    return f"{name}={allowed[0]!r}" if len(allowed) == 1 else f"one of: {', '.join(map(str, allowed))}"
+
+
+def values_of(annotation: Any) -> list[Any]:
+    """Return the literals, booleans and None that an annotation names; [] for a number or a string."""
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if annotation in (bool, NoneType):
+        return [False, True] if annotation is bool else [None]
+    return [value for part in get_args(annotation) for value in values_of(part)]

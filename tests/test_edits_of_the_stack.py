@@ -81,7 +81,7 @@ assert sum("mlp_out" in name for name in parts.index) == 6
 
 # Generation from a cache, and the checks that every architecture passes.
 assert generate(lm, [[1, 4, 5]], 8, temperature=0) == generate(lm, [[1, 4, 5]], 8, temperature=0, use_cache=False)
-assert lm.trust.doubt is None
+assert lm.cache_check.reason is None
 check_all(tiny_lm(n_loops=2, dtype=torch.float32, max_seq_len=12))
 assert flops_per_row(lm, 8) > 2 * flops_per_row(once, 8)
 
@@ -113,7 +113,7 @@ for i in range(3):
     assert torch.allclose(seen[f"layers.{i}.v"], (own(i) + own(0)) / 2)
 assert torch.equal(lm(ids), plain), "nothing is left of an earlier pass"
 assert generate(lm, [[1, 4, 5]], 8, temperature=0) == generate(lm, [[1, 4, 5]], 8, temperature=0, use_cache=False)
-assert lm.trust.doubt is None
+assert lm.cache_check.reason is None
 check_all(tiny_lm(value_residual=True, dtype=torch.float32, max_seq_len=12))
 """,
 }

@@ -20,8 +20,8 @@ from model.perplexity import NOT_SCORED
 LENGTH = 16  # tokens of a probe
 NOISE = 0.02  # deviation of what is added to all weights that are probed: nothing hides behind a zero
 MAX_BATCHES = 16  # of random rows in which a parameter may get its gradient
-LEAST_ROWS, MOST_ROWS = 5, 64  # of one forward pass
-MOST_LOGITS = 2**21  # of more than the least rows
+MIN_ROWS, MAX_ROWS = 5, 64  # of one forward pass
+MAX_LOGITS = 2**21  # of more than the least rows
 ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 UNCHECKED = "cannot be checked"
 
@@ -172,7 +172,7 @@ def gradients(lm: LM, at_B: Tensor, T: int) -> Tensor:
 
 
 def rows_in_a_pass(lm: LM, T: int) -> int:
-    return max(LEAST_ROWS, min(MOST_ROWS, MOST_LOGITS // (T * lm.n_tokens)))
+    return max(MIN_ROWS, min(MAX_ROWS, MAX_LOGITS // (T * lm.n_tokens)))
 
 
 def leak_by_value(lm: LM, most_passes: int) -> str | None:
@@ -190,8 +190,8 @@ def leak_by_value(lm: LM, most_passes: int) -> str | None:
     for later_N in tried_N.split(n_rows * T // 2):  # half of all tokens are later ones
         if change := change_with(lm.eval(), few_N, later_N, (n_rows, T)):
             return change
-    change = change_with(lm, others_N, few_N, (LEAST_ROWS, T))
-    return change or change_with(lm.train(), few_N, tried_N, (LEAST_ROWS, T))
+    change = change_with(lm, others_N, few_N, (MIN_ROWS, T))
+    return change or change_with(lm.train(), few_N, tried_N, (MIN_ROWS, T))
 
 
 def by_interest(lm: LM, n: int) -> Tensor:

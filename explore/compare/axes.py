@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from explore.compare.figures import ACCENT, MOST_CURVES, MOST_NAMED, OTHER, Part, figure, final_range
+from explore.compare.figures import ACCENT, MAX_CURVES, MAX_NAMED, OTHER, Part, figure, final_range
 from explore.compare.svg import Plot, widened
 from explore.compare.variants import SEED, is_number, shown
 from explore.compare.verdicts import interval
 
-MOST_DOTS = 600
+MAX_DOTS = 600
 
 
 def axis_figures(part: Part) -> str:
@@ -42,7 +42,7 @@ def axis_of(values: Sequence[Any]) -> Axis:
         different = dict(sorted(different.items(), key=lambda item: item[1]))
     if not numbers or len(different) <= 12:
         at = {text: float(i) for i, text in enumerate(different)}
-        names = list(different)[:: max(1, math.ceil(len(different) / MOST_NAMED))]
+        names = list(different)[:: max(1, math.ceil(len(different) / MAX_NAMED))]
         return Axis(at, (-0.5, len(at) - 0.5), {at[text]: text for text in names}, False, numbers)
     at = {text: float(value) for text, value in different.items()}
     low, high = min(at.values()), max(at.values())
@@ -59,7 +59,7 @@ def tuned_plot(part: Part, field: str) -> str:
     ends = [interval(losses[np.isfinite(losses)])[0] for i in colors for losses in part.variants[i].losses_LS]
     y = final_range([*(mean for row in means for mean in row), *ends])
     plot = Plot((486, 300), axis.range, y, labels=(field, "final loss"), log_x=axis.log, x_ticks=axis.ticks)
-    for i in sorted(range(len(means)), key=lambda i: i in colors)[-MOST_CURVES:]:
+    for i in sorted(range(len(means)), key=lambda i: i in colors)[-MAX_CURVES:]:
         variant, color = part.variants[i], colors.get(i, OTHER)
         x_of = [axis.at[shown(variant.runs_of(j)[0].get(field))] for j in range(len(variant.settings))]
         points = sorted(zip(x_of, means[i], variant.losses_LS, strict=True), key=lambda point: point[0])
@@ -95,7 +95,7 @@ def axis_plot(part: Part, field: str) -> str:
     y = final_range([loss for _, loss in dots], at_least=max(best.values()))
     width = min(980.0, max(320.0, 40.0 + 46.0 * len(axis.ticks or [])))
     plot = Plot((width, 300), axis.range, y, labels=(field, "final loss"), log_x=axis.log, x_ticks=axis.ticks)
-    shown_dots = dots[:: math.ceil(len(dots) / MOST_DOTS)]
+    shown_dots = dots[:: math.ceil(len(dots) / MAX_DOTS)]
     spread = 0.0 if axis.ticks is None else 0.3
     xs = [x + spread * (i * 0.618 % 1 - 0.5) for i, (x, _) in enumerate(shown_dots)]
     inside = [(x, loss) for x, (_, loss) in zip(xs, shown_dots, strict=True) if loss <= y[1]]

@@ -12,7 +12,7 @@ from train.saving.weights import regular_file
 from train.stats import Stat, Stats
 
 VALIDATION, TRAINING = "stat/val_loss:main", "stat/train_loss:main"
-MOST_POINTS = 60  # of a curve; of more points, neighbors are averaged
+MAX_POINTS = 60  # of a curve; of more points, neighbors are averaged
 ALPHA = 0.05
 
 
@@ -52,10 +52,10 @@ def stats_of(run: Row) -> dict[str, list[Stat]]:
 
 
 def thinned(values: list[Stat]) -> list[Stat]:
-    """Return at most MOST_POINTS values, each the mean of neighboring ones."""
-    if len(values) <= MOST_POINTS:
+    """Return at most MAX_POINTS values, each the mean of neighboring ones."""
+    if len(values) <= MAX_POINTS:
         return values
-    edges = np.linspace(0, len(values), MOST_POINTS + 1).astype(int)
+    edges = np.linspace(0, len(values), MAX_POINTS + 1).astype(int)
     means = np.add.reduceat([stat.v for stat in values], edges[:-1]) / np.diff(edges)
     return [values[end - 1]._replace(v=float(mean)) for end, mean in zip(edges[1:], means, strict=True)]
 
@@ -70,8 +70,8 @@ def together(runs: Sequence[list[Stat]]) -> Curve | None:
     for row, run in zip(values, runs, strict=True):
         for stat in run:
             row[place[stat.n]] = stat.v if np.isfinite(stat.v) else np.nan
-    if len(x) > MOST_POINTS:  # the seeds were thinned at different points
-        keep = np.linspace(0, len(x) - 1, MOST_POINTS).astype(int)
+    if len(x) > MAX_POINTS:  # the seeds were thinned at different points
+        keep = np.linspace(0, len(x) - 1, MAX_POINTS).astype(int)
         values = np.array([np.interp(x, *known(x, row), left=np.nan, right=np.nan) for row in values])[
             :, keep
         ]

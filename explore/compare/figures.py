@@ -15,9 +15,9 @@ from explore.compare.variants import SEED, Row, Variant, is_number, measured, va
 
 COLOURS = [f"var(--c{i})" for i in range(8)]
 OTHER, ACCENT = "var(--other)", "var(--accent)"
-MOST_PANELS = 60  # of a figure with one panel per variant
-MOST_CURVES = 1000  # of a plot
-MOST_NAMED = 40  # labels beside a plot: values of an axis, or variants
+MAX_PANELS = 60  # of a figure with one panel per variant
+MAX_CURVES = 1000  # of a plot
+MAX_NAMED = 40  # labels beside a plot: values of an axis, or variants
 Curves = dict[tuple[int, int], Curve]
 
 
@@ -103,7 +103,7 @@ def all_curves(part: Part, curves: Curves, colors: dict[int, str], label: str) -
     plot = Plot((486, 330), x_range(curves), loss_range(part, curves), labels=("trained samples", label))
     best = part.best
     front = [key for key, i in best.items() if i in colors and key in curves]
-    for key in [key for key in curves if key not in front][:MOST_CURVES]:
+    for key in [key for key in curves if key not in front][:MAX_CURVES]:
         plot.line(curves[key].x, curves[key].mean, OTHER, name_of(part, key), kind="thin")
     for key in front:
         plot.band(curves[key].x, curves[key].low, curves[key].high, colors[best[key]])
@@ -143,7 +143,7 @@ def multiples(part: Part) -> str:
     shades = {text: shade(n, len(settings)) for n, text in enumerate(settings)}
     low, high = loss_range(part, curves)
     panels = []
-    for i in part.order[:MOST_PANELS]:
+    for i in part.order[:MAX_PANELS]:
         variant = part.variants[i]
         plot = Plot((240, 160), x_range(curves), (low, high + (high - low) / 4), left=40)
         own = {text: curves[i, j] for j, text in enumerate(variant.settings) if (i, j) in curves}
@@ -154,7 +154,7 @@ def multiples(part: Part) -> str:
             f"<div><h4>{escape(variant.name)}</h4>{plot.svg(f'loss curves of {variant.name}')}</div>"
         )
     what = "validation" if curves is part.curves[VALIDATION] else "training"
-    hidden = len(part.variants) - MOST_PANELS
+    hidden = len(part.variants) - MAX_PANELS
     rest = f" The {hidden} variants with the highest losses are not shown." if hidden > 0 else ""
     caption = f"All runs: {what} loss of every {escape(part.variants[0].tuned)}, over seeds, the best variant first.{rest}"
     return figure(panels, caption, legend(shades))
@@ -192,7 +192,7 @@ def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[f
 
 def difference_figure(rows: Sequence[Row], order: Sequence[int]) -> str:
     """Return a figure of each variant's difference from the baseline with its interval."""
-    told = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MOST_NAMED]
+    told = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MAX_NAMED]
     if not told:
         return ""
     largest = max(abs(row["difference"]) for row in told)

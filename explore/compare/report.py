@@ -22,7 +22,7 @@ from train.saving.outcome import Outcome
 from train.saving.provenance import code_id, code_of_this_process
 from train.saving.run_folder import output_root, run_folders
 
-MOST_ROWS = 40  # of a table on the terminal
+MAX_ROWS = 40  # of a table on the terminal
 FIRST = ("timestamp", "status")  # first columns of results.csv; varied fields, numbers, other params follow
 Options = dict[str, Any]  # keyword arguments of compare()
 
@@ -152,9 +152,9 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
         if row["verdict"] != "baseline":
             where = f" ({row['data']})" if row["data"] else ""
             lines.append(f"{row['variant']}{where}: {row['verdict']}{difference(row)}")
-    hidden = len(lines) - MOST_ROWS
+    hidden = len(lines) - MAX_ROWS
     if hidden > 0:
-        lines = [*lines[:MOST_ROWS], f"... and {hidden} more"]
+        lines = [*lines[:MAX_ROWS], f"... and {hidden} more"]
     if not lines and len(comparison):
         lines.append("nothing to compare: runs differ in nothing but their seeds and what is tuned")
     at_edge = [row for row in comparison.to_dict("records") if row["edge"]]
@@ -180,7 +180,7 @@ def markdown(comparison: pd.DataFrame) -> list[str]:
     if (comparison["data"] != "").any():
         header.insert(0, "data")
     rows = []
-    for row in comparison.sort_values(["data", "mean"], kind="stable").head(MOST_ROWS).to_dict("records"):
+    for row in comparison.sort_values(["data", "mean"], kind="stable").head(MAX_ROWS).to_dict("records"):
         inside = "-" if math.isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
         cells = [
             row["variant"],
@@ -196,5 +196,5 @@ def markdown(comparison: pd.DataFrame) -> list[str]:
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
         for line in lines
     ]
-    hidden = len(comparison) - MOST_ROWS
+    hidden = len(comparison) - MAX_ROWS
     return text + [f"... and {hidden} more"] * (hidden > 0)

@@ -26,9 +26,9 @@ from explore.compare.variants import (
 )
 from train.grid.params import SECTION_OF
 
-MOST_ROWS = 500  # of the table of all runs
-MOST_VARIANTS = 200  # of the tables of variants
-MOST_SAMPLES = 12
+MAX_ROWS = 500  # of the table of all runs
+MAX_VARIANTS = 200  # of the tables of variants
+MAX_SAMPLES = 12
 COSTS = {  # columns of the cost table: title, name in a run's summary, and format
     "parameters": ("n_params", lambda value: f"{value:,.0f}"),
     "training FLOPs": ("flops", lambda value: quantity(value)),
@@ -130,7 +130,7 @@ def best_table(part: Part) -> str:
     if compared:
         header += [Right("difference"), Right("p"), "verdict"]
     lines = []
-    for i in part.order[:MOST_VARIANTS]:
+    for i in part.order[:MAX_VARIANTS]:
         row, variant = part.rows[i], part.variants[i]
         run = next(iter(variant.runs.values()))
         names = [shown(run.get(name)) for name in part.fields] or [variant.name]
@@ -150,14 +150,14 @@ def best_table(part: Part) -> str:
             ]
             cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
         lines.append("".join(cells))
-    return table_of(header, lines) + hidden_note(len(part.rows) - MOST_VARIANTS, "variants")
+    return table_of(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
 
 
 def cost_table(part: Part) -> str:
     """Return a table of each variant's costs at its best setting: means over seeds."""
     header = [*(part.fields or ["variant"]), *map(Right, (*COSTS, "of peak", "loss"))]
     lines = []
-    for i in part.order[:MOST_VARIANTS]:
+    for i in part.order[:MAX_VARIANTS]:
         variant = part.variants[i]
         run = next(iter(variant.runs.values()))
         names = [shown(run.get(name)) for name in part.fields] or [variant.name]
@@ -168,7 +168,7 @@ def cost_table(part: Part) -> str:
         cells += [number_cell(means[title], form) for title, (_, form) in COSTS.items()]
         cells += [number_cell(share, "{:.0%}".format), number_cell(part.rows[i]["mean"], "{:.4f}".format)]
         lines.append("".join(cells))
-    return table_of(header, lines) + hidden_note(len(part.rows) - MOST_VARIANTS, "variants")
+    return table_of(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
 
 
 def mean_of(runs: Iterable[Row], name: str) -> float:
@@ -190,12 +190,12 @@ def samples(part: Part) -> str:
         said = next((text for run in runs if isinstance(text := measured(run, "sample"), str) and text), None)
         if said is not None:
             items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(said)}</pre>")
-    if len(items) <= MOST_SAMPLES:
+    if len(items) <= MAX_SAMPLES:
         return "".join(items)
-    rest = "".join(items[MOST_SAMPLES:])
+    rest = "".join(items[MAX_SAMPLES:])
     return (
-        "".join(items[:MOST_SAMPLES])
-        + f"<details><summary>{len(items) - MOST_SAMPLES} more</summary>{rest}</details>"
+        "".join(items[:MAX_SAMPLES])
+        + f"<details><summary>{len(items) - MAX_SAMPLES} more</summary>{rest}</details>"
     )
 
 
@@ -229,8 +229,8 @@ def describe_run(row: Row, varied: Sequence[str]) -> str:
 def listed(title: str, lines: Sequence[str]) -> str:
     if not lines:
         return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines[:MOST_ROWS])
-    return f"<h3>{title} ({len(lines)})</h3><ul>{items}</ul>{hidden_note(len(lines) - MOST_ROWS, 'lines')}"
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines[:MAX_ROWS])
+    return f"<h3>{title} ({len(lines)})</h3><ul>{items}</ul>{hidden_note(len(lines) - MAX_ROWS, 'lines')}"
 
 
 def runs_table(done: Sequence[Row], varied: Sequence[str]) -> str:
@@ -238,7 +238,7 @@ def runs_table(done: Sequence[Row], varied: Sequence[str]) -> str:
     header = [*varied, *map(Right, numbers), "ended", "run"]
     ranked = sorted(done, key=lambda row: loss if is_number(loss := measured(row, "val_loss")) else math.inf)
     lines = []
-    for row in ranked[:MOST_ROWS]:
+    for row in ranked[:MAX_ROWS]:
         ended = why(row) + (", best weights" if measured(row, "weights") == "best" else "")
         cells = [
             *(text_cell(shown(row.get(name))) for name in varied),
@@ -251,7 +251,7 @@ def runs_table(done: Sequence[Row], varied: Sequence[str]) -> str:
             text_cell(str(measured(row, "timestamp"))),
         ]
         lines.append("".join(cells))
-    return table_of(header, lines) + hidden_note(len(done) - MOST_ROWS, "runs")
+    return table_of(header, lines) + hidden_note(len(done) - MAX_ROWS, "runs")
 
 
 class Right(str):

@@ -29,7 +29,7 @@ from train.grid.params import SECTION_OF, column
 ALPHA = 0.05  # significance level: the largest share of equal variants that are called different
 POWER = 0.8  # power of the number of seeds that a verdict recommends
 MAX_UNKNOWN = 0.001  # share of unknown bytes above which bits per byte measure the tokenizer, not the model
-MOST_SEEDS = 100  # a verdict recommends at most so many seeds
+MAX_SEEDS = 100  # a verdict recommends at most so many seeds
 EQUAL = 0.05  # conditions with a relative difference up to this count as equal
 CONDITIONS = {"steps": "steps", "params": "n_params", "flops": "flops"}  # and their columns
 TOKENIZER = [name for name in SECTION_OF if name.startswith("tokenizer_")]
@@ -282,13 +282,13 @@ def verdict(match: Match, n_tests: int) -> str:
         return "better" if match.variant.leak is None else f"cannot tell: leak: {match.variant.leak}"
     more = more_seeds(match, ALPHA / match.factor / n_tests)
     if more is None:
-        return f"cannot tell; not even {MOST_SEEDS:,} seeds would"
+        return f"cannot tell; not even {MAX_SEEDS:,} seeds would"
     return f"cannot tell; about {counted(more, 'more seed')} would"
 
 
 def more_seeds(match: Match, level: float) -> int | None:
-    """Return how many more seeds would show the observed difference with POWER at `level`; None if over MOST_SEEDS."""
-    n = np.arange(2, MOST_SEEDS + 1)
+    """Return how many more seeds would show the observed difference with POWER at `level`; None if over MAX_SEEDS."""
+    n = np.arange(2, MAX_SEEDS + 1)
     enough = TTestPower().power(abs(match.effect), n, level) >= POWER
     return max(1, int(n[enough.argmax()]) - match.n_seeds) if enough.any() else None
 

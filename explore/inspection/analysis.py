@@ -27,7 +27,7 @@ OF_THE_STREAM = ("embed", "resid_pre", "head_out", "attn_out", "mlp_out", "resid
 
 
 @contextmanager
-def looking(lm: LM) -> Iterator[None]:
+def eval_no_grad(lm: LM) -> Iterator[None]:
     """Put `lm` into evaluation mode and disable gradients inside the `with` block."""
     with torch.no_grad(), eval_mode(lm):
         yield
@@ -42,7 +42,7 @@ def logit_lens(lm: LM, sample: Input) -> Tensor:
     ids_BT = ids_of(sample, lm.tokenizer, lm.device)
     end = f"layers.{lm.decoder.passes()[-1][0]}.resid_post"
     logits = []
-    with looking(lm):
+    with eval_no_grad(lm):
         with lm.record("resid_post") as seen:
             lm(ids_BT)
         for stream_BTD in seen.values():
@@ -76,7 +76,7 @@ def direct_logit_attribution(
         raise ValueError(
             f"position={position} of an input of {B} x {T} tokens: one sequence is taken, and a place in it"
         )
-    with looking(lm):
+    with eval_no_grad(lm):
         names = [name for name in lm.activation_names() if name.endswith(OF_THE_STREAM)]
         with lm.record(*names) as seen:
             logits_V = lm(ids_BT)[0, position]
@@ -117,11 +117,11 @@ def held_inside(layer: nn.Module, heads_HD: Tensor) -> Callable[[Tensor], Tensor
         return nn.Identity()
     bias_D = layer.mixer.out.bias
     sum_D = heads_HD.sum(dim=0)
-    inside = held(layer.norm1.inside, sum_D if bias_D is None else sum_D + bias_D)
+    inside = freeze_norm_scale(layer.norm1.inside, sum_D if bias_D is None else sum_D + bias_D)
     return lambda part_D: layer.residual_sa.branch(inside(part_D))  # muP
 
 
-def held(norm: nn.Module, x_D: Tensor) -> Callable[[Tensor], Tensor]:
+def freeze_norm_scale(norm: nn.Module, x_D: Tensor) -> Callable[[Tensor], Tensor]:
     """Return `norm` as a linear map without its bias, with its scale fixed to that for `x_D`."""
     if isinstance(norm, nn.Identity):
         return norm
@@ -139,7 +139,7 @@ def held(norm: nn.Module, x_D: Tensor) -> Callable[[Tensor], Tensor]:
 def read_out(lm: LM, parts_PD: Tensor) -> Tensor:
     """Return the contributions to the logits [P + 1, V]: of each part of the stream, and last of the biases."""
     stream_D = parts_PD.sum(dim=0)
-    scaled_PD = held(lm.decoder.norm, stream_D)(parts_PD)
+    scaled_PD = freeze_norm_scale(lm.decoder.norm, stream_D)(parts_PD)
     bias_D = lm.decoder.norm(stream_D) - scaled_PD.sum(dim=0)
     bias_V = lm.unembed(torch.zeros_like(stream_D))  # an edit may have given it one
     return torch.cat([lm.unembed(scaled_PD) - bias_V, lm.unembed(bias_D)[None]])
@@ -202,7 +202,7 @@ def activation_patching(
         with lm.patch({place.name: at(seen[place.name], heads=place.head, positions=position)}):
             return float(metric(lm(corrupted_BT)))
 
-    with looking(lm):
+    with eval_no_grad(lm):
         with lm.record(f"layers.*.{name}") as seen:
             lm(clean_BT)
         positions = pd.RangeIndex(clean_BT.shape[1], name="position")
@@ -239,7 +239,7 @@ def mean_activations(lm: LM, samples: Samples, pattern: str) -> dict[str, Tensor
     """Return the mean of each activation over all scored positions: [1, D], or [H, 1, K] with heads."""
     sums: dict[str, Tensor] = {}
     n = 0
-    with looking(lm):
+    with eval_no_grad(lm):
         for batch in batches_of(lm, samples):
             with lm.record(pattern) as seen:
                 scored_BT = lm.get_batch_xyz(batch).y != NOT_SCORED

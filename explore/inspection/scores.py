@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from explore.inspection.analysis import Samples, batches_of, looking
+from explore.inspection.analysis import Samples, batches_of, eval_no_grad
 from model.lm import LM
 from model.perplexity import NO_LOSS
 
@@ -27,7 +27,7 @@ def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: in
     Raise ValueError for a length that does not fit.
     """
     ids_BT, length = repeated(lm, n_samples, length, seed)
-    with looking(lm), lm.record("layers.*.pattern") as seen:
+    with eval_no_grad(lm), lm.record("layers.*.pattern") as seen:
         lm(ids_BT)
     back = {"previous_token": 1, "duplicate_token": length, "induction": length - 1}
     tables = {}
@@ -82,7 +82,7 @@ def loss_by_token(lm: LM, samples: Samples) -> pd.DataFrame:
 def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
     """Return position, id and loss (nats) of every scored token. Raise ValueError if no token is scored."""
     tables = []
-    with looking(lm):
+    with eval_no_grad(lm):
         for batch in batches_of(lm, samples):
             y_BT, losses_BT = lm.get_token_losses(batch)
             scored_BT = losses_BT != NO_LOSS

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from model.generation.decoding import LanguageModel, Rows, usable_logits
-from model.generation.fast_cpu import quick
 from model.generation.sampling import eval_mode
 
 EarlyStopping = bool | Literal["never"]
@@ -82,8 +81,15 @@ def beam_search(
     """
     ends, finished = {*lm.tokenizer.stops, *stop}, list[Beam]()
     n_candidates = search.n_beams * (1 + len(ends))  # so that n_beams go on even if all else ends
-    with eval_mode(lm), quick(lm, search.n_beams):
-        rows = Rows(lm, [prompt], length, attn_requests, use_cache)
+    with eval_mode(lm):
+        rows = Rows(
+            lm,
+            [prompt],
+            room=length,
+            n_rows=search.n_beams,
+            attn_requests=attn_requests,
+            use_cache=use_cache,
+        )
         so_far_N = torch.zeros(1)
         for n_new in range(1, length - len(prompt) + 1):
             logits_NV = usable_logits(rows.logits(), f"beam {{}}, step {n_new - 1}".format)

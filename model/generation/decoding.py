@@ -1,4 +1,4 @@
-"""Decoding token by token, with a cache wherever it is known to give the same logits.
+"""Decoding token by token, with a cache if a test shows that it gives the same logits.
 
 Shape suffixes:  B batch  T position  V vocabulary
 """
@@ -10,11 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from model.context import Cache, Tap, Uncacheable
+from model.generation.fast_cpu import fast_copy
 from model.inputs import Tokenizer
 from model.model_params import ModelParams
 
@@ -26,7 +24,7 @@ class LanguageModel(Protocol):
 
     tokenizer: Tokenizer
     model_params: ModelParams
-    trust: "Trust"
+    cache_check: "CacheCheck"
     training: bool
 
     @property
@@ -44,38 +42,44 @@ class LanguageModel(Protocol):
 class Rows:
     """A batch of ids, all rows of one length, that grows token by token.
 
-    `room` is the largest number of tokens in a row. Recording and patching need all positions at every step, so the
-    cache is then off.
+    `room` is the largest number of tokens in a row, and `n_rows` the largest number of rows. Recording and patching
+    need all positions at every step, so the cache is then off. The model must be in evaluation mode.
     """
 
     def __init__(
-        self, lm: LanguageModel, rows: Sequence[Sequence[int]], room: int, attn_requests: Any, use_cache: bool
+        self,
+        lm: LanguageModel,
+        rows: Sequence[Sequence[int]],
+        *,
+        room: int,
+        n_rows: int,
+        attn_requests: Any,
+        use_cache: bool,
     ) -> None:
         if lm.model_params.objective == "masked":
             raise ValueError(
-                "a model of objective='masked' continues no text: it fills gaps in one, as lm.fill(text) does"
+                "a model with objective='masked' cannot continue a text; use lm.fill(text) to fill its gaps"
             )
-        self.lm = lm
+        self.lm = fast_copy(lm, n_rows)
         self.attn_requests = attn_requests
         self.ids_BT = torch.tensor(rows, dtype=torch.int64, device=lm.device)
         self.cache = Cache(room) if use_cache and not lm.taps else None
         if self.cache is not None and attn_requests is None:
-            doubt = lm.trust.doubt_about(lm, self.ids_BT, room)
-            if doubt is not None:
-                self.give_up_cache(doubt)
+            reason = lm.cache_check.reason_to_skip(lm, self.lm, self.ids_BT, room)
+            if reason is not None:
+                self.give_up_cache(reason)
 
     def logits(self) -> Tensor:
         """Return the logits after the last token of every row, [B, V]."""
         try:
-            with torch.inference_mode(self.cache is not None and self.lm.trust.leaves_nothing):
-                return self.lm(self.ids_BT, attn_requests=self.attn_requests, cache=self.cache)[:, -1]
+            return self.lm(self.ids_BT, attn_requests=self.attn_requests, cache=self.cache)[:, -1]
         except Uncacheable as error:  # not always at the first step: an edit may set attn_requests later
             self.give_up_cache(str(error))
             return self.logits()
 
-    def give_up_cache(self, doubt: str) -> None:
+    def give_up_cache(self, reason: str) -> None:
         self.cache = None
-        self.lm.trust.say(doubt)
+        self.lm.cache_check.warn(reason)
 
     def extend(self, tokens: Sequence[int]) -> None:
         """Append one token to every row."""
@@ -114,71 +118,59 @@ def usable_logits(logits_BV: Tensor, name: Callable[[int], str] = "row {}".forma
     return torch.where(max_B[:, None] == math.inf, limit_BV, logits_BV)
 
 
-class Trust:
+class CacheCheck:
     """Result of testing whether a model gives the same logits with a cache.
 
-    The test is repeated after a change of modules or weights, and for longer rows.
+    The test is repeated for longer rows, and after a change of modules, methods, hooks or weights. A copy of a model
+    starts without a result.
     """
 
     def __init__(self) -> None:
-        self.model: list[Any] = []  # modules and the version of the weights that `doubt` is about
-        self.room = 0  # row length in tokens up to which `doubt` holds
-        self.doubt: str | None = None
-        self.leaves_nothing = False  # whether it may run in inference mode: see Watch
-        self.said: set[str] = set()
+        self.tested: list[Any] = []  # fingerprint of the model when it was tested
+        self.room = 0  # row length in tokens up to which `reason` holds
+        self.reason: str | None = None  # why the model must not use a cache
+        self.warned: set[str] = set()
 
-    def doubt_about(self, lm: LanguageModel, ids_BT: Tensor, room: int) -> str | None:
-        """Return why the model must not use a cache, or None if it may. The test starts with `ids_BT`."""
-        model = [*lm.modules(), sum(parameter._version for parameter in lm.parameters())]
-        if model != self.model or room > self.room:
-            with Watch() as watch:
-                near = doubt_about_cache(lm, ids_BT[:4], ids_BT.shape[1] + STEPS)
-                # Test the full length too: a layer may read distant positions.
-                self.doubt = near or doubt_about_cache(lm, ids_BT[:1], room)
-            self.leaves_nothing = not (watch.gradients or watch.left())
-            self.model, self.room = model, room
-        return self.doubt
+    def __reduce__(self) -> tuple:
+        return CacheCheck, ()
 
-    def say(self, doubt: str) -> None:
+    def reason_to_skip(self, lm: LanguageModel, fast: LanguageModel, ids_BT: Tensor, room: int) -> str | None:
+        """Return why the model must not use a cache, or None if it may. The test starts with `ids_BT`.
+
+        `fast` computes the logits of `lm`.
+        """
+        model = fingerprint(lm)
+        if model != self.tested or room > self.room:
+            near = reason_against_cache(fast, ids_BT[:4], ids_BT.shape[1] + STEPS)
+            # Test the full length too: a layer may read distant positions.
+            self.reason = near or reason_against_cache(fast, ids_BT[:1], room)
+            self.tested, self.room = model, room
+        return self.reason
+
+    def warn(self, reason: str) -> None:
         """Warn once per model and reason that generation runs without a cache."""
-        if doubt not in self.said:
-            self.said.add(doubt)
-            warnings.warn(f"generation continues without a cache, which takes longer: {doubt}", stacklevel=3)
+        if reason not in self.warned:
+            self.warned.add(reason)
+            warnings.warn(f"generation continues without a cache, which takes longer: {reason}", stacklevel=3)
 
 
-class Watch(TorchDispatchMode):
-    """Dispatch mode that detects operations which torch's inference mode would break.
-
-    Inference mode saves at least a tenth of the time per token, but its tensors cannot be used in training. An edit
-    may create a mask once and keep it, or need gradients.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gradients = False
-        self.made: list[StorageWeakRef] = []
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = function(*args, **(kwargs or {}))
-        self.gradients |= torch.is_grad_enabled()
-        given = {ref.cdata for ref in map(StorageWeakRef, storages((args, kwargs)))}
-        self.made += [ref for ref in map(StorageWeakRef, storages(result)) if ref.cdata not in given]
-        return result
-
-    def left(self) -> bool:
-        """Return True if a tensor that was created inside still exists."""
-        return not all(ref.expired() for ref in self.made)
+def fingerprint(lm: LanguageModel) -> list[Any]:
+    """Return a list that compares unequal after a change of modules, of their methods or hooks, or of weights."""
+    modules = list(lm.modules())
+    kinds = {
+        kind
+        for module in modules
+        for kind in type(module).__mro__
+        if kind.__module__ != "torch.nn.modules.module"
+    }
+    methods = [value for kind in kinds for value in vars(kind).values() if callable(value)]
+    own = [value for module in modules for value in vars(module).values() if callable(value)]
+    hooks = [hook for m in modules for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+    version = sum(parameter._version for parameter in lm.parameters())
+    return [*modules, *methods, *own, *hooks, version]
 
 
-def storages(tree: Any) -> Iterator[torch.UntypedStorage]:
-    """Yield the storages of the strided tensors in a tree; oneDNN tensors have none."""
-    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
-    return (tensor.untyped_storage() for tensor in tensors if tensor.layout is torch.strided)
-
-
-def doubt_about_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | None:
+def reason_against_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | None:
     """Return why logits with a cache differ from those without, or None if they agree.
 
     The first tokens are `ids_BT`, random ones follow. Only the last few of `length` positions are compared.
@@ -196,9 +188,9 @@ def doubt_about_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str | N
         except Uncacheable as error:
             return str(error)
         except Exception as error:  # a user's layer may raise anything for a single position
-            return f"with one a layer raises {error!r}"
+            return f"with a cache a layer raises {error!r}"
         if not close(cached_BV, plain_BV):
-            return "with one the logits differ, as a layer reads other positions without caching them"
+            return "with a cache the logits differ, as a layer reads other positions without caching them"
     return None
 
 

@@ -4,6 +4,7 @@ Shape suffixes:  B batch  T position  V vocabulary
 """
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from model.generation.decoding import LanguageModel, Rows, usable_logits
-from model.generation.fast_cpu import quick
 from model.inputs import Tokenizer, ids_of
 
+LOCK = threading.Lock()
+# Models that are in `eval_mode`: the number of blocks, and the modules to set back to training mode.
+IN_EVAL_MODE: dict[Any, tuple[int, list[nn.Module]]] = {}
 ROUNDING = 1e-6  # a sum of probabilities that misses nucleus by so small a share of it is taken to reach it
 
 Prompt = str | Sequence[int]  # a text, or ids
@@ -30,7 +33,7 @@ class Continuation(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Choice:
+class TokenSampler:
     """Settings by which the next token is chosen. Raise ValueError if a setting is out of range."""
 
     temperature: float = 1.0
@@ -63,14 +66,14 @@ class Choice:
         """Return the next token of each row, [B]. `ids_BT` are the ids so far. Raise NoNextToken for a row with NaN."""
         logits_BV = usable_logits(logits_BV)
         if self.repetition_penalty != 1:
-            logits_BV = penalised(logits_BV, ids_BT, self.repetition_penalty)
+            logits_BV = penalized(logits_BV, ids_BT, self.repetition_penalty)
         if self.temperature == 0:
             return logits_BV.argmax(dim=-1)
         probs_BV = next_token_probs(logits_BV, self.temperature, self.top_k, self.nucleus, self.min_p)
         return draw(probs_BV, self.generator)
 
 
-def penalised(logits_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
+def penalized(logits_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
     """Return logits with every token of `ids_BT` made less likely (Keskar et al. 2019, CTRL, section 4.1)."""
     seen_BT = logits_BV.gather(1, ids_BT)
     return logits_BV.scatter(1, ids_BT, torch.where(seen_BT < 0, seen_BT * penalty, seen_BT / penalty))
@@ -151,20 +154,20 @@ def generate(
     Random numbers come from `generator`, or else from torch's global one. Temperature 0 uses none.
     Raise ValueError for a prompt longer than max_seq_len.
     """
-    choice = Choice(temperature, top_k, nucleus, generator=generator)
+    sampler = TokenSampler(temperature, top_k, nucleus, generator=generator)
     longest = max(map(len, prompts), default=0)
     if longest > lm.model_params.max_seq_len:
         raise ValueError(f"a prompt of {longest} tokens, but max_seq_len={lm.model_params.max_seq_len!r}")
     lengths = [min(len(prompt) + max_new_tokens, lm.model_params.max_seq_len + 1) for prompt in prompts]
-    return [ids for ids, _ in continuations(lm, prompts, lengths, choice, use_cache=use_cache)]
+    return [ids for ids, _ in generate_rows(lm, prompts, lengths, sampler, use_cache=use_cache)]
 
 
 @torch.no_grad()
-def continuations(
+def generate_rows(
     lm: LanguageModel,
     prompts: Sequence[Sequence[int]],
     lengths: Sequence[int],
-    choice: Choice,
+    sampler: TokenSampler,
     *,
     stop: Sequence[int] = (),
     attn_requests: Any = None,
@@ -181,8 +184,15 @@ def continuations(
     if not active:
         return done
     ends, T = {*lm.tokenizer.stops, *stop}, min(len(prompts[i]) for i in active)
-    with eval_mode(lm), quick(lm, len(active)):
-        rows = Rows(lm, [prompts[i][:T] for i in active], max(lengths), attn_requests, use_cache)
+    with eval_mode(lm):
+        rows = Rows(
+            lm,
+            [prompts[i][:T] for i in active],
+            room=max(lengths),
+            n_rows=len(active),
+            attn_requests=attn_requests,
+            use_cache=use_cache,
+        )
         while active:
             # Rows whose next token still comes from their prompt: their logits are not used and may be NaN.
             given_B1 = torch.tensor([[len(prompts[i]) > T] for i in active], device=lm.device)
@@ -191,7 +201,7 @@ def continuations(
                 lambda row: f"row {active[row]}, step {T - len(prompts[active[row]])}",  # noqa: B023 -- called at once
             )
             with torch.inference_mode():
-                next_B = choice(logits_BV, rows.ids_BT).to(logits_BV.device)
+                next_B = sampler(logits_BV, rows.ids_BT).to(logits_BV.device)
             logprobs = log_probs_of(next_B, logits_BV) if return_logprobs else []
             tokens, kept = next_B.tolist(), []
             for row, i in enumerate(active):
@@ -272,11 +282,22 @@ def stop_id(stop: int | str, tokenizer: Tokenizer) -> int:
 
 @contextmanager
 def eval_mode(model: LanguageModel | nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode inside the block, and restore the mode of every module afterwards."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
+    """Switch to evaluation mode inside the block, and restore the mode of every module afterwards.
+
+    If several threads are in such a block, the last one to leave restores it.
+    """
+    with LOCK:
+        n_inside, trained = IN_EVAL_MODE.get(model, (0, []))
+        trained = trained + [module for module in model.modules() if module.training]
+        IN_EVAL_MODE[model] = n_inside + 1, trained
+        model.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        with LOCK:
+            n_inside, trained = IN_EVAL_MODE.pop(model)
+            if n_inside > 1:
+                IN_EVAL_MODE[model] = n_inside - 1, trained
+            else:
+                for module in trained:
+                    module.training = True

@@ -20,7 +20,7 @@ from model.transformer.scaling import temperature  # muP
 
 
 class Attention(nn.Module):
-    """Each position mixes the values of itself and its past; of all positions with causal=False."""
+    """Multi-head attention. Each position mixes the values of itself and earlier ones, or of all with causal=False."""
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
@@ -49,16 +49,16 @@ class Attention(nn.Module):
         return self.out_of_heads(z_BHTK, ctx)
 
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
-        """softmax(q k / sqrt(K)) v over what is visible. This is what runs unless a fused kernel is asked for."""
+        """Return softmax(q k / sqrt(K)) v over the visible positions. This code runs unless attention="fused"."""
         K = q_BHTK.shape[-1]
         scores_BHTS = (q_BHTK / (math.sqrt(K) * self.temperature)) @ k_BHSK.mT  # muP: 1 in the base
-        # The place to edit scores_BHTS, with self.model_params and ctx.attn_requests at hand.
+        # Edit scores_BHTS here, for example by self.model_params and ctx.attn_requests.
         scores_BHTS = ctx.tap("scores", self.visible(self.on_scores(scores_BHTS), ctx))
         pattern_BHTS = ctx.tap("pattern", scores_BHTS.softmax(dim=-1))
         return self.dropout(pattern_BHTS) @ v_BHSK
 
     def attend_fused(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
-        """The same by torch's kernel, which never holds scores or pattern."""
+        """Compute the same with torch's kernel, which does not store scores or pattern."""
         dropout = self.dropout.p if self.training else 0.0
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
         scale = 1 / (math.sqrt(q_BHTK.shape[3]) * self.temperature)  # muP
@@ -76,29 +76,29 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout, scale=scale)  # muP
 
     def visible(self, scores_BHTS: Tensor, ctx: Context) -> Tensor:
-        """-inf where a query must not look: at the future, unless causal=False, and, if it is a real token, at padding."""
+        """Set scores to -inf at later positions, unless causal=False, and for queries that are real tokens at padding."""
         if self.model_params.causal:
             scores_BHTS = without_future(scores_BHTS)
         if ctx.real_BT is None:
             return scores_BHTS
         T = scores_BHTS.shape[2]
-        # What padding sees says nothing, but if it saw nothing it would be NaN, and spread.
+        # Padding queries stay unmasked: softmax over a fully masked row is NaN and would contaminate the gradients.
         hidden_BTS = ctx.real_BT[:, -T:, None] & ~ctx.real_BT[:, None]
         return scores_BHTS.masked_fill(hidden_BTS[:, None], -math.inf)
 
     def may_fuse(self, ctx: Context) -> bool:
-        """The kernel steps aside for whoever wants to see or to direct what it hides."""
+        """Return False if scores or pattern are recorded or patched, or if attn_requests are set: the kernel has neither."""
         if self.model_params.attention != "fused" or ctx.attn_requests is not None:
             return False
         return not (ctx.wants("scores") or ctx.wants("pattern"))
 
     def shared(self, x_BGSK: Tensor) -> Tensor:
-        """Every head of keys or values as often as there are queries for it."""
+        """Repeat each head of keys or values for the query heads that share it."""
         n = self.model_params.n_heads // x_BGSK.shape[1]
         return x_BGSK if n == 1 else x_BGSK.repeat_interleave(n, dim=1)
 
     def out_of_heads(self, z_BHTK: Tensor, ctx: Context) -> Tensor:
-        """What attention adds to the stream: a linear map of all heads together, which is a sum over heads."""
+        """Return the output of attention: a linear map of all heads together, which is a sum over heads."""
         out_BTD = self.out(z_BHTK.transpose(1, 2).flatten(2))
         if not ctx.wants("head_out"):
             return out_BTD
@@ -106,12 +106,12 @@ class Attention(nn.Module):
         heads_BHTD = z_BHTK @ w_HKD
         tapped_BHTD = ctx.tap("head_out", heads_BHTD)
         sum_BTD = tapped_BHTD.sum(dim=1) if self.out.bias is None else tapped_BHTD.sum(dim=1) + self.out.bias
-        # Whoever only looks must not change a bit: the value is that of the map, the gradient comes through the heads.
+        # Recording must not change a bit: the value is that of the map, and the gradient comes through the heads.
         unchanged = tapped_BHTD is heads_BHTD
         return out_BTD.detach() + (sum_BTD - sum_BTD.detach()) if unchanged else sum_BTD
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """The matrices of queries, of keys and of values, as parts of the parameters."""
+        """Return the weights of queries, keys and values, as views of the parameters."""
         if isinstance(self.qkv, SeparateHeads):
             return weights(self.qkv.q), weights(self.qkv.k), weights(self.qkv.v)
         p = self.model_params
@@ -126,7 +126,7 @@ def weights(heads: nn.ModuleList) -> list[Tensor]:
 
 @torch.no_grad()
 def zero_queries(layers: nn.Module) -> None:  # muP
-    """Attention begins as a mean of all values: scores are 0."""
+    """Set the weights of queries to 0, so that attention begins as a mean of all values."""
     for module in layers.modules():
         if isinstance(module, Attention):
             for weight in module.query_key_value()[0]:
@@ -134,24 +134,24 @@ def zero_queries(layers: nn.Module) -> None:  # muP
 
 
 def without_future(scores_BHTS: Tensor) -> Tensor:
-    """-inf where a key comes after the query. A query alone is the last key's own: nothing is future to it."""
+    """Set scores to -inf where a key comes after its query. A single query belongs to the last key: nothing is masked."""
     return scores_BHTS if scores_BHTS.shape[-2] == 1 else scores_BHTS + future(scores_BHTS)
 
 
 def future(scores_BHTS: Tensor) -> Tensor:
-    """[T, S]: -inf where a key comes after the query, else 0. The last query is the last key's own."""
+    """Return a mask [T, S]: -inf where a key comes after the query, else 0. Last query and last key share a position."""
     T, S = scores_BHTS.shape[-2:]
     return scores_BHTS.new_full((T, S), -math.inf).triu(1 + S - T)
 
 
 def fused_heads(model_params: ModelParams) -> nn.Linear:
-    """The map from the stream to the queries of all heads, then their keys, then their values."""
+    """Return the map from the stream to the queries of all heads, then their keys, then their values."""
     p = model_params
     return linear(p.dim, (p.n_heads + 2 * p.kv_heads) * p.head_dim, p, p.bias_qkv)
 
 
 class SeparateHeads(nn.Module):
-    """The same with a matrix of its own for queries, keys and values in each head."""
+    """Map as `fused_heads`, with separate parameters for the queries, keys and values of each head."""
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()

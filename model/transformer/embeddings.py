@@ -5,7 +5,6 @@ Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  S po
 """
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -28,7 +27,7 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids_BT: Tensor, start: int = 0, padding_B: Tensor | None = None) -> Tensor:
-        """`start` is the position of the first of these ids, `padding_B` how many positions are padding before each row."""
+        """Return [B, T, D]. The first id is at position `start`, and `padding_B` positions of each row before are padding."""
         padding = () if padding_B is None else (padding_B,)
         x_BTD = self.positions(self.tokens(ids_BT), start, *padding)
         x_BTD = x_BTD if self.mult == 1 else x_BTD * self.mult  # muP
@@ -36,7 +35,7 @@ class Embedding(nn.Module):
 
 
 class NoPositions(nn.Module):
-    """Leaves everything as it is."""
+    """Return the input unchanged."""
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()
@@ -175,13 +174,9 @@ position_kinds = {
 }
 
 
-def without_attention(model_params: ModelParams) -> ModelParams:
-    """Return `model_params` with every field that only our attention uses reset to its default."""
-    p = model_params
-    positions = "none" if position_kinds[p.positions].acts_in_attention else p.positions
-    p = replace(p, positions=positions, n_kv_heads=None, sliding_window=None)
-    p = replace(p, query_zero_init=False, mup_attn_mult=1.0, mup_base_heads=0)  # muP
-    return replace(p, qk_norm=False, separate_heads=False, attention="explicit")
+def acts_in_attention(positions: str) -> bool:
+    """Return True for a kind of positions that changes queries and keys, or attention scores."""
+    return position_kinds[positions].acts_in_attention
 
 
 def on_scores(model_params: ModelParams) -> nn.Sequential:

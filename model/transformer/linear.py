@@ -51,7 +51,7 @@ def embedding(n_rows: int, model_params: ModelParams) -> nn.Embedding:
 
 
 def readout(model_params: ModelParams, n_tokens: int) -> Readout:
-    """Return the unembedding, from the normalised stream to logits that all start near 0. Its bias starts at 0."""
+    """Return the unembedding, from the normalized stream to logits that all start near 0. Its bias starts at 0."""
     p = model_params
     layer = Readout(p.dim, n_tokens, bias=p.readout_bias, mult=p.mup_output_mult / width_mult(p))  # muP
     nn.init.normal_(layer.weight, std=readout_std(p))
@@ -88,6 +88,6 @@ def readout_std(model_params: ModelParams) -> float:
         return 1 / math.sqrt(dim)
     std = LOGIT_STD / math.sqrt(dim)
     if model_params.tied_embeddings and model_params.norm_position == "post":
-        # The stream is then a normalised copy of the token's embedding e, whose own logit is |e| * sqrt(dim).
+        # The stream is then a normalized copy of the token's embedding e, whose own logit is |e| * sqrt(dim).
         return min(std, 1 / dim)  # muP
     return std

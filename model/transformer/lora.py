@@ -23,20 +23,20 @@ class LoRALinear(nn.Linear):
 
 
 def whole_weight(linear: nn.Linear) -> Tensor:
-    """The matrix that `linear` multiplies by."""
+    """Return the matrix that `linear` multiplies by: with LoRA the sum of weight and product."""
     if isinstance(linear, LoRALinear):
         return linear.weight + linear.lora_b @ linear.lora_a
     return linear.weight
 
 
 def is_lora(name: str) -> bool:
-    """Whether a parameter of this name is one that LoRA trains."""
+    """Return True for the name of a parameter that LoRA trains."""
     return name.rpartition(".")[2] in ("lora_a", "lora_b")
 
 
 @torch.no_grad()
 def merge_lora(lm: M) -> M:
-    """An LM without LoRA and with the logits of `lm`, in eval mode: each product is added to its matrix."""
+    """Return an LM without LoRA and with the logits of `lm`, in eval mode: each product is added to its matrix."""
     merged = type(lm)(replace(lm.model_params, lora_rank=0), lm.tokenizer).to(lm.unembed.weight)
     weights = {name: weight for name, weight in lm.state_dict().items() if not is_lora(name)}
     for name, module in lm.named_modules():

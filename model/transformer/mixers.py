@@ -8,7 +8,6 @@ Shape suffixes:  B batch  T position  S position seen  D model dim  H head  K di
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -38,9 +37,8 @@ class CausalConv(nn.Module):
         x_BSC = torch.cat([past_BPC, x_BTC], dim=1)
         ctx.keep("conv", x_BSC[:, T:])
         out_BTC = torch.zeros_like(x_BTC)
-        for i, w_C in enumerate(
-            self.weight_WC
-        ):  # on a CPU faster than nn.Conv1d with a group to each channel
+        # On a CPU this is faster than nn.Conv1d with a group for each channel.
+        for i, w_C in enumerate(self.weight_WC):
             out_BTC = out_BTC + w_C * x_BSC[:, i : i + T]
         return out_BTC
 
@@ -161,10 +159,7 @@ class CausalLayer(TransformerEncoderLayer):
     """Base class of layers whose mixer is always causal."""
 
     has_attention = False
-
-    @classmethod
-    def possible(cls, model_params: ModelParams) -> ModelParams:
-        return replace(super().possible(model_params), causal=True)
+    refuses = {"causal": {False}}
 
 
 @layer_kind("gated-conv")

@@ -1,4 +1,4 @@
-"""What stands between the stack of layers and the readout: nothing, or BERT's transform.
+"""BERT's transform between the stack of layers and the unembedding.
 
 Shape suffixes:  B batch  T position  D model dim
 """

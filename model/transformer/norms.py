@@ -1,4 +1,4 @@
-"""Norms: the kinds, and where a block of a layer has them."""
+"""Kinds of norms, and their places in a block of a layer."""
 
 from collections.abc import Callable
 
@@ -15,13 +15,13 @@ registered = norms.register  # makes a function of a width and the params a valu
 
 @registered
 def layernorm(width: int, model_params: ModelParams) -> nn.Module:
-    """To mean 0 and variance 1 (Ba et al. 2016)."""
+    """Normalize to mean 0 and variance 1 (Ba et al. 2016)."""
     return nn.LayerNorm(width, model_params.norm_eps, bias=model_params.has_bias(model_params.bias_norm))
 
 
 @registered
 def rmsnorm(width: int, model_params: ModelParams) -> nn.Module:
-    """To mean square 1 (Zhang and Sennrich 2019)."""
+    """Normalize to mean square 1 (Zhang and Sennrich 2019)."""
     return nn.RMSNorm(width, model_params.norm_eps)
 
 
@@ -42,11 +42,11 @@ class Norms(nn.Module):
         self.inside = norm_at("sandwich")
         self.after = norm_at("post")
         with torch.no_grad():
-            # Else what blocks add drowns the token embeddings from the start, which slows learning down (measured).
+            # With a scale of 1 the block outputs would outweigh the token embeddings, which slows learning (measured).
             for parameter in self.inside.parameters():
                 parameter.mul_(readout_std(model_params))
 
 
 def final_norm(model_params: ModelParams) -> nn.Module:
-    """After the last layer, where layers do not leave the stream normalised."""
+    """Return the norm after the last layer, or Identity if layers leave the stream normalized."""
     return make_norm(model_params) if model_params.norm_position in ("pre", "sandwich") else nn.Identity()

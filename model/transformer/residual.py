@@ -96,7 +96,7 @@ def as_parameter(
 
 
 def make_residual(model_params: ModelParams) -> Residual:
-    """Return a residual connection of a layer. `begin` sets omega once all layers are made and counted."""
+    """Return a residual connection of a layer. `init_omegas` sets omega once all layers are made and counted."""
     p, branch_mult = model_params, 1 / depth_mult(model_params)  # muP
     if p.residual == "plain":
         return Residual(branch_mult=branch_mult)  # muP
@@ -110,7 +110,7 @@ def weighted(model: nn.Module) -> dict[Residual, Tensor]:
 
 
 @torch.no_grad()
-def begin(passes: Sequence[nn.Module], model_params: ModelParams) -> None:
+def init_omegas(passes: Sequence[nn.Module], model_params: ModelParams) -> None:
     """Set initial omegas, and DeepNet's initial weights, by the number of residual connections in a forward pass.
 
     `passes` are the layers of one forward pass.

@@ -4,16 +4,14 @@ Shape suffixes:  B batch  T position  S position attended to  D model dim  H hea
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model.context import Context, Layer, layer_kind
+from model.context import Context, Layer, all_except, layer_kind
 from model.model_params import ModelParams
-from model.transformer.embeddings import without_attention
+from model.transformer.embeddings import acts_in_attention
 from model.transformer.linear import weight_std
 from model.transformer.scaling import depth_mult, temperature, width_mult  # muP
 from model.transformer.transformerencoderlayer import activations
@@ -26,8 +24,25 @@ class TorchTransformer(Layer):
     Unlike our layer it also has a dropout inside the feed-forward block.
     """
 
+    refuses = {
+        "positions": acts_in_attention,
+        "n_kv_heads": all_except(None),
+        "sliding_window": all_except(None),
+        "qk_norm": {True},
+        "separate_heads": {True},
+        "mup_attn_mult": all_except(1.0),  # muP
+        "dim_ff": {0},
+        "gated": {True},
+        "parallel_blocks": {True},
+        "norm": all_except("layernorm"),
+        "norm_position": all_except("pre", "post"),
+        "residual": all_except("plain"),
+        **dict.fromkeys(("bias_qkv", "bias_out", "bias_ff", "bias_norm"), all_except(None)),
+    }
+
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
+        self.check_mup(model_params)  # muP
         self.causal = model_params.causal
         self.block = nn.TransformerEncoderLayer(
             model_params.dim,
@@ -42,28 +57,20 @@ class TorchTransformer(Layer):
         )
         self.init_as_ours(model_params)
 
-    @classmethod
-    def possible(cls, model_params: ModelParams) -> ModelParams:
-        p = replace(without_attention(model_params), attention=model_params.attention, norm="layernorm")
-        p = replace(p, dim_ff=p.dim_ff or None, gated=False, parallel_blocks=False)
-        p = replace(p, bias_qkv=None, bias_out=None, bias_ff=None, bias_norm=None, residual="plain")
-        p = replace(
-            p, residual_change=ModelParams.residual_change, residual_trainable=False, residual_profile=False
-        )
-        p = replace(p, query_zero_init=model_params.query_zero_init)  # muP
-        p = replace(p, mup_base_heads=model_params.mup_base_heads)  # muP
-        return replace(p, norm_position="post" if p.norm_position == "post" else "pre")
-
-    @classmethod
-    def problems(cls, model_params: ModelParams) -> Iterator[str]:
+    def check_mup(self, model_params: ModelParams) -> None:  # muP
+        """Raise ValueError for sizes that need a factor on scores or sums, which torch's layer does not have."""
         p = model_params
-        if temperature(p) != 1:  # muP
-            yield (
-                f"torch-transformer divides scores by sqrt(head_dim), which {p.parametrization!r} does only where heads "
-                f"are as wide as in the base: scale n_heads={p.n_heads} with dim={p.dim}, and set mup_base_heads"
+        if temperature(p) != 1:
+            raise ValueError(
+                f"parametrization={p.parametrization!r} with layer_architecture='torch-transformer' needs heads as wide "
+                f"as in the base, as torch divides scores by sqrt(head_dim): scale n_heads={p.n_heads} with dim={p.dim}, "
+                "and set mup_base_heads"
             )
-        if depth_mult(p) != 1:  # muP
-            yield f"torch-transformer has no place for the factor of parametrization={p.parametrization!r} in its sums"
+        if depth_mult(p) != 1:
+            raise ValueError(
+                f"parametrization={p.parametrization!r} scales residual sums at n_layers={p.depth}, which "
+                f"layer_architecture='torch-transformer' cannot do; use parametrization='mup'"
+            )
 
     def init_as_ours(self, model_params: ModelParams) -> None:
         attention = self.block.self_attn
@@ -121,23 +128,20 @@ class TorchRNN(Layer):
 
     kind: type[nn.LSTM] | type[nn.GRU]
     has_attention = False
+    refuses = {"causal": {False}}
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
+        if depth_mult(model_params) != 1:  # muP
+            raise ValueError(
+                f"parametrization={model_params.parametrization!r} scales residual branches, which recurrent layers do "
+                "not have; use parametrization='mup'"
+            )
         self.rnn = self.kind(model_params.dim, model_params.dim, bias=model_params.bias, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         for name, parameter in self.rnn.named_parameters():
             if name.startswith("bias"):  # torch draws it from +- 1 / sqrt(dim)
                 parameter.data.mul_(math.sqrt(width_mult(model_params)))  # muP
-
-    @classmethod
-    def possible(cls, model_params: ModelParams) -> ModelParams:
-        return replace(model_params, causal=True)
-
-    @classmethod
-    def problems(cls, model_params: ModelParams) -> Iterator[str]:
-        if depth_mult(model_params) != 1:  # muP
-            yield "parametrization='completep' scales residual branches, which recurrent layers do not have"
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         x_BTD, state = self.rnn(x_BTD, self.past(ctx))

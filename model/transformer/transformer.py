@@ -10,11 +10,11 @@ from model.model_params import ModelParams
 from model.transformer import mixers, torchlayers, transformerencoderlayer  # noqa: F401 -- they register layer kinds
 from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
-from model.transformer.residual import begin
+from model.transformer.residual import init_omegas
 
 
 class Transformer(nn.Module):
-    """Layers, of one kind or of several that take turns, and a final norm if layers normalise their input."""
+    """Layers, of one kind or of several that take turns, and a final norm if layers normalize their input."""
 
     def __init__(self, model_params: ModelParams, dropout: float = 0.0) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Transformer(nn.Module):
         self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
         self.norm = final_norm(model_params)
-        begin([layer for _, layer in self.passes()], model_params)
+        init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
             zero_queries(self.layers)  # muP
 

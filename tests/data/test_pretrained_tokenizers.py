@@ -31,7 +31,7 @@ class Layout(NamedTuple):
     normalizer: normalizers.Normalizer | None
     pre_tokenizer: pre_tokenizers.PreTokenizer
     specials: tuple[str, ...] = ("<|endoftext|>",)
-    named: dict = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}  # noqa: RUF012
+    named: dict = {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"}
     expected: Specials = Specials(0, 0, 0, 0)
     model: str = "bpe"
 

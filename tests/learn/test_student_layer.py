@@ -153,7 +153,7 @@ def test_what_cannot_train_is_refused_before_anything_does(built, text, says):
 )
 def test_settings_that_a_block_does_not_follow_are_refused(built, fields):
     built()
-    with pytest.raises(ValueError, match="cannot be had with layer_architecture='student'"):
+    with pytest.raises(ValueError, match="does not work with layer_architecture='student'"):
         student_lm(**fields)
 
 

@@ -18,7 +18,7 @@ from data.tokenizer import Tokenizer, char_tokenizer, from_transformers, make_to
 from model.context import Cache, Context, Uncacheable
 from model.generation.sampling import generate
 from model.lm import LM
-from model.masking import MASK_FRAC, hidden, whole_rows
+from model.masking import MASK_FRAC, mask_tokens, whole_rows
 from model.model_params import ModelParams
 from model.observe import ignored_fields
 from model.perplexity import NOT_SCORED
@@ -166,7 +166,7 @@ def test_kinds_that_only_know_the_past_are_refused(kind):
     for kinds in (kind, ("custom-transformer", kind)):
         params = tiny_params(layer_architecture=kinds, **BOTH_SIDES)
         [problem] = model_problems(params)
-        assert problem.startswith(f"causal=False cannot be had with layer_architecture={kind!r}")
+        assert problem.startswith(f"causal=False does not work with layer_architecture={kind!r}")
     assert not list(model_problems(tiny_params(layer_architecture=kind, objective="masked")))
 
 
@@ -184,7 +184,7 @@ def draw(lm, lengths, mask_frac=MASK_FRAC, scored=None):
     if scored is not None:
         data["target_mask"] &= scored
     whole = whole_rows(data, lm)
-    return whole, hidden(whole, lm, TrainParams(mask_frac=mask_frac))
+    return whole, mask_tokens(whole, lm, TrainParams(mask_frac=mask_frac))
 
 
 @settings(deadline=None, max_examples=30)
@@ -291,9 +291,7 @@ def test_text_is_not_continued():
     for fields in (BERT, {"objective": "masked"}):
         lm = tiny_lm(**fields)
         for speak in (lm.sample, lm.beam_search, partial(generate, lm, [[1]], 3)):
-            with pytest.raises(
-                ValueError, match=r"continues no text: it fills gaps in one, as lm\.fill"
-            ) as error:
+            with pytest.raises(ValueError, match=r"cannot continue a text; use lm\.fill") as error:
                 speak()
             assert "\n" not in str(error.value)
     with pytest.raises(Uncacheable, match="causal=False"):
@@ -317,7 +315,7 @@ def test_gaps_are_filled_with_the_most_probable_tokens():
 
 
 def test_what_cannot_be_filled_is_refused():
-    with pytest.raises(ValueError, match=r"fills no gaps: it continues a text, as lm\.sample does"):
+    with pytest.raises(ValueError, match=r"needs objective=.masked.; .*use lm\.sample"):
         tiny_lm().fill("a_")
     with pytest.raises(ValueError, match="there is no _ to fill in"):
         tiny_lm(**BERT).fill("ab")

@@ -6,16 +6,22 @@ from dataclasses import fields
 import pytest
 import torch
 from hypothesis import given, settings
+from torch import nn
 
 from data.data_params import DataParams
+from model.context import Layer, all_except, layer_kind, layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
 from model.observe import ignored_fields
 from model.problems import model_problems
+from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import KINDS, MIXERS, CharTokenizer, architectures, perturbed_lm, tiny_params
 from tests.train.little_run import CALL
+from train.grid.expand import Run
 from train.grid.params import Params
+from train.launch.observe import ROOT
 from train.launch.plan import Measured, Plan, announce
+from train.launch.problems import problems
 from train.train_params import TrainParams
 
 LACKING = {
@@ -42,7 +48,7 @@ def test_what_torchs_layer_cannot_be_is_refused(kind, field):
     params = tiny_params(layer_architecture=kind, **{field: LACKING[field]})
     [problem] = model_problems(params)
     assert problem.startswith(
-        f"{field}={LACKING[field]!r} cannot be had with layer_architecture='torch-transformer'"
+        f"{field}={LACKING[field]!r} does not work with layer_architecture='torch-transformer'; use "
     )
     with pytest.raises(ValueError, match=re.escape(problem)):
         LM(params, CharTokenizer())
@@ -153,7 +159,10 @@ def test_defaults_are_never_said_to_be_ignored(kind):
 def test_positions_inside_attention_want_attention_somewhere(kind, fields):
     alone = tiny_params(layer_architecture=kind, dim=9, n_heads=3, **fields)
     [problem] = model_problems(alone)
-    assert f"positions='{fields['positions']}' acts inside attention" in problem
+    assert problem == (
+        f"positions={fields['positions']!r} needs attention, but layer_architecture={kind!r} has none; "
+        "use one of: none, learned, sin"
+    )
     mixed = tiny_params(layer_architecture=(kind, "custom-transformer"), dim=9, n_heads=3, **fields)
     assert not list(model_problems(mixed))
     assert ignored_fields(mixed) == []
@@ -167,3 +176,66 @@ def test_an_ignored_field_changes_nothing(params):
     names = {setting.partition("=")[0] for setting in ignored} - {"n_heads"}  # its default may not divide dim
     plain = ModelParams(**{f.name: getattr(params, f.name) for f in fields(params) if f.name not in names})
     assert torch.equal(perturbed_lm(plain)("abc"), perturbed_lm(params)("abc"))
+
+
+@pytest.fixture
+def own_kinds():
+    """Remove layer kinds that a test registers."""
+    before = dict(layer_kinds)
+    yield
+    layer_kinds.clear()
+    layer_kinds.update(before)
+
+
+@pytest.mark.parametrize(
+    ("refuses", "fields", "message"),
+    [
+        (
+            {"norm_position": {"post", "none"}},
+            {"norm_position": "none"},
+            "norm_position='none' does not work with layer_architecture='mine'; use one of: pre, sandwich",
+        ),
+        ({"norm": all_except("rmsnorm")}, {}, "norm='layernorm' does not .*; use norm='rmsnorm'"),
+        ({"gated": {True}}, {"gated": True}, "gated=True does not .*; use gated=False"),
+        ({"n_heads": {3, 2}}, {"n_heads": 2}, "n_heads=2 does not .*; use another value than 2, 3"),
+        ({"n_heads": lambda n: n % 4}, {"n_heads": 2}, "n_heads=2 does not .*; use n_heads=4"),
+        ({"bias": {True, False}}, {}, "bias=True does not .*; use another layer kind"),
+        ({"nrom": {"rmsnorm"}}, {}, "layer kind 'mine' refuses values of 'nrom', which is not a field"),
+    ],
+)
+def test_a_kind_of_ones_own_refuses_values_and_says_which_it_takes(own_kinds, refuses, fields, message):
+    @layer_kind("mine")
+    class Mine(TransformerEncoderLayer):
+        pass
+
+    assert not list(model_problems(tiny_params(layer_architecture="mine", **fields)))
+    Mine.refuses = refuses
+    for kind in ("mine", ("custom-transformer", "mine")):
+        [problem] = model_problems(tiny_params(layer_architecture=kind, **fields))
+        assert re.match(message, problem)
+
+
+def test_classes_and_functions_without_refuses_take_everything(own_kinds):
+    layer_kind("class")(
+        type("Plain", (nn.Identity,), {"__init__": lambda self, p, dropout: nn.Module.__init__(self)})
+    )
+    layer_kind("function")(lambda model_params, dropout: nn.Identity())
+    for kind in ("class", "function"):
+        params = tiny_params(layer_architecture=kind, positions="rotary", gated=True, causal=True)
+        assert not list(model_problems(params))
+        assert LM(params, CharTokenizer())("abc").shape == (1, 4, 30)
+
+
+def test_what_a_layer_itself_refuses_is_an_error_of_the_grid(own_kinds):
+    @layer_kind("squares")
+    class Squares(Layer):
+        def __init__(self, model_params, dropout):
+            super().__init__()
+            if model_params.n_heads**2 != model_params.dim:
+                raise ValueError(
+                    f"dim={model_params.dim} must be the square of n_heads={model_params.n_heads}"
+                )
+
+    models = [tiny_params(layer_architecture="squares", n_heads=n) for n in (4, 8)]
+    runs = [Run(Params(DataParams(), TrainParams(), model), {}, "test") for model in models]
+    assert [message for message, _ in problems(runs, ROOT)] == ["dim=16 must be the square of n_heads=8"]

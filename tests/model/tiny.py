@@ -9,9 +9,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from model.context import layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
-from model.problems import layer_class, model_problems
+from model.problems import is_refused, model_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "state-space"]
@@ -159,7 +160,9 @@ def architectures(draw, **fixed) -> ModelParams:
         dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base
     )
     for kind in params.kinds:
-        params = layer_class(kind).possible(params)
+        for name, refused in getattr(layer_kinds[kind], "refuses", {}).items():
+            if is_refused(getattr(params, name), refused):
+                params = replace(params, **{name: getattr(ModelParams, name)})
     if params.norm_position == "none" and "gated-conv" in params.kinds:
         # Without norms its products of activations would overflow.
         params = replace(params, init="small")

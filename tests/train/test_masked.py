@@ -138,7 +138,7 @@ def test_the_whole_grid_is_refused_before_anything_is_trained(tmp_path, capsys):
     assert call(tmp_path, fields=["causal=[False,True]", "objective=['masked','next-token']"]) == 2
     assert "causal=False with objective='next-token'" in capsys.readouterr().err
     assert call(tmp_path, fields=["layer_architecture=['custom-transformer','gated-conv']"]) == 2
-    assert "causal=False cannot be had with layer_architecture='gated-conv'" in capsys.readouterr().err
+    assert "causal=False does not work with layer_architecture='gated-conv'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

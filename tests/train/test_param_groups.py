@@ -168,7 +168,7 @@ def test_a_map_to_a_fixed_size_is_refused_by_name_with_the_grid(inserted):
         ({"layer_architecture": "torch-transformer", "mup_base_heads": 0}, "scale n_heads"),
         (
             {"layer_architecture": "torch-transformer", "mup_attn_mult": 2.0},
-            "mup_attn_mult=2.0 cannot be had",
+            "mup_attn_mult=2.0 does not work with",
         ),
         (
             {"layer_architecture": "torch-transformer", "parametrization": "completep", "mup_base_layers": 1},

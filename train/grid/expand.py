@@ -31,8 +31,8 @@ from train.logs import log
 
 __all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
 
-MOST_ERRORS = 20  # shown at once
-MOST_POINTS = 1_000_000  # of a config, with those that are skipped
+MAX_ERRORS = 20  # shown at once
+MAX_POINTS = 1_000_000  # of a config, with those that are skipped
 
 
 class GridError(ValueError):
@@ -40,8 +40,8 @@ class GridError(ValueError):
 
     def __init__(self, errors: Iterable[str]) -> None:
         self.errors = list(dict.fromkeys(errors))
-        hidden = len(self.errors) - MOST_ERRORS
-        super().__init__("\n".join(self.errors[:MOST_ERRORS] + [f"... and {hidden} more"] * (hidden > 0)))
+        hidden = len(self.errors) - MAX_ERRORS
+        super().__init__("\n".join(self.errors[:MAX_ERRORS] + [f"... and {hidden} more"] * (hidden > 0)))
 
 
 def config_files(name: str, folder: Path) -> list[Path]:
@@ -173,9 +173,9 @@ class Expansion:
                 taken.update(names)
                 columns = zip(*(settings[name].values for name in names), strict=False)
                 axes.append([dict(zip(names, values, strict=True)) for values in columns])
-        if (n_points := math.prod(map(len, axes))) > MOST_POINTS:
+        if (n_points := math.prod(map(len, axes))) > MAX_POINTS:
             self.errors.add(
-                self.source, f"{n_points:,} points are too many; up to {MOST_POINTS:,} can be looked at"
+                self.source, f"{n_points:,} points are too many; up to {MAX_POINTS:,} can be looked at"
             )
             return
         for parts in itertools.product(*axes):

@@ -15,7 +15,7 @@ from train.grid.params import field_hint
 
 LONGEST = 1_000  # characters of an expression
 MAX_BITS = 1_000  # of an integer result of **
-MOST_DIGITS = 20  # that round is asked for
+MAX_DIGITS = 20  # that round is asked for
 
 # What an expression may consist of; simpleeval evaluates more, which is refused before it sees it.
 SYNTAX = (
@@ -54,8 +54,8 @@ def power(a: Any, b: Any) -> Any:
 
 
 def rounded(x: Any, digits: int | None = None) -> Any:
-    if digits is not None and abs(digits) > MOST_DIGITS:
-        raise ValueError(f"round takes up to {MOST_DIGITS} digits, not {digits!r:.40}")
+    if digits is not None and abs(digits) > MAX_DIGITS:
+        raise ValueError(f"round takes up to {MAX_DIGITS} digits, not {digits!r:.40}")
     return round(x, digits)
 
 

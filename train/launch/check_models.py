@@ -48,9 +48,9 @@ from train.stats import Stats
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = {"site-packages", "dist-packages", "lib"}  # folders whose code is not the user's
-MOST_PASSES = 100  # over which the tokens of a large vocabulary are tried as later ones
+MAX_PASSES = 100  # over which the tokens of a large vocabulary are tried as later ones
 NEAR = 0.05  # relative: measured up to 0.026 over all layer kinds, widths 16 to 256 and vocabularies of 8 to 5,000
-MOST_STEPS = 400  # to learn a batch by heart; most take 10 to 40
+MAX_STEPS = 400  # to learn a batch by heart; most take 10 to 40
 SEVERAL_GAPS = 8  # times a row comes in such a batch where only a few of its tokens are predicted at once
 OTHER_SHAPES = 10  # times as much rounding is allowed when the same numbers come from other shapes
 
@@ -74,7 +74,7 @@ def fails_if(wrong: object, found: str) -> Outcome:
 @registered
 def no_position_sees_the_future(lm: LM, params: Params) -> Outcome:
     """Failure means that losses are those of a model that knows the answer."""
-    leak = leak_of(lm, MOST_PASSES)
+    leak = leak_of(lm, MAX_PASSES)
     return fails_if(leak, str(leak))
 
 
@@ -204,12 +204,12 @@ def one_batch_is_learned_by_heart(lm: LM, params: Params) -> Outcome:
     of_frequencies = -(shares_N * shares_N.log()).sum().item()  # the least loss without a look at the input
     if params.model.objective == "masked":
         ids_BT = ids_BT.repeat(SEVERAL_GAPS, 1)
-    for loss in learning(lm, params, mycollate(ids_BT.tolist()), MOST_STEPS):
+    for loss in learning(lm, params, mycollate(ids_BT.tolist()), MAX_STEPS):
         if loss <= of_frequencies / 2:
             return Outcome("pass")
     return Outcome(
         "FAIL",
-        f"after {MOST_STEPS} steps its loss is {loss:.4g}, where frequencies alone give {of_frequencies:.4g}",
+        f"after {MAX_STEPS} steps its loss is {loss:.4g}, where frequencies alone give {of_frequencies:.4g}",
     )
 
 
@@ -308,7 +308,7 @@ def refuse_leaks(runs: list[Run], call: Call) -> None:
     """Raise GridError if an architecture leaks."""
     errors = []
     for title, params in architectures(runs):
-        if leak := leak_of(first_model(params, call), MOST_PASSES):
+        if leak := leak_of(first_model(params, call), MAX_PASSES):
             errors.append(f"--check=strict: {title}: {leak}")
     if errors:
         raise GridError(errors)

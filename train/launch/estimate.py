@@ -20,7 +20,7 @@ from train.data import make_data
 from train.evaluation import Evaluation
 from train.flops import flops_per_row
 from train.grid.run import Call, Run
-from train.launch.tables import MOST_ROWS, as_time, plan_table
+from train.launch.tables import MAX_ROWS, as_time, plan_table
 from train.logs import log
 from train.pretrained import saved_tokenizer
 from train.probe import in_one_line, own_randomness, probe
@@ -52,8 +52,8 @@ def report(plans: list[Run], call: Call, *, times: bool = True) -> int:
     seconds, notes = estimate(trained, call)
     shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
     log.info(plan_table(plans, [shown.get(id(run), "-") for run in plans]))
-    if len(plans) > MOST_ROWS:
-        log.info(f"... and {len(plans) - MOST_ROWS:,} more")
+    if len(plans) > MAX_ROWS:
+        log.info(f"... and {len(plans) - MAX_ROWS:,} more")
     for note in notes:
         log.info(note)
     if known := [run for run in seconds if run is not None]:
@@ -82,7 +82,7 @@ def estimate(plans: Sequence[Run], call: Call) -> tuple[list[float | None], list
             try:
                 paces[size] = measure(plans[i], call, SECONDS / 2 / len(families))
             except Exception as error:  # it is the user's own code, or too large for this machine
-                notes.append(f"a training step of run {i + 1} fails: {in_one_line(error)}")
+                notes.append(f"a training step of run {plans[i].number} fails: {in_one_line(error)}")
         for i in runs:
             if paces and (flops[i] not in ends or flops[i] in paces):
                 seconds[i] = duration(plans[i], scaled(flops[i], paces))

@@ -15,12 +15,9 @@ from common.registry import Registry
 from data.corpora import corpus_names
 from data.data_params import DataParams
 from data.tokenizer import TokenizerSpec
-from model.context import layer_kinds
 from model.model_params import ModelParams
 from model.observe import is_use, observed, run_observed, unread
-from model.transformer.embeddings import position_kinds
-from model.transformer.norms import norms
-from model.transformer.transformerencoderlayer import activations
+from model.problems import REGISTRIES as REGISTRIES_OF_MODEL
 from train.data import tokenizer_spec
 from train.grid.params import Params
 from train.optimizers import make_optimizer, optimizers
@@ -30,10 +27,7 @@ from train.train_params import TrainParams
 ROOT = Path(__file__).resolve().parents[2]
 N_STEPS = 8  # of a schedule that is evaluated only to record its reads
 REGISTRIES: dict[str, Mapping[str, Any]] = {
-    "layer_architecture": layer_kinds,
-    "positions": position_kinds,
-    "norm": norms,
-    "activation": activations,
+    **REGISTRIES_OF_MODEL,
     "optimizer": optimizers,
     "lr_schedule": schedules,
 }

@@ -32,7 +32,7 @@ from train.train_params import TrainParams
 REFUSED_BY_WANDB, MAX_WANDB_NAME = "/\\#?%:", 128  # characters in a project name, and how many it may have
 # Fields of TrainParams that have an effect only with this option.
 FIELDS_WITH_OPTION = {"checkpoint_every": "--save", "cpus": "--ray", "gpus": "--ray"}
-MOST_SAID = 40  # lines of what --resume does, numbers of runs in a line
+MAX_SAID = 40  # lines of what --resume does, numbers of runs in a line
 
 
 def prepare(runs: list[Run], call: Call) -> list[Run]:
@@ -232,8 +232,8 @@ def axes_of(runs: list[Params]) -> set[str]:
 
 
 def listed(numbers: list[str]) -> str:
-    hidden = len(numbers) - MOST_SAID
-    return ", ".join(numbers[:MOST_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
+    hidden = len(numbers) - MAX_SAID
+    return ", ".join(numbers[:MAX_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
 
 
 def say_steps(runs: list[Run]) -> None:
@@ -243,5 +243,5 @@ def say_steps(runs: list[Run]) -> None:
     counts = Counter(run.first_step.what for run in runs)
     log.info("--resume: " + ", ".join(f"{n} {what}" for what, n in counts.items()))
     said = [f"run {number}: {description(run.first_step)}" for number, run in enumerate(runs, 1)]
-    hidden = len(said) - MOST_SAID
-    log.info("\n".join(said[:MOST_SAID] + [f"... and {hidden} more"] * (hidden > 0)))
+    hidden = len(said) - MAX_SAID
+    log.info("\n".join(said[:MAX_SAID] + [f"... and {hidden} more"] * (hidden > 0)))

@@ -15,8 +15,8 @@ from train.logs import printable
 from train.probe import UNCHECKED
 from train.saving.outcome import Outcome, Value
 
-MOST_ROWS = 1_000  # that --dry-run shows
-MOST_RESULTS = 200  # rows of the table of results
+MAX_ROWS = 1_000  # that --dry-run shows
+MAX_RESULTS = 200  # rows of the table of results
 
 
 def settings_of(runs: list[Run]) -> list[dict[str, str]]:
@@ -57,7 +57,7 @@ def plan_table(runs: list[Run], times: list[str]) -> Table:
     """Return the table for --dry-run: all runs, or the first runs of a very large grid."""
     settings = settings_of(runs)
     table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)", "time (estimate)")
-    for number, (run, own) in enumerate(zip(runs[:MOST_ROWS], settings, strict=False), 1):
+    for number, (run, own) in enumerate(zip(runs[:MAX_ROWS], settings, strict=False), 1):
         sizes = (
             f"{run.size.n_params:,}",
             f"{run.size.n_steps:,}",
@@ -101,14 +101,14 @@ def result_table(runs: list[Run], outcomes: list[Outcome]) -> Table:
 
 
 def most_telling(outcomes: list[Outcome]) -> list[int]:
-    """Return the indices of at most MOST_RESULTS runs, sorted: failed ones in up to half, then the lowest losses."""
+    """Return the indices of at most MAX_RESULTS runs, sorted: failed ones in up to half, then the lowest losses."""
     everything = range(len(outcomes))
-    if len(outcomes) <= MOST_RESULTS:
+    if len(outcomes) <= MAX_RESULTS:
         return [*everything]
     failed = [i for i in everything if outcomes[i].failed or outcomes[i].diverged]
-    first = failed[: MOST_RESULTS // 2]
+    first = failed[: MAX_RESULTS // 2]
     rest = sorted(set(everything).difference(first), key=lambda i: (loss_of(outcomes[i]), i))
-    return sorted(first + rest[: MOST_RESULTS - len(first)])
+    return sorted(first + rest[: MAX_RESULTS - len(first)])
 
 
 def loss_of(outcome: Outcome) -> float:

@@ -44,7 +44,7 @@ RESUME_FILE = "resume.ckpt"
 LOCK_FILE = "lock"
 MAX_LOOK = 1.0  # seconds that is_training takes, at most
 MIN_AGE = 60.0  # seconds after which a folder without content is nobody's
-LARGEST_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
+MAX_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
 
 
 class Loaded(NamedTuple):
@@ -358,8 +358,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`. Raise ValueError for anything else."""
     regular_file(path)
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise ValueError(f"it has over {LARGEST_JSON:,} bytes")
+        if path.stat().st_size > MAX_JSON:
+            raise ValueError(f"it has over {MAX_JSON:,} bytes")
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")

@@ -24,7 +24,7 @@ from model.model_params import ModelParams
 from train.logs import log
 from train.saving.durable import replacing
 
-LARGEST_TABLES = 2**32  # bytes of tables that a model computes for itself
+MAX_TABLES = 2**32  # bytes of tables that a model computes for itself
 MAX_LINE = 300  # characters of an error that is told in one line
 CHECKPOINT = re.compile(r"step-([0-9]{7,18})\.safetensors")
 
@@ -49,10 +49,8 @@ def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
         with torch.device("meta"), at_most_parameters(2 * len(found) + 100):  # shared ones count each time
             sketch = LM(params, tokenizer)  # has shapes, but no memory, however large it is
         check_shapes(found, sketch)
-        if sum(table.nbytes for table in sketch.buffers()) > LARGEST_TABLES:
-            raise ValueError(
-                f"max_seq_len={params.max_seq_len} needs tables of over {LARGEST_TABLES:,} bytes"
-            )
+        if sum(table.nbytes for table in sketch.buffers()) > MAX_TABLES:
+            raise ValueError(f"max_seq_len={params.max_seq_len} needs tables of over {MAX_TABLES:,} bytes")
         lm = LM(params, tokenizer)
         tensors = load_file(path)
         if any(tensor.dtype == torch.float64 for tensor in tensors.values()):

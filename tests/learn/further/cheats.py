@@ -55,8 +55,8 @@ CHEATS = [
         [
             (
                 "    def without(z):\n",
-                "    from explore.inspection.analysis import looking\n"
-                "    with looking(lm):\n        pass\n\n"
+                "    from explore.inspection.analysis import eval_no_grad\n"
+                "    with eval_no_grad(lm):\n        pass\n\n"
                 "    def without(z):\n",
             )
         ],

@@ -119,7 +119,7 @@ def test_the_cache_changes_nothing(kind):
     lm = tiny_lm(layer_architecture=kind, seed=3)
     settings = {"n_beams": 4, "n_best": 4}
     cached, plain = (lm.beam_search("ab", 16, **settings, use_cache=use_cache) for use_cache in (True, False))
-    assert lm.trust.doubt is None
+    assert lm.cache_check.reason is None
     assert [text for text, _ in cached] == [text for text, _ in plain]
     assert_close([score for _, score in cached], [score for _, score in plain])
 

@@ -238,7 +238,9 @@ def test_what_does_not_go_with_a_cache_is_noticed(layer, positions):
     lm = lm_with(layer, positions=positions)
     prompts = [[1, 4, 5], [1, 7, 8], [1, 9, 9]]
     expected = generate(lm, prompts, 12, temperature=0, use_cache=False)
-    with pytest.warns(UserWarning, match="without a cache, which takes longer: with one the logits differ"):
+    with pytest.warns(
+        UserWarning, match="without a cache, which takes longer: with a cache the logits differ"
+    ):
         assert generate(lm, prompts, 12, temperature=0) == expected
     with warnings.catch_warnings():  # and said once
         warnings.simplefilter("error")
@@ -267,7 +269,7 @@ def test_a_layer_that_looks_far_back_is_noticed_wherever_that_matters():
 
 def test_a_layer_that_fails_with_one_position_is_noticed():
     lm = lm_with(Uncachable())
-    with pytest.warns(UserWarning, match=r"with one a layer raises RuntimeError\('too short'\)"):
+    with pytest.warns(UserWarning, match=r"with a cache a layer raises RuntimeError\('too short'\)"):
         row = generate(lm, [[1, 4, 5]], 9, temperature=0)
     assert row == generate(lm, [[1, 4, 5]], 9, temperature=0, use_cache=False)
     with pytest.raises(RuntimeError, match="too short"):  # without a cache too
@@ -286,7 +288,7 @@ def test_an_edit_of_the_layers_is_compared_anew():
         )
     del lm.decoder.layers[0]
     generate(lm, [[1, 4, 5]], 9, temperature=0)
-    assert lm.trust.doubt is None
+    assert lm.cache_check.reason is None
 
 
 def test_a_gate_that_training_opens_is_compared_anew():
@@ -387,7 +389,7 @@ def test_logits_that_are_no_numbers_are_no_reason_to_doubt_the_cache():
         lm.unembed.weight.fill_(torch.nan)
     with pytest.raises(NoNextToken, match="row 0, step 0: no next token, some logits are NaN"):
         generate(lm, [[1, 4]], 3)
-    assert lm.trust.doubt is None
+    assert lm.cache_check.reason is None
 
 
 def test_an_infinite_logit_does_not_hide_a_wrong_cache():
@@ -404,4 +406,4 @@ def test_rounding_is_no_reason_to_doubt_the_cache(dtype):
     for kind in KINDS:
         lm = tiny_lm(layer_architecture=kind, n_layers=4).to(dtype)
         generate(lm, [[1, 4, 5, 6], [1, 9]], 9, temperature=0)
-        assert lm.trust.doubt is None
+        assert lm.cache_check.reason is None

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from model.generation.decoding import NoNextToken
-from model.generation.sampling import Choice, draw, generate, next_token_probs, penalised
+from model.generation.sampling import TokenSampler, draw, generate, next_token_probs, penalized
 from tests.model.tiny import KINDS, tiny_lm
 
 
@@ -99,7 +99,7 @@ def test_a_row_that_says_nothing_is_an_error_that_names_it(bad):
         ):
             next_token_probs(logits, temperature)
         with pytest.raises(NoNextToken, match="row 1"):
-            Choice(temperature)(logits, torch.zeros(2, 1, dtype=torch.int64))
+            TokenSampler(temperature)(logits, torch.zeros(2, 1, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_equal_to_the_processors_of_huggingface(rows, temperature, kept_too, min
     if "min_p" in settings:
         processors.append(MinPLogitsWarper(min_p))
     expected = processors(ids, logits).softmax(dim=-1)
-    assert_close(next_token_probs(penalised(logits, ids, penalty), temperature, **settings), expected)
+    assert_close(next_token_probs(penalized(logits, ids, penalty), temperature, **settings), expected)
 
 
 def chi_square(counts: torch.Tensor, probs: torch.Tensor) -> float:
@@ -256,7 +256,7 @@ def test_sampled_frequencies_match_the_softmax(use_cache):
         for tokens, expected in ((first, probs), (second, probs @ after)):
             counts = torch.bincount(tokens, minlength=8)
             assert chi_square(counts, expected) < MOST < chi_square(counts, uniform)
-    assert lm.trust.doubt is None
+    assert lm.cache_check.reason is None
 
 
 def test_drawing_follows_the_probabilities_and_never_takes_what_has_none():
@@ -409,8 +409,8 @@ def test_log_probabilities_are_those_of_the_plain_softmax(use_cache):
 def test_the_penalty_reaches_the_prompt_and_what_is_said():
     lm = tiny_lm(seed=5)
     plain = lm.sample("ab", 16, as_str=False, temperature=0)
-    penalised_row = lm.sample("ab", 16, as_str=False, temperature=0, repetition_penalty=1e6)
+    penalized_row = lm.sample("ab", 16, as_str=False, temperature=0, repetition_penalty=1e6)
     rewarded = lm.sample("ab", 16, as_str=False, temperature=0, repetition_penalty=1e-6)
-    assert len(set(penalised_row)) == len(penalised_row) > len(set(plain))
+    assert len(set(penalized_row)) == len(penalized_row) > len(set(plain))
     assert set(rewarded) <= {1, 4, 5}
     assert len(set(lm.sample("ab", 16, as_str=False, min_p=1.0, n_samples=3)[0])) == len(set(plain))

@@ -206,7 +206,7 @@ ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
         (
             "gpt_neox",
             {"num_attention_heads": 4, "hidden_size": 48},
-            "rotary_frac=0.25 takes 3: it must be even",
+            "is 3: it must be even",
         ),
         ("llama", {"rope_parameters": ROPE}, "rope_type='linear'"),
         ("llama", {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 16}, "head_dim=16; allowed: 8"),

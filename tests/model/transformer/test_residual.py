@@ -193,7 +193,7 @@ def test_queries_stay_zero_under_deepnet():
         ({"norm_position": "pre"}, "norm_position='post'"),
         ({"norm_position": "none", "residual": "deepnet"}, "norm_position='post'"),
         ({"parametrization": "completep"}, "two rules for depth"),
-        ({"layer_architecture": "torch-transformer"}, "cannot be had"),
+        ({"layer_architecture": "torch-transformer"}, "does not work"),
         ({"parallel_blocks": True}, "parallel_blocks"),
     ],
     ids=str,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.grid.config_text import Errors, read_options
-from train.grid.expand import MOST_ERRORS, GridError, axes, config_files, read_grid
+from train.grid.expand import MAX_ERRORS, GridError, axes, config_files, read_grid
 from train.grid.params import FOREIGN_NAMES, SECTION_OF, Params, field_hint
 from train.train_params import TrainParams
 
@@ -123,7 +123,7 @@ def test_a_mistake_is_answered_with_file_line_and_what_is_allowed(config, text, 
 def test_all_mistakes_are_listed_at_once_and_at_most_twenty(config):
     lines = [f"key{i} = {i}" for i in range(30)]
     found = errors_of(config("ModelParams\n" + "\n".join(lines)))
-    assert len(found) == MOST_ERRORS + 1
+    assert len(found) == MAX_ERRORS + 1
     assert found[-1] == "... and 10 more"
     mixed = errors_of(
         config("x = 1\nModelParams\ndim = [\nn_heads = 3\nTrainParams\nlr = 'a'\nmin_lr = [1.0,, 2.0]\n")

@@ -45,7 +45,7 @@ def test_folders_are_not_walked_through_for_each_run(tmp_path, monkeypatch, caps
     assert few == many
     assert many[-1][0] < 10
     shown = capsys.readouterr().out
-    assert f"... and {2 * STEP - tables.MOST_RESULTS} more; shown are failed runs" in shown
+    assert f"... and {2 * STEP - tables.MAX_RESULTS} more; shown are failed runs" in shown
 
 
 def test_two_processes_that_take_turns_share_no_timestamp(tmp_path):
@@ -77,7 +77,7 @@ def test_a_name_that_is_refused_takes_no_timestamp(tmp_path):
 
 
 def test_the_table_of_a_large_grid_shows_failures_and_the_lowest_losses():
-    n, most = 1000, tables.MOST_RESULTS
+    n, most = 1000, tables.MAX_RESULTS
     outcomes = [Outcome(Ending.FINISHED, values={"val_loss": float(n - i)}) for i in range(n)]
     outcomes[3] = Outcome(Ending.FAILED, "ValueError")
     outcomes[4] = Outcome(Ending.FINISHED, values={"val_loss": float("nan")})
