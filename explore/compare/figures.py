@@ -13,7 +13,7 @@ from explore.compare.curves import TRAINING, VALIDATION, Curve
 from explore.compare.svg import LETTER, Plot, shortened, widened
 from explore.compare.variants import SEED, Row, Variant, is_number, measured, varied_fields
 
-COLOURS = [f"var(--c{i})" for i in range(8)]
+COLORS = [f"var(--c{i})" for i in range(8)]
 OTHER, ACCENT = "var(--other)", "var(--accent)"
 MAX_PANELS = 60  # of a figure with one panel per variant
 MAX_CURVES = 1000  # of a plot
@@ -58,8 +58,8 @@ class Part:
     def colors(self) -> dict[int, str]:
         """Colors of the baseline and the best variants, by index, as many as there are colors; in a stable order."""
         baseline = [i for i, row in enumerate(self.rows) if row["verdict"] == "baseline"]
-        chosen = [*baseline, *(i for i in self.order if i not in baseline)][: len(COLOURS)]
-        return dict(zip(baseline + sorted(set(chosen) - set(baseline)), COLOURS, strict=False))
+        chosen = [*baseline, *(i for i in self.order if i not in baseline)][: len(COLORS)]
+        return dict(zip(baseline + sorted(set(chosen) - set(baseline)), COLORS, strict=False))
 
 
 def figure(plots: Sequence[str], caption: str, legend: str = "") -> str:

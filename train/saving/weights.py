@@ -47,9 +47,9 @@ def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
         with safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
         with torch.device("meta"), at_most_parameters(2 * len(found) + 100):  # shared ones count each time
-            sketch = LM(params, tokenizer)  # has shapes, but no memory, however large it is
-        check_shapes(found, sketch)
-        if sum(table.nbytes for table in sketch.buffers()) > MAX_TABLES:
+            empty = LM(params, tokenizer)  # has shapes, but no memory, however large it is
+        check_shapes(found, empty)
+        if sum(table.nbytes for table in empty.buffers()) > MAX_TABLES:
             raise ValueError(f"max_seq_len={params.max_seq_len} needs tables of over {MAX_TABLES:,} bytes")
         lm = LM(params, tokenizer)
         tensors = load_file(path)
