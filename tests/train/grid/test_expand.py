@@ -189,7 +189,7 @@ def test_problems_found_later_are_placed_by_the_fields_they_name(config):
 
 def test_reading_a_config_brings_neither_torch_nor_matplotlib():
     code = (
-        "import sys; from pathlib import Path; from train.grid import *;"
+        "import sys; from pathlib import Path; from train.grid.expand import *;"
         "read_grid(config_files('test', Path('configs')));"
         "assert not {'torch', 'matplotlib', 'lightning'} & set(sys.modules)"
     )

@@ -377,7 +377,7 @@ def test_a_grid_that_nobody_can_mean_is_refused_at_once(expand):
 def test_reading_a_grid_section_brings_neither_torch_nor_matplotlib(tmp_path):
     path = write(tmp_path, VARIANTS + "skip = ['dim == 3']\n")
     code = (
-        "import sys; from pathlib import Path; from train.grid import *;"
+        "import sys; from pathlib import Path; from train.grid.expand import *;"
         f"assert len(read_grid([Path({str(path)!r})])) == 3;"
         "assert not {'torch', 'matplotlib', 'lightning', 'numpy'} & set(sys.modules)"
     )
