@@ -143,12 +143,12 @@ def test_params_of_a_huge_model_are_refused_before_it_is_built(tmp_path, values)
     positions = values.get("positions", "learned")
     folder = save_run(tmp_path, make_lm(replace(TINY, positions=positions)))
     edit_params(folder, "model", **values)
-    start = time.perf_counter()
+    start = time.process_time()
     if values == {"positions": "none", "max_seq_len": 10**30}:
         load(folder)  # a number and nothing more
     else:
         refusal(folder)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize(
