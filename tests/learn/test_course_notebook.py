@@ -64,7 +64,6 @@ def test_the_solution_in_the_cells_passes(course, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_cells_as_they_are_and_mistakes_in_them_are_told(tmp_path):
     """A stub, a mistake, an error and its line, and what is borrowed meanwhile, which goes back."""
     notebook = as_notebook(Outline("gpt2"))

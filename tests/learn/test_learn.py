@@ -80,7 +80,6 @@ def test_stubs_hold_no_code(course):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize("course", COURSES)
 @pytest.mark.parametrize("spelling", ["solution", "another"])
 def test_a_right_file_passes_every_check(course, spelling):

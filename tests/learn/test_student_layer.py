@@ -181,7 +181,6 @@ def test_it_passes_the_architecture_check(built, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_it_trains_is_opened_and_goes_on_from_there(built, tmp_path):
     built()
     options = [*SMALL, "--no-wandb", "--out", str(tmp_path), "--save"]

@@ -134,7 +134,6 @@ def test_whenever_it_is_killed(kind, call):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_killed_again_and_again(call):
     assert forked(lambda: call(out="whole", options=["--save"])) == 0
     dice, deaths = random.Random(0), 0

@@ -227,7 +227,6 @@ def test_padding_is_no_token(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_training_learns(tmp_path):
     data = DataParams(
         dataset_name="copy", task_args={"min_length": 1, "max_length": 4, "n_letters": 8}, n_samples=3000

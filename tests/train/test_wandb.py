@@ -170,14 +170,12 @@ def program(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_without_a_key_nothing_is_asked_at_a_terminal(no_wandb_account):
     _, output = program(no_wandb_account)
     assert output.count("\n") == 1
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_server_out_of_reach_delays_the_start_by_less_than_15_s(no_wandb_account, monkeypatch, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     start = time.monotonic()

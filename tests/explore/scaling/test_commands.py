@@ -51,7 +51,6 @@ def test_standard_alone_fails_it_by_name(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_dry_run_of_a_check_neither_judges_nor_measures_training(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", "--dry-run", to=WIDTH)
     assert code == 0
@@ -72,7 +71,6 @@ def test_the_stability_of_a_config(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_transfer_trains_the_grid_and_judges_it_and_so_it_does_saved_runs(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--transfer", "--save", to=TRAINED)
     assert code == (lines[-1] != "pass")

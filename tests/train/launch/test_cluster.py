@@ -160,6 +160,7 @@ def whole(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @needs_ray
 def test_a_node_that_dies_takes_no_run_with_it(cluster, whole, tmp_path, notes):
     """With a shared disk its run goes on where it stood, on another node."""

@@ -267,7 +267,6 @@ def going(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
     os.killpg(going.pid, signal.SIGINT)  # as a terminal does
     output = going.communicate(timeout=60)[0]

@@ -49,7 +49,6 @@ def load_after(copy: Path, folder: Path, file: str, before: str, after: str) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_field_added_since_has_its_default_and_a_changed_model_is_announced(copy_of_repo, old_run):
     field = "    n_layers: NonNegativeInt = 4\n"
     new = load_after(
@@ -66,7 +65,6 @@ def test_a_field_added_since_has_its_default_and_a_changed_model_is_announced(co
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 @pytest.mark.parametrize("after", ["    wsd_share: float = 0.2\n", ""], ids=["renamed", "removed"])
 def test_a_field_gone_since_is_refused_by_name_with_its_commit(copy_of_repo, old_run, after):
     before = next(

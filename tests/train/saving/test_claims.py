@@ -211,7 +211,6 @@ def test_two_calls_at_once_share_a_grid(call, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_side_by_side_runs_of_another_call_are_left_out_too(call, capsys):
     """Workers claim the runs that they train."""
     assert call("--dry-run") == 0

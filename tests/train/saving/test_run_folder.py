@@ -135,7 +135,6 @@ KILLED = """
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_a_kill_leaves_a_complete_run_or_one_named_incomplete(tmp_path):
     process = python(KILLED, tmp_path)
     assert process.returncode == 0, process.stderr
