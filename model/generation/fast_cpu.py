@@ -212,12 +212,12 @@ def pack(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
 
 def checksum_of(weight: Tensor) -> Tensor:
     """Return the product with a fixed random vector. Unlike `_version` it also shows changes through `weight.data`."""
-    return torch.mv(weight.detach(), random_vector(weight.shape[1]))
+    return torch.mv(weight.detach(), random_vector(weight.shape[1], weight.dtype))
 
 
 @cache
-def random_vector(n: int) -> Tensor:
-    return torch.randn(n, generator=torch.Generator().manual_seed(0))
+def random_vector(n: int, dtype: torch.dtype) -> Tensor:
+    return torch.randn(n, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
 def one_row(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor | None], Tensor]:

@@ -19,8 +19,9 @@ from tests.model.tiny import KINDS, MIXERS, CharTokenizer, architectures, pertur
 from tests.train.little_run import CALL
 from train.grid.expand import Run
 from train.grid.params import Params
+from train.grid.run import Run, Size
 from train.launch.observe import ROOT
-from train.launch.plan import Measured, Plan, announce
+from train.launch.plan import announce
 from train.launch.problems import problems
 from train.train_params import TrainParams
 
@@ -135,9 +136,8 @@ def test_a_grid_says_which_runs_have_fields_without_effect(notes):
         ModelParams(layer_architecture=kind, n_heads=2)
         for kind in ("torch-gru", "custom-transformer", "gated-conv")
     ]
-    runs = [Params(DataParams(), TrainParams(), model) for model in models]
-    data = Measured(tokenizer=None, n_rows=0, n_val_rows=0, row_length=0.0, content="")
-    announce([Plan("test", run, 0, 10**9, 0, identity="", measured=data) for run in runs], CALL)
+    grid = [Params(DataParams(), TrainParams(), model) for model in models]
+    announce([Run(params, {}, "test", size=Size(n_steps=10**9)) for params in grid], CALL)
     for number, kind in ((1, "torch-gru"), (3, "gated-conv")):
         [note] = [note for note in notes if note.startswith(f"run {number}: ")]
         assert note.startswith(

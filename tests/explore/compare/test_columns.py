@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import pytest
-from test_report import rows_of
 
 import model_explorer
 from explore.compare.report import report_grid, rows_of_grid, tidy
@@ -16,6 +15,7 @@ from explore.compare.verdicts import compare
 from explore.load import runs
 from explore.scaling.transfer import transfer_report
 from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
+from tests.explore.compare.test_report import rows_of
 from train.grid.params import SECTION_OF, column
 from train.launch.tables import settings_of
 from train.saving.outcome import Ending, Outcome

@@ -17,10 +17,11 @@ import train.saving.record
 from explore.load import runs
 from tests.train.killed import die, forked
 from tests.train.test_checkpoint import CONFIG, assert_same, outcome
-from train.checkpoint import ResumePoint, is_out_of_resources
+from train.checkpoint import ResumePoint
 from train.saving import durable
 from train.saving import run_folder as saver
 from train.saving import weights as weights_module
+from train.saving.outcome import is_out_of_resources
 from train.saving.run_folder import RESUME_FILE, read_json, write_json
 from train.saving.timestamps import run_folders
 from train.trainer import LMTrainer
