@@ -260,8 +260,13 @@ def test_options_of_slow_commands_are_understood():
 
 LINKS = [
     (name, link)
-    for name, text in [*PAGES.items(), ("CONTRIBUTING.md", ROOT.joinpath("CONTRIBUTING.md").read_text("utf-8"))]
-    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    for name, text in [
+        *PAGES.items(),
+        ("CONTRIBUTING.md", ROOT.joinpath("CONTRIBUTING.md").read_text("utf-8")),
+    ]
+    for link in re.findall(
+        r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    )
     if not re.match(r"https?://", link)
 ]
 
@@ -373,7 +378,9 @@ def test_the_error_messages_shown_are_the_real_ones(tmp_path):
 
 
 def test_fields_in_examples_exist():
-    examples = re.findall(r"^```\n((?:Grid|DataParams|TrainParams|ModelParams)\n.*?)^```", ALL, re.MULTILINE | re.DOTALL)
+    examples = re.findall(
+        r"^```\n((?:Grid|DataParams|TrainParams|ModelParams)\n.*?)^```", ALL, re.MULTILINE | re.DOTALL
+    )
     assert len(examples) > 5
     for example in examples:
         for key in re.findall(r"^(\w+) =", example, re.MULTILINE):
