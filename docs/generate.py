@@ -8,7 +8,8 @@ import inspect
 import re
 import tokenize
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING, fields as fields_of
+from dataclasses import MISSING
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
