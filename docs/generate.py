@@ -147,14 +147,16 @@ def allowed_values(name: str, annotation: Any) -> str:
 
 
 def bounds(metadata: Iterable[Any]) -> list[str]:
-    """Return bounds such as `> 0` from the metadata of an Annotated type."""
-    found = []
-    for one in metadata:
-        for constraint in getattr(one, "metadata", [one]):
-            for key, sign in (("gt", ">"), ("ge", "≥"), ("lt", "<"), ("le", "≤")):
-                if getattr(constraint, key, None) is not None:
-                    found.append(f"{sign} {getattr(constraint, key)}")
-    return found
+    """Return bounds such as `> 0` from the metadata of an Annotated type. Strict bounds replace others."""
+    constraints = [constraint for one in metadata for constraint in getattr(one, "metadata", [one])]
+    found = {
+        key: f"{sign} {getattr(constraint, key):,}"
+        for key, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+        for constraint in constraints
+        if getattr(constraint, key, None) is not None
+    }
+    lower, upper = found.get("gt", found.get("ge")), found.get("lt", found.get("le"))
+    return [bound for bound in (lower, upper) if bound]
 
 
 @part
