@@ -25,7 +25,7 @@ CLASSES = (DataParams, TrainParams, ModelParams)
 def rows(part: str) -> dict[str, list[str]]:
     """Return the cells of the rows of a part's tables, by the name in the first cell."""
     split = [re.split(r"(?<!\\)\|", line[2:-2]) for line in part.splitlines() if line.startswith("| `")]
-    return {first.strip("`"): [cell.strip() for cell in cells] for first, *cells in split}
+    return {first.strip("` "): [cell.strip() for cell in cells] for first, *cells in split}
 
 
 def registered_in(module) -> set[str]:
