@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from data.corpora import corpora
 from data.syntheticdata import tasks as registered_tasks
-from model.context import layer_kinds as registered_layer_kinds
+from model.context import layer_kinds as all_layer_kinds
 from model.lm import LM  # noqa: F401  (it registers the layer kinds)
 from model.transformer.embeddings import position_kinds
 from model.transformer.norms import norms
@@ -27,6 +27,11 @@ from train.schedules import schedules as registered_schedules
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 PACKAGES = ("data", "model", "train", "explore", "learn")
+
+# A process may have registered further ones: the student's, or those of tests.
+registered_layer_kinds = {
+    name: kind for name, kind in all_layer_kinds.items() if kind.__module__.startswith("model.")
+}
 
 # Fields whose values are names in a registry.
 REGISTRIES: dict[str, Iterable[str]] = {

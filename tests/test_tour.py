@@ -1,7 +1,10 @@
 """The Python of README and docs, block after block: on runs trained here, and on small random models where hub names stand."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -26,6 +29,17 @@ mpl.use("Agg")
 IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 
+@contextmanager
+def restored(registry: dict[str, Any]) -> Iterator[None]:
+    """Remove what the block adds to a registry, in which others look things up."""
+    before = dict(registry)
+    try:
+        yield
+    finally:
+        registry.clear()
+        registry.update(before)
+
+
 @pytest.fixture(scope="module")
 def names(gpt2_tokenizer, tmp_path_factory):
     """What the Python of README and docs has defined when all of it has run."""
@@ -38,11 +52,13 @@ def names(gpt2_tokenizer, tmp_path_factory):
         gpt2_tokenizer.save_pretrained(root / name)
     few = ["n_samples=2000", "early_stop_nsamples=640", "checkpoint_every=10", "threads=1"]
     options = ["--no-wandb", "--save", *(part for field in few for part in ("--set", field))]
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        restored(context.layer_kinds),
+        restored(schedules.schedules),
+    ):
         patch.chdir(root)  # transformers prefers folders to the hub
         patch.setenv("WHATIF_OUT", str(root))
-        patch.setattr(context, "layer_kinds", dict(context.layer_kinds))
-        patch.setattr(schedules, "schedules", dict(schedules.schedules))
         torch.set_num_threads(1)
         assert main.main(["--config=test-synth", *options, "--set", 'positions=["none","rotary"]']) == 0
         names = {"timestamp": model_explorer.runs().index[0]}
