@@ -10,7 +10,7 @@ import pytest
 from data import corpora, syntheticdata
 from data.data_params import DataParams
 from docs.generate import DOCS, generated, parts
-from model.context import layer_kinds
+from docs.generate import registered_layer_kinds as layer_kinds
 from model.lm import LM  # noqa: F401  (it registers the layer kinds)
 from model.model_params import ModelParams
 from model.transformer.embeddings import position_kinds
