@@ -1,4 +1,4 @@
-"""What the README says: its commands run, and its edits, applied to a copy of the repository, have their effect."""
+"""README.md and docs/: their commands run, their edits, applied to a copy of the code, have their effect, their links lead somewhere."""
 
 import math
 import os
@@ -9,20 +9,29 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import main
-from tests.marks import all_slow_but
+from data.tokenizer import recipes
+from tests.marks import SLOW, all_slow_but
 from tests.train.killed import forked
 from train.grid.config_text import GRID_KEYS
 from train.grid.expand import read_grid
 from train.grid.params import SECTION_OF
+from train.launch import estimate
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+}
+ALL = "\n".join(PAGES.values())
+README, EDIT_PAGE = PAGES["README.md"], PAGES["docs/edits.md"]
 EDITS = dict(
-    re.findall(r"^### (\d)\. [^\n]*\n(?:(?!^### ).)*?```diff\n(.*?)```", README, re.MULTILINE | re.DOTALL)
+    re.findall(r"^### (\d)\. [^\n]*\n(?:(?!^### ).)*?```diff\n(.*?)```", EDIT_PAGE, re.MULTILINE | re.DOTALL)
 )
 CODE = ["main.py", "common", "data", "model", "train", "explore", "learn", "model_explorer.py", "configs"]
 
@@ -42,13 +51,6 @@ def train(*options):
     assert code == 0, code
     [new] = set(glob.glob(f"{{sys.argv[1]}}/saved-models/*/*/*")) - before
     return model_explorer.get_model_by_timestamp(new.rsplit("/", 1)[1], out=sys.argv[1])
-
-def patterns_and_scores(lm, ids):
-    from model.context import Context
-    ctx = Context(ids_BT=ids, wanted=("pattern", "scores"), attn_requests=True if 10 in ids else None)
-    with torch.no_grad():
-        lm.decoder(lm.embed(ids), ctx)
-    return ctx.of_all_layers("pattern"), ctx.of_all_layers("scores")
 """
 
 EFFECTS = {
@@ -131,7 +133,7 @@ def test_there_are_eight_edits_each_in_at_most_two_places():
 
 
 @pytest.mark.parametrize("number", all_slow_but("1", "12345678"))
-def test_an_edit_of_the_readme_has_its_effect(number, tmp_path):
+def test_an_edit_has_its_effect(number, tmp_path):
     copy = apply_to_copy(EDITS[number], tmp_path)
     assert forked(lambda: in_copy(PRELUDE + EFFECTS[number], copy, tmp_path / "out")) == 0
 
@@ -150,7 +152,7 @@ def apply_to_copy(diff: str, tmp_path: Path, more: list[str] | None = None) -> P
 
 
 def in_copy(code: str, copy: Path, out: Path) -> None:
-    """Runs with the modules of `copy` in place of ours; libraries are there already, which saves seconds."""
+    """Run with the modules of `copy` in place of ours. The libraries are imported already, which saves seconds."""
     ours = {Path(name).stem for name in CODE} | {"tests"}
     for name in [name for name in sys.modules if name.split(".")[0] in ours]:
         del sys.modules[name]
@@ -171,29 +173,123 @@ def test_the_set_up_commands_are_the_promised_two():
     )
 
 
-COMMANDS = sorted(set(re.findall(r"^python3 (main\.py --config[^\n#]*)", README, re.MULTILINE)))
-TAKES_LONG = re.compile("--resume|--jobs|--config=bert|--coord-check|--transfer|--stability")
+class Command(NamedTuple):
+    """A line of a fence marked `bash`, without its comment, and the mark in that: slow, gpu, ray or none."""
+
+    line: str
+    mark: str
 
 
-@pytest.mark.parametrize(
-    "command", all_slow_but([command for command in COMMANDS if not TAKES_LONG.search(command)], COMMANDS)
-)
-def test_a_command_of_the_readme_is_understood(command, out, tmp_path, monkeypatch, capsys):
-    """Every option and config exists and the grid is sound; from a folder that is not the repository's."""
-    if "--ray" in command and find_spec("ray") is None:
-        pytest.skip("no ray: pip install -r requirements-ray.txt")
-    monkeypatch.chdir(tmp_path)
-    assert main.main([*shlex.split(command)[1:], "--dry-run", "--out", str(out)]) == 0
-    assert "parameters" in capsys.readouterr().out
+def commands(fence: str) -> list[Command]:
+    """Return the commands of a fence."""
+    split = [line.partition("  #") for line in fence.splitlines() if line.strip()]
+    marks = [re.match(r" *(slow|gpu|ray)\b", comment) for _, _, comment in split]
+    return [
+        Command(line.strip(), mark[1] if mark else "")
+        for (line, _, _), mark in zip(split, marks, strict=True)
+    ]
+
+
+FENCES = [
+    (name, commands(fence))
+    for name, text in PAGES.items()
+    for fence in re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+]
+COMMANDS = sorted({command for _, fence in FENCES for command in fence})
+
+
+def test_fewer_than_a_third_of_the_fences_are_too_slow_to_run_by_default():
+    marked = [(name, *command) for name, fence in FENCES for command in fence if command.mark]
+    listed = "\n".join(f"{name}: {line}  # {mark}" for name, line, mark in marked)
+    assert 0 < sum(any(command.mark for command in fence) for _, fence in FENCES) < len(FENCES) / 3, listed
+
+
+def runnable(command: Command) -> Any:
+    """Return the command as a parameter of a test, with the marks of its mark."""
+    without_ray = find_spec("ray") is None
+    is_short = re.search("--(config|report)=test", command.line)
+    marks = {
+        "": [],
+        "slow": SLOW if is_short else [pytest.mark.slow],
+        "gpu": [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")],
+        "ray": [*SLOW, pytest.mark.skipif(without_ray, reason="no ray: pip install -r requirements-ray.txt")],
+    }
+    return pytest.param(command.line, marks=marks[command.mark], id=command.line)
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """One for all commands: texts are tokenised once."""
+    """The folder of all outputs: texts are tokenized once, and a command finds the runs of earlier ones."""
     return tmp_path_factory.mktemp("out")
 
 
-GRIDS = re.findall(r"^```\n(Grid\n.*?)^```", README, re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("line", [runnable(command) for command in COMMANDS])
+def test_a_command_runs(line, out, monkeypatch):
+    monkeypatch.setenv("WHATIF_OUT", str(out))
+    program, *options = shlex.split(line)
+    assert Path(program).name in ("python", "python3")
+    if options[0] == "main.py":
+        assert forked(lambda: run_main(options[1:], out)) == 0
+    else:
+        done = run([sys.executable, *options], cwd=ROOT)
+        # A check of a part that nobody has built yet says so, and fails.
+        assert done.returncode == 0 or "not built" in done.stdout, done.stdout + done.stderr
+
+
+def run_main(options: list[str], folder: Path) -> Any:
+    """Run main.py from a folder that is not the repository's."""
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    estimate.SECONDS = 0.4  # that --dry-run measures
+    try:
+        return main.main(options)
+    except SystemExit as end:  # of --help
+        return end.code
+
+
+def test_options_of_slow_commands_are_understood():
+    """Configs and fields of commands that the fast suite does not run exist."""
+    for line, mark in COMMANDS:
+        options = shlex.split(line)
+        if mark and options[1] == "main.py" and "--report" not in line:
+            args = main.parse_arguments(options[2:])
+            files = main.config_files(args.config, main.CONFIGS)
+            assert read_grid(files, main.grid_options(args)), line
+
+
+LINKS = [
+    (name, link)
+    for name, text in [
+        *PAGES.items(),
+        ("CONTRIBUTING.md", ROOT.joinpath("CONTRIBUTING.md").read_text("utf-8")),
+    ]
+    for link in re.findall(
+        r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    )
+    if not re.match(r"https?://", link)
+]
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize(("name", "link"), LINKS, ids=[f"{name}->{link}" for name, link in LINKS])
+def test_a_link_leads_somewhere(name, link):
+    path, _, fragment = link.partition("#")
+    target = (ROOT / name).parent / path if path else ROOT / name
+    assert target.exists()
+    if fragment:
+        headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+        assert fragment in map(anchor, headings)
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 220
+
+
+GRIDS = re.findall(r"^```\n(Grid\n.*?)^```", PAGES["docs/configs.md"], re.MULTILINE | re.DOTALL)
 
 
 def test_each_part_of_the_grid_section_has_an_example():
@@ -216,29 +312,47 @@ def test_an_example_of_the_grid_section_has_as_many_runs_as_it_says(block, tmp_p
 
 def test_the_block_on_models_of_transformers_is_that_of_the_notebook():
     notebook = ROOT.joinpath("notebooks", "parametrization.py").read_text(encoding="utf-8")
-    [block] = [one for one in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "make_readouts" in one]
-    assert set(block.splitlines()) <= set(notebook.replace('folder / "gpt2', '"gpt2').splitlines())
+    for block in re.findall(r"```python\n(.*?)```", ALL, re.DOTALL):
+        if "scale_scores" in block:
+            assert set(block.splitlines()) <= set(notebook.replace('folder / "gpt2', '"gpt2').splitlines())
 
 
-def test_every_option_is_in_the_readme():
+def test_every_option_is_in_the_table():
     shown = run([sys.executable, str(ROOT / "main.py"), "--help"]).stdout
+    table = PAGES["docs/running.md"].partition("## Options")[2].partition("## Exit codes")[0]
     for option in set(re.findall(r"--[a-z-]+", shown)) - {"--help"}:
-        assert f"`{option}" in README or f"{option}=" in README or f" {option}" in README, option
+        assert f"`{option}" in table, option
+
+
+def test_pages_name_all_tokenizers_and_all_keys_of_the_grid():
+    assert [name for name in recipes if f'`"{name}"`' not in PAGES["docs/tasks-and-texts.md"]] == []
+    assert [key for key in GRID_KEYS if f"**`{key}`**" not in PAGES["docs/configs.md"]] == []
+
+
+@pytest.mark.parametrize("diff", re.findall(r"^```diff\n(.*?)^```", ALL, re.MULTILINE | re.DOTALL))
+def test_a_diff_applies(diff):
+    applied = run(["git", "apply", "--check", "--unidiff-zero", "-"], cwd=ROOT, input=diff)
+    assert applied.returncode == 0, applied.stderr
+
+
+def test_the_edit_of_the_readme_is_the_first():
+    [diff] = re.findall(r"```diff\n(.*?)```", README, re.DOTALL)
+    assert diff == EDITS["1"]
 
 
 def test_the_error_messages_shown_are_the_real_ones(tmp_path):
-    """The example of three mistakes, made on the same lines."""
+    """Make the three errors of the example on the same lines."""
     lines = [""] * 20
     lines[0] = "ModelParams"
     lines[11], lines[12], lines[13] = "dimm = 3", "dim = 32", "n_heads = 5"
     lines[15], lines[16] = "TrainParams", "lr = '3e-4'"
-    shown = re.findall(r"^configs/test\.txt:\d+.*$", README, re.MULTILINE)
+    shown = re.findall(r"^configs/test\.txt:\d+.*$", PAGES["docs/configs.md"], re.MULTILINE)
     assert len(shown) == 3
     folder = tmp_path / "configs"
     folder.mkdir()
     (folder / "test.txt").write_text("\n".join(lines))
     code = (
-        "from pathlib import Path; from train.grid import *\n"
+        "from pathlib import Path; from train.grid.expand import GridError, read_grid\n"
         "try: read_grid([Path('configs/test.txt')])\nexcept GridError as e: print(e)"
     )
     result = run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
@@ -248,7 +362,11 @@ def test_the_error_messages_shown_are_the_real_ones(tmp_path):
     assert result.stdout.splitlines() == [line for line in shown if "n_heads" in line]
 
 
-def test_fields_the_readme_names_exist():
-    config = re.search(r"```\nDataParams\n(.*?)```", README, re.DOTALL)[1]
-    for key in re.findall(r"^(\w+) =", config, re.MULTILINE):
-        assert key in SECTION_OF
+def test_fields_in_examples_exist():
+    examples = re.findall(
+        r"^```\n((?:Grid|DataParams|TrainParams|ModelParams)\n.*?)^```", ALL, re.MULTILINE | re.DOTALL
+    )
+    assert len(examples) > 5
+    for example in examples:
+        for key in re.findall(r"^(\w+) =", example, re.MULTILINE):
+            assert key in SECTION_OF or key in GRID_KEYS

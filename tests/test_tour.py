@@ -1,7 +1,10 @@
-"""The README's Python, block after block: on a run trained here, and on small random models where hub names stand."""
+"""The Python of README and docs, block after block: on runs trained here, and on small random models where hub names stand."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -11,18 +14,35 @@ import main
 import model_explorer
 from model import context
 from tests.model.hf.hf_models import random_hf
+from train import schedules
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(
-    r"```python\n(\w.*?)```", README, re.DOTALL
-)  # whole ones: an indented one is a part of something
+ROOT = Path(__file__).resolve().parents[1]
+FIRST = [ROOT / "README.md", ROOT / "docs" / "getting-started.md"]  # later pages use what these define
+PAGES = [*FIRST, *(page for page in sorted(ROOT.glob("docs/*.md")) if page not in FIRST)]
+# An indented block is a part of something.
+BLOCKS = [
+    (page.name, block)
+    for page in PAGES
+    for block in re.findall(r"```python\n(\w.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+]
 mpl.use("Agg")
 IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 
+@contextmanager
+def restored(registry: dict[str, Any]) -> Iterator[None]:
+    """Remove what the block adds to a registry, in which others look things up."""
+    before = dict(registry)
+    try:
+        yield
+    finally:
+        registry.clear()
+        registry.update(before)
+
+
 @pytest.fixture(scope="module")
 def names(gpt2_tokenizer, tmp_path_factory):
-    """What the README's Python has defined when all of it has run."""
+    """What the Python of README and docs has defined when all of it has run."""
     root = tmp_path_factory.mktemp("tour")
     for name, family, depth in (
         ("gpt2", "gpt2", {"n_layer": 6}),
@@ -32,20 +52,22 @@ def names(gpt2_tokenizer, tmp_path_factory):
         gpt2_tokenizer.save_pretrained(root / name)
     few = ["n_samples=2000", "early_stop_nsamples=640", "checkpoint_every=10", "threads=1"]
     options = ["--no-wandb", "--save", *(part for field in few for part in ("--set", field))]
-    with pytest.MonkeyPatch.context() as patch:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        restored(context.layer_kinds),
+        restored(schedules.schedules),
+    ):
         patch.chdir(root)  # transformers prefers folders to the hub
         patch.setenv("WHATIF_OUT", str(root))
-        patch.setattr(context, "layer_kinds", dict(context.layer_kinds))
         torch.set_num_threads(1)
         assert main.main(["--config=test-synth", *options, "--set", 'positions=["none","rotary"]']) == 0
         names = {"timestamp": model_explorer.runs().index[0]}
-        for block in BLOCKS:
-            exec(block, names)  # noqa: S102 -- it is what users are told to run
+        for page, block in BLOCKS:
+            exec(compile(block, page, "exec"), names)  # noqa: S102 -- it is what users are told to run
         yield names | {"root": root, "kinds": context.layer_kinds}
 
 
 def test_all_of_it_runs(names):
-    assert len(BLOCKS) == 15
     assert set(names["table"].positions) == {"none", "rotary"}
     assert torch.equal(names["a"], names["b"])
     assert torch.equal(names["a"], names["c"])

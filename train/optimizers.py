@@ -26,6 +26,7 @@ registered = (
 
 @registered
 def adamw(groups: list[dict], params: TrainParams) -> Optimizer:
+    """Adam with decoupled weight decay (arXiv:1711.05101)."""
     # Lightning cannot clip gradients under a loss scaler when the optimizer unscales them itself, as a fused one does.
     fused = params.precision != "16-mixed"
     return torch.optim.AdamW(groups, lr=params.lr, betas=params.betas, eps=params.adam_eps, fused=fused)
@@ -33,11 +34,13 @@ def adamw(groups: list[dict], params: TrainParams) -> Optimizer:
 
 @registered
 def sgd(groups: list[dict], params: TrainParams) -> Optimizer:
+    """Stochastic gradient descent with `momentum`."""
     return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
 
 
 @registered
 def muon(groups: list[dict], params: TrainParams) -> Optimizer:
+    """Muon, orthogonalized momentum for the matrices inside layers; AdamW for all other parameters."""
     of_adamw = {"betas": params.betas, "eps": params.adam_eps, "fused": params.precision != "16-mixed"}
     of_muon = {"momentum": params.momentum, "adjust_lr_fn": params.muon_lr}
     return MuonWithAdamW(groups, muon={"lr": params.lr} | of_muon, adamw={"lr": params.lr} | of_adamw)

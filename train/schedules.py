@@ -28,16 +28,19 @@ registered = schedules.register  # makes a function of a Moment a value of `lr_s
 
 @registered
 def constant(now: Moment) -> float:
+    """Keep `lr` after the warm-up."""
     return 1.0
 
 
 @registered
 def linear(now: Moment) -> float:
+    """Fall in a straight line from `lr` to `min_lr`."""
     return 1 + (now.floor - 1) * now.progress
 
 
 @registered
 def cosine(now: Moment) -> float:
+    """Fall along half a cosine wave from `lr` to `min_lr` (arXiv:1608.03983, without restarts)."""
     return now.floor + (1 - now.floor) * (1 + math.cos(math.pi * now.progress)) / 2
 
 

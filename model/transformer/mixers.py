@@ -164,14 +164,20 @@ class CausalLayer(TransformerEncoderLayer):
 
 @layer_kind("gated-conv")
 class GatedConvLayer(CausalLayer):
+    """Our layer with a short convolution between two gates in place of attention (as in H3 and LFM2)."""
+
     make_mixer = GatedConv
 
 
 @layer_kind("linear-attention")
 class LinearAttentionLayer(CausalLayer):
+    """Our layer with linear attention: products of positive features in place of the softmax."""
+
     make_mixer = LinearAttention
 
 
 @layer_kind("state-space")
 class StateSpaceLayer(CausalLayer):
+    """Our layer with a selective state-space model in place of attention (Mamba-2, arXiv:2405.21060)."""
+
     make_mixer = StateSpace

@@ -158,6 +158,8 @@ class TorchRNN(Layer):
 
 @layer_kind("torch-gru")
 class TorchGRU(TorchRNN):
+    """torch.nn.GRU, without a residual connection."""
+
     kind = nn.GRU
 
     def past(self, ctx: Context) -> Tensor | None:
@@ -169,6 +171,8 @@ class TorchGRU(TorchRNN):
 
 @layer_kind("torch-lstm")
 class TorchLSTM(TorchRNN):
+    """torch.nn.LSTM, without a residual connection."""
+
     kind = nn.LSTM
 
     def past(self, ctx: Context) -> tuple[Tensor, Tensor] | None:

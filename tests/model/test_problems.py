@@ -17,7 +17,6 @@ from model.problems import model_problems
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import KINDS, MIXERS, CharTokenizer, architectures, perturbed_lm, tiny_params
 from tests.train.little_run import CALL
-from train.grid.expand import Run
 from train.grid.params import Params
 from train.grid.run import Run, Size
 from train.launch.observe import ROOT
