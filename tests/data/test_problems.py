@@ -130,7 +130,7 @@ def test_a_fault_that_shows_rarely_is_found_too(monkeypatch):
 
     monkeypatch.setitem(tasks, "rarely_broken", Task("rarely_broken", rarely_broken, None, None, None))
     with pytest.raises(
-        ValueError, match=r"dataset_name='rarely_broken': KeyError: 'x' \(test_check.py:\d+\)"
+        ValueError, match=r"dataset_name='rarely_broken': KeyError: 'x' \(test_problems.py:\d+\)"
     ):
         check(dataset_name="rarely_broken")
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from common.registry import Registry
 from data.syntheticdata import distinct_choices, identity, read_marks, registered, tasks
 
 
@@ -136,7 +137,7 @@ def test_marks(sample, tokens, scored, end_scored):
 
 
 def test_registering_a_task_takes_one_place(monkeypatch):
-    monkeypatch.setattr("data.syntheticdata.tasks", (mine := {}))
+    monkeypatch.setattr("data.syntheticdata.tasks", (mine := Registry("task")))
 
     @registered
     def plain(rng):
