@@ -3,7 +3,7 @@
     python -m benchmarks.grid [--rounds 3]
 
 The third way is a bare PyTorch script of the same model, started anew for every run, as people sweep with nanoGPT; it
-reads the same tokenised rows. Runs of 2 layers of 64 over 300 steps. Targets: with --jobs=2 at least 2 times as fast as
+reads the same tokenized rows. Runs of 2 layers of 64 over 300 steps. Targets: with --jobs=2 at least 2 times as fast as
 the scripts, and 1.3 times as fast as ours one after another.
 """
 

@@ -1,4 +1,4 @@
-"""What a corpus costs in memory: peak memory of reading and tokenising a text against one ten times as large.
+"""What a corpus costs in memory: peak memory of reading and tokenizing a text against one ten times as large.
 
     python -m benchmarks.memory
 
@@ -27,7 +27,7 @@ def write_corpus(folder: Path, n_lines: int) -> None:
             file.write(" ".join(rng.choices(words, weights, k=16)) + "\n")
 
 
-def tokenise(name: str, source: str, cache: Path) -> None:
+def tokenize(name: str, source: str, cache: Path) -> None:
     """What the harness does with a text before the first run; prints this process's peak memory in MB."""
     from data.data_params import DataParams
     from data.dataloader import LMDataModule
@@ -58,6 +58,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        tokenise(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+        tokenize(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
     else:
         main()

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from learn.notebook import write_notebook
 from learn.outline import COURSES, DONE, Outline, choose, keep_progress, states, unreadable
-from learn.say import COLOURS, say
+from learn.say import COLORS, say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -121,7 +121,7 @@ def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Tab
         table.add_section()
         for name, task in outline.parts().items():
             state = known[outline.course][name]
-            table.add_row(f"{outline.course}.{name}", escape(task), f"[{COLOURS[state]}]{state}[/]")
+            table.add_row(f"{outline.course}.{name}", escape(task), f"[{COLORS[state]}]{state}[/]")
     return table
 
 

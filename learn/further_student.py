@@ -25,7 +25,7 @@ def pair_logprobs(logits_a: Tensor, logits_b: Tensor, strength: float) -> Tensor
 
     logits_a, logits_b [B, V] are one model's logits of the next token after two contexts. What comes back are the
     log-probabilities [B, V] of
-        log p = log p_a + strength (log p_b - log p_a), normalised such that p sums to 1 over the vocabulary
+        log p = log p_a + strength (log p_b - log p_a), normalized such that p sums to 1 over the vocabulary
     So strength 0 is a, 1 is b, 1/2 is what both agree on, above 1 is b and away from a. An example with two tokens:
     p_a = (0.5, 0.5), p_b = (0.75, 0.25) and strength 2 give p = (0.9, 0.1).
     """
@@ -73,7 +73,7 @@ def finetune(
     lr: float = 2e-3,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """Train a classifier on labelled texts, by your own `train`; returns its losses (Devlin et al. 2019, 3.2 and A.3).
+    """Train a classifier on labeled texts, by your own `train`; returns its losses (Devlin et al. 2019, 3.2 and A.3).
 
     The model and its arguments are as in `accuracy`. Every parameter is trained, not just those of the head.
     Every epoch goes through all texts in an order of its own, torch.randperm(N, generator=generator), batch_size of

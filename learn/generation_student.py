@@ -58,13 +58,13 @@ def next_token_probabilities(
     temperature  divides the logits; 0 means greedy: probability 1 for the largest logit
     top_k        only the k most probable tokens stay
     nucleus      only the most probable tokens stay, as few as have `nucleus` probability together (or just more)
-    They come in this order, each on what the one before left, its probabilities renormalised to sum to 1; so do those
+    They come in this order, each on what the one before left, its probabilities renormalized to sum to 1; so do those
     that are returned. You need not care for tokens of equal logits.
     """
     raise NotImplementedError
 
 
-def frequency_penalised(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+def frequency_penalized(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     """Logits of the next token, lowered by `penalty` for every time a token occurs in its row so far.
 
     logits [B, V], the ids so far [B, S] (S may be 0), to logits [B, V]: logit of token v in row b minus penalty times
@@ -99,7 +99,7 @@ def generate(
     row that is still inside its prompt takes the prompt's own. So short prompts are done first; their rows run along
     (their further tokens are not returned) until the longest prompt has its n_new too.
     A step:  1. the model, under torch.no_grad(), given only what its cache does not hold yet
-             2. `frequency_penalised` with each row's ids so far, prompt included
+             2. `frequency_penalized` with each row's ids so far, prompt included
              3. `next_token_probabilities` with temperature, top_k and nucleus
              4. one call of torch.multinomial(probabilities [B, V], 1, generator=generator) for all rows, those inside
                 their prompt and those that have ended as well: with one seed your draws then equal the solution's

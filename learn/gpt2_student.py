@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last dimension (Ba et al. 2016, section 3, equation 4).
+    """Layer normalization over the last dimension (Ba et al. 2016, section 3, equation 4).
 
     Subtract the mean of the features, divide by sqrt(variance + eps), scale by `weight`, shift by `bias`.
     `dim` is an int. torch.nn.LayerNorm takes a tuple, too, and then normalizes over as many last dimensions.
@@ -100,7 +100,7 @@ class Block(nn.Module):
 
     Attributes:  norm1: LayerNorm   attention: CausalAttention   norm2: LayerNorm   mlp: MLP
     Order:  as listed.
-    Hint:   only the inputs of attention and mlp are normalised. Their outputs are added to the stream as it came.
+    Hint:   only the inputs of attention and mlp are normalized. Their outputs are added to the stream as it came.
     """
 
     def __init__(self, dim: int, n_heads: int) -> None:

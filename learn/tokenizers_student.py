@@ -51,7 +51,7 @@ def train_bpe(texts: list[str], vocab_size: int) -> list[Pair]:
     """Merges in the order they are learned (Sennrich et al. 2016, section 3.2), on bytes (GPT-2, section 2.2).
 
     At first every word of `byte_words` is a list of tokens of one character. Then, again and again, the most frequent
-    pair of neighbours becomes one token wherever it stands, and the pair is noted. For "hug hug hugs pug" that is
+    pair of neighbors becomes one token wherever it stands, and the pair is noted. For "hug hug hugs pug" that is
     ("u", "g"), then ("h", "ug"), then ("Ġ", "hug") ... What comes back are these pairs.
     - All texts are counted together. A pair is counted at every place where it stands within a word, never across two
       words, and a word as often as it occurs. Places may overlap: "aaa" has the pair ("a", "a") twice.
@@ -72,9 +72,9 @@ def train_bpe(texts: list[str], vocab_size: int) -> list[Pair]:
 def apply_merges(word: str, ranks: dict[Pair, int]) -> list[str]:
     """The tokens of one word of `byte_words` (Sennrich et al. 2016, section 3.2, the end).
 
-    `ranks` says how early a pair was merged in training, 0 first. From single characters on: of all neighbours,
+    `ranks` says how early a pair was merged in training, 0 first. From single characters on: of all neighbors,
     merge the pair with the lowest rank, at every place where it stands and from left to right; then look again, as new
-    neighbours have come about. It ends when no neighbours are in `ranks`. The empty word has no tokens.
+    neighbors have come about. It ends when no neighbors are in `ranks`. The empty word has no tokens.
     """
     raise NotImplementedError
 

@@ -114,7 +114,7 @@ def same_names(part: str, mine: dict[str, Tensor], right: dict[str, Tensor]) -> 
 
 
 def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
-    """One parameter as it was initialised: constant, of another spread, or drawn in another order."""
+    """One parameter as it was initialized: constant, of another spread, or drawn in another order."""
     if equal(mine, right):
         return
     if not right.std() > 0:

@@ -26,7 +26,7 @@ def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
             found = difference(out, right, case.part.axes)
             if found is None:
                 continue
-            if mistake := recognise(case, made, args, out, right):
+            if mistake := recognize(case, made, args, out, right):
                 raise Wrong(f"it looks like {mistake}.")
             if looks_back_only in case.part.checks:  # which is to be mended before numbers are looked at
                 looks_back_only(case)
@@ -102,7 +102,7 @@ def settings(case: Case, args: tuple) -> str:
     return f" (with {', '.join(told)})" if told else ""
 
 
-def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) -> str | None:
+def recognize(case: Case, made: Any, args: tuple, out: object, right: Tensor) -> str | None:
     """The mistake, or the two of them, whose variant of the solution gives just what the student's code gives."""
     if not isinstance(out, Tensor):
         return None

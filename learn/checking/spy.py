@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Parts of names of operators that do a student's work, and what they are.
 READY_MADE = {
-    "_norm": "a ready-made normalisation",
+    "_norm": "a ready-made normalization",
     "gelu": "a ready-made GELU",
     "embedding": "a ready-made embedding",
     "scaled_dot_product": "ready-made attention",

@@ -65,7 +65,7 @@ def finetune(
     lr: float = 2e-3,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """Train a classifier on labelled texts, all of it."""
+    """Train a classifier on labeled texts, all of it."""
     batches = list[Tensor]()
     for _ in range(n_epochs):
         order = torch.randperm(len(ids_NT), generator=generator)

@@ -48,7 +48,7 @@ def executed(notebook, folder):
 
 
 def shown(output):
-    """What is printed, but for its colours."""
+    """What is printed, but for its colors."""
     text = output["text"] if "text" in output else output["data"]["text/plain"]
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 

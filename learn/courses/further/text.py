@@ -15,15 +15,15 @@ WORDS = ["[PAD]", "[CLS]", "[SEP]", "the", "was", "by", *ANIMALS, *ADJECTIVES, *
 LONGEST = 12  # tokens of a sentence, [CLS] and [SEP] among them
 
 
-class Labelled(NamedTuple):
+class Labeled(NamedTuple):
     """Sentences as ids, padded to one length, and whether each is plausible."""
 
     ids: Tensor  # [N, T]
     mask: Tensor  # [N, T], 1 where there is a token, 0 where there is padding
     labels: Tensor  # [N], 1 where the larger animal hunts the smaller
 
-    def part(self, rows: slice) -> "Labelled":
-        return Labelled(self.ids[rows], self.mask[rows], self.labels[rows])
+    def part(self, rows: slice) -> "Labeled":
+        return Labeled(self.ids[rows], self.mask[rows], self.labels[rows])
 
 
 def sentence(rng: random.Random) -> tuple[tuple[str, ...], int]:
@@ -46,7 +46,7 @@ def animal(rng: random.Random, name: str) -> list[str]:
     return ["the", *adjective, name]
 
 
-def sentences(n: int, seed: int = 0) -> Labelled:
+def sentences(n: int, seed: int = 0) -> Labeled:
     """So many sentences, all different."""
     rng = random.Random(seed)
     found: dict[tuple[str, ...], int] = {}
@@ -55,4 +55,4 @@ def sentences(n: int, seed: int = 0) -> Labelled:
         found[words] = label
     rows = [[CLS, *(WORDS.index(word) for word in words), SEP] for words in found]
     ids = torch.tensor([row + [PAD] * (LONGEST - len(row)) for row in rows])
-    return Labelled(ids, (ids != PAD).long(), torch.tensor(list(found.values())))
+    return Labeled(ids, (ids != PAD).long(), torch.tensor(list(found.values())))

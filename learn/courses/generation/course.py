@@ -65,14 +65,14 @@ PARTS = {
         ("sample", "token"),
         (own, parity(), parity(dtype=SINGLE), by_hand),
     ),
-    "frequency_penalised": Part(
-        lambda my: my.frequency_penalised,
+    "frequency_penalized": Part(
+        lambda my: my.frequency_penalized,
         lambda: [
             (floats(3, V), integers(V, 3, 20), 0.6),
             (floats(1, V), integers(V, 1, 1), -0.4),
             (floats(2, V), integers(V, 2, 0), 1.0),
         ],
-        references.frequency_penalised,
+        references.frequency_penalized,
         ("sample", "token"),
         (own, *FUNCTION),
     ),
@@ -81,7 +81,7 @@ PARTS = {
         checks=(
             own,
             agrees(tokens.greedy_tokens, tokens.right_greedy, tokens.tokens_differ),
-            agrees(tokens.penalised_tokens, tokens.right_penalised, tokens.tokens_differ),
+            agrees(tokens.penalized_tokens, tokens.right_penalized, tokens.tokens_differ),
             agrees(tokens.drawn_tokens, tokens.right_draws, tokens.draws_differ),
             tokens.frequencies,
             by_hand_in(tokens.greedy_tokens),

@@ -69,7 +69,7 @@ def next_token_probabilities(
     return logits.softmax(dim=-1)
 
 
-def frequency_penalised(made: Any, logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+def frequency_penalized(made: Any, logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     counts = [torch.bincount(row, minlength=logits.shape[1]) for row in ids]
     return logits - penalty * torch.stack(counts)
 

@@ -58,13 +58,13 @@ def right_greedy() -> Tokens:
     }
 
 
-def penalised_tokens(my: Any) -> Tokens:
+def penalized_tokens(my: Any) -> Tokens:
     model = as_function(small_gpt2())
     out = seeded(lambda: my.generate(model, copies(PROMPTS), N_NEW, temperature=0, frequency_penalty=0.9))
     return {"with temperature=0, frequency_penalty=0.9": out}
 
 
-def right_penalised() -> Tokens:
+def right_penalized() -> Tokens:
     gpt2 = small_gpt2()
     rows = [references.step_by_step(gpt2, prompt, N_NEW, 0.9) for prompt in PROMPTS]
     return {"with temperature=0, frequency_penalty=0.9": torch.tensor(rows)}

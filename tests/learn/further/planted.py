@@ -1,7 +1,7 @@
 """Known mistakes to plant in tests/learn/further/another.py: the part, what should be said, and (old, new) edits."""
 
 MIX = "mixed = (1 - strength) * logits_a + strength * logits_b"
-NORMALISED = "mixed - mixed.logsumexp(-1, keepdim=True)"
+NORMALIZED = "mixed - mixed.logsumexp(-1, keepdim=True)"
 DRAW = "int(torch.multinomial(p, 1, generator=generator))"
 LOGPROBS = "    logits_a, logits_b = logits_a.log_softmax(-1), logits_b.log_softmax(-1)\n    "
 EVAL = "    before = model.training\n    model.eval()\n"
@@ -25,14 +25,14 @@ MISTAKES = [
     ),
     (
         "pair_logprobs",
-        "not normalised",
-        [(f"    {MIX}", LOGPROBS + MIX), (NORMALISED, "mixed")],
+        "not normalized",
+        [(f"    {MIX}", LOGPROBS + MIX), (NORMALIZED, "mixed")],
     ),
-    ("pair_logprobs", "probabilities are returned", [(NORMALISED, "mixed.softmax(-1)")]),
+    ("pair_logprobs", "probabilities are returned", [(NORMALIZED, "mixed.softmax(-1)")]),
     (
         "pair_logprobs",
         "over the rows",
-        [(f"    {MIX}", LOGPROBS + MIX), (NORMALISED, "mixed - mixed.logsumexp(0, keepdim=True)")],
+        [(f"    {MIX}", LOGPROBS + MIX), (NORMALIZED, "mixed - mixed.logsumexp(0, keepdim=True)")],
     ),
     ("pair_logprobs", "mean of both", [(MIX, "mixed = (logits_a + logits_b) / 2")]),
     ("continue_pair", "to a only", [("        b.append(token)\n", "")]),

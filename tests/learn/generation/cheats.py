@@ -75,9 +75,9 @@ CHEATS = [
         ],
     ),
     (
-        "frequency_penalised",
+        "frequency_penalized",
         "comes from learn.solution",
-        [("def generate(", "from learn.solution.generation import frequency_penalised\n\n\ndef generate(")],
+        [("def generate(", "from learn.solution.generation import frequency_penalized\n\n\ndef generate(")],
     ),
     (
         "generate",
@@ -166,9 +166,9 @@ OTHERS = [
         [("n = 1", "n = 1 if temperature != 0.7 else 4")],
     ),
     ("next_token_probabilities", "not finite", [("if temperature == 0:", "if temperature == -1:")]),
-    ("frequency_penalised", "gradient", [("return logits - penalty", "return logits.detach() - penalty")]),
+    ("frequency_penalized", "gradient", [("return logits - penalty", "return logits.detach() - penalty")]),
     (
-        "frequency_penalised",
+        "frequency_penalized",
         "changes its input",
         [("return logits - penalty * counts", "logits -= penalty * counts\n    return logits")],
     ),

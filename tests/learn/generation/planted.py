@@ -64,7 +64,7 @@ MISTAKES = [
         [("x = model.final_norm(x)", "x = model.final_norm(x)[:, -1:]")],
     ),
     ("cached_gpt2", "final norm is missing", [("x = model.final_norm(x)", "")]),
-    ("cached_gpt2", "not normalised", [("block.norm1(x)", "x")]),
+    ("cached_gpt2", "not normalized", [("block.norm1(x)", "x")]),
     ("cached_gpt2", "residual around the attention", [("x = x + a", "x = a")]),
     ("next_token_probabilities", "multiplied", [("row / temperature", "row * temperature")]),
     ("next_token_probabilities", "temperature is not used", [("row / temperature", "row")]),
@@ -88,17 +88,17 @@ MISTAKES = [
         "nucleus is chosen before top_k",
         [("p[keep] / p[keep].sum()", "p[keep]"), ("while kept", "while n < len(keep) and kept")],
     ),
-    ("next_token_probabilities", "not renormalised: it", [("chosen / chosen.sum()", "chosen")]),
-    ("frequency_penalised", "over the whole batch", [(".sum(1)", ".sum((0, 1))")]),
-    ("frequency_penalised", "only once", [(".sum(1)", ".any(1)")]),
-    ("frequency_penalised", "sign is wrong", [("logits - penalty", "logits + penalty")]),
+    ("next_token_probabilities", "not renormalized: it", [("chosen / chosen.sum()", "chosen")]),
+    ("frequency_penalized", "over the whole batch", [(".sum(1)", ".sum((0, 1))")]),
+    ("frequency_penalized", "only once", [(".sum(1)", ".any(1)")]),
+    ("frequency_penalized", "sign is wrong", [("logits - penalty", "logits + penalty")]),
     (
-        "frequency_penalised",
+        "frequency_penalized",
         "multiplied by the penalty",
         [("logits - penalty * counts", "logits * penalty**counts")],
     ),
     (
-        "frequency_penalised",
+        "frequency_penalized",
         "CTRL",
         [
             (
@@ -109,11 +109,11 @@ MISTAKES = [
         ],
     ),
     (
-        "frequency_penalised",
+        "frequency_penalized",
         "number of tokens so far",
         [(".sum(1).to(logits.dtype)", ".to(logits.dtype).mean(1)")],
     ),
-    ("frequency_penalised", "only the last token", [("ids[:, :, None]", "ids[:, -1:, None]")]),
+    ("frequency_penalized", "only the last token", [("ids[:, :, None]", "ids[:, -1:, None]")]),
     ("generate", "inside their prompt go on", [("token = torch.where(free, token, ids[:, place])", "")]),
     ("generate", "behind the shortest prompt", [("row[n : n + n_new]", "row[first : first + n_new]")]),
     ("generate", "ended go on", [("token = torch.where(ended, end, token)", "pass")]),
@@ -135,7 +135,7 @@ MISTAKES = [
     (
         "generate",
         "penalty is not used",
-        [("last = frequency_penalised(last, ids[:, :place], frequency_penalty)", "")],
+        [("last = frequency_penalized(last, ids[:, :place], frequency_penalty)", "")],
     ),
     ("generate", "tokens just given", [("ids[:, :place], frequency", "new, frequency")]),
     (

@@ -131,7 +131,7 @@ MISTAKES = [
     ("Block", "around the MLP is missing", [("return x + m\n", "return m\n")]),
     (
         "Block",
-        "adds what was normalised",
+        "adds what was normalized",
         [("x = x + a", "x = self.norm1(x) + a"), ("return x + m\n", "return self.norm2(x) + m\n")],
     ),
     ("Block", "side by side", [("self.norm2(x)", "self.norm2(x - a)")]),
