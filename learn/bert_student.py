@@ -202,7 +202,7 @@ class BertForClassification(nn.Module):
 def mask_tokens(
     ids: Tensor, special: Tensor, mask_id: int, n_tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """What BERT is trained on: some tokens are chosen to be guessed, most of them hidden (Devlin et al. 2019, section 3.1).
+    """Choose the tokens that BERT learns to guess, and hide most of them (Devlin et al. 2019, section 3.1).
 
     ids      [B, T], which stay as they are: make a new tensor
     special  [B, T], 1 or True at tokens such as [CLS], [SEP] and padding, which are never chosen; elsewhere 0 or False

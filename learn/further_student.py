@@ -1,4 +1,4 @@
-"""What to do with a model that works: replace each `raise NotImplementedError`, run `python3 -m learn check further`.
+"""Further exercises: replace each `raise NotImplementedError` and run `python3 -m learn check further`.
 
 What to read first, and how long it takes, is in learn/further.md. There are four exercises, in any order. From here on
 everything that torch has is yours to use, softmax, cross_entropy and all; where something else is asked for, such as
@@ -86,7 +86,7 @@ def finetune(
 
 
 def induction_scores(lm: LM, ids: Tensor) -> Tensor:
-    """How much each head looks at what followed the same token, [n_layers, n_heads] (Olsson et al. 2022, "Key concepts").
+    """Induction score of each head, [n_layers, n_heads] (Olsson et al. 2022, "Key concepts").
 
     An induction head continues "... A B ... A" with B. At a position t whose token stood somewhere earlier in its row,
     it attends to the position right after. So position s belongs to t if s <= t, s >= 1 and ids[s - 1] == ids[t]; there

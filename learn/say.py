@@ -1,4 +1,4 @@
-"""Verdicts on the console, or in a notebook."""
+"""Print verdicts on the console or in a notebook."""
 
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ COLORS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
 
 
 def say(course: str, verdict: "Verdict") -> None:
-    """Prints one part's result."""
+    """Print the verdict on one part."""
     text = f"[{COLORS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
     if verdict.state == DONE:
         text += f" ({verdict.n_checks} checks)"

@@ -1,4 +1,4 @@
-"""What the README says: its commands run, and its edits, applied to a copy of the repository, have their effect."""
+"""README: its commands run, and its edits, applied to a copy of the repository, have their effect."""
 
 import math
 import os
@@ -189,7 +189,7 @@ def test_a_command_of_the_readme_is_understood(command, out, tmp_path, monkeypat
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """One for all commands: texts are tokenised once."""
+    """Output folder for all commands, so that texts are tokenized once."""
     return tmp_path_factory.mktemp("out")
 
 

@@ -22,7 +22,7 @@ IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 @pytest.fixture(scope="module")
 def names(gpt2_tokenizer, tmp_path_factory):
-    """What the README's Python has defined when all of it has run."""
+    """Names that the README's Python code has defined after all of it has run."""
     root = tmp_path_factory.mktemp("tour")
     for name, family, depth in (
         ("gpt2", "gpt2", {"n_layer": 6}),

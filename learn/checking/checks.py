@@ -1,4 +1,4 @@
-"""What a part must stand: checks that raise Wrong with a sentence for the student, or return."""
+"""Checks of one part: each returns, or raises Wrong with a sentence for the student."""
 
 import inspect
 from collections.abc import Callable
@@ -19,7 +19,7 @@ MAY_CONTAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identi
 
 
 def own(case: Case) -> None:
-    """The class or function is there, and is the student's own."""
+    """Raise Wrong unless the class or function exists and is the student's own code."""
     name, home = case.name, case.mine.__name__
     thing = getattr(case.mine, name, None)
     if thing is None:
@@ -46,12 +46,12 @@ def own(case: Case) -> None:
 
 
 def is_course(kind: type) -> bool:
-    """Whether a class is of a course's file that the student's file imports."""
+    """Return True if a class comes from this project's learn/, such as the LayerNorm that BERT's file imports."""
     return kind.__module__.startswith("learn.")
 
 
 def has(**kinds: Any) -> Check:
-    """Attributes by name: a class, the name of another part's class, or the shape of a parameter."""
+    """Return a check of attributes. Each is given as a class, another part's name, or the shape of a parameter."""
 
     def check(case: Case) -> None:
         made = case.part.make(case.mine)
@@ -78,7 +78,7 @@ def is_parameter(what: str, value: object, shape: list[int]) -> None:
 
 
 def seeded(case: Case) -> None:
-    """With one seed the same weights as the solution's: names, shapes, sizes, and the order of drawing."""
+    """Raise Wrong unless one seed gives the solution's weights: names, shapes, values, order of random draws."""
     mine, right = weights(case, case.mine), weights(case, case.solution)
     same_names(case.name, mine, right)
     if all(equal(mine[name], right[name]) for name in right):
@@ -114,7 +114,7 @@ def same_names(part: str, mine: dict[str, Tensor], right: dict[str, Tensor]) -> 
 
 
 def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
-    """One parameter as it was initialized: constant, of another spread, or drawn in another order."""
+    """Raise Wrong if a parameter starts with other values: a constant, another spread, or another order of draws."""
     if equal(mine, right):
         return
     if not right.std() > 0:
@@ -129,7 +129,7 @@ def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
 
 
 def by_hand(case: Case) -> None:
-    """No operator ran that does the student's work, nor other people's code."""
+    """Raise Wrong if a ready-made operator or other people's code did the student's work in a call of the part."""
     made = ready(case, 0.0, torch.float32)
     for args in case.part.inputs():
         with Spy() as spy:
@@ -138,9 +138,9 @@ def by_hand(case: Case) -> None:
 
 
 def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> Check:
-    """The same of whatever `run` does with the student's file.
+    """Return a check like `by_hand`, for the work that `run` does with the student's file.
 
-    Places of the spy's may take part if they are allowed, operators if a part of their names is.
+    `allowed` lists places as the spy names them, and parts of names of operators.
     """
 
     def check(case: Case) -> None:
@@ -173,10 +173,11 @@ def agrees(
     differ: Callable[[Any, Any], str | None],
     pairs: bool = False,
 ) -> Check:
-    """What `compute` gets with the student's file is what is right, whatever kind of value that is.
+    """Return a check that `compute`, called on the student's file, gives the same value as `right()`.
 
-    `differ` says in what two such values differ, or None if they do not. Mistakes are known by their results, or by
-    stopping with the same exception; with `pairs`, for results that are unlikely to agree by chance, two at once too.
+    `differ(mine, right)` describes the difference in words, or returns None if there is none. A known mistake is
+    recognized by its value, or by its exception. `pairs` also tries two mistakes at once: set it only where values
+    are unlikely to agree by chance.
     """
     right = cache(right)
 
@@ -207,7 +208,7 @@ def agrees(
 
 
 def attempt(compute: Callable[[Any], Any], module: Any) -> tuple[Any, Exception | None]:
-    """What is computed, or the exception instead."""
+    """Return (value, None), or (None, exception) if `compute` raises."""
     try:
         return compute(module), None
     except (NotImplementedError, NotTried):

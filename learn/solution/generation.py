@@ -51,7 +51,7 @@ def cached_gpt2(
 def next_token_probabilities(
     logits_BV: Tensor, temperature: float = 1.0, top_k: int | None = None, nucleus: float | None = None
 ) -> Tensor:
-    """What a sampler draws from: temperature, top-k, nucleus."""
+    """Probabilities a sampler draws from: temperature, top-k, nucleus."""
     if temperature == 0:
         best_B1 = logits_BV.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits_BV).scatter(1, best_B1, 1.0)

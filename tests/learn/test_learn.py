@@ -40,7 +40,7 @@ def edits_of(module, name):
 
 
 def planted(course, part, edits):
-    """What is said of a part after the edits; all other parts are right."""
+    """Return the verdict on a part after the edits. All other parts are right."""
     path = another(course)
     text = path.read_text(encoding="utf-8")
     for old, new in edits:
@@ -188,7 +188,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
         (["Block"], "'Block' may be any of gpt2.Block, bert.Block"),
         (["xyz"], "no part 'xyz'. The courses are tokenizers, gpt2, "),
         (["gpt2", "--file", "missing.py"], "--file=missing.py: there is no such file"),
-        (["gpt2", "--file", str(Outline("gpt2").readme)], "a file of Python is wanted"),
+        (["gpt2", "--file", str(Outline("gpt2").readme)], "it must be a Python file"),
         (["--file", str(Outline("bert").student), "gpt2.gelu"], "that is the file of bert, not of gpt2"),
         (["--file", str(another("gpt2"))], "say which course"),
     ],
@@ -343,7 +343,7 @@ def test_a_beam_search_without_an_end_is_told():
     never = ("for n in range(1, n_new + 1):", "for n in [1] * 1000:")
     state, says = planted("generation", "beam_search", [never])
     assert state == "wrong"
-    assert "does it not end at n_new?" in says
+    assert "does your loop not end at n_new?" in says
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the masking of BERT's training must stand: the same draws as transformers', and shares within their chance."""
+"""Checks of BERT's masking: the same draws as transformers', and shares within chance."""
 
 import math
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from learn.courses.bert import references
 
 V, SPECIAL, MASK_ID = 50, 3, 3  # ids below 3 are special; the mask's own does not occur before
 SHARES = {"hidden": 0.8, "another token": 0.1, "as they were": 0.1}
-BOUND = 4.5  # standard deviations: chance goes beyond once in 150,000 times
+BOUND = 4.5  # standard deviations; chance exceeds them once in 150,000 times
 
 Draws = list[tuple[Tensor, Tensor]]
 
 
 def batch(seed: int, n_rows: int = 60) -> tuple[Tensor, Tensor]:
-    """Ids, and where they are special: at the beginning, somewhere, and at the end as padding."""
+    """Return ids and a mask of special ones: at the beginning, somewhere inside, and at the end as padding."""
     ids = integers(V - MASK_ID - 1, n_rows, 100, seed=seed) + MASK_ID + 1
     special = (integers(10, n_rows, 100, seed=seed + 1) == 0) | (torch.arange(100) > 90)
     special[:, 0] = True
@@ -27,7 +27,7 @@ def batch(seed: int, n_rows: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def drawn(my: Any) -> Draws:
-    """Two batches one after another from one generator."""
+    """Mask two batches, one after the other, with one generator."""
     return draw(my.mask_tokens)
 
 
@@ -49,7 +49,7 @@ def draw(masking: Callable[..., Any]) -> Draws:
 
 
 def differ(mine: Draws, right: Draws) -> str | None:
-    """In what the draws differ: in their kind, in their shares, or in nothing but their order."""
+    """Describe how the draws differ: in type, in their shares, or only in the order of random numbers."""
     for i, (a, b) in enumerate(zip(mine, right, strict=True)):
         says = kind(a) or (None if all(map(torch.equal, a, b)) else shares(*batch(2 * i), *a))
         if says:
@@ -75,7 +75,7 @@ def kind(result: Any) -> str | None:
 
 
 def shares(ids: Tensor, special: Tensor, hidden: Tensor, chosen: Tensor) -> str | None:
-    """What is chosen and how often, and what becomes of it, if that is beyond chance."""
+    """Describe a token that must not change, or a share that is beyond chance. Return None if there is none."""
     if (chosen & special).any():
         return f"{int((chosen & special).sum())} special tokens are chosen: they never are"
     if (where := (hidden != ids) & ~chosen).any():
@@ -101,7 +101,7 @@ def far(share: float, expected: float, n: int) -> bool:
 
 
 def shares_are_right(case: Case) -> None:
-    """Of a larger batch and another seed."""
+    """Raise Wrong if shares are beyond chance in a larger batch with another seed."""
     ids, special = batch(4, n_rows=400)
     result = case.part.make(case.mine)(ids, special, MASK_ID, V, torch.Generator().manual_seed(5))
     if says := shares(ids, special, *result):
@@ -109,7 +109,7 @@ def shares_are_right(case: Case) -> None:
 
 
 def specials_as_numbers(case: Case) -> None:
-    """0 and 1 say the same as False and True."""
+    """Raise Wrong unless `special` may be 0 and 1 as well as False and True."""
     (ids, special), masking = batch(0), case.part.make(case.mine)
     a, b = (masking(ids, s, MASK_ID, V, torch.Generator().manual_seed(6)) for s in (special, special.long()))
     if not all(map(torch.equal, a, b)):

@@ -1,4 +1,4 @@
-"""A text to fine-tune on, made here: sentences in which it takes the words and their order to tell who hunts whom."""
+"""Text to fine-tune on: sentences whose label depends on both the words and their order (who hunts whom)."""
 
 import random
 from typing import NamedTuple
@@ -16,7 +16,7 @@ LONGEST = 12  # tokens of a sentence, [CLS] and [SEP] among them
 
 
 class Labeled(NamedTuple):
-    """Sentences as ids, padded to one length, and whether each is plausible."""
+    """Sentences as ids, padded to one length, each with a label: plausible or not."""
 
     ids: Tensor  # [N, T]
     mask: Tensor  # [N, T], 1 where there is a token, 0 where there is padding
@@ -27,9 +27,9 @@ class Labeled(NamedTuple):
 
 
 def sentence(rng: random.Random) -> tuple[tuple[str, ...], int]:
-    """the old cat was chased by the dog  1
+    """Draw a sentence and its label: "the old cat was chased by the dog", 1.
 
-    Neither the words alone nor the order of the animals tell the label, which is 1 in half of all sentences.
+    Neither the words alone nor the order of the animals determine the label. It is 1 in half of all sentences.
     """
     first, second = rng.sample(ANIMALS, 2)
     passive = rng.random() < 0.5
@@ -47,7 +47,7 @@ def animal(rng: random.Random, name: str) -> list[str]:
 
 
 def sentences(n: int, seed: int = 0) -> Labeled:
-    """So many sentences, all different."""
+    """Return `n` sentences, all different."""
     rng = random.Random(seed)
     found: dict[tuple[str, ...], int] = {}
     while len(found) < n:

@@ -1,4 +1,4 @@
-"""The parts of generation: what each is tried on, and what it must stand."""
+"""Parts of the generation course: inputs and checks for each."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ SINGLE = torch.float32
 
 
 def in_pieces(steps: Callable[..., cache.Steps], right: Callable[..., cache.Steps]) -> tuple[Check, ...]:
-    """Outputs of the whole in one piece, then cut in every way; then what is kept as well; then all of it in float32."""
+    """Return checks of outputs in one piece, of outputs cut in every way, of the caches, and of all that in float32."""
     return (
         agrees(lambda my: steps(my, ONE), lambda: right(ONE), cache.steps_differ),
         agrees(steps, lambda: right(kept=False), cache.steps_differ),

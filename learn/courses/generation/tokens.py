@@ -1,4 +1,4 @@
-"""Tokens that samplers and beam search choose: the cases, what comes of them, and what is right."""
+"""Cases for `generate` and `beam_search`, with the student's and the reference's tokens."""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +44,7 @@ def copies(prompts: list[list[int]]) -> list[list[int]]:
 
 
 def seeded(run: Callable[[], Tensor]) -> Tensor:
-    """With torch's global generator at the same place, whoever uses it."""
+    """Run with torch's global generator in a fixed state."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return run()
@@ -71,7 +71,7 @@ def right_penalized() -> Tokens:
 
 
 def drawn_tokens(my: Any) -> Tokens:
-    """Draws by a generator of their own, from a model whose probabilities are known."""
+    """Return draws with a seeded generator from a model whose probabilities are known."""
     drawn = {name: draw(my, SHORT, 5, settings) for name, settings in DRAWS.items()}
     return drawn | {FREQUENCIES: draw(my, [[1]] * OFTEN, 2, CHANCES)}
 
@@ -126,18 +126,18 @@ def draws_differ(mine: Tokens, right: Tokens) -> str | None:
     if says is None or not all(isinstance(value, Tensor) for value in mine.values()):
         return says
     return wrong_frequencies(mine[FREQUENCIES]) or (
-        f"{says}. Frequencies are right, so random numbers are drawn otherwise than the docstring says"
+        f"{says}. Frequencies are right, so random numbers are not drawn in the docstring's way"
     )
 
 
 def frequencies(case: Case) -> None:
-    """Tokens come as often as their probabilities say."""
+    """Raise Wrong if tokens are not drawn as often as their probabilities say."""
     if says := wrong_frequencies(draw(case.mine, [[1]] * OFTEN, 2, CHANCES)):
         raise Wrong(f"{says}.")
 
 
 def wrong_frequencies(drawn: Tensor) -> str | None:
-    """By a chi-square test that only something wrong fails (six standard deviations), or None."""
+    """Describe frequencies that fail a chi-square test with a margin of six standard deviations, or return None."""
     known = KnownModel()
     chances = references.chances(lambda ids: known(ids)[0], [1], 2, CHANCES)
     counts = dict.fromkeys(chances, 0)
@@ -172,7 +172,7 @@ BEAMS: list[tuple[list[int], int, dict[str, Any]]] = [  # between them they tell
 ]
 ALL: list[
     tuple[list[int], int, dict[str, Any]]
-] = [  # as many beams as there are continuations: nothing can be missed
+] = [  # as many beams as continuations: the search finds the best
     ([1], 30, {"length_penalty": 0.0, "end": 2}),
     ([2, 0], 30, {"length_penalty": 0.0, "end": 1}),
     ([0, 1], 81, {"length_penalty": 2.0}),
@@ -228,7 +228,7 @@ def beam(
         )
     tokens, score = returned
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-        raise Wrong("the new tokens that come back are to be a list of whole numbers: `.tolist()` makes one.")
+        raise Wrong("the new tokens that come back should be a list of integers: `.tolist()` makes one.")
     return tokens, float(score)
 
 
