@@ -60,8 +60,8 @@ def train_bpe(texts: list[str], vocab_size: int) -> list[Pair]:
     - Of equally frequent pairs, merge the one whose first token has the smallest id; among those with the same first
       token, the one whose second token has. (Compare ids, not letters: "ab", a merged token, comes after "z".)
     - A pair becomes one token from left to right: "aaa" turns into "aa", "a".
-    - It ends when there are `vocab_size` tokens, or when no pair is left. A pair that occurs once is merged, too. Tokens
-      are identified by their text: if a merge makes a token that exists already, the pair is added to the result, and
+    - It ends when there are `vocab_size` tokens (after vocab_size - 256 merges, if each makes a new token), or when no
+      pair is left. A pair that occurs once is merged, too. Tokens are identified by their text: if a merge makes a token that exists already, the pair is added to the result, and
       the token keeps its id.
     Hints:  count words first (`collections.Counter`) and process each different word once. That takes a few seconds
             for the text of the checks. To be faster, update counts only for words that contain the pair.

@@ -23,7 +23,7 @@ def own(case: Case) -> None:
     name, home = case.name, case.mine.__name__
     thing = getattr(case.mine, name, None)
     if thing is None:
-        raise Wrong(f"there is no {name} in the file: put the stub back, its name has to stay.")
+        raise Wrong(f"there is no {name} in the file: put the stub back, and keep its name.")
     bases = (
         [base for base in inspect.getmro(thing) if base not in (nn.Module, object)]
         if inspect.isclass(thing)
@@ -31,7 +31,7 @@ def own(case: Case) -> None:
     )
     for base in bases:
         if base.__module__ != home:
-            raise Wrong(f"{name} comes from {base.__module__}.{base.__name__}: here you write it yourself.")
+            raise Wrong(f"{name} comes from {base.__module__}.{base.__name__}: write it yourself here.")
     made = case.part.make(case.mine)
     for inner in made.modules() if isinstance(made, nn.Module) else ():
         kind = type(inner)
@@ -40,9 +40,7 @@ def own(case: Case) -> None:
             and kind.__module__ not in (home, case.solution.__name__)
             and not is_course(kind)
         ):
-            raise Wrong(
-                f"{name} has a {kind.__module__}.{kind.__name__} inside: here you write that yourself."
-            )
+            raise Wrong(f"{name} contains a {kind.__module__}.{kind.__name__}: write that yourself here.")
 
 
 def is_course(kind: type) -> bool:
@@ -58,7 +56,7 @@ def has(**kinds: Any) -> Check:
         for name, kind in kinds.items():
             what = f"the attribute `{name}` of {case.name}"
             if not hasattr(made, name):
-                raise Wrong(f"{what} is missing; the docstring lists what it should have.")
+                raise Wrong(f"{what} is missing; the docstring lists all attributes.")
             value = getattr(made, name)
             if isinstance(kind, list):
                 is_parameter(what, value, kind)
@@ -123,8 +121,8 @@ def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
     if abs(a / b - 1) > 0.2:
         raise Wrong(f"`{name}` starts with a standard deviation of {a:.3g}, expected about {b:.2g}.")
     raise Wrong(
-        f"`{name}` starts with the right spread and other numbers: random numbers are drawn in another order than "
-        "the docstring's."
+        f"`{name}` starts with the right spread, but other numbers: draw random numbers in the order of the "
+        "docstring."
     )
 
 
@@ -154,17 +152,15 @@ def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> C
 def honest(case: Case, spy: Spy, allowed: tuple[str, ...] = ()) -> None:
     for operator, what in spy.cheats().items():
         if not any(part in operator for part in allowed):
-            raise Wrong(
-                f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself."
-            )
+            raise Wrong(f"right, but {what} ran (torch's operator `{operator}`): write that yourself here.")
     for place, name in spy.work_of_others():
         if place not in allowed:
-            raise Wrong(f"right, but {name} of {place} did the work: here you write that yourself.")
+            raise Wrong(f"right, but {name} of {place} did the work: write that yourself here.")
     if (
         case.solution.__file__ != getattr(case.mine, "__file__", None)
         and (case.solution.__file__, case.name) in spy.code
     ):
-        raise Wrong(f"right, but {case.name} of the solution did the work: here you write that yourself.")
+        raise Wrong(f"right, but {case.name} of the solution did the work: write that yourself here.")
 
 
 def agrees(

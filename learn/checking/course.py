@@ -209,7 +209,10 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
         return WRONG, str(wrong)
     except TooLong as error:
         where = f" It was at line {line} of {path.name}." if (line := line_in(error, path)) else ""
-        return WRONG, f"{case.name} had not ended after {case.part.seconds:.0f} s: an endless loop?{where}"
+        return (
+            WRONG,
+            f"{case.name} had not ended after {case.part.seconds:.0f} s: is there an endless loop?{where}",
+        )
     except (Exception, SystemExit) as error:
         if type(error) is NotImplementedError and not error.args:
             return NOT_BUILT, unbuilt(case.name, path, error)

@@ -26,7 +26,7 @@ def difference(mine: object, right: Tensor, axes: tuple[str, ...]) -> str | None
     """Describe how `mine` differs from `right`, or return None. `axes` are the names of the dimensions."""
     if not isinstance(mine, Tensor):
         forgotten = " (is a `return` missing?)" if mine is None else ""
-        return f"what comes back is {type(mine).__name__}, not a tensor{forgotten}"
+        return f"the result is {type(mine).__name__}, not a tensor{forgotten}"
     if mine.shape != right.shape:
         return different_shape(mine, right, axes)
     if mine.dtype != right.dtype:

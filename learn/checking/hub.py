@@ -29,11 +29,11 @@ def pretrained(name: str) -> Path:
         return download(name, local_files_only=True)
     except LocalEntryNotFoundError:
         if not reachable():
-            raise NotTried("on real weights: the hub is not reachable") from None
+            raise NotTried("pretrained weights: the hub is not reachable") from None
     try:
         return download(name, etag_timeout=SECONDS)
     except (OSError, HfHubHTTPError) as error:
-        raise NotTried(f"on real weights: {name} cannot be downloaded ({type(error).__name__})") from None
+        raise NotTried(f"pretrained weights: {name} cannot be downloaded ({type(error).__name__})") from None
 
 
 def download(name: str, **options: Any) -> Path:
@@ -98,7 +98,7 @@ def real_weights(
             with torch.no_grad():
                 out, right = call(case, made, args), case.part.counts(whole(**named).logits, *args)
         if found := difference(out, right, case.part.axes):
-            raise Wrong(f"right on small random weights, but on the real ones of {name} {found}.")
+            raise Wrong(f"right on small random weights, but with the pretrained weights of {name}: {found}.")
 
     return check
 

@@ -18,7 +18,7 @@ def imports_none(*packages: str) -> Check:
     def check(case: Case) -> None:
         for home in reached(case):
             if home.split(".")[0] in packages:
-                raise Wrong(f"{case.name} uses {home}: here you write that yourself.")
+                raise Wrong(f"{case.name} uses {home}: write that yourself here.")
 
     return check
 

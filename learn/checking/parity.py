@@ -28,11 +28,9 @@ def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
                 continue
             if mistake := recognize(case, made, args, out, right):
                 raise Wrong(f"it looks like {mistake}.")
-            if looks_back_only in case.part.checks:  # which is to be mended before numbers are looked at
+            if looks_back_only in case.part.checks:  # to be fixed before numbers are compared
                 looks_back_only(case)
-            after = (
-                " after every parameter was moved a little (they start as ones or zeros, which hides much)"
-            )
+            after = " after noise was added to every parameter (ones and zeros at the start hide mistakes)"
             raise Wrong(
                 f"{found}{after if spread else ''}{settings(case, args)}. {smallest(case, made, dtype)}".strip()
             )
@@ -168,5 +166,5 @@ def looks_back_only(case: Case) -> None:
             early = int(changed.nonzero()[0])
             raise Wrong(
                 f"position {early} looks ahead: it changes when only positions from {cut} on do. "
-                "Mend that first; other numbers may be wrong, too."
+                "Fix that first; other numbers may be wrong, too."
             )

@@ -31,7 +31,7 @@ PLAIN = {
     "vector_norm",
     "linalg_norm",
     "_foreach_norm",
-}  # lengths of vectors are arithmetic
+}  # norms of vectors are arithmetic
 COMPILED = ("tokenizers", "tiktoken", "sentencepiece")  # packages whose work is done outside Python
 
 

@@ -216,7 +216,7 @@ def test_an_endless_loop_ends():
     begin = time.monotonic()
     state, says = judge(type(case)("loop", endless, case.mine, case.solution, ()), path)
     assert (state, time.monotonic() - begin < 10) == ("wrong", True)
-    assert "had not ended after 0 s: an endless loop? It was at line" in says
+    assert "had not ended after 0 s: is there an endless loop? It was at line" in says
 
 
 def test_the_map_shows_what_checks_found(tmp_path, capsys):
@@ -280,7 +280,7 @@ NO_MASK = ("torch.where(place[:, None] >= place, scores, -torch.inf)", "scores")
             "it looks like two mistakes: .*not divided.*; and .*no causal mask",
         ),
         (TWO_HEADS_IN_ONE, r"For an input of shape \[1, 1, 12\] it is right"),
-        ([*TWO_HEADS_IN_ONE, NO_MASK], "^position 0 looks ahead.* Mend that first"),
+        ([*TWO_HEADS_IN_ONE, NO_MASK], "^position 0 looks ahead.* Fix that first"),
         ([("x.shape[1:]", "x.shape[1:]; x = x.flip(2)")], r"wrong even for an input of shape \[1, 1, 12\]"),
         ([("self.qkv(x)", "self.qkv(x[:, :, 1:])")], r"\(the input was \[2, 7, 12\]\)"),
     ],

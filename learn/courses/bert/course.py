@@ -61,8 +61,8 @@ def finite(case: Case) -> None:
     for args in case.part.inputs():
         if not torch.isfinite(made(*cast(args, torch.float32))).all():
             raise Wrong(
-                "right at tokens, but not finite at padding, where nan would spoil every gradient: a softmax of nothing "
-                "but minus infinity. Mask what is attended to, the keys, and not who attends."
+                "right at tokens, but not finite at padding, where NaN would spoil every gradient: softmax of a row of "
+                "minus infinity is NaN. Mask the keys, not the queries."
             )
 
 
@@ -85,7 +85,7 @@ def company_does_not_matter(case: Case) -> None:
         ours = out[sample : sample + 1, :length] if out.dim() == 3 else out[sample : sample + 1]
         if differing(case, made(*alone), ours, alone) is not None:
             raise Wrong(
-                f"sample {sample} is another one by itself than in a batch: samples must not see each other."
+                f"sample {sample} gives another result alone than in a batch: samples must not see each other."
             )
 
 
@@ -94,9 +94,7 @@ def looks_both_ways(case: Case) -> None:
     made, (x, *_) = padded_call(case)
     other = torch.cat([x[:, :-1], x[:, -1:].roll(1, 0)], dim=1)
     if (made(x)[:, 0] == made(other)[:, 0]).all():
-        raise Wrong(
-            "position 0 does not see the last one: BERT looks both ways, there is no causal mask in it."
-        )
+        raise Wrong("position 0 does not see the last one: BERT looks both ways, without a causal mask.")
 
 
 def padded_call(case: Case) -> tuple[Any, tuple]:
@@ -117,7 +115,7 @@ def tied(case: Case) -> None:
     for name, parameter in made.named_parameters():
         if parameter.dim() == 2 and V in parameter.shape and parameter is not made.bert.embedding.tokens:
             raise Wrong(
-                f"it looks like `{name}` makes the logits; BERT has them from bert.embedding.tokens (tied weights)."
+                f"it looks like `{name}` makes the logits; BERT computes them with bert.embedding.tokens (tied weights)."
             )
 
 
@@ -126,11 +124,11 @@ def nothing_chosen(case: Case) -> None:
     loss = case.part.make(case.mine)(logits, ids(2, 4), chosen)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise Wrong(
-            f"where no position is chosen what comes back is {type(loss).__name__} without a gradient: a training loop "
+            f"if no position is chosen, the result is {type(loss).__name__} without a gradient: a training loop "
             "calls `backward` on it as on any other loss."
         )
     if loss != 0:
-        raise Wrong(f"where no position is chosen the loss is {float(loss):g}, expected 0.")
+        raise Wrong(f"if no position is chosen, the loss is {float(loss):g}, expected 0.")
 
 
 def large_model(name: str, theirs: Any, mine: Any, weights: Any) -> Check:

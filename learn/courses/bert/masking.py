@@ -43,7 +43,7 @@ def draw(masking: Callable[..., Any]) -> Draws:
         given = ids.clone(), special.clone()
         result = masking(*given, MASK_ID, V, generator)
         if not torch.equal(given[0], ids) or not torch.equal(given[1], special):
-            raise Wrong("mask_tokens changes its input: the ids as they were are what the loss needs.")
+            raise Wrong("mask_tokens changes its input: the loss needs the original ids.")
         results.append(result)
     return results
 
@@ -56,31 +56,31 @@ def differ(mine: Draws, right: Draws) -> str | None:
             return says
         if not all(map(torch.equal, a, b)):
             return (
-                "the shares are right, but other tokens are chosen, hidden or put in than with the docstring's draws, "
-                "in its order and from `generator`"
+                "the shares are right, but other tokens are chosen, hidden or put in than expected: make the docstring's "
+                "draws, in its order, from `generator`"
             )
     return None
 
 
 def kind(result: Any) -> str | None:
     if not isinstance(result, tuple) or len(result) != 2:
-        return f"what comes back is {type(result).__name__}, expected a tuple of two tensors"
+        return f"the result is {type(result).__name__}, expected a tuple of two tensors"
     hidden, chosen = result
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
         what = chosen.dtype if isinstance(chosen, Tensor) else type(chosen).__name__
         return f"the second tensor is {str(what).removeprefix('torch.')}, expected bool"
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.long or hidden.shape != chosen.shape:
-        return "the first tensor should have whole numbers, torch.long, and be as large as the second"
+        return "the first tensor should be torch.long and have the shape of the second"
     return None
 
 
 def shares(ids: Tensor, special: Tensor, hidden: Tensor, chosen: Tensor) -> str | None:
     """Describe a token that must not change, or a share that is beyond chance. Return None if there is none."""
     if (chosen & special).any():
-        return f"{int((chosen & special).sum())} special tokens are chosen: they never are"
+        return f"{int((chosen & special).sum())} special tokens are chosen; they should never be"
     if (where := (hidden != ids) & ~chosen).any():
         sample, position = where.nonzero()[0].tolist()
-        return f"a token is changed and not among the chosen, at sample {sample}, position {position}"
+        return f"a token that is not chosen is changed, at sample {sample}, position {position}"
     n = int((~special).sum())
     if far(share := int(chosen.sum()) / n, 0.15, n):
         return f"{share:.1%} of the tokens are chosen, expected 15 %"
@@ -114,8 +114,8 @@ def specials_as_numbers(case: Case) -> None:
     a, b = (masking(ids, s, MASK_ID, V, torch.Generator().manual_seed(6)) for s in (special, special.long()))
     if not all(map(torch.equal, a, b)):
         raise Wrong(
-            "`special` with 0 and 1 gives another result than with False and True: `~` of 1 is -2, where `== 0` and "
-            "`.bool()` serve both."
+            "`special` with 0 and 1 gives another result than with False and True: `~` of 1 is -2. `== 0` and "
+            "`.bool()` work for both."
         )
 
 

@@ -30,7 +30,7 @@ Run = Callable[[Any], dict[str, Any]]  # from the student's file, or the referen
 def number(value: Any) -> Tensor:
     """Return a float as a tensor, so that it is compared up to rounding."""
     if not isinstance(value, float):
-        raise Wrong(f"what is returned is {type(value).__name__}, expected a float: `.item()` makes one.")
+        raise Wrong(f"the result is {type(value).__name__}, expected a float: `.item()` makes one.")
     return torch.tensor(value, dtype=torch.float64)
 
 
@@ -63,7 +63,7 @@ def continued(strength: float, seed: int | None = None) -> Run:
         model = references.Logits(gpt2_references.twin(tiny_gpt2(spread=1.0)))
         new = after_contexts(my, model, strength, seed)
         if not isinstance(new, Tensor):
-            raise Wrong(f"what comes back is {type(new).__name__}, not a tensor with the new tokens.")
+            raise Wrong(f"the result is {type(new).__name__}, not a tensor with the new tokens.")
         return {told(strength, seed): new.tolist()}
 
     return run
@@ -206,7 +206,7 @@ def by_trainer(**settings: Any) -> Run:
             losses = with_trainer(my, model, **settings)
             left = sorted(path.name for path in Path(folder).rglob("*"))
         if not isinstance(losses, list):
-            raise Wrong(f"what comes back is {type(losses).__name__}, expected the list of losses.")
+            raise Wrong(f"the result is {type(losses).__name__}, expected the list of losses.")
         results: dict[str, Any] = {f"the number of losses ({case})": len(losses)}
         results |= {f"the loss of step {i} ({case})": torch.tensor(a) for i, a in enumerate(losses)}
         results |= {

@@ -102,9 +102,7 @@ def called(start: int, n: int, sizes: Sequence[int]) -> str:
 
 def two(returned: Any) -> Any:
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise Wrong(
-            f"what comes back is {type(returned).__name__}; expected two things, `return out, cache`."
-        )
+        raise Wrong(f"the result is {type(returned).__name__}; expected two values, `return out, cache`.")
     return returned
 
 
@@ -114,7 +112,7 @@ def checked(layers: Any, made: nn.Module) -> list[tuple[Tensor, Tensor]]:
     if not isinstance(layers, list | tuple) or len(layers) != n_layers:
         what = f"a list of {len(layers)}" if isinstance(layers, list | tuple) else type(layers).__name__
         raise Wrong(
-            f"the cache that comes back is {what}; expected a list with a pair (keys, values) for each of {n_layers} blocks."
+            f"the returned cache is {what}; expected a list with a pair (keys, values) for each of {n_layers} blocks."
         )
     for pair in layers:
         if (

@@ -94,8 +94,8 @@ def given_once(model: KnownModel, length: int) -> None:
     if sum(model.given) > length:
         calls = f"{len(model.given)} calls, {model.without_cache} of them without a cache"
         raise Wrong(
-            f"the model was given {sum(model.given)} positions in {calls}, for sequences of {length}: give it only what "
-            "its cache does not hold yet, and the cache with it."
+            f"the model was given {sum(model.given)} positions in {calls}, for sequences of {length}: give it the cache, and "
+            "only the positions that the cache does not hold yet."
         )
     if model.with_gradients:
         raise Wrong("the model ran with gradients on, which keeps every step in memory: use torch.no_grad().")
@@ -110,7 +110,7 @@ def tokens_differ(mine: Tokens, right: Tokens) -> str | None:
 
 def one_differs(mine: object, right: Tensor) -> str | None:
     if not isinstance(mine, Tensor):
-        return f"what comes back is {type(mine).__name__}, not a tensor"
+        return f"the result is {type(mine).__name__}, not a tensor"
     if mine.shape != right.shape:
         return f"the shape is {list(mine.shape)}, expected {list(right.shape)} (prompts, new tokens)"
     if mine.dtype != right.dtype:
@@ -224,11 +224,11 @@ def beam(
         raise Wrong("beam_search changes the prompt it was given: continue a copy of it.")
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise Wrong(
-            f"what comes back is {type(returned).__name__}; expected two things: the new tokens, the score."
+            f"the result is {type(returned).__name__}; expected two values: the new tokens, the score."
         )
     tokens, score = returned
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-        raise Wrong("the new tokens that come back should be a list of integers: `.tolist()` makes one.")
+        raise Wrong("the returned tokens should be a list of integers: `.tolist()` makes one.")
     return tokens, float(score)
 
 

@@ -31,7 +31,7 @@ def tied(case: Case) -> None:
     for name, parameter in made.named_parameters():
         if V in parameter.shape and parameter is not made.embedding.tokens:
             raise Wrong(
-                f"it looks like `{name}` makes the logits; GPT-2 has them from embedding.tokens (tied weights)."
+                f"it looks like `{name}` makes the logits; GPT-2 computes them with embedding.tokens (tied weights)."
             )
 
 

@@ -24,7 +24,7 @@ def wrong_type(mine: object, expected: type) -> str | None:
     if isinstance(mine, expected):
         return None
     forgotten = ": is a `return` missing?" if mine is None else ""
-    return f"what comes back is {type(mine).__name__}, expected {expected.__name__}{forgotten}"
+    return f"the result is {type(mine).__name__}, expected {expected.__name__}{forgotten}"
 
 
 def sequences(

@@ -112,7 +112,7 @@ OTHERS = [
         "the head found in",
         [("best, worst = (layer, head), loss", "best, worst = (layer, 3), loss")],
     ),
-    ("ForTrainer", "a dict, not Tensor", [("        return out", "        return out['logits']")]),
+    ("ForTrainer", 'logits": ...}, not Tensor', [("        return out", "        return out['logits']")]),
     ("ForTrainer", "no gradient flows", [("-picked.mean()", "-picked.mean().detach()")]),
     ("train_with_huggingface", "the number of losses", [("history[:-1]", "history[:-2]")]),
     ("train_with_huggingface", "expected the list of losses", [("    return [float", "    [float")]),

@@ -57,7 +57,7 @@ MISTAKES = [
     ),
     (
         "continue_pair",
-        "one behind the other",
+        "contexts are concatenated",
         [("model(torch.tensor([a]))", "model(torch.tensor([ids_a.tolist() + b]))")],
     ),
     ("continue_pair", "although there is a generator", [("if generator is not None:", "if not model:")]),
@@ -122,7 +122,7 @@ MISTAKES = [
     ),
     (
         "finetune",
-        "in the order in which they come",
+        "not shuffled",
         [("torch.randperm(n, generator=generator)", "torch.arange(n)")],
     ),
     (
@@ -140,7 +140,7 @@ MISTAKES = [
     ("finetune", "all texts are one batch", [("    batches = []\n", "    batch_size, batches = n, []\n")]),
     ("finetune", "there is no warm-up", [(", n_warmup=int(len(batches) / 10)", "")]),
     ("finetune", "a tenth of the texts", [("int(len(batches) / 10)", "n // 10")]),
-    ("finetune", "lr is not given", [("lr=lr, ", "")]),
+    ("finetune", "lr is not passed", [("lr=lr, ", "")]),
     ("finetune", "losses are summed", [('batch["labels"])', 'batch["labels"]) * len(logits)')]),
     (
         "induction_scores",
@@ -167,7 +167,7 @@ MISTAKES = [
     ("induction_scores", "over all pairs", [(SCORES, "    return there.sum((0, 3)) / found.sum()")]),
     (
         "induction_scores",
-        "not averaged over",
+        "rows are summed",
         [(SCORES, "    return there[rows, :, :, places].mean(0) * len(ids)")],
     ),
     ("induction_scores", "attention is summed", [("places].mean(0)", "places].sum(0)")]),
@@ -237,18 +237,18 @@ MISTAKES = [
     ),
     (
         "ForTrainer",
-        "there is no answer",
+        "nothing is returned",
         [("        return out", "        return out if labels is not None else {}")],
     ),
     ("train_with_huggingface", "labels are shifted", [("row.clone()", "row.roll(-1)")]),
-    ("train_with_huggingface", "seed is not given", [("        seed=seed,\n", "")]),
-    ("train_with_huggingface", "lr is not given", [("        learning_rate=lr,\n", "")]),
+    ("train_with_huggingface", "seed is not passed", [("        seed=seed,\n", "")]),
+    ("train_with_huggingface", "lr is not passed", [("        learning_rate=lr,\n", "")]),
     (
         "train_with_huggingface",
-        "batch_size is not given",
+        "batch_size is not passed",
         [("        per_device_train_batch_size=batch_size,\n", "")],
     ),
-    ("train_with_huggingface", "n_epochs is not given", [("        num_train_epochs=n_epochs,\n", "")]),
+    ("train_with_huggingface", "n_epochs is not passed", [("        num_train_epochs=n_epochs,\n", "")]),
     ("train_with_huggingface", "not every step is logged", [("logging_steps=1", "logging_steps=2")]),
     (
         "train_with_huggingface",

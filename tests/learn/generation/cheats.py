@@ -120,7 +120,7 @@ OTHERS = [
     ("cached_attention", "there is no cached_attention", [("def cached_attention(", "def attend(")]),
     (
         "cached_attention",
-        "expected two things",
+        "expected two values",
         [("return attention.out(out), (k, v)", "return attention.out(out)")],
     ),
     ("cached_attention", "a pair of tensors", [("(k, v)\n", "None\n")]),
@@ -212,7 +212,7 @@ OTHERS = [
         "the new tokens of prompt 1 are",
         [("ended |= free", "ids[1, place] = 0; token[1] = 0; ended |= free")],
     ),
-    ("beam_search", "expected two things", [("return done[0][1], done[0][0]", "return done[0][1]")]),
+    ("beam_search", "expected two values", [("return done[0][1], done[0][0]", "return done[0][1]")]),
     (
         "beam_search",
         "but their score is",

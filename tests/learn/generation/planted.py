@@ -57,7 +57,11 @@ MISTAKES = [
     ("cached_gpt2", "not added", [(" + model.embedding.positions[places]", "")]),
     ("cached_gpt2", "the first block's cache", [("cache[i]", "cache[0]")]),
     ("cached_gpt2", "go without the cache", [("cache[i] if cache else None", "None")]),
-    ("cached_gpt2", "the one that was given", [("tokens), pairs", "tokens), cache if cache else pairs")]),
+    (
+        "cached_gpt2",
+        "returned cache is the given one",
+        [("tokens), pairs", "tokens), cache if cache else pairs")],
+    ),
     (
         "cached_gpt2",
         "for the last new position only",
@@ -114,8 +118,8 @@ MISTAKES = [
         [(".sum(1).to(logits.dtype)", ".to(logits.dtype).mean(1)")],
     ),
     ("frequency_penalized", "only the last token", [("ids[:, :, None]", "ids[:, -1:, None]")]),
-    ("generate", "inside their prompt go on", [("token = torch.where(free, token, ids[:, place])", "")]),
-    ("generate", "behind the shortest prompt", [("row[n : n + n_new]", "row[first : first + n_new]")]),
+    ("generate", "take the drawn token", [("token = torch.where(free, token, ids[:, place])", "")]),
+    ("generate", "the end of the shortest prompt", [("row[n : n + n_new]", "row[first : first + n_new]")]),
     ("generate", "ended go on", [("token = torch.where(ended, end, token)", "pass")]),
     (
         "generate",
@@ -129,7 +133,7 @@ MISTAKES = [
     ),
     ("generate", "filled up with 0", [("torch.where(ended, end, token)", "torch.where(ended, 0, token)")]),
     ("generate", "first new position", [("last = logits[:, -1]", "last = logits[:, 0]")]),
-    ("generate", "cache is not handed on", [("model(new, cache)", "model(new)")]),
+    ("generate", "cache is not passed on", [("model(new, cache)", "model(new)")]),
     ("generate", "computed anew", [("model(new, cache)", "model(ids[:, :place], None)")]),
     ("generate", "all ids again", [("new = token[:, None]", "new = ids[:, : place + 1]")]),
     (
@@ -188,7 +192,7 @@ MISTAKES = [
     ("beam_search", "the worst beam is compared", [("float(sums[0])", "float(sums[-1])")]),
     (
         "beam_search",
-        "rows of the step before",
+        "rows of the previous step",
         [
             ("repeat(n_beams, 1)", "repeat(1, 1)"),
             ("torch.full((n_beams,), -torch.inf", "torch.full((1,), 0.0"),
@@ -204,15 +208,19 @@ MISTAKES = [
             ("if n == n_new:", "if ending.all():"),
         ],
     ),
-    ("beam_search", "further down", [("if rank < n_beams:", "if rank >= 0:")]),
+    ("beam_search", "not among the first n_beams", [("if rank < n_beams:", "if rank >= 0:")]),
     (
         "beam_search",
         "reach n_new are left out",
         [("if rank < n_beams:", "if rank < n_beams and not (done and tokens[rank] != end):")],
     ),
-    ("beam_search", "not looked at", [("(early_stopping or best <= done[-1][0])", "best <= done[-1][0]")]),
+    (
+        "beam_search",
+        "early_stopping is ignored",
+        [("(early_stopping or best <= done[-1][0])", "best <= done[-1][0]")],
+    ),
     ("beam_search", "always stops", [(" and (early_stopping or best <= done[-1][0])", "")]),
     ("beam_search", "when one is finished", [("len(done) == n_beams", "len(done) > 0")]),
     ("beam_search", "the best of the finished", [("best <= done[-1][0]", "best <= done[0][0]")]),
-    ("beam_search", "ended first", [("sorted(done, key=lambda pair: -pair[0])", "done")]),
+    ("beam_search", "the first to end", [("sorted(done, key=lambda pair: -pair[0])", "done")]),
 ]

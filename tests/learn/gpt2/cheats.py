@@ -228,7 +228,7 @@ OTHERS = [
         [("return x + self.positions[places]", "return (x + self.positions[places]).mT")],
     ),
     ("Embedding", "0.0283, expected 0.02|standard deviation", [("std = 0.02", "std = 0.03")]),
-    ("Embedding", "drawn in another order", [("std = 0.02", "std = 0.02; torch.rand(1)")]),
+    ("Embedding", "but other numbers: draw", [("std = 0.02", "std = 0.02; torch.rand(1)")]),
     (
         "Embedding",
         "only position 3 differ",
