@@ -40,10 +40,14 @@ CHEATS = [
             )
         ],
     ),
-    ("Embedding", "Embedding inside", [("std, eps =", "self.inner = nn.Embedding(2, 2); std, eps =")]),
     (
         "Embedding",
-        "LayerNorm inside",
+        "Embedding: write that yourself",
+        [("std, eps =", "self.inner = nn.Embedding(2, 2); std, eps =")],
+    ),
+    (
+        "Embedding",
+        "LayerNorm: write that yourself",
         [("LayerNorm(dim, eps)\n        self.types", "nn.LayerNorm(dim, eps)\n        self.types")],
     ),
     (
@@ -83,7 +87,7 @@ CHEATS = [
     ),
     (
         "SelfAttention",
-        "MultiheadAttention inside",
+        "MultiheadAttention: write that yourself",
         [
             (
                 "self.n_heads = n_heads",
@@ -118,10 +122,14 @@ CHEATS = [
         ],
     ),
     ("MLP", "`gelu`", [("x = gelu(x)", "x = nn.functional.gelu(x)")]),
-    ("MLP", "GELU inside", [("self.up, self.down =", "self.act = nn.GELU()\n        self.up, self.down =")]),
+    (
+        "MLP",
+        "GELU: write that yourself",
+        [("self.up, self.down =", "self.act = nn.GELU()\n        self.up, self.down =")],
+    ),
     (
         "Block",
-        "TransformerEncoderLayer inside",
+        "TransformerEncoderLayer: write that yourself",
         [
             (
                 "        eps = 1e-12",

@@ -95,7 +95,7 @@ OTHERS = [
         "times what it should be",
         [("    return sum(hits) / len(hits)", "    return 100 * sum(hits) / len(hits)")],
     ),
-    ("finetune", "the list of losses that `train` gives", [("    return train(", "    train(")]),
+    ("finetune", "the list of losses that `train` returns", [("    return train(", "    train(")]),
     ("finetune", "the number of steps", [("for _ in range(n_epochs):", "for _ in range(n_epochs + 1):")]),
     ("finetune", "the loss of step 0", [("return cross_entropy(", "return 0.5 * cross_entropy(")]),
     ("induction_scores", "a model whose induction head is 2", [("places].mean(0)", "places].mean(0) + 0.1")]),

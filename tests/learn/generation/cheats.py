@@ -157,7 +157,7 @@ OTHERS = [
     ),
     ("cached_attention", "stops with", [("old_k, old_v = cache", "old_k, old_v, _ = cache")]),
     ("cached_gpt2", "changed in place|list of 4", [("pairs = []", "pairs = cache if cache else []")]),
-    ("cached_gpt2", "expected one pair", [("pairs.append(pair)", "pairs = [pair]")]),
+    ("cached_gpt2", "expected a list with a pair", [("pairs.append(pair)", "pairs = [pair]")]),
     ("cached_gpt2", "every number is 2 times", [("tokens), pairs", "tokens) * 2, pairs")]),
     ("cached_gpt2", "keys kept in layer 0", [("tokens), pairs", "tokens), pairs[::-1]")]),
     (
