@@ -1,9 +1,10 @@
-"""How fast text is generated: our model against HuggingFace's GPT-2 with the same weights, both with a cache.
+"""Measure the speed of generation: our model and HuggingFace's GPT-2 with the same weights, both with a cache.
 
     python -m benchmarks.generate [--rounds 5]
 
-The two take turns within one process; each figure is a median over rounds, ratios are those of two neighbors. Prompts of
-8 tokens, 100 new ones, float32, 6 layers of 384. Target: at least 1.5 times the tokens per second.
+The two take turns within one process. Each figure is a median over rounds; a ratio compares two consecutive turns.
+Prompts have 8 tokens, 100 new ones are generated, in float32, with 6 layers of width 384.
+Target: at least 1.5 times HuggingFace's tokens per second.
 """
 
 import argparse
@@ -22,7 +23,7 @@ TARGET = 1.5
 
 
 def gpt2_like(n_tokens: int) -> GPT2LMHeadModel:
-    """Without an end token, so that all rows go on to the last."""
+    """Return a random GPT-2 without an end token, so that every row generates all its tokens."""
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=n_tokens,

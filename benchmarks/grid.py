@@ -1,10 +1,10 @@
-"""What sweeping costs: a whole grid of 16 tiny runs, ours one after another, ours side by side, and as separate scripts.
+"""Measure the time of a grid of 16 tiny runs: ours one after another, ours with --jobs=2, and separate scripts.
 
     python -m benchmarks.grid [--rounds 3]
 
-The third way is a bare PyTorch script of the same model, started anew for every run, as people sweep with nanoGPT; it
-reads the same tokenised rows. Runs of 2 layers of 64 over 300 steps. Targets: with --jobs=2 at least 2 times as fast as
-the scripts, and 1.3 times as fast as ours one after another.
+The script is bare PyTorch with the same model and is started anew for every run, as people sweep with nanoGPT. It
+reads the same tokenized rows. A run has 2 layers of width 64 and 300 steps.
+Targets: --jobs=2 is at least 2 times as fast as the scripts, and 1.3 times as fast as ours one after another.
 """
 
 import argparse
@@ -84,7 +84,7 @@ print(torch.stack(losses).mean().item())
 
 
 def rows_for_script(root: Path) -> Path:
-    """The rows that ours trains on, as many as it does, and those it validates on: whole ones."""
+    """Save the rows that our runs train and validate on, for the script, and return the file. Short rows are left out."""
     params = ModelParams(n_layers=N_LAYERS, dim=DIM, n_heads=N_HEADS, max_seq_len=MAX_SEQ_LEN)
     data = make_data(DataParams(**TEXT), params, root / "cache")
     loaders = {"train": data.train_dataloader(BATCH_SIZE), "val": data.val_dataloader(BATCH_SIZE)}

@@ -1,8 +1,8 @@
-"""What a corpus costs in memory: peak memory of reading and tokenising a text against one ten times as large.
+"""Compare the peak memory of reading and tokenizing a text with that of a text ten times as large.
 
     python -m benchmarks.memory
 
-Each size is a process of its own, one after the other; target: ten times the text takes less than 1.3 times the memory.
+Each size runs in its own process, one after the other. Target: ten times the text takes less than 1.3 times the memory.
 """
 
 import random
@@ -17,7 +17,7 @@ TOKENIZERS = ("char", "custom")
 
 
 def write_corpus(folder: Path, n_lines: int) -> None:
-    """`n_lines` lines of made-up words with the skew of real ones."""
+    """Write `n_lines` lines of made-up words whose frequencies follow Zipf's law, as in real text."""
     rng = random.Random(0)
     words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(5000)]
     weights = [1 / rank for rank in range(1, len(words) + 1)]
@@ -27,8 +27,8 @@ def write_corpus(folder: Path, n_lines: int) -> None:
             file.write(" ".join(rng.choices(words, weights, k=16)) + "\n")
 
 
-def tokenise(name: str, source: str, cache: Path) -> None:
-    """What the harness does with a text before the first run; prints this process's peak memory in MB."""
+def tokenize(name: str, source: str, cache: Path) -> None:
+    """Read and tokenize a text as before a first run, and print the peak memory of this process in MB."""
     from data.data_params import DataParams
     from data.dataloader import LMDataModule
     from data.tokenizer import TokenizerSpec
@@ -58,6 +58,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:]:
-        tokenise(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+        tokenize(sys.argv[1], sys.argv[2], Path(sys.argv[3]))
     else:
         main()

@@ -1,9 +1,9 @@
-"""What the harness costs: a step under LMTrainer against a bare PyTorch loop, and our model against HuggingFace's GPT-2.
+"""Measure the overhead of the harness: LMTrainer against a bare PyTorch loop, our model against HuggingFace's GPT-2.
 
     python -m benchmarks.overhead [--rounds 7]
 
-All three take turns within one process, over the same batches; each figure is a median over rounds of the ratio of
-two neighbors. Targets: harness / bare at most 1.05 (4 layers of 128) and 1.02 (6 layers of 384), ours / HF at most 1.
+All three take turns within one process, over the same batches. Each ratio is a median over rounds of the ratio of two
+consecutive turns. Targets: harness / bare at most 1.05 (4 layers of 128) and 1.02 (6 layers of 384), ours / HF at most 1.
 """
 
 import argparse
@@ -45,7 +45,7 @@ WARM_UP = 3  # steps before the clock starts
 
 
 class Clock(L.Callback):
-    """Times the steps of a fit after the first few."""
+    """Timer of the steps of a fit, without the first `WARM_UP`."""
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step == WARM_UP:
@@ -56,7 +56,7 @@ class Clock(L.Callback):
 
 
 def time_harness(lm: LM, data: LMDataModule, train: TrainParams, size: Size) -> float:
-    """Seconds a step under Lightning with everything on that a user has on, but for validation."""
+    """Return the seconds per step under Lightning with a user's default settings, but without validation."""
     n_steps = WARM_UP + size.steps
     trainer = lightning_trainer(train, n_steps, gpu_id=None)
     clock = Clock()
@@ -67,7 +67,7 @@ def time_harness(lm: LM, data: LMDataModule, train: TrainParams, size: Size) -> 
 
 
 def time_bare(model: nn.Module, batches: list[torch.Tensor], train: TrainParams, size: Size) -> float:
-    """Seconds a step of the loop one would write by hand."""
+    """Return the seconds per step of a loop written by hand."""
     model.train()
     optimizer = make_optimizer(model, train)
     for step, rows in enumerate(batches):

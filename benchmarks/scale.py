@@ -71,7 +71,7 @@ def save_without_weights(folder: Path, *, lm: None, stats: Stats, summary: dict[
 
 @contextlib.contextmanager
 def without_training(root: Path, n_runs: int) -> Iterator[list[str]]:
-    """Inside, main.main trains nothing, and knows a config "scale" of `n_runs`; gives the options that every call needs."""
+    """Make main.main skip training and know a config "scale" of `n_runs`. Yields the options that every call needs."""
     dims = [8 * (i + 1) for i in range(math.ceil(n_runs / STEP))]
     text = CONFIG.format(lrs=LRS, seeds=SEEDS, dims=dims, positions=POSITIONS)
     (root / "scale.txt").write_text(text)
@@ -93,7 +93,7 @@ def phases() -> dict[str, list[str]]:
 
 
 def measure(root: Path, n_runs: int) -> bool:
-    """Each phase in this process, so that the peak is that of all before it, too. Whether both targets are met."""
+    """Run every phase in this process, and return True if both targets are met. A peak includes all earlier phases."""
     total = 0.0
     with without_training(root, n_runs) as options:
         for name, command in phases().items():

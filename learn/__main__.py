@@ -1,5 +1,6 @@
-"""The courses on the command line: `python3 -m learn` is the map, `python3 -m learn check [what]` checks and explains.
+"""Command line of the courses.
 
+`python3 -m learn` shows the map, `python3 -m learn check [what]` checks and explains,
 `python3 -m learn notebook [course]` writes a course as a notebook.
 """
 
@@ -14,11 +15,11 @@ from rich.table import Table
 
 from learn.notebook import write_notebook
 from learn.outline import COURSES, DONE, Outline, choose, keep_progress, states, unreadable
-from learn.say import COLOURS, say
+from learn.say import COLORS, say
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0 if all that was checked is right, else 1."""
+    """Run the command line. Return exit code 0 if everything checked is right, else 1."""
     parser = argparse.ArgumentParser(
         "python3 -m learn",
         description="Build transformers and be checked.",
@@ -29,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
         nargs="?",
         choices=["map", "check", "notebook"],
         default="map",
-        help="map: what is right so far; it is shown if nothing is said\n"
-        "check: check, and explain what is wrong: check gpt2.Block\n"
+        help="map: show which parts are right so far (the default)\n"
+        "check: check parts and explain what is wrong: check gpt2.Block\n"
         "notebook: write a course as a notebook into the working directory: notebook gpt2",
     )
     parser.add_argument("what", nargs="?", help="a course, a part, or course.part: gpt2, Block, gpt2.Block")
     parser.add_argument(
-        "--file", type=Path, help="check this file in place of the course's: check gpt2 --file mine.py"
+        "--file", type=Path, help="check this file instead of the course's: check gpt2 --file mine.py"
     )
     args = parser.parse_intermixed_args(arguments)
     try:
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     if args.file and len(chosen) > 1:
-        parser.error("--file is one course's file: say which course, as in `check gpt2 --file mine.py`")
+        parser.error("--file is the file of one course: say which course, as in `check gpt2 --file mine.py`")
     if args.file and (problem := unfit(args.file, chosen[0][0])):
         parser.error(f"--file={args.file}: {problem}")
     if args.action == "notebook":
@@ -53,19 +54,17 @@ def main(arguments: list[str] | None = None) -> int:
         for outline, _ in chosen:
             if problem := unreadable(args.file or outline.student):
                 print(problem)
-        print(
-            "Where to begin, and what to read: learn/README.md. To be checked: python3 -m learn check [part]"
-        )
+        print("learn/README.md says where to begin. To check what you built: python3 -m learn check [part]")
         return 0
     return check(chosen, args.file)
 
 
 def unfit(file: Path, outline: Outline) -> str | None:
-    """Why a file cannot be a course's."""
+    """Say why a file cannot be checked as a course's, or return None."""
     if not file.is_file():
         return "there is no such file"
     if file.suffix != ".py":
-        return "a file of Python is wanted, *.py; a notebook is checked by the cells in it"
+        return "it must be a Python file, *.py; a notebook is checked by its own `check(...)` cells"
     for name in COURSES:
         if name != outline.course and file.resolve() == Outline(name).student:
             return f"that is the file of {name}, not of {outline.course}"
@@ -73,7 +72,7 @@ def unfit(file: Path, outline: Outline) -> str | None:
 
 
 def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
-    """Prints a verdict on every part as soon as it is known."""
+    """Print a verdict on every part as soon as it is known. Return the exit code."""
     from learn.checking.course import get_course, judge_course  # seconds to import, and the map needs neither
 
     all_right = True
@@ -88,7 +87,7 @@ def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
 
 
 def write(chosen: list[tuple[Outline, str | None]]) -> int:
-    """Writes the courses as notebooks into the working directory, over nothing that is there."""
+    """Write the courses as notebooks into the working directory, and overwrite nothing. Return the exit code."""
     failed = 0
     for outline, _ in chosen:
         file = Path(f"learn_{outline.course}.ipynb")
@@ -97,20 +96,20 @@ def write(chosen: list[tuple[Outline, str | None]]) -> int:
         except FileExistsError:
             failed = 1
             print(
-                f"{file} is there already, and stays as it is: for a new one give it another name",
+                f"{file} exists already and was not changed: rename it to write a new one",
                 file=sys.stderr,
             )
         except (OSError, SyntaxError, ValueError) as error:
             failed = 1
             problem = unreadable(outline.student) or error
-            print(f"{file} is not written: {problem}", file=sys.stderr)
+            print(f"{file} was not written: {problem}", file=sys.stderr)
         else:
             print(f"{file}: open it in Jupyter")
     return failed
 
 
 def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Table:
-    """The map: every part with its state."""
+    """Return the map: a table of all parts and their states."""
     known = {outline.course: states(outline, file or outline.student) for outline, _ in chosen}
     all_states = [state for of_course in known.values() for state in of_course.values()]
     table = Table(title=f"{all_states.count(DONE)} of {len(all_states)} parts are right")
@@ -121,7 +120,7 @@ def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Tab
         table.add_section()
         for name, task in outline.parts().items():
             state = known[outline.course][name]
-            table.add_row(f"{outline.course}.{name}", escape(task), f"[{COLOURS[state]}]{state}[/]")
+            table.add_row(f"{outline.course}.{name}", escape(task), f"[{COLORS[state]}]{state}[/]")
     return table
 
 

@@ -1,14 +1,14 @@
 """BERT from scratch: replace each `raise NotImplementedError` and run `python3 -m learn check bert`.
 
-What to read first, and how long it takes, is in learn/bert.md. Any order will do: a part that is not yet right is
-borrowed from the solution while another is checked. From torch.nn use Module, Parameter, Linear, ModuleList and init;
-everything else is yours to write out, by arithmetic, indexing, matrix products, softmax and the like. LayerNorm you
-have built for GPT-2; as long as it is not right, it too is borrowed.
+learn/bert.md says what to read first and how long it takes. Work in any order: a check borrows the parts that are
+not right yet from the solution. From torch.nn use Module, Parameter, Linear, ModuleList and init.
+Write out everything else yourself, with arithmetic, indexing, matrix products, softmax and the like.
+LayerNorm is the one you built for GPT-2. While yours is not right, it is borrowed, too.
 
 In the comments  B batch  T position  D model dim  H head  K = D / H dim of a head  V vocabulary  C classes.
 "Order" says in which order random numbers are drawn: with one seed your weights then equal the solution's.
-What is called `mask` says of each position whether it is real: whole numbers [B, T], 1 for a token, 0 for padding. None
-means that there is no padding. Every text has a real token, and padding may be anywhere, not only at the end.
+`mask` marks the real positions: integers [B, T], 1 for a token, 0 for padding. None means that there is no padding.
+Every text has at least one token. Padding may be anywhere, not only at the end.
 BERT's eps is 1e-12, in every LayerNorm.
 """
 
@@ -21,8 +21,8 @@ from learn.gpt2_student import LayerNorm  # noqa: F401  here it is for you to us
 def gelu(x: Tensor) -> Tensor:
     """The Gaussian error linear unit, exactly (Hendrycks and Gimpel 2016, section 2).
 
-    x P(Z <= x) for a standard normal Z, element by element; any shape. GPT-2's was an approximation of it.
-    Hint:  the probability is (1 + erf(x / sqrt(2))) / 2, and torch.erf is there to be used.
+    x P(Z <= x) for a standard normal Z, element by element; any shape. GPT-2 uses an approximation of it.
+    Hint:  the probability is (1 + erf(x / sqrt(2))) / 2. You may use torch.erf.
     """
     raise NotImplementedError
 
@@ -30,7 +30,7 @@ def gelu(x: Tensor) -> Tensor:
 class Embedding(nn.Module):
     """The sum of three vectors, then LayerNorm (Devlin et al. 2019, section 3 and figure 2).
 
-    One vector for the token, one for its position, counted from 0, one for its type: which of two texts it is of.
+    One vector is for the token, one for its position, counted from 0, and one for its type: the text it belongs to.
     Attributes:  tokens [n_tokens, D]   positions [max_seq_len, D]   types [n_types, D]   norm: LayerNorm, eps 1e-12
     Order:  as listed, all three normal with standard deviation 0.02 (torch.randn times 0.02).
     """
@@ -47,14 +47,15 @@ class Embedding(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention to all real positions, before and after (Vaswani et al. 2017, sections 3.2.1 and 3.2.2).
 
-    softmax(q k^T / sqrt(K)) v in each head, the heads side by side, then `out`. Padding gets no weight from anyone.
+    Each head computes softmax(q k^T / sqrt(K)) v. The heads are concatenated and go through `out`. Padded keys get no
+    weight.
     Attributes:  n_heads   query, key, value, out: nn.Linear(D, D)
     Order:  query, key, value, out, each as nn.Linear makes it.
     Hints:  head 0 has the first K numbers of q, head 1 the next K, and so on: `.view(B, T, H, K)`, `.transpose(1, 2)`;
             on the way back transpose first, then `.reshape(B, T, D)`.
             Scores [B, H, T, S] have the queries' positions before the keys'. Scores of padded keys become minus infinity
-            before the softmax: the mask [B, S] has to be given two more dimensions, so that it broadcasts.
-            What comes out at padded positions themselves does not matter, as long as it is finite.
+            before the softmax: give the mask [B, S] two more dimensions, so that it broadcasts.
+            The output at padded positions does not matter, as long as it is finite.
     """
 
     def __init__(self, dim: int, n_heads: int) -> None:
@@ -67,7 +68,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Position by position, to four times the width, gelu, and back (Vaswani et al. 2017, section 3.3).
+    """At each position: widen to 4 D, apply gelu, and go back to D (Vaswani et al. 2017, section 3.3).
 
     Attributes:  up: nn.Linear(D, 4 D)   down: nn.Linear(4 D, D)
     Order:  up, then down, both as nn.Linear makes them.
@@ -87,7 +88,7 @@ class Block(nn.Module):
 
     Attributes:  attention: SelfAttention   norm1: LayerNorm   mlp: MLP   norm2: LayerNorm
     Order:  as listed.
-    Hint:   this is not GPT-2's order: what is added to is what the norm before left, and nothing goes around a norm.
+    Hint:   this is not GPT-2's order: each sublayer's output is added to a normalized stream, and no path skips a norm.
     """
 
     def __init__(self, dim: int, n_heads: int) -> None:
@@ -102,9 +103,9 @@ class Block(nn.Module):
 class Bert(nn.Module):
     """The encoder: ids to a vector at every position (Devlin et al. 2019, section 3).
 
-    Embedding, then blocks; nothing after the last block, whose norm was the final one.
+    Embedding, then blocks. No final norm follows: the last block ends in one.
     Attributes:  embedding: Embedding   blocks: nn.ModuleList of n_layers Block
-    Order:  make both as listed. Then go over the blocks, in each over query, key, value, out, up, down, and draw each
+    Order:  make both as listed. Then, in each block, for query, key, value, out, up and down in this order, draw the
             weight anew by nn.init.normal_ with std 0.02. Their biases become 0. Norms and embedding stay as they are.
     """
 
@@ -122,8 +123,9 @@ class Bert(nn.Module):
 class MaskedLMHead(nn.Module):
     """Vectors to logits of the token that stood there (Devlin et al. 2019, section 3.1 and appendix A.2).
 
-    dense, gelu, norm; then a logit is the product with a token's vector plus that token's bias. The token vectors are
-    the embedding's: they are given, not made here (tied weights). The authors' code has dense and norm, the paper not.
+    Apply dense, gelu and norm. A logit is the product with a token's vector, plus that token's bias. The token vectors
+    are the embedding's and are passed as an argument (tied weights). dense and norm are in the authors' code only, not
+    in the paper.
     Attributes:  dense: nn.Linear(D, D)   norm: LayerNorm   bias [n_tokens], zeros
     Order:  make dense; then draw its weight anew by nn.init.normal_ with std 0.02. Its bias becomes 0.
     """
@@ -202,16 +204,15 @@ class BertForClassification(nn.Module):
 def mask_tokens(
     ids: Tensor, special: Tensor, mask_id: int, n_tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """What BERT is trained on: some tokens are chosen to be guessed, most of them hidden (Devlin et al. 2019, section 3.1).
+    """Choose the tokens that BERT learns to guess, and hide most of them (Devlin et al. 2019, section 3.1).
 
-    ids      [B, T], which stay as they are: make a new tensor
+    ids      [B, T]. Do not change them: make a new tensor
     special  [B, T], 1 or True at tokens such as [CLS], [SEP] and padding, which are never chosen; elsewhere 0 or False
-    Every other token is chosen with probability 0.15, on its own. A chosen one becomes mask_id with probability 0.8,
-    else a random token with probability 0.5, else it stays: 80, 10 and 10 %. Random tokens are any of 0 to n_tokens - 1.
-    Returns two tensors [B, T]: the ids so changed, and a bool that is True where a token was chosen, changed or not.
-    Order:  four draws from `generator`, each a tensor [B, T] even where not all of it is used: torch.bernoulli of
-            torch.full with 0.15 (chosen), with 0.8 (hidden), with 0.5 (random, of those not hidden); then
-            torch.randint for the random tokens.
+    Every other token is chosen with probability 0.15, independently. A chosen one becomes mask_id with probability 0.8.
+    Of the rest, half become a random token, half stay: that makes 80, 10 and 10 %. Random tokens are 0 to n_tokens - 1.
+    Returns two tensors [B, T]: the new ids, and a bool that is True where a token was chosen, changed or not.
+    Order:  four draws from `generator`, each a full tensor [B, T]: torch.bernoulli of torch.full with 0.15 (chosen),
+            with 0.8 (hidden), with 0.5 (random, of those not hidden); then torch.randint for the random tokens.
     """
     raise NotImplementedError
 
@@ -220,9 +221,8 @@ def masked_lm_loss(logits: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
     """Mean cross-entropy in nats over the chosen positions of the whole batch, one number (Devlin et al. 2019, A.1).
 
     logits [B, T, V], the ids [B, T] as they were before any was hidden, and `chosen` [B, T], bool. Position t predicts
-    the token at t: nothing is shifted. Where no position is chosen the loss is 0, a tensor
-    whose `backward` works.
-    Hint:   a bool indexes its positions, `ids[chosen]`; the rest is next_token_loss of GPT-2 once more, with logits
+    the token at t: nothing is shifted. If no position is chosen, the loss is 0, a tensor whose `backward` works.
+    Hint:   a bool tensor selects positions, `ids[chosen]`. The rest is as in GPT-2's next_token_loss, with logits
             as large as 1000.
     """
     raise NotImplementedError

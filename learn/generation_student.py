@@ -1,8 +1,8 @@
 """Generation from scratch: replace each `raise NotImplementedError` and run `python3 -m learn check generation`.
 
-What to read first, and how long it takes, is in learn/generation.md. Your functions are given a model: an attention and
-a GPT-2 with the attributes that learn/gpt2_student.py lists (the checks bring their own), or, from `generate` on, any
-function of ids and a cache to logits and a cache. Nothing of the gpt2 course is imported, and nothing has to be built.
+learn/generation.md says what to read first and how long it takes. Your functions get a model as an argument: first an
+attention and a GPT-2 with the attributes that learn/gpt2_student.py lists, and from `generate` on any function from ids and
+a cache to logits and a cache. The checks bring their own models, so your gpt2 course need not be done.
 
 In the comments  B batch  T new positions  S positions so far, the new ones included  D model dim  H head
 K = D / H dim of a head  V vocabulary.
@@ -21,15 +21,15 @@ def cached_attention(
     """Causal attention that computes new positions only (Shazeer 2019, Fast Transformer Decoding, section 2.4).
 
     attention  has n_heads, qkv: nn.Linear(D, 3 D) (all of q, then all of k, then all of v) and out: nn.Linear(D, D),
-               as CausalAttention of the gpt2 course; what you compute is what it computes
+               as CausalAttention of the gpt2 course, which computes the same
     x          the new positions, [B, T, D]
     cache      keys and values of all positions before them, a pair of tensors [B, H, S - T, K], or None: there are none
     Returns the output at the new positions [B, T, D], and the cache with them in it, a pair of tensors [B, H, S, K].
-    `qkv` runs on the new positions only, and the cache that was given stays as it is: it may be used again.
-    Hints:  queries are of the new positions, keys and values of all: scores are [B, H, T, S]. New position t is the
+    Run `qkv` on the new positions only. Do not change the given cache: it may be used again.
+    Hints:  queries come from the new positions, keys and values from all: scores are [B, H, T, S]. New position t is
             position S - T + t of the sequence, and sees itself and all before it. Several new positions at once must
             not see each other's future: `torch.ones(T, S).triu(diagonal=...)` is the mask, but with which diagonal?
-            What is computed without a cache, T = S, is what the gpt2 course's attention computes.
+            Without a cache, T = S, the result is that of the gpt2 course's attention.
     """
     raise NotImplementedError
 
@@ -43,9 +43,9 @@ def cached_gpt2(
            final_norm, as GPT2 of the gpt2 course
     ids    of the new positions, [B, T]
     cache  a list with one pair (keys, values) for each block, in their order, or None: there is none
-    Returns logits [B, T, V] and a new list of such pairs. The list that was given stays as it is.
-    Hints:  call your `cached_attention`; norms and MLPs see each position by itself and need no cache. Positions of the
-            new ids count on from the number of positions that are kept, which the shape of the kept keys tells.
+    Returns logits [B, T, V] and a new list of such pairs. Do not change the given list.
+    Hints:  call your `cached_attention`. Norms and MLPs see each position by itself and need no cache. Positions of
+            the new ids start at the number of cached positions, which is dimension 2 of the cached keys.
     """
     raise NotImplementedError
 
@@ -57,20 +57,20 @@ def next_token_probabilities(
 
     temperature  divides the logits; 0 means greedy: probability 1 for the largest logit
     top_k        only the k most probable tokens stay
-    nucleus      only the most probable tokens stay, as few as have `nucleus` probability together (or just more)
-    They come in this order, each on what the one before left, its probabilities renormalised to sum to 1; so do those
-    that are returned. You need not care for tokens of equal logits.
+    nucleus      only the most probable tokens stay: the fewest whose probabilities sum to `nucleus` or more
+    Apply them in this order. Each works on the tokens left by the one before, with probabilities renormalized to sum
+    to 1. The returned probabilities sum to 1, too. Ties between logits do not matter.
     """
     raise NotImplementedError
 
 
-def frequency_penalised(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+def frequency_penalized(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     """Logits of the next token, lowered by `penalty` for every time a token occurs in its row so far.
 
     logits [B, V], the ids so far [B, S] (S may be 0), to logits [B, V]: logit of token v in row b minus penalty times
     how often v occurs in ids[b]. This is what OpenAI's API calls the frequency penalty; the repetition penalty of CTRL
     (Keskar et al. 2019, section 4.1) is another one, which divides. A negative penalty invites repetition.
-    Hint:   `scatter_add` adds at the same place as often as it is named; `counts[row, ids] += 1` adds once.
+    Hint:   `scatter_add` adds once for every time an index occurs; `counts[row, ids] += 1` adds only once.
     """
     raise NotImplementedError
 
@@ -91,20 +91,20 @@ def generate(
 
     model    `logits, cache = model(ids, cache)`: ids [B, T] of new positions and the cache of those before (None at
              first) to logits [B, T, V] and the new cache, as `functools.partial(cached_gpt2, gpt2)`
-    prompts  lists of ids, none of them empty; they stay as they are
+    prompts  lists of ids, none of them empty. Do not change them
     Returns the new tokens, an integer tensor [B, n_new].
 
-    No row is padded, for the model knows no padding: all rows are at the same position at all times. Begin with as much
-    of every prompt as the shortest one has. At each step the model's last logits give every row its next token; but a
-    row that is still inside its prompt takes the prompt's own. So short prompts are done first; their rows run along
-    (their further tokens are not returned) until the longest prompt has its n_new too.
+    The model has no padding, so all rows are always at the same position. Begin with as many tokens of every prompt as
+    the shortest one has. At each step the model's last logits give every row its next token. A row that is still inside
+    its prompt takes the prompt's next token instead. Rows with short prompts are done first. They run on until the row
+    with the longest prompt has its n_new tokens, but only their first n_new new tokens are returned.
     A step:  1. the model, under torch.no_grad(), given only what its cache does not hold yet
-             2. `frequency_penalised` with each row's ids so far, prompt included
+             2. `frequency_penalized` with each row's ids so far, prompt included
              3. `next_token_probabilities` with temperature, top_k and nucleus
              4. one call of torch.multinomial(probabilities [B, V], 1, generator=generator) for all rows, those inside
                 their prompt and those that have ended as well: with one seed your draws then equal the solution's
-    `end` is the token that ends a row, once it is generated (in a prompt it ends nothing): it is kept, and whatever
-    would follow in the row is `end` too. When all rows are done you may stop early.
+    A row ends when it generates the token `end`; an `end` inside a prompt does not count. Keep that token, and fill the
+    rest of the row with `end`. When all rows are done you may stop early.
     """
     raise NotImplementedError
 
@@ -121,22 +121,23 @@ def beam_search(
 ) -> tuple[list[int], float]:
     """The best continuation of one prompt that a search with `n_beams` beams finds, and its score.
 
-    Wu et al. 2016 (Google's Neural Machine Translation System, section 7) is what to read; the rules here are those of
+    Read Wu et al. 2016 (Google's Neural Machine Translation System, section 7). The rules here are those of
     HuggingFace's `generate`. `model` is as in `generate`. A continuation ends with the token `end`, or with n_new (1 or
     more) tokens. Its score is the sum of its tokens' log-probabilities / (number of its tokens, `end` included, the
     prompt not) ** length_penalty. Returns the new tokens as a list, and the score.
 
     At first there is one beam: the prompt, with a sum of 0. A step, for all beams together (they are rows of a batch):
-    1. Every beam continues with every token: sum of the beam + log-probability of the token. Keep the 2 n_beams best of
-       all of these candidates (or all, if they are fewer), the best first.
-    2. Those that end (all, at step n_new) and are among the first n_beams are finished, with their score. Those that
-       end further down are dropped. Of all finished ones since the beginning the n_beams with the best scores are kept.
+    1. Every beam continues with every token: the sum of the beam plus the token's log-probability. Keep the 2 n_beams
+       best of all these candidates (or all, if there are fewer), the best first.
+    2. Candidates that end (all, at step n_new) are finished if they are among the first n_beams, and get their score.
+       Those that end further down are dropped. Of all finished so far, keep the n_beams with the best scores.
     3. The n_beams best candidates that do not end are the beams of the next step.
-    4. It is over after step n_new. It is over before if n_beams are finished, and either early_stopping is True, or the
-       best beam's sum / (tokens so far) ** length_penalty is no better than the worst score of the finished ones.
-    The best of the finished ones is returned. If no candidate is left that does not end, it is over, too. You need not care for candidates with equal sums.
-    Hints:  a row of the cache belongs to a beam. Where the beams of the next step come from other rows, or one row has
-            two children, the cache has to follow: index each tensor by the rows of the parents. torch.no_grad() and
-            the cache are for you to use as in `generate`; `log_softmax` may be used here.
+    4. The search stops after step n_new, or if no candidate is left that does not end. It stops earlier if n_beams are
+       finished, and either early_stopping is True, or the best beam's sum / (tokens so far) ** length_penalty is no
+       better than the worst score of the finished ones.
+    The finished candidate with the best score is returned. Ties between sums do not matter.
+    Hints:  each row of the cache belongs to a beam. The next step's beams may come from other rows, or two from the same
+            row. So index each tensor of the cache by the rows of the parents. Use torch.no_grad() and the cache as in
+            `generate`. `log_softmax` is allowed here.
     """
     raise NotImplementedError

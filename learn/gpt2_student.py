@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class LayerNorm(nn.Module):
-    """Layer normalisation over the last dimension (Ba et al. 2016, section 3, equation 4).
+    """Layer normalization over the last dimension (Ba et al. 2016, section 3, equation 4).
 
     Subtract the mean of the features, divide by sqrt(variance + eps), scale by `weight`, shift by `bias`.
-    `dim` is an int. torch.nn.LayerNorm takes a tuple, too, and then normalizes over as many last dimensions.
+    `dim` is an int. (torch.nn.LayerNorm also takes a tuple, and then normalizes over several last dimensions.)
     Attributes:  weight [D], ones   bias [D], zeros   eps
     Hints:  the variance divides by D, not by D - 1, so `x.var()` needs `correction=0`;  `keepdim=True` keeps
             the mean's shape such that it can be subtracted.
@@ -60,7 +60,7 @@ class CausalAttention(nn.Module):
     """Multi-head self-attention that never sees the future (Vaswani et al. 2017, sections 3.2.1 to 3.2.3).
 
     In each head the scores are q k^T / sqrt(K), T x T numbers. Softmax over the keys turns scores into weights of the
-    values: softmax(scores) v. The results of all heads, side by side again as D numbers, go through `out`.
+    values: softmax(scores) v. The results of all heads are concatenated to D numbers and go through `out`.
     Attributes:  n_heads   qkv: nn.Linear(D, 3 D)   out: nn.Linear(D, D)
     Order:  qkv, then out, both as nn.Linear makes them.
     Hints:  the output of qkv is all of q (D numbers), then all of k, then all of v. In each of the three, head 0 has
@@ -80,7 +80,7 @@ class CausalAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Position by position, to four times the width, gelu, and back (Vaswani et al. 2017, section 3.3).
+    """At each position: widen to 4 D, apply gelu, and go back to D (Vaswani et al. 2017, section 3.3).
 
     Attributes:  up: nn.Linear(D, 4 D)   down: nn.Linear(4 D, D)
     Order:  up, then down, both as nn.Linear makes them.
@@ -100,7 +100,7 @@ class Block(nn.Module):
 
     Attributes:  norm1: LayerNorm   attention: CausalAttention   norm2: LayerNorm   mlp: MLP
     Order:  as listed.
-    Hint:   only the inputs of attention and mlp are normalised. Their outputs are added to the stream as it came.
+    Hint:   only the inputs of attention and mlp are normalized. Their outputs are added to the stream itself.
     """
 
     def __init__(self, dim: int, n_heads: int) -> None:

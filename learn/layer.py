@@ -1,4 +1,4 @@
-"""The student's Block as a layer of the harness: `layer_architecture = "student"`.
+"""Student's Block as a layer of the harness: `layer_architecture = "student"`.
 
 Shape suffixes:  B batch  T position  S position so far  D model dim  H head
 """
@@ -37,13 +37,13 @@ SOFTMAX = {torch.softmax, torch.Tensor.softmax, F.softmax, torch.special.softmax
 
 
 def students_file() -> ModuleType:
-    """learn/gpt2_student.py, in which Block is."""
+    """Return the module learn/gpt2_student.py, which defines Block."""
     return importlib.import_module("learn.gpt2_student")
 
 
 @layer_kind("student")
 class StudentLayer(Layer):
-    """A Block(dim, n_heads) of learn/gpt2_student.py. With dropout on what it adds to the residual stream."""
+    """Block(dim, n_heads) of learn/gpt2_student.py, with dropout on what it adds to the residual stream."""
 
     refuses = {
         **{
@@ -103,7 +103,7 @@ def check_block(dim: int, n_heads: int) -> None:
 
 
 class Softmaxes(TorchFunctionMode):
-    """Inside, the softmax over [B, H, S, S] scores is tapped: what goes in as "scores", what comes out as "pattern"."""
+    """Taps the softmax over [B, H, S, S] in its `with` block: its input as "scores", its output as "pattern"."""
 
     def __init__(self, ctx: Context, n_new: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Softmaxes(TorchFunctionMode):
         return self.tap("pattern", func(self.tap("scores", scores), *args[1:], **kwargs))
 
     def tap(self, name: str, x_BHSS: Tensor) -> Tensor:
-        """Of the new positions only: with a cache the others were seen before."""
+        """Tap the new positions only. With a cache, earlier calls have tapped the others."""
         n_old = x_BHSS.shape[2] - self.n_new
         new_BHTS = x_BHSS[:, :, n_old:]
         tapped_BHTS = self.ctx.tap(name, new_BHTS)

@@ -1,4 +1,4 @@
-"""A course as a notebook: its readme, then each part's stub in a cell and its check in the next."""
+"""Course as a notebook: its readme, then for each part a cell with its stub and a cell with its check."""
 
 import ast
 import json
@@ -19,14 +19,17 @@ from learn.notebook import check
 
 
 def write_notebook(outline: Outline, file: Path) -> None:
-    """Writes the notebook; FileExistsError rather than over what is there, SyntaxError for a file that is none of Python's."""
+    """Write a course as a notebook.
+
+    Raise FileExistsError if the file exists, and SyntaxError if the student's file is not valid Python.
+    """
     notebook = as_notebook(outline)
     with file.open("x", encoding="utf-8") as opened:
         json.dump(notebook, opened, indent=1)
 
 
 def as_notebook(outline: Outline) -> dict[str, Any]:
-    """In the format of Jupyter, version 4.5."""
+    """Return the notebook in Jupyter's format, version 4.5."""
     text = outline.student.read_text(encoding="utf-8")
     tree = ast.parse(text)
     imports = [segment(text, node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
@@ -44,7 +47,7 @@ def as_notebook(outline: Outline) -> dict[str, Any]:
 
 
 def segment(text: str, node: ast.AST) -> str:
-    """What a node is written as, decorators included."""
+    """Return the source of a node."""
     return ast.get_source_segment(text, node) or ""
 
 
@@ -57,7 +60,7 @@ def code(text: str) -> dict[str, Any]:
 
 
 def check(what: str) -> None:
-    """In a notebook: checks a part, such as "gpt2.Block", or a course, as it is in the cells that have run, and explains."""
+    """Check a part, such as "gpt2.Block", or a course, as defined by the notebook cells that have run."""
     from learn.checking.course import NOTEBOOK, get_course, judge_module
 
     try:

@@ -1,4 +1,4 @@
-"""What there is to build and how far one is, read from the files' text alone: the map must not wait for torch."""
+"""Parts of the courses and their states, read from the files' text alone, so that the map need not import torch."""
 
 import ast
 import hashlib
@@ -19,7 +19,7 @@ DONE, WRONG, NOT_BUILT, NOT_CHECKED = "right", "wrong", "not built", "not checke
 
 @dataclass(frozen=True)
 class Outline:
-    """A course by its files: every public class and function of the solution is a part, in that order."""
+    """Files of a course. Its parts are the public classes and functions of the solution, in that order."""
 
     course: str
 
@@ -40,15 +40,15 @@ class Outline:
         return HERE / "courses" / self.course / "mistakes.txt"
 
     def parts(self) -> dict[str, str]:
-        """The parts' names, and the first sentence of each docstring."""
+        """Return the parts' names, each with the first line of its docstring."""
         found = definitions(self.solution)
         return {name: (ast.get_docstring(node) or "").split("\n")[0] for name, node in found.items()}
 
 
 def choose(what: str | None) -> list[tuple[Outline, str | None]]:
-    """The courses that are meant by "gpt2", "gpt2.Block" or "Block", each with the one part that is, or None for all.
+    """Return (course, part) for "gpt2", "gpt2.Block" or "Block". The part is None for all of a course.
 
-    ValueError says what there is instead.
+    Raise ValueError for an unknown or ambiguous name, with the names that are close to it.
     """
     outlines = [Outline(name) for name in COURSES]
     if what is None:
@@ -76,7 +76,7 @@ Definition = ast.ClassDef | ast.FunctionDef
 
 
 def definitions(file: Path) -> dict[str, Definition]:
-    """Public classes and functions at the top level. SyntaxError where the file is none of Python's."""
+    """Return the public classes and functions at the top level. Raise SyntaxError if the file is not valid Python."""
     tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
     return {
         node.name: node
@@ -86,17 +86,18 @@ def definitions(file: Path) -> dict[str, Definition]:
 
 
 def states(outline: Outline, file: Path) -> dict[str, str]:
-    """The state of every part in a student's file: as it was last checked, unless its text changed since."""
+    """Return the state of every part in a student's file. A part that changed since its last check is "not checked"."""
     known = read_progress().get(str(file.resolve()), {})
     try:
         written = definitions(file)
-    except (OSError, SyntaxError, ValueError):  # for as long as it cannot be read, what was known of it
+    # While the file cannot be read, show the last known states.
+    except (OSError, SyntaxError, ValueError):
         return {name: known.get(name, {}).get("state", NOT_CHECKED) for name in outline.parts()}
     return {name: state(written.get(name), known.get(name, {})) for name in outline.parts()}
 
 
 def unreadable(file: Path) -> str | None:
-    """What is wrong with a file that is none of Python's, in a sentence."""
+    """Say why a file cannot be read as Python, or return None."""
     try:
         definitions(file)
     except SyntaxError as error:
@@ -113,7 +114,7 @@ def state(node: Definition | None, known: dict[str, str]) -> str:
 
 
 def stub_line(node: Definition) -> int | None:
-    """The line of the first bare `raise NotImplementedError` that is left in it."""
+    """Return the line of the first bare `raise NotImplementedError`, or None."""
     left = [
         inner.lineno
         for inner in ast.walk(node)
@@ -125,19 +126,19 @@ def stub_line(node: Definition) -> int | None:
 
 
 def digest(node: Definition) -> str:
-    """Of the code as Python reads it: comments and line breaks do not count."""
+    """Return a hash of the syntax tree. Comments and line breaks do not count."""
     return hashlib.sha256(ast.dump(node).encode()).hexdigest()
 
 
 def read_progress() -> dict[str, dict[str, dict[str, str]]]:
     try:
         return json.loads(PROGRESS.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none yet, or not one of ours: checks make it anew
+    except (OSError, ValueError):  # missing or damaged: the next check writes it anew
         return {}
 
 
 def keep_progress(file: Path, checked: Iterable[tuple[str, str]]) -> None:
-    """Remember (part, state) pairs of a file for the map. Where nothing can be written the map does without."""
+    """Save (part, state) pairs of a file for the map, if the folder is writable."""
     try:
         written = definitions(file)
     except (OSError, SyntaxError, ValueError):

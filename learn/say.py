@@ -1,4 +1,4 @@
-"""Verdicts on the console, or in a notebook."""
+"""Print verdicts on the console or in a notebook."""
 
 from typing import TYPE_CHECKING
 
@@ -10,12 +10,12 @@ from learn.outline import DONE, NOT_BUILT, NOT_CHECKED, WRONG
 if TYPE_CHECKING:
     from learn.checking.course import Verdict
 
-COLOURS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
+COLORS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
 
 
 def say(course: str, verdict: "Verdict") -> None:
-    """Prints one part's result."""
-    text = f"[{COLOURS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
+    """Print the verdict on one part."""
+    text = f"[{COLORS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
     if verdict.state == DONE:
         text += f" ({verdict.n_checks} checks)"
     if verdict.says:

@@ -1,18 +1,18 @@
 """Tokenizers from scratch: replace each `raise NotImplementedError` and run `python3 -m learn check tokenizers`.
 
-What to read first, and how long it takes, is in learn/tokenizers.md. Any order will do: a part that is not yet right is
-borrowed from the solution while another is checked. Python's standard library is all you need, and of the package
-`regex` (it comes with transformers, and knows kinds of characters as `\\p{L}`) the pattern below. tokenizers,
-transformers, tiktoken, sentencepiece and this project's own data/ are what you build here: they stay out of this file.
+learn/tokenizers.md says what to read first and how long it takes. Work in any order: a check borrows the parts that are
+not right yet from the solution. You need Python's standard library and the pattern below, by the package `regex` (it
+comes with transformers, and knows kinds of characters such as `\\p{L}`). Do not use tokenizers, transformers, tiktoken,
+sentencepiece or this project's own data/: you build here what they do.
 """
 
 import regex
 
-# GPT-2's words: an English ending ('ll); or letters, or digits, or other signs, with the space before them if there is
-# one; or white space, of which the last character is left to the word that follows, if one does.
+# GPT-2's words: an English ending ('ll); or letters, digits or other signs, each with one space before them if there is
+# one; or white space, without its last character if a word follows.
 PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
-# Code points, first and last, of the characters that BERT takes for Chinese: each is a word of its own.
+# Code points, first and last, of the characters that BERT treats as Chinese. Each of them is a separate word.
 CJK = (
     (0x4E00, 0x9FFF),
     (0x3400, 0x4DBF),
@@ -30,8 +30,8 @@ Pair = tuple[str, str]
 def byte_characters() -> dict[int, str]:
     """A printable character for each byte, 0 to 255 (GPT-2, Radford et al. 2019, section 2.2; the table is in its code).
 
-    The bytes 0x21 to 0x7E, 0xA1 to 0xAC and 0xAE to 0xFF are the characters with these code points (`chr(byte)`). The
-    68 others, among them space, line break and all control characters, would not show: in ascending order they
+    The bytes 0x21 to 0x7E, 0xA1 to 0xAC and 0xAE to 0xFF become the characters with these code points (`chr(byte)`).
+    The 68 others, among them space, line break and all control characters, are not visible. In ascending order they
     get the code points 256, 257, 258 ... So 0 is "Ā", and space, the 33rd of them, is chr(288), "Ġ".
     """
     raise NotImplementedError
@@ -40,8 +40,8 @@ def byte_characters() -> dict[int, str]:
 def byte_words(text: str) -> list[str]:
     """A text cut into words, and these written in byte characters: "Hi café" is ["Hi", "ĠcafÃ©"].
 
-    PATTERN finds the words; together they are the whole text, white space included. Then each word's UTF-8 bytes are
-    written in the characters of `byte_characters`. Nothing else is changed: no case, no accents, nothing stripped.
+    PATTERN finds the words; joined they are the whole text, white space included. Then each word's UTF-8 bytes are
+    written in the characters of `byte_characters`. Change nothing else: keep case, accents and white space.
     The empty text has no words.
     """
     raise NotImplementedError
@@ -50,21 +50,21 @@ def byte_words(text: str) -> list[str]:
 def train_bpe(texts: list[str], vocab_size: int) -> list[Pair]:
     """Merges in the order they are learned (Sennrich et al. 2016, section 3.2), on bytes (GPT-2, section 2.2).
 
-    At first every word of `byte_words` is a list of tokens of one character. Then, again and again, the most frequent
-    pair of neighbours becomes one token wherever it stands, and the pair is noted. For "hug hug hugs pug" that is
-    ("u", "g"), then ("h", "ug"), then ("Ġ", "hug") ... What comes back are these pairs.
-    - All texts are counted together. A pair is counted at every place where it stands within a word, never across two
-      words, and a word as often as it occurs. Places may overlap: "aaa" has the pair ("a", "a") twice.
+    At first every word of `byte_words` is a list of one-character tokens. Then, repeatedly, the most frequent pair of
+    neighbors becomes one token wherever it occurs, and the pair is added to the result. For "hug hug hugs pug" that is
+    ("u", "g"), then ("h", "ug"), then ("Ġ", "hug") ... Returns these pairs.
+    - All texts are counted together. A pair is counted at every place in a word, never across two words, and a word as
+      often as it occurs. Places may overlap: "aaa" has the pair ("a", "a") twice.
     - Ids: the 256 byte characters have the ids 0 to 255 in the order of their code points (as `sorted` puts them),
       whether they occur or not; each merge's new token gets the next id.
-    - Of pairs that are equally frequent, the one whose first token has the smaller id is merged; if these are the same,
-      the one whose second token has. (Ids, not letters: "ab", a merged token, comes after "z".)
+    - Of equally frequent pairs, merge the one whose first token has the smallest id; among those with the same first
+      token, the one whose second token has. (Compare ids, not letters: "ab", a merged token, comes after "z".)
     - A pair becomes one token from left to right: "aaa" turns into "aa", "a".
-    - It ends when there are `vocab_size` tokens, that is after vocab_size - 256 merges, or when no pair is left. A pair
-      that occurs once is good enough. Tokens are told apart by their text: if a merge makes one that there is already,
-      it is noted, and the token keeps its id.
-    Hints:  count words first (`collections.Counter`) and work on different words only. That takes a few seconds for
-            the text of the checks; if you want it faster, change counts only for words in which the pair stands.
+    - It ends when there are `vocab_size` tokens (after vocab_size - 256 merges, if each makes a new token), or when no
+      pair is left. A pair that occurs once is merged, too. Tokens are identified by their text: if a merge makes a token that exists already, the pair is added to the result, and
+      the token keeps its id.
+    Hints:  count words first (`collections.Counter`) and process each different word once. That takes a few seconds
+            for the text of the checks. To be faster, update counts only for words that contain the pair.
     """
     raise NotImplementedError
 
@@ -72,9 +72,9 @@ def train_bpe(texts: list[str], vocab_size: int) -> list[Pair]:
 def apply_merges(word: str, ranks: dict[Pair, int]) -> list[str]:
     """The tokens of one word of `byte_words` (Sennrich et al. 2016, section 3.2, the end).
 
-    `ranks` says how early a pair was merged in training, 0 first. From single characters on: of all neighbours,
-    merge the pair with the lowest rank, at every place where it stands and from left to right; then look again, as new
-    neighbours have come about. It ends when no neighbours are in `ranks`. The empty word has no tokens.
+    `ranks` says how early a pair was merged in training, 0 first. Start with single characters. Of all neighbors, merge
+    the pair with the lowest rank wherever it occurs, from left to right. Repeat with the new neighbors, until no
+    neighbors are in `ranks`. The empty word has no tokens.
     """
     raise NotImplementedError
 
@@ -84,8 +84,8 @@ class ByteLevelBPE:
 
     Attributes:  vocabulary: dict[str, int]   ids by token: the 256 byte characters in the order of their code points
                  are 0 to 255, then come the tokens of the merges in their order (a token that is there keeps its id)
-    Hints:  a word always has the same tokens: keep those found in a dict, and a speech takes a second instead of a minute.
-            No token is special here: "<|endoftext|>" in a text is text, as is everything else.
+    Hints:  a word always has the same tokens. Cache them in a dict, and a speech takes a second instead of a minute.
+            No token is special here: "<|endoftext|>" in a text is ordinary text.
     """
 
     def __init__(self, merges: list[Pair]) -> None:
@@ -98,8 +98,8 @@ class ByteLevelBPE:
     def decode(self, ids: list[int]) -> str:
         """The text of these ids, which undoes `encode`.
 
-        The bytes of all tokens, put together and only then read as UTF-8: a character may lie in several tokens.
-        Bytes that are no UTF-8 (a model may say anything) become U+FFFD: that is `errors="replace"` of bytes.decode.
+        Join the bytes of all tokens first, then decode UTF-8: a character may be split over several tokens.
+        Bytes that are not valid UTF-8 (a model may generate any) become U+FFFD: bytes.decode with `errors="replace"`.
         """
         raise NotImplementedError
 
@@ -109,13 +109,13 @@ def bert_words(text: str) -> list[str]:
 
     In this order, one character after another (`unicodedata.category` gives its kind, as "Lu" or "Mn"):
     1. Tab, "\\n", "\\r" and separators (kinds Zs, Zl, Zp) become a space. All other characters of the kinds Cc, Cf and Co
-       (control, format and private use; a zero-width space, for one) go, and so does U+FFFD.
+       (control, format and private use, such as a zero-width space) are removed, and so is U+FFFD.
     2. A space is put on both sides of every character in CJK.
-    3. Accents go: decompose (`unicodedata.normalize("NFD", ...)`), then leave out the kind Mn.
-    4. Lower case, each character by itself: `str.lower` of a whole text knows the Greek final sigma, BERT does not.
+    3. Accents are removed: decompose (`unicodedata.normalize("NFD", ...)`), then leave out the kind Mn.
+    4. Lower case, each character by itself: `str.lower` of a whole text makes Greek final sigmas, BERT does not.
     5. Every punctuation character is a word of its own: those of a kind that begins with P, and all in
        `string.punctuation` ($, + and ~ are symbols to Unicode, punctuation to BERT).
-    6. What stands between spaces is a word.
+    6. The words are the parts between spaces.
     """
     raise NotImplementedError
 
@@ -123,17 +123,16 @@ def bert_words(text: str) -> list[str]:
 def word_pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
     """The pieces of one word of `bert_words`, longest match first (Devlin et al. 2019, section 3; BERT's code).
 
-    The longest beginning of the word that is in the vocabulary is its first piece; then the longest beginning of the
-    rest, and so on. Pieces after the first are in the vocabulary with "##" before them, and only these count there:
-    "playing" may be ["play", "##ing"].
-    - If at some point nothing fits, not even one character, the whole word is ["[UNK]"].
+    The first piece is the longest beginning of the word that is in the vocabulary. The next is the longest beginning of
+    the rest, and so on. Pieces after the first are looked up with "##" before them: "playing" may be ["play", "##ing"].
+    - If at some point no piece fits, the whole word is ["[UNK]"].
     - A word of more than 100 characters is ["[UNK]"] too; one of 100 is not.
     """
     raise NotImplementedError
 
 
 class WordPiece:
-    """BERT's tokenizer (Devlin et al. 2019, section 3): text to ids and back, as far as there is a way back.
+    """BERT's tokenizer (Devlin et al. 2019, section 3): text to ids, and ids to readable text.
 
     Attributes:  vocabulary: dict[str, int]   ids by token, as given; "[UNK]" is among them
     """
@@ -142,13 +141,13 @@ class WordPiece:
         raise NotImplementedError
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the pieces of all words. No [CLS], no [SEP]; a "[SEP]" in a text is text: three words."""
+        """The ids of the pieces of all words. Adds no [CLS] or [SEP]. "[SEP]" in a text is three words."""
         raise NotImplementedError
 
     def decode(self, ids: list[int]) -> str:
-        """Tokens with a space between them, but for those with "##": they follow directly, without it.
+        """Join tokens by spaces. A token with "##" follows directly, without a space and without the "##".
 
-        A token that begins with "##" and comes first keeps it. "[UNK]" is written as such.
+        If the first token begins with "##", it keeps it. "[UNK]" is written as such.
         """
         raise NotImplementedError
 
@@ -160,10 +159,10 @@ def train_wordpiece(texts: list[str], vocab_size: int) -> list[str]:
     with these differences:
     - Words are those of `bert_words`. At first a word's tokens are its first character, then the others with "##"
       before each of them: "hug" is h, ##u, ##g.
-    - Ids: "[UNK]" is 0; then come all tokens of one character with "##" that occur, sorted; then all characters that
-      occur anywhere in words, without it, sorted; then the merged ones.
-    - The token made of a pair has the second one's "##" taken away: ("h", "##u") is "hu", ("##u", "##g") is "##ug".
-    - It ends when there are `vocab_size` tokens, or no pair is left. If there are more than that at the start, all stay.
-    Returned are the tokens, each once.
+    - Ids: "[UNK]" is 0. Then come all one-character tokens with "##" that occur, sorted; then all characters that occur
+      anywhere in words, without "##", sorted; then the merged tokens.
+    - The token made of a pair drops the second one's "##": ("h", "##u") is "hu", ("##u", "##g") is "##ug".
+    - It ends when there are `vocab_size` tokens, or no pair is left. If there are more at the start, all are kept.
+    Returns the tokens, each once.
     """
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""What all tests share: one CPU thread, so that several test processes get along, no network, GPT-2's tokenizer."""
+"""Settings for all tests: one CPU thread, so that several test processes get along, no network, GPT-2's tokenizer."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture
 def notes():
-    """What is logged meanwhile."""
+    """List of the messages that are logged during the test."""
     log = logging.getLogger("whatif")
     lines, level = list[str](), log.level
 

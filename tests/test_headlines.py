@@ -1,4 +1,4 @@
-"""What muP, CompleteP and Admin are for, at a size that tests can afford; the configs in full take minutes to an hour.
+"""Main claims of muP, CompleteP and Admin, at a size that tests can afford. The full configs take minutes to an hour.
 
 Losses are compared with each other and with the entropy of single characters: no absolute number is expected.
 """

@@ -32,7 +32,7 @@ def mup_cells():
 
 
 def outputs(cells, code: str) -> list:
-    """What the only cell with this code puts out."""
+    """Return the outputs of the only cell with this code."""
     [cell] = [cell for cell in cells if code in cell.source]
     return cell.outputs
 

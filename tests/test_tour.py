@@ -42,7 +42,7 @@ def restored(registry: dict[str, Any]) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def names(gpt2_tokenizer, tmp_path_factory):
-    """What the Python of README and docs has defined when all of it has run."""
+    """Names that the Python code of README and docs has defined after all of it has run."""
     root = tmp_path_factory.mktemp("tour")
     for name, family, depth in (
         ("gpt2", "gpt2", {"n_layer": 6}),

@@ -1,4 +1,4 @@
-"""What a part must stand: checks that raise Wrong with a sentence for the student, or return."""
+"""Checks of one part: each returns, or raises Wrong with a sentence for the student."""
 
 import inspect
 from collections.abc import Callable
@@ -19,11 +19,11 @@ MAY_CONTAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identi
 
 
 def own(case: Case) -> None:
-    """The class or function is there, and is the student's own."""
+    """Raise Wrong unless the class or function exists and is the student's own code."""
     name, home = case.name, case.mine.__name__
     thing = getattr(case.mine, name, None)
     if thing is None:
-        raise Wrong(f"there is no {name} in the file: put the stub back, its name has to stay.")
+        raise Wrong(f"there is no {name} in the file: put the stub back, and keep its name.")
     bases = (
         [base for base in inspect.getmro(thing) if base not in (nn.Module, object)]
         if inspect.isclass(thing)
@@ -31,7 +31,7 @@ def own(case: Case) -> None:
     )
     for base in bases:
         if base.__module__ != home:
-            raise Wrong(f"{name} comes from {base.__module__}.{base.__name__}: here you write it yourself.")
+            raise Wrong(f"{name} comes from {base.__module__}.{base.__name__}: write it yourself here.")
     made = case.part.make(case.mine)
     for inner in made.modules() if isinstance(made, nn.Module) else ():
         kind = type(inner)
@@ -40,25 +40,23 @@ def own(case: Case) -> None:
             and kind.__module__ not in (home, case.solution.__name__)
             and not is_course(kind)
         ):
-            raise Wrong(
-                f"{name} has a {kind.__module__}.{kind.__name__} inside: here you write that yourself."
-            )
+            raise Wrong(f"{name} contains a {kind.__module__}.{kind.__name__}: write that yourself here.")
 
 
 def is_course(kind: type) -> bool:
-    """Whether a class is of a course's file that the student's file imports."""
+    """Return True if a class comes from this project's learn/, such as the LayerNorm that BERT's file imports."""
     return kind.__module__.startswith("learn.")
 
 
 def has(**kinds: Any) -> Check:
-    """Attributes by name: a class, the name of another part's class, or the shape of a parameter."""
+    """Return a check of attributes. Each is given as a class, another part's name, or the shape of a parameter."""
 
     def check(case: Case) -> None:
         made = case.part.make(case.mine)
         for name, kind in kinds.items():
             what = f"the attribute `{name}` of {case.name}"
             if not hasattr(made, name):
-                raise Wrong(f"{what} is missing; the docstring lists what it should have.")
+                raise Wrong(f"{what} is missing; the docstring lists all attributes.")
             value = getattr(made, name)
             if isinstance(kind, list):
                 is_parameter(what, value, kind)
@@ -78,7 +76,7 @@ def is_parameter(what: str, value: object, shape: list[int]) -> None:
 
 
 def seeded(case: Case) -> None:
-    """With one seed the same weights as the solution's: names, shapes, sizes, and the order of drawing."""
+    """Raise Wrong unless one seed gives the solution's weights: names, shapes, values, order of random draws."""
     mine, right = weights(case, case.mine), weights(case, case.solution)
     same_names(case.name, mine, right)
     if all(equal(mine[name], right[name]) for name in right):
@@ -114,7 +112,7 @@ def same_names(part: str, mine: dict[str, Tensor], right: dict[str, Tensor]) -> 
 
 
 def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
-    """One parameter as it was initialised: constant, of another spread, or drawn in another order."""
+    """Raise Wrong if a parameter starts with other values: a constant, another spread, or another order of draws."""
     if equal(mine, right):
         return
     if not right.std() > 0:
@@ -123,13 +121,13 @@ def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
     if abs(a / b - 1) > 0.2:
         raise Wrong(f"`{name}` starts with a standard deviation of {a:.3g}, expected about {b:.2g}.")
     raise Wrong(
-        f"`{name}` starts with the right spread and other numbers: random numbers are drawn in another order than "
-        "the docstring's."
+        f"`{name}` starts with the right spread, but other numbers: draw random numbers in the order of the "
+        "docstring."
     )
 
 
 def by_hand(case: Case) -> None:
-    """No operator ran that does the student's work, nor other people's code."""
+    """Raise Wrong if a ready-made operator or other people's code did the student's work in a call of the part."""
     made = ready(case, 0.0, torch.float32)
     for args in case.part.inputs():
         with Spy() as spy:
@@ -138,9 +136,9 @@ def by_hand(case: Case) -> None:
 
 
 def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> Check:
-    """The same of whatever `run` does with the student's file.
+    """Return a check like `by_hand`, for the work that `run` does with the student's file.
 
-    Places of the spy's may take part if they are allowed, operators if a part of their names is.
+    `allowed` lists places as the spy names them, and parts of names of operators.
     """
 
     def check(case: Case) -> None:
@@ -154,17 +152,15 @@ def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> C
 def honest(case: Case, spy: Spy, allowed: tuple[str, ...] = ()) -> None:
     for operator, what in spy.cheats().items():
         if not any(part in operator for part in allowed):
-            raise Wrong(
-                f"right, but {what} ran (torch's operator `{operator}`): here you write that yourself."
-            )
+            raise Wrong(f"right, but {what} ran (torch's operator `{operator}`): write that yourself here.")
     for place, name in spy.work_of_others():
         if place not in allowed:
-            raise Wrong(f"right, but {name} of {place} did the work: here you write that yourself.")
+            raise Wrong(f"right, but {name} of {place} did the work: write that yourself here.")
     if (
         case.solution.__file__ != getattr(case.mine, "__file__", None)
         and (case.solution.__file__, case.name) in spy.code
     ):
-        raise Wrong(f"right, but {case.name} of the solution did the work: here you write that yourself.")
+        raise Wrong(f"right, but {case.name} of the solution did the work: write that yourself here.")
 
 
 def agrees(
@@ -173,10 +169,11 @@ def agrees(
     differ: Callable[[Any, Any], str | None],
     pairs: bool = False,
 ) -> Check:
-    """What `compute` gets with the student's file is what is right, whatever kind of value that is.
+    """Return a check that `compute`, called on the student's file, gives the same value as `right()`.
 
-    `differ` says in what two such values differ, or None if they do not. Mistakes are known by their results, or by
-    stopping with the same exception; with `pairs`, for results that are unlikely to agree by chance, two at once too.
+    `differ(mine, right)` describes the difference in words, or returns None if there is none. A known mistake is
+    recognized by its value, or by its exception. `pairs` also tries two mistakes at once: set it only where values
+    are unlikely to agree by chance.
     """
     right = cache(right)
 
@@ -207,7 +204,7 @@ def agrees(
 
 
 def attempt(compute: Callable[[Any], Any], module: Any) -> tuple[Any, Exception | None]:
-    """What is computed, or the exception instead."""
+    """Return (value, None), or (None, exception) if `compute` raises."""
     try:
         return compute(module), None
     except (NotImplementedError, NotTried):

@@ -1,4 +1,4 @@
-"""A course: the parts of a student's file, and the judging of them one after another."""
+"""A course: the parts of a student's file, and a verdict on each of them."""
 
 import ast
 import importlib
@@ -18,15 +18,15 @@ NOTEBOOK = Path("your cells")  # stands for the student's file where there is no
 
 
 class Wrong(Exception):
-    """What a check says to the student, in one or two sentences."""
+    """Message of a failed check to the student, in one or two sentences."""
 
 
 class NotTried(Exception):
-    """A check that cannot be made here, and why; the part is right without it."""
+    """Reason why a check cannot run here. The part counts as right without it."""
 
 
 class TooLong(BaseException):
-    """A part had more than its time. Not an Exception, so that no student's `except Exception` swallows it."""
+    """Signal that a part used up its time. Not an Exception, so that no student's `except Exception` catches it."""
 
 
 def no_reference(*_: Any) -> Any:
@@ -39,16 +39,16 @@ def all_of_it(out: Any, *_: Any) -> Any:
 
 @dataclass(frozen=True)
 class Part:
-    """How one class or function of the student's file is checked."""
+    """Checks of one class or function of the student's file, and the inputs for them."""
 
-    make: Callable[[Any], Any]  # from a file: a small module, or the function itself
+    make: Callable[[Any], Any]  # from a file to a small module, or to the function itself
     inputs: Callable[[], list[tuple]] = list  # arguments of a few calls
     reference: Callable[..., Any] = (
         no_reference  # of (what was made, *arguments): what is right, by others' code
     )
-    axes: tuple[str, ...] = ()  # what the dimensions of the output are
+    axes: tuple[str, ...] = ()  # names of the output's dimensions
     checks: tuple["Check", ...] = ()
-    seconds: float = 30.0  # longer is an endless loop
+    seconds: float = 30.0  # a part that takes longer is taken for an endless loop
     counts: Callable[..., Any] = all_of_it  # of (an output, *arguments): what of it has to be right
 
 
@@ -57,17 +57,17 @@ Check = Callable[["Case"], None]
 
 @dataclass(frozen=True)
 class Mistake:
-    """A mistaken variant of the solution: the same text but for one edit."""
+    """Known mistake: a variant of the solution that differs from it by one edit."""
 
     part: str
     says: str  # completes "it looks like ..."
-    right: str  # occurs once in the solution
-    mistaken: str
+    right: str  # text that occurs once in the solution
+    mistaken: str  # text in its place
 
 
 @dataclass(frozen=True)
 class Case:
-    """What a check looks at: a part as it is in the student's file, beside the solution and its mistaken variants."""
+    """Input of a check: a part, the student's file, the solution and the known mistakes."""
 
     name: str
     part: Part
@@ -78,7 +78,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Course:
-    """A student's file, and how its parts are checked."""
+    """Student's file with the checks of its parts."""
 
     outline: Outline
     parts: dict[str, Part]
@@ -92,24 +92,24 @@ class Course:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a part was found, and what there is to say."""
+    """State of a part after its checks, and the message about it."""
 
     part: str
     state: str  # DONE, WRONG or NOT_BUILT
     says: str = ""
-    borrowed: tuple[str, ...] = ()  # other parts that stood in from the solution
+    borrowed: tuple[str, ...] = ()  # other parts that were taken from the solution
     n_checks: int = 0
 
 
 def get_course(name: str) -> Course:
-    """The course of this name. Imports torch, and what the references are made of."""
+    """Return the course of this name. Imports torch and the packages of the references."""
     course = importlib.import_module(f"learn.courses.{name}.course").COURSE
     assert isinstance(course, Course)
     return course
 
 
 def load(path: Path, text: str | None = None) -> ModuleType:
-    """A file as a module of its own, afresh at every call; `text` stands in for what the file says."""
+    """Run a file as a new module, and return it. `text`, if given, replaces the file's own text."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -119,7 +119,10 @@ def load(path: Path, text: str | None = None) -> ModuleType:
 
 
 def judge_course(course: Course, student: Path | None = None, wanted: str | None = None) -> Iterator[Verdict]:
-    """A verdict on every part, or on the wanted one. A part that is not right is borrowed for all others."""
+    """Yield a verdict on every part, or on the wanted one.
+
+    A part that is not right is replaced by the solution's while the others are checked.
+    """
     path = student or course.outline.student
     try:
         mine = load(path)
@@ -136,7 +139,7 @@ def judge_course(course: Course, student: Path | None = None, wanted: str | None
 def judge_module(
     course: Course, mine: ModuleType, path: Path, wanted: str | None = None
 ) -> Iterator[Verdict]:
-    """The same of a module that is there. Afterwards it has the solution's parts where its own are not right."""
+    """Do as `judge_course` for a loaded module. Parts that are not right are replaced by the solution's in it."""
     solution = load(course.outline.solution)
     needed = needs(course, path, wanted)
     borrowed = [part for other, part in course.uses if part in needed and borrow(part, other, mine)]
@@ -154,7 +157,7 @@ def judge_module(
 
 
 def needs(course: Course, path: Path, wanted: str | None) -> set[str]:
-    """The wanted part, and those that it is made of in the student's file or in the solution; without one, all."""
+    """Return the wanted part and those it uses, in the student's file or in the solution. None wants all parts."""
     if wanted is None:
         return {*course.parts, *(part for _, part in course.uses)}
     files = [course.outline.solution, *([path] if path.is_file() else [])]
@@ -167,7 +170,7 @@ def needs(course: Course, path: Path, wanted: str | None) -> set[str]:
 
 
 def mentions(file: Path, names: set[str]) -> set[str]:
-    """All names that occur in these definitions, also through the file's private helpers."""
+    """Return all names that occur in these definitions, and in private helpers that they call."""
     text = file.read_text(encoding="utf-8")
     nodes = {node.name: node for node in ast.parse(text).body if isinstance(node, Definition)}
     found, new = set[str](), {*names}
@@ -180,7 +183,10 @@ def mentions(file: Path, names: set[str]) -> set[str]:
 
 
 def borrow(part: str, other: str, mine: ModuleType) -> bool:
-    """Whether a part that the file imports from another course's is not right; the solution's is then put in."""
+    """Check a part that the file imports from another course. Return True if it is not right.
+
+    It is then replaced by the solution's in `mine`.
+    """
     course = get_course(other)
     [verdict] = judge_course(course, wanted=part)
     if verdict.state != DONE:
@@ -190,7 +196,7 @@ def borrow(part: str, other: str, mine: ModuleType) -> bool:
 
 
 def judge(case: Case, path: Path) -> tuple[str, str]:
-    """The state of a part, and the sentence of the first check that it does not pass, or what could not be tried."""
+    """Return the state of a part and a message: of the first failed check, or of the checks that could not run."""
     not_tried = list[str]()
     try:
         with time_limit(case.part.seconds):
@@ -203,7 +209,10 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
         return WRONG, str(wrong)
     except TooLong as error:
         where = f" It was at line {line} of {path.name}." if (line := line_in(error, path)) else ""
-        return WRONG, f"{case.name} had not ended after {case.part.seconds:.0f} s: an endless loop?{where}"
+        return (
+            WRONG,
+            f"{case.name} had not ended after {case.part.seconds:.0f} s: is there an endless loop?{where}",
+        )
     except (Exception, SystemExit) as error:
         if type(error) is NotImplementedError and not error.args:
             return NOT_BUILT, unbuilt(case.name, path, error)
@@ -212,7 +221,7 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
 
 
 def unbuilt(name: str, path: Path, error: BaseException) -> str:
-    """That a part is not built, or which function of it, and where."""
+    """Say which function of a part is not built yet, and where it is."""
     frames = frames_in(error, path)
     function = frames[-1].name if frames else name
     left = "" if function in (name, "__init__") else f": `{function}` is left"
@@ -222,7 +231,7 @@ def unbuilt(name: str, path: Path, error: BaseException) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TooLong inside when the time is over, where the system has alarms (Windows has none)."""
+    """Raise TooLong in the `with` block when the time is over. Without effect on Windows, which has no alarms."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -241,7 +250,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def clock_stopped() -> Iterator[None]:
-    """Inside, a part's time does not run: for a download, and models of a size that no student chose."""
+    """Stop a part's clock in the `with` block: for downloads, and for models whose size the student did not choose."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -253,7 +262,7 @@ def clock_stopped() -> Iterator[None]:
 
 
 def describe(error: BaseException, path: Path) -> str:
-    """An exception in a line: what it is, and where in the student's file it came up."""
+    """Describe an exception in one line, with its place in the student's file."""
     if isinstance(error, SyntaxError):
         other = error.filename and Path(error.filename).name != path.name  # a file that it imports
         return f"{error.msg} ({Path(str(error.filename)).name + ', ' if other else ''}line {error.lineno})"
@@ -267,7 +276,7 @@ def describe(error: BaseException, path: Path) -> str:
 
 
 def place_of(error: BaseException, path: Path) -> tuple[str, int | None]:
-    """The innermost line that the exception passed through of the student's: in this file, or in one that it imports."""
+    """Return (file name, line) of the innermost frame in the student's file, or in another course's that it imports."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -280,7 +289,7 @@ def place_of(error: BaseException, path: Path) -> tuple[str, int | None]:
 
 
 def line_in(error: BaseException, path: Path) -> int | None:
-    """The innermost line of the file that the exception passed through."""
+    """Return the innermost line of the file in the exception's traceback."""
     frames = frames_in(error, path)
     return frames[-1].lineno if frames else None
 
@@ -290,7 +299,7 @@ def frames_in(error: BaseException, path: Path) -> list[traceback.FrameSummary]:
 
 
 def is_of(path: Path, filename: str) -> bool:
-    """Whether code of this file name is the student's; Jupyter and IPython give each cell a file name of its own."""
+    """Return True if code of this file name is the student's. Jupyter and IPython name a file for each cell."""
     return filename == str(path) or (
         path == NOTEBOOK and any(name in filename for name in ("ipykernel", "<ipython-input"))
     )

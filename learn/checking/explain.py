@@ -1,4 +1,4 @@
-"""Two tensors that should be equal: in what they differ, in words."""
+"""Describe in words how two tensors differ that should be equal."""
 
 import math
 
@@ -17,16 +17,16 @@ FACTORS = {
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """The same shape and, but for rounding, the same numbers."""
+    """Return True if shapes are the same and, up to rounding, all numbers."""
     rtol, atol = (RTOL, ATOL) if a.dtype == torch.float64 else (1e-4, 1e-5)
     return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol, atol, equal_nan=True)
 
 
 def difference(mine: object, right: Tensor, axes: tuple[str, ...]) -> str | None:
-    """In what `mine` differs from what is right, or None. The axes name the dimensions."""
+    """Describe how `mine` differs from `right`, or return None. `axes` are the names of the dimensions."""
     if not isinstance(mine, Tensor):
         forgotten = " (is a `return` missing?)" if mine is None else ""
-        return f"what comes back is {type(mine).__name__}, not a tensor{forgotten}"
+        return f"the result is {type(mine).__name__}, not a tensor{forgotten}"
     if mine.shape != right.shape:
         return different_shape(mine, right, axes)
     if mine.dtype != right.dtype:
@@ -49,7 +49,7 @@ def different_shape(mine: Tensor, right: Tensor, axes: tuple[str, ...]) -> str:
 
 
 def regularity(mine: Tensor, right: Tensor) -> str | None:
-    """A factor or an offset common to all numbers."""
+    """Describe a factor or an offset common to all numbers, or return None."""
     factor = float((mine * right).sum() / (right * right).sum())
     if factor and equal(mine, factor * right):
         known = [name for value, name in FACTORS.items() if math.isclose(value, factor, rel_tol=1e-5)]
@@ -63,7 +63,7 @@ def regularity(mine: Tensor, right: Tensor) -> str | None:
 
 
 def places(mine: Tensor, right: Tensor, axes: tuple[str, ...]) -> str:
-    """Where the numbers differ, if not everywhere, and the worst of them."""
+    """Describe where numbers differ, and the largest difference."""
     wrong = ~torch.isclose(mine, right, RTOL if mine.dtype == torch.float64 else 1e-4, ATOL)
     off = torch.where(mine == right, 0.0, (mine - right).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
     wrong = wrong if wrong.any() else off == off.max()

@@ -1,4 +1,4 @@
-"""Real weights: models of the Hugging Face hub, where it can be reached or where they were downloaded earlier."""
+"""Checks on pretrained weights of the Hugging Face hub: downloaded now, or in the cache from earlier."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ SECONDS = 3.0  # to wait for an answer, once in a process
 
 
 def pretrained(name: str) -> Path:
-    """The folder of a model: by its name on the hub, or its own path. NotTried where it cannot be had."""
+    """Return the folder of a model, given by its path or its name on the hub. Raise NotTried if it is unavailable."""
     if (Path(name) / FILES[0]).is_file():
         return Path(name)
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -29,11 +29,11 @@ def pretrained(name: str) -> Path:
         return download(name, local_files_only=True)
     except LocalEntryNotFoundError:
         if not reachable():
-            raise NotTried("on real weights: the hub is not reachable") from None
+            raise NotTried("pretrained weights: the hub is not reachable") from None
     try:
         return download(name, etag_timeout=SECONDS)
     except (OSError, HfHubHTTPError) as error:
-        raise NotTried(f"on real weights: {name} cannot be downloaded ({type(error).__name__})") from None
+        raise NotTried(f"pretrained weights: {name} cannot be downloaded ({type(error).__name__})") from None
 
 
 def download(name: str, **options: Any) -> Path:
@@ -45,7 +45,10 @@ def download(name: str, **options: Any) -> Path:
 
 @cache
 def reachable() -> bool:
-    """Whether the hub answers in time; its name may take longer to look up than any timeout says."""
+    """Return True if the hub answers within `SECONDS`.
+
+    The thread is needed because looking up the hub's name may take longer than any timeout.
+    """
     answers = list[bool]()
     asking = threading.Thread(target=lambda: answers.append(hub_answers(SECONDS)), daemon=True)
     asking.start()
@@ -55,7 +58,7 @@ def reachable() -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, transformers tells neither its progress nor which weights a file has too many or too few."""
+    """Silence transformers in the `with` block: no progress bars, no warnings about missing or extra weights."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -76,10 +79,11 @@ def real_weights(
     weights: Callable[[Any], dict[str, Tensor]],
     inputs: Callable[[int], dict[str, Tensor]],
 ) -> Check:
-    """The logits of a pretrained model on its own weights.
+    """Return a check that the student's model, with a pretrained model's weights, gives its logits.
 
-    `theirs` makes it from a folder, `mine` the student's from a file and five sizes; `weights` has views of the student's
-    weights under their names; `inputs` are arguments of theirs, for so many tokens: those of the student's, in order.
+    `theirs(folder)` loads the pretrained model. `mine(file, *sizes)` makes the student's. `weights(made)` returns
+    views of the student's weights under HuggingFace's names. `inputs(n_tokens)` returns keyword arguments of the
+    pretrained model; the student's gets their values in the same order.
     """
 
     def check(case: Case) -> None:
@@ -94,13 +98,13 @@ def real_weights(
             with torch.no_grad():
                 out, right = call(case, made, args), case.part.counts(whole(**named).logits, *args)
         if found := difference(out, right, case.part.axes):
-            raise Wrong(f"right on small random weights, but on the real ones of {name} {found}.")
+            raise Wrong(f"right on small random weights, but with the pretrained weights of {name}: {found}.")
 
     return check
 
 
 def sizes(config: Any) -> tuple[int, ...]:
-    """Of a model by HuggingFace: tokens, positions, width, layers, heads."""
+    """Return the numbers of tokens, positions, features, layers and heads in a HuggingFace config."""
     return (
         config.vocab_size,
         config.max_position_embeddings,
@@ -111,7 +115,7 @@ def sizes(config: Any) -> tuple[int, ...]:
 
 
 def fill(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Copies weights by their names."""
+    """Copy weights by their names."""
     with torch.no_grad():
         for name, weight in mine.items():
             assert weight.shape == theirs[name].shape, name

@@ -1,4 +1,4 @@
-"""What a part's code reaches by name, so that work done by a package is seen wherever it is called from."""
+"""Find the modules that a part's code names, so that forbidden packages are noticed in helpers, too."""
 
 import dis
 import inspect
@@ -10,21 +10,21 @@ from learn.checking.course import Case, Check, Wrong
 
 
 def imports_none(*packages: str) -> Check:
-    """Nothing of these packages is used by the part, or by what it calls of the student's file.
+    """Return a check that the part and its helpers in the student's file use nothing of these packages.
 
-    The spy sees what Python calls. It does not see what a C function calls in its turn, as in map(encode, texts).
+    It complements the spy, which sees what Python calls, but not what a C function calls, as in map(encode, texts).
     """
 
     def check(case: Case) -> None:
         for home in reached(case):
             if home.split(".")[0] in packages:
-                raise Wrong(f"{case.name} uses {home}: here you write that yourself.")
+                raise Wrong(f"{case.name} uses {home}: write that yourself here.")
 
     return check
 
 
 def reached(case: Case) -> Iterator[str]:
-    """Modules of all things that the part's code names, and of those that these name, within the student's file."""
+    """Yield the modules of all objects that the part's code names, following names within the student's file."""
     borrowed = {id(value) for value in vars(case.solution).values()}
     waiting, seen = [case.name], set[str]()
     while waiting:
@@ -47,7 +47,7 @@ def home_of(value: Any) -> str:
 
 
 def codes(value: Any) -> Iterator[CodeType]:
-    """All code of a function or class, inner functions included."""
+    """Yield all code objects of a function or class, inner functions included."""
     if inspect.isclass(value):
         for inner in vars(value).values():
             yield from codes(inner)
@@ -61,7 +61,7 @@ def codes(value: Any) -> Iterator[CodeType]:
 
 
 def imported(code: CodeType) -> Iterator[str]:
-    """Modules imported by it, importlib's ways included."""
+    """Yield the modules that this code imports, by importlib, too."""
     for instruction in dis.get_instructions(code):
         if instruction.opname == "IMPORT_NAME":
             yield instruction.argval

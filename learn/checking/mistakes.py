@@ -1,4 +1,4 @@
-"""Mistaken variants of a solution: a list of edits read from text, and what a student made rebuilt by each of them."""
+"""Known mistakes: edits of a solution, read from a text file, and the modules with these edits."""
 
 import re
 import time
@@ -13,12 +13,12 @@ from torch import nn
 
 from learn.checking.course import Case, Mistake, load
 
-PATIENCE = 5.0  # seconds to try two mistakes at once: there may be hundreds of pairs, and a part has its time
+PATIENCE = 5.0  # seconds to try pairs of mistakes: there may be hundreds, and a part's time is limited
 ENTRY = re.compile(r"^# (\w+): (.+)\n((?:-.*\n)+)((?:\+.*\n)+)", re.MULTILINE)
 
 
 def read_mistakes(path: Path) -> tuple[Mistake, ...]:
-    """Entries `# part: what it looks like`, then lines of the solution after `- `, then the mistaken ones after `+ `."""
+    """Read entries: `# part: message`, lines of the solution after `- `, and the lines that replace them after `+ `."""
     found = ENTRY.findall(path.read_text(encoding="utf-8"))
     return tuple(
         Mistake(part, says, after_sign(right), after_sign(mistaken)) for part, says, right, mistaken in found
@@ -30,7 +30,7 @@ def after_sign(lines: str) -> str:
 
 
 def known(case: Case, alike: Callable[[ModuleType], bool], pairs: bool) -> str | None:
-    """The mistake whose solution is alike to the student's; with `pairs` also the two that are, made both at once."""
+    """Return the message of the mistake whose variant is `alike` to the student's, with `pairs` also of two at once."""
     for mistake, module in variants(case):
         if alike(module):
             return mistake.says
@@ -44,7 +44,7 @@ def known(case: Case, alike: Callable[[ModuleType], bool], pairs: bool) -> str |
 
 
 def variants(case: Case) -> Iterator[tuple[Mistake, ModuleType]]:
-    """Every known mistake of this part, with the solution that makes it."""
+    """Yield every known mistake of this part with the solution that has it."""
     for mistake in case.mistakes:
         module = variant_of(Path(str(case.solution.__file__)), (mistake,))
         assert module is not None, f"not once in the solution: {mistake.right}"
@@ -52,7 +52,7 @@ def variants(case: Case) -> Iterator[tuple[Mistake, ModuleType]]:
 
 
 def pairs_of_variants(case: Case) -> Iterator[tuple[tuple[Mistake, Mistake], ModuleType]]:
-    """Every two of them that can be made at once."""
+    """Yield every two mistakes whose edits fit into one solution, with that solution."""
     for pair in combinations(case.mistakes, 2):
         module = variant_of(Path(str(case.solution.__file__)), pair)
         if module is not None:
@@ -61,7 +61,7 @@ def pairs_of_variants(case: Case) -> Iterator[tuple[tuple[Mistake, Mistake], Mod
 
 @cache
 def variant_of(solution: Path, mistakes: tuple[Mistake, ...]) -> ModuleType | None:
-    """The solution with these mistakes; None where one takes away the place of another."""
+    """Return the solution with these mistakes, or None if one removes the text that another edits."""
     text = solution.read_text(encoding="utf-8")
     for mistake in mistakes:
         if text.count(mistake.right) != 1:
@@ -74,7 +74,7 @@ def variant_of(solution: Path, mistakes: tuple[Mistake, ...]) -> ModuleType | No
 
 
 def made_by_variant(case: Case, module: ModuleType, made: Any) -> Any:
-    """The variant's module with the weights of what the student made, or its function; None if they do not fit."""
+    """Return the variant's function, or its module with the student's weights. None if the weights do not fit."""
     variant = case.part.make(module)
     if not isinstance(variant, nn.Module):
         return variant

@@ -1,4 +1,4 @@
-"""Whether what a part gives, and its gradients, are what other people's code gives on the same weights."""
+"""Compare a part's outputs and gradients with those of other people's code on the same weights."""
 
 import inspect
 from types import ModuleType
@@ -15,7 +15,7 @@ SPREAD = 0.1  # of what is added to every parameter, so that ones and zeros hide
 
 
 def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
-    """The reference's outputs on the same weights: as they start, or each of them moved a little."""
+    """Return a check of outputs against the reference. Noise of deviation `spread` is added to every parameter."""
 
     def check(case: Case) -> None:
         made = ready(case, spread, dtype)
@@ -26,13 +26,11 @@ def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
             found = difference(out, right, case.part.axes)
             if found is None:
                 continue
-            if mistake := recognise(case, made, args, out, right):
+            if mistake := recognize(case, made, args, out, right):
                 raise Wrong(f"it looks like {mistake}.")
-            if looks_back_only in case.part.checks:  # which is to be mended before numbers are looked at
+            if looks_back_only in case.part.checks:  # to be fixed before numbers are compared
                 looks_back_only(case)
-            after = (
-                " after every parameter was moved a little (they start as ones or zeros, which hides much)"
-            )
+            after = " after noise was added to every parameter (ones and zeros at the start hide mistakes)"
             raise Wrong(
                 f"{found}{after if spread else ''}{settings(case, args)}. {smallest(case, made, dtype)}".strip()
             )
@@ -41,7 +39,7 @@ def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
 
 
 def smallest(case: Case, made: Any, dtype: torch.dtype) -> str:
-    """Whether the shortest sequence, in most parts of one position, comes out right: it tells where to look."""
+    """Say if the shortest input, mostly of one position, comes out right. That tells the student where to look."""
     tries = [cast(args, dtype) for args in case.part.inputs()]
     args = min(tries, key=lambda args: args[0].numel() if args and isinstance(args[0], Tensor) else 0)
     if len(tries) == 1 or not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
@@ -53,7 +51,7 @@ def smallest(case: Case, made: Any, dtype: torch.dtype) -> str:
 
 
 def ready(case: Case, spread: float, dtype: torch.dtype) -> Any:
-    """What the student made, with moved parameters if asked for."""
+    """Make the student's part in `dtype`, with noise of deviation `spread` added to every parameter."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         made = case.part.make(case.mine)
@@ -70,7 +68,7 @@ def cast(args: tuple, dtype: torch.dtype) -> tuple:
 
 
 def call(case: Case, made: Any, args: tuple) -> Any:
-    """The student's output, on inputs that must stay as they are."""
+    """Return the student's output. Raise Wrong if the call changes its inputs."""
     copies = tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
     try:
         out = made(*copies)
@@ -85,12 +83,12 @@ def call(case: Case, made: Any, args: tuple) -> Any:
 
 
 def reference(case: Case, made: Any, args: tuple) -> Tensor:
-    """What is right."""
+    """Return the reference's output."""
     return case.part.counts(case.part.reference(made, *args), *args)
 
 
 def settings(case: Case, args: tuple) -> str:
-    """The optional arguments that are there: tensors by their name, others with their value."""
+    """List the optional arguments of a call: tensors by name, others with their value."""
     thing = getattr(case.solution, case.name)
     names = list(inspect.signature(getattr(thing, "forward", thing)).parameters.values())
     names = names[inspect.isclass(thing) :]  # without self
@@ -102,8 +100,8 @@ def settings(case: Case, args: tuple) -> str:
     return f" (with {', '.join(told)})" if told else ""
 
 
-def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) -> str | None:
-    """The mistake, or the two of them, whose variant of the solution gives just what the student's code gives."""
+def recognize(case: Case, made: Any, args: tuple, out: object, right: Tensor) -> str | None:
+    """Return the message of the known mistake, or of two at once, that gives the student's output."""
     if not isinstance(out, Tensor):
         return None
     return known(
@@ -112,7 +110,7 @@ def recognise(case: Case, made: Any, args: tuple, out: object, right: Tensor) ->
 
 
 def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, right: Tensor) -> bool:
-    """Whether a mistaken variant comes to the student's output, and that is not right."""
+    """Return True if a mistaken variant gives the student's output, and this output is wrong."""
     variant = made_by_variant(case, module, made)
     if variant is None:
         return False
@@ -125,7 +123,7 @@ def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, r
 
 
 def gradients(case: Case) -> None:
-    """The reference's gradients, with respect to parameters and inputs."""
+    """Raise Wrong unless gradients of parameters and inputs equal the reference's."""
     made = ready(case, SPREAD, torch.float64)
     for args in case.part.inputs():
         same_gradients(case, made, cast(args, torch.float64))
@@ -157,7 +155,7 @@ def same_gradients(case: Case, made: Any, args: tuple) -> None:
 
 
 def looks_back_only(case: Case) -> None:
-    """What comes later changes nothing earlier."""
+    """Raise Wrong if a later position changes the output at an earlier one."""
     made = ready(case, SPREAD, torch.float64)
     [x] = cast(case.part.inputs()[0], torch.float64)
     out = made(x)
@@ -168,5 +166,5 @@ def looks_back_only(case: Case) -> None:
             early = int(changed.nonzero()[0])
             raise Wrong(
                 f"position {early} looks ahead: it changes when only positions from {cut} on do. "
-                "Mend that first; other numbers may be wrong, too."
+                "Fix that first; other numbers may be wrong, too."
             )

@@ -1,4 +1,4 @@
-"""Which operators really run, however they were called: as methods, functions of torch.nn or through torch.ops."""
+"""Record the operators that run, whether called as methods, by torch.nn or through torch.ops."""
 
 import sys
 from contextlib import ExitStack
@@ -12,9 +12,9 @@ from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Parts of names of operators that do a student's work, and what they are.
+# Parts of names of operators that would do the student's work, and what to call them.
 READY_MADE = {
-    "_norm": "a ready-made normalisation",
+    "_norm": "a ready-made normalization",
     "gelu": "a ready-made GELU",
     "embedding": "a ready-made embedding",
     "scaled_dot_product": "ready-made attention",
@@ -31,7 +31,7 @@ PLAIN = {
     "vector_norm",
     "linalg_norm",
     "_foreach_norm",
-}  # lengths of vectors are arithmetic
+}  # norms of vectors are arithmetic
 COMPILED = ("tokenizers", "tiktoken", "sentencepiece")  # packages whose work is done outside Python
 
 
@@ -50,7 +50,7 @@ PLACES = {
 
 @cache
 def ready_made_place(file: str) -> str | None:
-    """Of a file with such models' parts, or optimizers: which of the places it is in."""
+    """Return the place in `PLACES`, or "the checks", that a file belongs to, or None."""
     path = Path(file)
     if path.name == "references.py" and path.is_relative_to(PROJECT / "learn" / "courses"):
         return "the checks"
@@ -58,10 +58,10 @@ def ready_made_place(file: str) -> str | None:
 
 
 class Spy:
-    """Inside, collects the names of all operators that run, and whose Python code does.
+    """Record of all operators that run in its `with` block, and of the files whose Python code runs.
 
-    Two modes look on. Dispatch sees what is computed in the end, functional calls what was asked for: attention of
-    torch.nn.functional, for one, ends in products and a softmax like anyone's.
+    Two modes are needed. `Computed` sees the operators in the end, `Called` the functions that were asked for:
+    attention of torch.nn.functional ends in matrix products and a softmax, as a student's does.
     """
 
     def __init__(self) -> None:
@@ -91,12 +91,12 @@ class Spy:
                 self.compiled.add((module.split(".")[0], getattr(argument, "__name__", "a function")))
 
     def work_of_others(self) -> list[tuple[str, str]]:
-        """(where from, class or function) of what ran of packages and of this project that builds such models."""
+        """Return (place, class or function) of all code in `PLACES` and of compiled packages that ran."""
         ran = [(place, name) for file, name in self.code if (place := ready_made_place(file))]
         return sorted(ran) + sorted(self.compiled)
 
     def cheats(self) -> dict[str, str]:
-        """Operators that did the student's work, and what they are."""
+        """Return the operators that did the student's work, each with what to call it."""
         return {
             name: what
             for name in self.seen

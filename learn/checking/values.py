@@ -1,4 +1,4 @@
-"""Several results under one roof, each with a name that completes a sentence: in what two such differ, in words."""
+"""Compare dicts of results, and describe the first difference in words. A key is a phrase that names its value."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ AXES = ("row", "column", "plane")
 
 
 def differ(mine: Mapping[str, Any], right: Mapping[str, Any]) -> str | None:
-    """The first value in which they differ, tensors but for rounding; None if there is none."""
+    """Describe the first value that differs, tensors up to rounding. Return None if there is none."""
     for name, value in right.items():
         if name not in mine:
             return f"there is no {name}"

@@ -18,7 +18,7 @@ def gelu(x: Tensor) -> Tensor:
 
 
 class Embedding(nn.Module):
-    """A vector each for token, position and token type, normalised."""
+    """A vector each for token, position and token type, normalized."""
 
     def __init__(self, n_tokens: int, max_seq_len: int, dim: int, n_types: int = 2) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each added and then normalised (post-norm)."""
+    """Attention and MLP, each added and then normalized (post-norm)."""
 
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()

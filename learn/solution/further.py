@@ -1,4 +1,4 @@
-"""What to do with a model that works: a worked solution of learn/further_student.py. Look here last.
+"""Further exercises with a model that works: a worked solution of learn/further_student.py. Look here last.
 
 Shape suffixes:  B batch  T position  S position attended to  L layer  H head  V vocabulary  N text
 """
@@ -65,7 +65,7 @@ def finetune(
     lr: float = 2e-3,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """Train a classifier on labelled texts, all of it."""
+    """Train a classifier on labeled texts, all of it."""
     batches = list[Tensor]()
     for _ in range(n_epochs):
         order = torch.randperm(len(ids_NT), generator=generator)
@@ -85,7 +85,7 @@ def _after_same(ids_BT: Tensor) -> Tensor:
 
 
 def induction_scores(lm: LM, ids_BT: Tensor) -> Tensor:
-    """How much each head looks at what followed the same token."""
+    """Induction score of each head: its attention to the token that followed the same token."""
     with torch.no_grad(), eval_mode(lm), lm.record("pattern") as seen:
         lm(ids_BT)
     patterns_LBHTS = torch.stack(seen.of_all_layers("pattern"))

@@ -51,7 +51,7 @@ def cached_gpt2(
 def next_token_probabilities(
     logits_BV: Tensor, temperature: float = 1.0, top_k: int | None = None, nucleus: float | None = None
 ) -> Tensor:
-    """What a sampler draws from: temperature, top-k, nucleus."""
+    """Probabilities a sampler draws from: temperature, top-k, nucleus."""
     if temperature == 0:
         best_B1 = logits_BV.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits_BV).scatter(1, best_B1, 1.0)
@@ -67,7 +67,7 @@ def next_token_probabilities(
     return logits_BV.softmax(dim=-1)
 
 
-def frequency_penalised(logits_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
+def frequency_penalized(logits_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
     """Logits lowered for every time a token occurred so far."""
     once_BT = torch.ones_like(ids_BT).to(logits_BV.dtype)
     counts_BV = torch.zeros_like(logits_BV).scatter_add(1, ids_BT, once_BT)
@@ -93,7 +93,7 @@ def generate(
         with torch.no_grad():
             logits_BTV, cache = model(torch.tensor([row[given:T] for row in rows]), cache)
         ids_BT = torch.tensor([row[:T] for row in rows])
-        logits_BV = frequency_penalised(logits_BTV[:, -1], ids_BT, frequency_penalty)
+        logits_BV = frequency_penalized(logits_BTV[:, -1], ids_BT, frequency_penalty)
         probs_BV = next_token_probabilities(logits_BV, temperature, top_k, nucleus)
         drawn_B = torch.multinomial(probs_BV, 1, generator=generator)[:, 0]
         for row, prompt, token in zip(rows, prompts, drawn_B.tolist(), strict=True):

@@ -21,9 +21,9 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        centred_BTD = x_BTD - x_BTD.mean(dim=-1, keepdim=True)
-        variance_BT1 = (centred_BTD**2).mean(dim=-1, keepdim=True)
-        normal_BTD = centred_BTD / torch.sqrt(variance_BT1 + self.eps)
+        centered_BTD = x_BTD - x_BTD.mean(dim=-1, keepdim=True)
+        variance_BT1 = (centered_BTD**2).mean(dim=-1, keepdim=True)
+        normal_BTD = centered_BTD / torch.sqrt(variance_BT1 + self.eps)
         return normal_BTD * self.weight + self.bias
 
 
@@ -80,7 +80,7 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and MLP, each on a normalised copy of the residual stream and added to it (pre-norm)."""
+    """Attention and MLP, each on a normalized copy of the residual stream and added to it (pre-norm)."""
 
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()
@@ -102,9 +102,9 @@ class GPT2(nn.Module):
         self.embedding = Embedding(n_tokens, max_seq_len, dim)
         self.blocks = nn.ModuleList(Block(dim, n_heads) for _ in range(n_layers))
         self.final_norm = LayerNorm(dim)
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Draw the matrices of the blocks anew, in the order in which they were made; biases are zero."""
         for name, parameter in self.blocks.named_parameters():
             if parameter.dim() == 2:

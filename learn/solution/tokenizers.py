@@ -70,7 +70,7 @@ def _train(
 
 
 def _count(pairs: Counter[Pair], tokens: list[str], times: int) -> None:
-    """Adds to each pair of neighbours."""
+    """Adds to each pair of neighbors."""
     for pair in pairwise(tokens):
         pairs[pair] += times
 

@@ -1,4 +1,4 @@
-"""What data_problems finds, and that it leaves nothing behind."""
+"""Problems that data_problems finds, and that it leaves nothing behind."""
 
 import pytest
 

@@ -34,7 +34,7 @@ DOCUMENTS = st.lists(st.text("abcdef ", max_size=12), min_size=1, max_size=6)
 
 
 def tokens_of(documents, tokenizer):
-    """What the rows are to hold, by a reference of the test's own."""
+    """Return the tokens that the rows should hold, by the test's own reference."""
     if tokenizer.bos != tokenizer.eos:
         pieces = [[tokenizer.bos, *tokenizer(document)[1:], tokenizer.eos] for document in documents]
         starts = np.cumsum([0, *map(len, pieces)])[:-1]
@@ -70,7 +70,7 @@ def test_every_token_is_predicted_and_scored_exactly_once(documents, max_seq_len
 @settings(max_examples=50, deadline=None)
 @given(DOCUMENTS, st.integers(1, 9), st.booleans())
 def test_without_bos_nothing_stands_in_front(documents, max_seq_len, packed):
-    """What nothing stands before is not predicted: the first token of all, or, unpacked, of every document."""
+    """A token without a predecessor is not predicted: the very first one or, unpacked, the first of every document."""
     with tempfile.TemporaryDirectory() as folder:
         write_tokens(documents, NO_BOS, Path(folder))
         tokens = read_tokens(Path(folder))

@@ -49,7 +49,7 @@ class Scripts(HTMLParser):
 
 
 def contents(page: str) -> tuple[dict, np.ndarray]:
-    """What a browser will find: the data, and the weights [step, head, T, S]."""
+    """Return what a browser reads from a page: the data, and the weights [step, head, T, S]."""
     data, packed, _ = Scripts(page).texts
     data = json.loads(data)
     raw = np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)

@@ -114,7 +114,7 @@ def patterns_of(attns_LHTS: np.ndarray, tokens=None) -> Patterns:
 
 
 def shown_in(ax) -> np.ndarray:
-    """What is drawn of the past."""
+    """Return the drawn part of the pattern: keys up to the query."""
     return ax.get_images()[0].get_array()
 
 

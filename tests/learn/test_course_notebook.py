@@ -36,7 +36,7 @@ def solved(outline, edit=lambda text: text):
 
 
 def executed(notebook, folder):
-    """What each code cell printed, by its text."""
+    """Run a notebook and return the output of each code cell, by the cell's source."""
     read = nbformat.from_dict(notebook)
     nbformat.validate(read)
     NotebookClient(read, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
@@ -48,7 +48,7 @@ def executed(notebook, folder):
 
 
 def shown(output):
-    """What is printed, but for its colours."""
+    """Return the printed text of an output without color codes."""
     text = output["text"] if "text" in output else output["data"]["text/plain"]
     return re.sub(r"\x1b\[[\d;]*m", "", text)
 
@@ -99,7 +99,7 @@ def test_the_command_writes_a_notebook_and_never_over_one(tmp_path, monkeypatch,
     text = (tmp_path / "learn_gpt2.ipynb").read_text(encoding="utf-8")
     assert nbformat.reads(text, as_version=4).cells[0].source.startswith("# Build GPT-2")
     assert main(["notebook"]) == 1, "all of them"
-    assert "learn_gpt2.ipynb is there already, and stays as it is" in capsys.readouterr().err
+    assert "learn_gpt2.ipynb exists already and was not changed" in capsys.readouterr().err
     assert (tmp_path / "learn_further.ipynb").is_file()
     assert (tmp_path / "learn_gpt2.ipynb").read_text(encoding="utf-8") == text
 

@@ -1,4 +1,4 @@
-"""What the further exercises are tried on: the text needs its word order, the known head is one, Trainer has to run."""
+"""Inputs of the further exercises: the text needs its word order, the known head is one, Trainer has to run."""
 
 from collections import defaultdict
 
@@ -64,7 +64,7 @@ def test_only_the_head_is_said_where_it_is_seen_last():
         return solution.finetune(model, *texts, n_epochs=1)
 
     file.finetune = only_the_head
-    with pytest.raises(Wrong, match=r"50 % is chance. The body has not moved: only the head"):
+    with pytest.raises(Wrong, match=r"chance is 50 %. The body has not moved: only the head"):
         further.learns_to_read(further.COURSE.case("finetune", file, solution))
 
 
@@ -107,7 +107,7 @@ def test_a_trainer_that_only_is_there_does_not_count():
 
 
 def test_without_accelerate_one_sentence_says_what_to_install(monkeypatch):
-    """What is not even built is still told so."""
+    """A part that is not built is still reported as not built."""
     name = "train_with_huggingface"
     file, stubs = load(further.OUTLINE.solution), load(further.OUTLINE.student)
     monkeypatch.setattr(further_runs, "find_spec", lambda name: None)

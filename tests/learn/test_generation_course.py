@@ -1,4 +1,4 @@
-"""What the checks of generation stand on: cuts, a model known by heart, counts of draws, references that agree."""
+"""Foundations of the generation checks: cuts, a model with known probabilities, counts of draws, references that agree."""
 
 import itertools
 

@@ -55,9 +55,9 @@ def case(course, part, edit=("", "")):
 def test_gpt2_on_saved_weights(tmp_path):
     check = gpt2.real(saved(GPT2LMHeadModel, TINY_GPT2, tmp_path))
     check(case("gpt2", "GPT2"))
-    with pytest.raises(Wrong, match=r"but on the real ones of .* differ"):
+    with pytest.raises(Wrong, match=r"but with the pretrained weights of .* differ"):
         check(case("gpt2", "GPT2", ("self.final_norm(x_BTD) @", "x_BTD @")))
-    with pytest.raises(Wrong, match="on the real ones"):
+    with pytest.raises(Wrong, match="with the pretrained weights"):
         check(case("gpt2", "GPT2", ("eps: float = 1e-5", "eps: float = 1e-4")))
 
 
@@ -72,7 +72,7 @@ def test_bert_on_saved_weights(tmp_path, part, make):
         ("+ self.types[types_BT]", ""),
         ("x_BTD = self.norm1(x_BTD + self.attention(x_BTD, mask_BT))", "x_BTD = self.norm1(x_BTD)"),
     ):
-        with pytest.raises(Wrong, match="on the real ones"):
+        with pytest.raises(Wrong, match="with the pretrained weights"):
             check(case("bert", part, edit))
 
 
@@ -107,7 +107,7 @@ def test_torchs_random_state_stays(tmp_path):
 def test_offline_a_part_is_right_and_says_what_was_not_tried():
     whole = case("gpt2", "GPT2")
     state, says = judge(whole, get_course("gpt2").outline.solution)
-    assert (state, says) == ("right", "not tried: on real weights: the hub is not reachable")
+    assert (state, says) == ("right", "not tried: pretrained weights: the hub is not reachable")
 
 
 def test_a_download_that_fails_is_not_tried(monkeypatch):

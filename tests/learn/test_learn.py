@@ -40,7 +40,7 @@ def edits_of(module, name):
 
 
 def planted(course, part, edits):
-    """What is said of a part after the edits; all other parts are right."""
+    """Return the verdict on a part after the edits. All other parts are right."""
     path = another(course)
     text = path.read_text(encoding="utf-8")
     for old, new in edits:
@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
         (["Block"], "'Block' may be any of gpt2.Block, bert.Block"),
         (["xyz"], "no part 'xyz'. The courses are tokenizers, gpt2, "),
         (["gpt2", "--file", "missing.py"], "--file=missing.py: there is no such file"),
-        (["gpt2", "--file", str(Outline("gpt2").readme)], "a file of Python is wanted"),
+        (["gpt2", "--file", str(Outline("gpt2").readme)], "it must be a Python file"),
         (["--file", str(Outline("bert").student), "gpt2.gelu"], "that is the file of bert, not of gpt2"),
         (["--file", str(another("gpt2"))], "say which course"),
     ],
@@ -215,7 +215,7 @@ def test_an_endless_loop_ends():
     begin = time.monotonic()
     state, says = judge(type(case)("loop", endless, case.mine, case.solution, ()), path)
     assert (state, time.monotonic() - begin < 10) == ("wrong", True)
-    assert "had not ended after 0 s: an endless loop? It was at line" in says
+    assert "had not ended after 0 s: is there an endless loop? It was at line" in says
 
 
 def test_the_map_shows_what_checks_found(tmp_path, capsys):
@@ -279,7 +279,7 @@ NO_MASK = ("torch.where(place[:, None] >= place, scores, -torch.inf)", "scores")
             "it looks like two mistakes: .*not divided.*; and .*no causal mask",
         ),
         (TWO_HEADS_IN_ONE, r"For an input of shape \[1, 1, 12\] it is right"),
-        ([*TWO_HEADS_IN_ONE, NO_MASK], "^position 0 looks ahead.* Mend that first"),
+        ([*TWO_HEADS_IN_ONE, NO_MASK], "^position 0 looks ahead.* Fix that first"),
         ([("x.shape[1:]", "x.shape[1:]; x = x.flip(2)")], r"wrong even for an input of shape \[1, 1, 12\]"),
         ([("self.qkv(x)", "self.qkv(x[:, :, 1:])")], r"\(the input was \[2, 7, 12\]\)"),
     ],
@@ -342,7 +342,7 @@ def test_a_beam_search_without_an_end_is_told():
     never = ("for n in range(1, n_new + 1):", "for n in [1] * 1000:")
     state, says = planted("generation", "beam_search", [never])
     assert state == "wrong"
-    assert "does it not end at n_new?" in says
+    assert "does your loop not end at n_new?" in says
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is wrong with an architecture is known before it is built, and no field is silently without effect."""
+"""Problems of an architecture are known before it is built, and no field is silently without effect."""
 
 import re
 from dataclasses import fields

@@ -173,7 +173,7 @@ class ExpertsThatChooseTokensInTraining(ExpertsThatChooseTokens):
 
 @breaks(FUTURE, BATCH, CACHE)
 class AttentionToPadding(Edited):
-    """How much padding a row has is a fact about later positions."""
+    """The amount of padding in a row depends on later positions."""
 
     def more(self, x_BTD, ctx):
         return x_BTD * (ctx.ids_BT != 0).float().mean(dim=1)[:, None, None]
@@ -288,7 +288,7 @@ class NoiseInTraining(Edited):
 
 @breaks_nothing
 class MemoryOfEarlierBatches(Edited):
-    """What training mode does depends on what was seen before, but on nothing that is to come."""
+    """In training mode the output depends on earlier batches, but on nothing that is to come."""
 
     def build(self, dim):
         self.linear = nn.utils.parametrizations.spectral_norm(nn.Linear(dim, dim))

@@ -22,7 +22,7 @@ def die(*_: object) -> None:
 
 
 def forked(function: Callable[[], int | None]) -> int:
-    """What `function` returns in a process of its own, or minus the signal that killed it."""
+    """Run `function` in a forked process. Return its result, or minus the signal that killed it."""
     child = os.fork()
     if child == 0:
         code = 99

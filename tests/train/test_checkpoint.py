@@ -189,7 +189,7 @@ class Sketchpad:
 
 
 def remember(training_step):
-    """What users add to a step: each kind of state decides the next loss or is logged."""
+    """Add state as users do to a training step. Each kind of state affects the next loss or is logged."""
 
     def step(self, batch, batch_idx):
         if not hasattr(self, "seen"):  # made in a hook, not in __init__

@@ -212,7 +212,7 @@ def test_a_step_is_kept_once(tmp_path):
 
 
 def full_after(n: int, *args) -> None:
-    """What save_file does when the disk is full after `n` more files."""
+    """Stand in for save_file on a disk that is full after `n` more files."""
     full_after.written += 1
     if full_after.written > n:
         Path(args[1]).write_bytes(b"half of it")

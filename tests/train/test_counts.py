@@ -172,7 +172,7 @@ def test_val_every_counts_optimizer_steps_over_the_ends_of_epochs(tmp_path):
 
 @pytest.mark.parametrize("fields", [{"patience": 1}, {"lr_schedule": "plateau", "lr_plateau_patience": 1}])
 def test_no_two_validations_are_of_the_same_weights(fields, tmp_path):
-    """Else the second is no gain, which ends training by patience and halves lr by plateau."""
+    """Two validations of the same weights would count as no gain: patience would end training, plateau halve lr."""
     run = train(tmp_path, accumulate_grad_batches=8, val_every=1, lr=1e-3, epochs=2, **fields)
     at = [stat.s for stat in run.stats.train_stats["stat/val_loss:main"]]
     assert at == sorted(set(at))

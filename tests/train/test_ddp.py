@@ -49,7 +49,7 @@ def command_of(out: Path, **fields) -> list[str]:
 
 
 def train(out: Path, *options: str, **fields) -> tuple[str, list[Path]]:
-    """What a call prints and its saved runs."""
+    """Run main.py and return its output and the saved runs."""
     done = subprocess.run(
         [*command_of(out, **fields), *options],
         stdout=subprocess.PIPE,

@@ -318,7 +318,7 @@ def activations(lm: LM, n_steps: int, lr: float, optimizer: str = "adamw") -> di
 
 
 def slopes(params: ModelParams, times=(1, 2, 4), seeds=(0, 1), **train_fields) -> dict[str, float]:
-    """How log size grows with log width, by name; attention has heads of one width."""
+    """Return the slopes of log size against log width, by name. The width of a head stays the same."""
     means = []
     for n in times:
         p = replace(params, dim=n * params.dim, n_heads=n * params.n_heads)

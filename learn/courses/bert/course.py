@@ -1,4 +1,4 @@
-"""The parts of BERT: how each is made small, what it is given, and what it must stand."""
+"""Parts of the BERT course: small sizes, inputs and checks for each."""
 
 from typing import Any
 
@@ -43,31 +43,31 @@ def streams() -> list[tuple]:
 
 
 def texts(mask: Tensor) -> list[tuple]:
-    """With and without padding, with and without types."""
+    """Return inputs with and without padding, with and without types."""
     plain, padded = (ids(2, T),), (ids(3, 7), mask)
     return [plain, padded, (*plain, None, types(2, T)), (*padded, types(3, 7)), (ids(1, 1),)]
 
 
 def real(out: Any, x: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Any:
-    """An output with zeros at padded positions, where nothing is wrong."""
+    """Set an output to zero at padded positions, where any value is allowed."""
     if mask is None or not isinstance(out, Tensor) or out.shape[:2] != mask.shape or out.dim() != 3:
         return out
     return out.masked_fill(mask[:, :, None] == 0, 0.0)
 
 
 def finite(case: Case) -> None:
-    """Also at padded positions, which no comparison looks at."""
+    """Raise Wrong unless outputs are finite at padded positions, too. Comparisons ignore these."""
     made = ready(case, 0.0, torch.float32)
     for args in case.part.inputs():
         if not torch.isfinite(made(*cast(args, torch.float32))).all():
             raise Wrong(
-                "right at tokens, but not finite at padding, where nan would spoil every gradient: a softmax of nothing "
-                "but minus infinity. Mask what is attended to, the keys, and not who attends."
+                "right at tokens, but not finite at padding, where NaN would spoil every gradient: softmax of a row of "
+                "minus infinity is NaN. Mask the keys, not the queries."
             )
 
 
 def padding_does_not_matter(case: Case) -> None:
-    """Other tokens where there is padding change nothing elsewhere."""
+    """Raise Wrong if the tokens at padded positions change other positions."""
     made, (x, mask, *more) = padded_call(case)
     other = x.where(mask.view(*mask.shape, *[1] * (x.dim() - 2)) == 1, x.flip(0, 1))
     changed = differing(case, made(x, mask, *more), made(other, mask, *more), (x, mask, *more))
@@ -85,39 +85,37 @@ def company_does_not_matter(case: Case) -> None:
         ours = out[sample : sample + 1, :length] if out.dim() == 3 else out[sample : sample + 1]
         if differing(case, made(*alone), ours, alone) is not None:
             raise Wrong(
-                f"sample {sample} is another one by itself than in a batch: samples must not see each other."
+                f"sample {sample} gives another result alone than in a batch: samples must not see each other."
             )
 
 
 def looks_both_ways(case: Case) -> None:
-    """What comes last reaches what comes first."""
+    """Raise Wrong if the first position does not depend on the last one."""
     made, (x, *_) = padded_call(case)
     other = torch.cat([x[:, :-1], x[:, -1:].roll(1, 0)], dim=1)
     if (made(x)[:, 0] == made(other)[:, 0]).all():
-        raise Wrong(
-            "position 0 does not see the last one: BERT looks both ways, there is no causal mask in it."
-        )
+        raise Wrong("position 0 does not see the last one: BERT looks both ways, without a causal mask.")
 
 
 def padded_call(case: Case) -> tuple[Any, tuple]:
-    """What the student made, and arguments with a mask, with types too where there are any."""
+    """Return the student's part and arguments with a mask, and with types if it takes them."""
     masked = [args for args in case.part.inputs() if len(args) > 1 and args[1] is not None]
     return ready(case, SPREAD, torch.float64), cast(max(masked, key=len), torch.float64)
 
 
 def differing(case: Case, a: Tensor, b: Tensor, args: tuple) -> int | None:
-    """The first sample that differs where it counts."""
+    """Return the first sample that differs at real positions, or None."""
     same = torch.isclose(case.part.counts(a, *args), case.part.counts(b, *args)).flatten(1).all(dim=1)
     return None if same.all() else int((~same).nonzero()[0])
 
 
 def tied(case: Case) -> None:
-    """No second matrix as large as the vocabulary."""
+    """Raise Wrong if there is a second matrix of the vocabulary's size."""
     made: Any = case.part.make(case.mine)
     for name, parameter in made.named_parameters():
         if parameter.dim() == 2 and V in parameter.shape and parameter is not made.bert.embedding.tokens:
             raise Wrong(
-                f"it looks like `{name}` makes the logits; BERT has them from bert.embedding.tokens (tied weights)."
+                f"it looks like `{name}` makes the logits; BERT computes them with bert.embedding.tokens (tied weights)."
             )
 
 
@@ -126,15 +124,15 @@ def nothing_chosen(case: Case) -> None:
     loss = case.part.make(case.mine)(logits, ids(2, 4), chosen)
     if not isinstance(loss, Tensor) or not loss.requires_grad:
         raise Wrong(
-            f"where no position is chosen what comes back is {type(loss).__name__} without a gradient: a training loop "
+            f"if no position is chosen, the result is {type(loss).__name__} without a gradient: a training loop "
             "calls `backward` on it as on any other loss."
         )
     if loss != 0:
-        raise Wrong(f"where no position is chosen the loss is {float(loss):g}, expected 0.")
+        raise Wrong(f"if no position is chosen, the loss is {float(loss):g}, expected 0.")
 
 
 def large_model(name: str, theirs: Any, mine: Any, weights: Any) -> Check:
-    """The check on the weights of this model of the hub, or in this folder."""
+    """Return the check on pretrained weights: a model of the hub, or a folder."""
     return real_weights(
         name,
         theirs,

@@ -1,4 +1,4 @@
-"""What the masking of BERT's training must stand: the same draws as transformers', and shares within their chance."""
+"""Checks of BERT's masking: the same draws as transformers', and shares within chance."""
 
 import math
 from collections.abc import Callable
@@ -13,13 +13,13 @@ from learn.courses.bert import references
 
 V, SPECIAL, MASK_ID = 50, 3, 3  # ids below 3 are special; the mask's own does not occur before
 SHARES = {"hidden": 0.8, "another token": 0.1, "as they were": 0.1}
-BOUND = 4.5  # standard deviations: chance goes beyond once in 150,000 times
+BOUND = 4.5  # standard deviations; chance exceeds them once in 150,000 times
 
 Draws = list[tuple[Tensor, Tensor]]
 
 
 def batch(seed: int, n_rows: int = 60) -> tuple[Tensor, Tensor]:
-    """Ids, and where they are special: at the beginning, somewhere, and at the end as padding."""
+    """Return ids and a mask of special ones: at the beginning, somewhere inside, and at the end as padding."""
     ids = integers(V - MASK_ID - 1, n_rows, 100, seed=seed) + MASK_ID + 1
     special = (integers(10, n_rows, 100, seed=seed + 1) == 0) | (torch.arange(100) > 90)
     special[:, 0] = True
@@ -27,7 +27,7 @@ def batch(seed: int, n_rows: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def drawn(my: Any) -> Draws:
-    """Two batches one after another from one generator."""
+    """Mask two batches, one after the other, with one generator."""
     return draw(my.mask_tokens)
 
 
@@ -43,44 +43,44 @@ def draw(masking: Callable[..., Any]) -> Draws:
         given = ids.clone(), special.clone()
         result = masking(*given, MASK_ID, V, generator)
         if not torch.equal(given[0], ids) or not torch.equal(given[1], special):
-            raise Wrong("mask_tokens changes its input: the ids as they were are what the loss needs.")
+            raise Wrong("mask_tokens changes its input: the loss needs the original ids.")
         results.append(result)
     return results
 
 
 def differ(mine: Draws, right: Draws) -> str | None:
-    """In what the draws differ: in their kind, in their shares, or in nothing but their order."""
+    """Describe how the draws differ: in type, in their shares, or only in the order of random numbers."""
     for i, (a, b) in enumerate(zip(mine, right, strict=True)):
         says = kind(a) or (None if all(map(torch.equal, a, b)) else shares(*batch(2 * i), *a))
         if says:
             return says
         if not all(map(torch.equal, a, b)):
             return (
-                "the shares are right, but other tokens are chosen, hidden or put in than with the docstring's draws, "
-                "in its order and from `generator`"
+                "the shares are right, but other tokens are chosen, hidden or put in than expected: make the docstring's "
+                "draws, in its order, from `generator`"
             )
     return None
 
 
 def kind(result: Any) -> str | None:
     if not isinstance(result, tuple) or len(result) != 2:
-        return f"what comes back is {type(result).__name__}, expected a tuple of two tensors"
+        return f"the result is {type(result).__name__}, expected a tuple of two tensors"
     hidden, chosen = result
     if not isinstance(chosen, Tensor) or chosen.dtype != torch.bool:
         what = chosen.dtype if isinstance(chosen, Tensor) else type(chosen).__name__
         return f"the second tensor is {str(what).removeprefix('torch.')}, expected bool"
     if not isinstance(hidden, Tensor) or hidden.dtype != torch.long or hidden.shape != chosen.shape:
-        return "the first tensor should have whole numbers, torch.long, and be as large as the second"
+        return "the first tensor should be torch.long and have the shape of the second"
     return None
 
 
 def shares(ids: Tensor, special: Tensor, hidden: Tensor, chosen: Tensor) -> str | None:
-    """What is chosen and how often, and what becomes of it, if that is beyond chance."""
+    """Describe a token that must not change, or a share that is beyond chance. Return None if there is none."""
     if (chosen & special).any():
-        return f"{int((chosen & special).sum())} special tokens are chosen: they never are"
+        return f"{int((chosen & special).sum())} special tokens are chosen; they should never be"
     if (where := (hidden != ids) & ~chosen).any():
         sample, position = where.nonzero()[0].tolist()
-        return f"a token is changed and not among the chosen, at sample {sample}, position {position}"
+        return f"a token that is not chosen is changed, at sample {sample}, position {position}"
     n = int((~special).sum())
     if far(share := int(chosen.sum()) / n, 0.15, n):
         return f"{share:.1%} of the tokens are chosen, expected 15 %"
@@ -101,7 +101,7 @@ def far(share: float, expected: float, n: int) -> bool:
 
 
 def shares_are_right(case: Case) -> None:
-    """Of a larger batch and another seed."""
+    """Raise Wrong if shares are beyond chance in a larger batch with another seed."""
     ids, special = batch(4, n_rows=400)
     result = case.part.make(case.mine)(ids, special, MASK_ID, V, torch.Generator().manual_seed(5))
     if says := shares(ids, special, *result):
@@ -109,13 +109,13 @@ def shares_are_right(case: Case) -> None:
 
 
 def specials_as_numbers(case: Case) -> None:
-    """0 and 1 say the same as False and True."""
+    """Raise Wrong unless `special` may be 0 and 1 as well as False and True."""
     (ids, special), masking = batch(0), case.part.make(case.mine)
     a, b = (masking(ids, s, MASK_ID, V, torch.Generator().manual_seed(6)) for s in (special, special.long()))
     if not all(map(torch.equal, a, b)):
         raise Wrong(
-            "`special` with 0 and 1 gives another result than with False and True: `~` of 1 is -2, where `== 0` and "
-            "`.bool()` serve both."
+            "`special` with 0 and 1 gives another result than with False and True: `~` of 1 is -2. `== 0` and "
+            "`.bool()` work for both."
         )
 
 

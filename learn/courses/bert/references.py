@@ -1,6 +1,6 @@
-"""What is right, by code that others wrote: torch's functions and transformers' BERT, on the student's own weights.
+"""References for BERT: torch's functions and transformers' BERT, on the student's own weights.
 
-Every function takes what the student made and its arguments. Gradients flow into the student's parameters.
+Every function takes the student's part and its arguments. Gradients flow into the student's parameters.
 """
 
 from functools import lru_cache
@@ -93,7 +93,7 @@ def masked_lm_loss(made: Any, logits: Tensor, ids: Tensor, chosen: Tensor) -> Te
 
 
 class Vocabulary:
-    """As much of a tokenizer as the collator asks for."""
+    """The methods of a tokenizer that the collator calls."""
 
     mask_token = "[MASK]"
 
@@ -122,14 +122,14 @@ def named(ids: Tensor, mask: Tensor | None, types: Tensor | None) -> dict[str, T
 
 
 def sizes(made: Any) -> tuple[int, int, int, int, int, int]:
-    """Of a Bert: as `masked_lm_model` and `classification_model` take them."""
+    """Return the sizes of a Bert, in the order of the arguments of `masked_lm_model`."""
     tokens, blocks = made.embedding.tokens, made.blocks
     of_embedding = (*tokens.shape[:1], len(made.embedding.positions), *tokens.shape[1:])
     return (*of_embedding, len(blocks), blocks[0].attention.n_heads, len(made.embedding.types))
 
 
 def embedding_weights(made: Any) -> Weights:
-    """An embedding's weights under HuggingFace's names."""
+    """Return an embedding's weights under HuggingFace's names."""
     return {
         "word_embeddings.weight": made.tokens,
         "position_embeddings.weight": made.positions,
@@ -159,7 +159,7 @@ def bert_weights(made: Any) -> Weights:
 
 
 def head_weights(made: Any, tokens: Tensor) -> Weights:
-    """Of a masked-LM head; HuggingFace has the token vectors and the bias there twice, under two names."""
+    """Return a masked-LM head's weights. HuggingFace has the bias under two names, and the token vectors here again."""
     return within(
         "predictions",
         both("transform.dense", made.dense)
@@ -179,7 +179,7 @@ def classification_weights(made: Any) -> Weights:
 
 
 def both(name: str, made: Any) -> Weights:
-    """Weight and bias of a linear layer or a norm."""
+    """Return weight and bias of a linear layer or a norm."""
     return {f"{name}.weight": made.weight, f"{name}.bias": made.bias}
 
 
@@ -218,7 +218,7 @@ def config_of(
 
 
 def untrained(kind: Any, config: BertConfig) -> Any:
-    """A model from a config, so no network; its weights do not matter, and torch's random state is as before."""
+    """Make a model from a config, without a network. Its weights do not matter. Keeps torch's random state."""
     with torch.random.fork_rng():
         model = kind(config).eval()
     model.set_attn_implementation("eager")
@@ -230,5 +230,5 @@ def pretrained_masked_lm(folder: Path) -> BertForMaskedLM:
 
 
 def pretrained_classification(folder: Path) -> BertForSequenceClassification:
-    """Its last layer is random where the folder has none."""
+    """Load a classifier. Its last layer is random if the folder has none."""
     return BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager")

@@ -1,4 +1,4 @@
-"""The four exercises of `further`: what each part must stand."""
+"""Parts of the four exercises of `further`, and their checks."""
 
 import copy
 from collections.abc import Callable
@@ -33,12 +33,12 @@ from learn.courses.further.runs import (
 from learn.courses.further.text import sentences
 from learn.outline import Outline
 
-# Whose work none is wanted of.
+# Places whose code must not do the work.
 OTHERS = ("torch.optim", "torch.nn.utils", "transformers", "explore/", "train/", "the checks")
 
 
 def not_by_others(run: Callable[[Any], object]) -> Check:
-    """All of torch may be used here, but for its optimizers; the exercise itself is done by nobody else."""
+    """Return a check that others' code did not do the exercise. All of torch is allowed but optimizers and clipping."""
 
     def check(case: Case) -> None:
         with Spy() as spy:
@@ -54,7 +54,7 @@ def same(run: Run) -> Check:
 
 
 def learns_to_read(case: Case) -> None:
-    """Fine-tuning a small BERT on 1,600 sentences, judged on 400 others."""
+    """Fine-tune a small BERT on 1,600 sentences. Raise Wrong if accuracy on 400 others is below 95 %."""
     text, model = sentences(2000), tiny_bert()
     known, held_out = text.part(slice(1600)), text.part(slice(1600, None))
     body = copy.deepcopy(model.bert.state_dict())
@@ -64,16 +64,16 @@ def learns_to_read(case: Case) -> None:
         still = all(torch.equal(old, model.bert.state_dict()[name]) for name, old in body.items())
         why = " The body has not moved: only the head was trained." if still else ""
         raise Wrong(
-            f"of the held-out sentences {score:.1%} are told right, 95 % are wanted, 50 % is chance.{why}"
+            f"accuracy on the held-out sentences is {score:.1%}, expected at least 95 %; chance is 50 %.{why}"
         )
 
 
 def trainer_ran(case: Case) -> None:
-    """It is transformers' Trainer that was asked for, not a loop that does the same."""
+    """Raise Wrong unless transformers' Trainer did the training, rather than a loop that does the same."""
     with Spy() as spy:
         TRAINED(case.mine)
     if ("transformers", "Trainer") not in spy.work_of_others():
-        raise Wrong("right, but transformers.Trainer never ran: the exercise is to let it do the work.")
+        raise Wrong("right, but transformers.Trainer never ran: this exercise is to train with it.")
     honest(case, spy, (*dict(spy.work_of_others()), *spy.cheats()))
 
 

@@ -1,4 +1,4 @@
-"""Models for the checks to try parts on: small ones, some with their weights set by hand so that all is known of them."""
+"""Small models as inputs of checks, some with weights set by hand so that the role of every head is known."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from model.model_params import ModelParams
 
 
 class Numbers:
-    """A tokenizer's ids without a text: 0 begins a sequence, all others are tokens."""
+    """Tokenizer whose texts are numbers: "3 5" is [0, 3, 5], where 0 begins a sequence."""
 
     bos: int | None = 0
     eos: int | None = 0
@@ -41,7 +41,7 @@ class Numbers:
 
 
 class BagOfWords(nn.Module):
-    """A classifier with BERT's interface, on the mean of the words' vectors; notes of how it was called are kept."""
+    """Classifier of the mean of the words' vectors, with BERT's interface. It notes in which mode it was called."""
 
     def __init__(self, n_tokens: int, n_classes: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def tiny_bert() -> BertForClassification:
 def tiny_gpt2(spread: float = 0.0) -> GPT2:
     """Return a GPT-2 of the course in float64, with normal noise of deviation `spread` added to every parameter."""
     model = seeded(lambda: GPT2(11, 16, 12, 1, 2)).double()
-    generator = torch.Generator().manual_seed(5)  # by which continuations tell mistakes apart
+    generator = torch.Generator().manual_seed(5)  # with this seed, continuations tell all mistakes apart
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(spread * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
@@ -170,7 +170,7 @@ def set_head(
 
 
 def repeated(n: int = 4, length: int = 8) -> Tensor:
-    """Rows of 0, tokens in random order, and the same again."""
+    """Return rows of a 0, `length` tokens in random order, and the same tokens again."""
     generator = torch.Generator().manual_seed(0)
     half = torch.stack([1 + torch.randperm(V - 1, generator=generator)[:length] for _ in range(n)])
     return torch.cat([torch.zeros(n, 1, dtype=torch.long), half, half], dim=1)

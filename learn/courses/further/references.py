@@ -1,4 +1,4 @@
-"""What is right, by code that others wrote, under the names of the student's file: torch's and transformers'."""
+"""References for `further`, by torch and transformers, under the names of the student's file."""
 
 import tempfile
 from typing import Any
@@ -14,7 +14,7 @@ from model.lm import LM
 
 
 class Logits(nn.Module):
-    """transformers' GPT-2, giving logits alone."""
+    """transformers' GPT-2, which returns logits alone."""
 
     def __init__(self, whole: transformers.GPT2LMHeadModel) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Logits(nn.Module):
 
 
 def pair_logprobs(logits_a: Tensor, logits_b: Tensor, strength: float) -> Tensor:
-    """A product of powers, in probabilities."""
+    """Return the normalized product of powers of the two distributions."""
     experts = logits_a.softmax(dim=-1) ** (1 - strength) * logits_b.softmax(dim=-1) ** strength
     return F.normalize(experts, p=1.0, dim=-1).log()
 
@@ -38,7 +38,7 @@ def continue_pair(
     strength: float,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """What transformers calls guidance without a classifier; it draws from torch's own random state."""
+    """Generate with transformers' classifier-free guidance, which draws from torch's global random state."""
     with torch.random.fork_rng():
         if generator is not None:
             torch.manual_seed(generator.initial_seed())
@@ -88,7 +88,7 @@ def finetune(
 
 
 def induction_scores(lm: LM, ids: Tensor) -> Tensor:
-    """From queries and keys, by hooks, and by going over all pairs of positions."""
+    """Compute the scores from queries and keys, with hooks, pair by pair of positions."""
     T, H = ids.shape[1], lm.model_params.n_heads
     found = dict[int, Tensor]()
     hooks = [
@@ -108,13 +108,13 @@ def induction_scores(lm: LM, ids: Tensor) -> Tensor:
 
 
 def copies(ids: Tensor) -> list[tuple[int, int]]:
-    """(row, position) of tokens that stood earlier in their row."""
+    """Return (row, position) of all tokens that occurred earlier in their row."""
     rows = ids.tolist()
     return [(b, t) for b, row in enumerate(rows) for t in range(len(row)) if row[t] in row[:t]]
 
 
 def logits_of(lm: LM, ids: Tensor, hooks: list[Any]) -> Tensor:
-    """In evaluation mode; the hooks are taken away afterwards."""
+    """Return logits in evaluation mode, and remove the hooks."""
     before = lm.training
     lm.eval()
     with torch.no_grad():
@@ -126,7 +126,7 @@ def logits_of(lm: LM, ids: Tensor, hooks: list[Any]) -> Tensor:
 
 
 def ablated_loss(lm: LM, ids: Tensor, layer: int, head: int) -> float:
-    """With a hook that takes the head's numbers from what goes into the map behind the heads."""
+    """Ablate by a hook that zeroes the head's part of the output projection's input."""
     size = lm.model_params.head_dim
 
     def without(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
@@ -163,10 +163,10 @@ class ForTrainer(nn.Module):
 def train_with_huggingface(
     model: Any, ids: Tensor, *, n_epochs: int = 1, batch_size: int = 8, lr: float = 1e-3, seed: int = 0
 ) -> list[float]:
-    """transformers' own GPT-2 with the same weights, in the same Trainer; the model gets its weights in the end."""
+    """Train transformers' own GPT-2 with the same weights by Trainer, and copy its weights back into the model."""
     twin = gpt2_references.twin(model)
     labels = ids.clone()
-    labels[:, 0] = -100  # nothing predicts the first token: this way all versions of Trainer count the same
+    labels[:, 0] = -100  # the first token is not predicted; with -100 all versions of Trainer count alike
     with tempfile.TemporaryDirectory() as folder:
         trainer = transformers.Trainer(
             twin,

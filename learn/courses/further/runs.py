@@ -1,4 +1,4 @@
-"""What the parts of `further` are run on: functions of a student's file, or of what is right, with named results."""
+"""Runs for the checks of `further`: functions from a file, the student's or the references, to named results."""
 
 import io
 import tempfile
@@ -24,18 +24,18 @@ from learn.courses.gpt2 import references as gpt2_references
 
 V = 11  # tokens of the GPT-2
 LABELS = integers(V, 3, 7)
-Run = Callable[[Any], dict[str, Any]]  # of a file, or of what is right: named results
+Run = Callable[[Any], dict[str, Any]]  # from the student's file, or the references, to named results
 
 
 def number(value: Any) -> Tensor:
-    """A float of the student's, to be compared but for rounding."""
+    """Return a float as a tensor, so that it is compared up to rounding."""
     if not isinstance(value, float):
-        raise Wrong(f"what is returned is {type(value).__name__}, expected a float: `.item()` makes one.")
+        raise Wrong(f"the result is {type(value).__name__}, expected a float: `.item()` makes one.")
     return torch.tensor(value, dtype=torch.float64)
 
 
 def mixed(strength: float) -> Run:
-    """Log-probabilities of two rows."""
+    """Return a run of pair_logprobs on three rows."""
 
     def run(my: Any) -> dict[str, Any]:
         logits = floats(3, V, spread=2.0), floats(3, V, seed=1) + 5.0
@@ -51,19 +51,19 @@ def mixed(strength: float) -> Run:
 
 
 def by_paper(my: Any) -> dict[str, Any]:
-    """The docstring's example."""
+    """Run the docstring's example."""
     a, b = torch.tensor([[0.5, 0.5]]).double().log(), torch.tensor([[0.75, 0.25]]).double().log()
     return {"log p for p_a = (0.5, 0.5), p_b = (0.75, 0.25), strength 2": my.pair_logprobs(a, b, 2.0)}
 
 
 def continued(strength: float, seed: int | None = None) -> Run:
-    """Eight tokens after two contexts of five and three."""
+    """Return a run that continues contexts of five and three tokens by eight tokens."""
 
     def run(my: Any) -> dict[str, Any]:
         model = references.Logits(gpt2_references.twin(tiny_gpt2(spread=1.0)))
         new = after_contexts(my, model, strength, seed)
         if not isinstance(new, Tensor):
-            raise Wrong(f"what comes back is {type(new).__name__}, not a tensor with the new tokens.")
+            raise Wrong(f"the result is {type(new).__name__}, not a tensor with the new tokens.")
         return {told(strength, seed): new.tolist()}
 
     return run
@@ -81,12 +81,12 @@ def told(strength: float, seed: int | None) -> str:
 
 
 def by_the_course(my: Any) -> object:
-    """The same with a model in which nothing is ready made."""
+    """Continue with the course's own GPT-2, which has no ready-made operators."""
     return after_contexts(my, tiny_gpt2(spread=1.0), 1.5, 0)
 
 
 def bag(before: str, n: int) -> tuple[BagOfWords, tuple[Tensor, Tensor, Tensor]]:
-    """A small classifier in a mode, and texts for it, of which it knows all but every third."""
+    """Return a small classifier in a mode, and texts that it classifies rightly except every third."""
     ids, lengths = integers(V, n, 6), 2 + integers(5, n, 1, seed=3)
     mask = (torch.arange(6) < lengths).long()
     model = seeded(lambda: BagOfWords(V, 3)).double()
@@ -110,7 +110,7 @@ def counted(before: str) -> Run:
 
 
 def finetuned(**settings: Any) -> Run:
-    """Losses and weights of a few steps, and how the model was called."""
+    """Return a run of a few fine-tuning steps: losses, weights, and the modes in which the model was called."""
     case = ", ".join(f"{name}={value}" for name, value in settings.items())
 
     def run(my: Any) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def finetuned(**settings: Any) -> Run:
         losses = seeded(lambda: my.finetune(model, *texts, **settings, generator=generator))
         if not isinstance(losses, list):
             raise Wrong(
-                f"finetune returns the list of losses that `train` gives, not {type(losses).__name__}."
+                f"finetune should return the list of losses that `train` returns, not {type(losses).__name__}."
             )
         results: dict[str, Any] = {f"the number of steps (10 texts, {case})": len(losses)}
         results |= {f"the loss of step {i} ({case})": number(loss) for i, loss in enumerate(losses)}
@@ -163,8 +163,8 @@ def found(what: str, make: Callable[[], Any], ids: Tensor) -> Run:
 
 
 def afterwards(lm: Any) -> dict[str, Any]:
-    """What a look at a model must leave as it was."""
-    return {"training mode afterwards": lm.training, "who still looks at activations": len(lm.taps)}
+    """Return the state of a model that an inspection must leave unchanged."""
+    return {"training mode afterwards": lm.training, "hooks left on the model": len(lm.taps)}
 
 
 def in_training(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -172,19 +172,23 @@ def in_training(make: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def wrapped(labels: Tensor | None) -> Run:
-    """A forward pass as Trainer makes it, and the gradients of its loss."""
+    """Return a run of a forward pass as Trainer makes it, and of the gradients of its loss."""
     case = "without labels" if labels is None else "with labels of -100" if (labels < 0).any() else ""
 
     def run(my: Any) -> dict[str, Any]:
         made = my.ForTrainer(tiny_gpt2(spread=0.3))
         out = made(input_ids=LABELS, labels=labels)
         if not isinstance(out, dict):
-            raise Wrong(f'forward returns {{"loss": ..., "logits": ...}}, a dict, not {type(out).__name__}.')
+            raise Wrong(
+                f'forward should return a dict {{"loss": ..., "logits": ...}}, not {type(out).__name__}.'
+            )
         results = {f"what is returned {case}": sorted(out), f"the logits {case}": out.get("logits")}
         if "loss" not in out:
             return results
         if not isinstance(out["loss"], Tensor) or not out["loss"].requires_grad:
-            raise Wrong("no gradient flows back from the loss: it is a tensor, without .item() or .detach().")
+            raise Wrong(
+                "no gradient flows back from the loss: return it as a tensor, without .item() or .detach()."
+            )
         out["loss"].backward()
         results[f"the loss {case}"] = out["loss"].detach()
         return results | {f"the gradient of `tokens` {case}": made.model.embedding.tokens.grad}
@@ -193,7 +197,7 @@ def wrapped(labels: Tensor | None) -> Run:
 
 
 def by_trainer(**settings: Any) -> Run:
-    """Losses and weights, in single precision, in which transformers computes losses; and what is left on disk."""
+    """Return a run of Trainer: losses and weights in float32, in which transformers computes losses, and files left."""
     case = ", ".join(f"{name}={value}" for name, value in settings.items())
 
     def run(my: Any) -> dict[str, Any]:
@@ -202,7 +206,7 @@ def by_trainer(**settings: Any) -> Run:
             losses = with_trainer(my, model, **settings)
             left = sorted(path.name for path in Path(folder).rglob("*"))
         if not isinstance(losses, list):
-            raise Wrong(f"what comes back is {type(losses).__name__}, expected the list of losses.")
+            raise Wrong(f"the result is {type(losses).__name__}, expected the list of losses.")
         results: dict[str, Any] = {f"the number of losses ({case})": len(losses)}
         results |= {f"the loss of step {i} ({case})": torch.tensor(a) for i, a in enumerate(losses)}
         results |= {
@@ -224,6 +228,6 @@ def with_trainer(my: Any, model: nn.Module, **settings: Any) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what libraries print of their progress."""
+    """Silence the progress output of libraries in the `with` block."""
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield

@@ -1,4 +1,4 @@
-"""A text to fine-tune on, made here: sentences in which it takes the words and their order to tell who hunts whom."""
+"""Text to fine-tune on: sentences whose label depends on both the words and their order (who hunts whom)."""
 
 import random
 from typing import NamedTuple
@@ -15,21 +15,21 @@ WORDS = ["[PAD]", "[CLS]", "[SEP]", "the", "was", "by", *ANIMALS, *ADJECTIVES, *
 LONGEST = 12  # tokens of a sentence, [CLS] and [SEP] among them
 
 
-class Labelled(NamedTuple):
-    """Sentences as ids, padded to one length, and whether each is plausible."""
+class Labeled(NamedTuple):
+    """Sentences as ids, padded to one length, each with a label: plausible or not."""
 
     ids: Tensor  # [N, T]
     mask: Tensor  # [N, T], 1 where there is a token, 0 where there is padding
     labels: Tensor  # [N], 1 where the larger animal hunts the smaller
 
-    def part(self, rows: slice) -> "Labelled":
-        return Labelled(self.ids[rows], self.mask[rows], self.labels[rows])
+    def part(self, rows: slice) -> "Labeled":
+        return Labeled(self.ids[rows], self.mask[rows], self.labels[rows])
 
 
 def sentence(rng: random.Random) -> tuple[tuple[str, ...], int]:
-    """the old cat was chased by the dog  1
+    """Draw a sentence and its label: "the old cat was chased by the dog", 1.
 
-    Neither the words alone nor the order of the animals tell the label, which is 1 in half of all sentences.
+    Neither the words alone nor the order of the animals determine the label. It is 1 in half of all sentences.
     """
     first, second = rng.sample(ANIMALS, 2)
     passive = rng.random() < 0.5
@@ -46,8 +46,8 @@ def animal(rng: random.Random, name: str) -> list[str]:
     return ["the", *adjective, name]
 
 
-def sentences(n: int, seed: int = 0) -> Labelled:
-    """So many sentences, all different."""
+def sentences(n: int, seed: int = 0) -> Labeled:
+    """Return `n` sentences, all different."""
     rng = random.Random(seed)
     found: dict[tuple[str, ...], int] = {}
     while len(found) < n:
@@ -55,4 +55,4 @@ def sentences(n: int, seed: int = 0) -> Labelled:
         found[words] = label
     rows = [[CLS, *(WORDS.index(word) for word in words), SEP] for words in found]
     ids = torch.tensor([row + [PAD] * (LONGEST - len(row)) for row in rows])
-    return Labelled(ids, (ids != PAD).long(), torch.tensor(list(found.values())))
+    return Labeled(ids, (ids != PAD).long(), torch.tensor(list(found.values())))

@@ -1,4 +1,4 @@
-"""Attention and GPT-2 with a cache, given a sequence in pieces: what comes back at every step, beside what is right."""
+"""Checks of attention and GPT-2 with a cache: a sequence is given in pieces, and every step is compared."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,13 +17,13 @@ from learn.courses.gpt2 import references as gpt2_references
 STREAM, SCORES = ("sample", "position", "feature"), ("sample", "position", "token")
 KEPT = ("sample", "head", "position", "feature")
 DETACHED = "something was detached: .detach(), .data, torch.tensor(...) or torch.no_grad()?"
-TOGETHER = 5  # positions, cut in pieces in every way
+TOGETHER = 5  # positions of the sequence, cut into pieces in every way
 Cuts = tuple[tuple[int, ...], ...]  # sizes of the pieces
-Steps = dict[str, tuple[Tensor, tuple[str, ...]]]  # by what it is: the value, and the names of its dimensions
+Steps = dict[str, tuple[Tensor, tuple[str, ...]]]  # from a description to the value and its dimensions' names
 
 
 def all_cuts(n: int) -> Cuts:
-    """Every way of cutting n positions in pieces."""
+    """Return every way of cutting n positions into pieces."""
     return ((n,), *((first, *rest) for first in range(1, n) for rest in all_cuts(n - first)))
 
 
@@ -31,7 +31,7 @@ CUTS = all_cuts(TOGETHER)
 
 
 def steps_differ(mine: Steps, right: Steps) -> str | None:
-    """The first of the right steps that differs, in words."""
+    """Describe the first step that differs, or return None."""
     for name, (value, axes) in right.items():
         if says := difference(mine[name][0], value, axes):
             return f"{name}: {says}"
@@ -55,7 +55,7 @@ def gpt2_steps(my: Any, cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64) -
 def collected(
     function: Any, made: nn.Module, x: Tensor, cuts: Cuts, layers: Callable, axes: tuple[str, ...]
 ) -> Steps:
-    """What comes of x in pieces, and what is kept after each of them, for all these cuts."""
+    """Call the student's function on x in pieces. Return its outputs and caches after every piece, for all cuts."""
     steps: Steps = {}
     for sizes in cuts:
         cache: Any = None
@@ -78,7 +78,7 @@ def collected(
 def right_steps(
     whole: Tensor, pieces: dict[tuple[int, ...], references.Pieces], axes: tuple[str, ...], kept: bool
 ) -> Steps:
-    """The same by references: the whole output cut up, and the pieces with what was kept for them."""
+    """Return the reference's steps: `whole` cut into pieces, and with `kept` the caches after each piece."""
     steps: Steps = {}
     for sizes, found in pieces.items():
         start = 0
@@ -102,19 +102,17 @@ def called(start: int, n: int, sizes: Sequence[int]) -> str:
 
 def two(returned: Any) -> Any:
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise Wrong(
-            f"what comes back is {type(returned).__name__}; expected two things, `return out, cache`."
-        )
+        raise Wrong(f"the result is {type(returned).__name__}; expected two values, `return out, cache`.")
     return returned
 
 
 def checked(layers: Any, made: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """What is kept, if it is pairs of tensors, one for each attention."""
+    """Return the cache as a list. Raise Wrong unless it has a pair of tensors for each block."""
     n_layers = len(attentions(made))
     if not isinstance(layers, list | tuple) or len(layers) != n_layers:
-        what = f"of {len(layers)}" if isinstance(layers, list | tuple) else type(layers).__name__
+        what = f"a list of {len(layers)}" if isinstance(layers, list | tuple) else type(layers).__name__
         raise Wrong(
-            f"the cache that comes back is a list {what}; expected one pair (keys, values) for each of {n_layers} blocks."
+            f"the returned cache is {what}; expected a list with a pair (keys, values) for each of {n_layers} blocks."
         )
     for pair in layers:
         if (
@@ -131,8 +129,8 @@ def unchanged(before: list, after: list) -> None:
         torch.equal(a, b) for x, y in zip(before, after, strict=True) for a, b in zip(x, y, strict=True)
     ):
         raise Wrong(
-            "the cache that was given is changed in place: return a new one (torch.cat, a new list). Several "
-            "continuations may go out from the old one."
+            "the given cache is changed in place: return a new one (torch.cat, a new list). Several continuations "
+            "may start from the old one."
         )
 
 
@@ -142,7 +140,7 @@ def attentions(made: nn.Module) -> list[Any]:
 
 @contextmanager
 def computed_once(made: nn.Module, piece: Tensor) -> Iterator[None]:
-    """Wrong unless every `qkv` sees each new position once, and no old one."""
+    """Raise Wrong unless every `qkv` sees each new position once, and no old one."""
     n_given = dict.fromkeys(attentions(made), 0)
     hooks = [
         attention.qkv.register_forward_hook(
@@ -162,12 +160,12 @@ def computed_once(made: nn.Module, piece: Tensor) -> Iterator[None]:
         if n != wanted:
             raise Wrong(
                 f"`qkv` ran on {n} positions where {wanted} are new ({piece.shape[0]} samples of {piece.shape[1]}): "
-                "each position's keys and values are computed once, the old ones are in the cache."
+                "compute keys and values of new positions only, those of old ones are in the cache."
             )
 
 
 def gradients_in_pieces(my: Any) -> Steps:
-    """With respect to the input and the weights, through the cache."""
+    """Return gradients of the input and the weights, through the cache."""
     made, x = attention_sample(torch.float64, True)
     made.requires_grad_(True)
     cache, outs = None, []
@@ -196,14 +194,14 @@ def gradients_of(out: Tensor, made: Any, x: Tensor) -> Steps:
 
 
 def right_attention(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
-    """Outputs by torch's uncached attention; also by HuggingFace's cached one, with what it keeps."""
+    """Return the outputs of torch's attention without a cache, and the caches of HuggingFace's attention."""
     made, x = attention_sample(dtype, False)
     pieces = {sizes: references.attention_in_pieces(made, x, sizes) for sizes in cuts}
     return right_steps(gpt2_references.attention(made, x), pieces, STREAM, kept)
 
 
 def right_gpt2(cuts: Cuts = CUTS, dtype: torch.dtype = torch.float64, kept: bool = True) -> Steps:
-    """Logits by HuggingFace's GPT-2 without a cache; also with one, and what it keeps."""
+    """Return the logits of HuggingFace's GPT-2 without a cache, and its caches when it has one."""
     made, ids = small_gpt2().to(dtype), integers(V, 2, TOGETHER)
     with torch.no_grad():
         pieces = {sizes: references.gpt2_in_pieces(made, ids, sizes) for sizes in cuts}

@@ -1,4 +1,4 @@
-"""The parts of generation: what each is tried on, and what it must stand."""
+"""Parts of the generation course: inputs and checks for each."""
 
 from collections.abc import Callable
 
@@ -18,7 +18,7 @@ SINGLE = torch.float32
 
 
 def in_pieces(steps: Callable[..., cache.Steps], right: Callable[..., cache.Steps]) -> tuple[Check, ...]:
-    """Outputs of the whole in one piece, then cut in every way; then what is kept as well; then all of it in float32."""
+    """Return checks of outputs in one piece, of outputs cut in every way, of the caches, and of all that in float32."""
     return (
         agrees(lambda my: steps(my, ONE), lambda: right(ONE), cache.steps_differ),
         agrees(steps, lambda: right(kept=False), cache.steps_differ),
@@ -65,14 +65,14 @@ PARTS = {
         ("sample", "token"),
         (own, parity(), parity(dtype=SINGLE), by_hand),
     ),
-    "frequency_penalised": Part(
-        lambda my: my.frequency_penalised,
+    "frequency_penalized": Part(
+        lambda my: my.frequency_penalized,
         lambda: [
             (floats(3, V), integers(V, 3, 20), 0.6),
             (floats(1, V), integers(V, 1, 1), -0.4),
             (floats(2, V), integers(V, 2, 0), 1.0),
         ],
-        references.frequency_penalised,
+        references.frequency_penalized,
         ("sample", "token"),
         (own, *FUNCTION),
     ),
@@ -81,7 +81,7 @@ PARTS = {
         checks=(
             own,
             agrees(tokens.greedy_tokens, tokens.right_greedy, tokens.tokens_differ),
-            agrees(tokens.penalised_tokens, tokens.right_penalised, tokens.tokens_differ),
+            agrees(tokens.penalized_tokens, tokens.right_penalized, tokens.tokens_differ),
             agrees(tokens.drawn_tokens, tokens.right_draws, tokens.draws_differ),
             tokens.frequencies,
             by_hand_in(tokens.greedy_tokens),

@@ -1,4 +1,4 @@
-"""What the parts of generation are tried on: a small GPT-2 of the solution, and a model that is known by heart."""
+"""Models as inputs of the generation checks: the solution's GPT-2, small, and a model with known probabilities."""
 
 from functools import lru_cache
 from typing import Any
@@ -19,7 +19,7 @@ def solution(course: str) -> Any:
 
 
 def small_gpt2(spread: float = 0.4, seed: int = 250) -> Any:
-    """GPT-2 in float64, with weights so large that what it predicts depends on all it was given."""
+    """Return a GPT-2 in float64. Its weights are so large that its predictions depend on all its input."""
     return moved(solution("gpt2").GPT2(V, T, D, LAYERS, H), spread, seed)
 
 
@@ -28,7 +28,7 @@ def small_attention() -> Any:
 
 
 def moved(module: nn.Module, spread: float, seed: int = 0) -> nn.Module:
-    """The same weights at every call, whatever the random state: none is 0 or 1."""
+    """Set fixed weights of which none is 0 or 1, independent of the random state, and cast to float64."""
     with torch.no_grad():
         for i, (name, parameter) in enumerate(module.named_parameters()):
             scale = parameter.dim() == 1 and name.endswith("weight")  # of a norm
@@ -38,21 +38,23 @@ def moved(module: nn.Module, spread: float, seed: int = 0) -> nn.Module:
 
 
 def as_function(gpt2: nn.Module) -> Any:
-    """A function of new ids and a cache, by the solution."""
+    """Return the solution's cached GPT-2 as a function of new ids and a cache."""
 
     def model(ids: Tensor, cache: Any = None) -> Any:
         n = ids.shape[1] + (cache[0][0].shape[2] if cache else 0)
         if n > T:
-            raise Wrong(f"the model was given {n} tokens, and has {T} positions: does it not end at n_new?")
+            raise Wrong(
+                f"the model was given {n} tokens, and has {T} positions: does your loop not end at n_new?"
+            )
         return solution("generation").cached_gpt2(gpt2, ids, cache)
 
     return model
 
 
 class KnownModel:
-    """The next token's logits hang on the last two tokens alone, so that every probability can be worked out.
+    """Model whose logits depend on the last two tokens alone, so that every probability can be computed exactly.
 
-    Has a cache as GPT-2 has, of one layer, and says so when it is not given the one that belongs to the ids.
+    It has a cache of one layer, as GPT-2 has, and raises Wrong for a cache that does not fit the ids.
     """
 
     def __init__(self, n_tokens: int = 5, spread: float = 1.5, seed: int = 0) -> None:

@@ -23,7 +23,7 @@ Pieces = list[tuple[Tensor, list[tuple[Tensor, Tensor]]]]
 
 
 def attention_in_pieces(made: Any, x: Tensor, sizes: Sequence[int]) -> Pieces:
-    """The output of each piece, and keys and values after it, by HuggingFace's attention with its DynamicCache."""
+    """Return each piece's output and the cache after it, by HuggingFace's attention with DynamicCache."""
     layer: Any = huggingface(1, 1, x.shape[-1], 1, made.n_heads).transformer.h[0]
     weights = {
         f"{name}.{kind}": value
@@ -41,7 +41,7 @@ def attention_in_pieces(made: Any, x: Tensor, sizes: Sequence[int]) -> Pieces:
 
 
 def gpt2_in_pieces(made: Any, ids: Tensor, sizes: Sequence[int]) -> Pieces:
-    """Logits of each piece, and keys and values of all layers after it, by GPT2LMHeadModel with use_cache."""
+    """Return each piece's logits and all layers' caches after it, by GPT2LMHeadModel with use_cache."""
     whole, cache, found = twin(made), DynamicCache(), Pieces()
     for piece in ids.split(list(sizes), dim=1):
         logits = whole(piece, cache, use_cache=True).logits
@@ -69,13 +69,13 @@ def next_token_probabilities(
     return logits.softmax(dim=-1)
 
 
-def frequency_penalised(made: Any, logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
+def frequency_penalized(made: Any, logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
     counts = [torch.bincount(row, minlength=logits.shape[1]) for row in ids]
     return logits - penalty * torch.stack(counts)
 
 
 def greedy(made: Any, prompt: Sequence[int], n_new: int, end: int | None) -> list[int]:
-    """HuggingFace's greedy continuation, n_new tokens with what ended filled up."""
+    """Return HuggingFace's greedy continuation, filled up with `end` to n_new tokens."""
     model: Any = twin(made)
     out = model.generate(
         torch.tensor([prompt]),
@@ -92,7 +92,7 @@ def greedy(made: Any, prompt: Sequence[int], n_new: int, end: int | None) -> lis
 def step_by_step(
     logits_of: Callable[[Tensor], Tensor], prompt: Sequence[int], n_new: int, penalty: float
 ) -> list[int]:
-    """The greedy continuation under a frequency penalty, one prompt alone, everything computed anew each time."""
+    """Return the greedy continuation of one prompt under a frequency penalty, without a cache."""
     ids = list(prompt)
     for _ in range(n_new):
         [logits] = logits_of(torch.tensor([ids]))[:, -1]
@@ -104,7 +104,7 @@ def step_by_step(
 def chances(
     logits_of: Callable[[Tensor], Tensor], prompt: Sequence[int], n_new: int, settings: dict[str, Any]
 ) -> dict[tuple[int, ...], float]:
-    """The probability of every continuation of n_new tokens; no end token."""
+    """Return the probability of every continuation of n_new tokens, without an end token."""
     found: dict[tuple[int, ...], float] = {(): 1.0}
     for _ in range(n_new):
         longer: dict[tuple[int, ...], float] = {}
@@ -119,7 +119,7 @@ def chances(
 def beams(
     made: Any, prompt: Sequence[int], n_new: int, n_beams: int, settings: dict[str, Any]
 ) -> tuple[list[int], float]:
-    """HuggingFace's best continuation, up to its end token, and its score."""
+    """Return HuggingFace's best continuation by beam search, up to its end token, and its score."""
     end = settings.get("end")
     model: Any = twin(made)
     out = model.generate(
@@ -144,7 +144,7 @@ def beams(
 def best_of_all(
     logits_of: Callable[[Tensor], Tensor], prompt: Sequence[int], n_new: int, end: int | None, penalty: float
 ) -> tuple[list[int], float]:
-    """The best of all continuations that end, or have n_new tokens."""
+    """Return the best of all continuations that end or have n_new tokens, and its score."""
     n_tokens = logits_of(torch.tensor([prompt])).shape[-1]
     best: tuple[list[int], float] = ([], -torch.inf)
     for length in range(1, n_new + 1):

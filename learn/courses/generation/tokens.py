@@ -1,4 +1,4 @@
-"""Tokens that samplers and beam search choose: the cases, what comes of them, and what is right."""
+"""Cases for `generate` and `beam_search`, with the student's and the reference's tokens."""
 
 from collections.abc import Callable
 from functools import partial
@@ -44,7 +44,7 @@ def copies(prompts: list[list[int]]) -> list[list[int]]:
 
 
 def seeded(run: Callable[[], Tensor]) -> Tensor:
-    """With torch's global generator at the same place, whoever uses it."""
+    """Run with torch's global generator in a fixed state."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
         return run()
@@ -58,20 +58,20 @@ def right_greedy() -> Tokens:
     }
 
 
-def penalised_tokens(my: Any) -> Tokens:
+def penalized_tokens(my: Any) -> Tokens:
     model = as_function(small_gpt2())
     out = seeded(lambda: my.generate(model, copies(PROMPTS), N_NEW, temperature=0, frequency_penalty=0.9))
     return {"with temperature=0, frequency_penalty=0.9": out}
 
 
-def right_penalised() -> Tokens:
+def right_penalized() -> Tokens:
     gpt2 = small_gpt2()
     rows = [references.step_by_step(gpt2, prompt, N_NEW, 0.9) for prompt in PROMPTS]
     return {"with temperature=0, frequency_penalty=0.9": torch.tensor(rows)}
 
 
 def drawn_tokens(my: Any) -> Tokens:
-    """Draws by a generator of their own, from a model whose probabilities are known."""
+    """Return draws with a seeded generator from a model whose probabilities are known."""
     drawn = {name: draw(my, SHORT, 5, settings) for name, settings in DRAWS.items()}
     return drawn | {FREQUENCIES: draw(my, [[1]] * OFTEN, 2, CHANCES)}
 
@@ -94,8 +94,8 @@ def given_once(model: KnownModel, length: int) -> None:
     if sum(model.given) > length:
         calls = f"{len(model.given)} calls, {model.without_cache} of them without a cache"
         raise Wrong(
-            f"the model was given {sum(model.given)} positions in {calls}, for sequences of {length}: give it only what "
-            "its cache does not hold yet, and the cache with it."
+            f"the model was given {sum(model.given)} positions in {calls}, for sequences of {length}: give it the cache, and "
+            "only the positions that the cache does not hold yet."
         )
     if model.with_gradients:
         raise Wrong("the model ran with gradients on, which keeps every step in memory: use torch.no_grad().")
@@ -110,7 +110,7 @@ def tokens_differ(mine: Tokens, right: Tokens) -> str | None:
 
 def one_differs(mine: object, right: Tensor) -> str | None:
     if not isinstance(mine, Tensor):
-        return f"what comes back is {type(mine).__name__}, not a tensor"
+        return f"the result is {type(mine).__name__}, not a tensor"
     if mine.shape != right.shape:
         return f"the shape is {list(mine.shape)}, expected {list(right.shape)} (prompts, new tokens)"
     if mine.dtype != right.dtype:
@@ -126,18 +126,18 @@ def draws_differ(mine: Tokens, right: Tokens) -> str | None:
     if says is None or not all(isinstance(value, Tensor) for value in mine.values()):
         return says
     return wrong_frequencies(mine[FREQUENCIES]) or (
-        f"{says}. Frequencies are right, so random numbers are drawn otherwise than the docstring says"
+        f"{says}. Frequencies are right, so random numbers are not drawn in the docstring's way"
     )
 
 
 def frequencies(case: Case) -> None:
-    """Tokens come as often as their probabilities say."""
+    """Raise Wrong if tokens are not drawn as often as their probabilities say."""
     if says := wrong_frequencies(draw(case.mine, [[1]] * OFTEN, 2, CHANCES)):
         raise Wrong(f"{says}.")
 
 
 def wrong_frequencies(drawn: Tensor) -> str | None:
-    """By a chi-square test that only something wrong fails (six standard deviations), or None."""
+    """Describe frequencies that fail a chi-square test with a margin of six standard deviations, or return None."""
     known = KnownModel()
     chances = references.chances(lambda ids: known(ids)[0], [1], 2, CHANCES)
     counts = dict.fromkeys(chances, 0)
@@ -172,7 +172,7 @@ BEAMS: list[tuple[list[int], int, dict[str, Any]]] = [  # between them they tell
 ]
 ALL: list[
     tuple[list[int], int, dict[str, Any]]
-] = [  # as many beams as there are continuations: nothing can be missed
+] = [  # as many beams as continuations: the search finds the best
     ([1], 30, {"length_penalty": 0.0, "end": 2}),
     ([2, 0], 30, {"length_penalty": 0.0, "end": 1}),
     ([0, 1], 81, {"length_penalty": 2.0}),
@@ -224,11 +224,11 @@ def beam(
         raise Wrong("beam_search changes the prompt it was given: continue a copy of it.")
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise Wrong(
-            f"what comes back is {type(returned).__name__}; expected two things: the new tokens, the score."
+            f"the result is {type(returned).__name__}; expected two values: the new tokens, the score."
         )
     tokens, score = returned
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-        raise Wrong("the new tokens that come back are to be a list of whole numbers: `.tolist()` makes one.")
+        raise Wrong("the returned tokens should be a list of integers: `.tolist()` makes one.")
     return tokens, float(score)
 
 

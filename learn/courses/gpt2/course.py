@@ -1,4 +1,4 @@
-"""The parts of GPT-2: how each is made small, what it is given, and what it must stand."""
+"""Parts of the GPT-2 course: small sizes, inputs and checks for each."""
 
 from typing import Any
 
@@ -26,17 +26,17 @@ def streams() -> list[tuple]:
 
 
 def tied(case: Case) -> None:
-    """No second matrix as large as the vocabulary."""
+    """Raise Wrong if there is a second matrix of the vocabulary's size."""
     made: Any = case.part.make(case.mine)
     for name, parameter in made.named_parameters():
         if V in parameter.shape and parameter is not made.embedding.tokens:
             raise Wrong(
-                f"it looks like `{name}` makes the logits; GPT-2 has them from embedding.tokens (tied weights)."
+                f"it looks like `{name}` makes the logits; GPT-2 computes them with embedding.tokens (tied weights)."
             )
 
 
 def real(name: str) -> Check:
-    """The check on the weights of this model of the hub, or in this folder."""
+    """Return the check on pretrained weights: a model of the hub, or a folder."""
     return real_weights(
         name,
         references.pretrained,

@@ -1,6 +1,6 @@
-"""What is right, by code that others wrote: torch's functions and transformers' GPT-2, on the student's own weights.
+"""References for GPT-2: torch's functions and transformers' GPT-2, on the student's own weights.
 
-Every function takes what the student made and its arguments. Gradients flow into the student's parameters.
+Every function takes the student's part and its arguments. Gradients flow into the student's parameters.
 """
 
 import copy
@@ -58,7 +58,7 @@ def gpt2(made: Any, ids: Tensor) -> Tensor:
 
 
 def gpt2_weights(made: Any) -> dict[str, Tensor]:
-    """A model's weights under HuggingFace's names; all are views, so that what is copied into them arrives."""
+    """Return a model's weights under HuggingFace's names. All are views, so copying into them changes the model."""
     weights = {
         "transformer.wte.weight": made.embedding.tokens,
         "transformer.wpe.weight": made.embedding.positions,
@@ -71,7 +71,7 @@ def gpt2_weights(made: Any) -> dict[str, Tensor]:
 
 
 def block_weights(made: Any) -> dict[str, Tensor]:
-    """A block's weights under HuggingFace's names; its Conv1D holds matrices the other way round."""
+    """Return a block's weights under HuggingFace's names. Matrices are transposed, as its Conv1D holds them."""
     matrices = {
         "attn.c_attn": made.attention.qkv,
         "attn.c_proj": made.attention.out,
@@ -92,7 +92,7 @@ def of_the_same_sizes(made: Any) -> "GPT2LMHeadModel":
 
 
 def twin(made: Any) -> "GPT2LMHeadModel":
-    """HuggingFace's model with weights of its own that are the same, and without dropout."""
+    """Return a HuggingFace model with copies of the weights, without dropout."""
     model = copy.deepcopy(of_the_same_sizes(made)).to(made.embedding.tokens.dtype)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -106,7 +106,7 @@ def twin(made: Any) -> "GPT2LMHeadModel":
 
 @lru_cache(maxsize=8)
 def huggingface(n_tokens: int, max_seq_len: int, dim: int, n_layers: int, n_heads: int) -> "GPT2LMHeadModel":
-    """GPT-2 from a config, so no network; its weights do not matter, and torch's random state is as before."""
+    """Make a GPT-2 from a config, without a network. Its weights do not matter. Keeps torch's random state."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(

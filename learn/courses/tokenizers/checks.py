@@ -1,4 +1,4 @@
-"""How results of tokenizers are compared with what is right, whatever kind of value they are."""
+"""Checks that compare results of a student's tokenizers with the references."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +17,7 @@ Differ = Callable[[Any, Any], str | None]
 def same(
     make: Callable[[Any], Callable], samples: Callable[[], list[tuple]], right: Callable, differ: Differ
 ) -> Check:
-    """On every one of the samples, each a tuple of arguments, what the reference gives."""
+    """Return a check that results equal the reference's on all samples. A sample is a tuple of arguments."""
 
     def compute(module: Any) -> list:
         function = make(module)
@@ -33,7 +33,7 @@ def same(
 
 
 def called(function: Callable, sample: tuple) -> object:
-    """The result; an error gets to know what it was that it came up on."""
+    """Return the result. If the call raises, add the sample to the exception as a note."""
     try:
         return function(*sample)
     except Exception as error:
@@ -50,17 +50,17 @@ def function(name: str) -> Callable[[Any], Callable]:
 
 
 def part(make: Callable[[Any], Callable], inputs: list[tuple], *checks: Check, seconds: float = 30.0) -> Part:
-    """A part whose work nobody else does."""
+    """Return a part with these checks and those that the student's own code did the work."""
     return Part(make, lambda: inputs, checks=(own, *checks, by_hand, imports_none(*OTHERS)), seconds=seconds)
 
 
 def at_length(check: Check) -> Check:
-    """The check without known mistakes: they show on small samples, and to train by each of them takes a minute."""
+    """Return the check without known mistakes. Small samples reveal them, and training with each takes a minute."""
     return lambda case: check(replace(case, mistakes=()))
 
 
 def trains(samples: Callable[[], list[tuple]]) -> Check:
-    """The merges of the reference. What differs is explained by counting in the very texts."""
+    """Return a check that merges equal the reference's. A difference is explained by counts in the texts."""
 
     def compute(module: Any) -> list:
         return [called(module.train_bpe, (list(texts), size)) for texts, size in samples()]
@@ -92,7 +92,7 @@ def vocabulary_is(make: Callable[[Any], Any], right: Callable[[], dict[str, int]
 
 
 def gpt2_merges(case: Case) -> None:
-    """With the merges of the real GPT-2, the ids of the real GPT-2."""
+    """Raise Wrong unless the real GPT-2's merges give the real GPT-2's ids."""
     gpt2 = references.gpt2_tokenizer()
     merges = references.merges_of(gpt2)
     ids = differences.ids(gpt2.get_vocab)

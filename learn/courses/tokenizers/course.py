@@ -1,4 +1,4 @@
-"""The parts of the tokenizers: what each is tried on, and what it must stand."""
+"""Parts of the tokenizers course: inputs and checks for each."""
 
 from collections.abc import Callable
 from functools import cache, partial
@@ -51,7 +51,7 @@ def small_training() -> list[tuple]:
 
 @cache
 def training_text() -> list[str]:
-    """Enough that many pairs are equally frequent, little enough that naive training takes seconds."""
+    """Return texts long enough for many equally frequent pairs, and short enough to train plainly in seconds."""
     return [speech()[:20_000], manual()[:10_000], *HARD]
 
 
@@ -96,7 +96,7 @@ def bpe_encodes(texts: Callable[[], list[tuple]]) -> Check:
 
 
 def encodings() -> list[tuple]:
-    """Ids as they may come: of texts, of halves of characters, of nothing."""
+    """Return ids to decode: of texts, of parts of characters, and none."""
     encoded = [references.trained_bpe().encode(text).ids for text in HARD]
     broken = [part for ids in encoded for part in (ids[1:], ids[:-1], ids[::-1], ids[::2])]
     return [(ids,) for ids in (*encoded, *broken)]

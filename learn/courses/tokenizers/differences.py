@@ -1,5 +1,7 @@
-"""In what a tokenizer's results differ from what is right, in words. All is shown as `repr` has it: a lone surrogate
-or a control character in a student's result must not spoil the console."""
+"""Describe in words how a tokenizer's results differ from the reference.
+
+All is shown by `repr`: a lone surrogate or a control character in a student's result must not spoil the console.
+"""
 
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +15,7 @@ LONGEST = 70  # characters of a text shown
 
 
 def short(value: object) -> str:
-    """As Python writes it, cut."""
+    """Return the `repr` of a value, cut to `LONGEST` characters."""
     text = repr(value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
 
@@ -22,13 +24,13 @@ def wrong_type(mine: object, expected: type) -> str | None:
     if isinstance(mine, expected):
         return None
     forgotten = ": is a `return` missing?" if mine is None else ""
-    return f"what comes back is {type(mine).__name__}, expected {expected.__name__}{forgotten}"
+    return f"the result is {type(mine).__name__}, expected {expected.__name__}{forgotten}"
 
 
 def sequences(
     mine: object, right: list, what: str = "token", show: Callable[[Any], str] = short
 ) -> str | None:
-    """The first place, counted from 0, at which two lists differ."""
+    """Describe the first place, counted from 0, at which two lists differ, or return None."""
     if mine == right and isinstance(mine, list):
         return None
     if not isinstance(mine, list):
@@ -42,7 +44,7 @@ def sequences(
 
 
 def ids(vocabulary: Callable[[], dict[str, int]]) -> Callable[[object, list], str | None]:
-    """Lists of ids, shown with their tokens."""
+    """Return a function that compares two lists of ids and shows ids with their tokens."""
 
     def show(i: object) -> str:
         tokens = {i: token for token, i in vocabulary().items()}
@@ -65,7 +67,7 @@ def texts(mine: object, right: str) -> str | None:
 
 
 def tables(mine: object, right: dict, what: str) -> str | None:
-    """Two dicts."""
+    """Describe how two dicts differ, or return None."""
     if wrong := wrong_type(mine, dict):
         return wrong
     assert isinstance(mine, dict)
@@ -79,7 +81,7 @@ def tables(mine: object, right: dict, what: str) -> str | None:
 
 
 def merges(mine: object, right: list[Pair], trained_on: list[str]) -> str | None:
-    """The first merge that differs, and which of the two pairs is more frequent by then."""
+    """Describe the first merge that differs, and how often each of the two pairs occurs by then."""
     says = sequences(mine, right, "merge")
     if says is None or not isinstance(mine, list):
         return says
@@ -92,12 +94,12 @@ def merges(mine: object, right: list[Pair], trained_on: list[str]) -> str | None
 def reason(mine: tuple, right: Pair, pairs: Counter[Pair]) -> str:
     mine_times = next((n for pair, n in pairs.items() if pair == mine), 0)
     if mine_times == 0:
-        return f"the first stands nowhere by then, the second {times(pairs[right])}"
+        return f"by then the first occurs nowhere, the second {times(pairs[right])}"
     if mine_times != pairs[right]:
-        return f"by then the first stands there {times(mine_times)}, the second {times(pairs[right])}"
+        return f"by then the first occurs {times(mine_times)}, the second {times(pairs[right])}"
     which = 0 if mine[0] != right[0] else 1
     return (
-        f"both stand there {times(mine_times)}, so ids decide, and the {('first', 'second')[which]} token "
+        f"both occur {times(mine_times)}, so ids decide, and the {('first', 'second')[which]} token "
         f"{right[which]!r} has a smaller id than {mine[which]!r}"
     )
 
@@ -107,7 +109,7 @@ def times(n: int) -> str:
 
 
 def counted(trained_on: list[str], done: list[Pair]) -> Counter[Pair]:
-    """How often each pair stands in the texts after these merges."""
+    """Count each pair in the texts after the merges `done`."""
     pairs = Counter[Pair]()
     for word, n in Counter(word for text in trained_on for word in byte_words(text)).items():
         tokens = list(word)

@@ -1,4 +1,4 @@
-"""What is right, by the library `tokenizers` that HuggingFace's models use."""
+"""References for the tokenizers, by HuggingFace's library `tokenizers`."""
 
 import json
 from contextlib import suppress
@@ -23,7 +23,7 @@ def byte_words(text: str) -> list[str]:
 
 @cache
 def byte_characters() -> dict[int, str]:
-    """Read off from how characters are written whose UTF-8 has every byte that UTF-8 can have."""
+    """Return the table, read off characters whose UTF-8 contains every byte that UTF-8 can contain."""
     found = dict[int, str]()
     for code in chain(range(0x800), range(0x800, 0xD800, 0x400), range(0xE000, 0x110000, 0x400)):
         found |= zip(chr(code).encode(), "".join(byte_words(chr(code))), strict=True)
@@ -37,7 +37,7 @@ def bert_words(text: str) -> list[str]:
 
 @cache
 def train_bpe(texts: tuple[str, ...], vocab_size: int) -> list[Pair]:
-    """What BpeTrainer learns from the 256 byte characters on."""
+    """Return the merges that BpeTrainer learns, starting from the 256 byte characters."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = BYTES
     trainer = trainers.BpeTrainer(
@@ -53,7 +53,7 @@ def merges_of(tokenizer: Tokenizer) -> list[Pair]:
 
 
 def byte_level(merges: list[Pair]) -> Tokenizer:
-    """GPT-2's kind of tokenizer with these merges."""
+    """Return a byte-level BPE tokenizer with these merges, of GPT-2's kind."""
     tokens = dict.fromkeys([*sorted(BYTES.alphabet()), *("".join(pair) for pair in merges)])
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     tokenizer.pre_tokenizer, tokenizer.decoder = BYTES, decoders.ByteLevel()
@@ -72,7 +72,7 @@ def bpe_model(merges: tuple[Pair, ...]) -> models.BPE:
 
 @cache
 def trained_merges() -> list[Pair]:
-    """A thousand merges of real text, and of half of the hard ones: some characters then lie in several tokens."""
+    """Return 1,000 merges of real text and half of the hard texts, so that some characters need several tokens."""
     return train_bpe((speech(), manual(), *HARD[::2] * 20), 256 + 1000)
 
 
@@ -82,11 +82,11 @@ def trained_bpe() -> Tokenizer:
 
 
 def gpt2_tokenizer() -> Tokenizer:
-    """GPT-2's own, downloaded earlier or now; its end-of-text token does not count where it stands in a text."""
+    """Return GPT-2's tokenizer, from the cache or downloaded. "<|endoftext|>" in a text is not special to it."""
     try:
         with offline():
             tokenizer = Tokenizer.from_pretrained("gpt2")
-    except Exception:  # of the client library beneath: several kinds
+    except Exception:  # the client library raises several kinds
         tokenizer = downloaded("gpt2")
     tokenizer.encode_special_tokens = True
     return tokenizer
@@ -101,8 +101,11 @@ def downloaded(name: str) -> Tokenizer:
 
 @cache
 def train_wordpiece(texts: tuple[str, ...], vocab_size: int) -> list[str]:
-    """What WordPieceTrainer learns. Characters with ## are given to it in order: by itself it numbers them at random,
-    from one run to the next, and decides between equally frequent pairs by these numbers."""
+    """Return the vocabulary that WordPieceTrainer learns.
+
+    The characters with ## are passed to it in sorted order. By itself it numbers them differently in each run, and
+    these numbers decide between equally frequent pairs.
+    """
     words = {word for text in texts for word in bert_words(text)}
     rest = sorted({f"##{character}" for word in words for character in word[1:]})
     tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
@@ -117,7 +120,7 @@ def train_wordpiece(texts: tuple[str, ...], vocab_size: int) -> list[str]:
 
 @cache
 def trained_vocabulary() -> dict[str, int]:
-    """Two thousand pieces of real text; half of the hard ones are left out, so that there are words it does not know."""
+    """Return 2,000 pieces of real text. Half of the hard texts are left out, so that some words are unknown."""
     return {token: i for i, token in enumerate(train_wordpiece((speech(), *HARD[::2]), 2000))}
 
 

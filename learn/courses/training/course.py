@@ -1,4 +1,4 @@
-"""The parts of training: what each is run on beside torch's own, and what it must stand."""
+"""Parts of the training course: runs beside torch's own code, and checks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,11 +16,11 @@ from learn.outline import Outline
 
 SHAPES = {"matrix": (3, 4), "vector": (5,), "late": (2, 3)}
 V, T = 11, 8  # of the GPT-2 that is trained
-Run = Callable[[Any], dict[str, Any]]  # of a file, or of what is right: named results
+Run = Callable[[Any], dict[str, Any]]  # from the student's file, or the references, to named results
 
 
 def same(run: Run) -> Check:
-    """What the student's file does is what torch and transformers do."""
+    """Return a check that a run gives the same results with the student's file as with torch and transformers."""
     return agrees(run, lambda: run(references), differ, pairs=True)
 
 
@@ -41,7 +41,7 @@ def adam(
     spread: float = 1.0,
     **settings: Any,
 ) -> Run:
-    """Steps with gradients from a table. `without`: (name, step) at which a parameter has none."""
+    """Return a run of AdamW on fixed gradients. `without`: (name, step) at which a parameter has none."""
     names = tuple(SHAPES) if without else ("matrix",)
 
     def run(my: Any) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def adam(
 
 
 def on_a_generator(my: Any) -> dict[str, Any]:
-    """A small network whose parameters are given by model.parameters(), and what zero_grad leaves."""
+    """Run AdamW on the generator `model.parameters()`, and record the gradients that zero_grad leaves."""
     model, results = small_network(), dict[str, Any]()
     optimizer = my.AdamW(model.parameters(), lr=0.05)
     for step in (1, 2, 3):
@@ -92,7 +92,7 @@ def small_network() -> nn.Sequential:
 
 
 def clip(case: str, max_norm: float, spread: float = 1.0, without: Sequence[str] = ()) -> Run:
-    """Three gradients, of which some may be missing, given as a generator."""
+    """Return a run that clips three gradients, some of them missing, with the parameters as a generator."""
 
     def run(my: Any) -> dict[str, Any]:
         made = parameters(*SHAPES)
@@ -109,7 +109,7 @@ def clip(case: str, max_norm: float, spread: float = 1.0, without: Sequence[str]
 
 
 def rates(case: str, n_steps: int, **settings: Any) -> Run:
-    """The learning rate at every step, and a few steps after the last."""
+    """Return a run of the learning rate at every step, and four steps beyond the last."""
 
     def run(my: Any) -> dict[str, Any]:
         found = [my.learning_rate(step, n_steps, 0.5, **settings) for step in range(n_steps + 4)]
@@ -129,7 +129,7 @@ GPT2 = load(Outline("gpt2").solution)
 
 
 def gpt2() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
-    """A tiny GPT-2, always with the same weights, and its loss."""
+    """Return a tiny GPT-2, always with the same weights, and its loss function."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = GPT2.GPT2(V, T, 12, 1, 2).double()
@@ -141,7 +141,7 @@ def texts(n: int) -> list[Tensor]:
 
 
 def trained(case: str, n_batches: int = 6, by_heart: bool = False, **settings: Any) -> Run:
-    """Losses of every step and the weights afterwards, for a model that had gradients before."""
+    """Return a run of `train`: losses and final weights, for a model that had gradients before."""
 
     def run(my: Any) -> dict[str, Any]:
         model, loss_of = gpt2()
@@ -150,7 +150,9 @@ def trained(case: str, n_batches: int = 6, by_heart: bool = False, **settings: A
         batches = texts(1) * n_batches if by_heart else texts(n_batches)
         losses = my.train(model, batches, loss_of, **settings)
         if not isinstance(losses, list) or not all(isinstance(loss, float) for loss in losses):
-            raise Wrong("train returns a list of floats, the loss of every step: `loss.item()` makes one.")
+            raise Wrong(
+                "train should return a list of floats, the loss of every step: `loss.item()` makes a float."
+            )
         results: dict[str, Any] = {f"the number of losses {case}": len(losses)}
         results |= {
             f"the loss of step {i} (counted from 0) {case}": as_number(a) for i, a in enumerate(losses)
@@ -165,7 +167,7 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 class Modes(nn.Module):
-    """Keeps in which mode it was called."""
+    """Model that notes the mode of every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,10 +191,10 @@ def modes(my: Any) -> dict[str, Any]:
 
 
 def learns_by_heart(case: Case) -> None:
-    """One batch, again and again, until the model knows it."""
+    """Raise Wrong if 80 steps on one batch do not overfit it."""
     model, loss_of = gpt2()
     losses = case.mine.train(model, texts(1) * 80, loss_of, lr=0.03, n_warmup=5, weight_decay=0.0)
-    known = 0.2  # the first token of a text cannot tell what follows: much less there is not to be had
+    known = 0.2  # not much less is possible: the second token cannot be known from the first
     if losses[-1] > known:
         raise Wrong(
             f"80 steps on one batch bring the loss from {losses[0]:.2f} to {losses[-1]:.2f}, not below {known}."

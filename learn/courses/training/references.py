@@ -1,4 +1,4 @@
-"""What is right, by code that others wrote, under the names of the student's file: torch.optim and transformers."""
+"""References for training, by torch.optim and transformers, under the names of the student's file."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 
 class AdamW(torch.optim.AdamW):
-    """torch's, with its learning rate to be set where the course has it."""
+    """torch's AdamW with the course's attribute `lr`."""
 
     def set_lr(self, lr: float) -> None:
         for group in self.param_groups:
@@ -23,7 +23,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def learning_rate(step: int, n_steps: int, lr: float, n_warmup: int = 0, min_lr: float = 0.0) -> float:
-    """transformers' schedule, which rises again after its end; here it stays there."""
+    """Return transformers' schedule. After its end it would rise again; here it stays at min_lr."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr)
     schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, n_warmup, n_steps, min_lr=min_lr)
     for _ in range(min(step, n_steps)):

@@ -1,4 +1,4 @@
-"""What compare() promises, by simulation through all of it: how often it is wrong about equals, how often right about others."""
+"""Error rates and power that compare() promises, by simulation: how often it is wrong about equals, how often right about others."""
 
 import numpy as np
 import pandas as pd

@@ -26,7 +26,7 @@ def opened(watched, tmp_path):
 
 
 class Page:
-    """What a user sees and does."""
+    """Page in a browser, with the actions of a user."""
 
     def __init__(self, driver) -> None:
         self.driver = driver
@@ -48,7 +48,7 @@ class Page:
         return self.driver.execute_script(script, *arguments)
 
     def hover(self, element, x: float, y: float) -> str:
-        """What is told about the place that lies so far to the right and down, as shares of the element."""
+        """Hover over an element and return the tooltip. `x` and `y` are fractions of its width and height."""
         size = element.size
         dx, dy = round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])
         ActionChains(self.driver, duration=0).move_to_element_with_offset(element, dx, dy).perform()

@@ -40,10 +40,14 @@ CHEATS = [
             )
         ],
     ),
-    ("Embedding", "Embedding inside", [("std, eps =", "self.inner = nn.Embedding(2, 2); std, eps =")]),
     (
         "Embedding",
-        "LayerNorm inside",
+        "Embedding: write that yourself",
+        [("std, eps =", "self.inner = nn.Embedding(2, 2); std, eps =")],
+    ),
+    (
+        "Embedding",
+        "LayerNorm: write that yourself",
         [("LayerNorm(dim, eps)\n        self.types", "nn.LayerNorm(dim, eps)\n        self.types")],
     ),
     (
@@ -83,7 +87,7 @@ CHEATS = [
     ),
     (
         "SelfAttention",
-        "MultiheadAttention inside",
+        "MultiheadAttention: write that yourself",
         [
             (
                 "self.n_heads = n_heads",
@@ -118,10 +122,14 @@ CHEATS = [
         ],
     ),
     ("MLP", "`gelu`", [("x = gelu(x)", "x = nn.functional.gelu(x)")]),
-    ("MLP", "GELU inside", [("self.up, self.down =", "self.act = nn.GELU()\n        self.up, self.down =")]),
+    (
+        "MLP",
+        "GELU: write that yourself",
+        [("self.up, self.down =", "self.act = nn.GELU()\n        self.up, self.down =")],
+    ),
     (
         "Block",
-        "TransformerEncoderLayer inside",
+        "TransformerEncoderLayer: write that yourself",
         [
             (
                 "        eps = 1e-12",
@@ -224,7 +232,7 @@ OTHERS = [
         "has shape [3, 12], expected [4, 12]",
         [("torch.empty(n_types, dim)", "torch.empty(n_types - 1, dim)")],
     ),
-    ("Embedding", "drawn in another order", [("std, eps =", "torch.rand(1); std, eps =")]),
+    ("Embedding", "but other numbers: draw", [("std, eps =", "torch.rand(1); std, eps =")]),
     (
         "Embedding",
         "(with types)",
@@ -347,16 +355,16 @@ OTHERS = [
     ("mask_tokens", "changes its input", [("new = ids.clone()", "new = ids")]),
     (
         "mask_tokens",
-        "tuple, expected a tuple of two|what comes back is Tensor",
+        "tuple, expected a tuple of two|the result is Tensor",
         [("return new, chosen", "return new")],
     ),
     ("mask_tokens", "int64, expected bool", [("return new, chosen", "return new, chosen.long()")]),
-    ("mask_tokens", "whole numbers", [("return new, chosen", "return new.float(), chosen")]),
+    ("mask_tokens", "should be torch.long", [("return new, chosen", "return new.float(), chosen")]),
     ("mask_tokens", "% of the tokens are chosen, expected 15 %", [("(0.15, 0.8, 0.5)", "(0.3, 0.8, 0.5)")]),
     ("mask_tokens", "expected 80, 10 and 10 %", [("(0.15, 0.8, 0.5)", "(0.15, 0.1, 0.9)")]),
     (
         "mask_tokens",
-        "special tokens are chosen: they never are",
+        "special tokens are chosen; they should never be",
         [
             (
                 "chosen = dice[0] & ~special.bool()",
@@ -366,7 +374,7 @@ OTHERS = [
     ),
     (
         "mask_tokens",
-        "not among the chosen",
+        "a token that is not chosen is changed",
         [("swap = chosen & dice[2]", "swap = dice[2] & dice[0].flip(0)")],
     ),
     (
@@ -389,7 +397,7 @@ OTHERS = [
     ("masked_lm_loss", "expected 0", [("return total / max(n, 1)", "return total / n")]),
     (
         "masked_lm_loss",
-        "what comes back is float",
+        "the result is float",
         [("return total / max(n, 1)", "return float(total / max(n, 1))")],
     ),
     (

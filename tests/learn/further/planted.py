@@ -1,7 +1,7 @@
 """Known mistakes to plant in tests/learn/further/another.py: the part, what should be said, and (old, new) edits."""
 
 MIX = "mixed = (1 - strength) * logits_a + strength * logits_b"
-NORMALISED = "mixed - mixed.logsumexp(-1, keepdim=True)"
+NORMALIZED = "mixed - mixed.logsumexp(-1, keepdim=True)"
 DRAW = "int(torch.multinomial(p, 1, generator=generator))"
 LOGPROBS = "    logits_a, logits_b = logits_a.log_softmax(-1), logits_b.log_softmax(-1)\n    "
 EVAL = "    before = model.training\n    model.eval()\n"
@@ -25,14 +25,14 @@ MISTAKES = [
     ),
     (
         "pair_logprobs",
-        "not normalised",
-        [(f"    {MIX}", LOGPROBS + MIX), (NORMALISED, "mixed")],
+        "not normalized",
+        [(f"    {MIX}", LOGPROBS + MIX), (NORMALIZED, "mixed")],
     ),
-    ("pair_logprobs", "probabilities are returned", [(NORMALISED, "mixed.softmax(-1)")]),
+    ("pair_logprobs", "probabilities are returned", [(NORMALIZED, "mixed.softmax(-1)")]),
     (
         "pair_logprobs",
         "over the rows",
-        [(f"    {MIX}", LOGPROBS + MIX), (NORMALISED, "mixed - mixed.logsumexp(0, keepdim=True)")],
+        [(f"    {MIX}", LOGPROBS + MIX), (NORMALIZED, "mixed - mixed.logsumexp(0, keepdim=True)")],
     ),
     ("pair_logprobs", "mean of both", [(MIX, "mixed = (logits_a + logits_b) / 2")]),
     ("continue_pair", "to a only", [("        b.append(token)\n", "")]),
@@ -57,7 +57,7 @@ MISTAKES = [
     ),
     (
         "continue_pair",
-        "one behind the other",
+        "contexts are concatenated",
         [("model(torch.tensor([a]))", "model(torch.tensor([ids_a.tolist() + b]))")],
     ),
     ("continue_pair", "although there is a generator", [("if generator is not None:", "if not model:")]),
@@ -122,7 +122,7 @@ MISTAKES = [
     ),
     (
         "finetune",
-        "in the order in which they come",
+        "not shuffled",
         [("torch.randperm(n, generator=generator)", "torch.arange(n)")],
     ),
     (
@@ -140,7 +140,7 @@ MISTAKES = [
     ("finetune", "all texts are one batch", [("    batches = []\n", "    batch_size, batches = n, []\n")]),
     ("finetune", "there is no warm-up", [(", n_warmup=int(len(batches) / 10)", "")]),
     ("finetune", "a tenth of the texts", [("int(len(batches) / 10)", "n // 10")]),
-    ("finetune", "lr is not given", [("lr=lr, ", "")]),
+    ("finetune", "lr is not passed", [("lr=lr, ", "")]),
     ("finetune", "losses are summed", [('batch["labels"])', 'batch["labels"]) * len(logits)')]),
     (
         "induction_scores",
@@ -167,7 +167,7 @@ MISTAKES = [
     ("induction_scores", "over all pairs", [(SCORES, "    return there.sum((0, 3)) / found.sum()")]),
     (
         "induction_scores",
-        "not averaged over",
+        "rows are summed",
         [(SCORES, "    return there[rows, :, :, places].mean(0) * len(ids)")],
     ),
     ("induction_scores", "attention is summed", [("places].mean(0)", "places].sum(0)")]),
@@ -237,18 +237,18 @@ MISTAKES = [
     ),
     (
         "ForTrainer",
-        "there is no answer",
+        "nothing is returned",
         [("        return out", "        return out if labels is not None else {}")],
     ),
     ("train_with_huggingface", "labels are shifted", [("row.clone()", "row.roll(-1)")]),
-    ("train_with_huggingface", "seed is not given", [("        seed=seed,\n", "")]),
-    ("train_with_huggingface", "lr is not given", [("        learning_rate=lr,\n", "")]),
+    ("train_with_huggingface", "seed is not passed", [("        seed=seed,\n", "")]),
+    ("train_with_huggingface", "lr is not passed", [("        learning_rate=lr,\n", "")]),
     (
         "train_with_huggingface",
-        "batch_size is not given",
+        "batch_size is not passed",
         [("        per_device_train_batch_size=batch_size,\n", "")],
     ),
-    ("train_with_huggingface", "n_epochs is not given", [("        num_train_epochs=n_epochs,\n", "")]),
+    ("train_with_huggingface", "n_epochs is not passed", [("        num_train_epochs=n_epochs,\n", "")]),
     ("train_with_huggingface", "not every step is logged", [("logging_steps=1", "logging_steps=2")]),
     (
         "train_with_huggingface",

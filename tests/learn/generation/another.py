@@ -57,7 +57,7 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, nucleus=None):
     return torch.stack(rows)
 
 
-def frequency_penalised(logits, ids, penalty):
+def frequency_penalized(logits, ids, penalty):
     tokens = torch.arange(logits.shape[1])
     counts = (ids[:, :, None] == tokens).sum(1).to(logits.dtype)
     return logits - penalty * counts
@@ -86,7 +86,7 @@ def generate(
         with torch.no_grad():
             logits, cache = model(new, cache)
         last = logits[:, -1]
-        last = frequency_penalised(last, ids[:, :place], frequency_penalty)
+        last = frequency_penalized(last, ids[:, :place], frequency_penalty)
         p = next_token_probabilities(last, temperature, top_k, nucleus)
         token = torch.multinomial(p, 1, generator=generator).squeeze(1)
         if end is not None:

@@ -75,9 +75,9 @@ CHEATS = [
         ],
     ),
     (
-        "frequency_penalised",
+        "frequency_penalized",
         "comes from learn.solution",
-        [("def generate(", "from learn.solution.generation import frequency_penalised\n\n\ndef generate(")],
+        [("def generate(", "from learn.solution.generation import frequency_penalized\n\n\ndef generate(")],
     ),
     (
         "generate",
@@ -120,7 +120,7 @@ OTHERS = [
     ("cached_attention", "there is no cached_attention", [("def cached_attention(", "def attend(")]),
     (
         "cached_attention",
-        "expected two things",
+        "expected two values",
         [("return attention.out(out), (k, v)", "return attention.out(out)")],
     ),
     ("cached_attention", "a pair of tensors", [("(k, v)\n", "None\n")]),
@@ -157,7 +157,7 @@ OTHERS = [
     ),
     ("cached_attention", "stops with", [("old_k, old_v = cache", "old_k, old_v, _ = cache")]),
     ("cached_gpt2", "changed in place|list of 4", [("pairs = []", "pairs = cache if cache else []")]),
-    ("cached_gpt2", "expected one pair", [("pairs.append(pair)", "pairs = [pair]")]),
+    ("cached_gpt2", "expected a list with a pair", [("pairs.append(pair)", "pairs = [pair]")]),
     ("cached_gpt2", "every number is 2 times", [("tokens), pairs", "tokens) * 2, pairs")]),
     ("cached_gpt2", "keys kept in layer 0", [("tokens), pairs", "tokens), pairs[::-1]")]),
     (
@@ -166,9 +166,9 @@ OTHERS = [
         [("n = 1", "n = 1 if temperature != 0.7 else 4")],
     ),
     ("next_token_probabilities", "not finite", [("if temperature == 0:", "if temperature == -1:")]),
-    ("frequency_penalised", "gradient", [("return logits - penalty", "return logits.detach() - penalty")]),
+    ("frequency_penalized", "gradient", [("return logits - penalty", "return logits.detach() - penalty")]),
     (
-        "frequency_penalised",
+        "frequency_penalized",
         "changes its input",
         [("return logits - penalty * counts", "logits -= penalty * counts\n    return logits")],
     ),
@@ -212,7 +212,7 @@ OTHERS = [
         "the new tokens of prompt 1 are",
         [("ended |= free", "ids[1, place] = 0; token[1] = 0; ended |= free")],
     ),
-    ("beam_search", "expected two things", [("return done[0][1], done[0][0]", "return done[0][1]")]),
+    ("beam_search", "expected two values", [("return done[0][1], done[0][0]", "return done[0][1]")]),
     (
         "beam_search",
         "but their score is",

@@ -79,7 +79,7 @@ CHEATS = [
     ),
     (
         "Embedding",
-        "Embedding inside",
+        "Embedding: write that yourself",
         [("std = 0.02", "std = 0.02\n        self.inner = nn.Embedding(2, 2)")],
     ),
     (
@@ -104,7 +104,7 @@ CHEATS = [
     ),
     (
         "CausalAttention",
-        "MultiheadAttention inside",
+        "MultiheadAttention: write that yourself",
         [
             (
                 "self.n_heads = n_heads",
@@ -115,7 +115,7 @@ CHEATS = [
     ("MLP", "`gelu`", [("x = gelu(x)", "x = nn.functional.gelu(x, approximate='tanh')")]),
     (
         "MLP",
-        "GELU inside",
+        "GELU: write that yourself",
         [("self.up, self.down =", "self.act = nn.GELU('tanh')\n        self.up, self.down =")],
     ),
     (
@@ -228,7 +228,7 @@ OTHERS = [
         [("return x + self.positions[places]", "return (x + self.positions[places]).mT")],
     ),
     ("Embedding", "0.0283, expected 0.02|standard deviation", [("std = 0.02", "std = 0.03")]),
-    ("Embedding", "drawn in another order", [("std = 0.02", "std = 0.02; torch.rand(1)")]),
+    ("Embedding", "but other numbers: draw", [("std = 0.02", "std = 0.02; torch.rand(1)")]),
     (
         "Embedding",
         "only position 3 differ",

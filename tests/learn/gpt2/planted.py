@@ -131,7 +131,7 @@ MISTAKES = [
     ("Block", "around the MLP is missing", [("return x + m\n", "return m\n")]),
     (
         "Block",
-        "adds what was normalised",
+        "adds the normalized input",
         [("x = x + a", "x = self.norm1(x) + a"), ("return x + m\n", "return self.norm2(x) + m\n")],
     ),
     ("Block", "side by side", [("self.norm2(x)", "self.norm2(x - a)")]),
@@ -169,7 +169,7 @@ MISTAKES = [
         "wrong way",
         [("range(ids.shape[1] - 1)", "range(1, ids.shape[1])"), ("t + 1", "t - 1")],
     ),
-    ("next_token_loss", "summed; the mean", [(".mean()", ".sum()")]),
+    ("next_token_loss", "summed; it should be the mean", [(".mean()", ".sum()")]),
     ("next_token_loss", "averaged over samples only", [(".mean()", ".mean(1).sum()")]),
     ("next_token_loss", "in bits", [(".mean()", ".mean() / math.log(2)")]),
     ("next_token_loss", "log-likelihood", [("return torch.stack(losses)", "return -torch.stack(losses)")]),

@@ -262,10 +262,10 @@ OTHERS = [
         "merge 0 is ['u', 'g'], expected ('u', 'g')",
         [("merges.append(pair)", "merges.append([*pair])")],
     ),
-    ("train_bpe", "the first stands nowhere by then", [("merges.append(pair)", "merges.append(pair[::-1])")]),
+    ("train_bpe", "by then the first occurs nowhere", [("merges.append(pair)", "merges.append(pair[::-1])")]),
     (
         "train_bpe",
-        "by then the first stands there 3 times, the second 4 times",
+        "by then the first occurs 3 times, the second 4 times",
         [("most = max(", "most = [0, *sorted({*counts.values()})][-2:][0] or max(")],
     ),
     (

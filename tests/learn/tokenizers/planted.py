@@ -36,7 +36,7 @@ MISTAKES = [
     ("byte_characters", "its own code point", [("chr(shift)", "chr(byte)")]),
     (
         "byte_words",
-        "bytes of their UTF-8",
+        "their UTF-8 bytes",
         [
             ('bytes(match.group(), "utf-8")', "map(ord, match.group())"),
             ("table[byte]\n    ", "table.get(byte, chr(byte))\n    "),
@@ -171,7 +171,7 @@ MISTAKES = [
     ("bert_words", "Chinese", [('spaced += [" ", c, " "]', "spaced.append(c)")]),
     (
         "bert_words",
-        "become spaces; they go",
+        "become spaces; they should be removed",
         [('"\\ufffd":\n            continue', '"\\ufffd":\n            spaced.append(" ")')],
     ),
     ("bert_words", "format characters", [('"Cf", ', "")]),
@@ -250,5 +250,5 @@ MISTAKES = [
     ("train_wordpiece", "larger ids", [(TIES, TIES[:-1] + ", reverse=True)")]),
     ("train_wordpiece", "counts once", [("[1:]], n) for", "[1:]], 1) for")]),
     ("train_wordpiece", "occurs twice", [("most <= 0", "most <= 1")]),
-    ("train_wordpiece", "comes back sorted", [("return list(ids)", "return sorted(ids)")]),
+    ("train_wordpiece", "vocabulary is sorted", [("return list(ids)", "return sorted(ids)")]),
 ]

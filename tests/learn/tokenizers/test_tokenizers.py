@@ -1,4 +1,4 @@
-"""What the course of tokenizers stands on: its references, GPT-2's own merges, and a spy that sees the packages."""
+"""Foundations of the tokenizers course: its references, GPT-2's own merges, and a spy that sees the packages."""
 
 import json
 from contextlib import suppress
@@ -195,12 +195,12 @@ def test_a_result_that_cannot_be_printed_is_described(tmp_path, capsys):
         ([("l", "o")], "there are 1 merges, expected 3"),
         (
             [("o", "w"), ("l", "o"), ("s", "t")],
-            "merge 0 is ('o', 'w'), expected ('l', 'o'): both stand there 3 times",
+            "merge 0 is ('o', 'w'), expected ('l', 'o'): both occur 3 times",
         ),
-        ([("s", "t"), ("lo", "w"), ("s", "t")], "by then the first stands there once, the second 3 times"),
+        ([("s", "t"), ("lo", "w"), ("s", "t")], "by then the first occurs once, the second 3 times"),
         (
             [("l", "o"), ("o", "w"), ("s", "t")],
-            "merge 1 is ('o', 'w'), expected ('lo', 'w'): the first stands nowhere",
+            "merge 1 is ('o', 'w'), expected ('lo', 'w'): by then the first occurs nowhere",
         ),
         (["lo", "low", "st"], "merge 0 is 'lo', expected ('l', 'o')"),
         (None, "is a `return` missing"),

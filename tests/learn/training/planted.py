@@ -67,11 +67,11 @@ MISTAKES = [
     ),
     ("AdamW", "begin at 0 in every step", [(KEEP, "            self.state[p] = (t + 1, 0.0, 0.0)\n")]),
     ("AdamW", "corrected m and v are kept", [(KEEP, "            self.state[p] = (t + 1, m_hat, v_hat)\n")]),
-    ("AdamW", "it climbs", [("new = new - self.lr", "new = new + self.lr")]),
+    ("AdamW", "up the gradient", [("new = new - self.lr", "new = new + self.lr")]),
     ("AdamW", "parameters do not move", [("p.data.copy_(new)", "p = new")]),
     (
         "AdamW",
-        "one counter of steps serves",
+        "one step counter serves",
         [
             ("self.state = {}", "self.state, self.t = {}, 0"),
             ("given = [", "self.t += 1\n        given = ["),
@@ -138,7 +138,7 @@ MISTAKES = [
     ("clip_gradients", "always scaled", [("if factor < 1", "if True")]),
     (
         "clip_gradients",
-        "that after clipping",
+        "norm after clipping",
         [("    return norm", "    return norm * min(1, factor) if having else norm")],
     ),
     (
@@ -162,7 +162,7 @@ MISTAKES = [
     ),
     ("clip_gradients", "largest number", [("torch.linalg.vector_norm(flat)", "flat.abs().max()")]),
     ("clip_gradients", "1e-6 is missing", [("(norm + 1e-6)", "norm")]),
-    ("clip_gradients", "stay as they were", [("p.grad = p.grad * factor", "grad = p.grad * factor")]),
+    ("clip_gradients", "gradients do not change", [("p.grad = p.grad * factor", "grad = p.grad * factor")]),
     ("learning_rate", "begins with lr / n_warmup", [("(step / n_warmup)", "((step + 1) / n_warmup)")]),
     ("learning_rate", "there is no warm-up", [("lr * (step / n_warmup)", "lr")]),
     ("learning_rate", "warm-up is as long as all steps", [("(step / n_warmup)", "(step / n_steps)")]),
@@ -224,11 +224,11 @@ MISTAKES = [
         "whole cosine",
         [("        return min_lr", "        return lr"), ("angle = math.pi", "angle = 2 * math.pi")],
     ),
-    ("learning_rate", "straight line", [("0.5 + 0.5 * math.cos(angle)", "1 - angle / math.pi")]),
+    ("learning_rate", "falls linearly", [("0.5 + 0.5 * math.cos(angle)", "1 - angle / math.pi")]),
     ("learning_rate", "it rises again", [("    if step >= n_steps:\n        return min_lr\n", "")]),
     (
         "train",
-        "never forgotten",
+        "never cleared",
         [
             ("    optimizer.zero_grad()\n    losses,", "    losses,"),
             ("            optimizer.zero_grad()\n", ""),
@@ -281,10 +281,10 @@ MISTAKES = [
             )
         ],
     ),
-    ("train", "min_lr is not given", [("lr, n_warmup, min_lr)", "lr, n_warmup)")]),
+    ("train", "min_lr is not passed", [("lr, n_warmup, min_lr)", "lr, n_warmup)")]),
     (
         "train",
-        "weight_decay is not given",
+        "weight_decay is not passed",
         [("AdamW(model.parameters(), weight_decay=weight_decay)", "AdamW(model.parameters())")],
     ),
     (
@@ -297,10 +297,10 @@ MISTAKES = [
             )
         ],
     ),
-    ("train", "of one step are summed; the loss is their mean", [(BACKWARD, "loss.backward()")]),
+    ("train", "gradients of the batches of one step are summed", [(BACKWARD, "loss.backward()")]),
     (
         "train",
-        "of one step are summed; their mean",
+        "losses of the batches of one step are summed",
         [("sum(of_this_step) / n_accumulate", "sum(of_this_step)")],
     ),
     ("train", "of its last batch", [("sum(of_this_step) / n_accumulate", "of_this_step[-1]")]),

@@ -198,7 +198,7 @@ class WholeBatch(Layer):
 
 
 class Gated(nn.Module):
-    """Of no effect before it is trained."""
+    """Layer without effect before it is trained."""
 
     def __init__(self) -> None:
         super().__init__()

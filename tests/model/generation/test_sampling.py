@@ -241,7 +241,7 @@ MOST = 24.3  # 0.1 % of true samples have a larger chi-square at 7 degrees of fr
 
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_sampled_frequencies_match_the_softmax(use_cache):
-    """Of the first new token, and of the second whatever the first is; the prompts differ in length."""
+    """Compare the first new token, and the second given each first. The prompts differ in length."""
     lm = tiny_lm(n_tokens=8, seed=3)
     lm.tokenizer.stops = ()
     n, generator = 4000, torch.Generator().manual_seed(0)

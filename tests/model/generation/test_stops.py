@@ -1,4 +1,4 @@
-"""What ends a sample or a beam, special tokens by their text, and models without bos."""
+"""Stop tokens of samples and beams, special tokens by their text, and models without bos."""
 
 import json
 import shutil

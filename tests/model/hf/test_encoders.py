@@ -69,7 +69,7 @@ def types_of(hf_model):
 
 
 def assert_gradients_equal(hf_model, lm, tolerance):
-    """Of one loss: their gradients are poured where their weights were, without those that are folded."""
+    """Compare the gradients of one loss. Theirs are copied in place of weights; folded parameters are left out."""
     loss_of(hf_model(IDS).logits).backward()
     loss_of(lm(IDS)).backward()
     theirs, ours = copy.deepcopy(hf_model), copy.deepcopy(lm)
@@ -199,7 +199,7 @@ def test_decoders_are_still_written_as_decoders():
     ],
 )
 def test_trained_weights(name, text, expected):
-    """Those of the hub, if they were downloaded earlier: tests do without a network."""
+    """Compare weights of the hub if they were downloaded earlier, as tests use no network."""
     try:
         lm = gpt2.get_pretrained(name)
     except ValueError as error:

@@ -38,7 +38,7 @@ def loss_of(logits):
 
 
 def assert_gradients_equal(hf_model, lm, tolerance):
-    """Of one loss, parameter by parameter: their gradients are poured where their weights were."""
+    """Compare the gradients of one loss, parameter by parameter. Theirs are copied in place of weights."""
     loss_of(hf_model(IDS).logits).backward()
     loss_of(lm(IDS)).backward()
     theirs, ours = copy.deepcopy(hf_model), copy.deepcopy(lm)
@@ -252,7 +252,7 @@ def test_the_fields_of_the_families_as_they_are_published():
 
 @EVERY_MODEL
 def test_there_and_back(family, seed, tmp_path):
-    """What is written is loaded by transformers with the first logits, and loaded again by us to the bit."""
+    """Saved weights give the first logits in transformers, and bitwise the same weights when we load them again."""
     hf_model = random_hf(family, seed)
     lm = from_hf(hf_model)
     as_hf(lm).save_pretrained(tmp_path)

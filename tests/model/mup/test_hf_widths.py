@@ -78,7 +78,7 @@ def check(kind: str, make: Make, optimizer=None, **options) -> ScalingReport:
 
 
 def slopes(found: ScalingReport, module: str) -> list[float]:
-    """Those of the size of what a module puts out, at every step."""
+    """Return the slopes of a module's output size against width, one for each step."""
     table = found.table[(found.table["module"] == module) & (found.table["of"] == "size")]
     [row] = table.filter(like="t=").to_numpy().tolist()
     return row

@@ -71,7 +71,7 @@ def first_pattern(model: nn.Module) -> torch.Tensor:
 
 
 def log_odds(pattern: torch.Tensor) -> torch.Tensor:
-    """Of each visible key against the first one, [B, H, T, S]: differences of scores."""
+    """Return the log-odds of each visible key against the first, [B, H, T, S]. They are differences of scores."""
     return pattern.log() - pattern.log()[..., :1]
 
 

@@ -1,4 +1,4 @@
-"""What stands in attention's place: each equals its recurrence written out step by step, and is safe in low precision."""
+"""Mixers in place of attention: each equals its recurrence written out step by step, and is safe in low precision."""
 
 import math
 

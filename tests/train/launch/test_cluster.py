@@ -69,7 +69,7 @@ def cluster():
 
 @pytest.fixture(autouse=True)
 def heard(notes, monkeypatch):
-    """What the log says comes to `notes`, and there alone."""
+    """Keep log messages off the console, so that only `notes` has them."""
     monkeypatch.setattr(main, "log_to_console", lambda: None)
 
 
@@ -304,7 +304,7 @@ def test_what_no_node_has_is_refused(cluster, tmp_path, capsys):
 @pytest.mark.slow
 @needs_ray
 def test_ctrl_c_leaves_no_process_behind(tmp_path):
-    """Of a Ray of our own."""
+    """Ctrl-C also ends the processes of a Ray cluster that the run started itself."""
     command = [sys.executable, str(ROOT / "main.py"), *LONG, "--set=epochs=1000", "--ray"]
     command += ["--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

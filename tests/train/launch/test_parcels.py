@@ -50,7 +50,7 @@ def earlier(out: Path, name: str = "2024-01-01--00-00-00.partial", what: str = "
 
 @pytest.fixture
 def left(tmp_path):
-    """What a run has left on another machine, beside one that it began with."""
+    """Packed output of a run on another machine, where the run that it started from lies beside it."""
     out = tmp_path / "away"
     other = out / "saved-models" / "test" / "copy" / "2023-01-01--00-00-00"
     for run, identity in ((out / "saved-models" / WAS, "abc"), (other, "other")):

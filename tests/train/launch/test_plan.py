@@ -1,4 +1,4 @@
-"""What is measured of a run's data before it starts."""
+"""Measurements of a run's data before it starts."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What --resume makes of runs that are there: known by content, taken over only from the same code."""
+"""--resume and earlier runs: they are recognized by content, and reused only if the code is the same."""
 
 import os
 import shutil
@@ -232,7 +232,7 @@ def test_folders_of_runs_killed_as_they_began_go(option, call):
 
 
 def test_a_panic_of_a_library_ends_its_run_alone(call, monkeypatch):
-    """What Rust raises in Python is a BaseException, as Ctrl-C is."""
+    """A Rust panic in Python is a BaseException, as Ctrl-C is."""
 
     class Panic(BaseException):
         """Stands for pyo3_runtime.PanicException, which no code can import."""

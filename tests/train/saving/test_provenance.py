@@ -1,4 +1,4 @@
-"""What a run's diff holds: all it takes to have the code and the configs of the run again."""
+"""Diff of a run: it holds everything needed to restore the code and the configs of the run."""
 
 import subprocess
 
