@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import SLOW
+
 ROOT = Path(__file__).resolve().parents[1]
 PLAIN = ["--config=test-synth", "--no-wandb", "--set=n_samples=200", "--set=early_stop_nsamples=32"]
 NOT_NEEDED = ("ray", "wandb", "datasets", "matplotlib", "statsmodels", "altair", "learn", "model.hf")
@@ -49,6 +51,9 @@ assert main.main(options) == 0
 print("\\nFRAMES", *frames)
 print("ASKED", *sorted(asked), sep="\\n")
 """
+
+
+pytestmark = SLOW  # it imports everything anew
 
 
 @pytest.fixture(scope="module")

@@ -86,7 +86,7 @@ def test_a_folder_named_like_a_built_in_text_wins(folder, notes):
 
 
 def test_brackets_make_no_difference(monkeypatch):
-    monkeypatch.setattr(corpora, "corpora", {})
+    monkeypatch.setattr(corpora.corpora, "entries", {})
 
     @corpora.registered()
     def with_brackets():

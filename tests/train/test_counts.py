@@ -49,7 +49,7 @@ def mixed_lengths(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("objective", ["masked", "next-token"])
 def test_accumulation_weighs_by_the_tokens_that_are_hidden(objective, mixed_lengths, tmp_path, monkeypatch):
-    original = model.masking.hidden
+    original = model.masking.mask_tokens
 
     def same_tokens(rows, lm, train_params):  # however the rows are batched
         training, lm.training = lm.training, False
@@ -58,7 +58,7 @@ def test_accumulation_weighs_by_the_tokens_that_are_hidden(objective, mixed_leng
         finally:
             lm.training = training
 
-    monkeypatch.setattr(model.lm, "hidden", same_tokens)
+    monkeypatch.setattr(model.lm, "mask_tokens", same_tokens)
     params = ModelParams(
         dim=16,
         n_layers=1,
@@ -157,7 +157,7 @@ def test_precision_decides_nothing_about_which_tokens_are_hidden():
         for dtype in (torch.float32, torch.float64):
             with default_dtype(dtype):
                 torch.manual_seed(0)
-                shown = model.masking.hidden(model.masking.whole_rows(batch, lm.train(mode)), lm, None)
+                shown = model.masking.mask_tokens(model.masking.whole_rows(batch, lm.train(mode)), lm, None)
                 targets.append(torch.stack([shown.x, shown.y]))
         assert torch.equal(*targets), mode
 
