@@ -207,7 +207,8 @@ def test_fewer_than_a_third_of_the_fences_are_too_slow_to_run_by_default():
 def runnable(command: Command) -> Any:
     """Return the command as a parameter of a test, with the marks of its mark."""
     without_ray = find_spec("ray") is None
-    is_short = re.search("--(config|report)=test", command.line)
+    # A grid, which has lists, takes minutes.
+    is_short = re.search("--(config|report)=test", command.line) and "[" not in command.line
     marks = {
         "": [],
         "slow": SLOW if is_short else [pytest.mark.slow],
