@@ -13,6 +13,7 @@ from tests.train.test_checkpoint import CONFIG, KINDS, assert_same, outcome
 from train.checkpoint import ResumePoint
 from train.saving.run_folder import RESUME_FILE, find_run
 from train.saving.timestamps import run_folders
+from train.schedules import Schedule
 from train.trainer import LMTrainer
 
 # 3 epochs of 135 rows in batches of 8, two to a step except for the last one of an epoch.
@@ -25,7 +26,7 @@ MOMENTS = {  # where Ctrl-C is pressed, and at which optimizer step the run then
     "in the last batch of an epoch": (LMTrainer, "training_step", 17, 9),
     "as the optimizer steps": (LMTrainer, "on_before_optimizer_step", 8, 8),
     "in a validation": (LMTrainer, "validation_step", 2, 14),
-    "after a validation": (LMTrainer, "judge", 2, 14),
+    "after a validation": (Schedule, "see", 2, 14),
 }
 
 
@@ -159,7 +160,7 @@ def test_ctrl_c_before_the_first_step_of_a_run_that_goes_on_keeps_its_checkpoint
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize(
-    ("where", "n"), [((LMTrainer, "training_step"), N_BATCHES), ((LMTrainer, "restore_best"), 1)]
+    ("where", "n"), [((LMTrainer, "training_step"), N_BATCHES), ((ResumePoint, "on_fit_end"), 1)]
 )
 def test_a_run_whose_last_step_is_interrupted_is_finished_and_the_grid_ends(where, n, call, ctrl_c, capsys):
     assert call("random_seed=1", out="whole", options=["--save"]) == 0
