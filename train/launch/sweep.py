@@ -59,7 +59,7 @@ def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[O
         return train_side_by_side(runs, make_namer, call)
     outcomes: dict[int, Outcome] = {}
     for run in each_then_claimed(runs, outcomes):
-        outcome = train_claimed(run, call, make_namer, announce=first_line_of(run, len(runs)))
+        outcome = train_claimed(run, call, make_namer, announce=announcement(run, len(runs)))
         outcomes[run.number] = outcome
         if outcome.interrupted or (outcome.failed and (call.fail_fast or run.params.train.devices > 1)):
             break  # after a failure several processes may stand at different points
@@ -74,7 +74,7 @@ def each_then_claimed(runs: Sequence[Run], outcomes: dict[int, Outcome]) -> Iter
             yield replace(run, first_step=replace(run.first_step, what="elsewhere"))
 
 
-def first_line_of(run: Run, n_runs: int) -> str:
+def announcement(run: Run, n_runs: int) -> str:
     """Return the log line at the start of a run."""
     size = f"{run.size.n_params:,} parameters, {run.size.n_steps} steps"
     return f"run {run.number} of {n_runs}: {run.name}, {size}"
@@ -118,7 +118,7 @@ def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -
     finished = [run for run in runs if run.first_step.what == "finished"]
     outcomes = {run.number: earlier_outcome(run.first_step) for run in finished}
     to_train = {run.number: run for run in runs if run.number not in outcomes}
-    announced = {run.number: first_line_of(run, len(runs)) for run in runs}
+    announced = {run.number: announcement(run, len(runs)) for run in runs}
     bars = ProgressBars({run.number: run.size.n_steps for run in runs})
     if call.ray is None:
         say_threads({run.params.train.threads for run in to_train.values()}, call.jobs)

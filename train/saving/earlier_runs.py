@@ -19,7 +19,7 @@ from train.grid.run import NEW, Run, Step
 from train.logs import log
 from train.processes import rank
 from train.saving.claims import claims_in, noted_folder
-from train.saving.outcome import Ending, Outcome
+from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import changed_files, code_of_this_process
 from train.saving.run_folder import (
     PARTIAL,
@@ -177,7 +177,11 @@ def earlier_outcome(step: Step) -> Outcome:
     with suppress(OSError):  # another call does it, or the disk is read-only
         folder = complete(folder)
         clear_away(step.replaced)
-    return Outcome.from_row(read_about(folder)["summary"], folder)
+    try:
+        return Outcome.from_row(read_about(folder)["summary"], folder)
+    except ValueError as error:  # damaged since the grid was planned
+        log.error(str(error))
+        return failure(error)
 
 
 def earlier_runs(root: Path, identities: set[str]) -> Iterator[Earlier]:

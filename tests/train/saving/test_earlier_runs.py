@@ -11,11 +11,13 @@ import train.run
 from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
+from tests.train import little_run
 from train.grid.params import Params
+from train.grid.run import Step
 from train.launch import sweep
 from train.run import train_run
 from train.saving import earlier_runs as history
-from train.saving.earlier_runs import identity
+from train.saving.earlier_runs import earlier_outcome, identity
 from train.saving.provenance import code_of_this_process
 from train.saving.timestamps import run_folders
 from train.train_params import TrainParams
@@ -298,3 +300,17 @@ def test_folders_that_are_not_ours_are_passed_over(call):
     (folder / "about.json").write_text('{"identity": 3, "code": []}')
     assert call("--resume") == 0
     assert len(call.trained) == 2
+
+
+def test_a_finished_run_damaged_after_planning_fails_alone(tmp_path, notes):
+    folder = little_run.save_run(tmp_path, stopped="early stop: no better validation in 2", val_loss=0.5)
+    outcome = earlier_outcome(Step("finished", folder))
+    assert (str(outcome), outcome.values["val_loss"]) == (
+        "early stop: no better validation in 2 earlier",
+        0.5,
+    )
+    (folder / "about.json").write_text("[]")
+    outcome = earlier_outcome(Step("finished", folder))
+    assert outcome.failed
+    assert str(folder / "about.json") in outcome.why
+    assert len(notes) == 1
