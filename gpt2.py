@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["from_hf", "get_gpt2", "get_pretrained", "to_hf"]
 
-PROBE = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? 🙂 END"  # text that tokenizers treat differently
+PROBE_TEXT = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? 🙂 END"  # text that tokenizers treat differently
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": "gpt2-xl"}
 
 
@@ -90,10 +90,10 @@ def warn_if_rebuilt(tokenizer: Tokenizer, folder: str | Path) -> None:
 
     expected, theirs = None, None
     with suppress(Exception):  # words without an unknown token
-        expected = tokenizer.encode_batch([PROBE])[0]
+        expected = tokenizer.encode_batch([PROBE_TEXT])[0]
     with suppress(Exception):
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        theirs = loaded(PROBE, add_special_tokens=False)["input_ids"]
+        theirs = loaded(PROBE_TEXT, add_special_tokens=False)["input_ids"]
     if theirs != expected:
         warnings.warn(
             "AutoTokenizer of transformers changes this tokenizer.json for models of this kind: load it with "

@@ -160,7 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     if rank() > 0:
         silence_rank()
     try:
-        return run_grid(args) if args.report is None else report(args)
+        return run_grid(args) if args.report is None else report_saved_runs(args)
     except GridError as error:
         print(error, file=sys.stderr)
         return 2
@@ -195,12 +195,12 @@ def run_grid(args: argparse.Namespace) -> int:
     namer = partial(Namer, args=args)
     plan.check_names(runs, namer, call)
     if args.check == "only":
-        return check_models.report(runs, call)
+        return check_models.report_checks(runs, call)
     if args.check == "strict":
         check_models.refuse_leaks(runs, call)
     if args.dry_run:
         plan.announce(runs, call)
-        return estimate.report(runs, call, times=not (args.coord_check or args.stability))
+        return estimate.report_plan(runs, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
         return check_scaling(args, runs)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
@@ -230,7 +230,7 @@ def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[R
         files,
         grid_options(args),
         each=partial(run_all, ablate=args.ablate),
-        problems=partial(check.problems, root=call.out),
+        problems=partial(check.grid_problems, root=call.out),
         known=plan.gpu_problems(args.gpu_id),
         defaults=partial(pretrained.defaults, call.out),
     )
@@ -249,17 +249,17 @@ def check_scaling(args: argparse.Namespace, runs: Sequence[Any] = (), outcomes: 
 
     root, name = output_root(args.out), runs_folder(args.config or args.report)
     if args.coord_check:
-        judgement = checks.coord_check(runs, root / "cache")
+        judgement = checks.check_coordinates(runs, root / "cache")
     elif args.stability:
-        judgement = checks.stability_check(runs, root / "cache")
+        judgement = checks.check_stability(runs, root / "cache")
     elif args.report is None:
-        judgement = checks.transfer_check(runs, outcomes)
+        judgement = checks.check_transfer(runs, outcomes)
     else:
         judgement = checks.transfer_of_saved(name, args.out)
     return judgement.say(root / "reports" / name)
 
 
-def report(args: argparse.Namespace) -> int:
+def report_saved_runs(args: argparse.Namespace) -> int:
     """Report on saved runs. Return the exit code."""
     if args.coord_check or args.stability:
         raise GridError(["--coord-check and --stability need a --config, not saved runs (--report)"])

@@ -52,7 +52,7 @@ def mycollate(samples: Block | Sequence[Row] | Sequence[Sequence[int]], pad: int
     `samples` is a Block, a list of Rows, or a list of lists of token ids. In plain lists every token except the first
     is scored.
     """
-    block = samples if isinstance(samples, Block) else padded([as_row(sample) for sample in samples], pad)
+    block = samples if isinstance(samples, Block) else pad_rows([as_row(sample) for sample in samples], pad)
     return Batch(
         x_indices=torch.from_numpy(block.x_BT),
         mask=torch.from_numpy(block.mask_BT),
@@ -64,7 +64,7 @@ def as_row(sample: Row | Sequence[int]) -> Row:
     return sample if isinstance(sample, Row) else Row(sample, [True] * len(sample))
 
 
-def padded(rows: list[Row], pad: int) -> Block:
+def pad_rows(rows: list[Row], pad: int) -> Block:
     """Return rows of any length as one Block, padded to the longest row with the id `pad`."""
     shape = len(rows), max((len(row.ids) for row in rows), default=0)
     block = Block(np.full(shape, pad, np.int64), np.zeros(shape, bool), np.zeros(shape, bool))

@@ -17,7 +17,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-PROJECT = Path(__file__).resolve().parents[1]
+from common.repository import REPOSITORY
+
 READS_FILE = "reads.json"
 
 
@@ -85,7 +86,9 @@ def changed_fields(params: Any) -> tuple[tuple[str, object], ...]:
     values = (
         (field.name, getattr(params, field.name), default_of(field)) for field in dataclasses.fields(params)
     )
-    return tuple(sorted((name, in_order(value)) for name, value, default in values if value != default))
+    return tuple(
+        sorted((name, sorted_contents(value)) for name, value, default in values if value != default)
+    )
 
 
 def default_of(field: dataclasses.Field) -> object:
@@ -99,12 +102,12 @@ def default_of(field: dataclasses.Field) -> object:
     return default if factory is dataclasses.MISSING else factory()
 
 
-def in_order(value: object) -> object:
+def sorted_contents(value: object) -> object:
     """Return `value` with sorted dicts and sets, so that equal values have equal reprs."""
     if isinstance(value, dict):
-        return {key: in_order(value[key]) for key in sorted(value, key=repr)}
+        return {key: sorted_contents(value[key]) for key in sorted(value, key=repr)}
     if isinstance(value, list | tuple):
-        return type(value)(map(in_order, value)) if type(value) in (list, tuple) else value
+        return type(value)(map(sorted_contents, value)) if type(value) in (list, tuple) else value
     return sorted(value, key=repr) if isinstance(value, set | frozenset) else value
 
 
@@ -114,7 +117,7 @@ def source_files(file: Path, package: str) -> set[Path]:
     `package` is the package of the module in `file`, to resolve relative imports. Project files lie in this repository
     or in the folder of `file`; installed packages are excluded.
     """
-    roots = PROJECT, file.resolve().parent
+    roots = REPOSITORY, file.resolve().parent
     found: set[Path] = set()
     to_read = [(file.resolve(), package)]
     while to_read:
@@ -147,12 +150,14 @@ def function_digest(function: Callable[..., object]) -> str:
     without a source file, such as one typed into a notebook, gets a new random digest at each call.
     """
     if isinstance(function, functools.partial):
-        return digest(function_digest(function.func), in_order(function.args), in_order(function.keywords))
+        return digest(
+            function_digest(function.func), sorted_contents(function.args), sorted_contents(function.keywords)
+        )
     function = inspect.unwrap(function)
     if isinstance(function, type) or inspect.isbuiltin(function):
         state: object = function.__qualname__
     else:
-        state = {} if inspect.isroutine(function) else in_order(vars(function))
+        state = {} if inspect.isroutine(function) else sorted_contents(vars(function))
     try:
         file = Path(inspect.getfile(definition_of(function)))
     except TypeError:  # builtins have no file

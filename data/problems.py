@@ -17,8 +17,8 @@ import torch
 from common.text import did_you_mean
 from data.corpora import corpus_names, data_folder_fault, is_local, log_once, own_folder, read_corpus
 from data.data_params import DataParams
-from data.syntheticdata import MARKS, Sample, Task, identity, tasks
-from data.task_rows import MAX_TRIED, check_fits, check_split, short, sizes
+from data.syntheticdata import MARKS, Sample, Task, tasks, text_without_marks
+from data.task_rows import MAX_TRIED, check_fits, check_split, short_repr, split_sizes
 from data.text_rows import too_few_documents
 from data.tokenizer import OWN_SPECIALS, TokenizerSpec, check_spec
 from data.trial import TrialError, in_trial
@@ -53,7 +53,7 @@ def data_problems(
         yield from problem_of(f"tokenizer_source_name={tokenizer_spec.source!r}", check_spec, tokenizer_spec)
     if name in corpus_names():
         if args:
-            yield f"task_args={short(args)} is for synthetic tasks, but dataset_name={name!r} is text"
+            yield f"task_args={short_repr(args)} is for synthetic tasks, but dataset_name={name!r} is text"
         yield from problem_of(f"dataset_name={name!r}", check_corpus, data_params)
     else:
         there_is = did_you_mean(name, sorted([*tasks, *corpus_names()]), list_all=True)
@@ -90,10 +90,10 @@ def check_corpus(data_params: DataParams) -> None:
 
 def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iterator[str]:
     """Yield a sentence for each problem of the arguments, of trial samples, or of the split."""
-    about = f"task_args={short(data_params.task_args)} with dataset_name={task.name!r}"
+    about = f"task_args={short_repr(data_params.task_args)} with dataset_name={task.name!r}"
     if wrong := list(args_problems(task, data_params)):
         yield from wrong
-        yield from problem_of(about, sizes, data_params, None)
+        yield from problem_of(about, split_sizes, data_params, None)
         return
     try:
         cpu_seconds = MAX_LISTING_SECONDS if task.rows else MAX_DRAWING_SECONDS
@@ -116,7 +116,7 @@ def trial_problems(about: str, task: Task, data_params: DataParams, max_seq_len:
         problems.extend(problem_of(about, check_split, task, data_params, trial.n_rows, until))
 
     if wrong := list(problem_of(about, check)):
-        return [*wrong, *problem_of(about, sizes, data_params, None)]
+        return [*wrong, *problem_of(about, split_sizes, data_params, None)]
     return problems
 
 
@@ -148,7 +148,7 @@ def check_samples(task: Task, data_params: DataParams, until: float = math.inf) 
     )
     if not task.rows:
         return Trial(longest, None)
-    return Trial(longest, n_rows if n_rows > MAX_TRIED else len(set(map(identity, first))))
+    return Trial(longest, n_rows if n_rows > MAX_TRIED else len(set(map(text_without_marks, first))))
 
 
 def trial_samples(task: Task, data_params: DataParams, until: float) -> Iterator[Sample]:
@@ -215,12 +215,12 @@ def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
         if name not in args:
             if default is empty:
                 problems.append(f"needs a value for {name!r}")
-        elif not fits(args[name], kind):
-            problems.append(f"takes {kind.__name__} for {name!r}, not {short(args[name])}")
+        elif not has_type(args[name], kind):
+            problems.append(f"takes {kind.__name__} for {name!r}, not {short_repr(args[name])}")
     for problem in problems:
-        yield f"task_args={short(args)}: dataset_name={task.name!r} {problem}"
+        yield f"task_args={short_repr(args)}: dataset_name={task.name!r} {problem}"
 
 
-def fits(value: object, kind: object) -> bool:
+def has_type(value: object, kind: object) -> bool:
     """Return whether `value` has the type `kind`; an int is a valid float, a bool is not. Other types always fit."""
     return kind not in (bool, int, float, str) or type(value) is kind or (kind, type(value)) == (float, int)

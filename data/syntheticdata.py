@@ -86,7 +86,7 @@ def read_marks(sample: Sample) -> Marked:
     return Marked(tokens, scored, inside or sample[-1] == "»")
 
 
-def identity(sample: Sample) -> str:
+def text_without_marks(sample: Sample) -> str:
     """Return the text of a sample without marks: equal for samples with the same tokens."""
     joined = sample if isinstance(sample, str) else " ".join(sample)
     return joined.replace("«", "").replace("»", "")
@@ -148,15 +148,15 @@ def reverse(rng: random.Random, min_length: int = 5, max_length: int = 20, n_let
     return f"{word}::«{backwards(word)}»"
 
 
-def in_order(word: str) -> str:
+def sorted_letters(word: str) -> str:
     return "".join(sorted(word))
 
 
-@registered(check=solved_by(in_order))
+@registered(check=solved_by(sorted_letters))
 def sort(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26) -> str:
     """cabac::«aabcc»   The letters in alphabetical order."""
     word = letters(rng, min_length, max_length, n_letters)
-    return f"{word}::«{in_order(word)}»"
+    return f"{word}::«{sorted_letters(word)}»"
 
 
 COUNTS = string.digits + string.ascii_uppercase  # one token for a number up to 35

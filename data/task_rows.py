@@ -19,16 +19,16 @@ from torch.utils.data import Dataset
 from data.batch import Row
 from data.cache import cached, changed_fields, function_digest
 from data.data_params import DataParams
-from data.syntheticdata import Sample, Task, identity, read_marks
+from data.syntheticdata import Sample, Task, read_marks, text_without_marks
 from data.tokenizer import OWN_SPECIALS, Tokenizer, char_tokenizer, word_tokenizer
 
 MAX_DRAWS = 1000  # draws without a new sample before a task counts as having too few
 MAX_TRIED = 10_000  # held-out samples to try before a run starts
-MAX_SHOWN = 160  # characters of an argument in a message
+MAX_ARGUMENT_CHARS = 160  # characters of an argument in a message
 NOTHING_NEW = 1000  # samples in a row without a new token end the search for the vocabulary
 
 
-def sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
+def split_sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
     """Return the number of samples of each split: "train", "val" and "test".
 
     `n_rows` is the number of rows of a finite task, else None. Raise ValueError if no sample is left to train on.
@@ -46,24 +46,24 @@ def sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
     return {"train": n - sum(held_out.values()), **held_out}
 
 
-def described(data_params: DataParams) -> str:
+def task_heading(data_params: DataParams) -> str:
     """Return the task and its arguments as the beginning of an error message."""
-    return f"dataset_name={data_params.dataset_name!r} with task_args={short(data_params.task_args)}"
+    return f"dataset_name={data_params.dataset_name!r} with task_args={short_repr(data_params.task_args)}"
 
 
-def short(value: object) -> str:
+def short_repr(value: object) -> str:
     """Return the repr of `value`, cut to MAX_SHOWN characters for an error message."""
     text = repr(value)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= MAX_ARGUMENT_CHARS else f"{text[:MAX_ARGUMENT_CHARS]}..."
 
 
 class ListedSamples:
     """The shuffled rows of a finite task; every row is in exactly one split."""
 
     def __init__(self, rows: Iterator[Sample], data_params: DataParams) -> None:
-        self.rows = list({identity(row): row for row in rows}.values())
+        self.rows = list({text_without_marks(row): row for row in rows}.values())
         random.Random(data_params.data_seed).shuffle(self.rows)
-        self.sizes = sizes(data_params, len(self.rows))
+        self.sizes = split_sizes(data_params, len(self.rows))
         self.first = {"val": 0, "test": self.sizes["val"], "train": self.sizes["val"] + self.sizes["test"]}
 
     def sample(self, split: str, i: int) -> Sample:
@@ -80,7 +80,7 @@ class DrawnSamples:
         self.task = task
         self.data_params = data_params
         self.rng = random.Random()
-        self.sizes = sizes(data_params, None)
+        self.sizes = split_sizes(data_params, None)
 
     def load(self, cache: Path) -> None:
         """Find the held-out samples, or load them from the cache. Call this method before `sample`."""
@@ -135,7 +135,7 @@ class DrawnSamples:
     def too_few_samples(self) -> ValueError:
         d, n_held_out = self.data_params, self.sizes["val"] + self.sizes["test"]
         return ValueError(
-            f"{described(d)} has too few different samples: n_samples={d.n_samples} with val_pct={d.val_pct} "
+            f"{task_heading(d)} has too few different samples: n_samples={d.n_samples} with val_pct={d.val_pct} "
             f"and test_pct={d.test_pct} holds out {n_held_out}"
         )
 
@@ -158,7 +158,7 @@ def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: 
         return task.draw(rng, **task_args)
 
     if n_rows is not None:
-        sizes(data_params, n_rows)
+        split_sizes(data_params, n_rows)
         return
     with contextlib.suppress(TimeoutError):
         DrawnSamples(task._replace(draw=draw), data_params).check(MAX_TRIED)
@@ -166,7 +166,7 @@ def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: 
 
 def short_hash(sample: Sample) -> int:
     """Return a 64-bit hash of a sample without its marks."""
-    return int.from_bytes(hashlib.blake2b(identity(sample).encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(text_without_marks(sample).encode(), digest_size=8).digest(), "big")
 
 
 def task_key(task: Task, data_params: DataParams) -> tuple[object, ...]:
@@ -175,7 +175,7 @@ def task_key(task: Task, data_params: DataParams) -> tuple[object, ...]:
     return task.name, sorted(map(function_digest, functions)), changed_fields(data_params)
 
 
-class Prompt(NamedTuple):
+class TaskPrompt(NamedTuple):
     """The tokens of a sample before its first scored one, bos included."""
 
     ids: list[int]
@@ -239,16 +239,16 @@ class TaskData:
         ids = t.ids_of(tokens)
         if t.unk in ids:
             raise ValueError(
-                f"{described(self.data_params)} has the token {tokens[ids.index(t.unk)]!r}, too rare to be in the vocabulary: "
+                f"{task_heading(self.data_params)} has the token {tokens[ids.index(t.unk)]!r}, too rare to be in the vocabulary: "
                 "let the task draw it more often, or not at all"
             )
         return Row([*t.begin, *ids, *t.end], [False, *scored, end_scored])
 
-    def prompts(self, n: int) -> list[Prompt]:
+    def prompts(self, n: int) -> list[TaskPrompt]:
         """Return the tokens before the first scored one in each of the first `n` validation samples."""
         rows = (self.marked_row("val", i) for i in range(min(n, self.samples.sizes["val"])))
         parts = [(list(row.ids), [*row.scored, True].index(True)) for row in rows]
-        return [Prompt(ids[:n], self.tokenizer.decode(ids[:n]), len(ids) - n) for ids, n in parts]
+        return [TaskPrompt(ids[:n], self.tokenizer.decode(ids[:n]), len(ids) - n) for ids, n in parts]
 
 
 class TaskRows(Dataset):
@@ -278,7 +278,7 @@ class TaskRows(Dataset):
             if len(row.ids) + len(ids) > self.room:
                 raise ValueError(
                     f"packed=True needs all samples of up to {self.data.longest} tokens, the longest found at the start, but "
-                    f"{described(self.data.data_params)} has one of {len(ids) - 2}: take packed=False"
+                    f"{task_heading(self.data.data_params)} has one of {len(ids) - 2}: take packed=False"
                 )
             row = Row([*row.ids, *ids], [*row.scored, *scored])
         return row
@@ -291,6 +291,6 @@ def check_fits(n_tokens: int, data_params: DataParams, max_seq_len: int) -> None
     """Raise ValueError if bos and a sample of `n_tokens` tokens exceed `max_seq_len`; eos is never an input."""
     if n_tokens + 1 > max_seq_len:
         raise ValueError(
-            f"max_seq_len={max_seq_len} is too small: {described(data_params)} has samples of {n_tokens} tokens, "
+            f"max_seq_len={max_seq_len} is too small: {task_heading(data_params)} has samples of {n_tokens} tokens, "
             f"so at least {n_tokens + 1} are needed"
         )

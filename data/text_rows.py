@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 
 from data.batch import Block, Row
 from data.cache import cached, changed_fields
-from data.corpora import fingerprint, log_once, read_corpus
+from data.corpora import corpus_fingerprint, log_once, read_corpus
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer, recipes, spec_identity
 
@@ -95,7 +95,7 @@ class TextData:
         self.data_params = data_params
         self.cache = cache
         self.documents = functools.cache(lambda: Documents(data_params, cache))
-        self.content = fingerprint(data_params.dataset_name)  # changes when the text changes
+        self.content = corpus_fingerprint(data_params.dataset_name)  # changes when the text changes
         # Everything that the documents of a split depend on.
         self.source = self.content, changed_fields(data_params)
         self.tokenizer = tokenizer or self.make_tokenizer(spec)
@@ -209,7 +209,7 @@ def batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
     batch: list[Piece] = []
     size = 0
     for document in documents:
-        for piece in pieces(document):
+        for piece in cut_document(document):
             batch.append(piece)
             size += len(piece.text) + 1
             if size >= AT_ONCE:
@@ -219,7 +219,7 @@ def batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def pieces(document: str) -> Iterator[Piece]:
+def cut_document(document: str) -> Iterator[Piece]:
     """Cut a document into pieces of up to AT_ONCE characters, if possible before a space: a word boundary."""
     start = 0
     while len(document) - start > AT_ONCE:

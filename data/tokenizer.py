@@ -315,7 +315,7 @@ def readable(source: object, passing: type[BaseException] = KeyboardInterrupt) -
         raise ValueError(f"{source} holds no tokenizer that can be read: {reason:.300}") from None
 
 
-def read_text(path: Path) -> str:
+def read_small_file(path: Path) -> str:
     """Return the text of a UTF-8 file. Raise ValueError if it is larger than MAX_FILE bytes."""
     if path.stat().st_size > MAX_FILE:
         raise ValueError(f"{path.name} is larger than {MAX_FILE:,} bytes")
@@ -324,8 +324,8 @@ def read_text(path: Path) -> str:
 
 def read_saved(folder: Path) -> dict[str, Any]:
     """Return the arguments of Tokenizer from a folder that `save` wrote. Any exception may mean invalid files."""
-    rust = RustTokenizer.from_str(read_text(folder / "tokenizer.json"))
-    ids = json.loads(read_text(folder / "tokenizer_ids.json"))
+    rust = RustTokenizer.from_str(read_small_file(folder / "tokenizer.json"))
+    ids = json.loads(read_small_file(folder / "tokenizer_ids.json"))
     specials, kept, mask = Specials(**ids["specials"]), ids["kept"], ids.get("mask")
     stops, chat_template = ids.get("stops", ()), ids.get("chat_template")
     known = range(max(rust.get_vocab(with_added_tokens=True).values()) + 1)
@@ -371,7 +371,7 @@ class Recipe(NamedTuple):
 recipes: Registry[Recipe] = Registry("tokenizer")
 
 
-def registered(
+def register_tokenizer(
     make: Callable[[ReadTexts, TokenizerSpec], Tokenizer] | None = None,
     *,
     check: Callable[[TokenizerSpec], None] | None = None,
@@ -380,11 +380,11 @@ def registered(
 
     The function takes the training text and the spec, and returns a Tokenizer:
 
-        @registered
+        @register_tokenizer
         def words(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
             return word_tokenizer({word for text in texts() for word in text.split()})
 
-    With `@registered(check=...)`, `check(spec)` raises ValueError for a spec that the function does not support.
+    With `@register_tokenizer(check=...)`, `check(spec)` raises ValueError for a spec that the function does not support.
     """
 
     def register(make: Callable[[ReadTexts, TokenizerSpec], Tokenizer]) -> Any:
@@ -426,7 +426,7 @@ def spec_identity(spec: TokenizerSpec) -> str:
     return function_digest(recipes[spec.source].make)
 
 
-@registered
+@register_tokenizer
 def char(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
     """A token for each character of the training text."""
     characters: set[str] = set()
@@ -444,7 +444,7 @@ def check_room_for_bytes(spec: TokenizerSpec) -> None:
         )
 
 
-@registered(check=check_room_for_bytes)
+@register_tokenizer(check=check_room_for_bytes)
 def custom(texts: ReadTexts, spec: TokenizerSpec) -> Tokenizer:
     """Byte-level BPE of `tokenizer_vocab_size` tokens."""
     return bpe_tokenizer(texts(), spec.vocab_size)
@@ -570,7 +570,7 @@ def pretrained_tokenizer(name: str, revision: str | None = None) -> Tokenizer:
 @functools.lru_cache(maxsize=16)
 def read_pretrained(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> Tokenizer:
     """Load the tokenizer in a model's folder. `stamps` (name, mtime, size) key the memory cache."""
-    texts = {name: read_text(folder / name) for name, *_ in stamps}
+    texts = {name: read_small_file(folder / name) for name, *_ in stamps}
     rust = RustTokenizer.from_str(texts["tokenizer.json"])
     files = {name: json.loads(text) for name, text in texts.items() if name.endswith(".json")}
     ids = named_ids(rust, files)
@@ -716,7 +716,7 @@ def original_of(pretrained: Any) -> RustTokenizer | None:
     if folder is None:
         return None
     try:
-        rust = RustTokenizer.from_str(read_text(folder / "tokenizer.json"))
+        rust = RustTokenizer.from_str(read_small_file(folder / "tokenizer.json"))
         loaded = type(pretrained).from_pretrained(str(folder), local_files_only=True)
     except Exception:  # the folder has changed since
         return None

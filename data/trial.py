@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 MAX_SECONDS = 4.0  # wall-clock time, for a check that sleeps or waits for a processor
-MAX_BYTES = 512 << 20  # beyond the memory of this process
+MAX_TRIAL_BYTES = 512 << 20  # beyond the memory of this process
 Result = TypeVar("Result")
 
 
@@ -63,6 +63,6 @@ def limit_memory() -> None:
 
     with contextlib.suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-        most = pages * resource.getpagesize() + MAX_BYTES
+        most = pages * resource.getpagesize() + MAX_TRIAL_BYTES
         _, hard = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (most, hard))

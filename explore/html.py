@@ -71,7 +71,7 @@ def attention_film(
 def finished(
     film: Iterable[tuple[int | None, Patterns]], filename: str | None, out: str | None
 ) -> AttentionPage:
-    page = AttentionPage(filled(film))
+    page = AttentionPage(fill_page(film))
     if filename is not None:
         path = output_root(out) / "attentions" / f"{filename}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def finished(
     return page
 
 
-def filled(film: Iterable[tuple[int | None, Patterns]]) -> str:
+def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
     """The text of the page. Of each step only its packed weights are held."""
     packer, packed, steps = zlib.compressobj(), bytearray(), []
     kinds: set[str] = set()
@@ -97,7 +97,7 @@ def filled(film: Iterable[tuple[int | None, Patterns]]) -> str:
         kinds |= kinds_of(weights_HTS, future_HTS)
         leaks_H = np.maximum(leaks_H, np.abs(future_HTS).max(axis=(1, 2)))
     data = {
-        "about": about(patterns),
+        "about": about_patterns(patterns),
         "tokens": patterns.tokens,
         "layers": list(patterns.heads.items()),
         "steps": steps,
@@ -113,7 +113,7 @@ def filled(film: Iterable[tuple[int | None, Patterns]]) -> str:
     return in_place("attention.html", ["weights.js", "view.js"], {"title": "Attention patterns", **values})
 
 
-def about(patterns: Patterns) -> str:
+def about_patterns(patterns: Patterns) -> str:
     without = [str(layer) for layer in range(patterns.n_layers) if layer not in patterns.of_layer]
     gaps = f"; no patterns in layer {', '.join(without)}" if without else ""
     return f"{sum(patterns.heads.values())} heads, {len(patterns.tokens)} tokens{gaps}"

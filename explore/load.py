@@ -7,19 +7,19 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from data.dataloader import LMDataModule
-from explore.compare.variants import CODE, Row, row_of
+from explore.compare.variants import CODE, RunRow, row_of
 from model.lm import LM
 from train.data import make_data
 from train.grid.config_text import VARIANT
-from train.grid.params import SECTION_OF, column, field_hint
+from train.grid.params import SECTION_OF, field_hint, measured_column
 from train.logs import printable
 from train.saving.provenance import code_id
 from train.saving.run_folder import (
     PARTIAL,
     find_run,
     is_training,
-    load,
     load_checkpoints,
+    load_run,
     output_root,
     read_about,
     read_params,
@@ -58,8 +58,8 @@ def checkpoints(timestamp: str, out: str | None = None) -> Iterator[tuple[int, L
 def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
     """Open all complete runs that match `filters` (see `runs`), by timestamp. Print and skip unreadable runs."""
     root, table, opened = output_root(out), runs(out, **filters), {}
-    folders = table[column("folder")]
-    for timestamp, folder in folders[table[column("status")] == "complete"].items():
+    folders = table[measured_column("folder")]
+    for timestamp, folder in folders[table[measured_column("status")] == "complete"].items():
         try:
             opened[str(timestamp)] = open_run(Path(folder), root)
         except ValueError as error:
@@ -80,18 +80,19 @@ def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
             f"runs are filtered by params, and there is no {name!r}; {field_hint(name, SECTION_OF)}"
         )
     rows = [
-        describe(folder) for folder in sorted(run_folders(output_root(out)), key=lambda folder: folder.name)
+        row_of_folder(folder)
+        for folder in sorted(run_folders(output_root(out)), key=lambda folder: folder.name)
     ]
-    rows = [row for row in rows if fits(row, filters)]
+    rows = [row for row in rows if matches_filters(row, filters)]
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
-    timestamp, status, folder = map(column, ("timestamp", "status", "folder"))
+    timestamp, status, folder = map(measured_column, ("timestamp", "status", "folder"))
     columns = dict.fromkeys(
         [timestamp, status, *(name for name in numbers if name != folder), *SECTION_OF, folder]
     )
     return pd.DataFrame(rows, columns=list(columns)).set_index(timestamp)
 
 
-def fits(row: dict[str, Any], filters: dict[str, Any]) -> bool:
+def matches_filters(row: dict[str, Any], filters: dict[str, Any]) -> bool:
     """Return whether a run matches all filters."""
     for name, wanted in filters.items():
         if name not in row or row[name] not in (wanted if isinstance(wanted, list) else [wanted]):
@@ -99,7 +100,7 @@ def fits(row: dict[str, Any], filters: dict[str, Any]) -> bool:
     return True
 
 
-def describe(folder: Path) -> Row:
+def row_of_folder(folder: Path) -> RunRow:
     """Return the row of the run in `folder`. Read only its JSON files, not its weights."""
     known = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": utf8(folder)}
     complete = not folder.name.endswith(PARTIAL)
@@ -132,6 +133,6 @@ def status_of_partial(folder: Path, about: dict[str, Any]) -> str:
 
 
 def open_run(folder: Path, root: Path, step: int | None = None) -> Results:
-    lm, tokenizer, params, train_stats, _ = load(folder, step)
+    lm, tokenizer, params, train_stats, _ = load_run(folder, step)
     dataset = make_data(params.data, params.model, root / "cache", tokenizer=tokenizer)
     return Results(lm, dataset, train_stats, params._asdict())

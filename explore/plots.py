@@ -29,8 +29,8 @@ from train.stats import Stat, Stats
 
 FONT = 7.5  # points, of all text beside attention patterns
 TOKEN = 0.13  # height of a line of that text in inches
-LONGEST = 13  # characters shown of a token
-GRID = 13.0  # maximum width of the patterns of a layer in inches, if their tokens are labeled
+MAX_TOKEN_CHARS = 13  # characters shown of a token
+MAX_GRID_INCHES = 13.0  # maximum width of the patterns of a layer in inches, if their tokens are labeled
 ABREAST = 6  # panels of a film in a row
 # As in page/weights.js: the shade depends on the square root of a weight. Negative weights are amber. Future positions
 # are blank, or red if they have weight.
@@ -164,8 +164,8 @@ def show_lm_attns(
     ValueError for a batch, and for layers or heads without patterns.
     """
     patterns = attention_patterns(lm, sample)
-    layers = chosen("layers", layers, patterns.heads)
-    heads = chosen("heads", heads, range(max(patterns.heads.values())))
+    layers = chosen_numbers("layers", layers, patterns.heads)
+    heads = chosen_numbers("heads", heads, range(max(patterns.heads.values())))
     figure = draw_attentions(patterns, layers, heads)
     if folder_name is not None:
         name = f"layers-{'-'.join(map(str, layers))}--heads-{'-'.join(map(str, heads))}.png"
@@ -190,8 +190,8 @@ def head_film(
     """
     panels = {}
     for step, patterns in film_of(checkpoints, sample):
-        chosen("layer", [layer], patterns.heads)
-        chosen("head", [head], range(patterns.heads[layer]))
+        chosen_numbers("layer", [layer], patterns.heads)
+        chosen_numbers("head", [head], range(patterns.heads[layer]))
         panels[step] = patterns.of_layer[layer][head]
     figure = draw_film(panels, patterns, f"layer {layer}, head {head}")
     if filename is not None:
@@ -200,7 +200,7 @@ def head_film(
     return figure
 
 
-def chosen(name: str, wanted: Sequence[int] | None, there_are: Iterable[int]) -> list[int]:
+def chosen_numbers(name: str, wanted: Sequence[int] | None, there_are: Iterable[int]) -> list[int]:
     """Return `wanted`, or all of `there_are` if it is None. Raise ValueError for numbers that do not exist."""
     known = list(there_are)
     numbers = known if wanted is None else list(wanted)
@@ -245,8 +245,8 @@ def draw_grid(
     Tokens label the left (queries) and the bottom (keys) if there is room. `between` is the space between rows in
     inches.
     """
-    labels, n_rows, n_columns = [shortened(token) for token in tokens], len(rows), len(rows[0])
-    room = GRID / n_columns  # inches for a pattern
+    labels, n_rows, n_columns = [short_token(token) for token in tokens], len(rows), len(rows[0])
+    room = MAX_GRID_INCHES / n_columns  # inches for a pattern
     named = len(labels) * TOKEN <= room
     size = max(len(labels) * TOKEN, min(room, 2.0)) if named else min(room, 4.0)
     width = 1.05 * size * n_columns + 2.4
@@ -275,8 +275,8 @@ def draw_grid(
     return figure, axes
 
 
-def shortened(token: str) -> str:
-    return token if len(token) <= LONGEST else token[: LONGEST - 1] + "…"
+def short_token(token: str) -> str:
+    return token if len(token) <= MAX_TOKEN_CHARS else token[: MAX_TOKEN_CHARS - 1] + "…"
 
 
 def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from learn.notebook import write_notebook
 from learn.outline import COURSES, DONE, Outline, choose, keep_progress, states, unreadable
-from learn.say import COLORS, say
+from learn.say import VERDICT_COLORS, say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     if args.file and len(chosen) > 1:
         parser.error("--file is the file of one course: say which course, as in `check gpt2 --file mine.py`")
-    if args.file and (problem := unfit(args.file, chosen[0][0])):
+    if args.file and (problem := why_not_a_course(args.file, chosen[0][0])):
         parser.error(f"--file={args.file}: {problem}")
     if args.action == "notebook":
         return write(chosen)
@@ -56,10 +56,10 @@ def main(arguments: list[str] | None = None) -> int:
                 print(problem)
         print("learn/README.md says where to begin. To check what you built: python3 -m learn check [part]")
         return 0
-    return check(chosen, args.file)
+    return check_parts(chosen, args.file)
 
 
-def unfit(file: Path, outline: Outline) -> str | None:
+def why_not_a_course(file: Path, outline: Outline) -> str | None:
     """Say why a file cannot be checked as a course's, or return None."""
     if not file.is_file():
         return "there is no such file"
@@ -71,7 +71,7 @@ def unfit(file: Path, outline: Outline) -> str | None:
     return None
 
 
-def check(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
+def check_parts(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
     """Print a verdict on every part as soon as it is known. Return the exit code."""
     from learn.checking.course import get_course, judge_course  # seconds to import, and the map needs neither
 
@@ -120,7 +120,7 @@ def progress(chosen: list[tuple[Outline, str | None]], file: Path | None) -> Tab
         table.add_section()
         for name, task in outline.parts().items():
             state = known[outline.course][name]
-            table.add_row(f"{outline.course}.{name}", escape(task), f"[{COLORS[state]}]{state}[/]")
+            table.add_row(f"{outline.course}.{name}", escape(task), f"[{VERDICT_COLORS[state]}]{state}[/]")
     return table
 
 

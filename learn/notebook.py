@@ -34,8 +34,8 @@ def as_notebook(outline: Outline) -> dict[str, Any]:
     tree = ast.parse(text)
     imports = [segment(text, node) for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     cells = [
-        markdown(outline.readme.read_text(encoding="utf-8")),
-        markdown(ast.get_docstring(tree) or ""),
+        markdown_cell(outline.readme.read_text(encoding="utf-8")),
+        markdown_cell(ast.get_docstring(tree) or ""),
         code(HEAD.format(root=str(outline.student.parents[1]))),
         code("\n".join(imports)),
     ]
@@ -51,7 +51,7 @@ def segment(text: str, node: ast.AST) -> str:
     return ast.get_source_segment(text, node) or ""
 
 
-def markdown(text: str) -> dict[str, Any]:
+def markdown_cell(text: str) -> dict[str, Any]:
     return {"cell_type": "markdown", "metadata": {}, "source": text.strip()}
 
 

@@ -110,7 +110,7 @@ def unreadable(file: Path) -> str | None:
 def state(node: Definition | None, known: dict[str, str]) -> str:
     if node is None or stub_line(node) is not None:
         return NOT_BUILT
-    return known["state"] if known.get("text") == digest(node) else NOT_CHECKED
+    return known["state"] if known.get("text") == definition_digest(node) else NOT_CHECKED
 
 
 def stub_line(node: Definition) -> int | None:
@@ -125,7 +125,7 @@ def stub_line(node: Definition) -> int | None:
     return min(left, default=None)
 
 
-def digest(node: Definition) -> str:
+def definition_digest(node: Definition) -> str:
     """Return a hash of the syntax tree. Comments and line breaks do not count."""
     return hashlib.sha256(ast.dump(node).encode()).hexdigest()
 
@@ -145,7 +145,9 @@ def keep_progress(file: Path, checked: Iterable[tuple[str, str]]) -> None:
         return
     progress = read_progress()
     known = progress.setdefault(str(file.resolve()), {})
-    known |= {name: {"state": s, "text": digest(written[name])} for name, s in checked if name in written}
+    known |= {
+        name: {"state": s, "text": definition_digest(written[name])} for name, s in checked if name in written
+    }
     partly = PROGRESS.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
         partly.write_text(json.dumps(progress, indent=1), encoding="utf-8")

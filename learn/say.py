@@ -10,12 +10,12 @@ from learn.outline import DONE, NOT_BUILT, NOT_CHECKED, WRONG
 if TYPE_CHECKING:
     from learn.checking.course import Verdict
 
-COLORS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
+VERDICT_COLORS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
 
 
 def say(course: str, verdict: "Verdict") -> None:
     """Print the verdict on one part."""
-    text = f"[{COLORS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
+    text = f"[{VERDICT_COLORS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
     if verdict.state == DONE:
         text += f" ({verdict.n_checks} checks)"
     if verdict.says:

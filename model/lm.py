@@ -26,9 +26,9 @@ from model.generation.sampling import (
     stop_ids,
 )
 from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
-from model.masking import filled, losses_in_turn, mask_tokens, whole_rows
+from model.masking import fill_masks, losses_in_turn, mask_tokens, whole_rows
 from model.model_params import ModelParams
-from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summary, token_losses
+from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summarize, token_losses
 from model.problems import model_problems
 from model.recording import Edit, Patch, Recording, Taps, tapping
 from model.transformer.embeddings import Embedding
@@ -300,7 +300,7 @@ class LM(nn.Module):
             )
         ids = self.tokenizer.with_gaps(text) if isinstance(text, str) else list(text)
         with torch.no_grad(), eval_mode(self):
-            ids, probs = filled(ids, self)
+            ids, probs = fill_masks(ids, self)
         result = self.tokenizer.decode(ids) if as_str else ids
         return (result, probs) if return_probs else result
 
@@ -323,7 +323,7 @@ class LM(nn.Module):
         with torch.no_grad(), eval_mode(self):
             batches = samples if isinstance(samples, DataLoader) else self.batches_of(samples)
             rows = [row for batch in batches for row in self.get_token_losses(batch).losses.cpu()]
-        return summary(rows, per_token, before_exp, dummy_res)
+        return summarize(rows, per_token, before_exp, dummy_res)
 
     def get_token_losses(self, batch: dict) -> TokenLosses:
         """Return the cross entropy of each token of a batch; with objective="masked" each is masked alone, in turn."""

@@ -16,14 +16,14 @@ from torch.nn import functional as F
 
 from model.generation.decoding import LanguageModel, usable_logits
 from model.inputs import Tokenizer
-from model.perplexity import NO_LOSS, NOT_SCORED, ROWS, token_losses
+from model.perplexity import NO_LOSS, NOT_SCORED, ROWS_PER_PASS, token_losses
 
 MASK_FRAC = 0.15  # where no TrainParams say otherwise
 # Thresholds for a random number from 0 to 1: below MASKED a token becomes the mask, below REPLACED a random token.
 MASKED, REPLACED = 0.8, 0.9
 
 
-class Rows(NamedTuple):
+class UnmaskedBatch(NamedTuple):
     """A batch before masking, [B, T] each."""
 
     ids: Tensor
@@ -38,7 +38,7 @@ class MaskedBatch(NamedTuple):
     y: Tensor  # NOT_SCORED where nothing is to be predicted
 
 
-def whole_rows(batch: dict, lm: LanguageModel) -> Rows:
+def whole_rows(batch: dict, lm: LanguageModel) -> UnmaskedBatch:
     """Return the rows of a batch, cut to max_seq_len tokens.
 
     In text the next row begins with the last of max_seq_len + 1 tokens, so no token is lost.
@@ -47,10 +47,10 @@ def whole_rows(batch: dict, lm: LanguageModel) -> Rows:
         batch[name][:, : lm.model_params.max_seq_len].to(lm.device)
         for name in ("x_indices", "target_mask", "mask")
     )
-    return Rows(ids_BT, F.pad(scored_BT[:, 1:], (1, 0)), real_BT)
+    return UnmaskedBatch(ids_BT, F.pad(scored_BT[:, 1:], (1, 0)), real_BT)
 
 
-def mask_tokens(rows: Rows, lm: LanguageModel, train_params: Any) -> MaskedBatch:
+def mask_tokens(rows: UnmaskedBatch, lm: LanguageModel, train_params: Any) -> MaskedBatch:
     """Hide `mask_frac` of the scored tokens of every row, at least one. In training the choice is random each time."""
     mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
     B, T = rows.ids.shape
@@ -66,7 +66,7 @@ def mask_tokens(rows: Rows, lm: LanguageModel, train_params: Any) -> MaskedBatch
     return MaskedBatch(torch.where(chosen_BT, x_BT, rows.ids), torch.where(chosen_BT, rows.ids, NOT_SCORED))
 
 
-def noise_of(rows: Rows) -> Tensor:
+def noise_of(rows: UnmaskedBatch) -> Tensor:
     """Return numbers from 0 to 1, [B, 3, T], seeded by each row's tokens.
 
     Validation thus hides the same tokens of a row in every batch and every run.
@@ -84,14 +84,14 @@ def mask_id(tokenizer: Tokenizer) -> int:
     return tokenizer.mask
 
 
-def losses_in_turn(rows: Rows, lm: LanguageModel) -> Tensor:
+def losses_in_turn(rows: UnmaskedBatch, lm: LanguageModel) -> Tensor:
     """Return the cross entropy of every scored token while it alone is hidden, [B, T], NO_LOSS elsewhere.
 
     The sum of a row is its negative pseudo-log-likelihood (Salazar et al. 2020). One row per scored token goes through
     the model.
     """
     losses_BT = torch.full(rows.ids.shape, NO_LOSS, device=rows.ids.device)
-    for row_N, at_N in (place_N2.unbind(dim=1) for place_N2 in rows.scored.nonzero().split(ROWS)):
+    for row_N, at_N in (place_N2.unbind(dim=1) for place_N2 in rows.scored.nonzero().split(ROWS_PER_PASS)):
         each_N, ids_NT = torch.arange(len(row_N)), rows.ids[row_N]
         y_N = ids_NT[each_N, at_N]
         ids_NT[each_N, at_N] = mask_id(lm.tokenizer)
@@ -100,7 +100,7 @@ def losses_in_turn(rows: Rows, lm: LanguageModel) -> Tensor:
     return losses_BT
 
 
-def filled(ids: Sequence[int], lm: LanguageModel) -> tuple[list[int], list[float]]:
+def fill_masks(ids: Sequence[int], lm: LanguageModel) -> tuple[list[int], list[float]]:
     """Return `ids` with the most probable token in place of each mask token, and their probabilities."""
     x_T, mask = torch.as_tensor(ids), mask_id(lm.tokenizer)
     gaps_T = x_T == mask

@@ -12,22 +12,22 @@ class ModelParams:
     causal: bool = True  # False: a position attends to both sides, as in BERT
     objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
     dim: PositiveInt = 128  # width of the residual stream
-    n_layers: NonNegativeInt = 4
+    n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
     n_heads: PositiveInt = 4  # per layer; must divide dim
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
     max_seq_len: PositiveInt = 128  # longest input, in tokens
-    positions: str = "learned"  # a registered kind: none, learned, sin, rotary, alibi
+    positions: str = "learned"  # how positions are encoded
     rotary_base: PositiveFloat = 10_000.0  # of positions = "rotary"
     rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # of "rotary": the share of a head that turns
     sliding_window: PositiveInt | None = None  # a position attends to itself and fewer to each side than this
-    norm: str = "layernorm"  # a registered kind: layernorm, rmsnorm
+    norm: str = "layernorm"  # kind of the norms of layers and of the last one
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
     norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
     embedding_norm: bool = False  # normalize the embeddings, before the first layer
     qk_norm: bool = False  # normalize each head's queries and keys
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
-    activation: str = "gelu"  # a registered function of the feed-forward block: relu, gelu, gelu_tanh, silu
+    activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
     bias: bool = True  # in every linear layer and norm of the stack
     bias_qkv: bool | None = None  # of queries, keys and values; None: as bias

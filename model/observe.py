@@ -23,7 +23,7 @@ from model.transformer.residual import wants_profile
 MAX_NUMBERS = 2**20  # in the layers of a model built on the CPU; larger ones are built on the meta device
 MAX_LAYERS = 2  # of the observed model, unless more layer kinds take turns
 N_TOKENS = 8  # in the vocabulary of the observed model
-LENGTH = 4  # tokens of its rows
+ROW_LENGTH = 4  # tokens of its rows
 # Reads in these places only check, compare, copy or save a field: they do not show that it has an effect.
 NO_USE_IN_MODULES = {"dataclasses", "model.problems", "train.launch.problems", "data.problems"}
 NO_USE_IN_FUNCTIONS = {"__post_init__", "__eq__", "__repr__", "__hash__", "changed_fields"}
@@ -79,7 +79,7 @@ def run_observed(model_params: ModelParams, reads: set[str], train_params: Any =
     n_numbers = n_layers * p.dim * (4 * p.dim + 3 * p.ff_width) + p.dim * p.max_seq_len
     params = observed(p, reads)
     tokenizer = SimpleNamespace(n_tokens=N_TOKENS, pad=0, bos=1, eos=2, mask=3)
-    length = min(LENGTH, params.max_seq_len)
+    length = min(ROW_LENGTH, params.max_seq_len)
     ids_BT = torch.zeros(2, length + (params.objective != "masked"), dtype=torch.int64)
     real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     batch = {"x_indices": ids_BT, "mask": real_BT, "target_mask": real_BT}

@@ -14,7 +14,7 @@ from model.inputs import Tokenizer, too_long
 
 NOT_SCORED = -100  # a target that no loss counts; torch's own default for ignore_index
 NO_LOSS = -1.0  # stands where nothing is scored: no cross entropy is negative, though it may be NaN
-ROWS = 16  # that go through the model at once when they come as a list
+ROWS_PER_PASS = 16  # that go through the model at once when they come as a list
 
 
 class Perplexities(NamedTuple):
@@ -32,7 +32,7 @@ class TokenLosses(NamedTuple):
     losses: Tensor  # NO_LOSS where nothing is scored
 
 
-def summary(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: float) -> Perplexities:
+def summarize(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: float) -> Perplexities:
     """Summarize the `token_losses` of samples, one 1-D tensor for each. Raise ValueError if no token is scored."""
     losses = torch.cat(rows) if rows else torch.empty(0)
     losses = losses[losses != NO_LOSS].double()
@@ -65,8 +65,8 @@ def in_batches(
     `longest` is the maximum length for a masked model; strings then end with eos, which is not scored.
     Raise ValueError for a longer sample.
     """
-    for start in range(0, len(samples), ROWS):
-        some = samples[start : start + ROWS]
+    for start in range(0, len(samples), ROWS_PER_PASS):
+        some = samples[start : start + ROWS_PER_PASS]
         rows = [tokenizer(sample) if isinstance(sample, str) else sample for sample in some]
         n_scored = torch.tensor([len(row) for row in rows])
         if longest is not None:
@@ -76,12 +76,12 @@ def in_batches(
             if (n := max(map(len, rows))) > longest:
                 raise too_long(n, longest)
         lengths = torch.tensor([len(row) for row in rows])
-        ids_BT = padded(rows, tokenizer.pad)
+        ids_BT = pad_ids(rows, tokenizer.pad)
         at_T = torch.arange(ids_BT.shape[1])
         yield {"x_indices": ids_BT, "mask": at_T < lengths[:, None], "target_mask": at_T < n_scored[:, None]}
 
 
-def padded(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
+def pad_ids(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     """Return [B, T] int64 ids, padded on the right, where no real token sees the padding."""
     tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad)

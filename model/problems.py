@@ -13,7 +13,7 @@ from model.transformer.norms import norms
 from model.transformer.scaling import base_dim  # muP
 from model.transformer.transformerencoderlayer import activations
 
-REGISTRIES: dict[str, Mapping[str, Any]] = {
+MODEL_REGISTRIES: dict[str, Mapping[str, Any]] = {
     "layer_architecture": layer_kinds,
     "positions": position_kinds,
     "norm": norms,
@@ -32,13 +32,13 @@ def model_problems(model_params: ModelParams) -> Iterator[str]:
 
 
 def unknown_names(p: ModelParams) -> Iterator[str]:
-    for field, registry in REGISTRIES.items():
+    for field, registry in MODEL_REGISTRIES.items():
         value = getattr(p, field)
         for name in dict.fromkeys(p.kinds if field == "layer_architecture" else [value]):
-            yield from unknown(name, registry, f"{field}={value!r}")
+            yield from unknown_name(name, registry, f"{field}={value!r}")
 
 
-def unknown(name: str, existing: Collection[str], setting: str) -> Iterator[str]:
+def unknown_name(name: str, existing: Collection[str], setting: str) -> Iterator[str]:
     if name not in existing:
         what = setting if setting.endswith(f"={name!r}") else f"{setting}: {name!r}"
         yield f"{what} does not exist; {did_you_mean(name, existing, list_all=True)}"
@@ -80,7 +80,9 @@ def is_refused(value: Any, refused: Refused) -> bool:
 
 def allowed_values(name: str, refused: Refused) -> str:
     """Return the values of a field that are not refused, such as "norm='layernorm'" or "one of: pre, post"."""
-    values = list(REGISTRIES.get(name, ())) or values_of(FIELDS[name].type) or [FIELDS[name].default]
+    values = (
+        list(MODEL_REGISTRIES.get(name, ())) or literal_values(FIELDS[name].type) or [FIELDS[name].default]
+    )
     if not callable(refused) and not set(refused) <= set(values):
         return f"another value than {', '.join(map(repr, refused))}"
     allowed = [value for value in values if not is_refused(value, refused)]
@@ -89,10 +91,10 @@ def allowed_values(name: str, refused: Refused) -> str:
     return f"{name}={allowed[0]!r}" if len(allowed) == 1 else f"one of: {', '.join(map(str, allowed))}"
 
 
-def values_of(annotation: Any) -> list[Any]:
+def literal_values(annotation: Any) -> list[Any]:
     """Return the literals, booleans and None that an annotation names; [] for a number or a string."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))
     if annotation in (bool, NoneType):
         return [False, True] if annotation is bool else [None]
-    return [value for part in get_args(annotation) for value in values_of(part)]
+    return [value for part in get_args(annotation) for value in literal_values(part)]

@@ -21,7 +21,7 @@ Edit = Callable[[Tensor], Tensor | float] | Tensor | float | Literal["mean"]
 Where = int | Sequence[int] | slice | None  # numbers of heads or positions; None: all
 
 
-def fits(name: str, pattern: str) -> bool:
+def matches_pattern(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)
 
 
@@ -34,7 +34,7 @@ class Asked:
 
     def wants(self, name: str) -> bool:
         self.met[name] = None
-        return any(fits(name, pattern) for pattern in self.patterns)
+        return any(matches_pattern(name, pattern) for pattern in self.patterns)
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -44,7 +44,7 @@ class Asked:
         if self.patterns and not self.met:
             raise ValueError("nothing was recorded or patched: the model did not run inside the with-block")
         for pattern in self.patterns:
-            if not any(fits(name, pattern) for name in self.met):
+            if not any(matches_pattern(name, pattern) for name in self.met):
                 raise ValueError(f"no activation is named {pattern!r}; {name_hint(pattern, self.met)}")
 
 
@@ -91,7 +91,7 @@ class Patch(Asked):
     def __call__(self, name: str, x: Tensor) -> Tensor:
         if self.wants(name):
             for pattern, edit in self.edits.items():
-                if fits(name, pattern):
+                if matches_pattern(name, pattern):
                     x = edited(x, edit, name)
         return x
 
@@ -150,9 +150,9 @@ def at(edit: Edit, *, heads: Where = None, positions: Where = None) -> Callable[
     """Restrict `edit` to these heads and positions: `lm.patch({"layers.1.z": at(0, heads=3)})`."""
 
     def edited_there(x: Tensor) -> Tensor:
-        there = chosen("positions", positions, x.shape[-2])[:, None]
+        there = where_mask("positions", positions, x.shape[-2])[:, None]
         if x.dim() == 4:  # [batch, head, position, any]; without heads [batch, position, any]
-            there = there & chosen("heads", heads, x.shape[1])[:, None, None]
+            there = there & where_mask("heads", heads, x.shape[1])[:, None, None]
         elif heads is not None:
             raise ValueError(f"heads={heads!r} of an activation without heads, of shape {tuple(x.shape)}")
         return torch.where(there.to(x.device), edited(x, edit), x)
@@ -160,7 +160,7 @@ def at(edit: Edit, *, heads: Where = None, positions: Where = None) -> Callable[
     return edited_there
 
 
-def chosen(what: str, where: Where, n: int) -> Tensor:
+def where_mask(what: str, where: Where, n: int) -> Tensor:
     """Return a bool tensor [n] that is True at `where`. Raise ValueError for an index out of range."""
     there = torch.zeros(n, dtype=torch.bool)
     try:

@@ -59,32 +59,32 @@ def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]
     return {name: parameter.shape for name, parameter in build_on_meta(model, n_tokens).named_parameters()}
 
 
-def shortened(model: ModelParams) -> ModelParams:
+def with_fewer_layers(model: ModelParams) -> ModelParams:
     """Return params of a model with the same layer kinds but fewer layers, for checks of very deep models."""
     surplus = max(0, model.n_layers - MAX_BUILT_LAYERS)
     return replace(model, n_layers=model.n_layers - surplus // len(model.kinds) * len(model.kinds))
 
 
-class Size(NamedTuple):
+class ModelSize(NamedTuple):
     """The size of a model."""
 
     n_params: int
     n_bytes: int  # of its parameters and buffers
 
 
-def size_of(model: ModelParams, n_tokens: int) -> Size:
+def size_of(model: ModelParams, n_tokens: int) -> ModelSize:
     """Return the size of a model without building all its layers. Raise ValueError if it cannot be built."""
-    lm = build_on_meta(shortened(model), n_tokens)
+    lm = build_on_meta(with_fewer_layers(model), n_tokens)
     n_repeated = model.n_layers - lm.model_params.n_layers
     turn = size_of_module(nn.ModuleList(list(lm.decoder.layers)[: len(model.kinds)]))
     n_turns = n_repeated // len(model.kinds)
     whole = size_of_module(lm)
-    return Size(whole.n_params + n_turns * turn.n_params, whole.n_bytes + n_turns * turn.n_bytes)
+    return ModelSize(whole.n_params + n_turns * turn.n_params, whole.n_bytes + n_turns * turn.n_bytes)
 
 
-def size_of_module(module: nn.Module) -> Size:
+def size_of_module(module: nn.Module) -> ModelSize:
     parameters, buffers = list(module.parameters()), list(module.buffers())
-    return Size(sum(p.numel() for p in parameters), sum(t.nbytes for t in [*parameters, *buffers]))
+    return ModelSize(sum(p.numel() for p in parameters), sum(t.nbytes for t in [*parameters, *buffers]))
 
 
 def base_shapes(lm: LM) -> Shapes:  # muP

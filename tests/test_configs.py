@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import main
-from learn.checking.course import load
+from learn.checking.course import load_module
 from learn.outline import Outline
 from tests.marks import all_slow_but
 
@@ -24,7 +24,7 @@ FEWER = {  # of large grids one learning rate and seed, and no model that takes 
 @pytest.mark.parametrize("config", all_slow_but(FAST, CONFIGS, skipped=FEWER))
 def test_a_shipped_config_trains_a_few_steps(config, tmp_path, monkeypatch):
     # What is shipped of the student's file is stubs: somebody has built it.
-    monkeypatch.setitem(sys.modules, "learn.gpt2_student", load(Outline("gpt2").solution))
+    monkeypatch.setitem(sys.modules, "learn.gpt2_student", load_module(Outline("gpt2").solution))
     text = main.CONFIGS.joinpath(f"{config}.txt").read_text(encoding="utf-8")
     crop = {"debug_crop": "30", "val_pct": "4.0", "test_pct": "4.0"}
     settings = FEW | (crop if '"sotu"' in text else {"n_samples": "500", "val_pct": "4.0"})

@@ -29,8 +29,10 @@ def rows(part: str) -> dict[str, list[str]]:
 
 
 def registered_in(module) -> set[str]:
-    """Return the functions below a decorator `@registered` in a module's source: a look past the registry."""
-    found = re.findall(r"^@registered.*\ndef (\w+)\(", inspect.getsource(module), re.MULTILINE)
+    """Return the functions below a registry's decorator in a module's source: a look past the registry."""
+    found = re.findall(
+        r"^@(?:registered|\w+\.register)\b.*\ndef (\w+)\(", inspect.getsource(module), re.MULTILINE
+    )
     assert found
     return set(found)
 

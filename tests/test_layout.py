@@ -205,3 +205,36 @@ def test_no_import_cycles():
 
     for name in graph:
         visit(name, ())
+
+
+# Names that mean the same wherever they are defined: an interface and the class behind it, a function and its public form.
+ONE_MEANING = {"T", "P", "M", "log", "main", "Namer", "Tokenizer", "from_hf"}
+COURSES = (
+    "learn/courses/",
+    "learn/solution/",
+)  # with the students' files: each mirrors the names of what it teaches
+
+
+def top_level_names(tree: ast.Module) -> set[str]:
+    """Return the names of functions, classes and values, without entries of registries: configs give those their names."""
+    names = set()
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            decorators = {ast.unparse(decorator).partition("(")[0] for decorator in node.decorator_list}
+            if not any(name == "registered" or name.endswith(".register") for name in decorators):
+                names.add(node.name)
+        elif isinstance(node, ast.Assign):
+            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.add(node.target.id)
+    return {name for name in names if not name.startswith("__")} - ONE_MEANING
+
+
+def test_a_name_has_one_meaning():
+    files = [file for file in FILES if not file.startswith(COURSES) and not file.endswith("_student.py")]
+    owners: dict[str, list[str]] = {}
+    for file in files:
+        for name in top_level_names(FILES[file]):
+            owners.setdefault(name, []).append(file)
+    assert {name: found for name, found in owners.items() if len(found) > 1} == {}
+    assert set(owners) >= {"LM", "REPOSITORY", "train_run"}

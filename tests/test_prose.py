@@ -62,3 +62,31 @@ def test_us_spelling():
         for match in british.finditer((ROOT / file).read_text(encoding="utf-8"))
     }
     assert not found
+
+
+SIMPLE_STATEMENTS = (
+    ast.Assign | ast.AnnAssign | ast.Return | ast.Expr | ast.AugAssign | ast.Assert | ast.Raise
+)
+
+
+def torn_statements(source: str) -> list[str]:
+    """Return the statements that would stand on one line, but for a comment that stands after their code."""
+    lines, torn = source.splitlines(), []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, SIMPLE_STATEMENTS) and node.lineno < node.end_lineno:
+            parts = [re.sub(r"  # .*", "", line) for line in lines[node.lineno - 1 : node.end_lineno]]
+            has_comment = parts != lines[node.lineno - 1 : node.end_lineno]
+            is_list = re.search(r",\s*\n\s*[])}]", "\n".join(parts))
+            is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+            if has_comment and not (is_list or is_text) and node.col_offset + len(ast.unparse(node)) <= 110:
+                torn.append(parts[0])
+    return torn
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_no_comment_tears_a_statement_apart(file):
+    assert torn_statements((ROOT / file).read_text(encoding="utf-8")) == []
+
+
+def test_a_torn_statement_is_found():
+    assert torn_statements("x = (\n    1  # one\n)\ny = [\n    1,  # one\n]\nz = 1  # one\n") == ["x = ("]

@@ -241,7 +241,7 @@ def run_main(options: list[str], folder: Path) -> Any:
     """Run main.py from a folder that is not the repository's."""
     os.chdir(folder)
     torch.set_num_threads(1)
-    estimate.SECONDS = 0.4  # that --dry-run measures
+    estimate.TIMING_SECONDS = 0.4  # that --dry-run measures
     try:
         return main.main(options)
     except SystemExit as end:  # of --help

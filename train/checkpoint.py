@@ -23,7 +23,7 @@ from train.saving.weights import one_line, regular_file
 from train.trainer import LMTrainer
 
 UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # what torch.load makes of a bad file
-SECONDS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
+SECONDS_BETWEEN_CHECKPOINTS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -106,9 +106,9 @@ class ResumePoint(L.Callback):
             return trainer.current_epoch > 0
         # The first process decides for all, and not at every step, since the others wait for it.
         if trainer.world_size == 1:
-            return time.monotonic() - self.written_at > SECONDS
+            return time.monotonic() - self.written_at > SECONDS_BETWEEN_CHECKPOINTS
         return trainer.global_step % 50 == 0 and trainer.strategy.broadcast(
-            time.monotonic() - self.written_at > SECONDS
+            time.monotonic() - self.written_at > SECONDS_BETWEEN_CHECKPOINTS
         )
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

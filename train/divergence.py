@@ -27,9 +27,8 @@ class Divergence:
         self.n_seen: dict[str, int] = {}  # values already judged, by name
         self.recent: deque[tuple[int, float]] = deque(maxlen=WINDOW)  # (step, "main")
         self.best = math.inf  # lowest median
-        self.not_finite: tuple[int, str, float] | None = (
-            None  # step, name and value since which losses are not finite
-        )
+        # The step at which losses stopped being finite, and the name and value of the first such loss.
+        self.not_finite: tuple[int, str, float] | None = None
 
     def judge(self, train_stats: Mapping[str, Sequence[Stat]]) -> str | None:
         """Add the statistics since the last call. Return why the run has diverged, or None."""

@@ -33,7 +33,7 @@ def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> in
     Matrix products, convolutions and fused attention count, 2 for each multiply-add. Elementwise operations do not.
     """
     trained = tuple(parameter.requires_grad for parameter in lm.parameters())
-    count = partial(counted, lm.model_params, train, lm.n_tokens, trained)
+    count = partial(count_operations, lm.model_params, train, lm.n_tokens, trained)
     try:
         if not any(isinstance(module, nn.RNNBase) for module in lm.modules()):
             return count(n_tokens)
@@ -45,7 +45,7 @@ def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> in
 
 
 @lru_cache
-def counted(
+def count_operations(
     model: ModelParams, train: TrainParams | None, n_tokens: int, trained: tuple[bool, ...], length: int
 ) -> int:
     """Count the operations of a forward and a backward pass over one row, on a meta-device copy of the model."""

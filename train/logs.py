@@ -27,7 +27,7 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def shortened(text: str) -> str:
+def shorten_traceback(text: str) -> str:
     """Return `text` with its middle left out if it has over MAX_TRACEBACK characters."""
     n_hidden = len(text) - MAX_TRACEBACK
     if n_hidden <= 0:
@@ -36,7 +36,7 @@ def shortened(text: str) -> str:
     return f"{text[:half]}\n... {n_hidden:,} characters left out ...\n{text[-half:]}"
 
 
-def as_text(record: logging.LogRecord) -> str:
+def record_as_text(record: logging.LogRecord) -> str:
     """Return a record as plain text. Tables are as wide as needed."""
     if not isinstance(record.msg, Table):
         return printable(record.getMessage())
@@ -55,16 +55,16 @@ class ConsoleHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         console = rich.get_console()
         if not console.is_terminal:
-            print(as_text(record), file=console.file, flush=True)
+            print(record_as_text(record), file=console.file, flush=True)
         elif isinstance(record.msg, Table):
             console.print(record.msg)
         else:
-            console.print(as_text(record), markup=False, emoji=False, highlight=False, soft_wrap=True)
+            console.print(record_as_text(record), markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class FileFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {as_text(record)}"
+        return f"{self.formatTime(record, '%Y-%m-%d %H:%M:%S')} {record_as_text(record)}"
 
 
 class FileHandler(logging.FileHandler):

@@ -12,19 +12,17 @@ from common.registry import Registry
 from common.text import nearest
 from model.lm import LM
 from model.model_params import ModelParams
-from model.mup.parametrization import Kind, Rule, param_groups  # muP
+from model.mup.parametrization import ParameterKind, UpdateRule, param_groups  # muP
 from model.shapes import roles_of
 from model.transformer.lora import is_lora
 from train.muon import MuonWithAdamW
 from train.train_params import TrainParams
 
+# The function is given parameter groups and the params. Its name is a value of `optimizer`.
 optimizers: Registry[Callable[[list[dict], TrainParams], Optimizer]] = Registry("optimizer")
-registered = (
-    optimizers.register
-)  # makes a function of parameter groups and TrainParams a value of `optimizer`
 
 
-@registered
+@optimizers.register
 def adamw(groups: list[dict], params: TrainParams) -> Optimizer:
     """Adam with decoupled weight decay (arXiv:1711.05101)."""
     # Lightning cannot clip gradients under a loss scaler when the optimizer unscales them itself, as a fused one does.
@@ -32,13 +30,13 @@ def adamw(groups: list[dict], params: TrainParams) -> Optimizer:
     return torch.optim.AdamW(groups, lr=params.lr, betas=params.betas, eps=params.adam_eps, fused=fused)
 
 
-@registered
+@optimizers.register
 def sgd(groups: list[dict], params: TrainParams) -> Optimizer:
     """Stochastic gradient descent with `momentum`."""
     return torch.optim.SGD(groups, lr=params.lr, momentum=params.momentum)
 
 
-@registered
+@optimizers.register
 def muon(groups: list[dict], params: TrainParams) -> Optimizer:
     """Muon, orthogonalized momentum for the matrices inside layers; AdamW for all other parameters."""
     of_adamw = {"betas": params.betas, "eps": params.adam_eps, "fused": params.precision != "16-mixed"}
@@ -60,7 +58,7 @@ def make_optimizer(model: nn.Module, params: TrainParams) -> Optimizer:
     return optimizers[params.optimizer]([group for group in groups if group["params"]], params)
 
 
-def lr_mults(params: TrainParams) -> dict[Kind, float]:
+def lr_mults(params: TrainParams) -> dict[ParameterKind, float]:
     return {
         "embedding": params.lr_embedding_mult,
         "hidden": params.lr_hidden_mult,
@@ -79,7 +77,7 @@ def by_role(model: ModelParams, params: TrainParams) -> bool:
 
 
 def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
-    rule: Rule = "sgd" if params.optimizer == "sgd" else "adam"
+    rule: UpdateRule = "sgd" if params.optimizer == "sgd" else "adam"
     groups = param_groups(
         model,
         roles_of(model),

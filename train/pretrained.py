@@ -15,16 +15,16 @@ from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import model_problems
-from model.shapes import parameter_shapes, shortened
+from model.shapes import parameter_shapes, with_fewer_layers
+from model.transformer.embeddings import POSITION_TABLE
 from model.transformer.lora import is_lora, merge_lora
 from model.transformer.scaling import depth_mult, head_mult, width_mult  # muP
 from train.data import tokenizer_spec
 from train.grid.params import SECTION_OF
 from train.logs import log
 from train.saving.run_folder import find_run, read_run
-from train.saving.weights import load_lm, weights, weights_file
+from train.saving.weights import load_lm, unshared_state, weights_file
 
-POSITIONS = "embed.positions.table.weight"  # loses its last rows to a smaller max_seq_len
 SHOWN = 3  # names of weights in a sentence
 
 
@@ -44,7 +44,7 @@ def defaults(
     if from_pretrained is not None and from_saved is not None:
         return {}  # ModelParams will refuse it
     source = find(root, from_pretrained, from_saved)
-    return {} if source is None else fields_of(source.params)
+    return {} if source is None else model_fields(source.params)
 
 
 def pretrained_source(model: ModelParams, root: Path) -> PretrainedSource | None:
@@ -67,11 +67,11 @@ def look_for(
     try:
         if from_pretrained is not None:
             setting = f"from_pretrained={from_pretrained!r}"
-            with about(setting):
-                return pretrained(setting, *name_and_revision(from_pretrained))
+            with prefix_errors(setting):
+                return named_pretrained(setting, *name_and_revision(from_pretrained))
         if from_saved is not None:
             setting = f"from_saved={from_saved!r}"
-            with about(setting):
+            with prefix_errors(setting):
                 return saved(setting, from_saved, root)
     except ValueError as error:
         return error
@@ -79,7 +79,7 @@ def look_for(
 
 
 @contextmanager
-def about(setting: str) -> Iterator[None]:
+def prefix_errors(setting: str) -> Iterator[None]:
     """Prefix a ValueError inside the block with the setting."""
     try:
         yield
@@ -87,7 +87,7 @@ def about(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: {error}") from error
 
 
-def pretrained(setting: str, name: str, revision: str | None) -> PretrainedSource:
+def named_pretrained(setting: str, name: str, revision: str | None) -> PretrainedSource:
     """Return the source `from_pretrained` names. Only such runs import the tables of HuggingFace's models."""
     from model.hf import weights as hf
 
@@ -145,44 +145,44 @@ def source_problems(model: ModelParams, root: Path) -> Iterator[str]:
         return
     if forward_factors(model) != forward_factors(source.params):  # muP
         yield (  # muP
-            f"{as_text(edits(model, source))} does not fit {source.setting}: it multiplies what these weights "  # muP
+            f"{fields_as_text(edits(model, source))} does not fit {source.setting}: it multiplies what these weights "  # muP
             "compute by other factors; mup_base_dim=0 has those of the weights' own size"  # muP
         )  # muP
         return  # muP
-    if fits(model, source):
+    if weights_fit(model, source):
         return
     edited = edits(model, source)
     alone = {name: value for name, value in edited.items() if not fits_alone(name, value, source)} or edited
-    has = {name: fields_of(source.params)[name] for name in alone}
-    yield f"{as_text(alone)} does not fit {source.setting}, whose weights are for {as_text(has)}"
+    has = {name: model_fields(source.params)[name] for name in alone}
+    yield f"{fields_as_text(alone)} does not fit {source.setting}, whose weights are for {fields_as_text(has)}"
 
 
 def forward_factors(model: ModelParams) -> tuple[float, ...]:  # muP
     return width_mult(model), depth_mult(model), head_mult(model)  # muP
 
 
-def fields_of(params: ModelParams) -> dict[str, Any]:
+def model_fields(params: ModelParams) -> dict[str, Any]:
     return {name: value for name, value in vars(params).items() if name in SECTION_OF}
 
 
 def edits(model: ModelParams, source: PretrainedSource) -> dict[str, Any]:
     """Return the fields of `model` that differ from the model its weights come from."""
     same = replace(source.params, from_pretrained=model.from_pretrained, from_saved=model.from_saved)
-    return {name: value for name, value in fields_of(model).items() if value != fields_of(same)[name]}
+    return {name: value for name, value in model_fields(model).items() if value != model_fields(same)[name]}
 
 
-def as_text(fields: dict[str, Any]) -> str:
+def fields_as_text(fields: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in fields.items())
 
 
 def fits_alone(name: str, value: Any, source: PretrainedSource) -> bool:
     try:
-        return fits(replace(source.params, **{name: value}), source)
+        return weights_fit(replace(source.params, **{name: value}), source)
     except ValueError:  # it takes other fields to make sense
         return True
 
 
-def fits(model: ModelParams, source: PretrainedSource) -> bool:
+def weights_fit(model: ModelParams, source: PretrainedSource) -> bool:
     """Return True if weights of the same name have the same shape in both.
 
     If the weights bring their tokenizer, tokens must also be the same.
@@ -191,10 +191,12 @@ def fits(model: ModelParams, source: PretrainedSource) -> bool:
         return False
     if source.tokenizer is not None and model.objective == "masked" and source.tokenizer.mask is None:
         return False  # a mask token would be one more than there are weights for
-    ours, theirs = (parameter_shapes(shortened(params), n_tokens=2) for params in (model, source.params))
-    if POSITIONS in theirs:
-        n_positions, dim = theirs[POSITIONS]
-        theirs[POSITIONS] = torch.Size([min(n_positions, model.max_seq_len), dim])
+    ours, theirs = (
+        parameter_shapes(with_fewer_layers(params), n_tokens=2) for params in (model, source.params)
+    )
+    if POSITION_TABLE in theirs:
+        n_positions, dim = theirs[POSITION_TABLE]
+        theirs[POSITION_TABLE] = torch.Size([min(n_positions, model.max_seq_len), dim])
     return all(shape == theirs.get(name, shape) for name, shape in ours.items())
 
 
@@ -206,7 +208,7 @@ def first_weights(model: ModelParams, tokenizer: Tokenizer, root: Path) -> dict[
     source = pretrained_source(model, root)
     if source is None:
         return None
-    with about(source.setting):
+    with prefix_errors(source.setting):
         return source.load(model, tokenizer).state_dict()
 
 
@@ -220,16 +222,16 @@ def weights_problems(model: ModelParams, tokenizer: Tokenizer, root: Path) -> It
 
 def load_initial_weights(first: dict[str, Tensor], lm: LM, root: Path) -> None:
     """Load the initial weights that `lm` has a place for. Log edited fields, and weights that are unused or new."""
-    taken = {name: first[name] for name in weights(lm) if name in first}
-    if POSITIONS in taken:
-        taken[POSITIONS] = taken[POSITIONS][: lm.model_params.max_seq_len]
+    taken = {name: first[name] for name in unshared_state(lm) if name in first}
+    if POSITION_TABLE in taken:
+        taken[POSITION_TABLE] = taken[POSITION_TABLE][: lm.model_params.max_seq_len]
     lm.load_state_dict(taken, strict=False)
     source = pretrained_source(lm.model_params, root)
     assert source is not None
     used = {tensor.data_ptr() for tensor in taken.values()}  # a tied one has two names
     left_out = [name for name, tensor in first.items() if tensor.data_ptr() not in used]
-    new = [name for name in weights(lm) if name not in first and not is_lora(name)]
-    said = [f"weights of {source.setting}", as_text(edits(lm.model_params, source))]
+    new = [name for name in unshared_state(lm) if name not in first and not is_lora(name)]
+    said = [f"weights of {source.setting}", fields_as_text(edits(lm.model_params, source))]
     said += [f"left out: {some(left_out)}" if left_out else "", f"new: {some(new)}" if new else ""]
     log.info("; ".join(filter(None, said)))
 

@@ -17,12 +17,12 @@ from data.batch import mycollate
 from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
 
-LENGTH = 16  # tokens of a probe
+PROBE_LENGTH = 16  # tokens of a probe
 NOISE = 0.02  # deviation of what is added to all weights that are probed: nothing hides behind a zero
 MAX_BATCHES = 16  # of random rows in which a parameter may get its gradient
 MIN_ROWS, MAX_ROWS = 5, 64  # of one forward pass
 MAX_LOGITS = 2**21  # of more than the least rows
-ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+PROBE_ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 UNCHECKED = "cannot be checked"
 
 
@@ -111,7 +111,7 @@ def without_gradient(lm: LM, train_params: Any) -> list[str]:
     """
     dead = {name for name, parameter in lm.named_parameters() if parameter.requires_grad}
     # One more id than inputs: the last is only predicted. A masked model gets all of them.
-    T = min(LENGTH, lm.model_params.max_seq_len) + 1
+    T = min(PROBE_LENGTH, lm.model_params.max_seq_len) + 1
     for i in range(MAX_BATCHES):
         noisy = noisy_copy(lm, spread=1.0 if i else 0.0).train()
         ids_BT = torch.randint(lm.n_tokens, (rows_in_a_pass(lm, T), T))
@@ -135,10 +135,10 @@ def leak_by_gradient(lm: LM) -> str | None:
 
     With causal=False later positions are allowed.
     """
-    T = min(LENGTH, lm.model_params.max_seq_len)
+    T = min(PROBE_LENGTH, lm.model_params.max_seq_len)
     at_B = torch.linspace(0, T - 1, min(T, rows_in_a_pass(lm, T))).round().long()
-    gradient_BT = gradients(lm.train(), at_B, T)
-    least = ROUNDING[gradient_BT.dtype] * gradient_BT.max()
+    gradient_BT = gradient_sizes(lm.train(), at_B, T)
+    least = PROBE_ROUNDING[gradient_BT.dtype] * gradient_BT.max()
     if gradient_BT[0].max() > least:
         return "in training, logits of a sample have a gradient from another sample"
     later_BT = torch.arange(T) > (at_B[:, None] if lm.model_params.causal else T)
@@ -148,7 +148,7 @@ def leak_by_gradient(lm: LM) -> str | None:
     return f"in training, logits at position {at_B[row]} have a gradient from position {t}"
 
 
-def gradients(lm: LM, at_B: Tensor, T: int) -> Tensor:
+def gradient_sizes(lm: LM, at_B: Tensor, T: int) -> Tensor:
     """Return the gradient size of each position, [1 + B, T], for the logits of row 1 + b at position at_B[b].
 
     Row 0 adds nothing to the sum, so its gradients reveal a leak between rows.
@@ -181,7 +181,7 @@ def leak_by_value(lm: LM, most_passes: int) -> str | None:
     First the earlier tokens are the first few of the vocabulary. Later tokens come from these few and then from all.
     This reveals dependence on the presence of a token. Then the few are the later tokens, and the last few the earlier.
     """
-    T, V = min(LENGTH, lm.model_params.max_seq_len), lm.n_tokens
+    T, V = min(PROBE_LENGTH, lm.model_params.max_seq_len), lm.n_tokens
     if T < 2 or V < 2:
         return None
     n_rows = rows_in_a_pass(lm, T)
@@ -211,9 +211,8 @@ def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]
     B, T = shape
     from_B = torch.linspace(1, T - 1, B).round().long()  # where later tokens begin
     later_BT = torch.arange(T) >= from_B[:, None]
-    nth_BT = (
-        later_BT.flip(1).T.flatten().cumsum(0).view(T, B).T.flip(1) - 1
-    )  # the last position of all rows first
+    # Number the positions of all rows, so that the last positions of the rows come first.
+    nth_BT = later_BT.flip(1).T.flatten().cumsum(0).view(T, B).T.flip(1) - 1
     ids_BT = early_N[torch.randint(len(early_N), (B, T))]
     others_BT = torch.where(later_BT, later_N[nth_BT % len(later_N)], ids_BT)
     before, after = predictions(lm, ids_BT), predictions(lm, others_BT)
@@ -252,7 +251,7 @@ def largest_difference(a: Tensor, b: Tensor, slack: float = 1.0) -> float:
         return 0.0
     check_numbers("a logit", a, b)
     difference = (a - b).abs().where(a != b, 0.0).max().item()
-    return difference if difference > slack * ROUNDING[a.dtype] * largest_finite(a) else 0.0
+    return difference if difference > slack * PROBE_ROUNDING[a.dtype] * largest_finite(a) else 0.0
 
 
 def largest_finite(x: Tensor) -> float:

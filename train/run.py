@@ -28,7 +28,7 @@ from train.pretrained import first_weights, load_initial_weights, saved_tokenize
 from train.probe import probe
 from train.processes import rank
 from train.saving.outcome import Outcome, Value
-from train.saving.record import Record, variant_of
+from train.saving.record import Record, measured_variant
 from train.sharding import FSDP, unshard
 from train.train_params import TrainParams
 from train.trainer import NEVER, LMTrainer
@@ -74,7 +74,7 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
                 trainer.validate(lm_trainer, data.val_dataloader(train.batch_size), verbose=False)
 
         lm = unshard(lm_trainer.model, train.dropout)
-        values = variant_of(run) | final_values(lm_trainer, lm, clock)
+        values = measured_variant(run) | final_values(lm_trainer, lm, clock)
         values |= {"leak": leak, "weights": "best" if keep_best and keep_best.best_weights else "last"}
         outcome = Outcome.of(lm_trainer.stopped, values, was_pressed=interrupt.is_pressed)
         return record.save(lm, outcome)

@@ -22,43 +22,43 @@ class Moment(NamedTuple):
         return self.params.min_lr / self.params.lr
 
 
+# The function returns the learning rate as a share of `lr`. Its name is a value of `lr_schedule`.
 schedules: Registry[Callable[[Moment], float]] = Registry("schedule")
-registered = schedules.register  # makes a function of a Moment a value of `lr_schedule`
 
 
-@registered
+@schedules.register
 def constant(now: Moment) -> float:
     """Keep `lr` after the warm-up."""
     return 1.0
 
 
-@registered
+@schedules.register
 def linear(now: Moment) -> float:
     """Fall in a straight line from `lr` to `min_lr`."""
     return 1 + (now.floor - 1) * now.progress
 
 
-@registered
+@schedules.register
 def cosine(now: Moment) -> float:
     """Fall along half a cosine wave from `lr` to `min_lr` (arXiv:1608.03983, without restarts)."""
     return now.floor + (1 - now.floor) * (1 + math.cos(math.pi * now.progress)) / 2
 
 
-@registered
+@schedules.register
 def wsd(now: Moment) -> float:
     """Warm-up, stable, decay: constant, then a straight fall over the last `wsd_decay_frac` (arXiv:2404.06395)."""
     left = (1 - now.progress) / now.params.wsd_decay_frac
     return now.floor + (1 - now.floor) * min(1.0, left)
 
 
-@registered
+@schedules.register
 def cyclic(now: Moment) -> float:
     """A triangle wave: down to `min_lr` in the middle of every `lr_cycle_steps`, and up again (arXiv:1506.01186)."""
     phase = now.step % now.params.lr_cycle_steps / now.params.lr_cycle_steps
     return now.floor + (1 - now.floor) * abs(1 - 2 * phase)
 
 
-@registered
+@schedules.register
 def plateau(now: Moment) -> float:
     """Halve lr whenever validation loss has not improved for `lr_plateau_patience` validations."""
     return max(now.floor, 0.5**now.reductions)

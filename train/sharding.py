@@ -37,7 +37,7 @@ def gathered(lm: LM) -> Iterator[None]:
             module.set_reshard_after_forward(module is not lm, recurse=False)
 
 
-def number(value: float | Tensor) -> float | Tensor:
+def full_number(value: float | Tensor) -> float | Tensor:
     """Return a number that is kept in shares as one number."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 

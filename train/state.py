@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-PLAIN = (type(None), bool, int, float, str)
+PLAIN_TYPES = (type(None), bool, int, float, str)
 FACTORIES = {factory.__name__: factory for factory in (int, float, str, bool, list, dict, set)}
 
 
@@ -21,7 +21,7 @@ class NotData(TypeError):
     """Raised for a value other than numbers, text, tensors, generators and containers of them."""
 
 
-class Kind(NamedTuple):
+class Conversion(NamedTuple):
     """Conversion of a type of value to data that `torch.load(..., weights_only=True)` reads, and back."""
 
     save: Callable[[Any], Any]
@@ -30,17 +30,17 @@ class Kind(NamedTuple):
 
 def to_data(value: Any) -> Any:
     """Return `value` as plain values and tuples (name of its kind, content). Raise NotData if this loses something."""
-    if type(value) in PLAIN:
+    if type(value) in PLAIN_TYPES:
         return value
     name = "numpy" if isinstance(value, np.ndarray | np.generic) else NAMES.get(type(value))
     if name is None:
         raise NotData(f"{type(value).__name__} is not plain data")
-    return name, KINDS[name].save(value)
+    return name, CONVERSIONS[name].save(value)
 
 
 def from_data(data: Any) -> Any:
     """Return the value that `to_data` converted. Tensors and generators are on their original device."""
-    return data if type(data) in PLAIN else KINDS[data[0]].load(data[1])
+    return data if type(data) in PLAIN_TYPES else CONVERSIONS[data[0]].load(data[1])
 
 
 def items_to_data(values: Iterable[Any]) -> list[Any]:
@@ -121,25 +121,25 @@ NAMES: dict[type, str] = {  # by exact type: a subclass may hold more
     random.Random: "python generator",
     np.random.Generator: "numpy generator",
 }
-KINDS: dict[str, Kind] = {
+CONVERSIONS: dict[str, Conversion] = {
     **{
-        kind.__name__: Kind(items_to_data, partial(items_from_data, kind))
+        kind.__name__: Conversion(items_to_data, partial(items_from_data, kind))
         for kind in (list, tuple, set, frozenset)
     },
     **{
-        kind.__name__: Kind(pairs_to_data, partial(pairs_from_data, kind))
+        kind.__name__: Conversion(pairs_to_data, partial(pairs_from_data, kind))
         for kind in (dict, OrderedDict, Counter)
     },
-    "deque": Kind(
+    "deque": Conversion(
         lambda values: (values.maxlen, items_to_data(values)),
         lambda data: items_from_data(partial(deque, maxlen=data[0]), data[1]),
     ),
-    "defaultdict": Kind(defaultdict_to_data, defaultdict_from_data),
-    "tensor": Kind(tensor_to_data, tensor_from_data),
-    "numpy": Kind(numpy_to_data, numpy_from_data),
-    "torch generator": Kind(lambda dice: (str(dice.device), dice.get_state()), generator_from_data),
-    "python generator": Kind(lambda dice: to_data(dice.getstate()), random_from_data),
-    "numpy generator": Kind(
+    "defaultdict": Conversion(defaultdict_to_data, defaultdict_from_data),
+    "tensor": Conversion(tensor_to_data, tensor_from_data),
+    "numpy": Conversion(numpy_to_data, numpy_from_data),
+    "torch generator": Conversion(lambda dice: (str(dice.device), dice.get_state()), generator_from_data),
+    "python generator": Conversion(lambda dice: to_data(dice.getstate()), random_from_data),
+    "numpy generator": Conversion(
         lambda dice: (type(dice.bit_generator).__name__, to_data(dice.bit_generator.state)),
         numpy_generator_from_data,
     ),
@@ -157,7 +157,7 @@ class Attributes:
         self.owner = owner
         self.without = frozenset(without)
         self.initial = dict(self.attributes())
-        self.fingerprints = {name: fingerprint(value) for name, value in self.initial.items()}
+        self.fingerprints = {name: value_fingerprint(value) for name, value in self.initial.items()}
 
     def attributes(self) -> Iterable[tuple[str, Any]]:
         kept_by_others = (nn.Module, Optimizer, LRScheduler, Attributes)
@@ -186,7 +186,7 @@ class Attributes:
         if name not in self.initial:
             return False
         is_same = value is self.initial[name] or is_data(value)
-        return is_same and fingerprint(value) == self.fingerprints[name]
+        return is_same and value_fingerprint(value) == self.fingerprints[name]
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Restore the attributes of an earlier `save`."""
@@ -209,7 +209,7 @@ def is_data(value: Any) -> bool:
     return True
 
 
-def fingerprint(value: Any) -> bytes | None:
+def value_fingerprint(value: Any) -> bytes | None:
     """Return bytes that differ if values differ, or None.
 
     Only data and objects whose attributes are data have a fingerprint.

@@ -13,12 +13,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class TrainParams:
     lr: PositiveFloat = 1e-3  # the highest that the schedule reaches
     min_lr: NonNegativeFloat = 0.0  # where cosine, linear and wsd end, and cyclic and plateau stop falling
-    lr_schedule: str = "cosine"  # a registered schedule: constant, cosine, linear, cyclic, plateau, wsd
+    lr_schedule: str = "cosine"  # shape of the learning rate after the warm-up
     warmup_steps: NonNegativeInt = 0  # optimizer steps over which lr rises linearly
     lr_cycle_steps: PositiveInt = 1000  # length of one cycle of lr_schedule = "cyclic"
     lr_plateau_patience: PositiveInt = 2  # validations without improvement before "plateau" halves lr
     wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, in which "wsd" falls
-    optimizer: str = "adamw"  # a registered optimizer
+    optimizer: str = "adamw"  # rule that updates the weights
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
     weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: what of lr * it stays
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
@@ -33,7 +33,7 @@ class TrainParams:
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows a device works on at once
     accumulate_grad_batches: PositiveInt = 1  # such batches to one optimizer step
-    epochs: PositiveInt = 1
+    epochs: PositiveInt = 1  # passes over the training data
     early_stop_nsamples: PositiveInt | None = None  # stop after training on so many rows
     val_every: PositiveInt | None = None  # optimizer steps between validations; None: once an epoch
     patience: PositiveInt | None = None  # stop after so many validations without gain; keeps the best weights

@@ -20,7 +20,7 @@ from train.logs import log
 from train.optimizers import freeze, group_settings, make_optimizer
 from train.saving.outcome import Ending
 from train.schedules import Schedule
-from train.sharding import FSDP, gathered, number, scale_gradients, shard
+from train.sharding import FSDP, full_number, gathered, scale_gradients, shard
 from train.state import Attributes
 from train.stats import Stats
 from train.stopwatch import Stopwatch
@@ -72,7 +72,7 @@ class LMTrainer(L.LightningModule):
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
         """Log a number, or a tensor of one, as `stat/name` for the saved run and wandb. Never waits for the device."""
-        self.stats.log(name, number(value), step=self.global_step, n_samples=self.n_samples)
+        self.stats.log(name, full_number(value), step=self.global_step, n_samples=self.n_samples)
 
     def configure_model(self) -> None:
         if self.train_params.strategy == FSDP:

@@ -6,15 +6,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from explore.compare.figures import ACCENT, MAX_CURVES, MAX_NAMED, OTHER, Part, figure, final_range
+from explore.compare.figures import ACCENT, MAX_CURVES, MAX_NAMED, OTHER, ReportPart, figure, final_range
 from explore.compare.svg import Plot, widened
-from explore.compare.variants import SEED, is_number, shown
+from explore.compare.variants import SEED, is_number, value_as_label
 from explore.compare.verdicts import interval
 
 MAX_DOTS = 600
 
 
-def axis_figures(part: Part) -> str:
+def axis_figures(part: ReportPart) -> str:
     plots = [tuned_plot(part, name) for name in part.varied if [name] == part.tuned]
     plots += [axis_plot(part, name) for name in part.varied if name != SEED and [name] != part.tuned]
     caption = (
@@ -36,7 +36,7 @@ class Axis(NamedTuple):
 
 def axis_of(values: Sequence[Any]) -> Axis:
     """Side by side; by size where they are many numbers."""
-    different = {shown(value): value for value in values}
+    different = {value_as_label(value): value for value in values}
     numbers = all(map(is_number, different.values()))
     if numbers:
         different = dict(sorted(different.items(), key=lambda item: item[1]))
@@ -51,17 +51,19 @@ def axis_of(values: Sequence[Any]) -> Axis:
     return Axis(at, widened([low, high]), None, False, True)
 
 
-def tuned_plot(part: Part, field: str) -> str:
+def tuned_plot(part: ReportPart, field: str) -> str:
     """A line for each variant over the values of the tuned field."""
     axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
     colors = part.colors
-    means = [[mean_of(losses) for losses in variant.losses_LS] for variant in part.variants]
+    means = [[mean_loss(losses) for losses in variant.losses_LS] for variant in part.variants]
     ends = [interval(losses[np.isfinite(losses)])[0] for i in colors for losses in part.variants[i].losses_LS]
     y = final_range([*(mean for row in means for mean in row), *ends])
     plot = Plot((486, 300), axis.range, y, labels=(field, "final loss"), log_x=axis.log, x_ticks=axis.ticks)
     for i in sorted(range(len(means)), key=lambda i: i in colors)[-MAX_CURVES:]:
         variant, color = part.variants[i], colors.get(i, OTHER)
-        x_of = [axis.at[shown(variant.runs_of(j)[0].get(field))] for j in range(len(variant.settings))]
+        x_of = [
+            axis.at[value_as_label(variant.runs_of(j)[0].get(field))] for j in range(len(variant.settings))
+        ]
         points = sorted(zip(x_of, means[i], variant.losses_LS, strict=True), key=lambda point: point[0])
         if i in colors:
             for x, _, losses_S in points:
@@ -76,21 +78,21 @@ def tuned_plot(part: Part, field: str) -> str:
     return plot.svg(f"final loss over {field}")
 
 
-def mean_of(losses_S: np.ndarray) -> float:
+def mean_loss(losses_S: np.ndarray) -> float:
     """Infinite if one of them is; NaN where nothing ran."""
     ran_S = losses_S[~np.isnan(losses_S)]
     return float(ran_S.mean()) if ran_S.size else math.nan
 
 
-def axis_plot(part: Part, field: str) -> str:
+def axis_plot(part: ReportPart, field: str) -> str:
     """A dot for each run over the values of a field, and the best that was reached with each."""
     axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
     dots: list[tuple[float, float]] = []
     best: dict[float, float] = {}
     for variant in part.variants:
         for j, losses_S in enumerate(variant.losses_LS):
-            at = axis.at[shown(variant.runs_of(j)[0].get(field))]
-            best[at] = min(best.get(at, math.inf), mean_of(losses_S))
+            at = axis.at[value_as_label(variant.runs_of(j)[0].get(field))]
+            best[at] = min(best.get(at, math.inf), mean_loss(losses_S))
             dots += [(at, float(loss)) for loss in losses_S if not math.isnan(loss)]
     y = final_range([loss for _, loss in dots], at_least=max(best.values()))
     width = min(980.0, max(320.0, 40.0 + 46.0 * len(axis.ticks or [])))

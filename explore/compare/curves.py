@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from explore.compare.variants import Row, Variant, measured
+from explore.compare.variants import RunRow, Variant, measured
+from explore.compare.verdicts import ALPHA
 from train.saving.weights import regular_file
 from train.stats import Stat, Stats
 
 VALIDATION, TRAINING = "stat/val_loss:main", "stat/train_loss:main"
-MAX_POINTS = 60  # of a curve; of more points, neighbors are averaged
-ALPHA = 0.05
+MAX_CURVE_POINTS = 60  # of a curve; of more points, neighbors are averaged
 
 
 class Curve(NamedTuple):
@@ -39,7 +39,7 @@ def read_curves(variants: Sequence[Variant]) -> dict[str, dict[tuple[int, int], 
     return curves
 
 
-def stats_of(run: Row) -> dict[str, list[Stat]]:
+def stats_of(run: RunRow) -> dict[str, list[Stat]]:
     """Return both losses of a run, thinned. Return an empty dict if its statistics are missing or unreadable."""
     folder: Any = measured(run, "folder")
     if not isinstance(folder, str):
@@ -53,9 +53,9 @@ def stats_of(run: Row) -> dict[str, list[Stat]]:
 
 def thinned(values: list[Stat]) -> list[Stat]:
     """Return at most MAX_POINTS values, each the mean of neighboring ones."""
-    if len(values) <= MAX_POINTS:
+    if len(values) <= MAX_CURVE_POINTS:
         return values
-    edges = np.linspace(0, len(values), MAX_POINTS + 1).astype(int)
+    edges = np.linspace(0, len(values), MAX_CURVE_POINTS + 1).astype(int)
     means = np.add.reduceat([stat.v for stat in values], edges[:-1]) / np.diff(edges)
     return [values[end - 1]._replace(v=float(mean)) for end, mean in zip(edges[1:], means, strict=True)]
 
@@ -70,9 +70,9 @@ def together(runs: Sequence[list[Stat]]) -> Curve | None:
     for row, run in zip(values, runs, strict=True):
         for stat in run:
             row[place[stat.n]] = stat.v if np.isfinite(stat.v) else np.nan
-    if len(x) > MAX_POINTS:  # the seeds were thinned at different points
-        keep = np.linspace(0, len(x) - 1, MAX_POINTS).astype(int)
-        values = np.array([np.interp(x, *known(x, row), left=np.nan, right=np.nan) for row in values])[
+    if len(x) > MAX_CURVE_POINTS:  # the seeds were thinned at different points
+        keep = np.linspace(0, len(x) - 1, MAX_CURVE_POINTS).astype(int)
+        values = np.array([np.interp(x, *known_points(x, row), left=np.nan, right=np.nan) for row in values])[
             :, keep
         ]
         x = [x[i] for i in keep]
@@ -85,7 +85,7 @@ def together(runs: Sequence[list[Stat]]) -> Curve | None:
     return Curve(np.array(x, dtype=float), mean, mean - margin, mean + margin, len(runs))
 
 
-def known(x: Sequence[float], row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def known_points(x: Sequence[float], row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return x and y of the points that are not NaN; one NaN point at 0 if there are none."""
     there = ~np.isnan(row)
     return (np.array(x)[there], row[there]) if there.any() else (np.array([0.0]), np.array([np.nan]))

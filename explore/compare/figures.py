@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from explore.compare.curves import TRAINING, VALIDATION, Curve
-from explore.compare.svg import LETTER, Plot, shortened, widened
-from explore.compare.variants import SEED, Row, Variant, is_number, measured, varied_fields
+from explore.compare.svg import LETTER, Plot, short_label, widened
+from explore.compare.variants import SEED, RunRow, Variant, is_number, measured, varied_fields
 
 COLORS = [f"var(--c{i})" for i in range(8)]
 OTHER, ACCENT = "var(--other)", "var(--accent)"
@@ -22,12 +22,12 @@ Curves = dict[tuple[int, int], Curve]
 
 
 @dataclass(frozen=True)
-class Part:
+class ReportPart:
     """The part of a report about one kind of data: its variants, their comparison and their curves."""
 
     data: str
     variants: list[Variant]
-    rows: list[Row]  # of the comparison, one for each variant
+    rows: list[RunRow]  # of the comparison, one for each variant
     curves: dict[str, Curves]
 
     @cached_property
@@ -79,7 +79,7 @@ def legend(names: dict[str, str]) -> str:
 # ---- loss curves
 
 
-def curve_figures(part: Part) -> str:
+def curve_figures(part: ReportPart) -> str:
     if not any(part.curves.values()):
         return "<p>No statistics of these runs can be read.</p>"
     colors = part.colors
@@ -98,7 +98,7 @@ def curve_figures(part: Part) -> str:
     return figure(plots, caption, legend(names)) + (multiples(part) if several else "")
 
 
-def all_curves(part: Part, curves: Curves, colors: dict[int, str], label: str) -> str:
+def all_curves(part: ReportPart, curves: Curves, colors: dict[int, str], label: str) -> str:
     """Plot all curves in gray, and those of the chosen variants' best settings in color with their intervals."""
     plot = Plot((486, 330), x_range(curves), loss_range(part, curves), labels=("trained samples", label))
     best = part.best
@@ -112,7 +112,7 @@ def all_curves(part: Part, curves: Curves, colors: dict[int, str], label: str) -
     return plot.svg(f"{label} over trained samples")
 
 
-def name_of(part: Part, key: tuple[Any, Any]) -> str:
+def name_of(part: ReportPart, key: tuple[Any, Any]) -> str:
     variant = part.variants[key[0]]
     return f"{variant.name}, {variant.settings[key[1]]}"
 
@@ -121,7 +121,7 @@ def x_range(curves: Curves) -> tuple[float, float]:
     return 0.0, max(1.0, *(curve.x.max() for curve in curves.values()))
 
 
-def loss_range(part: Part, curves: Curves) -> tuple[float, float]:
+def loss_range(part: ReportPart, curves: Curves) -> tuple[float, float]:
     """Return the y range: from the lowest loss to the median loss after a tenth of the training.
 
     The steep beginning is cut off, so that the final losses are distinguishable.
@@ -135,7 +135,7 @@ def loss_range(part: Part, curves: Curves) -> tuple[float, float]:
     return widened([min(float(mean.min()) for mean in means), early, *lasts], 0.06)
 
 
-def multiples(part: Part) -> str:
+def multiples(part: ReportPart) -> str:
     """Return a small plot for each variant with the curves of all its settings."""
     longest = max((len(curve.x) for curve in part.curves[VALIDATION].values()), default=0)
     curves = part.curves[VALIDATION if longest > 2 else TRAINING] or part.curves[VALIDATION]
@@ -160,7 +160,7 @@ def multiples(part: Part) -> str:
     return figure(panels, caption, legend(shades))
 
 
-def sorted_settings(part: Part) -> list[str]:
+def sorted_settings(part: ReportPart) -> list[str]:
     """Return all settings that were tried, sorted by value if they are numbers."""
     values = {
         text: run[part.tuned[0]]
@@ -190,7 +190,7 @@ def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[f
     return widened([min(finite), high], 0.08) if finite else (0.0, 1.0)
 
 
-def difference_figure(rows: Sequence[Row], order: Sequence[int]) -> str:
+def difference_figure(rows: Sequence[RunRow], order: Sequence[int]) -> str:
     """Return a figure of each variant's difference from the baseline with its interval."""
     told = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MAX_NAMED]
     if not told:
@@ -203,7 +203,7 @@ def difference_figure(rows: Sequence[Row], order: Sequence[int]) -> str:
     ]
     longest = max(len(row["variant"]) for row in told)
     left = min(400.0, 24 + LETTER * longest)
-    names = {float(-i): shortened(row["variant"], int((left - 14) / LETTER)) for i, row in enumerate(told)}
+    names = {float(-i): short_label(row["variant"], int((left - 14) / LETTER)) for i, row in enumerate(told)}
     size = (min(980.0, left + 520), 60.0 + 22 * len(told))
     label = ("difference in final loss from the baseline (lower is better)", "")
     plot = Plot(size, widened([0.0, *ends]), (0.6 - len(told), 0.6), labels=label, left=left, y_ticks=names)
@@ -221,7 +221,7 @@ def difference_figure(rows: Sequence[Row], order: Sequence[int]) -> str:
     return figure([plot.svg("differences from the baseline")], caption)
 
 
-def cost_figure(part: Part) -> str:
+def cost_figure(part: ReportPart) -> str:
     """Return a figure of loss against FLOPs, else parameters, if variants differ in them by 5 %; else empty."""
     for column, label in (("flops", "training FLOPs"), ("n_params", "parameters")):
         costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}

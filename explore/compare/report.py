@@ -10,19 +10,28 @@ import pandas as pd
 
 from explore.compare.csv_files import write_csv
 from explore.compare.curves import read_curves
-from explore.compare.figures import Part
+from explore.compare.figures import ReportPart
 from explore.compare.sections import sections
-from explore.compare.variants import CODE, Row, Variant, counted, has_ended, measured, row_of, varied_fields
+from explore.compare.variants import (
+    CODE,
+    RunRow,
+    Variant,
+    has_ended,
+    measured,
+    row_of,
+    varied_fields,
+    with_plural,
+)
 from explore.compare.verdicts import compared
 from explore.html import Page, in_place
-from explore.load import describe
-from train.grid.params import SECTION_OF, Params, column
+from explore.load import row_of_folder
+from train.grid.params import SECTION_OF, Params, measured_column
 from train.logs import printable
 from train.saving.outcome import Outcome
 from train.saving.provenance import code_id, code_of_this_process
 from train.saving.run_folder import output_root, run_folders
 
-MAX_ROWS = 40  # of a table on the terminal
+MAX_TERMINAL_ROWS = 40  # of a table on the terminal
 FIRST = ("timestamp", "status")  # first columns of results.csv; varied fields, numbers, other params follow
 Options = dict[str, Any]  # keyword arguments of compare()
 
@@ -47,16 +56,16 @@ def folders_of(name: str | None, root: Path) -> set[Path]:
     }
 
 
-def rows_of_folders(folders: Iterable[Path]) -> list[Row]:
+def rows_of_folders(folders: Iterable[Path]) -> list[RunRow]:
     """Return the rows of the runs in these folders, sorted by timestamp."""
-    return [describe(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
+    return [row_of_folder(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
 
 
 def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """Return one table of all rows. Integers stay integers even if another row lacks params."""
     varied = varied_fields([row for row in rows if has_ended(row)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
-    first, folder = map(column, FIRST), column("folder")
+    first, folder = map(measured_column, FIRST), measured_column("folder")
     columns = dict.fromkeys(
         [*first, *varied, *(name for name in numbers if name != folder), *SECTION_OF, folder]
     )
@@ -74,9 +83,9 @@ def report(name: str, out: str | None = None, **options: Any) -> Page:
     """
     root = output_root(out)
     table = results(name, out)
-    status = table[column("status")]
+    status = table[measured_column("status")]
     if not (status == "complete").any():
-        others = f"; {counted(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
+        others = f"; {with_plural(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
         raise NoRuns(f"there are no saved runs in {root / 'saved-models' / name}{others} (--save keeps runs)")
     return written(table, name, root, options)
 
@@ -97,21 +106,21 @@ def report_grid(
     return written(tidy(rows + failed), name, root, options)
 
 
-def is_remnant(row: Row, params: Params) -> bool:
+def is_remnant(row: RunRow, params: Params) -> bool:
     """Return whether `row` is an incomplete folder of a run with these params."""
     return measured(row, "status") != "complete" and params.flat().items() <= row.items()
 
 
-def rows_of_grid(runs: Sequence[Params], outcomes: Sequence[Outcome]) -> list[Row]:
+def rows_of_grid(runs: Sequence[Params], outcomes: Sequence[Outcome]) -> list[RunRow]:
     """Return the rows of the runs in this call that have a result or failed; read saved runs from their folders."""
     return [
-        row_of_unsaved(params, outcome) if outcome.folder is None else describe(outcome.folder)
+        row_of_unsaved(params, outcome) if outcome.folder is None else row_of_folder(outcome.folder)
         for params, outcome in zip(runs, outcomes, strict=False)
         if "n_params" in outcome.values or outcome.failed
     ]
 
 
-def row_of_unsaved(params: Params, outcome: Outcome) -> Row:
+def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
     """Return the row of a run in this call without a folder, which has a result or failed."""
     status = outcome.stopped if outcome.failed else "complete"
     known = {"timestamp": "", "status": status, CODE: code_id(code_of_this_process().hashes)}
@@ -129,7 +138,7 @@ def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Pag
     notes = comparison.attrs["notes"]
     above = [*notes, ""] if notes else []
     below = ["", *sentences(comparison), "", f"saved {folder / 'report.html'}"]
-    print(printable("\n".join([*above, *markdown(comparison), *below])))
+    print(printable("\n".join([*above, *markdown_table(comparison), *below])))
     return page
 
 
@@ -140,7 +149,7 @@ def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], compari
     for data in dict.fromkeys(variant.data for variant in variants):
         chosen = [i for i, variant in enumerate(variants) if variant.data == data]
         own = [variants[i] for i in chosen]
-        parts.append(Part(data, own, [found[i] for i in chosen], read_curves(own)))
+        parts.append(ReportPart(data, own, [found[i] for i in chosen], read_curves(own)))
     values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
     return in_place("report.html", ["report.js"], sections(values, parts, table, comparison.attrs))
 
@@ -151,10 +160,10 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
     for row in comparison.to_dict("records"):
         if row["verdict"] != "baseline":
             where = f" ({row['data']})" if row["data"] else ""
-            lines.append(f"{row['variant']}{where}: {row['verdict']}{difference(row)}")
-    hidden = len(lines) - MAX_ROWS
+            lines.append(f"{row['variant']}{where}: {row['verdict']}{difference_as_text(row)}")
+    hidden = len(lines) - MAX_TERMINAL_ROWS
     if hidden > 0:
-        lines = [*lines[:MAX_ROWS], f"... and {hidden} more"]
+        lines = [*lines[:MAX_TERMINAL_ROWS], f"... and {hidden} more"]
     if not lines and len(comparison):
         lines.append("nothing to compare: runs differ in nothing but their seeds and what is tuned")
     at_edge = [row for row in comparison.to_dict("records") if row["edge"]]
@@ -165,7 +174,7 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
     return lines + comparison.attrs["left_out"]
 
 
-def difference(row: dict[Any, Any]) -> str:
+def difference_as_text(row: dict[Any, Any]) -> str:
     """Return the loss difference with interval and p-value as text; empty if unknown."""
     if math.isnan(row["difference_low"]):
         return ""
@@ -174,13 +183,15 @@ def difference(row: dict[Any, Any]) -> str:
     return f"; loss {row['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}{p})"
 
 
-def markdown(comparison: pd.DataFrame) -> list[str]:
+def markdown_table(comparison: pd.DataFrame) -> list[str]:
     """Return the comparison as the lines of a markdown table, the lowest loss first."""
     header = ["variant", "best", "seeds", "loss", "95 % interval", "against the baseline"]
     if (comparison["data"] != "").any():
         header.insert(0, "data")
     rows = []
-    for row in comparison.sort_values(["data", "mean"], kind="stable").head(MAX_ROWS).to_dict("records"):
+    for row in (
+        comparison.sort_values(["data", "mean"], kind="stable").head(MAX_TERMINAL_ROWS).to_dict("records")
+    ):
         inside = "-" if math.isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
         cells = [
             row["variant"],
@@ -196,5 +207,5 @@ def markdown(comparison: pd.DataFrame) -> list[str]:
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
         for line in lines
     ]
-    hidden = len(comparison) - MAX_ROWS
+    hidden = len(comparison) - MAX_TERMINAL_ROWS
     return text + [f"... and {hidden} more"] * (hidden > 0)

@@ -10,23 +10,23 @@ import numpy as np
 import pandas as pd
 
 from explore.compare.axes import axis_figures
-from explore.compare.figures import Part, cost_figure, curve_figures, difference_figure
+from explore.compare.figures import ReportPart, cost_figure, curve_figures, difference_figure
 from explore.compare.variants import (
-    Row,
+    RunRow,
     Variant,
-    counted,
-    described,
     differing_fields,
     ended_badly,
+    fields_as_label,
     has_ended,
     is_number,
     measured,
-    shown,
+    value_as_label,
     varied_fields,
+    with_plural,
 )
 from train.grid.params import SECTION_OF
 
-MAX_ROWS = 500  # of the table of all runs
+MAX_PAGE_ROWS = 500  # of the table of all runs
 MAX_VARIANTS = 200  # of the tables of variants
 MAX_SAMPLES = 12
 COSTS = {  # columns of the cost table: title, name in a run's summary, and format
@@ -34,37 +34,39 @@ COSTS = {  # columns of the cost table: title, name in a run's summary, and form
     "training FLOPs": ("flops", lambda value: quantity(value)),
     "tokens": ("trained_tokens", lambda value: quantity(value)),
     "steps": ("steps", lambda value: f"{value:,.0f}"),
-    "wall time": ("wall_seconds", lambda value: duration(value)),
+    "wall time": ("wall_seconds", lambda value: duration_as_text(value)),
     "tokens/s": ("tokens_per_second", lambda value: quantity(value)),
     "FLOP/s": ("achieved_flops", lambda value: quantity(value)),
 }
 
 
 def sections(
-    values: dict[str, str], parts: Sequence[Part], table: pd.DataFrame, about: dict[str, Any]
+    values: dict[str, str], parts: Sequence[ReportPart], table: pd.DataFrame, about: dict[str, Any]
 ) -> dict[str, str]:
     """Return the HTML for each placeholder of page/report.html."""
-    rows: list[Row] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+    rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     done = [row for row in rows if has_ended(row)]
     varied = varied_fields(done)
     bodies = "".join(part_of(part) for part in parts)
     return {name: escape(value) for name, value in values.items()} | {
-        "summary": summary(done, rows),
+        "summary": summary_section(done, rows),
         "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in about["notes"]),
         "varied": varied_list(done, varied),
         "parts": bodies,
-        "problems": problems(done, varied, [v for part in parts for v in part.variants], about["left_out"]),
+        "problems": problem_lists(
+            done, varied, [v for part in parts for v in part.variants], about["left_out"]
+        ),
         "runs": runs_table(done, varied),
         "condition": escape(about["at"]),
     }
 
 
-def summary(done: Sequence[Row], rows: Sequence[Row]) -> str:
+def summary_section(done: Sequence[RunRow], rows: Sequence[RunRow]) -> str:
     seconds, flops = (numbers_of(done, name) for name in ("wall_seconds", "flops"))
-    facts = [counted(len(done), "run")]
+    facts = [with_plural(len(done), "run")]
     if len(rows) > len(done):
         facts.append(f"{len(rows) - len(done)} incomplete")
-    facts.append(f"{duration(sum(seconds))} of training")
+    facts.append(f"{duration_as_text(sum(seconds))} of training")
     if flops:
         facts.append(f"{quantity(sum(flops))} FLOPs")
     bad = sum(ended_badly(row) for row in done)
@@ -73,11 +75,11 @@ def summary(done: Sequence[Row], rows: Sequence[Row]) -> str:
     return escape(" · ".join(facts))
 
 
-def varied_list(done: Sequence[Row], varied: Sequence[str]) -> str:
+def varied_list(done: Sequence[RunRow], varied: Sequence[str]) -> str:
     """Return a list of the varied fields with their values, and of the fields that all runs share."""
     items = []
     for name in varied:
-        values = Counter(shown(row.get(name)) for row in done)
+        values = Counter(value_as_label(row.get(name)) for row in done)
         several = [
             value if len(set(values.values())) == 1 else f"{value} ({n})" for value, n in values.items()
         ]
@@ -87,11 +89,11 @@ def varied_list(done: Sequence[Row], varied: Sequence[str]) -> str:
     varying = f"<dl>{''.join(items)}</dl>" if items else "<p>Nothing: all runs have the same params.</p>"
     differing = differing_fields(done)
     shared = [name for name in SECTION_OF if name not in differing and name in done[0]]
-    fixed = "".join(f"<dt>{name}</dt><dd>{escape(shown(done[0][name]))}</dd>" for name in shared)
+    fixed = "".join(f"<dt>{name}</dt><dd>{escape(value_as_label(done[0][name]))}</dd>" for name in shared)
     return f"{varying}<details><summary>What all runs share</summary><dl>{fixed}</dl></details>"
 
 
-def part_of(part: Part) -> str:
+def part_of(part: ReportPart) -> str:
     title = f"<h2 class=data>{escape(part.data)}</h2>" if part.data else ""
     return (
         title
@@ -107,7 +109,7 @@ def section(title: str, body: str) -> str:
     return f"<section><h2>{title}</h2>{body}</section>" if body else ""
 
 
-def verdicts(part: Part) -> str:
+def verdicts(part: ReportPart) -> str:
     """Return a sentence with the numbers of better, worse and indistinguishable variants."""
     counts = Counter(kind_of(row["verdict"]) for row in part.rows)
     told = [f"<b class={kind}>{counts[kind]} {kind}</b>" for kind in ("better", "worse") if counts[kind]]
@@ -123,7 +125,7 @@ def kind_of(verdict: str) -> str:
     return verdict if verdict in ("better", "worse", "baseline") else "unclear"
 
 
-def best_table(part: Part) -> str:
+def best_table(part: ReportPart) -> str:
     """Return a table of the variants, each at its best setting."""
     header = [*(part.fields or ["variant"]), "best", *map(Right, ("tried", "seeds", "loss", ""))]
     compared = len(part.rows) > 1
@@ -133,7 +135,7 @@ def best_table(part: Part) -> str:
     for i in part.order[:MAX_VARIANTS]:
         row, variant = part.rows[i], part.variants[i]
         run = next(iter(variant.runs.values()))
-        names = [shown(run.get(name)) for name in part.fields] or [variant.name]
+        names = [value_as_label(run.get(name)) for name in part.fields] or [variant.name]
         half = (row["high"] - row["low"]) / 2
         cells = [
             *map(text_cell, names),
@@ -150,38 +152,38 @@ def best_table(part: Part) -> str:
             ]
             cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
         lines.append("".join(cells))
-    return table_of(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
+    return html_table(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
 
 
-def cost_table(part: Part) -> str:
+def cost_table(part: ReportPart) -> str:
     """Return a table of each variant's costs at its best setting: means over seeds."""
     header = [*(part.fields or ["variant"]), *map(Right, (*COSTS, "of peak", "loss"))]
     lines = []
     for i in part.order[:MAX_VARIANTS]:
         variant = part.variants[i]
         run = next(iter(variant.runs.values()))
-        names = [shown(run.get(name)) for name in part.fields] or [variant.name]
+        names = [value_as_label(run.get(name)) for name in part.fields] or [variant.name]
         runs = variant.runs_of(variant.best) if variant.best is not None else []
-        means = {title: mean_of(runs, name) for title, (name, _) in COSTS.items()}
-        share = means["FLOP/s"] / mean_of(runs, "peak_flops")
+        means = {title: mean_over_runs(runs, name) for title, (name, _) in COSTS.items()}
+        share = means["FLOP/s"] / mean_over_runs(runs, "peak_flops")
         cells = [*map(text_cell, names)]
         cells += [number_cell(means[title], form) for title, (_, form) in COSTS.items()]
         cells += [number_cell(share, "{:.0%}".format), number_cell(part.rows[i]["mean"], "{:.4f}".format)]
         lines.append("".join(cells))
-    return table_of(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
+    return html_table(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
 
 
-def mean_of(runs: Iterable[Row], name: str) -> float:
+def mean_over_runs(runs: Iterable[RunRow], name: str) -> float:
     values = numbers_of(runs, name)
     return float(np.mean(values)) if values else math.nan
 
 
-def numbers_of(runs: Iterable[Row], name: str) -> list[float]:
+def numbers_of(runs: Iterable[RunRow], name: str) -> list[float]:
     """Return the measured values `name` of the runs that have one; a failed or killed run may lack it."""
     return [float(measured(run, name)) for run in runs if is_number(measured(run, name))]
 
 
-def samples(part: Part) -> str:
+def samples(part: ReportPart) -> str:
     """Return the text that the best run of each variant generated in its last validation."""
     items = []
     for i in part.order:
@@ -199,8 +201,8 @@ def samples(part: Part) -> str:
     )
 
 
-def problems(
-    done: Sequence[Row], varied: Sequence[str], variants: Sequence[Variant], left_out: Sequence[str]
+def problem_lists(
+    done: Sequence[RunRow], varied: Sequence[str], variants: Sequence[Variant], left_out: Sequence[str]
 ) -> str:
     """Return lists of runs that failed or diverged, of models that leak, and of runs left out."""
     lines = [f"{describe_run(row, varied)}: {why(row)}" for row in done if ended_badly(row)]
@@ -210,38 +212,40 @@ def problems(
         if isinstance(measured(row, "leak"), str)
     ]
     parts = [
-        listed("Failed or diverged", lines),
-        listed("Leaks: predictions that see what they must not", leaks),
-        listed("Left out", list(left_out)),
+        html_list("Failed or diverged", lines),
+        html_list("Leaks: predictions that see what they must not", leaks),
+        html_list("Left out", list(left_out)),
     ]
     return "".join(parts) or "<p>None: every run ended well, and no model sees what it predicts.</p>"
 
 
-def why(row: Row) -> str:
+def why(row: RunRow) -> str:
     """Return how a run ended."""
     return str(measured(row, "stopped") if measured(row, "status") == "complete" else measured(row, "status"))
 
 
-def describe_run(row: Row, varied: Sequence[str]) -> str:
-    return described(row, varied) or str(measured(row, "timestamp"))
+def describe_run(row: RunRow, varied: Sequence[str]) -> str:
+    return fields_as_label(row, varied) or str(measured(row, "timestamp"))
 
 
-def listed(title: str, lines: Sequence[str]) -> str:
+def html_list(title: str, lines: Sequence[str]) -> str:
     if not lines:
         return ""
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines[:MAX_ROWS])
-    return f"<h3>{title} ({len(lines)})</h3><ul>{items}</ul>{hidden_note(len(lines) - MAX_ROWS, 'lines')}"
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines[:MAX_PAGE_ROWS])
+    return (
+        f"<h3>{title} ({len(lines)})</h3><ul>{items}</ul>{hidden_note(len(lines) - MAX_PAGE_ROWS, 'lines')}"
+    )
 
 
-def runs_table(done: Sequence[Row], varied: Sequence[str]) -> str:
+def runs_table(done: Sequence[RunRow], varied: Sequence[str]) -> str:
     numbers = ("loss", "accuracy", "parameters", "steps", "seconds")
     header = [*varied, *map(Right, numbers), "ended", "run"]
     ranked = sorted(done, key=lambda row: loss if is_number(loss := measured(row, "val_loss")) else math.inf)
     lines = []
-    for row in ranked[:MAX_ROWS]:
+    for row in ranked[:MAX_PAGE_ROWS]:
         ended = why(row) + (", best weights" if measured(row, "weights") == "best" else "")
         cells = [
-            *(text_cell(shown(row.get(name))) for name in varied),
+            *(text_cell(value_as_label(row.get(name))) for name in varied),
             number_cell(measured(row, "val_loss"), "{:.4f}".format),
             number_cell(measured(row, "val_accuracy"), "{:.1%}".format),
             number_cell(measured(row, "n_params"), "{:,.0f}".format),
@@ -251,14 +255,14 @@ def runs_table(done: Sequence[Row], varied: Sequence[str]) -> str:
             text_cell(str(measured(row, "timestamp"))),
         ]
         lines.append("".join(cells))
-    return table_of(header, lines) + hidden_note(len(done) - MAX_ROWS, "runs")
+    return html_table(header, lines) + hidden_note(len(done) - MAX_PAGE_ROWS, "runs")
 
 
 class Right(str):
     """The title of a right-aligned column of numbers."""
 
 
-def table_of(header: Sequence[str], lines: Sequence[str]) -> str:
+def html_table(header: Sequence[str], lines: Sequence[str]) -> str:
     names = "".join(
         f"<th scope=col{' class=n' * isinstance(name, Right)}>{escape(name)}</th>" for name in header
     )
@@ -289,7 +293,7 @@ def quantity(value: float) -> str:
     return f"{value:.3g}"
 
 
-def duration(seconds: float) -> str:
+def duration_as_text(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -57,7 +57,7 @@ def widened(values: Sequence[float], share: float = 0.05) -> tuple[float, float]
     return low - margin, high + margin
 
 
-def number(value: float) -> str:
+def tick_label(value: float) -> str:
     """A tick's label: 0.003, 12.5, 20k, 3M, 1e-05."""
     size, sign = abs(value), "−" if value < 0 else ""
     for unit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -89,8 +89,8 @@ class Plot:
         self.y = Scale(*y, self.bottom, MARGIN["top"])
         self.labels = labels
         n_across = max(2, int((self.right - self.left) / 70))
-        self.x_ticks = x_ticks or {tick: number(tick) for tick in self.x.ticks(n_across)}
-        self.y_ticks = y_ticks or {tick: number(tick) for tick in self.y.ticks(5)}
+        self.x_ticks = x_ticks or {tick: tick_label(tick) for tick in self.x.ticks(n_across)}
+        self.y_ticks = y_ticks or {tick: tick_label(tick) for tick in self.y.ticks(5)}
         self.marks: list[str] = []
 
     def points(self, xs: Values, ys: Values) -> str:
@@ -189,7 +189,7 @@ class Plot:
         room = (self.right - self.left) / max(1, len(self.x_ticks))
         parts = []
         for value, label in self.x_ticks.items():
-            text = shortened(label, max(3, int(room / LETTER)))
+            text = short_label(label, max(3, int(room / LETTER)))
             parts.append(
                 f'<text class="tick" x="{self.x(value):.1f}" y="{self.bottom + 15:g}" text-anchor="middle">'
                 f"{escape(text)}<title>{escape(label)}</title></text>"
@@ -197,5 +197,5 @@ class Plot:
         return parts
 
 
-def shortened(text: str, most: int) -> str:
+def short_label(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"

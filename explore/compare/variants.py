@@ -15,7 +15,7 @@ import pandas as pd
 
 from common.text import did_you_mean
 from train.grid.config_text import VARIANT
-from train.grid.params import SECTION_OF, Params, column, field_hint
+from train.grid.params import SECTION_OF, Params, field_hint, measured_column
 from train.saving.outcome import Ending, ending_of
 from train.train_params import TrainParams
 
@@ -23,17 +23,19 @@ SEED = "random_seed"
 DATA = "DataParams"  # the section whose fields separate incomparable losses
 METRICS = ("val_loss", "bits_per_byte")
 CODE = "code"  # the measured value that identifies the code that trained a run
-Row = dict[str, Any]  # a run: its params by field, and its measured values by `column`
+RunRow = dict[str, Any]  # a run: its params by field, and its measured values by `column`
 
 
-def row_of(known: dict[str, Any], params: Params | None = None) -> Row:
+def row_of(known: dict[str, Any], params: Params | None = None) -> RunRow:
     """Return the row of a run: its `known` values (final numbers, status, folder ...) by `column`, and its params."""
-    return {column(name): value for name, value in known.items()} | ({} if params is None else params.flat())
+    return {measured_column(name): value for name, value in known.items()} | (
+        {} if params is None else params.flat()
+    )
 
 
-def measured(row: Row, name: str, default: Any = None) -> Any:
+def measured(row: RunRow, name: str, default: Any = None) -> Any:
     """Return the measured value `name` of a run, such as its final loss or status, else `default`."""
-    return row.get(column(name), default)
+    return row.get(measured_column(name), default)
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Variant:
     settings: list[str]  # the values of the tuned fields
     seeds: list[int]
     losses_LS: np.ndarray
-    runs: dict[tuple[str, int], Row]  # by setting and seed
+    runs: dict[tuple[str, int], RunRow]  # by setting and seed
     only_best: bool  # losses are those of the best weights, and those of the last weights are unknown
 
     @cached_property
@@ -79,7 +81,7 @@ class Variant:
             (leak for run in self.runs.values() if isinstance(leak := measured(run, "leak"), str)), None
         )
 
-    def runs_of(self, setting: int, seeds: Sequence[int] | None = None) -> list[Row]:
+    def runs_of(self, setting: int, seeds: Sequence[int] | None = None) -> list[RunRow]:
         """Return the runs with the setting of this index, at `seeds` or at all seeds."""
         keys = [(self.settings[setting], seed) for seed in (self.seeds if seeds is None else seeds)]
         return [self.runs[key] for key in keys if key in self.runs]
@@ -113,22 +115,28 @@ def gather(
     varied = varied_fields(rows)
     data = [name for name in varied if SECTION_OF.get(name) == DATA]
     own = [name for name in varied if name not in (*data, *tuned, SEED)]
-    groups: dict[tuple[str, str], list[Row]] = {}
+    groups: dict[tuple[str, str], list[RunRow]] = {}
     for row in rows:
-        groups.setdefault((described(row, data), described(row, own) or "all runs"), []).append(row)
+        groups.setdefault((fields_as_label(row, data), fields_as_label(row, own) or "all runs"), []).append(
+            row
+        )
     variants = [variant(*names, rows, tuned, metric) for names, rows in groups.items()]
     if repeated := len(rows) - sum(len(one.runs) for one in variants):
-        left_out.append(f"{counted(repeated, 'run')} left out: repeated later with the same params and code")
+        left_out.append(
+            f"{with_plural(repeated, 'run')} left out: repeated later with the same params and code"
+        )
     return variants, left_out
 
 
 def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
     """Return a list with one sentence if different versions of the code trained the ended runs, else an empty list."""
-    rows = [row for row in table.to_dict("records") if has_ended(row)] if column(CODE) in table else []
-    versions = Counter(shown(row[column(CODE)]) for row in rows)
+    rows = (
+        [row for row in table.to_dict("records") if has_ended(row)] if measured_column(CODE) in table else []
+    )
+    versions = Counter(value_as_label(row[measured_column(CODE)]) for row in rows)
     if len(versions) < 2:
         return []
-    named = ", ".join(f"{code} ({counted(n, 'run')})" for code, n in versions.items())
+    named = ", ".join(f"{code} ({with_plural(n, 'run')})" for code, n in versions.items())
     how = (
         "same_code=True compares them as one"
         if same_code
@@ -137,9 +145,9 @@ def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
     return [f"these runs were trained by {len(versions)} versions of the code: {named}; {how}"]
 
 
-def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
+def usable(table: pd.DataFrame) -> tuple[list[RunRow], list[str]]:
     """Return the runs that ended, well or badly, and a sentence for each reason to leave others out."""
-    rows: list[Row] = []
+    rows: list[RunRow] = []
     reasons: list[str] = []
     names = list(table)
     columns = [table[name].tolist() for name in names]
@@ -151,62 +159,64 @@ def usable(table: pd.DataFrame) -> tuple[list[Row], list[str]]:
             reasons.append("interrupted before its end")
         else:
             rows.append(row)
-    return rows, [f"{counted(n, 'run')} left out: {reason}" for reason, n in Counter(reasons).items()]
+    return rows, [f"{with_plural(n, 'run')} left out: {reason}" for reason, n in Counter(reasons).items()]
 
 
-def has_ended(row: Row) -> bool:
+def has_ended(row: RunRow) -> bool:
     """Return whether a run is over: it has a result, or it failed."""
     return measured(row, "status", "complete") == "complete" or ended_badly(row)
 
 
-def differing_fields(rows: Sequence[Row]) -> list[str]:
+def differing_fields(rows: Sequence[RunRow]) -> list[str]:
     """Return the fields of params in which the runs differ."""
     fields = [name for name in SECTION_OF if rows and name in rows[0]]
-    return [name for name in fields if differ([row.get(name) for row in rows])]
+    return [name for name in fields if any_differ([row.get(name) for row in rows])]
 
 
-def differ(values: list[Any]) -> bool:
+def any_differ(values: list[Any]) -> bool:
     """Return whether any two values of a field have different texts. Equal values of one type take a fast path."""
     if len(set(map(type, values))) == 1 and values.count(values[0]) == len(values):
         return False
-    return len(set(map(shown, values))) > 1
+    return len(set(map(value_as_label, values))) > 1
 
 
-def varied_fields(rows: Sequence[Row]) -> list[str]:
+def varied_fields(rows: Sequence[RunRow]) -> list[str]:
     """Return the columns in which runs differ: fields, and the code version.
 
     For a grid with named variants, the name replaces all fields that follow from it.
     """
-    fields, variants, code = differing_fields(rows), column(VARIANT), column(CODE)
-    by_code = [code] if differ([row.get(code) for row in rows]) else []
+    fields, variants, code = differing_fields(rows), measured_column(VARIANT), measured_column(CODE)
+    by_code = [code] if any_differ([row.get(code) for row in rows]) else []
     names = {row.get(variants) for row in rows}
     if len(names) < 2:
         return fields + by_code
 
     def follows(name: str) -> bool:
-        chosen = {(row.get(variants), shown(row.get(name))) for row in rows}
+        chosen = {(row.get(variants), value_as_label(row.get(name))) for row in rows}
         return SECTION_OF[name] != DATA and name != SEED and len(chosen) == len(names)
 
     return [variants, *(name for name in fields if not follows(name)), *by_code]
 
 
-def described(row: Row, fields: Sequence[str]) -> str:
+def fields_as_label(row: RunRow, fields: Sequence[str]) -> str:
     """Return "field=value, ..." of a run; a named variant shows its name only."""
-    parts = [(name, shown(row.get(name))) for name in fields]
-    return ", ".join(value if name == column(VARIANT) else f"{name}={value}" for name, value in parts)
+    parts = [(name, value_as_label(row.get(name))) for name in fields]
+    return ", ".join(
+        value if name == measured_column(VARIANT) else f"{name}={value}" for name, value in parts
+    )
 
 
-def shown(value: Any) -> str:
+def value_as_label(value: Any) -> str:
     """Return a field's value as text: 8.0 as "8" and NaN as "None", since a table with missing cells converts them."""
     if isinstance(value, float):
         return "None" if math.isnan(value) else f"{value:.10g}"
     return str(value)
 
 
-def variant(data: str, name: str, rows: list[Row], tuned: Sequence[str], metric: str) -> Variant:
+def variant(data: str, name: str, rows: list[RunRow], tuned: Sequence[str], metric: str) -> Variant:
     """Return the variant of these runs."""
     # If two runs have equal params, the later one counts: it may repeat a failed one.
-    runs = {(described(row, tuned), int(row.get(SEED, TrainParams.random_seed))): row for row in rows}
+    runs = {(fields_as_label(row, tuned), int(row.get(SEED, TrainParams.random_seed))): row for row in rows}
     settings, seeds = list(dict.fromkeys(key[0] for key in runs)), sorted({key[1] for key in runs})
     losses_LS = np.full((len(settings), len(seeds)), math.nan)
     for (setting, seed), row in runs.items():
@@ -215,7 +225,7 @@ def variant(data: str, name: str, rows: list[Row], tuned: Sequence[str], metric:
     return Variant(data, name, " and ".join(tuned), settings, seeds, losses_LS, runs, only_best)
 
 
-def final_loss(row: Row, metric: str) -> float:
+def final_loss(row: RunRow, metric: str) -> float:
     """Return the loss of the last weights, or of the best ones if unknown; infinite if the run failed or diverged."""
     loss = measured(row, metric)
     if measured(row, "weights") == "best" and not is_best_so_far(row, metric):
@@ -225,13 +235,13 @@ def final_loss(row: Row, metric: str) -> float:
     return loss
 
 
-def is_best_so_far(row: Row, metric: str) -> bool:
+def is_best_so_far(row: RunRow, metric: str) -> bool:
     """Return whether only the loss of the best weights is known, as in runs with `patience` and no `final_loss`."""
     last = measured(row, "final_loss") if metric == "val_loss" else None
     return measured(row, "weights") == "best" and not is_number(last)
 
 
-def ended_badly(row: Row) -> bool:
+def ended_badly(row: RunRow) -> bool:
     """Return whether a run failed or diverged."""
     endings = {ending_of(measured(row, name)) for name in ("stopped", "status")}
     return not endings.isdisjoint({Ending.FAILED, Ending.DIVERGED})
@@ -242,5 +252,5 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def counted(n: int, thing: str) -> str:
+def with_plural(n: int, thing: str) -> str:
     return f"{n:,} {thing}{'' if n == 1 else 's'}"

@@ -19,12 +19,12 @@ from explore.compare.variants import (
     Variant,
     best_setting,
     code_notes,
-    counted,
     gather,
     is_number,
     measured,
+    with_plural,
 )
-from train.grid.params import SECTION_OF, column
+from train.grid.params import SECTION_OF, measured_column
 
 ALPHA = 0.05  # significance level: the largest share of equal variants that are called different
 POWER = 0.8  # power of the number of seeds that a verdict recommends
@@ -38,7 +38,7 @@ TOKENIZER = [name for name in SECTION_OF if name.startswith("tokenizer_")]
 WINNERS, LOSERS = 3, 2
 
 
-COLUMNS = {  # of the table that compare() returns
+COMPARISON_COLUMNS = {  # of the table that compare() returns
     "data": "fields of DataParams that vary",
     "variant": "the other fields that vary, without seed and tuned fields",
     "best": "its tuned fields: the setting of lowest mean loss",
@@ -114,14 +114,14 @@ def compared(
     tuned = [tuned] if isinstance(tuned, str) else list(tuned)
     notes = code_notes(table, same_code)
     if same_code:
-        table = table.drop(columns=column(CODE), errors="ignore")
+        table = table.drop(columns=measured_column(CODE), errors="ignore")
     variants, left_out = gather(table, tuned, metric)
     names = [variant.name for variant in variants]
     if baseline is not None and baseline not in names:
         raise ValueError(f"there is no variant {baseline!r}; {did_you_mean(baseline, names)}")
     matches = [match(variant, baseline_of(variant, variants, baseline), at, metric) for variant in variants]
     n_tests = correct(matches)
-    result = pd.DataFrame([row(match, n_tests) for match in matches], columns=list(COLUMNS))
+    result = pd.DataFrame([row(match, n_tests) for match in matches], columns=list(COMPARISON_COLUMNS))
     result.attrs |= {"left_out": left_out, "notes": notes, "at": at}
     return variants, result
 
@@ -140,7 +140,7 @@ def match(variant: Variant, baseline: Variant | None, at: str, metric: str) -> M
         return result
     common = set(complete_seeds(variant)) & set(complete_seeds(baseline))
     seeds, result.n_seeds = sorted(common), len(common)
-    result.reason = unfit(variant, baseline, seeds, metric)
+    result.reason = why_not_comparable(variant, baseline, seeds, metric)
     if result.reason:
         return result
     variant_LS, baseline_LS = at_seeds(variant, seeds), at_seeds(baseline, seeds)
@@ -163,11 +163,11 @@ def at_seeds(variant: Variant, seeds: Sequence[int]) -> np.ndarray:
     return variant.losses_LS[:, [variant.seeds.index(seed) for seed in seeds]]
 
 
-def unfit(variant: Variant, baseline: Variant, seeds: list[int], metric: str) -> str:
+def why_not_comparable(variant: Variant, baseline: Variant, seeds: list[int], metric: str) -> str:
     """Return the reason why two variants cannot be compared, else an empty string."""
     tried, tried_there = len(variant.settings), len(baseline.settings)
     if tried != tried_there:
-        return f"{counted(tried, 'value')} of {variant.tuned} tried, {tried_there} of the baseline"
+        return f"{with_plural(tried, 'value')} of {variant.tuned} tried, {tried_there} of the baseline"
     if variant.only_best or baseline.only_best:
         return "losses are those of the best weights seen (patience), and the last ones are not known"
     if baseline.leak is not None:
@@ -283,7 +283,7 @@ def verdict(match: Match, n_tests: int) -> str:
     more = more_seeds(match, ALPHA / match.factor / n_tests)
     if more is None:
         return f"cannot tell; not even {MAX_SEEDS:,} seeds would"
-    return f"cannot tell; about {counted(more, 'more seed')} would"
+    return f"cannot tell; about {with_plural(more, 'more seed')} would"
 
 
 def more_seeds(match: Match, level: float) -> int | None:

@@ -155,7 +155,7 @@ def check_sum(read_PV: Tensor, logits_V: Tensor) -> None:
         )
 
 
-class Place(NamedTuple):
+class ActivationPlace(NamedTuple):
     """An activation to patch: of a layer, or of one of its heads."""
 
     name: str
@@ -166,13 +166,13 @@ class Place(NamedTuple):
         return int(self.name.split(".")[1])
 
 
-def places(seen: Recording) -> list[Place]:
+def activation_places(seen: Recording) -> list[ActivationPlace]:
     """Return every recorded activation, or each head of it if it has a head dimension."""
     heads = {name: range(x.shape[1]) if x.dim() == 4 else [None] for name, x in seen.items()}
-    return [Place(name, head) for name in seen for head in heads[name]]
+    return [ActivationPlace(name, head) for name in seen for head in heads[name]]
 
 
-def index_of(found: Sequence[Place]) -> pd.Index:
+def index_of(found: Sequence[ActivationPlace]) -> pd.Index:
     """Return the index of a table with a row for each place: layer, or (layer, head)."""
     if all(place.head is None for place in found):
         return pd.Index([place.layer for place in found], name="layer")
@@ -198,7 +198,7 @@ def activation_patching(
             f"clean and corrupted input differ in shape: {tuple(clean_BT.shape)} and {tuple(corrupted_BT.shape)}"
         )
 
-    def patched(place: Place, position: int) -> float:
+    def patched(place: ActivationPlace, position: int) -> float:
         with lm.patch({place.name: at(seen[place.name], heads=place.head, positions=position)}):
             return float(metric(lm(corrupted_BT)))
 
@@ -206,7 +206,7 @@ def activation_patching(
         with lm.record(f"layers.*.{name}") as seen:
             lm(clean_BT)
         positions = pd.RangeIndex(clean_BT.shape[1], name="position")
-        found = places(seen)
+        found = activation_places(seen)
         rows = [[patched(place, position) for position in positions] for place in found]
     return pd.DataFrame(rows, index_of(found), positions)
 
@@ -226,7 +226,7 @@ def ablate(lm: LM, samples: Samples, name: str = "z", by: Literal["zero", "mean"
 
     with lm.record(f"layers.*.{name}") as seen:
         whole = loss()
-    found = places(seen)
+    found = activation_places(seen)
     instead = mean_activations(lm, samples, f"layers.*.{name}") if by == "mean" else dict.fromkeys(seen, 0.0)
     rises = []
     for place in found:

@@ -15,7 +15,7 @@ from explore.inspection.analysis import Samples, batches_of, eval_no_grad
 from model.lm import LM
 from model.perplexity import NO_LOSS
 
-LENGTH = 50  # default maximum length of the random sequence that is repeated
+DEFAULT_LENGTH = 50  # default maximum length of the random sequence that is repeated
 
 
 def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: int = 0) -> pd.DataFrame:
@@ -26,7 +26,7 @@ def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: in
     `n_samples` samples. `length` is the number of different tokens repeated; None takes as many as fit, at most 50.
     Raise ValueError for a length that does not fit.
     """
-    ids_BT, length = repeated(lm, n_samples, length, seed)
+    ids_BT, length = repeated_sequences(lm, n_samples, length, seed)
     with eval_no_grad(lm), lm.record("layers.*.pattern") as seen:
         lm(ids_BT)
     back = {"previous_token": 1, "duplicate_token": length, "induction": length - 1}
@@ -37,13 +37,13 @@ def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: in
     return pd.concat(tables, names=["layer"])
 
 
-def repeated(lm: LM, n_samples: int, length: int | None, seed: int) -> tuple[Tensor, int]:
+def repeated_sequences(lm: LM, n_samples: int, length: int | None, seed: int) -> tuple[Tensor, int]:
     """Return ids [n_samples, T], and the length: bos if there is one, then `length` different random tokens, twice."""
     tokenizer = lm.tokenizer
     tokens = [i for i in range(lm.n_tokens) if i not in (tokenizer.bos, tokenizer.eos, tokenizer.pad)]
     start = [tokenizer.bos] if tokenizer.bos in range(lm.n_tokens) else []
     longest = min((lm.model_params.max_seq_len - len(start)) // 2, len(tokens))
-    length = min(LENGTH, longest) if length is None else length
+    length = min(DEFAULT_LENGTH, longest) if length is None else length
     if not 2 <= length <= longest:
         raise ValueError(
             f"length={length} tokens are to be shown twice: max_seq_len={lm.model_params.max_seq_len} and {len(tokens)} "
@@ -97,10 +97,12 @@ def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-Result: TypeAlias = pd.DataFrame | pd.Series | Tensor | np.ndarray | float
+Measurement: TypeAlias = pd.DataFrame | pd.Series | Tensor | np.ndarray | float
 
 
-def over_checkpoints(function: Callable[[LM], Result], checkpoints: Iterable[tuple[int, LM]]) -> pd.DataFrame:
+def over_checkpoints(
+    function: Callable[[LM], Measurement], checkpoints: Iterable[tuple[int, LM]]
+) -> pd.DataFrame:
     """Call `function` on every lm of `checkpoints`, pairs (step, lm), and return one table of its results by step.
 
     A table adds all its rows, a Series or a number one row. A tensor [..., N] adds a row of N values for each of its
@@ -113,12 +115,12 @@ def over_checkpoints(function: Callable[[LM], Result], checkpoints: Iterable[tup
     return pd.concat(tables)
 
 
-def rows_of(step: int, result: Result) -> pd.DataFrame:
+def rows_of(step: int, result: Measurement) -> pd.DataFrame:
     """Return one result as rows of the table by step."""
     if isinstance(result, pd.DataFrame):
         return pd.concat({step: result}, names=["step"])
     if isinstance(result, Tensor | np.ndarray) and result.ndim:
-        return rows_of(step, table_of(torch.as_tensor(result)))
+        return rows_of(step, as_table(torch.as_tensor(result)))
     try:
         row = result if isinstance(result, pd.Series) else pd.Series([float(result)], ["value"])
     except (TypeError, ValueError):
@@ -129,7 +131,7 @@ def rows_of(step: int, result: Result) -> pd.DataFrame:
     return pd.DataFrame([row.to_numpy()], pd.Index([step], name="step"), row.index)
 
 
-def table_of(values: Tensor) -> pd.DataFrame | pd.Series:
+def as_table(values: Tensor) -> pd.DataFrame | pd.Series:
     """Return a tensor [..., N] as a table with N columns and a row for each other index, or a Series if it is 1-D."""
     numbers = values.detach().double().cpu().numpy()
     if numbers.ndim == 1:

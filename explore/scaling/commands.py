@@ -9,7 +9,7 @@ from torch import nn
 
 from data.dataloader import LMDataModule
 from explore.compare.report import results, rows_of_grid, tidy
-from explore.compare.variants import SEED, Row
+from explore.compare.variants import SEED, RunRow
 from explore.scaling import coordinates, stability
 from explore.scaling.report import ScalingReport, sizes_of, variants_over, varies
 from explore.scaling.transfer import LR, SCALES, transfer_report
@@ -17,7 +17,7 @@ from model.lm import LM
 from train.data import make_data
 from train.grid.config_text import VARIANT
 from train.grid.expand import GridError
-from train.grid.params import Params, column
+from train.grid.params import Params, measured_column
 from train.grid.run import Run
 from train.logs import log
 from train.optimizers import make_optimizer
@@ -26,7 +26,7 @@ from train.saving.outcome import Outcome
 WIDTH, DEPTH, KIND = "dim", "n_layers", "parametrization"
 
 
-def coord_check(runs: Sequence[Run], cache: Path) -> ScalingReport:
+def check_coordinates(runs: Sequence[Run], cache: Path) -> ScalingReport:
     """Run the coordinate check over the `dim` of a grid, at the middle one of its learning rates.
 
     Runs with parametrization="standard" are controls if the grid has other parametrizations. A config with one seed
@@ -54,10 +54,10 @@ def coord_check(runs: Sequence[Run], cache: Path) -> ScalingReport:
         kinds[name] = {row[KIND] for row in rows}
     controls = [name for name, own in kinds.items() if "standard" in own]
     controls = [] if len(controls) == len(kinds) else controls
-    return coordinates.to_report(pd.concat(frames), pd.concat(probes), controls)
+    return coordinates.coordinate_report(pd.concat(frames), pd.concat(probes), controls)
 
 
-def stability_check(runs: Sequence[Run], cache: Path) -> ScalingReport:
+def check_stability(runs: Sequence[Run], cache: Path) -> ScalingReport:
     """Run the stability check over the `n_layers` of a grid."""
     frames, expected, n_residuals = [], {}, 2
     for name, rows, params in groups(runs, DEPTH, ignored=(LR,)):
@@ -69,7 +69,7 @@ def stability_check(runs: Sequence[Run], cache: Path) -> ScalingReport:
         frames.append(stability.changes(name, make, batch["x_indices"][:, :-1], depths, seeds))
         expected[name] = stability.expected_growth(params[0].model)
         n_residuals = 2 if params[0].model.ff_width else 1
-    return stability.to_report(pd.concat(frames), expected, n_residuals)
+    return stability.stability_report(pd.concat(frames), expected, n_residuals)
 
 
 def refuse_transfer(runs: Sequence[Run]) -> None:
@@ -79,7 +79,7 @@ def refuse_transfer(runs: Sequence[Run]) -> None:
         raise GridError([f"--transfer needs a list of {LR}, and one of {', '.join(SCALES)}"])
 
 
-def transfer_check(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> ScalingReport:
+def check_transfer(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> ScalingReport:
     """Judge the transfer of the learning rate in a grid that has just been trained."""
     return transfer_report(tidy(rows_of_grid([run.params for run in runs], outcomes)))
 
@@ -94,13 +94,14 @@ def transfer_of_saved(name: str, out: str | None) -> ScalingReport:
 
 def groups(
     runs: Sequence[Run], scale: str, ignored: Sequence[str]
-) -> list[tuple[str, list[Row], list[Params]]]:
+) -> list[tuple[str, list[RunRow], list[Params]]]:
     """Group runs that differ only in `scale`, seeds and `ignored` fields.
 
     Return name, rows and params of each group. Raise GridError if `scale` has only one value.
     """
     rows = [
-        run.params.flat() | ({} if run.variant is None else {column(VARIANT): run.variant}) for run in runs
+        run.params.flat() | ({} if run.variant is None else {measured_column(VARIANT): run.variant})
+        for run in runs
     ]
     if len(sizes_of(rows, scale)) < 2:
         raise GridError(

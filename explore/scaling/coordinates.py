@@ -22,13 +22,13 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from explore.plots import draw_panels
-from explore.scaling.report import Line, Panel, ScalingReport, named
+from explore.scaling.report import Line, Panel, ScalingReport, with_variant
 from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.mup.scores import aligned_score
 from model.transformer.attention import Attention
 
-ACTIVATIONS = {
+MEASURED_ACTIVATIONS = {
     *("embed", "q", "k", "v", "scores", "z", "attn_out"),
     *("mlp_pre", "mlp_post", "mlp_out", "resid_post", "final_norm", "logits"),
 }
@@ -36,18 +36,18 @@ LOW, HIGH = -0.6, 0.2  # allowed slopes; random initial values may shrink as 1 /
 # These activations, and the output of a model that is no LM, may still shrink at t = SETTLED.
 FREE = ("scores", "logits")
 STEPS, SETTLED = 4, 4  # t counts from 1, before any update
-PROBE = 0.1  # largest absolute slope of scores of aligned queries and keys
+MAX_ALIGNED_SLOPE = 0.1  # largest absolute slope of scores of aligned queries and keys
 BUG = 0.3  # a wrong parametrization moves a slope at least this far out of its band
 # Error rates of the intervals: of one that fails a model, and of one that only doubts it.
 BROKEN, UNCLEAR = 0.001, 0.05
 FINITE = 0.1  # possible deviation of a correct model's slope at widths of some hundreds, at any seed
 MIN_SEEDS, MAX_SEEDS = 4, 16  # if the caller gives no seeds; over the minimum only if the verdict is unclear
-Make = Callable[[], nn.Module]
+MakeModel = Callable[[], nn.Module]
 Loss = Callable[[nn.Module, Any], Tensor]
 
 
 def coord_check(
-    models: Mapping[int, Make] | Mapping[str, Mapping[int, Make]],
+    models: Mapping[int, MakeModel] | Mapping[str, Mapping[int, MakeModel]],
     loader: Iterable[Any],
     optimizer: Callable[[nn.Module], Optimizer],
     *,
@@ -72,17 +72,17 @@ def coord_check(
     batch = next(iter(loader))
     frames, probes = [], []
     chosen, most = (range(MIN_SEEDS), MAX_SEEDS) if seeds is None else (seeds, len(seeds))
-    measure = partial(sizes, loss=loss or default_loss, n_steps=n_steps)
+    measure = partial(measure_sizes, loss=loss or default_loss, n_steps=n_steps)
     for kind, of_width in kinds.items():
         own, probe = examined(kind, of_width, batch, optimizer, seeds=chosen, most=most, measure=measure)
         frames.append(own)
         probes.append(probe)
-    return to_report(pd.concat(frames), pd.concat(probes), controls)
+    return coordinate_report(pd.concat(frames), pd.concat(probes), controls)
 
 
 def examined(
     variant: str,
-    models: Mapping[int, Make],
+    models: Mapping[int, MakeModel],
     batch: Any,
     optimizer: Callable[[nn.Module], Optimizer],
     *,
@@ -97,10 +97,10 @@ def examined(
     frames, probes, start = [], [], 0
     seeds = list(seeds)
     while True:
-        frames.append((measure or sizes)(variant, models, batch, optimizer, seeds=seeds[start:]))
+        frames.append((measure or measure_sizes)(variant, models, batch, optimizer, seeds=seeds[start:]))
         probes.append(aligned_probe(variant, models, batch, seeds[start:]))
         own, probe = pd.concat(frames), pd.concat(probes)
-        found = findings(own, fit(probe, "score"))
+        found = findings(own, fit_slope(probe, "score"))
         if not found or found[0].broken or len(seeds) >= most:
             return own, probe
         start = len(seeds)
@@ -115,9 +115,9 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
-def sizes(
+def measure_sizes(
     variant: str,
-    models: Mapping[int, Make],
+    models: Mapping[int, MakeModel],
     batch: Any,
     optimizer: Callable[[nn.Module], Optimizer],
     *,
@@ -137,7 +137,7 @@ def sizes(
             model = make()
             train, first = optimizer(model), None
             for t in range(1, n_steps + 1):
-                seen = activations(model, batch)
+                seen = named_activations(model, batch)
                 first = seen if first is None else first
                 for name, x in seen.items():
                     change = size(x - first[name]) if t > 1 else math.nan
@@ -156,10 +156,12 @@ def size(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+def named_activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     """Return the named activations of an LM, or the outputs of all modules of another model, its own as "output"."""
     if isinstance(model, LM):
-        wanted = [name for name in model.activation_names() if name.rpartition(".")[2] in ACTIVATIONS]
+        wanted = [
+            name for name in model.activation_names() if name.rpartition(".")[2] in MEASURED_ACTIVATIONS
+        ]
         with eval_mode(model), model.record(*wanted) as seen:
             model(batch["x_indices"][:, :-1])
         return dict(seen)
@@ -201,7 +203,7 @@ def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def aligned_probe(
-    variant: str, models: Mapping[int, Make], batch: Any, seeds: Sequence[int] = (0,)
+    variant: str, models: Mapping[int, MakeModel], batch: Any, seeds: Sequence[int] = (0,)
 ) -> pd.DataFrame:
     """Return the mean attention score of positions with themselves, after copying the query matrices to the keys.
 
@@ -258,7 +260,7 @@ class Slope(NamedTuple):
         return self.value - margin, self.value + margin
 
 
-def fit(table: pd.DataFrame, column: str) -> Slope:
+def fit_slope(table: pd.DataFrame, column: str) -> Slope:
     """Fit the slope of log `column` over log width, one point per row.
 
     It is NaN if a value is not positive and finite.
@@ -298,30 +300,34 @@ def finding(what: str, slope: Slope, low: float, high: float, when: str = "") ->
     return Finding(excess, f"{said} ({between})", broken=False)
 
 
-def to_report(sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()) -> ScalingReport:
+def coordinate_report(
+    sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()
+) -> ScalingReport:
     """Return the judgement of the tables of sizes and of probes."""
     sentences, problems, panels = [], [], []
     table = slopes(sizes)
     for variant in dict.fromkeys(sizes["variant"]):
         own = sizes[sizes["variant"] == variant]
         powers = table[table["variant"] == variant]
-        probe = fit(probes[probes["variant"] == variant], "score")
-        sentence, problem = verdict_of(own, powers, probe, is_control=variant in controls)
-        sentences.append(named(variant, sentence))
-        problems += [problem if variant in controls else named(variant, problem)] if problem else []
+        probe = fit_slope(probes[probes["variant"] == variant], "score")
+        sentence, problem = coordinate_verdict(own, powers, probe, is_control=variant in controls)
+        sentences.append(with_variant(variant, sentence))
+        problems += [problem if variant in controls else with_variant(variant, problem)] if problem else []
         panels.append(panels_of(variant, own))
     figure = draw_panels(panels, ("width", "mean size"))
     return ScalingReport("coord-check", table, sentences, problems, figure)
 
 
-def verdict_of(own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control: bool) -> tuple[str, str]:
+def coordinate_verdict(
+    own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control: bool
+) -> tuple[str, str]:
     """Return a sentence about one kind of model, and its problem or an empty string."""
     found = findings(own, probe)
     broken = [one.sentence for one in found if one.broken]
     if broken:
         return f"fails{', as expected' * is_control}: {first_of(broken)}", "" if is_control else broken[0]
     if is_control:
-        inside = f"sizes go as width^{smallest(powers):.2f} to width^{largest(powers):.2f}"
+        inside = f"sizes go as width^{lowest_value(powers):.2f} to width^{highest_value(powers):.2f}"
         too_mild = (
             f"{own['variant'].iloc[0]} is no worse: lr is too small, or widths too close, to show a failure"
         )
@@ -329,7 +335,7 @@ def verdict_of(own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control
     if found:
         told = f"cannot tell: {first_of([one.sentence for one in found])}; {what_would_tell(own)}"
         return told, told
-    inside = f"all sizes go as width^{smallest(powers):.2f} to width^{largest(powers):.2f}"
+    inside = f"all sizes go as width^{lowest_value(powers):.2f} to width^{highest_value(powers):.2f}"
     inside += (
         "" if math.isnan(probe.value) else f", scores of aligned queries and keys as width^{probe.value:.2f}"
     )
@@ -352,10 +358,13 @@ def findings(own: pd.DataFrame, probe: Slope) -> list[Finding]:
     """Return all findings about one kind of model: broken ones first, each sorted from the worst."""
     found = [
         one
-        for one in (*not_finite(own), finding("mean score of aligned queries and keys", probe, -PROBE, PROBE))
+        for one in (
+            *not_finite(own),
+            finding("mean score of aligned queries and keys", probe, -MAX_ALIGNED_SLOPE, MAX_ALIGNED_SLOPE),
+        )
         if one
     ]
-    for module, of, t, slope in fits(own):
+    for module, of, t, slope in fitted_slopes(own):
         what = "the change of " * (of == "update") + module
         settles = of == "size" and t == SETTLED and not is_free(module)
         one = finding(what, slope, -HIGH if settles else LOW, HIGH, f" at t={t}")
@@ -374,19 +383,19 @@ def not_finite(own: pd.DataFrame) -> list[Finding]:
     ]
 
 
-def fits(own: pd.DataFrame) -> Iterator[tuple[str, str, int, Slope]]:
+def fitted_slopes(own: pd.DataFrame) -> Iterator[tuple[str, str, int, Slope]]:
     """Yield (activation, "size" or "update", t, slope) for one kind of model."""
     for module, of_module in own.groupby("module", sort=False):
         for of in ("size", "update"):
             for t, at_t in of_module.groupby("t"):
-                yield str(module), of, int(t), fit(at_t, of)
+                yield str(module), of, int(t), fit_slope(at_t, of)
 
 
 def slopes(sizes: pd.DataFrame) -> pd.DataFrame:
     """Return a table of slopes: a row for each activation and for its change, a column for each step."""
     rows: dict[tuple[str, str, str], dict[str, float]] = {}
     for variant, own in sizes.groupby("variant", sort=False):
-        for module, of, t, slope in fits(own):
+        for module, of, t, slope in fitted_slopes(own):
             rows.setdefault((str(variant), module, of), {})[f"t={t}"] = slope.value
     return pd.DataFrame(
         [{"variant": v, "module": m, "of": of, **powers} for (v, m, of), powers in rows.items()]
@@ -398,11 +407,11 @@ def is_free(module: object) -> bool:
     return module == "output" or str(module).rpartition(".")[2] in FREE
 
 
-def smallest(table: pd.DataFrame) -> float:
+def lowest_value(table: pd.DataFrame) -> float:
     return float(table.filter(like="t=").min(axis=None))
 
 
-def largest(table: pd.DataFrame) -> float:
+def highest_value(table: pd.DataFrame) -> float:
     return float(table.filter(like="t=").max(axis=None))
 
 

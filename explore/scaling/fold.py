@@ -16,7 +16,7 @@ from model.transformer.lora import LoRALinear
 from model.transformer.residual import Residual, weighted
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
-TOLERANCE = 1_000  # in units of the last digit of the largest logit
+LOGIT_TOLERANCE = 1_000  # in units of the last digit of the largest logit
 
 
 class SubLayer(NamedTuple):
@@ -38,7 +38,7 @@ def fold_residual(lm: LM) -> LM:
     """
     if not weighted(lm):
         raise ValueError(f"residual={lm.model_params.residual!r}: there is no omega to fold")
-    twin, p = copy.deepcopy(lm).double(), plain(lm.model_params)
+    twin, p = copy.deepcopy(lm).double(), plain_residual(lm.model_params)
     # The norm whose output x is; None: x are embeddings.
     norm: nn.Module | None = twin.embed.norm if p.embedding_norm else None
     for sub_layer in sub_layers(twin):
@@ -64,7 +64,7 @@ def fold_residual(lm: LM) -> LM:
     return folded
 
 
-def plain(model_params: ModelParams) -> ModelParams:
+def plain_residual(model_params: ModelParams) -> ModelParams:
     return replace(
         model_params,
         residual="plain",
@@ -105,7 +105,7 @@ def check_logits(lm: LM, folded: LM) -> None:
     with eval_mode(lm):
         expected = cast(Tensor, lm(ids))
     difference = (cast(Tensor, folded(ids)) - expected).abs().max().item()
-    if difference > TOLERANCE * torch.finfo(expected.dtype).eps * (1 + expected.abs().max().item()):
+    if difference > LOGIT_TOLERANCE * torch.finfo(expected.dtype).eps * (1 + expected.abs().max().item()):
         raise ValueError(
             f"logits would change by {difference:.2g}: a layer reads x in a way that is not known here"
         )

@@ -12,9 +12,17 @@ import pandas as pd
 from rich.table import Table
 
 from explore.compare.csv_files import write_csv
-from explore.compare.variants import CODE, SEED, Row, described, differ, shown, varied_fields
-from train.grid.params import column
-from train.launch.tables import new_table, plain
+from explore.compare.variants import (
+    CODE,
+    SEED,
+    RunRow,
+    any_differ,
+    fields_as_label,
+    value_as_label,
+    varied_fields,
+)
+from train.grid.params import measured_column
+from train.launch.tables import escaped, new_table
 from train.logs import log
 
 
@@ -88,7 +96,7 @@ class ScalingReport:
 def as_rich(table: pd.DataFrame) -> Table:
     shown_table = new_table(*map(str, table))
     for row in table.itertuples(index=False):
-        shown_table.add_row(*(plain(cell(value)) for value in row))
+        shown_table.add_row(*(escaped(cell(value)) for value in row))
     return shown_table
 
 
@@ -105,7 +113,7 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
     return float(np.polyfit(np.log2(x), np.log2(y), 1)[0])
 
 
-def variants_over(rows: Sequence[Row], scale: str, ignored: Collection[str] = ()) -> dict[str, list[int]]:
+def variants_over(rows: Sequence[RunRow], scale: str, ignored: Collection[str] = ()) -> dict[str, list[int]]:
     """Group runs that differ only in `scale`, fields that follow from it, the seed and `ignored` fields.
 
     Return the indices of each group's runs by the name of the group.
@@ -113,27 +121,27 @@ def variants_over(rows: Sequence[Row], scale: str, ignored: Collection[str] = ()
 
     def follows(field: str) -> bool:
         """Return whether the scale determines `field`, such as a number of heads; the code version never follows."""
-        if field == column(CODE):
+        if field == measured_column(CODE):
             return False
-        pairs = {(shown(row[scale]), shown(row[field])) for row in rows}
-        return len(pairs) == len({shown(row[scale]) for row in rows})
+        pairs = {(value_as_label(row[scale]), value_as_label(row[field])) for row in rows}
+        return len(pairs) == len({value_as_label(row[scale]) for row in rows})
 
     varied = [name for name in varied_fields(rows) if name not in (scale, SEED, *ignored)]
     own = [name for name in varied if not follows(name)]
     found: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        found.setdefault(described(row, own), []).append(i)
+        found.setdefault(fields_as_label(row, own), []).append(i)
     return found
 
 
-def sizes_of(rows: Sequence[Row], scale: str) -> list[Any]:
+def sizes_of(rows: Sequence[RunRow], scale: str) -> list[Any]:
     """Return the different values of `scale`, sorted."""
     return sorted({row[scale] for row in rows})
 
 
-def varies(rows: Sequence[Row], field: str) -> bool:
-    return differ([row.get(field) for row in rows])
+def varies(rows: Sequence[RunRow], field: str) -> bool:
+    return any_differ([row.get(field) for row in rows])
 
 
-def named(variant: str, sentence: str) -> str:
+def with_variant(variant: str, sentence: str) -> str:
     return f"{variant}: {sentence}" if variant else sentence

@@ -14,13 +14,13 @@ from scipy.stats import gmean
 from torch import Tensor, nn
 
 from explore.plots import draw_panels
-from explore.scaling.report import Line, Panel, ScalingReport, named, slope
+from explore.scaling.report import Line, Panel, ScalingReport, slope, with_variant
 from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.model_params import ModelParams
 
 DELTA = 1e-4
-Make = Callable[[int, int], nn.Module]  # (depth, seed) -> a model
+MakeDeepModel = Callable[[int, int], nn.Module]  # (depth, seed) -> a model
 
 # How the output change grows by theory, with the n sub-layers of a model; and the band of what was measured over that
 # on a width of 64 from 6 to 48 layers, three seeds.
@@ -34,7 +34,7 @@ APART = 0.28  # of n / log(n + 1): so many times at least a plain model's change
 
 
 def stability(
-    make: Make | Mapping[str, Make],
+    make: MakeDeepModel | Mapping[str, MakeDeepModel],
     x: Any,
     depths: Sequence[int],
     *,
@@ -48,13 +48,19 @@ def stability(
     `make(depth, seed)` makes one; a mapping names several kinds, and `expected` says how the change of each should grow:
     "O(n)", "O(logn)" or "O(1)". `sub_layers`: residual connections to a layer.
     """
-    kinds: Mapping[str, Make] = make if isinstance(make, Mapping) else {"": make}
+    kinds: Mapping[str, MakeDeepModel] = make if isinstance(make, Mapping) else {"": make}
     frames = [changes(name, make_one, x, depths, seeds, delta=delta) for name, make_one in kinds.items()]
-    return to_report(pd.concat(frames), expected or {}, sub_layers)
+    return stability_report(pd.concat(frames), expected or {}, sub_layers)
 
 
 def changes(
-    variant: str, make: Make, x: Any, depths: Sequence[int], seeds: Sequence[int], *, delta: float = DELTA
+    variant: str,
+    make: MakeDeepModel,
+    x: Any,
+    depths: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    delta: float = DELTA,
 ) -> pd.DataFrame:
     """A row for each depth and seed of one kind of model."""
     rows = [
@@ -65,7 +71,7 @@ def changes(
     return pd.DataFrame(rows)
 
 
-def changed_by(make: Make, depth: int, seed: int, x: Any, delta: float) -> float:
+def changed_by(make: MakeDeepModel, depth: int, seed: int, x: Any, delta: float) -> float:
     torch.manual_seed(seed)
     return output_change(make(depth, seed), x, delta, torch.Generator().manual_seed(seed))
 
@@ -103,7 +109,7 @@ def matrices(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.ndim >= 2 and p not in embeddings]
 
 
-def to_report(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2) -> ScalingReport:
+def stability_report(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int = 2) -> ScalingReport:
     """The verdict on a table of changes, a row for each variant, depth and seed."""
     rows, sentences, problems, lines = [], [], [], []
     for variant, own in runs.groupby("variant", sort=False):
@@ -111,10 +117,10 @@ def to_report(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int =
         means = own.groupby("layers")["change"].agg(gmean)
         depths, changes = [int(n) for n in means.index], means.to_list()
         growth = expected.get(str(variant), "")
-        rows.append(row_of(str(variant), depths, changes, growth, sub_layers))
-        sentence, problem = verdict_of(rows[-1])
-        sentences.append(named(str(variant), sentence))
-        problems += [named(str(variant), problem)] * bool(problem)
+        rows.append(stability_row(str(variant), depths, changes, growth, sub_layers))
+        sentence, problem = stability_verdict(rows[-1])
+        sentences.append(with_variant(str(variant), sentence))
+        problems += [with_variant(str(variant), problem)] * bool(problem)
         by_seed = own.groupby("layers")["change"]
         low, high = by_seed.min().to_list(), by_seed.max().to_list()
         lines.append(Line(str(variant) or "output change", depths, changes, low, high))
@@ -123,11 +129,11 @@ def to_report(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers: int =
     return ScalingReport("stability", pd.DataFrame(rows), sentences, problems, figure)
 
 
-def row_of(
+def stability_row(
     variant: str, depths: list[int], changes: list[float], growth: str, sub_layers: int
 ) -> dict[str, Any]:
     n = [sub_layers * depth for depth in depths]
-    first, last = reference(depths), len(depths) - 1
+    first, last = reference_depth(depths), len(depths) - 1
     theory = {name: f(n[last]) / f(n[first]) for name, f in GROWTH.items()}
     return {
         "variant": variant,
@@ -148,12 +154,12 @@ def row_of(
     }
 
 
-def reference(depths: list[int]) -> int:
+def reference_depth(depths: list[int]) -> int:
     """The place of the depth that the deepest is compared with: below 6 layers a change does not yet grow as in theory."""
     return next((i for i, depth in enumerate(depths[:-1]) if depth >= 6), 0)
 
 
-def verdict_of(row: Mapping[str, Any]) -> tuple[str, str]:
+def stability_verdict(row: Mapping[str, Any]) -> tuple[str, str]:
     """A sentence, and what is wrong, if anything."""
     what = (
         f"output change grows {row['ratio']:.3g} times from {row['from']} to {row['to']} layers "

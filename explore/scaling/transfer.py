@@ -12,17 +12,17 @@ import numpy as np
 import pandas as pd
 
 from common.text import did_you_mean
-from explore.compare.variants import METRICS, SEED, Row, counted, final_loss, has_ended
+from explore.compare.variants import METRICS, SEED, RunRow, final_loss, has_ended, with_plural
 from explore.compare.verdicts import interval
 from explore.plots import draw_panels
-from explore.scaling.report import Line, Panel, ScalingReport, named, sizes_of, variants_over, varies
+from explore.scaling.report import Line, Panel, ScalingReport, sizes_of, variants_over, varies, with_variant
 
 SCALES = ("dim", "n_layers", "batch_size")
 LR, PARAMETRIZATION = "lr", "parametrization"
 # In nats: a regret up to KEEPS is negligible; from LOSES on, the optimum has moved.
 KEEPS, LOSES = 0.02, 0.05
 TRANSFERS = "transfers"
-COLUMNS = [
+TRANSFER_COLUMNS = [
     "variant",
     "over",
     "size",
@@ -61,7 +61,7 @@ def transfer_report(
     scales = [over] if over else [name for name in SCALES if rows and name in rows[0] and varies(rows, name)]
     if not rows or not scales or any(scale not in rows[0] for scale in scales):
         raise ValueError(
-            f"there are no two values of {over or ', '.join(SCALES)} among {counted(len(rows), 'run')}"
+            f"there are no two values of {over or ', '.join(SCALES)} among {with_plural(len(rows), 'run')}"
         )
     found: list[Transfer] = []
     for scale in scales:
@@ -69,10 +69,10 @@ def transfer_report(
         excused = controls_among(variants, rows, scale) if controls is None else controls
         for name, places in variants.items():
             own = [rows[place] for place in places]
-            found.append(to_report(name, scale, own, metric, is_control=name in excused))
+            found.append(judge_transfer(name, scale, own, metric, is_control=name in excused))
     return ScalingReport(
         "transfer",
-        pd.DataFrame([row for one in found for row in one.rows])[COLUMNS],
+        pd.DataFrame([row for one in found for row in one.rows])[TRANSFER_COLUMNS],
         [one.sentence for one in found],
         [one.problem for one in found if one.problem],
         draw_panels([[one.panel for one in found]], ("learning rate", metric.replace("_", " ")), log_y=False),
@@ -88,25 +88,25 @@ class Transfer(NamedTuple):
     panel: Panel
 
 
-def to_report(name: str, scale: str, rows: Sequence[Row], metric: str, is_control: bool) -> Transfer:
+def judge_transfer(name: str, scale: str, rows: Sequence[RunRow], metric: str, is_control: bool) -> Transfer:
     """Judge one variant over one scale. A control has no problem, whatever its verdict."""
     curves = {size: curve(rows, scale, size, metric) for size in sizes_of(rows, scale)}
     compared = [row | {"variant": name, "over": scale} for row in compared_with_base(curves)]
-    verdict, reason = verdict_of(compared)
+    verdict, reason = transfer_verdict(compared)
     fine = verdict == TRANSFERS or is_control
     return Transfer(
         compared,
-        named(name, f"{verdict} over {scale}: {reason}"),
-        "" if fine else named(name, f"{verdict} over {scale}, {reason}"),
+        with_variant(name, f"{verdict} over {scale}: {reason}"),
+        "" if fine else with_variant(name, f"{verdict} over {scale}, {reason}"),
         panel(name, scale, curves),
     )
 
 
-def records(table: pd.DataFrame) -> list[Row]:
+def records(table: pd.DataFrame) -> list[RunRow]:
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
-def controls_among(variants: Mapping[str, list[int]], rows: Sequence[Row], scale: str) -> list[str]:
+def controls_among(variants: Mapping[str, list[int]], rows: Sequence[RunRow], scale: str) -> list[str]:
     """Return the variants that need not transfer: over width "standard", over depth all but "completep".
 
     Return none if no variant is made for the scale, or for batch_size.
@@ -123,7 +123,7 @@ def controls_among(variants: Mapping[str, list[int]], rows: Sequence[Row], scale
     return [name for name, kind in kinds.items() if not made_for_it(kind)]
 
 
-class Curve(dict[float, dict[int, float]]):
+class LearningRateCurve(dict[float, dict[int, float]]):
     """Final losses by learning rate and seed: {lr: {seed: loss}}."""
 
     def losses(self, lr: float, seeds: Sequence[int] | None = None) -> np.ndarray:
@@ -143,8 +143,8 @@ class Curve(dict[float, dict[int, float]]):
         return int(np.argmin(self.means))
 
 
-def curve(rows: Sequence[Row], scale: str, size: Any, metric: str) -> Curve:
-    found = Curve()
+def curve(rows: Sequence[RunRow], scale: str, size: Any, metric: str) -> LearningRateCurve:
+    found = LearningRateCurve()
     for row in rows:
         if row[scale] == size:
             loss = final_loss(row, metric) if metric in METRICS else float(row[metric])
@@ -154,7 +154,7 @@ def curve(rows: Sequence[Row], scale: str, size: Any, metric: str) -> Curve:
     return found
 
 
-def compared_with_base(curves: Mapping[Any, Curve]) -> list[dict[str, Any]]:
+def compared_with_base(curves: Mapping[Any, LearningRateCurve]) -> list[dict[str, Any]]:
     """Return a result row for each size. The first size is the base."""
     base = next(iter(curves.values()))
     at = base.lrs[base.best]
@@ -182,7 +182,7 @@ def compared_with_base(curves: Mapping[Any, Curve]) -> list[dict[str, Any]]:
     return rows
 
 
-def verdict_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def transfer_verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """Return the verdict ("transfers", "shifts" or "cannot tell") and its reason."""
     base, others = rows[0], rows[1:]
     if not others:
@@ -225,7 +225,7 @@ def wider(rows: Sequence[Mapping[str, Any]]) -> str:
     return "there the loss falls with every size" if falls else "there the loss does not fall with every size"
 
 
-def panel(variant: str, scale: str, curves: Mapping[Any, Curve]) -> Panel:
+def panel(variant: str, scale: str, curves: Mapping[Any, LearningRateCurve]) -> Panel:
     """Return a panel of loss over learning rate: a line for each size, a star at the best.
 
     Triangles at the upper edge mark losses that are much higher or infinite.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, NotTried, Wrong
 from learn.checking.explain import equal
-from learn.checking.mistakes import known, variants
-from learn.checking.parity import SPREAD, cast, gradients, parity, ready
+from learn.checking.mistakes import known_mistake, variants
+from learn.checking.parity import SPREAD, cast, check_gradients, ready, same_outputs
 from learn.checking.spy import Spy
 
 MAY_CONTAIN = (nn.Linear, nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity)
@@ -77,19 +77,19 @@ def is_parameter(what: str, value: object, shape: list[int]) -> None:
 
 def seeded(case: Case) -> None:
     """Raise Wrong unless one seed gives the solution's weights: names, shapes, values, order of random draws."""
-    mine, right = weights(case, case.mine), weights(case, case.solution)
+    mine, right = made_weights(case, case.mine), made_weights(case, case.solution)
     same_names(case.name, mine, right)
     if all(equal(mine[name], right[name]) for name in right):
         return
     for mistake, module in variants(case):
-        other = weights(case, module)
+        other = made_weights(case, module)
         if all(name in other and equal(mine[name], other[name]) for name in mine):
             raise Wrong(f"it looks like {mistake.says}.")
     for name, value in right.items():
         explain_weights(name, mine[name], value)
 
 
-def weights(case: Case, module: Any) -> dict[str, Tensor]:
+def made_weights(case: Case, module: Any) -> dict[str, Tensor]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return {name: p.detach() for name, p in case.part.make(module).named_parameters()}
@@ -194,7 +194,7 @@ def agrees(
                 return same_exception(stopped, also_stopped)
             return differ(mine, other) is None and differ(other, expected) is not None
 
-        if mistake := known(case, alike, pairs and not stopped):
+        if mistake := known_mistake(case, alike, pairs and not stopped):
             raise Wrong(f"it looks like {mistake}.")
         if stopped:
             raise stopped
@@ -218,5 +218,12 @@ def same_exception(a: Exception | None, b: Exception | None) -> bool:
 
 
 EVERY = (own,)
-MODULE = (seeded, parity(), parity(SPREAD), parity(SPREAD, torch.float32), gradients, by_hand)
-FUNCTION = (parity(), parity(dtype=torch.float32), gradients, by_hand)
+MODULE = (
+    seeded,
+    same_outputs(),
+    same_outputs(SPREAD),
+    same_outputs(SPREAD, torch.float32),
+    check_gradients,
+    by_hand,
+)
+FUNCTION = (same_outputs(), same_outputs(dtype=torch.float32), check_gradients, by_hand)

@@ -43,9 +43,8 @@ class Part:
 
     make: Callable[[Any], Any]  # from a file to a small module, or to the function itself
     inputs: Callable[[], list[tuple]] = list  # arguments of a few calls
-    reference: Callable[..., Any] = (
-        no_reference  # of (what was made, *arguments): what is right, by others' code
-    )
+    # Return the right result for (what was made, *arguments), computed by other people's code.
+    reference: Callable[..., Any] = no_reference
     axes: tuple[str, ...] = ()  # names of the output's dimensions
     checks: tuple["Check", ...] = ()
     seconds: float = 30.0  # a part that takes longer is taken for an endless loop
@@ -108,7 +107,7 @@ def get_course(name: str) -> Course:
     return course
 
 
-def load(path: Path, text: str | None = None) -> ModuleType:
+def load_module(path: Path, text: str | None = None) -> ModuleType:
     """Run a file as a new module, and return it. `text`, if given, replaces the file's own text."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
@@ -125,7 +124,7 @@ def judge_course(course: Course, student: Path | None = None, wanted: str | None
     """
     path = student or course.outline.student
     try:
-        mine = load(path)
+        mine = load_module(path)
     except (
         Exception,
         SystemExit,
@@ -140,7 +139,7 @@ def judge_module(
     course: Course, mine: ModuleType, path: Path, wanted: str | None = None
 ) -> Iterator[Verdict]:
     """Do as `judge_course` for a loaded module. Parts that are not right are replaced by the solution's in it."""
-    solution = load(course.outline.solution)
+    solution = load_module(course.outline.solution)
     needed = needs(course, path, wanted)
     borrowed = [part for other, part in course.uses if part in needed and borrow(part, other, mine)]
     for name in course.parts:
@@ -266,16 +265,15 @@ def describe(error: BaseException, path: Path) -> str:
     if isinstance(error, SyntaxError):
         other = error.filename and Path(error.filename).name != path.name  # a file that it imports
         return f"{error.msg} ({Path(str(error.filename)).name + ', ' if other else ''}line {error.lineno})"
-    name, line = place_of(error, path)
-    lines = (
-        str(error).encode(errors="backslashreplace").decode().strip().splitlines()
-    )  # a console wants UTF-8
+    name, line = place_in_file(error, path)
+    # A console may refuse text that is not valid UTF-8.
+    lines = str(error).encode(errors="backslashreplace").decode().strip().splitlines()
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     said = " ".join([said, *getattr(error, "__notes__", [])])  # what it came up on, where a check knows
     return f"{said} ({name}, line {line})" if line else said
 
 
-def place_of(error: BaseException, path: Path) -> tuple[str, int | None]:
+def place_in_file(error: BaseException, path: Path) -> tuple[str, int | None]:
     """Return (file name, line) of the innermost frame in the student's file, or in another course's that it imports."""
     frames = [
         frame

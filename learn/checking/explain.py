@@ -30,7 +30,7 @@ def difference(mine: object, right: Tensor, axes: tuple[str, ...]) -> str | None
     if mine.shape != right.shape:
         return different_shape(mine, right, axes)
     if mine.dtype != right.dtype:
-        return f"the result is {short(mine.dtype)}, expected {short(right.dtype)} as the input"
+        return f"the result is {dtype_name(mine.dtype)}, expected {dtype_name(right.dtype)} as the input"
     if equal(mine, right):
         return None
     finite = torch.isfinite(mine) | ~torch.isfinite(right)
@@ -86,5 +86,5 @@ def first(chosen: Tensor, axes: tuple[str, ...]) -> str:
     return ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=False)) or "the one number"
 
 
-def short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

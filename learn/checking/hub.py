@@ -19,7 +19,7 @@ FILES = ("config.json", "model.safetensors")
 SECONDS = 3.0  # to wait for an answer, once in a process
 
 
-def pretrained(name: str) -> Path:
+def pretrained_folder(name: str) -> Path:
     """Return the folder of a model, given by its path or its name on the hub. Raise NotTried if it is unavailable."""
     if (Path(name) / FILES[0]).is_file():
         return Path(name)
@@ -88,10 +88,10 @@ def real_weights(
 
     def check(case: Case) -> None:
         with clock_stopped():
-            folder = pretrained(name)
+            folder = pretrained_folder(name)
             with quiet(), torch.random.fork_rng():
                 whole = theirs(folder).double().eval()
-                made = mine(case.mine, *sizes(whole.config)).double()
+                made = mine(case.mine, *config_sizes(whole.config)).double()
             fill(weights(made), whole.state_dict())
             named = inputs(whole.config.vocab_size)
             args = tuple(named.values())
@@ -103,7 +103,7 @@ def real_weights(
     return check
 
 
-def sizes(config: Any) -> tuple[int, ...]:
+def config_sizes(config: Any) -> tuple[int, ...]:
     """Return the numbers of tokens, positions, features, layers and heads in a HuggingFace config."""
     return (
         config.vocab_size,

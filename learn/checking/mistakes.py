@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from learn.checking.course import Case, Mistake, load
+from learn.checking.course import Case, Mistake, load_module
 
 PATIENCE = 5.0  # seconds to try pairs of mistakes: there may be hundreds, and a part's time is limited
 ENTRY = re.compile(r"^# (\w+): (.+)\n((?:-.*\n)+)((?:\+.*\n)+)", re.MULTILINE)
@@ -29,7 +29,7 @@ def after_sign(lines: str) -> str:
     return "\n".join(line[2:] for line in lines.splitlines())
 
 
-def known(case: Case, alike: Callable[[ModuleType], bool], pairs: bool) -> str | None:
+def known_mistake(case: Case, alike: Callable[[ModuleType], bool], pairs: bool) -> str | None:
     """Return the message of the mistake whose variant is `alike` to the student's, with `pairs` also of two at once."""
     for mistake, module in variants(case):
         if alike(module):
@@ -46,7 +46,7 @@ def known(case: Case, alike: Callable[[ModuleType], bool], pairs: bool) -> str |
 def variants(case: Case) -> Iterator[tuple[Mistake, ModuleType]]:
     """Yield every known mistake of this part with the solution that has it."""
     for mistake in case.mistakes:
-        module = variant_of(Path(str(case.solution.__file__)), (mistake,))
+        module = solution_with(Path(str(case.solution.__file__)), (mistake,))
         assert module is not None, f"not once in the solution: {mistake.right}"
         yield mistake, module
 
@@ -54,13 +54,13 @@ def variants(case: Case) -> Iterator[tuple[Mistake, ModuleType]]:
 def pairs_of_variants(case: Case) -> Iterator[tuple[tuple[Mistake, Mistake], ModuleType]]:
     """Yield every two mistakes whose edits fit into one solution, with that solution."""
     for pair in combinations(case.mistakes, 2):
-        module = variant_of(Path(str(case.solution.__file__)), pair)
+        module = solution_with(Path(str(case.solution.__file__)), pair)
         if module is not None:
             yield pair, module
 
 
 @cache
-def variant_of(solution: Path, mistakes: tuple[Mistake, ...]) -> ModuleType | None:
+def solution_with(solution: Path, mistakes: tuple[Mistake, ...]) -> ModuleType | None:
     """Return the solution with these mistakes, or None if one removes the text that another edits."""
     text = solution.read_text(encoding="utf-8")
     for mistake in mistakes:
@@ -68,7 +68,7 @@ def variant_of(solution: Path, mistakes: tuple[Mistake, ...]) -> ModuleType | No
             return None
         text = text.replace(mistake.right, mistake.mistaken)
     try:
-        return load(solution, text)
+        return load_module(solution, text)
     except SyntaxError:  # two edits of one line
         return None
 

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from learn.checking.course import Case, Check, Wrong
 from learn.checking.explain import difference, equal
-from learn.checking.mistakes import known, made_by_variant
+from learn.checking.mistakes import known_mistake, made_by_variant
 
 SPREAD = 0.1  # of what is added to every parameter, so that ones and zeros hide nothing
 
 
-def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
+def same_outputs(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
     """Return a check of outputs against the reference. Noise of deviation `spread` is added to every parameter."""
 
     def check(case: Case) -> None:
@@ -22,7 +22,7 @@ def parity(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
         for args in case.part.inputs():
             args = cast(args, dtype)
             with torch.no_grad():
-                out, right = call(case, made, args), reference(case, made, args)
+                out, right = call(case, made, args), reference_output(case, made, args)
             found = difference(out, right, case.part.axes)
             if found is None:
                 continue
@@ -45,7 +45,7 @@ def smallest(case: Case, made: Any, dtype: torch.dtype) -> str:
     if len(tries) == 1 or not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
         return ""
     with torch.no_grad():
-        found = difference(call(case, made, args), reference(case, made, args), case.part.axes)
+        found = difference(call(case, made, args), reference_output(case, made, args), case.part.axes)
     what = f"an input of shape {list(args[0].shape)}"
     return f"It is wrong even for {what}." if found else f"For {what} it is right."
 
@@ -82,7 +82,7 @@ def call(case: Case, made: Any, args: tuple) -> Any:
     return case.part.counts(out, *args)
 
 
-def reference(case: Case, made: Any, args: tuple) -> Tensor:
+def reference_output(case: Case, made: Any, args: tuple) -> Tensor:
     """Return the reference's output."""
     return case.part.counts(case.part.reference(made, *args), *args)
 
@@ -104,7 +104,7 @@ def recognize(case: Case, made: Any, args: tuple, out: object, right: Tensor) ->
     """Return the message of the known mistake, or of two at once, that gives the student's output."""
     if not isinstance(out, Tensor):
         return None
-    return known(
+    return known_mistake(
         case, lambda module: gives(case, module, made, args, out, right), pairs=bool(out.isfinite().all())
     )
 
@@ -122,7 +122,7 @@ def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, r
     return equal(out, other) and not (other.shape == right.shape and equal(other, right))
 
 
-def gradients(case: Case) -> None:
+def check_gradients(case: Case) -> None:
     """Raise Wrong unless gradients of parameters and inputs equal the reference's."""
     made = ready(case, SPREAD, torch.float64)
     for args in case.part.inputs():
@@ -133,7 +133,7 @@ def same_gradients(case: Case, made: Any, args: tuple) -> None:
     args = tuple(
         a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args
     )
-    out, right = case.part.counts(made(*args), *args), reference(case, made, args)
+    out, right = case.part.counts(made(*args), *args), reference_output(case, made, args)
     sources = dict[str, Tensor]()
     if isinstance(made, nn.Module):
         sources |= {f"`{n}`": p for n, p in made.named_parameters()}

@@ -12,6 +12,8 @@ from torch.nn.utils import clip_grad
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from common.repository import REPOSITORY
+
 # Parts of names of operators that would do the student's work, and what to call them.
 READY_MADE = {
     "_norm": "a ready-made normalization",
@@ -26,7 +28,7 @@ READY_MADE = {
     "log_softmax": "a ready-made loss",
     "_fused_adam": "a ready-made optimizer",
 }
-PLAIN = {
+VECTOR_NORMS = {
     "linalg_vector_norm",
     "vector_norm",
     "linalg_norm",
@@ -35,9 +37,8 @@ PLAIN = {
 COMPILED = ("tokenizers", "tiktoken", "sentencepiece")  # packages whose work is done outside Python
 
 
-PROJECT = Path(__file__).parents[2]
 PLACES = {
-    **{PROJECT / name: f"{name}/" for name in ("model", "data", "train", "explore")},
+    **{REPOSITORY / name: f"{name}/" for name in ("model", "data", "train", "explore")},
     Path(torch.optim.__file__).parent: "torch.optim",
     Path(clip_grad.__file__): "torch.nn.utils",
     **{
@@ -52,7 +53,7 @@ PLACES = {
 def ready_made_place(file: str) -> str | None:
     """Return the place in `PLACES`, or "the checks", that a file belongs to, or None."""
     path = Path(file)
-    if path.name == "references.py" and path.is_relative_to(PROJECT / "learn" / "courses"):
+    if path.name == "references.py" and path.is_relative_to(REPOSITORY / "learn" / "courses"):
         return "the checks"
     return next((place for folder, place in PLACES.items() if folder in (path, *path.parents)), None)
 
@@ -100,7 +101,7 @@ class Spy:
         return {
             name: what
             for name in self.seen
-            if name not in PLAIN
+            if name not in VECTOR_NORMS
             for key, what in READY_MADE.items()
             if key in name
         }

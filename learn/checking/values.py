@@ -10,7 +10,7 @@ from learn.checking.explain import difference
 AXES = ("row", "column", "plane")
 
 
-def differ(mine: Mapping[str, Any], right: Mapping[str, Any]) -> str | None:
+def describe_difference(mine: Mapping[str, Any], right: Mapping[str, Any]) -> str | None:
     """Describe the first value that differs, tensors up to rounding. Return None if there is none."""
     for name, value in right.items():
         if name not in mine:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from model.generation.decoding import LanguageModel, Rows, usable_logits
+from model.generation.decoding import GrowingRows, LanguageModel, usable_logits
 from model.generation.sampling import eval_mode
 
 EarlyStopping = bool | Literal["never"]
@@ -55,7 +55,7 @@ class Search:
         return self.score(best_open, at_length) <= finished[-1].score
 
 
-class Step(NamedTuple):
+class NextToken(NamedTuple):
     """A possible next token of one beam."""
 
     log_prob: float  # of all new tokens of the beam and this one
@@ -82,7 +82,7 @@ def beam_search(
     ends, finished = {*lm.tokenizer.stops, *stop}, list[Beam]()
     n_candidates = search.n_beams * (1 + len(ends))  # so that n_beams go on even if all else ends
     with eval_mode(lm):
-        rows = Rows(
+        rows = GrowingRows(
             lm,
             [prompt],
             room=length,
@@ -111,11 +111,11 @@ def beam_search(
     return finished[: search.n_best]
 
 
-def most_probable(log_probs_NV: Tensor, n: int) -> list[Step]:
+def most_probable(log_probs_NV: Tensor, n: int) -> list[NextToken]:
     """Return the `n` most probable steps in that order, or all if there are fewer."""
     n_tokens = log_probs_NV.shape[1]
     top = log_probs_NV.flatten().topk(min(n, log_probs_NV.numel()))
     return [
-        Step(log_prob, *divmod(index, n_tokens))
+        NextToken(log_prob, *divmod(index, n_tokens))
         for log_prob, index in zip(top.values.tolist(), top.indices.tolist(), strict=True)
     ]

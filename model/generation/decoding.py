@@ -39,7 +39,7 @@ class LanguageModel(Protocol):
     ) -> Tensor: ...
 
 
-class Rows:
+class GrowingRows:
     """A batch of ids, all rows of one length, that grows token by token.
 
     `room` is the largest number of tokens in a row, and `n_rows` the largest number of rows. Recording and patching
@@ -139,7 +139,7 @@ class CacheCheck:
 
         `fast` computes the logits of `lm`.
         """
-        model = fingerprint(lm)
+        model = model_fingerprint(lm)
         if model != self.tested or room > self.room:
             near = reason_against_cache(fast, ids_BT[:4], ids_BT.shape[1] + STEPS)
             # Test the full length too: a layer may read distant positions.
@@ -154,7 +154,7 @@ class CacheCheck:
             warnings.warn(f"generation continues without a cache, which takes longer: {reason}", stacklevel=3)
 
 
-def fingerprint(lm: LanguageModel) -> list[Any]:
+def model_fingerprint(lm: LanguageModel) -> list[Any]:
     """Return a list that compares unequal after a change of modules, of their methods or hooks, or of weights."""
     modules = list(lm.modules())
     kinds = {

@@ -19,8 +19,8 @@ from model.transformer.embeddings import NoPositions
 # Classes with a faster way to compute their forward, and this forward.
 FAST_KINDS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, NoPositions)
 FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {kind: kind.forward for kind in FAST_KINDS}
-MAX_ROWS = 64  # MKL is as fast for more rows
-MAX_BYTES = 2**31  # of weights, which are in memory twice during generation
+MAX_PACKED_ROWS = 64  # MKL is as fast for more rows
+MAX_PACKED_BYTES = 2**31  # of weights, which are in memory twice during generation
 MAX_KEPT_BYTES = 2**28  # of weights whose packed form is kept for the next call
 
 M = TypeVar("M", bound=Any)  # LM, which imports this file
@@ -40,7 +40,7 @@ def fast_copy(model: M, n_rows: int) -> M:
         return model
     maps = [module for module in model.modules() if may_pack(module)]
     n_bytes = sum(map.weight.nbytes for map in maps)
-    n_packed = n_rows if has_fast_product(n_rows) and n_bytes <= MAX_BYTES else 0
+    n_packed = n_rows if has_fast_product(n_rows) and n_bytes <= MAX_PACKED_BYTES else 0
     copier: Any = Copier(n_packed, keep=n_bytes <= MAX_KEPT_BYTES)
     return copier.copy(model)
 
@@ -61,7 +61,7 @@ class Copier:
         children = {name: self.copy(child) for name, child in module._modules.items() if child is not None}
         fast: Any = object.__new__(class_of_copy(module, self.n_packed > 0))
         if isinstance(fast, FastLinear):
-            vars(fast)["packed_weight"] = pack(cast(nn.Linear, module), self.n_packed, self.keep)
+            vars(fast)["packed_weight"] = pack_weight(cast(nn.Linear, module), self.n_packed, self.keep)
         # Python looks for attributes in this dictionary first, and only then asks nn.Module for a child.
         vars(fast).update({**vars(module), **children, "copied_from": module})
         vars(fast)["_modules"] = {**module._modules, **children}
@@ -168,7 +168,7 @@ def may_pack(module: nn.Module) -> bool:
 
 
 def has_fast_product(n_rows: int) -> bool:
-    return n_rows == 1 or (n_rows <= MAX_ROWS and torch.backends.mkldnn.is_available())
+    return n_rows == 1 or (n_rows <= MAX_PACKED_ROWS and torch.backends.mkldnn.is_available())
 
 
 class PackedWeight(NamedTuple):
@@ -191,7 +191,7 @@ class PackedWeight(NamedTuple):
 kept: WeakKeyDictionary[nn.Module, PackedWeight] = WeakKeyDictionary()
 
 
-def pack(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
+def pack_weight(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
     """Return the packed weight of a map: that of an earlier call, unless the weight has changed."""
     weight, checksum = map.weight, checksum_of(map.weight)
     packed = kept.pop(map, None)
@@ -202,7 +202,7 @@ def pack(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
         is_same = is_same and packed.is_current(map) and torch.equal(packed.checksum, checksum)
     if packed is None or not is_same:
         product = one_row(weight, bias) if n_rows == 1 else few_rows(weight, n_rows)
-        max_numel = map.in_features * (1 if n_rows == 1 else MAX_ROWS)
+        max_numel = map.in_features * (1 if n_rows == 1 else MAX_PACKED_ROWS)
         version = weight._version
         packed = PackedWeight(product, n_rows, max_numel, weight, version, checksum, bias, bias_ptr)
     if keep:

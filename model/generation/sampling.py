@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from model.generation.decoding import LanguageModel, Rows, usable_logits
+from model.generation.decoding import GrowingRows, LanguageModel, usable_logits
 from model.inputs import Tokenizer, ids_of
 
 LOCK = threading.Lock()
 # Models that are in `eval_mode`: the number of blocks, and the modules to set back to training mode.
 IN_EVAL_MODE: dict[Any, tuple[int, list[nn.Module]]] = {}
-ROUNDING = 1e-6  # a sum of probabilities that misses nucleus by so small a share of it is taken to reach it
+# A sum of probabilities reaches `nucleus` if it misses it by no more than this share.
+NUCLEUS_ROUNDING = 1e-6
 
 Prompt = str | Sequence[int]  # a text, or ids
 Stop = int | str | Sequence[int | str]  # ids, or texts of one token
@@ -119,7 +120,7 @@ def keep_nucleus(probs_BV: Tensor, nucleus: float) -> Tensor:
     sorted_BV, order_BV = probs_BV.sort(dim=-1, descending=True, stable=True)
     # The sum of all that are more probable.
     before_BV = sorted_BV.cumsum(dim=-1, dtype=torch.float64) - sorted_BV
-    kept_BV = sorted_BV.masked_fill(before_BV >= nucleus * (1 - ROUNDING), 0.0)
+    kept_BV = sorted_BV.masked_fill(before_BV >= nucleus * (1 - NUCLEUS_ROUNDING), 0.0)
     return torch.zeros_like(probs_BV).scatter(-1, order_BV, kept_BV)
 
 
@@ -185,7 +186,7 @@ def generate_rows(
         return done
     ends, T = {*lm.tokenizer.stops, *stop}, min(len(prompts[i]) for i in active)
     with eval_mode(lm):
-        rows = Rows(
+        rows = GrowingRows(
             lm,
             [prompts[i][:T] for i in active],
             room=max(lengths),

@@ -14,7 +14,7 @@ from model.hf.encoders import bert, roberta
 from model.hf.families import EVERYWHERE, Family
 from model.model_params import ModelParams
 
-ACTIVATIONS = {  # theirs and ours; the first of several names for one function is the one to write
+HF_ACTIVATIONS = {  # theirs and ours; the first of several names for one function is the one to write
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -30,7 +30,7 @@ NEEDED = {  # the only value that our layers have an equal of, in configs with s
     "rope_type": "default",
 }
 ROPE = ("rope_type", "rope_theta", "partial_rotary_factor")  # what a config keeps in its rope_parameters
-POSITIONS = "max_position_embeddings"
+HF_MAX_POSITIONS = "max_position_embeddings"
 ROTARY = {
     "dim": "hidden_size",
     "n_layers": "num_hidden_layers",
@@ -140,7 +140,7 @@ families = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama, "qwen2": qwen2, 
 families |= {"bert": bert, "roberta": roberta}
 
 
-def fields_of(config: Any) -> dict[str, Any]:
+def fields_from_config(config: Any) -> dict[str, Any]:
     """Return the ModelParams fields, without defaults, of the architecture that a transformers config describes.
 
     Raise ValueError for an architecture that our layers cannot represent.
@@ -151,7 +151,7 @@ def fields_of(config: Any) -> dict[str, Any]:
             f"our layers cannot be model_type={config.model_type!r}{kind}; they can be: {', '.join(families)}"
         )
     family, settings = families[config.model_type], flat(config)
-    for problem in problems(family, settings):
+    for problem in settings_problems(family, settings):
         raise ValueError(f"our layers cannot be a {config.model_type} of {problem}")
     fields = fields_in(family, settings)
     try:
@@ -173,7 +173,7 @@ def flat(config: Any) -> dict[str, Any]:
     """
     settings = config.to_dict()
     if first_position := families[config.model_type].first_position:
-        settings[POSITIONS] -= first_position
+        settings[HF_MAX_POSITIONS] -= first_position
     settings |= settings.pop("rope_parameters", None) or {}
     if "use_sliding_window" not in settings:  # Mistral, which reads sliding_window alone
         settings.pop("layer_types", None)
@@ -182,10 +182,10 @@ def flat(config: Any) -> dict[str, Any]:
     return settings
 
 
-def problems(family: Family, settings: dict[str, Any]) -> Iterator[str]:
+def settings_problems(family: Family, settings: dict[str, Any]) -> Iterator[str]:
     activation = settings[family.activation]
-    if activation not in ACTIVATIONS:
-        yield f"{family.activation}={activation!r}; allowed: {', '.join(map(repr, ACTIVATIONS))}"
+    if activation not in HF_ACTIVATIONS:
+        yield f"{family.activation}={activation!r}; allowed: {', '.join(map(repr, HF_ACTIVATIONS))}"
     for name, needed in (NEEDED | family.needed).items():
         if (value := settings.get(name, needed)) != needed:
             yield f"{name}={value!r}; allowed: {needed!r}"
@@ -195,7 +195,7 @@ def problems(family: Family, settings: dict[str, Any]) -> Iterator[str]:
 
 def fields_in(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
     own = {ours: settings[theirs] for ours, theirs in family.settings.items()}
-    return family.fixed | own | {"activation": ACTIVATIONS[settings[family.activation]]}
+    return family.fixed | own | {"activation": HF_ACTIVATIONS[settings[family.activation]]}
 
 
 def config_of(model_params: ModelParams) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def config_of(model_params: ModelParams) -> dict[str, Any]:
 def settings_in(family: Family, fields: dict[str, Any]) -> dict[str, Any]:
     """Return the config settings of this family that come closest to the fields."""
     settings = {theirs: fields[ours] for ours, theirs in family.settings.items()}
-    activations = [theirs for theirs, ours in ACTIVATIONS.items() if ours == fields.get("activation")]
+    activations = [theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == fields.get("activation")]
     return family.constants | settings | {family.activation: (activations or ["gelu"])[0]}
 
 

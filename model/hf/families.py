@@ -8,9 +8,8 @@ from typing import Any
 class Family:
     """Models of transformers that differ only in their settings."""
 
-    settings: dict[
-        str, str
-    ]  # our fields and a config's names for them; of two fields the last one is written
+    # Names in a config by field of ours. Where two fields share a name, the last one is written.
+    settings: dict[str, str]
     fixed: dict[str, Any]  # our fields that no setting of theirs changes
     names: dict[str, str]  # modules of theirs and ours; * is the number of a layer
     activation: str = "hidden_act"  # the setting that names it

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from common.text import first_line
 from model.generation.sampling import eval_mode
-from model.hf.configs import config_of, families, fields_of
+from model.hf.configs import config_of, families, fields_from_config
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from model.transformer.embeddings import POSITION_TABLE
 from model.transformer.lora import merge_lora
 from model.transformer.scaling import Readout
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 T = TypeVar("T")
-POSITIONS = "embed.positions.table.weight"
 MAX_PADDING = 0.01  # share of rows without a token, if the vocabulary size is not round
 # Positions at which logits are compared: more than a sliding window, up to a limit.
 MIN_COMPARED, MAX_COMPARED = 64, 512
@@ -49,9 +49,9 @@ def pretrained_fields(
     """
     from transformers import AutoConfig
 
-    config = found(AutoConfig.from_pretrained, name, revision, hub_answers)
+    config = load_local_or_hub(AutoConfig.from_pretrained, name, revision, hub_answers)
     source = name if revision is None else f"{name}@{revision}"
-    return fields_of(config) | {"tokenizer_source_name": source}
+    return fields_from_config(config) | {"tokenizer_source_name": source}
 
 
 def load_hf(
@@ -65,14 +65,14 @@ def load_hf(
     from transformers import AutoConfig
 
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    config = found(AutoConfig.from_pretrained, name, revision, hub_answers)
-    fields_of(config)  # refuse an architecture before its weights are read
+    config = load_local_or_hub(AutoConfig.from_pretrained, name, revision, hub_answers)
+    fields_from_config(config)  # refuse an architecture before its weights are read
     if (Path(name) / "adapter_config.json").is_file():
         raise ValueError(
             f"pretrained model {name!r} has an adapter beside its weights: merge and save it first"
         )
     load: Callable[..., Any] = auto_class(config.model_type).from_pretrained
-    hf_model, told = found(load, name, revision, hub_answers, **options)
+    hf_model, told = load_local_or_hub(load, name, revision, hub_answers, **options)
     if missing := sorted(told["missing_keys"]):  # transformers would leave them random
         raise ValueError(f"pretrained model {name!r} has no weights for {missing[0]}")
     if extra := sorted(key for key in told["unexpected_keys"] if not HARMLESS.search(key)):
@@ -92,7 +92,7 @@ def auto_class(model_type: str) -> Any:
     return AutoModelForMaskedLM if family and family.masked else AutoModelForCausalLM
 
 
-def found(
+def load_local_or_hub(
     load: Callable[..., T], name: str, revision: str | None, hub_answers: Callable[[], bool], **options: Any
 ) -> T:
     """Call `load` on local files, and on the hub if they are missing. Raise ValueError if both fail."""
@@ -141,7 +141,7 @@ def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
 
     They come from its config. Tied embeddings and muP factors are read from its modules.
     """
-    fields = fields_of(hf_model.config)
+    fields = fields_from_config(hf_model.config)
     described = ModelParams(**fields)
     readout, embedding = hf_model.get_output_embeddings(), hf_model.get_input_embeddings()
     if not isinstance(readout, nn.Linear):
@@ -174,7 +174,7 @@ def copy_weights(hf_model: PreTrainedModel, lm: LM) -> None:
     for pair in found:
         pair.ours[pair.rows] = pair.theirs.to(pair.ours)
     if (types := token_types(hf_model)) is not None:
-        positions = lm.get_parameter(POSITIONS).detach()
+        positions = lm.get_parameter(POSITION_TABLE).detach()
         positions += types[0].to(positions)
 
 
@@ -243,7 +243,7 @@ def by_head(p: ModelParams) -> Tensor:
 
 
 # The rows of our qkv that a module of theirs holds. Our rows are the queries of all heads, then keys, then values.
-ROWS: dict[str, Callable[[ModelParams], Any]] = {
+ROWS_OF_QKV: dict[str, Callable[[ModelParams], Any]] = {
     "q_proj": lambda p: slice(0, p.dim),
     "k_proj": lambda p: slice(p.dim, p.dim + p.kv_heads * p.head_dim),
     "v_proj": lambda p: slice(p.dim + p.kv_heads * p.head_dim, None),
@@ -282,12 +282,12 @@ def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
                 f"{their_name} of {type(hf_model).__name__} has no place in this LM: it has no {name}"
             )
         theirs, ours = parameter.detach(), parameters[name].detach()
-        theirs = theirs[family.first_position :] if name == POSITIONS else theirs
+        theirs = theirs[family.first_position :] if name == POSITION_TABLE else theirs
         if not name.startswith("decoder.layers."):
             theirs = theirs[: len(ours)]
         elif family.conv1d and theirs.dim() == 2:
             theirs = theirs.T
-        rows_of = ROWS.get(module.rpartition(".")[2])
+        rows_of = ROWS_OF_QKV.get(module.rpartition(".")[2])
         rows = rows_of(lm.model_params) if rows_of else ...
         if ours[rows].shape != theirs.shape:
             raise ValueError(

@@ -23,8 +23,8 @@ from model.mup.scores import keep_factors, scale_scores  # noqa: F401 -- part of
 from model.transformer.lora import LoRALinear
 from model.transformer.scaling import Readout
 
-Kind = Literal["embedding", "hidden", "readout", "vector"]
-Rule = Literal["adam", "sgd", "original", "match_rms_adamw"]  # the last two: of torch.optim.Muon
+ParameterKind = Literal["embedding", "hidden", "readout", "vector"]
+UpdateRule = Literal["adam", "sgd", "original", "match_rms_adamw"]  # the last two: of torch.optim.Muon
 DecayScaling = Literal["mup", "sqrt", "none"]
 Drawn = Literal["constant", "fan_in", "fan_out", "xavier"]
 INITIALIZED = "mup_initialized"  # marks modules whose weights init_ has scaled
@@ -39,7 +39,7 @@ class Role(NamedTuple):
     - vector: everything else, such as biases and gains.
     """
 
-    kind: Kind
+    kind: ParameterKind
     m_in: float = 1.0  # its fan-in over that of the base; 1 where that does not grow
     m_out: float = 1.0  # its fan-out likewise
     depth: float = 1.0  # of CompleteP: the layers of the model it lies in over those of the base
@@ -50,7 +50,7 @@ class Role(NamedTuple):
         return (self.m_in if self.kind == "readout" else self.m_out) * self.depth
 
 
-class Place(NamedTuple):
+class ParameterUse(NamedTuple):
     """The module that uses a parameter, and the parameter's name there."""
 
     name: str  # of the parameter in the model
@@ -66,7 +66,7 @@ def roles(model: nn.Module, base: Shapes, check: bool = True) -> dict[str, Role]
     places = defaultdict(list)
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
-            places[parameter].append(Place(name, module))
+            places[parameter].append(ParameterUse(name, module))
     if check:
         for parameter, users in places.items():
             for place in users:
@@ -74,7 +74,7 @@ def roles(model: nn.Module, base: Shapes, check: bool = True) -> dict[str, Role]
     return {name: role_of(parameter, places[parameter], base) for name, parameter in model.named_parameters()}
 
 
-def base_shape_of(parameter: Tensor, places: list[Place], base: Shapes) -> tuple[int | None, ...]:
+def base_shape_of(parameter: Tensor, places: list[ParameterUse], base: Shapes) -> tuple[int | None, ...]:
     name = next((place.name for place in places if place.name in base), places[0].name)
     shape = base.get(name)
     if shape is None or len(shape) != parameter.ndim:
@@ -87,7 +87,7 @@ def growing(shape: tuple[int | None, ...]) -> list[int]:
     return [i for i, n in enumerate(shape) if n is not None]
 
 
-def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
+def role_of(parameter: Tensor, places: list[ParameterUse], base: Shapes) -> Role:
     """Return the role of a parameter that is used at `places`. A matrix shared with an embedding is an embedding."""
     base_shape, module = base_shape_of(parameter, places, base), places[0].module
     ratios = [1.0 if n0 is None else n / n0 for n, n0 in zip(parameter.shape, base_shape, strict=True)]
@@ -108,7 +108,7 @@ def role_of(parameter: Tensor, places: list[Place], base: Shapes) -> Role:
     return Role("embedding" if is_map(module) else "vector", m_out=ratios[i_out])
 
 
-def check_readout(place: Place, parameter: Tensor, base_shape: tuple[int | None, ...]) -> None:
+def check_readout(place: ParameterUse, parameter: Tensor, base_shape: tuple[int | None, ...]) -> None:
     """Raise ValueError for a map from a width to a fixed size that is not a Readout.
 
     The matrices of LoRA are exempt: they map to a fixed rank.
@@ -220,7 +220,7 @@ def init_factor(
     return wanted * ((n_in + n_out) / (n_in / role.m_in + n_out / role.m_out)) ** 0.5
 
 
-def lr_factor(role: Role, rule: Rule) -> float:
+def lr_factor(role: Role, rule: UpdateRule) -> float:
     """Return the learning rate of a parameter over that of the base model."""
     if rule == "sgd":
         return {"hidden": role.m_out / role.m_in, "readout": role.m_in}.get(role.kind, role.m_out)
@@ -245,12 +245,12 @@ def param_groups(
     roles: Mapping[str, Role],
     lr: float,
     *,
-    rule: Rule = "adam",
+    rule: UpdateRule = "adam",
     weight_decay: float = 0.0,
     eps: float | None = 1e-8,
     weight_decay_scaling: DecayScaling = "mup",
     scale_eps: bool = True,
-    lr_mults: Mapping[Kind, float] | None = None,
+    lr_mults: Mapping[ParameterKind, float] | None = None,
     decays: Callable[[Tensor], bool] = is_matrix,
 ) -> list[dict[str, Any]]:
     """Return optimizer groups, with names, over all trainable parameters. At the base all have the same settings.
@@ -264,7 +264,7 @@ def param_groups(
             continue
         role = roles[name]
         muon = rule in ("original", "match_rms_adamw") and role.kind == "hidden" and parameter.ndim == 2
-        own_rule: Rule = rule if muon or rule == "sgd" else "adam"
+        own_rule: UpdateRule = rule if muon or rule == "sgd" else "adam"
         factor = lr_factor(role, own_rule)
         scale = factor * (lr_mults or {}).get(role.kind, 1.0)
         decay = weight_decay * DECAY_FACTORS[weight_decay_scaling](factor) if decays(parameter) else 0.0

@@ -59,7 +59,7 @@ class ScaledMultiheadAttention(nn.MultiheadAttention):
         return torch.cat([queries * getattr(self, MARK), others])
 
 
-class Attention(NamedTuple):
+class ScalableAttention(NamedTuple):
     """An attention module, and the places where its scores can be scaled."""
 
     module: nn.Module
@@ -78,7 +78,7 @@ def scale_scores(model: nn.Module, mult: float) -> None:
     The factor acts in the forward pass: on the number that multiplies scores, or else, by a hook, on the queries.
     Call this once. Raise ValueError if attention is scaled already, if there is none, or if it cannot be scaled.
     """
-    found = attentions(model)
+    found = scalable_attentions(model)
     if any(attention.mult is not None for attention in found):
         raise ValueError("scale_scores has scaled the attention of this model before: build the model anew")
     for module, attribute, queries in found:
@@ -132,7 +132,7 @@ def aligned_score(model: nn.Module, run: Callable[[], Any]) -> float | None:
     return sum(scores) / len(scores) if scores else None
 
 
-def score_scale(attention: Attention) -> float:
+def score_scale(attention: ScalableAttention) -> float:
     """Return the factor of products of keys with scaled queries.
 
     Where a hook scales queries, a product of two queries has the factor twice, so one of them is divided out.
@@ -157,7 +157,7 @@ def n_heads(attention: Any) -> int:
     return int(getattr(attention, names[0]) if names else attention.config.num_attention_heads)
 
 
-def attentions(model: nn.Module) -> list[Attention]:
+def scalable_attentions(model: nn.Module) -> list[ScalableAttention]:
     """Return the attention modules of a model. Raise ValueError if there is none, or for one that cannot be scaled."""
     found = attentions_in(model)
     for name, module in model.named_modules():
@@ -172,7 +172,7 @@ def attentions(model: nn.Module) -> list[Attention]:
     return list(found.values())
 
 
-def attentions_in(model: nn.Module) -> dict[str, Attention]:
+def attentions_in(model: nn.Module) -> dict[str, ScalableAttention]:
     """Return the attention modules of a model that can be scaled, by name."""
     known = ((name, attention_of(module)) for name, module in model.named_modules())
     return {name: attention for name, attention in known if attention is not None}
@@ -183,16 +183,16 @@ def is_within(inner: str, outer: str) -> bool:
     return outer == "" or inner == outer or inner.startswith(f"{outer}.")
 
 
-def attention_of(module: nn.Module) -> Attention | None:
+def attention_of(module: nn.Module) -> ScalableAttention | None:
     """Return a module as attention that can be scaled, or None if it is not known as such."""
     kind = type(module).__name__
     attribute = ATTRIBUTES.get(kind, "scaling")
     if isinstance(vars(module).get(attribute), float):
-        return Attention(module, attribute, [])
+        return ScalableAttention(module, attribute, [])
     if type(module) in (nn.MultiheadAttention, ScaledMultiheadAttention):
-        return Attention(module, None, [])
+        return ScalableAttention(module, None, [])
     queries = queries_of(module) if "attention" in kind.lower() else []
-    return Attention(module, None, queries) if queries else None
+    return ScalableAttention(module, None, queries) if queries else None
 
 
 def queries_of(attention: nn.Module) -> list[Queries]:

@@ -113,14 +113,14 @@ class Attention(nn.Module):
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the weights of queries, keys and values, as views of the parameters."""
         if isinstance(self.qkv, SeparateHeads):
-            return weights(self.qkv.q), weights(self.qkv.k), weights(self.qkv.v)
+            return weights_of_heads(self.qkv.q), weights_of_heads(self.qkv.k), weights_of_heads(self.qkv.v)
         p = self.model_params
         n_rows = [n * p.head_dim for n in (p.n_heads, p.kv_heads, p.kv_heads)]
         q_weight, k_weight, v_weight = self.qkv.weight.split(n_rows)
         return [q_weight], [k_weight], [v_weight]
 
 
-def weights(heads: nn.ModuleList) -> list[Tensor]:
+def weights_of_heads(heads: nn.ModuleList) -> list[Tensor]:
     return [head.get_parameter("weight") for head in heads]
 
 

@@ -14,6 +14,8 @@ from model.model_params import ModelParams
 from model.transformer.linear import embedding, embedding_std
 from model.transformer.norms import make_norm
 
+POSITION_TABLE = "embed.positions.table.weight"  # parameter of an LM with learned positions
+
 
 class Embedding(nn.Module):
     """Token and position embeddings: ids to the first state of the residual stream."""

@@ -9,17 +9,17 @@ from common.registry import Registry
 from model.model_params import ModelParams
 from model.transformer.linear import readout_std
 
+# The function is given the width and the params. Its name is a value of `norm`.
 norms: Registry[Callable[[int, ModelParams], nn.Module]] = Registry("norm")
-registered = norms.register  # makes a function of a width and the params a value of `norm`
 
 
-@registered
+@norms.register
 def layernorm(width: int, model_params: ModelParams) -> nn.Module:
     """Normalize to mean 0 and variance 1 (Ba et al. 2016)."""
     return nn.LayerNorm(width, model_params.norm_eps, bias=model_params.has_bias(model_params.bias_norm))
 
 
-@registered
+@norms.register
 def rmsnorm(width: int, model_params: ModelParams) -> nn.Module:
     """Normalize to mean square 1 (Zhang and Sennrich 2019)."""
     return nn.RMSNorm(width, model_params.norm_eps)

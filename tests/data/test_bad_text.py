@@ -88,12 +88,12 @@ def test_a_folder_named_like_a_built_in_text_wins(folder, notes):
 def test_brackets_make_no_difference(monkeypatch):
     monkeypatch.setattr(corpora.corpora, "entries", {})
 
-    @corpora.registered()
+    @corpora.corpora.register()
     def with_brackets():
         """Two documents."""
         return ["a", "b"]
 
-    @corpora.registered
+    @corpora.corpora.register
     def without():
         """Two documents."""
         return ["a", "b"]

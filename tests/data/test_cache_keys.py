@@ -137,7 +137,7 @@ def test_a_reader_outside_data_is_part_of_what_a_hub_text_is_known_by(tmp_path, 
         monkeypatch.setitem(sys.modules, "my_reader", module)
         spec.loader.exec_module(module)
         monkeypatch.setitem(corpora.corpora, "mine", lambda: Hub("a/b", documents=module.read))
-        return corpora.fingerprint("mine")
+        return corpora.corpus_fingerprint("mine")
 
     first, again = (fingerprint_with("def read(rows): return iter(rows)") for _ in range(2))
     assert first == again != fingerprint_with("def read(rows): return map(str.lower, rows)")

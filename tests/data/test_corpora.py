@@ -7,7 +7,15 @@ import pandas as pd
 import pytest
 
 from data import corpora
-from data.corpora import Files, articles, corpus_names, find_corpus, fingerprint, pieces, read_corpus
+from data.corpora import (
+    Files,
+    articles,
+    corpus_fingerprint,
+    corpus_names,
+    cut_texts,
+    find_corpus,
+    read_corpus,
+)
 from data.dataloader import DataParams, LMDataModule, TokenizerSpec
 
 PTB = {
@@ -107,9 +115,9 @@ def test_a_folder_of_the_data_folder(data_folder):
     (data_folder / "mine" / "data.txt").write_bytes("one\r\n\n  two é\n \nthree".encode())
     assert read_all("mine") == {"train": ["one", "  two é", "three"]}
     assert "mine" in corpus_names()
-    before = fingerprint("mine")
+    before = corpus_fingerprint("mine")
     (data_folder / "mine" / "data.txt").write_text("one\ntwo\nfour", encoding="utf-8")
-    assert fingerprint("mine") != before
+    assert corpus_fingerprint("mine") != before
 
 
 def test_data_path_txt_comes_first(data_folder, tmp_path):
@@ -156,15 +164,15 @@ def test_text_that_is_not_utf8_is_named(tmp_path):
 
 
 def test_fingerprints_follow_the_content(ptb_folder, monkeypatch):
-    local = fingerprint("ptb")
-    assert local == fingerprint("ptb")
+    local = corpus_fingerprint("ptb")
+    assert local == corpus_fingerprint("ptb")
     pd.DataFrame({"sentence": ["another"]}).to_parquet(ptb_folder / "penn_treebank" / "test" / "0000.parquet")
-    assert fingerprint("ptb") != local
-    assert fingerprint("wikitext") != fingerprint("wikitext-2")
+    assert corpus_fingerprint("ptb") != local
+    assert corpus_fingerprint("wikitext") != corpus_fingerprint("wikitext-2")
     monkeypatch.setitem(corpora.corpora, "mine", lambda: iter(["ab", "c"]))
-    mine = fingerprint("mine")
+    mine = corpus_fingerprint("mine")
     monkeypatch.setitem(corpora.corpora, "mine", lambda: iter(["a", "bc"]))
-    assert fingerprint("mine") != mine
+    assert corpus_fingerprint("mine") != mine
 
 
 def test_wikitext_lines_become_articles():
@@ -183,7 +191,7 @@ def test_wikitext_lines_become_articles():
 
 
 def test_endless_texts_are_cut():
-    assert list(pieces(["abcde", "fg"], 2)) == ["ab", "cd", "e", "fg"]
+    assert list(cut_texts(["abcde", "fg"], 2)) == ["ab", "cd", "e", "fg"]
 
 
 def test_reading_is_lazy(monkeypatch):

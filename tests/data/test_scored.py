@@ -6,13 +6,13 @@ from data import text_rows as text
 from data.data_params import DataParams
 from data.syntheticdata import Task, tasks
 from model.model_params import ModelParams
-from train.launch.plan import measure
+from train.launch.plan import measure_data
 
 
 def measured(tmp_path, max_seq_len=16, mask=False, **fields):
     objective = {"objective": "masked", "causal": False} if mask else {}
     model = ModelParams(dim=8, n_heads=1, n_layers=1, max_seq_len=max_seq_len, **objective)
-    return measure(DataParams(**fields), model, tmp_path, None)[1]
+    return measure_data(DataParams(**fields), model, tmp_path, None)[1]
 
 
 def test_a_masked_model_that_is_shown_bos_only_is_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from data import task_rows as samples
 from data.data_params import DataParams
-from data.syntheticdata import Task, identity, tasks
+from data.syntheticdata import Task, tasks, text_without_marks
 from data.task_rows import DrawnSamples, ListedSamples, TaskData, TaskRows
 from data.tokenizer import char_tokenizer
 
@@ -38,7 +38,10 @@ SMALL = {  # few different samples, so that training draws do hit those held out
 def test_no_held_out_sample_is_trained_on(name, tmp_path):
     args = SMALL.get(name, {})
     data = data_of(tmp_path, name, n_samples=500, val_pct=8.0, test_pct=8.0, task_args=args)
-    splits = {split: [identity(sample) for sample in data.split(split)] for split in ("train", "val", "test")}
+    splits = {
+        split: [text_without_marks(sample) for sample in data.split(split)]
+        for split in ("train", "val", "test")
+    }
     held_out = splits["val"] + splits["test"]
     assert len(set(held_out)) == len(held_out)
     assert not set(held_out) & set(splits["train"])
@@ -50,7 +53,9 @@ def test_training_draws_do_hit_held_out_samples_without_the_guard(tmp_path, monk
     """Otherwise the test above proves nothing."""
     monkeypatch.setattr(DrawnSamples, "is_held_out", lambda self, found: False)
     data = data_of(tmp_path, "parity", n_samples=500, val_pct=8.0, test_pct=8.0, task_args=SMALL["parity"])
-    assert {identity(s) for s in data.split("val")} & {identity(s) for s in data.split("train")}
+    assert {text_without_marks(s) for s in data.split("val")} & {
+        text_without_marks(s) for s in data.split("train")
+    }
 
 
 def test_samples_depend_on_the_data_seed_and_their_index_alone(tmp_path):
@@ -68,7 +73,10 @@ def test_a_finite_task_is_split_by_row(tmp_path):
     data = data_of(
         tmp_path, "modular_addition", val_pct=50.0, test_pct=10.0, n_samples=100_000, task_args={"p": 59}
     )
-    splits = {split: [identity(sample) for sample in data.split(split)] for split in ("train", "val", "test")}
+    splits = {
+        split: [text_without_marks(sample) for sample in data.split(split)]
+        for split in ("train", "val", "test")
+    }
     assert {split: len(rows) for split, rows in splits.items()} == {"train": 1393, "val": 1740, "test": 348}
     assert len({row for rows in splits.values() for row in rows}) == 59 * 59
     assert isinstance(data.samples, ListedSamples)
@@ -83,14 +91,14 @@ def test_too_few_different_samples_is_one_sentence(tmp_path):
     assert not list(tmp_path.iterdir())
     everything_held_out = params(n_samples=18, val_pct=25.0, test_pct=25.0)
     data = TaskData(LETTERS, everything_held_out, tmp_path)  # 9 samples exist, 8 are held out
-    assert len({identity(sample) for sample in data.split("train")}) == 1
+    assert len({text_without_marks(sample) for sample in data.split("train")}) == 1
 
 
 def test_nothing_left_to_train_on():
     with pytest.raises(ValueError, match="n_samples=2 with debug_crop=None gives 2 samples"):
-        samples.sizes(params(n_samples=2), None)
-    assert samples.sizes(params(debug_crop=50), None) == {"train": 46, "val": 2, "test": 2}
-    assert samples.sizes(params(test_pct=0.0), None) == {"train": 950, "val": 50, "test": 0}
+        samples.split_sizes(params(n_samples=2), None)
+    assert samples.split_sizes(params(debug_crop=50), None) == {"train": 46, "val": 2, "test": 2}
+    assert samples.split_sizes(params(test_pct=0.0), None) == {"train": 950, "val": 50, "test": 0}
 
 
 def test_a_million_samples_cost_nothing_up_front(tmp_path):

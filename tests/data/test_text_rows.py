@@ -203,9 +203,8 @@ def test_bytes_that_no_token_explains_are_counted(packed, expected, monkeypatch,
     assert (data.val_bytes, data.val_unknown_bytes) == (5 * 4, expected)
     with_bos = TextData(params(packed=packed), TokenizerSpec("-"), tmp_path, tokenizer=CHAR)
     assert with_bos.val_unknown_bytes == 5 * 2
-    assert data.tokenizer.start == [
-        2
-    ]  # a sample without a prompt begins as a document in the middle of a row does
+    # A sample without a prompt begins as a document in the middle of a row does.
+    assert data.tokenizer.start == [2]
 
 
 def test_an_edited_pretrained_tokenizer_is_no_other_one_from_the_cache(corpus, tmp_path):

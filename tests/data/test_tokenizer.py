@@ -21,7 +21,7 @@ from data.tokenizer import (
     make_tokenizer,
     pretrained_tokenizer,
     recipes,
-    registered,
+    register_tokenizer,
     spec_identity,
     word_tokenizer,
 )
@@ -128,9 +128,8 @@ def test_cropping_keeps_what_is_used(gpt2_folder):
     tokenizer = make_tokenizer(
         TokenizerSpec(str(gpt2_folder), crop=True), lambda: ["well the weather", "the end"]
     )
-    assert (
-        tokenizer.n_tokens == 4 + 1 + 1 + 1
-    )  # well, the (with and without space), weather, end; <|endoftext|>; unk
+    # The tokens: well, the (with and without space), weather, end; <|endoftext|>; unk.
+    assert tokenizer.n_tokens == 4 + 1 + 1 + 1
     ids = tokenizer("well the weather")
     assert tokenizer.decode(ids) == "well the weather"
     assert tokenizer.bos == tokenizer.eos == tokenizer.pad != tokenizer.unk
@@ -230,13 +229,13 @@ def words(monkeypatch):
         if spec.vocab_size < 10:
             raise ValueError(f"tokenizer_vocab_size={spec.vocab_size} must be at least 10")
 
-    @registered(check=check_size)
+    @register_tokenizer(check=check_size)
     def words(texts, spec):
         """A token for each of the first words."""
         found = {word for text in texts() for word in text.split()}
         return word_tokenizer(sorted(found)[: spec.vocab_size])
 
-    @registered
+    @register_tokenizer
     def bare(texts, spec):
         return Tokenizer(words(texts, spec).rust, Specials(None, None, None, None))
 
@@ -279,7 +278,7 @@ def test_the_code_of_a_registered_tokenizer_is_part_of_its_identity(tmp_path, mo
         file.write_text(f"def mine(texts, spec):\n    return {n}\n")
         namespace: dict = {}
         exec(compile(file.read_text(), str(file), "exec"), namespace)  # noqa: S102 -- as an import of it does
-        registered(namespace["mine"])
+        register_tokenizer(namespace["mine"])
         found.add(spec_identity(TokenizerSpec("mine")))
     assert len(found) == 2
 

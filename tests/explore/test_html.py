@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import gpt2
 from data.tokenizer import char_tokenizer, word_tokenizer
-from explore.html import LEVELS, attention_film, attention_html, filled
+from explore.html import LEVELS, attention_film, attention_html, fill_page
 from explore.inspection.patterns import Patterns, attention_patterns, visible
 from model.context import Layer
 from model.lm import LM
@@ -67,7 +67,7 @@ def attns_of(lm: LM, text: str) -> np.ndarray:
 
 def one_head(pattern_TS: np.ndarray) -> str:
     tokens = [f"t{i}" for i in range(len(pattern_TS))]
-    return filled([(None, Patterns(tokens, {0: pattern_TS[None]}, 1))])
+    return fill_page([(None, Patterns(tokens, {0: pattern_TS[None]}, 1))])
 
 
 @pytest.mark.parametrize(
@@ -228,8 +228,8 @@ EVIL = [
 @given(st.lists(st.one_of(st.sampled_from(EVIL), st.text(max_size=9)), min_size=1, max_size=6))
 def test_no_token_gets_out_of_its_string(tokens):
     patterns = {0: np.eye(len(tokens), dtype=np.float32)[None]}
-    page = filled([(None, Patterns([visible(token) for token in tokens], patterns, 1))])
-    plain = filled([(None, Patterns(["a"] * len(tokens), patterns, 1))])
+    page = fill_page([(None, Patterns([visible(token) for token in tokens], patterns, 1))])
+    plain = fill_page([(None, Patterns(["a"] * len(tokens), patterns, 1))])
     assert Scripts(page).tags == Scripts(plain).tags
     data, weights = contents(page)
     assert data["tokens"] == [visible(token) for token in tokens]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from explore.inspection.scores import head_scores
-from learn.checking.course import Wrong, judge, load
-from learn.checking.values import differ
+from learn.checking.course import Wrong, judge, load_module
+from learn.checking.values import describe_difference
 from learn.courses.further import course as further
 from learn.courses.further import runs as further_runs
 from learn.courses.further.models import induction_lm, random_lm, repeated, tiny_bert
@@ -57,7 +57,7 @@ def test_a_frozen_body_stays_near_chance():
 
 def test_only_the_head_is_said_where_it_is_seen_last():
     """Also where no small model told, the body that has not moved does."""
-    file = load(further.OUTLINE.solution)
+    file = load_module(further.OUTLINE.solution)
 
     def only_the_head(model, *texts, **settings):
         model.bert.requires_grad_(False)
@@ -91,7 +91,7 @@ def test_the_heads_are_what_they_were_made_for(order):
 
 def test_scores_are_those_of_the_explorer():
     """On its own samples: random tokens, and the same again."""
-    from explore.inspection.scores import repeated as samples
+    from explore.inspection.scores import repeated_sequences as samples
 
     for lm in (random_lm(), induction_lm((3, 1, 0, 2, 4))):
         ids, _ = samples(lm, 16, None, 0)
@@ -100,7 +100,7 @@ def test_scores_are_those_of_the_explorer():
 
 
 def test_a_trainer_that_only_is_there_does_not_count():
-    file = load(further.OUTLINE.solution)
+    file = load_module(further.OUTLINE.solution)
     file.train_with_huggingface = lambda model, ids, **settings: [0.0]
     with pytest.raises(Wrong, match=r"transformers\.Trainer never ran"):
         further.trainer_ran(further.COURSE.case("train_with_huggingface", file, solution))
@@ -109,7 +109,7 @@ def test_a_trainer_that_only_is_there_does_not_count():
 def test_without_accelerate_one_sentence_says_what_to_install(monkeypatch):
     """A part that is not built is still reported as not built."""
     name = "train_with_huggingface"
-    file, stubs = load(further.OUTLINE.solution), load(further.OUTLINE.student)
+    file, stubs = load_module(further.OUTLINE.solution), load_module(further.OUTLINE.student)
     monkeypatch.setattr(further_runs, "find_spec", lambda name: None)
 
     def no_accelerate(*args, **settings):
@@ -133,5 +133,5 @@ def test_without_accelerate_one_sentence_says_what_to_install(monkeypatch):
     ],
 )
 def test_named_results_differ_in_words(mine, says):
-    told = differ(mine, {"a": 1, "b": torch.zeros(2)})
+    told = describe_difference(mine, {"a": 1, "b": torch.zeros(2)})
     assert told == says or told.startswith(says)

@@ -15,7 +15,16 @@ from transformers import (
 )
 
 from learn.checking import hub
-from learn.checking.course import NotTried, TooLong, Wrong, clock_stopped, get_course, judge, load, time_limit
+from learn.checking.course import (
+    NotTried,
+    TooLong,
+    Wrong,
+    clock_stopped,
+    get_course,
+    judge,
+    load_module,
+    time_limit,
+)
 from learn.courses.bert import course as bert
 from learn.courses.gpt2 import course as gpt2
 
@@ -48,7 +57,7 @@ def case(course, part, edit=("", "")):
     text = solution.read_text(encoding="utf-8")
     assert not edit[0] or text.count(edit[0]) == 1
     return get_course(course).case(
-        part, load(solution, text.replace(*edit) if edit[0] else text), load(solution)
+        part, load_module(solution, text.replace(*edit) if edit[0] else text), load_module(solution)
     )
 
 
@@ -113,7 +122,7 @@ def test_offline_a_part_is_right_and_says_what_was_not_tried():
 def test_a_download_that_fails_is_not_tried(monkeypatch):
     monkeypatch.setattr(hub, "reachable", lambda: True)  # and HF_HUB_OFFLINE makes the client refuse
     with pytest.raises(NotTried, match="no/such-model cannot be downloaded"):
-        hub.pretrained("no/such-model")
+        hub.pretrained_folder("no/such-model")
 
 
 def test_what_was_downloaded_needs_no_hub(monkeypatch, tmp_path):
@@ -121,7 +130,7 @@ def test_what_was_downloaded_needs_no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_download", lambda name, file, local_files_only: str(tmp_path / file)
     )
-    assert hub.pretrained("some/model") == tmp_path
+    assert hub.pretrained_folder("some/model") == tmp_path
 
 
 def test_a_hub_that_does_not_answer_costs_little_and_once(monkeypatch):
@@ -133,7 +142,7 @@ def test_a_hub_that_does_not_answer_costs_little_and_once(monkeypatch):
     try:
         for _ in range(3):
             with pytest.raises(NotTried, match="not reachable"):
-                hub.pretrained("some/model")
+                hub.pretrained_folder("some/model")
     finally:
         hub.reachable.cache_clear()
     assert time.monotonic() - begin < 2

@@ -12,14 +12,14 @@ import torch
 from learn import outline
 from learn.__main__ import main
 from learn.checking import explain
-from learn.checking.course import Part, Wrong, get_course, judge, judge_course, load
+from learn.checking.course import Part, Wrong, get_course, judge, judge_course, load_module
 from learn.checking.parity import looks_back_only
 from learn.outline import COURSES, Outline
 
 FOLDER = Path(__file__).parent
 GPT2 = get_course("gpt2")
 COURSE = {name: get_course(name) for name in COURSES}
-SOLUTION = {name: load(course.outline.solution) for name, course in COURSE.items()}
+SOLUTION = {name: load_module(course.outline.solution) for name, course in COURSE.items()}
 
 
 def another(course):
@@ -46,7 +46,7 @@ def planted(course, part, edits):
     for old, new in edits:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    return judge(COURSE[course].case(part, load(path, text), SOLUTION[course]), path)
+    return judge(COURSE[course].case(part, load_module(path, text), SOLUTION[course]), path)
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +211,7 @@ def test_an_endless_loop_ends():
     endless = Part(make=lambda my: my.loop, checks=(lambda case: case.part.make(case.mine)(),), seconds=0.3)
     text = "def loop():\n    while True:\n        try:\n            pass\n        except Exception:\n            pass\n"
     path = Path("mine.py")
-    case = GPT2.case("gelu", load(path, text), SOLUTION["gpt2"])
+    case = GPT2.case("gelu", load_module(path, text), SOLUTION["gpt2"])
     begin = time.monotonic()
     state, says = judge(type(case)("loop", endless, case.mine, case.solution, ()), path)
     assert (state, time.monotonic() - begin < 10) == ("wrong", True)
@@ -294,8 +294,8 @@ def test_looking_ahead_is_found_by_itself():
     text = another("gpt2").read_text(encoding="utf-8")
     ahead = text.replace("torch.where(place[:, None] >= place, scores, -torch.inf)", "scores")
     with pytest.raises(Wrong, match="position 0 looks ahead"):
-        looks_back_only(GPT2.case("CausalAttention", load(another("gpt2"), ahead), SOLUTION["gpt2"]))
-    looks_back_only(GPT2.case("CausalAttention", load(another("gpt2")), SOLUTION["gpt2"]))
+        looks_back_only(GPT2.case("CausalAttention", load_module(another("gpt2"), ahead), SOLUTION["gpt2"]))
+    looks_back_only(GPT2.case("CausalAttention", load_module(another("gpt2")), SOLUTION["gpt2"]))
 
 
 @pytest.mark.parametrize(

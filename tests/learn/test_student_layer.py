@@ -10,7 +10,7 @@ import torch
 
 import main
 import model_explorer
-from learn.checking.course import load
+from learn.checking.course import load_module
 from learn.outline import Outline
 from model.context import Cache, Context
 from model.lm import LM
@@ -28,7 +28,7 @@ def built(monkeypatch):
     """Lets a text stand in for learn/gpt2_student.py; without one, the solution's."""
 
     def build(text=None):
-        monkeypatch.setitem(sys.modules, "learn.gpt2_student", load(GPT2.solution, text))
+        monkeypatch.setitem(sys.modules, "learn.gpt2_student", load_module(GPT2.solution, text))
 
     return build
 

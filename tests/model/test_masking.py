@@ -258,9 +258,8 @@ def test_in_evaluation_the_same_whatever_was_drawn_before():
     torch.rand(5)
     again = lm.get_batch_xyz(data)
     assert torch.equal(again.x, first.x)
-    assert not torch.equal(
-        first.y[0] == NOT_SCORED, first.y[1] == NOT_SCORED
-    )  # not at the same places in all rows
+    # Not at the same places in all rows.
+    assert not torch.equal(first.y[0] == NOT_SCORED, first.y[1] == NOT_SCORED)
 
 
 def test_the_loss_is_the_mean_over_what_is_hidden():

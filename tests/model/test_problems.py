@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
+from common.repository import REPOSITORY
 from data.data_params import DataParams
 from model.context import Layer, all_except, layer_kind, layer_kinds
 from model.lm import LM
@@ -18,10 +19,9 @@ from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import KINDS, MIXERS, CharTokenizer, architectures, perturbed_lm, tiny_params
 from tests.train.little_run import CALL
 from train.grid.params import Params
-from train.grid.run import Run, Size
-from train.launch.observe import ROOT
+from train.grid.run import Run, RunSize
 from train.launch.plan import announce
-from train.launch.problems import problems
+from train.launch.problems import grid_problems
 from train.train_params import TrainParams
 
 LACKING = {
@@ -118,9 +118,8 @@ OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"
 )
 def test_what_no_layer_has_a_use_for_is_known(kind, ignored):
     params = tiny_params(layer_architecture=kind, **EVERYTHING)
-    ignored = ignored | {
-        "bias_norm"
-    }  # rmsnorm has none; `bias` is of no use where each part has a field of its own
+    # RMSNorm has no bias; `bias` is of no use where each part has a field of its own.
+    ignored = ignored | {"bias_norm"}
     expected = [f"{name}={value!r}" for name, value in EVERYTHING.items() if name in ignored]
     assert sorted(ignored_fields(params)) == sorted(expected)
 
@@ -136,7 +135,7 @@ def test_a_grid_says_which_runs_have_fields_without_effect(notes):
         for kind in ("torch-gru", "custom-transformer", "gated-conv")
     ]
     grid = [Params(DataParams(), TrainParams(), model) for model in models]
-    announce([Run(params, {}, "test", size=Size(n_steps=10**9)) for params in grid], CALL)
+    announce([Run(params, {}, "test", size=RunSize(n_steps=10**9)) for params in grid], CALL)
     for number, kind in ((1, "torch-gru"), (3, "gated-conv")):
         [note] = [note for note in notes if note.startswith(f"run {number}: ")]
         assert note.startswith(
@@ -237,4 +236,6 @@ def test_what_a_layer_itself_refuses_is_an_error_of_the_grid(own_kinds):
 
     models = [tiny_params(layer_architecture="squares", n_heads=n) for n in (4, 8)]
     runs = [Run(Params(DataParams(), TrainParams(), model), {}, "test") for model in models]
-    assert [message for message, _ in problems(runs, ROOT)] == ["dim=16 must be the square of n_heads=8"]
+    assert [message for message, _ in grid_problems(runs, REPOSITORY)] == [
+        "dim=16 must be the square of n_heads=8"
+    ]

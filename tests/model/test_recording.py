@@ -247,8 +247,10 @@ def test_nothing_is_done_and_nothing_kept_unless_asked(kind, monkeypatch):
     with lm.record():
         lm(ids)
     compared = []
-    fits = model.recording.fits
-    monkeypatch.setattr(model.recording, "fits", lambda *names: compared.append(names) or fits(*names))
+    fits = model.recording.matches_pattern
+    monkeypatch.setattr(
+        model.recording, "matches_pattern", lambda *names: compared.append(names) or fits(*names)
+    )
     with Counting() as now:
         lm(ids)
     assert lm.taps == []

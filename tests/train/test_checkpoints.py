@@ -16,7 +16,7 @@ import model_explorer
 from explore.load import checkpoints, find_run, runs
 from tests.train.little_run import make_lm, save_run
 from train.saving import weights as weights_module
-from train.saving.run_folder import load
+from train.saving.run_folder import load_run
 from train.saving.weights import Checkpoints, checkpoint_files, write_weights
 
 CONFIG = """
@@ -60,7 +60,7 @@ def test_the_weights_of_the_first_step_every_so_many_and_the_last_are_kept(call,
     seen = dict(checkpoints(kept, str(tmp_path)))
     assert list(seen) == [0, 4, 8, 9]
     torch.manual_seed(0)
-    final = {timestamp: load(find_run(timestamp, str(tmp_path))).lm for timestamp in (kept, short, plain)}
+    final = {timestamp: load_run(find_run(timestamp, str(tmp_path))).lm for timestamp in (kept, short, plain)}
     assert equal(seen[9], final[kept])
     assert equal(seen[9], final[plain]), "training does not notice"
     assert equal(seen[4], final[short]), "in the middle they are what that many steps make"
@@ -99,7 +99,7 @@ def test_the_best_weights_end_a_run_but_its_first_and_last_ones_are_kept(call, t
     assert call("--save", "checkpoint_every=500", *until_worse) == 0
     [timestamp] = runs(str(tmp_path)).index
     (first, _), (last, lm) = checkpoints(timestamp, str(tmp_path))
-    ended = load(find_run(timestamp, str(tmp_path)))
+    ended = load_run(find_run(timestamp, str(tmp_path)))
     assert ended.about["summary"]["weights"] == "best"
     assert (first, last) == (0, ended.about["summary"]["steps"])
     assert not equal(lm, ended.lm)

@@ -13,7 +13,7 @@ import rich
 import main
 from explore.load import runs
 from train import logs
-from train.logs import MAX_TRACEBACK, LossyStream, printable, protect_console, shortened
+from train.logs import MAX_TRACEBACK, LossyStream, printable, protect_console, shorten_traceback
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=300", "--set", "threads=1"]
@@ -98,9 +98,9 @@ def test_control_characters_are_shown_as_escapes():
 
 
 def test_a_long_traceback_loses_its_middle():
-    assert shortened("short") == "short"
+    assert shorten_traceback("short") == "short"
     text = "begin" + "x" * 300_000 + "end"
-    short = shortened(text)
+    short = shorten_traceback(text)
     assert short.startswith("begin")
     assert short.endswith("end")
     assert len(short) < MAX_TRACEBACK + 100

@@ -17,7 +17,7 @@ from tests.train.little_run import CALL, train
 from train.data import make_data
 from train.evaluation import Evaluation
 from train.grid.params import Params
-from train.launch.tables import COLUMNS
+from train.launch.tables import RESULT_COLUMNS
 from train.saving.outcome import Ending, Outcome
 from train.train_params import TrainParams
 
@@ -90,9 +90,9 @@ def test_the_share_of_unknown_bytes_is_a_number_of_the_run(tmp_path, monkeypatch
     call = CALL._replace(out=tmp_path)
     _, outcome = train(Params(DataParams(dataset_name="letters"), TrainParams(), MODEL), call)
     assert outcome.values["unknown_bytes"] == pytest.approx(2 / 6)
-    assert COLUMNS["unknown\nbytes"](outcome) == "33.33%"
+    assert RESULT_COLUMNS["unknown\nbytes"](outcome) == "33.33%"
     for values in ({"unknown_bytes": 0.0}, {}):
-        assert COLUMNS["unknown\nbytes"](Outcome(Ending.FINISHED, values=values)) == "-"
+        assert RESULT_COLUMNS["unknown\nbytes"](Outcome(Ending.FINISHED, values=values)) == "-"
 
 
 class Ones(torch.nn.Module):
@@ -110,9 +110,8 @@ def joined_documents(data):
     """The tokens of the validation rows, padding and specials out."""
     for batch in data.val_dataloader(8):
         for ids, real in zip(batch["x_indices"], batch["mask"], strict=True):
-            yield ids[1:][
-                real[1:]
-            ].tolist()  # the first token of a row was the last of the row before, or bos
+            # The first token of a row was the last of the row before, or bos.
+            yield ids[1:][real[1:]].tolist()
 
 
 def test_accuracy_counts_scored_positions_only(tmp_path):

@@ -12,7 +12,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from tests.train.little_run import CALL, train
 from train import flops
-from train.flops import counted, flops_per_row, peak_flops
+from train.flops import count_operations, flops_per_row, peak_flops
 from train.grid.params import Params
 from train.optimizers import freeze
 from train.train_params import TrainParams
@@ -54,20 +54,20 @@ def test_frozen_weights_take_no_gradient():
 def test_recurrent_layers_of_long_rows_are_counted_from_short_ones(kind):
     lm = make(ModelParams(dim=8, n_layers=2, n_heads=2, layer_architecture=(kind, "custom-transformer")))
     trained = tuple(True for _ in lm.parameters())
-    assert flops_per_row(lm, 21) == counted(lm.model_params, None, V, trained, 21)
+    assert flops_per_row(lm, 21) == count_operations(lm.model_params, None, V, trained, 21)
 
 
 def test_what_cannot_be_counted_is_none(monkeypatch):
-    counted.cache_clear()
+    count_operations.cache_clear()
     monkeypatch.setattr(LM, "forward", lambda self, x: x if 10 in x else 0)
     assert flops_per_row(make(), T) is None
-    counted.cache_clear()
+    count_operations.cache_clear()
 
 
 def test_counting_leaves_the_model_and_randomness_alone():
     lm = make()
     state, numbers = {k: v.clone() for k, v in lm.state_dict().items()}, torch.get_rng_state()
-    counted.cache_clear()
+    count_operations.cache_clear()
     flops_per_row(lm, T)
     assert all(torch.equal(v, state[k]) for k, v in lm.state_dict().items())
     assert torch.equal(torch.get_rng_state(), numbers)

@@ -29,9 +29,9 @@ from train import pretrained
 from train.evaluation import Evaluation
 from train.grid.expand import GridError, read_grid
 from train.grid.params import Params
-from train.launch.problems import problems
+from train.launch.problems import grid_problems
 from train.run import make_lm
-from train.saving.run_folder import load
+from train.saving.run_folder import load_run
 
 TEXT = ["the cat sat on the mat and saw a rat in a hat", "a dog ran to the sun and ate all of it at noon"]
 FEW_STEPS = """\
@@ -121,7 +121,7 @@ def grid(root: Path, model_fields: str, **options: str) -> list[Params]:
     config = root / "configs" / "trial.txt"
     config.write_text(FEW_STEPS + model_fields)
     typed = {f"--set {key}": f"{key}={value}" for key, value in options.items()}
-    found = partial(problems, root=root)
+    found = partial(grid_problems, root=root)
     grid = read_grid([config], typed, problems=found, defaults=partial(pretrained.defaults, root))
     return [run.params for run in grid]
 
@@ -174,7 +174,7 @@ def test_the_params_tell_the_architecture_and_the_run_opens_when_the_model_it_be
     assert call(tmp_path, f"from_pretrained = {str(folder)!r}\nactivation = 'relu'", "--save") == 0
     shutil.rmtree(folder)
     [timestamp] = runs(str(tmp_path)).index
-    model = load(find_run(timestamp, str(tmp_path))).params.model
+    model = load_run(find_run(timestamp, str(tmp_path))).params.model
     assert (model.dim, model.n_layers, model.n_heads, model.max_seq_len) == (16, 2, 2, 32)
     assert (model.from_pretrained, model.activation) == (str(folder), "relu")
     assert call(tmp_path, f"from_saved = {timestamp!r}") == 0, "so it can go on, too"
@@ -216,7 +216,7 @@ def test_an_edit_keeps_every_weight_that_it_does_not_take_away(root, hf_folder, 
 def test_tying_what_was_not_tied_keeps_the_embedding(root, tmp_path, saved):
     call(tmp_path, "dim = 16\nn_layers = 1\ntied_embeddings = False", "--save")
     [timestamp] = runs(str(tmp_path)).index
-    saved = load(find_run(timestamp, str(tmp_path))).lm
+    saved = load_run(find_run(timestamp, str(tmp_path))).lm
     tied = begun(tmp_path, f"from_saved = {timestamp!r}\ntied_embeddings = True")
     assert tied.unembed.weight is tied.embed.tokens.weight
     assert torch.equal(tied.embed.tokens.weight, saved.embed.tokens.weight)
@@ -269,12 +269,12 @@ def test_what_is_edited_left_out_and_new_is_said(root, saved, capsys):
 
 def test_a_saved_run_goes_on_where_it_ended(root, saved):
     run = train(root, f"from_saved = {saved.plain!r}", lr="3e-3")
-    ended_with = load(find_run(saved.plain, str(root))).about["summary"]["val_loss"]
+    ended_with = load_run(find_run(saved.plain, str(root))).about["summary"]["val_loss"]
     (first, before), *_, (_, after) = val_losses(run)
     assert (first, before) == (0, ended_with), "to the last bit"
     assert after < before
     assert run.model.model_params == replace(
-        load(find_run(saved.plain, str(root))).params.model, from_saved=saved.plain
+        load_run(find_run(saved.plain, str(root))).params.model, from_saved=saved.plain
     )
 
 
@@ -297,7 +297,7 @@ def test_a_saved_run_goes_on_in_double_precision_to_the_last_bit(root, tmp_path,
     fields = 'dim = 16\nn_layers = 1\npositions = "rotary"'
     assert call(tmp_path, fields, "--save", "--set", "precision=64-true") == 0
     [timestamp] = runs(str(tmp_path)).index
-    saved = load(find_run(timestamp, str(tmp_path)))
+    saved = load_run(find_run(timestamp, str(tmp_path)))
     lm = begun(tmp_path, f"from_saved = {timestamp!r}", precision="64-true")
     assert lm.unembed.weight.dtype == torch.float64
     assert all(torch.equal(weight, saved.lm.state_dict()[name]) for name, weight in lm.state_dict().items())
@@ -305,7 +305,7 @@ def test_a_saved_run_goes_on_in_double_precision_to_the_last_bit(root, tmp_path,
 
 def test_a_saved_run_brings_its_tokenizer(root, saved):
     run = train(root, f"from_saved = {saved.plain!r}", dataset_name="numbers")
-    then = load(find_run(saved.plain, str(root)))
+    then = load_run(find_run(saved.plain, str(root)))
     assert run.model.tokenizer.fingerprint == then.tokenizer.fingerprint
     assert run.data.tokenizer is run.model.tokenizer
     assert run.model.n_tokens == then.lm.n_tokens
@@ -338,7 +338,7 @@ def test_runs_that_go_on_from_two_vocabularies_are_each_sized_by_their_own(root,
     assert call(out, f"from_saved = {both}\nmax_seq_len = 16", "--dry-run") == 0
     shown = capsys.readouterr().out
     for timestamp in both:
-        size = n_params(load(find_run(timestamp, str(out))).lm)
+        size = n_params(load_run(find_run(timestamp, str(out))).lm)
         assert re.search(rf"{timestamp} +{size:,} ", shown)
 
 
@@ -351,7 +351,7 @@ def test_lora_trains_its_own_parameters_only_and_is_saved_and_opened(root, hf_fo
     start = begun(root, f"from_pretrained = {str(hf_folder)!r}\nlora_rank = 2").state_dict()
     for name, weight in run.model.state_dict().items():
         assert torch.equal(weight, start[name]) != is_lora(name), name
-    saved = load(find_run(saved.lora, str(root)))
+    saved = load_run(find_run(saved.lora, str(root)))
     assert saved.params.model.lora_rank == 2
     assert {name for name in saved.lm.state_dict() if is_lora(name)} == set(filter(is_lora, start))
     assert saved.lm.decoder.layers[0].linear1.lora_b.any()
@@ -360,7 +360,7 @@ def test_lora_trains_its_own_parameters_only_and_is_saved_and_opened(root, hf_fo
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_run_with_lora_goes_on_with_it_or_merged(root, saved):
-    then = load(find_run(saved.lora, str(root))).lm
+    then = load_run(find_run(saved.lora, str(root))).lm
     on, merged = (
         begun(root, f"from_saved = {saved.lora!r}"),
         begun(root, f"from_saved = {saved.lora!r}\nlora_rank = 0"),
@@ -515,7 +515,7 @@ def test_two_processes_go_on_from_a_saved_run_as_one_does_with_the_double_batch(
         )
         assert done.returncode == 0, done.stdout + done.stderr
     one, two = runs(str(out)).index[-2:]
-    of_one, of_two = (load(find_run(timestamp, str(out))) for timestamp in (one, two))
+    of_one, of_two = (load_run(find_run(timestamp, str(out))) for timestamp in (one, two))
     for name, weight in of_one.lm.state_dict().items():
         torch.testing.assert_close(of_two.lm.state_dict()[name], weight, rtol=1e-9, atol=1e-11)
     firsts = [of.train_stats["stat/val_loss:main"][0] for of in (of_one, of_two)]
@@ -533,7 +533,7 @@ def test_a_chat_model_goes_on_training_without_bos_and_keeps_its_end_tokens(hf_f
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
     assert call(tmp_path, f"from_pretrained = {str(folder)!r}", "--save") == 0
     [timestamp] = runs(str(tmp_path)).index
-    lm, tokenizer, *_ = load(find_run(timestamp, str(tmp_path)))
+    lm, tokenizer, *_ = load_run(find_run(timestamp, str(tmp_path)))
     assert (tokenizer.bos, tokenizer.eos, tokenizer.stops, lm.tokenizer.stops) == (None, 0, (0, 9), (0, 9))
     assert lm.sample("the", 4, as_str=False)[0] == tokenizer.encode_batch(["the"])[0][0]
 
@@ -549,7 +549,7 @@ def test_a_pretrained_tokenizer_without_special_tokens_trains(tmp_path):
     fields = f"tokenizer_source_name = {str(folder)!r}\ndim = 16\nn_layers = 1\nn_heads = 2\nmax_seq_len = 16"
     assert call(tmp_path, fields, "--save") == 0
     [timestamp] = runs(str(tmp_path)).index
-    lm, tokenizer, *_ = load(find_run(timestamp, str(tmp_path)))
+    lm, tokenizer, *_ = load_run(find_run(timestamp, str(tmp_path)))
     assert lm.n_tokens == len(characters) + 4
     first = characters.index("t")
     assert tokenizer("t") == [tokenizer.bos, first]

@@ -206,9 +206,8 @@ def test_a_run_that_goes_on_does_so_under_its_id(no_wandb_account):
         tracker.finish()
         ids.add(tracker.id)
     assert len(ids) == 2
-    assert list(
-        (no_wandb_account / "wandb").glob("offline-run-*-abc12345")
-    )  # of one name if both began in one second
+    # Both have the same name if they began within one second.
+    assert list((no_wandb_account / "wandb").glob("offline-run-*-abc12345"))
 
 
 class FakeServer(BaseHTTPRequestHandler):

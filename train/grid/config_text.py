@@ -13,10 +13,10 @@ from common.text import did_you_mean
 from train.grid.expressions import ARITHMETIC, MAX_BITS
 from train.grid.params import FOREIGN_NAMES, SECTION_OF, SECTIONS, field_hint
 
-GRID = "Grid"  # the section about the grid itself
+GRID_SECTION = "Grid"  # the section about the grid itself
 GRID_KEYS = ("together", "skip", "derive", "variants")
 VARIANT = "variant"  # chooses among the variants in an option, and names a run's own in an expression
-HEADERS = (*SECTIONS, GRID)
+HEADERS = (*SECTIONS, GRID_SECTION)
 # Where a header or `key = ...` begins; True, False or None alone on a line is the end of a list.
 STATEMENT = re.compile(r"^(?=(?!True\b|False\b|None\b)[A-Za-z_]\w*[ \t]*(?:=|#|$))", re.MULTILINE)
 
@@ -27,7 +27,7 @@ BARE_WORDS = {
     "none": "None",
     "null": "None",
 }  # as other languages, or Python, write these values
-MAX_SHOWN = 80  # characters of a value in a message
+MAX_VALUE_CHARS = 80  # characters of a value in a message
 
 
 class Place(NamedTuple):
@@ -91,7 +91,7 @@ def read_config(file: Path, errors: Errors) -> Config:
     source = f"{file.parent.name}/{file.name}"
     config = Config(source, {}, {})
     try:
-        text = read_text(file)
+        text = read_config_file(file)
     except ValueError as error:
         errors.add(Place(source, 0), str(error))
         return config
@@ -116,7 +116,7 @@ def read_config(file: Path, errors: Errors) -> Config:
     return config
 
 
-def read_text(file: Path) -> str:
+def read_config_file(file: Path) -> str:
     """Return the text of a file. Raise ValueError if it is not UTF-8 or cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig")
@@ -147,13 +147,15 @@ def read_assignment(
     config: Config, section: str, key: str, node: ast.expr, errors: Errors, *, place: Place
 ) -> None:
     """Add the setting `key = ...` under `section` to `config`."""
-    known = GRID_KEYS if section == GRID else [k for k, owner in SECTION_OF.items() if owner == section]
+    known = (
+        GRID_KEYS if section == GRID_SECTION else [k for k, owner in SECTION_OF.items() if owner == section]
+    )
     if key not in known:
-        owner = SECTION_OF.get(key) or (GRID if key in GRID_KEYS else None)
+        owner = SECTION_OF.get(key) or (GRID_SECTION if key in GRID_KEYS else None)
         hint = f"it belongs under {owner}" if owner else foreign_name(key, section) or field_hint(key, known)
         errors.add(place, f"{section} has no {key!r}; {hint}", key)
         return
-    if section == GRID:
+    if section == GRID_SECTION:
         if key in config.grid:
             errors.add(place, f"{key!r} is set twice, first at {config.grid[key][1]}", key)
         config.grid.setdefault(key, (node, place))
@@ -238,7 +240,7 @@ def hint_for_name(name: str) -> str:
 def unparsed(node: ast.expr) -> str:
     """Return a value as text, shortened."""
     text = ast.unparse(node)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."
 
 
 def read_options(options: Mapping[str, str], errors: Errors) -> dict[str, Setting]:
@@ -261,7 +263,11 @@ def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
     if not equals:
         errors.add(place, "expected key=value, as in --set lr=1e-3")
     elif key not in SECTION_OF and key != VARIANT:
-        where = f"edit {key} under {GRID} in the config" if key in GRID_KEYS else field_hint(key, SECTION_OF)
+        where = (
+            f"edit {key} under {GRID_SECTION} in the config"
+            if key in GRID_KEYS
+            else field_hint(key, SECTION_OF)
+        )
         errors.add(place, f"there is no field {key!r}; {where}", key)
     else:
         return read_option_value(key, text, place, errors)

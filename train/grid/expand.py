@@ -32,7 +32,7 @@ from train.logs import log
 __all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
 
 MAX_ERRORS = 20  # shown at once
-MAX_POINTS = 1_000_000  # of a config, with those that are skipped
+MAX_GRID_POINTS = 1_000_000  # of a config, with those that are skipped
 
 
 class GridError(ValueError):
@@ -173,9 +173,9 @@ class Expansion:
                 taken.update(names)
                 columns = zip(*(settings[name].values for name in names), strict=False)
                 axes.append([dict(zip(names, values, strict=True)) for values in columns])
-        if (n_points := math.prod(map(len, axes))) > MAX_POINTS:
+        if (n_points := math.prod(map(len, axes))) > MAX_GRID_POINTS:
             self.errors.add(
-                self.source, f"{n_points:,} points are too many; up to {MAX_POINTS:,} can be looked at"
+                self.source, f"{n_points:,} points are too many; up to {MAX_GRID_POINTS:,} can be looked at"
             )
             return
         for parts in itertools.product(*axes):

@@ -13,7 +13,7 @@ from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
 from common.text import did_you_mean
 from train.grid.params import field_hint
 
-LONGEST = 1_000  # characters of an expression
+MAX_EXPRESSION_CHARS = 1_000  # characters of an expression
 MAX_BITS = 1_000  # of an integer result of **
 MAX_DIGITS = 20  # that round is asked for
 
@@ -89,7 +89,7 @@ class Expression:
             names.remove(name)
         for name in names:
             if name not in known:
-                raise ValueError(unknown(name, known))
+                raise ValueError(unknown_field(name, known))
         self.names = list(dict.fromkeys(names))
         self.outcomes: dict[tuple[str, ...], Any] = {}  # by the values of its names: a grid has few of them
 
@@ -119,8 +119,8 @@ class Expression:
 
 def parse(text: str) -> ast.Expression:
     """Return the syntax tree of an expression. Raise ValueError if it contains anything that is not allowed."""
-    if len(text) > LONGEST:
-        raise ValueError(f"it is longer than {LONGEST:,} characters")
+    if len(text) > MAX_EXPRESSION_CHARS:
+        raise ValueError(f"it is longer than {MAX_EXPRESSION_CHARS:,} characters")
     try:
         tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -129,7 +129,7 @@ def parse(text: str) -> ast.Expression:
         raise ValueError(f"syntax error: {re.sub(r' [(].*[)]$', '', reason)}{hint}") from None
     for node in ast.walk(tree):
         if not is_allowed(node):
-            raise ValueError(f"`{shown(node)}` is not allowed in an expression; allowed are {ALLOWED}")
+            raise ValueError(f"`{source_of(node)}` is not allowed in an expression; allowed are {ALLOWED}")
     return tree
 
 
@@ -149,14 +149,14 @@ def has_identity(operators: list[ast.cmpop]) -> bool:
     return any(isinstance(operator, ast.Is | ast.IsNot) for operator in operators)
 
 
-def shown(node: ast.AST) -> str:
+def source_of(node: ast.AST) -> str:
     try:
         return ast.unparse(node)[:80].strip() or type(node).__name__
     except (ValueError, RecursionError):
         return type(node).__name__
 
 
-def unknown(name: str, known: Collection[str]) -> str:
+def unknown_field(name: str, known: Collection[str]) -> str:
     hint = field_hint(name, [*known, *FUNCTIONS])
     quoted = f"; text needs quotes: {name!r}" if hint.startswith("there are") else f"; {hint}"
     return f"there is no field {name!r}{quoted}"

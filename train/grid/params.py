@@ -14,7 +14,7 @@ SECTION_OF = {field.name: name for name, cls in SECTIONS.items() for field in fi
 MEASURED = "measured_"
 
 
-def column(name: str) -> str:
+def measured_column(name: str) -> str:
     """Return the column of the measured value `name` in tables of runs.
 
     A field of params keeps its own name; a measured value of the same name gets the prefix `measured_`.
@@ -119,9 +119,8 @@ class Texts:
     """Cache of the repr of params, which identifies equal params. Objects that runs share are converted once."""
 
     def __init__(self) -> None:
-        self.texts: dict[
-            int, tuple[Any, str]
-        ] = {}  # by id, which stays one's own as long as the object is kept
+        # By id. An id is not reused while its object is kept.
+        self.texts: dict[int, tuple[Any, str]] = {}
 
     def __call__(self, part: Any) -> str:
         if id(part) not in self.texts:

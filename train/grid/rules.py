@@ -29,7 +29,7 @@ class Rule(NamedTuple):
     place: Place
 
 
-class Variant(NamedTuple):
+class VariantSettings(NamedTuple):
     """The settings of one variant. A grid without variants has a single one, without a name or settings."""
 
     name: str | None
@@ -42,7 +42,7 @@ class Rules(NamedTuple):
     together: list[Together]
     skip: list[Rule]
     derive: dict[str, Rule]  # in order: each may name those before it
-    variants: list[Variant]
+    variants: list[VariantSettings]
 
 
 def read_rules(config: Config, options: Mapping[str, Setting], errors: Errors) -> Rules:
@@ -53,7 +53,7 @@ def read_rules(config: Config, options: Mapping[str, Setting], errors: Errors) -
     rules = Rules(reader.together(derive), reader.skip(), derive, variants)
     if VARIANT in options and VARIANT not in SECTION_OF:
         rules = rules._replace(variants=reader.chosen(variants, options[VARIANT]))
-    return rules if rules.variants else rules._replace(variants=[Variant(None, {})])
+    return rules if rules.variants else rules._replace(variants=[VariantSettings(None, {})])
 
 
 class Reader:
@@ -123,9 +123,9 @@ class Reader:
             to_come.remove(key)
         return {key: rule for key, rule in rules.items() if key not in self.options}
 
-    def variants(self, derive: Mapping[str, Rule]) -> list[Variant]:
+    def variants(self, derive: Mapping[str, Rule]) -> list[VariantSettings]:
         before = len(self.errors.lines)
-        found: list[Variant] = []
+        found: list[VariantSettings] = []
         for name, node, place in self.pairs("variants", VARIANTS):
             if not isinstance(node, ast.Dict):
                 self.errors.add(place, f"{VARIANTS}; {name!r} has {ast.unparse(node)}")
@@ -136,10 +136,10 @@ class Reader:
                     self.refuse_second_owner(key, name, at, derive)
                     if setting := read_setting(key, value, at, self.errors):
                         settings[key] = setting
-            same = [v.name for v in found if values_of(v.settings) == values_of(settings)]
+            same = [v.name for v in found if texts_of_settings(v.settings) == texts_of_settings(settings)]
             if same and len(self.errors.lines) == before:
                 self.errors.add(place, f"the variants {same[0]!r} and {name!r} set the same")
-            found.append(Variant(name, settings))
+            found.append(VariantSettings(name, settings))
         if "variants" in self.config.grid and not found and len(self.errors.lines) == before:
             self.errors.add(self.config.grid["variants"][1], "variants = {} is an axis without values")
         if len(self.errors.lines) > before:
@@ -160,7 +160,7 @@ class Reader:
             said = f"{key!r} is what variants set, at {place}: change it there"
             self.errors.add(typed, said, key)
 
-    def chosen(self, variants: list[Variant], setting: Setting) -> list[Variant]:
+    def chosen(self, variants: list[VariantSettings], setting: Setting) -> list[VariantSettings]:
         """The variants that --set variant=... names, in its order."""
         by_name = {variant.name: variant for variant in variants}
         for name in setting.values:
@@ -223,5 +223,5 @@ def text_of(node: ast.expr) -> str | None:
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
-def values_of(settings: Mapping[str, Setting]) -> dict[str, str]:
+def texts_of_settings(settings: Mapping[str, Setting]) -> dict[str, str]:
     return {key: repr(setting.values) for key, setting in settings.items()}

@@ -8,7 +8,7 @@ from train.grid.config_text import Place
 from train.grid.params import Params
 
 
-class Size(NamedTuple):
+class RunSize(NamedTuple):
     """The size of a run, known before it trains."""
 
     n_params: int = 0
@@ -62,7 +62,7 @@ class Run:
     number: int = 0  # from 1, in the whole grid
     name: str = ""  # what distinguishes it from the others
     identity: str = ""  # a hash that equal runs share
-    size: Size = field(default_factory=Size)
+    size: RunSize = field(default_factory=RunSize)
     data: DataFacts = field(default_factory=DataFacts)
     first_step: Step = NEW
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from common.registry import Registry
+from common.repository import REPOSITORY
 from data.batch import Batch, mycollate
 from model.context import Cache, Context, Uncacheable
 from model.lm import LM
@@ -30,10 +31,10 @@ from train.logs import log
 from train.optimizers import freeze
 from train.pretrained import saved_tokenizer
 from train.probe import (
-    LENGTH,
+    PROBE_LENGTH,
     check_numbers,
     copy_of,
-    gradients,
+    gradient_sizes,
     in_one_line,
     largest_difference,
     leak_of,
@@ -43,10 +44,9 @@ from train.probe import (
     without_gradient,
 )
 from train.run import make_lm
-from train.saving.run_folder import create_run_files, load, save
+from train.saving.run_folder import create_run_files, load_run, save
 from train.stats import Stats
 
-ROOT = Path(__file__).resolve().parents[2]
 LIBRARIES = {"site-packages", "dist-packages", "lib"}  # folders whose code is not the user's
 MAX_PASSES = 100  # over which the tokens of a large vocabulary are tried as later ones
 NEAR = 0.05  # relative: measured up to 0.026 over all layer kinds, widths 16 to 256 and vocabularies of 8 to 5,000
@@ -55,32 +55,31 @@ SEVERAL_GAPS = 8  # times a row comes in such a batch where only a few of its to
 OTHER_SHAPES = 10  # times as much rounding is allowed when the same numbers come from other shapes
 
 
-class Outcome(NamedTuple):
+class CheckOutcome(NamedTuple):
     """The result of a check."""
 
     result: str  # pass, FAIL, or skip where there is nothing to check
     found: str = ""
 
 
-Check = Callable[[LM, Params], Outcome]
-checks: Registry[Check] = Registry("check", underscore=" ")
-registered = checks.register
+ModelCheck = Callable[[LM, Params], CheckOutcome]
+checks: Registry[ModelCheck] = Registry("check", underscore=" ")
 
 
-def fails_if(wrong: object, found: str) -> Outcome:
-    return Outcome("FAIL", found) if wrong else Outcome("pass")
+def fails_if(wrong: object, found: str) -> CheckOutcome:
+    return CheckOutcome("FAIL", found) if wrong else CheckOutcome("pass")
 
 
-@registered
-def no_position_sees_the_future(lm: LM, params: Params) -> Outcome:
+@checks.register
+def no_position_sees_the_future(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that losses are those of a model that knows the answer."""
     leak = leak_of(lm, MAX_PASSES)
     return fails_if(leak, str(leak))
 
 
-@registered
+@checks.register
 @torch.no_grad()
-def every_position_sees_both_sides(lm: LM, params: Params) -> Outcome:
+def every_position_sees_both_sides(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that a model of causal=False predicts from less than it is shown."""
     lm = noisy_copy(lm).eval()
     ids_BT = random_ids(lm, 1).repeat(3, 1)
@@ -88,20 +87,20 @@ def every_position_sees_both_sides(lm: LM, params: Params) -> Outcome:
     ids_BT[2, 0] = (ids_BT[2, 0] + 1) % lm.n_tokens
     same, other_end, other_start = lm(ids_BT)
     if not largest_difference(same[0], other_end[0]):
-        return Outcome("FAIL", "logits of the first position do not change with the last token")
+        return CheckOutcome("FAIL", "logits of the first position do not change with the last token")
     blind = not largest_difference(same[-1], other_start[-1])
     return fails_if(blind, "logits of the last position do not change with the first token")
 
 
-@registered
+@checks.register
 @torch.no_grad()
-def batch_and_padding_do_not_change_a_sample(lm: LM, params: Params) -> Outcome:
+def batch_and_padding_do_not_change_a_sample(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that results depend on which samples share a batch."""
     lm, ids_BT = noisy_copy(lm), random_ids(lm, 4)
     T = ids_BT.shape[1]
     with torch.enable_grad():
-        if gradients(lm.train(), torch.tensor([T - 1]), T)[0].any():
-            return Outcome("FAIL", "in training, logits of a sample have a gradient from another sample")
+        if gradient_sizes(lm.train(), torch.tensor([T - 1]), T)[0].any():
+            return CheckOutcome("FAIL", "in training, logits of a sample have a gradient from another sample")
     shorter_BT = ids_BT[:, : math.ceil(T / 2)]
     padded_BT = torch.full_like(ids_BT, lm.tokenizer.pad)
     padded_BT[:, : math.ceil(T / 2)] = shorter_BT
@@ -112,13 +111,13 @@ def batch_and_padding_do_not_change_a_sample(lm: LM, params: Params) -> Outcome:
     alone = largest_difference(logits_BTV[:1], lm(shorter_BT[:1]), OTHER_SHAPES)
     padded = largest_difference(logits_BTV, lm(padded_BT, mask=real_BT)[:, : math.ceil(T / 2)], OTHER_SHAPES)
     if alone:
-        return Outcome("FAIL", f"logits of a sample change by {alone:.2g} with others in its batch")
+        return CheckOutcome("FAIL", f"logits of a sample change by {alone:.2g} with others in its batch")
     return fails_if(padded, f"logits of a sample change by {padded:.2g} with padding after it")
 
 
-@registered
+@checks.register
 @torch.no_grad()
-def cached_equals_uncached(lm: LM, params: Params) -> Outcome:
+def cached_equals_uncached(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that a layer caches too little of earlier tokens, so generation runs without a cache."""
     lm, ids_BT, rows_B = noisy_copy(lm).eval(), random_ids(lm, 3), torch.tensor([2, 0])
     T = ids_BT.shape[1]
@@ -128,7 +127,7 @@ def cached_equals_uncached(lm: LM, params: Params) -> Outcome:
     try:
         begun_BTV = lm(ids_BT[:, :first], cache=cache)
     except Uncacheable as reason:
-        return Outcome("skip", f"there is no cache: {reason}")
+        return CheckOutcome("skip", f"there is no cache: {reason}")
     cache.take(rows_B)  # as beams do
     ids_BT = ids_BT[rows_B]
     cached_BTV = torch.cat([begun_BTV[rows_B], *(lm(ids_BT[:, :end], cache=cache) for end in ends)], dim=1)
@@ -136,8 +135,8 @@ def cached_equals_uncached(lm: LM, params: Params) -> Outcome:
     return fails_if(change, f"logits change by {change:.2g} with a cache")
 
 
-@registered
-def save_and_load_are_equal(lm: LM, params: Params) -> Outcome:
+@checks.register
+def save_and_load_are_equal(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that a saved run loses a tensor: one that is neither a parameter nor a persistent buffer."""
     lm, ids_BT = copy_of(lm), random_ids(lm, 4)
     for _ in learning(lm, params, mycollate(ids_BT.tolist()), n_steps=3):
@@ -145,7 +144,7 @@ def save_and_load_are_equal(lm: LM, params: Params) -> Outcome:
     with TemporaryDirectory() as folder:
         create_run_files(Path(folder), params, command=[])
         save(Path(folder), lm=lm, stats=Stats(), summary={})
-        loaded = load(Path(folder)).lm
+        loaded = load_run(Path(folder)).lm
     with torch.no_grad():
         trained_BTV, loaded_BTV = lm.eval()(ids_BT), loaded(ids_BT)
     check_numbers("a logit", trained_BTV, loaded_BTV)
@@ -153,30 +152,32 @@ def save_and_load_are_equal(lm: LM, params: Params) -> Outcome:
     return fails_if(not same, "logits of a trained model differ when it has been saved and loaded")
 
 
-@registered
-def every_parameter_gets_a_gradient(lm: LM, params: Params) -> Outcome:
+@checks.register
+def every_parameter_gets_a_gradient(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that some parameters never learn."""
     without = without_gradient(lm, params.train)
     return fails_if(without, f"none reaches {', '.join(without)}")
 
 
-@registered
+@checks.register
 @torch.no_grad()
-def the_first_loss_is_near_log_vocabulary(lm: LM, params: Params) -> Outcome:
+def the_first_loss_is_near_log_vocabulary(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that initial logits are too large, and training begins by unlearning them."""
     if params.model.from_pretrained is not None or params.model.from_saved is not None:
-        return Outcome("skip", "it begins with trained weights")
+        return CheckOutcome("skip", "it begins with trained weights")
     lm = copy_of(lm).eval()
-    losses, _ = lm.get_losses(mycollate(random_ids(lm, rows_in_a_pass(lm, LENGTH)).tolist()), params.train)
+    losses, _ = lm.get_losses(
+        mycollate(random_ids(lm, rows_in_a_pass(lm, PROBE_LENGTH)).tolist()), params.train
+    )
     check_numbers("the loss", losses["main"])
     loss, expected = losses["main"].item(), math.log(lm.n_tokens)
     near = abs(loss - expected) <= NEAR * expected
     return fails_if(not near, f"it is {loss:.4g} on random tokens, the logarithm {expected:.4g}")
 
 
-@registered
+@checks.register
 @torch.no_grad()
-def recorded_patterns_times_values_give_z(lm: LM, params: Params) -> Outcome:
+def recorded_patterns_times_values_give_z(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that the recorded attention is not the attention that acts."""
     lm, without = noisy_copy(lm).eval(), []
     with lm.record() as seen:
@@ -189,13 +190,13 @@ def recorded_patterns_times_values_give_z(lm: LM, params: Params) -> Outcome:
         pattern_BHTS, v_BGSK, z_BHTK = (seen[name] for name in names)
         v_BHSK = v_BGSK.repeat_interleave(pattern_BHTS.shape[1] // v_BGSK.shape[1], dim=1)
         if change := largest_difference(z_BHTK, pattern_BHTS @ v_BHSK, OTHER_SHAPES):
-            return Outcome("FAIL", f"in layer {i} they miss it by {change:.2g}")
+            return CheckOutcome("FAIL", f"in layer {i} they miss it by {change:.2g}")
     skipped = f"not all three are recorded by {', '.join(dict.fromkeys(without))}" if without else ""
-    return Outcome("skip" if len(without) == len(lm.decoder.passes()) else "pass", skipped)
+    return CheckOutcome("skip" if len(without) == len(lm.decoder.passes()) else "pass", skipped)
 
 
-@registered
-def one_batch_is_learned_by_heart(lm: LM, params: Params) -> Outcome:
+@checks.register
+def one_batch_is_learned_by_heart(lm: LM, params: Params) -> CheckOutcome:
     """Failure means that some part between embedding and loss does not pass on its input."""
     lm = copy_of(lm)
     ids_BT = random_ids(lm, 2)
@@ -206,8 +207,8 @@ def one_batch_is_learned_by_heart(lm: LM, params: Params) -> Outcome:
         ids_BT = ids_BT.repeat(SEVERAL_GAPS, 1)
     for loss in learning(lm, params, mycollate(ids_BT.tolist()), MAX_STEPS):
         if loss <= of_frequencies / 2:
-            return Outcome("pass")
-    return Outcome(
+            return CheckOutcome("pass")
+    return CheckOutcome(
         "FAIL",
         f"after {MAX_STEPS} steps its loss is {loss:.4g}, where frequencies alone give {of_frequencies:.4g}",
     )
@@ -227,10 +228,10 @@ def learning(lm: LM, params: Params, batch: Batch, n_steps: int) -> Iterator[flo
 
 
 def random_ids(lm: LM, n_rows: int) -> Tensor:
-    return torch.randint(lm.n_tokens, (n_rows, min(LENGTH, lm.model_params.max_seq_len)))
+    return torch.randint(lm.n_tokens, (n_rows, min(PROBE_LENGTH, lm.model_params.max_seq_len)))
 
 
-def report(runs: list[Run], call: Call) -> int:
+def report_checks(runs: list[Run], call: Call) -> int:
     """Log the outcome of every check for each architecture. Return the exit code: 1 if a check failed, else 0."""
     failed = False
     for title, params in architectures(runs):
@@ -263,16 +264,16 @@ def flaw_of(lm: LM, params: Params) -> str | None:
             bad = [name for name, loss in losses.items() if not loss.isfinite()]
             return f"all activations are finite, but the loss {bad[0]!r} is not" if bad else None
     except Exception as error:  # it is the user's own code
-        return place_of(error) + in_one_line(error)
+        return place_in_project(error) + in_one_line(error)
 
 
-def place_of(error: Exception) -> str:
+def place_in_project(error: Exception) -> str:
     """Return "file:line, layer 3: " for the last line of the project's own code in a traceback."""
     place, layer = "", ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and "site-packages" not in path.parts:
-            place = f"{path.relative_to(ROOT)}:{line}"
+        if path.is_relative_to(REPOSITORY) and "site-packages" not in path.parts:
+            place = f"{path.relative_to(REPOSITORY)}:{line}"
         elif path.exists() and not LIBRARIES.intersection(path.parts):
             place = f"{path}:{line}"  # the user's code outside this repository
         ctx = frame.f_locals.get("ctx")
@@ -281,19 +282,19 @@ def place_of(error: Exception) -> str:
     return f"{place}{layer}: " if place else ""
 
 
-def checks_of(params: Params) -> dict[str, Check]:
+def checks_of(params: Params) -> dict[str, ModelCheck]:
     """Return the checks that apply to an architecture: a causal model must not see later positions, others must."""
     other = every_position_sees_both_sides if params.model.causal else no_position_sees_the_future
     return {name: check for name, check in checks.items() if check is not other}
 
 
-def outcome_of(check: Check, lm: LM, params: Params) -> Outcome:
+def outcome_of(check: ModelCheck, lm: LM, params: Params) -> CheckOutcome:
     """Run a check with a fixed seed. An error counts as a failure."""
     try:
         with own_randomness():
             return check(lm, params)
     except Exception as error:  # it is the user's own code
-        return Outcome("FAIL", in_one_line(error))
+        return CheckOutcome("FAIL", in_one_line(error))
 
 
 def first_model(params: Params, call: Call) -> LM:

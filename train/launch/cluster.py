@@ -17,16 +17,24 @@ import ray
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
+from common.repository import REPOSITORY
 from data import corpora
 from data.syntheticdata import tasks
 from train.grid.expand import GridError
 from train.grid.run import Run
-from train.launch.parcels import Upload, download_results, in_a_folder, outputs, pack, resume_dead_attempt
+from train.launch.parcels import (
+    Upload,
+    download_results,
+    in_a_folder,
+    outputs,
+    pack_folders,
+    resume_dead_attempt,
+)
 from train.launch.workers import Message, SideBySide, set_up_worker
 from train.logs import log
 from train.saving.earlier_runs import claimed, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
-from train.saving.provenance import REPOSITORY, code_of_this_process
+from train.saving.provenance import code_of_this_process
 from train.saving.weights import one_line
 from train.train_params import TrainParams
 
@@ -53,7 +61,7 @@ def connect(address: str) -> None:
         raise GridError([f"--ray={address} cannot be used ({one_line(error)}); {advice}"]) from error
 
 
-def needs(train: TrainParams, has_gpus: bool) -> tuple[float, float]:
+def cpus_and_gpus(train: TrainParams, has_gpus: bool) -> tuple[float, float]:
     """Return the numbers of CPUs and GPUs that a run needs."""
     return train.cpus, float(has_gpus) if train.gpus is None else train.gpus
 
@@ -61,7 +69,7 @@ def needs(train: TrainParams, has_gpus: bool) -> tuple[float, float]:
 def refuse_too_large(runs: Iterable[Run], nodes: list[dict[str, float]], has_gpus: bool) -> None:
     """Raise GridError for a run that would wait for ever, as no node has the CPUs and GPUs it needs."""
     for run in runs:
-        cpus, gpus = needs(run.params.train, has_gpus)
+        cpus, gpus = cpus_and_gpus(run.params.train, has_gpus)
         if not any(cpus <= node.get("CPU", 0) and gpus <= node.get("GPU", 0) for node in nodes):
             asks = f"run {run.number} ({run.name}) asks for cpus={cpus:g} with gpus={gpus:g}"
             raise GridError([f"{asks}, which no node of the cluster has"])
@@ -86,7 +94,7 @@ def on_worker(run: Run, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Outc
             return train(resume_dead_attempt(run, call, here), call, report=worker_log.report), None
         with in_a_folder(run, call, map(ray.get, parcels)) as (moved, elsewhere):
             outcome = train(moved, elsewhere, report=worker_log.report)
-            return outcome, pack(elsewhere.out, outputs(elsewhere.out, run.identity))
+            return outcome, pack_folders(elsewhere.out, outputs(elsewhere.out, run.identity))
     finally:
         ray.get(mailbox.is_empty.remote())  # by now all that was said has come
 
@@ -140,7 +148,7 @@ class OnCluster(SideBySide):
             with beacon(self.call.out) as here:
                 self.mailbox, code = new_mailbox(), code_of_this_process() if self.call.save else None
                 names = {run.params.data.dataset_name for run in self.runs.values()} - tasks.keys()
-                texts = {name: corpora.fingerprint(name) for name in names}
+                texts = {name: corpora.corpus_fingerprint(name) for name in names}
                 wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
                 self.away = ray.put((self.train, self.call, Path(here), code, texts, wandb, self.mailbox))
                 return super().run()
@@ -159,7 +167,7 @@ class OnCluster(SideBySide):
                 self.end(number, earlier_outcome(run.first_step))
                 continue
             self.runs[number] = run
-            cpus, gpus = needs(run.params.train, self.has_gpus)
+            cpus, gpus = cpus_and_gpus(run.params.train, self.has_gpus)
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
             parcels = [] if self.call.ray == LOCAL else upload(run)
             output = task.remote(run, parcels, self.away)

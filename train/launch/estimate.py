@@ -20,7 +20,7 @@ from train.data import make_data
 from train.evaluation import Evaluation
 from train.flops import flops_per_row
 from train.grid.run import Call, Run
-from train.launch.tables import MAX_ROWS, as_time, plan_table
+from train.launch.tables import MAX_PLAN_ROWS, as_time, plan_table
 from train.logs import log
 from train.pretrained import saved_tokenizer
 from train.probe import in_one_line, own_randomness, probe
@@ -29,7 +29,7 @@ from train.stats import Stats
 from train.train_params import TrainParams
 from train.trainer import LMTrainer
 
-SECONDS = 4.0  # for the steps of all timed runs together
+TIMING_SECONDS = 4.0  # for the steps of all timed runs together
 MIN_STEPS, MAX_STEPS = 4, 30  # of one run
 TIMED_VAL_BATCHES = 3
 
@@ -43,7 +43,7 @@ class Pace(NamedTuple):
     generation: float  # the rest of a validation: metrics, answers and a sample
 
 
-def report(plans: list[Run], call: Call, *, times: bool = True) -> int:
+def report_plan(plans: list[Run], call: Call, *, times: bool = True) -> int:
     """Log the plan of a grid for --dry-run, with estimated training times if `times`.
 
     Return the exit code: 1 if a run cannot train, else 0.
@@ -52,8 +52,8 @@ def report(plans: list[Run], call: Call, *, times: bool = True) -> int:
     seconds, notes = estimate(trained, call)
     shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
     log.info(plan_table(plans, [shown.get(id(run), "-") for run in plans]))
-    if len(plans) > MAX_ROWS:
-        log.info(f"... and {len(plans) - MAX_ROWS:,} more")
+    if len(plans) > MAX_PLAN_ROWS:
+        log.info(f"... and {len(plans) - MAX_PLAN_ROWS:,} more")
     for note in notes:
         log.info(note)
     if known := [run for run in seconds if run is not None]:
@@ -80,12 +80,12 @@ def estimate(plans: Sequence[Run], call: Call) -> tuple[list[float | None], list
         paces: dict[float, Pace] = {}
         for size, i in ends.items():
             try:
-                paces[size] = measure(plans[i], call, SECONDS / 2 / len(families))
+                paces[size] = time_steps(plans[i], call, TIMING_SECONDS / 2 / len(families))
             except Exception as error:  # it is the user's own code, or too large for this machine
                 notes.append(f"a training step of run {plans[i].number} fails: {in_one_line(error)}")
         for i in runs:
             if paces and (flops[i] not in ends or flops[i] in paces):
-                seconds[i] = duration(plans[i], scaled(flops[i], paces))
+                seconds[i] = estimated_seconds(plans[i], scaled(flops[i], paces))
     return seconds, notes
 
 
@@ -128,7 +128,7 @@ def scaled(flops: float, paces: dict[float, Pace]) -> Pace:
     return Pace(*(a + share * (b - a) for a, b in zip(slow, fast, strict=True)))
 
 
-def duration(run: Run, pace: Pace) -> float:
+def estimated_seconds(run: Run, pace: Pace) -> float:
     """Return the seconds from the start of a run to its results."""
     train, model = run.params.train, run.params.model
     n_batches = run.size.n_steps * train.accumulate_grad_batches
@@ -141,7 +141,7 @@ def duration(run: Run, pace: Pace) -> float:
     return pace.start + n_batches * pace.batch + n_validations * validation
 
 
-def measure(run: Run, call: Call, seconds: float) -> Pace:
+def time_steps(run: Run, call: Call, seconds: float) -> Pace:
     """Train like `plan` for up to `seconds`, then validate on some batches."""
     data_params, train, model = run.params
     begun = time.perf_counter()

@@ -5,28 +5,27 @@ import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
 
 import torch
 from torch import nn
 
 from common.registry import Registry
+from common.repository import REPOSITORY
 from data.corpora import corpus_names
 from data.data_params import DataParams
 from data.tokenizer import TokenizerSpec
 from model.model_params import ModelParams
 from model.observe import is_use, observed, run_observed, unread
-from model.problems import REGISTRIES as REGISTRIES_OF_MODEL
+from model.problems import MODEL_REGISTRIES as REGISTRIES_OF_MODEL
 from train.data import tokenizer_spec
 from train.grid.params import Params
 from train.optimizers import make_optimizer, optimizers
 from train.schedules import Schedule, schedules
 from train.train_params import TrainParams
 
-ROOT = Path(__file__).resolve().parents[2]
 N_STEPS = 8  # of a schedule that is evaluated only to record its reads
-REGISTRIES: dict[str, Mapping[str, Any]] = {
+ALL_REGISTRIES: dict[str, Mapping[str, Any]] = {
     **REGISTRIES_OF_MODEL,
     "optimizer": optimizers,
     "lr_schedule": schedules,
@@ -66,26 +65,27 @@ def unused_fields(model: ModelParams, train: TrainParams, also: Collection[str] 
         for name, value in unread(params, reads | (elsewhere if params is train else set()), also).items():
             users = users_of(name, model, train, also)
             if users or name not in elsewhere:
-                found.append(Unused(f"{name}={value!r}", reason(users, name, model)))
+                found.append(Unused(f"{name}={value!r}", reason_unused(users, name, model)))
     return found
 
 
-def reason(users: list[str], name: str, model: ModelParams) -> str:
+def reason_unused(users: list[str], name: str, model: ModelParams) -> str:
     is_of_model = any(field.name == name for field in fields(ModelParams))
     nobody = f"no layer uses it with layer_architecture={model.layer_architecture!r}"
     nobody = nobody if is_of_model else "nothing in this run uses it"
     return f"{nobody}; {' or '.join(users)} would" if users else nobody
 
 
-known: dict[tuple[Any, ...], frozenset[str] | None] = {}  # fields read by runs with this signature
+# The fields that a run with this signature reads.
+reads_by_signature: dict[tuple[Any, ...], frozenset[str] | None] = {}
 
 
 def reads_of(model: ModelParams, train: TrainParams, also: Collection[str]) -> frozenset[str] | None:
     """Return the names of fields that a model, its losses, optimizer and schedule read; None if they cannot run."""
     key = signature(model), signature(train), frozenset(also)
-    if key not in known:
-        known[key] = run_once(model, train, also)
-    return known[key]
+    if key not in reads_by_signature:
+        reads_by_signature[key] = run_once(model, train, also)
+    return reads_by_signature[key]
 
 
 def signature(params: Any) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ def find_users(name: str, model: ModelParams, train: TrainParams, also: Collecti
 def alternatives(params: Any) -> Iterator[tuple[str, Any]]:
     """Yield (field, other value) for every field with a fixed set of values: registered names and literals."""
     for field in fields(params):
-        values = REGISTRIES.get(field.name) or literals(field.type)
+        values = ALL_REGISTRIES.get(field.name) or literals(field.type)
         for value in values.loaded() if isinstance(values, Registry) else values:
             if value != getattr(params, field.name):
                 yield field.name, value
@@ -228,8 +228,8 @@ def names_read_elsewhere(*packages: str) -> frozenset[str]:
     This is the code of main.py and of `packages`, by default train and data. The object of an attribute is not known.
     So a name counts unless the object surely is no params object.
     """
-    folders = [ROOT / package for package in packages or ("train", "data")]
-    files = [ROOT / "main.py", *(file for folder in folders for file in folder.rglob("*.py"))]
+    folders = [REPOSITORY / package for package in packages or ("train", "data")]
+    files = [REPOSITORY / "main.py", *(file for folder in folders for file in folder.rglob("*.py"))]
     files = [file for file in files if file.name not in OBSERVED_FILES]
     found = frozenset(name for file in files for name in names_read_in(ast.parse(file.read_bytes())))
     return found.union(names_read_by_members(DataParams), names_read_by_members(TrainParams))

@@ -34,7 +34,7 @@ from train.saving.timestamps import FORMAT
 DYING_SECONDS = 15.0  # in which a process ends whose node has died
 
 
-def pack(root: Path, folders: Iterable[Path]) -> bytes:
+def pack_folders(root: Path, folders: Iterable[Path]) -> bytes:
     """Return folders below `root` with their files as tar bytes.
 
     Locks are left out, and so are links: wandb creates some to its own logs elsewhere.
@@ -50,7 +50,7 @@ def pack(root: Path, folders: Iterable[Path]) -> bytes:
     return parcel.getvalue()
 
 
-def unpack(parcel: bytes, root: Path) -> None:
+def unpack_folders(parcel: bytes, root: Path) -> None:
     """Unpack a parcel below `root`, and nowhere else. Raise ValueError if it is not a tar archive."""
     try:
         with tarfile.open(fileobj=io.BytesIO(parcel)) as contents:
@@ -64,7 +64,7 @@ class Upload:
 
     def __init__(self, out: Path, put: Callable[[bytes], Any]) -> None:
         self.out = out
-        self.packed = cache(lambda folder: put(pack(out, [folder])))
+        self.packed = cache(lambda folder: put(pack_folders(out, [folder])))
 
     def __call__(self, run: Run) -> list[Any]:
         """Return references to a run's data, to the run it starts from, and to its own earlier folder."""
@@ -82,7 +82,7 @@ def in_a_folder(run: Run, call: Call, parcels: Iterable[bytes]) -> Iterator[tupl
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder).resolve()
         for parcel in parcels:
-            unpack(parcel, out)
+            unpack_folders(parcel, out)
         step = NEW  # folders that the run replaces are on the first machine
         if (resumes_in := run.first_step.resumes_in) is not None:
             step = replace(run.first_step, folder=out / resumes_in.relative_to(call.out), replaced=())
@@ -110,7 +110,7 @@ def download_results(parcel: bytes, run: Run, outcome: Outcome, out: Path) -> Ou
     """Put the `outputs` of a run in place under a timestamp that is free here. Return its outcome with their path."""
     with tempfile.TemporaryDirectory(dir=out, prefix="arriving-") as folder:
         arrived = Path(folder)
-        unpack(parcel, arrived)
+        unpack_folders(parcel, arrived)
         if (arrived / "logs").exists():
             shutil.copytree(arrived / "logs", out / "logs", dirs_exist_ok=True)
         for folder_there in list(run_folders(arrived)):  # one at most

@@ -19,12 +19,12 @@ from model.shapes import size_of
 from train.data import count_steps, data_options, make_data
 from train.grid.expand import GridError, located
 from train.grid.params import SECTION_OF, Params, Texts
-from train.grid.run import NEW, Call, DataFacts, Run, Size
+from train.grid.run import NEW, Call, DataFacts, Run, RunSize
 from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields
 from train.launch.tables import settings_of
 from train.logs import log
 from train.pretrained import saved_tokenizer, weights_problems
-from train.saving.earlier_runs import description, for_all_processes, identity, steps_for
+from train.saving.earlier_runs import description, for_all_processes, run_identity, steps_for
 from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import partial_folder
 from train.train_params import TrainParams
@@ -52,7 +52,7 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
-                data_of[key] = measure(data, model, call.cache, tokenizer)
+                data_of[key] = measure_data(data, model, call.cache, tokenizer)
         except ValueError as error:
             data_of[key] = None
             whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
@@ -70,8 +70,8 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
         n_steps = count_steps(train, facts.n_rows)
         per_step = train.batch_size * train.accumulate_grad_batches * train.devices
         rows = min(facts.n_rows * train.epochs, n_steps * per_step)
-        size = Size(n_params[size_key], n_steps, round(rows * facts.row_length))
-        same = identity(run.params, facts.content)
+        size = RunSize(n_params[size_key], n_steps, round(rows * facts.row_length))
+        same = run_identity(run.params, facts.content)
         planned.append(replace(run, number=number, name=name, identity=same, size=size, data=facts))
     errors += device_problems({run.params.train.devices for run in runs}, call)
     if errors:
@@ -88,7 +88,7 @@ def names_of(runs: list[Run]) -> list[str]:
     return [", ".join(f"{key} {value}" for key, value in own.items()) for own in settings_of(runs)]
 
 
-def measure(
+def measure_data(
     params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None
 ) -> tuple[Tokenizer, DataFacts]:
     """Build the data of a run, and record which fields this reads.
@@ -176,7 +176,7 @@ def announce(runs: list[Run], call: Call) -> None:
             steps = f"warmup_steps={run.params.train.warmup_steps} of {run.size.n_steps} steps"
             short[steps].append(str(number))
     for steps, numbers in short.items():
-        log.info(f"run {listed(numbers)} ends before its learning rate has risen to lr: {steps}")
+        log.info(f"run {list_of_numbers(numbers)} ends before its learning rate has risen to lr: {steps}")
 
 
 def say_objectives(runs: list[Run]) -> None:
@@ -222,7 +222,7 @@ def say_idle(runs: list[Run], call: Call) -> None:
 def say_of_runs(runs_with: Mapping[str, list[str]]) -> None:
     """Log a message with the numbers of the runs it holds for."""
     for what, numbers in runs_with.items():
-        log.info(f"run{'s' * (len(numbers) > 1)} {listed(numbers)}: {what}")
+        log.info(f"run{'s' * (len(numbers) > 1)} {list_of_numbers(numbers)}: {what}")
 
 
 def axes_of(runs: list[Params]) -> set[str]:
@@ -231,7 +231,7 @@ def axes_of(runs: list[Params]) -> set[str]:
     return {name for name in SECTION_OF if len({repr(flat[name]) for flat in flats}) > 1}
 
 
-def listed(numbers: list[str]) -> str:
+def list_of_numbers(numbers: list[str]) -> str:
     hidden = len(numbers) - MAX_SAID
     return ", ".join(numbers[:MAX_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
 

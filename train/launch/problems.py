@@ -13,7 +13,7 @@ from common.text import did_you_mean, first_line
 from data.problems import data_problems
 from model.model_params import ModelParams
 from model.problems import model_problems
-from model.shapes import build_on_meta, parameter_shapes, roles_of, shortened, size_of
+from model.shapes import build_on_meta, parameter_shapes, roles_of, size_of, with_fewer_layers
 from train.data import tokenizer_spec
 from train.grid.expand import Place, Run
 from train.grid.params import Texts
@@ -28,7 +28,7 @@ LAYER_BYTES = 50_000  # of a layer's Python objects, besides its numbers; 65 kB 
 MIN_DEVICES = 16  # processes allowed on any machine, however few cores it has
 
 
-def problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place]]]:
+def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, Place]]]:
     """Yield (message, places of the settings) for each error in the params of these runs, before anything is built.
 
     `root` is the folder of all outputs, which contains the saved runs.
@@ -105,7 +105,7 @@ def in_gigabytes(n_bytes: int) -> str:
 def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str]:
     """Yield an error message for a `freeze` pattern that matches no parameter."""
     # The checks build only some layers of a very deep model. Its patterns are matched when training starts.
-    if shortened(model) != model:
+    if with_fewer_layers(model) != model:
         return
     if (freeze or model.lora_rank) and not any(model_problems(model)):
         try:
@@ -118,7 +118,7 @@ def role_problems(model: ModelParams, asked: bool) -> Iterator[str]:  # muP
     """Yield an error message for a parameter without a muP role, if the optimizer needs roles."""
     if asked and not any(model_problems(model)):
         try:
-            roles_of(build_on_meta(shortened(model), n_tokens=2))
+            roles_of(build_on_meta(with_fewer_layers(model), n_tokens=2))
         except ValueError as error:
             yield str(error)
 

@@ -16,12 +16,12 @@ from train.callbacks import Report
 from train.grid.expand import GridError
 from train.grid.run import Call, Run
 from train.launch.workers import ProgressBars, SideBySide, n_jobs, say_threads
-from train.logs import log, shortened
+from train.logs import log, shorten_traceback
 from train.processes import let_rank0_report, rank
 from train.run import train_run
 from train.saving.earlier_runs import claimed, clear_stillborn, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
-from train.saving.record import Namer, record_of, variant_of
+from train.saving.record import Namer, measured_variant, record_of
 from train.saving.run_folder import output_root
 
 
@@ -108,9 +108,9 @@ def train_or_fail(run: Run, call: Call, make_namer: MakeNamer, report: Report | 
         raise
     except BaseException as error:  # a panic of a library in Rust is no Exception
         let_rank0_report()
-        log.error(f"run {run.number} failed with {run.name}:\n{shortened(traceback.format_exc())}")
+        log.error(f"run {run.number} failed with {run.name}:\n{shorten_traceback(traceback.format_exc())}")
         outcome = failure(error)
-    return replace(outcome, values=variant_of(run) | {"wall_seconds": time.perf_counter() - started})
+    return replace(outcome, values=measured_variant(run) | {"wall_seconds": time.perf_counter() - started})
 
 
 def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[Outcome]:

@@ -9,13 +9,13 @@ from rich.table import Table
 
 from train.grid.config_text import VARIANT
 from train.grid.expand import axes
-from train.grid.params import column
+from train.grid.params import measured_column
 from train.grid.run import Run
 from train.logs import printable
 from train.probe import UNCHECKED
 from train.saving.outcome import Outcome, Value
 
-MAX_ROWS = 1_000  # that --dry-run shows
+MAX_PLAN_ROWS = 1_000  # that --dry-run shows
 MAX_RESULTS = 200  # rows of the table of results
 
 
@@ -25,19 +25,19 @@ def settings_of(runs: list[Run]) -> list[dict[str, str]]:
     named = any(run.variant is not None for run in runs)
     several = len({run.config for run in runs}) > 1 or not (varied or named)
     return [
-        ({column("config"): run.config} if several else {})
-        | ({column(VARIANT): run.variant or "-"} if named else {})
-        | {key: as_text(own[key]) for key in varied}
+        ({measured_column("config"): run.config} if several else {})
+        | ({measured_column(VARIANT): run.variant or "-"} if named else {})
+        | {key: value_as_text(own[key]) for key in varied}
         for run, own in ((run, run.params.flat()) for run in runs)
     ]
 
 
-def as_text(value: object) -> str:
+def value_as_text(value: object) -> str:
     """Return a value as text; floats with 6 digits, without rounding errors of derived values."""
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def plain(text: str) -> str:
+def escaped(text: str) -> str:
     """Return `text` escaped for a cell of a rich table. Control characters become escapes."""
     return escape(printable(text))
 
@@ -57,31 +57,31 @@ def plan_table(runs: list[Run], times: list[str]) -> Table:
     """Return the table for --dry-run: all runs, or the first runs of a very large grid."""
     settings = settings_of(runs)
     table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)", "time (estimate)")
-    for number, (run, own) in enumerate(zip(runs[:MAX_ROWS], settings, strict=False), 1):
+    for number, (run, own) in enumerate(zip(runs[:MAX_PLAN_ROWS], settings, strict=False), 1):
         sizes = (
             f"{run.size.n_params:,}",
             f"{run.size.n_steps:,}",
             f"{run.size.n_tokens:,}",
             times[number - 1],
         )
-        table.add_row(str(number), *map(plain, own.values()), *sizes)
+        table.add_row(str(number), *map(escaped, own.values()), *sizes)
     return table
 
 
-COLUMNS: dict[str, Callable[[Outcome], str]] = {
-    "val\nloss": lambda run: shown(run.values.get("val_loss"), ".4f"),
+RESULT_COLUMNS: dict[str, Callable[[Outcome], str]] = {
+    "val\nloss": lambda run: formatted(run.values.get("val_loss"), ".4f"),
     "leak": lambda run: leak_mark(run.values.get("leak")),
-    "bits/\nbyte": lambda run: shown(run.values.get("bits_per_byte"), ".3f"),
-    "unknown\nbytes": lambda run: shown(run.values.get("unknown_bytes") or None, ".2%"),
-    "accu-\nracy": lambda run: shown(run.values.get("val_accuracy"), ".1%"),
-    "chance": lambda run: shown(run.values.get("chance"), ".1%"),
-    "exact\nmatch": lambda run: shown(run.values.get("val_exact_match"), ".1%"),
-    "para-\nmeters": lambda run: shown(run.values.get("n_params"), ",.0f"),
-    "tokens\n/s": lambda run: shown(run.values.get("tokens_per_second"), ",.0f"),
-    "seconds": lambda run: shown(run.values.get("wall_seconds"), ".1f"),
+    "bits/\nbyte": lambda run: formatted(run.values.get("bits_per_byte"), ".3f"),
+    "unknown\nbytes": lambda run: formatted(run.values.get("unknown_bytes") or None, ".2%"),
+    "accu-\nracy": lambda run: formatted(run.values.get("val_accuracy"), ".1%"),
+    "chance": lambda run: formatted(run.values.get("chance"), ".1%"),
+    "exact\nmatch": lambda run: formatted(run.values.get("val_exact_match"), ".1%"),
+    "para-\nmeters": lambda run: formatted(run.values.get("n_params"), ",.0f"),
+    "tokens\n/s": lambda run: formatted(run.values.get("tokens_per_second"), ",.0f"),
+    "seconds": lambda run: formatted(run.values.get("wall_seconds"), ".1f"),
     "ended": lambda run: str(run) + (", best" if run.values.get("weights") == "best" else ""),
 }
-NUMBERS = {*COLUMNS} - {"leak", "ended"}  # never broken over lines
+NUMBERS = {*RESULT_COLUMNS} - {"leak", "ended"}  # never broken over lines
 
 
 def result_table(runs: list[Run], outcomes: list[Outcome]) -> Table:
@@ -90,11 +90,11 @@ def result_table(runs: list[Run], outcomes: list[Outcome]) -> Table:
     A very large grid shows only the most interesting runs.
     """
     settings, chosen = settings_of(runs), most_telling(outcomes)
-    cells = {name: [cell(outcomes[i]) for i in chosen] for name, cell in COLUMNS.items()}
+    cells = {name: [cell(outcomes[i]) for i in chosen] for name, cell in RESULT_COLUMNS.items()}
     cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
     table = new_table("run", *settings[0], *cells)
     for i, *row in zip(chosen, *cells.values(), strict=True):
-        table.add_row(str(i + 1), *map(plain, (*settings[i].values(), *row)))
+        table.add_row(str(i + 1), *map(escaped, (*settings[i].values(), *row)))
     if hidden := len(outcomes) - len(chosen):
         table.caption = f"... and {hidden:,} more; shown are failed runs and those of the lowest loss"
     return table
@@ -124,7 +124,7 @@ def leak_mark(leak: Value) -> str:
     return "unknown" if str(leak).startswith(UNCHECKED) else "yes"
 
 
-def shown(value: Value, form: str) -> str:
+def formatted(value: Value, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 

@@ -38,7 +38,7 @@ from train.train_params import TrainParams
 DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in fields(cls)}
 
 
-def identity(params: Params, content: str) -> str:
+def run_identity(params: Params, content: str) -> str:
     """Return a hash that is equal for equal runs.
 
     It covers the fields that are not at their defaults, and the content of the text. `cpus` and `gpus` do not count.

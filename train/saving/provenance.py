@@ -13,7 +13,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from common.repository import REPOSITORY
+
 PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from model.lm import LM
 from train.grid.config_text import VARIANT
-from train.grid.params import column
+from train.grid.params import measured_column
 from train.grid.run import Call, Run
 from train.logs import log, log_to_file
 from train.processes import rank
@@ -121,7 +121,7 @@ def start_tracker(run: Run, namer: Namer, call: Call) -> WandbTracker | None:
         return None
     resumes_in = run.first_step.resumes_in
     wandb_id = None if resumes_in is None else read_json(resumes_in / "about.json").get("wandb")
-    variant = {column(name): value for name, value in variant_of(run).items()}
+    variant = {measured_column(name): value for name, value in measured_variant(run).items()}
     return start_wandb(
         project=namer.wandb_proj_name(),
         entity=call.wandb_entity,
@@ -133,6 +133,6 @@ def start_tracker(run: Run, namer: Namer, call: Call) -> WandbTracker | None:
     )
 
 
-def variant_of(run: Run) -> dict[str, str]:
+def measured_variant(run: Run) -> dict[str, str]:
     """Return the measured value by which a run's variant is found later. Empty if the grid has no variants."""
     return {} if run.variant is None else {VARIANT: run.variant}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from common.repository import REPOSITORY
 from common.text import nearest
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer
@@ -25,14 +26,14 @@ from train.grid.params import Params
 from train.logs import printable
 from train.saving.about import about_problem
 from train.saving.durable import make_folder, rename, replacing, sync_tree
-from train.saving.provenance import REPOSITORY, changed_files, code_of_this_process, hashes_of_code, versions
+from train.saving.provenance import changed_files, code_of_this_process, hashes_of_code, versions
 from train.saving.timestamps import PARTIAL, run_folders, timestamps_in, walk
 from train.saving.weights import (
     checkpoint_files,
     load_lm,
     one_line,
     regular_file,
-    weights,
+    unshared_state,
     weights_file,
     write_weights,
 )
@@ -249,7 +250,7 @@ def create_run_files(
 def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None:
     """Save the results of a run in its (still partial) folder. `summary` holds its final numbers."""
     assert isinstance(lm.tokenizer, Tokenizer), "what is trained here has a tokenizer of ours"
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights(lm).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in unshared_state(lm).items()}
     write_weights(folder / "model.safetensors", tensors)
     (folder / "tokenizer").mkdir(exist_ok=True)
     lm.tokenizer.save(folder / "tokenizer")
@@ -262,7 +263,7 @@ def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None
     write_json(folder / "about.json", about | {"summary": summary})
 
 
-def load(folder: Path, step: int | None = None) -> Loaded:
+def load_run(folder: Path, step: int | None = None) -> Loaded:
     """Load the run in `folder`, with the weights kept at `step` or its final ones.
 
     Raise ValueError if the folder is damaged, not ours, or older than the code can read.

@@ -29,7 +29,7 @@ MAX_LINE = 300  # characters of an error that is told in one line
 CHECKPOINT = re.compile(r"step-([0-9]{7,18})\.safetensors")
 
 
-def weights(module: nn.Module) -> dict[str, Tensor]:
+def unshared_state(module: nn.Module) -> dict[str, Tensor]:
     """Return the state dict of `module` with every shared tensor once, under its first name."""
     first: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
@@ -84,7 +84,7 @@ def at_most_parameters(n: int) -> Iterator[None]:
 
 def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
     """Raise ValueError unless `found` are the names and shapes of the weights of `lm`."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in weights(lm).items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in unshared_state(lm).items()}
     for name in [*wanted, *found]:
         if found.get(name) != wanted.get(name):
             raise ValueError(
@@ -129,7 +129,9 @@ class Checkpoints:
         """Keep the weights of this step, once. Warn, the first time, if they cannot be written."""
         if step != self.latest:
             self.wait()  # no more than one copy in memory
-            tensors = {name: w.detach().to("cpu", copy=True).contiguous() for name, w in weights(lm).items()}
+            tensors = {
+                name: w.detach().to("cpu", copy=True).contiguous() for name, w in unshared_state(lm).items()
+            }
             path = self.folder / f"step-{step:07}.safetensors"
             self.written, self.latest = self.writer.submit(self.write, path, tensors), step
 

@@ -9,7 +9,7 @@ from learn.checking.checks import EVERY, FUNCTION, MODULE, agrees, by_hand, has,
 from learn.checking.course import Case, Check, Course, Part, Wrong
 from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
-from learn.checking.parity import SPREAD, cast, gradients, parity, ready
+from learn.checking.parity import SPREAD, cast, check_gradients, ready, same_outputs
 from learn.checking.samples import floats, integers
 from learn.courses.bert import references
 from learn.courses.bert.masking import (
@@ -166,11 +166,11 @@ def real_classification(name: str) -> Check:
 
 PADDED = (
     seeded,
-    parity(),
-    parity(SPREAD),
+    same_outputs(),
+    same_outputs(SPREAD),
     finite,
-    parity(SPREAD, torch.float32),
-    gradients,
+    same_outputs(SPREAD, torch.float32),
+    check_gradients,
     by_hand,
     padding_does_not_matter,
     company_does_not_matter,

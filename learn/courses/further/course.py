@@ -11,7 +11,7 @@ from learn.checking.course import Case, Check, Course, Part, Wrong
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import integers
 from learn.checking.spy import Spy
-from learn.checking.values import differ
+from learn.checking.values import describe_difference
 from learn.courses.further import references
 from learn.courses.further.models import induction_lm, random_lm, repeated, tiny_bert, tiny_gpt2
 from learn.courses.further.runs import (
@@ -50,7 +50,7 @@ def not_by_others(run: Callable[[Any], object]) -> Check:
 
 
 def same(run: Run) -> Check:
-    return agrees(run, lambda: run(references), differ)
+    return agrees(run, lambda: run(references), describe_difference)
 
 
 def learns_to_read(case: Case) -> None:

@@ -7,7 +7,7 @@ import torch
 from learn.checking.checks import FUNCTION, agrees, by_hand, by_hand_in, own
 from learn.checking.course import Check, Course, Part
 from learn.checking.mistakes import read_mistakes
-from learn.checking.parity import parity
+from learn.checking.parity import same_outputs
 from learn.checking.samples import floats, integers
 from learn.courses.generation import cache, references, tokens
 from learn.courses.generation.models import V
@@ -63,7 +63,7 @@ PARTS = {
         ],
         references.next_token_probabilities,
         ("sample", "token"),
-        (own, parity(), parity(dtype=SINGLE), by_hand),
+        (own, same_outputs(), same_outputs(dtype=SINGLE), by_hand),
     ),
     "frequency_penalized": Part(
         lambda my: my.frequency_penalized,

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learn.checking.course import Wrong, load
+from learn.checking.course import Wrong, load_module
 from learn.checking.samples import floats
 from learn.outline import Outline
 
@@ -15,7 +15,7 @@ V, T, D, H, LAYERS = 13, 24, 12, 3, 2  # tokens, positions, width, heads
 
 @lru_cache
 def solution(course: str) -> Any:
-    return load(Outline(course).solution)
+    return load_module(Outline(course).solution)
 
 
 def small_gpt2(spread: float = 0.4, seed: int = 250) -> Any:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from learn.checking.checks import EVERY, agrees, by_hand_in, has
-from learn.checking.course import Case, Check, Course, Part, Wrong, load
+from learn.checking.course import Case, Check, Course, Part, Wrong, load_module
 from learn.checking.mistakes import read_mistakes
 from learn.checking.samples import floats, integers
-from learn.checking.values import differ
+from learn.checking.values import describe_difference
 from learn.courses.training import references
 from learn.outline import Outline
 
@@ -21,7 +21,7 @@ Run = Callable[[Any], dict[str, Any]]  # from the student's file, or the referen
 
 def same(run: Run) -> Check:
     """Return a check that a run gives the same results with the student's file as with torch and transformers."""
-    return agrees(run, lambda: run(references), differ, pairs=True)
+    return agrees(run, lambda: run(references), describe_difference, pairs=True)
 
 
 def parameters(*names: str) -> dict[str, nn.Parameter]:
@@ -125,7 +125,7 @@ def as_number(rate: Any) -> Tensor:
     return torch.as_tensor(rate, dtype=torch.float64)
 
 
-GPT2 = load(Outline("gpt2").solution)
+GPT2 = load_module(Outline("gpt2").solution)
 
 
 def gpt2() -> tuple[nn.Module, Callable[[nn.Module, Tensor], Tensor]]:

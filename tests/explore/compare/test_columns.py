@@ -16,7 +16,7 @@ from explore.load import runs
 from explore.scaling.transfer import transfer_report
 from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
 from tests.explore.compare.test_report import rows_of
-from train.grid.params import SECTION_OF, column
+from train.grid.params import SECTION_OF, measured_column
 from train.launch.tables import settings_of
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import code_id, code_of_this_process
@@ -134,10 +134,10 @@ def test_conditions_are_measured_and_not_those_of_a_field_of_that_name(monkeypat
 
 
 def test_a_prefix_is_put_in_front_until_no_field_has_the_name(monkeypatch):
-    assert column("steps") == "steps"
-    assert column("threads") == "measured_threads"
+    assert measured_column("steps") == "steps"
+    assert measured_column("threads") == "measured_threads"
     monkeypatch.setitem(SECTION_OF, "measured_threads", "TrainParams")
-    assert column("threads") == "measured_measured_threads"
+    assert measured_column("threads") == "measured_measured_threads"
 
 
 def test_the_table_of_a_grid_keeps_a_field_named_config_apart(monkeypatch):

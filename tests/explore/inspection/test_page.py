@@ -8,7 +8,7 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from explore.html import AttentionPage, filled
+from explore.html import AttentionPage, fill_page
 from explore.inspection.patterns import Patterns, visible
 
 
@@ -60,9 +60,8 @@ class Page:
     def pixels(self, selector: str = "#pattern") -> np.ndarray:
         """[height, width, red green blue opacity] of a canvas."""
         canvas = self.one(selector)
-        self.wait(
-            "arguments[0].width === arguments[0].height", canvas
-        )  # before it is drawn it is none of ours
+        # The canvas is square once it has been drawn.
+        self.wait("arguments[0].width === arguments[0].height", canvas)
         script = (
             "const c = arguments[0]; return [...c.getContext('2d').getImageData(0, 0, c.width, c.width).data]"
         )
@@ -77,7 +76,7 @@ def causal(*shape: int, seed: int = 0) -> np.ndarray:
 
 def page_of(pattern_HTS: np.ndarray, tokens: list[str] | None = None) -> str:
     tokens = tokens or [f"t{i}" for i in range(pattern_HTS.shape[-1])]
-    return filled([(None, Patterns([visible(token) for token in tokens], {0: pattern_HTS}, 1))])
+    return fill_page([(None, Patterns([visible(token) for token in tokens], {0: pattern_HTS}, 1))])
 
 
 @pytest.mark.slow
@@ -148,7 +147,7 @@ def test_a_clicked_token_shows_what_it_attends_to_and_what_attends_to_it(opened)
 
 def test_buttons_are_walked_by_arrow_keys(opened):
     patterns = {0: causal(3, 4, 4), 2: causal(2, 4, 4), 3: causal(3, 4, 4)}
-    page = opened(filled([(None, Patterns(list("abcd"), patterns, 5))]))
+    page = opened(fill_page([(None, Patterns(list("abcd"), patterns, 5))]))
     assert "no patterns in layer 1, 4" in page.one("#about").text
     assert [label.text for label in page.all("#heads .layer")] == ["head", "layer 0", "layer 2", "layer 3"]
     page.all("#heads button")[0].click()
@@ -225,7 +224,9 @@ def test_small_pictures_lose_no_single_weight(opened):
 def test_the_slider_goes_through_training(opened):
     films = [causal(2, 6, 6, seed=step) for step in range(3)]
     tokens = list("abcdef")
-    page = opened(filled([(500 * step, Patterns(tokens, {0: film}, 1)) for step, film in enumerate(films)]))
+    page = opened(
+        fill_page([(500 * step, Patterns(tokens, {0: film}, 1)) for step, film in enumerate(films)])
+    )
     slider, seen = page.one("#step"), []
     for step in range(3):
         assert page.one("#when").text == f"step {500 * step:,}"
@@ -329,14 +330,13 @@ def test_pages_in_a_notebook_keep_to_their_frames(opened, chromium, tmp_path):
     assert sizes[:4] == sizes[4:]
     assert sizes[1] == sizes[3] == 760
     assert page.one("p").value_of_css_property("font-family") == fonts
-    assert (
-        page.run("return document.querySelector('iframe').contentDocument") is None
-    )  # it cannot reach out either
+    # The page cannot look into the frame either.
+    assert page.run("return document.querySelector('iframe').contentDocument") is None
 
 
 def test_only_what_is_in_sight_is_drawn(opened):
     patterns = {layer: causal(2, 24, 24, seed=layer) for layer in range(40)}
-    page = opened(filled([(None, Patterns(["t"] * 24, patterns, 40))]))
+    page = opened(fill_page([(None, Patterns(["t"] * 24, patterns, 40))]))
     page.wait("document.querySelector('#heads canvas').width === 24")
     drawn = "return [...document.querySelectorAll('#heads canvas')].filter((canvas) => canvas.width === 24).length"
     assert page.run(drawn) < 60
@@ -348,7 +348,7 @@ def test_only_what_is_in_sight_is_drawn(opened):
 def test_144_heads_of_512_tokens_are_usable(opened):
     rows = np.tril(np.random.default_rng(0).standard_exponential((144, 512, 512), dtype=np.float32))
     patterns = (rows / rows.sum(-1, keepdims=True)).reshape(12, 12, 512, 512)
-    text = filled([(None, Patterns(["token"] * 512, dict(enumerate(patterns)), 12))])
+    text = fill_page([(None, Patterns(["token"] * 512, dict(enumerate(patterns)), 12))])
     assert len(text) < 30e6
     page = opened(text)
     page.all("#heads button")[13].click()

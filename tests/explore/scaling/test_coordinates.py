@@ -16,14 +16,14 @@ import explore.scaling.coordinates as coordinates
 import model.mup.parametrization as parametrization
 from explore.scaling.coordinates import (
     FINITE,
-    activations,
     aligned_probe,
     coord_check,
+    coordinate_report,
     examined,
-    fit,
+    fit_slope,
+    measure_sizes,
+    named_activations,
     size,
-    sizes,
-    to_report,
 )
 from model.lm import LM
 from model.model_params import ModelParams
@@ -175,12 +175,12 @@ def test_a_users_own_network_is_checked():
 
 
 def test_sizes_are_those_of_the_model_before_each_update():
-    table = sizes("", models(widths=(64,)), BATCH, optimizer, n_steps=3)
+    table = measure_sizes("", models(widths=(64,)), BATCH, optimizer, n_steps=3)
     torch.manual_seed(0)
     lm = make(MUP, 64)
-    train, first = optimizer(lm), activations(lm, BATCH)
+    train, first = optimizer(lm), named_activations(lm, BATCH)
     for t in (1, 2, 3):
-        seen = activations(lm, BATCH)
+        seen = named_activations(lm, BATCH)
         own = table[table["t"] == t].set_index("module")
         assert own["size"]["logits"] == seen["logits"].abs().mean().item()
         if t > 1:
@@ -224,13 +224,13 @@ NO_PROBE = pd.DataFrame(columns=["variant", "width", "seed", "score"])
     ],
 )
 def test_verdicts_on_known_powers(powers, verdict):
-    assert to_report(power_law(**powers), NO_PROBE).verdict == verdict
+    assert coordinate_report(power_law(**powers), NO_PROBE).verdict == verdict
 
 
 def test_what_is_zero_has_no_slope():
     zero = power_law(a=0.0, logits=0.0)
     zero.loc[zero["module"] == "logits", "size"] = 0.0
-    found = to_report(zero, NO_PROBE)
+    found = coordinate_report(zero, NO_PROBE)
     assert found.passed
     assert found.table.set_index("module").loc["logits", "t=1"].isna().all()
 
@@ -238,14 +238,14 @@ def test_what_is_zero_has_no_slope():
 def test_a_verdict_is_said_even_where_nothing_can_be_saved(tmp_path, capsys):
     log_to_console()
     (tmp_path / "reports").write_text("in the way")
-    assert to_report(power_law(a=1.0), NO_PROBE).say(tmp_path / "reports") == 1
+    assert coordinate_report(power_law(a=1.0), NO_PROBE).say(tmp_path / "reports") == 1
     shown = capsys.readouterr()
     assert "not saved" in shown.out + shown.err
     assert shown.out.rstrip().splitlines()[-1].startswith("fail: a grows as width^1.00")
 
 
 def test_a_verdict_is_saved_with_its_table_and_figure(tmp_path):
-    found = to_report(power_law(a=0.0), NO_PROBE)
+    found = coordinate_report(power_law(a=0.0), NO_PROBE)
     found.save(tmp_path / "reports")
     assert sorted(path.suffix for path in (tmp_path / "reports").iterdir()) == [".csv", ".png", ".svg"]
     assert pd.read_csv(tmp_path / "reports" / "coord-check.csv")["t=4"][0] == pytest.approx(0, abs=1e-9)
@@ -266,7 +266,7 @@ def test_the_interval_of_a_slope_is_that_of_a_regression():
     table = noisy_law(0.5, 0.3)
     x, y = np.log2(table["width"]), np.log2(table["size"])
     expected = stats.linregress(x, y)
-    found = fit(table, "size")
+    found = fit_slope(table, "size")
     assert (found.value, found.error, found.dof) == pytest.approx((expected.slope, expected.stderr, 10))
     low, high = found.interval(0.05)
     margin = math.hypot(stats.t.isf(0.025, 10) * expected.stderr, FINITE)
@@ -274,25 +274,25 @@ def test_the_interval_of_a_slope_is_that_of_a_regression():
 
 
 def test_an_estimate_outside_of_its_band_is_no_verdict_while_the_interval_is_wide():
-    doubtful = to_report(noisy_law(-0.3, 0.35), NO_PROBE)
+    doubtful = coordinate_report(noisy_law(-0.3, 0.35), NO_PROBE)
     assert doubtful.verdict.startswith("fail: cannot tell: a shrinks as width^-0.")
     assert "95 % interval" in doubtful.verdict
     assert "10 seeds (now 4), or a width of 512 beside 256" in doubtful.verdict
-    clear = to_report(noisy_law(-0.5, 0.05), NO_PROBE)
+    clear = coordinate_report(noisy_law(-0.5, 0.05), NO_PROBE)
     assert "cannot tell" not in clear.verdict
     assert not clear.passed
-    assert to_report(noisy_law(-0.23, 0.05), NO_PROBE).passed, "far from every slope of a bug"
+    assert coordinate_report(noisy_law(-0.23, 0.05), NO_PROBE).passed, "far from every slope of a bug"
 
 
 def test_one_seed_and_two_widths_tell_nothing_bad():
-    lone = to_report(noisy_law(0.6, 0.0, widths=(64, 128), seeds=[0]), NO_PROBE)
+    lone = coordinate_report(noisy_law(0.6, 0.0, widths=(64, 128), seeds=[0]), NO_PROBE)
     assert lone.verdict.startswith("fail: cannot tell: a grows as width^0.60")
 
 
 def test_an_activation_that_is_not_a_number_does_not_pass():
     table = noisy_law(0.0, 0.0)
     table.loc[5, "size"] = math.nan
-    assert to_report(table, NO_PROBE).verdict == "fail: a is not finite at t=4, width 128, seed 1"
+    assert coordinate_report(table, NO_PROBE).verdict == "fail: a is not finite at t=4, width 128, seed 1"
     assert math.isnan(size(torch.tensor([1.0, math.nan])))
 
 

@@ -9,7 +9,7 @@ from model.lm import LM
 from model.transformer.residual import weighted
 from tests.model.tiny import CharTokenizer, batch_of, random_ids, tiny_lm, tiny_params
 from train.optimizers import make_optimizer
-from train.saving.weights import load_lm, weights, write_weights
+from train.saving.weights import load_lm, unshared_state, write_weights
 from train.train_params import TrainParams
 
 
@@ -70,7 +70,7 @@ def test_so_it_is_with_every_kind_of_layer(fields):
 
 def test_a_folded_model_is_saved_and_loaded_as_any(tmp_path):
     folded = fold_residual(trained(residual_trainable=True))
-    write_weights(tmp_path / "model.safetensors", weights(folded))
+    write_weights(tmp_path / "model.safetensors", unshared_state(folded))
     again = load_lm(tmp_path / "model.safetensors", folded.model_params, CharTokenizer())
     assert torch.equal(again(random_ids(2, 9)), folded(random_ids(2, 9)))
 

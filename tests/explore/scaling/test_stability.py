@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from explore.scaling.stability import changes, expected_growth, output_change, stability, to_report
+from explore.scaling.stability import changes, expected_growth, output_change, stability, stability_report
 from model.lm import LM
 from model.transformer.residual import as_module
 from tests.model.tiny import CharTokenizer, random_ids, tiny_lm, tiny_params
@@ -114,16 +114,16 @@ def table(**changes_of) -> pd.DataFrame:
 def test_verdicts_on_known_changes():
     known = table(plain=lambda n: 1e-4 * n, admin=lambda n: 2e-4 * math.log(n + 1))
     expected = {"plain": "O(n)", "admin": "O(logn)"}
-    right = to_report(known, expected)
+    right = stability_report(known, expected)
     assert right.verdict == "pass"
     assert right.table["exponent"][0] == pytest.approx(1)
     assert right.table["ratio"][0] == pytest.approx(8)
-    swapped = to_report(known, {"plain": "O(logn)", "admin": "O(n)"})
+    swapped = stability_report(known, {"plain": "O(logn)", "admin": "O(n)"})
     assert len(swapped.problems) == 3
     assert swapped.problems[0] == "plain: 8 times from 6 to 48 layers, but O(logn) is 1.39 to 2.21"
-    near = to_report(table(plain=lambda n: 1e-4 * n, admin=lambda n: 1e-3 * math.log(n + 1)), expected)
+    near = stability_report(table(plain=lambda n: 1e-4 * n, admin=lambda n: 1e-3 * math.log(n + 1)), expected)
     assert near.verdict.startswith("fail: at 48 layers plain changes only 2.1 times as much as admin")
-    dead = to_report(table(plain=lambda n: 0.0), {"plain": "O(n)"})
+    dead = stability_report(table(plain=lambda n: 0.0), {"plain": "O(n)"})
     assert dead.verdict == "fail: plain: the output does not change, or is no number"
 
 

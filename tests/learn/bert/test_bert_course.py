@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from learn import notebook, outline
-from learn.checking.course import Wrong, get_course, judge_course, load
+from learn.checking.course import Wrong, get_course, judge_course, load_module
 from learn.courses.bert import masking
 from learn.courses.bert.course import (
     company_does_not_matter,
@@ -32,7 +32,7 @@ def case(part, *edits):
     for old, new in edits:
         assert text.count(old) == 1, old
         text = text.replace(old, new)
-    return BERT.case(part, load(ANOTHER, text), load(BERT.outline.solution))
+    return BERT.case(part, load_module(ANOTHER, text), load_module(BERT.outline.solution))
 
 
 @pytest.mark.parametrize("part", PADDED)
@@ -92,7 +92,7 @@ def test_shares_beyond_chance_are_told():
 
 def test_chance_alone_is_not_told():
     """Right draws of a hundred seeds are within the bound."""
-    right = load(BERT.outline.solution).mask_tokens
+    right = load_module(BERT.outline.solution).mask_tokens
     for seed in range(100):
         ids, special = masking.batch(seed)
         generator = torch.Generator().manual_seed(seed)
@@ -143,7 +143,7 @@ def test_layer_norm_is_borrowed_while_the_students_is_not_right(with_gpt2, edit,
 
 
 def test_in_a_notebook_a_borrowed_layer_norm_goes_back(with_gpt2, monkeypatch, capsys):
-    mine = load(with_gpt2(Outline("gpt2").student.read_text(encoding="utf-8")))
+    mine = load_module(with_gpt2(Outline("gpt2").student.read_text(encoding="utf-8")))
     mine.__name__ = "__main__"
     for kind in vars(mine).values():
         if isinstance(kind, type) and kind.__module__ == "bert_student":

@@ -11,13 +11,13 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from data.tokenizer import bpe_tokenizer
 from learn.__main__ import main
-from learn.checking.course import NotTried, get_course, judge, load
+from learn.checking.course import NotTried, get_course, judge, load_module
 from learn.checking.spy import Spy
 from learn.courses.tokenizers import checks, differences, references
 from learn.courses.tokenizers.texts import HARD, manual, pieces, speech
 
 COURSE = get_course("tokenizers")
-SOLUTION = load(COURSE.outline.solution)
+SOLUTION = load_module(COURSE.outline.solution)
 CASE = COURSE.case("ByteLevelBPE", SOLUTION, SOLUTION)
 
 
@@ -141,7 +141,7 @@ def judged(part, *edits):
         assert text.count(old) == 1, old
         text = text.replace(old, new)
     path = COURSE.outline.solution.with_name("mine.py")
-    return judge(COURSE.case(part, load(path, text), SOLUTION), path)
+    return judge(COURSE.case(part, load_module(path, text), SOLUTION), path)
 
 
 def test_an_import_that_the_part_does_not_use_is_nobodys_business():
@@ -166,7 +166,7 @@ def test_work_of_others_is_found_through_a_helper():
 def test_a_borrowed_part_is_not_taken_for_a_packages():
     """The solution's file has the name of a package, and so has what is borrowed from it."""
     path = COURSE.outline.solution.with_name("mine.py")
-    mine = load(path, COURSE.outline.solution.read_text(encoding="utf-8"))
+    mine = load_module(path, COURSE.outline.solution.read_text(encoding="utf-8"))
     mine.byte_words = SOLUTION.byte_words
     assert judge(COURSE.case("train_bpe", mine, SOLUTION), path) == ("right", "")
 

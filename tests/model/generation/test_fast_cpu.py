@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.context import Context
-from model.generation.fast_cpu import MAX_ROWS, FastLinear, fast_copy, kept
+from model.generation.fast_cpu import MAX_PACKED_ROWS, FastLinear, fast_copy, kept
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import tiny_lm
 
@@ -52,7 +52,7 @@ def n_threads(request):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("n_rows", [1, 2, 7, 16, MAX_ROWS])
+@pytest.mark.parametrize("n_rows", [1, 2, 7, 16, MAX_PACKED_ROWS])
 @torch.no_grad()
 def test_the_numbers_are_those_of_linear(n_rows, bias, n_threads):
     model = evaluated(nn.Linear(48, 34, bias=bias))
@@ -71,14 +71,14 @@ def test_the_numbers_are_those_of_linear(n_rows, bias, n_threads):
 @torch.no_grad()
 def test_many_rows_and_other_kinds_of_numbers_go_the_usual_way():
     model = evaluated(nn.Linear(8, 8))
-    many = torch.randn(MAX_ROWS + 1, 8)
+    many = torch.randn(MAX_PACKED_ROWS + 1, 8)
     for n_rows in (1, 2):
         fast = fast_copy(model, n_rows)
         assert fast_products(lambda fast=fast: fast(many)) == 0
         assert_close(fast(many), many @ model[0].weight.T + model[0].bias)
         with pytest.raises(RuntimeError, match="dtype"):
             fast(torch.randn(1, 8, dtype=torch.float64))
-    assert fast_products(lambda: fast_copy(model, MAX_ROWS + 1)(many[:1])) == 0
+    assert fast_products(lambda: fast_copy(model, MAX_PACKED_ROWS + 1)(many[:1])) == 0
     assert fast_products(lambda: fast_copy(model.double(), 1)(many[:1].double())) == 0
 
 

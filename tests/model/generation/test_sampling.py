@@ -51,9 +51,8 @@ def test_nucleus_is_the_smallest_set_that_reaches_it(nucleus, expected):
 
 
 def test_nucleus_is_not_misled_by_rounding():
-    assert (
-        len(kept(next_token_probs(torch.zeros(1, 10), nucleus=0.8))) == 8
-    )  # 8 * 0.1 is 0.7999999999999999 when summed
+    # 8 * 0.1 is 0.7999999999999999 when summed.
+    assert len(kept(next_token_probs(torch.zeros(1, 10), nucleus=0.8))) == 8
     assert len(kept(next_token_probs(torch.zeros(1, 10), nucleus=0.3))) == 3
 
 
@@ -297,9 +296,8 @@ def test_greedy_takes_the_most_probable_token_at_each_end(kind):
 def test_generation_stops_at_eos_row_by_row():
     lm = tiny_lm(n_tokens=6, seed=1)
     generator = torch.Generator().manual_seed(1)
-    rows = generate(
-        lm, [[1, 2, 4]] * 30, 10, temperature=4.0, generator=generator
-    )  # an eos in the prompt is no end
+    # An eos inside the prompt does not end it.
+    rows = generate(lm, [[1, 2, 4]] * 30, 10, temperature=4.0, generator=generator)
     ends = [row[3:].index(2) for row in rows if 2 in row[3:]]
     assert len(set(ends)) > 2
     for row in rows:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining
 
 import gpt2
-from model.hf.configs import fields_of
+from model.hf.configs import fields_from_config
 from model.hf.weights import as_hf, copy_weights, from_hf, load_hf, pretrained_fields
 from model.lm import LM
 from model.model_params import ModelParams
@@ -121,7 +121,9 @@ def test_parity_in_float64(family, seed):
 @pytest.mark.parametrize("attention", ["explicit", "fused"])
 def test_parity_with_padding(family, attention):
     hf_model = random_model(family, 0)
-    lm = LM(ModelParams(**fields_of(hf_model.config), attention=attention), CharTokenizer(N_TOKENS)).eval()
+    lm = LM(
+        ModelParams(**fields_from_config(hf_model.config), attention=attention), CharTokenizer(N_TOKENS)
+    ).eval()
     copy_weights(hf_model, lm)
     padded = IDS.masked_fill(~REAL, hf_model.config.pad_token_id)
     with torch.no_grad():
@@ -149,7 +151,7 @@ def test_from_files(family, tmp_path):
     hf_model.save_pretrained(tmp_path)
     assert torch.equal(from_hf(load_hf(str(tmp_path)))(IDS), from_hf(hf_model)(IDS))
     fields = pretrained_fields(str(tmp_path))
-    assert fields == fields_of(hf_model.config) | {"tokenizer_source_name": str(tmp_path)}
+    assert fields == fields_from_config(hf_model.config) | {"tokenizer_source_name": str(tmp_path)}
     assert ModelParams(**fields).max_seq_len == {"bert": T + 4, "roberta": T + 2}[family]
 
 
@@ -180,7 +182,7 @@ def test_a_pretraining_model_is_refused_for_what_is_left_out():
 )
 def test_what_our_layers_cannot_be_is_refused(family, settings, message):
     with pytest.raises(ValueError, match=message) as error:
-        fields_of(AutoConfig.for_model(family, **settings))
+        fields_from_config(AutoConfig.for_model(family, **settings))
     assert "\n" not in str(error.value)
 
 

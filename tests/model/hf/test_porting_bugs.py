@@ -59,7 +59,7 @@ def poured_by(rows):
     """Plants other rows for the fused queries, keys and values of NeoX."""
 
     def plant(lm, hf_model, patch):
-        patch.setitem(huggingface.ROWS, "query_key_value", rows)
+        patch.setitem(huggingface.ROWS_OF_QKV, "query_key_value", rows)
         return from_hf(hf_model, check_logits=False)
 
     return plant

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2Model
 
 from model.hf.configs import spelled_out
-from model.hf.weights import as_hf, copy_weights, fields_of, from_hf, load_hf, pretrained_fields
+from model.hf.weights import as_hf, copy_weights, fields_from_config, from_hf, load_hf, pretrained_fields
 from model.lm import LM
 from model.model_params import ModelParams
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
@@ -98,7 +98,7 @@ def test_the_random_models_have_everything(family):
 
 def fresh_lm(hf_model, n_tokens=N_TOKENS, **fields):
     torch.manual_seed(1)
-    return LM(ModelParams(**fields_of(hf_model.config) | fields), CharTokenizer(n_tokens)).eval()
+    return LM(ModelParams(**fields_from_config(hf_model.config) | fields), CharTokenizer(n_tokens)).eval()
 
 
 def test_pouring_copies():
@@ -219,7 +219,7 @@ ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
 )
 def test_configs_that_our_layers_cannot_represent_are_refused(model_type, settings, message):
     with pytest.raises(ValueError, match=message) as error:
-        fields_of(AutoConfig.for_model(model_type, **settings))
+        fields_from_config(AutoConfig.for_model(model_type, **settings))
     assert "\n" not in str(error.value)
 
 
@@ -233,15 +233,15 @@ def test_the_fields_of_the_families_as_they_are_published():
         rotary_pct=0.25,
         rotary_emb_base=10_000,
     )
-    params = ModelParams(**fields_of(pythia))
+    params = ModelParams(**fields_from_config(pythia))
     assert (params.rotary_frac, params.rotary_base, params.parallel_blocks) == (0.25, 10_000, True)
     qwen = AutoConfig.for_model(
         "qwen2", rope_theta=1_000_000.0, num_key_value_heads=2, use_sliding_window=False
     )
-    params = ModelParams(**fields_of(qwen))
+    params = ModelParams(**fields_from_config(qwen))
     assert (params.rotary_base, params.kv_heads, params.sliding_window) == (1_000_000, 2, None)
     assert (params.bias_qkv, params.bias_out, params.bias_ff) == (True, False, False)
-    mistral = ModelParams(**fields_of(AutoConfig.for_model("mistral", rope_theta=1e4)))
+    mistral = ModelParams(**fields_from_config(AutoConfig.for_model("mistral", rope_theta=1e4)))
     assert (mistral.sliding_window, mistral.kv_heads, mistral.norm, mistral.gated) == (
         4096,
         8,
@@ -258,9 +258,8 @@ def test_there_and_back(family, seed, tmp_path):
     as_hf(lm).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert_close(loaded(IDS).logits, hf_model(IDS).logits, rtol=0, atol=1e-5)
-    as_llama = (
-        family == "mistral" and lm.model_params.sliding_window is None
-    )  # the two are one without a window
+    # Without a window, Mistral is the same architecture as Llama.
+    as_llama = family == "mistral" and lm.model_params.sliding_window is None
     assert loaded.config.model_type == ("llama" if as_llama else family)
     again = from_hf(load_hf(str(tmp_path)))
     assert torch.equal(again(IDS), lm(IDS))
@@ -359,7 +358,7 @@ def test_going_back_changes_neither_the_lm_nor_any_randomness():
 def test_pretrained_fields_read_a_config_only(tmp_path):
     hf_model = random_hf("mistral", 1)
     hf_model.config.save_pretrained(tmp_path)
-    expected = fields_of(hf_model.config) | {"tokenizer_source_name": str(tmp_path)}
+    expected = fields_from_config(hf_model.config) | {"tokenizer_source_name": str(tmp_path)}
     assert pretrained_fields(str(tmp_path)) == expected
 
 
@@ -446,7 +445,7 @@ def test_a_revision_is_taken_from_the_cache_of_the_hub(monkeypatch, tmp_path):
         hf_model = load_hf("some/model", revision, never_asked)
         assert_close(hf_model(IDS).logits, models[branch](IDS).logits)
         source = "some/model" if revision is None else f"some/model@{revision}"  # the tokenizer's, too
-        fields = fields_of(models[branch].config) | {"tokenizer_source_name": source}
+        fields = fields_from_config(models[branch].config) | {"tokenizer_source_name": source}
         assert pretrained_fields("some/model", revision, never_asked) == fields
 
 

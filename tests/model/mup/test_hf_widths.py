@@ -197,8 +197,11 @@ def aligned_slope(make: Make) -> float:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_aligned_queries_and_keys_stay_as_heads_get_wider(kind, monkeypatch):
-    assert abs(aligned_slope(partial(in_mup, kind))) <= coordinates.PROBE
-    assert abs(aligned_slope(lambda width: in_mup(kind, width, n_heads=width // 16))) <= coordinates.PROBE
+    assert abs(aligned_slope(partial(in_mup, kind))) <= coordinates.MAX_ALIGNED_SLOPE
+    assert (
+        abs(aligned_slope(lambda width: in_mup(kind, width, n_heads=width // 16)))
+        <= coordinates.MAX_ALIGNED_SLOPE
+    )
     monkeypatch.setitem(globals(), "scale_scores", lambda model, mult: None)
     assert aligned_slope(partial(in_mup, kind)) >= 0.4
 

@@ -9,10 +9,10 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
-from explore.scaling.coordinates import aligned_probe, fit
+from explore.scaling.coordinates import aligned_probe, fit_slope
 from model.mup.base_shapes import make_base_shapes
 from model.mup.parametrization import make_readouts, param_groups, roles
-from model.mup.scores import aligned_score, attentions, scale_scores
+from model.mup.scores import aligned_score, scalable_attentions, scale_scores
 from tests.model.tiny import perturb, tiny_lm
 
 IDS = torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(0))
@@ -121,7 +121,7 @@ def test_every_layer_is_scaled_once_and_copies_keep_it(kind):
         scale_scores(fresh, 0.25)
         fresh.load_state_dict(model.state_dict())
         assert torch.equal(fresh(IDS).logits, scaled)
-    assert len(attentions(model)) == 2
+    assert len(scalable_attentions(model)) == 2
     assert [name for name, _ in model.named_parameters()] == names
     with pytest.raises(ValueError, match="scaled the attention of this model before"):
         scale_scores(model, 0.25)
@@ -250,7 +250,7 @@ def test_the_coordinate_check_sees_scores_that_grow_with_the_head(kind):
 
     def slope(right: bool) -> float:
         probes = aligned_probe("", {w: lambda w=w: of_width(w, right) for w in (32, 128)}, IDS)
-        return fit(probes, "score").value
+        return fit_slope(probes, "score").value
 
     assert abs(slope(right=True)) <= 0.1
     assert slope(right=False) >= 0.4

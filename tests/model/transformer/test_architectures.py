@@ -22,7 +22,7 @@ from model.model_params import ModelParams
 from model.observe import ignored_fields
 from model.transformer.attention import Attention
 from model.transformer.mixers import GatedConvLayer
-from model.transformer.norms import norms, registered
+from model.transformer.norms import norms
 from model.transformer.torchlayers import TorchLSTM
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import (
@@ -205,7 +205,7 @@ def test_a_class_is_a_layer_kind(base, a_name):
 
 
 def test_a_function_that_makes_a_norm_is_a_norm():
-    @registered
+    @norms.register
     def l1norm(width: int, model_params: ModelParams) -> nn.Module:
         return nn.Softsign()
 

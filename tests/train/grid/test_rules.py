@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from train.grid.expand import GridError, Run, read_grid
 from train.grid.expressions import Expression
 from train.grid.params import SECTION_OF
-from train.launch.problems import problems
+from train.launch.problems import grid_problems
 
 ROOT = Path(__file__).resolve().parents[3]
 AXES = "TrainParams\nlr = [1e-3, 1e-2]\nModelParams\ndim = [64, 128, 256]\nn_heads = [1, 2, 4]\n"
@@ -360,7 +360,7 @@ def test_ten_thousand_points_expand_within_seconds(expand):
 def test_ten_thousand_points_are_checked_within_seconds(expand):
     lists = f"TrainParams\nlr = {[i / 1000 for i in range(1, 101)]}\nrandom_seed = {list(range(100))}\n"
     started = time.process_time()
-    runs = expand("DataParams\ndataset_name = 'copy'\n" + lists, problems=partial(problems, root=ROOT))
+    runs = expand("DataParams\ndataset_name = 'copy'\n" + lists, problems=partial(grid_problems, root=ROOT))
     assert len(runs) == 10_000
     assert time.process_time() - started < 10, "2 on an idle machine"
 

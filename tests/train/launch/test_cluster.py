@@ -352,7 +352,7 @@ def test_what_cannot_be_is_refused(options, reason, tmp_path, capsys):
 
 def test_what_a_run_gets_of_a_cluster_is_no_part_of_it():
     plain, asking = (run_named(1, "", **fields).params for fields in ({}, {"cpus": 2.0, "gpus": 0.5}))
-    assert history.identity(plain, "") == history.identity(asking, "")
+    assert history.run_identity(plain, "") == history.run_identity(asking, "")
 
 
 @needs_ray
@@ -366,9 +366,9 @@ def test_what_a_run_gets_of_a_cluster_is_no_part_of_it():
     ],
 )
 def test_a_run_gets_what_it_asks_for(fields, has_gpus, wanted):
-    from train.launch.cluster import needs
+    from train.launch.cluster import cpus_and_gpus
 
-    assert needs(TrainParams(**fields), has_gpus) == wanted
+    assert cpus_and_gpus(TrainParams(**fields), has_gpus) == wanted
 
 
 @needs_ray

@@ -15,9 +15,9 @@ from explore.load import runs
 from model.lm import LM
 from model.model_params import ModelParams
 from train.grid.params import Params, Texts
-from train.grid.run import DataFacts, Run, Size
+from train.grid.run import DataFacts, Run, RunSize
 from train.launch import estimate
-from train.launch.estimate import Pace, duration, family, scaled, step_params
+from train.launch.estimate import Pace, estimated_seconds, family, scaled, step_params
 from train.launch.tables import as_time
 from train.train_params import TrainParams
 
@@ -27,7 +27,7 @@ FEW = [part for option in ("n_samples=400", "threads=1", "warmup_steps=2") for p
 
 def plan(n_params=1000, **fields) -> Run:
     params = Params(DataParams(), TrainParams(), ModelParams()).changed(**fields)
-    return Run(params, {}, "test", size=Size(n_params, 100, 0), data=DataFacts(30, 3200, 320, 10.0))
+    return Run(params, {}, "test", size=RunSize(n_params, 100, 0), data=DataFacts(30, 3200, 320, 10.0))
 
 
 def call(tmp_path, *options: str) -> int:
@@ -152,7 +152,7 @@ def test_a_run_is_its_batches_and_validations(fields, n_batches, n_validations):
     pace = Pace(start=0.5, batch=1e-2, val_batch=1e-3, generation=0.2)
     n_val_batches = 320 / fields.get("batch_size", TrainParams().batch_size)
     expected = 0.5 + n_batches * 1e-2 + n_validations * (n_val_batches * 1e-3 + 0.2)
-    assert duration(plan(**fields), pace) == pytest.approx(expected)
+    assert estimated_seconds(plan(**fields), pace) == pytest.approx(expected)
 
 
 def test_times_are_shown_as_a_reader_wants_them():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from common.repository import REPOSITORY
 from data.batch import mycollate
 from data.corpora import corpora
 from data.data_params import DataParams
@@ -22,17 +23,16 @@ from tests.model.tiny import CharTokenizer, random_ids, tiny_params
 from tests.train.little_run import CALL
 from train.data import make_data
 from train.grid.params import SECTIONS, Params
-from train.grid.run import Run, Size
+from train.grid.run import Run, RunSize
 from train.launch.observe import (
     OBSERVED_FILES,
-    ROOT,
     names_read_by_members,
     names_read_elsewhere,
     names_read_in,
     unused_data_fields,
     unused_fields,
 )
-from train.launch.plan import announce, measure
+from train.launch.plan import announce, measure_data
 from train.optimizers import freeze, make_optimizer
 from train.schedules import Schedule
 from train.train_params import TrainParams
@@ -273,7 +273,7 @@ def names(source: str) -> set[str]:
 def test_what_the_trainer_reads_counts_wherever_it_is_written():
     assert {"patience", "val_every", "hyperparams_log_freq"} <= names_read_elsewhere()
     assert not {"momentum", "wsd_decay_frac", "muon_lr"} & names_read_elsewhere()
-    assert all(list((ROOT / "train").rglob(name)) for name in OBSERVED_FILES)
+    assert all(list((REPOSITORY / "train").rglob(name)) for name in OBSERVED_FILES)
 
 
 def test_only_attributes_of_what_may_be_params_count():
@@ -318,7 +318,7 @@ def data_run(values: dict) -> Params:
 
 
 def said(params: Params, cache: Path, also: tuple = ()) -> list[str]:
-    _, facts = measure(params.data, params.model, cache, None)
+    _, facts = measure_data(params.data, params.model, cache, None)
     return [str(field) for field in unused_data_fields(params, facts.reads, also)]
 
 
@@ -388,8 +388,8 @@ def test_a_field_that_the_user_adds_to_the_data_is_observed(texts, tmp_path, mon
 
 
 def planned(params: Params, cache, config: str = "test") -> Run:
-    _, facts = measure(params.data, params.model, cache, None)
-    return Run(params, {}, config, size=Size(n_steps=10**9), data=facts)
+    _, facts = measure_data(params.data, params.model, cache, None)
+    return Run(params, {}, config, size=RunSize(n_steps=10**9), data=facts)
 
 
 def test_nothing_is_said_of_data_that_was_made_while_nobody_looked(texts, tmp_path):

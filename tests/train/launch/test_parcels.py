@@ -20,9 +20,9 @@ from train.launch.parcels import (
     download_results,
     in_a_folder,
     outputs,
-    pack,
+    pack_folders,
     resume_dead_attempt,
-    unpack,
+    unpack_folders,
 )
 from train.logs import log
 from train.saving.outcome import Ending, Outcome
@@ -63,7 +63,7 @@ def left(tmp_path):
         (run / "elsewhere").symlink_to("/etc/hostname")
     (out / "logs" / "wandb" / "offline-run-1").mkdir(parents=True)
     (out / "logs" / "wandb" / "offline-run-1" / "run.wandb").write_bytes(b"stats")
-    return pack(out, outputs(out, "abc"))
+    return pack_folders(out, outputs(out, "abc"))
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
     run = tmp_path / "away" / "saved-models" / f"{WAS}.partial"
     run.mkdir(parents=True)
     (run / "about.json").write_text(json.dumps({"identity": "abc", "failed": "it had to"}))
-    parcel = pack(tmp_path / "away", outputs(tmp_path / "away", "abc"))
+    parcel = pack_folders(tmp_path / "away", outputs(tmp_path / "away", "abc"))
     assert download_results(parcel, a_run(), FAILED, home) == FAILED
     folder = home / "saved-models" / f"{WAS}.partial"
     assert json.loads((folder / "about.json").read_text())["failed"] == "it had to"
@@ -109,7 +109,7 @@ def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
 def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path, home):
     away = tmp_path / "away" / "saved-models" / WAS
     (away / "resume.ckpt").write_bytes(b"where it stood")
-    parcel = pack(tmp_path / "away", outputs(tmp_path / "away", "abc"))
+    parcel = pack_folders(tmp_path / "away", outputs(tmp_path / "away", "abc"))
     interrupted = replace(SAVED, ending=Ending.INTERRUPTED)
     folder = download_results(parcel, a_run(), interrupted, home).folder
     assert (folder / "resume.ckpt").read_bytes() == b"where it stood"
@@ -134,7 +134,7 @@ def test_a_run_takes_the_place_of_what_there_was_of_it(name, what, stays, left, 
 
 def test_what_there_was_of_a_run_stays_if_nothing_comes(home):
     step = earlier(home)
-    download_results(pack(home, []), a_run(step), FAILED, home)
+    download_results(pack_folders(home, []), a_run(step), FAILED, home)
     assert files(step.folder) == {"resume.ckpt"}
 
 
@@ -162,7 +162,7 @@ def test_nothing_is_unpacked_elsewhere(name, tmp_path):
     target = tmp_path / "a" / "b"
     target.mkdir(parents=True)
     with contextlib.suppress(ValueError):  # which refuses it; or it is put inside
-        unpack(file.getvalue(), target)
+        unpack_folders(file.getvalue(), target)
     assert files(tmp_path) <= {"a/b/tmp/outside"}
 
 

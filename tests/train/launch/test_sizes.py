@@ -10,7 +10,7 @@ from model.model_params import ModelParams
 from model.shapes import parameter_shapes, size_of
 from train.grid.expand import Run
 from train.grid.params import Params
-from train.launch.problems import MIN_DEVICES, problems
+from train.launch.problems import MIN_DEVICES, grid_problems
 from train.train_params import TrainParams
 
 TINY = Params(
@@ -20,7 +20,7 @@ MAX_SECONDS = 5.0
 
 
 def found(params, tmp_path):
-    return [message for message, _ in problems([Run(params, {}, "x", None)], tmp_path)]
+    return [message for message, _ in grid_problems([Run(params, {}, "x", None)], tmp_path)]
 
 
 def with_value(field, value):

@@ -16,7 +16,7 @@ from train.launch import sweep
 from train.run import train_run
 from train.saving import earlier_runs as history
 from train.saving.claims import Claims, claims_in, note_folder, noted_folder
-from train.saving.earlier_runs import identity
+from train.saving.earlier_runs import run_identity
 from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import LOCK_FILE, is_training, lock_of
 from train.saving.timestamps import run_folders
@@ -43,11 +43,11 @@ def call(tmp_path, monkeypatch):
         return train_run(run, *args, **options)
 
     def identity_noted(params, content):
-        identities[params.model.dim] = identity(params, content)
+        identities[params.model.dim] = run_identity(params, content)
         return identities[params.model.dim]
 
     monkeypatch.setattr(sweep, "train_run", train_noted)
-    monkeypatch.setattr("train.launch.plan.identity", identity_noted)
+    monkeypatch.setattr("train.launch.plan.run_identity", identity_noted)
 
     def call(*options):
         return main.main(["--config=trial", "--no-wandb", "--resume", "--out", str(out), *options])

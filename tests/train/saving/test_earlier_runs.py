@@ -17,7 +17,7 @@ from train.grid.run import Step
 from train.launch import sweep
 from train.run import train_run
 from train.saving import earlier_runs as history
-from train.saving.earlier_runs import earlier_outcome, identity
+from train.saving.earlier_runs import earlier_outcome, run_identity
 from train.saving.provenance import code_of_this_process
 from train.saving.timestamps import run_folders
 from train.train_params import TrainParams
@@ -66,27 +66,29 @@ def params_of(**fields) -> Params:
 
 
 def test_an_identity_is_that_of_the_content():
-    plain = identity(params_of(), "")
-    assert identity(params_of(dim=ModelParams.dim, lr=TrainParams.lr), "") == plain, (
+    plain = run_identity(params_of(), "")
+    assert run_identity(params_of(dim=ModelParams.dim, lr=TrainParams.lr), "") == plain, (
         "a default is no part of it"
     )
     others = [{"dim": 64}, {"lr": 1e-4}, {"random_seed": 1}, {"task_args": {"max_length": 3}}, {"threads": 1}]
     others += [{"dataset_name": "sort"}, {"betas": (0.9, 0.98)}, {"layer_architecture": ("torch-gru",)}]
-    known = {plain, identity(params_of(), "another text")} | {
-        identity(params_of(**fields), "") for fields in others
+    known = {plain, run_identity(params_of(), "another text")} | {
+        run_identity(params_of(**fields), "") for fields in others
     }
     assert len(known) == len(others) + 2
-    assert identity(params_of(dim=64, lr=1e-4), "") == identity(params_of(lr=1e-4).changed(dim=64), "")
+    assert run_identity(params_of(dim=64, lr=1e-4), "") == run_identity(
+        params_of(lr=1e-4).changed(dim=64), ""
+    )
 
 
 def test_a_field_that_is_added_invalidates_nothing(monkeypatch):
-    before = identity(params_of(dim=64), "")
+    before = run_identity(params_of(dim=64), "")
     flat = Params.flat
     monkeypatch.setattr(Params, "flat", lambda self: flat(self) | {"new_knob": 3})
     monkeypatch.setitem(history.DEFAULTS, "new_knob", 3)
-    assert identity(params_of(dim=64), "") == before
+    assert run_identity(params_of(dim=64), "") == before
     monkeypatch.setitem(history.DEFAULTS, "new_knob", 4)
-    assert identity(params_of(dim=64), "") != before
+    assert run_identity(params_of(dim=64), "") != before
 
 
 @pytest.mark.slow

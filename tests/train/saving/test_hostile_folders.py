@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from model.lm import LM
 from tests.train.little_run import TINY, make_lm, save_run
 from train.saving import weights
-from train.saving.run_folder import load
+from train.saving.run_folder import load_run
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -44,7 +44,7 @@ OURS = [
 def refusal(folder: Path) -> str:
     """The one sentence with which `folder` is refused."""
     with pytest.raises(ValueError, match=str(folder)) as caught:
-        load(folder)
+        load_run(folder)
     sentence = str(caught.value)
     assert "\n" not in sentence
     assert len(sentence) < 600 + 2 * len(str(folder))
@@ -72,7 +72,7 @@ def test_files_we_do_not_read_are_not_read(tmp_path):
     ):
         (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
     torch.save(Bomb(tmp_path / "exploded"), folder / "model.pth")
-    load(folder)
+    load_run(folder)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -145,7 +145,7 @@ def test_params_of_a_huge_model_are_refused_before_it_is_built(tmp_path, values)
     edit_params(folder, "model", **values)
     start = time.process_time()
     if values == {"positions": "none", "max_seq_len": 10**30}:
-        load(folder)  # a number and nothing more
+        load_run(folder)  # a number and nothing more
     else:
         refusal(folder)
     assert time.process_time() - start < 5
@@ -183,7 +183,7 @@ def test_nothing_is_allocated_for_a_model_that_does_not_fit(tmp_path, monkeypatc
     monkeypatch.setattr(weights, "LM", spy)
     refusal(folder)
     edit_params(folder, "model", dim=8)
-    load(folder)
+    load_run(folder)
     assert devices == ["meta", "meta", "cpu"]
 
 
@@ -196,7 +196,7 @@ def test_params_of_any_depth_are_read_or_refused(tmp_path):
         deep = '{"a":' * depth + "1" + "}" * depth
         (folder / "params.json").write_text(text.replace('"task_args": {', f'"task_args": {{"deep": {deep},'))
         try:
-            load(folder)
+            load_run(folder)
         except ValueError as error:
             errors.append(str(error))
     assert any("cannot be read" in error for error in errors)  # by json

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from data.data_params import DataParams
 from tests.train.little_run import REPOSITORY, TINY, WHEN, make_lm, python, save_run
-from train.saving.run_folder import RunFolder, load, output_root, run_folders
+from train.saving.run_folder import RunFolder, load_run, output_root, run_folders
 from train.train_params import TrainParams
 
 ARCHITECTURES = {
@@ -26,7 +26,7 @@ ARCHITECTURES = {
 @pytest.mark.parametrize("model_params", ARCHITECTURES.values(), ids=ARCHITECTURES)
 def test_a_loaded_run_is_the_saved_one(tmp_path, model_params):
     lm = make_lm(model_params).eval()
-    loaded = load(save_run(tmp_path, lm, val_loss=0.5))
+    loaded = load_run(save_run(tmp_path, lm, val_loss=0.5))
     assert torch.equal(loaded.lm("abcabc"), lm("abcabc"))
     assert not any(module.training for module in loaded.lm.modules())
     assert loaded.params.model == model_params
@@ -45,13 +45,13 @@ def test_shared_weights_are_saved_once_and_shared_again(tmp_path):
     folder = save_run(tmp_path)
     saved = load_file(folder / "model.safetensors")
     assert sum(tensor.shape == (12, 8) for tensor in saved.values()) == 1
-    lm = load(folder).lm
+    lm = load_run(folder).lm
     assert lm.unembed.weight is lm.embed.tokens.weight
 
 
 def test_double_precision_stays(tmp_path):
     lm = make_lm().double().eval()
-    assert torch.equal(load(save_run(tmp_path, lm)).lm("abc"), lm("abc"))
+    assert torch.equal(load_run(save_run(tmp_path, lm)).lm("abc"), lm("abc"))
 
 
 def test_output_root(monkeypatch, tmp_path):
@@ -144,4 +144,4 @@ def test_a_kill_leaves_a_complete_run_or_one_named_incomplete(tmp_path):
     assert len(partial) > 10
     assert len(partial) < len(folders)
     for folder in set(folders) - set(partial):
-        assert load(folder).train_stats
+        assert load_run(folder).train_stats
