@@ -229,7 +229,7 @@ def test_a_command_runs(line, out, monkeypatch):
     monkeypatch.setenv("WHATIF_OUT", str(out))
     program, *options = shlex.split(line)
     assert Path(program).name in ("python", "python3")
-    if options[0] == "main.py":
+    if options[0] == "main.py" and "--ray" not in options:  # Ray hangs in a forked process
         assert forked(lambda: run_main(options[1:], out)) == 0
     else:
         done = run([sys.executable, *options], cwd=ROOT)
