@@ -71,6 +71,27 @@ def test_the_page_fits_a_window_and_draws_inside_its_plots(opened, tmp_path, axe
 
 @pytest.mark.slow
 @pytest.mark.ci
+def test_a_steep_curve_is_cut_off_at_its_plot(opened, tmp_path):
+    """Where the loss falls from far above the plot, a screen point above the plot shows no part of the curve."""
+    fake_grid(tmp_path, n_points=3, random_seed=[0, 1])
+    driver = opened()
+    above = driver.execute_script("""
+        const frames = [...document.querySelectorAll("svg svg")];
+        const lines = frames.flatMap((frame) => [...frame.querySelectorAll("polyline, path, polygon")]);
+        document.documentElement.style.scrollBehavior = "auto";
+        return lines.filter((line) => {
+          line.closest("svg").scrollIntoView({ block: "end" });
+          const box = line.getBoundingClientRect(), frame = line.closest("svg").parentNode.getBoundingClientRect();
+          const y = frame.top - 5;
+          for (let x = box.left; x <= box.right; x += 0.5)
+            if (document.elementsFromPoint(x, y).includes(line)) return true;
+          return false;
+        }).length""")
+    assert above == 0
+
+
+@pytest.mark.slow
+@pytest.mark.ci
 def test_text_of_runs_does_nothing(opened, tmp_path):
     for number, (seed, lr, text) in enumerate(product((0, 1), (1e-3, 1e-2), ("char", EVIL))):
         own = {"task_args": {"kind": text}, "norm": EVIL, "positions": text, "tokenizer_source_name": text}
