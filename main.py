@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.grid.expand import GridError, config_files, read_grid
 from train.grid.params import Params
 from train.grid.run import Call, Run
 from train.logs import log, log_to_console, log_to_file
 from train.processes import rank, silence_rank, start_server_of_workers
+
+if TYPE_CHECKING:  # it imports torch, which is slow
+    from train.saving.outcome import Outcome
 
 MAIN_PROJ = "base"  # first part of the wandb project and save folder of every run; name your project here
 wandb_username = None  # your wandb account; None: wandb's own default
@@ -242,7 +245,9 @@ def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[R
     return runs
 
 
-def check_scaling(args: argparse.Namespace, runs: Sequence[Any] = (), outcomes: Sequence[Any] = ()) -> int:
+def check_scaling(
+    args: argparse.Namespace, runs: Sequence[Run] = (), outcomes: "Sequence[Outcome]" = ()
+) -> int:
     """Judge how the models of a grid, or saved runs, scale. Log the verdict as the last line. Return the exit code."""
     from explore.scaling import commands as checks
     from train.saving.run_folder import output_root

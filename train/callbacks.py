@@ -3,19 +3,19 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from train.logs import say_at_once
 from train.processes import rank
 from train.saving.outcome import Ending
 from train.saving.weights import Checkpoints
-from train.state import Attributes
+from train.state import Attributes, Saved
 from train.stopwatch import Stopwatch
 from train.trainer import DRAIN_EVERY, LMTrainer
 
@@ -39,7 +39,7 @@ class Callback(L.Callback):
         self.step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, *_: object
     ) -> None:
         assert isinstance(module, LMTrainer)
         if trainer.global_step != self.step:
@@ -50,11 +50,11 @@ class Callback(L.Callback):
         if "attributes" not in vars(self):
             self.attributes = Attributes(self, without=self.not_saved)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Saved:
         saved, _ = self.attributes.save()
         return saved
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Saved) -> None:
         self.attributes.restore(state_dict)
 
 
@@ -133,7 +133,7 @@ class KeepWeights(Callback):
             self.checkpoints.keep(module.model, trainer.global_step)
 
     def on_save_checkpoint(
-        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, object]
     ) -> None:
         self.checkpoints.wait()  # a run that continues from this checkpoint does not write them again
 
@@ -199,8 +199,9 @@ class Progress(L.Callback):
         self.last = -math.inf
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
+        assert isinstance(outputs, Mapping)
         if time.monotonic() - self.last >= REPORT_SECONDS:
             self.report(trainer.global_step, float(outputs["loss"]), module.device)
             self.last = time.monotonic()

@@ -3,16 +3,18 @@
 The file is Lightning's. This file adds random states, and LMTrainer adds its attributes.
 """
 
+import os
 import pickle
 import random
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from train.logs import log
 from train.processes import rank
@@ -34,7 +36,9 @@ class WholeFiles(TorchCheckpointIO):
 
     has_warned = False
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, object], path: str | os.PathLike[str], storage_options: object = None
+    ) -> None:
         try:
             with replacing(Path(path)) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
@@ -57,6 +61,15 @@ class Position(NamedTuple):
     batches: int  # of this epoch
 
 
+class RandomState(TypedDict):
+    """The states of all global random generators, in types that a checkpoint may hold."""
+
+    torch: Tensor
+    cuda: list[Tensor]
+    numpy: dict[str, Any]
+    python: tuple[Any, ...]
+
+
 class ResumePoint(L.Callback):
     """Callback that keeps the latest checkpoint of a run in `path`, and resumes from one that exists at the start.
 
@@ -66,7 +79,7 @@ class ResumePoint(L.Callback):
     def __init__(self, path: Path | None) -> None:
         self.path = path or Path(RESUME_FILE)
         self.written_at = time.monotonic()
-        self.random_states: list[Any] | None = None  # to be restored, one for each process
+        self.random_states: list[RandomState] | None = None  # to be restored, one for each process
         self.position = self.read()  # where the run goes on; None: it begins
 
     def read(self) -> Position | None:
@@ -89,7 +102,7 @@ class ResumePoint(L.Callback):
         self.random_states = checkpoint["random_states"]
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Write checkpoints here, where all earlier batches are complete and this one has not begun."""
         assert isinstance(pl_module, LMTrainer)
@@ -142,8 +155,8 @@ def position_in(checkpoint: dict[str, Any]) -> Position:
     return Position(epoch, batches)
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of every global random generator, in types that a checkpoint may hold."""
+def random_state() -> RandomState:
+    """Return the state of every global random generator."""
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002 -- for libraries that draw from it
     return {
         "torch": torch.get_rng_state(),
@@ -153,7 +166,7 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: RandomState) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
@@ -11,11 +11,19 @@ from model.model_params import ModelParams
 from train.train_params import TrainParams
 
 
+class DataOptions(TypedDict):
+    """Options of a run's data that come from its ModelParams."""
+
+    tokenizer_spec: TokenizerSpec
+    max_seq_len: int
+    mask: bool
+
+
 def tokenizer_spec(model: ModelParams) -> TokenizerSpec:
     return TokenizerSpec(model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop)
 
 
-def data_options(model: ModelParams) -> dict[str, Any]:
+def data_options(model: ModelParams) -> DataOptions:
     """Return the options of a run's data that come from its ModelParams."""
     return {
         "tokenizer_spec": tokenizer_spec(model),

@@ -1,5 +1,6 @@
 """Muon for matrices and AdamW for all else, as one optimizer: so Lightning, schedules and checkpoints see it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ class MuonWithAdamW(Optimizer):
     `muon` and `adamw` are the arguments of torch's classes.
     """
 
-    def __init__(self, groups: list[dict], muon: dict[str, Any], adamw: dict[str, Any]) -> None:
+    def __init__(self, groups: list[dict], muon: Mapping[str, Any], adamw: Mapping[str, Any]) -> None:
         of_muon = [group for group in groups if "muon" in group]
         of_adamw = [group for group in groups if "muon" not in group]
         self.parts: list[Optimizer] = []
@@ -30,7 +31,7 @@ class MuonWithAdamW(Optimizer):
             part.param_groups, part.state = self.param_groups[first:last], self.state
             first = last
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         super().load_state_dict(state_dict)
         self.share()
 

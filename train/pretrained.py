@@ -1,7 +1,7 @@
 """Initial weights that are not random: those of a pretrained model or of a saved run."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,8 +38,8 @@ class PretrainedSource(NamedTuple):
 
 
 def defaults(
-    root: Path, *, from_pretrained: str | None = None, from_saved: str | None = None, **others: Any
-) -> dict[str, Any]:
+    root: Path, *, from_pretrained: str | None = None, from_saved: str | None = None, **others: object
+) -> dict[str, object]:
     """Return the ModelParams fields that a grid point takes over from the source of its weights; empty without one."""
     if from_pretrained is not None and from_saved is not None:
         return {}  # ModelParams will refuse it
@@ -161,17 +161,17 @@ def forward_factors(model: ModelParams) -> tuple[float, ...]:  # muP
     return width_mult(model), depth_mult(model), head_mult(model)  # muP
 
 
-def model_fields(params: ModelParams) -> dict[str, Any]:
+def model_fields(params: ModelParams) -> dict[str, object]:
     return {name: value for name, value in vars(params).items() if name in SECTION_OF}
 
 
-def edits(model: ModelParams, source: PretrainedSource) -> dict[str, Any]:
+def edits(model: ModelParams, source: PretrainedSource) -> dict[str, object]:
     """Return the fields of `model` that differ from the model its weights come from."""
     same = replace(source.params, from_pretrained=model.from_pretrained, from_saved=model.from_saved)
     return {name: value for name, value in model_fields(model).items() if value != model_fields(same)[name]}
 
 
-def fields_as_text(fields: dict[str, Any]) -> str:
+def fields_as_text(fields: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in fields.items())
 
 

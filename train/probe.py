@@ -7,7 +7,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Probe(NamedTuple):
     without_gradient: list[str]  # parameters that are to be trained, and cannot be
 
 
-def probe(lm: LM, train_params: Any = None) -> Probe:
+def probe(lm: LM, train_params: object = None) -> Probe:
     """Probe a copy of `lm`. Its weights, gradients and buffers, and the random state of the run, stay unchanged.
 
     `train_params` are passed to its losses. A model that cannot be probed counts as leaking, with the reason.
@@ -102,7 +102,7 @@ def noisy_copy(lm: LM, spread: float = 0.0) -> LM:
     return noisy
 
 
-def without_gradient(lm: LM, train_params: Any) -> list[str]:
+def without_gradient(lm: LM, train_params: object) -> list[str]:
     """Return the trainable parameters of `lm` that get no gradient from the losses of random rows.
 
     All losses are those of noisy copies in training mode. A parameter counts if it has no gradient in any of

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from common.registry import Registry
 from train.train_params import TrainParams
@@ -92,8 +92,8 @@ class Schedule:
         if self.waited >= self.params.lr_plateau_patience:
             self.reductions, self.waited = self.reductions + 1, 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "params"}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         vars(self).update(state)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any, NamedTuple, Self
 
 import psutil
@@ -202,7 +203,7 @@ def _kill_service() -> None:
 def start_wandb(
     *,
     project: str,
-    config: dict[str, Any],
+    config: dict[str, object],
     folder: Path,  # wandb keeps its own folder "wandb" in it
     entity: str | None = None,
     group: str | None = None,
@@ -240,7 +241,7 @@ def start_wandb(
     return tracker
 
 
-def _settings(wandb: Any) -> Any:
+def _settings(wandb: ModuleType) -> Any:
     """Return settings of wandb with bounded waits and no output or prompts, that send only params and statistics."""
     return wandb.Settings(
         init_timeout=START_SECONDS,

@@ -170,7 +170,8 @@ class LMTrainer(L.LightningModule):
     @torch.no_grad()
     def count(self, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Count rows and tokens of all processes. Return the mean losses over all tokens scored at the same time."""
-        n_rows, n_tokens = len(batch["x_indices"]), n_real_tokens(batch)
+        n_rows: int | Tensor = len(batch["x_indices"])
+        n_tokens = n_real_tokens(batch)
         if self.is_step_split:
             n_scored = self.n_scored(losses)
             if self.trainer.world_size > 1:
@@ -180,7 +181,9 @@ class LMTrainer(L.LightningModule):
         self.n_tokens = self.n_tokens + n_tokens
         return losses
 
-    def of_all_processes(self, batch: Batch, losses: dict[str, Tensor], n_scored: Tensor) -> tuple[Any, ...]:
+    def of_all_processes(
+        self, batch: Batch, losses: dict[str, Tensor], n_scored: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Return mean losses and counts over all processes."""
         # A process without rows of its own has a filler, in which nothing is scored.
         is_real = batch["target_mask"].any()

@@ -13,6 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.text import nearest
+from data.data_params import DataParams
+from model.model_params import ModelParams
 from train.grid.config_text import (
     VARIANT,
     Config,
@@ -24,10 +26,11 @@ from train.grid.config_text import (
     read_options,
     refusal,
 )
-from train.grid.params import SECTION_OF, SECTIONS, Params
+from train.grid.params import SECTION_OF, SECTIONS, Params, Section
 from train.grid.rules import Rule, Rules, read_rules
 from train.grid.run import Run
 from train.logs import log
+from train.train_params import TrainParams
 
 __all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
 
@@ -61,7 +64,7 @@ def read_grid(
     each: Callable[[Params], list[Params]] = lambda params: [params],
     problems: Callable[[list[Run]], Iterable[tuple[str, dict[str, Place]]]] = lambda runs: (),
     known: Iterable[str] = (),
-    defaults: Callable[..., dict[str, Any]] = lambda **chosen: {},
+    defaults: Callable[..., dict[str, object]] = lambda **chosen: {},
 ) -> list[Run]:
     """Return the runs of all `files`. Raise GridError with all errors at once, including those `known` before.
 
@@ -124,7 +127,7 @@ class Expansion:
         rules: Rules,
         errors: Errors,
         each: Callable[[Params], list[Params]],
-        defaults: Callable[..., dict[str, Any]],
+        defaults: Callable[..., dict[str, object]],
     ) -> None:
         self.source = Place(config.source, 0)
         self.rules = rules
@@ -161,11 +164,11 @@ class Expansion:
             if rule.expression.text not in self.used:
                 self.errors.notes.append(f"{rule.place}: skip {rule.expression.text!r} leaves out no point")
 
-    def points(self, settings: Mapping[str, Setting]) -> Iterator[dict[str, Any]]:
+    def points(self, settings: Mapping[str, Setting]) -> Iterator[dict[str, object]]:
         """Yield the settings of each point. Fields in `together` form one axis, at the place of the first."""
         groups = {name: group.fields for group in self.rules.together for name in group.fields}
         self.check_together(settings)
-        axes: list[list[dict[str, Any]]] = []
+        axes: list[list[dict[str, object]]] = []
         taken: set[str] = set()
         for key in settings:
             if key not in taken:
@@ -204,7 +207,7 @@ class Expansion:
     def set_by_a_variant(self, fields: list[str]) -> bool:
         return any(variant.settings.keys() & set(fields) for variant in self.rules.variants)
 
-    def runs_of(self, chosen: dict[str, Any], variant: str | None, places: dict[str, Place]) -> list[Run]:
+    def runs_of(self, chosen: dict[str, object], variant: str | None, places: dict[str, Place]) -> list[Run]:
         """Return the runs of one point, or none if it is skipped or wrong."""
         try:
             if (point := self.complete(chosen, variant)) is None:
@@ -214,7 +217,9 @@ class Expansion:
             self.errors.add_located(str(error), places)
             return []
         try:
-            params = Params(*(self.build(cls, own) for cls in SECTIONS.values()))
+            params = Params(
+                self.build(DataParams, own), self.build(TrainParams, own), self.build(ModelParams, own)
+            )
             return [Run(made, places, Path(self.source.source).stem, variant) for made in self.each(params)]
         except ValidationError as error:
             for problem in error.errors():
@@ -223,7 +228,7 @@ class Expansion:
             self.errors.add(Place("run_all in main.py", 0), str(error))
         return []
 
-    def complete(self, chosen: dict[str, Any], variant: str | None) -> dict[str, Any] | None:
+    def complete(self, chosen: dict[str, object], variant: str | None) -> dict[str, object] | None:
         """Return a point with its derived fields, or None if it is skipped or an expression fails."""
         derive = self.rules.derive
         if not derive and not self.rules.skip:
@@ -237,7 +242,7 @@ class Expansion:
                 return None
         return None if self.skipped(late, known) else chosen | {key: known[key] for key in derive}
 
-    def skipped(self, rules: list[Rule], known: dict[str, Any]) -> bool:
+    def skipped(self, rules: list[Rule], known: dict[str, object]) -> bool:
         """Return True if a skip condition holds. All are evaluated, so that unused ones can be reported."""
         hit = False
         for rule in rules:
@@ -259,7 +264,7 @@ class Expansion:
             self.blamed.append(rule)
             self.errors.add(rule.place, message, key)
 
-    def derived(self, key: str, rule: Rule, known: dict[str, Any]) -> bool:
+    def derived(self, key: str, rule: Rule, known: dict[str, object]) -> bool:
         """Add a derived field to the `known` values of a point.
 
         Return False, and add an error, if the field has no valid value.
@@ -276,17 +281,17 @@ class Expansion:
             self.blame(rule, f"{section} cannot have {key} = {value!r:.80}, {at}: {reason}{hint}", key)
         return reason is None
 
-    def build(self, params_class: type, values: dict[str, Any]) -> Any:
+    def build(self, params_class: type[Section], values: Mapping[str, object]) -> Section:
         """Return `params_class` made from those of `values` that are its fields."""
         name = params_class.__name__
-        own = {key: value for key, value in values.items() if SECTION_OF[key] == name}
+        own: dict[str, Any] = {key: value for key, value in values.items() if SECTION_OF[key] == name}
         if (made_from := f"{name}{own}") not in self.built:
             self.built[made_from] = params_class(**own)
         return self.built[made_from]
 
 
 @functools.cache
-def field_defaults() -> dict[str, Any]:
+def field_defaults() -> dict[str, object]:
     return {
         key: value for cls in SECTIONS.values() for key, value in vars(cls()).items() if key in SECTION_OF
     }
@@ -295,7 +300,7 @@ def field_defaults() -> dict[str, Any]:
 def axes(runs: Iterable[tuple[Hashable, Params]]) -> list[str]:
     """Return the fields that differ between runs (group, params) of the same group, in the order of their sections."""
     values: dict[str, dict[Hashable, set[str]]] = {}
-    seen: dict[tuple[Hashable, int], Any] = {}  # params that many runs share are looked at once
+    seen: dict[tuple[Hashable, int], object] = {}  # params that many runs share are looked at once
     for group, params in runs:
         for part in params:
             if (group, id(part)) not in seen:

@@ -6,7 +6,6 @@ simpleeval evaluates them; they are never run as Python.
 import ast
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
 
@@ -30,10 +29,10 @@ ALLOWED = (
 )
 
 
-def of_numbers(operator: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def of_numbers(operator: Callable[[float, float], float]) -> Callable[[object, object], float]:
     """Restrict an operator to numbers: with text and tuples it could build values of any size."""
 
-    def checked(a: Any, b: Any) -> Any:
+    def checked(a: object, b: object) -> float:
         if not isinstance(a, int | float) or not isinstance(b, int | float):
             raise TypeError(f"it is for numbers, not {a!r:.40} and {b!r:.40}")
         return operator(a, b)
@@ -41,7 +40,7 @@ def of_numbers(operator: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
     return checked
 
 
-def power(a: Any, b: Any) -> Any:
+def power(a: float, b: float) -> float:
     if isinstance(a, int) and isinstance(b, int) and a.bit_length() * b > MAX_BITS:
         raise ValueError(f"{a!r:.40} ** {b!r:.40} is too large")
     try:
@@ -53,7 +52,7 @@ def power(a: Any, b: Any) -> Any:
     return result
 
 
-def rounded(x: Any, digits: int | None = None) -> Any:
+def rounded(x: float, digits: int | None = None) -> float:
     if digits is not None and abs(digits) > MAX_DIGITS:
         raise ValueError(f"round takes up to {MAX_DIGITS} digits, not {digits!r:.40}")
     return round(x, digits)
@@ -65,7 +64,7 @@ OPERATORS = DEFAULT_OPERATORS | {
     ast.Pow: of_numbers(power),
 }
 # Operators allowed between number literals outside the Grid section.
-ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     op: OPERATORS[op] for op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 }
 FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": rounded, "int": int, "float": float}
@@ -91,9 +90,11 @@ class Expression:
             if name not in known:
                 raise ValueError(unknown_field(name, known))
         self.names = list(dict.fromkeys(names))
-        self.outcomes: dict[tuple[str, ...], Any] = {}  # by the values of its names: a grid has few of them
+        self.outcomes: dict[
+            tuple[str, ...], object
+        ] = {}  # by the values of its names: a grid has few of them
 
-    def __call__(self, values: Mapping[str, Any]) -> Any:
+    def __call__(self, values: Mapping[str, object]) -> object:
         """Return the value of the expression for these `values` of names. Raise ValueError if it has none."""
         key = tuple(repr(values[name]) for name in self.names)
         if key not in self.outcomes:
@@ -103,7 +104,7 @@ class Expression:
             raise outcome
         return outcome
 
-    def evaluate(self, values: Mapping[str, Any]) -> Any:
+    def evaluate(self, values: Mapping[str, object]) -> object:
         own = {name: values[name] for name in self.names}
         evaluator = EvalWithCompoundTypes(OPERATORS, FUNCTIONS.copy(), own, allowed_attrs={})
         try:
@@ -111,7 +112,7 @@ class Expression:
         except Exception as error:  # of any kind that arithmetic knows
             return ValueError(f"{type(error).__name__}{self.at(values)}: {error}")
 
-    def at(self, values: Mapping[str, Any]) -> str:
+    def at(self, values: Mapping[str, object]) -> str:
         """Return the values of the expression's names as text, for an error."""
         shown = ", ".join(f"{name} {values[name]!r}" for name in self.names)
         return f" at {shown}" if shown else ""

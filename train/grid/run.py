@@ -7,6 +7,8 @@ from typing import Literal, NamedTuple
 from train.grid.config_text import Place
 from train.grid.params import Params
 
+StepKind = Literal["new", "finished", "continued", "again", "elsewhere"]
+
 
 class RunSize(NamedTuple):
     """The size of a run, known before it trains."""
@@ -32,7 +34,7 @@ class DataFacts(NamedTuple):
 class Step:
     """The first action of a call for a run, given what earlier calls left of it."""
 
-    what: Literal["new", "finished", "continued", "again", "elsewhere"]
+    what: StepKind
     folder: Path | None = None  # of the earlier attempt
     why: str = ""  # the earlier attempt failed
     replaced: tuple[Path, ...] = ()  # partial folders of the same run that are of no use when it has ended

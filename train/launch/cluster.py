@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")  # what becomes of a run is said here, in a line
@@ -21,7 +21,7 @@ from common.repository import REPOSITORY
 from data import corpora
 from data.syntheticdata import tasks
 from train.grid.expand import GridError
-from train.grid.run import Run
+from train.grid.run import Call, Run
 from train.launch.parcels import (
     Upload,
     download_results,
@@ -30,11 +30,11 @@ from train.launch.parcels import (
     pack_folders,
     resume_dead_attempt,
 )
-from train.launch.workers import Message, SideBySide, set_up_worker
+from train.launch.workers import Message, SideBySide, Train, set_up_worker
 from train.logs import log
 from train.saving.earlier_runs import claimed, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
-from train.saving.provenance import code_of_this_process
+from train.saving.provenance import Code, code_of_this_process
 from train.saving.weights import one_line
 from train.train_params import TrainParams
 
@@ -80,7 +80,19 @@ def beacon(out: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=out, prefix=".here-")
 
 
-def on_worker(run: Run, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Outcome, bytes | None]:
+class Away(NamedTuple):
+    """The part of a grid that all its runs on a cluster share."""
+
+    train: Train
+    call: Call
+    here: Path  # a folder of the first process
+    code: Code | None  # that the runs train with
+    texts: dict[str, str]  # fingerprints by name
+    wandb: dict[str, str]  # environment variables
+    mailbox: Any  # a Ray actor
+
+
+def on_worker(run: Run, parcels: list[object], away: Away) -> tuple[Outcome, bytes | None]:
     """Train a run on a node. Return its outcome and, where the first process has another disk, its files as bytes."""
     train, call, here, code, texts, wandb, mailbox = away
     os.environ.update(wandb)
@@ -102,6 +114,9 @@ def on_worker(run: Run, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Outc
 class RayWorker(SimpleNamespace):
     """A run that has been handed to Ray, in the place of a `Worker`. Ray watches memory and ends the process."""
 
+    number: Any  # None once the run has ended
+    settled: bool
+
     def settle(self, free: int) -> None: ...
 
     def end(self) -> None: ...
@@ -112,12 +127,12 @@ def new_mailbox() -> Any:
 
     class Mailbox:  # made here, so that its process need not import what we do
         def __init__(self) -> None:
-            self.messages: list[Any] = []
+            self.messages: list[object] = []
 
-        def put(self, *message: Any) -> None:
+        def put(self, *message: object) -> None:
             self.messages.append(message)
 
-        def take(self) -> list[Any]:
+        def take(self) -> list[object]:
             taken, self.messages = self.messages, []
             return taken
 
@@ -133,11 +148,8 @@ class OnCluster(SideBySide):
 
     to_stop = False
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.claims: dict[int, ExitStack] = {}
-
     def run(self) -> dict[int, Outcome]:
+        self.claims: dict[int, ExitStack] = {}
         assert self.call.ray is not None
         connect(self.call.ray)
         try:
@@ -150,7 +162,8 @@ class OnCluster(SideBySide):
                 names = {run.params.data.dataset_name for run in self.runs.values()} - tasks.keys()
                 texts = {name: corpora.corpus_fingerprint(name) for name in names}
                 wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-                self.away = ray.put((self.train, self.call, Path(here), code, texts, wandb, self.mailbox))
+                away = Away(self.train, self.call, Path(here), code, texts, wandb, self.mailbox)
+                self.away = ray.put(away)
                 return super().run()
         finally:
             ray.shutdown()

@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from train.grid.run import NEW, Call, Run
 from train.logs import log
@@ -62,11 +61,11 @@ def unpack_folders(parcel: bytes, root: Path) -> None:
 class Upload:
     """Uploads the folders that runs need, each only once. `put` stores bytes and returns a reference to them."""
 
-    def __init__(self, out: Path, put: Callable[[bytes], Any]) -> None:
+    def __init__(self, out: Path, put: Callable[[bytes], object]) -> None:
         self.out = out
         self.packed = cache(lambda folder: put(pack_folders(out, [folder])))
 
-    def __call__(self, run: Run) -> list[Any]:
+    def __call__(self, run: Run) -> list[object]:
         """Return references to a run's data, to the run it starts from, and to its own earlier folder."""
         folders = [*run.data.folders]
         if (timestamp := run.params.model.from_saved) is not None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,6 +25,7 @@ from train.logs import log
 from train.pretrained import saved_tokenizer, weights_problems
 from train.saving.earlier_runs import description, for_all_processes, run_identity, steps_for
 from train.saving.provenance import code_of_this_process
+from train.saving.record import Namer
 from train.saving.run_folder import partial_folder
 from train.train_params import TrainParams
 
@@ -130,7 +130,7 @@ def gpu_problems(gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
 
 
-def check_names(runs: list[Run], make_namer: Callable[..., Any], call: Call) -> None:
+def check_names(runs: list[Run], make_namer: Callable[..., Namer], call: Call) -> None:
     """Call Namer for every run, so that errors in it show before training. Raise GridError with all of them."""
     timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
     for run in runs:

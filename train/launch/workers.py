@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import psutil
 import rich
@@ -41,6 +41,12 @@ class Message(NamedTuple):
     outcome: Outcome | None = None
 
 
+class Sender(Protocol):
+    """The end of a connection by which a worker sends messages."""
+
+    def send(self, message: Message, /) -> object: ...
+
+
 def n_jobs(jobs: str) -> int:
     """Return the number of runs to train side by side; "auto" is one per core. Raise GridError if it is not above 0."""
     if jobs == "auto":
@@ -66,7 +72,7 @@ def work(connection: Connection, train: Train, call: Call, threads: int, code: C
         worker_log.send(Message(outcome=outcome))
 
 
-def set_up_worker(connection: Any, threads: int, code: Code | None) -> "WorkerLog":
+def set_up_worker(connection: Sender, threads: int, code: Code | None) -> "WorkerLog":
     """Set up a process that trains for another one. Return the handler that reports by `connection.send`."""
     torch.set_num_threads(threads)
     if code is not None:
@@ -87,7 +93,7 @@ def end_with_first_process() -> None:
 class WorkerLog(logging.Handler):
     """Logging handler that sends a worker's log records and progress to the first process."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Sender) -> None:
         super().__init__()
         self.connection = connection
         self.sending = threading.Lock()
@@ -131,7 +137,7 @@ class Worker:
         self.to_stop = False
         self.began = 0.0
 
-    def start(self, number: int, run: Any) -> None:
+    def start(self, number: int, run: Run) -> None:
         self.number, self.settled, self.began = number, False, time.perf_counter()
         self.connection.send(run)
 
@@ -153,6 +159,15 @@ class Worker:
             self.process.terminate()
         with suppress(OSError):
             self.connection.send(None)
+
+
+class ActiveRun(Protocol):
+    """The process that trains a run, as `SideBySide` sees it: on this machine or in a cluster."""
+
+    number: int | None  # of its run
+    settled: bool  # its run trains, and has taken the memory it needs
+
+    def settle(self, free: int) -> None: ...
 
 
 class ProgressBars:
@@ -253,7 +268,7 @@ class SideBySide:
                 message = Message(outcome=self.death_of(worker))
             self.hear(worker, message)
 
-    def hear(self, worker: Any, message: Message) -> None:
+    def hear(self, worker: ActiveRun, message: Message) -> None:
         number = worker.number
         assert number is not None
         if message.record is not None:

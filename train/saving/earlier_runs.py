@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from train.grid.expand import GridError
 from train.grid.params import SECTIONS, Params
-from train.grid.run import NEW, Run, Step
+from train.grid.run import NEW, Run, Step, StepKind
 from train.logs import log
 from train.processes import rank
 from train.saving.claims import claims_in, noted_folder
@@ -105,12 +105,12 @@ def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
     return [step_with(*decided) for decided in json.loads(os.environ[DECIDED])]
 
 
-def essence(step: Step) -> tuple[str, str | None]:
+def essence(step: Step) -> tuple[StepKind, str | None]:
     """Return what the other processes of a run need to know about a step."""
     return step.what, None if step.folder is None else str(step.folder)
 
 
-def step_with(what: Any, folder: str | None) -> Step:
+def step_with(what: StepKind, folder: str | None) -> Step:
     """Return the step with this `essence`."""
     return Step(what, Path(folder) if folder else None)
 

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +22,11 @@ from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
-from train.grid.params import Params
+from train.grid.params import Params, Section
 from train.logs import printable
 from train.saving.about import about_problem
 from train.saving.durable import make_folder, rename, replacing, sync_tree
+from train.saving.outcome import Value
 from train.saving.provenance import changed_files, code_of_this_process, hashes_of_code, versions
 from train.saving.timestamps import PARTIAL, run_folders, timestamps_in, walk
 from train.saving.weights import (
@@ -247,7 +248,7 @@ def create_run_files(
     write_json(folder / "about.json", about)
 
 
-def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None:
+def save(folder: Path, *, lm: LM, stats: Stats, summary: Mapping[str, Value]) -> None:
     """Save the results of a run in its (still partial) folder. `summary` holds its final numbers."""
     assert isinstance(lm.tokenizer, Tokenizer), "what is trained here has a tokenizer of ours"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in unshared_state(lm).items()}
@@ -308,7 +309,7 @@ def read_about(folder: Path, complete: bool = True) -> dict[str, Any]:
     return about
 
 
-def read_params(folder: Path, about: dict[str, Any]) -> Params:
+def read_params(folder: Path, about: Mapping[str, object]) -> Params:
     """Return the params of the run in `folder`. Fields missing there get their defaults.
 
     Raise ValueError for unknown fields and invalid values.
@@ -324,7 +325,7 @@ def read_params(folder: Path, about: dict[str, Any]) -> Params:
         raise ValueError(f"{folder / 'params.json'}: {one_line(error)}") from error
 
 
-def read_section(params_class: type, section: object, about: dict[str, Any]) -> Any:
+def read_section(params_class: type[Section], section: object, about: Mapping[str, object]) -> Section:
     """Return `params_class` with the values of a section of params.json."""
     if not isinstance(section, dict):
         raise ValueError(f"there is no section for {params_class.__name__}")
@@ -341,14 +342,14 @@ def read_section(params_class: type, section: object, about: dict[str, Any]) -> 
         raise ValueError(f"{field}: {first['msg']}, not {first['input']!r:.80}") from error
 
 
-def as_tuples(value: Any) -> Any:
+def as_tuples(value: object) -> Any:
     """Convert lists to tuples: JSON has no tuples, and params have no lists."""
     if isinstance(value, dict):
         return {key: as_tuples(item) for key, item in value.items()}
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON, one line per key. A kill or a full disk leaves either the new file or the old one."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     with replacing(path) as partial:
@@ -371,6 +372,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def saved_at(about: dict[str, Any]) -> str:
+def saved_at(about: Mapping[str, object]) -> str:
     commit = str(about.get("commit"))
     return f"commit {commit}" if COMMIT.fullmatch(commit) else "an unknown commit"
