@@ -13,10 +13,10 @@ from common.text import did_you_mean
 from train.grid.params import field_hint
 
 MAX_EXPRESSION_CHARS = 1_000  # characters of an expression
-MAX_BITS = 1_000  # of an integer result of **
-MAX_DIGITS = 20  # that round is asked for
+MAX_BITS = 1_000  # of an integer that ** gives
+MAX_DIGITS = 20  # second argument of `round`
 
-# What an expression may consist of; simpleeval evaluates more, which is refused before it sees it.
+# The syntax of an expression. simpleeval would evaluate more, so everything else is refused beforehand.
 SYNTAX = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Tuple, ast.List, ast.Subscript),
     *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow),
@@ -29,12 +29,12 @@ ALLOWED = (
 )
 
 
-def of_numbers(operator: Callable[[float, float], float]) -> Callable[[object, object], float]:
+def numbers_only(operator: Callable[[float, float], float]) -> Callable[[object, object], float]:
     """Restrict an operator to numbers: with text and tuples it could build values of any size."""
 
     def checked(a: object, b: object) -> float:
         if not isinstance(a, int | float) or not isinstance(b, int | float):
-            raise TypeError(f"it is for numbers, not {a!r:.40} and {b!r:.40}")
+            raise TypeError(f"it needs two numbers, not {a!r:.40} and {b!r:.40}")
         return operator(a, b)
 
     return checked
@@ -59,9 +59,9 @@ def rounded(x: float, digits: int | None = None) -> float:
 
 
 OPERATORS = DEFAULT_OPERATORS | {
-    ast.Mult: of_numbers(DEFAULT_OPERATORS[ast.Mult]),
-    ast.Mod: of_numbers(DEFAULT_OPERATORS[ast.Mod]),
-    ast.Pow: of_numbers(power),
+    ast.Mult: numbers_only(DEFAULT_OPERATORS[ast.Mult]),
+    ast.Mod: numbers_only(DEFAULT_OPERATORS[ast.Mod]),
+    ast.Pow: numbers_only(power),
 }
 # Operators allowed between number literals outside the Grid section.
 ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
@@ -71,7 +71,7 @@ FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": rounded, "int": int, "
 
 
 class Expression:
-    """An expression over `known` names. Raise ValueError if the text is not a valid one."""
+    """An expression over `known` names. Raise ValueError if `text` is not a valid expression."""
 
     def __init__(self, text: str, known: Collection[str]) -> None:
         self.text = text
@@ -92,7 +92,7 @@ class Expression:
         self.names = list(dict.fromkeys(names))
         self.outcomes: dict[
             tuple[str, ...], object
-        ] = {}  # by the values of its names: a grid has few of them
+        ] = {}  # by the values of its names, of which a grid has few combinations
 
     def __call__(self, values: Mapping[str, object]) -> object:
         """Return the value of the expression for these `values` of names. Raise ValueError if it has none."""
@@ -109,7 +109,7 @@ class Expression:
         evaluator = EvalWithCompoundTypes(OPERATORS, FUNCTIONS.copy(), own, allowed_attrs={})
         try:
             return evaluator.eval(self.text, self.tree.body)
-        except Exception as error:  # of any kind that arithmetic knows
+        except Exception as error:  # arithmetic raises many kinds
             return ValueError(f"{type(error).__name__}{self.at(values)}: {error}")
 
     def at(self, values: Mapping[str, object]) -> str:

@@ -1,4 +1,4 @@
-"""Run: one training of a grid, from its place in the config to what a call does with it first."""
+"""Run: one training of a grid, with its place in the config, its size, and how this call begins it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,18 +26,18 @@ class DataFacts(NamedTuple):
     n_val_rows: int = 0
     row_length: float = 0.0  # real tokens in a row, from one batch
     content: str = ""  # hash of the text
-    folders: tuple[Path, ...] = ()  # of the cache
+    folders: tuple[Path, ...] = ()  # folders of the cache that hold it
     reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
 
 
 @dataclass(frozen=True)
 class Step:
-    """The first action of a call for a run, given what earlier calls left of it."""
+    """How a call begins a run. This depends on the folders that earlier calls left."""
 
     what: StepKind
     folder: Path | None = None  # of the earlier attempt
-    why: str = ""  # the earlier attempt failed
-    replaced: tuple[Path, ...] = ()  # partial folders of the same run that are of no use when it has ended
+    why: str = ""  # the reason, if the earlier attempt failed
+    replaced: tuple[Path, ...] = ()  # partial folders of the same run, removed once it has ended
 
     @property
     def trains(self) -> bool:
