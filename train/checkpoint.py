@@ -24,11 +24,11 @@ from train.saving.run_folder import RESUME_FILE
 from train.saving.weights import one_line, regular_file
 from train.trainer import LMTrainer
 
-UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # what torch.load makes of a bad file
+UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # errors of torch.load for a bad file
 SECONDS_BETWEEN_CHECKPOINTS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Replaces a checkpoint by the next one atomically, so a complete one always exists.
 
     If writing fails, the last checkpoint stays and training continues. The first failure is a warning.
@@ -43,13 +43,13 @@ class WholeFiles(TorchCheckpointIO):
             with replacing(Path(path)) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, MemoryError, RuntimeError) as error:
-            # Behind torch's remark on positions in a file stands why it could not be written.
+            # torch raises an error about positions in the file; the actual reason is its context.
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             if not self.has_warned:
                 last = "the last one that was written" if Path(path).exists() else "the beginning"
                 log.warning(
-                    f"{path} cannot be written: {one_line(reason)}. Training goes on; if it is killed, --resume goes "
-                    f"on from {last}. Free some space: the next checkpoint is tried again."
+                    f"{path} cannot be written: {one_line(reason)}. Training continues; if it is killed, --resume "
+                    f"continues from {last}. Free some space: the next checkpoint is tried again."
                 )
             self.has_warned = True
 
@@ -80,7 +80,7 @@ class ResumePoint(L.Callback):
         self.path = path or Path(RESUME_FILE)
         self.written_at = time.monotonic()
         self.random_states: list[RandomState] | None = None  # to be restored, one for each process
-        self.position = self.read()  # where the run goes on; None: it begins
+        self.position = self.read()  # where the run continues; None: it begins
 
     def read(self) -> Position | None:
         """Return the position in the checkpoint, which is read as data, never as code.
@@ -104,7 +104,7 @@ class ResumePoint(L.Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Write checkpoints here, where all earlier batches are complete and this one has not begun."""
+        """Write checkpoints between two batches: all earlier ones are complete, and this one has not begun."""
         assert isinstance(pl_module, LMTrainer)
         if self.random_states is not None:
             set_random_state(self.random_states[rank()])
@@ -126,7 +126,7 @@ class ResumePoint(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMTrainer)
-        if pl_module.stopped != Ending.INTERRUPTED:  # else the checkpoint to go on from is written already
+        if pl_module.stopped != Ending.INTERRUPTED:  # an interrupted run has just written its checkpoint
             self.write(trainer)
 
     def write(self, trainer: L.Trainer) -> None:
@@ -140,7 +140,7 @@ class ResumePoint(L.Callback):
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, random_state())
         checkpoint["random_states"] = states
-        # Lightning counts the batch at hand as begun, and would leave it out.
+        # Lightning counts the current batch as begun, so a resumed run would skip it.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]

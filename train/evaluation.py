@@ -16,7 +16,7 @@ from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
 from train.train_params import TrainParams
 
-CHECKED_ANSWERS = 100  # generated answers that a task's own check looks at
+CHECKED_ANSWERS = 100  # generated answers that are passed to a task's own check
 SAMPLE_LENGTH = 100  # tokens
 
 
@@ -44,6 +44,7 @@ class Evaluation:
 
     @torch.no_grad()
     def add(self, batch: dict, train_params: TrainParams) -> None:
+        """Add the losses and correct predictions of a batch."""
         xyz = self.lm.get_batch_xyz(batch, train_params=train_params)
         n_scored = (xyz.y != NOT_SCORED).sum()
         self.plain.append(plain_loss(xyz, n_scored))
@@ -123,6 +124,7 @@ class Evaluation:
 
     @torch.no_grad()
     def gaps_filled(self) -> str:
+        """Return the first validation row with its predictions in the gaps."""
         batch = mycollate([self.data.rows("val")[0]], pad=self.lm.tokenizer.pad)
         with eval_mode(self.lm):
             [x], [y], [z] = self.lm.get_batch_xyz(batch)

@@ -1,4 +1,4 @@
-"""Muon for matrices and AdamW for all else, as one optimizer: so Lightning, schedules and checkpoints see it."""
+"""Muon for matrices and AdamW for all other parameters, as one optimizer for Lightning, schedules and checkpoints."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,9 +8,9 @@ from torch.optim import Optimizer
 
 
 class MuonWithAdamW(Optimizer):
-    """torch.optim.Muon on the groups that have "muon", AdamW on the others; both work on the groups and state of this one.
+    """torch.optim.Muon for the groups with the key "muon", AdamW for the others. Both share this optimizer's state.
 
-    `muon` and `adamw` are the arguments of torch's classes.
+    `muon` and `adamw` are the keyword arguments of torch's classes.
     """
 
     def __init__(self, groups: list[dict], muon: Mapping[str, Any], adamw: Mapping[str, Any]) -> None:
@@ -25,6 +25,7 @@ class MuonWithAdamW(Optimizer):
         self.share()
 
     def share(self) -> None:
+        """Make both parts work on the parameter groups and the state of this optimizer."""
         first = 0
         for part in self.parts:
             last = first + len(part.param_groups)

@@ -13,7 +13,7 @@ class Moment(NamedTuple):
 
     step: int  # optimizer steps since the end of the warm-up
     progress: float  # 0 at the end of the warm-up, 1 at the last step
-    reductions: int  # times that validation loss stood still, as "plateau" counts them
+    reductions: int  # times that "plateau" has halved lr
     params: TrainParams
 
     @property
@@ -46,21 +46,21 @@ def cosine(now: Moment) -> float:
 
 @schedules.register
 def wsd(now: Moment) -> float:
-    """Warm-up, stable, decay: constant, then a straight fall over the last `wsd_decay_frac` (arXiv:2404.06395)."""
+    """Keep `lr`, then fall in a straight line over the last `wsd_decay_frac` of the steps (arXiv:2404.06395)."""
     left = (1 - now.progress) / now.params.wsd_decay_frac
     return now.floor + (1 - now.floor) * min(1.0, left)
 
 
 @schedules.register
 def cyclic(now: Moment) -> float:
-    """A triangle wave: down to `min_lr` in the middle of every `lr_cycle_steps`, and up again (arXiv:1506.01186)."""
+    """Fall to `min_lr` and rise again within every `lr_cycle_steps`, in straight lines (arXiv:1506.01186)."""
     phase = now.step % now.params.lr_cycle_steps / now.params.lr_cycle_steps
     return now.floor + (1 - now.floor) * abs(1 - 2 * phase)
 
 
 @schedules.register
 def plateau(now: Moment) -> float:
-    """Halve lr whenever validation loss has not improved for `lr_plateau_patience` validations."""
+    """Halve `lr` whenever the validation loss has not improved for `lr_plateau_patience` validations."""
     return max(now.floor, 0.5**now.reductions)
 
 
@@ -83,7 +83,7 @@ class Schedule:
         moment = Moment(step - warmup, progress, self.reductions, self.params)
         return schedules[self.params.lr_schedule](moment)
 
-    def see(self, val_loss: float) -> None:
+    def add_val_loss(self, val_loss: float) -> None:
         """Take the loss of a validation into account."""
         if val_loss < self.best:
             self.best, self.waited = val_loss, 0

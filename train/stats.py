@@ -24,7 +24,7 @@ from train.logs import log
 START_SECONDS = 8  # for wandb's server to answer, before a run goes offline
 FINISH_SECONDS = 25  # for the last uploads, before they are left to `wandb sync`
 MAX_FINISH_SECONDS = 30.0  # for wandb to end a run, uploads included, before its process is killed
-MAX_KILL_SECONDS = 5.0  # for wandb to notice that
+MAX_KILL_SECONDS = 5.0  # for its process to end once it is killed
 
 
 class Stat(NamedTuple):
@@ -36,7 +36,7 @@ class Stat(NamedTuple):
     v: float
 
 
-SAVED = TypeAdapter(dict[str, list[Stat]])  # what a file of statistics holds
+SAVED = TypeAdapter(dict[str, list[Stat]])  # the content of a file of statistics
 
 
 class Stats:
@@ -54,7 +54,7 @@ class Stats:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}; log numbers")
-            value = value.detach().clone()  # a weight or a buffer would go on changing
+            value = value.detach().clone()  # a weight or a buffer changes later
         else:
             value = float(value)
         self._pending.append((name, step, n_samples, value))
@@ -175,14 +175,14 @@ class WandbTracker:
         import wandb
 
         while (row := self._rows.get()) is not None and not self._is_given_up:
-            with contextlib.suppress(Exception):  # wandb's own process died: training goes on, finish says so
+            with contextlib.suppress(Exception):  # wandb's own process died: `finish` warns
                 self._run.log(row)
         try:
             self._run.finish(exit_code=int(self._failed))
         except Exception as error:
             if not self._is_given_up:
                 self._warn(_sentence(error))
-        # What is dead cannot be torn down, or ends Python by its exit code; the next run starts afresh.
+        # Teardown of a dead process raises, or exits with its code. The next run starts a new one.
         with contextlib.suppress(Exception, SystemExit):
             wandb.teardown()
         self._ended.set()
@@ -208,14 +208,15 @@ def start_wandb(
     entity: str | None = None,
     group: str | None = None,
     run_name: str | None = None,  # None: wandb invents one, when online
-    run_id: str | None = None,  # of a run that goes on
+    run_id: str | None = None,  # of a run that is resumed
 ) -> WandbTracker | None:
     """Start a run in wandb: online if its server answers soon, else offline for a later upload.
 
-    Return None without wandb. This takes at most START_SECONDS and a few more for wandb itself. It never asks, never
+    Return None without wandb. This takes at most START_SECONDS and a few more for wandb itself. It never prompts, never
     raises, and logs one line.
     """
-    os.environ["WANDB_ERROR_REPORTING"] = "false"  # it sends code, and offline it delays the exit by 20 s
+    # Error reports contain code, and offline they delay the exit by 20 s.
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
     try:
         import wandb
 

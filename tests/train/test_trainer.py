@@ -153,7 +153,7 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
         ({"precision": "16-mixed"}, "precision='16-mixed' needs a GPU"),
         (
             {"strategy": "foo"},
-            "strategy='foo' with devices=1 cannot be had: You selected an invalid strategy name",
+            "strategy='foo' with devices=1 is not available: You selected an invalid strategy name",
         ),
     ],
 )

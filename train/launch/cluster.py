@@ -1,4 +1,4 @@
-"""A grid on a Ray cluster: Ray says where and when a run trains, and tries again if a node dies. The only file that knows ray."""
+"""Train a grid on a Ray cluster, which schedules runs and repeats them if a node dies. Only this file imports ray."""
 
 import os
 import socket
@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")  # what becomes of a run is said here, in a line
-os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # where something else answers, each takes 40 s
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")  # outcomes are logged here, in a line each
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes 40 s if another service answers
 
 import ray
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -39,8 +39,8 @@ from train.saving.weights import one_line
 from train.train_params import TrainParams
 
 LOCAL = "local"  # in place of an address: a cluster of our own on this machine
-ATTEMPTS = 3  # at a run whose node or process dies
-PAUSE = 0.2  # seconds between looks at the mail
+ATTEMPTS = 3  # to train a run whose node or process dies
+PAUSE = 0.2  # seconds between reads of the mailbox
 REACH_SECONDS = 10.0
 
 
@@ -53,7 +53,7 @@ def connect(address: str) -> None:
     try:
         if address not in (LOCAL, "auto"):
             host, _, port = address.rpartition(":")
-            # Ray itself would wait for long.
+            # Ray itself would wait much longer.
             socket.create_connection((host, int(port)), REACH_SECONDS).close()
         ray.init(address, **options)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
@@ -67,7 +67,7 @@ def cpus_and_gpus(train: TrainParams, has_gpus: bool) -> tuple[float, float]:
 
 
 def refuse_too_large(runs: Iterable[Run], nodes: list[dict[str, float]], has_gpus: bool) -> None:
-    """Raise GridError for a run that would wait for ever, as no node has the CPUs and GPUs it needs."""
+    """Raise GridError for a run that would wait for ever because no node has the CPUs and GPUs it needs."""
     for run in runs:
         cpus, gpus = cpus_and_gpus(run.params.train, has_gpus)
         if not any(cpus <= node.get("CPU", 0) and gpus <= node.get("GPU", 0) for node in nodes):
@@ -80,7 +80,7 @@ def beacon(out: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=out, prefix=".here-")
 
 
-class Away(NamedTuple):
+class SharedByRuns(NamedTuple):
     """The part of a grid that all its runs on a cluster share."""
 
     train: Train
@@ -92,11 +92,11 @@ class Away(NamedTuple):
     mailbox: Any  # a Ray actor
 
 
-def on_worker(run: Run, parcels: list[object], away: Away) -> tuple[Outcome, bytes | None]:
+def on_worker(run: Run, parcels: list[object], shared: SharedByRuns) -> tuple[Outcome, bytes | None]:
     """Train a run on a node. Return its outcome and, where the first process has another disk, its files as bytes."""
-    train, call, here, code, texts, wandb, mailbox = away
+    train, call, here, code, texts, wandb, mailbox = shared
     os.environ.update(wandb)
-    send = mailbox.put.remote  # it is not waited for
+    send = mailbox.put.remote  # without a wait for the reply
     mail: Any = SimpleNamespace(send=lambda message: send(run.number, tuple(message)))
     worker_log = set_up_worker(mail, run.params.train.threads or max(1, int(run.params.train.cpus)), code)
     corpora.fingerprints.set(texts)
@@ -108,7 +108,7 @@ def on_worker(run: Run, parcels: list[object], away: Away) -> tuple[Outcome, byt
             outcome = train(moved, elsewhere, report=worker_log.report)
             return outcome, pack_folders(elsewhere.out, outputs(elsewhere.out, run.identity))
     finally:
-        ray.get(mailbox.is_empty.remote())  # by now all that was said has come
+        ray.get(mailbox.is_empty.remote())  # returns when all messages have arrived
 
 
 class RayWorker(SimpleNamespace):
@@ -125,7 +125,7 @@ class RayWorker(SimpleNamespace):
 def new_mailbox() -> Any:
     """Return an actor on the node of this process, to which runs send their messages."""
 
-    class Mailbox:  # made here, so that its process need not import what we do
+    class Mailbox:  # defined here, so that its process need not import this module
         def __init__(self) -> None:
             self.messages: list[object] = []
 
@@ -162,8 +162,8 @@ class OnCluster(SideBySide):
                 names = {run.params.data.dataset_name for run in self.runs.values()} - tasks.keys()
                 texts = {name: corpora.corpus_fingerprint(name) for name in names}
                 wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-                away = Away(self.train, self.call, Path(here), code, texts, wandb, self.mailbox)
-                self.away = ray.put(away)
+                shared = SharedByRuns(self.train, self.call, Path(here), code, texts, wandb, self.mailbox)
+                self.shared = ray.put(shared)
                 return super().run()
         finally:
             ray.shutdown()
@@ -172,7 +172,7 @@ class OnCluster(SideBySide):
         """Hand all runs to Ray, which finds a node for each."""
         upload = Upload(self.call.out, ray.put)
         for number in self.waiting:
-            # Until its result is there: whoever trains it, on whatever machine, is of this call.
+            # Held until its result is here, as any machine may train it for this call.
             self.claims[number] = ExitStack()
             claim = claimed(self.runs[number], self.call.out, self.call.resume)
             run = self.claims[number].enter_context(claim)
@@ -183,7 +183,7 @@ class OnCluster(SideBySide):
             cpus, gpus = cpus_and_gpus(run.params.train, self.has_gpus)
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
             parcels = [] if self.call.ray == LOCAL else upload(run)
-            output = task.remote(run, parcels, self.away)
+            output = task.remote(run, parcels, self.shared)
             self.workers.append(RayWorker(number=number, output=output, began=False))
         self.waiting.clear()
 
@@ -199,12 +199,12 @@ class OnCluster(SideBySide):
         if self.to_stop:
             self.to_stop = False
             for worker in self.busy:
-                ray.cancel(worker.output)  # as Ctrl-C does
+                ray.cancel(worker.output)  # interrupts it, as Ctrl-C does
         by_output = {worker.output: worker for worker in self.busy}
         ended, _ = ray.wait(list(by_output), timeout=PAUSE)
         by_number = {worker.number: worker for worker in self.busy}
         for number, message in ray.get(self.mailbox.take.remote()):
-            if number in by_number:  # else it comes from an attempt that was lost
+            if number in by_number:  # otherwise it comes from an attempt that was lost
                 self.read(by_number[number], Message(*message))
         for output in ended:
             self.read(by_output[output], Message(outcome=self.result(by_output[output])))
@@ -219,7 +219,7 @@ class OnCluster(SideBySide):
         if begins or not worker.began:
             self.progress.begins(worker.number)
             worker.began = True
-        self.hear(worker, message)
+        self.handle(worker, message)
 
     def result(self, worker: RayWorker) -> Outcome:
         """Copy the folder of a run here, and return the outcome of the run."""

@@ -24,7 +24,7 @@ from train.optimizers import make_optimizer, optimizers
 from train.schedules import Schedule, schedules
 from train.train_params import TrainParams
 
-N_STEPS = 8  # of a schedule that is evaluated only to record its reads
+N_STEPS = 8  # steps for which a schedule is evaluated to record its reads
 ALL_REGISTRIES: dict[str, Mapping[str, Any]] = {
     **REGISTRIES_OF_MODEL,
     "optimizer": optimizers,
@@ -134,11 +134,11 @@ def read_schedule(train: TrainParams) -> None:
     shares = [schedule(step) for step in range(schedule.n_steps)]
     schedule.reductions = 1
     if [schedule(step) for step in range(schedule.n_steps)] != shares:  # it depends on validations
-        schedule.see(1.0)
-        schedule.see(1.0)
+        schedule.add_val_loss(1.0)
+        schedule.add_val_loss(1.0)
 
 
-known_users: dict[tuple[object, ...], list[str]] = {}  # results of users_of for runs with this signature
+known_users: dict[tuple[object, ...], list[str]] = {}  # cached results of users_of
 
 
 def users_of(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:

@@ -143,7 +143,7 @@ def hardware_problem(bare: TrainParams) -> str | None:
         return f"devices={bare.devices}, but this machine has {torch.cuda.device_count()} GPUs"
     try:
         lightning_trainer(bare, n_steps=1, gpu_id=None)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # Lightning raises many kinds
         reason = first_line(error)
-        return f"strategy={bare.strategy!r} with devices={bare.devices} cannot be had: {reason}"
+        return f"strategy={bare.strategy!r} with devices={bare.devices} is not available: {reason}"
     return None

@@ -26,7 +26,7 @@ from train.logs import log, say_at_once
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import Code, code_of_this_process, take_code_of
 
-SPARE = 1.2  # a run starts where there is room for so many times what the largest one took so far
+SPARE = 1.2  # a run starts if this multiple of the largest memory use so far is free
 Train = Callable[..., Outcome]  # called with a run, the options of the call, and report=
 
 
@@ -35,8 +35,8 @@ class Message(NamedTuple):
 
     step: int = 0
     loss: float | None = None
-    memory: int = 0  # bytes that it takes of the memory that runs share
-    free: int = 0  # bytes of that which are left
+    memory: int = 0  # bytes that the run takes of the memory that runs share
+    free: int = 0  # bytes of that memory that are free
     record: logging.LogRecord | None = None
     outcome: Outcome | None = None
 
@@ -60,7 +60,7 @@ def n_jobs(jobs: str) -> int:
 
 
 def work(connection: Connection, train: Train, call: Call, threads: int, code: Code | None) -> None:
-    """Train the runs received from `connection`, until it sends None."""
+    """Train the runs received from `connection`, until None is received."""
     os.setsid()  # Ctrl-C goes to the first process alone, which passes it on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_first_process, daemon=True).start()
@@ -133,7 +133,7 @@ class Worker:
         theirs.close()
         self.number: int | None = None  # of its run
         self.settled = True  # its run trains, and has taken the memory it needs
-        self.free = 0  # bytes of memory that were left when it said so last
+        self.free = 0  # bytes of memory that were free at its last report
         self.to_stop = False
         self.began = 0.0
 
@@ -204,7 +204,7 @@ class SideBySide:
     ) -> None:
         self.train, self.runs, self.announced, self.progress, self.call = train, runs, announced, bars, call
         self.waiting = deque(runs)
-        self.workers: list[Any] = []  # Worker, or what stands for one on a cluster
+        self.workers: list[Any] = []  # Worker, or RayWorker on a cluster
         self.outcomes: dict[int, Outcome] = {}
         self.elsewhere: list[int] = []  # runs that another call trains
         self.largest = 0  # bytes that a run took
@@ -217,7 +217,7 @@ class SideBySide:
             with self.progress.display:
                 self.run_waiting()
                 if not self.is_stopped:
-                    # By now the other call may have ended.
+                    # The other calls may have ended by now.
                     self.waiting.extend(self.elsewhere)
                     self.run_waiting()
         finally:
@@ -266,9 +266,9 @@ class SideBySide:
                 message = worker.connection.recv()
             except (EOFError, OSError):
                 message = Message(outcome=self.death_of(worker))
-            self.hear(worker, message)
+            self.handle(worker, message)
 
-    def hear(self, worker: ActiveRun, message: Message) -> None:
+    def handle(self, worker: ActiveRun, message: Message) -> None:
         number = worker.number
         assert number is not None
         if message.record is not None:
@@ -322,7 +322,7 @@ class SideBySide:
 
 
 def gpu_for(n_workers: int, gpu_id: int | None) -> int | None:
-    """Return the GPU of the next worker. Workers take turns if there are several GPUs and none was asked for."""
+    """Return the GPU of the next worker. Workers are spread over several GPUs, unless --gpu-id chooses one."""
     n_gpus = torch.cuda.device_count()
     return n_workers % n_gpus if gpu_id is None and n_gpus > 1 else gpu_id
 
@@ -332,16 +332,16 @@ def share_of_threads(jobs: int) -> int:
     return max(1, torch.get_num_threads() // jobs)
 
 
-def say_threads(wanted: set[int | None], jobs: int) -> None:
-    """Log how training side by side affects results and speed. `wanted` are the values of `threads`."""
+def say_threads(threads: set[int | None], jobs: int) -> None:
+    """Log how training side by side affects results and speed. `threads` are the values of that field."""
     alone, share = torch.get_num_threads(), share_of_threads(jobs)
-    if None in wanted and share != alone:
+    if None in threads and share != alone:
         log.info(
-            f"--jobs={jobs}: a run has {share} of {alone} CPU threads, and another number of them changes the last "
-            f"digits of its results; threads={share} makes them equal with and without --jobs"
+            f"--jobs={jobs}: a run has {share} of {alone} CPU threads. The number of threads changes the last digits "
+            f"of its results; threads={share} makes them equal with and without --jobs"
         )
-    most = max((n for n in wanted if n is not None), default=0)
+    most = max((n for n in threads if n is not None), default=0)
     if most * jobs > alone:
         log.info(
-            f"--jobs={jobs} with threads={most} wants {most * jobs} of {alone} CPU threads: runs will be slow"
+            f"--jobs={jobs} with threads={most} needs {most * jobs} of {alone} CPU threads: runs will be slow"
         )
