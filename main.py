@@ -24,7 +24,7 @@ MAIN_PROJ = "base"  # first part of the wandb project and save folder of every r
 wandb_username = None  # your wandb account; None: wandb's own default
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-INTERRUPTED = 130  # exit code
+INTERRUPTED = 130  # exit code after Ctrl-C
 CHECKS = {  # each ends with a verdict: pass, or fail and why
     "--coord-check": "judge whether activations keep their size over dim in the first steps: --config=mup-width --coord-check",
     "--transfer": "train, then judge whether the best lr stays over dim, n_layers or batch_size: --config=mup-width --transfer",

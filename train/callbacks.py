@@ -24,9 +24,9 @@ REPORT_SECONDS = 0.3  # between reports
 
 
 class Callback(L.Callback):
-    """A callback with a hook for the end of an optimizer step, whose attributes are saved in resume checkpoints.
+    """A callback with a hook for the end of an optimizer step. Its attributes are saved in resume checkpoints.
 
-    All attributes that a subclass sets are saved, as those of LMTrainer are, except those it names in `not_saved`.
+    This holds for all attributes that a subclass sets, except those it names in `not_saved`.
     """
 
     not_saved: tuple[str, ...] = ()
@@ -65,11 +65,11 @@ class StopOnInterrupt(Callback):
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet  # log nothing: another process tells the user
-        self.is_pressed = False  # with several processes only the first one knows
+        self.is_pressed = False  # with several processes only set in the first one
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle Ctrl-C inside the block. The first stops training after its current step, the second ends the program."""
+        """Handle Ctrl-C inside the block: the first stops training after its current step, the second ends the program."""
         before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else self.press)
         try:
             yield

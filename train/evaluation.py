@@ -24,7 +24,7 @@ class Evaluation:
     """Sums of losses and correct predictions over batches. They stay on the device until `result` reads them.
 
     `val_loss:main` is the plain loss of the objective, computed here from the logits. It is the mean cross entropy of
-    scored tokens, or of hidden tokens with objective="masked".
+    scored tokens, or of masked tokens with objective="masked".
 
     Losses of `get_losses`, which training minimizes, are reported beside it. Further ones are `val_loss:{name}`. If
     their "main" is not the plain loss, the sum of all is `val_loss:trained`.
@@ -37,7 +37,7 @@ class Evaluation:
         self.n_right: list[Tensor] = []
         self.n_scored: list[Tensor] = []
         self.trained: dict[str, list[Tensor]] = defaultdict(list)  # what get_losses returns for each batch
-        self.trained_weights: list[Tensor] = []  # the number of tokens in its means
+        self.trained_weights: list[Tensor] = []  # and the number of tokens in its means
         self.is_masked = lm.model_params.objective == "masked"  # fills gaps, and generates nothing
         asks = data.task is not None and not self.is_masked
         self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []

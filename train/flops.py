@@ -27,7 +27,7 @@ DTYPES = {"64-true": torch.float64, "bf16-mixed": torch.bfloat16, "16-mixed": to
 
 
 def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> int | None:
-    """Return the operations of a training step on one row of `n_tokens` predicted tokens, or None if uncountable.
+    """Return the operations of a training step on one row of `n_tokens` predicted tokens, or None if unknown.
 
     All losses count, including those that layers and edits of `get_losses` add; `train` is passed to `get_losses`.
     Matrix products, convolutions and fused attention count, 2 for each multiply-add. Elementwise operations do not.

@@ -89,7 +89,7 @@ def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
         scale_eps=params.scale_adam_eps,
         lr_mults=lr_mults(params),
     )
-    # "lr" among the statistics is that of the first one.
+    # The statistic "lr" is the one of the first group.
     return sorted(groups, key=lambda group: group["lr_scale"] != 1)
 
 

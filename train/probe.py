@@ -19,7 +19,7 @@ from model.perplexity import NOT_SCORED
 
 PROBE_LENGTH = 16  # tokens of a probe
 NOISE = 0.02  # standard deviation of the noise added to all weights, so that no zero hides a leak
-MAX_BATCHES = 16  # of random rows in which a parameter may get its gradient
+MAX_BATCHES = 16  # batches of random rows in which a parameter may get its gradient
 MIN_ROWS, MAX_ROWS = 5, 64  # of one forward pass
 MAX_LOGITS = 2**21  # of one forward pass, unless MIN_ROWS rows have more
 # Relative differences up to these are rounding.
@@ -160,7 +160,7 @@ def gradient_sizes(lm: LM, at_B: Tensor, T: int) -> Tensor:
     def keep(embed_BTD: Tensor) -> Tensor:
         embed_BTD.retain_grad()
         embeddings.append(embed_BTD)
-        return embed_BTD.clone()  # what layers may write into
+        return embed_BTD.clone()  # layers may write into the copy
 
     with lm.patch({"embed": keep}):
         logits_BV = lm(ids_BT)[1 + torch.arange(len(at_B)), at_B]

@@ -34,7 +34,7 @@ from train.train_params import TrainParams
 from train.trainer import NEVER, LMTrainer
 
 for name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(name).setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
+    logging.getLogger(name).setLevel(logging.ERROR)  # no remarks of Lightning on hardware and logging
 warnings.filterwarnings("ignore", module="lightning")
 
 PROFILED = 4  # batches from which the omegas are set
@@ -160,7 +160,7 @@ def lightning_trainer(
         accelerator="cpu" if cpus else "auto" if gpu_id is None else "gpu",
         devices=train.devices if gpu_id is None else [gpu_id],
         strategy=strategy_of(train),
-        use_distributed_sampler=False,  # our Loader shares the rows out
+        use_distributed_sampler=False,  # our Loader distributes the rows
         callbacks=list(callbacks),
         plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
@@ -210,7 +210,7 @@ def final_values(lm_trainer: LMTrainer, lm: LM, clock: Clock) -> dict[str, Value
 
 
 def training_flops(lm_trainer: LMTrainer, lm: LM) -> int | None:
-    """Return the operations of training, for rows of the mean number of real tokens. Padding does not count as work."""
+    """Return the operations of training on the real tokens, without padding, as if all rows had their mean length."""
     length = max(1, round(lm_trainer.n_tokens / max(1, lm_trainer.n_samples)))
     per_row = flops_per_row(lm, length, lm_trainer.train_params)
     return None if per_row is None else per_row * lm_trainer.n_samples

@@ -65,9 +65,9 @@ def plateau(now: Moment) -> float:
 
 
 class Schedule:
-    """The share of `lr` at every optimizer step, warm-up included. LambdaLR calls it and saves its state.
+    """The learning rate as a share of `lr` at every optimizer step, warm-up included. LambdaLR calls it.
 
-    With n steps the last one, number n - 1, has progress 1, so schedules that fall to `min_lr` train one step there.
+    The last of n steps, number n - 1, has progress 1, so schedules that fall to `min_lr` train one step at it.
     """
 
     def __init__(self, params: TrainParams, n_steps: int) -> None:
@@ -84,7 +84,7 @@ class Schedule:
         return schedules[self.params.lr_schedule](moment)
 
     def add_val_loss(self, val_loss: float) -> None:
-        """Take the loss of a validation into account."""
+        """Take a validation loss into account, as "plateau" does."""
         if val_loss < self.best:
             self.best, self.waited = val_loss, 0
             return

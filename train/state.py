@@ -166,7 +166,7 @@ CONVERSIONS: dict[str, Conversion] = {
 class Attributes:
     """The attributes of `owner` that change or are added from now on, except those named in `without`.
 
-    Data is saved directly; objects with `state_dict` and `load_state_dict` are saved by these. Modules, optimizers and
+    Data is saved directly; objects with `state_dict` and `load_state_dict` are saved by these methods. Modules, optimizers and
     learning-rate schedules are left out: Lightning saves them itself.
     """
 

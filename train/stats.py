@@ -1,4 +1,4 @@
-"""Statistics of a run: the log of its metrics, and the only file that knows wandb."""
+"""Statistics of a run: the log of its metrics, and the only file that imports wandb."""
 
 import contextlib
 import json
@@ -49,7 +49,10 @@ class Stats:
         self._count = 0
 
     def log(self, name: str, value: float | Tensor, *, step: int, n_samples: int | Tensor) -> None:
-        """Log a number, or a tensor of one element on any device, as "stat/{name}". `n_samples` may be a tensor too."""
+        """Log a number, or a tensor of one element on any device, as "stat/{name}". `n_samples` may be a tensor too.
+
+        Raise ValueError for a tensor of several elements.
+        """
         name = f"stat/{name}"
         if isinstance(value, Tensor):
             if value.numel() != 1:
@@ -150,7 +153,7 @@ class WandbTracker:
         self._run = run
         self._rows: SimpleQueue[dict[str, float] | None] = SimpleQueue()  # None: the run ends
         self._failed = self._is_given_up = False
-        self._ended = threading.Event()  # Thread.join forgets a thread that lives when Ctrl-C comes
+        self._ended = threading.Event()  # after Ctrl-C, Thread.join would not wait again
         threading.Thread(target=self._send, daemon=True).start()
 
     def log(self, row: dict[str, float]) -> None:
@@ -192,7 +195,7 @@ class WandbTracker:
 
 
 def _kill_service() -> None:
-    """Kill wandb's process, for which Python would wait at its own end, too."""
+    """Kill wandb's process. Python would wait for it at exit, too."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if child.name().startswith("wandb-core"):

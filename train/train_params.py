@@ -11,16 +11,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class TrainParams:
+    """The section TrainParams of a config. Raise ValidationError for a wrong type, value or combination."""
+
     lr: PositiveFloat = 1e-3  # highest learning rate of the schedule
     min_lr: NonNegativeFloat = 0.0  # where cosine, linear and wsd end, and cyclic and plateau stop falling
     lr_schedule: str = "cosine"  # shape of the learning rate after the warm-up
     warmup_steps: NonNegativeInt = 0  # optimizer steps over which lr rises linearly
     lr_cycle_steps: PositiveInt = 1000  # length of one cycle of lr_schedule = "cyclic"
     lr_plateau_patience: PositiveInt = 2  # validations without improvement before "plateau" halves lr
-    wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, in which "wsd" falls
+    wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, where "wsd" falls
     optimizer: str = "adamw"  # rule that updates the weights
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
-    weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: how it grows with width
+    weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: how weight_decay grows with width
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
     scale_adam_eps: bool = True  # muP: shrink adam_eps as gradients shrink in wider and deeper models

@@ -31,7 +31,10 @@ DRAIN_EVERY = 50  # optimizer steps between moments when statistics leave the de
 
 
 class LMTrainer(L.LightningModule):
-    """Lightning module that trains `model` on `data` for `n_steps` optimizer steps."""
+    """Lightning module that trains `model` on `data` for `n_steps` optimizer steps.
+
+    `stats` takes the values that are logged. `training_time` measures seconds of training, without validation.
+    """
 
     def __init__(
         self,
@@ -123,6 +126,7 @@ class LMTrainer(L.LightningModule):
         return -1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the sum of the losses of a batch, weighted for its optimizer step, and log each loss."""
         losses, _ = self.model.get_losses(batch, self.train_params)
         for name, loss in self.count(batch, losses).items():
             self.log_stat(f"train_loss:{name}", loss)
@@ -162,7 +166,7 @@ class LMTrainer(L.LightningModule):
     @torch.no_grad()
     def mean_over_step(self) -> None:
         """Turn the gradient of weighted losses into that of the mean over all tokens scored in the step."""
-        # Lightning has divided by the number of batches of a full step, and by that of processes.
+        # Lightning has divided by the numbers of batches in a full step and of processes.
         n_batches = self.train_params.accumulate_grad_batches * self.trainer.world_size
         scale_gradients(self, n_batches * self.n_positions / self.n_scored_in_step.clamp(min=1))
         self.n_scored_in_step = 0
@@ -242,7 +246,7 @@ class LMTrainer(L.LightningModule):
         self.n_steps_done = self.global_step
         if self.train_params.val_every is not None:
             is_due = ends_a_step and self.global_step % self.train_params.val_every == 0
-            # Lightning counts batches, of which the last step of an epoch may have fewer: "after this one" or "never".
+            # Lightning counts batches, but steps differ in theirs. So validation is due after this batch, or never.
             self.trainer.val_check_batch = 1 if is_due else NEVER
         if ends_a_step and self.global_step % DRAIN_EVERY == 0:
             self.drain_and_judge()
@@ -270,7 +274,7 @@ class LMTrainer(L.LightningModule):
         self.trainer.should_stop = True
 
     def leave(self) -> None:
-        """End training before the next batch, where a resume checkpoint is written as if the run went on."""
+        """End training before the next batch, where a resume checkpoint is written."""
         self.is_leaving = True
 
     def on_validation_start(self) -> None:
@@ -282,7 +286,7 @@ class LMTrainer(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keep and log the results. Callbacks read `result` when the validation ends."""
         self.drain_and_judge()
-        # Every process validates all rows; the first one's numbers hold for all, so that all judge alike.
+        # Every process validates all rows. All take the numbers of the first one, so that they decide alike.
         with gathered(self.model):
             self.result = self.trainer.strategy.broadcast(self.evaluation.result())
             self.sample = self.evaluation.sample()
@@ -307,6 +311,6 @@ class LMTrainer(L.LightningModule):
 
 
 def layer_of(parameter_name: str) -> str:
-    """Return the layer that a parameter counts as part of: `decoder.layers.0`, `embed` ..."""
+    """Return the layer of a parameter, as statistics name it: `decoder.layers.0`, `embed` ..."""
     parts = parameter_name.split(".")
     return ".".join(parts[:3]) if parts[:2] == ["decoder", "layers"] else ".".join(parts[:-1])

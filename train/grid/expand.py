@@ -34,7 +34,7 @@ from train.train_params import TrainParams
 
 __all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
 
-MAX_ERRORS = 20  # shown at once
+MAX_ERRORS = 20  # shown in one message
 MAX_GRID_POINTS = 1_000_000  # in one config, skipped ones included
 
 
@@ -212,7 +212,7 @@ class Expansion:
         return any(variant.settings.keys() & set(fields) for variant in self.rules.variants)
 
     def runs_of(self, chosen: dict[str, object], variant: str | None, places: dict[str, Place]) -> list[Run]:
-        """Return the runs of one point, or none if it is skipped or wrong."""
+        """Return the runs of one point, or none if it is skipped or has an error."""
         try:
             if (point := self.complete(chosen, variant)) is None:
                 return []

@@ -90,9 +90,8 @@ class Expression:
             if name not in known:
                 raise ValueError(unknown_field(name, known))
         self.names = list(dict.fromkeys(names))
-        self.outcomes: dict[
-            tuple[str, ...], object
-        ] = {}  # by the values of its names, of which a grid has few combinations
+        # By the values of its names, of which a grid has few combinations.
+        self.outcomes: dict[tuple[str, ...], object] = {}
 
     def __call__(self, values: Mapping[str, object]) -> object:
         """Return the value of the expression for these `values` of names. Raise ValueError if it has none."""

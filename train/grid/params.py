@@ -96,7 +96,7 @@ class Params(NamedTuple):
     model: ModelParams
 
     def changed(self, **values: object) -> "Params":
-        """Return a validated copy with other values for some fields of any part. Raise ValueError for unknown names."""
+        """Return a validated copy with these values for fields of any part. Raise ValueError for unknown or invalid ones."""
         for name in values.keys() - SECTION_OF.keys():
             raise ValueError(f"there is no field {name!r}; {field_hint(name, SECTION_OF)}")
         own: dict[str, dict[str, Any]] = {

@@ -63,10 +63,8 @@ class Reader:
         self.config = config
         self.options = options
         self.errors = errors
-        self.known = [
-            *SECTION_OF,
-            *([VARIANT] if "variants" in config.grid else []),
-        ]  # names that expressions may use
+        # Names that expressions may use.
+        self.known = [*SECTION_OF, *([VARIANT] if "variants" in config.grid else [])]
 
     def together(self, derive: Mapping[str, Rule]) -> list[Together]:
         groups: list[Together] = []

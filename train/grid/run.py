@@ -58,11 +58,11 @@ class Run:
     """One training of a grid. Reading the config fills in the first fields, planning the others."""
 
     params: Params
-    places: dict[str, Place]  # of its settings in the config
+    places: dict[str, Place]  # where its fields are set
     config: str  # the name of the file
     variant: str | None = None  # its name, where the grid has variants
     number: int = 0  # from 1, in the whole grid
-    name: str = ""  # what distinguishes it from the others
+    name: str = ""  # the values that distinguish it from the others
     identity: str = ""  # a hash that equal runs share
     size: RunSize = field(default_factory=RunSize)
     data: DataFacts = field(default_factory=DataFacts)

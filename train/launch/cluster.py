@@ -38,7 +38,7 @@ from train.saving.provenance import Code, code_of_this_process
 from train.saving.weights import one_line
 from train.train_params import TrainParams
 
-LOCAL = "local"  # in place of an address: a cluster of our own on this machine
+LOCAL = "local"  # in place of an address: start a cluster on this machine
 ATTEMPTS = 3  # to train a run whose node or process dies
 PAUSE = 0.2  # seconds between reads of the mailbox
 REACH_SECONDS = 10.0
@@ -85,9 +85,9 @@ class SharedByRuns(NamedTuple):
 
     train: Train
     call: Call
-    here: Path  # a folder of the first process
-    code: Code | None  # that the runs train with
-    texts: dict[str, str]  # fingerprints by name
+    here: Path  # a folder that only nodes with the same disk see
+    code: Code | None  # the code that the runs train with
+    texts: dict[str, str]  # fingerprints of texts by name
     wandb: dict[str, str]  # environment variables
     mailbox: Any  # a Ray actor
 

@@ -220,7 +220,7 @@ def say_idle(runs: list[Run], call: Call) -> None:
 
 
 def say_of_runs(runs_with: Mapping[str, list[str]]) -> None:
-    """Log a message with the numbers of the runs it holds for."""
+    """Log each message with the numbers of its runs."""
     for what, numbers in runs_with.items():
         log.info(f"run{'s' * (len(numbers) > 1)} {list_of_numbers(numbers)}: {what}")
 

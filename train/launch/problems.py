@@ -1,4 +1,4 @@
-"""Find errors in a grid before anything is built."""
+"""Find errors in the params of a grid before anything is built."""
 
 import functools
 import shutil

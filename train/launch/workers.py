@@ -132,7 +132,7 @@ class Worker:
         self.process.start()
         theirs.close()
         self.number: int | None = None  # of its run
-        self.settled = True  # its run trains, and has taken the memory it needs
+        self.settled = True  # its run has started training and allocated its memory
         self.free = 0  # bytes of memory that were free at its last report
         self.to_stop = False
         self.began = 0.0
@@ -165,7 +165,7 @@ class ActiveRun(Protocol):
     """The process that trains a run, as `SideBySide` sees it: on this machine or in a cluster."""
 
     number: int | None  # of its run
-    settled: bool  # its run trains, and has taken the memory it needs
+    settled: bool  # its run has started training and allocated its memory
 
     def settle(self, free: int) -> None: ...
 
@@ -207,7 +207,7 @@ class SideBySide:
         self.workers: list[Any] = []  # Worker, or RayWorker on a cluster
         self.outcomes: dict[int, Outcome] = {}
         self.elsewhere: list[int] = []  # runs that another call trains
-        self.largest = 0  # bytes that a run took
+        self.largest = 0  # bytes that the largest run took
         self.is_stopped = self.failed_fast = self.said_to_wait = False
 
     def run(self) -> dict[int, Outcome]:
@@ -286,8 +286,8 @@ class SideBySide:
         self.end(number, message.outcome)
 
     def end(self, number: int, outcome: Outcome) -> None:
-        """Keep the outcome of a run. With --fail-fast, the first failure stops all other runs."""
-        if self.failed_fast:  # nobody pressed Ctrl-C
+        """Store the outcome of a run. With --fail-fast, the first failure stops all other runs."""
+        if self.failed_fast:  # the failure interrupted it, not Ctrl-C
             outcome = replace(outcome, is_last=False)
             if outcome.ending is Ending.INTERRUPTED:
                 outcome = replace(outcome, ending=Ending.CANCELLED, why="another run failed")

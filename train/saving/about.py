@@ -57,7 +57,7 @@ ABOUT = TypeAdapter(About)
 
 
 def about_problem(about: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the first invalid value of `about`, or None if all are valid."""
+    """Return an error message for the first invalid value of `about`, or None if all are valid."""
     try:
         ABOUT.validate_python(about)
     except ValidationError as error:

@@ -77,8 +77,8 @@ class Outcome:
     def of(cls, stopped: object, values: Mapping[str, Value], was_pressed: bool = False) -> "Outcome":
         """Return the outcome of a run that `stopped` in this way, such as "early stop: no better validation in 3".
 
-        A text that names no known ending counts as finished. `was_pressed` is True if Ctrl-C was
-        pressed.
+        A text that names no known ending counts as finished. `was_pressed`
+        is True if Ctrl-C was pressed.
         """
         ending = ending_of(stopped) or Ending.FINISHED
         why = str(stopped).partition(": ")[2]

@@ -1,4 +1,4 @@
-"""Provenance: the code that made a run, as git commit, diff, file hashes and package versions."""
+"""Provenance: the code that trained a run, as git commit, diff, file hashes and package versions."""
 
 import ast
 import hashlib

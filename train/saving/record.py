@@ -1,4 +1,4 @@
-"""Record: what a run leaves behind, in its run folder and in wandb."""
+"""Record: the results that a run leaves in its run folder and in wandb."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -80,7 +80,7 @@ def record_of(run: Run, namer: Namer, call: Call) -> Iterator[Record]:
 
 @contextmanager
 def saved_record(run: Run, namer: Namer, call: Call, tracker: WandbTracker | None) -> Iterator[Record]:
-    """Open the folder of a run. Folders that the run replaces are removed once its own records how it ended."""
+    """Open the folder of a run. When the run has ended, remove the folders of attempts that it replaces."""
     folder = run_folder(run, namer, call, tracker)
     try:
         every = run.params.train.checkpoint_every

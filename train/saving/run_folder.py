@@ -125,8 +125,8 @@ class RunFolder:
     def give_up(self, failed: str | None, resumable: bool = True) -> None:
         """Leave the folder to a later call.
 
-        `failed` is the reason why the run failed; None means that it was interrupted. With `resumable`, --resume continues from its
-        resume checkpoint if there is one.
+        `failed` is the reason why the run failed; None means that it was interrupted. With `resumable`,
+        --resume continues from its resume checkpoint if there is one.
         """
         about = self.path / "about.json"
         with contextlib.suppress(OSError, ValueError):  # most likely the disk is full, as the reason says
@@ -265,7 +265,7 @@ def save(folder: Path, *, lm: LM, stats: Stats, summary: Mapping[str, Value]) ->
 
 
 def load_run(folder: Path, step: int | None = None) -> Loaded:
-    """Load the run in `folder`, with the weights kept at `step` or its final ones.
+    """Load the run in `folder`, with the weights kept at `step`, or with its final ones by default.
 
     Raise ValueError if the folder is damaged, not ours, or older than the code can read.
     """
