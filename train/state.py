@@ -19,7 +19,7 @@ FACTORIES: dict[str, Callable[[], object]] = {
 }
 
 
-Pair = tuple[object, object]  # a key and its value, both as data
+KeyAndValue = tuple[object, object]  # a key and its value, both as data
 Mapped = TypeVar("Mapped")
 Saved = dict[str, tuple[str, object]]  # attributes by name: ("value" or "state", data)
 
@@ -68,11 +68,11 @@ def items_from_data(make: Callable[[Iterable[object]], object], data: list[objec
     return make(from_data(item) for item in data)
 
 
-def pairs_to_data(mapping: Mapping[object, object]) -> list[Pair]:
+def pairs_to_data(mapping: Mapping[object, object]) -> list[KeyAndValue]:
     return [(to_data(key), to_data(value)) for key, value in mapping.items()]
 
 
-def pairs_from_data(make: Callable[[dict[object, object]], Mapped], data: list[Pair]) -> Mapped:
+def pairs_from_data(make: Callable[[dict[object, object]], Mapped], data: list[KeyAndValue]) -> Mapped:
     return make({from_data(key): from_data(value) for key, value in data})
 
 
@@ -106,14 +106,14 @@ def numpy_generator_from_data(data: tuple[str, object]) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
-def defaultdict_to_data(values: defaultdict) -> tuple[str | None, list[Pair]]:
+def defaultdict_to_data(values: defaultdict) -> tuple[str | None, list[KeyAndValue]]:
     factory = values.default_factory
     if factory is not None and FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
         raise NotData(f"defaultdict of {factory!r} is not plain data")
     return getattr(factory, "__name__", None), pairs_to_data(values)
 
 
-def defaultdict_from_data(data: tuple[str | None, list[Pair]]) -> defaultdict:
+def defaultdict_from_data(data: tuple[str | None, list[KeyAndValue]]) -> defaultdict:
     factory, pairs = data
     return defaultdict(None if factory is None else FACTORIES[factory], pairs_from_data(dict, pairs))
 
@@ -166,8 +166,8 @@ CONVERSIONS: dict[str, Conversion] = {
 class Attributes:
     """The attributes of `owner` that change or are added from now on, except those named in `without`.
 
-    Data is saved directly; objects with `state_dict` and `load_state_dict` are saved by these methods. Modules, optimizers and
-    learning-rate schedules are left out: Lightning saves them itself.
+    Data is saved directly; objects with `state_dict` and `load_state_dict` are saved by these methods. Modules,
+    optimizers and learning-rate schedules are left out: Lightning saves them itself.
     """
 
     def __init__(self, owner: object, without: Iterable[str] = ()) -> None:

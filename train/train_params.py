@@ -36,7 +36,7 @@ class TrainParams:
     batch_size: PositiveInt = 32  # rows in one forward pass of a device
     accumulate_grad_batches: PositiveInt = 1  # batches per optimizer step
     epochs: PositiveInt = 1  # passes over the training data
-    early_stop_nsamples: PositiveInt | None = None  # stop after training on this many rows
+    early_stop_nsamples: PositiveInt | None = None  # stop after training on so many rows
     val_every: PositiveInt | None = None  # optimizer steps between validations; None: once an epoch
     patience: PositiveInt | None = None  # stop after so many validations without gain; keeps the best weights
     dropout: Fraction = 0.0

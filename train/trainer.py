@@ -126,7 +126,6 @@ class LMTrainer(L.LightningModule):
         return -1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the sum of the losses of a batch, weighted for its optimizer step, and log each loss."""
         losses, _ = self.model.get_losses(batch, self.train_params)
         for name, loss in self.count(batch, losses).items():
             self.log_stat(f"train_loss:{name}", loss)
