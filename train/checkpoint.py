@@ -151,7 +151,7 @@ def position_in(checkpoint: dict[str, Any]) -> Position:
     epoch = loops["epoch_progress"]["current"]["processed"]
     batches = loops["epoch_loop.batch_progress"]["current"]["completed"]
     if not isinstance(epoch, int) or not isinstance(batches, int) or "random_states" not in checkpoint:
-        raise ValueError("it is no resume checkpoint")
+        raise ValueError("it is not a resume checkpoint")
     return Position(epoch, batches)
 
 

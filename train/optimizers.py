@@ -133,7 +133,7 @@ def frozen_names(names: Iterable[str], patterns: tuple[str, ...], lora_rank: int
         if not fitting:
             near = nearest(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise ValueError(
-                f"freeze={patterns!r}: of {len(names)} parameters none is named {pattern!r}; there are {', '.join(near)} ..."
+                f"freeze={patterns!r}: none of {len(names)} parameters matches {pattern!r}; there are {', '.join(near)} ..."
             )
         frozen |= fitting
     if len(frozen) == len(names):

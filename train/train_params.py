@@ -56,7 +56,7 @@ class TrainParams:
 
     def __post_init__(self) -> None:
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}; it must be at most lr")
         if self.strategy == "fsdp":
             if self.devices == 1:
                 raise ValueError("strategy='fsdp' shards a model over several devices, but devices=1")

@@ -145,7 +145,7 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
     [
         (
             {"freeze": ("decoder.layer.0.*",)},
-            "of 16 parameters none is named 'decoder.layer.0.*'; there are decoder.layers.0.",
+            "none of 16 parameters matches 'decoder.layer.0.*'; there are decoder.layers.0.",
         ),
         ({"freeze": ("*",)}, "leaves nothing to train"),
         ({"lr_schedule": "cosin"}, "lr_schedule='cosin' is not registered; did you mean 'cosine'?"),

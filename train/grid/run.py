@@ -32,7 +32,7 @@ class DataFacts(NamedTuple):
 
 @dataclass(frozen=True)
 class Step:
-    """How a call begins a run. This depends on the folders that earlier calls left."""
+    """The way in which a call begins a run. It depends on the folders that earlier calls left."""
 
     what: StepKind
     folder: Path | None = None  # of the earlier attempt

@@ -172,7 +172,7 @@ def the_first_loss_is_near_log_vocabulary(lm: LM, params: Params) -> CheckOutcom
     check_numbers("the loss", losses["main"])
     loss, expected = losses["main"].item(), math.log(lm.n_tokens)
     near = abs(loss - expected) <= NEAR * expected
-    return fails_if(not near, f"it is {loss:.4g} on random tokens, the logarithm {expected:.4g}")
+    return fails_if(not near, f"it is {loss:.4g} on random tokens, but log(vocabulary) is {expected:.4g}")
 
 
 @checks.register

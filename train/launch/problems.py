@@ -66,7 +66,7 @@ def train_problems(train: TrainParams) -> Iterator[str]:
     if train.optimizer not in optimizers:
         yield f"optimizer={train.optimizer!r} is not registered; {did_you_mean(train.optimizer, optimizers)}"
     if train.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        yield "compile=True needs a C++ compiler (g++ or clang++), and none is on this machine's path"
+        yield "compile=True needs a C++ compiler (g++ or clang++), but none is on the PATH: install one, or set compile=False"
     bare = TrainParams(precision=train.precision, strategy=train.strategy, devices=train.devices)
     if problem := hardware_problem(bare):
         yield problem
