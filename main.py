@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from train.grid.expand import GridError, config_files, read_grid
 from train.grid.params import Params
@@ -17,11 +17,14 @@ from train.grid.run import Call, Run
 from train.logs import log, log_to_console, log_to_file
 from train.processes import rank, silence_rank, start_server_of_workers
 
+if TYPE_CHECKING:  # it imports torch, which is slow
+    from train.saving.outcome import Outcome
+
 MAIN_PROJ = "base"  # first part of the wandb project and save folder of every run; name your project here
 wandb_username = None  # your wandb account; None: wandb's own default
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-INTERRUPTED = 130  # exit code
+INTERRUPTED = 130  # exit code after Ctrl-C
 CHECKS = {  # each ends with a verdict: pass, or fail and why
     "--coord-check": "judge whether activations keep their size over dim in the first steps: --config=mup-width --coord-check",
     "--transfer": "train, then judge whether the best lr stays over dim, n_layers or batch_size: --config=mup-width --transfer",
@@ -30,7 +33,7 @@ CHECKS = {  # each ends with a verdict: pass, or fail and why
 
 
 class Namer:
-    """Names for one run. Edit the methods to see in a name what your experiment varies."""
+    """Names of one run. Edit the methods to show in a name what your experiment varies."""
 
     def __init__(self, params, args, variant=None):
         self.data_params, self.train_params, self.model_params = params
@@ -91,22 +94,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         const="same",
         choices=["same", "anyway"],
         metavar="anyway",
-        help="leave out runs that are saved already, go on with those that were killed: --config=test --resume\n"
-        "--resume=anyway takes them over even if model/, train/ or data/ has changed since",
+        help="skip runs that are saved already, continue those that were killed: --config=test --resume\n"
+        "--resume=anyway does so even if model/, train/ or data/ has changed since",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--jobs",
         metavar="N",
         default="1",
-        help="train N runs side by side, auto: one to a CPU core: --jobs=2",
+        help="train N runs side by side; auto is one per CPU core: --jobs=2",
     )
     where.add_argument(
         "--ray",
         nargs="?",
         const="local",
         metavar="HOST:PORT",
-        help="train on the Ray cluster whose head is there; without an address on one of its own on this machine: --ray",
+        help="train on the Ray cluster whose head has this address; without one, start a cluster on this machine: --ray",
     )
     add(
         "--fail-fast",
@@ -144,7 +147,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add(
         "--wandb-proj-name",
         metavar="NAME",
-        help="name the wandb project after this, not the config: --wandb-proj-name=trial",
+        help="use NAME in place of the config's in the wandb project's name: --wandb-proj-name=trial",
     )
     add("--gpu-id", type=int, metavar="N", help="train on this GPU only: --gpu-id=1")
     return parser.parse_args(arguments)
@@ -172,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def sentence_about(error: OSError, out: str | None) -> str:
-    """Return a sentence about `error`; it names --out if the file is an output or the disk is full."""
+    """Return an error message that points to --out if the file is an output or the disk cannot be written."""
     from train.saving.run_folder import output_root
 
     no_room = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -221,7 +224,7 @@ def run_grid(args: argparse.Namespace) -> int:
 
 
 def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[Run]:
-    """Return the runs of the grid, with all that is known before they train. Raise GridError for invalid input."""
+    """Return the runs of the grid, with their data and sizes. Raise GridError with all errors in the input."""
     from train import pretrained
     from train.launch import plan
     from train.launch import problems as check
@@ -242,8 +245,10 @@ def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[R
     return runs
 
 
-def check_scaling(args: argparse.Namespace, runs: Sequence[Any] = (), outcomes: Sequence[Any] = ()) -> int:
-    """Judge how the models of a grid, or saved runs, scale. Log the verdict as the last line. Return the exit code."""
+def check_scaling(
+    args: argparse.Namespace, runs: Sequence[Run] = (), outcomes: "Sequence[Outcome]" = ()
+) -> int:
+    """Check how the models of a grid, or saved runs, scale. Log the verdict as the last line. Return the exit code."""
     from explore.scaling import commands as checks
     from train.saving.run_folder import output_root
 

@@ -1,21 +1,21 @@
-"""Callbacks of a run, in the order in which Lightning calls them: what happens beside the training of `LMTrainer`."""
+"""Callbacks of a run: interrupts, kept weights, early stopping, times and progress."""
 
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from train.logs import say_at_once
 from train.processes import rank
 from train.saving.outcome import Ending
 from train.saving.weights import Checkpoints
-from train.state import Attributes
+from train.state import Attributes, Saved
 from train.stopwatch import Stopwatch
 from train.trainer import DRAIN_EVERY, LMTrainer
 
@@ -24,22 +24,22 @@ REPORT_SECONDS = 0.3  # between reports
 
 
 class Callback(L.Callback):
-    """A callback with a hook for the end of an optimizer step, whose attributes are saved in resume checkpoints.
+    """A callback with a hook for the end of an optimizer step. Its attributes are saved in resume checkpoints.
 
-    All attributes that a subclass sets are saved, as those of LMTrainer are, except those it names in `not_saved`.
+    This holds for all attributes that a subclass sets, except those it names in `not_saved`.
     """
 
     not_saved: tuple[str, ...] = ()
     step = 0  # optimizer steps that have ended
 
     def on_step_end(self, trainer: L.Trainer, module: LMTrainer) -> None:
-        """Called after the last batch of each optimizer step."""
+        """Do something after the last batch of each optimizer step."""
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: object, *_: object
     ) -> None:
         assert isinstance(module, LMTrainer)
         if trainer.global_step != self.step:
@@ -50,30 +50,30 @@ class Callback(L.Callback):
         if "attributes" not in vars(self):
             self.attributes = Attributes(self, without=self.not_saved)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Saved:
         saved, _ = self.attributes.save()
         return saved
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Saved) -> None:
         self.attributes.restore(state_dict)
 
 
 class StopOnInterrupt(Callback):
     """End a run before its next batch after Ctrl-C, in all its processes together."""
 
-    not_saved = ("is_pressed",)  # a resumed run is to go on
+    not_saved = ("is_pressed",)  # a resumed run must not stop again
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet  # say nothing: another process tells the user
-        self.is_pressed = False  # with several processes only the first one knows
+        self.quiet = quiet  # log nothing: another process tells the user
+        self.is_pressed = False  # with several processes only set in the first one
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle Ctrl-C inside the block. The first stops training after its current step, the second ends the program."""
+        """Handle Ctrl-C inside the block: the first stops training after its current step, the second ends the program."""
         before = signal.signal(signal.SIGINT, signal.SIG_IGN if rank() else self.press)
         try:
             yield
-        except SystemExit as error:  # what Lightning makes of the second one
+        except SystemExit as error:  # Lightning turns the second Ctrl-C into this
             raise KeyboardInterrupt from error
         finally:
             signal.signal(signal.SIGINT, before)
@@ -86,7 +86,7 @@ class StopOnInterrupt(Callback):
         self.is_pressed = True
 
     def is_known(self, trainer: L.Trainer) -> bool:
-        """Return whether Ctrl-C was pressed in any process. Several processes exchange this now and then."""
+        """Return True if Ctrl-C was pressed in any process. Several processes exchange this every DRAIN_EVERY steps."""
         if trainer.world_size == 1:
             return self.is_pressed
         if trainer.global_step % DRAIN_EVERY:
@@ -129,17 +129,17 @@ class KeepWeights(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, LMTrainer)
-        if module.stopped != Ending.INTERRUPTED:  # a run that is to be continued has no end here
+        if module.stopped != Ending.INTERRUPTED:  # an interrupted run continues later
             self.checkpoints.keep(module.model, trainer.global_step)
 
     def on_save_checkpoint(
-        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, object]
     ) -> None:
-        self.checkpoints.wait()  # a run that continues from this checkpoint does not write them again
+        self.checkpoints.wait()  # a run resumed from this checkpoint does not write them again
 
 
 class KeepBest(Callback):
-    """Stop a run after `patience` validations without a lower loss. Remember the weights of the lowest one."""
+    """Stop a run after `patience` validations without a lower loss. Keep a copy of the weights with the lowest."""
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -192,15 +192,16 @@ class Clock(Callback):
 
 
 class Progress(L.Callback):
-    """Report the first step, after which memory is allocated, and then progress at intervals."""
+    """Report the first step, by which all memory is allocated, and then the progress at intervals."""
 
     def __init__(self, report: Report) -> None:
         self.report = report
         self.last = -math.inf
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, *_: Any
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: STEP_OUTPUT, *_: object
     ) -> None:
+        assert isinstance(outputs, Mapping)
         if time.monotonic() - self.last >= REPORT_SECONDS:
             self.report(trainer.global_step, float(outputs["loss"]), module.device)
             self.last = time.monotonic()

@@ -3,16 +3,18 @@
 The file is Lightning's. This file adds random states, and LMTrainer adds its attributes.
 """
 
+import os
 import pickle
 import random
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from torch import Tensor
 
 from train.logs import log
 from train.processes import rank
@@ -22,11 +24,11 @@ from train.saving.run_folder import RESUME_FILE
 from train.saving.weights import one_line, regular_file
 from train.trainer import LMTrainer
 
-UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # what torch.load makes of a bad file
+UNREADABLE = (OSError, RuntimeError, EOFError, pickle.UnpicklingError)  # errors of torch.load for a bad file
 SECONDS_BETWEEN_CHECKPOINTS = 120.0  # between two checkpoints; there is one at the end of every epoch, too
 
 
-class WholeFiles(TorchCheckpointIO):
+class AtomicCheckpointIO(TorchCheckpointIO):
     """Replaces a checkpoint by the next one atomically, so a complete one always exists.
 
     If writing fails, the last checkpoint stays and training continues. The first failure is a warning.
@@ -34,18 +36,20 @@ class WholeFiles(TorchCheckpointIO):
 
     has_warned = False
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, object], path: str | os.PathLike[str], storage_options: object = None
+    ) -> None:
         try:
             with replacing(Path(path)) as partial, partial.open("wb") as file:
                 torch.save(checkpoint, file)
         except (OSError, MemoryError, RuntimeError) as error:
-            # Behind torch's remark on positions in a file stands why it could not be written.
+            # torch raises an error about positions in the file; the actual reason is its context.
             reason = error.__context__ if isinstance(error.__context__, OSError) else error
             if not self.has_warned:
                 last = "the last one that was written" if Path(path).exists() else "the beginning"
                 log.warning(
-                    f"{path} cannot be written: {one_line(reason)}. Training goes on; if it is killed, --resume goes "
-                    f"on from {last}. Free some space: the next checkpoint is tried again."
+                    f"{path} cannot be written: {one_line(reason)}. Training continues; if it is killed, --resume "
+                    f"continues from {last}. Free some space: the next checkpoint is tried again."
                 )
             self.has_warned = True
 
@@ -57,6 +61,15 @@ class Position(NamedTuple):
     batches: int  # of this epoch
 
 
+class RandomState(TypedDict):
+    """The states of all global random generators, in types that a checkpoint may hold."""
+
+    torch: Tensor
+    cuda: list[Tensor]
+    numpy: dict[str, Any]
+    python: tuple[Any, ...]
+
+
 class ResumePoint(L.Callback):
     """Callback that keeps the latest checkpoint of a run in `path`, and resumes from one that exists at the start.
 
@@ -66,8 +79,8 @@ class ResumePoint(L.Callback):
     def __init__(self, path: Path | None) -> None:
         self.path = path or Path(RESUME_FILE)
         self.written_at = time.monotonic()
-        self.random_states: list[Any] | None = None  # to be restored, one for each process
-        self.position = self.read()  # where the run goes on; None: it begins
+        self.random_states: list[RandomState] | None = None  # to be restored, one for each process
+        self.position = self.read()  # where the run continues; None: it begins
 
     def read(self) -> Position | None:
         """Return the position in the checkpoint, which is read as data, never as code.
@@ -89,9 +102,9 @@ class ResumePoint(L.Callback):
         self.random_states = checkpoint["random_states"]
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Write checkpoints here, where all earlier batches are complete and this one has not begun."""
+        """Write checkpoints between two batches: all earlier ones are complete, and this one has not begun."""
         assert isinstance(pl_module, LMTrainer)
         if self.random_states is not None:
             set_random_state(self.random_states[rank()])
@@ -113,7 +126,7 @@ class ResumePoint(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, LMTrainer)
-        if pl_module.stopped != Ending.INTERRUPTED:  # else the checkpoint to go on from is written already
+        if pl_module.stopped != Ending.INTERRUPTED:  # an interrupted run has just written its checkpoint
             self.write(trainer)
 
     def write(self, trainer: L.Trainer) -> None:
@@ -127,7 +140,7 @@ class ResumePoint(L.Callback):
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, random_state())
         checkpoint["random_states"] = states
-        # Lightning counts the batch at hand as begun, and would leave it out.
+        # Lightning counts the current batch as begun, so a resumed run would skip it.
         progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
         for counts in (progress["total"], progress["current"]):
             counts["ready"] = counts["started"] = counts["processed"] = counts["completed"]
@@ -138,12 +151,12 @@ def position_in(checkpoint: dict[str, Any]) -> Position:
     epoch = loops["epoch_progress"]["current"]["processed"]
     batches = loops["epoch_loop.batch_progress"]["current"]["completed"]
     if not isinstance(epoch, int) or not isinstance(batches, int) or "random_states" not in checkpoint:
-        raise ValueError("it is no resume checkpoint")
+        raise ValueError("it is not a resume checkpoint")
     return Position(epoch, batches)
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of every global random generator, in types that a checkpoint may hold."""
+def random_state() -> RandomState:
+    """Return the state of every global random generator."""
     numpy = np.random.get_state(legacy=False)  # noqa: NPY002 -- for libraries that draw from it
     return {
         "torch": torch.get_rng_state(),
@@ -153,7 +166,7 @@ def random_state() -> dict[str, Any]:
     }
 
 
-def set_random_state(state: dict[str, Any]) -> None:
+def set_random_state(state: RandomState) -> None:
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])

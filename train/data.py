@@ -2,7 +2,7 @@
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
@@ -11,11 +11,19 @@ from model.model_params import ModelParams
 from train.train_params import TrainParams
 
 
+class DataOptions(TypedDict):
+    """Options of a run's data that come from its ModelParams."""
+
+    tokenizer_spec: TokenizerSpec
+    max_seq_len: int
+    mask: bool
+
+
 def tokenizer_spec(model: ModelParams) -> TokenizerSpec:
     return TokenizerSpec(model.tokenizer_source_name, model.tokenizer_vocab_size, model.tokenizer_crop)
 
 
-def data_options(model: ModelParams) -> dict[str, Any]:
+def data_options(model: ModelParams) -> DataOptions:
     """Return the options of a run's data that come from its ModelParams."""
     return {
         "tokenizer_spec": tokenizer_spec(model),
@@ -33,9 +41,10 @@ def make_data(
     tokenizer: Tokenizer | None = None,
     spec: TokenizerSpec | None = None,
 ) -> LMDataModule:
-    """Return the data of a run.
+    """Return the data of a run, cached in the folder `cache`.
 
-    It uses its saved `tokenizer` if given, else one made from `spec`, by default the model's.
+    It uses its saved `tokenizer` if given, else one made from `spec`, by default that of `model`. Raise ValueError if
+    the data cannot be built.
     """
     options = data_options(model)
     options["tokenizer_spec"] = spec or options["tokenizer_spec"]
@@ -45,7 +54,7 @@ def make_data(
 def count_steps(train: TrainParams, n_rows: int) -> int:
     """Return the number of optimizer steps of a run with `n_rows` training rows per epoch."""
     rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
-    steps_per_epoch = math.ceil(n_rows / rows_per_step)  # the last may be a small one
+    steps_per_epoch = math.ceil(n_rows / rows_per_step)  # the last step may have fewer rows
     epochs, rest = divmod(train.early_stop_nsamples or train.epochs * n_rows, n_rows)
     n_steps = epochs * steps_per_epoch + math.ceil(rest / rows_per_step)
     return min(n_steps, train.epochs * steps_per_epoch)

@@ -4,7 +4,6 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
-from typing import Any
 
 from train.stats import Stat
 
@@ -68,8 +67,8 @@ class Divergence:
             f"best {self.best:.4g}, a uniform guess {self.chance:.4g}"
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return dict(vars(self))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         vars(self).update(state)

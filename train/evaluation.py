@@ -16,7 +16,7 @@ from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
 from train.train_params import TrainParams
 
-CHECKED_ANSWERS = 100  # generated answers that a task's own check looks at
+CHECKED_ANSWERS = 100  # generated answers that are passed to a task's own check
 SAMPLE_LENGTH = 100  # tokens
 
 
@@ -24,7 +24,7 @@ class Evaluation:
     """Sums of losses and correct predictions over batches. They stay on the device until `result` reads them.
 
     `val_loss:main` is the plain loss of the objective, computed here from the logits. It is the mean cross entropy of
-    scored tokens, or of hidden tokens with objective="masked".
+    scored tokens, or of masked tokens with objective="masked".
 
     Losses of `get_losses`, which training minimizes, are reported beside it. Further ones are `val_loss:{name}`. If
     their "main" is not the plain loss, the sum of all is `val_loss:trained`.
@@ -37,13 +37,14 @@ class Evaluation:
         self.n_right: list[Tensor] = []
         self.n_scored: list[Tensor] = []
         self.trained: dict[str, list[Tensor]] = defaultdict(list)  # what get_losses returns for each batch
-        self.trained_weights: list[Tensor] = []  # the number of tokens in its means
+        self.trained_weights: list[Tensor] = []  # and the number of tokens in its means
         self.is_masked = lm.model_params.objective == "masked"  # fills gaps, and generates nothing
         asks = data.task is not None and not self.is_masked
         self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
 
     @torch.no_grad()
     def add(self, batch: dict, train_params: TrainParams) -> None:
+        """Add the losses and correct predictions of a batch."""
         xyz = self.lm.get_batch_xyz(batch, train_params=train_params)
         n_scored = (xyz.y != NOT_SCORED).sum()
         self.plain.append(plain_loss(xyz, n_scored))
@@ -123,6 +124,7 @@ class Evaluation:
 
     @torch.no_grad()
     def gaps_filled(self) -> str:
+        """Return the first validation row with its predictions in the gaps."""
         batch = mycollate([self.data.rows("val")[0]], pad=self.lm.tokenizer.pad)
         with eval_mode(self.lm):
             [x], [y], [z] = self.lm.get_batch_xyz(batch)

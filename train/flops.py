@@ -19,15 +19,15 @@ from model.lm import LM
 from model.model_params import ModelParams
 from train.train_params import TrainParams
 
-SHORT = (2, 4, 6)  # tokens of rows that are counted, where longer ones would take too long
-SMALLEST, LARGEST = 256, 8192  # of the matrices whose product is timed
-LONG_ENOUGH = 0.02  # seconds that one product takes before no larger one is tried
-BUDGET = 0.1  # seconds for all of them, but for the last one
+SHORT_ROWS = (2, 4, 6)  # row lengths that are counted where longer rows would take too long
+MIN_MATRIX, MAX_MATRIX = 256, 8192  # sizes of the matrices whose product is timed
+MIN_PRODUCT_SECONDS = 0.02  # a product that takes this long is large enough
+MAX_TIMING_SECONDS = 0.1  # for all products but the last one
 DTYPES = {"64-true": torch.float64, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> int | None:
-    """Return the operations of a training step on one row of `n_tokens` predicted tokens, or None if uncountable.
+    """Return the operations of a training step on one row of `n_tokens` predicted tokens, or None if unknown.
 
     All losses count, including those that layers and edits of `get_losses` add; `train` is passed to `get_losses`.
     Matrix products, convolutions and fused attention count, 2 for each multiply-add. Elementwise operations do not.
@@ -37,10 +37,10 @@ def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> in
     try:
         if not any(isinstance(module, nn.RNNBase) for module in lm.modules()):
             return count(n_tokens)
-        # Recurrent layers are counted token by token, which takes long. All there is grows with T, or with T squared.
-        parabola = np.polyfit(SHORT, [count(n) for n in SHORT], deg=2)
+        # Recurrent layers are counted token by token, which takes long. The counts are quadratic in T.
+        parabola = np.polyfit(SHORT_ROWS, [count(n) for n in SHORT_ROWS], deg=2)
         return round(float(np.polyval(parabola, n_tokens)))
-    except Exception:  # it may be an edit of the user's that looks at numbers
+    except Exception:  # a user's edit may need the numbers that meta tensors lack
         return None
 
 
@@ -63,19 +63,19 @@ def count_operations(
 
 
 def peak_flops(device: torch.device, precision: str) -> float:
-    """Operations a second of a large matrix product, measured once for each device, precision and number of threads."""
+    """Return the operations per second of a large matrix product, measured once per device, precision and threads."""
     return measured_peak(device, DTYPES.get(precision, torch.float32), torch.get_num_threads())
 
 
 @lru_cache
 def measured_peak(device: torch.device, dtype: torch.dtype, n_threads: int) -> float:
-    """The best of products that grow until one takes long enough to be timed well."""
-    best, size, spent = 0.0, SMALLEST, 0.0
-    seconds_of_product(torch.ones(size, size, device=device, dtype=dtype))  # what is set up once is not timed
-    while spent < BUDGET:
+    """Return the best rate of matrix products that grow until one takes long enough to be timed well."""
+    best, size, spent = 0.0, MIN_MATRIX, 0.0
+    seconds_of_product(torch.ones(size, size, device=device, dtype=dtype))  # set-up is not timed
+    while spent < MAX_TIMING_SECONDS:
         seconds = seconds_of_product(torch.ones(size, size, device=device, dtype=dtype))
         best, spent = max(best, 2 * size**3 / seconds), spent + seconds
-        if seconds < LONG_ENOUGH and size < LARGEST:
+        if seconds < MIN_PRODUCT_SECONDS and size < MAX_MATRIX:
             size *= 2
     return best
 

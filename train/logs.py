@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 import rich
 from rich.console import Console
@@ -82,7 +82,7 @@ class FileHandler(logging.FileHandler):
 class LossyStream:
     """Wrapper of a console stream that never raises: text that its terminal, pipe or disk refuses is dropped."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
@@ -101,7 +101,7 @@ class LossyStream:
         with contextlib.suppress(OSError, ValueError):
             self.stream.flush()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
 
 

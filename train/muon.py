@@ -1,5 +1,6 @@
-"""Muon for matrices and AdamW for all else, as one optimizer: so Lightning, schedules and checkpoints see it."""
+"""Muon for matrices and AdamW for all other parameters, as one optimizer for Lightning, schedules and checkpoints."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,12 +8,12 @@ from torch.optim import Optimizer
 
 
 class MuonWithAdamW(Optimizer):
-    """torch.optim.Muon on the groups that have "muon", AdamW on the others; both work on the groups and state of this one.
+    """torch.optim.Muon for the groups with the key "muon", AdamW for the others. Both share this optimizer's state.
 
-    `muon` and `adamw` are the arguments of torch's classes.
+    `muon` and `adamw` are the keyword arguments of torch's classes.
     """
 
-    def __init__(self, groups: list[dict], muon: dict[str, Any], adamw: dict[str, Any]) -> None:
+    def __init__(self, groups: list[dict], muon: Mapping[str, Any], adamw: Mapping[str, Any]) -> None:
         of_muon = [group for group in groups if "muon" in group]
         of_adamw = [group for group in groups if "muon" not in group]
         self.parts: list[Optimizer] = []
@@ -24,13 +25,14 @@ class MuonWithAdamW(Optimizer):
         self.share()
 
     def share(self) -> None:
+        """Make both parts work on the parameter groups and the state of this optimizer."""
         first = 0
         for part in self.parts:
             last = first + len(part.param_groups)
             part.param_groups, part.state = self.param_groups[first:last], self.state
             first = last
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
         super().load_state_dict(state_dict)
         self.share()
 

@@ -89,7 +89,7 @@ def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
         scale_eps=params.scale_adam_eps,
         lr_mults=lr_mults(params),
     )
-    # "lr" among the statistics is that of the first one.
+    # The statistic "lr" is the one of the first group.
     return sorted(groups, key=lambda group: group["lr_scale"] != 1)
 
 
@@ -133,7 +133,7 @@ def frozen_names(names: Iterable[str], patterns: tuple[str, ...], lora_rank: int
         if not fitting:
             near = nearest(pattern, names, n=3, cutoff=0.3) or names[:3]
             raise ValueError(
-                f"freeze={patterns!r}: of {len(names)} parameters none is named {pattern!r}; there are {', '.join(near)} ..."
+                f"freeze={patterns!r}: none of {len(names)} parameters matches {pattern!r}; there are {', '.join(near)} ..."
             )
         frozen |= fitting
     if len(frozen) == len(names):

@@ -1,7 +1,7 @@
 """Initial weights that are not random: those of a pretrained model or of a saved run."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,54 +25,54 @@ from train.logs import log
 from train.saving.run_folder import find_run, read_run
 from train.saving.weights import load_lm, unshared_state, weights_file
 
-SHOWN = 3  # names of weights in a sentence
+MAX_NAMES = 3  # of weights in a log line
 
 
 class PretrainedSource(NamedTuple):
     """The source of initial weights."""
 
-    setting: str  # as in from_pretrained='gpt2'
-    params: ModelParams  # what they are for
-    tokenizer: Tokenizer | None  # what they know text by, if they bring it along
-    load: Callable[[ModelParams, Tokenizer], LM]  # for a model and a tokenizer that they fit
+    setting: str  # such as from_pretrained='gpt2'
+    params: ModelParams  # of the model they belong to
+    tokenizer: Tokenizer | None  # their own, if they come with one
+    load: Callable[[ModelParams, Tokenizer], LM]  # builds the model with them; its params must fit
 
 
 def defaults(
-    root: Path, *, from_pretrained: str | None = None, from_saved: str | None = None, **others: Any
-) -> dict[str, Any]:
+    root: Path, *, from_pretrained: str | None = None, from_saved: str | None = None, **others: object
+) -> dict[str, object]:
     """Return the ModelParams fields that a grid point takes over from the source of its weights; empty without one."""
     if from_pretrained is not None and from_saved is not None:
         return {}  # ModelParams will refuse it
-    source = find(root, from_pretrained, from_saved)
+    source = find_source(root, from_pretrained, from_saved)
     return {} if source is None else model_fields(source.params)
 
 
 def pretrained_source(model: ModelParams, root: Path) -> PretrainedSource | None:
     """Return the source of a model's initial weights, or None if they are random. Raise ValueError if it is missing."""
-    return find(root, model.from_pretrained, model.from_saved)
+    return find_source(root, model.from_pretrained, model.from_saved)
 
 
-def find(root: Path, from_pretrained: str | None, from_saved: str | None) -> PretrainedSource | None:
-    source = look_for(root, from_pretrained, from_saved)
+def find_source(root: Path, from_pretrained: str | None, from_saved: str | None) -> PretrainedSource | None:
+    source = cached_source(root, from_pretrained, from_saved)
     if isinstance(source, ValueError):
         raise source
     return source
 
 
 @functools.cache
-def look_for(
+def cached_source(
     root: Path, from_pretrained: str | None, from_saved: str | None
 ) -> PretrainedSource | ValueError | None:
-    """Return the result of `find`, or the ValueError it raises. Errors are cached too: finding out takes time."""
+    """Return the result of `find_source`, or the ValueError it raises. Errors are cached too: a lookup takes time."""
     try:
         if from_pretrained is not None:
             setting = f"from_pretrained={from_pretrained!r}"
             with prefix_errors(setting):
-                return named_pretrained(setting, *name_and_revision(from_pretrained))
+                return hub_source(setting, *name_and_revision(from_pretrained))
         if from_saved is not None:
             setting = f"from_saved={from_saved!r}"
             with prefix_errors(setting):
-                return saved(setting, from_saved, root)
+                return saved_source(setting, from_saved, root)
     except ValueError as error:
         return error
     return None
@@ -87,8 +87,8 @@ def prefix_errors(setting: str) -> Iterator[None]:
         raise ValueError(f"{setting}: {error}") from error
 
 
-def named_pretrained(setting: str, name: str, revision: str | None) -> PretrainedSource:
-    """Return the source `from_pretrained` names. Only such runs import the tables of HuggingFace's models."""
+def hub_source(setting: str, name: str, revision: str | None) -> PretrainedSource:
+    """Return the source that `from_pretrained` names. Only runs with it import the tables of HuggingFace's models."""
     from model.hf import weights as hf
 
     params = ModelParams(**hf.pretrained_fields(name, revision, hub_answers))
@@ -98,7 +98,7 @@ def named_pretrained(setting: str, name: str, revision: str | None) -> Pretraine
         actual = ModelParams(**hf.architecture_of(hf_model))
         if model.tied_embeddings and params.tied_embeddings and not actual.tied_embeddings:
             raise ValueError(
-                "its config ties the readout to the token embedding, but its files have a readout of its own: "
+                "its config ties the unembedding to the token embedding, but its files have a separate one: "
                 "set tied_embeddings=False"
             )
         lm = LM(replace(actual, tokenizer_crop=model.tokenizer_crop), tokenizer)
@@ -107,15 +107,15 @@ def named_pretrained(setting: str, name: str, revision: str | None) -> Pretraine
         # A warning only: fine-tuning a model with an edited layer is legitimate.
         if difference is not None:
             log.warning(
-                f"{setting}: logits differ from those of transformers by {difference:.2g}, as they do after an edit of a "
-                "layer; without an edit, these weights are read wrongly"
+                f"{setting}: logits differ from those of transformers by {difference:.2g}. This is expected after "
+                "an edit of a layer; without an edit, the weights were translated wrongly"
             )
         return lm
 
     return PretrainedSource(setting, params, None, load)
 
 
-def saved(setting: str, timestamp: str, root: Path) -> PretrainedSource:
+def saved_source(setting: str, timestamp: str, root: Path) -> PretrainedSource:
     folder = find_run(timestamp, str(root))
     params, own_tokenizer, _ = read_run(folder)
 
@@ -145,13 +145,13 @@ def source_problems(model: ModelParams, root: Path) -> Iterator[str]:
         return
     if forward_factors(model) != forward_factors(source.params):  # muP
         yield (  # muP
-            f"{fields_as_text(edits(model, source))} does not fit {source.setting}: it multiplies what these weights "  # muP
-            "compute by other factors; mup_base_dim=0 has those of the weights' own size"  # muP
+            f"{fields_as_text(edited_fields(model, source))} does not fit {source.setting}: the muP factors of the "  # muP
+            "forward pass differ from those of these weights; mup_base_dim=0 has the factors of their size"  # muP
         )  # muP
         return  # muP
     if weights_fit(model, source):
         return
-    edited = edits(model, source)
+    edited = edited_fields(model, source)
     alone = {name: value for name, value in edited.items() if not fits_alone(name, value, source)} or edited
     has = {name: model_fields(source.params)[name] for name in alone}
     yield f"{fields_as_text(alone)} does not fit {source.setting}, whose weights are for {fields_as_text(has)}"
@@ -161,24 +161,25 @@ def forward_factors(model: ModelParams) -> tuple[float, ...]:  # muP
     return width_mult(model), depth_mult(model), head_mult(model)  # muP
 
 
-def model_fields(params: ModelParams) -> dict[str, Any]:
+def model_fields(params: ModelParams) -> dict[str, object]:
     return {name: value for name, value in vars(params).items() if name in SECTION_OF}
 
 
-def edits(model: ModelParams, source: PretrainedSource) -> dict[str, Any]:
-    """Return the fields of `model` that differ from the model its weights come from."""
+def edited_fields(model: ModelParams, source: PretrainedSource) -> dict[str, object]:
+    """Return the fields of `model` that differ from those of the model that its weights come from."""
     same = replace(source.params, from_pretrained=model.from_pretrained, from_saved=model.from_saved)
     return {name: value for name, value in model_fields(model).items() if value != model_fields(same)[name]}
 
 
-def fields_as_text(fields: dict[str, Any]) -> str:
+def fields_as_text(fields: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in fields.items())
 
 
 def fits_alone(name: str, value: Any, source: PretrainedSource) -> bool:
+    """Return True if the weights would fit a model with this edit alone."""
     try:
         return weights_fit(replace(source.params, **{name: value}), source)
-    except ValueError:  # it takes other fields to make sense
+    except ValueError:  # the value needs other fields beside it
         return True
 
 
@@ -190,7 +191,7 @@ def weights_fit(model: ModelParams, source: PretrainedSource) -> bool:
     if source.tokenizer is not None and tokenizer_spec(model) != tokenizer_spec(source.params):
         return False
     if source.tokenizer is not None and model.objective == "masked" and source.tokenizer.mask is None:
-        return False  # a mask token would be one more than there are weights for
+        return False  # the weights have no row for a mask token
     ours, theirs = (
         parameter_shapes(with_fewer_layers(params), n_tokens=2) for params in (model, source.params)
     )
@@ -231,11 +232,11 @@ def load_initial_weights(first: dict[str, Tensor], lm: LM, root: Path) -> None:
     used = {tensor.data_ptr() for tensor in taken.values()}  # a tied one has two names
     left_out = [name for name, tensor in first.items() if tensor.data_ptr() not in used]
     new = [name for name in unshared_state(lm) if name not in first and not is_lora(name)]
-    said = [f"weights of {source.setting}", fields_as_text(edits(lm.model_params, source))]
-    said += [f"left out: {some(left_out)}" if left_out else "", f"new: {some(new)}" if new else ""]
+    said = [f"weights of {source.setting}", fields_as_text(edited_fields(lm.model_params, source))]
+    said += [f"left out: {shortened(left_out)}" if left_out else "", f"new: {shortened(new)}" if new else ""]
     log.info("; ".join(filter(None, said)))
 
 
-def some(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+def shortened(names: list[str]) -> str:
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

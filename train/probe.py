@@ -7,7 +7,7 @@ import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +18,11 @@ from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
 
 PROBE_LENGTH = 16  # tokens of a probe
-NOISE = 0.02  # deviation of what is added to all weights that are probed: nothing hides behind a zero
-MAX_BATCHES = 16  # of random rows in which a parameter may get its gradient
+NOISE = 0.02  # standard deviation of the noise added to all weights, so that no zero hides a leak
+MAX_BATCHES = 16  # batches of random rows in which a parameter may get its gradient
 MIN_ROWS, MAX_ROWS = 5, 64  # of one forward pass
-MAX_LOGITS = 2**21  # of more than the least rows
+MAX_LOGITS = 2**21  # of one forward pass, unless MIN_ROWS rows have more
+# Relative differences up to these are rounding.
 PROBE_ROUNDING = {torch.float64: 1e-11, torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 UNCHECKED = "cannot be checked"
 
@@ -33,11 +34,11 @@ class NotFinite(ValueError):
 class Probe(NamedTuple):
     """Faults of a model that is to be trained."""
 
-    leak: str | None  # how a prediction sees what it must not: later tokens, or other samples
-    without_gradient: list[str]  # parameters that are to be trained, and cannot be
+    leak: str | None  # how a prediction depends on later tokens or other samples
+    without_gradient: list[str]  # trainable parameters that no gradient reaches
 
 
-def probe(lm: LM, train_params: Any = None) -> Probe:
+def probe(lm: LM, train_params: object = None) -> Probe:
     """Probe a copy of `lm`. Its weights, gradients and buffers, and the random state of the run, stay unchanged.
 
     `train_params` are passed to its losses. A model that cannot be probed counts as leaking, with the reason.
@@ -50,10 +51,10 @@ def probe(lm: LM, train_params: Any = None) -> Probe:
         return Probe(leak or f"{UNCHECKED}: {in_one_line(error)}", [])
 
 
-def leak_of(lm: LM, most_passes: int = 1) -> str | None:
-    """Return how a prediction of a copy of `lm` sees what it must not, or None without a leak.
+def leak_of(lm: LM, max_passes: int = 1) -> str | None:
+    """Return how a prediction of a copy of `lm` depends on later tokens or other samples, or None if it does not.
 
-    A probe that fails counts as a leak, with the reason. At most `most_passes` forward passes are spent on trying
+    A probe that fails counts as a leak, with the reason. At most `max_passes` forward passes are spent on trying
     tokens of a large vocabulary as later ones.
     """
     try:
@@ -61,7 +62,7 @@ def leak_of(lm: LM, most_passes: int = 1) -> str | None:
             noisy = noisy_copy(lm)
             leak = leak_by_gradient(noisy)
             if lm.model_params.causal:
-                leak = leak or leak_by_value(noisy, most_passes)
+                leak = leak or leak_by_value(noisy, max_passes)
     except Exception as error:  # it is the user's own code
         return f"{UNCHECKED}: {in_one_line(error)}"
     return leak
@@ -102,7 +103,7 @@ def noisy_copy(lm: LM, spread: float = 0.0) -> LM:
     return noisy
 
 
-def without_gradient(lm: LM, train_params: Any) -> list[str]:
+def without_gradient(lm: LM, train_params: object) -> list[str]:
     """Return the trainable parameters of `lm` that get no gradient from the losses of random rows.
 
     All losses are those of noisy copies in training mode. A parameter counts if it has no gradient in any of
@@ -159,7 +160,7 @@ def gradient_sizes(lm: LM, at_B: Tensor, T: int) -> Tensor:
     def keep(embed_BTD: Tensor) -> Tensor:
         embed_BTD.retain_grad()
         embeddings.append(embed_BTD)
-        return embed_BTD.clone()  # what layers may write into
+        return embed_BTD.clone()  # layers may write into the copy
 
     with lm.patch({"embed": keep}):
         logits_BV = lm(ids_BT)[1 + torch.arange(len(at_B)), at_B]
@@ -175,18 +176,18 @@ def rows_in_a_pass(lm: LM, T: int) -> int:
     return max(MIN_ROWS, min(MAX_ROWS, MAX_LOGITS // (T * lm.n_tokens)))
 
 
-def leak_by_value(lm: LM, most_passes: int) -> str | None:
-    """Return how logits change with later tokens, whichever they are, or with tokens of other samples; None if never.
+def leak_by_value(lm: LM, max_passes: int) -> str | None:
+    """Return how logits change with later tokens or with tokens of other samples, or None if they never do.
 
-    First the earlier tokens are the first few of the vocabulary. Later tokens come from these few and then from all.
-    This reveals dependence on the presence of a token. Then the few are the later tokens, and the last few the earlier.
+    At first, earlier tokens are the first few of the vocabulary, and all tokens are tried as later ones. This reveals
+    dependence on the presence of a token. Then the last few are the earlier tokens, and the first few the later ones.
     """
     T, V = min(PROBE_LENGTH, lm.model_params.max_seq_len), lm.n_tokens
     if T < 2 or V < 2:
         return None
     n_rows = rows_in_a_pass(lm, T)
     few_N, others_N = torch.arange(min(4, V // 2)), torch.arange(V - min(4, V // 2), V)
-    tried_N = by_interest(lm, n_rows * T // 2 * most_passes)
+    tried_N = tokens_to_try(lm, n_rows * T // 2 * max_passes)
     for later_N in tried_N.split(n_rows * T // 2):  # half of all tokens are later ones
         if change := change_with(lm.eval(), few_N, later_N, (n_rows, T)):
             return change
@@ -194,7 +195,7 @@ def leak_by_value(lm: LM, most_passes: int) -> str | None:
     return change or change_with(lm.train(), few_N, tried_N, (MIN_ROWS, T))
 
 
-def by_interest(lm: LM, n: int) -> Tensor:
+def tokens_to_try(lm: LM, n: int) -> Tensor:
     """Return at most `n` tokens: special ones, the first ones, which are often frequent, and random others."""
     specials = (lm.tokenizer.pad, lm.tokenizer.bos, lm.tokenizer.eos)
     special_N = torch.tensor([i for i in specials if i is not None])
@@ -226,7 +227,7 @@ def change_with(lm: LM, early_N: Tensor, later_N: Tensor, shape: tuple[int, int]
     changed_B = (ids_BT != others_BT)[rows_B, from_B]
     same_B = ((before.y == after.y) & (before.y != NOT_SCORED)).cpu()[rows_B, at_B]
     if (changed_B & same_B).any():
-        return "what is to be predicted at a position does not depend on what comes after it"
+        return "the target of a position does not depend on the token after it"
     return None
 
 

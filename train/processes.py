@@ -1,4 +1,4 @@
-"""The processes of a run with devices > 1: Lightning starts main.py anew for each but the first. The one that workers come from."""
+"""Ranks of a run with devices > 1, for each of which Lightning starts main.py anew, and the server that forks workers."""
 
 import logging
 import multiprocessing
@@ -12,31 +12,31 @@ from train.logs import log
 
 
 def rank() -> int:
-    """The number of this process. Process 0 is the one the user started; it alone prints and writes."""
+    """Return the number of this process. The user started process 0; it alone prints and writes."""
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
 def silence_rank() -> None:
-    """Say nothing but what goes wrong, and end when the first process ends, however that comes."""
+    """Log only errors in this process, and end it when the first process ends for any reason."""
     log.setLevel(logging.ERROR)
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
 def let_rank0_report() -> None:
-    """Wait before this process says what went wrong: if the first one failed too it says so itself, and this one ends with it."""
+    """Wait before this process logs an error. If the first process fails too, it logs the error and ends this one."""
     if rank() > 0:
         time.sleep(3)
 
 
 def start_server_of_workers() -> None:
-    """The process from which workers of --jobs are forked: it imports what they need, once, while this one does so too."""
+    """Start the process from which workers of --jobs are forked. It imports what they need while this process does so too."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(["lightning", "train.launch.sweep"])
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits: Ctrl-C is for this process
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process
     multiprocessing.forkserver.ensure_running()
     signal.signal(signal.SIGINT, before)
 
 
-def end_with(parent: int) -> None:
+def exit_with_parent(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

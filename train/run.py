@@ -18,7 +18,7 @@ from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
 from model.transformer.residual import profile, wants_profile
 from train.callbacks import Clock, KeepBest, KeepWeights, Progress, Report, StopOnInterrupt
-from train.checkpoint import ResumePoint, WholeFiles
+from train.checkpoint import AtomicCheckpointIO, ResumePoint
 from train.data import count_steps, make_data
 from train.flops import flops_per_row, peak_flops
 from train.grid.params import Params
@@ -34,16 +34,17 @@ from train.train_params import TrainParams
 from train.trainer import NEVER, LMTrainer
 
 for name in ("lightning.pytorch", "lightning.fabric"):
-    logging.getLogger(name).setLevel(logging.ERROR)  # its remarks on hardware and logging are not ours
+    logging.getLogger(name).setLevel(logging.ERROR)  # no remarks of Lightning on hardware and logging
 warnings.filterwarnings("ignore", module="lightning")
 
-PROFILED = 4  # batches that residual_profile looks at
+PROFILED = 4  # batches from which the omegas are set
 
 
 def train_run(run: Run, record: Record, call: Call, report: Report | None = None) -> Outcome:
     """Train one run, save it in its `record`, and return its outcome.
 
-    `report` is called with the progress; by default a bar shows it.
+    `report` is called with the progress: step, loss and device. Without it a progress bar is shown. Errors of the
+    data, the model or the training are not caught.
     """
     params, train = run.params, run.params.train
     with cpu_threads(train.threads):
@@ -96,7 +97,7 @@ def fit(trainer: L.Trainer, lm_trainer: LMTrainer, resume_point: ResumePoint | N
     held_out = data.val_dataloader(train.batch_size)
     model_params = lm_trainer.model.model_params
     if position is None and (model_params.from_pretrained or model_params.from_saved):
-        trainer.validate(lm_trainer, held_out, verbose=False)  # how good it is to begin with
+        trainer.validate(lm_trainer, held_out, verbose=False)  # the loss before training
     path = resume_point.path if resume_point and position else None
     trainer.fit(lm_trainer, batches, held_out, ckpt_path=path, weights_only=True)
 
@@ -115,7 +116,7 @@ def make_lm(params: Params, tokenizer: Tokenizer, root: Path) -> LM:
     L.seed_everything(train.random_seed, verbose=False)
     lm = LM(model, tokenizer=tokenizer, dropout=train.dropout)
     if train.precision == "64-true":
-        lm.double()  # Lightning would after weights are loaded, when their last bits are lost
+        lm.double()  # Lightning would convert after the weights are loaded, and lose their last bits
     if first is not None:
         load_initial_weights(first, lm, root)
     return lm
@@ -153,17 +154,17 @@ def lightning_trainer(
         max_epochs=train.epochs,
         accumulate_grad_batches=train.accumulate_grad_batches,
         gradient_clip_val=train.gradient_clip_val,
-        val_check_interval=NEVER if train.val_every else None,  # LMTrainer says when
+        val_check_interval=NEVER if train.val_every else None,  # LMTrainer decides when
         check_val_every_n_epoch=None if train.val_every else 1,
         precision=train.precision,
         accelerator="cpu" if cpus else "auto" if gpu_id is None else "gpu",
         devices=train.devices if gpu_id is None else [gpu_id],
         strategy=strategy_of(train),
-        use_distributed_sampler=False,  # our Loader shares the rows out
+        use_distributed_sampler=False,  # our Loader distributes the rows
         callbacks=list(callbacks),
-        plugins=[WholeFiles()],
+        plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
-        inference_mode=False,  # what a model keeps from a validation, a mask say, is fit for training then
+        inference_mode=False,  # so that training can use tensors that a validation cached, such as a mask
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -209,7 +210,7 @@ def final_values(lm_trainer: LMTrainer, lm: LM, clock: Clock) -> dict[str, Value
 
 
 def training_flops(lm_trainer: LMTrainer, lm: LM) -> int | None:
-    """Return the operations of training, for rows of the mean number of real tokens. Padding does not count as work."""
+    """Return the operations of training on the real tokens, without padding, as if all rows had their mean length."""
     length = max(1, round(lm_trainer.n_tokens / max(1, lm_trainer.n_samples)))
     per_row = flops_per_row(lm, length, lm_trainer.train_params)
     return None if per_row is None else per_row * lm_trainer.n_samples

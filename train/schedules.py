@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from common.registry import Registry
 from train.train_params import TrainParams
@@ -13,7 +13,7 @@ class Moment(NamedTuple):
 
     step: int  # optimizer steps since the end of the warm-up
     progress: float  # 0 at the end of the warm-up, 1 at the last step
-    reductions: int  # times that validation loss stood still, as "plateau" counts them
+    reductions: int  # times that "plateau" has halved lr
     params: TrainParams
 
     @property
@@ -46,28 +46,28 @@ def cosine(now: Moment) -> float:
 
 @schedules.register
 def wsd(now: Moment) -> float:
-    """Warm-up, stable, decay: constant, then a straight fall over the last `wsd_decay_frac` (arXiv:2404.06395)."""
+    """Keep `lr`, then fall in a straight line over the last `wsd_decay_frac` of the steps (arXiv:2404.06395)."""
     left = (1 - now.progress) / now.params.wsd_decay_frac
     return now.floor + (1 - now.floor) * min(1.0, left)
 
 
 @schedules.register
 def cyclic(now: Moment) -> float:
-    """A triangle wave: down to `min_lr` in the middle of every `lr_cycle_steps`, and up again (arXiv:1506.01186)."""
+    """Fall to `min_lr` and rise again within every `lr_cycle_steps`, in straight lines (arXiv:1506.01186)."""
     phase = now.step % now.params.lr_cycle_steps / now.params.lr_cycle_steps
     return now.floor + (1 - now.floor) * abs(1 - 2 * phase)
 
 
 @schedules.register
 def plateau(now: Moment) -> float:
-    """Halve lr whenever validation loss has not improved for `lr_plateau_patience` validations."""
+    """Halve `lr` whenever the validation loss has not improved for `lr_plateau_patience` validations."""
     return max(now.floor, 0.5**now.reductions)
 
 
 class Schedule:
-    """The share of `lr` at every optimizer step, warm-up included. LambdaLR calls it and saves its state.
+    """The learning rate as a share of `lr` at every optimizer step, warm-up included. LambdaLR calls it.
 
-    With n steps the last one, number n - 1, has progress 1, so schedules that fall to `min_lr` train one step there.
+    The last of n steps, number n - 1, has progress 1, so schedules that fall to `min_lr` train one step at it.
     """
 
     def __init__(self, params: TrainParams, n_steps: int) -> None:
@@ -83,8 +83,8 @@ class Schedule:
         moment = Moment(step - warmup, progress, self.reductions, self.params)
         return schedules[self.params.lr_schedule](moment)
 
-    def see(self, val_loss: float) -> None:
-        """Take the loss of a validation into account."""
+    def add_val_loss(self, val_loss: float) -> None:
+        """Take a validation loss into account, as "plateau" does."""
         if val_loss < self.best:
             self.best, self.waited = val_loss, 0
             return
@@ -92,8 +92,8 @@ class Schedule:
         if self.waited >= self.params.lr_plateau_patience:
             self.reductions, self.waited = self.reductions + 1, 0
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "params"}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, object]) -> None:
         vars(self).update(state)

@@ -1,4 +1,4 @@
-"""strategy = "fsdp": each process keeps a share of all weights, and gathers a layer only to compute with it (FSDP2)."""
+"""strategy = "fsdp": each process keeps a shard of all weights, and gathers a layer only to compute with it (FSDP2)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,12 +38,12 @@ def gathered(lm: LM) -> Iterator[None]:
 
 
 def full_number(value: float | Tensor) -> float | Tensor:
-    """Return a number that is kept in shares as one number."""
+    """Return a sharded scalar as a plain tensor, and any other number unchanged."""
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def scale_gradients(module: nn.Module, factor: Tensor) -> None:
-    """Multiply all gradients by a scalar tensor on their device. Of sharded gradients, scale the local share."""
+    """Multiply all gradients by a scalar tensor on their device. Sharded gradients are scaled shard by shard."""
     for parameter in module.parameters():
         if (gradient := parameter.grad) is not None:
             local = gradient.to_local() if isinstance(gradient, DTensor) else gradient

@@ -3,9 +3,9 @@
 import pickle
 import random
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +14,25 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 PLAIN_TYPES = (type(None), bool, int, float, str)
-FACTORIES = {factory.__name__: factory for factory in (int, float, str, bool, list, dict, set)}
+FACTORIES: dict[str, Callable[[], object]] = {
+    factory.__name__: factory for factory in (int, float, str, bool, list, dict, set)
+}
+
+
+KeyAndValue = tuple[object, object]  # a key and its value, both as data
+Mapped = TypeVar("Mapped")
+Saved = dict[str, tuple[str, object]]  # attributes by name: ("value" or "state", data)
 
 
 class NotData(TypeError):
     """Raised for a value other than numbers, text, tensors, generators and containers of them."""
+
+
+class HasState(Protocol):
+    """An object that saves and restores itself."""
+
+    def state_dict(self) -> object: ...
+    def load_state_dict(self, state: Any, /) -> object: ...
 
 
 class Conversion(NamedTuple):
@@ -28,7 +42,7 @@ class Conversion(NamedTuple):
     load: Callable[[Any], Any]
 
 
-def to_data(value: Any) -> Any:
+def to_data(value: object) -> object:
     """Return `value` as plain values and tuples (name of its kind, content). Raise NotData if this loses something."""
     if type(value) in PLAIN_TYPES:
         return value
@@ -38,76 +52,79 @@ def to_data(value: Any) -> Any:
     return name, CONVERSIONS[name].save(value)
 
 
-def from_data(data: Any) -> Any:
+def from_data(data: object) -> Any:
     """Return the value that `to_data` converted. Tensors and generators are on their original device."""
-    return data if type(data) in PLAIN_TYPES else CONVERSIONS[data[0]].load(data[1])
+    if not isinstance(data, tuple):
+        return data
+    name, content = data
+    return CONVERSIONS[name].load(content)
 
 
-def items_to_data(values: Iterable[Any]) -> list[Any]:
+def items_to_data(values: Iterable[object]) -> list[object]:
     return [to_data(value) for value in values]
 
 
-def items_from_data(make: Callable[[Any], Any], data: list[Any]) -> Any:
+def items_from_data(make: Callable[[Iterable[object]], object], data: list[object]) -> object:
     return make(from_data(item) for item in data)
 
 
-def pairs_to_data(mapping: dict[Any, Any]) -> list[Any]:
+def pairs_to_data(mapping: Mapping[object, object]) -> list[KeyAndValue]:
     return [(to_data(key), to_data(value)) for key, value in mapping.items()]
 
 
-def pairs_from_data(make: Callable[[Any], Any], data: list[Any]) -> Any:
+def pairs_from_data(make: Callable[[dict[object, object]], Mapped], data: list[KeyAndValue]) -> Mapped:
     return make({from_data(key): from_data(value) for key, value in data})
 
 
-def tensor_to_data(tensor: Tensor) -> Any:
+def tensor_to_data(tensor: Tensor) -> tuple[Tensor, str, bool]:
     # Clone, so that a small view is not saved with all of a large storage.
     return tensor.detach().cpu().clone(), str(tensor.device), tensor.requires_grad
 
 
-def tensor_from_data(data: Any) -> Tensor:
+def tensor_from_data(data: tuple[Tensor, str, bool]) -> Tensor:
     tensor, device, requires_grad = data
     return tensor.to(device).requires_grad_(requires_grad)
 
 
-def generator_from_data(data: Any) -> torch.Generator:
+def generator_from_data(data: tuple[str, Tensor]) -> torch.Generator:
     device, state = data
     generator = torch.Generator(device)
     generator.set_state(state)
     return generator
 
 
-def random_from_data(data: Any) -> random.Random:
+def random_from_data(data: object) -> random.Random:
     generator = random.Random()
     generator.setstate(from_data(data))
     return generator
 
 
-def numpy_generator_from_data(data: Any) -> np.random.Generator:
+def numpy_generator_from_data(data: tuple[str, object]) -> np.random.Generator:
     name, state = data
     bits = getattr(np.random, name)()
     bits.state = from_data(state)
     return np.random.Generator(bits)
 
 
-def defaultdict_to_data(values: defaultdict) -> Any:
+def defaultdict_to_data(values: defaultdict) -> tuple[str | None, list[KeyAndValue]]:
     factory = values.default_factory
     if factory is not None and FACTORIES.get(getattr(factory, "__name__", "")) is not factory:
         raise NotData(f"defaultdict of {factory!r} is not plain data")
-    return factory and factory.__name__, pairs_to_data(values)
+    return getattr(factory, "__name__", None), pairs_to_data(values)
 
 
-def defaultdict_from_data(data: Any) -> defaultdict:
+def defaultdict_from_data(data: tuple[str | None, list[KeyAndValue]]) -> defaultdict:
     factory, pairs = data
-    return defaultdict(factory and FACTORIES[factory], pairs_from_data(dict, pairs))
+    return defaultdict(None if factory is None else FACTORIES[factory], pairs_from_data(dict, pairs))
 
 
-def numpy_to_data(values: np.ndarray | np.generic) -> Any:
+def numpy_to_data(values: np.ndarray | np.generic) -> tuple[Tensor, bool]:
     if values.dtype.kind not in "biuf":
         raise NotData(f"numpy values of {values.dtype} are not plain data")
     return torch.from_numpy(np.array(values)), isinstance(values, np.generic)
 
 
-def numpy_from_data(data: Any) -> Any:
+def numpy_from_data(data: tuple[Tensor, bool]) -> np.ndarray | np.generic:
     tensor, is_scalar = data
     return tensor.numpy()[()] if is_scalar else tensor.numpy()
 
@@ -149,25 +166,26 @@ CONVERSIONS: dict[str, Conversion] = {
 class Attributes:
     """The attributes of `owner` that change or are added from now on, except those named in `without`.
 
-    Data is saved directly; objects with `state_dict` and `load_state_dict` are saved by these. Modules, optimizers and
-    learning-rate schedules are left out: Lightning saves them itself.
+    Data is saved directly; objects with `state_dict` and `load_state_dict` are saved by these methods. Modules,
+    optimizers and learning-rate schedules are left out: Lightning saves them itself.
     """
 
-    def __init__(self, owner: Any, without: Iterable[str] = ()) -> None:
+    def __init__(self, owner: object, without: Iterable[str] = ()) -> None:
         self.owner = owner
         self.without = frozenset(without)
         self.initial = dict(self.attributes())
         self.fingerprints = {name: value_fingerprint(value) for name, value in self.initial.items()}
 
-    def attributes(self) -> Iterable[tuple[str, Any]]:
+    def attributes(self) -> Iterable[tuple[str, object]]:
         kept_by_others = (nn.Module, Optimizer, LRScheduler, Attributes)
         for name, value in vars(self.owner).items():
             if name not in self.without and not isinstance(value, kept_by_others):
                 yield name, value
 
-    def save(self) -> tuple[dict[str, Any], list[str]]:
+    def save(self) -> tuple[Saved, list[str]]:
         """Return the changed attributes as data, and the names of those that cannot be saved."""
-        saved, lost = {}, []
+        saved: Saved = {}
+        lost: list[str] = []
         for name, value in self.attributes():
             if not has_state(value) and self.is_unchanged(name, value):
                 continue
@@ -182,13 +200,13 @@ class Attributes:
                 lost.append(name)
         return saved, lost
 
-    def is_unchanged(self, name: str, value: Any) -> bool:
+    def is_unchanged(self, name: str, value: object) -> bool:
         if name not in self.initial:
             return False
         is_same = value is self.initial[name] or is_data(value)
         return is_same and value_fingerprint(value) == self.fingerprints[name]
 
-    def restore(self, saved: dict[str, Any]) -> None:
+    def restore(self, saved: Saved) -> None:
         """Restore the attributes of an earlier `save`."""
         for name, (kind, data) in saved.items():
             if kind == "value":
@@ -197,11 +215,11 @@ class Attributes:
                 getattr(self.owner, name).load_state_dict(from_data(data))
 
 
-def has_state(value: Any) -> bool:
+def has_state(value: object) -> TypeGuard[HasState]:
     return hasattr(value, "state_dict") and hasattr(value, "load_state_dict")
 
 
-def is_data(value: Any) -> bool:
+def is_data(value: object) -> bool:
     try:
         to_data(value)
     except (NotData, RecursionError):
@@ -209,7 +227,7 @@ def is_data(value: Any) -> bool:
     return True
 
 
-def value_fingerprint(value: Any) -> bytes | None:
+def value_fingerprint(value: object) -> bytes | None:
     """Return bytes that differ if values differ, or None.
 
     Only data and objects whose attributes are data have a fingerprint.

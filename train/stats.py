@@ -1,4 +1,4 @@
-"""Statistics of a run: the log of its metrics, and the only file that knows wandb."""
+"""Statistics of a run: the log of its metrics, and the only file that imports wandb."""
 
 import contextlib
 import json
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import ModuleType
 from typing import Any, NamedTuple, Self
 
 import psutil
@@ -23,7 +24,7 @@ from train.logs import log
 START_SECONDS = 8  # for wandb's server to answer, before a run goes offline
 FINISH_SECONDS = 25  # for the last uploads, before they are left to `wandb sync`
 MAX_FINISH_SECONDS = 30.0  # for wandb to end a run, uploads included, before its process is killed
-MAX_KILL_SECONDS = 5.0  # for wandb to notice that
+MAX_KILL_SECONDS = 5.0  # for its process to end once it is killed
 
 
 class Stat(NamedTuple):
@@ -35,7 +36,7 @@ class Stat(NamedTuple):
     v: float
 
 
-SAVED = TypeAdapter(dict[str, list[Stat]])  # what a file of statistics holds
+SAVED = TypeAdapter(dict[str, list[Stat]])  # the content of a file of statistics
 
 
 class Stats:
@@ -48,12 +49,15 @@ class Stats:
         self._count = 0
 
     def log(self, name: str, value: float | Tensor, *, step: int, n_samples: int | Tensor) -> None:
-        """Log a number, or a tensor of one element on any device, as "stat/{name}". `n_samples` may be a tensor too."""
+        """Log a number, or a tensor of one element on any device, as "stat/{name}". `n_samples` may be a tensor too.
+
+        Raise ValueError for a tensor of several elements.
+        """
         name = f"stat/{name}"
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ValueError(f"{name} is a tensor of shape {tuple(value.shape)}; log numbers")
-            value = value.detach().clone()  # a weight or a buffer would go on changing
+            value = value.detach().clone()  # a weight or a buffer changes later
         else:
             value = float(value)
         self._pending.append((name, step, n_samples, value))
@@ -149,7 +153,7 @@ class WandbTracker:
         self._run = run
         self._rows: SimpleQueue[dict[str, float] | None] = SimpleQueue()  # None: the run ends
         self._failed = self._is_given_up = False
-        self._ended = threading.Event()  # Thread.join forgets a thread that lives when Ctrl-C comes
+        self._ended = threading.Event()  # after Ctrl-C, Thread.join would not wait again
         threading.Thread(target=self._send, daemon=True).start()
 
     def log(self, row: dict[str, float]) -> None:
@@ -174,14 +178,14 @@ class WandbTracker:
         import wandb
 
         while (row := self._rows.get()) is not None and not self._is_given_up:
-            with contextlib.suppress(Exception):  # wandb's own process died: training goes on, finish says so
+            with contextlib.suppress(Exception):  # wandb's own process died: `finish` warns
                 self._run.log(row)
         try:
             self._run.finish(exit_code=int(self._failed))
         except Exception as error:
             if not self._is_given_up:
                 self._warn(_sentence(error))
-        # What is dead cannot be torn down, or ends Python by its exit code; the next run starts afresh.
+        # Teardown of a dead process raises, or exits with its code. The next run starts a new one.
         with contextlib.suppress(Exception, SystemExit):
             wandb.teardown()
         self._ended.set()
@@ -191,7 +195,7 @@ class WandbTracker:
 
 
 def _kill_service() -> None:
-    """Kill wandb's process, for which Python would wait at its own end, too."""
+    """Kill wandb's process. Python would wait for it at exit, too."""
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
             if child.name().startswith("wandb-core"):
@@ -202,19 +206,20 @@ def _kill_service() -> None:
 def start_wandb(
     *,
     project: str,
-    config: dict[str, Any],
+    config: dict[str, object],
     folder: Path,  # wandb keeps its own folder "wandb" in it
     entity: str | None = None,
     group: str | None = None,
     run_name: str | None = None,  # None: wandb invents one, when online
-    run_id: str | None = None,  # of a run that goes on
+    run_id: str | None = None,  # of a run that is resumed
 ) -> WandbTracker | None:
     """Start a run in wandb: online if its server answers soon, else offline for a later upload.
 
-    Return None without wandb. This takes at most START_SECONDS and a few more for wandb itself. It never asks, never
+    Return None without wandb. This takes at most START_SECONDS and a few more for wandb itself. It never prompts, never
     raises, and logs one line.
     """
-    os.environ["WANDB_ERROR_REPORTING"] = "false"  # it sends code, and offline it delays the exit by 20 s
+    # Error reports contain code, and offline they delay the exit by 20 s.
+    os.environ["WANDB_ERROR_REPORTING"] = "false"
     try:
         import wandb
 
@@ -240,7 +245,7 @@ def start_wandb(
     return tracker
 
 
-def _settings(wandb: Any) -> Any:
+def _settings(wandb: ModuleType) -> Any:
     """Return settings of wandb with bounded waits and no output or prompts, that send only params and statistics."""
     return wandb.Settings(
         init_timeout=START_SECONDS,

@@ -1,7 +1,6 @@
 """Stopwatch: seconds that a part of a run takes, without pauses and without the time between a kill and its resume."""
 
 import time
-from typing import Any
 
 
 class Stopwatch:
@@ -22,10 +21,10 @@ class Stopwatch:
         """Continue, from `seconds` if given."""
         self.earlier, self.began = self.seconds if seconds is None else seconds, time.perf_counter()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, float]:
         return {"seconds": self.seconds}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         self.earlier = state["seconds"]
         if self.began is not None:
             self.began = time.perf_counter()

@@ -11,19 +11,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class TrainParams:
-    lr: PositiveFloat = 1e-3  # the highest that the schedule reaches
+    """The section TrainParams of a config. Raise ValidationError for a wrong type, value or combination."""
+
+    lr: PositiveFloat = 1e-3  # highest learning rate of the schedule
     min_lr: NonNegativeFloat = 0.0  # where cosine, linear and wsd end, and cyclic and plateau stop falling
     lr_schedule: str = "cosine"  # shape of the learning rate after the warm-up
     warmup_steps: NonNegativeInt = 0  # optimizer steps over which lr rises linearly
     lr_cycle_steps: PositiveInt = 1000  # length of one cycle of lr_schedule = "cyclic"
     lr_plateau_patience: PositiveInt = 2  # validations without improvement before "plateau" halves lr
-    wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, in which "wsd" falls
+    wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, where "wsd" falls
     optimizer: str = "adamw"  # rule that updates the weights
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
-    weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: what of lr * it stays
+    weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: how weight_decay grows with width
     betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
-    scale_adam_eps: bool = True  # muP: make it smaller, as gradients are in wider and deeper models
+    scale_adam_eps: bool = True  # muP: shrink adam_eps as gradients shrink in wider and deeper models
     momentum: Fraction = 0.9  # of optimizer = "sgd" and "muon"
     muon_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"  # lr of "muon": as for adamw, or not
     lr_embedding_mult: PositiveFloat = 1.0  # factors of lr, for tables of tokens and positions,
@@ -31,8 +33,8 @@ class TrainParams:
     lr_readout_mult: PositiveFloat = 1.0  # for the readout, if it is not the token embedding,
     lr_vector_mult: PositiveFloat = 1.0  # and for biases and gains
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
-    batch_size: PositiveInt = 32  # rows a device works on at once
-    accumulate_grad_batches: PositiveInt = 1  # such batches to one optimizer step
+    batch_size: PositiveInt = 32  # rows in one forward pass of a device
+    accumulate_grad_batches: PositiveInt = 1  # batches per optimizer step
     epochs: PositiveInt = 1  # passes over the training data
     early_stop_nsamples: PositiveInt | None = None  # stop after training on so many rows
     val_every: PositiveInt | None = None  # optimizer steps between validations; None: once an epoch
@@ -42,22 +44,22 @@ class TrainParams:
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not train, such as "decoder.layers.0.*"
     random_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # initial weights, dropout, order of the batches
     hyperparams_log_freq: PositiveInt = 100  # steps between entries for lr, gradient norms and weight norms
-    checkpoint_every: PositiveInt | None = None  # steps between weights kept to look at; only with --save
+    checkpoint_every: PositiveInt | None = None  # steps between weights kept for inspection; only with --save
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     compile: bool = False  # torch.compile; needs a C++ compiler
     threads: PositiveInt | None = None  # CPU threads; None: what torch chooses
-    cpus: Annotated[float, Field(ge=0.01)] = 1.0  # of a machine, with --ray; a share of one if below 1
-    gpus: Share | None = None  # of a GPU, with --ray; None: one if the cluster has any
+    cpus: Annotated[float, Field(ge=0.01)] = 1.0  # CPUs of a run, with --ray; below 1 several runs share one
+    gpus: Share | None = None  # share of a GPU, with --ray; None: one if the cluster has any
     devices: PositiveInt = 1
-    strategy: str = "auto"  # auto, ddp, fsdp (weights shared out) and others of Lightning's
+    strategy: str = "auto"  # auto, ddp, fsdp (weights are sharded) or another one of Lightning
     data_workers: NonNegativeInt = 0  # processes that prepare batches; 0: the training process itself
 
     def __post_init__(self) -> None:
         if self.min_lr > self.lr:
-            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}")
+            raise ValueError(f"min_lr={self.min_lr} is above lr={self.lr}; it must be at most lr")
         if self.strategy == "fsdp":
             if self.devices == 1:
-                raise ValueError("strategy='fsdp' shares a model out over several devices, but devices=1")
+                raise ValueError("strategy='fsdp' shards a model over several devices, but devices=1")
             if self.patience or self.checkpoint_every or self.compile:
                 raise ValueError(
                     "strategy='fsdp' supports neither patience nor checkpoint_every nor compile=True"

@@ -31,7 +31,10 @@ DRAIN_EVERY = 50  # optimizer steps between moments when statistics leave the de
 
 
 class LMTrainer(L.LightningModule):
-    """Lightning module that trains `model` on `data` for `n_steps` optimizer steps."""
+    """Lightning module that trains `model` on `data` for `n_steps` optimizer steps.
+
+    `stats` takes the values that are logged. `training_time` measures seconds of training, without validation.
+    """
 
     def __init__(
         self,
@@ -56,14 +59,14 @@ class LMTrainer(L.LightningModule):
         # Counts of all processes together; tensors on the device until the next validation.
         self.n_samples: Any = 0  # rows trained on so far
         self.n_tokens: Any = 0  # real tokens among them
-        self.n_scored_in_step: Any = 0  # scored so far in the optimizer step at hand
-        self.n_steps_done = 0  # optimizer steps that on_train_batch_end has dealt with
+        self.n_scored_in_step: Any = 0  # scored so far in the current optimizer step
+        self.n_steps_done = 0  # optimizer steps that on_train_batch_end has handled
         self.divergence = Divergence(model.n_tokens)
-        self.stopped = str(Ending.FINISHED)  # or why the run ended before its time
+        self.stopped = str(Ending.FINISHED)  # or why the run ended early
         self.weights_of: int | None = None  # the step of the weights, if they are not the latest
         self.validated_at = -1  # the step of the last validation
         self.result: dict[str, float] = {}  # of that validation
-        self.sample = ""  # what the model said in the last validation
+        self.sample = ""  # text that the model generated in the last validation
         freeze(model, train_params)
         self.warned_of_lost_state = False
         self.initial_weights = set(self.state_dict())
@@ -71,7 +74,7 @@ class LMTrainer(L.LightningModule):
         self.attributes = Attributes(self, without=not_saved)
 
     def log_stat(self, name: str, value: float | Tensor) -> None:
-        """Log a number, or a tensor of one, as `stat/name` for the saved run and wandb. Never waits for the device."""
+        """Log a number or one-element tensor as `stat/name` for the saved run and wandb. Never waits for the device."""
         self.stats.log(name, full_number(value), step=self.global_step, n_samples=self.n_samples)
 
     def configure_model(self) -> None:
@@ -96,8 +99,8 @@ class LMTrainer(L.LightningModule):
         if lost and not self.warned_of_lost_state:
             log.warning(
                 f"a resumed run begins without {', '.join(f'LMTrainer.{name}' for name in lost)}: checkpoints hold "
-                "numbers, text, tensors, random generators and containers of these, and what has state_dict and "
-                "load_state_dict if __init__ makes it"
+                "numbers, text, tensors, random generators and containers of these, and objects with state_dict and "
+                "load_state_dict that __init__ creates"
             )
             self.warned_of_lost_state = True
 
@@ -111,15 +114,15 @@ class LMTrainer(L.LightningModule):
         return self.training_time.seconds
 
     def on_train_start(self) -> None:
-        if self.global_rank:  # not the same dropout in every process
+        if self.global_rank:  # different dropout in every process
             torch.manual_seed(self.train_params.random_seed + self.global_rank)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> int | None:
-        """End an interrupted run here: ResumePoint has just written a checkpoint, as if the run went on."""
+        """End an interrupted run here, where ResumePoint has just written a checkpoint."""
         if not self.is_leaving:
             return None
         self.stop(Ending.INTERRUPTED)
-        # Without this batch, and without Lightning's validation, which would change what the checkpoint holds.
+        # Skip this batch, and Lightning's validation, which would change state that the checkpoint holds.
         return -1
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -146,8 +149,8 @@ class LMTrainer(L.LightningModule):
         n_scored = self.model.n_scored
         if n_scored is None:
             raise ValueError(
-                "LM.get_losses must set self.n_scored, the number of tokens its losses are means over: batches of an "
-                "optimizer step are weighed by it"
+                "LM.get_losses must set self.n_scored, the number of tokens its losses are means over: it is the "
+                "weight of a batch in its optimizer step"
             )
         loss = next(iter(losses.values()))
         return torch.as_tensor(n_scored, device=loss.device).to(
@@ -162,7 +165,7 @@ class LMTrainer(L.LightningModule):
     @torch.no_grad()
     def mean_over_step(self) -> None:
         """Turn the gradient of weighted losses into that of the mean over all tokens scored in the step."""
-        # Lightning has divided by the number of batches of a full step, and by that of processes.
+        # Lightning has divided by the numbers of batches in a full step and of processes.
         n_batches = self.train_params.accumulate_grad_batches * self.trainer.world_size
         scale_gradients(self, n_batches * self.n_positions / self.n_scored_in_step.clamp(min=1))
         self.n_scored_in_step = 0
@@ -170,7 +173,8 @@ class LMTrainer(L.LightningModule):
     @torch.no_grad()
     def count(self, batch: Batch, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Count rows and tokens of all processes. Return the mean losses over all tokens scored at the same time."""
-        n_rows, n_tokens = len(batch["x_indices"]), n_real_tokens(batch)
+        n_rows: int | Tensor = len(batch["x_indices"])
+        n_tokens = n_real_tokens(batch)
         if self.is_step_split:
             n_scored = self.n_scored(losses)
             if self.trainer.world_size > 1:
@@ -180,9 +184,11 @@ class LMTrainer(L.LightningModule):
         self.n_tokens = self.n_tokens + n_tokens
         return losses
 
-    def of_all_processes(self, batch: Batch, losses: dict[str, Tensor], n_scored: Tensor) -> tuple[Any, ...]:
+    def of_all_processes(
+        self, batch: Batch, losses: dict[str, Tensor], n_scored: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
         """Return mean losses and counts over all processes."""
-        # A process without rows of its own has a filler, in which nothing is scored.
+        # A process without rows of its own gets a filler batch, in which no token is scored.
         is_real = batch["target_mask"].any()
         counts = is_real * len(batch["x_indices"]), is_real * n_real_tokens(batch)
         values = [*(loss * n_scored for loss in losses.values()), n_scored, *counts]
@@ -239,7 +245,7 @@ class LMTrainer(L.LightningModule):
         self.n_steps_done = self.global_step
         if self.train_params.val_every is not None:
             is_due = ends_a_step and self.global_step % self.train_params.val_every == 0
-            # Lightning counts batches, of which the last step of an epoch may have fewer: "after this one" or "never".
+            # Lightning counts batches, but steps differ in theirs. So validation is due after this batch, or never.
             self.trainer.val_check_batch = 1 if is_due else NEVER
         if ends_a_step and self.global_step % DRAIN_EVERY == 0:
             self.drain_and_judge()
@@ -267,7 +273,7 @@ class LMTrainer(L.LightningModule):
         self.trainer.should_stop = True
 
     def leave(self) -> None:
-        """End training before the next batch, where a resume checkpoint is written as if the run went on."""
+        """End training before the next batch, where a resume checkpoint is written."""
         self.is_leaving = True
 
     def on_validation_start(self) -> None:
@@ -279,7 +285,7 @@ class LMTrainer(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Keep and log the results. Callbacks read `result` when the validation ends."""
         self.drain_and_judge()
-        # Every process validates all rows; the first one's numbers hold for all, so that all judge alike.
+        # Every process validates all rows. All take the numbers of the first one, so that they decide alike.
         with gathered(self.model):
             self.result = self.trainer.strategy.broadcast(self.evaluation.result())
             self.sample = self.evaluation.sample()
@@ -295,15 +301,15 @@ class LMTrainer(L.LightningModule):
             f"{of_best and 'weights of '}step {self.global_step if self.weights_of is None else self.weights_of}: validation {numbers}\n  sample: {self.sample!r}"
         )
         if self.trainer.state.fn == "fit":
-            self.schedule.see(self.result["val_loss:main"])
+            self.schedule.add_val_loss(self.result["val_loss:main"])
 
     def load_weights_of(self, step: int, weights: dict[str, Tensor]) -> None:
-        """Replace the weights by those of an earlier step. They are to be validated again."""
+        """Replace the weights by those of an earlier step. The next validation evaluates them."""
         self.model.load_state_dict(weights)
         self.weights_of, self.validated_at = step, -1
 
 
 def layer_of(parameter_name: str) -> str:
-    """Return the layer that a parameter counts as part of: `decoder.layers.0`, `embed` ..."""
+    """Return the layer of a parameter, as statistics name it: `decoder.layers.0`, `embed` ..."""
     parts = parameter_name.split(".")
     return ".".join(parts[:3]) if parts[:2] == ["decoder", "layers"] else ".".join(parts[:-1])

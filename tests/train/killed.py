@@ -85,7 +85,7 @@ KILLS: dict[str, Callable[[int, pytest.MonkeyPatch], None]] = {
     ),  # odd ones begin a step, even ones end it
     "optimizer": lambda n, patch: before(LMTrainer, "on_before_optimizer_step", n, patch),
     "validation": lambda n, patch: before(LMTrainer, "validation_step", n, patch),
-    "judgement": lambda n, patch: before(Schedule, "see", n, patch),
+    "judgement": lambda n, patch: before(Schedule, "add_val_loss", n, patch),
     "half a checkpoint": half_written,
     "a whole checkpoint": lambda n, patch: before(Path, "replace", n, patch, is_checkpoint),
     "the end": lambda n, patch: before(train.run, "unshard", n, patch),

@@ -26,7 +26,7 @@ MOMENTS = {  # where Ctrl-C is pressed, and at which optimizer step the run then
     "in the last batch of an epoch": (LMTrainer, "training_step", 17, 9),
     "as the optimizer steps": (LMTrainer, "on_before_optimizer_step", 8, 8),
     "in a validation": (LMTrainer, "validation_step", 2, 14),
-    "after a validation": (Schedule, "see", 2, 14),
+    "after a validation": (Schedule, "add_val_loss", 2, 14),
 }
 
 

@@ -604,5 +604,5 @@ def test_weights_for_other_factors_are_refused(tmp_path):
     fields |= {"activation": "gelu_tanh", "parametrization": "mup"}
     [problem] = source_problems(ModelParams(**fields, mup_base_dim=8), tmp_path)
     assert "mup_base_dim=8" in problem
-    assert "other factors" in problem
+    assert "muP factors of the forward pass differ" in problem
     assert not [*source_problems(ModelParams(**fields), tmp_path)]

@@ -232,7 +232,7 @@ def test_files_with_a_readout_that_the_config_does_not_tell_of_ask_for_it(root, 
     hf.save_pretrained(folder)
     config = (folder / "config.json").read_text().replace('word_embeddings": false', 'word_embeddings": true')
     (folder / "config.json").write_text(config)
-    with pytest.raises(ValueError, match="a readout of its own: set tied_embeddings=False"):
+    with pytest.raises(ValueError, match="a separate one: set tied_embeddings=False"):
         begun(root, f"from_pretrained = {str(folder)!r}")
     lm = begun(root, f"from_pretrained = {str(folder)!r}\ntied_embeddings = False")
     assert torch.equal(lm.unembed.weight, hf.lm_head.weight)

@@ -77,7 +77,7 @@ def test_a_broken_edit_is_found_by_the_checks_that_are_to_find_it(name, monkeypa
         (
             "targets_that_are_shown",
             None,
-            "what is to be predicted at a position does not depend on what comes",
+            "the target of a position does not depend on the token after it",
         ),
     ],
 )
@@ -207,7 +207,7 @@ def test_readmes_token_10_is_found_in_any_vocabulary(n_tokens, monkeypatch):
 @pytest.mark.parametrize("token", [777, 4999])
 def test_the_check_on_demand_tries_more_tokens_of_a_large_vocabulary(token, monkeypatch):
     plant(when(lambda x: token in x), monkeypatch)
-    assert leak_of(LM(tiny_params(), CharTokenizer(5000)), most_passes=100)
+    assert leak_of(LM(tiny_params(), CharTokenizer(5000)), max_passes=100)
 
 
 def test_every_token_is_tried_in_the_last_place(monkeypatch):

@@ -69,7 +69,7 @@ def test_plateau_halves_after_validations_without_gain_and_stops_at_min_lr():
     schedule = Schedule(params, 100)
     seen = []
     for loss in (3.0, 2.0, 2.5, 2.0, 1.9, 1.95, 1.95, 1.95, 1.95):
-        schedule.see(loss)
+        schedule.add_val_loss(loss)
         seen.append(schedule(50))
     assert seen == pytest.approx([1, 1, 1, 0.5, 0.5, 0.5, 0.3, 0.3, 0.3])
 
@@ -79,8 +79,8 @@ def test_a_schedule_survives_saving_through_lambdalr():
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = Schedule(params, 10)
     scheduler = LambdaLR(optimizer, schedule)
-    schedule.see(1.0)
-    schedule.see(2.0)
+    schedule.add_val_loss(1.0)
+    schedule.add_val_loss(2.0)
     other = Schedule(params, 10)
     LambdaLR(torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0), other).load_state_dict(
         scheduler.state_dict()

@@ -15,18 +15,12 @@ from train.grid.params import FOREIGN_NAMES, SECTION_OF, SECTIONS, field_hint
 
 GRID_SECTION = "Grid"  # the section about the grid itself
 GRID_KEYS = ("together", "skip", "derive", "variants")
-VARIANT = "variant"  # chooses among the variants in an option, and names a run's own in an expression
+VARIANT = "variant"  # in an option it selects variants; in an expression it is the name of the run's variant
 HEADERS = (*SECTIONS, GRID_SECTION)
-# Where a header or `key = ...` begins; True, False or None alone on a line is the end of a list.
+# The start of a header or of `key = ...`. True, False or None alone on a line belongs to a list.
 STATEMENT = re.compile(r"^(?=(?!True\b|False\b|None\b)[A-Za-z_]\w*[ \t]*(?:=|#|$))", re.MULTILINE)
-
-
-BARE_WORDS = {
-    "true": "True",
-    "false": "False",
-    "none": "None",
-    "null": "None",
-}  # as other languages, or Python, write these values
+# Python's spelling of values that are often written in other ways.
+BARE_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
 MAX_VALUE_CHARS = 80  # characters of a value in a message
 
 
@@ -50,7 +44,7 @@ class Setting(NamedTuple):
 
 
 class Config(NamedTuple):
-    """The content of a config file: settings of fields, and the unread values of its Grid section."""
+    """The content of a config file: settings of fields, and the syntax trees of its Grid section."""
 
     source: str
     settings: dict[str, Setting]
@@ -58,12 +52,12 @@ class Config(NamedTuple):
 
 
 class Errors:
-    """Errors of one config, and the fields they concern. A field gets no further errors that follow from the first."""
+    """Errors of one config. `fields` are those that have an error already: what follows from it is not reported."""
 
     def __init__(self, fields: Iterable[str] = ()) -> None:
         self.lines: dict[str, None] = {}  # in order, each once
         self.fields = set(fields)
-        self.notes: list[str] = []  # what is right, and perhaps not meant
+        self.notes: list[str] = []  # on valid settings that may not be intended
 
     def add(self, place: Place, message: str, key: str = "") -> None:
         self.lines[f"{place}: {message}"] = None
@@ -103,7 +97,7 @@ def read_config(file: Path, errors: Errors) -> Config:
                 section = name if name in HEADERS else None
                 if section is None:
                     errors.add(place, f"there is no section {name!r}; {did_you_mean(name, HEADERS)}")
-                    section = ""  # what follows is not to be blamed for having no section
+                    section = ""  # spare the settings below an error about a missing section
             case ast.Assign(targets=[ast.Name(id=key)], value=value):
                 if section is None:
                     errors.add(place, f"{key!r} stands before any section ({', '.join(HEADERS)})", key)
@@ -275,7 +269,7 @@ def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
 
 
 def read_option_value(key: str, text: str, place: Place, errors: Errors) -> Setting | None:
-    """Return the setting of an option: a literal, else text if the field takes it, else arithmetic."""
+    """Return the setting of an option. Its value is a literal, else text if the field takes text, else arithmetic."""
     try:
         return check_setting(key, ast.literal_eval(text), place, errors)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -300,7 +294,7 @@ def arithmetic(text: str) -> ast.expr | None:
 
 
 def takes(key: str, value: object) -> bool:
-    """Return whether a field can have this value. `variant` takes any text."""
+    """Return True if a field can have this value. `variant` takes any text."""
     return key not in SECTION_OF or refusal(SECTIONS[SECTION_OF[key]], key, value) is None
 
 
@@ -323,10 +317,9 @@ def check_setting(key: str, value: object, place: Place, errors: Errors) -> Sett
 
 
 def hint_for_value(key: str, item: object, reason: str, in_list: bool) -> str:
-    """Return a hint for a refused value: a list, None, True or False may have been meant."""
-
+    """Return a hint for a refused value, if a list, None, True or False was probably meant."""
     if "tuple" in reason and in_list:
-        return "; a list is an axis, for one value take a tuple"
+        return "; a list is an axis: write a single value as a tuple"
     if isinstance(item, tuple) and item and all(takes(key, one) for one in item):
         return f"; for an axis write a list, {[*item]!r}"
     if (
@@ -341,7 +334,7 @@ def hint_for_value(key: str, item: object, reason: str, in_list: bool) -> str:
 
 
 def refusal(params_class: type, key: str, value: object) -> str | None:
-    """Return why a field of `params_class` cannot have this value, apart from other fields, or None."""
+    """Return why `params_class` refuses this value for its field `key` whatever other fields are, or None."""
     try:
         params_class(**{key: value})
     except ValidationError as error:

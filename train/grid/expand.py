@@ -1,4 +1,4 @@
-"""Read config texts into a list of runs, after finding every error.
+"""Read config texts, report all their errors together, and expand them into runs.
 
 Configs are Python literals; nothing in them is executed.
 """
@@ -13,6 +13,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from common.text import nearest
+from data.data_params import DataParams
+from model.model_params import ModelParams
 from train.grid.config_text import (
     VARIANT,
     Config,
@@ -24,15 +26,16 @@ from train.grid.config_text import (
     read_options,
     refusal,
 )
-from train.grid.params import SECTION_OF, SECTIONS, Params
+from train.grid.params import SECTION_OF, SECTIONS, Params, Section
 from train.grid.rules import Rule, Rules, read_rules
 from train.grid.run import Run
 from train.logs import log
+from train.train_params import TrainParams
 
 __all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
 
-MAX_ERRORS = 20  # shown at once
-MAX_GRID_POINTS = 1_000_000  # of a config, with those that are skipped
+MAX_ERRORS = 20  # shown in one message
+MAX_GRID_POINTS = 1_000_000  # in one config, skipped ones included
 
 
 class GridError(ValueError):
@@ -61,14 +64,16 @@ def read_grid(
     each: Callable[[Params], list[Params]] = lambda params: [params],
     problems: Callable[[list[Run]], Iterable[tuple[str, dict[str, Place]]]] = lambda runs: (),
     known: Iterable[str] = (),
-    defaults: Callable[..., dict[str, Any]] = lambda **chosen: {},
+    defaults: Callable[..., dict[str, object]] = lambda **chosen: {},
 ) -> list[Run]:
-    """Return the runs of all `files`. Raise GridError with all errors at once, including those `known` before.
+    """Return the runs of all `files`. Raise GridError with all errors together.
 
-    - options: settings made in each file, {as typed: "key=value"}.
-    - each: makes the runs of one grid point.
-    - problems: finds further errors in runs, as (message, places of the settings).
-    - defaults: given the fields that a grid point sets, returns defaults of others that differ from their class.
+    - options: settings of the command line, which replace those of every file, {as typed: "key=value"}.
+    - each: returns the runs of one grid point.
+    - problems: yields further errors of a file's runs, as (message, places of the settings).
+    - known: errors found earlier, reported with the others.
+    - defaults: called with the fields that a grid point sets; returns values for other fields, in place of the
+      defaults of their classes.
     """
     on_command_line = Errors()
     chosen = read_options(options or {}, on_command_line)
@@ -96,13 +101,14 @@ OTHER_MEANINGS = {
     "patience": (
         "plateau",
         "lr_plateau_patience",
-        "patience stops training and keeps the best weights; how soon lr_schedule='plateau' lowers lr is "
+        "patience stops training and keeps the best weights; to choose how soon lr_schedule='plateau' lowers lr, set "
         "lr_plateau_patience",
     ),
     "lr_cycle_steps": (
         "cosine",
         None,
-        "lr_cycle_steps has no part in lr_schedule='cosine', which falls once over the whole run; it is for 'cyclic'",
+        "lr_cycle_steps has no effect on lr_schedule='cosine', which falls once over the whole run; for cycles set "
+        "lr_schedule='cyclic'",
     ),
 }
 
@@ -116,7 +122,7 @@ def other_meanings(config: Config, runs: Iterable[Run]) -> Iterator[str]:
 
 
 class Expansion:
-    """Expands one config into its points and their runs. Errors are collected in `errors`."""
+    """Expands one config into grid points and their runs. Errors are collected in `errors`."""
 
     def __init__(
         self,
@@ -124,16 +130,16 @@ class Expansion:
         rules: Rules,
         errors: Errors,
         each: Callable[[Params], list[Params]],
-        defaults: Callable[..., dict[str, Any]],
+        defaults: Callable[..., dict[str, object]],
     ) -> None:
         self.source = Place(config.source, 0)
         self.rules = rules
         self.errors = errors
         self.each = each
         self.defaults = defaults
-        self.built: dict[str, Any] = {}  # params by what they were built from: most points share theirs
-        self.blamed: list[Rule] = []
-        self.used: set[str] = set()  # conditions that some point was left out by
+        self.built: dict[str, Any] = {}  # params by their values as text: most points share them
+        self.rules_with_errors: list[Rule] = []
+        self.used: set[str] = set()  # skip conditions that left out a point
 
     def runs(self, settings: Mapping[str, Setting]) -> list[Run]:
         """Return the full product of all axes: variants vary slowest, then the axis named first."""
@@ -148,12 +154,13 @@ class Expansion:
                 n_points += 1
                 runs += self.runs_of(chosen, variant.name, places)
             if len(runs) == before and variant.name is not None and self.rules.skip:
-                self.errors.notes.append(f"{self.source}: skip leaves nothing of variant {variant.name!r}")
+                self.errors.notes.append(f"{self.source}: skip leaves no run of variant {variant.name!r}")
         if not self.errors.lines:
-            self.judge_skip(runs, n_points)
+            self.report_useless_skips(runs, n_points)
         return runs
 
-    def judge_skip(self, runs: list[Run], n_points: int) -> None:
+    def report_useless_skips(self, runs: list[Run], n_points: int) -> None:
+        """Add an error if `skip` leaves no run, and a note for each condition that leaves out no point."""
         for rule in self.rules.skip:
             if not runs:
                 self.errors.add(rule.place, f"skip leaves none of {n_points:,} points")
@@ -161,11 +168,11 @@ class Expansion:
             if rule.expression.text not in self.used:
                 self.errors.notes.append(f"{rule.place}: skip {rule.expression.text!r} leaves out no point")
 
-    def points(self, settings: Mapping[str, Setting]) -> Iterator[dict[str, Any]]:
-        """Yield the settings of each point. Fields in `together` form one axis, at the place of the first."""
+    def points(self, settings: Mapping[str, Setting]) -> Iterator[dict[str, object]]:
+        """Yield the settings of each point. The fields of a `together` group form one axis, at the place of the first."""
         groups = {name: group.fields for group in self.rules.together for name in group.fields}
         self.check_together(settings)
-        axes: list[list[dict[str, Any]]] = []
+        axes: list[list[dict[str, object]]] = []
         taken: set[str] = set()
         for key in settings:
             if key not in taken:
@@ -175,7 +182,7 @@ class Expansion:
                 axes.append([dict(zip(names, values, strict=True)) for values in columns])
         if (n_points := math.prod(map(len, axes))) > MAX_GRID_POINTS:
             self.errors.add(
-                self.source, f"{n_points:,} points are too many; up to {MAX_GRID_POINTS:,} can be looked at"
+                self.source, f"{n_points:,} points are too many; at most {MAX_GRID_POINTS:,} are allowed"
             )
             return
         for parts in itertools.product(*axes):
@@ -195,17 +202,17 @@ class Expansion:
                     self.errors.add(place, f"{name!r} is in together, but no list is set for it", name)
                 elif not found[name].is_list and found[name].place.line:
                     self.errors.add(
-                        found[name].place, f"{name!r} is in together ({place}): it takes a list", name
+                        found[name].place, f"{name!r} is in together ({place}): it needs a list", name
                     )
             if len({len(setting.values) for setting in found.values()}) > 1:
                 lengths = ", ".join(f"{k} has {len(s.values)} ({s.place})" for k, s in found.items())
-                self.errors.add(place, f"fields in together take lists of one length: {lengths}", fields[0])
+                self.errors.add(place, f"fields in together need lists of equal length: {lengths}", fields[0])
 
     def set_by_a_variant(self, fields: list[str]) -> bool:
         return any(variant.settings.keys() & set(fields) for variant in self.rules.variants)
 
-    def runs_of(self, chosen: dict[str, Any], variant: str | None, places: dict[str, Place]) -> list[Run]:
-        """Return the runs of one point, or none if it is skipped or wrong."""
+    def runs_of(self, chosen: dict[str, object], variant: str | None, places: dict[str, Place]) -> list[Run]:
+        """Return the runs of one point, or none if it is skipped or has an error."""
         try:
             if (point := self.complete(chosen, variant)) is None:
                 return []
@@ -214,7 +221,9 @@ class Expansion:
             self.errors.add_located(str(error), places)
             return []
         try:
-            params = Params(*(self.build(cls, own) for cls in SECTIONS.values()))
+            params = Params(
+                self.build(DataParams, own), self.build(TrainParams, own), self.build(ModelParams, own)
+            )
             return [Run(made, places, Path(self.source.source).stem, variant) for made in self.each(params)]
         except ValidationError as error:
             for problem in error.errors():
@@ -223,7 +232,7 @@ class Expansion:
             self.errors.add(Place("run_all in main.py", 0), str(error))
         return []
 
-    def complete(self, chosen: dict[str, Any], variant: str | None) -> dict[str, Any] | None:
+    def complete(self, chosen: dict[str, object], variant: str | None) -> dict[str, object] | None:
         """Return a point with its derived fields, or None if it is skipped or an expression fails."""
         derive = self.rules.derive
         if not derive and not self.rules.skip:
@@ -237,7 +246,7 @@ class Expansion:
                 return None
         return None if self.skipped(late, known) else chosen | {key: known[key] for key in derive}
 
-    def skipped(self, rules: list[Rule], known: dict[str, Any]) -> bool:
+    def skipped(self, rules: list[Rule], known: dict[str, object]) -> bool:
         """Return True if a skip condition holds. All are evaluated, so that unused ones can be reported."""
         hit = False
         for rule in rules:
@@ -246,20 +255,20 @@ class Expansion:
                 if not isinstance(outcome, bool):
                     raise ValueError(f"gives {outcome!r:.80}{rule.expression.at(known)}, not True or False")
             except ValueError as error:
-                self.blame(rule, f"skip {rule.expression.text!r}: {error}")
+                self.add_rule_error(rule, f"skip {rule.expression.text!r}: {error}")
                 outcome = True
             if outcome:
                 self.used.add(rule.expression.text)
             hit = hit or outcome
         return hit
 
-    def blame(self, rule: Rule, message: str, key: str = "") -> None:
-        """Add an error once per expression, at the first point where it fails: it likely fails at others too."""
-        if rule not in self.blamed:
-            self.blamed.append(rule)
+    def add_rule_error(self, rule: Rule, message: str, key: str = "") -> None:
+        """Add an error for the first point at which a rule fails. It likely fails at others too, which are not reported."""
+        if rule not in self.rules_with_errors:
+            self.rules_with_errors.append(rule)
             self.errors.add(rule.place, message, key)
 
-    def derived(self, key: str, rule: Rule, known: dict[str, Any]) -> bool:
+    def derived(self, key: str, rule: Rule, known: dict[str, object]) -> bool:
         """Add a derived field to the `known` values of a point.
 
         Return False, and add an error, if the field has no valid value.
@@ -268,25 +277,27 @@ class Expansion:
         try:
             value = known[key] = rule.expression(known)
         except ValueError as error:
-            self.blame(rule, f"derive {key!r} = {text!r}: {error}", key)
+            self.add_rule_error(rule, f"derive {key!r} = {text!r}: {error}", key)
             return False
         if reason := refusal(SECTIONS[section], key, value):
             hint = "; // gives whole numbers" if isinstance(value, float) and "integer" in reason else ""
             at = f"which {text!r} gives{rule.expression.at(known)}"
-            self.blame(rule, f"{section} cannot have {key} = {value!r:.80}, {at}: {reason}{hint}", key)
+            self.add_rule_error(
+                rule, f"{section} cannot have {key} = {value!r:.80}, {at}: {reason}{hint}", key
+            )
         return reason is None
 
-    def build(self, params_class: type, values: dict[str, Any]) -> Any:
+    def build(self, params_class: type[Section], values: Mapping[str, object]) -> Section:
         """Return `params_class` made from those of `values` that are its fields."""
         name = params_class.__name__
-        own = {key: value for key, value in values.items() if SECTION_OF[key] == name}
+        own: dict[str, Any] = {key: value for key, value in values.items() if SECTION_OF[key] == name}
         if (made_from := f"{name}{own}") not in self.built:
             self.built[made_from] = params_class(**own)
         return self.built[made_from]
 
 
 @functools.cache
-def field_defaults() -> dict[str, Any]:
+def field_defaults() -> dict[str, object]:
     return {
         key: value for cls in SECTIONS.values() for key, value in vars(cls()).items() if key in SECTION_OF
     }
@@ -295,7 +306,7 @@ def field_defaults() -> dict[str, Any]:
 def axes(runs: Iterable[tuple[Hashable, Params]]) -> list[str]:
     """Return the fields that differ between runs (group, params) of the same group, in the order of their sections."""
     values: dict[str, dict[Hashable, set[str]]] = {}
-    seen: dict[tuple[Hashable, int], Any] = {}  # params that many runs share are looked at once
+    seen: dict[tuple[Hashable, int], object] = {}  # many runs share params, which are read only once
     for group, params in runs:
         for part in params:
             if (group, id(part)) not in seen:

@@ -6,7 +6,6 @@ simpleeval evaluates them; they are never run as Python.
 import ast
 import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
 
 from simpleeval import DEFAULT_OPERATORS, EvalWithCompoundTypes
 
@@ -14,10 +13,10 @@ from common.text import did_you_mean
 from train.grid.params import field_hint
 
 MAX_EXPRESSION_CHARS = 1_000  # characters of an expression
-MAX_BITS = 1_000  # of an integer result of **
-MAX_DIGITS = 20  # that round is asked for
+MAX_BITS = 1_000  # of an integer that ** gives
+MAX_DIGITS = 20  # second argument of `round`
 
-# What an expression may consist of; simpleeval evaluates more, which is refused before it sees it.
+# The syntax of an expression. simpleeval would evaluate more, so everything else is refused beforehand.
 SYNTAX = (
     *(ast.Expression, ast.Constant, ast.Name, ast.Load, ast.Tuple, ast.List, ast.Subscript),
     *(ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow),
@@ -30,18 +29,18 @@ ALLOWED = (
 )
 
 
-def of_numbers(operator: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def numbers_only(operator: Callable[[float, float], float]) -> Callable[[object, object], float]:
     """Restrict an operator to numbers: with text and tuples it could build values of any size."""
 
-    def checked(a: Any, b: Any) -> Any:
+    def checked(a: object, b: object) -> float:
         if not isinstance(a, int | float) or not isinstance(b, int | float):
-            raise TypeError(f"it is for numbers, not {a!r:.40} and {b!r:.40}")
+            raise TypeError(f"it needs two numbers, not {a!r:.40} and {b!r:.40}")
         return operator(a, b)
 
     return checked
 
 
-def power(a: Any, b: Any) -> Any:
+def power(a: float, b: float) -> float:
     if isinstance(a, int) and isinstance(b, int) and a.bit_length() * b > MAX_BITS:
         raise ValueError(f"{a!r:.40} ** {b!r:.40} is too large")
     try:
@@ -53,26 +52,26 @@ def power(a: Any, b: Any) -> Any:
     return result
 
 
-def rounded(x: Any, digits: int | None = None) -> Any:
+def rounded(x: float, digits: int | None = None) -> float:
     if digits is not None and abs(digits) > MAX_DIGITS:
         raise ValueError(f"round takes up to {MAX_DIGITS} digits, not {digits!r:.40}")
     return round(x, digits)
 
 
 OPERATORS = DEFAULT_OPERATORS | {
-    ast.Mult: of_numbers(DEFAULT_OPERATORS[ast.Mult]),
-    ast.Mod: of_numbers(DEFAULT_OPERATORS[ast.Mod]),
-    ast.Pow: of_numbers(power),
+    ast.Mult: numbers_only(DEFAULT_OPERATORS[ast.Mult]),
+    ast.Mod: numbers_only(DEFAULT_OPERATORS[ast.Mod]),
+    ast.Pow: numbers_only(power),
 }
 # Operators allowed between number literals outside the Grid section.
-ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+ARITHMETIC: dict[type[ast.operator], Callable[[float, float], float]] = {
     op: OPERATORS[op] for op in (ast.Add, ast.Sub, ast.Mult, ast.Div, ast.Pow)
 }
 FUNCTIONS = {"min": min, "max": max, "abs": abs, "round": rounded, "int": int, "float": float}
 
 
 class Expression:
-    """An expression over `known` names. Raise ValueError if the text is not a valid one."""
+    """An expression over `known` names. Raise ValueError if `text` is not a valid expression."""
 
     def __init__(self, text: str, known: Collection[str]) -> None:
         self.text = text
@@ -91,9 +90,10 @@ class Expression:
             if name not in known:
                 raise ValueError(unknown_field(name, known))
         self.names = list(dict.fromkeys(names))
-        self.outcomes: dict[tuple[str, ...], Any] = {}  # by the values of its names: a grid has few of them
+        # By the values of its names, of which a grid has few combinations.
+        self.outcomes: dict[tuple[str, ...], object] = {}
 
-    def __call__(self, values: Mapping[str, Any]) -> Any:
+    def __call__(self, values: Mapping[str, object]) -> object:
         """Return the value of the expression for these `values` of names. Raise ValueError if it has none."""
         key = tuple(repr(values[name]) for name in self.names)
         if key not in self.outcomes:
@@ -103,15 +103,15 @@ class Expression:
             raise outcome
         return outcome
 
-    def evaluate(self, values: Mapping[str, Any]) -> Any:
+    def evaluate(self, values: Mapping[str, object]) -> object:
         own = {name: values[name] for name in self.names}
         evaluator = EvalWithCompoundTypes(OPERATORS, FUNCTIONS.copy(), own, allowed_attrs={})
         try:
             return evaluator.eval(self.text, self.tree.body)
-        except Exception as error:  # of any kind that arithmetic knows
+        except Exception as error:  # arithmetic raises many kinds
             return ValueError(f"{type(error).__name__}{self.at(values)}: {error}")
 
-    def at(self, values: Mapping[str, Any]) -> str:
+    def at(self, values: Mapping[str, object]) -> str:
         """Return the values of the expression's names as text, for an error."""
         shown = ", ".join(f"{name} {values[name]!r}" for name in self.names)
         return f" at {shown}" if shown else ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from common.text import did_you_mean
 from data.data_params import DataParams
@@ -11,6 +11,7 @@ from train.train_params import TrainParams
 
 SECTIONS = {cls.__name__: cls for cls in (DataParams, TrainParams, ModelParams)}
 SECTION_OF = {field.name: name for name, cls in SECTIONS.items() for field in fields(cls)}
+Section = TypeVar("Section", bound=DataParams | TrainParams | ModelParams)
 MEASURED = "measured_"
 
 
@@ -94,22 +95,24 @@ class Params(NamedTuple):
     train: TrainParams
     model: ModelParams
 
-    def changed(self, **values: Any) -> "Params":
-        """Return a validated copy with other values for some fields of any part. Raise ValueError for unknown names."""
+    def changed(self, **values: object) -> "Params":
+        """Return a validated copy with these values for fields of any part. Raise ValueError for unknown or invalid ones."""
         for name in values.keys() - SECTION_OF.keys():
             raise ValueError(f"there is no field {name!r}; {field_hint(name, SECTION_OF)}")
-        own = {name: {k: v for k, v in values.items() if SECTION_OF[k] == name} for name in SECTIONS}
+        own: dict[str, dict[str, Any]] = {
+            name: {k: v for k, v in values.items() if SECTION_OF[k] == name} for name in SECTIONS
+        }
         return Params(
             replace(self.data, **own["DataParams"]),
             replace(self.train, **own["TrainParams"]),
             replace(self.model, **own["ModelParams"]),
         )
 
-    def flat(self) -> dict[str, Any]:
+    def flat(self) -> dict[str, object]:
         """Return all fields by name. No name occurs in two classes."""
         return {key: value for part in self.by_part().values() for key, value in part.items()}
 
-    def by_part(self) -> dict[str, dict[str, Any]]:
+    def by_part(self) -> dict[str, dict[str, object]]:
         """Return {"data": {field: value}, "train": ..., "model": ...}."""
         parts = self._asdict().items()
         return {name: {k: v for k, v in vars(part).items() if k in SECTION_OF} for name, part in parts}
@@ -120,9 +123,9 @@ class Texts:
 
     def __init__(self) -> None:
         # By id. An id is not reused while its object is kept.
-        self.texts: dict[int, tuple[Any, str]] = {}
+        self.texts: dict[int, tuple[object, str]] = {}
 
-    def __call__(self, part: Any) -> str:
+    def __call__(self, part: object) -> str:
         if id(part) not in self.texts:
             self.texts[id(part)] = part, repr(part)
         return self.texts[id(part)][1]

@@ -23,7 +23,7 @@ class Together(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """An expression and where it stands: a condition of `skip`, or what a field is derived by."""
+    """An expression and its place: a condition of `skip`, or the formula of a derived field."""
 
     expression: Expression
     place: Place
@@ -46,24 +46,25 @@ class Rules(NamedTuple):
 
 
 def read_rules(config: Config, options: Mapping[str, Setting], errors: Errors) -> Rules:
-    """Reads the Grid section of `config`; `options` are the settings of the command line."""
+    """Return the valid part of the Grid section of `config`. `options` are the settings of the command line."""
     reader = Reader(config, options, errors)
     derive = reader.derive()
     variants = reader.variants(derive)
     rules = Rules(reader.together(derive), reader.skip(), derive, variants)
     if VARIANT in options and VARIANT not in SECTION_OF:
-        rules = rules._replace(variants=reader.chosen(variants, options[VARIANT]))
+        rules = rules._replace(variants=reader.select(variants, options[VARIANT]))
     return rules if rules.variants else rules._replace(variants=[VariantSettings(None, {})])
 
 
 class Reader:
-    """Reads the parts of one Grid section; what is wrong goes to `errors` and is left out."""
+    """Reader of one Grid section. Invalid parts are left out, and their errors are added to `errors`."""
 
     def __init__(self, config: Config, options: Mapping[str, Setting], errors: Errors) -> None:
         self.config = config
         self.options = options
         self.errors = errors
-        self.known = [*SECTION_OF, *([VARIANT] if "variants" in config.grid else [])]  # to expressions
+        # Names that expressions may use.
+        self.known = [*SECTION_OF, *([VARIANT] if "variants" in config.grid else [])]
 
     def together(self, derive: Mapping[str, Rule]) -> list[Together]:
         groups: list[Together] = []
@@ -99,7 +100,7 @@ class Reader:
         return list(rules.values())
 
     def derive(self) -> dict[str, Rule]:
-        """A field that the command line sets is not derived."""
+        """Return the rules of derived fields. A field that the command line sets is not derived."""
         pairs = list(self.pairs("derive", DERIVE))
         pairs = [pair for pair in pairs if self.is_field(pair[0], "derive", pair[2])]
         to_come = [key for key, *_ in pairs]
@@ -107,9 +108,9 @@ class Reader:
         for key, node, place in pairs:
             if key in self.config.settings:
                 at = self.config.settings[key].place
-                self.errors.add(place, f"{key!r} is derived, and set at {at}", key)
+                self.errors.add(place, f"{key!r} is derived, but also set at {at}", key)
             if (text := text_of(node)) is None:
-                self.errors.add(place, f"{DERIVE}; {key!r} has {ast.unparse(node)}, which is no text", key)
+                self.errors.add(place, f"{DERIVE}; {key!r} has {ast.unparse(node)}, which is not text", key)
             elif expression := self.expression(text, f"derive {key!r}", place, key):
                 if early := [name for name in expression.names if name in to_come]:
                     needs = (
@@ -147,21 +148,21 @@ class Reader:
         return found
 
     def refuse_second_owner(self, key: str, variant: str, place: Place, derive: Mapping[str, Rule]) -> None:
-        """A field of a variant is set nowhere else: elsewhere it would be for this variant too, or not be."""
+        """Add an error if a field of a variant is also set elsewhere: it would be unclear which value holds."""
         if key in self.config.settings:
             at = self.config.settings[key].place
-            self.errors.add(place, f"{key!r} is set by variant {variant!r}, and at {at}", key)
+            self.errors.add(place, f"{key!r} is set by variant {variant!r}, but also at {at}", key)
         if key in derive:
             self.errors.add(
-                place, f"{key!r} is set by variant {variant!r}, and derived at {derive[key].place}", key
+                place, f"{key!r} is set by variant {variant!r}, but also derived at {derive[key].place}", key
             )
         if key in self.options and key not in self.errors.fields:
             typed = self.options[key].place
-            said = f"{key!r} is what variants set, at {place}: change it there"
+            said = f"{key!r} is set by the variants at {place}: change it there"
             self.errors.add(typed, said, key)
 
-    def chosen(self, variants: list[VariantSettings], setting: Setting) -> list[VariantSettings]:
-        """The variants that --set variant=... names, in its order."""
+    def select(self, variants: list[VariantSettings], setting: Setting) -> list[VariantSettings]:
+        """Return the variants that --set variant=... names, in its order."""
         by_name = {variant.name: variant for variant in variants}
         for name in setting.values:
             if name not in by_name and VARIANT not in self.errors.fields:
@@ -171,7 +172,7 @@ class Reader:
         return [by_name[name] for name in setting.values if name in by_name]
 
     def items(self, key: str, expected: str) -> Iterator[tuple[ast.expr, Place]]:
-        """The elements of the list `key`, with their places."""
+        """Yield the elements of the list `key`, with their places."""
         node, place = self.config.grid.get(key, (ast.List([]), None))
         if not isinstance(node, ast.List):
             assert place is not None
@@ -180,7 +181,7 @@ class Reader:
         yield from ((item, self.place(item)) for item in node.elts)
 
     def pairs(self, key: str, expected: str) -> Iterator[tuple[str, ast.expr, Place]]:
-        """The keys and values of the dict `key`, with their places."""
+        """Yield the keys and values of the dict `key`, with their places."""
         node, place = self.config.grid.get(key, (ast.Dict([], []), None))
         if not isinstance(node, ast.Dict):
             assert place is not None
@@ -219,7 +220,7 @@ class Reader:
 
 
 def text_of(node: ast.expr) -> str | None:
-    """The text that a literal is, if it is one."""
+    """Return the text of a string literal, or None for any other expression."""
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 

@@ -1,4 +1,4 @@
-"""Run: one training of a grid, from its place in the config to what a call does with it first."""
+"""Run: one training of a grid, with its place in the config, its size, and how this call begins it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple
 
 from train.grid.config_text import Place
 from train.grid.params import Params
+
+StepKind = Literal["new", "finished", "continued", "again", "elsewhere"]
 
 
 class RunSize(NamedTuple):
@@ -24,18 +26,18 @@ class DataFacts(NamedTuple):
     n_val_rows: int = 0
     row_length: float = 0.0  # real tokens in a row, from one batch
     content: str = ""  # hash of the text
-    folders: tuple[Path, ...] = ()  # of the cache
+    folders: tuple[Path, ...] = ()  # folders of the cache that hold it
     reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
 
 
 @dataclass(frozen=True)
 class Step:
-    """The first action of a call for a run, given what earlier calls left of it."""
+    """The way in which a call begins a run. It depends on the folders that earlier calls left."""
 
-    what: Literal["new", "finished", "continued", "again", "elsewhere"]
+    what: StepKind
     folder: Path | None = None  # of the earlier attempt
-    why: str = ""  # the earlier attempt failed
-    replaced: tuple[Path, ...] = ()  # partial folders of the same run that are of no use when it has ended
+    why: str = ""  # the reason, if the earlier attempt failed
+    replaced: tuple[Path, ...] = ()  # partial folders of the same run, removed once it has ended
 
     @property
     def trains(self) -> bool:
@@ -56,11 +58,11 @@ class Run:
     """One training of a grid. Reading the config fills in the first fields, planning the others."""
 
     params: Params
-    places: dict[str, Place]  # of its settings in the config
+    places: dict[str, Place]  # where its fields are set
     config: str  # the name of the file
     variant: str | None = None  # its name, where the grid has variants
     number: int = 0  # from 1, in the whole grid
-    name: str = ""  # what distinguishes it from the others
+    name: str = ""  # the values that distinguish it from the others
     identity: str = ""  # a hash that equal runs share
     size: RunSize = field(default_factory=RunSize)
     data: DataFacts = field(default_factory=DataFacts)

@@ -1,6 +1,6 @@
-"""The architecture check, --check: test copies of each architecture's model for properties that all must have.
+"""Architecture check, --check: test copies of each architecture's model for properties that every model must have.
 
-A check is a decorated function. Its name says what is right. Its docstring, one line, says what a failure means.
+A check is a decorated function. Its name states the property. Its docstring, one line, says what a failure means.
 
 Shape suffixes:  B batch  T position  V vocabulary
 """
@@ -48,11 +48,11 @@ from train.saving.run_folder import create_run_files, load_run, save
 from train.stats import Stats
 
 LIBRARIES = {"site-packages", "dist-packages", "lib"}  # folders whose code is not the user's
-MAX_PASSES = 100  # over which the tokens of a large vocabulary are tried as later ones
-NEAR = 0.05  # relative: measured up to 0.026 over all layer kinds, widths 16 to 256 and vocabularies of 8 to 5,000
-MAX_STEPS = 400  # to learn a batch by heart; most take 10 to 40
-SEVERAL_GAPS = 8  # times a row comes in such a batch where only a few of its tokens are predicted at once
-OTHER_SHAPES = 10  # times as much rounding is allowed when the same numbers come from other shapes
+MAX_PASSES = 100  # forward passes that try the tokens of a large vocabulary as later ones
+NEAR = 0.05  # relative; at most 0.026 was measured over all layer kinds, widths 16 to 256 and vocabularies of 8 to 5,000
+MAX_STEPS = 400  # to learn a batch by heart; most models take 10 to 40
+SEVERAL_GAPS = 8  # copies of each row in that batch if only a few of its tokens are predicted at once
+OTHER_SHAPES = 10  # factor of the allowed rounding when tensors of other shapes give the same numbers
 
 
 class CheckOutcome(NamedTuple):
@@ -80,7 +80,7 @@ def no_position_sees_the_future(lm: LM, params: Params) -> CheckOutcome:
 @checks.register
 @torch.no_grad()
 def every_position_sees_both_sides(lm: LM, params: Params) -> CheckOutcome:
-    """Failure means that a model of causal=False predicts from less than it is shown."""
+    """Failure means that a model with causal=False does not use all of its input."""
     lm = noisy_copy(lm).eval()
     ids_BT = random_ids(lm, 1).repeat(3, 1)
     ids_BT[1, -1] = (ids_BT[1, -1] + 1) % lm.n_tokens
@@ -104,7 +104,7 @@ def batch_and_padding_do_not_change_a_sample(lm: LM, params: Params) -> CheckOut
     shorter_BT = ids_BT[:, : math.ceil(T / 2)]
     padded_BT = torch.full_like(ids_BT, lm.tokenizer.pad)
     padded_BT[:, : math.ceil(T / 2)] = shorter_BT
-    real_BT = None  # a causal model has to do without
+    real_BT = None  # a causal model gets no mask
     if not lm.model_params.causal:
         real_BT = (torch.arange(T) < shorter_BT.shape[1]).expand(len(ids_BT), T)
     logits_BTV = lm.eval()(shorter_BT)
@@ -172,7 +172,7 @@ def the_first_loss_is_near_log_vocabulary(lm: LM, params: Params) -> CheckOutcom
     check_numbers("the loss", losses["main"])
     loss, expected = losses["main"].item(), math.log(lm.n_tokens)
     near = abs(loss - expected) <= NEAR * expected
-    return fails_if(not near, f"it is {loss:.4g} on random tokens, the logarithm {expected:.4g}")
+    return fails_if(not near, f"it is {loss:.4g} on random tokens, but log(vocabulary) is {expected:.4g}")
 
 
 @checks.register
@@ -190,7 +190,7 @@ def recorded_patterns_times_values_give_z(lm: LM, params: Params) -> CheckOutcom
         pattern_BHTS, v_BGSK, z_BHTK = (seen[name] for name in names)
         v_BHSK = v_BGSK.repeat_interleave(pattern_BHTS.shape[1] // v_BGSK.shape[1], dim=1)
         if change := largest_difference(z_BHTK, pattern_BHTS @ v_BHSK, OTHER_SHAPES):
-            return CheckOutcome("FAIL", f"in layer {i} they miss it by {change:.2g}")
+            return CheckOutcome("FAIL", f"in layer {i} they differ from it by {change:.2g}")
     skipped = f"not all three are recorded by {', '.join(dict.fromkeys(without))}" if without else ""
     return CheckOutcome("skip" if len(without) == len(lm.decoder.passes()) else "pass", skipped)
 
@@ -202,7 +202,7 @@ def one_batch_is_learned_by_heart(lm: LM, params: Params) -> CheckOutcome:
     ids_BT = random_ids(lm, 2)
     counts_V = ids_BT[:, 1:].flatten().bincount().double()
     shares_N = counts_V[counts_V > 0] / counts_V.sum()
-    of_frequencies = -(shares_N * shares_N.log()).sum().item()  # the least loss without a look at the input
+    of_frequencies = -(shares_N * shares_N.log()).sum().item()  # the lowest loss that ignores the input
     if params.model.objective == "masked":
         ids_BT = ids_BT.repeat(SEVERAL_GAPS, 1)
     for loss in learning(lm, params, mycollate(ids_BT.tolist()), MAX_STEPS):
@@ -215,7 +215,7 @@ def one_batch_is_learned_by_heart(lm: LM, params: Params) -> CheckOutcome:
 
 
 def learning(lm: LM, params: Params, batch: Batch, n_steps: int) -> Iterator[float]:
-    """Train `lm` on one batch; yield the loss before each step."""
+    """Train `lm` on one batch. Yield the loss before each step."""
     optimizer = torch.optim.Adam(lm.train().parameters(), lr=0.04 / math.sqrt(lm.model_params.dim))
     for _ in range(n_steps):
         losses, _ = lm.get_losses(batch, params.train)

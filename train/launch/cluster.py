@@ -1,4 +1,4 @@
-"""A grid on a Ray cluster: Ray says where and when a run trains, and tries again if a node dies. The only file that knows ray."""
+"""Train a grid on a Ray cluster, which schedules runs and repeats them if a node dies. Only this file imports ray."""
 
 import os
 import socket
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")  # what becomes of a run is said here, in a line
-os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # where something else answers, each takes 40 s
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")  # outcomes are logged here, in a line each
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # each takes 40 s if another service answers
 
 import ray
 from ray.exceptions import RayError, RayTaskError, TaskCancelledError
@@ -21,7 +21,7 @@ from common.repository import REPOSITORY
 from data import corpora
 from data.syntheticdata import tasks
 from train.grid.expand import GridError
-from train.grid.run import Run
+from train.grid.run import Call, Run
 from train.launch.parcels import (
     Upload,
     download_results,
@@ -30,17 +30,17 @@ from train.launch.parcels import (
     pack_folders,
     resume_dead_attempt,
 )
-from train.launch.workers import Message, SideBySide, set_up_worker
+from train.launch.workers import Message, SideBySide, Train, set_up_worker
 from train.logs import log
 from train.saving.earlier_runs import claimed, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
-from train.saving.provenance import code_of_this_process
+from train.saving.provenance import Code, code_of_this_process
 from train.saving.weights import one_line
 from train.train_params import TrainParams
 
-LOCAL = "local"  # in place of an address: a cluster of our own on this machine
-ATTEMPTS = 3  # at a run whose node or process dies
-PAUSE = 0.2  # seconds between looks at the mail
+LOCAL = "local"  # in place of an address: start a cluster on this machine
+ATTEMPTS = 3  # to train a run whose node or process dies
+PAUSE = 0.2  # seconds between reads of the mailbox
 REACH_SECONDS = 10.0
 
 
@@ -53,7 +53,7 @@ def connect(address: str) -> None:
     try:
         if address not in (LOCAL, "auto"):
             host, _, port = address.rpartition(":")
-            # Ray itself would wait for long.
+            # Ray itself would wait much longer.
             socket.create_connection((host, int(port)), REACH_SECONDS).close()
         ray.init(address, **options)
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
@@ -67,7 +67,7 @@ def cpus_and_gpus(train: TrainParams, has_gpus: bool) -> tuple[float, float]:
 
 
 def refuse_too_large(runs: Iterable[Run], nodes: list[dict[str, float]], has_gpus: bool) -> None:
-    """Raise GridError for a run that would wait for ever, as no node has the CPUs and GPUs it needs."""
+    """Raise GridError for a run that would wait for ever because no node has the CPUs and GPUs it needs."""
     for run in runs:
         cpus, gpus = cpus_and_gpus(run.params.train, has_gpus)
         if not any(cpus <= node.get("CPU", 0) and gpus <= node.get("GPU", 0) for node in nodes):
@@ -80,11 +80,23 @@ def beacon(out: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=out, prefix=".here-")
 
 
-def on_worker(run: Run, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Outcome, bytes | None]:
+class SharedByRuns(NamedTuple):
+    """The part of a grid that all its runs on a cluster share."""
+
+    train: Train
+    call: Call
+    here: Path  # a folder that only nodes with the same disk see
+    code: Code | None  # the code that the runs train with
+    texts: dict[str, str]  # fingerprints of texts by name
+    wandb: dict[str, str]  # environment variables
+    mailbox: Any  # a Ray actor
+
+
+def on_worker(run: Run, parcels: list[object], shared: SharedByRuns) -> tuple[Outcome, bytes | None]:
     """Train a run on a node. Return its outcome and, where the first process has another disk, its files as bytes."""
-    train, call, here, code, texts, wandb, mailbox = away
+    train, call, here, code, texts, wandb, mailbox = shared
     os.environ.update(wandb)
-    send = mailbox.put.remote  # it is not waited for
+    send = mailbox.put.remote  # without a wait for the reply
     mail: Any = SimpleNamespace(send=lambda message: send(run.number, tuple(message)))
     worker_log = set_up_worker(mail, run.params.train.threads or max(1, int(run.params.train.cpus)), code)
     corpora.fingerprints.set(texts)
@@ -96,11 +108,14 @@ def on_worker(run: Run, parcels: list[Any], away: tuple[Any, ...]) -> tuple[Outc
             outcome = train(moved, elsewhere, report=worker_log.report)
             return outcome, pack_folders(elsewhere.out, outputs(elsewhere.out, run.identity))
     finally:
-        ray.get(mailbox.is_empty.remote())  # by now all that was said has come
+        ray.get(mailbox.is_empty.remote())  # returns when all messages have arrived
 
 
 class RayWorker(SimpleNamespace):
     """A run that has been handed to Ray, in the place of a `Worker`. Ray watches memory and ends the process."""
+
+    number: Any  # None once the run has ended
+    settled: bool
 
     def settle(self, free: int) -> None: ...
 
@@ -110,14 +125,14 @@ class RayWorker(SimpleNamespace):
 def new_mailbox() -> Any:
     """Return an actor on the node of this process, to which runs send their messages."""
 
-    class Mailbox:  # made here, so that its process need not import what we do
+    class Mailbox:  # defined here, so that its process need not import this module
         def __init__(self) -> None:
-            self.messages: list[Any] = []
+            self.messages: list[object] = []
 
-        def put(self, *message: Any) -> None:
+        def put(self, *message: object) -> None:
             self.messages.append(message)
 
-        def take(self) -> list[Any]:
+        def take(self) -> list[object]:
             taken, self.messages = self.messages, []
             return taken
 
@@ -133,11 +148,8 @@ class OnCluster(SideBySide):
 
     to_stop = False
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.claims: dict[int, ExitStack] = {}
-
     def run(self) -> dict[int, Outcome]:
+        self.claims: dict[int, ExitStack] = {}
         assert self.call.ray is not None
         connect(self.call.ray)
         try:
@@ -150,7 +162,8 @@ class OnCluster(SideBySide):
                 names = {run.params.data.dataset_name for run in self.runs.values()} - tasks.keys()
                 texts = {name: corpora.corpus_fingerprint(name) for name in names}
                 wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-                self.away = ray.put((self.train, self.call, Path(here), code, texts, wandb, self.mailbox))
+                shared = SharedByRuns(self.train, self.call, Path(here), code, texts, wandb, self.mailbox)
+                self.shared = ray.put(shared)
                 return super().run()
         finally:
             ray.shutdown()
@@ -159,7 +172,7 @@ class OnCluster(SideBySide):
         """Hand all runs to Ray, which finds a node for each."""
         upload = Upload(self.call.out, ray.put)
         for number in self.waiting:
-            # Until its result is there: whoever trains it, on whatever machine, is of this call.
+            # Held until its result is here, as any machine may train it for this call.
             self.claims[number] = ExitStack()
             claim = claimed(self.runs[number], self.call.out, self.call.resume)
             run = self.claims[number].enter_context(claim)
@@ -170,7 +183,7 @@ class OnCluster(SideBySide):
             cpus, gpus = cpus_and_gpus(run.params.train, self.has_gpus)
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
             parcels = [] if self.call.ray == LOCAL else upload(run)
-            output = task.remote(run, parcels, self.away)
+            output = task.remote(run, parcels, self.shared)
             self.workers.append(RayWorker(number=number, output=output, began=False))
         self.waiting.clear()
 
@@ -186,12 +199,12 @@ class OnCluster(SideBySide):
         if self.to_stop:
             self.to_stop = False
             for worker in self.busy:
-                ray.cancel(worker.output)  # as Ctrl-C does
+                ray.cancel(worker.output)  # interrupts it, as Ctrl-C does
         by_output = {worker.output: worker for worker in self.busy}
         ended, _ = ray.wait(list(by_output), timeout=PAUSE)
         by_number = {worker.number: worker for worker in self.busy}
         for number, message in ray.get(self.mailbox.take.remote()):
-            if number in by_number:  # else it comes from an attempt that was lost
+            if number in by_number:  # otherwise it comes from an attempt that was lost
                 self.read(by_number[number], Message(*message))
         for output in ended:
             self.read(by_output[output], Message(outcome=self.result(by_output[output])))
@@ -206,7 +219,7 @@ class OnCluster(SideBySide):
         if begins or not worker.began:
             self.progress.begins(worker.number)
             worker.began = True
-        self.hear(worker, message)
+        self.handle(worker, message)
 
     def result(self, worker: RayWorker) -> Outcome:
         """Copy the folder of a run here, and return the outcome of the run."""

@@ -90,7 +90,7 @@ def estimate(plans: Sequence[Run], call: Call) -> tuple[list[float | None], list
 
 
 def family(run: Run) -> str:
-    """Return what runs have in common whose steps differ in size alone."""
+    """Return a key that is equal for runs whose steps differ only in size."""
     data, train, model = run.params
     return repr((data.dataset_name, model.kinds, model.attention, step_params(replace(train, batch_size=1))))
 
@@ -101,7 +101,7 @@ def step_params(train: TrainParams) -> TrainParams:
     train = replace(train, lr=1e-9, min_lr=0.0, lr_schedule="constant", warmup_steps=0, weight_decay=0.1)
     train = replace(train, betas=(0.9, 0.95), momentum=0.9, random_seed=0, epochs=MAX_STEPS)
     train = replace(train, early_stop_nsamples=None, val_every=None, patience=None, checkpoint_every=None)
-    # Compiling takes longer than all else here.
+    # Compiling takes longer than everything else here.
     return replace(
         train, accumulate_grad_batches=1, devices=1, strategy="auto", data_workers=0, compile=False
     )
@@ -142,7 +142,7 @@ def estimated_seconds(run: Run, pace: Pace) -> float:
 
 
 def time_steps(run: Run, call: Call, seconds: float) -> Pace:
-    """Train like `plan` for up to `seconds`, then validate on some batches."""
+    """Train like `run` for up to `seconds`, then validate on some batches. Return the measured pace."""
     data_params, train, model = run.params
     begun = time.perf_counter()
     with own_randomness(), cpu_threads(train.threads):
@@ -154,7 +154,7 @@ def time_steps(run: Run, call: Call, seconds: float) -> Pace:
         trainer = lightning_trainer(timed.train_params, MAX_STEPS, call.gpu_id, quiet=True)
         try:
             trainer.fit(timed, data.train_dataloader(train.batch_size))
-        except SystemExit as error:  # what Lightning makes of Ctrl-C
+        except SystemExit as error:  # Lightning turns Ctrl-C into this
             raise KeyboardInterrupt from error
         took = [later - earlier for earlier, later in pairwise(timed.ends)]
         evaluation, validated = Evaluation(lm.eval(), data), [time.perf_counter()]

@@ -24,7 +24,7 @@ from train.optimizers import make_optimizer, optimizers
 from train.schedules import Schedule, schedules
 from train.train_params import TrainParams
 
-N_STEPS = 8  # of a schedule that is evaluated only to record its reads
+N_STEPS = 8  # steps for which a schedule is evaluated to record its reads
 ALL_REGISTRIES: dict[str, Mapping[str, Any]] = {
     **REGISTRIES_OF_MODEL,
     "optimizer": optimizers,
@@ -77,7 +77,7 @@ def reason_unused(users: list[str], name: str, model: ModelParams) -> str:
 
 
 # The fields that a run with this signature reads.
-reads_by_signature: dict[tuple[Any, ...], frozenset[str] | None] = {}
+reads_by_signature: dict[tuple[object, ...], frozenset[str] | None] = {}
 
 
 def reads_of(model: ModelParams, train: TrainParams, also: Collection[str]) -> frozenset[str] | None:
@@ -88,7 +88,7 @@ def reads_of(model: ModelParams, train: TrainParams, also: Collection[str]) -> f
     return reads_by_signature[key]
 
 
-def signature(params: Any) -> tuple[Any, ...]:
+def signature(params: ModelParams | TrainParams) -> tuple[object, ...]:
     """Return a key that is equal for params that run the same code.
 
     It consists of names and switches. Of a number it only says whether it is 0 and whether it is at its default.
@@ -134,11 +134,11 @@ def read_schedule(train: TrainParams) -> None:
     shares = [schedule(step) for step in range(schedule.n_steps)]
     schedule.reductions = 1
     if [schedule(step) for step in range(schedule.n_steps)] != shares:  # it depends on validations
-        schedule.see(1.0)
-        schedule.see(1.0)
+        schedule.add_val_loss(1.0)
+        schedule.add_val_loss(1.0)
 
 
-known_users: dict[tuple[Any, ...], list[str]] = {}  # results of users_of for runs with this signature
+known_users: dict[tuple[object, ...], list[str]] = {}  # cached results of users_of
 
 
 def users_of(name: str, model: ModelParams, train: TrainParams, also: Collection[str]) -> list[str]:
@@ -164,7 +164,7 @@ def find_users(name: str, model: ModelParams, train: TrainParams, also: Collecti
     return users
 
 
-def alternatives(params: Any) -> Iterator[tuple[str, Any]]:
+def alternatives(params: ModelParams | TrainParams) -> Iterator[tuple[str, Any]]:
     """Yield (field, other value) for every field with a fixed set of values: registered names and literals."""
     for field in fields(params):
         values = ALL_REGISTRIES.get(field.name) or literals(field.type)
@@ -173,14 +173,14 @@ def alternatives(params: Any) -> Iterator[tuple[str, Any]]:
                 yield field.name, value
 
 
-def literals(annotation: Any) -> tuple[Any, ...]:
+def literals(annotation: object) -> tuple[object, ...]:
     return get_args(annotation) if get_origin(annotation) is Literal else ()
 
 
 def observed_spec(model: ModelParams, reads: set[str]) -> TokenizerSpec:
     """Return the tokenizer's spec of a run. Reading e.g. `vocab_size` adds `tokenizer_vocab_size` to `reads`."""
 
-    def __getattribute__(self: Any, name: str) -> Any:
+    def __getattribute__(self: TokenizerSpec, name: str) -> object:
         if name in TokenizerSpec._fields and is_use(sys._getframe(1)):
             reads.add(field_of_spec(name))
         return tuple.__getattribute__(self, name)

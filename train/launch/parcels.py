@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import datetime
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 from train.grid.run import NEW, Call, Run
 from train.logs import log
@@ -31,7 +30,7 @@ from train.saving.run_folder import (
 )
 from train.saving.timestamps import FORMAT
 
-DYING_SECONDS = 15.0  # in which a process ends whose node has died
+DYING_SECONDS = 15.0  # in which a process ends after its node has died
 
 
 def pack_folders(root: Path, folders: Iterable[Path]) -> bytes:
@@ -56,17 +55,17 @@ def unpack_folders(parcel: bytes, root: Path) -> None:
         with tarfile.open(fileobj=io.BytesIO(parcel)) as contents:
             contents.extractall(root, filter="data")
     except tarfile.TarError as error:
-        raise ValueError(f"what has come from another machine cannot be unpacked: {error}") from error
+        raise ValueError(f"the files from another machine cannot be unpacked: {error}") from error
 
 
 class Upload:
     """Uploads the folders that runs need, each only once. `put` stores bytes and returns a reference to them."""
 
-    def __init__(self, out: Path, put: Callable[[bytes], Any]) -> None:
+    def __init__(self, out: Path, put: Callable[[bytes], object]) -> None:
         self.out = out
         self.packed = cache(lambda folder: put(pack_folders(out, [folder])))
 
-    def __call__(self, run: Run) -> list[Any]:
+    def __call__(self, run: Run) -> list[object]:
         """Return references to a run's data, to the run it starts from, and to its own earlier folder."""
         folders = [*run.data.folders]
         if (timestamp := run.params.model.from_saved) is not None:
@@ -97,7 +96,7 @@ def in_a_folder(run: Run, call: Call, parcels: Iterable[bytes]) -> Iterator[tupl
 def rewrite_paths(out: str, home: str, record: logging.LogRecord) -> bool:
     """Rewrite the paths in a log record to those at home. Drop "saved as ", which is logged after the download."""
     record.msg, record.args = record.getMessage().replace(out, home), None
-    return not record.msg.startswith("saved as ")  # that is said when it is
+    return not record.msg.startswith("saved as ")
 
 
 def outputs(out: Path, identity: str) -> list[Path]:
@@ -137,7 +136,7 @@ def claim(run: Path, arrived: Path, out: Path) -> Path:
     write_json(run / "about.json", about)
     for path in sorted(run.iterdir(), key=lambda path: path.name == "about.json"):
         path.rename(home.path / path.name)
-    # Only a run that was interrupted brings a resume checkpoint under its last name.
+    # Only an interrupted run comes with a resume checkpoint under its final name.
     home.give_up(None) if run.name.endswith(PARTIAL) else home.finish(resumable=True)
     return home.path
 

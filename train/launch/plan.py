@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,13 +25,14 @@ from train.logs import log
 from train.pretrained import saved_tokenizer, weights_problems
 from train.saving.earlier_runs import description, for_all_processes, run_identity, steps_for
 from train.saving.provenance import code_of_this_process
+from train.saving.record import Namer
 from train.saving.run_folder import partial_folder
 from train.train_params import TrainParams
 
 REFUSED_BY_WANDB, MAX_WANDB_NAME = "/\\#?%:", 128  # characters in a project name, and how many it may have
-# Fields of TrainParams that have an effect only with this option.
+# Fields of TrainParams that have an effect only with an option.
 FIELDS_WITH_OPTION = {"checkpoint_every": "--save", "cpus": "--ray", "gpus": "--ray"}
-MAX_SAID = 40  # lines of what --resume does, numbers of runs in a line
+MAX_SAID = 40  # log lines about --resume, and run numbers in one line
 
 
 def prepare(runs: list[Run], call: Call) -> list[Run]:
@@ -41,7 +41,7 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
     Read, tokenize and cache every text, and size every model. Raise GridError with all failures.
     """
     if call.save:
-        code_of_this_process()  # now: the files may be edited while texts are read and runs train
+        code_of_this_process()  # now, as files may be edited while texts are read and runs train
     planned, errors = [], []
     data_of: dict[str, tuple[Tokenizer, DataFacts] | None] = {}
     n_params: dict[str, int] = {}
@@ -84,7 +84,7 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
 
 
 def names_of(runs: list[Run]) -> list[str]:
-    """Return what distinguishes each run, such as "dim 64, lr 0.001"."""
+    """Return a name for each run, from the values that distinguish it, such as "dim 64, lr 0.001"."""
     return [", ".join(f"{key} {value}" for key, value in own.items()) for own in settings_of(runs)]
 
 
@@ -130,7 +130,7 @@ def gpu_problems(gpu_id: int | None) -> Iterator[str]:
         yield f"--gpu-id={gpu_id}: this machine has {torch.cuda.device_count()} GPUs (numbered from 0)"
 
 
-def check_names(runs: list[Run], make_namer: Callable[..., Any], call: Call) -> None:
+def check_names(runs: list[Run], make_namer: Callable[..., Namer], call: Call) -> None:
     """Call Namer for every run, so that errors in it show before training. Raise GridError with all of them."""
     timestamp, errors = f"{datetime.now():%Y-%m-%d--%H-%M-%S}", []
     for run in runs:
@@ -159,7 +159,7 @@ def wandb_problems(project: str) -> list[str]:
 
 
 def announce(runs: list[Run], call: Call) -> None:
-    """Log, once, facts about the runs that a reader of the results must know."""
+    """Log facts about the runs that a reader of the results must know, each once."""
     say_steps(runs)
     models = [run.params.model for run in runs]
     if any(model.attention == "fused" for model in models):
@@ -180,11 +180,11 @@ def announce(runs: list[Run], call: Call) -> None:
 
 
 def say_objectives(runs: list[Run]) -> None:
-    """Log what the numbers of masked models mean."""
+    """Log how to read the numbers of masked models."""
     if any(run.params.model.objective == "masked" for run in runs):
         log.info(
-            "objective='masked': losses are of hidden tokens, seen from both sides unless causal=True, and no losses of next "
-            "tokens; there is neither bits per byte nor exact match, and a validation fills gaps in place of a sample"
+            "objective='masked': losses are those of masked tokens, which cannot be compared with losses of next tokens; "
+            "there is neither bits per byte nor exact match, and a validation fills gaps in place of a sample"
         )
 
 
@@ -220,7 +220,7 @@ def say_idle(runs: list[Run], call: Call) -> None:
 
 
 def say_of_runs(runs_with: Mapping[str, list[str]]) -> None:
-    """Log a message with the numbers of the runs it holds for."""
+    """Log each message with the numbers of its runs."""
     for what, numbers in runs_with.items():
         log.info(f"run{'s' * (len(numbers) > 1)} {list_of_numbers(numbers)}: {what}")
 

@@ -1,4 +1,4 @@
-"""Find errors in a grid before anything is built."""
+"""Find errors in the params of a grid before anything is built."""
 
 import functools
 import shutil
@@ -66,7 +66,7 @@ def train_problems(train: TrainParams) -> Iterator[str]:
     if train.optimizer not in optimizers:
         yield f"optimizer={train.optimizer!r} is not registered; {did_you_mean(train.optimizer, optimizers)}"
     if train.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
-        yield "compile=True needs a C++ compiler (g++ or clang++), and none is on this machine's path"
+        yield "compile=True needs a C++ compiler (g++ or clang++), but none is on the PATH: install one, or set compile=False"
     bare = TrainParams(precision=train.precision, strategy=train.strategy, devices=train.devices)
     if problem := hardware_problem(bare):
         yield problem
@@ -143,7 +143,7 @@ def hardware_problem(bare: TrainParams) -> str | None:
         return f"devices={bare.devices}, but this machine has {torch.cuda.device_count()} GPUs"
     try:
         lightning_trainer(bare, n_steps=1, gpu_id=None)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # Lightning raises many kinds
         reason = first_line(error)
-        return f"strategy={bare.strategy!r} with devices={bare.devices} cannot be had: {reason}"
+        return f"strategy={bare.strategy!r} with devices={bare.devices} is not available: {reason}"
     return None

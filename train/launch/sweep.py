@@ -106,7 +106,7 @@ def train_or_fail(run: Run, call: Call, make_namer: MakeNamer, report: Report | 
         outcome = Outcome(Ending.INTERRUPTED)
     except SystemExit:
         raise
-    except BaseException as error:  # a panic of a library in Rust is no Exception
+    except BaseException as error:  # a panic in a Rust library is not an Exception
         let_rank0_report()
         log.error(f"run {run.number} failed with {run.name}:\n{shorten_traceback(traceback.format_exc())}")
         outcome = failure(error)

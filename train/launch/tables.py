@@ -15,12 +15,12 @@ from train.logs import printable
 from train.probe import UNCHECKED
 from train.saving.outcome import Outcome, Value
 
-MAX_PLAN_ROWS = 1_000  # that --dry-run shows
+MAX_PLAN_ROWS = 1_000  # rows that --dry-run shows
 MAX_RESULTS = 200  # rows of the table of results
 
 
 def settings_of(runs: list[Run]) -> list[dict[str, str]]:
-    """Return what distinguishes the runs: the config if there are several, the variant, and the fields that vary."""
+    """Return the values that distinguish each run: its config and variant, if there are several, and varied fields."""
     varied = axes(((run.config, run.variant), run.params) for run in runs)
     named = any(run.variant is not None for run in runs)
     several = len({run.config for run in runs}) > 1 or not (varied or named)

@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import psutil
 import rich
@@ -26,7 +26,7 @@ from train.logs import log, say_at_once
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import Code, code_of_this_process, take_code_of
 
-SPARE = 1.2  # a run starts where there is room for so many times what the largest one took so far
+SPARE = 1.2  # a run starts if this multiple of the largest memory use so far is free
 Train = Callable[..., Outcome]  # called with a run, the options of the call, and report=
 
 
@@ -35,10 +35,16 @@ class Message(NamedTuple):
 
     step: int = 0
     loss: float | None = None
-    memory: int = 0  # bytes that it takes of the memory that runs share
-    free: int = 0  # bytes of that which are left
+    memory: int = 0  # bytes that the run takes of the memory that runs share
+    free: int = 0  # bytes of that memory that are free
     record: logging.LogRecord | None = None
     outcome: Outcome | None = None
+
+
+class Sender(Protocol):
+    """The end of a connection by which a worker sends messages."""
+
+    def send(self, message: Message, /) -> object: ...
 
 
 def n_jobs(jobs: str) -> int:
@@ -54,7 +60,7 @@ def n_jobs(jobs: str) -> int:
 
 
 def work(connection: Connection, train: Train, call: Call, threads: int, code: Code | None) -> None:
-    """Train the runs received from `connection`, until it sends None."""
+    """Train the runs received from `connection`, until None is received."""
     os.setsid()  # Ctrl-C goes to the first process alone, which passes it on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_first_process, daemon=True).start()
@@ -66,7 +72,7 @@ def work(connection: Connection, train: Train, call: Call, threads: int, code: C
         worker_log.send(Message(outcome=outcome))
 
 
-def set_up_worker(connection: Any, threads: int, code: Code | None) -> "WorkerLog":
+def set_up_worker(connection: Sender, threads: int, code: Code | None) -> "WorkerLog":
     """Set up a process that trains for another one. Return the handler that reports by `connection.send`."""
     torch.set_num_threads(threads)
     if code is not None:
@@ -87,7 +93,7 @@ def end_with_first_process() -> None:
 class WorkerLog(logging.Handler):
     """Logging handler that sends a worker's log records and progress to the first process."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Sender) -> None:
         super().__init__()
         self.connection = connection
         self.sending = threading.Lock()
@@ -126,12 +132,12 @@ class Worker:
         self.process.start()
         theirs.close()
         self.number: int | None = None  # of its run
-        self.settled = True  # its run trains, and has taken the memory it needs
-        self.free = 0  # bytes of memory that were left when it said so last
+        self.settled = True  # its run has started training and allocated its memory
+        self.free = 0  # bytes of memory that were free at its last report
         self.to_stop = False
         self.began = 0.0
 
-    def start(self, number: int, run: Any) -> None:
+    def start(self, number: int, run: Run) -> None:
         self.number, self.settled, self.began = number, False, time.perf_counter()
         self.connection.send(run)
 
@@ -153,6 +159,15 @@ class Worker:
             self.process.terminate()
         with suppress(OSError):
             self.connection.send(None)
+
+
+class ActiveRun(Protocol):
+    """The process that trains a run, as `SideBySide` sees it: on this machine or in a cluster."""
+
+    number: int | None  # of its run
+    settled: bool  # its run has started training and allocated its memory
+
+    def settle(self, free: int) -> None: ...
 
 
 class ProgressBars:
@@ -189,10 +204,10 @@ class SideBySide:
     ) -> None:
         self.train, self.runs, self.announced, self.progress, self.call = train, runs, announced, bars, call
         self.waiting = deque(runs)
-        self.workers: list[Any] = []  # Worker, or what stands for one on a cluster
+        self.workers: list[Any] = []  # Worker, or RayWorker on a cluster
         self.outcomes: dict[int, Outcome] = {}
         self.elsewhere: list[int] = []  # runs that another call trains
-        self.largest = 0  # bytes that a run took
+        self.largest = 0  # bytes that the largest run took
         self.is_stopped = self.failed_fast = self.said_to_wait = False
 
     def run(self) -> dict[int, Outcome]:
@@ -202,7 +217,7 @@ class SideBySide:
             with self.progress.display:
                 self.run_waiting()
                 if not self.is_stopped:
-                    # By now the other call may have ended.
+                    # The other calls may have ended by now.
                     self.waiting.extend(self.elsewhere)
                     self.run_waiting()
         finally:
@@ -251,9 +266,9 @@ class SideBySide:
                 message = worker.connection.recv()
             except (EOFError, OSError):
                 message = Message(outcome=self.death_of(worker))
-            self.hear(worker, message)
+            self.handle(worker, message)
 
-    def hear(self, worker: Any, message: Message) -> None:
+    def handle(self, worker: ActiveRun, message: Message) -> None:
         number = worker.number
         assert number is not None
         if message.record is not None:
@@ -271,8 +286,8 @@ class SideBySide:
         self.end(number, message.outcome)
 
     def end(self, number: int, outcome: Outcome) -> None:
-        """Keep the outcome of a run. With --fail-fast, the first failure stops all other runs."""
-        if self.failed_fast:  # nobody pressed Ctrl-C
+        """Store the outcome of a run. With --fail-fast, the first failure stops all other runs."""
+        if self.failed_fast:  # the failure interrupted it, not Ctrl-C
             outcome = replace(outcome, is_last=False)
             if outcome.ending is Ending.INTERRUPTED:
                 outcome = replace(outcome, ending=Ending.CANCELLED, why="another run failed")
@@ -307,7 +322,7 @@ class SideBySide:
 
 
 def gpu_for(n_workers: int, gpu_id: int | None) -> int | None:
-    """Return the GPU of the next worker. Workers take turns if there are several GPUs and none was asked for."""
+    """Return the GPU of the next worker. Workers are spread over several GPUs, unless --gpu-id chooses one."""
     n_gpus = torch.cuda.device_count()
     return n_workers % n_gpus if gpu_id is None and n_gpus > 1 else gpu_id
 
@@ -317,16 +332,16 @@ def share_of_threads(jobs: int) -> int:
     return max(1, torch.get_num_threads() // jobs)
 
 
-def say_threads(wanted: set[int | None], jobs: int) -> None:
-    """Log how training side by side affects results and speed. `wanted` are the values of `threads`."""
+def say_threads(threads: set[int | None], jobs: int) -> None:
+    """Log how training side by side affects results and speed. `threads` are the values of that field."""
     alone, share = torch.get_num_threads(), share_of_threads(jobs)
-    if None in wanted and share != alone:
+    if None in threads and share != alone:
         log.info(
-            f"--jobs={jobs}: a run has {share} of {alone} CPU threads, and another number of them changes the last "
-            f"digits of its results; threads={share} makes them equal with and without --jobs"
+            f"--jobs={jobs}: a run has {share} of {alone} CPU threads. The number of threads changes the last digits "
+            f"of its results; threads={share} makes them equal with and without --jobs"
         )
-    most = max((n for n in wanted if n is not None), default=0)
+    most = max((n for n in threads if n is not None), default=0)
     if most * jobs > alone:
         log.info(
-            f"--jobs={jobs} with threads={most} wants {most * jobs} of {alone} CPU threads: runs will be slow"
+            f"--jobs={jobs} with threads={most} needs {most * jobs} of {alone} CPU threads: runs will be slow"
         )

@@ -1,6 +1,7 @@
 """Check about.json before anything computes with it: any user of a shared output folder may have written it."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -55,8 +56,8 @@ class About(TypedDict, total=False):
 ABOUT = TypeAdapter(About)
 
 
-def about_problem(about: dict[str, Any]) -> str | None:
-    """Return what is wrong with the first invalid value of `about`, or None if all are valid."""
+def about_problem(about: Mapping[str, Any]) -> str | None:
+    """Return an error message for the first invalid value of `about`, or None if all are valid."""
     try:
         ABOUT.validate_python(about)
     except ValidationError as error:

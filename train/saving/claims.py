@@ -1,4 +1,4 @@
-"""Claims: of several calls with --resume at once only one trains a run; the others learn in which folder it did."""
+"""Claims: of several calls with --resume at once, only one trains a run; the others learn its folder."""
 
 import errno
 import fcntl
@@ -10,26 +10,26 @@ from pathlib import Path
 
 
 class Claims:
-    """Claims to runs below `root`: a process has one, by the run's identity, until it gives it back or dies.
+    """Claims of this process to runs below `root`, by identity. Each ends when it is given back or the process dies.
 
     A claim is a lock on one byte of a file, so a process may have any number of them.
     """
 
     def __init__(self, root: Path) -> None:
-        # Never closed, which would give all claims back.
+        # Never closed: that would give all claims back.
         self.file = (folder_of_claims(root) / "lock").open("ab")
 
     def take(self, identity: str) -> bool:
-        """Return whether this process has the claim now; if not, another one has it."""
+        """Claim a run. Return False if another process has the claim."""
         try:
             fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte_of(identity))
         except OSError as error:
-            # A file system without locks keeps no calls apart.
+            # On a file system without locks every call gets the claim.
             return error.errno not in (errno.EACCES, errno.EAGAIN)
         return True
 
     def give_back(self, identity: str) -> None:
-        """Let other processes have the claim."""
+        """End the claim to a run, so that other processes may have it."""
         with suppress(OSError):
             fcntl.lockf(self.file, fcntl.LOCK_UN, 1, byte_of(identity))
 
@@ -51,7 +51,7 @@ def folder_of_claims(root: Path) -> Path:
 
 
 def note_folder(root: Path, identity: str, folder: Path) -> None:
-    """Let other calls know in which folder a run lies, without a walk through all of them."""
+    """Note the folder of a run, so that other calls find it without a walk through all folders."""
     (folder_of_claims(root) / identity).write_bytes(os.fsencode(folder.relative_to(root)))
 
 

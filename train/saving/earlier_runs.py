@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from train.grid.expand import GridError
 from train.grid.params import SECTIONS, Params
-from train.grid.run import NEW, Run, Step
+from train.grid.run import NEW, Run, Step, StepKind
 from train.logs import log
 from train.processes import rank
 from train.saving.claims import claims_in, noted_folder
@@ -25,10 +25,10 @@ from train.saving.run_folder import (
     PARTIAL,
     RESUME_FILE,
     complete,
+    final_name,
     is_ours,
     is_stillborn,
     is_training,
-    last_name,
     partial_name,
     read_about,
     run_folders,
@@ -54,9 +54,9 @@ class Earlier(NamedTuple):
     folder: Path
     identity: str
     code: dict[str, str]  # hashes by file
-    outcome: Outcome | None  # of one that is saved
+    outcome: Outcome | None  # if its results are saved
     failed: str | None  # why it failed, if it did
-    resumable: bool = True  # False: it failed by itself, and would again
+    resumable: bool = True  # False: it failed for a reason of its own, and would fail again
 
     @property
     def is_partial(self) -> bool:
@@ -79,11 +79,11 @@ def description(step: Step) -> str:
     }[step.what]
 
 
-DECIDED = "WHATIF_DECIDED"  # the environment variable that tells the other processes of a run
+DECIDED = "WHATIF_DECIDED"  # environment variable that passes the steps to the other processes of a run
 
 
 def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
-    """Return what to do with each run of a grid. Raise GridError if other code made the runs to be taken over."""
+    """Return what to do with each run of a grid. Raise GridError if other code trained a run that would be taken over."""
     known: dict[str, list[Earlier]] = {}
     for earlier in earlier_runs(root, set(identities)):
         known.setdefault(earlier.identity, []).append(earlier)
@@ -100,33 +100,33 @@ def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
     """
     if rank() == 0:
         steps = decide()
-        os.environ[DECIDED] = json.dumps([essence(step) for step in steps])
+        os.environ[DECIDED] = json.dumps([step_as_data(step) for step in steps])
         return steps
-    return [step_with(*decided) for decided in json.loads(os.environ[DECIDED])]
+    return [step_from_data(*decided) for decided in json.loads(os.environ[DECIDED])]
 
 
-def essence(step: Step) -> tuple[str, str | None]:
-    """Return what the other processes of a run need to know about a step."""
+def step_as_data(step: Step) -> tuple[StepKind, str | None]:
+    """Return the part of a step that the other processes of a run need."""
     return step.what, None if step.folder is None else str(step.folder)
 
 
-def step_with(what: Any, folder: str | None) -> Step:
-    """Return the step with this `essence`."""
+def step_from_data(what: StepKind, folder: str | None) -> Step:
+    """Return the step that `step_as_data` converted."""
     return Step(what, Path(folder) if folder else None)
 
 
-def share(step: Step, number: int) -> Step:
+def share_step(step: Step, number: int) -> Step:
     """Return the first process's decision about run `number`, in every process of that run.
 
     Unlike for_all_processes, this is called just before the run trains.
     """
     if torch.distributed.is_initialized():
-        shared = [essence(step)]
+        shared = [step_as_data(step)]
         torch.distributed.broadcast_object_list(shared, src=0)
-        return step_with(*shared[0]) if rank() else step
+        return step_from_data(*shared[0]) if rank() else step
     if rank() == 0:  # the others have not started
         decided = json.loads(os.environ[DECIDED])
-        decided[number - 1] = essence(step)
+        decided[number - 1] = step_as_data(step)
         os.environ[DECIDED] = json.dumps(decided)
     return step
 
@@ -146,7 +146,7 @@ def claimed(run: Run, root: Path, resume: str | None) -> Iterator[Run]:
             is_claimed = claims_in(root).take(run.identity)
             step = step_now(run, root, any_code=resume == "anyway") if is_claimed else Step("elsewhere")
         if run.params.train.devices > 1:
-            step = share(step, run.number)
+            step = share_step(step, run.number)
         if step.what != run.first_step.what:
             log.info(f"run {run.number}: {description(step)}")
         yield replace(run, first_step=step)
@@ -158,7 +158,7 @@ def claimed(run: Run, root: Path, resume: str | None) -> Iterator[Run]:
 def step_now(run: Run, root: Path, any_code: bool) -> Step:
     """Decide again what to do with a run once it is claimed: other calls may have changed its folders."""
     known = [run.first_step.folder, noted_folder(root, run.identity), *run.first_step.replaced]
-    names = {name for folder in filter(None, known) for name in (partial_name(folder), last_name(folder))}
+    names = {name for folder in filter(None, known) for name in (partial_name(folder), final_name(folder))}
     found = [*runs_in(sorted(filter(os.path.isdir, names)), {run.identity})]
     step = step_after(found)
     if not any_code:
@@ -167,14 +167,14 @@ def step_now(run: Run, root: Path, any_code: bool) -> Step:
 
 
 def earlier_outcome(step: Step) -> Outcome:
-    """Return the outcome of a run that is not trained now, and tidy up what a kill at its very end left."""
+    """Return the outcome of a run that is not trained now. Finish what a kill at the very end of the run left undone."""
     if step.what == "elsewhere":
         return Outcome(Ending.ELSEWHERE)
     assert step.folder is not None
     if rank() > 0:  # the first process of the run says more
         return Outcome(Ending.FINISHED, is_earlier=True)
     folder = step.folder
-    with suppress(OSError):  # another call does it, or the disk is read-only
+    with suppress(OSError):  # another call does so, or the disk is read-only
         folder = complete(folder)
         clear_away(step.replaced)
     try:
@@ -196,7 +196,7 @@ def runs_in(folders: Iterable[Path], identities: set[str]) -> Iterator[Earlier]:
         try:
             about = read_about(folder, complete)
         except ValueError as error:
-            if not lacks_about(folder):  # a run killed as it began has none yet
+            if not lacks_about(folder):  # a run killed at its start has none yet
                 log.warning(f"--resume leaves out a folder: {error}")
             continue
         if about.get("identity") in identities and "code" in about:
@@ -209,14 +209,15 @@ def runs_in(folders: Iterable[Path], identities: set[str]) -> Iterator[Earlier]:
 def lacks_about(folder: Path) -> bool:
     try:
         return not (folder / "about.json").exists()
-    except OSError:  # a folder that is closed to us
+    except OSError:  # we may not read the folder
         return False
 
 
 def step_of(earlier: Earlier) -> Step:
+    """Return what to do with a run after this attempt at it."""
     if earlier.is_partial and is_training(earlier.folder):
         return Step("elsewhere", earlier.folder)
-    # A partial folder with a summary was killed when everything was saved, just before it got its last name.
+    # A run with a summary in a partial folder was killed just before the folder got its final name.
     if earlier.outcome is not None and not earlier.outcome.interrupted:
         return Step("finished", earlier.folder)
     if not is_ours(earlier.folder):  # nothing can be trained or cleared away there
@@ -228,7 +229,7 @@ def step_of(earlier: Earlier) -> Step:
 def step_after(runs: list[Earlier]) -> Step:
     """Return what to do with a run after all earlier attempts at it."""
     steps = [step_of(earlier) for earlier in runs]
-    step = best(steps)
+    step = furthest_step(steps)
     replaced = [
         earlier.folder
         for earlier, other in zip(runs, steps, strict=True)
@@ -237,7 +238,7 @@ def step_after(runs: list[Earlier]) -> Step:
     return replace(step, replaced=tuple(replaced))
 
 
-def best(steps: Iterable[Step]) -> Step:
+def furthest_step(steps: Iterable[Step]) -> Step:
     """Return the step of the earlier run that got furthest, the latest one in a tie."""
     order = ["new", "again", "continued", "elsewhere", "finished"]
     return max(
@@ -248,7 +249,7 @@ def best(steps: Iterable[Step]) -> Step:
 
 
 def refuse_other_code(runs: Iterable[Earlier], steps: Iterable[Step]) -> None:
-    """Raise GridError if other code made one of the `runs` that these steps take over."""
+    """Raise GridError if other code trained one of the `runs` that these steps take over."""
     now = code_of_this_process().hashes
     taken_over = {step.folder for step in steps if step.what != "again"}
     made_by: dict[str, str] = {}
@@ -273,7 +274,7 @@ def clear_away(folders: Iterable[Path]) -> None:
 
 
 def clear_stillborn(root: Path) -> None:
-    """Remove the folders of runs that were killed before they said what they were."""
+    """Remove the folders of runs that were killed before they wrote about.json."""
     for folder in run_folders(root):
         if folder.name.endswith(PARTIAL) and is_stillborn(folder) and not is_training(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,7 @@ import torch
 
 from train.saving.weights import one_line
 
-OUT_OF_MEMORY = re.compile(  # what libraries say in RuntimeErrors
+OUT_OF_MEMORY = re.compile(  # messages of RuntimeErrors in libraries
     r"out of memory|(can't|cannot|can not|could not|failed to|unable to) allocate|not enough memory|"
     r"STATUS_ALLOC_FAILED|bad_alloc|killed by signal|shared memory|No space left",
     re.IGNORECASE,
@@ -77,7 +77,8 @@ class Outcome:
     def of(cls, stopped: object, values: Mapping[str, Value], was_pressed: bool = False) -> "Outcome":
         """Return the outcome of a run that `stopped` in this way, such as "early stop: no better validation in 3".
 
-        A text that names no known ending counts as finished. `was_pressed` says that Ctrl-C was.
+        A text that names no known ending counts as finished. `was_pressed`
+        is True if Ctrl-C was pressed.
         """
         ending = ending_of(stopped) or Ending.FINISHED
         why = str(stopped).partition(": ")[2]
@@ -96,7 +97,7 @@ def failure(error: BaseException, values: Mapping[str, Value] | None = None) -> 
 
 
 def is_out_of_resources(error: BaseException | None) -> bool:
-    """Return True if a run failed for lack of disk space or memory, so that it may succeed with more."""
+    """Return True if a run failed for lack of disk space or memory, so that it may succeed in another attempt."""
     while error is not None:
         if isinstance(error, OSError | MemoryError | torch.OutOfMemoryError):
             return True

@@ -1,4 +1,4 @@
-"""Provenance: the code that made a run, as git commit, diff, file hashes and package versions."""
+"""Provenance: the code that trained a run, as git commit, diff, file hashes and package versions."""
 
 import ast
 import hashlib
@@ -17,10 +17,8 @@ from common.repository import REPOSITORY
 
 PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
-
-
-DECISIVE = ("model", "train", "data", "common")  # folders whose code decides what comes out of a run
-STUDENTS = {"learn.gpt2_student": "learn/gpt2_student.py"}  # by module: decisive where it is in use
+DECISIVE = ("model", "train", "data", "common")  # folders whose code affects the results of a run
+STUDENTS = {"learn.gpt2_student": "learn/gpt2_student.py"}  # by module: decisive if it is imported
 
 
 class Code(NamedTuple):
@@ -31,7 +29,8 @@ class Code(NamedTuple):
     hashes: dict[str, str]
 
 
-taken: ContextVar[Code | None] = ContextVar("taken", default=None)  # in a worker: of the first process
+# In a worker: the code of the first process.
+taken: ContextVar[Code | None] = ContextVar("taken", default=None)
 
 
 def code_of_this_process() -> Code:
@@ -53,8 +52,8 @@ def take_code_of(code: Code) -> None:
 def code_diff(commit: str | None) -> bytes:
     """Return the patch by which `git apply` turns the commit into the current .py files and configs.
 
-    Untracked .py files count if they lie beside tracked ones, so not those of a virtual environment. Untracked configs
-    count too, even ignored ones: a run cannot be repeated without its config. No other file is included.
+    Untracked .py files are included if they lie in a top folder with tracked ones, which excludes virtual environments.
+    Untracked configs are included too, even ignored ones: a run cannot be repeated without its config.
     """
     diff = ("diff", "--relative", *PLAIN_DIFF)
     changed = git(*diff, commit, "--", "*.py", "configs/*.txt") if commit else b""

@@ -1,4 +1,4 @@
-"""Record: what a run leaves behind, in its run folder and in wandb."""
+"""Record: the results that a run leaves in its run folder and in wandb."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -59,7 +59,7 @@ class Record:
 
 @contextmanager
 def record_of(run: Run, namer: Namer, call: Call) -> Iterator[Record]:
-    """Open the record of a run for the time of its training. However that ends, the folder tells a later call."""
+    """Open the record of a run for the time of its training. The folder records for later calls how that ended."""
     tracker = start_tracker(run, namer, call)
     record = Record(Stats(tracker))
     try:
@@ -80,7 +80,7 @@ def record_of(run: Run, namer: Namer, call: Call) -> Iterator[Record]:
 
 @contextmanager
 def saved_record(run: Run, namer: Namer, call: Call, tracker: WandbTracker | None) -> Iterator[Record]:
-    """Open the folder of a run. Folders that the run replaces are removed once its own records how it ended."""
+    """Open the folder of a run. When the run has ended, remove the folders of attempts that it replaces."""
     folder = run_folder(run, namer, call, tracker)
     try:
         every = run.params.train.checkpoint_every
@@ -92,7 +92,7 @@ def saved_record(run: Run, namer: Namer, call: Call, tracker: WandbTracker | Non
         raise
     except BaseException as error:
         folder.give_up(f"{type(error).__name__}: {one_line(error)}", resumable=is_out_of_resources(error))
-        if folder.is_new:  # what it replaces has no checkpoint to go on from, either
+        if folder.is_new:  # the folders it replaces have no checkpoint either
             clear_away(run.first_step.replaced)
         raise
     clear_away(run.first_step.replaced)
@@ -116,7 +116,7 @@ def run_folder(run: Run, namer: Namer, call: Call, tracker: WandbTracker | None)
 
 
 def start_tracker(run: Run, namer: Namer, call: Call) -> WandbTracker | None:
-    """Start to track a run with wandb, if that is wanted. A run that resumes continues under its id."""
+    """Start to track a run with wandb, or return None without wandb. A run that resumes continues under its id."""
     if not call.wandb:
         return None
     resumes_in = run.first_step.resumes_in

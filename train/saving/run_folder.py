@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -22,10 +22,11 @@ from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
-from train.grid.params import Params
+from train.grid.params import Params, Section
 from train.logs import printable
 from train.saving.about import about_problem
 from train.saving.durable import make_folder, rename, replacing, sync_tree
+from train.saving.outcome import Value
 from train.saving.provenance import changed_files, code_of_this_process, hashes_of_code, versions
 from train.saving.timestamps import PARTIAL, run_folders, timestamps_in, walk
 from train.saving.weights import (
@@ -43,9 +44,9 @@ from train.train_params import TrainParams
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 RESUME_FILE = "resume.ckpt"
 LOCK_FILE = "lock"
-MAX_LOOK = 1.0  # seconds that is_training takes, at most
-MIN_AGE = 60.0  # seconds after which a folder without content is nobody's
-MAX_JSON = 20_000_000  # bytes of a params.json or about.json we are ready to read
+MAX_LOOK = 1.0  # seconds for which is_training may hold a lock
+MIN_AGE = 60.0  # seconds until a folder without content counts as abandoned
+MAX_JSON = 20_000_000  # bytes of a params.json or about.json that are read
 
 
 class Loaded(NamedTuple):
@@ -87,7 +88,7 @@ class RunFolder:
         self.is_new = is_new  # False: an earlier call has begun the run
         self.timestamp = path.name.removesuffix(PARTIAL)
         self.lock = lock_of(path)
-        self.lock.acquire(timeout=MAX_LOOK)  # somebody may be looking whether it is locked
+        self.lock.acquire(timeout=MAX_LOOK)  # another process may be testing it
 
     @classmethod
     def claim(
@@ -124,11 +125,11 @@ class RunFolder:
     def give_up(self, failed: str | None, resumable: bool = True) -> None:
         """Leave the folder to a later call.
 
-        `failed` says why the run failed; None means it was interrupted. With `resumable`, --resume continues from its
-        resume checkpoint if there is one.
+        `failed` is the reason why the run failed; None means that it was interrupted. With `resumable`,
+        --resume continues from its resume checkpoint if there is one.
         """
         about = self.path / "about.json"
-        with contextlib.suppress(OSError, ValueError):  # a full disk, most likely, of which the reason tells
+        with contextlib.suppress(OSError, ValueError):  # most likely the disk is full, as the reason says
             if failed is not None:
                 write_json(about, read_json(about) | {"failed": failed, "resumable": resumable})
         self.lock.release()
@@ -154,8 +155,8 @@ def partial_name(folder: Path) -> Path:
     return folder.with_name(folder.name.removesuffix(PARTIAL) + PARTIAL)
 
 
-def last_name(folder: Path) -> Path:
-    """Where the run in `folder` lies when it is complete."""
+def final_name(folder: Path) -> Path:
+    """Return the path of a run's folder once the run is complete."""
     return folder.with_name(folder.name.removesuffix(PARTIAL))
 
 
@@ -165,7 +166,7 @@ def complete(folder: Path, resumable: bool = False) -> Path:
     A kill at any moment leaves a run that is complete, or that the next call completes.
     """
     if folder.name.endswith(PARTIAL):
-        folder = rename(folder, last_name(folder))
+        folder = rename(folder, final_name(folder))
     for name in [LOCK_FILE] if resumable else [RESUME_FILE, LOCK_FILE]:
         (folder / name).unlink(missing_ok=True)
     return folder
@@ -183,7 +184,7 @@ def is_training(folder: Path) -> bool:
             return False
     except Timeout:
         return True
-    except OSError:  # a folder of somebody else's, in which we may not write
+    except OSError:  # another user's folder, in which we may not write
         return is_locked(folder / LOCK_FILE)
 
 
@@ -203,7 +204,7 @@ def is_ours(folder: Path) -> bool:
 
 
 def is_stillborn(folder: Path) -> bool:
-    """Return True if a run was killed before `begin` wrote its about.json to `folder`.
+    """Return True if a run was killed before `create_run_files` wrote its about.json to `folder`.
 
     Such a folder is empty or contains our lock, and has not changed for MIN_AGE seconds.
     """
@@ -231,7 +232,7 @@ def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
 def create_run_files(
     folder: Path, params: Params, command: list[str], identity: str = "", wandb: str | None = None
 ) -> None:
-    """Write what is known about a run before it trains, so that it can be identified however it ends."""
+    """Write the params and the origin of a run before it trains, so that it can be identified however it ends."""
     code = code_of_this_process()
     write_json(folder / "params.json", params.by_part())
     (folder / "diff.patch").write_bytes(code.diff)
@@ -242,13 +243,13 @@ def create_run_files(
         "commit": code.commit,
         "code": code.hashes,
         "identity": identity,
-        "wandb": wandb,  # the id by which a run that goes on does so there, too
+        "wandb": wandb,  # the id under which a resumed run continues in wandb
     }
     write_json(folder / "about.json", about)
 
 
-def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None:
-    """Save the results of a run in its (still partial) folder. `summary` holds its final numbers."""
+def save(folder: Path, *, lm: LM, stats: Stats, summary: Mapping[str, Value]) -> None:
+    """Save the results of a run in its folder, which is still partial. `summary` holds its final numbers."""
     assert isinstance(lm.tokenizer, Tokenizer), "what is trained here has a tokenizer of ours"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in unshared_state(lm).items()}
     write_weights(folder / "model.safetensors", tensors)
@@ -264,7 +265,7 @@ def save(folder: Path, *, lm: LM, stats: Stats, summary: dict[str, Any]) -> None
 
 
 def load_run(folder: Path, step: int | None = None) -> Loaded:
-    """Load the run in `folder`, with the weights kept at `step` or its final ones.
+    """Load the run in `folder`, with the weights kept at `step`, or with its final ones by default.
 
     Raise ValueError if the folder is damaged, not ours, or older than the code can read.
     """
@@ -274,7 +275,7 @@ def load_run(folder: Path, step: int | None = None) -> Loaded:
 
 
 def load_checkpoints(folder: Path) -> Iterator[tuple[int, LM]]:
-    """Yield (step, model) for all kept weights, loaded one at a time. Raise ValueError as `load` does."""
+    """Yield (step, model) for all kept weights, loaded one at a time. Raise ValueError as `load_run` does."""
     params, tokenizer, _ = read_run(folder)
     for step, path in checkpoint_files(folder).items():
         yield step, load_lm(path, params.model, tokenizer)
@@ -308,7 +309,7 @@ def read_about(folder: Path, complete: bool = True) -> dict[str, Any]:
     return about
 
 
-def read_params(folder: Path, about: dict[str, Any]) -> Params:
+def read_params(folder: Path, about: Mapping[str, object]) -> Params:
     """Return the params of the run in `folder`. Fields missing there get their defaults.
 
     Raise ValueError for unknown fields and invalid values.
@@ -324,7 +325,7 @@ def read_params(folder: Path, about: dict[str, Any]) -> Params:
         raise ValueError(f"{folder / 'params.json'}: {one_line(error)}") from error
 
 
-def read_section(params_class: type, section: object, about: dict[str, Any]) -> Any:
+def read_section(params_class: type[Section], section: object, about: Mapping[str, object]) -> Section:
     """Return `params_class` with the values of a section of params.json."""
     if not isinstance(section, dict):
         raise ValueError(f"there is no section for {params_class.__name__}")
@@ -341,14 +342,14 @@ def read_section(params_class: type, section: object, about: dict[str, Any]) -> 
         raise ValueError(f"{field}: {first['msg']}, not {first['input']!r:.80}") from error
 
 
-def as_tuples(value: Any) -> Any:
+def as_tuples(value: object) -> Any:
     """Convert lists to tuples: JSON has no tuples, and params have no lists."""
     if isinstance(value, dict):
         return {key: as_tuples(item) for key, item in value.items()}
     return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, object]) -> None:
     """Write JSON, one line per key. A kill or a full disk leaves either the new file or the old one."""
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     with replacing(path) as partial:
@@ -363,7 +364,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"it has over {MAX_JSON:,} bytes")
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
-            raise ValueError("it is no JSON object")
+            raise ValueError("it is not a JSON object")
         # Refuse lone surrogates, which cannot be written as UTF-8.
         json.dumps(content, ensure_ascii=False).encode()
     except (OSError, ValueError, RecursionError) as error:
@@ -371,6 +372,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def saved_at(about: dict[str, Any]) -> str:
+def saved_at(about: Mapping[str, object]) -> str:
+    """Return the commit of the code that a run was saved with, for an error."""
     commit = str(about.get("commit"))
     return f"commit {commit}" if COMMIT.fullmatch(commit) else "an unknown commit"

@@ -39,12 +39,12 @@ class Timestamps:
 
     def __init__(self, base: Path) -> None:
         self.given = base / ".timestamps"
-        # Runs may have come without a file here, copied from elsewhere.
+        # Runs that were copied here from elsewhere have no file in `given`.
         self.found = {folder.name.removesuffix(PARTIAL) for folder in run_folders(base.parent)}
         self.next = datetime.min
 
     def give(self, when: datetime, folder_of: Callable[[str], Path]) -> Path:
-        """Return `folder_of` the next free timestamp, from `when` on and after the last one given here."""
+        """Reserve the next free timestamp from `when` on, later than the last one given here. Return its `folder_of`."""
         when = max(when.replace(microsecond=0), self.next)
         while True:
             timestamp = f"{when:{FORMAT}}"
@@ -55,7 +55,8 @@ class Timestamps:
             when += SECOND
 
     def take(self, timestamp: str) -> bool:
-        self.given.mkdir(exist_ok=True)  # anew, if somebody has cleared the folder out
+        """Reserve a timestamp. Return False if it is reserved already."""
+        self.given.mkdir(exist_ok=True)  # again, if somebody has removed it
         try:
             (self.given / timestamp).touch(exist_ok=False)
         except FileExistsError:

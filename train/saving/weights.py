@@ -24,8 +24,8 @@ from model.model_params import ModelParams
 from train.logs import log
 from train.saving.durable import replacing
 
-MAX_TABLES = 2**32  # bytes of tables that a model computes for itself
-MAX_LINE = 300  # characters of an error that is told in one line
+MAX_TABLES = 2**32  # bytes of the buffers that a model computes itself
+MAX_LINE = 300  # characters of an error in one line
 CHECKPOINT = re.compile(r"step-([0-9]{7,18})\.safetensors")
 
 
@@ -55,7 +55,7 @@ def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
         tensors = load_file(path)
         if any(tensor.dtype == torch.float64 for tensor in tensors.values()):
             lm.double()
-        lm.load_state_dict(tensors, strict=False)  # all that is missing are second names of shared tensors
+        lm.load_state_dict(tensors, strict=False)  # only second names of shared tensors are missing
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{path} does not hold a model that fits params.json: {one_line(error)}") from error
     return lm.eval()
@@ -84,11 +84,11 @@ def at_most_parameters(n: int) -> Iterator[None]:
 
 def check_shapes(found: dict[str, tuple[int, ...]], lm: LM) -> None:
     """Raise ValueError unless `found` are the names and shapes of the weights of `lm`."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in unshared_state(lm).items()}
-    for name in [*wanted, *found]:
-        if found.get(name) != wanted.get(name):
+    expected = {name: tuple(tensor.shape) for name, tensor in unshared_state(lm).items()}
+    for name in [*expected, *found]:
+        if found.get(name) != expected.get(name):
             raise ValueError(
-                f"{name!r:.80} is {found.get(name, 'absent')} there, {wanted.get(name, 'absent')} by the params"
+                f"{name!r:.80} is {found.get(name, 'absent')} in the file, but {expected.get(name, 'absent')} by params.json"
             )
 
 
@@ -96,7 +96,7 @@ def regular_file(path: Path) -> Path:
     """Return `path`. Raise ValueError if it is missing or not a regular file: a pipe could be read for ever."""
     try:
         is_file = path.is_file()
-    except OSError as error:  # it lies in a folder that is closed to us
+    except OSError as error:  # we may not read its folder
         raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
     if not is_file:
         raise ValueError(f"{path} is not a file" if path.exists() else f"{path} is missing")
@@ -119,7 +119,7 @@ class Checkpoints:
     def __init__(self, folder: Path, every: int) -> None:
         self.folder = folder
         self.every = every
-        self.latest = -1  # the step of the last ones kept
+        self.latest = -1  # the step of the weights kept last
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.written: Future[None] = Future()  # done when the weights are on the disk
         self.written.set_result(None)
@@ -145,8 +145,8 @@ class Checkpoints:
         except OSError as error:
             if not self.has_warned:
                 log.warning(
-                    f"{error}. Training goes on, without the weights of this step and of others that fail in the "
-                    "same way. Free some space, or keep weights less often (checkpoint_every)."
+                    f"{error}. Training continues without the weights of this step, and of later steps that fail "
+                    "in the same way. Free some space, or keep weights less often (checkpoint_every)."
                 )
             self.has_warned = True
 

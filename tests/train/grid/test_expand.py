@@ -95,7 +95,7 @@ def test_comments_strings_and_lists_over_lines(config):
         ("TrainParams\nlr = '3e-4'", "configs/trial.txt:2: TrainParams cannot have lr = '3e-4': it should be a valid number"),
         ("ModelParams\ndim = 32.5", "configs/trial.txt:2: ModelParams cannot have dim = 32.5: it should be a valid integer"),
         ("ModelParams\ndim = True", "configs/trial.txt:2: ModelParams cannot have dim = True: it should be a valid integer"),
-        ("TrainParams\nbetas = [0.9]", "cannot have betas = 0.9: it should be a valid tuple; a list is an axis, for one value take a tuple"),
+        ("TrainParams\nbetas = [0.9]", "cannot have betas = 0.9: it should be a valid tuple; a list is an axis: write a single value as a tuple"),
         ("ModelParams\nbias = 1", "configs/trial.txt:2: ModelParams cannot have bias = 1: it should be a valid boolean"),
         ("ModelParams\nn_layers = -1", "cannot have n_layers = -1: it should be greater than or equal to 0"),
         ("TrainParams\nlr = 1e999", "configs/trial.txt:2: TrainParams cannot have lr = inf: it should be a finite number"),
@@ -303,7 +303,7 @@ def test_fields_that_mean_something_else_elsewhere_are_noted(config, caplog):
     caplog.clear()
     read_grid([config("TrainParams\nlr_cycle_steps = 30\n")])
     [note] = [record.message for record in caplog.records]
-    assert note.startswith("configs/trial.txt:2: lr_cycle_steps has no part in lr_schedule='cosine'")
+    assert note.startswith("configs/trial.txt:2: lr_cycle_steps has no effect on lr_schedule='cosine'")
     caplog.clear()
     read_grid([config("TrainParams\npatience = 3\nlr_cycle_steps = 30\nlr_schedule = 'cyclic'\n")])
     assert not caplog.records

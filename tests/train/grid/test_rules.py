@@ -191,11 +191,11 @@ MISTAKES = [
     ("Grid\ntogether = [('dim', 3)]", (), ["configs/t.txt:2: together takes a list of tuples"]),
     (AXES + "Grid\ntogether = [('dimm', 'n_heads')]", (), ["configs/t.txt:7: together names 'dimm', which is no field; did you mean 'dim'?"]),
     (AXES + "Grid\ntogether = [('dim', 'n_heads'), ('dim', 'lr')]", (), ["configs/t.txt:7: 'dim' is in together twice"]),
-    (TOGETHER + "ModelParams\ndim = [64, 128]\nn_heads = [1, 2, 4]", (), ["configs/t.txt:2: fields in together take lists of one length: dim has 2 (configs/t.txt:4), n_heads has 3 (configs/t.txt:5)"]),
-    (TOGETHER + "ModelParams\ndim = [64]\nn_heads = 1", (), ["configs/t.txt:5: 'n_heads' is in together (configs/t.txt:2): it takes a list"]),
+    (TOGETHER + "ModelParams\ndim = [64, 128]\nn_heads = [1, 2, 4]", (), ["configs/t.txt:2: fields in together need lists of equal length: dim has 2 (configs/t.txt:4), n_heads has 3 (configs/t.txt:5)"]),
+    (TOGETHER + "ModelParams\ndim = [64]\nn_heads = 1", (), ["configs/t.txt:5: 'n_heads' is in together (configs/t.txt:2): it needs a list"]),
     (TOGETHER + "ModelParams\ndim = [64, 128]", (), ["configs/t.txt:2: 'n_heads' is in together, but no list is set for it"]),
     (TOGETHER + "derive = {'n_heads': 'dim // 64'}\nModelParams\ndim = [64]", (), ["configs/t.txt:2: 'n_heads' is in together, but derived at configs/t.txt:3"]),
-    (TOGETHER + AXES, ("dim=64",), ["configs/t.txt:2: fields in together take lists of one length: dim has 1 (--set dim=64), n_heads has 3 (configs/t.txt:7)"]),
+    (TOGETHER + AXES, ("dim=64",), ["configs/t.txt:2: fields in together need lists of equal length: dim has 1 (--set dim=64), n_heads has 3 (configs/t.txt:7)"]),
     (TOGETHER + "ModelParams\ndim = [64, 'x']\nn_heads = [1, 2, 4]", (), ["configs/t.txt:4: ModelParams cannot have dim = 'x'"]),
     # skip
     ("Grid\nskip = 'dim == 1'", (), ["configs/t.txt:2: skip takes a list of conditions, as in"]),
@@ -217,7 +217,7 @@ MISTAKES = [
     ("Grid\nderive = {**x}", (), ["configs/t.txt:2: derive takes an expression for each field, as in {\"n_heads\": \"dim // 64\"}; **x is no name"]),
     ("Grid\nderive = {'n_headz': '4'}", (), ["configs/t.txt:2: derive names 'n_headz', which is no field; did you mean 'n_heads'?"]),
     ("Grid\nderive = {'n_heads': '4',\n'n_heads': '2'}", (), ["configs/t.txt:3: derive has 'n_heads' twice"]),
-    ("Grid\nderive = {'n_heads': 'dim // 64'}\nModelParams\nn_heads = 2", (), ["configs/t.txt:2: 'n_heads' is derived, and set at configs/t.txt:4"]),
+    ("Grid\nderive = {'n_heads': 'dim // 64'}\nModelParams\nn_heads = 2", (), ["configs/t.txt:2: 'n_heads' is derived, but also set at configs/t.txt:4"]),
     ("Grid\nderive = {'n_heads': 'n_heads * 2'}", (), ["configs/t.txt:2: derive 'n_heads' = 'n_heads * 2' needs itself"]),
     ("Grid\nderive = {'n_heads': 'dim_ff // 4',\n 'dim_ff': 'n_heads * 64'}", (), ["configs/t.txt:2: derive 'n_heads' = 'dim_ff // 4' needs 'dim_ff', which is derived after it"]),
     (AXES.replace("n_heads", "n_layers") + "Grid\nderive = {'n_heads': 'dim / 64'}", (), ["configs/t.txt:7: ModelParams cannot have n_heads = 1.0, which 'dim / 64' gives at dim 64: it should be a valid integer; // gives whole numbers"]),
@@ -236,9 +236,9 @@ MISTAKES = [
     ("Grid\nvariants = {'a': {'dim': 64}, 'a': {}}", (), ["configs/t.txt:2: variants has 'a' twice"]),
     ("Grid\nvariants = {'a': {'dim': 64, 'dim': 32}}", (), ["configs/t.txt:2: variant 'a' has 'dim' twice"]),
     ("Grid\nvariants = {'a': {'dim': 64}, 'b': {'dim': 64}}", (), ["configs/t.txt:2: the variants 'a' and 'b' set the same"]),
-    ("Grid\nvariants = {'a': {'dim': 64}}\nModelParams\ndim = 32", (), ["configs/t.txt:2: 'dim' is set by variant 'a', and at configs/t.txt:4"]),
-    ("Grid\nvariants = {'a': {'dim': 64}}\nderive = {'dim': '64'}", (), ["configs/t.txt:2: 'dim' is set by variant 'a', and derived at configs/t.txt:3"]),
-    ("Grid\nvariants = {'a': {'dim': 64}, 'b': {'dim': 32}}", ("dim=16",), ["--set dim=16: 'dim' is what variants set, at configs/t.txt:2: change it there"]),
+    ("Grid\nvariants = {'a': {'dim': 64}}\nModelParams\ndim = 32", (), ["configs/t.txt:2: 'dim' is set by variant 'a', but also at configs/t.txt:4"]),
+    ("Grid\nvariants = {'a': {'dim': 64}}\nderive = {'dim': '64'}", (), ["configs/t.txt:2: 'dim' is set by variant 'a', but also derived at configs/t.txt:3"]),
+    ("Grid\nvariants = {'a': {'dim': 64}, 'b': {'dim': 32}}", ("dim=16",), ["--set dim=16: 'dim' is set by the variants at configs/t.txt:2: change it there"]),
     ("Grid\nvariants = {'a': {'dim': 33}, 'b': {}}", (), ["configs/t.txt:2: n_heads=4 must divide dim=33"]),
     (VARIANTS, ("variant=grru",), ["--set variant=grru: there is no variant 'grru'; did you mean 'gru'?"]),
     ("", ("variant=gru",), ["--set variant=gru: there is no variant 'gru'; configs/t.txt has none"]),
@@ -265,7 +265,7 @@ def test_options_may_replace_the_lists_of_a_group(expand):
 def test_what_is_perhaps_not_meant_is_said(expand, notes):
     expand(VARIANTS + "skip = ['dim == 521', \"variant == 'gru'\"]\n")
     assert notes == [
-        "configs/t.txt: skip leaves nothing of variant 'gru'",
+        "configs/t.txt: skip leaves no run of variant 'gru'",
         "configs/t.txt:6: skip 'dim == 521' leaves out no point",
     ]
 
@@ -371,7 +371,7 @@ def test_a_grid_that_nobody_can_mean_is_refused_at_once(expand):
         for name in ("random_seed", "batch_size", "epochs", "warmup_steps")
     )
     [error] = answers(expand, lists)
-    assert error == "configs/t.txt: 100,000,000 points are too many; up to 1,000,000 can be looked at"
+    assert error == "configs/t.txt: 100,000,000 points are too many; at most 1,000,000 are allowed"
 
 
 def test_reading_a_grid_section_brings_neither_torch_nor_matplotlib(tmp_path):

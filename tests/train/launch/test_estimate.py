@@ -117,7 +117,7 @@ def test_the_smallest_and_the_largest_of_each_family_are_timed(monkeypatch):
         timed.append((plan.params.model.dim, plan.params.train.precision))
         return Pace(1, plan.params.model.dim, 0, 0)
 
-    monkeypatch.setattr(estimate, "measure", measure)
+    monkeypatch.setattr(estimate, "time_steps", measure)
     plans = [plan(dim=dim) for dim in (64, 32, 128, 96, 32)] + [plan(dim=64, precision="bf16-mixed")]
     seconds, notes = estimate.estimate(plans, None)
     assert timed == [(32, "32-true"), (128, "32-true"), (64, "bf16-mixed")]

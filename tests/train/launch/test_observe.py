@@ -179,7 +179,7 @@ def fingerprint(model: ModelParams, train: TrainParams) -> list:
     schedule = Schedule(train, 12)
     for step in range(12):
         found.append(("share", torch.tensor(schedule(step) * train.lr)))
-        schedule.see(1.0)
+        schedule.add_val_loss(1.0)
     return found
 
 

@@ -159,7 +159,7 @@ def test_a_checkpoint_that_cannot_be_written_is_a_warning_and_the_last_one_stays
     shown = capsys.readouterr().out
     assert shown.count("resume.ckpt cannot be written: ") == 1, "once, however often it fails"
     assert "File too large" in shown
-    assert "--resume goes on from the last one that was written" in shown
+    assert "--resume continues from the last one that was written" in shown
     assert whole.stat().st_size > 2_000
     assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
 

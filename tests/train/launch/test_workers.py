@@ -221,7 +221,7 @@ def test_threads_are_shared_out_and_it_is_said(notes, monkeypatch):
     assert len(notes) == 2
     assert "a run has 2 of 8 CPU threads" in notes[0]
     assert "threads=2 makes them equal" in notes[0]
-    assert "wants 12 of 8" in notes[1]
+    assert "needs 12 of 8" in notes[1]
     assert n_jobs("auto") == 8
 
 

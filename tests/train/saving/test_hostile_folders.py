@@ -210,9 +210,9 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     weights = load_file(folder / "model.safetensors")
     name = "decoder.layers.1.linear1.weight"
     save_file(weights | {name: torch.zeros(3, 8)}, folder / "model.safetensors")
-    assert f"'{name}' is (3, 8) there, (32, 8) by the params" in refusal(folder)
+    assert f"'{name}' is (3, 8) in the file, but (32, 8) by params.json" in refusal(folder)
     save_file(weights | {"extra": torch.zeros(1)}, folder / "model.safetensors")
-    assert "'extra' is (1,) there, absent by the params" in refusal(folder)
+    assert "'extra' is (1,) in the file, but absent by params.json" in refusal(folder)
     del weights[name]
     save_file(weights, folder / "model.safetensors")
     assert f"'{name}' is absent there" in refusal(folder)
