@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.hub import hub_answers
 from data.tokenizer import Tokenizer, from_transformers, pretrained_tokenizer
@@ -14,7 +14,9 @@ from model.hf.weights import as_hf, load_hf
 from model.lm import LM
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    from model.inputs import Tokenizer as AnyTokenizer
 
 __all__ = ["from_hf", "get_gpt2", "get_pretrained", "to_hf"]
 
@@ -22,12 +24,19 @@ PROBE_TEXT = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? �
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": "gpt2-xl"}
 
 
-def from_hf(hf_model: PreTrainedModel, tokenizer: Any = None, *, check_logits: bool = True) -> LM:
+def from_hf(
+    hf_model: PreTrainedModel,
+    tokenizer: AnyTokenizer | PreTrainedTokenizerBase | None = None,
+    *,
+    check_logits: bool = True,
+) -> LM:
     """Return an LM with the weights of a transformers model; see `model.hf.weights.from_hf`.
 
     `tokenizer` is a Tokenizer, or a tokenizer of transformers, such as AutoTokenizer.from_pretrained(name).
     """
-    if hasattr(tokenizer, "is_fast"):
+    from transformers import PreTrainedTokenizerBase
+
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = from_transformers(tokenizer)
     return huggingface.from_hf(hf_model, tokenizer, check_logits=check_logits)
 

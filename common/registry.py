@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, MutableMapping
 from importlib import import_module
-from typing import Any, Generic, TypeVar, overload
+from typing import Generic, TypeVar, cast, overload
 
 from common.text import did_you_mean
 
@@ -39,13 +39,15 @@ class Registry(MutableMapping[str, T], Generic[T]):
     def register(self, made: Made) -> Made: ...
     @overload
     def register(self, made: None = None, *, name: str | None = None) -> Callable[[Made], Made]: ...
-    def register(self, made: Any = None, *, name: str | None = None) -> Any:
+    def register(self, made: Made | None = None, *, name: str | None = None) -> Made | Callable[[Made], Made]:
         """Register what is decorated, under `name` or else its own: `@register`, `@register()` or `@register(name=...)`."""
-        if made is None:
-            return lambda made: self.add(made, made, name)
-        return self.add(made, made, name)
 
-    def add(self, named: Made, entry: Any, name: str | None = None) -> Made:
+        def decorator(made: Made) -> Made:
+            return self.add(made, cast(T, made), name)
+
+        return decorator if made is None else decorator(made)
+
+    def add(self, named: Made, entry: T, name: str | None = None) -> Made:
         """Register `entry` under `name`, or else the name of the function or class `named`. Return `named`."""
         self[name or named.__name__.replace("_", self.underscore)] = entry  # type: ignore[attr-defined]
         return named

@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from common.repository import REPOSITORY
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 READS_FILE = "reads.json"
 
@@ -78,7 +81,7 @@ def tree_digest(folder: Path) -> str:
     return digest(*((file.relative_to(folder).as_posix(), file.read_bytes()) for file in files))
 
 
-def changed_fields(params: Any) -> tuple[tuple[str, object], ...]:
+def changed_fields(params: "DataclassInstance") -> tuple[tuple[str, object], ...]:
     """Return (name, value) of every dataclass field that differs from its default, sorted by name.
 
     A field that a user adds therefore enters every cache key once it is set, and changes no key at its default.
@@ -172,7 +175,7 @@ def function_digest(function: Callable[..., object]) -> str:
     return digest(state, *sorted(path.read_bytes() for path in files))
 
 
-def definition_of(function: Callable[..., object]) -> Any:
+def definition_of(function: Callable[..., object]) -> Callable[..., object]:
     """Return the object that has source code: a function or class itself, or the class of any other object."""
     return function if inspect.isroutine(function) or isinstance(function, type) else type(function)
 

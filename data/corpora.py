@@ -8,14 +8,14 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from common.registry import Registry
 from common.repository import REPOSITORY
@@ -69,6 +69,16 @@ def first_wrong_byte(path: Path) -> str:
     return "the file has changed while it was read"
 
 
+class HubRows(Protocol):
+    """A split as `datasets` loads it. A streamed split has no length."""
+
+    column_names: list[str] | None
+    features: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[Mapping[str, object]]: ...
+    def __len__(self) -> int: ...
+
+
 class Hub(NamedTuple):
     """A data set of the Hugging Face hub, or its parquet files on this machine."""
 
@@ -81,7 +91,7 @@ class Hub(NamedTuple):
     too_large: bool = False  # to download completely, so it must be streamed
     parquet: Path | None = None  # folder with parquet files to read instead
 
-    def load(self, stream: bool) -> dict[str, Any]:
+    def load(self, stream: bool) -> Mapping[str, HubRows]:
         """Return the splits by name, as `datasets.load_dataset` does."""
         import datasets
 
@@ -338,7 +348,7 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
     }
 
 
-def texts_in_column(rows: Any, name: str, about: str, parquet: Path | None) -> Iterator[str]:
+def texts_in_column(rows: HubRows, name: str, about: str, parquet: Path | None) -> Iterator[str]:
     """Return the texts in the column `name` of a split. Raise ValueError naming the first row without a string.
 
     A fully loaded data set is checked at once; a stream is checked row by row as it is read.
@@ -354,15 +364,16 @@ def texts_in_column(rows: Any, name: str, about: str, parquet: Path | None) -> I
     return texts_of(rows, name, about, parquet)
 
 
-def texts_of(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Path | None) -> Iterator[str]:
+def texts_of(rows: HubRows, name: str, about: str, parquet: Path | None) -> Iterator[str]:
     """Yield the texts in a column. Raise ValueError at the first value that is not a string."""
     for row in rows:
-        if not isinstance(row[name], str):
+        text = row[name]
+        if not isinstance(text, str):
             raise not_text(rows, name, about, parquet)
-        yield row[name]
+        yield text
 
 
-def not_text(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Path | None) -> ValueError:
+def not_text(rows: HubRows, name: str, about: str, parquet: Path | None) -> ValueError:
     """Return the error for the first row whose value is not a string but, for example, null or bytes."""
     i, value = next((i, row[name]) for i, row in enumerate(rows, 1) if not isinstance(row[name], str))
     kind = "null" if value is None else type(value).__name__

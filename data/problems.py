@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -60,7 +60,7 @@ def data_problems(
         yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}"
 
 
-def problem_of(about: str, check: Callable[..., Any], *args: Any) -> Iterator[str]:
+def problem_of(about: str, check: Callable[..., object], *args: object) -> Iterator[str]:
     """Call `check(*args)`; if it raises, yield a sentence that contains the field of `about`, such as "field=1"."""
     try:
         check(*args)

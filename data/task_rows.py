@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -152,7 +152,7 @@ def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: 
     `n_rows` is the number of rows of a finite task, else None. Stop drawing at `until`, a value of time.monotonic().
     """
 
-    def draw(rng: random.Random, **task_args: Any) -> Sample:
+    def draw(rng: random.Random, **task_args: object) -> Sample:
         if time.monotonic() > until:
             raise TimeoutError
         return task.draw(rng, **task_args)

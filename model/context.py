@@ -141,10 +141,10 @@ class Context:
             self.cache.kept[self.named(name)] = state
 
 
-Refused = Collection[Any] | Callable[[Any], bool]  # values of a field, or a predicate of a value
+Refused = Collection[object] | Callable[[Any], bool]  # values of a field, or a predicate of a value
 
 
-def all_except(*allowed: Any) -> Callable[[Any], bool]:
+def all_except(*allowed: object) -> Callable[[object], bool]:
     """Return a predicate for `Layer.refuses` that is True for every value other than `allowed`."""
     return lambda value: value not in allowed
 

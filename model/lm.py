@@ -3,7 +3,7 @@
 Shape suffixes:  B batch  T position  D model dim  V vocabulary
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from model.generation.sampling import (
     stop_ids,
 )
 from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
-from model.masking import fill_masks, losses_in_turn, mask_tokens, whole_rows
+from model.masking import MASK_FRAC, fill_masks, losses_in_turn, mask_tokens, whole_rows
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summarize, token_losses
 from model.problems import model_problems
@@ -35,6 +35,8 @@ from model.transformer.embeddings import Embedding
 from model.transformer.linear import readout
 from model.transformer.mlm_head import readout_transform
 from model.transformer.transformer import Transformer
+
+LossRequests = Callable[[Tensor], Tensor]  # ids [B, T] -> the ids that the model gets instead
 
 
 class XYZ(NamedTuple):
@@ -71,7 +73,7 @@ class LM(nn.Module):
         x: Input,
         get_embeddings: bool = False,
         get_attns: bool = False,
-        attn_requests: Any = None,
+        attn_requests: object = None,
         cache: Cache | None = None,
         mask: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
@@ -150,14 +152,17 @@ class LM(nn.Module):
             self.taps = taps
         return list(seen)
 
-    def get_batch_xyz(self, batch: dict, loss_requests: Any = None, train_params: Any = None) -> XYZ:
+    def get_batch_xyz(
+        self, batch: dict, loss_requests: LossRequests | None = None, train_params: Any = None
+    ) -> XYZ:
         """Return inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
 
         `loss_requests`, a function of ids [B, T], changes the inputs but not the targets.
         With objective="masked" training hides other tokens every time, while evaluation hides the same tokens of a row.
         """
         if self.model_params.objective == "masked":
-            x, y = mask_tokens(whole_rows(batch, self), self, train_params)
+            mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
+            x, y = mask_tokens(whole_rows(batch, self), self, mask_frac)
         else:
             x_indices, scored = batch["x_indices"].to(self.device), batch["target_mask"].to(self.device)
             x = x_indices[:, :-1]
@@ -173,7 +178,11 @@ class LM(nn.Module):
         return XYZ(x, y, z)
 
     def get_losses(
-        self, batch: dict, train_params: Any, loss_requests: Any = None, xyz: XYZ | None = None
+        self,
+        batch: dict,
+        train_params: Any,
+        loss_requests: LossRequests | None = None,
+        xyz: XYZ | None = None,
     ) -> tuple[dict[str, Tensor], int]:
         """Return the losses by name and the number of rows. Training minimizes the sum of the losses.
 
@@ -201,7 +210,7 @@ class LM(nn.Module):
         parse_special: bool = False,
         n_samples: int = 1,
         generator: torch.Generator | None = None,
-        attn_requests: Any = None,
+        attn_requests: object = None,
         use_cache: bool = True,
         return_logprobs: bool = False,
     ) -> Any:
@@ -261,7 +270,7 @@ class LM(nn.Module):
         early_stopping: EarlyStopping = False,
         stop: Stop = (),
         parse_special: bool = False,
-        attn_requests: Any = None,
+        attn_requests: object = None,
         use_cache: bool = True,
     ) -> list[Beam]:
         """Return the `n_best` best continuations of a prompt that are found, and their scores, best first.

@@ -8,7 +8,7 @@ Shape suffixes:  B batch  T position  V vocabulary  N place to predict
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,9 +50,8 @@ def whole_rows(batch: dict, lm: LanguageModel) -> UnmaskedBatch:
     return UnmaskedBatch(ids_BT, F.pad(scored_BT[:, 1:], (1, 0)), real_BT)
 
 
-def mask_tokens(rows: UnmaskedBatch, lm: LanguageModel, train_params: Any) -> MaskedBatch:
+def mask_tokens(rows: UnmaskedBatch, lm: LanguageModel, mask_frac: float = MASK_FRAC) -> MaskedBatch:
     """Hide `mask_frac` of the scored tokens of every row, at least one. In training the choice is random each time."""
-    mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
     B, T = rows.ids.shape
     # On the CPU, as the state of its global generator is kept for resuming.
     # Always in float32, so that the same tokens are hidden at every precision.

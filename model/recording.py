@@ -112,7 +112,7 @@ class Nonfinite(Asked):
         return x
 
 
-def first_nonfinite(lm: Any, batch: Any) -> str | None:
+def first_nonfinite(lm: Any, batch: Mapping[str, Tensor] | Tensor) -> str | None:
     """Return the name of the first activation that is not finite in a forward pass of an LM, or None.
 
     `batch` is one of data/dataloader.py, or ids [B, T]. The model keeps its mode, and the random state is restored.

@@ -1,5 +1,6 @@
 """Parameter names, shapes, sizes and muP roles of an LM, found without memory for its weights."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -24,8 +25,12 @@ class WithoutInit(TorchFunctionMode):
     """Torch function mode that skips random initialization of meta tensors, which would only take time."""
 
     def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         tensor: Any = args[0] if args else kwargs.get("tensor")
         return tensor if function in RANDOM and tensor.is_meta else function(*args, **kwargs)

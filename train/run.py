@@ -51,7 +51,7 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
         clock, interrupt = Clock(), StopOnInterrupt(quiet)
         data = run_data(params, call)
         lm = make_lm(params, data.tokenizer, call.out)  # sets the seed
-        if params.model.from_saved is None and wants_profile(lm):
+        if params.model.from_saved is None and wants_profile(lm, lm.model_params):
             profile_residuals(lm, data, train)
         if train.compile:
             lm.compile()

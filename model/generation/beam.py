@@ -71,7 +71,7 @@ def beam_search(
     search: Search,
     *,
     stop: Sequence[int] = (),
-    attn_requests: Any = None,
+    attn_requests: object = None,
     use_cache: bool = True,
 ) -> list[Beam]:
     """Return the best continuations of `prompt`, up to `length` tokens in all, best first.

@@ -6,7 +6,7 @@ Shape suffixes:  B batch  T position  V vocabulary
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +33,14 @@ class LanguageModel(Protocol):
     def device(self) -> torch.device: ...
     def modules(self) -> Iterator[nn.Module]: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
-    def eval(self) -> Any: ...
+    def eval(self) -> object: ...
     def __call__(
-        self, x: Tensor, *, attn_requests: Any = None, cache: Cache | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        attn_requests: object = None,
+        cache: Cache | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -53,7 +58,7 @@ class GrowingRows:
         *,
         room: int,
         n_rows: int,
-        attn_requests: Any,
+        attn_requests: object,
         use_cache: bool,
     ) -> None:
         if lm.model_params.objective == "masked":
@@ -126,7 +131,7 @@ class CacheCheck:
     """
 
     def __init__(self) -> None:
-        self.tested: list[Any] = []  # fingerprint of the model when it was tested
+        self.tested: list[object] = []  # fingerprint of the model when it was tested
         self.room = 0  # row length in tokens up to which `reason` holds
         self.reason: str | None = None  # why the model must not use a cache
         self.warned: set[str] = set()
@@ -154,7 +159,7 @@ class CacheCheck:
             warnings.warn(f"generation continues without a cache, which takes longer: {reason}", stacklevel=3)
 
 
-def model_fingerprint(lm: LanguageModel) -> list[Any]:
+def model_fingerprint(lm: LanguageModel) -> list[object]:
     """Return a list that compares unequal after a change of modules, of their methods or hooks, or of weights."""
     modules = list(lm.modules())
     kinds = {

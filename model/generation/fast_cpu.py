@@ -73,10 +73,7 @@ class Copy(nn.Module):
 
     copied_from: nn.Module
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         source = vars(self)["copied_from"]
         setattr(source, name, vars(value)["copied_from"] if isinstance(value, Copy) else value)
         vars(self).pop(name, None)
@@ -112,9 +109,9 @@ class FastLinear(Copy, nn.Linear):
 
 
 def class_of_copy(module: nn.Module, may_use_packed: bool) -> type[nn.Module]:
-    kind: Any = type(module)
+    kind = type(module)
     if "forward" in vars(module):
-        return subclass(kind, Copy.__call__)
+        return subclass(kind, call_forward)
     if may_use_packed and may_pack(module):
         return FastLinear
     if is_as_shipped(module) and kind is nn.LayerNorm:
@@ -123,12 +120,16 @@ def class_of_copy(module: nn.Module, may_use_packed: bool) -> type[nn.Module]:
 
 
 @lru_cache
-def subclass(kind: Any, call: Callable[..., Any]) -> type[nn.Module]:
+def subclass(kind: type[nn.Module], call: Callable[..., object]) -> type[nn.Module]:
     """Return a subclass of `kind` for copies of its modules, whose calls are calls of `call`."""
     return type(kind.__name__, (Copy, kind), {"__module__": kind.__module__, "__call__": call})
 
 
-def return_input(module: nn.Module, x: Tensor, *_: Any) -> Tensor:
+def call_forward(module: nn.Module, *args: object, **kwargs: object) -> object:
+    return module.forward(*args, **kwargs)
+
+
+def return_input(module: nn.Module, x: Tensor, *_: object) -> Tensor:
     return x
 
 

@@ -171,7 +171,7 @@ def generate_rows(
     sampler: TokenSampler,
     *,
     stop: Sequence[int] = (),
-    attn_requests: Any = None,
+    attn_requests: object = None,
     use_cache: bool = True,
     return_logprobs: bool = False,
 ) -> list[Continuation]:

@@ -4,15 +4,18 @@ Causal: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2, Mistral. Masked: BERT,
 A family is data that is read in both directions: config settings to our fields, and module names to ours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from model.hf.encoders import bert, roberta
 from model.hf.families import EVERYWHERE, Family
 from model.model_params import ModelParams
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 HF_ACTIVATIONS = {  # theirs and ours; the first of several names for one function is the one to write
     "gelu_new": "gelu_tanh",
@@ -140,8 +143,8 @@ families = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama, "qwen2": qwen2, 
 families |= {"bert": bert, "roberta": roberta}
 
 
-def fields_from_config(config: Any) -> dict[str, Any]:
-    """Return the ModelParams fields, without defaults, of the architecture that a transformers config describes.
+def params_from_config(config: "PreTrainedConfig") -> ModelParams:
+    """Return the architecture that a transformers config describes.
 
     Raise ValueError for an architecture that our layers cannot represent.
     """
@@ -153,7 +156,7 @@ def fields_from_config(config: Any) -> dict[str, Any]:
     family, settings = families[config.model_type], flat(config)
     for problem in settings_problems(family, settings):
         raise ValueError(f"our layers cannot be a {config.model_type} of {problem}")
-    fields = fields_in(family, settings)
+    fields: dict[str, Any] = fields_in(family, settings)
     try:
         p = ModelParams(**fields)
     except ValidationError as error:
@@ -163,10 +166,10 @@ def fields_from_config(config: Any) -> dict[str, Any]:
         raise ValueError(
             f"our layers cannot be a {config.model_type} of head_dim={own}; allowed: {p.head_dim}"
         )
-    return fields
+    return p
 
 
-def flat(config: Any) -> dict[str, Any]:
+def flat(config: "PreTrainedConfig") -> dict[str, Any]:
     """Return a config's settings by name, with rotary settings moved to the top level.
 
     A sliding window is included only if it is used. The number of positions is the number of tokens they allow.
@@ -182,7 +185,7 @@ def flat(config: Any) -> dict[str, Any]:
     return settings
 
 
-def settings_problems(family: Family, settings: dict[str, Any]) -> Iterator[str]:
+def settings_problems(family: Family, settings: Mapping[str, Any]) -> Iterator[str]:
     activation = settings[family.activation]
     if activation not in HF_ACTIVATIONS:
         yield f"{family.activation}={activation!r}; allowed: {', '.join(map(repr, HF_ACTIVATIONS))}"
@@ -193,12 +196,12 @@ def settings_problems(family: Family, settings: dict[str, Any]) -> Iterator[str]
         yield f"layer_types={kinds}; allowed: one kind for all layers"
 
 
-def fields_in(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
+def fields_in(family: Family, settings: Mapping[str, object]) -> dict[str, object]:
     own = {ours: settings[theirs] for ours, theirs in family.settings.items()}
-    return family.fixed | own | {"activation": HF_ACTIVATIONS[settings[family.activation]]}
+    return family.fixed | own | {"activation": HF_ACTIVATIONS[str(settings[family.activation])]}
 
 
-def config_of(model_params: ModelParams) -> dict[str, Any]:
+def config_of(model_params: ModelParams) -> dict[str, object]:
     """Return the settings, `model_type` first, of a transformers config with this architecture.
 
     Raise ValueError if no family has it.
@@ -210,7 +213,7 @@ def config_of(model_params: ModelParams) -> dict[str, Any]:
         theirs = fields_in(family, settings)
         differing = [f"{name}={ours[name]!r}" for name, value in theirs.items() if ours[name] != value]
         if not differing:
-            return {"model_type": model_type} | nested(settings)
+            return {"model_type": model_type, **nested(settings)}
         differences[model_type] = differing
     nearest = min(differences, key=lambda model_type: len(differences[model_type]))
     raise ValueError(
@@ -218,21 +221,21 @@ def config_of(model_params: ModelParams) -> dict[str, Any]:
     )
 
 
-def settings_in(family: Family, fields: dict[str, Any]) -> dict[str, Any]:
+def settings_in(family: Family, fields: Mapping[str, object]) -> dict[str, object]:
     """Return the config settings of this family that come closest to the fields."""
     settings = {theirs: fields[ours] for ours, theirs in family.settings.items()}
     activations = [theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == fields.get("activation")]
     return family.constants | settings | {family.activation: (activations or ["gelu"])[0]}
 
 
-def nested(settings: dict[str, Any]) -> dict[str, Any]:
+def nested(settings: Mapping[str, object]) -> dict[str, object]:
     """Return settings nested as a config takes them, the inverse of `flat`."""
     rope = {name: settings[name] for name in ROPE if name in settings}
     others = {name: value for name, value in settings.items() if name not in rope}
     return others | ({"rope_parameters": rope | {"rope_type": "default"}} if rope else {})
 
 
-def spelled_out(model_params: ModelParams) -> dict[str, Any]:
+def spelled_out(model_params: ModelParams) -> dict[str, object]:
     """Return the fields by name, with None and other shorthands replaced by the values they stand for."""
     p = model_params
     return asdict(p) | {

@@ -11,6 +11,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from common.text import first_line
 from model.generation.sampling import eval_mode
-from model.hf.configs import config_of, families, fields_from_config
+from model.hf.configs import config_of, families, params_from_config
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -29,7 +30,7 @@ from model.transformer.scaling import Readout
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 T = TypeVar("T")
 MAX_PADDING = 0.01  # share of rows without a token, if the vocabulary size is not round
@@ -40,10 +41,10 @@ HARMLESS = re.compile(  # tensors that our layers compute or that no language mo
 )
 
 
-def pretrained_fields(
+def pretrained_params(
     name: str, revision: str | None = None, hub_answers: Callable[[], bool] = lambda: True
-) -> dict[str, Any]:
-    """Return the ModelParams fields of a model on the hub or in a folder: its architecture and its tokenizer.
+) -> ModelParams:
+    """Return the architecture and the tokenizer's name of a model on the hub or in a folder.
 
     Only the config is read. Raise ValueError if it cannot be loaded; see `load_hf`.
     """
@@ -51,7 +52,7 @@ def pretrained_fields(
 
     config = load_local_or_hub(AutoConfig.from_pretrained, name, revision, hub_answers)
     source = name if revision is None else f"{name}@{revision}"
-    return fields_from_config(config) | {"tokenizer_source_name": source}
+    return replace(params_from_config(config), tokenizer_source_name=source)
 
 
 def load_hf(
@@ -66,7 +67,7 @@ def load_hf(
 
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     config = load_local_or_hub(AutoConfig.from_pretrained, name, revision, hub_answers)
-    fields_from_config(config)  # refuse an architecture before its weights are read
+    params_from_config(config)  # refuse an architecture before its weights are read
     if (Path(name) / "adapter_config.json").is_file():
         raise ValueError(
             f"pretrained model {name!r} has an adapter beside its weights: merge and save it first"
@@ -84,7 +85,7 @@ def load_hf(
     return hf_model
 
 
-def auto_class(model_type: str) -> Any:
+def auto_class(model_type: str) -> type[AutoModelForCausalLM] | type[AutoModelForMaskedLM]:
     """Return the transformers class that builds a language model of this type."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -93,7 +94,11 @@ def auto_class(model_type: str) -> Any:
 
 
 def load_local_or_hub(
-    load: Callable[..., T], name: str, revision: str | None, hub_answers: Callable[[], bool], **options: Any
+    load: Callable[..., T],
+    name: str,
+    revision: str | None,
+    hub_answers: Callable[[], bool],
+    **options: object,
 ) -> T:
     """Call `load` on local files, and on the hub if they are missing. Raise ValueError if both fail."""
     options |= {"revision": revision or "main", "trust_remote_code": False}
@@ -121,11 +126,11 @@ def from_hf(
     model's config and generation config. Raise ValueError if our layers cannot represent the model, or if logits differ
     on random ids. Pass check_logits=False to load weights into layers of ours that you have edited.
     """
-    fields = architecture_of(hf_model)
+    params = architecture_of(hf_model)
     if hf_model.config.name_or_path:
-        fields |= {"tokenizer_source_name": hf_model.config.name_or_path}
+        params = replace(params, tokenizer_source_name=hf_model.config.name_or_path)
     tokenizer = with_stops(tokenizer or IdsOnly(hf_model.config), end_tokens(hf_model))
-    lm = LM(ModelParams(**fields), tokenizer).to(hf_model.device, hf_model.dtype)
+    lm = LM(params, tokenizer).to(hf_model.device, hf_model.dtype)
     copy_weights(hf_model, lm)
     if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
@@ -136,29 +141,28 @@ def from_hf(
     return lm.eval()
 
 
-def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
-    """Return the ModelParams fields of a model.
+def architecture_of(hf_model: PreTrainedModel) -> ModelParams:
+    """Return the architecture of a model.
 
-    They come from its config. Tied embeddings and muP factors are read from its modules.
+    Tied embeddings and muP factors are read from its modules, everything else from its config.
     """
-    fields = fields_from_config(hf_model.config)
-    described = ModelParams(**fields)
+    params = params_from_config(hf_model.config)
     readout, embedding = hf_model.get_output_embeddings(), hf_model.get_input_embeddings()
     if not isinstance(readout, nn.Linear):
-        return fields
+        return params
     is_same = readout.weight is embedding.weight
-    is_equal = described.tied_embeddings and torch.equal(readout.weight, embedding.get_parameter("weight"))
-    fields |= {"tied_embeddings": is_same or is_equal}
+    is_equal = params.tied_embeddings and torch.equal(readout.weight, embedding.get_parameter("weight"))
+    params = replace(params, tied_embeddings=is_same or is_equal)
     if isinstance(readout, Readout) and readout.mult != 1:
-        fields |= {"mup_output_mult": readout.mult}
+        params = replace(params, mup_output_mult=readout.mult)
     scalings = {
         own["scaling"] for own in map(vars, hf_model.modules()) if isinstance(own.get("scaling"), float)
     }
     if len(scalings) == 1:
-        attn_mult = scalings.pop() * math.sqrt(described.head_dim)
+        attn_mult = scalings.pop() * math.sqrt(params.head_dim)
         if not math.isclose(attn_mult, 1) and attn_mult > 0:
-            fields |= {"mup_attn_mult": attn_mult}
-    return fields
+            params = replace(params, mup_attn_mult=attn_mult)
+    return params
 
 
 def copy_weights(hf_model: PreTrainedModel, lm: LM) -> None:
@@ -181,7 +185,7 @@ def copy_weights(hf_model: PreTrainedModel, lm: LM) -> None:
 def check_written(hf_model: PreTrainedModel, lm: LM, found: Sequence[Pair]) -> None:
     """Raise ValueError for a parameter that would stay random, or that would get two values."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        described = LM(ModelParams(**architecture_of(hf_model)), IdsOnly(hf_model.config))
+        described = LM(architecture_of(hf_model), IdsOnly(hf_model.config))
     layers, written = places_of_layers(lm), {pair.name for pair in found}
     names = dict(lm.named_parameters(remove_duplicate=False))
     for name, _ in described.named_parameters():
@@ -208,7 +212,7 @@ def token_types(hf_model: PreTrainedModel) -> Tensor | None:
 
 def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
     """Raise ValueError if model and LM differ in a setting that the shapes of weights do not show."""
-    theirs, ours = ModelParams(**architecture_of(hf_model)), lm.model_params
+    theirs, ours = architecture_of(hf_model), lm.model_params
     for what, of_lm, of_weights in (
         ("n_heads", ours.n_heads, theirs.n_heads),
         ("n_kv_heads", ours.kv_heads, theirs.kv_heads),

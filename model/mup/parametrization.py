@@ -258,7 +258,7 @@ def param_groups(
     `rule` says how updates depend on gradients. Muon's rules apply to hidden matrices only; their groups have "muon".
     The other parameters follow "adam". `lr_mults` are factors of lr by kind. "lr_scale" in a group is its lr over `lr`.
     """
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    groups: dict[tuple[object, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -275,11 +275,12 @@ def param_groups(
             settings["muon"] = True
         key = (role.kind, decays(parameter), *settings.items())
         groups.setdefault(key, settings | {"name": role.kind, "params": []})["params"].append(parameter)
-    return with_names(list(groups.values()))
+    name_groups(groups.values())
+    return list(groups.values())
 
 
-def with_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name the groups, as in "hidden x0.125": the kind, the factor of lr, and what else tells the groups apart."""
+def name_groups(groups: Collection[dict[str, Any]]) -> None:
+    """Extend the names of the groups by the factor of lr, and by other settings in which they differ: "hidden x0.125"."""
     for group in groups:
         if group["lr_scale"] != 1:
             group["name"] += f" x{group['lr_scale']:g}"
@@ -290,4 +291,3 @@ def with_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for group in groups:
             if len(values[group["name"]]) > 1:
                 group["name"] += f" {setting} {group[setting]:g}"
-    return groups

@@ -8,7 +8,7 @@ Admin: Liu et al. 2020, arXiv:2004.08249. DeepNet: Wang et al. 2022, arXiv:2203.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -150,13 +150,13 @@ def xavier(weights: list[Tensor], gain: float) -> None:
         nn.init.normal_(weight, std=gain * math.sqrt(2 / (n_in + n_out)))
 
 
-def wants_profile(lm: Any) -> bool:
-    """Return True if `residual_profile` sets the omegas of `lm` from the first batches."""
-    return bool(weighted(lm)) and lm.model_params.residual_profile
+def wants_profile(model: nn.Module, model_params: ModelParams) -> bool:
+    """Return True if `residual_profile` sets the omegas of `model` from the first batches."""
+    return bool(weighted(model)) and model_params.residual_profile
 
 
 @torch.no_grad()
-def profile(model: nn.Module, batches: Iterable[Any]) -> None:
+def profile(model: nn.Module, batches: Iterable[object]) -> None:
     """Set every omega as the original Admin does: its square is 1 + the variances of all f before it.
 
     Variances are means over `batches`. `model` is called with each batch, in its current mode.

@@ -148,7 +148,7 @@ class TorchRNN(Layer):
         self.keep(state, ctx)
         return self.dropout(x_BTD)
 
-    def past(self, ctx: Context) -> Any:
+    def past(self, ctx: Context) -> Tensor | tuple[Tensor, Tensor] | None:
         """Return the state that torch's module takes, or None at the start."""
         raise NotImplementedError
 

@@ -184,7 +184,7 @@ def draw(lm, lengths, mask_frac=MASK_FRAC, scored=None):
     if scored is not None:
         data["target_mask"] &= scored
     whole = whole_rows(data, lm)
-    return whole, mask_tokens(whole, lm, TrainParams(mask_frac=mask_frac))
+    return whole, mask_tokens(whole, lm, mask_frac)
 
 
 @settings(deadline=None, max_examples=30)

@@ -439,7 +439,7 @@ def test_what_is_not_there_is_looked_for_once_in_a_grid(root, monkeypatch):
         asked.append(name)
         raise ValueError("it is not there")
 
-    monkeypatch.setattr("model.hf.weights.pretrained_fields", fields)
+    monkeypatch.setattr("model.hf.weights.pretrained_params", fields)
     [why] = refusals(root, "from_pretrained = 'nobody/else'", lr="[1e-3, 1e-4]", random_seed="[1, 2, 3]")
     assert why == "configs/trial.txt:9: from_pretrained='nobody/else': it is not there"
     assert asked == ["nobody/else"]

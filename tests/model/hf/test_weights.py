@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,8 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2Model
 
 from model.hf.configs import spelled_out
-from model.hf.weights import as_hf, copy_weights, fields_from_config, from_hf, load_hf, pretrained_fields
+from model.hf.weights import as_hf, copy_weights, from_hf, load_hf, params_from_config, pretrained_params
 from model.lm import LM
-from model.model_params import ModelParams
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.hf.hf_models import (
     EVERY_FAMILY,
@@ -98,7 +98,7 @@ def test_the_random_models_have_everything(family):
 
 def fresh_lm(hf_model, n_tokens=N_TOKENS, **fields):
     torch.manual_seed(1)
-    return LM(ModelParams(**fields_from_config(hf_model.config) | fields), CharTokenizer(n_tokens)).eval()
+    return LM(replace(params_from_config(hf_model.config), **fields), CharTokenizer(n_tokens)).eval()
 
 
 def test_pouring_copies():
@@ -219,7 +219,7 @@ ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
 )
 def test_configs_that_our_layers_cannot_represent_are_refused(model_type, settings, message):
     with pytest.raises(ValueError, match=message) as error:
-        fields_from_config(AutoConfig.for_model(model_type, **settings))
+        params_from_config(AutoConfig.for_model(model_type, **settings))
     assert "\n" not in str(error.value)
 
 
@@ -233,15 +233,15 @@ def test_the_fields_of_the_families_as_they_are_published():
         rotary_pct=0.25,
         rotary_emb_base=10_000,
     )
-    params = ModelParams(**fields_from_config(pythia))
+    params = params_from_config(pythia)
     assert (params.rotary_frac, params.rotary_base, params.parallel_blocks) == (0.25, 10_000, True)
     qwen = AutoConfig.for_model(
         "qwen2", rope_theta=1_000_000.0, num_key_value_heads=2, use_sliding_window=False
     )
-    params = ModelParams(**fields_from_config(qwen))
+    params = params_from_config(qwen)
     assert (params.rotary_base, params.kv_heads, params.sliding_window) == (1_000_000, 2, None)
     assert (params.bias_qkv, params.bias_out, params.bias_ff) == (True, False, False)
-    mistral = ModelParams(**fields_from_config(AutoConfig.for_model("mistral", rope_theta=1e4)))
+    mistral = params_from_config(AutoConfig.for_model("mistral", rope_theta=1e4))
     assert (mistral.sliding_window, mistral.kv_heads, mistral.norm, mistral.gated) == (
         4096,
         8,
@@ -355,11 +355,11 @@ def test_going_back_changes_neither_the_lm_nor_any_randomness():
     assert lm.training
 
 
-def test_pretrained_fields_read_a_config_only(tmp_path):
+def test_pretrained_params_read_a_config_only(tmp_path):
     hf_model = random_hf("mistral", 1)
     hf_model.config.save_pretrained(tmp_path)
-    expected = fields_from_config(hf_model.config) | {"tokenizer_source_name": str(tmp_path)}
-    assert pretrained_fields(str(tmp_path)) == expected
+    expected = replace(params_from_config(hf_model.config), tokenizer_source_name=str(tmp_path))
+    assert pretrained_params(str(tmp_path)) == expected
 
 
 def never_asked():
@@ -426,7 +426,7 @@ def test_code_beside_the_weights_is_never_run(monkeypatch, tmp_path):
     config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    for load in (load_hf, pretrained_fields):
+    for load in (load_hf, pretrained_params):
         with pytest.raises(ValueError, match="cannot be loaded") as error:
             load(str(tmp_path), None, never_asked)
         assert "\n" not in str(error.value)
@@ -445,14 +445,14 @@ def test_a_revision_is_taken_from_the_cache_of_the_hub(monkeypatch, tmp_path):
         hf_model = load_hf("some/model", revision, never_asked)
         assert_close(hf_model(IDS).logits, models[branch](IDS).logits)
         source = "some/model" if revision is None else f"some/model@{revision}"  # the tokenizer's, too
-        fields = fields_from_config(models[branch].config) | {"tokenizer_source_name": source}
-        assert pretrained_fields("some/model", revision, never_asked) == fields
+        params = replace(params_from_config(models[branch].config), tokenizer_source_name=source)
+        assert pretrained_params("some/model", revision, never_asked) == params
 
 
 def test_offline_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     asked = []
-    for load in (load_hf, pretrained_fields):
+    for load in (load_hf, pretrained_params):
         with pytest.raises(ValueError, match=r"'nowhere/model' at revision='step7'.* a network") as error:
             load("nowhere/model", "step7", lambda: bool(asked.append(1)))
         assert "\n" not in str(error.value)

@@ -165,7 +165,7 @@ def fingerprint(model: ModelParams, train: TrainParams) -> list:
     torch.manual_seed(0)
     lm = LM(model, CharTokenizer())
     freeze(lm, train)
-    if wants_profile(lm):
+    if wants_profile(lm, lm.model_params):
         profile(lm, [random_ids(4, 9)])
     found: list = [(name, w.clone()) for name, w in lm.state_dict().items()]
     optimizer = make_optimizer(lm, train)
