@@ -42,7 +42,10 @@ def from_hf(
 
 
 def get_gpt2(size: str = "small", *, check_logits: bool = True) -> LM:
-    """Load GPT-2 and its tokenizer: "small" (124M), "medium" (355M), "large" (774M) or "xl" (1.6B)."""
+    """Load GPT-2 and its tokenizer: "small" (124M), "medium" (355M), "large" (774M) or "xl" (1.6B).
+
+    Raise ValueError for another size, and for the reasons of `get_pretrained`.
+    """
     if size not in SIZES:
         raise ValueError(f"GPT-2 has no size={size!r}; there are: {', '.join(SIZES)}")
     return get_pretrained(SIZES[size], check_logits=check_logits)
@@ -98,7 +101,7 @@ def warn_if_rebuilt(tokenizer: Tokenizer, folder: str | Path) -> None:
     from transformers import AutoTokenizer
 
     expected, theirs = None, None
-    with suppress(Exception):  # words without an unknown token
+    with suppress(Exception):  # a vocabulary of words without an unknown token
         expected = tokenizer.encode_batch([PROBE_TEXT])[0]
     with suppress(Exception):
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -31,7 +31,7 @@ def digest(*parts: object) -> str:
 
 
 class Reads:
-    """The params fields that a data set depends on, because its code read them, and its folders in the cache."""
+    """The params fields that the code of a data set has read, and the data set's folders in the cache."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -51,7 +51,8 @@ class Reads:
             self.known = False
 
 
-noted: ContextVar[Reads | None] = ContextVar("noted", default=None)  # of the innermost open note_reads
+# The Reads of the innermost open note_reads.
+active_reads: ContextVar[Reads | None] = ContextVar("active_reads", default=None)
 
 
 @contextmanager
@@ -62,11 +63,11 @@ def note_reads() -> Iterator[Reads]:
     would be the same. Use one `note_reads` for each data set.
     """
     reads = Reads()
-    token = noted.set(reads)
+    token = active_reads.set(reads)
     try:
         yield reads
     finally:
-        noted.reset(token)
+        active_reads.reset(token)
 
 
 @functools.cache
@@ -238,7 +239,7 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
     `kind` is the first part of the folder's name. The name also covers the code in data/ and `key`.
     """
     folder = cache / f"{kind}-{digest(code_digest(), key)}"
-    reads = noted.get()
+    reads = active_reads.get()
     if reads:
         reads.folders.append(folder)
     if folder.exists():

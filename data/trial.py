@@ -8,8 +8,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
 
-MAX_SECONDS = 4.0  # wall-clock time, for a check that sleeps or waits for a processor
-MAX_TRIAL_BYTES = 512 << 20  # beyond the memory of this process
+MAX_SECONDS = 4.0  # wall-clock time of a check, which may also sleep or wait for a processor
+MAX_TRIAL_BYTES = 512 << 20  # memory of a check, beyond the memory of this process
 Result = TypeVar("Result")
 
 
@@ -58,7 +58,7 @@ def send_result(
 
 
 def limit_memory() -> None:
-    """Limit this process to MAX_BYTES more memory than it has now. Do nothing where /proc is missing."""
+    """Limit this process to MAX_TRIAL_BYTES more memory than it has now. Do nothing where /proc is missing."""
     import resource  # only where processes fork
 
     with contextlib.suppress(OSError, ValueError):

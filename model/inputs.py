@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
     eos: int | None  # ends every text that is trained on
     stops: tuple[int, ...]  # ids that end a sample, eos among them
     pad: int
-    mask: int | None  # stands for a token that is to be predicted, where a model does that
+    mask: int | None  # stands for a token to predict, in masked models
 
     @property
     def special_ids(self) -> Mapping[str, int]:
@@ -81,8 +81,8 @@ def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
 def left_padding(real_BT: Tensor | None, causal: bool) -> Tensor | None:
     """Return the number of padding positions at the start of each row, [B].
 
-    Return None if no row has any and finding out needs no synchronization in training. Causal models get no mask in
-    training, so they may synchronize.
+    Return None if no row has any. Off the CPU only causal models check this, as the check synchronizes: they get no
+    mask in training.
     """
     if real_BT is None:
         return None

@@ -77,7 +77,7 @@ def unread(
 def run_observed(model_params: ModelParams, reads: set[str], train_params: object = None) -> LM | None:
     """Build a model of few layers and compute its losses once; a large one is built on the meta device.
 
-    `train_params` are passed to its losses. Return None if the model cannot run: then nothing is known.
+    `train_params` are passed to its losses. Return None if the model cannot run, so that its reads are unknown.
     """
     n_layers = min(model_params.n_layers, max(MAX_LAYERS, len(model_params.kinds)))
     p = replace(model_params, n_layers=n_layers)

@@ -64,13 +64,13 @@ def refused_values(p: ModelParams) -> Iterator[str]:
     n_base_heads = p.mup_base_heads or p.n_heads  # muP
     if p.parametrization != "standard" and base_dim(p) % n_base_heads:  # muP
         yield (
-            f"mup_base_dim={base_dim(p)} cannot be divided among {n_base_heads} heads: mup_base_heads is their number in "
-            "the base"
+            f"mup_base_dim={base_dim(p)} must be a multiple of the number of heads in the base, which is {n_base_heads}; "
+            "set mup_base_heads"
         )
 
 
 def has_attention(kind: str) -> bool:
-    """Return False if a layer kind says that it has no attention. Nothing is known about functions."""
+    """Return False if a layer kind declares that it has no attention. Kinds that are functions count as having it."""
     return getattr(layer_kinds[kind], "has_attention", True)
 
 

@@ -56,7 +56,7 @@ def build_on_meta(model: ModelParams, n_tokens: int) -> LM:
             raise ValueError(
                 f"dim={model.dim} and n_layers={model.n_layers} cannot be built: {reason}"
             ) from error
-        return LM(model, tokenizer)  # an edit that computes with numbers while the model is built
+        return LM(model, tokenizer)  # an edit reads numbers, which meta tensors lack
 
 
 def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
@@ -93,16 +93,18 @@ def size_of_module(module: nn.Module) -> ModelSize:
 
 
 def base_shapes(lm: LM) -> Shapes:  # muP
-    """Return the muP base shapes of `lm`: the sizes its parameters have at the base's dim.
+    """Return the muP base shapes of `lm`: the sizes of its parameters at the base's dim.
 
-    The dimensions that grow are those that are larger in a model twice as wide with as many heads.
+    A dimension grows with width if it is larger in a model twice as wide with as many heads.
     """
     p = lm.model_params
     twice = replace(p, parametrization="standard", dim=2 * p.dim, dim_ff=p.dim_ff and 2 * p.dim_ff)
     wider = build_on_meta(twice, lm.n_tokens)
     both = make_base_shapes(lm, wider)
     others = {name: parameter.shape for name, parameter in wider.named_parameters()}
-    smaller = 1 - base_dim(p) / p.dim  # by this share of what a second width adds
+    smaller = (
+        1 - base_dim(p) / p.dim
+    )  # share of the growth from once to twice the width by which the base is smaller
 
     def at_base(n: int | None, n_wider: int) -> int | None:
         return None if n is None else max(1, round(n - (n_wider - n) * smaller))

@@ -16,7 +16,7 @@ from data.dataloader import LMDataModule
 from data.tokenizer import Tokenizer
 from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
-from model.transformer.residual import profile, wants_profile
+from model.transformer.residual import profile_omegas, wants_profile
 from train.callbacks import Clock, KeepBest, KeepWeights, Progress, Report, StopOnInterrupt
 from train.checkpoint import ResumePoint, WholeFiles
 from train.data import count_steps, make_data
@@ -135,7 +135,7 @@ def profile_residuals(lm: LM, data: LMDataModule, train: TrainParams) -> None:
     """Set the omegas from the first batches, the same in every process. A resumed run keeps its own."""
     batches = data.train_dataloader(train.batch_size, seed=train.random_seed)
     with eval_mode(lm):
-        profile(lm, (batch["x_indices"][:, :-1] for batch in islice(batches, PROFILED)))
+        profile_omegas(lm, (batch["x_indices"][:, :-1] for batch in islice(batches, PROFILED)))
 
 
 def lightning_trainer(

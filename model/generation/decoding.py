@@ -16,7 +16,7 @@ from model.generation.fast_cpu import fast_copy
 from model.inputs import Tokenizer
 from model.model_params import ModelParams
 
-STEPS = 3  # tokens, one by one, on which logits with and without a cache are compared
+COMPARED_STEPS = 3  # steps of one token after which logits with and without a cache are compared
 
 
 class LanguageModel(Protocol):
@@ -146,7 +146,7 @@ class CacheCheck:
         """
         model = model_fingerprint(lm)
         if model != self.tested or room > self.room:
-            near = reason_against_cache(fast, ids_BT[:4], ids_BT.shape[1] + STEPS)
+            near = reason_against_cache(fast, ids_BT[:4], ids_BT.shape[1] + COMPARED_STEPS)
             # Test the full length too: a layer may read distant positions.
             self.reason = near or reason_against_cache(fast, ids_BT[:1], room)
             self.tested, self.room = model, room
@@ -186,7 +186,7 @@ def reason_against_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str 
     more = torch.randint(lm.tokenizer.n_tokens, shape, generator=dice).to(ids_BT)
     ids_BT = torch.cat([ids_BT, more], dim=1)[:, :length]
     cache = Cache(length)
-    for end in range(max(1, length - STEPS), length + 1):
+    for end in range(max(1, length - COMPARED_STEPS), length + 1):
         plain_BV = lm(ids_BT[:, :end])[:, -1]
         try:
             cached_BV = lm(ids_BT[:, :end], cache=cache)[:, -1]
@@ -194,12 +194,12 @@ def reason_against_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str 
             return str(error)
         except Exception as error:  # a user's layer may raise anything for a single position
             return f"with a cache a layer raises {error!r}"
-        if not close(cached_BV, plain_BV):
+        if not logits_agree(cached_BV, plain_BV):
             return "with a cache the logits differ, as a layer reads other positions without caching them"
     return None
 
 
-def close(cached_BV: Tensor, plain_BV: Tensor) -> bool:
+def logits_agree(cached_BV: Tensor, plain_BV: Tensor) -> bool:
     """Return True if logits are equal up to rounding: 3e-4 of the largest logit in float32."""
     rounding = math.sqrt(torch.finfo(plain_BV.dtype).eps)
     largest = plain_BV.where(plain_BV.isfinite(), 0.0).abs().max().item()

@@ -17,7 +17,7 @@ from model.generation.decoding import GrowingRows, LanguageModel, usable_logits
 from model.inputs import Tokenizer, ids_of
 
 LOCK = threading.Lock()
-# Models that are in `eval_mode`: the number of blocks, and the modules to set back to training mode.
+# Models inside `eval_mode`: the number of open blocks, and the modules to set back to training mode.
 IN_EVAL_MODE: dict[Any, tuple[int, list[nn.Module]]] = {}
 # A sum of probabilities reaches `nucleus` if it misses it by no more than this share.
 NUCLEUS_ROUNDING = 1e-6
@@ -239,7 +239,7 @@ def is_prompt(pref: Prompt | Sequence[Prompt]) -> bool:
 
 
 def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int, parse_special: bool = False) -> list[int]:
-    """Return the ids of a prompt. Raise ValueError if there are none, if one is unknown, or if nothing can follow."""
+    """Return the ids of a prompt. Raise ValueError if it is empty, has an unknown id, or leaves no room for a token."""
     options = {"parse_special": True} if parse_special else {}
     given = lm.tokenizer(prompt, **options) if isinstance(prompt, str) else prompt
     if not len(given):

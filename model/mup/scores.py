@@ -80,7 +80,7 @@ def scale_scores(model: nn.Module, mult: float) -> None:
     """
     found = scalable_attentions(model)
     if any(attention.mult is not None for attention in found):
-        raise ValueError("scale_scores has scaled the attention of this model before: build the model anew")
+        raise ValueError("scale_scores has already scaled the attention of this model: build the model again")
     for module, attribute, queries in found:
         if attribute is not None:
             setattr(module, attribute, getattr(module, attribute) * mult)
@@ -146,7 +146,7 @@ def score_scale(attention: ScalableAttention) -> float:
 
 
 def head_size(attention: Any) -> int:
-    """Return the numbers in a head of an attention module of transformers."""
+    """Return the dimension of a head of an attention module of transformers."""
     names = [name for name in ("head_dim", "attention_head_size") if hasattr(attention, name)]
     return int(getattr(attention, names[0])) if names else attention.split_size // attention.n_head
 
@@ -240,6 +240,6 @@ def keep_factors(model: nn.Module) -> None:
 def refuse(method: str, *args: object, **kwargs: object) -> None:
     """Raise ValueError in place of a method of transformers."""
     raise ValueError(
-        f"{method} would lose the factors that muP gives this model: save its state_dict() and build it anew, "
-        "and change the vocabulary before make_readouts"
+        f"{method} would lose the factors that muP gives this model: save its state_dict() and build the model again, "
+        "or change the vocabulary before make_readouts"
     )

@@ -18,7 +18,7 @@ from data.tokenizer import Tokenizer, char_tokenizer, from_transformers, make_to
 from model.context import Cache, Context, Uncacheable
 from model.generation.sampling import generate
 from model.lm import LM
-from model.masking import MASK_FRAC, mask_tokens, whole_rows
+from model.masking import MASK_FRAC, mask_tokens, unmasked_batch
 from model.model_params import ModelParams
 from model.observe import ignored_fields
 from model.perplexity import NOT_SCORED
@@ -183,7 +183,7 @@ def draw(lm, lengths, mask_frac=MASK_FRAC, scored=None):
     data = batch(*lengths)
     if scored is not None:
         data["target_mask"] &= scored
-    whole = whole_rows(data, lm)
+    whole = unmasked_batch(data, lm)
     return whole, mask_tokens(whole, lm, mask_frac)
 
 
@@ -238,7 +238,7 @@ def test_the_first_token_of_a_row_is_never_hidden():
 def test_the_last_token_of_a_row_that_is_too_long_is_left_out():
     """The data's rows are a token longer, for models that predict it: the next row of a text begins with it."""
     lm = tiny_lm(**BERT, max_seq_len=8)
-    assert whole_rows(batch(9, 5), lm).ids.tolist() == batch(9, 5)["x_indices"][:, :8].tolist()
+    assert unmasked_batch(batch(9, 5), lm).ids.tolist() == batch(9, 5)["x_indices"][:, :8].tolist()
     assert lm.get_batch_xyz(batch(5, 5)).z.shape[1] == 5
 
 
@@ -415,7 +415,7 @@ def test_a_mask_out_of_range_is_no_tokenizer(mask, tmp_path):
     tokenizer.save(tmp_path)
     file = tmp_path / "tokenizer_ids.json"
     file.write_text(file.read_text()[:-1] + f', "mask": {mask}}}')
-    with pytest.raises(ValueError, match="holds no tokenizer that can be read"):
+    with pytest.raises(ValueError, match="holds no readable tokenizer"):
         Tokenizer.load(tmp_path)
 
 

@@ -401,7 +401,7 @@ def test_an_edit_that_changes_the_shape_of_weights_is_refused_with_its_place(roo
 def test_another_vocabulary_is_refused_before_anything_trains(root, hf_folder, tmp_path, capsys):
     for option, why in (
         ("tokenizer_source_name=char", r"the tokenizer has 29 tokens, but the weights are for"),
-        ("tokenizer_crop=True", "tokenizer_crop=True numbers tokens anew"),
+        ("tokenizer_crop=True", "tokenizer_crop=True renumbers the tokens"),
     ):
         assert call(tmp_path, f"from_pretrained = {str(hf_folder)!r}", "--save", "--set", option) == 2
         error = capsys.readouterr().err

@@ -172,10 +172,10 @@ def test_a_pretraining_model_is_refused_for_what_is_left_out():
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        ("bert", {"is_decoder": True}, "a bert of is_decoder=True; allowed: False"),
+        ("bert", {"is_decoder": True}, "a bert with is_decoder=True; allowed: False"),
         ("bert", {"hidden_act": "tanh"}, "hidden_act='tanh'"),
-        ("roberta", {"hidden_act": "relu"}, "a roberta of hidden_act='relu'; allowed: 'gelu'"),
-        ("roberta", {"pad_token_id": 0}, "a roberta of pad_token_id=0; allowed: 1"),
+        ("roberta", {"hidden_act": "relu"}, "a roberta with hidden_act='relu'; allowed: 'gelu'"),
+        ("roberta", {"pad_token_id": 0}, "a roberta with pad_token_id=0; allowed: 1"),
     ],
 )
 def test_what_our_layers_cannot_be_is_refused(family, settings, message):
@@ -186,7 +186,7 @@ def test_what_our_layers_cannot_be_is_refused(family, settings, message):
 
 def test_decoders_are_still_written_as_decoders():
     assert as_hf(tiny_lm()).config.model_type == "gpt2"
-    with pytest.raises(ValueError, match=r"gpt2, the nearest, has no readout_bias=True$"):
+    with pytest.raises(ValueError, match=r"gpt2, the nearest, does not support readout_bias=True$"):
         as_hf(tiny_lm(readout_bias=True))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2Model
 
-from model.hf.configs import spelled_out
+from model.hf.configs import explicit_fields
 from model.hf.weights import as_hf, copy_weights, from_hf, load_hf, params_from_config, pretrained_params
 from model.lm import LM
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
@@ -151,7 +151,7 @@ def test_lora_changes_nothing_at_the_start_and_is_merged_on_the_way_back():
 @pytest.mark.parametrize(
     ("settings", "n_tokens", "fields", "message"),
     [
-        ({}, 50, {"n_layers": 3}, "the LM has 3 layers with places for weights, the weights are for 2"),
+        ({}, 50, {"n_layers": 3}, "the LM has 3 transformer layers, but the weights are for 2"),
         ({}, 50, {"n_heads": 2}, "n_heads=2, the weights are for n_heads=4"),
         ({}, 50, {"n_kv_heads": 1}, "n_kv_heads=1, the weights are for n_kv_heads=2"),
         ({}, 50, {"tied_embeddings": True}, "tied_embeddings=True"),
@@ -213,7 +213,7 @@ ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
         ("llama", {"hidden_act": "mish"}, "hidden_act='mish'"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4}, "layer_types=.*; allowed: one kind"),
         ("mistral", {"hidden_size": 32, "num_attention_heads": 8, "head_dim": 16}, "head_dim=16; allowed: 4"),
-        ("gemma2", {}, "our layers cannot be model_type='gemma2'; they can be: gpt2, gpt_neox, llama"),
+        ("gemma2", {}, "our layers do not support model_type='gemma2'; they support: gpt2, gpt_neox, llama"),
     ],
     ids=str,
 )
@@ -263,7 +263,7 @@ def test_there_and_back(family, seed, tmp_path):
     assert loaded.config.model_type == ("llama" if as_llama else family)
     again = from_hf(load_hf(str(tmp_path)))
     assert torch.equal(again(IDS), lm(IDS))
-    assert spelled_out(again.model_params) == spelled_out(lm.model_params) | {
+    assert explicit_fields(again.model_params) == explicit_fields(lm.model_params) | {
         "tokenizer_source_name": str(tmp_path)
     }
 
@@ -303,21 +303,21 @@ def test_in_bfloat16():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"positions": "alibi"}, "gpt2, the nearest, has no positions='alibi'$"),
-        ({"norm_position": "post"}, "gpt2, the nearest, has no norm_position='post'$"),
+        ({"positions": "alibi"}, "gpt2, the nearest, does not support positions='alibi'$"),
+        ({"norm_position": "post"}, "gpt2, the nearest, does not support norm_position='post'$"),
         ({"qk_norm": True}, "qk_norm=True"),
         (
             {"positions": "none", "dim": 20, "n_heads": 4},
-            "gpt2, the nearest, has no positions='none'$",
+            "gpt2, the nearest, does not support positions='none'$",
         ),  # odd heads
-        ({"n_kv_heads": 1}, "gpt2, the nearest, has no n_kv_heads=1$"),
-        ({"n_kv_heads": 1, "positions": "rotary"}, "gpt_neox, the nearest, has no n_kv_heads=1$"),
+        ({"n_kv_heads": 1}, "gpt2, the nearest, does not support n_kv_heads=1$"),
+        ({"n_kv_heads": 1, "positions": "rotary"}, "gpt_neox, the nearest, does not support n_kv_heads=1$"),
         ({"separate_heads": True}, "separate_heads=True"),
-        ({"bias_out": False}, "gpt2, the nearest, has no bias_out=False$"),
+        ({"bias_out": False}, "gpt2, the nearest, does not support bias_out=False$"),
         ({"layer_architecture": ("custom-transformer", "gated-conv")}, "layer_architecture="),
         (
             {"norm": "rmsnorm", "gated": True, "positions": "rotary", "parallel_blocks": True},
-            "llama, the nearest, has no parallel_blocks=True$",
+            "llama, the nearest, does not support parallel_blocks=True$",
         ),
     ],
     ids=str,
@@ -338,7 +338,7 @@ def test_edits_that_params_do_not_tell_of_are_refused(monkeypatch):
         as_hf(lm)
     lm = tiny_lm()
     del lm.decoder.layers[1]
-    with pytest.raises(ValueError, match="has 1 layers with places for weights, the weights are for 2"):
+    with pytest.raises(ValueError, match="has 1 transformer layers, but the weights are for 2"):
         as_hf(lm)
     block = TransformerEncoderLayer._ff_block
     monkeypatch.setattr(TransformerEncoderLayer, "_ff_block", lambda *args: block(*args).square())
