@@ -14,9 +14,7 @@ class DataParams:
     dataset_name: str = "sotu"  # a corpus, a synthetic task, or a subfolder of your data folder
     task_args: dict[str, Any] = Field(default_factory=dict)  # arguments of the synthetic task's function
     n_samples: SampleCount = 100_000  # samples of a synthetic task, validation and test included
-    val_pct: Annotated[Percent, Field(gt=0)] = (
-        5.0  # percent for validation, unless the corpus has its own split
-    )
+    val_pct: Annotated[Percent, Field(gt=0)] = 5.0  # percent for validation, unless the corpus has its own
     test_pct: Percent = 5.0  # percent for the test split, unless the corpus has its own; runs never read it
     debug_crop: PositiveInt | None = None  # use only this many samples, from each split that the corpus has
     packed: bool | None = None  # fill every row with several samples; None: yes for text, no for tasks

@@ -48,7 +48,10 @@ class XYZ(NamedTuple):
 
 
 class LM(nn.Module):
-    """Embedding, stack of layers and unembedding, with methods for losses, samples and perplexities."""
+    """Embedding, stack of layers and unembedding, with methods for losses, samples and perplexities.
+
+    `dropout` is a probability from 0 to 1. Raise ValueError for an architecture that the layers do not support.
+    """
 
     def __init__(self, model_params: ModelParams, tokenizer: Tokenizer, dropout: float = 0.0) -> None:
         super().__init__()
@@ -153,7 +156,7 @@ class LM(nn.Module):
         return list(seen)
 
     def get_batch_xyz(
-        self, batch: dict, loss_requests: LossRequests | None = None, train_params: Any = None
+        self, batch: Mapping[str, Tensor], loss_requests: LossRequests | None = None, train_params: Any = None
     ) -> XYZ:
         """Return inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
 
@@ -180,7 +183,7 @@ class LM(nn.Module):
 
     def get_losses(
         self,
-        batch: dict,
+        batch: Mapping[str, Tensor],
         train_params: Any,
         loss_requests: LossRequests | None = None,
         xyz: XYZ | None = None,
@@ -323,6 +326,7 @@ class LM(nn.Module):
     ) -> Perplexities:
         """Return the mean, largest and smallest perplexity of a token, the number of scored tokens, and per_token_res.
 
+        `samples` are texts, lists of ids, or a DataLoader with batches of data/dataloader.py.
         The mean is exp(mean cross entropy of all scored tokens). before_exp gives cross entropies in nats instead.
         Without bos the first token of a text is not scored: nothing predicts it. With per_token, per_token_res holds
         the perplexities [samples, longest sample - 1], with dummy_res where no token is scored. Raise ValueError if no
@@ -336,7 +340,7 @@ class LM(nn.Module):
             rows = [row for batch in batches for row in self.get_token_losses(batch).losses.cpu()]
         return summarize(rows, per_token, before_exp, dummy_res)
 
-    def get_token_losses(self, batch: dict) -> TokenLosses:
+    def get_token_losses(self, batch: Mapping[str, Tensor]) -> TokenLosses:
         """Return the cross entropy of each token of a batch. With objective="masked" each token is masked alone, in turn."""
         if self.model_params.objective == "masked":
             rows = unmasked_batch(batch, self)
@@ -344,7 +348,9 @@ class LM(nn.Module):
         _, y, z = self.get_batch_xyz(batch)
         return TokenLosses(y, token_losses(y, z))
 
-    def batches_of(self, samples: str | Sequence[str] | Sequence[Sequence[int]]) -> Iterator[dict]:
+    def batches_of(
+        self, samples: str | Sequence[str] | Sequence[Sequence[int]]
+    ) -> Iterator[dict[str, Tensor]]:
         """Yield strings, or lists of ids, in batches like those of a DataLoader."""
         samples = [samples] if isinstance(samples, str) else samples
         masked = self.model_params.objective == "masked"

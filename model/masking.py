@@ -7,7 +7,7 @@ Shape suffixes:  B batch  T position  V vocabulary  N place to predict
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,7 +38,7 @@ class MaskedBatch(NamedTuple):
     y: Tensor  # NOT_SCORED where no token is to be predicted
 
 
-def unmasked_batch(batch: dict, lm: LanguageModel) -> UnmaskedBatch:
+def unmasked_batch(batch: Mapping[str, Tensor], lm: LanguageModel) -> UnmaskedBatch:
     """Return the rows of a batch, cut to max_seq_len tokens.
 
     In text the next row begins with the last of max_seq_len + 1 tokens, so no token is lost.

@@ -19,9 +19,7 @@ class ModelParams:
     max_seq_len: PositiveInt = 128  # longest input, in tokens
     positions: str = "learned"  # how positions are encoded
     rotary_base: PositiveFloat = 10_000.0  # base of the angles of positions = "rotary"
-    rotary_frac: Annotated[float, Field(gt=0, le=1)] = (
-        1.0  # share of a head's dimensions that "rotary" rotates
-    )
+    rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a head that "rotary" rotates
     sliding_window: PositiveInt | None = None  # attend only to positions at a smaller distance than this
     norm: str = "layernorm"  # kind of all norms, the one after the last layer included
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
@@ -43,9 +41,7 @@ class ModelParams:
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
     init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
     residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
-    residual_change: Literal["O(logn)", "O(1)", "O(n)"] = (
-        "O(logn)"  # of "admin": how n blocks change the output
-    )
+    residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
     residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector
     residual_profile: bool = False  # of "admin": set omega by variances in the first batches instead
     parametrization: Literal["standard", "mup", "completep"] = "standard"  # muP: how lr scales with size
@@ -58,13 +54,9 @@ class ModelParams:
     readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
     query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
     conv_width: PositiveInt = 4  # positions in a convolution of gated-conv and state-space
-    lora_rank: NonNegativeInt = (
-        0  # train only products of this rank, added to the layers' linear maps; 0: no LoRA
-    )
-    from_pretrained: str | None = (
-        None  # start from the weights and fields of a model on the hub or in a folder
-    )
-    from_saved: str | None = None  # start from the weights and fields of the saved run with this timestamp
+    lora_rank: NonNegativeInt = 0  # train only products of this rank, added to the layers' linear maps
+    from_pretrained: str | None = None  # start from weights and fields of a model on the hub or in a folder
+    from_saved: str | None = None  # start from weights and fields of the saved run with this timestamp
     tokenizer_source_name: str = "char"  # char, custom (our own BPE), any registered or pretrained one
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses

@@ -18,6 +18,8 @@ ROWS_PER_PASS = 16  # rows in a forward pass, for samples in a list
 
 
 class Perplexities(NamedTuple):
+    """The result of `LM.perplexities`."""
+
     mean: float  # exp of the mean cross entropy over all scored tokens
     max: float  # of a single token
     min: float
@@ -59,7 +61,7 @@ def token_losses(y_BT: Tensor, z_BTV: Tensor) -> Tensor:
 
 def in_batches(
     samples: Sequence[str] | Sequence[Sequence[int]], tokenizer: Tokenizer, longest: int | None = None
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Tensor]]:
     """Yield strings, or lists of ids, in batches like those of a DataLoader. All tokens but the first are scored.
 
     `longest` is the maximum length for a masked model; strings then end with eos, which is not scored.

@@ -102,9 +102,8 @@ def base_shapes(lm: LM) -> Shapes:  # muP
     wider = build_on_meta(twice, lm.n_tokens)
     both = make_base_shapes(lm, wider)
     others = {name: parameter.shape for name, parameter in wider.named_parameters()}
-    smaller = (
-        1 - base_dim(p) / p.dim
-    )  # share of the growth from once to twice the width by which the base is smaller
+    # The base is smaller by this share of the growth from this width to twice this width.
+    smaller = 1 - base_dim(p) / p.dim
 
     def at_base(n: int | None, n_wider: int) -> int | None:
         return None if n is None else max(1, round(n - (n_wider - n) * smaller))

@@ -202,7 +202,7 @@ ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False; allowed: True"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
-        ("gpt_neox", {"rope_parameters": ROPE}, "gpt_neox of rope_type='linear'; allowed: 'default'"),
+        ("gpt_neox", {"rope_parameters": ROPE}, "gpt_neox with rope_type='linear'; allowed: 'default'"),
         (
             "gpt_neox",
             {"num_attention_heads": 4, "hidden_size": 48},
