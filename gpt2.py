@@ -75,7 +75,7 @@ def to_hf(lm: LM, folder: str | Path) -> None:
     represent.
     """
     if Path(folder).is_file():
-        raise ValueError(f"folder={str(folder)!r} is a file")
+        raise ValueError(f"folder={str(folder)!r} is a file; give the path of a folder")
     as_hf(lm).save_pretrained(folder)
     if isinstance(lm.tokenizer, Tokenizer) and lm.tokenizer.kept is None:
         to_transformers(lm.tokenizer).save_pretrained(folder)

@@ -272,7 +272,7 @@ def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
         return Files([folder / "data.txt"], per_line=True)
     if dataset_name not in corpora:
         raise ValueError(
-            f"dataset_name={dataset_name!r} is no corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
+            f"dataset_name={dataset_name!r} is not a corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
         )
     source = corpora[dataset_name]()
     root = data_folder()

@@ -44,8 +44,8 @@ def data_problems(
             log_once(f"dataset_name={name!r} is the built-in task, not your folder {folder}")
         if tokenizer_spec.source != "char":
             yield (
-                f"tokenizer_source_name={tokenizer_spec.source!r} is for text: "
-                f"dataset_name={name!r} is a synthetic task, which takes 'char'"
+                f"tokenizer_source_name={tokenizer_spec.source!r} is for text, "
+                f"but dataset_name={name!r} is a synthetic task; use 'char'"
             )
         yield from task_problems(tasks[name], data_params, max_seq_len)
         return

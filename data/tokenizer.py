@@ -699,7 +699,7 @@ def from_transformers(pretrained: "PreTrainedTokenizerBase") -> Tokenizer:
     """
     if not pretrained.is_fast:
         raise ValueError(
-            f"tokenizer_source_name={pretrained.name_or_path!r} has no fast version, which is required"
+            f"tokenizer_source_name={pretrained.name_or_path!r} has no fast version; use a tokenizer that has one"
         )
     rust = original_of(pretrained) or RustTokenizer.from_str(pretrained.backend_tokenizer.to_str())
     texts = {key: getattr(pretrained, key) for key in NAMED}

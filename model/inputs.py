@@ -49,10 +49,12 @@ def ids_of(x: Input, tokenizer: Tokenizer, device: torch.device) -> Tensor:
         ids = ids[None]
     if ids.dim() != 2 or ids.numel() == 0:
         raise ValueError(
-            f"input of shape {tuple(ids.shape)}: an LM takes [T] or [B, T] ids, at least one of them"
+            f"input of shape {tuple(ids.shape)}: an LM takes ids [T] or [B, T], and at least one id"
         )
     if ids.is_floating_point() and not torch.equal(ids, ids.round()):
-        raise ValueError(f"input of {ids.dtype} that are not whole numbers: an LM takes token ids")
+        raise ValueError(
+            f"input of {ids.dtype} with fractions: an LM takes token ids, which are whole numbers"
+        )
     ids_BT = ids.to(device, torch.int64)
     low, high = int(ids_BT.min()), int(ids_BT.max())
     if low < 0 or high >= tokenizer.n_tokens:
@@ -61,7 +63,7 @@ def ids_of(x: Input, tokenizer: Tokenizer, device: torch.device) -> Tensor:
 
 
 def too_long(n_tokens: int, max_seq_len: int) -> ValueError:
-    return ValueError(f"input of {n_tokens} tokens, but max_seq_len={max_seq_len!r}")
+    return ValueError(f"input of {n_tokens} tokens is longer than max_seq_len={max_seq_len!r}")
 
 
 def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
@@ -73,7 +75,9 @@ def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
         return None
     mask_BT = torch.as_tensor(mask)
     if mask_BT.shape != ids_BT.shape:
-        raise ValueError(f"mask of shape {tuple(mask_BT.shape)} for an input of shape {tuple(ids_BT.shape)}")
+        raise ValueError(
+            f"mask of shape {tuple(mask_BT.shape)} for an input of shape {tuple(ids_BT.shape)}: both must be equal"
+        )
     mask_BT = mask_BT.to(ids_BT.device, torch.bool)
     return None if mask_BT.device.type == "cpu" and mask_BT.all() else mask_BT
 

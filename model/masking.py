@@ -106,7 +106,7 @@ def fill_masks(ids: Sequence[int], lm: LanguageModel) -> tuple[list[int], list[f
     x_T, mask = torch.as_tensor(ids), mask_id(lm.tokenizer)
     gaps_T = x_T == mask
     if not gaps_T.any():
-        raise ValueError(f"there is no {lm.tokenizer.tokens([mask])[0]} to fill in")
+        raise ValueError(f"the text has no {lm.tokenizer.tokens([mask])[0]} to fill in")
     z_NV = usable_logits(lm(x_T[None].to(lm.device))[0, gaps_T.to(lm.device)], "mask token {}".format)
     best = z_NV.softmax(dim=-1).max(dim=-1)
     x_T[gaps_T] = best.indices.cpu()

@@ -137,7 +137,8 @@ def apply_edit(x: Tensor, edit: Edit, name: str = "an activation") -> Tensor:
     new = edit(x.clone()) if callable(edit) else edit
     if not isinstance(new, Tensor | int | float):
         raise ValueError(
-            f"an edit of {name} must be 'mean', or be or return a tensor or a number, not {new!r:.40}"
+            f"an edit of {name} must be a tensor, a number, 'mean' or a function that returns a tensor or a number, "
+            f"not {new!r:.40}"
         )
     new = new.to(x) if isinstance(new, Tensor) else torch.full_like(x, new)
     try:

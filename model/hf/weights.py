@@ -114,7 +114,7 @@ def load_local_or_hub(
         where = repr(name) if revision is None else f"{name!r} at revision={revision!r}"
         raise ValueError(
             f"pretrained model {where} cannot be loaded ({first_line(error).rstrip('.')}): it must be a folder with config.json and "
-            "model.safetensors, or a model of the hub with safetensors, which takes a network the first time"
+            "model.safetensors, or a model of the hub with safetensors, which needs a network the first time"
         ) from None
 
 
@@ -218,7 +218,7 @@ def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
         ("n_kv_heads", ours.kv_heads, theirs.kv_heads),
     ):
         if of_lm != of_weights:
-            raise ValueError(f"the LM has {what}={of_lm}, the weights are for {what}={of_weights}")
+            raise ValueError(f"the LM has {what}={of_lm}, but the weights are for {what}={of_weights}")
     if ours.tied_embeddings and not theirs.tied_embeddings:
         raise ValueError(
             "tied_embeddings=True, but the weights have a separate readout; use tied_embeddings=False"
@@ -334,7 +334,7 @@ def as_hf(lm: LM) -> PreTrainedModel:
     if (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
             f"logits of this LM and of {config.model_type} with its weights differ by {difference:.2g}: "
-            "an edit of the layers has no equal in transformers, so this LM cannot be exported"
+            "transformers has no equivalent for an edit of the layers, so this LM cannot be exported"
         )
     return hf_model
 

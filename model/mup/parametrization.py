@@ -78,7 +78,9 @@ def base_shape_of(parameter: Tensor, places: list[ParameterUse], base: Shapes) -
     name = next((place.name for place in places if place.name in base), places[0].name)
     shape = base.get(name)
     if shape is None or len(shape) != parameter.ndim:
-        raise ValueError(f"{name} of shape {tuple(parameter.shape)} has the base shape {shape}")
+        raise ValueError(
+            f"{name} of shape {tuple(parameter.shape)} has the base shape {shape}: make base shapes of the same architecture"
+        )
     return shape
 
 
@@ -94,7 +96,7 @@ def role_of(parameter: Tensor, places: list[ParameterUse], base: Shapes) -> Role
     grown = growing_dimensions(base_shape)
     if len(grown) > 2:
         raise ValueError(
-            f"{places[0].name} of shape {tuple(parameter.shape)} grows in {len(grown)} dimensions: no rule is known"
+            f"{places[0].name} of shape {tuple(parameter.shape)} grows in {len(grown)} dimensions, but muP has rules for up to 2"
         )
     if any(isinstance(place.module, nn.Embedding) for place in places):
         return Role("embedding", m_out=math.prod(ratios))
@@ -120,7 +122,7 @@ def check_readout(place: ParameterUse, parameter: Tensor, base_shape: tuple[int 
     if i_in in grown and i_out not in grown:
         raise ValueError(
             f"{place.name.rpartition('.')[0] or place.name} is a linear map from a width ({parameter.shape[i_in]}) to a "
-            f"fixed size ({parameter.shape[i_out]}), but no readout: make it a model.transformer.scaling.Readout, as "
+            f"fixed size ({parameter.shape[i_out]}), but not a readout: make it a model.transformer.scaling.Readout, as "
             "make_readouts does, or let both sizes grow"
         )
 
@@ -165,7 +167,7 @@ def make_readouts(model: nn.Module, base: Shapes, names: Collection[str] | None 
             setattr(model.get_submodule(parent), own, readout)
             made.append(name)
     if missing := sorted(set(names or ()) - set(made)):
-        raise ValueError(f"{missing[0]} is no nn.Linear whose input is a width")
+        raise ValueError(f"{missing[0]} is not an nn.Linear whose input is a width")
     return made
 
 

@@ -84,7 +84,7 @@ def test_whole_numbers_do_for_floats():
 @pytest.mark.parametrize("source", ["custom", "gpt2"])
 def test_tasks_take_char_only(source):
     with pytest.raises(
-        ValueError, match=f"tokenizer_source_name='{source}' is for text: dataset_name='copy'"
+        ValueError, match=f"tokenizer_source_name='{source}' is for text, but dataset_name='copy'"
     ):
         check(TokenizerSpec(source), dataset_name="copy")
 

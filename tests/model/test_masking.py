@@ -316,7 +316,7 @@ def test_gaps_are_filled_with_the_most_probable_tokens():
 def test_what_cannot_be_filled_is_refused():
     with pytest.raises(ValueError, match=r"needs objective=.masked.; .*use lm\.sample"):
         tiny_lm().fill("a_")
-    with pytest.raises(ValueError, match="there is no _ to fill in"):
+    with pytest.raises(ValueError, match="the text has no _ to fill in"):
         tiny_lm(**BERT).fill("ab")
     lm = LM(tiny_params(**BERT), char_tokenizer("abc"))
     for use in (lambda: lm.fill("a"), lambda: lm.get_losses(batch(4), None)):
@@ -352,7 +352,7 @@ def test_a_string_ends_with_eos_which_is_not_scored():
     assert of_text.total_tokens == 3
     assert_close(of_text.per_token_res[0, :3], of_ids.per_token_res[0, :3])
     assert of_text.per_token_res[0, 3] == -1
-    with pytest.raises(ValueError, match="input of 17 tokens, but max_seq_len=16"):
+    with pytest.raises(ValueError, match="input of 17 tokens is longer than max_seq_len=16"):
         lm.perplexities(rows(17))
 
 

@@ -279,7 +279,7 @@ def greedy_by_hand(lm, prompt: list[int], n: int) -> list[int]:
 
 
 def test_a_prompt_that_the_model_cannot_take_is_refused():
-    with pytest.raises(ValueError, match="a prompt of 17 tokens, but max_seq_len=16"):
+    with pytest.raises(ValueError, match="a prompt of 17 tokens is longer than max_seq_len=16"):
         generate(tiny_lm(), [[1], [1] * 17], 1)
 
 
@@ -313,7 +313,7 @@ def test_sample_continues_its_prefix():
     assert lm.sample(as_str=False)[0] == lm.tokenizer.bos
     assert len(lm.sample("hello", 8, as_str=False)) <= 8
     for too_little in ({"max_seq_len": 3}, {"pref": "hello" * 9}):
-        with pytest.raises(ValueError, match=r"pref of \d+ tokens leaves nothing to sample: max_seq_len="):
+        with pytest.raises(ValueError, match=r"pref of \d+ tokens leaves no room for new ones: max_seq_len="):
             lm.sample(**{"pref": "hello"} | too_little)
     assert (
         max(

@@ -152,8 +152,8 @@ def test_lora_changes_nothing_at_the_start_and_is_merged_on_the_way_back():
     ("settings", "n_tokens", "fields", "message"),
     [
         ({}, 50, {"n_layers": 3}, "the LM has 3 transformer layers, but the weights are for 2"),
-        ({}, 50, {"n_heads": 2}, "n_heads=2, the weights are for n_heads=4"),
-        ({}, 50, {"n_kv_heads": 1}, "n_kv_heads=1, the weights are for n_kv_heads=2"),
+        ({}, 50, {"n_heads": 2}, "n_heads=2, but the weights are for n_heads=4"),
+        ({}, 50, {"n_kv_heads": 1}, "n_kv_heads=1, but the weights are for n_kv_heads=2"),
         ({}, 50, {"tied_embeddings": True}, "tied_embeddings=True"),
         ({}, 30, {}, "the tokenizer has 30 tokens, but the weights are for 50"),
         ({}, 51, {}, "the tokenizer has 51 tokens, but the weights are for 50"),
