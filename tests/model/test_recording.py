@@ -487,7 +487,7 @@ def test_an_error_inside_is_not_masked_and_leaves_no_one_looking():
     lm = tiny_lm()
     with pytest.raises(ZeroDivisionError), lm.record("misspelt"), lm.patch({"wrong": 0}):
         raise ZeroDivisionError
-    with pytest.raises(ValueError, match="but max_seq_len=16"), lm.record("misspelt"):
+    with pytest.raises(ValueError, match="is longer than max_seq_len=16"), lm.record("misspelt"):
         lm(random_ids(1, 17))
     assert lm.taps == []
 

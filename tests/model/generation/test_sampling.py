@@ -359,7 +359,7 @@ def test_a_prompt_of_unknown_ids_is_refused():
     for pref in ([1, 30], [[1], [1, -1]]):
         with pytest.raises(ValueError, match="the model knows 0 to 29"):
             tiny_lm().sample(pref)
-    with pytest.raises(ValueError, match="pref of 13 tokens leaves nothing"):
+    with pytest.raises(ValueError, match="pref of 13 tokens leaves no room"):
         tiny_lm().sample(["a", "hellohellohe"], 13)
 
 
