@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.hub import hub_answers
 from data.tokenizer import Tokenizer, from_transformers, pretrained_tokenizer
@@ -14,7 +14,9 @@ from model.hf.weights import as_hf, load_hf
 from model.lm import LM
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    from model.inputs import Tokenizer as AnyTokenizer
 
 __all__ = ["from_hf", "get_gpt2", "get_pretrained", "to_hf"]
 
@@ -22,18 +24,28 @@ PROBE_TEXT = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? �
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": "gpt2-xl"}
 
 
-def from_hf(hf_model: PreTrainedModel, tokenizer: Any = None, *, check_logits: bool = True) -> LM:
+def from_hf(
+    hf_model: PreTrainedModel,
+    tokenizer: AnyTokenizer | PreTrainedTokenizerBase | None = None,
+    *,
+    check_logits: bool = True,
+) -> LM:
     """Return an LM with the weights of a transformers model; see `model.hf.weights.from_hf`.
 
     `tokenizer` is a Tokenizer, or a tokenizer of transformers, such as AutoTokenizer.from_pretrained(name).
     """
-    if hasattr(tokenizer, "is_fast"):
+    from transformers import PreTrainedTokenizerBase
+
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
         tokenizer = from_transformers(tokenizer)
     return huggingface.from_hf(hf_model, tokenizer, check_logits=check_logits)
 
 
 def get_gpt2(size: str = "small", *, check_logits: bool = True) -> LM:
-    """Load GPT-2 and its tokenizer: "small" (124M), "medium" (355M), "large" (774M) or "xl" (1.6B)."""
+    """Load GPT-2 and its tokenizer: "small" (124M), "medium" (355M), "large" (774M) or "xl" (1.6B).
+
+    Raise ValueError for another size, and for the reasons of `get_pretrained`.
+    """
     if size not in SIZES:
         raise ValueError(f"GPT-2 has no size={size!r}; there are: {', '.join(SIZES)}")
     return get_pretrained(SIZES[size], check_logits=check_logits)
@@ -63,7 +75,7 @@ def to_hf(lm: LM, folder: str | Path) -> None:
     represent.
     """
     if Path(folder).is_file():
-        raise ValueError(f"folder={str(folder)!r} is a file")
+        raise ValueError(f"folder={str(folder)!r} is a file; give the path of a folder")
     as_hf(lm).save_pretrained(folder)
     if isinstance(lm.tokenizer, Tokenizer) and lm.tokenizer.kept is None:
         to_transformers(lm.tokenizer).save_pretrained(folder)
@@ -89,7 +101,7 @@ def warn_if_rebuilt(tokenizer: Tokenizer, folder: str | Path) -> None:
     from transformers import AutoTokenizer
 
     expected, theirs = None, None
-    with suppress(Exception):  # words without an unknown token
+    with suppress(Exception):  # a vocabulary of words without an unknown token
         expected = tokenizer.encode_batch([PROBE_TEXT])[0]
     with suppress(Exception):
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True)

@@ -1,8 +1,8 @@
-"""Registries: what a user adds by decorating a function or a class, and finds by its name."""
+"""Registries: functions and classes that a decorator adds, to be looked up by name."""
 
 from collections.abc import Callable, Iterator, MutableMapping
 from importlib import import_module
-from typing import Any, Generic, TypeVar, overload
+from typing import Generic, TypeVar, cast, overload
 
 from common.text import did_you_mean
 
@@ -25,9 +25,9 @@ class Lazy:
 
 
 class Registry(MutableMapping[str, T], Generic[T]):
-    """A mapping of names to registered things, in the order in which they were registered.
+    """A mapping of names to registered entries, in the order in which they were registered.
 
-    `kind` says in errors what the things are. `underscore` stands in their names for the "_" of functions' names.
+    `kind` is the word for an entry in error messages. `underscore` replaces each "_" of a function's name.
     """
 
     def __init__(self, kind: str, *, underscore: str = "_") -> None:
@@ -39,14 +39,16 @@ class Registry(MutableMapping[str, T], Generic[T]):
     def register(self, made: Made) -> Made: ...
     @overload
     def register(self, made: None = None, *, name: str | None = None) -> Callable[[Made], Made]: ...
-    def register(self, made: Any = None, *, name: str | None = None) -> Any:
-        """Register what is decorated, under `name` or else its own: `@register`, `@register()` or `@register(name=...)`."""
-        if made is None:
-            return lambda made: self.add(made, made, name)
-        return self.add(made, made, name)
+    def register(self, made: Made | None = None, *, name: str | None = None) -> Made | Callable[[Made], Made]:
+        """Register the decorated function or class: `@register`, `@register()`, or `@register(name=...)` for another name."""
 
-    def add(self, named: Made, entry: Any, name: str | None = None) -> Made:
-        """Register `entry` under `name`, or else the name of the function or class `named`. Return `named`."""
+        def decorator(made: Made) -> Made:
+            return self.add(made, cast(T, made), name)
+
+        return decorator if made is None else decorator(made)
+
+    def add(self, named: Made, entry: T, name: str | None = None) -> Made:
+        """Register `entry` under `name`, by default the name of the function or class `named`. Return `named`."""
         self[name or named.__name__.replace("_", self.underscore)] = entry  # type: ignore[attr-defined]
         return named
 

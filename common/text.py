@@ -11,7 +11,7 @@ def first_line(error: BaseException | str) -> str:
 
 
 def nearest(word: str, names: Iterable[str], n: int = 1, cutoff: float = 0.6) -> list[str]:
-    """Return up to `n` of `names` that are at least as similar to `word` as `cutoff`, from 0 to 1. Best first."""
+    """Return up to `n` names, best first, whose similarity to `word` is at least `cutoff`, from 0 to 1."""
     return get_close_matches(word, list(names), n, cutoff)
 
 

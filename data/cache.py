@@ -15,9 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from common.repository import REPOSITORY
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 READS_FILE = "reads.json"
 
@@ -28,7 +31,7 @@ def digest(*parts: object) -> str:
 
 
 class Reads:
-    """The params fields that a data set depends on, because its code read them, and its folders in the cache."""
+    """The params fields that the code of a data set has read, and the data set's folders in the cache."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
@@ -48,7 +51,8 @@ class Reads:
             self.known = False
 
 
-noted: ContextVar[Reads | None] = ContextVar("noted", default=None)  # of the innermost open note_reads
+# The Reads of the innermost open note_reads.
+active_reads: ContextVar[Reads | None] = ContextVar("active_reads", default=None)
 
 
 @contextmanager
@@ -59,11 +63,11 @@ def note_reads() -> Iterator[Reads]:
     would be the same. Use one `note_reads` for each data set.
     """
     reads = Reads()
-    token = noted.set(reads)
+    token = active_reads.set(reads)
     try:
         yield reads
     finally:
-        noted.reset(token)
+        active_reads.reset(token)
 
 
 @functools.cache
@@ -78,7 +82,7 @@ def tree_digest(folder: Path) -> str:
     return digest(*((file.relative_to(folder).as_posix(), file.read_bytes()) for file in files))
 
 
-def changed_fields(params: Any) -> tuple[tuple[str, object], ...]:
+def changed_fields(params: "DataclassInstance") -> tuple[tuple[str, object], ...]:
     """Return (name, value) of every dataclass field that differs from its default, sorted by name.
 
     A field that a user adds therefore enters every cache key once it is set, and changes no key at its default.
@@ -172,7 +176,7 @@ def function_digest(function: Callable[..., object]) -> str:
     return digest(state, *sorted(path.read_bytes() for path in files))
 
 
-def definition_of(function: Callable[..., object]) -> Any:
+def definition_of(function: Callable[..., object]) -> Callable[..., object]:
     """Return the object that has source code: a function or class itself, or the class of any other object."""
     return function if inspect.isroutine(function) or isinstance(function, type) else type(function)
 
@@ -235,7 +239,7 @@ def cached(cache: Path, kind: str, key: tuple[object, ...], build: Callable[[Pat
     `kind` is the first part of the folder's name. The name also covers the code in data/ and `key`.
     """
     folder = cache / f"{kind}-{digest(code_digest(), key)}"
-    reads = noted.get()
+    reads = active_reads.get()
     if reads:
         reads.folders.append(folder)
     if folder.exists():

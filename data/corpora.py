@@ -8,14 +8,14 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from common.registry import Registry
 from common.repository import REPOSITORY
@@ -69,6 +69,16 @@ def first_wrong_byte(path: Path) -> str:
     return "the file has changed while it was read"
 
 
+class HubRows(Protocol):
+    """A split as `datasets` loads it. A streamed split has no length."""
+
+    column_names: list[str] | None
+    features: Mapping[str, Any]
+
+    def __iter__(self) -> Iterator[Mapping[str, object]]: ...
+    def __len__(self) -> int: ...
+
+
 class Hub(NamedTuple):
     """A data set of the Hugging Face hub, or its parquet files on this machine."""
 
@@ -81,7 +91,7 @@ class Hub(NamedTuple):
     too_large: bool = False  # to download completely, so it must be streamed
     parquet: Path | None = None  # folder with parquet files to read instead
 
-    def load(self, stream: bool) -> dict[str, Any]:
+    def load(self, stream: bool) -> Mapping[str, HubRows]:
         """Return the splits by name, as `datasets.load_dataset` does."""
         import datasets
 
@@ -202,7 +212,7 @@ def data_path_note() -> Path:
 
 
 def data_folder() -> Path | None:
-    """Return the user's data folder, or None: from ../../data-path.txt relative to main.py, else from WHATIF_DATA.
+    """Return the user's data folder: the one in ../../data-path.txt (relative to main.py), else in WHATIF_DATA, else None.
 
     Raise ValueError if data-path.txt exists and is not readable as UTF-8 text.
     """
@@ -243,16 +253,16 @@ def corpus_names() -> list[str]:
 
 
 def own_folder(dataset_name: str) -> Path | None:
-    """Return the user's folder of this name, or None if there is none with a data.txt."""
+    """Return the subfolder of this name in the user's data folder, or None if it has no data.txt."""
     root = data_folder()
     folder = root / dataset_name if root and dataset_name in folder_names(root) else None
     return folder if folder and (folder / "data.txt").exists() else None
 
 
 def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
-    """Return the documents in the user's folder of this name, else of the registered function.
+    """Return the documents in the user's folder of this name, else those of the registered function of this name.
 
-    Raise ValueError if none.
+    Raise ValueError if there is neither.
     """
     if (folder := own_folder(dataset_name)) is not None:
         if dataset_name in corpora:
@@ -262,7 +272,7 @@ def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
         return Files([folder / "data.txt"], per_line=True)
     if dataset_name not in corpora:
         raise ValueError(
-            f"dataset_name={dataset_name!r} is no corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
+            f"dataset_name={dataset_name!r} is not a corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
         )
     source = corpora[dataset_name]()
     root = data_folder()
@@ -320,7 +330,7 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
         place = (data_folder() or Path("<your data folder>")) / dataset_name
         raise ValueError(
             f"dataset_name={dataset_name!r} is not on this machine and the hub cannot be reached: "
-            f"use the embedded text (--task=sotu), put its parquet files into {place}, or try again with a network"
+            f"use the built-in text (--task=sotu), put its parquet files into {place}, or try again with a network"
         ) from None
     # The client libraries raise many kinds of errors.
     except Exception as error:
@@ -338,7 +348,7 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
     }
 
 
-def texts_in_column(rows: Any, name: str, about: str, parquet: Path | None) -> Iterator[str]:
+def texts_in_column(rows: HubRows, name: str, about: str, parquet: Path | None) -> Iterator[str]:
     """Return the texts in the column `name` of a split. Raise ValueError naming the first row without a string.
 
     A fully loaded data set is checked at once; a stream is checked row by row as it is read.
@@ -354,15 +364,16 @@ def texts_in_column(rows: Any, name: str, about: str, parquet: Path | None) -> I
     return texts_of(rows, name, about, parquet)
 
 
-def texts_of(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Path | None) -> Iterator[str]:
+def texts_of(rows: HubRows, name: str, about: str, parquet: Path | None) -> Iterator[str]:
     """Yield the texts in a column. Raise ValueError at the first value that is not a string."""
     for row in rows:
-        if not isinstance(row[name], str):
+        text = row[name]
+        if not isinstance(text, str):
             raise not_text(rows, name, about, parquet)
-        yield row[name]
+        yield text
 
 
-def not_text(rows: Iterable[dict[str, Any]], name: str, about: str, parquet: Path | None) -> ValueError:
+def not_text(rows: HubRows, name: str, about: str, parquet: Path | None) -> ValueError:
     """Return the error for the first row whose value is not a string but, for example, null or bytes."""
     i, value = next((i, row[name]) for i, row in enumerate(rows, 1) if not isinstance(row[name], str))
     kind = "null" if value is None else type(value).__name__
@@ -379,15 +390,15 @@ def corpus_fingerprint(dataset_name: str) -> str:
 
     It covers the content of files on this machine, or the name and revision of a data set on the hub.
     """
-    if (taken := fingerprints.get({}).get(dataset_name)) is not None:
-        return taken
+    if (known := fingerprints.get({}).get(dataset_name)) is not None:
+        return known
     source = find_corpus(dataset_name)
     if isinstance(source, Files):
-        return digest(source.per_line, [sha(path) for path in source.paths])
+        return digest(source.per_line, [file_sha256(path) for path in source.paths])
     if isinstance(source, Hub):
         files = sorted(source.parquet.rglob("*.parquet")) if source.parquet else []
-        known_here = source._replace(documents=iter, parquet=None)
-        return digest(known_here, [sha(path) for path in files], reader_digest(source.documents))
+        on_hub = source._replace(documents=iter, parquet=None)
+        return digest(on_hub, [file_sha256(path) for path in files], reader_digest(source.documents))
     content = hashlib.sha256()
     for document in strings(source, f"dataset_name={dataset_name!r}"):
         content.update(document.encode() + b"\0")
@@ -400,7 +411,7 @@ def reader_digest(documents: Callable[..., object]) -> str:
     return "" if is_ours else function_digest(documents)
 
 
-def sha(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file in hex."""
     with reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

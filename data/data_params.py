@@ -1,4 +1,4 @@
-"""DataParams: what a run reads, how it is split, and how it is laid out in rows."""
+"""DataParams: the data of a run, its split, and its layout in rows."""
 
 from typing import Annotated, Any
 
@@ -11,17 +11,18 @@ Percent = Annotated[float, Field(ge=0, lt=100)]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class DataParams:
-    dataset_name: str = "sotu"  # a corpus, a synthetic task, or a folder of your data folder
+    dataset_name: str = "sotu"  # a corpus, a synthetic task, or a subfolder of your data folder
     task_args: dict[str, Any] = Field(default_factory=dict)  # arguments of the synthetic task's function
-    n_samples: SampleCount = 100_000  # of a synthetic task, held-out ones included
-    val_pct: Annotated[Percent, Field(gt=0)] = 5.0  # kept for validation, unless the corpus has its own split
-    test_pct: Percent = 5.0  # read only when the test split is asked for, unless the corpus has its own
-    debug_crop: PositiveInt | None = None  # only the first so many samples (of each split the corpus brings)
+    n_samples: SampleCount = 100_000  # samples of a synthetic task, validation and test included
+    val_pct: Annotated[Percent, Field(gt=0)] = 5.0  # percent for validation, unless the corpus has its own
+    test_pct: Percent = 5.0  # percent for the test split, unless the corpus has its own; runs never read it
+    debug_crop: PositiveInt | None = None  # use only this many samples, from each split that the corpus has
     packed: bool | None = None  # fill every row with several samples; None: yes for text, no for tasks
-    data_seed: NonNegativeInt = 0  # decides the split and a task's samples
+    data_seed: NonNegativeInt = 0  # seed of the split and of a task's samples
 
     def __post_init__(self) -> None:
         if self.val_pct + self.test_pct >= 100:
             raise ValueError(
-                f"val_pct={self.val_pct} and test_pct={self.test_pct} leave nothing to train on (under 100 together)"
+                f"val_pct={self.val_pct} and test_pct={self.test_pct} leave no samples to train on: "
+                "their sum must be under 100"
             )

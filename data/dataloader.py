@@ -73,7 +73,7 @@ class LMDataModule:
     def data(self) -> TaskData | TextData:
         """The data set, loaded on first use.
 
-        A saved run brings its tokenizer, so it opens quickly, and even if its text is gone.
+        A saved run has its own tokenizer, so opening it reads no text, and works even if the text is gone.
         """
         return self.get_data()
 
@@ -110,7 +110,7 @@ class LMDataModule:
                 objective = " and objective='masked'" if self.masked else ""
                 raise ValueError(
                     f"dataset_name={self.dataset_name!r} with max_seq_len={self.max_seq_len}{objective}: no token of the "
-                    f"{name} split is scored, so there is no {name} loss; take longer rows, or samples with scored tokens"
+                    f"{name} split is scored, so there is no {name} loss; use longer rows, or samples with scored tokens"
                 )
 
     def is_scored(self, split: str) -> bool:
@@ -118,7 +118,7 @@ class LMDataModule:
         if split == "val" and self.val_bytes == 0:
             return False
         rows = self.rows(split)
-        width = self.max_seq_len if self.masked else None  # a masked model is not shown the last position
+        width = self.max_seq_len if self.masked else None  # a masked model does not get the last position
         return any(
             bool(mycollate(rows.__getitems__(list(indices)))["target_mask"][:, 1:width].any())
             for indices in batched(range(len(rows)), 64)
@@ -137,9 +137,8 @@ class LMDataModule:
     ) -> "Loader":
         """Return a loader of batches of `b` rows, shuffled by `seed` and the epoch.
 
-        A step takes `accumulate` batches in each of `world` processes; this loader is that of process `rank`. The
-        first pass is that of `epoch` without its first `batches` batches, a multiple of `accumulate`, to resume
-        within an epoch.
+        A step takes `accumulate` batches in each of `world` processes. The loader is for process `rank`. To resume
+        within an epoch, the first pass is that of `epoch` and skips `batches` batches, a multiple of `accumulate`.
         """
         rows = self.rows("train")
         order = Shuffled(len(rows), seed, epoch, left_out=batches * b * world)
@@ -171,7 +170,7 @@ class LMDataModule:
             num_workers=self.data_workers,
             persistent_workers=self.data_workers > 0,
             pin_memory=torch.cuda.is_available(),
-            # Without it every pass would draw from the global generator, and so change dropout.
+            # Without this generator, every pass would draw from the global one and so change dropout.
             generator=torch.Generator(),
         )
 
@@ -235,7 +234,7 @@ class Loader(DataLoader):
         self.b = b
         self.rank = rank
         self.world = world
-        self.whole = accumulate * world == 1  # a step is one batch
+        self.step_is_batch = accumulate * world == 1
         self.n_batches = -(-len(rows) // (b * world))
 
     def __len__(self) -> int:
@@ -243,6 +242,6 @@ class Loader(DataLoader):
 
     def __iter__(self):
         steps = super().__iter__()
-        if self.whole:
+        if self.step_is_batch:
             return steps
         return (part for step in steps for part in parts(step, self.b, self.rank, self.world))

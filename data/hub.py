@@ -65,12 +65,12 @@ def local_snapshot(name: str, revision: str | None, files: Sequence[str]) -> Pat
 
 
 def download_snapshot(name: str, revision: str | None, files: Sequence[str]) -> Path | None:
-    """Download those of `files` that a repository has. Return their folder, or None if it lacks the first."""
+    """Download `files`, as far as the repository has them. Return their folder, or None if the first is missing."""
     from huggingface_hub import snapshot_download
 
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    # Not found, not allowed or an invalid name: the caller reports the error of its next request.
+    # Not found, forbidden, or an invalid name: the caller reports the error of its next request.
     except (OSError, ValueError):
         return None
     return folder if (folder / files[0]).is_file() else None

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ def data_problems(
             log_once(f"dataset_name={name!r} is the built-in task, not your folder {folder}")
         if tokenizer_spec.source != "char":
             yield (
-                f"tokenizer_source_name={tokenizer_spec.source!r} is for text: "
-                f"dataset_name={name!r} is a synthetic task, which takes 'char'"
+                f"tokenizer_source_name={tokenizer_spec.source!r} is for text, "
+                f"but dataset_name={name!r} is a synthetic task; use 'char'"
             )
         yield from task_problems(tasks[name], data_params, max_seq_len)
         return
@@ -60,8 +60,11 @@ def data_problems(
         yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}"
 
 
-def problem_of(about: str, check: Callable[..., Any], *args: Any) -> Iterator[str]:
-    """Call `check(*args)`; if it raises, yield a sentence that contains the field of `about`, such as "field=1"."""
+def problem_of(about: str, check: Callable[..., object], *args: object) -> Iterator[str]:
+    """Call `check(*args)`. If it raises an error, yield its message, after `about` unless it names the field of `about`.
+
+    `about` is a setting such as "field=1".
+    """
     try:
         check(*args)
     except ValueError as error:
@@ -180,7 +183,7 @@ def check_rng(task: Task, data_params: DataParams, until: float = math.inf) -> N
                 code = task.draw.__code__
                 raise ValueError(
                     f"{code.co_filename}:{code.co_firstlineno}: dataset_name={data_params.dataset_name!r} draws other samples "
-                    "from the same rng: draw from the rng argument only, not from the global random, numpy or torch"
+                    "from the same rng: draw from the rng argument only, not from the global state of random, numpy or torch"
                 )
     finally:
         random.setstate(python)
@@ -189,27 +192,27 @@ def check_rng(task: Task, data_params: DataParams, until: float = math.inf) -> N
 
 
 def check_tokens(tokens: Iterable[object]) -> None:
-    """Raise ValueError unless every token is a string without spaces that is no special token."""
+    """Raise ValueError unless every token is a string without spaces and not a special token."""
     for token in tokens:
         if not isinstance(token, str) or token.split() != [token] or token in OWN_SPECIALS:
             raise ValueError(
-                f"{token!r} is no token: tokens are words without spaces, and none of {OWN_SPECIALS}"
+                f"{token!r} is not a valid token: a token is a word without spaces, other than {', '.join(OWN_SPECIALS)}"
             )
 
 
 def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
     """Yield a sentence for each task argument that is unknown, missing or of the wrong type."""
     _, *parameters = inspect.signature(task.draw).parameters.values()
-    wanted = {
+    accepted = {
         parameter.name: parameter for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD
     }
     args, empty = data_params.task_args, inspect.Parameter.empty
     problems = [
-        f"has no {key!r}; {did_you_mean(key, sorted(wanted), list_all=True)}"
+        f"has no {key!r}; {did_you_mean(key, sorted(accepted), list_all=True)}"
         for key in args
-        if key not in wanted
+        if key not in accepted
     ]
-    for name, parameter in wanted.items():
+    for name, parameter in accepted.items():
         default = parameter.default
         kind = parameter.annotation if default is empty else type(default)
         if name not in args:
@@ -222,5 +225,8 @@ def args_problems(task: Task, data_params: DataParams) -> Iterator[str]:
 
 
 def has_type(value: object, kind: object) -> bool:
-    """Return whether `value` has the type `kind`; an int is a valid float, a bool is not. Other types always fit."""
+    """Return whether a task argument of type `kind` may have this value. An int is a valid float, a bool is not.
+
+    Kinds other than bool, int, float and str accept every value.
+    """
     return kind not in (bool, int, float, str) or type(value) is kind or (kind, type(value)) == (float, int)

@@ -10,12 +10,12 @@ import random
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar, overload
 
 from common.registry import Registry
 
 Sample = str | list[str]
-MARKS = ("«", "»")  # around what is scored
+MARKS = ("«", "»")  # around scored tokens
 
 
 class Task(NamedTuple):
@@ -31,18 +31,29 @@ class Task(NamedTuple):
 
 
 tasks: Registry[Task] = Registry("task")
+Draw = TypeVar("Draw", bound=Callable[..., Sample])
 
 
+@overload
+def registered(draw: Draw) -> Draw: ...
+@overload
 def registered(
-    draw: Callable[..., Sample] | None = None,
+    draw: None = None,
     *,
     check: Callable[[str, str], bool] | None = None,
     chance: Callable[..., float] | None = None,
     rows: Callable[..., Iterator[Sample]] | None = None,
-) -> Any:
+) -> Callable[[Draw], Draw]: ...
+def registered(
+    draw: Draw | None = None,
+    *,
+    check: Callable[[str, str], bool] | None = None,
+    chance: Callable[..., float] | None = None,
+    rows: Callable[..., Iterator[Sample]] | None = None,
+) -> Draw | Callable[[Draw], Draw]:
     """Register the decorated function as a task: `@registered`, or `@registered(check=...)` to set fields of Task."""
 
-    def register(draw: Callable[..., Sample]) -> Callable[..., Sample]:
+    def register(draw: Draw) -> Draw:
         check_takes_rng(draw)
         return tasks.add(draw, Task(draw.__name__, draw, check, chance, rows))
 
@@ -266,8 +277,8 @@ def induction(
     return [*block, copies[0], "«", *copies[1:], "»", "."]
 
 
-def one_of_the_values_left(n_pairs: int = 4, **_: Any) -> float:
-    """Return the accuracy of guessing among the values of the sample that were not asked for yet.
+def one_of_the_values_left(n_pairs: int = 4, **_: object) -> float:
+    """Return the accuracy of guessing among those values of the sample that no query has asked for yet.
 
     A model that reads the values of a sample but ignores the keys reaches this accuracy. A guess among all values of
     the vocabulary is right far less often, so an untrained model starts below `chance`.

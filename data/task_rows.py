@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -25,7 +25,7 @@ from data.tokenizer import OWN_SPECIALS, Tokenizer, char_tokenizer, word_tokeniz
 MAX_DRAWS = 1000  # draws without a new sample before a task counts as having too few
 MAX_TRIED = 10_000  # held-out samples to try before a run starts
 MAX_ARGUMENT_CHARS = 160  # characters of an argument in a message
-NOTHING_NEW = 1000  # samples in a row without a new token end the search for the vocabulary
+MAX_WITHOUT_NEW_TOKEN = 1000  # samples in a row without a new token, after which the vocabulary is complete
 
 
 def split_sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
@@ -52,7 +52,7 @@ def task_heading(data_params: DataParams) -> str:
 
 
 def short_repr(value: object) -> str:
-    """Return the repr of `value`, cut to MAX_SHOWN characters for an error message."""
+    """Return the repr of `value`, cut to MAX_ARGUMENT_CHARS characters for an error message."""
     text = repr(value)
     return text if len(text) <= MAX_ARGUMENT_CHARS else f"{text[:MAX_ARGUMENT_CHARS]}..."
 
@@ -136,7 +136,7 @@ class DrawnSamples:
         d, n_held_out = self.data_params, self.sizes["val"] + self.sizes["test"]
         return ValueError(
             f"{task_heading(d)} has too few different samples: n_samples={d.n_samples} with val_pct={d.val_pct} "
-            f"and test_pct={d.test_pct} holds out {n_held_out}"
+            f"and test_pct={d.test_pct} holds out {n_held_out}; hold out fewer"
         )
 
 
@@ -152,7 +152,7 @@ def check_split(task: Task, data_params: DataParams, n_rows: int | None, until: 
     `n_rows` is the number of rows of a finite task, else None. Stop drawing at `until`, a value of time.monotonic().
     """
 
-    def draw(rng: random.Random, **task_args: Any) -> Sample:
+    def draw(rng: random.Random, **task_args: object) -> Sample:
         if time.monotonic() > until:
             raise TimeoutError
         return task.draw(rng, **task_args)
@@ -206,7 +206,7 @@ class TaskData:
     def explore(self, folder: Path) -> None:
         """Find chance level, vocabulary and longest sample, and write them to `folder`.
 
-        Read all validation samples, and training samples until NOTHING_NEW in a row bring no new token.
+        Read all validation samples, and training samples until MAX_WITHOUT_NEW_TOKEN in a row bring no new token.
         """
         targets, words, longest, quiet = Counter[str](), set[str](), 0, 0
         for sample in self.split("val"):
@@ -220,7 +220,7 @@ class TaskData:
             quiet = 0 if set(tokens) - words else quiet + 1
             words.update(tokens)
             longest = max(longest, len(tokens))
-            if quiet == NOTHING_NEW:
+            if quiet == MAX_WITHOUT_NEW_TOKEN:
                 break
         (char_tokenizer if isinstance(sample, str) else word_tokenizer)(words).save(folder)
         facts = {"longest": longest, "chance": max(targets.values()) / max(1, targets.total())}
@@ -239,8 +239,8 @@ class TaskData:
         ids = t.ids_of(tokens)
         if t.unk in ids:
             raise ValueError(
-                f"{task_heading(self.data_params)} has the token {tokens[ids.index(t.unk)]!r}, too rare to be in the vocabulary: "
-                "let the task draw it more often, or not at all"
+                f"{task_heading(self.data_params)} draws the token {tokens[ids.index(t.unk)]!r} too rarely for the vocabulary: "
+                "draw it more often, or not at all"
             )
         return Row([*t.begin, *ids, *t.end], [False, *scored, end_scored])
 
@@ -274,11 +274,11 @@ class TaskRows(Dataset):
         for j in range(first, min(first + self.per_row, self.n_samples)):
             ids, scored = self.data.marked_row(self.split, j)
             check_fits(len(ids) - 2, self.data.data_params, self.room - 1)
-            # Longer than every sample that `explore` has seen.
+            # A sample may be longer than every sample that `explore` has read.
             if len(row.ids) + len(ids) > self.room:
                 raise ValueError(
-                    f"packed=True needs all samples of up to {self.data.longest} tokens, the longest found at the start, but "
-                    f"{task_heading(self.data.data_params)} has one of {len(ids) - 2}: take packed=False"
+                    f"packed=True has room for samples of up to {self.data.longest} tokens, the longest found at the start, but "
+                    f"{task_heading(self.data.data_params)} has one of {len(ids) - 2}; use packed=False"
                 )
             row = Row([*row.ids, *ids], [*row.scored, *scored])
         return row

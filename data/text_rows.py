@@ -19,7 +19,7 @@ from data.corpora import corpus_fingerprint, log_once, read_corpus
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer, recipes, spec_identity
 
-AT_ONCE = 1 << 18  # characters to tokenize together; a longer document is cut into pieces
+CHARS_AT_ONCE = 1 << 18  # characters to tokenize together; a longer document is cut into pieces
 
 
 class Documents:
@@ -110,7 +110,7 @@ class TextData:
         self.log_flaws()
 
     def log_flaws(self) -> None:
-        """Log, once for each text, what limits the meaning of its validation loss."""
+        """Log the flaws of a text that limit the meaning of its validation loss, once for each text."""
         n, about = len(self.val.starts), f"dataset_name={self.data_params.dataset_name!r}"
         if self.val.n_in_training:
             log_once(
@@ -205,14 +205,14 @@ def write_tokens(
 
 
 def batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
-    """Yield documents, or pieces of long ones, in lists of about AT_ONCE characters to tokenize together."""
+    """Yield documents, or pieces of long ones, in lists of about CHARS_AT_ONCE characters to tokenize together."""
     batch: list[Piece] = []
     size = 0
     for document in documents:
         for piece in cut_document(document):
             batch.append(piece)
             size += len(piece.text) + 1
-            if size >= AT_ONCE:
+            if size >= CHARS_AT_ONCE:
                 yield batch
                 batch, size = [], 0
     if batch:
@@ -220,11 +220,11 @@ def batches(documents: Iterable[str]) -> Iterator[list[Piece]]:
 
 
 def cut_document(document: str) -> Iterator[Piece]:
-    """Cut a document into pieces of up to AT_ONCE characters, if possible before a space: a word boundary."""
+    """Cut a document into pieces of up to CHARS_AT_ONCE characters, if possible before a space: a word boundary."""
     start = 0
-    while len(document) - start > AT_ONCE:
-        cut = document.rfind(" ", start + 1, start + AT_ONCE)
-        cut = cut if cut > 0 else start + AT_ONCE
+    while len(document) - start > CHARS_AT_ONCE:
+        cut = document.rfind(" ", start + 1, start + CHARS_AT_ONCE)
+        cut = cut if cut > 0 else start + CHARS_AT_ONCE
         yield Piece(document[start:cut], start == 0, False)
         start = cut
     yield Piece(document[start:], start == 0, True)

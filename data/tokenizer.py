@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
@@ -22,6 +22,9 @@ from common.registry import Registry
 from common.text import did_you_mean, first_line
 from data.cache import digest, function_digest
 from data.hub import download_snapshot, hub_answers, local_snapshot, name_and_revision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 OWN_SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]  # ids 0 to 3 of the tokenizers made here
 MASK = "<mask>"  # the mask token of masked models, with the last id
@@ -281,7 +284,7 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text(self.rust.to_str(), encoding="utf-8")
         (folder / "tokenizer_ids.json").write_text(json.dumps(self.settings()), encoding="utf-8")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, object]:
         """Return the content of tokenizer_ids.json: everything that tokenizer.json lacks."""
         others = {"mask": self.mask, "stops": self.stops, "chat_template": self.chat_template}
         given = {name: value for name, value in others.items() if value is not None}
@@ -292,11 +295,11 @@ class Tokenizer:
         """A digest that is equal for tokenizers that `save` writes as equal files."""
         return digest(self.rust.to_str(), self.settings())
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
+    @staticmethod
+    def load(folder: Path) -> "Tokenizer":
         """Load a tokenizer that `save` wrote; no code in the files runs. Raise ValueError for invalid files."""
         with readable(folder):
-            return cls(**read_saved(Path(folder)))
+            return read_saved(Path(folder))
 
 
 @contextmanager
@@ -312,7 +315,7 @@ def readable(source: object, passing: type[BaseException] = KeyboardInterrupt) -
     # A panic of the Rust library is a BaseException, not an Exception.
     except BaseException as error:
         reason = first_line(error)
-        raise ValueError(f"{source} holds no tokenizer that can be read: {reason:.300}") from None
+        raise ValueError(f"{source} holds no readable tokenizer: {reason:.300}") from None
 
 
 def read_small_file(path: Path) -> str:
@@ -322,8 +325,8 @@ def read_small_file(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def read_saved(folder: Path) -> dict[str, Any]:
-    """Return the arguments of Tokenizer from a folder that `save` wrote. Any exception may mean invalid files."""
+def read_saved(folder: Path) -> Tokenizer:
+    """Load a tokenizer from a folder that `save` wrote. Invalid files may raise any exception."""
     rust = RustTokenizer.from_str(read_small_file(folder / "tokenizer.json"))
     ids = json.loads(read_small_file(folder / "tokenizer_ids.json"))
     specials, kept, mask = Specials(**ids["specials"]), ids["kept"], ids.get("mask")
@@ -340,14 +343,7 @@ def read_saved(folder: Path) -> dict[str, Any]:
         raise ValueError("kept is given, but specials has no unk id for the removed tokens")
     if not (mask is None or (type(mask) is int and 0 <= mask <= limit)):
         raise ValueError("the id of the mask token is out of range")
-    return {
-        "rust": rust,
-        "specials": specials,
-        "kept": kept,
-        "mask": mask,
-        "stops": stops,
-        "chat_template": checked_template(chat_template),
-    }
+    return Tokenizer(rust, specials, kept, mask, stops=stops, chat_template=checked_template(chat_template))
 
 
 def checked_template(template: object) -> ChatTemplate | None:
@@ -359,23 +355,29 @@ def checked_template(template: object) -> ChatTemplate | None:
 
 
 ReadTexts = Callable[[], Iterable[str]]  # each call returns the documents of the training text
+MakeTokenizer = Callable[[ReadTexts, TokenizerSpec], Tokenizer]
+CheckSpec = Callable[[TokenizerSpec], None]  # raises ValueError for an invalid spec
 
 
 class Recipe(NamedTuple):
     """A registered tokenizer: the function that makes it, and an optional check of its spec."""
 
-    make: Callable[[ReadTexts, TokenizerSpec], Tokenizer]
-    check: Callable[[TokenizerSpec], None] | None  # raises ValueError for an invalid spec
+    make: MakeTokenizer
+    check: CheckSpec | None
 
 
 recipes: Registry[Recipe] = Registry("tokenizer")
 
 
+@overload
+def register_tokenizer(make: MakeTokenizer) -> MakeTokenizer: ...
+@overload
 def register_tokenizer(
-    make: Callable[[ReadTexts, TokenizerSpec], Tokenizer] | None = None,
-    *,
-    check: Callable[[TokenizerSpec], None] | None = None,
-) -> Any:
+    make: None = None, *, check: CheckSpec | None = None
+) -> Callable[[MakeTokenizer], MakeTokenizer]: ...
+def register_tokenizer(
+    make: MakeTokenizer | None = None, *, check: CheckSpec | None = None
+) -> MakeTokenizer | Callable[[MakeTokenizer], MakeTokenizer]:
     """Register the decorated function: its name becomes a value of `tokenizer_source_name`.
 
     The function takes the training text and the spec, and returns a Tokenizer:
@@ -387,7 +389,7 @@ def register_tokenizer(
     With `@register_tokenizer(check=...)`, `check(spec)` raises ValueError for a spec that the function does not support.
     """
 
-    def register(make: Callable[[ReadTexts, TokenizerSpec], Tokenizer]) -> Any:
+    def register(make: MakeTokenizer) -> MakeTokenizer:
         return recipes.add(make, Recipe(make, check))
 
     return register(make) if make else register
@@ -583,7 +585,7 @@ def read_pretrained(folder: Path, stamps: tuple[tuple[str, int, int], ...]) -> T
     )
 
 
-def named_ids(rust: RustTokenizer, files: Mapping[str, dict[str, Any]]) -> dict[str, int]:
+def named_ids(rust: RustTokenizer, files: Mapping[str, dict[str, object]]) -> dict[str, int]:
     """Return the ids of the special tokens that a model's files name, such as {"eos_token": 2}.
 
     The order is that of transformers: tokenizer_config.json, special_tokens_map.json, the tokenizer's class. If none of
@@ -639,7 +641,7 @@ def unknown_id(rust: RustTokenizer) -> int | None:
     return None if text is None else rust.token_to_id(text)
 
 
-def stops_of(files: Mapping[str, dict[str, Any]], rust: RustTokenizer) -> list[int]:
+def stops_of(files: Mapping[str, dict[str, object]], rust: RustTokenizer) -> list[int]:
     """Return the ids that end a generation: `eos_token_id` in config.json and generation_config.json."""
     given = (files.get(name, {}).get("eos_token_id") for name in ("config.json", "generation_config.json"))
     return [i for ids in given for i in as_list(ids) if rust.id_to_token(i) is not None]
@@ -650,15 +652,17 @@ def as_list(ids: object) -> list[int]:
     return [i for i in (ids if isinstance(ids, list) else [ids]) if type(i) is int and 0 <= i < 2**32]
 
 
-def chat_template(texts: Mapping[str, str], files: Mapping[str, dict[str, Any]]) -> ChatTemplate | None:
+def chat_template(texts: Mapping[str, str], files: Mapping[str, dict[str, object]]) -> ChatTemplate | None:
     """Return the chat template in chat_template.jinja, else in tokenizer_config.json, else None."""
-    template = texts.get("chat_template.jinja") or files.get("tokenizer_config.json", {}).get("chat_template")
+    template: object = texts.get("chat_template.jinja") or files.get("tokenizer_config.json", {}).get(
+        "chat_template"
+    )
     if isinstance(template, list):  # several, each with a name
         template = {one["name"]: one["template"] for one in template}
     return checked_template(template)
 
 
-def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) -> Any:
+def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) -> "PreTrainedTokenizerBase":
     """Load a tokenizer with AutoTokenizer, for repositories without tokenizer.json.
 
     Raise ValueError whose message begins with `setting` and contains a hint.
@@ -687,7 +691,7 @@ def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) 
         ) from None
 
 
-def from_transformers(pretrained: Any) -> Tokenizer:
+def from_transformers(pretrained: "PreTrainedTokenizerBase") -> Tokenizer:
     """Wrap a fast tokenizer of transformers in a Tokenizer.
 
     If it was loaded from a tokenizer.json and not changed since, the ids are those of the file. Raise ValueError for a
@@ -695,7 +699,7 @@ def from_transformers(pretrained: Any) -> Tokenizer:
     """
     if not pretrained.is_fast:
         raise ValueError(
-            f"tokenizer_source_name={pretrained.name_or_path!r} has no fast version, which is required"
+            f"tokenizer_source_name={pretrained.name_or_path!r} has no fast version; use a tokenizer that has one"
         )
     rust = original_of(pretrained) or RustTokenizer.from_str(pretrained.backend_tokenizer.to_str())
     texts = {key: getattr(pretrained, key) for key in NAMED}
@@ -709,7 +713,7 @@ def from_transformers(pretrained: Any) -> Tokenizer:
     )
 
 
-def original_of(pretrained: Any) -> RustTokenizer | None:
+def original_of(pretrained: "PreTrainedTokenizerBase") -> RustTokenizer | None:
     """Load the tokenizer.json from which `pretrained` was loaded; None without one, or if `pretrained` has changed."""
     name = pretrained.name_or_path  # empty if it was made from a vocabulary
     folder = local_snapshot(*name_and_revision(name), PRETRAINED_FILES) if name else None
@@ -724,6 +728,6 @@ def original_of(pretrained: Any) -> RustTokenizer | None:
     return rust if same else None
 
 
-def without_padding(rust: RustTokenizer) -> dict[str, Any]:
+def without_padding(rust: RustTokenizer) -> dict[str, object]:
     """Return tokenizer.json as a dict without padding and truncation, which Tokenizer switches off."""
     return json.loads(rust.to_str()) | {"padding": None, "truncation": None}

@@ -6,10 +6,10 @@ import signal
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-MAX_SECONDS = 4.0  # wall-clock time, for a check that sleeps or waits for a processor
-MAX_TRIAL_BYTES = 512 << 20  # beyond the memory of this process
+MAX_SECONDS = 4.0  # wall-clock time of a check, which may also sleep or wait for a processor
+MAX_TRIAL_BYTES = 512 << 20  # memory of a check, beyond the memory of this process
 Result = TypeVar("Result")
 
 
@@ -17,7 +17,7 @@ class TrialError(Exception):
     """A trial without a result. The message is the end of a sentence whose subject is the check."""
 
 
-def in_trial(check: Callable[..., Result], *args: Any, cpu_seconds: float) -> Result:
+def in_trial(check: Callable[..., Result], *args: object, cpu_seconds: float) -> Result:
     """Return check(*args), computed in a forked process; raise TrialError if that process exceeds a limit or dies.
 
     `cpu_seconds` limits its CPU time. A limit in this process would not suffice: no signal handler runs before a call
@@ -47,7 +47,7 @@ def in_trial(check: Callable[..., Result], *args: Any, cpu_seconds: float) -> Re
 
 
 def send_result(
-    sender: Connection, cpu_seconds: float, check: Callable[..., Any], args: tuple[Any, ...]
+    sender: Connection, cpu_seconds: float, check: Callable[..., object], args: tuple[object, ...]
 ) -> None:
     """Limit this process, run the check, and send its result to the parent."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPROF):
@@ -58,7 +58,7 @@ def send_result(
 
 
 def limit_memory() -> None:
-    """Limit this process to MAX_BYTES more memory than it has now. Do nothing where /proc is missing."""
+    """Limit this process to MAX_TRIAL_BYTES more memory than it has now. Do nothing where /proc is missing."""
     import resource  # only where processes fork
 
     with contextlib.suppress(OSError, ValueError):

@@ -24,11 +24,11 @@ class Uncacheable(ValueError):
 
 
 class Cache:
-    """Cached state of layers for the tokens seen so far, by name, batch first. Generation continues from it."""
+    """State of layers after the tokens so far, by name, batch first. Generation continues from it."""
 
     def __init__(self, length: int) -> None:
-        self.length = length  # tokens there is room for
-        self.seen = 0  # tokens gone through
+        self.length = length  # largest number of tokens
+        self.seen = 0  # number of tokens so far
         self.kept: dict[str, Tensor] = {}
 
     def take(self, rows_B: Tensor) -> None:
@@ -56,12 +56,12 @@ class Context:
     """
 
     ids_BT: Tensor
-    attn_requests: Any = None  # whatever the caller wants attention to know
+    attn_requests: Any = None  # any value that the caller passes to attention
     taps: Sequence[Tap] = ()
     cache: Cache | None = None
-    real_BT: Tensor | None = None  # False at padding, which no real token may see; None: there is none
-    padding_B: Tensor | None = None  # padding positions at the start of each row; None: none
-    layer: int | None = None  # number of the active layer in Transformer.passes; None outside
+    real_BT: Tensor | None = None  # False at padding, which no real token attends to; None: no padding
+    padding_B: Tensor | None = None  # padding positions at the start of each row; None: no padding there
+    layer: int | None = None  # number of the active layer in Transformer.passes; None outside the layers
     shared: dict[str, Any] = field(default_factory=dict)  # values that layers share in a forward pass
     losses: dict[str, Tensor] = field(default_factory=dict)  # by `add_loss`
     written: set[tuple[str, int | None, str]] = field(default_factory=set)  # see `claim`
@@ -75,7 +75,7 @@ class Context:
         return name if self.layer is None else f"layers.{self.layer}.{name}"
 
     def claim(self, what: str, name: str) -> None:
-        """Raise ValueError if this forward pass has written to the name before: one of two values would be lost."""
+        """Raise ValueError if this forward pass has used the name before: one of the two values would be lost."""
         if (key := (what, self.layer, name)) in self.written:
             raise ValueError(
                 f"{what} {self.named(name)!r} is written twice in one forward pass: give each writer its own name, "
@@ -111,7 +111,7 @@ class Context:
         self.losses[name] = self.losses[name] + added if name in self.losses else added
 
     def with_past(self, name: str, x: Tensor, dim: int) -> Tensor:
-        """Return the cached tensors of earlier tokens under this name, followed by `x`, along the axis `dim`."""
+        """Return the cached tensor of earlier tokens under this name, concatenated with `x` along `dim`."""
         self.claim("cache entry", name)
         if self.cache is None:
             return x
@@ -135,16 +135,16 @@ class Context:
         return None if self.cache is None else self.cache.kept.get(self.named(name))
 
     def keep(self, name: str, state: Tensor) -> None:
-        """Store a state, batch first, for the tokens to come."""
+        """Store a state, batch first, for later tokens."""
         self.claim("cache entry", name)
         if self.cache is not None:
             self.cache.kept[self.named(name)] = state
 
 
-Refused = Collection[Any] | Callable[[Any], bool]  # values of a field, or a predicate of a value
+Refused = Collection[object] | Callable[[Any], bool]  # values of a field, or a predicate of a value
 
 
-def all_except(*allowed: Any) -> Callable[[Any], bool]:
+def all_except(*allowed: object) -> Callable[[object], bool]:
     """Return a predicate for `Layer.refuses` that is True for every value other than `allowed`."""
     return lambda value: value not in allowed
 
@@ -171,5 +171,5 @@ def layer_kind(name: str) -> Callable[[MakeLayer], MakeLayer]:
     return layer_kinds.register(name=name)
 
 
-# The Block that a student builds in the courses. Nothing else of the core knows of them.
+# The Block that a student builds in the courses. No other code outside learn/ refers to the courses.
 layer_kinds.add_lazy("student", "learn.layer")

@@ -18,7 +18,7 @@ class Tokenizer(Protocol):
     eos: int | None  # ends every text that is trained on
     stops: tuple[int, ...]  # ids that end a sample, eos among them
     pad: int
-    mask: int | None  # stands for a token that is to be predicted, where a model does that
+    mask: int | None  # stands for a token to predict, in masked models
 
     @property
     def special_ids(self) -> Mapping[str, int]:
@@ -49,10 +49,12 @@ def ids_of(x: Input, tokenizer: Tokenizer, device: torch.device) -> Tensor:
         ids = ids[None]
     if ids.dim() != 2 or ids.numel() == 0:
         raise ValueError(
-            f"input of shape {tuple(ids.shape)}: an LM takes [T] or [B, T] ids, at least one of them"
+            f"input of shape {tuple(ids.shape)}: an LM takes ids [T] or [B, T], and at least one id"
         )
     if ids.is_floating_point() and not torch.equal(ids, ids.round()):
-        raise ValueError(f"input of {ids.dtype} that are not whole numbers: an LM takes token ids")
+        raise ValueError(
+            f"input of {ids.dtype} with fractions: an LM takes token ids, which are whole numbers"
+        )
     ids_BT = ids.to(device, torch.int64)
     low, high = int(ids_BT.min()), int(ids_BT.max())
     if low < 0 or high >= tokenizer.n_tokens:
@@ -61,7 +63,7 @@ def ids_of(x: Input, tokenizer: Tokenizer, device: torch.device) -> Tensor:
 
 
 def too_long(n_tokens: int, max_seq_len: int) -> ValueError:
-    return ValueError(f"input of {n_tokens} tokens, but max_seq_len={max_seq_len!r}")
+    return ValueError(f"input of {n_tokens} tokens is longer than max_seq_len={max_seq_len!r}")
 
 
 def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
@@ -73,7 +75,9 @@ def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
         return None
     mask_BT = torch.as_tensor(mask)
     if mask_BT.shape != ids_BT.shape:
-        raise ValueError(f"mask of shape {tuple(mask_BT.shape)} for an input of shape {tuple(ids_BT.shape)}")
+        raise ValueError(
+            f"mask of shape {tuple(mask_BT.shape)} for an input of shape {tuple(ids_BT.shape)}: both must be equal"
+        )
     mask_BT = mask_BT.to(ids_BT.device, torch.bool)
     return None if mask_BT.device.type == "cpu" and mask_BT.all() else mask_BT
 
@@ -81,8 +85,8 @@ def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
 def left_padding(real_BT: Tensor | None, causal: bool) -> Tensor | None:
     """Return the number of padding positions at the start of each row, [B].
 
-    Return None if no row has any and finding out needs no synchronization in training. Causal models get no mask in
-    training, so they may synchronize.
+    Return None if no row has any. Off the CPU only causal models check this, as the check synchronizes: they get no
+    mask in training.
     """
     if real_BT is None:
         return None

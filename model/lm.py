@@ -1,9 +1,9 @@
-"""LM: a language model over a tokenizer's ids, a decoder, or with causal=False and objective="masked" a BERT.
+"""LM: a language model over token ids, a decoder or, with causal=False and objective="masked", an encoder like BERT.
 
 Shape suffixes:  B batch  T position  D model dim  V vocabulary
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from model.generation.sampling import (
     stop_ids,
 )
 from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
-from model.masking import fill_masks, losses_in_turn, mask_tokens, whole_rows
+from model.masking import MASK_FRAC, fill_masks, losses_in_turn, mask_tokens, unmasked_batch
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summarize, token_losses
 from model.problems import model_problems
@@ -35,6 +35,8 @@ from model.transformer.embeddings import Embedding
 from model.transformer.linear import readout
 from model.transformer.mlm_head import readout_transform
 from model.transformer.transformer import Transformer
+
+LossRequests = Callable[[Tensor], Tensor]  # ids [B, T] -> the ids that the model gets instead
 
 
 class XYZ(NamedTuple):
@@ -46,7 +48,10 @@ class XYZ(NamedTuple):
 
 
 class LM(nn.Module):
-    """Embedding, stack of layers and unembedding, with methods for losses, samples and perplexities."""
+    """Embedding, stack of layers and unembedding, with methods for losses, samples and perplexities.
+
+    `dropout` is a probability from 0 to 1. Raise ValueError for an architecture that the layers do not support.
+    """
 
     def __init__(self, model_params: ModelParams, tokenizer: Tokenizer, dropout: float = 0.0) -> None:
         super().__init__()
@@ -71,7 +76,7 @@ class LM(nn.Module):
         x: Input,
         get_embeddings: bool = False,
         get_attns: bool = False,
-        attn_requests: Any = None,
+        attn_requests: object = None,
         cache: Cache | None = None,
         mask: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
@@ -82,7 +87,7 @@ class LM(nn.Module):
         - "embeddings" [B, n_layers, T, D], the output of every layer in the stack.
         - "attns" [B, n_layers, n_heads, T, T] (query, then key), of the layers that have attention.
 
-        With a cache `x` still holds all tokens so far, but only those that the cache has not seen are computed.
+        With a cache, `x` still holds all tokens so far; only the tokens after the cached ones are computed.
         `mask` [B, T] is True at real tokens; no position attends to the others. Padding on the left does not count in
         positions, so the real tokens get the same logits as without it.
         Raise ValueError for ids outside the vocabulary or more than max_seq_len tokens.
@@ -90,7 +95,7 @@ class LM(nn.Module):
         x = ids_of(x, self.tokenizer, self.device)
         if x.shape[1] > self.model_params.max_seq_len:
             raise too_long(x.shape[1], self.model_params.max_seq_len)
-        # x is [B, T] from here on: the place to set attn_requests by what is in it.
+        # From here on x holds ids [B, T]. Set attn_requests here if it depends on them.
         if cache is not None and attn_requests is not None:
             raise Uncacheable("attn_requests is set")
         if cache is not None and not self.model_params.causal:
@@ -142,7 +147,7 @@ class LM(nn.Module):
 
     def activation_names(self) -> list[str]:
         """Return the names of all activations, in order of computation. Runs the model on one token."""
-        taps, self.taps = self.taps, Taps()  # nobody else looks at this run, or changes it
+        taps, self.taps = self.taps, Taps()  # this run is not recorded or patched by others
         try:
             with torch.no_grad(), eval_mode(self), self.record() as seen:
                 self([0])
@@ -150,14 +155,18 @@ class LM(nn.Module):
             self.taps = taps
         return list(seen)
 
-    def get_batch_xyz(self, batch: dict, loss_requests: Any = None, train_params: Any = None) -> XYZ:
+    def get_batch_xyz(
+        self, batch: Mapping[str, Tensor], loss_requests: LossRequests | None = None, train_params: Any = None
+    ) -> XYZ:
         """Return inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
 
-        `loss_requests`, a function of ids [B, T], changes the inputs but not the targets.
-        With objective="masked" training hides other tokens every time, while evaluation hides the same tokens of a row.
+        `loss_requests`, a function of ids [B, T], changes the inputs but not the targets. `train_params` are the
+        TrainParams, or None for their defaults. With objective="masked", training hides different tokens each time, and
+        evaluation hides the same tokens of a row every time.
         """
         if self.model_params.objective == "masked":
-            x, y = mask_tokens(whole_rows(batch, self), self, train_params)
+            mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
+            x, y = mask_tokens(unmasked_batch(batch, self), self, mask_frac)
         else:
             x_indices, scored = batch["x_indices"].to(self.device), batch["target_mask"].to(self.device)
             x = x_indices[:, :-1]
@@ -173,13 +182,17 @@ class LM(nn.Module):
         return XYZ(x, y, z)
 
     def get_losses(
-        self, batch: dict, train_params: Any, loss_requests: Any = None, xyz: XYZ | None = None
+        self,
+        batch: Mapping[str, Tensor],
+        train_params: Any,
+        loss_requests: LossRequests | None = None,
+        xyz: XYZ | None = None,
     ) -> tuple[dict[str, Tensor], int]:
-        """Return the losses by name and the number of rows. Training minimizes the sum of the losses.
+        """Return the losses by name, as scalars, and the number of rows. Training minimizes the sum of the losses.
 
-        "main" is the mean cross entropy of the scored tokens in nats. The others are those that layers add with
-        `ctx.add_loss`, weighted. `xyz` is the result of the last call of `get_batch_xyz`. `self.n_scored` is set to the
-        number of scored tokens: training weighs the batches of an optimizer step by it.
+        "main" is the mean cross entropy of the scored tokens in nats. The others are the weighted losses that layers add
+        with `ctx.add_loss`. `xyz` is the result of `get_batch_xyz`, if it was called just before. This method sets
+        `self.n_scored` to the number of scored tokens, by which training weighs the batches of an optimizer step.
         """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
@@ -201,7 +214,7 @@ class LM(nn.Module):
         parse_special: bool = False,
         n_samples: int = 1,
         generator: torch.Generator | None = None,
-        attn_requests: Any = None,
+        attn_requests: object = None,
         use_cache: bool = True,
         return_logprobs: bool = False,
     ) -> Any:
@@ -261,7 +274,7 @@ class LM(nn.Module):
         early_stopping: EarlyStopping = False,
         stop: Stop = (),
         parse_special: bool = False,
-        attn_requests: Any = None,
+        attn_requests: object = None,
         use_cache: bool = True,
     ) -> list[Beam]:
         """Return the `n_best` best continuations of a prompt that are found, and their scores, best first.
@@ -296,7 +309,7 @@ class LM(nn.Module):
         """
         if self.model_params.objective != "masked":
             raise ValueError(
-                "lm.fill needs objective='masked'; a model of next tokens continues a text: use lm.sample"
+                "lm.fill needs objective='masked'; with objective='next-token', use lm.sample to continue a text"
             )
         ids = self.tokenizer.with_gaps(text) if isinstance(text, str) else list(text)
         with torch.no_grad(), eval_mode(self):
@@ -311,11 +324,13 @@ class LM(nn.Module):
         before_exp: bool = False,
         dummy_res: float = -1,
     ) -> Perplexities:
-        """Return the mean, largest and smallest perplexity of a token, the number of tokens, and per_token_res.
+        """Return the mean, largest and smallest perplexity of a token, the number of scored tokens, and per_token_res.
 
+        `samples` are texts, lists of ids, or a DataLoader with batches of data/dataloader.py.
         The mean is exp(mean cross entropy of all scored tokens). before_exp gives cross entropies in nats instead.
         Without bos the first token of a text is not scored: nothing predicts it. With per_token, per_token_res holds
-        the perplexities [samples, longest sample - 1], with dummy_res where nothing is scored.
+        the perplexities [samples, longest sample - 1], with dummy_res where no token is scored. Raise ValueError if no
+        token is scored.
 
         With objective="masked" these are pseudo-perplexities (Salazar et al. 2020): each token is masked in turn, which
         takes one row per token. A string becomes bos, its tokens and eos; eos is not scored.
@@ -325,15 +340,17 @@ class LM(nn.Module):
             rows = [row for batch in batches for row in self.get_token_losses(batch).losses.cpu()]
         return summarize(rows, per_token, before_exp, dummy_res)
 
-    def get_token_losses(self, batch: dict) -> TokenLosses:
-        """Return the cross entropy of each token of a batch; with objective="masked" each is masked alone, in turn."""
+    def get_token_losses(self, batch: Mapping[str, Tensor]) -> TokenLosses:
+        """Return the cross entropy of each token of a batch. With objective="masked" each token is masked alone, in turn."""
         if self.model_params.objective == "masked":
-            rows = whole_rows(batch, self)
+            rows = unmasked_batch(batch, self)
             return TokenLosses(rows.ids[:, 1:], losses_in_turn(rows, self)[:, 1:])
         _, y, z = self.get_batch_xyz(batch)
         return TokenLosses(y, token_losses(y, z))
 
-    def batches_of(self, samples: str | Sequence[str] | Sequence[Sequence[int]]) -> Iterator[dict]:
+    def batches_of(
+        self, samples: str | Sequence[str] | Sequence[Sequence[int]]
+    ) -> Iterator[dict[str, Tensor]]:
         """Yield strings, or lists of ids, in batches like those of a DataLoader."""
         samples = [samples] if isinstance(samples, str) else samples
         masked = self.model_params.objective == "masked"

@@ -7,8 +7,8 @@ Shape suffixes:  B batch  T position  V vocabulary  N place to predict
 """
 
 import zlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from model.generation.decoding import LanguageModel, usable_logits
 from model.inputs import Tokenizer
 from model.perplexity import NO_LOSS, NOT_SCORED, ROWS_PER_PASS, token_losses
 
-MASK_FRAC = 0.15  # where no TrainParams say otherwise
+MASK_FRAC = 0.15  # the default of TrainParams.mask_frac
 # Thresholds for a random number from 0 to 1: below MASKED a token becomes the mask, below REPLACED a random token.
 MASKED, REPLACED = 0.8, 0.9
 
@@ -27,7 +27,7 @@ class UnmaskedBatch(NamedTuple):
     """A batch before masking, [B, T] each."""
 
     ids: Tensor
-    scored: Tensor  # True where a token may be hidden, to be predicted
+    scored: Tensor  # True where a token may be hidden and predicted
     real: Tensor  # False at padding
 
 
@@ -35,10 +35,10 @@ class MaskedBatch(NamedTuple):
     """Masked inputs and their targets, [B, T] each."""
 
     x: Tensor
-    y: Tensor  # NOT_SCORED where nothing is to be predicted
+    y: Tensor  # NOT_SCORED where no token is to be predicted
 
 
-def whole_rows(batch: dict, lm: LanguageModel) -> UnmaskedBatch:
+def unmasked_batch(batch: Mapping[str, Tensor], lm: LanguageModel) -> UnmaskedBatch:
     """Return the rows of a batch, cut to max_seq_len tokens.
 
     In text the next row begins with the last of max_seq_len + 1 tokens, so no token is lost.
@@ -50,12 +50,11 @@ def whole_rows(batch: dict, lm: LanguageModel) -> UnmaskedBatch:
     return UnmaskedBatch(ids_BT, F.pad(scored_BT[:, 1:], (1, 0)), real_BT)
 
 
-def mask_tokens(rows: UnmaskedBatch, lm: LanguageModel, train_params: Any) -> MaskedBatch:
+def mask_tokens(rows: UnmaskedBatch, lm: LanguageModel, mask_frac: float = MASK_FRAC) -> MaskedBatch:
     """Hide `mask_frac` of the scored tokens of every row, at least one. In training the choice is random each time."""
-    mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
     B, T = rows.ids.shape
-    # On the CPU, as the state of its global generator is kept for resuming.
-    # Always in float32, so that the same tokens are hidden at every precision.
+    # Drawn on the CPU, as resuming restores the state of the CPU's global generator.
+    # Drawn in float32, so that the same tokens are hidden at every precision.
     noise = torch.rand(B, 3, T, dtype=torch.float32, device="cpu") if lm.training else noise_of(rows)
     which_BT, how_BT, token_BT = noise.to(rows.ids.device).unbind(dim=1)
     n_B1 = (rows.scored.sum(dim=1, keepdim=True) * mask_frac).round().clamp(min=1)
@@ -80,15 +79,17 @@ def noise_of(rows: UnmaskedBatch) -> Tensor:
 
 def mask_id(tokenizer: Tokenizer) -> int:
     if tokenizer.mask is None:
-        raise ValueError("objective='masked' takes a tokenizer with a mask token, and this one has none")
+        raise ValueError(
+            "objective='masked' needs a tokenizer with a mask token, but this one has none; use tokenizer.with_mask()"
+        )
     return tokenizer.mask
 
 
 def losses_in_turn(rows: UnmaskedBatch, lm: LanguageModel) -> Tensor:
-    """Return the cross entropy of every scored token while it alone is hidden, [B, T], NO_LOSS elsewhere.
+    """Return the cross entropy [B, T] of every scored token while it alone is hidden, NO_LOSS elsewhere.
 
-    The sum of a row is its negative pseudo-log-likelihood (Salazar et al. 2020). One row per scored token goes through
-    the model.
+    The sum of a row is its negative pseudo-log-likelihood (Salazar et al. 2020). The model gets one row per scored
+    token.
     """
     losses_BT = torch.full(rows.ids.shape, NO_LOSS, device=rows.ids.device)
     for row_N, at_N in (place_N2.unbind(dim=1) for place_N2 in rows.scored.nonzero().split(ROWS_PER_PASS)):
@@ -101,11 +102,11 @@ def losses_in_turn(rows: UnmaskedBatch, lm: LanguageModel) -> Tensor:
 
 
 def fill_masks(ids: Sequence[int], lm: LanguageModel) -> tuple[list[int], list[float]]:
-    """Return `ids` with the most probable token in place of each mask token, and their probabilities."""
+    """Return `ids` with the most probable token in place of each mask token, and the probabilities of these tokens."""
     x_T, mask = torch.as_tensor(ids), mask_id(lm.tokenizer)
     gaps_T = x_T == mask
     if not gaps_T.any():
-        raise ValueError(f"there is no {lm.tokenizer.tokens([mask])[0]} to fill in")
+        raise ValueError(f"the text has no {lm.tokenizer.tokens([mask])[0]} to fill in")
     z_NV = usable_logits(lm(x_T[None].to(lm.device))[0, gaps_T.to(lm.device)], "mask token {}".format)
     best = z_NV.softmax(dim=-1).max(dim=-1)
     x_T[gaps_T] = best.indices.cpu()

@@ -18,10 +18,10 @@ class ModelParams:
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
     max_seq_len: PositiveInt = 128  # longest input, in tokens
     positions: str = "learned"  # how positions are encoded
-    rotary_base: PositiveFloat = 10_000.0  # of positions = "rotary"
-    rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # of "rotary": the share of a head that turns
-    sliding_window: PositiveInt | None = None  # a position attends to itself and fewer to each side than this
-    norm: str = "layernorm"  # kind of the norms of layers and of the last one
+    rotary_base: PositiveFloat = 10_000.0  # base of the angles of positions = "rotary"
+    rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a head that "rotary" rotates
+    sliding_window: PositiveInt | None = None  # attend only to positions at a smaller distance than this
+    norm: str = "layernorm"  # kind of all norms, the one after the last layer included
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
     norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
     embedding_norm: bool = False  # normalize the embeddings, before the first layer
@@ -39,12 +39,12 @@ class ModelParams:
     readout_bias: bool = False  # of the readout, and of the map before it
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
-    init: Literal["small", "unit"] = "small"  # unit: all that maps have size 1, and embeddings if not tied
+    init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
     residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
-    residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": as n blocks change
-    residual_trainable: bool = False  # of "admin" and "deepnet": omega is a vector that trains, not a number
-    residual_profile: bool = False  # of "admin": omega from variances in the first batches instead
-    parametrization: Literal["standard", "mup", "completep"] = "standard"  # muP: how lr goes with size
+    residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
+    residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector
+    residual_profile: bool = False  # of "admin": set omega by variances in the first batches instead
+    parametrization: Literal["standard", "mup", "completep"] = "standard"  # muP: how lr scales with size
     mup_base_dim: NonNegativeInt = 0  # muP: the dim at which it is "standard"; 0: this one
     mup_base_heads: NonNegativeInt = 0  # muP: n_heads at mup_base_dim; 0: the same
     mup_base_layers: NonNegativeInt = 0  # muP: the n_layers at which "completep" is "mup"; 0: this one
@@ -53,45 +53,46 @@ class ModelParams:
     mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
     readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
     query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
-    conv_width: PositiveInt = 4  # positions that a convolution of gated-conv and state-space looks at
-    lora_rank: NonNegativeInt = 0  # train only products of this rank beside the linear maps of the layers
-    from_pretrained: str | None = None  # begin with weights and fields of a model of the hub or in a folder
-    from_saved: str | None = None  # begin with weights and fields of the saved run of this timestamp
+    conv_width: PositiveInt = 4  # positions in a convolution of gated-conv and state-space
+    lora_rank: NonNegativeInt = 0  # train only products of this rank, added to the layers' linear maps
+    from_pretrained: str | None = None  # start from weights and fields of a model on the hub or in a folder
+    from_saved: str | None = None  # start from weights and fields of the saved run with this timestamp
     tokenizer_source_name: str = "char"  # char, custom (our own BPE), any registered or pretrained one
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
-    layer_index: ClassVar[int | None] = None  # index of the layer that `at` made these for
-    n_passes: ClassVar[int | None] = None  # number of layers in its forward pass
+    layer_index: ClassVar[int | None] = None  # set by `at`: index of the layer that these params are for
+    n_passes: ClassVar[int | None] = None  # set by `at`: number of layers in a forward pass
 
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide dim={self.dim}")
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
-        if self.positions == "rotary" and (self.n_turned < 2 or self.n_turned % 2):
+        if self.positions == "rotary" and (self.n_rotated < 2 or self.n_rotated % 2):
             raise ValueError(
                 f"positions='rotary' rotates pairs, but rotary_frac={self.rotary_frac} of the dim={self.dim} / "
-                f"n_heads={self.n_heads} dimensions of a head is {self.n_turned}: it must be even and at least 2"
+                f"n_heads={self.n_heads} dimensions of a head is {self.n_rotated}: it must be even and at least 2"
             )
         if self.parallel_blocks and self.norm_position == "post":
             raise ValueError(
-                "parallel_blocks=True adds both blocks at once: norm_position='post' has no place between"
+                "parallel_blocks=True adds both blocks at once, so norm_position='post' has no place between them; "
+                "use another norm_position"
             )
         if self.from_pretrained is not None and self.from_saved is not None:
             raise ValueError(
                 f"from_pretrained={self.from_pretrained!r} and from_saved={self.from_saved!r} exclude each other: "
-                "weights come from one place"
+                "set one of them"
             )
         if not self.layer_architecture:
             raise ValueError(f"layer_architecture={self.layer_architecture!r} names no layer kind")
         if self.readout_zero_init and self.tied_embeddings:  # muP
             raise ValueError(
-                "readout_zero_init=True would make the token embedding 0, too; use tied_embeddings=False"
+                "readout_zero_init=True would set the token embedding to 0, too; use tied_embeddings=False"
             )
         if not self.causal and self.objective == "next-token":
             raise ValueError(
-                "causal=False with objective='next-token' would show each position the token it is to predict; "
+                "causal=False with objective='next-token' would show each position the token that it predicts; "
                 "use objective='masked'"
             )
         self.check_residual()
@@ -99,16 +100,16 @@ class ModelParams:
     def check_residual(self) -> None:
         if self.residual != "plain" and self.norm_position != "post":
             raise ValueError(
-                f"residual={self.residual!r} is for norm_position='post', not {self.norm_position!r}: "
-                "only a norm after the sum keeps x * omega + f in size"
+                f"residual={self.residual!r} needs norm_position='post', not {self.norm_position!r}: "
+                "only a norm after the sum keeps x * omega + f from growing"
             )
         if self.residual != "plain" and self.parametrization == "completep":
             raise ValueError(
-                f"residual={self.residual!r} and parametrization='completep' are two rules for depth: take one"
+                f"residual={self.residual!r} and parametrization='completep' are two rules for depth: use one"
             )
 
     def at(self, layer_index: int, n_passes: int) -> "ModelParams":
-        """Return the params that layer `layer_index` is made from: equal to these, but they know their layer."""
+        """Return the params for layer `layer_index` of a forward pass with `n_passes` layers, with equal fields."""
         params = object.__new__(type(self))
         vars(params).update(vars(self))
         object.__setattr__(params, "layer_index", layer_index)
@@ -133,7 +134,7 @@ class ModelParams:
         return 4 * self.dim if self.dim_ff is None else self.dim_ff
 
     @property
-    def n_turned(self) -> int:
+    def n_rotated(self) -> int:
         """Number of dimensions of a head that rotary positions rotate."""
         return int(self.head_dim * self.rotary_frac)
 
@@ -144,5 +145,5 @@ class ModelParams:
         return (named,) if isinstance(named, str) else named
 
     def has_bias(self, part: bool | None) -> bool:
-        """Return whether a part of the stack has a bias; `part` is its own bias_ field, None for the default."""
+        """Return whether a part of the stack has a bias. `part` is the value of its own field, such as bias_ff."""
         return self.bias if part is None else part

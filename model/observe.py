@@ -11,7 +11,7 @@ import sys
 from collections.abc import Collection
 from dataclasses import fields, replace
 from types import FrameType, SimpleNamespace
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -19,6 +19,9 @@ from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from model.transformer.residual import wants_profile
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MAX_NUMBERS = 2**20  # in the layers of a model built on the CPU; larger ones are built on the meta device
 MAX_LAYERS = 2  # of the observed model, unless more layer kinds take turns
@@ -36,7 +39,7 @@ def observed(params: P, reads: set[str]) -> P:
     kind: Any = type(params)
     names = {field.name for field in fields(kind)}
 
-    def __getattribute__(self: Any, name: str) -> Any:
+    def __getattribute__(self: object, name: str) -> object:
         if name in names and name not in reads and is_use(sys._getframe(1)):
             reads.add(name)
         return object.__getattribute__(self, name)
@@ -58,9 +61,11 @@ def is_use(frame: FrameType | None) -> bool:
     return True
 
 
-def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> dict[str, Any]:
+def unread(
+    params: "DataclassInstance", reads: Collection[str], also: Collection[str] = ()
+) -> dict[str, object]:
     """Return the fields and values that nothing has read, if they differ from their default or are in `also`."""
-    defaults, found = type(params)(), {}
+    defaults, found = type(params)(), dict[str, object]()
     for field in fields(params):
         value = getattr(params, field.name)
         is_set = value != getattr(defaults, field.name) or field.name in also
@@ -69,10 +74,10 @@ def unread(params: Any, reads: Collection[str], also: Collection[str] = ()) -> d
     return found
 
 
-def run_observed(model_params: ModelParams, reads: set[str], train_params: Any = None) -> LM | None:
+def run_observed(model_params: ModelParams, reads: set[str], train_params: object = None) -> LM | None:
     """Build a model of few layers and compute its losses once; a large one is built on the meta device.
 
-    `train_params` are passed to its losses. Return None if the model cannot run: then nothing is known.
+    `train_params` are passed to its losses. Return None if the model cannot run, so that its reads are unknown.
     """
     n_layers = min(model_params.n_layers, max(MAX_LAYERS, len(model_params.kinds)))
     p = replace(model_params, n_layers=n_layers)
@@ -90,7 +95,7 @@ def run_observed(model_params: ModelParams, reads: set[str], train_params: Any =
             with torch.device("cpu" if n_numbers <= MAX_NUMBERS else "meta"):
                 lm = LM(params, cast(Tokenizer, tokenizer), dropout=0.1)
             lm.train().get_losses(batch, train_params)
-            wants_profile(lm)
+            wants_profile(lm, params)
     except Exception:  # an edit may read numbers, which meta tensors lack
         return None
     finally:

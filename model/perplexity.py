@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from model.inputs import Tokenizer, too_long
 
 NOT_SCORED = -100  # a target that no loss counts; torch's own default for ignore_index
-NO_LOSS = -1.0  # stands where nothing is scored: no cross entropy is negative, though it may be NaN
-ROWS_PER_PASS = 16  # that go through the model at once when they come as a list
+NO_LOSS = -1.0  # the loss of tokens that are not scored: no cross entropy is negative, though it may be NaN
+ROWS_PER_PASS = 16  # rows in a forward pass, for samples in a list
 
 
 class Perplexities(NamedTuple):
+    """The result of `LM.perplexities`."""
+
     mean: float  # exp of the mean cross entropy over all scored tokens
     max: float  # of a single token
     min: float
@@ -29,7 +31,7 @@ class TokenLosses(NamedTuple):
     """Cross entropy in nats of every token of a row but the first, [B, T - 1]."""
 
     y: Tensor  # the tokens
-    losses: Tensor  # NO_LOSS where nothing is scored
+    losses: Tensor  # NO_LOSS where no token is scored
 
 
 def summarize(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: float) -> Perplexities:
@@ -38,7 +40,7 @@ def summarize(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: 
     losses = losses[losses != NO_LOSS].double()
     if not len(losses):
         raise ValueError(
-            "perplexities of samples in which no token is scored: give longer samples, or more of them"
+            "no token is scored in these samples, so there are no perplexities: give longer samples, or more of them"
         )
     shown = torch.clone if before_exp else torch.exp
     mean, high, low = (shown(x).item() for x in (losses.mean(), losses.max(), losses.min()))
@@ -50,7 +52,7 @@ def summarize(rows: list[Tensor], per_token: bool, before_exp: bool, dummy_res: 
 
 
 def token_losses(y_BT: Tensor, z_BTV: Tensor) -> Tensor:
-    """Return the cross entropy at every position in nats, [B, T], NO_LOSS where nothing is scored."""
+    """Return the cross entropy at every position in nats, [B, T], NO_LOSS where no token is scored."""
     losses_BT = F.cross_entropy(
         z_BTV.transpose(1, 2).float(), y_BT, ignore_index=NOT_SCORED, reduction="none"
     )
@@ -59,7 +61,7 @@ def token_losses(y_BT: Tensor, z_BTV: Tensor) -> Tensor:
 
 def in_batches(
     samples: Sequence[str] | Sequence[Sequence[int]], tokenizer: Tokenizer, longest: int | None = None
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Tensor]]:
     """Yield strings, or lists of ids, in batches like those of a DataLoader. All tokens but the first are scored.
 
     `longest` is the maximum length for a masked model; strings then end with eos, which is not scored.
@@ -82,6 +84,6 @@ def in_batches(
 
 
 def pad_ids(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
-    """Return [B, T] int64 ids, padded on the right, where no real token sees the padding."""
+    """Return int64 ids [B, T], padded on the right, where no causal model attends to the padding."""
     tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=pad)

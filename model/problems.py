@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from common.text import did_you_mean
 from model.context import Refused, layer_kinds
@@ -13,7 +13,7 @@ from model.transformer.norms import norms
 from model.transformer.scaling import base_dim  # muP
 from model.transformer.transformerencoderlayer import activations
 
-MODEL_REGISTRIES: dict[str, Mapping[str, Any]] = {
+MODEL_REGISTRIES: dict[str, Mapping[str, object]] = {
     "layer_architecture": layer_kinds,
     "positions": position_kinds,
     "norm": norms,
@@ -64,17 +64,17 @@ def refused_values(p: ModelParams) -> Iterator[str]:
     n_base_heads = p.mup_base_heads or p.n_heads  # muP
     if p.parametrization != "standard" and base_dim(p) % n_base_heads:  # muP
         yield (
-            f"mup_base_dim={base_dim(p)} cannot be divided among {n_base_heads} heads: mup_base_heads is their number in "
-            "the base"
+            f"mup_base_dim={base_dim(p)} must be a multiple of the number of heads in the base, which is {n_base_heads}; "
+            "set mup_base_heads"
         )
 
 
 def has_attention(kind: str) -> bool:
-    """Return False if a layer kind says that it has no attention. Nothing is known about functions."""
+    """Return False if a layer kind declares that it has no attention. Kinds that are functions count as having it."""
     return getattr(layer_kinds[kind], "has_attention", True)
 
 
-def is_refused(value: Any, refused: Refused) -> bool:
+def is_refused(value: object, refused: Refused) -> bool:
     return refused(value) if callable(refused) else value in refused
 
 
@@ -91,7 +91,7 @@ def allowed_values(name: str, refused: Refused) -> str:
     return f"{name}={allowed[0]!r}" if len(allowed) == 1 else f"one of: {', '.join(map(str, allowed))}"
 
 
-def literal_values(annotation: Any) -> list[Any]:
+def literal_values(annotation: object) -> list[object]:
     """Return the literals, booleans and None that an annotation names; [] for a number or a string."""
     if get_origin(annotation) is Literal:
         return list(get_args(annotation))

@@ -18,22 +18,22 @@ from common.text import nearest
 from model.context import Tap
 
 Edit = Callable[[Tensor], Tensor | float] | Tensor | float | Literal["mean"]
-Where = int | Sequence[int] | slice | None  # numbers of heads or positions; None: all
+Where = int | Sequence[int] | slice | None  # indices of heads or positions; None: all
 
 
 def matches_pattern(name: str, pattern: str) -> bool:
     return fnmatchcase(name, pattern) or fnmatchcase(name.rpartition(".")[2], pattern)
 
 
-class Asked:
-    """Requested name patterns, and the activation names seen so far."""
+class PatternTap:
+    """Base class of taps that act on the activations whose names match one of `patterns`."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         self.patterns = list(patterns)
-        self.met: dict[str, None] = {}
+        self.names: dict[str, None] = {}  # of all activations so far
 
     def wants(self, name: str) -> bool:
-        self.met[name] = None
+        self.names[name] = None
         return any(matches_pattern(name, pattern) for pattern in self.patterns)
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
@@ -41,14 +41,14 @@ class Asked:
 
     def check(self) -> None:
         """Raise ValueError for a pattern that matched no activation."""
-        if self.patterns and not self.met:
+        if self.patterns and not self.names:
             raise ValueError("nothing was recorded or patched: the model did not run inside the with-block")
         for pattern in self.patterns:
-            if not any(matches_pattern(name, pattern) for name in self.met):
-                raise ValueError(f"no activation is named {pattern!r}; {name_hint(pattern, self.met)}")
+            if not any(matches_pattern(name, pattern) for name in self.names):
+                raise ValueError(f"no activation is named {pattern!r}; {name_hint(pattern, self.names)}")
 
 
-class Recording(Asked, Mapping[str, Tensor]):
+class Recording(PatternTap, Mapping[str, Tensor]):
     """Activations of the last forward pass, by name. Gradients flow through them if gradients are enabled."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
@@ -81,7 +81,7 @@ class Recording(Asked, Mapping[str, Tensor]):
         return [self[key] for key in self if key.startswith("layers.") and key.endswith(f".{name}")]
 
 
-class Patch(Asked):
+class Patch(PatternTap):
     """Replaces activations by the results of edits."""
 
     def __init__(self, edits: Mapping[str, Edit]) -> None:
@@ -92,11 +92,11 @@ class Patch(Asked):
         if self.wants(name):
             for pattern, edit in self.edits.items():
                 if matches_pattern(name, pattern):
-                    x = edited(x, edit, name)
+                    x = apply_edit(x, edit, name)
         return x
 
 
-class Nonfinite(Asked):
+class Nonfinite(PatternTap):
     """Notes the name of the first activation with a NaN or an infinity. In scores -inf is the mask and is allowed."""
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Nonfinite(Asked):
         self.first: str | None = None
 
     def __call__(self, name: str, x: Tensor) -> Tensor:
-        self.met[name] = None
+        self.names[name] = None
         if self.first is None:
             is_masked = name.rpartition(".")[2] == "scores"
             flawed = x.isnan() | (x == math.inf) if is_masked else ~x.isfinite()
@@ -112,10 +112,10 @@ class Nonfinite(Asked):
         return x
 
 
-def first_nonfinite(lm: Any, batch: Any) -> str | None:
+def first_nonfinite(lm: Any, batch: Mapping[str, Tensor] | Tensor) -> str | None:
     """Return the name of the first activation that is not finite in a forward pass of an LM, or None.
 
-    `batch` is one of data/dataloader.py, or ids [B, T]. The model keeps its mode, and the random state is restored.
+    `batch` is a batch of data/dataloader.py, or ids [B, T]. The model keeps its mode, and the random state is restored.
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]), tapping(lm, lm.taps, Nonfinite()) as tap:
         if isinstance(batch, Mapping):
@@ -125,24 +125,27 @@ def first_nonfinite(lm: Any, batch: Any) -> str | None:
     return tap.first
 
 
-def edited(x: Tensor, edit: Edit, name: str = "an activation") -> Tensor:
+def apply_edit(x: Tensor, edit: Edit, name: str = "an activation") -> Tensor:
     """Return the result of `edit` on `x`, in the shape, dtype and device of `x`.
 
     A function gets a copy, which it may change in place. Raise ValueError for a result of another shape.
     """
     if isinstance(edit, str) and edit == "mean":
         if len(x) == 1:
-            raise ValueError(f"'mean' is that of a batch, and {name} has a batch of one")
+            raise ValueError(f"'mean' averages over the batch, but {name} has a batch of one")
         return x.mean(dim=0, keepdim=True).expand_as(x)
     new = edit(x.clone()) if callable(edit) else edit
     if not isinstance(new, Tensor | int | float):
-        raise ValueError(f"an edit of {name} is or gives a tensor, a number or 'mean', not {new!r:.40}")
+        raise ValueError(
+            f"an edit of {name} must be a tensor, a number, 'mean' or a function that returns a tensor or a number, "
+            f"not {new!r:.40}"
+        )
     new = new.to(x) if isinstance(new, Tensor) else torch.full_like(x, new)
     try:
         return new.expand_as(x)
     except RuntimeError:
         raise ValueError(
-            f"{name} has the shape {tuple(x.shape)}, the edit gives {tuple(new.shape)}"
+            f"{name} has the shape {tuple(x.shape)}, but the edit returns {tuple(new.shape)}"
         ) from None
 
 
@@ -154,8 +157,10 @@ def at(edit: Edit, *, heads: Where = None, positions: Where = None) -> Callable[
         if x.dim() == 4:  # [batch, head, position, any]; without heads [batch, position, any]
             there = there & where_mask("heads", heads, x.shape[1])[:, None, None]
         elif heads is not None:
-            raise ValueError(f"heads={heads!r} of an activation without heads, of shape {tuple(x.shape)}")
-        return torch.where(there.to(x.device), edited(x, edit), x)
+            raise ValueError(
+                f"heads={heads!r} needs an activation with heads, not one of shape {tuple(x.shape)}"
+            )
+        return torch.where(there.to(x.device), apply_edit(x, edit), x)
 
     return edited_there
 
@@ -166,7 +171,7 @@ def where_mask(what: str, where: Where, n: int) -> Tensor:
     try:
         there[slice(None) if where is None else where] = True
     except IndexError:
-        raise ValueError(f"{what}={where!r}: there are 0 to {n - 1}") from None
+        raise ValueError(f"{what}={where!r}; allowed: 0 to {n - 1}") from None
     return there
 
 
@@ -197,7 +202,7 @@ class Taps(list[Tap]):
         return Taps, ()
 
 
-T = TypeVar("T", bound=Asked)
+T = TypeVar("T", bound=PatternTap)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Parameter names, shapes, sizes and muP roles of an LM, found without memory for its weights."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -24,8 +25,12 @@ class WithoutInit(TorchFunctionMode):
     """Torch function mode that skips random initialization of meta tensors, which would only take time."""
 
     def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+        self,
+        function: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
         kwargs = kwargs or {}
         tensor: Any = args[0] if args else kwargs.get("tensor")
         return tensor if function in RANDOM and tensor.is_meta else function(*args, **kwargs)
@@ -51,7 +56,7 @@ def build_on_meta(model: ModelParams, n_tokens: int) -> LM:
             raise ValueError(
                 f"dim={model.dim} and n_layers={model.n_layers} cannot be built: {reason}"
             ) from error
-        return LM(model, tokenizer)  # an edit that computes with numbers while the model is built
+        return LM(model, tokenizer)  # an edit reads numbers, which meta tensors lack
 
 
 def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]:
@@ -88,16 +93,17 @@ def size_of_module(module: nn.Module) -> ModelSize:
 
 
 def base_shapes(lm: LM) -> Shapes:  # muP
-    """Return the muP base shapes of `lm`: the sizes its parameters have at the base's dim.
+    """Return the muP base shapes of `lm`: the sizes of its parameters at the base's dim.
 
-    The dimensions that grow are those that are larger in a model twice as wide with as many heads.
+    A dimension grows with width if it is larger in a model twice as wide with as many heads.
     """
     p = lm.model_params
     twice = replace(p, parametrization="standard", dim=2 * p.dim, dim_ff=p.dim_ff and 2 * p.dim_ff)
     wider = build_on_meta(twice, lm.n_tokens)
     both = make_base_shapes(lm, wider)
     others = {name: parameter.shape for name, parameter in wider.named_parameters()}
-    smaller = 1 - base_dim(p) / p.dim  # by this share of what a second width adds
+    # The base is smaller by this share of the growth from this width to twice this width.
+    smaller = 1 - base_dim(p) / p.dim
 
     def at_base(n: int | None, n_wider: int) -> int | None:
         return None if n is None else max(1, round(n - (n_wider - n) * smaller))

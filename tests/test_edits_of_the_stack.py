@@ -8,7 +8,7 @@ LOOPED = """
 --- a/model/model_params.py
 +++ b/model/model_params.py
 @@ -13,2 +13,3 @@ class ModelParams:
-     n_layers: NonNegativeInt = 4
+     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
 +    n_loops: PositiveInt = 1  # how often a forward pass goes through the stack
      n_heads: PositiveInt = 4  # per layer; must divide dim
 --- a/model/transformer/transformer.py
@@ -22,7 +22,7 @@ VALUE_RESIDUAL = """
 --- a/model/model_params.py
 +++ b/model/model_params.py
 @@ -13,2 +13,3 @@ class ModelParams:
-     n_layers: NonNegativeInt = 4
+     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
 +    value_residual: bool = False  # mean of a layer's values and the first layer's (Zhou et al. 2024)
      n_heads: PositiveInt = 4  # per layer; must divide dim
 --- a/model/transformer/attention.py

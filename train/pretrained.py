@@ -91,11 +91,11 @@ def hub_source(setting: str, name: str, revision: str | None) -> PretrainedSourc
     """Return the source that `from_pretrained` names. Only runs with it import the tables of HuggingFace's models."""
     from model.hf import weights as hf
 
-    params = ModelParams(**hf.pretrained_fields(name, revision, hub_answers))
+    params = hf.pretrained_params(name, revision, hub_answers)
 
     def load(model: ModelParams, tokenizer: Tokenizer) -> LM:
         hf_model = hf.load_hf(name, revision, hub_answers)
-        actual = ModelParams(**hf.architecture_of(hf_model))
+        actual = hf.architecture_of(hf_model)
         if model.tied_embeddings and params.tied_embeddings and not actual.tied_embeddings:
             raise ValueError(
                 "its config ties the unembedding to the token embedding, but its files have a separate one: "

@@ -16,7 +16,7 @@ from data.dataloader import LMDataModule
 from data.tokenizer import Tokenizer
 from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
-from model.transformer.residual import profile, wants_profile
+from model.transformer.residual import profile_omegas, wants_profile
 from train.callbacks import Clock, KeepBest, KeepWeights, Progress, Report, StopOnInterrupt
 from train.checkpoint import AtomicCheckpointIO, ResumePoint
 from train.data import count_steps, make_data
@@ -52,7 +52,7 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
         clock, interrupt = Clock(), StopOnInterrupt(quiet)
         data = run_data(params, call)
         lm = make_lm(params, data.tokenizer, call.out)  # sets the seed
-        if params.model.from_saved is None and wants_profile(lm):
+        if params.model.from_saved is None and wants_profile(lm, lm.model_params):
             profile_residuals(lm, data, train)
         if train.compile:
             lm.compile()
@@ -136,7 +136,7 @@ def profile_residuals(lm: LM, data: LMDataModule, train: TrainParams) -> None:
     """Set the omegas from the first batches, the same in every process. A resumed run keeps its own."""
     batches = data.train_dataloader(train.batch_size, seed=train.random_seed)
     with eval_mode(lm):
-        profile(lm, (batch["x_indices"][:, :-1] for batch in islice(batches, PROFILED)))
+        profile_omegas(lm, (batch["x_indices"][:, :-1] for batch in islice(batches, PROFILED)))
 
 
 def lightning_trainer(

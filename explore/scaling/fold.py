@@ -13,7 +13,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.transformer.embeddings import Learned, Sinusoidal
 from model.transformer.lora import LoRALinear
-from model.transformer.residual import Residual, weighted
+from model.transformer.residual import Residual, omegas_by_residual
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 LOGIT_TOLERANCE = 1_000  # in units of the last digit of the largest logit
@@ -36,7 +36,7 @@ def fold_residual(lm: LM) -> LM:
     embeddings: a number becomes part of mup_input_mult; a vector becomes part of the tables, which are untied for it
     and learned if they were sinusoidal.
     """
-    if not weighted(lm):
+    if not omegas_by_residual(lm):
         raise ValueError(f"residual={lm.model_params.residual!r}: there is no omega to fold")
     twin, p = copy.deepcopy(lm).double(), plain_residual(lm.model_params)
     # The norm whose output x is; None: x are embeddings.

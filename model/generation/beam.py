@@ -43,15 +43,15 @@ class Search:
     def score(self, log_prob: float, n_new: int) -> float:
         return log_prob / n_new**self.length_penalty
 
-    def is_over(self, finished: list[Beam], best_open: float, n_new: int, most_new: int) -> bool:
-        """Return True if no open beam can still matter.
+    def is_over(self, finished: list[Beam], best_open: float, n_new: int, max_new: int) -> bool:
+        """Return True if the search can end, as no open beam can change the result.
 
         `finished` is sorted, best first. `best_open` is the log-probability of the best open beam, after `n_new` of at
-        most `most_new` tokens.
+        most `max_new` tokens.
         """
         if len(finished) < self.n_beams or self.early_stopping is True:
             return len(finished) >= self.n_beams
-        at_length = most_new if self.early_stopping == "never" and self.length_penalty > 0 else n_new
+        at_length = max_new if self.early_stopping == "never" and self.length_penalty > 0 else n_new
         return self.score(best_open, at_length) <= finished[-1].score
 
 
@@ -71,7 +71,7 @@ def beam_search(
     search: Search,
     *,
     stop: Sequence[int] = (),
-    attn_requests: Any = None,
+    attn_requests: object = None,
     use_cache: bool = True,
 ) -> list[Beam]:
     """Return the best continuations of `prompt`, up to `length` tokens in all, best first.
@@ -80,7 +80,7 @@ def beam_search(
     with a stop token or at full length. The most probable other steps go on.
     """
     ends, finished = {*lm.tokenizer.stops, *stop}, list[Beam]()
-    n_candidates = search.n_beams * (1 + len(ends))  # so that n_beams go on even if all else ends
+    n_candidates = search.n_beams * (1 + len(ends))  # enough for n_beams to go on, even if all others end
     with eval_mode(lm):
         rows = GrowingRows(
             lm,

@@ -6,7 +6,7 @@ Shape suffixes:  B batch  T position  V vocabulary
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from model.generation.fast_cpu import fast_copy
 from model.inputs import Tokenizer
 from model.model_params import ModelParams
 
-STEPS = 3  # tokens, one by one, on which logits with and without a cache are compared
+COMPARED_STEPS = 3  # steps of one token after which logits with and without a cache are compared
 
 
 class LanguageModel(Protocol):
@@ -33,9 +33,14 @@ class LanguageModel(Protocol):
     def device(self) -> torch.device: ...
     def modules(self) -> Iterator[nn.Module]: ...
     def parameters(self) -> Iterator[nn.Parameter]: ...
-    def eval(self) -> Any: ...
+    def eval(self) -> object: ...
     def __call__(
-        self, x: Tensor, *, attn_requests: Any = None, cache: Cache | None = None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        *,
+        attn_requests: object = None,
+        cache: Cache | None = None,
+        mask: Tensor | None = None,
     ) -> Tensor: ...
 
 
@@ -53,7 +58,7 @@ class GrowingRows:
         *,
         room: int,
         n_rows: int,
-        attn_requests: Any,
+        attn_requests: object,
         use_cache: bool,
     ) -> None:
         if lm.model_params.objective == "masked":
@@ -126,7 +131,7 @@ class CacheCheck:
     """
 
     def __init__(self) -> None:
-        self.tested: list[Any] = []  # fingerprint of the model when it was tested
+        self.tested: list[object] = []  # fingerprint of the model when it was tested
         self.room = 0  # row length in tokens up to which `reason` holds
         self.reason: str | None = None  # why the model must not use a cache
         self.warned: set[str] = set()
@@ -141,7 +146,7 @@ class CacheCheck:
         """
         model = model_fingerprint(lm)
         if model != self.tested or room > self.room:
-            near = reason_against_cache(fast, ids_BT[:4], ids_BT.shape[1] + STEPS)
+            near = reason_against_cache(fast, ids_BT[:4], ids_BT.shape[1] + COMPARED_STEPS)
             # Test the full length too: a layer may read distant positions.
             self.reason = near or reason_against_cache(fast, ids_BT[:1], room)
             self.tested, self.room = model, room
@@ -154,7 +159,7 @@ class CacheCheck:
             warnings.warn(f"generation continues without a cache, which takes longer: {reason}", stacklevel=3)
 
 
-def model_fingerprint(lm: LanguageModel) -> list[Any]:
+def model_fingerprint(lm: LanguageModel) -> list[object]:
     """Return a list that compares unequal after a change of modules, of their methods or hooks, or of weights."""
     modules = list(lm.modules())
     kinds = {
@@ -181,7 +186,7 @@ def reason_against_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str 
     more = torch.randint(lm.tokenizer.n_tokens, shape, generator=dice).to(ids_BT)
     ids_BT = torch.cat([ids_BT, more], dim=1)[:, :length]
     cache = Cache(length)
-    for end in range(max(1, length - STEPS), length + 1):
+    for end in range(max(1, length - COMPARED_STEPS), length + 1):
         plain_BV = lm(ids_BT[:, :end])[:, -1]
         try:
             cached_BV = lm(ids_BT[:, :end], cache=cache)[:, -1]
@@ -189,12 +194,12 @@ def reason_against_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str 
             return str(error)
         except Exception as error:  # a user's layer may raise anything for a single position
             return f"with a cache a layer raises {error!r}"
-        if not close(cached_BV, plain_BV):
+        if not logits_agree(cached_BV, plain_BV):
             return "with a cache the logits differ, as a layer reads other positions without caching them"
     return None
 
 
-def close(cached_BV: Tensor, plain_BV: Tensor) -> bool:
+def logits_agree(cached_BV: Tensor, plain_BV: Tensor) -> bool:
     """Return True if logits are equal up to rounding: 3e-4 of the largest logit in float32."""
     rounding = math.sqrt(torch.finfo(plain_BV.dtype).eps)
     largest = plain_BV.where(plain_BV.isfinite(), 0.0).abs().max().item()

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from model.transformer.embeddings import NoPositions
 
-# Classes with a faster way to compute their forward, and this forward.
+# Classes whose forward has a faster equivalent, and this forward.
 FAST_KINDS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, NoPositions)
 FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {kind: kind.forward for kind in FAST_KINDS}
 MAX_PACKED_ROWS = 64  # MKL is as fast for more rows
@@ -73,10 +73,7 @@ class Copy(nn.Module):
 
     copied_from: nn.Module
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.forward(*args, **kwargs)
-
-    def __setattr__(self, name: str, value: Any) -> None:
+    def __setattr__(self, name: str, value: object) -> None:
         source = vars(self)["copied_from"]
         setattr(source, name, vars(value)["copied_from"] if isinstance(value, Copy) else value)
         vars(self).pop(name, None)
@@ -114,7 +111,7 @@ class FastLinear(Copy, nn.Linear):
 def class_of_copy(module: nn.Module, may_use_packed: bool) -> type[nn.Module]:
     kind: Any = type(module)
     if "forward" in vars(module):
-        return subclass(kind, Copy.__call__)
+        return subclass(kind, call_forward)
     if may_use_packed and may_pack(module):
         return FastLinear
     if is_as_shipped(module) and kind is nn.LayerNorm:
@@ -123,12 +120,16 @@ def class_of_copy(module: nn.Module, may_use_packed: bool) -> type[nn.Module]:
 
 
 @lru_cache
-def subclass(kind: Any, call: Callable[..., Any]) -> type[nn.Module]:
+def subclass(kind: type, call: Callable[..., object]) -> type[nn.Module]:
     """Return a subclass of `kind` for copies of its modules, whose calls are calls of `call`."""
     return type(kind.__name__, (Copy, kind), {"__module__": kind.__module__, "__call__": call})
 
 
-def return_input(module: nn.Module, x: Tensor, *_: Any) -> Tensor:
+def call_forward(module: nn.Module, *args: object, **kwargs: object) -> object:
+    return module.forward(*args, **kwargs)
+
+
+def return_input(module: nn.Module, x: Tensor, *_: object) -> Tensor:
     return x
 
 
@@ -188,13 +189,14 @@ class PackedWeight(NamedTuple):
         return map._parameters.get("weight") is self.weight and self.weight._version == self.version
 
 
-kept: WeakKeyDictionary[nn.Module, PackedWeight] = WeakKeyDictionary()
+# The packed weights of earlier calls.
+packed_weights: WeakKeyDictionary[nn.Module, PackedWeight] = WeakKeyDictionary()
 
 
 def pack_weight(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
-    """Return the packed weight of a map: that of an earlier call, unless the weight has changed."""
+    """Return the packed weight of a map. It comes from an earlier call, unless the weight has changed since."""
     weight, checksum = map.weight, checksum_of(map.weight)
-    packed = kept.pop(map, None)
+    packed = packed_weights.pop(map, None)
     bias = map.bias
     bias_ptr = None if bias is None else bias.data_ptr()
     if packed is not None:
@@ -206,7 +208,7 @@ def pack_weight(map: nn.Linear, n_rows: int, keep: bool) -> PackedWeight:
         version = weight._version
         packed = PackedWeight(product, n_rows, max_numel, weight, version, checksum, bias, bias_ptr)
     if keep:
-        kept[map] = packed
+        packed_weights[map] = packed
     return packed
 
 
@@ -241,7 +243,7 @@ def one_row(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor, Tensor | N
 
 
 def few_rows(weight: Tensor, n_rows: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Return oneDNN's product."""
+    """Return oneDNN's product for up to MAX_PACKED_ROWS rows, packed for `n_rows`."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), n_rows)
     product = torch.ops.mkldnn._linear_pointwise.default
     return lambda x, bias: product(x, packed, bias, "none", [], "")

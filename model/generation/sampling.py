@@ -17,7 +17,7 @@ from model.generation.decoding import GrowingRows, LanguageModel, usable_logits
 from model.inputs import Tokenizer, ids_of
 
 LOCK = threading.Lock()
-# Models that are in `eval_mode`: the number of blocks, and the modules to set back to training mode.
+# Models inside `eval_mode`: the number of open blocks, and the modules to set back to training mode.
 IN_EVAL_MODE: dict[Any, tuple[int, list[nn.Module]]] = {}
 # A sum of probabilities reaches `nucleus` if it misses it by no more than this share.
 NUCLEUS_ROUNDING = 1e-6
@@ -158,7 +158,9 @@ def generate(
     sampler = TokenSampler(temperature, top_k, nucleus, generator=generator)
     longest = max(map(len, prompts), default=0)
     if longest > lm.model_params.max_seq_len:
-        raise ValueError(f"a prompt of {longest} tokens, but max_seq_len={lm.model_params.max_seq_len!r}")
+        raise ValueError(
+            f"a prompt of {longest} tokens is longer than max_seq_len={lm.model_params.max_seq_len!r}"
+        )
     lengths = [min(len(prompt) + max_new_tokens, lm.model_params.max_seq_len + 1) for prompt in prompts]
     return [ids for ids, _ in generate_rows(lm, prompts, lengths, sampler, use_cache=use_cache)]
 
@@ -171,7 +173,7 @@ def generate_rows(
     sampler: TokenSampler,
     *,
     stop: Sequence[int] = (),
-    attn_requests: Any = None,
+    attn_requests: object = None,
     use_cache: bool = True,
     return_logprobs: bool = False,
 ) -> list[Continuation]:
@@ -239,7 +241,7 @@ def is_prompt(pref: Prompt | Sequence[Prompt]) -> bool:
 
 
 def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int, parse_special: bool = False) -> list[int]:
-    """Return the ids of a prompt. Raise ValueError if there are none, if one is unknown, or if nothing can follow."""
+    """Return the ids of a prompt. Raise ValueError if it is empty, has an unknown id, or leaves no room for a token."""
     options = {"parse_special": True} if parse_special else {}
     given = lm.tokenizer(prompt, **options) if isinstance(prompt, str) else prompt
     if not len(given):
@@ -253,7 +255,7 @@ def prompt_ids(prompt: Prompt, lm: LanguageModel, max_seq_len: int, parse_specia
     [ids] = ids_of(given, lm.tokenizer, torch.device("cpu")).tolist()
     if len(ids) >= min(max_seq_len, lm.model_params.max_seq_len):
         raise ValueError(
-            f"pref of {len(ids)} tokens leaves nothing to sample: max_seq_len={max_seq_len!r}, "
+            f"pref of {len(ids)} tokens leaves no room for new ones: max_seq_len={max_seq_len!r}, "
             f"and the model's own is {lm.model_params.max_seq_len!r}"
         )
     return ids
@@ -277,7 +279,9 @@ def stop_id(stop: int | str, tokenizer: Tokenizer) -> int:
         return tokenizer.special_ids[stop]
     ids = tokenizer(stop)[tokenizer.bos is not None :]  # without bos
     if len(ids) != 1 or tokenizer.decode(ids) != stop:
-        raise ValueError(f"stop={stop!r} is not one token of this tokenizer: give a text that is, or an id")
+        raise ValueError(
+            f"stop={stop!r} is not one token of this tokenizer: give the text of one token, or an id"
+        )
     return ids[0]
 
 

@@ -4,9 +4,9 @@ Causal: GPT-2, GPT-NeoX (Pythia), Llama (SmolLM2), Qwen2, Mistral. Masked: BERT,
 A family is data that is read in both directions: config settings to our fields, and module names to ours.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -14,7 +14,7 @@ from model.hf.encoders import bert, roberta
 from model.hf.families import EVERYWHERE, Family
 from model.model_params import ModelParams
 
-HF_ACTIVATIONS = {  # theirs and ours; the first of several names for one function is the one to write
+HF_ACTIVATIONS = {  # their names and ours; a config is written with the first of several names for a function
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
@@ -23,13 +23,13 @@ HF_ACTIVATIONS = {  # theirs and ours; the first of several names for one functi
     "silu": "silu",
     "swish": "silu",
 }
-NEEDED = {  # the only value that our layers have an equal of, in configs with such a setting
+NEEDED = {  # the only value that our layers support, for settings that not every config has
     "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
     "rope_type": "default",
 }
-ROPE = ("rope_type", "rope_theta", "partial_rotary_factor")  # what a config keeps in its rope_parameters
+ROPE = ("rope_type", "rope_theta", "partial_rotary_factor")  # settings in the rope_parameters of a config
 HF_MAX_POSITIONS = "max_position_embeddings"
 ROTARY = {
     "dim": "hidden_size",
@@ -140,38 +140,46 @@ families = {"gpt2": gpt2, "gpt_neox": gpt_neox, "llama": llama, "qwen2": qwen2, 
 families |= {"bert": bert, "roberta": roberta}
 
 
-def fields_from_config(config: Any) -> dict[str, Any]:
-    """Return the ModelParams fields, without defaults, of the architecture that a transformers config describes.
+class HFConfig(Protocol):
+    """The part of a transformers config that is read here."""
+
+    @property
+    def model_type(self) -> str: ...
+    def to_dict(self) -> dict[str, object]: ...
+
+
+def params_from_config(config: HFConfig) -> ModelParams:
+    """Return the architecture that a transformers config describes.
 
     Raise ValueError for an architecture that our layers cannot represent.
     """
     if config.model_type not in families:
         kind = ", an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else ""
         raise ValueError(
-            f"our layers cannot be model_type={config.model_type!r}{kind}; they can be: {', '.join(families)}"
+            f"our layers do not support model_type={config.model_type!r}{kind}; they support: {', '.join(families)}"
         )
-    family, settings = families[config.model_type], flat(config)
+    family, settings = families[config.model_type], flat_settings(config)
     for problem in settings_problems(family, settings):
-        raise ValueError(f"our layers cannot be a {config.model_type} of {problem}")
-    fields = fields_in(family, settings)
+        raise ValueError(f"our layers do not support a {config.model_type} with {problem}")
+    fields: dict[str, Any] = fields_in(family, settings)
     try:
         p = ModelParams(**fields)
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ValueError(f"our layers cannot be this {config.model_type}: {reason}") from None
+        raise ValueError(f"our layers do not support this {config.model_type}: {reason}") from None
     if (own := settings.get("head_dim")) not in (None, p.head_dim):
         raise ValueError(
-            f"our layers cannot be a {config.model_type} of head_dim={own}; allowed: {p.head_dim}"
+            f"our layers do not support a {config.model_type} with head_dim={own}; allowed: {p.head_dim}"
         )
-    return fields
+    return p
 
 
-def flat(config: Any) -> dict[str, Any]:
+def flat_settings(config: HFConfig) -> dict[str, Any]:
     """Return a config's settings by name, with rotary settings moved to the top level.
 
-    A sliding window is included only if it is used. The number of positions is the number of tokens they allow.
+    A sliding window is included only if the model uses it. The number of positions excludes positions without tokens.
     """
-    settings = config.to_dict()
+    settings: dict[str, Any] = config.to_dict()
     if first_position := families[config.model_type].first_position:
         settings[HF_MAX_POSITIONS] -= first_position
     settings |= settings.pop("rope_parameters", None) or {}
@@ -182,7 +190,7 @@ def flat(config: Any) -> dict[str, Any]:
     return settings
 
 
-def settings_problems(family: Family, settings: dict[str, Any]) -> Iterator[str]:
+def settings_problems(family: Family, settings: Mapping[str, Any]) -> Iterator[str]:
     activation = settings[family.activation]
     if activation not in HF_ACTIVATIONS:
         yield f"{family.activation}={activation!r}; allowed: {', '.join(map(repr, HF_ACTIVATIONS))}"
@@ -193,46 +201,47 @@ def settings_problems(family: Family, settings: dict[str, Any]) -> Iterator[str]
         yield f"layer_types={kinds}; allowed: one kind for all layers"
 
 
-def fields_in(family: Family, settings: dict[str, Any]) -> dict[str, Any]:
+def fields_in(family: Family, settings: Mapping[str, object]) -> dict[str, object]:
     own = {ours: settings[theirs] for ours, theirs in family.settings.items()}
-    return family.fixed | own | {"activation": HF_ACTIVATIONS[settings[family.activation]]}
+    return family.fixed | own | {"activation": HF_ACTIVATIONS[str(settings[family.activation])]}
 
 
-def config_of(model_params: ModelParams) -> dict[str, Any]:
+def config_settings(model_params: ModelParams) -> dict[str, object]:
     """Return the settings, `model_type` first, of a transformers config with this architecture.
 
     Raise ValueError if no family has it.
     """
-    ours = spelled_out(model_params)
+    ours = explicit_fields(model_params)
     differences: dict[str, list[str]] = {}
     for model_type, family in families.items():
         settings = settings_in(family, ours)
         theirs = fields_in(family, settings)
         differing = [f"{name}={ours[name]!r}" for name, value in theirs.items() if ours[name] != value]
         if not differing:
-            return {"model_type": model_type} | nested(settings)
+            return {"model_type": model_type, **nested_settings(settings)}
         differences[model_type] = differing
     nearest = min(differences, key=lambda model_type: len(differences[model_type]))
     raise ValueError(
-        f"no family of transformers is like this LM: {nearest}, the nearest, has no {', '.join(differences[nearest])}"
+        f"no model type of transformers has this architecture: {nearest}, the nearest, does not support "
+        f"{', '.join(differences[nearest])}"
     )
 
 
-def settings_in(family: Family, fields: dict[str, Any]) -> dict[str, Any]:
+def settings_in(family: Family, fields: Mapping[str, object]) -> dict[str, object]:
     """Return the config settings of this family that come closest to the fields."""
     settings = {theirs: fields[ours] for ours, theirs in family.settings.items()}
     activations = [theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == fields.get("activation")]
     return family.constants | settings | {family.activation: (activations or ["gelu"])[0]}
 
 
-def nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return settings nested as a config takes them, the inverse of `flat`."""
+def nested_settings(settings: Mapping[str, object]) -> dict[str, object]:
+    """Return settings with the rotary ones in rope_parameters, as a config has them: the inverse of `flat_settings`."""
     rope = {name: settings[name] for name in ROPE if name in settings}
     others = {name: value for name, value in settings.items() if name not in rope}
     return others | ({"rope_parameters": rope | {"rope_type": "default"}} if rope else {})
 
 
-def spelled_out(model_params: ModelParams) -> dict[str, Any]:
+def explicit_fields(model_params: ModelParams) -> dict[str, object]:
     """Return the fields by name, with None and other shorthands replaced by the values they stand for."""
     p = model_params
     return asdict(p) | {

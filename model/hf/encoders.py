@@ -69,5 +69,5 @@ roberta = Family(
     masked=True,
     token_types="roberta.embeddings.token_type_embeddings",
     unused="lm_head",
-    first_position=2,  # the rows before are that of padding and one that nothing has
+    first_position=2,  # row 0 is unused, row 1 is for padding
 )

@@ -11,6 +11,7 @@ import copy
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from common.text import first_line
 from model.generation.sampling import eval_mode
-from model.hf.configs import config_of, families, fields_from_config
+from model.hf.configs import config_settings, families, params_from_config
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -29,10 +30,10 @@ from model.transformer.scaling import Readout
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedConfig, PreTrainedModel
 
 T = TypeVar("T")
-MAX_PADDING = 0.01  # share of rows without a token, if the vocabulary size is not round
+MAX_PADDING = 0.01  # share of vocabulary rows that may lack a token, if their number is not round
 # Positions at which logits are compared: more than a sliding window, up to a limit.
 MIN_COMPARED, MAX_COMPARED = 64, 512
 HARMLESS = re.compile(  # tensors that our layers compute or that no language model uses
@@ -40,10 +41,10 @@ HARMLESS = re.compile(  # tensors that our layers compute or that no language mo
 )
 
 
-def pretrained_fields(
+def pretrained_params(
     name: str, revision: str | None = None, hub_answers: Callable[[], bool] = lambda: True
-) -> dict[str, Any]:
-    """Return the ModelParams fields of a model on the hub or in a folder: its architecture and its tokenizer.
+) -> ModelParams:
+    """Return the architecture and the tokenizer's name of a model on the hub or in a folder.
 
     Only the config is read. Raise ValueError if it cannot be loaded; see `load_hf`.
     """
@@ -51,7 +52,7 @@ def pretrained_fields(
 
     config = load_local_or_hub(AutoConfig.from_pretrained, name, revision, hub_answers)
     source = name if revision is None else f"{name}@{revision}"
-    return fields_from_config(config) | {"tokenizer_source_name": source}
+    return replace(params_from_config(config), tokenizer_source_name=source)
 
 
 def load_hf(
@@ -59,32 +60,33 @@ def load_hf(
 ) -> PreTrainedModel:
     """Load a model in float32 from a folder, from the local cache of earlier downloads, or from the hub.
 
-    `revision` is a branch, tag or commit. `hub_answers` is called before the hub is: its client waits half a minute
-    for an answer. Raise ValueError if the model cannot be loaded or its weights do not match its config.
+    `revision` is a branch, tag or commit. `hub_answers` is called before any request to the hub: without a network, the
+    hub's client would wait half a minute. Raise ValueError if the model cannot be loaded or its weights do not match
+    its config.
     """
     from transformers import AutoConfig
 
     options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
     config = load_local_or_hub(AutoConfig.from_pretrained, name, revision, hub_answers)
-    fields_from_config(config)  # refuse an architecture before its weights are read
+    params_from_config(config)  # refuse an architecture before its weights are read
     if (Path(name) / "adapter_config.json").is_file():
         raise ValueError(
             f"pretrained model {name!r} has an adapter beside its weights: merge and save it first"
         )
     load: Callable[..., Any] = auto_class(config.model_type).from_pretrained
-    hf_model, told = load_local_or_hub(load, name, revision, hub_answers, **options)
-    if missing := sorted(told["missing_keys"]):  # transformers would leave them random
+    hf_model, info = load_local_or_hub(load, name, revision, hub_answers, **options)
+    if missing := sorted(info["missing_keys"]):  # transformers would leave them random
         raise ValueError(f"pretrained model {name!r} has no weights for {missing[0]}")
-    if extra := sorted(key for key in told["unexpected_keys"] if not HARMLESS.search(key)):
+    if extra := sorted(key for key in info["unexpected_keys"] if not HARMLESS.search(key)):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise ValueError(
-            f"pretrained model {name!r} has {extra[0]}{more} in its files, which a {config.model_type} of its config "
-            "does not have: merge adapters, and correct config.json if it describes another model"
+            f"pretrained model {name!r} has {extra[0]}{more} in its files, which the {config.model_type} of its config "
+            "does not have: merge adapters, or correct config.json if it describes another model"
         )
     return hf_model
 
 
-def auto_class(model_type: str) -> Any:
+def auto_class(model_type: str) -> type[AutoModelForCausalLM] | type[AutoModelForMaskedLM]:
     """Return the transformers class that builds a language model of this type."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -93,7 +95,11 @@ def auto_class(model_type: str) -> Any:
 
 
 def load_local_or_hub(
-    load: Callable[..., T], name: str, revision: str | None, hub_answers: Callable[[], bool], **options: Any
+    load: Callable[..., T],
+    name: str,
+    revision: str | None,
+    hub_answers: Callable[[], bool],
+    **options: object,
 ) -> T:
     """Call `load` on local files, and on the hub if they are missing. Raise ValueError if both fail."""
     options |= {"revision": revision or "main", "trust_remote_code": False}
@@ -108,7 +114,7 @@ def load_local_or_hub(
         where = repr(name) if revision is None else f"{name!r} at revision={revision!r}"
         raise ValueError(
             f"pretrained model {where} cannot be loaded ({first_line(error).rstrip('.')}): it must be a folder with config.json and "
-            "model.safetensors, or a model of the hub with safetensors, which takes a network the first time"
+            "model.safetensors, or a model of the hub with safetensors, which needs a network the first time"
         ) from None
 
 
@@ -121,44 +127,42 @@ def from_hf(
     model's config and generation config. Raise ValueError if our layers cannot represent the model, or if logits differ
     on random ids. Pass check_logits=False to load weights into layers of ours that you have edited.
     """
-    fields = architecture_of(hf_model)
+    params = architecture_of(hf_model)
     if hf_model.config.name_or_path:
-        fields |= {"tokenizer_source_name": hf_model.config.name_or_path}
+        params = replace(params, tokenizer_source_name=hf_model.config.name_or_path)
     tokenizer = with_stops(tokenizer or IdsOnly(hf_model.config), end_tokens(hf_model))
-    lm = LM(ModelParams(**fields), tokenizer).to(hf_model.device, hf_model.dtype)
+    lm = LM(params, tokenizer).to(hf_model.device, hf_model.dtype)
     copy_weights(hf_model, lm)
     if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
             f"logits of this {type(hf_model).__name__} and of an LM with its weights differ by {difference:.2g}: "
-            "a module of theirs does not do what its config says, or a layer of ours was edited, which "
-            "check_logits=False allows"
+            "the model does not do what its config says, or a layer of ours was edited; if so, pass check_logits=False"
         )
     return lm.eval()
 
 
-def architecture_of(hf_model: PreTrainedModel) -> dict[str, Any]:
-    """Return the ModelParams fields of a model.
+def architecture_of(hf_model: PreTrainedModel) -> ModelParams:
+    """Return the architecture of a model.
 
-    They come from its config. Tied embeddings and muP factors are read from its modules.
+    Tied embeddings and muP factors are read from its modules, everything else from its config.
     """
-    fields = fields_from_config(hf_model.config)
-    described = ModelParams(**fields)
+    params = params_from_config(hf_model.config)
     readout, embedding = hf_model.get_output_embeddings(), hf_model.get_input_embeddings()
     if not isinstance(readout, nn.Linear):
-        return fields
+        return params
     is_same = readout.weight is embedding.weight
-    is_equal = described.tied_embeddings and torch.equal(readout.weight, embedding.get_parameter("weight"))
-    fields |= {"tied_embeddings": is_same or is_equal}
+    is_equal = params.tied_embeddings and torch.equal(readout.weight, embedding.get_parameter("weight"))
+    params = replace(params, tied_embeddings=is_same or is_equal)
     if isinstance(readout, Readout) and readout.mult != 1:
-        fields |= {"mup_output_mult": readout.mult}
+        params = replace(params, mup_output_mult=readout.mult)
     scalings = {
         own["scaling"] for own in map(vars, hf_model.modules()) if isinstance(own.get("scaling"), float)
     }
     if len(scalings) == 1:
-        attn_mult = scalings.pop() * math.sqrt(described.head_dim)
+        attn_mult = scalings.pop() * math.sqrt(params.head_dim)
         if not math.isclose(attn_mult, 1) and attn_mult > 0:
-            fields |= {"mup_attn_mult": attn_mult}
-    return fields
+            params = replace(params, mup_attn_mult=attn_mult)
+    return params
 
 
 def copy_weights(hf_model: PreTrainedModel, lm: LM) -> None:
@@ -169,7 +173,7 @@ def copy_weights(hf_model: PreTrainedModel, lm: LM) -> None:
     are not compared, so an LM may compute something else: see `logit_difference`.
     """
     check_fit(hf_model, lm)
-    found = list(pairs(hf_model, lm))
+    found = list(weight_pairs(hf_model, lm))
     check_written(hf_model, lm, found)
     for pair in found:
         pair.ours[pair.rows] = pair.theirs.to(pair.ours)
@@ -178,11 +182,11 @@ def copy_weights(hf_model: PreTrainedModel, lm: LM) -> None:
         positions += types[0].to(positions)
 
 
-def check_written(hf_model: PreTrainedModel, lm: LM, found: Sequence[Pair]) -> None:
-    """Raise ValueError for a parameter that would stay random, or that would get two values."""
+def check_written(hf_model: PreTrainedModel, lm: LM, found: Sequence[WeightPair]) -> None:
+    """Raise ValueError for a parameter that would keep its random values, or get two different weights."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        described = LM(ModelParams(**architecture_of(hf_model)), IdsOnly(hf_model.config))
-    layers, written = places_of_layers(lm), {pair.name for pair in found}
+        described = LM(architecture_of(hf_model), IdsOnly(hf_model.config))
+    layers, written = layer_indices(lm), {pair.name for pair in found}
     names = dict(lm.named_parameters(remove_duplicate=False))
     for name, _ in described.named_parameters():
         name = re.sub(r"(?<=^decoder\.layers\.)\d+", lambda number: str(layers[int(number[0])]), name)
@@ -190,13 +194,13 @@ def check_written(hf_model: PreTrainedModel, lm: LM, found: Sequence[Pair]) -> N
             raise ValueError(
                 f"this {type(hf_model).__name__} has no weights for {name}, which its config describes"
             )
-    values: dict[tuple[int, str], Pair] = {}
+    values: dict[tuple[int, str], WeightPair] = {}
     for pair in found:
         first = values.setdefault((pair.ours.data_ptr(), str(pair.rows)), pair)
         if not torch.equal(first.theirs, pair.theirs):
             raise ValueError(
                 f"{pair.name} would get two different weights of this {type(hf_model).__name__}: "
-                f"that for {first.name} and its own"
+                f"its own and that of {first.name}, with which it is tied"
             )
 
 
@@ -208,18 +212,20 @@ def token_types(hf_model: PreTrainedModel) -> Tensor | None:
 
 def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
     """Raise ValueError if model and LM differ in a setting that the shapes of weights do not show."""
-    theirs, ours = ModelParams(**architecture_of(hf_model)), lm.model_params
+    theirs, ours = architecture_of(hf_model), lm.model_params
     for what, of_lm, of_weights in (
         ("n_heads", ours.n_heads, theirs.n_heads),
         ("n_kv_heads", ours.kv_heads, theirs.kv_heads),
     ):
         if of_lm != of_weights:
-            raise ValueError(f"the LM has {what}={of_lm}, the weights are for {what}={of_weights}")
+            raise ValueError(f"the LM has {what}={of_lm}, but the weights are for {what}={of_weights}")
     if ours.tied_embeddings and not theirs.tied_embeddings:
-        raise ValueError("tied_embeddings=True, but the weights have a readout of their own")
+        raise ValueError(
+            "tied_embeddings=True, but the weights have a separate readout; use tied_embeddings=False"
+        )
     if ours.tokenizer_crop:
         raise ValueError(
-            "tokenizer_crop=True numbers tokens anew, but the weights are for the numbers as they were"
+            "tokenizer_crop=True renumbers the tokens, but the weights are for the original ids; use tokenizer_crop=False"
         )
     vocabulary = hf_model.config.vocab_size
     if not 0 <= vocabulary - lm.n_tokens <= max_padding(vocabulary):
@@ -227,13 +233,13 @@ def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
 
 
 def max_padding(vocabulary: int) -> int:
-    """Return how many rows of a vocabulary may have no token, from rounding up to a multiple of a power of two."""
+    """Return how many of `vocabulary` rows may lack a token: sizes are rounded up to multiples of a power of two."""
     power_of_two = vocabulary & -vocabulary
     return max(power_of_two - 1, int(vocabulary * MAX_PADDING))
 
 
-def places_of_layers(lm: LM) -> list[int]:
-    """Return the numbers of the layers that have places for weights; others may stand between them."""
+def layer_indices(lm: LM) -> list[int]:
+    """Return the indices of our transformer layers, which get the weights. Other modules may stand between them."""
     return [i for i, layer in enumerate(lm.decoder.layers) if isinstance(layer, TransformerEncoderLayer)]
 
 
@@ -254,7 +260,7 @@ ROWS_OF_QKV: dict[str, Callable[[ModelParams], Any]] = {
 }
 
 
-class Pair(NamedTuple):
+class WeightPair(NamedTuple):
     """A weight of a transformers model and its place in our LM."""
 
     name: str  # of ours
@@ -263,14 +269,12 @@ class Pair(NamedTuple):
     rows: Any  # index into `ours`: the rows of `theirs`, in their order
 
 
-def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
+def weight_pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[WeightPair]:
     """Yield every weight of the transformers model with its place. Raise ValueError for a weight without one."""
     family, n_layers = families[hf_model.config.model_type], hf_model.config.num_hidden_layers
-    layers = places_of_layers(lm)
+    layers = layer_indices(lm)
     if len(layers) != n_layers:
-        raise ValueError(
-            f"the LM has {len(layers)} layers with places for weights, the weights are for {n_layers}"
-        )
+        raise ValueError(f"the LM has {len(layers)} transformer layers, but the weights are for {n_layers}")
     parameters = dict(lm.named_parameters(remove_duplicate=False))
     for their_name, parameter in hf_model.named_parameters(remove_duplicate=False):
         module, _, kind = their_name.rpartition(".")
@@ -293,14 +297,11 @@ def pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[Pair]:
             raise ValueError(
                 f"{their_name} of {tuple(theirs.shape)} does not fit {name} of {tuple(ours[rows].shape)}"
             )
-        yield Pair(name, theirs, ours, rows)
+        yield WeightPair(name, theirs, ours, rows)
 
 
 def our_module(theirs: str, names: dict[str, str], layers: Sequence[int]) -> str:
-    """Return our name for one of their modules, or their name if we have none.
-
-    `layers` are the numbers of our layers, in order.
-    """
+    """Return our name for one of their modules, or their name if we have none. `layers` are our `layer_indices`."""
     layer = re.search(r"\.(\d+)\.", theirs)
     if layer is None:
         return names.get(theirs, theirs)
@@ -313,15 +314,15 @@ def as_hf(lm: LM) -> PreTrainedModel:
     """Return a transformers model that computes the same as `lm`. Raise ValueError if no family can."""
     from transformers import AutoConfig
 
-    settings = config_of(lm.model_params) | {"vocab_size": lm.n_tokens}
+    settings: dict[str, Any] = config_settings(lm.model_params) | {"vocab_size": lm.n_tokens}
     first, *others = lm.tokenizer.stops or [None]
     eos = [first, *others] if others else first
     config = AutoConfig.for_model(**settings, bos_token_id=lm.tokenizer.bos, eos_token_id=eos)
-    with torch.random.fork_rng(devices=[]):  # the weights that modules begin with are not needed
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn, but overwritten
         lm = merge_lora(lm) if lm.model_params.lora_rank else lm
         hf_model = auto_class(config.model_type).from_config(config, dtype=lm.unembed.weight.dtype).eval()
     left = dict(lm.named_parameters())
-    for pair in list(pairs(hf_model, lm)):
+    for pair in list(weight_pairs(hf_model, lm)):
         pair.theirs.copy_(pair.ours[pair.rows])
         left.pop(pair.name, None)
     if (types := token_types(hf_model)) is not None:
@@ -333,7 +334,7 @@ def as_hf(lm: LM) -> PreTrainedModel:
     if (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(
             f"logits of this LM and of {config.model_type} with its weights differ by {difference:.2g}: "
-            "an edit of the layers has no equal in transformers, so this LM cannot be exported"
+            "transformers has no equivalent for an edit of the layers, so this LM cannot be exported"
         )
     return hf_model
 
@@ -389,7 +390,7 @@ class IdsOnly:
 
     def __call__(self, text: str, *, parse_special: bool = False) -> list[int]:
         raise ValueError(
-            "this model came without a tokenizer, so it takes ids: gpt2.from_hf(hf_model, tokenizer) takes one"
+            "this model has no tokenizer, so it takes ids only; pass a tokenizer: gpt2.from_hf(hf_model, tokenizer)"
         )
 
     def with_gaps(self, text: str) -> list[int]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from common.text import first_line
 
-# By the name of a parameter; None: this dimension does not grow.
+# The base shape of each parameter, by name. None: this dimension does not grow.
 Shapes = Mapping[str, tuple[int | None, ...]]
 
 HEADER = """# The shapes of a base model. null: a dimension of fixed size; a number: the base's size of one that grows with width.
@@ -30,11 +30,14 @@ def make_base_shapes(base: nn.Module, delta: nn.Module, savefile: str | Path | N
         size, other = sizes.get(name), others.get(name)
         if size is None or other is None or len(size) != len(other):
             raise ValueError(
-                f"{name} is {size and tuple(size)} in the base, {other and tuple(other)} in the delta"
+                f"{name} is {size and tuple(size)} in the base, but {other and tuple(other)} in the delta: both models "
+                "need the same parameters, with as many dimensions"
             )
         shapes[name] = tuple(n if n != m else None for n, m in zip(size, other, strict=True))
     if all(n is None for shape in shapes.values() for n in shape):
-        raise ValueError("base and delta are of one width, so nothing grows: give delta another width")
+        raise ValueError(
+            "base and delta have the same width, so no dimension grows: give delta another width"
+        )
     if savefile is not None:
         save_base_shapes(shapes, savefile)
     return shapes

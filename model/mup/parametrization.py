@@ -40,9 +40,9 @@ class Role(NamedTuple):
     """
 
     kind: ParameterKind
-    m_in: float = 1.0  # its fan-in over that of the base; 1 where that does not grow
-    m_out: float = 1.0  # its fan-out likewise
-    depth: float = 1.0  # of CompleteP: the layers of the model it lies in over those of the base
+    m_in: float = 1.0  # fan-in divided by the base's fan-in; 1 if it does not grow
+    m_out: float = 1.0  # the same for the fan-out
+    depth: float = 1.0  # of CompleteP: number of layers divided by that of the base
 
     @property
     def gradient_mult(self) -> float:
@@ -78,11 +78,13 @@ def base_shape_of(parameter: Tensor, places: list[ParameterUse], base: Shapes) -
     name = next((place.name for place in places if place.name in base), places[0].name)
     shape = base.get(name)
     if shape is None or len(shape) != parameter.ndim:
-        raise ValueError(f"{name} of shape {tuple(parameter.shape)} has the base shape {shape}")
+        raise ValueError(
+            f"{name} of shape {tuple(parameter.shape)} has the base shape {shape}: make base shapes of the same architecture"
+        )
     return shape
 
 
-def growing(shape: tuple[int | None, ...]) -> list[int]:
+def growing_dimensions(shape: tuple[int | None, ...]) -> list[int]:
     """Return the dimensions that grow with width."""
     return [i for i, n in enumerate(shape) if n is not None]
 
@@ -91,10 +93,10 @@ def role_of(parameter: Tensor, places: list[ParameterUse], base: Shapes) -> Role
     """Return the role of a parameter that is used at `places`. A matrix shared with an embedding is an embedding."""
     base_shape, module = base_shape_of(parameter, places, base), places[0].module
     ratios = [1.0 if n0 is None else n / n0 for n, n0 in zip(parameter.shape, base_shape, strict=True)]
-    grown = growing(base_shape)
+    grown = growing_dimensions(base_shape)
     if len(grown) > 2:
         raise ValueError(
-            f"{places[0].name} of shape {tuple(parameter.shape)} grows in {len(grown)} dimensions: no rule is known"
+            f"{places[0].name} of shape {tuple(parameter.shape)} grows in {len(grown)} dimensions, but muP has rules for up to 2"
         )
     if any(isinstance(place.module, nn.Embedding) for place in places):
         return Role("embedding", m_out=math.prod(ratios))
@@ -115,13 +117,13 @@ def check_readout(place: ParameterUse, parameter: Tensor, base_shape: tuple[int 
     """
     if parameter.ndim < 2 or not is_map(place.module) or isinstance(place.module, Readout | LoRALinear):
         return
-    grown = growing(base_shape)
+    grown = growing_dimensions(base_shape)
     i_in, i_out = fan_dimensions(place.module, grown)
     if i_in in grown and i_out not in grown:
         raise ValueError(
             f"{place.name.rpartition('.')[0] or place.name} is a linear map from a width ({parameter.shape[i_in]}) to a "
-            f"fixed size ({parameter.shape[i_out]}), but no readout: make it a model.scaling.Readout, with "
-            "mult = 1 / width_mult, or let both sizes grow"
+            f"fixed size ({parameter.shape[i_out]}), but not a readout: make it a model.transformer.scaling.Readout, as "
+            "make_readouts does, or let both sizes grow"
         )
 
 
@@ -140,7 +142,8 @@ def fan_dimensions(module: nn.Module, grown: list[int]) -> tuple[int, int]:
         return 0, 1
     if is_map(module):
         return 1, 0
-    # Of a parameter without a known use: by the last of two that grow, as the package mup has it; one is an output.
+    # The use of the parameter is unknown. As in the package mup, the last of two growing dimensions is the input, and
+    # a single one is the output.
     return (grown[-1], grown[0]) if len(grown) == 2 else (-1, grown[0])
 
 
@@ -164,7 +167,7 @@ def make_readouts(model: nn.Module, base: Shapes, names: Collection[str] | None 
             setattr(model.get_submodule(parent), own, readout)
             made.append(name)
     if missing := sorted(set(names or ()) - set(made)):
-        raise ValueError(f"{missing[0]} is no nn.Linear whose input is a width")
+        raise ValueError(f"{missing[0]} is not an nn.Linear whose input is a width")
     return made
 
 
@@ -178,7 +181,7 @@ def base_shape_of_map(model: nn.Module, name: str, base: Shapes) -> tuple[int | 
 
 @torch.no_grad()
 def init_(model: nn.Module, roles: Mapping[str, Role], drawn: Drawn = "constant") -> None:
-    """Rescale a model's initial weights to those of muP. Raise ValueError if called twice: build the model anew.
+    """Rescale a model's initial weights to those of muP. Raise ValueError if called twice for a model.
 
     `drawn` says how the deviation of a freshly drawn matrix depends on its size:
     - "constant": it does not, as in transformers.
@@ -190,7 +193,7 @@ def init_(model: nn.Module, roles: Mapping[str, Role], drawn: Drawn = "constant"
         raise ValueError(f"drawn={drawn!r}; allowed: {', '.join(get_args(Drawn))}")
     places = {name: model.get_submodule(name.rpartition(".")[0]) for name, _ in model.named_parameters()}
     if any(vars(module).get(INITIALIZED) for module in places.values()):
-        raise ValueError("init_ has scaled the weights of this model before: build the model anew")
+        raise ValueError("init_ has already scaled the weights of this model: build the model again")
     for name, parameter in model.named_parameters():
         factor = init_factor(name, parameter, places[name], roles, drawn)
         if factor != 1:
@@ -202,26 +205,26 @@ def init_(model: nn.Module, roles: Mapping[str, Role], drawn: Drawn = "constant"
 def init_factor(
     name: str, parameter: Tensor, module: nn.Module, roles: Mapping[str, Role], drawn: Drawn
 ) -> float:
-    """Return the factor of a parameter: its deviation in muP over the one it was drawn with."""
+    """Return the factor of a parameter: its standard deviation in muP divided by the one it was drawn with."""
     role = roles[name]
-    wanted = role.m_in**-0.5 if role.kind == "hidden" else 1.0
+    target = role.m_in**-0.5 if role.kind == "hidden" else 1.0
     if drawn == "constant" or isinstance(module, nn.Embedding):
-        return wanted
+        return target
     if role.kind == "vector":  # a bias is drawn like the weight beside it
         path, _, own = name.rpartition(".")
         beside = roles.get(f"{path}.{own.replace('bias', 'weight')}".lstrip("."), role)
         return beside.m_in**0.5
     if drawn == "fan_in":
-        return wanted * role.m_in**0.5
+        return target * role.m_in**0.5
     if drawn == "fan_out":
-        return wanted * role.m_out**0.5
+        return target * role.m_out**0.5
     i_in, i_out = fan_dimensions(module, [0, 1])
     n_in, n_out = parameter.shape[i_in], parameter.shape[i_out]
-    return wanted * ((n_in + n_out) / (n_in / role.m_in + n_out / role.m_out)) ** 0.5
+    return target * ((n_in + n_out) / (n_in / role.m_in + n_out / role.m_out)) ** 0.5
 
 
 def lr_factor(role: Role, rule: UpdateRule) -> float:
-    """Return the learning rate of a parameter over that of the base model."""
+    """Return the learning rate of a parameter divided by its learning rate in the base model."""
     if rule == "sgd":
         return {"hidden": role.m_out / role.m_in, "readout": role.m_in}.get(role.kind, role.m_out)
     if role.kind != "hidden" or rule == "original":
@@ -258,7 +261,7 @@ def param_groups(
     `rule` says how updates depend on gradients. Muon's rules apply to hidden matrices only; their groups have "muon".
     The other parameters follow "adam". `lr_mults` are factors of lr by kind. "lr_scale" in a group is its lr over `lr`.
     """
-    groups: dict[tuple[Any, ...], dict[str, Any]] = {}
+    groups: dict[tuple[object, ...], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -275,11 +278,12 @@ def param_groups(
             settings["muon"] = True
         key = (role.kind, decays(parameter), *settings.items())
         groups.setdefault(key, settings | {"name": role.kind, "params": []})["params"].append(parameter)
-    return with_names(list(groups.values()))
+    name_groups(groups.values())
+    return list(groups.values())
 
 
-def with_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Name the groups, as in "hidden x0.125": the kind, the factor of lr, and what else tells the groups apart."""
+def name_groups(groups: Collection[dict[str, Any]]) -> None:
+    """Extend the names of the groups by the factor of lr, and by other settings in which they differ: "hidden x0.125"."""
     for group in groups:
         if group["lr_scale"] != 1:
             group["name"] += f" x{group['lr_scale']:g}"
@@ -290,4 +294,3 @@ def with_names(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for group in groups:
             if len(values[group["name"]]) > 1:
                 group["name"] += f" {setting} {group[setting]:g}"
-    return groups

@@ -80,7 +80,7 @@ def scale_scores(model: nn.Module, mult: float) -> None:
     """
     found = scalable_attentions(model)
     if any(attention.mult is not None for attention in found):
-        raise ValueError("scale_scores has scaled the attention of this model before: build the model anew")
+        raise ValueError("scale_scores has already scaled the attention of this model: build the model again")
     for module, attribute, queries in found:
         if attribute is not None:
             setattr(module, attribute, getattr(module, attribute) * mult)
@@ -95,21 +95,21 @@ def scale_scores(model: nn.Module, mult: float) -> None:
         keep_factors(model)
 
 
-def scale_queries(queries: Queries, mult: float, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+def scale_queries(queries: Queries, mult: float, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
     """Multiply the queries in the output of a projection. This is a forward hook."""
     scaled, others = queries.split(output)
     return torch.cat([scaled * mult, others], dim=-2).flatten(-3)
 
 
 @torch.no_grad()
-def aligned_score(model: nn.Module, run: Callable[[], Any]) -> float | None:
+def aligned_score(model: nn.Module, run: Callable[[], object]) -> float | None:
     """Return the mean score of a position with itself while `run` runs `model`, if keys were equal to queries.
 
     Return None if there is no attention whose queries are the output of a module.
     """
     scores: list[float] = []
 
-    def note(queries: Queries, scale: float, module: nn.Module, inputs: Any, output: Tensor) -> None:
+    def note(queries: Queries, scale: float, module: nn.Module, inputs: object, output: Tensor) -> None:
         parts, _ = queries.split(output)
         scores.append(scale * parts.float().square().sum(dim=(-1, -2, -3)).mean().item())
 
@@ -146,7 +146,7 @@ def score_scale(attention: ScalableAttention) -> float:
 
 
 def head_size(attention: Any) -> int:
-    """Return the numbers in a head of an attention module of transformers."""
+    """Return the dimension of a head of an attention module of transformers."""
     names = [name for name in ("head_dim", "attention_head_size") if hasattr(attention, name)]
     return int(getattr(attention, names[0])) if names else attention.split_size // attention.n_head
 
@@ -237,9 +237,9 @@ def keep_factors(model: nn.Module) -> None:
                 setattr(module, method, partial(refuse, method))
 
 
-def refuse(method: str, *args: Any, **kwargs: Any) -> None:
+def refuse(method: str, *args: object, **kwargs: object) -> None:
     """Raise ValueError in place of a method of transformers."""
     raise ValueError(
-        f"{method} would lose the factors that muP gives this model: save its state_dict() and build it anew, "
-        "and change the vocabulary before make_readouts"
+        f"{method} would lose the factors that muP gives this model: save its state_dict() and build the model again, "
+        "or change the vocabulary before make_readouts"
     )

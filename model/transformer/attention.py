@@ -14,7 +14,7 @@ from model.context import Context
 from model.model_params import ModelParams
 from model.transformer.embeddings import on_scores, position_kinds
 from model.transformer.linear import linear
-from model.transformer.lora import whole_weight
+from model.transformer.lora import merged_weight
 from model.transformer.norms import make_norm
 from model.transformer.scaling import temperature  # muP
 
@@ -58,7 +58,7 @@ class Attention(nn.Module):
         return self.dropout(pattern_BHTS) @ v_BHSK
 
     def attend_fused(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
-        """Compute the same with torch's kernel, which does not store scores or pattern."""
+        """Compute the same as `attend` with torch's kernel, which does not store scores or pattern."""
         dropout = self.dropout.p if self.training else 0.0
         T, S = q_BHTK.shape[2], k_BHSK.shape[2]
         scale = 1 / (math.sqrt(q_BHTK.shape[3]) * self.temperature)  # muP
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q_BHTK, k_BHSK, v_BHSK, mask, dropout, scale=scale)  # muP
 
     def visible(self, scores_BHTS: Tensor, ctx: Context) -> Tensor:
-        """Set scores to -inf at later positions, unless causal=False, and for queries that are real tokens at padding."""
+        """Set scores to -inf at later positions (unless causal=False), and at padding if the query is a real token."""
         if self.model_params.causal:
             scores_BHTS = without_future(scores_BHTS)
         if ctx.real_BT is None:
@@ -87,7 +87,7 @@ class Attention(nn.Module):
         return scores_BHTS.masked_fill(hidden_BTS[:, None], -math.inf)
 
     def may_fuse(self, ctx: Context) -> bool:
-        """Return False if scores or pattern are recorded or patched, or if attn_requests are set: the kernel has neither."""
+        """Return False if scores or pattern are recorded or patched, or attn_requests is set: the kernel ignores all that."""
         if self.model_params.attention != "fused" or ctx.attn_requests is not None:
             return False
         return not (ctx.wants("scores") or ctx.wants("pattern"))
@@ -102,11 +102,11 @@ class Attention(nn.Module):
         out_BTD = self.out(z_BHTK.transpose(1, 2).flatten(2))
         if not ctx.wants("head_out"):
             return out_BTD
-        w_HKD = whole_weight(self.out).T.unflatten(0, (z_BHTK.shape[1], -1))
+        w_HKD = merged_weight(self.out).T.unflatten(0, (z_BHTK.shape[1], -1))
         heads_BHTD = z_BHTK @ w_HKD
         tapped_BHTD = ctx.tap("head_out", heads_BHTD)
         sum_BTD = tapped_BHTD.sum(dim=1) if self.out.bias is None else tapped_BHTD.sum(dim=1) + self.out.bias
-        # Recording must not change a bit: the value is that of the map, and the gradient comes through the heads.
+        # Recording must not change the output by a bit: its value comes from the map, its gradient through the heads.
         unchanged = tapped_BHTD is heads_BHTD
         return out_BTD.detach() + (sum_BTD - sum_BTD.detach()) if unchanged else sum_BTD
 
@@ -151,7 +151,7 @@ def fused_heads(model_params: ModelParams) -> nn.Linear:
 
 
 class SeparateHeads(nn.Module):
-    """Map as `fused_heads`, with separate parameters for the queries, keys and values of each head."""
+    """The map of `fused_heads`, with separate parameters for the queries, keys and values of each head."""
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()

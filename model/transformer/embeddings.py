@@ -18,7 +18,7 @@ POSITION_TABLE = "embed.positions.table.weight"  # parameter of an LM with learn
 
 
 class Embedding(nn.Module):
-    """Token and position embeddings: ids to the first state of the residual stream."""
+    """Token and position embeddings, from ids to the initial residual stream."""
 
     def __init__(self, model_params: ModelParams, n_tokens: int, dropout: float) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids_BT: Tensor, start: int = 0, padding_B: Tensor | None = None) -> Tensor:
-        """Return [B, T, D]. The first id is at position `start`, and `padding_B` positions of each row before are padding."""
+        """Return the residual stream [B, T, D]. The first id is at position `start`; rows begin with `padding_B` padding."""
         padding = () if padding_B is None else (padding_B,)
         x_BTD = self.positions(self.tokens(ids_BT), start, *padding)
         x_BTD = x_BTD if self.mult == 1 else x_BTD * self.mult  # muP
@@ -47,7 +47,7 @@ class NoPositions(nn.Module):
 
 
 def at_positions(table_TD: Tensor, T: int, start: int, padding_B: Tensor | None) -> Tensor:
-    """Return the rows of `table_TD` for T positions from `start`: [T, D], or [B, T, D] where rows begin with padding."""
+    """Return the rows of `table_TD` for T positions from `start`: [T, D], or [B, T, D] if rows begin with padding."""
     if padding_B is None:
         return table_TD[start : start + T]
     positions_BT = torch.arange(start, start + T, device=padding_B.device) - padding_B[:, None]
@@ -90,7 +90,7 @@ class Rotary(nn.Module):
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()
-        angles = angles_of(model_params.max_seq_len, model_params.n_turned, model_params.rotary_base)
+        angles = angles_of(model_params.max_seq_len, model_params.n_rotated, model_params.rotary_base)
         self.register_buffer("cos_TA", angles.cos().to(torch.get_default_dtype()), persistent=False)
         self.register_buffer("sin_TA", angles.sin().to(torch.get_default_dtype()), persistent=False)
 

@@ -22,8 +22,8 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + x @ self.lora_a.T @ self.lora_b.T
 
 
-def whole_weight(linear: nn.Linear) -> Tensor:
-    """Return the matrix that `linear` multiplies by: with LoRA the sum of weight and product."""
+def merged_weight(linear: nn.Linear) -> Tensor:
+    """Return the matrix that `linear` multiplies its input by. With LoRA it is the sum of weight and product."""
     if isinstance(linear, LoRALinear):
         return linear.weight + linear.lora_b @ linear.lora_a
     return linear.weight
@@ -41,6 +41,6 @@ def merge_lora(lm: M) -> M:
     weights = {name: weight for name, weight in lm.state_dict().items() if not is_lora(name)}
     for name, module in lm.named_modules():
         if isinstance(module, LoRALinear):
-            weights[f"{name}.weight"] = whole_weight(module)
+            weights[f"{name}.weight"] = merged_weight(module)
     merged.load_state_dict(weights)
     return merged.eval()

@@ -1,4 +1,4 @@
-"""Causal mixers in attention's place: a gated convolution, linear attention and a state-space model, in plain PyTorch.
+"""Causal mixers in place of attention: a gated convolution, linear attention and a state-space model, in plain PyTorch.
 
 Each is a value of `layer_architecture`; only the mixer of our layer changes. A forward pass computes all positions
 at once. With a cache it carries a state, so every generated token costs the same.
@@ -115,7 +115,7 @@ class StateSpace(nn.Module):
         # Steps from 0.001 to 0.1 and decays from 1 to 16, as in Mamba-2: heads forget at different rates.
         steps_H = torch.logspace(-3, -1, H)
         self.dt.bias.data.copy_(steps_H + torch.log(-torch.expm1(-steps_H)))  # the inverse of softplus
-        # No linspace: once transformers has loaded a model, it may give a real tensor under torch.device("meta").
+        # Not torch.linspace: after transformers has loaded a model, linspace may ignore torch.device("meta").
         self.log_a_H = nn.Parameter((1 + 15 * torch.arange(H) / max(H - 1, 1)).log())
         self.d_H = nn.Parameter(torch.ones(H))
         self.width_mult, self.head_mult = width_mult(p), head_mult(p)  # muP
@@ -128,7 +128,7 @@ class StateSpace(nn.Module):
         [gate_BHTK] = heads(F.silu(self.gate(x_BTD)), 1, self.n_heads)
         dt_BHS = F.softplus(self.dt(x_BTD if self.width_mult == 1 else x_BTD / self.width_mult)).mT  # muP
         decay_BHT = -self.log_a_H.exp()[:, None] * dt_BHS
-        # Summed anew from each s: a difference of sums from the start would lose what is small after much that is large.
+        # Summed again from each s: a difference of sums from the start would lose small terms after large ones.
         between_BHTS = decay_BHT[..., None].expand(-1, -1, -1, T).tril(-1).cumsum(dim=-2)
         left_BHTS = (between_BHTS + future(between_BHTS)).exp()
         scores_BHTS = ctx.tap("scores", (c_BHTK @ b_BHSK.mT) * left_BHTS)
@@ -151,7 +151,7 @@ class StateSpace(nn.Module):
 
 
 def heads(x_BTC: Tensor, n: int, n_heads: int) -> tuple[Tensor, ...]:
-    """Split `n` maps that lie side by side, each [B, H, T, K]."""
+    """Split the concatenated outputs of `n` maps by map and head, each [B, H, T, K]."""
     return x_BTC.unflatten(-1, (n, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 

@@ -9,7 +9,7 @@ from common.registry import Registry
 from model.model_params import ModelParams
 from model.transformer.linear import readout_std
 
-# The function is given the width and the params. Its name is a value of `norm`.
+# Functions of (width, model_params). The name of a function is a value of `norm`.
 norms: Registry[Callable[[int, ModelParams], nn.Module]] = Registry("norm")
 
 

@@ -8,7 +8,7 @@ Admin: Liu et al. 2020, arXiv:2004.08249. DeepNet: Wang et al. 2022, arXiv:2203.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.model_params import ModelParams
 from model.transformer.scaling import Readout, depth_mult  # muP
 
-# By how a small change of all weights changes the output of n sub-layers: omega at the start.
+# Initial omega, by how the output of n sub-layers changes with a small change of all weights.
 omegas: dict[str, Callable[[int], float]] = {
     "O(n)": lambda n: 1.0,
     "O(logn)": lambda n: math.sqrt((n + 1) / math.log(n + 1) - 1),
@@ -103,7 +103,7 @@ def make_residual(model_params: ModelParams) -> Residual:
     return Residual(1.0, dim=p.dim if p.residual_trainable else None, branch_mult=branch_mult)  # muP
 
 
-def weighted(model: nn.Module) -> dict[Residual, Tensor]:
+def omegas_by_residual(model: nn.Module) -> dict[Residual, Tensor]:
     """Return the residual connections of `model` that have an omega, with their omegas."""
     found = [module for module in model.modules() if isinstance(module, Residual)]
     return {residual: residual.omega for residual in found if residual.omega is not None}
@@ -116,10 +116,10 @@ def init_omegas(passes: Sequence[nn.Module], model_params: ModelParams) -> None:
     `passes` are the layers of one forward pass.
     """
     p, layers = model_params, nn.ModuleList(passes)
-    n = sum(len(weighted(layer)) for layer in passes)
+    n = sum(len(omegas_by_residual(layer)) for layer in passes)
     if p.residual == "plain" or not n:
         return
-    for omega in weighted(layers).values():
+    for omega in omegas_by_residual(layers).values():
         omega.fill_(initial_omega(n, p.residual_change) if p.residual == "admin" else n**0.25)
     if p.residual == "deepnet":
         deepnet_init(layers, gain=(4 * n) ** -0.25)
@@ -127,7 +127,7 @@ def init_omegas(passes: Sequence[nn.Module], model_params: ModelParams) -> None:
 
 @runtime_checkable
 class Mixer(Protocol):
-    """A module with matrices for queries, keys and values, or for what takes their place."""
+    """A module with matrices for queries, keys and values, or for their equivalents."""
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]: ...
 
@@ -150,14 +150,14 @@ def xavier(weights: list[Tensor], gain: float) -> None:
         nn.init.normal_(weight, std=gain * math.sqrt(2 / (n_in + n_out)))
 
 
-def wants_profile(lm: Any) -> bool:
-    """Return True if `residual_profile` sets the omegas of `lm` from the first batches."""
-    return bool(weighted(lm)) and lm.model_params.residual_profile
+def wants_profile(model: nn.Module, model_params: ModelParams) -> bool:
+    """Return True if `residual_profile` sets the omegas of `model` from the first batches."""
+    return bool(omegas_by_residual(model)) and model_params.residual_profile
 
 
 @torch.no_grad()
-def profile(model: nn.Module, batches: Iterable[Any]) -> None:
-    """Set every omega as the original Admin does: its square is 1 + the variances of all f before it.
+def profile_omegas(model: nn.Module, batches: Iterable[object]) -> None:
+    """Set every omega as the original Admin does: its square is 1 plus the variances of all f before it.
 
     Variances are means over `batches`. `model` is called with each batch, in its current mode.
     """
@@ -171,7 +171,7 @@ def profile(model: nn.Module, batches: Iterable[Any]) -> None:
         so_far.append(x_and_f[1].double().var(correction=0).item())
         variances.setdefault(omega, []).append(so_far[-1])
 
-    hooks = [residual.register_forward_pre_hook(measure) for residual in weighted(model)]
+    hooks = [residual.register_forward_pre_hook(measure) for residual in omegas_by_residual(model)]
     try:
         for batch in batches:
             so_far: list[float] = []

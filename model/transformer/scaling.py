@@ -12,29 +12,29 @@ from model.model_params import ModelParams
 
 
 def base_dim(model_params: ModelParams) -> int:
-    """Return the width at which nothing differs from the standard parametrization."""
+    """Return the width at which muP equals the standard parametrization."""
     p = model_params
     return p.dim if p.parametrization == "standard" else p.mup_base_dim or p.dim
 
 
 def width_mult(model_params: ModelParams) -> float:
-    """Return the width over that of the base."""
+    """Return the width divided by the base's width."""
     return model_params.dim / base_dim(model_params)
 
 
 def base_layers(model_params: ModelParams) -> int:
-    """Return the depth at which nothing differs from muP."""
+    """Return the depth at which CompleteP equals muP."""
     p = model_params
     return p.mup_base_layers or p.depth if p.parametrization == "completep" else p.depth
 
 
 def depth_mult(model_params: ModelParams) -> float:
-    """Return the depth over that of the base."""
+    """Return the depth divided by the base's depth."""
     return model_params.depth / base_layers(model_params) if model_params.depth else 1.0
 
 
 def head_mult(model_params: ModelParams) -> float:
-    """Return the size of a head over that of a head in the base."""
+    """Return the dimension of a head divided by that of a head in the base."""
     p = model_params
     base_heads = p.mup_base_heads if p.parametrization != "standard" else 0
     return p.head_dim * (base_heads or p.n_heads) / base_dim(p)

@@ -1,4 +1,4 @@
-"""Layers that torch ships, as layers of our stack, for comparison.
+"""torch's own layers as layers of our stack, for comparison.
 
 Shape suffixes:  B batch  T position  S position attended to  D model dim  H head
 """
@@ -89,10 +89,10 @@ class TorchTransformer(Layer):
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         if self.causal and ctx.padding_B is not None:  # a padding query would see only masked keys: NaN
             raise ValueError(
-                "mask has padding at the left of rows, but torch-transformer takes it on the right only"
+                "mask has padding at the left of rows, but torch-transformer supports it on the right only"
             )
         T = x_BTD.shape[1]
-        x_BSD = ctx.with_past("x", x_BTD, dim=1)  # torch's layer takes all positions or none
+        x_BSD = ctx.with_past("x", x_BTD, dim=1)  # torch's layer cannot continue from a cache
         S = x_BSD.shape[1]
         future_SS = torch.ones(S, S, dtype=torch.bool, device=x_BTD.device).triu(1) if self.causal else None
         padding_BS = None if ctx.real_BT is None else ~ctx.real_BT
@@ -124,7 +124,7 @@ class TorchTransformer(Layer):
 
 
 class TorchRNN(Layer):
-    """Recurrent layer without residual connection. n of them equal torch's own stack of n layers."""
+    """Recurrent layer without residual connection. A stack of n such layers equals torch's own n-layer module."""
 
     kind: type[nn.LSTM] | type[nn.GRU]
     has_attention = False
@@ -148,7 +148,7 @@ class TorchRNN(Layer):
         self.keep(state, ctx)
         return self.dropout(x_BTD)
 
-    def past(self, ctx: Context) -> Any:
+    def past(self, ctx: Context) -> Tensor | tuple[Tensor, Tensor] | None:
         """Return the state that torch's module takes, or None at the start."""
         raise NotImplementedError
 

@@ -36,7 +36,8 @@ class Transformer(nn.Module):
     def passes(self) -> list[tuple[int, nn.Module]]:
         """Return the layers in the order of one forward pass, each with the number that names its activations.
 
-        A layer may come several times, each time under another number. All code that iterates over layers uses this.
+        A layer may occur several times, each time with another number. All code that iterates over layers uses this
+        method.
         """
         return list(enumerate(self.layers))
 

@@ -28,7 +28,7 @@ activations: dict[str, Callable[[Tensor], Tensor]] = {
 class TransformerEncoderLayer(Layer):
     """Editable transformer layer, equal to torch.nn.TransformerEncoderLayer under a causal mask."""
 
-    make_mixer: Callable[[ModelParams, float], nn.Module] = Attention  # what lets positions see each other
+    make_mixer: Callable[[ModelParams, float], nn.Module] = Attention  # the part that mixes positions
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()

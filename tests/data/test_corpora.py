@@ -152,7 +152,7 @@ def test_an_unknown_name_lists_what_exists(data_folder, name):
     (data_folder / "mine").mkdir()
     (data_folder / "mine" / "data.txt").write_text("x", encoding="utf-8")
     with pytest.raises(
-        ValueError, match=f"dataset_name={re.escape(repr(name))} is no corpus; there are: sotu, .*, mine"
+        ValueError, match=f"dataset_name={re.escape(repr(name))} is not a corpus; there are: sotu, .*, mine"
     ):
         find_corpus(name)
 

@@ -202,7 +202,7 @@ def test_an_edited_folder_is_read_again(tmp_path):
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": 3}'])
 def test_a_damaged_file_is_one_sentence(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match="holds no tokenizer that can be read: ") as caught:
+    with pytest.raises(ValueError, match="holds no readable tokenizer: ") as caught:
         pretrained_tokenizer(str(tmp_path))
     assert "\n" not in str(caught.value)
 
@@ -215,7 +215,7 @@ def test_a_damaged_file_beside_it_is_one_sentence(tmp_path):
             (tmp_path / name).write_text(content, encoding="utf-8")
             if name == "config.json" and content.startswith('{"'):
                 continue
-            with pytest.raises(ValueError, match="holds no tokenizer that can be read: "):
+            with pytest.raises(ValueError, match="holds no readable tokenizer: "):
                 pretrained_tokenizer(str(tmp_path))
         (tmp_path / name).write_text(before, encoding="utf-8")
 

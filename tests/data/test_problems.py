@@ -84,7 +84,7 @@ def test_whole_numbers_do_for_floats():
 @pytest.mark.parametrize("source", ["custom", "gpt2"])
 def test_tasks_take_char_only(source):
     with pytest.raises(
-        ValueError, match=f"tokenizer_source_name='{source}' is for text: dataset_name='copy'"
+        ValueError, match=f"tokenizer_source_name='{source}' is for text, but dataset_name='copy'"
     ):
         check(TokenizerSpec(source), dataset_name="copy")
 
@@ -208,7 +208,7 @@ def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
 @pytest.mark.parametrize("token", ["a b", "", "<bos>", 7])
 def test_tokens_must_be_words(token, monkeypatch):
     monkeypatch.setitem(tasks, "odd", Task("odd", lambda rng: ["a", token], None, None, None))
-    with pytest.raises(ValueError, match=f"dataset_name='odd': {token!r} is no token"):
+    with pytest.raises(ValueError, match=f"dataset_name='odd': {token!r} is not a valid token"):
         check(dataset_name="odd")
 
 

@@ -173,7 +173,7 @@ def test_a_longer_sample_than_any_seen_before(tmp_path):
     data.longest = 10  # as if the search had missed the long ones
     rows = TaskRows(data, "train", 64)
     with pytest.raises(
-        ValueError, match=r"packed=True needs all samples of up to 10 tokens, .* has one of \d+"
+        ValueError, match=r"packed=True has room for samples of up to 10 tokens, .* has one of \d+"
     ):
         [rows[i] for i in range(len(rows))]  # never a row with a part of a sample
     rows = TaskRows(data, "train", 20)
@@ -215,7 +215,7 @@ def test_a_token_too_rare_for_the_vocabulary_is_named(tmp_path):
     data.tokenizer = char_tokenizer("abcdefghijklmnopqrstuvwxy:")  # as if the search had missed the z
     rows = data.rows("train", 64)
     with pytest.raises(
-        ValueError, match=r"dataset_name='copy' with task_args=\{\} has the token 'z', too rare"
+        ValueError, match=r"dataset_name='copy' with task_args=\{\} draws the token 'z' too rarely"
     ):
         [rows[i] for i in range(len(rows))]
 

@@ -106,7 +106,7 @@ def test_packed_rows_are_full():
 @pytest.mark.parametrize("tokenizer", [CHAR, SHARED], ids=["separate", "shared"])
 @pytest.mark.parametrize("at_once", [3, 10, 1000])
 def test_tokens_on_disk(tokenizer, at_once, tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "AT_ONCE", at_once)
+    monkeypatch.setattr(text, "CHARS_AT_ONCE", at_once)
     documents = ["abc de fa", "", "bbbbbbbbbbbbbbbbbbbb", "a b", "é"]
     write_tokens(iter(documents), tokenizer, tmp_path)
     tokens, expected = read_tokens(tmp_path), tokens_of(documents, tokenizer)
@@ -125,7 +125,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
 
 
 def test_long_documents_are_tokenised_in_pieces_as_if_in_one(monkeypatch):
-    monkeypatch.setattr(text, "AT_ONCE", 50)
+    monkeypatch.setattr(text, "CHARS_AT_ONCE", 50)
     document = "the cat sat  on the mat " * 30
     parts = [piece for batch in batches([document, "end"]) for piece in batch]
     assert max(len(piece.text) for piece in parts) <= 50

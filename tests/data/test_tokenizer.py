@@ -197,7 +197,7 @@ def test_a_damaged_or_foreign_file_is_one_sentence(name, content, tmp_path):
     (tmp_path / name).unlink()
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match="holds no tokenizer that can be read: ") as caught:
+    with pytest.raises(ValueError, match="holds no readable tokenizer: ") as caught:
         Tokenizer.load(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -188,7 +188,7 @@ def test_a_run_whose_data_is_gone_still_opens(root, name):
     edit_json(folder_of(root) / "params.json", "data", "dataset_name", value=name)
     lm, dataset, *_ = model_explorer.get_model_by_timestamp(FIRST, out=str(root))
     assert torch.isfinite(lm("ab")).all()
-    with pytest.raises(ValueError, match=f"dataset_name='{name}' is no corpus"):
+    with pytest.raises(ValueError, match=f"dataset_name='{name}' is not a corpus"):
         dataset.val_dataloader(1)
     with pytest.raises(ValueError, match="dataset_name="):
         model_explorer.verify_stable_load(FIRST, out=str(root))

@@ -53,8 +53,8 @@ def test_every_form_of_input_gives_the_same_logits():
         (["a", "b"], "mycollate"),
         (None, "NoneType"),
         (torch.zeros(1, 2, 3), r"shape \(1, 2, 3\)"),
-        ([1] * 17, "17 tokens, but max_seq_len=16"),
-        (torch.zeros(2, 17, dtype=torch.int64), "17 tokens, but max_seq_len=16"),
+        ([1] * 17, "17 tokens is longer than max_seq_len=16"),
+        (torch.zeros(2, 17, dtype=torch.int64), "17 tokens is longer than max_seq_len=16"),
     ],
 )
 def test_impossible_input_ends_in_one_sentence(x, message):

@@ -18,7 +18,7 @@ from data.tokenizer import Tokenizer, char_tokenizer, from_transformers, make_to
 from model.context import Cache, Context, Uncacheable
 from model.generation.sampling import generate
 from model.lm import LM
-from model.masking import MASK_FRAC, mask_tokens, whole_rows
+from model.masking import MASK_FRAC, mask_tokens, unmasked_batch
 from model.model_params import ModelParams
 from model.observe import ignored_fields
 from model.perplexity import NOT_SCORED
@@ -183,8 +183,8 @@ def draw(lm, lengths, mask_frac=MASK_FRAC, scored=None):
     data = batch(*lengths)
     if scored is not None:
         data["target_mask"] &= scored
-    whole = whole_rows(data, lm)
-    return whole, mask_tokens(whole, lm, TrainParams(mask_frac=mask_frac))
+    whole = unmasked_batch(data, lm)
+    return whole, mask_tokens(whole, lm, mask_frac)
 
 
 @settings(deadline=None, max_examples=30)
@@ -238,7 +238,7 @@ def test_the_first_token_of_a_row_is_never_hidden():
 def test_the_last_token_of_a_row_that_is_too_long_is_left_out():
     """The data's rows are a token longer, for models that predict it: the next row of a text begins with it."""
     lm = tiny_lm(**BERT, max_seq_len=8)
-    assert whole_rows(batch(9, 5), lm).ids.tolist() == batch(9, 5)["x_indices"][:, :8].tolist()
+    assert unmasked_batch(batch(9, 5), lm).ids.tolist() == batch(9, 5)["x_indices"][:, :8].tolist()
     assert lm.get_batch_xyz(batch(5, 5)).z.shape[1] == 5
 
 
@@ -316,7 +316,7 @@ def test_gaps_are_filled_with_the_most_probable_tokens():
 def test_what_cannot_be_filled_is_refused():
     with pytest.raises(ValueError, match=r"needs objective=.masked.; .*use lm\.sample"):
         tiny_lm().fill("a_")
-    with pytest.raises(ValueError, match="there is no _ to fill in"):
+    with pytest.raises(ValueError, match="the text has no _ to fill in"):
         tiny_lm(**BERT).fill("ab")
     lm = LM(tiny_params(**BERT), char_tokenizer("abc"))
     for use in (lambda: lm.fill("a"), lambda: lm.get_losses(batch(4), None)):
@@ -352,7 +352,7 @@ def test_a_string_ends_with_eos_which_is_not_scored():
     assert of_text.total_tokens == 3
     assert_close(of_text.per_token_res[0, :3], of_ids.per_token_res[0, :3])
     assert of_text.per_token_res[0, 3] == -1
-    with pytest.raises(ValueError, match="input of 17 tokens, but max_seq_len=16"):
+    with pytest.raises(ValueError, match="input of 17 tokens is longer than max_seq_len=16"):
         lm.perplexities(rows(17))
 
 
@@ -415,7 +415,7 @@ def test_a_mask_out_of_range_is_no_tokenizer(mask, tmp_path):
     tokenizer.save(tmp_path)
     file = tmp_path / "tokenizer_ids.json"
     file.write_text(file.read_text()[:-1] + f', "mask": {mask}}}')
-    with pytest.raises(ValueError, match="holds no tokenizer that can be read"):
+    with pytest.raises(ValueError, match="holds no readable tokenizer"):
         Tokenizer.load(tmp_path)
 
 

@@ -451,12 +451,15 @@ def test_what_was_not_recorded_is_not_there():
 @pytest.mark.parametrize(
     ("edit", "complaint"),
     [
-        (torch.zeros(5), r"layers\.0\.z has the shape \(2, 2, 3, 8\), the edit gives \(5,\)"),
-        (lambda z: z[0, 0, 0, :3], r"has the shape \(2, 2, 3, 8\), the edit gives \(3,\)"),
-        (lambda z: None, r"an edit of layers\.0\.z is or gives a tensor, a number or 'mean', not None"),
+        (torch.zeros(5), r"layers\.0\.z has the shape \(2, 2, 3, 8\), but the edit returns \(5,\)"),
+        (lambda z: z[0, 0, 0, :3], r"has the shape \(2, 2, 3, 8\), but the edit returns \(3,\)"),
+        (
+            lambda z: None,
+            r"an edit of layers\.0\.z must be a tensor, a number, .* a number, not None",
+        ),
         ("zero", "not 'zero'"),
-        (at(0, heads=2), "heads=2: there are 0 to 1"),
-        (at(0, positions=[0, 3]), r"positions=\[0, 3\]: there are 0 to 2"),
+        (at(0, heads=2), "heads=2; allowed: 0 to 1"),
+        (at(0, positions=[0, 3]), r"positions=\[0, 3\]; allowed: 0 to 2"),
     ],
 )
 def test_edits_that_do_not_fit(edit, complaint):
@@ -470,8 +473,8 @@ def test_edits_that_do_not_fit(edit, complaint):
 @pytest.mark.parametrize(
     ("edits", "complaint"),
     [
-        ({"resid_mid": at(0, heads=0)}, "heads=0 of an activation without heads"),
-        ({"z": "mean"}, r"'mean' is that of a batch, and layers\.0\.z has a batch of one"),
+        ({"resid_mid": at(0, heads=0)}, "heads=0 needs an activation with heads"),
+        ({"z": "mean"}, r"'mean' averages over the batch, but layers\.0\.z has a batch of one"),
     ],
 )
 def test_edits_that_mean_nothing_here(edits, complaint):
@@ -484,7 +487,7 @@ def test_an_error_inside_is_not_masked_and_leaves_no_one_looking():
     lm = tiny_lm()
     with pytest.raises(ZeroDivisionError), lm.record("misspelt"), lm.patch({"wrong": 0}):
         raise ZeroDivisionError
-    with pytest.raises(ValueError, match="but max_seq_len=16"), lm.record("misspelt"):
+    with pytest.raises(ValueError, match="is longer than max_seq_len=16"), lm.record("misspelt"):
         lm(random_ids(1, 17))
     assert lm.taps == []
 

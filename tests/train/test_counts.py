@@ -157,7 +157,7 @@ def test_precision_decides_nothing_about_which_tokens_are_hidden():
         for dtype in (torch.float32, torch.float64):
             with default_dtype(dtype):
                 torch.manual_seed(0)
-                shown = model.masking.mask_tokens(model.masking.whole_rows(batch, lm.train(mode)), lm, None)
+                shown = model.masking.mask_tokens(model.masking.unmasked_batch(batch, lm.train(mode)), lm)
                 targets.append(torch.stack([shown.x, shown.y]))
         assert torch.equal(*targets), mode
 

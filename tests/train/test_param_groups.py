@@ -15,7 +15,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.parametrization import Role
 from model.shapes import roles_of
-from model.transformer.residual import weighted
+from model.transformer.residual import omegas_by_residual
 from tests.model.tiny import KINDS, CharTokenizer, batch_of, random_ids, tiny_params
 from tests.train.little_run import CALL, fit
 from train.grid.params import Params
@@ -178,8 +178,8 @@ def test_a_map_to_a_fixed_size_is_refused_by_name_with_the_grid(inserted):
             {"layer_architecture": "torch-gru", "parametrization": "completep", "mup_base_layers": 1},
             "recurrent",
         ),
-        ({"mup_base_dim": 20, "mup_base_heads": 0}, "mup_base_heads is"),
-        ({"readout_zero_init": True}, "token embedding 0"),
+        ({"mup_base_dim": 20, "mup_base_heads": 0}, "set mup_base_heads"),
+        ({"readout_zero_init": True}, "token embedding to 0"),
     ],
     ids=str,
 )
@@ -510,7 +510,7 @@ def test_roles_and_groups_survive_a_copy():
         make_optimizer(lm, TrainParams())
     )
     assert torch.equal(twin(random_ids(2, 9)), lm(random_ids(2, 9)))
-    assert len(weighted(twin)) == 4
+    assert len(omegas_by_residual(twin)) == 4
 
 
 @pytest.mark.slow
@@ -577,7 +577,7 @@ def test_lr_among_the_statistics_is_that_of_no_multiplier(tmp_path):
 def test_a_profile_is_taken_before_training_and_the_same_each_time(tmp_path):
     model = replace(SMALL, norm_position="post", residual="admin", residual_profile=True, n_layers=2)
     found = [run(tmp_path, model, random_seed=seed).model for seed in (0, 0, 1)]
-    omegas = [[omega.item() for omega in weighted(lm).values()] for lm in found]
+    omegas = [[omega.item() for omega in omegas_by_residual(lm).values()] for lm in found]
     assert omegas[0] == omegas[1] != omegas[2]
     assert omegas[0][0] == 1
     assert sorted(omegas[0]) == omegas[0]

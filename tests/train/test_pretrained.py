@@ -401,7 +401,7 @@ def test_an_edit_that_changes_the_shape_of_weights_is_refused_with_its_place(roo
 def test_another_vocabulary_is_refused_before_anything_trains(root, hf_folder, tmp_path, capsys):
     for option, why in (
         ("tokenizer_source_name=char", r"the tokenizer has 29 tokens, but the weights are for"),
-        ("tokenizer_crop=True", "tokenizer_crop=True numbers tokens anew"),
+        ("tokenizer_crop=True", "tokenizer_crop=True renumbers the tokens"),
     ):
         assert call(tmp_path, f"from_pretrained = {str(hf_folder)!r}", "--save", "--set", option) == 2
         error = capsys.readouterr().err
@@ -439,7 +439,7 @@ def test_what_is_not_there_is_looked_for_once_in_a_grid(root, monkeypatch):
         asked.append(name)
         raise ValueError("it is not there")
 
-    monkeypatch.setattr("model.hf.weights.pretrained_fields", fields)
+    monkeypatch.setattr("model.hf.weights.pretrained_params", fields)
     [why] = refusals(root, "from_pretrained = 'nobody/else'", lr="[1e-3, 1e-4]", random_seed="[1, 2, 3]")
     assert why == "configs/trial.txt:9: from_pretrained='nobody/else': it is not there"
     assert asked == ["nobody/else"]

@@ -6,7 +6,7 @@ from torch import nn
 
 from explore.scaling.fold import fold_residual
 from model.lm import LM
-from model.transformer.residual import weighted
+from model.transformer.residual import omegas_by_residual
 from tests.model.tiny import CharTokenizer, batch_of, random_ids, tiny_lm, tiny_params
 from train.optimizers import make_optimizer
 from train.saving.weights import load_lm, unshared_state, write_weights
@@ -30,7 +30,7 @@ def trained(n_steps: int = 20, **fields) -> LM:
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_a_trained_model_keeps_its_logits_without_omega(trainable, tied):
     lm = trained(residual_trainable=trainable, tied_embeddings=tied, n_layers=6)
-    omegas = [omega.detach().clone() for omega in weighted(lm).values()]
+    omegas = [omega.detach().clone() for omega in omegas_by_residual(lm).values()]
     assert not trainable or all(omega.std() > 1e-3 for omega in omegas), "they trained"
     before = {name: weight.clone() for name, weight in lm.state_dict().items()}
     folded = fold_residual(lm)
@@ -63,7 +63,7 @@ def test_a_trained_model_keeps_its_logits_without_omega(trainable, tied):
 )
 def test_so_it_is_with_every_kind_of_layer(fields):
     lm = tiny_lm(**{"norm_position": "post", "residual": "admin"} | fields)
-    assert len(weighted(lm)) == lm.model_params.n_layers * (1 if lm.model_params.dim_ff == 0 else 2)
+    assert len(omegas_by_residual(lm)) == lm.model_params.n_layers * (1 if lm.model_params.dim_ff == 0 else 2)
     ids = random_ids(3, 16)
     torch.testing.assert_close(fold_residual(lm)(ids), lm(ids), rtol=0, atol=1e-10)
 

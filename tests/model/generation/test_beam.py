@@ -148,7 +148,7 @@ def test_a_vocabulary_of_fewer_tokens_than_beams():
         ({"n_best": 5}, "n_best=5 must be from 1 to n_beams=4"),
         ({"early_stopping": "maybe"}, "early_stopping='maybe' must be True, False or 'never'"),
         ({"pref": []}, r"pref=\[\] gives the model nothing"),
-        ({"max_seq_len": 3}, "pref of 3 tokens leaves nothing to sample"),
+        ({"max_seq_len": 3}, "pref of 3 tokens leaves no room for new ones"),
     ],
 )
 def test_meaningless_settings_are_refused(settings, message):

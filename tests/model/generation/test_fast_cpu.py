@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.context import Context
-from model.generation.fast_cpu import MAX_PACKED_ROWS, FastLinear, fast_copy, kept
+from model.generation.fast_cpu import MAX_PACKED_ROWS, FastLinear, fast_copy, packed_weights
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import tiny_lm
 
@@ -190,7 +190,7 @@ def test_weights_are_packed_once_and_anew_when_they_change(change):
 def test_packed_weights_do_not_keep_the_model():
     model = evaluated(nn.Linear(8, 8))
     assert type(fast_copy(model, 1)[0]) is FastLinear
-    assert model[0] in kept
+    assert model[0] in packed_weights
     linear = weakref.ref(model[0])
     del model
     assert linear() is None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from model.context import Cache, Context, Layer, Uncacheable
-from model.generation.decoding import NoNextToken, close
+from model.generation.decoding import NoNextToken, logits_agree
 from model.generation.sampling import generate
 from model.lm import LM
 from tests.model.tiny import (
@@ -395,8 +395,8 @@ def test_logits_that_are_no_numbers_are_no_reason_to_doubt_the_cache():
 def test_an_infinite_logit_does_not_hide_a_wrong_cache():
     """The comparison with and without a cache allows a share of the largest finite logit only."""
     plain = torch.tensor([[1.0, 5.0, math.inf]])
-    assert close(plain.clone(), plain)
-    assert not close(torch.tensor([[5.0, 1.0, math.inf]]), plain)
+    assert logits_agree(plain.clone(), plain)
+    assert not logits_agree(torch.tensor([[5.0, 1.0, math.inf]]), plain)
 
 
 @pytest.mark.slow

@@ -279,7 +279,7 @@ def greedy_by_hand(lm, prompt: list[int], n: int) -> list[int]:
 
 
 def test_a_prompt_that_the_model_cannot_take_is_refused():
-    with pytest.raises(ValueError, match="a prompt of 17 tokens, but max_seq_len=16"):
+    with pytest.raises(ValueError, match="a prompt of 17 tokens is longer than max_seq_len=16"):
         generate(tiny_lm(), [[1], [1] * 17], 1)
 
 
@@ -313,7 +313,7 @@ def test_sample_continues_its_prefix():
     assert lm.sample(as_str=False)[0] == lm.tokenizer.bos
     assert len(lm.sample("hello", 8, as_str=False)) <= 8
     for too_little in ({"max_seq_len": 3}, {"pref": "hello" * 9}):
-        with pytest.raises(ValueError, match=r"pref of \d+ tokens leaves nothing to sample: max_seq_len="):
+        with pytest.raises(ValueError, match=r"pref of \d+ tokens leaves no room for new ones: max_seq_len="):
             lm.sample(**{"pref": "hello"} | too_little)
     assert (
         max(
@@ -359,7 +359,7 @@ def test_a_prompt_of_unknown_ids_is_refused():
     for pref in ([1, 30], [[1], [1, -1]]):
         with pytest.raises(ValueError, match="the model knows 0 to 29"):
             tiny_lm().sample(pref)
-    with pytest.raises(ValueError, match="pref of 13 tokens leaves nothing"):
+    with pytest.raises(ValueError, match="pref of 13 tokens leaves no room"):
         tiny_lm().sample(["a", "hellohellohe"], 13)
 
 

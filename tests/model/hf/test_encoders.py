@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,9 @@ from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForMaskedLM, BertForPreTraining
 
 import gpt2
-from model.hf.configs import fields_from_config
-from model.hf.weights import as_hf, copy_weights, from_hf, load_hf, pretrained_fields
+from model.hf.configs import params_from_config
+from model.hf.weights import as_hf, copy_weights, from_hf, load_hf, pretrained_params
 from model.lm import LM
-from model.model_params import ModelParams
 from tests.model.hf.hf_models import all_in_float64
 from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm
 
@@ -121,9 +121,7 @@ def test_parity_in_float64(family, seed):
 @pytest.mark.parametrize("attention", ["explicit", "fused"])
 def test_parity_with_padding(family, attention):
     hf_model = random_model(family, 0)
-    lm = LM(
-        ModelParams(**fields_from_config(hf_model.config), attention=attention), CharTokenizer(N_TOKENS)
-    ).eval()
+    lm = LM(replace(params_from_config(hf_model.config), attention=attention), CharTokenizer(N_TOKENS)).eval()
     copy_weights(hf_model, lm)
     padded = IDS.masked_fill(~REAL, hf_model.config.pad_token_id)
     with torch.no_grad():
@@ -150,9 +148,9 @@ def test_from_files(family, tmp_path):
     hf_model = random_model(family, 2)
     hf_model.save_pretrained(tmp_path)
     assert torch.equal(from_hf(load_hf(str(tmp_path)))(IDS), from_hf(hf_model)(IDS))
-    fields = pretrained_fields(str(tmp_path))
-    assert fields == fields_from_config(hf_model.config) | {"tokenizer_source_name": str(tmp_path)}
-    assert ModelParams(**fields).max_seq_len == {"bert": T + 4, "roberta": T + 2}[family]
+    params = pretrained_params(str(tmp_path))
+    assert params == replace(params_from_config(hf_model.config), tokenizer_source_name=str(tmp_path))
+    assert params.max_seq_len == {"bert": T + 4, "roberta": T + 2}[family]
 
 
 def test_a_bert_of_our_own_goes_to_transformers():
@@ -174,21 +172,21 @@ def test_a_pretraining_model_is_refused_for_what_is_left_out():
 @pytest.mark.parametrize(
     ("family", "settings", "message"),
     [
-        ("bert", {"is_decoder": True}, "a bert of is_decoder=True; allowed: False"),
+        ("bert", {"is_decoder": True}, "a bert with is_decoder=True; allowed: False"),
         ("bert", {"hidden_act": "tanh"}, "hidden_act='tanh'"),
-        ("roberta", {"hidden_act": "relu"}, "a roberta of hidden_act='relu'; allowed: 'gelu'"),
-        ("roberta", {"pad_token_id": 0}, "a roberta of pad_token_id=0; allowed: 1"),
+        ("roberta", {"hidden_act": "relu"}, "a roberta with hidden_act='relu'; allowed: 'gelu'"),
+        ("roberta", {"pad_token_id": 0}, "a roberta with pad_token_id=0; allowed: 1"),
     ],
 )
 def test_what_our_layers_cannot_be_is_refused(family, settings, message):
     with pytest.raises(ValueError, match=message) as error:
-        fields_from_config(AutoConfig.for_model(family, **settings))
+        params_from_config(AutoConfig.for_model(family, **settings))
     assert "\n" not in str(error.value)
 
 
 def test_decoders_are_still_written_as_decoders():
     assert as_hf(tiny_lm()).config.model_type == "gpt2"
-    with pytest.raises(ValueError, match=r"gpt2, the nearest, has no readout_bias=True$"):
+    with pytest.raises(ValueError, match=r"gpt2, the nearest, does not support readout_bias=True$"):
         as_hf(tiny_lm(readout_bias=True))
 
 

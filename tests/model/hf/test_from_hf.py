@@ -261,7 +261,7 @@ def test_an_adapter_beside_the_weights_is_refused(tmp_path):
 )
 def test_another_architecture_is_refused_from_its_config_alone(model_type, tmp_path):
     AutoConfig.for_model(model_type).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"our layers cannot be model_type='{model_type}'") as error:
+    with pytest.raises(ValueError, match=f"our layers do not support model_type='{model_type}'") as error:
         load_hf(str(tmp_path))
     is_both = model_type in ("t5", "bart", "whisper")
     assert ("an encoder-decoder" in str(error.value)) == is_both

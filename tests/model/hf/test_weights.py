@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,9 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2Model
 
-from model.hf.configs import spelled_out
-from model.hf.weights import as_hf, copy_weights, fields_from_config, from_hf, load_hf, pretrained_fields
+from model.hf.configs import explicit_fields
+from model.hf.weights import as_hf, copy_weights, from_hf, load_hf, params_from_config, pretrained_params
 from model.lm import LM
-from model.model_params import ModelParams
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.hf.hf_models import (
     EVERY_FAMILY,
@@ -98,7 +98,7 @@ def test_the_random_models_have_everything(family):
 
 def fresh_lm(hf_model, n_tokens=N_TOKENS, **fields):
     torch.manual_seed(1)
-    return LM(ModelParams(**fields_from_config(hf_model.config) | fields), CharTokenizer(n_tokens)).eval()
+    return LM(replace(params_from_config(hf_model.config), **fields), CharTokenizer(n_tokens)).eval()
 
 
 def test_pouring_copies():
@@ -151,9 +151,9 @@ def test_lora_changes_nothing_at_the_start_and_is_merged_on_the_way_back():
 @pytest.mark.parametrize(
     ("settings", "n_tokens", "fields", "message"),
     [
-        ({}, 50, {"n_layers": 3}, "the LM has 3 layers with places for weights, the weights are for 2"),
-        ({}, 50, {"n_heads": 2}, "n_heads=2, the weights are for n_heads=4"),
-        ({}, 50, {"n_kv_heads": 1}, "n_kv_heads=1, the weights are for n_kv_heads=2"),
+        ({}, 50, {"n_layers": 3}, "the LM has 3 transformer layers, but the weights are for 2"),
+        ({}, 50, {"n_heads": 2}, "n_heads=2, but the weights are for n_heads=4"),
+        ({}, 50, {"n_kv_heads": 1}, "n_kv_heads=1, but the weights are for n_kv_heads=2"),
         ({}, 50, {"tied_embeddings": True}, "tied_embeddings=True"),
         ({}, 30, {}, "the tokenizer has 30 tokens, but the weights are for 50"),
         ({}, 51, {}, "the tokenizer has 51 tokens, but the weights are for 50"),
@@ -202,7 +202,7 @@ ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False; allowed: True"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
-        ("gpt_neox", {"rope_parameters": ROPE}, "gpt_neox of rope_type='linear'; allowed: 'default'"),
+        ("gpt_neox", {"rope_parameters": ROPE}, "gpt_neox with rope_type='linear'; allowed: 'default'"),
         (
             "gpt_neox",
             {"num_attention_heads": 4, "hidden_size": 48},
@@ -213,13 +213,13 @@ ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
         ("llama", {"hidden_act": "mish"}, "hidden_act='mish'"),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4}, "layer_types=.*; allowed: one kind"),
         ("mistral", {"hidden_size": 32, "num_attention_heads": 8, "head_dim": 16}, "head_dim=16; allowed: 4"),
-        ("gemma2", {}, "our layers cannot be model_type='gemma2'; they can be: gpt2, gpt_neox, llama"),
+        ("gemma2", {}, "our layers do not support model_type='gemma2'; they support: gpt2, gpt_neox, llama"),
     ],
     ids=str,
 )
 def test_configs_that_our_layers_cannot_represent_are_refused(model_type, settings, message):
     with pytest.raises(ValueError, match=message) as error:
-        fields_from_config(AutoConfig.for_model(model_type, **settings))
+        params_from_config(AutoConfig.for_model(model_type, **settings))
     assert "\n" not in str(error.value)
 
 
@@ -233,15 +233,15 @@ def test_the_fields_of_the_families_as_they_are_published():
         rotary_pct=0.25,
         rotary_emb_base=10_000,
     )
-    params = ModelParams(**fields_from_config(pythia))
+    params = params_from_config(pythia)
     assert (params.rotary_frac, params.rotary_base, params.parallel_blocks) == (0.25, 10_000, True)
     qwen = AutoConfig.for_model(
         "qwen2", rope_theta=1_000_000.0, num_key_value_heads=2, use_sliding_window=False
     )
-    params = ModelParams(**fields_from_config(qwen))
+    params = params_from_config(qwen)
     assert (params.rotary_base, params.kv_heads, params.sliding_window) == (1_000_000, 2, None)
     assert (params.bias_qkv, params.bias_out, params.bias_ff) == (True, False, False)
-    mistral = ModelParams(**fields_from_config(AutoConfig.for_model("mistral", rope_theta=1e4)))
+    mistral = params_from_config(AutoConfig.for_model("mistral", rope_theta=1e4))
     assert (mistral.sliding_window, mistral.kv_heads, mistral.norm, mistral.gated) == (
         4096,
         8,
@@ -263,7 +263,7 @@ def test_there_and_back(family, seed, tmp_path):
     assert loaded.config.model_type == ("llama" if as_llama else family)
     again = from_hf(load_hf(str(tmp_path)))
     assert torch.equal(again(IDS), lm(IDS))
-    assert spelled_out(again.model_params) == spelled_out(lm.model_params) | {
+    assert explicit_fields(again.model_params) == explicit_fields(lm.model_params) | {
         "tokenizer_source_name": str(tmp_path)
     }
 
@@ -303,21 +303,21 @@ def test_in_bfloat16():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"positions": "alibi"}, "gpt2, the nearest, has no positions='alibi'$"),
-        ({"norm_position": "post"}, "gpt2, the nearest, has no norm_position='post'$"),
+        ({"positions": "alibi"}, "gpt2, the nearest, does not support positions='alibi'$"),
+        ({"norm_position": "post"}, "gpt2, the nearest, does not support norm_position='post'$"),
         ({"qk_norm": True}, "qk_norm=True"),
         (
             {"positions": "none", "dim": 20, "n_heads": 4},
-            "gpt2, the nearest, has no positions='none'$",
+            "gpt2, the nearest, does not support positions='none'$",
         ),  # odd heads
-        ({"n_kv_heads": 1}, "gpt2, the nearest, has no n_kv_heads=1$"),
-        ({"n_kv_heads": 1, "positions": "rotary"}, "gpt_neox, the nearest, has no n_kv_heads=1$"),
+        ({"n_kv_heads": 1}, "gpt2, the nearest, does not support n_kv_heads=1$"),
+        ({"n_kv_heads": 1, "positions": "rotary"}, "gpt_neox, the nearest, does not support n_kv_heads=1$"),
         ({"separate_heads": True}, "separate_heads=True"),
-        ({"bias_out": False}, "gpt2, the nearest, has no bias_out=False$"),
+        ({"bias_out": False}, "gpt2, the nearest, does not support bias_out=False$"),
         ({"layer_architecture": ("custom-transformer", "gated-conv")}, "layer_architecture="),
         (
             {"norm": "rmsnorm", "gated": True, "positions": "rotary", "parallel_blocks": True},
-            "llama, the nearest, has no parallel_blocks=True$",
+            "llama, the nearest, does not support parallel_blocks=True$",
         ),
     ],
     ids=str,
@@ -331,18 +331,18 @@ def test_params_of_no_family_are_refused(fields, message):
 def test_edits_that_params_do_not_tell_of_are_refused(monkeypatch):
     lm = tiny_lm()
     lm.decoder.layers.insert(1, nn.ReLU())
-    with pytest.raises(ValueError, match="an edit of the layers has no equal"):
+    with pytest.raises(ValueError, match="no equivalent for an edit of the layers"):
         as_hf(lm)
     lm.decoder.layers[1] = nn.Linear(16, 16)
     with pytest.raises(ValueError, match=r"no place for decoder\.layers\.1\.weight"):
         as_hf(lm)
     lm = tiny_lm()
     del lm.decoder.layers[1]
-    with pytest.raises(ValueError, match="has 1 layers with places for weights, the weights are for 2"):
+    with pytest.raises(ValueError, match="has 1 transformer layers, but the weights are for 2"):
         as_hf(lm)
     block = TransformerEncoderLayer._ff_block
     monkeypatch.setattr(TransformerEncoderLayer, "_ff_block", lambda *args: block(*args).square())
-    with pytest.raises(ValueError, match="an edit of the layers has no equal"):
+    with pytest.raises(ValueError, match="no equivalent for an edit of the layers"):
         as_hf(tiny_lm())
 
 
@@ -355,11 +355,11 @@ def test_going_back_changes_neither_the_lm_nor_any_randomness():
     assert lm.training
 
 
-def test_pretrained_fields_read_a_config_only(tmp_path):
+def test_pretrained_params_read_a_config_only(tmp_path):
     hf_model = random_hf("mistral", 1)
     hf_model.config.save_pretrained(tmp_path)
-    expected = fields_from_config(hf_model.config) | {"tokenizer_source_name": str(tmp_path)}
-    assert pretrained_fields(str(tmp_path)) == expected
+    expected = replace(params_from_config(hf_model.config), tokenizer_source_name=str(tmp_path))
+    assert pretrained_params(str(tmp_path)) == expected
 
 
 def never_asked():
@@ -426,7 +426,7 @@ def test_code_beside_the_weights_is_never_run(monkeypatch, tmp_path):
     config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    for load in (load_hf, pretrained_fields):
+    for load in (load_hf, pretrained_params):
         with pytest.raises(ValueError, match="cannot be loaded") as error:
             load(str(tmp_path), None, never_asked)
         assert "\n" not in str(error.value)
@@ -445,14 +445,14 @@ def test_a_revision_is_taken_from_the_cache_of_the_hub(monkeypatch, tmp_path):
         hf_model = load_hf("some/model", revision, never_asked)
         assert_close(hf_model(IDS).logits, models[branch](IDS).logits)
         source = "some/model" if revision is None else f"some/model@{revision}"  # the tokenizer's, too
-        fields = fields_from_config(models[branch].config) | {"tokenizer_source_name": source}
-        assert pretrained_fields("some/model", revision, never_asked) == fields
+        params = replace(params_from_config(models[branch].config), tokenizer_source_name=source)
+        assert pretrained_params("some/model", revision, never_asked) == params
 
 
 def test_offline_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     asked = []
-    for load in (load_hf, pretrained_fields):
+    for load in (load_hf, pretrained_params):
         with pytest.raises(ValueError, match=r"'nowhere/model' at revision='step7'.* a network") as error:
             load("nowhere/model", "step7", lambda: bool(asked.append(1)))
         assert "\n" not in str(error.value)

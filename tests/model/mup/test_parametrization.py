@@ -213,10 +213,10 @@ def test_base_and_delta_must_be_of_one_kind():
 
 
 def test_base_and_delta_of_one_width_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="base and delta are of one width"):
+    with pytest.raises(ValueError, match="base and delta have the same width"):
         make_base_shapes(Net(16, 32), Net(16, 32), savefile=tmp_path / "no.bsh")
     assert not (tmp_path / "no.bsh").exists()
-    with pytest.raises(ValueError, match="base and delta are of one width"):
+    with pytest.raises(ValueError, match="base and delta have the same width"):
         make_base_shapes(Odd(3, 3), Odd(3, 3))
 
 
@@ -331,7 +331,7 @@ def test_initial_weights_are_scaled_once():
     before = [parameter.detach().clone() for parameter in net.parameters()]
     for again in (net, copy.deepcopy(net), nn.Sequential(net)):
         own_base = {f"0.{name}": shape for name, shape in base.items()} | base
-        with pytest.raises(ValueError, match="init_ has scaled the weights of this model before"):
+        with pytest.raises(ValueError, match="init_ has already scaled the weights of this model"):
             init_(again, roles(again, own_base), drawn="fan_in")
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     with pytest.raises(ValueError, match="drawn='normal'; allowed: constant, fan_in, fan_out, xavier"):

@@ -123,7 +123,7 @@ def test_every_layer_is_scaled_once_and_copies_keep_it(kind):
         assert torch.equal(fresh(IDS).logits, scaled)
     assert len(scalable_attentions(model)) == 2
     assert [name for name, _ in model.named_parameters()] == names
-    with pytest.raises(ValueError, match="scaled the attention of this model before"):
+    with pytest.raises(ValueError, match="already scaled the attention of this model"):
         scale_scores(model, 0.25)
     for method in (model.save_pretrained, model.resize_token_embeddings):
         with pytest.raises(ValueError, match="would lose the factors that muP gives"):

@@ -14,7 +14,7 @@ from model.context import Context
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
 from model.transformer.embeddings import slopes_of
-from model.transformer.residual import weighted
+from model.transformer.residual import omegas_by_residual
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import (
     architectures,
@@ -135,7 +135,7 @@ def perturbed_layer(params) -> TransformerEncoderLayer:
     with default_dtype(torch.float64):
         layer = TransformerEncoderLayer(params, dropout=0.0)
     perturb(layer)
-    for omega in weighted(layer).values():
+    for omega in omegas_by_residual(layer).values():
         omega.data.add_(0.5)
     return layer
 

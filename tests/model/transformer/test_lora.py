@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from model.lm import LM
-from model.transformer.lora import LoRALinear, is_lora, merge_lora, whole_weight
+from model.transformer.lora import LoRALinear, is_lora, merge_lora, merged_weight
 from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm, tiny_params
 
 LAYERS = {
@@ -62,11 +62,11 @@ def test_the_change_has_the_rank_that_was_asked_for():
     x = torch.randn(5, 12)
     assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
     perturb(linear)
-    change = whole_weight(linear) - linear.weight
+    change = merged_weight(linear) - linear.weight
     assert torch.linalg.matrix_rank(change) == 3
     torch.testing.assert_close(linear(x), F.linear(x, linear.weight + change, linear.bias))
     plain = nn.Linear(12, 9)
-    assert whole_weight(plain) is plain.weight
+    assert merged_weight(plain) is plain.weight
 
 
 def test_only_b_has_a_gradient_at_the_start_so_that_both_can_learn():

@@ -11,7 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from model.context import Context
 from model.lm import LM
 from model.model_params import ModelParams
-from model.transformer.residual import Residual, as_buffer, as_module, as_parameter, profile, weighted
+from model.transformer.residual import (
+    Residual,
+    as_buffer,
+    as_module,
+    as_parameter,
+    omegas_by_residual,
+    profile_omegas,
+)
 from tests.model.tiny import CharTokenizer, perturbed_lm, random_ids, tiny_lm, tiny_params
 
 
@@ -135,12 +142,12 @@ def test_what_makes_no_sense_is_refused(arguments):
     ids=str,
 )
 def test_an_lm_counts_the_connections_there_are(fields, n):
-    found = weighted(fresh_lm(post(**fields)))
+    found = omegas_by_residual(fresh_lm(post(**fields)))
     assert len(found) == n
     for omega in found.values():
         assert omega.flatten()[0].item() == pytest.approx(math.sqrt((n + 1) / math.log(n + 1) - 1))
         assert omega.shape == ((16,) if "residual_trainable" in fields else ())
-    for omega in weighted(fresh_lm(post(**fields, residual="deepnet"))).values():
+    for omega in omegas_by_residual(fresh_lm(post(**fields, residual="deepnet"))).values():
         assert omega.flatten()[0].item() == pytest.approx(n**0.25)
 
 
@@ -208,7 +215,7 @@ def test_a_profile_adds_up_the_variances_of_what_comes_before(trainable):
     p = post(n_layers=3, residual_profile=True, residual_trainable=trainable)
     lm, batches = perturbed_lm(p), [random_ids(3, 9, seed=s) for s in (1, 2)]
     twin = copy.deepcopy(lm)
-    profile(lm, batches)
+    profile_omegas(lm, batches)
     variances = []  # [batch][connection], with omegas as they come about
     for ids in batches:
         squared, of_batch, x = 1.0, [], twin.embed(ids)
@@ -221,7 +228,7 @@ def test_a_profile_adds_up_the_variances_of_what_comes_before(trainable):
         variances.append(of_batch)
     means = torch.tensor(variances).mean(dim=0)
     expected = (1 + torch.cat([torch.zeros(1), means.cumsum(0)[:-1]])).sqrt()
-    found = torch.stack([omega.flatten()[0] for omega in weighted(lm).values()]).float()
+    found = torch.stack([omega.flatten()[0] for omega in omegas_by_residual(lm).values()]).float()
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert found[0] == 1
     assert (found.diff() > 0).all()

@@ -18,7 +18,7 @@ from model.context import Layer, layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
 from model.observe import observed
-from model.transformer.residual import profile, wants_profile
+from model.transformer.residual import profile_omegas, wants_profile
 from tests.model.tiny import CharTokenizer, random_ids, tiny_params
 from tests.train.little_run import CALL
 from train.data import make_data
@@ -165,8 +165,8 @@ def fingerprint(model: ModelParams, train: TrainParams) -> list:
     torch.manual_seed(0)
     lm = LM(model, CharTokenizer())
     freeze(lm, train)
-    if wants_profile(lm):
-        profile(lm, [random_ids(4, 9)])
+    if wants_profile(lm, lm.model_params):
+        profile_omegas(lm, [random_ids(4, 9)])
     found: list = [(name, w.clone()) for name, w in lm.state_dict().items()]
     optimizer = make_optimizer(lm, train)
     for seed in (1, 2):
