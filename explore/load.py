@@ -1,14 +1,16 @@
 """Find, list and open saved runs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypedDict
 
 import pandas as pd
 
+from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from explore.compare.variants import CODE, RunRow, row_of
 from model.lm import LM
+from model.model_params import ModelParams
 from train.data import make_data
 from train.grid.config_text import VARIANT
 from train.grid.params import SECTION_OF, field_hint, measured_column
@@ -27,6 +29,15 @@ from train.saving.run_folder import (
 )
 from train.saving.weights import checkpoint_files, one_line
 from train.stats import Stat
+from train.train_params import TrainParams
+
+
+class RunParams(TypedDict):
+    """The params of a run."""
+
+    data: DataParams
+    train: TrainParams
+    model: ModelParams
 
 
 class Results(NamedTuple):
@@ -35,7 +46,7 @@ class Results(NamedTuple):
     lm: LM
     dataset: LMDataModule
     train_stats: dict[str, list[Stat]]
-    params: dict[str, Any]  # "data", "train" and "model"
+    params: RunParams
 
 
 def get_model_by_timestamp(timestamp: str, out: str | None = None, step: int | None = None) -> Results:
@@ -55,7 +66,7 @@ def checkpoints(timestamp: str, out: str | None = None) -> Iterator[tuple[int, L
     return load_checkpoints(folder)
 
 
-def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
+def load_all(out: str | None = None, **filters: object) -> dict[str, Results]:
     """Open all complete runs that match `filters` (see `runs`), by timestamp. Print and skip unreadable runs."""
     root, table, opened = output_root(out), runs(out, **filters), {}
     folders = table[measured_column("folder")]
@@ -67,7 +78,7 @@ def load_all(out: str | None = None, **filters: Any) -> dict[str, Results]:
     return opened
 
 
-def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
+def runs(out: str | None = None, **filters: object) -> pd.DataFrame:
     """Return a table of all saved runs: a row for each timestamp, with final numbers and all params.
 
     Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]), or the
@@ -92,7 +103,7 @@ def runs(out: str | None = None, **filters: Any) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(columns)).set_index(timestamp)
 
 
-def matches_filters(row: dict[str, Any], filters: dict[str, Any]) -> bool:
+def matches_filters(row: RunRow, filters: Mapping[str, object]) -> bool:
     """Return whether a run matches all filters."""
     for name, wanted in filters.items():
         if name not in row or row[name] not in (wanted if isinstance(wanted, list) else [wanted]):
@@ -123,9 +134,9 @@ def utf8(path: Path) -> str:
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
-def status_of_partial(folder: Path, about: dict[str, Any]) -> str:
+def status_of_partial(folder: Path, about: Mapping[str, object]) -> str:
     """Return the status of a run without results: training (again), failed or incomplete."""
-    failed = f"failed: {one_line(about['failed'])}" if "failed" in about else ""
+    failed = f"failed: {one_line(str(about['failed']))}" if "failed" in about else ""
     try:
         return "training" if is_training(folder) else failed or "incomplete: killed"
     except OSError as error:  # such as a folder of another user, without permission to write
@@ -135,4 +146,6 @@ def status_of_partial(folder: Path, about: dict[str, Any]) -> str:
 def open_run(folder: Path, root: Path, step: int | None = None) -> Results:
     lm, tokenizer, params, train_stats, _ = load_run(folder, step)
     dataset = make_data(params.data, params.model, root / "cache", tokenizer=tokenizer)
-    return Results(lm, dataset, train_stats, params._asdict())
+    return Results(
+        lm, dataset, train_stats, {"data": params.data, "train": params.train, "model": params.model}
+    )

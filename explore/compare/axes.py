@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,17 +34,17 @@ class Axis(NamedTuple):
     in_order: bool  # a line from one value to the next means something
 
 
-def axis_of(values: Sequence[Any]) -> Axis:
+def axis_of(values: Sequence[object]) -> Axis:
     """Side by side; by size where they are many numbers."""
     different = {value_as_label(value): value for value in values}
-    numbers = all(map(is_number, different.values()))
-    if numbers:
-        different = dict(sorted(different.items(), key=lambda item: item[1]))
-    if not numbers or len(different) <= 12:
-        at = {text: float(i) for i, text in enumerate(different)}
-        names = list(different)[:: max(1, math.ceil(len(different) / MAX_NAMED))]
-        return Axis(at, (-0.5, len(at) - 0.5), {at[text]: text for text in names}, False, numbers)
-    at = {text: float(value) for text, value in different.items()}
+    numbers = {text: value for text, value in different.items() if is_number(value)}
+    all_numbers = len(numbers) == len(different)
+    labels = sorted(numbers, key=numbers.__getitem__) if all_numbers else list(different)
+    if not all_numbers or len(labels) <= 12:
+        at = {text: float(i) for i, text in enumerate(labels)}
+        names = labels[:: max(1, math.ceil(len(labels) / MAX_NAMED))]
+        return Axis(at, (-0.5, len(at) - 0.5), {at[text]: text for text in names}, False, all_numbers)
+    at = {text: float(numbers[text]) for text in labels}
     low, high = min(at.values()), max(at.values())
     if low > 0 and high / low > 30:
         return Axis(at, (low / 1.2, high * 1.2), None, True, True)

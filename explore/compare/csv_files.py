@@ -1,7 +1,6 @@
 """Tables as CSV files that are safe to open in a spreadsheet: no text becomes a formula."""
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -14,7 +13,7 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
     safe.to_csv(path, index=False, encoding="utf-8", errors="backslashreplace")
 
 
-def harmless(cell: Any) -> Any:
+def harmless(cell: object) -> object:
     """Put an apostrophe before a text that begins like a formula. Return any other cell unchanged.
 
     Replace carriage returns by newlines: the csv module would not quote them, and readers would begin a new row.

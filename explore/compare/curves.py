@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -41,7 +41,7 @@ def read_curves(variants: Sequence[Variant]) -> dict[str, dict[tuple[int, int], 
 
 def stats_of(run: RunRow) -> dict[str, list[Stat]]:
     """Return both losses of a run, thinned. Return an empty dict if its statistics are missing or unreadable."""
-    folder: Any = measured(run, "folder")
+    folder = measured(run, "folder")
     if not isinstance(folder, str):
         return {}
     try:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import Any
 
 import numpy as np
 
 from explore.compare.curves import TRAINING, VALIDATION, Curve
 from explore.compare.svg import LETTER, Plot, short_label, widened
-from explore.compare.variants import SEED, RunRow, Variant, is_number, measured, varied_fields
+from explore.compare.variants import SEED, Variant, is_number, measured, varied_fields
+from explore.compare.verdicts import ComparisonRow
 
 COLORS = [f"var(--c{i})" for i in range(8)]
 OTHER, ACCENT = "var(--other)", "var(--accent)"
@@ -27,7 +27,7 @@ class ReportPart:
 
     data: str
     variants: list[Variant]
-    rows: list[RunRow]  # of the comparison, one for each variant
+    rows: list[ComparisonRow]  # one for each variant
     curves: dict[str, Curves]
 
     @cached_property
@@ -112,7 +112,7 @@ def all_curves(part: ReportPart, curves: Curves, colors: dict[int, str], label: 
     return plot.svg(f"{label} over trained samples")
 
 
-def name_of(part: ReportPart, key: tuple[Any, Any]) -> str:
+def name_of(part: ReportPart, key: tuple[int, int]) -> str:
     variant = part.variants[key[0]]
     return f"{variant.name}, {variant.settings[key[1]]}"
 
@@ -168,7 +168,8 @@ def sorted_settings(part: ReportPart) -> list[str]:
         for (text, _), run in v.runs.items()
         if part.tuned[0] in run
     }
-    return sorted(values, key=values.__getitem__) if all(map(is_number, values.values())) else list(values)
+    numbers = {text: value for text, value in values.items() if is_number(value)}
+    return sorted(numbers, key=numbers.__getitem__) if len(numbers) == len(values) else list(values)
 
 
 def shade(n: int, of: int) -> str:
@@ -190,16 +191,16 @@ def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[f
     return widened([min(finite), high], 0.08) if finite else (0.0, 1.0)
 
 
-def difference_figure(rows: Sequence[RunRow], order: Sequence[int]) -> str:
+def difference_figure(rows: Sequence[ComparisonRow], order: Sequence[int]) -> str:
     """Return a figure of each variant's difference from the baseline with its interval."""
     told = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MAX_NAMED]
     if not told:
         return ""
     largest = max(abs(row["difference"]) for row in told)
     ends = [
-        min(2.5 * largest, max(-2.5 * largest, row[f"difference_{end}"]))
+        min(2.5 * largest, max(-2.5 * largest, end))
         for row in told
-        for end in ("low", "high")
+        for end in (row["difference_low"], row["difference_high"])
     ]
     longest = max(len(row["variant"]) for row in told)
     left = min(400.0, 24 + LETTER * longest)
@@ -245,5 +246,5 @@ def cost_figure(part: ReportPart) -> str:
 
 def cost_of(variant: Variant, column: str) -> float:
     runs = [] if variant.best is None else variant.runs_of(variant.best)
-    values = [float(measured(run, column)) for run in runs if is_number(measured(run, column))]
+    values = [float(value) for run in runs if is_number(value := measured(run, column))]
     return float(np.mean(values)) if values else math.nan

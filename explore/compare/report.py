@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import pandas as pd
 
@@ -22,7 +22,7 @@ from explore.compare.variants import (
     varied_fields,
     with_plural,
 )
-from explore.compare.verdicts import compared
+from explore.compare.verdicts import CompareOptions, ComparisonRow, compared, comparison_rows
 from explore.html import Page, in_place
 from explore.load import row_of_folder
 from train.grid.params import SECTION_OF, Params, measured_column
@@ -33,7 +33,6 @@ from train.saving.run_folder import output_root, run_folders
 
 MAX_TERMINAL_ROWS = 40  # of a table on the terminal
 FIRST = ("timestamp", "status")  # first columns of results.csv; varied fields, numbers, other params follow
-Options = dict[str, Any]  # keyword arguments of compare()
 
 
 class NoRuns(ValueError):
@@ -61,7 +60,7 @@ def rows_of_folders(folders: Iterable[Path]) -> list[RunRow]:
     return [row_of_folder(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
 
 
-def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
     """Return one table of all rows. Integers stay integers even if another row lacks params."""
     varied = varied_fields([row for row in rows if has_ended(row)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
@@ -75,7 +74,7 @@ def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return table
 
 
-def report(name: str, out: str | None = None, **options: Any) -> Page:
+def report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> Page:
     """Write results.csv and report.html about the runs saved under saved-models/{name}/ to reports/{name}/.
 
     Print a table and the verdicts. A notebook shows the returned page as a cell's value. `options` are keyword
@@ -91,7 +90,11 @@ def report(name: str, out: str | None = None, **options: Any) -> Page:
 
 
 def report_grid(
-    name: str, runs: Sequence[Params], outcomes: Sequence[Outcome], root: Path, **options: Any
+    name: str,
+    runs: Sequence[Params],
+    outcomes: Sequence[Outcome],
+    root: Path,
+    **options: Unpack[CompareOptions],
 ) -> Page:
     """Write the report of a config whose grid has just run, given the params and outcomes of its runs.
 
@@ -124,10 +127,10 @@ def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
     """Return the row of a run in this call without a folder, which has a result or failed."""
     status = outcome.stopped if outcome.failed else "complete"
     known = {"timestamp": "", "status": status, CODE: code_id(code_of_this_process().hashes)}
-    return row_of(outcome.as_row() | known, params)
+    return row_of({**outcome.as_row(), **known}, params)
 
 
-def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:
+def written(table: pd.DataFrame, name: str, root: Path, options: CompareOptions) -> Page:
     """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page."""
     variants, comparison = compared(table, **options)
     folder = root / "reports" / name
@@ -144,20 +147,22 @@ def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Pag
 
 def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], comparison: pd.DataFrame) -> str:
     """Return the HTML of the page."""
-    found = [{str(key): value for key, value in row.items()} for row in comparison.to_dict("records")]
+    rows = comparison_rows(comparison)
     parts = []
     for data in dict.fromkeys(variant.data for variant in variants):
         chosen = [i for i, variant in enumerate(variants) if variant.data == data]
         own = [variants[i] for i in chosen]
-        parts.append(ReportPart(data, own, [found[i] for i in chosen], read_curves(own)))
+        parts.append(ReportPart(data, own, [rows[i] for i in chosen], read_curves(own)))
     values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
-    return in_place("report.html", ["report.js"], sections(values, parts, table, comparison.attrs))
+    notes, left_out = comparison.attrs["notes"], comparison.attrs["left_out"]
+    values["condition"] = comparison.attrs["at"]
+    return in_place("report.html", ["report.js"], sections(values, parts, table, notes, left_out))
 
 
 def sentences(comparison: pd.DataFrame) -> list[str]:
     """Return the verdicts, one line each, then notes on best settings at an edge and on runs left out."""
-    lines = []
-    for row in comparison.to_dict("records"):
+    lines, rows = [], comparison_rows(comparison)
+    for row in rows:
         if row["verdict"] != "baseline":
             where = f" ({row['data']})" if row["data"] else ""
             lines.append(f"{row['variant']}{where}: {row['verdict']}{difference_as_text(row)}")
@@ -166,7 +171,7 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
         lines = [*lines[:MAX_TERMINAL_ROWS], f"... and {hidden} more"]
     if not lines and len(comparison):
         lines.append("nothing to compare: runs differ in nothing but their seeds and what is tuned")
-    at_edge = [row for row in comparison.to_dict("records") if row["edge"]]
+    at_edge = [row for row in rows if row["edge"]]
     if at_edge:
         first = f"{at_edge[0]['best']} is the {at_edge[0]['edge']} tried with {at_edge[0]['variant']}"
         more = f", and so with {len(at_edge) - 1} more" if len(at_edge) > 1 else ""
@@ -174,7 +179,7 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
     return lines + comparison.attrs["left_out"]
 
 
-def difference_as_text(row: dict[Any, Any]) -> str:
+def difference_as_text(row: ComparisonRow) -> str:
     """Return the loss difference with interval and p-value as text; empty if unknown."""
     if math.isnan(row["difference_low"]):
         return ""
@@ -189,9 +194,8 @@ def markdown_table(comparison: pd.DataFrame) -> list[str]:
     if (comparison["data"] != "").any():
         header.insert(0, "data")
     rows = []
-    for row in (
-        comparison.sort_values(["data", "mean"], kind="stable").head(MAX_TERMINAL_ROWS).to_dict("records")
-    ):
+    ranked = comparison.sort_values(["data", "mean"], kind="stable").head(MAX_TERMINAL_ROWS)
+    for row in comparison_rows(ranked):
         inside = "-" if math.isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
         cells = [
             row["variant"],

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,9 @@ from train.grid.params import SECTION_OF
 MAX_PAGE_ROWS = 500  # of the table of all runs
 MAX_VARIANTS = 200  # of the tables of variants
 MAX_SAMPLES = 12
-COSTS = {  # columns of the cost table: title, name in a run's summary, and format
+COSTS: dict[
+    str, tuple[str, Callable[[float], str]]
+] = {  # columns of the cost table: title, name in a run's summary, and format
     "parameters": ("n_params", lambda value: f"{value:,.0f}"),
     "training FLOPs": ("flops", lambda value: quantity(value)),
     "tokens": ("trained_tokens", lambda value: quantity(value)),
@@ -41,7 +42,11 @@ COSTS = {  # columns of the cost table: title, name in a run's summary, and form
 
 
 def sections(
-    values: dict[str, str], parts: Sequence[ReportPart], table: pd.DataFrame, about: dict[str, Any]
+    values: dict[str, str],
+    parts: Sequence[ReportPart],
+    table: pd.DataFrame,
+    notes: Sequence[str],
+    left_out: Sequence[str],
 ) -> dict[str, str]:
     """Return the HTML for each placeholder of page/report.html."""
     rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
@@ -50,14 +55,11 @@ def sections(
     bodies = "".join(part_of(part) for part in parts)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary_section(done, rows),
-        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in about["notes"]),
+        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes),
         "varied": varied_list(done, varied),
         "parts": bodies,
-        "problems": problem_lists(
-            done, varied, [v for part in parts for v in part.variants], about["left_out"]
-        ),
+        "problems": problem_lists(done, varied, [v for part in parts for v in part.variants], left_out),
         "runs": runs_table(done, varied),
-        "condition": escape(about["at"]),
     }
 
 
@@ -180,7 +182,7 @@ def mean_over_runs(runs: Iterable[RunRow], name: str) -> float:
 
 def numbers_of(runs: Iterable[RunRow], name: str) -> list[float]:
     """Return the measured values `name` of the runs that have one; a failed or killed run may lack it."""
-    return [float(measured(run, name)) for run in runs if is_number(measured(run, name))]
+    return [float(value) for run in runs if is_number(value := measured(run, name))]
 
 
 def samples(part: ReportPart) -> str:
@@ -275,7 +277,7 @@ def text_cell(text: str) -> str:
     return f"<td>{escape(text)}</td>"
 
 
-def number_cell(value: Any, form: Callable[[Any], str]) -> str:
+def number_cell(value: object, form: Callable[[float], str]) -> str:
     if not is_number(value):
         return "<td class=n>–</td>"
     return f'<td class=n data-v="{value:.9g}">{escape(form(value))}</td>'

@@ -5,10 +5,10 @@ Shape suffixes:  L tuned setting (a learning rate, say)  S seed
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import SupportsFloat, SupportsInt, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -23,19 +23,30 @@ SEED = "random_seed"
 DATA = "DataParams"  # the section whose fields separate incomparable losses
 METRICS = ("val_loss", "bits_per_byte")
 CODE = "code"  # the measured value that identifies the code that trained a run
-RunRow = dict[str, Any]  # a run: its params by field, and its measured values by `column`
+RunRow = dict[str, object]  # a run: its params by field, and its measured values by `column`
 
 
-def row_of(known: dict[str, Any], params: Params | None = None) -> RunRow:
+def row_of(known: Mapping[str, object], params: Params | None = None) -> RunRow:
     """Return the row of a run: its `known` values (final numbers, status, folder ...) by `column`, and its params."""
     return {measured_column(name): value for name, value in known.items()} | (
         {} if params is None else params.flat()
     )
 
 
-def measured(row: RunRow, name: str, default: Any = None) -> Any:
+def measured(row: RunRow, name: str, default: object = None) -> object:
     """Return the measured value `name` of a run, such as its final loss or status, else `default`."""
     return row.get(measured_column(name), default)
+
+
+def number_in(row: RunRow, column: str) -> float:
+    """Return the number in `column` of `row`, or NaN if there is none."""
+    value = row.get(column)
+    return float(value) if isinstance(value, SupportsFloat) else math.nan
+
+
+def seed_of(row: RunRow) -> int:
+    seed = row.get(SEED)
+    return int(seed) if isinstance(seed, SupportsInt) else TrainParams.random_seed
 
 
 @dataclass(frozen=True)
@@ -69,11 +80,12 @@ class Variant:
     @property
     def edge(self) -> str:
         """The text "smallest" or "largest" if the best setting is that number among those tried, else empty."""
-        values: list[Any] = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
-        if self.best is None or len(values) < 2 or not all(map(is_number, values)):
+        values = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
+        numbers = [value for value in values if is_number(value)]
+        if self.best is None or len(values) < 2 or len(numbers) < len(values):
             return ""
-        best = values[self.best]
-        return "smallest" if best == min(values) else "largest" if best == max(values) else ""
+        best = numbers[self.best]
+        return "smallest" if best == min(numbers) else "largest" if best == max(numbers) else ""
 
     @property
     def leak(self) -> str | None:
@@ -154,7 +166,7 @@ def usable(table: pd.DataFrame) -> tuple[list[RunRow], list[str]]:
     for values in zip(*columns, strict=True):
         row = dict(zip(names, values, strict=True))
         if not has_ended(row):
-            reasons.append(measured(row, "status"))
+            reasons.append(str(measured(row, "status")))
         elif ending_of(measured(row, "stopped")) is Ending.INTERRUPTED:
             reasons.append("interrupted before its end")
         else:
@@ -173,7 +185,7 @@ def differing_fields(rows: Sequence[RunRow]) -> list[str]:
     return [name for name in fields if any_differ([row.get(name) for row in rows])]
 
 
-def any_differ(values: list[Any]) -> bool:
+def any_differ(values: list[object]) -> bool:
     """Return whether any two values of a field have different texts. Equal values of one type take a fast path."""
     if len(set(map(type, values))) == 1 and values.count(values[0]) == len(values):
         return False
@@ -206,7 +218,7 @@ def fields_as_label(row: RunRow, fields: Sequence[str]) -> str:
     )
 
 
-def value_as_label(value: Any) -> str:
+def value_as_label(value: object) -> str:
     """Return a field's value as text: 8.0 as "8" and NaN as "None", since a table with missing cells converts them."""
     if isinstance(value, float):
         return "None" if math.isnan(value) else f"{value:.10g}"
@@ -216,7 +228,7 @@ def value_as_label(value: Any) -> str:
 def variant(data: str, name: str, rows: list[RunRow], tuned: Sequence[str], metric: str) -> Variant:
     """Return the variant of these runs."""
     # If two runs have equal params, the later one counts: it may repeat a failed one.
-    runs = {(fields_as_label(row, tuned), int(row.get(SEED, TrainParams.random_seed))): row for row in rows}
+    runs = {(fields_as_label(row, tuned), seed_of(row)): row for row in rows}
     settings, seeds = list(dict.fromkeys(key[0] for key in runs)), sorted({key[1] for key in runs})
     losses_LS = np.full((len(settings), len(seeds)), math.nan)
     for (setting, seed), row in runs.items():
@@ -247,7 +259,7 @@ def ended_badly(row: RunRow) -> bool:
     return not endings.isdisjoint({Ending.FAILED, Ending.DIVERGED})
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Return whether `value` is a finite int or float, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 

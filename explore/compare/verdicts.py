@@ -6,6 +6,7 @@ Shape suffixes:  L tuned setting (a learning rate, say)  S seed
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -16,12 +17,14 @@ from statsmodels.stats.power import TTestPower
 from common.text import did_you_mean
 from explore.compare.variants import (
     CODE,
+    RunRow,
     Variant,
     best_setting,
     code_notes,
     gather,
     is_number,
     measured,
+    number_in,
     with_plural,
 )
 from train.grid.params import SECTION_OF, measured_column
@@ -38,23 +41,34 @@ TOKENIZER = [name for name in SECTION_OF if name.startswith("tokenizer_")]
 WINNERS, LOSERS = 3, 2
 
 
-COMPARISON_COLUMNS = {  # of the table that compare() returns
-    "data": "fields of DataParams that vary",
-    "variant": "the other fields that vary, without seed and tuned fields",
-    "best": "its tuned fields: the setting of lowest mean loss",
-    "edge": "whether that is the smallest or largest number tried",
-    "n_settings": "how many of them were tried",
-    "n_seeds": "seeds that ran with all of them",
-    "n_bad": "runs that failed or diverged",
-    "mean": "final loss at that setting, over seeds",
-    "low": "its 95 % interval",
-    "high": "",
-    "difference": "mean loss less the baseline's, over the seeds of both",
-    "difference_low": "its 95 % interval",
-    "difference_high": "",
-    "p": "corrected",
-    "verdict": "",
-}
+class ComparisonRow(TypedDict):
+    """A row of the table that compare() returns. Losses are those of the metric."""
+
+    data: str  # fields of DataParams that vary
+    variant: str  # the other fields that vary, without seed and tuned fields
+    best: str  # the tuned fields at the setting of lowest mean loss; empty if there is none
+    edge: str  # "smallest" or "largest" if the best setting is that number among those tried, else empty
+    n_settings: int  # settings tried
+    n_seeds: int  # seeds that ran with every setting
+    n_bad: int  # runs that failed or diverged
+    mean: float  # final loss at the best setting, mean over seeds
+    low: float  # 95 % interval of the mean
+    high: float
+    difference: float  # mean loss minus the baseline's, over the seeds of both
+    difference_low: float  # 95 % interval of the difference
+    difference_high: float
+    p: float  # p-value, corrected
+    verdict: str
+
+
+class CompareOptions(TypedDict, total=False):
+    """The keyword arguments of compare()."""
+
+    baseline: str | None
+    at: str
+    tuned: str | Sequence[str]
+    metric: str
+    same_code: bool
 
 
 @dataclass
@@ -121,7 +135,9 @@ def compared(
         raise ValueError(f"there is no variant {baseline!r}; {did_you_mean(baseline, names)}")
     matches = [match(variant, baseline_of(variant, variants, baseline), at, metric) for variant in variants]
     n_tests = correct(matches)
-    result = pd.DataFrame([row(match, n_tests) for match in matches], columns=list(COMPARISON_COLUMNS))
+    result = pd.DataFrame(
+        [row(match, n_tests) for match in matches], columns=list(ComparisonRow.__annotations__)
+    )
     result.attrs |= {"left_out": left_out, "notes": notes, "at": at}
     return variants, result
 
@@ -191,10 +207,11 @@ def unknown_bytes(variant: Variant) -> float:
     return max((float(share) for share in shares if is_number(share)), default=0.0)
 
 
-def unequal(runs: Sequence[dict], others: Sequence[dict], name: str) -> str:
+def unequal(runs: Sequence[RunRow], others: Sequence[RunRow], name: str) -> str:
     """Return how runs and the baseline's runs differ in the condition `name`; empty if they are equal."""
     here, there = (
-        np.mean([float(measured(run, name) or math.nan) for run in group]) for group in (runs, others)
+        np.mean([number_in(run, measured_column(name)) or math.nan for run in group])
+        for group in (runs, others)
     )
     if math.isnan(here + there):
         return f"{name} is unknown: some runs were saved before it was recorded"
@@ -293,7 +310,7 @@ def more_seeds(match: Match, level: float) -> int | None:
     return max(1, int(n[enough.argmax()]) - match.n_seeds) if enough.any() else None
 
 
-def row(match: Match, n_tests: int) -> dict[str, object]:
+def row(match: Match, n_tests: int) -> ComparisonRow:
     """Return the row of a variant in the table of `compare`."""
     variant = match.variant
     losses_S = np.array([])
@@ -319,3 +336,8 @@ def row(match: Match, n_tests: int) -> dict[str, object]:
         "p": match.corrected,
         "verdict": verdict(match, n_tests),
     }
+
+
+def comparison_rows(comparison: pd.DataFrame) -> list[ComparisonRow]:
+    """Return the rows of the table of `compare`."""
+    return cast(list[ComparisonRow], comparison.to_dict("records"))

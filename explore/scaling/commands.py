@@ -9,7 +9,7 @@ from torch import nn
 
 from data.dataloader import LMDataModule
 from explore.compare.report import results, rows_of_grid, tidy
-from explore.compare.variants import SEED, RunRow
+from explore.compare.variants import RunRow
 from explore.scaling import coordinates, stability
 from explore.scaling.report import ScalingReport, sizes_of, variants_over, varies
 from explore.scaling.transfer import LR, SCALES, transfer_report
@@ -34,16 +34,16 @@ def check_coordinates(runs: Sequence[Run], cache: Path) -> ScalingReport:
     """
     frames, probes, kinds = [], [], {}
     for name, rows, params in groups(runs, WIDTH, ignored=(LR,)):
-        lrs = sizes_of(rows, LR)
+        lrs = sorted({one.train.lr for one in params})
         lr = lrs[(len(lrs) - 1) // 2]
         if len(lrs) > 1:
             log.info(f"{name or 'all runs'}: at lr {lr:.4g}, the middle one of {len(lrs)}")
-        of_width = {row[WIDTH]: one for row, one in zip(rows, params, strict=True)}
+        of_width = {one.model.dim: one for one in params}
         train = next(one.train for one in params if one.train.lr == lr)
         data = data_of(params[0], cache)
         models = {width: partial(build, of_width[width], data) for width in sorted(of_width)}
         batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
-        seeds = sizes_of(rows, SEED)
+        seeds = seeds_of(params)
         optimizer = partial(make_optimizer, params=train)
         most = len(seeds) if len(seeds) > 1 else coordinates.MAX_SEEDS
         if len(seeds) == 1:
@@ -60,13 +60,13 @@ def check_coordinates(runs: Sequence[Run], cache: Path) -> ScalingReport:
 def check_stability(runs: Sequence[Run], cache: Path) -> ScalingReport:
     """Run the stability check over the `n_layers` of a grid."""
     frames, expected, n_residuals = [], {}, 2
-    for name, rows, params in groups(runs, DEPTH, ignored=(LR,)):
-        of_depth = {row[DEPTH]: one for row, one in zip(rows, params, strict=True)}
+    for name, _, params in groups(runs, DEPTH, ignored=(LR,)):
+        of_depth = {one.model.n_layers: one for one in params}
         data = data_of(params[0], cache)
         batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
         make = partial(build_at, of_depth, data)
-        depths, seeds = sizes_of(rows, DEPTH), sizes_of(rows, SEED)
-        frames.append(stability.changes(name, make, batch["x_indices"][:, :-1], depths, seeds))
+        x_BT = batch["x_indices"][:, :-1]
+        frames.append(stability.changes(name, make, x_BT, sorted(of_depth), seeds_of(params)))
         expected[name] = stability.expected_growth(params[0].model)
         n_residuals = 2 if params[0].model.ff_width else 1
     return stability.stability_report(pd.concat(frames), expected, n_residuals)
@@ -109,6 +109,10 @@ def groups(
         )
     found = variants_over(rows, scale, ignored)
     return [(name, [rows[i] for i in own], [runs[i].params for i in own]) for name, own in found.items()]
+
+
+def seeds_of(params: Sequence[Params]) -> list[int]:
+    return sorted({one.train.random_seed for one in params})
 
 
 def data_of(params: Params, cache: Path) -> LMDataModule:

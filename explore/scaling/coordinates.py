@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -43,15 +43,16 @@ BROKEN, UNCLEAR = 0.001, 0.05
 FINITE = 0.1  # possible deviation of a correct model's slope at widths of some hundreds, at any seed
 MIN_SEEDS, MAX_SEEDS = 4, 16  # if the caller gives no seeds; over the minimum only if the verdict is unclear
 MakeModel = Callable[[], nn.Module]
-Loss = Callable[[nn.Module, Any], Tensor]
+Batch = TypeVar("Batch")
+Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 def coord_check(
     models: Mapping[int, MakeModel] | Mapping[str, Mapping[int, MakeModel]],
-    loader: Iterable[Any],
+    loader: Iterable[Batch],
     optimizer: Callable[[nn.Module], Optimizer],
     *,
-    loss: Loss | None = None,
+    loss: Loss[Batch] | None = None,
     n_steps: int = STEPS,
     seeds: Sequence[int] | None = None,
     controls: Sequence[str] = (),
@@ -83,7 +84,7 @@ def coord_check(
 def examined(
     variant: str,
     models: Mapping[int, MakeModel],
-    batch: Any,
+    batch: object,
     optimizer: Callable[[nn.Module], Optimizer],
     *,
     seeds: Sequence[int],
@@ -118,10 +119,10 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 def measure_sizes(
     variant: str,
     models: Mapping[int, MakeModel],
-    batch: Any,
+    batch: Batch,
     optimizer: Callable[[nn.Module], Optimizer],
     *,
-    loss: Loss = default_loss,
+    loss: Loss[Batch] = default_loss,
     n_steps: int = STEPS,
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
@@ -156,23 +157,25 @@ def size(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def named_activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
+def named_activations(model: nn.Module, batch: object) -> dict[str, Tensor]:
     """Return the named activations of an LM, or the outputs of all modules of another model, its own as "output"."""
     if isinstance(model, LM):
         wanted = [
             name for name in model.activation_names() if name.rpartition(".")[2] in MEASURED_ACTIVATIONS
         ]
         with eval_mode(model), model.record(*wanted) as seen:
-            model(batch["x_indices"][:, :-1])
+            model(inputs_of(model, batch))
         return dict(seen)
     with eval_mode(model), watching(model) as outputs:
-        model(inputs_of(batch))
+        model(inputs_of(model, batch))
     last = outputs["output"]
     return {name: x for name, x in outputs.items() if name == "output" or not torch.equal(x, last)}
 
 
-def inputs_of(batch: Any) -> Any:
-    """Return the inputs in `batch` for a model that is no LM: x of (x, y), or the batch itself."""
+def inputs_of(model: nn.Module, batch: object) -> object:
+    """Return the inputs in `batch`: the token ids for an LM, else x of (x, y), else the batch itself."""
+    if isinstance(model, LM) and isinstance(batch, Mapping):
+        return batch["x_indices"][:, :-1]
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
@@ -186,7 +189,7 @@ def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     # By id(), which stays unique while this dict keeps the tensor alive.
     noted: dict[int, tuple[str, Tensor]] = {}
 
-    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
             inner, _ = noted.get(id(output), (name, output))
             outputs.pop(inner, None)
@@ -203,7 +206,7 @@ def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def aligned_probe(
-    variant: str, models: Mapping[int, MakeModel], batch: Any, seeds: Sequence[int] = (0,)
+    variant: str, models: Mapping[int, MakeModel], batch: object, seeds: Sequence[int] = (0,)
 ) -> pd.DataFrame:
     """Return the mean attention score of positions with themselves, after copying the query matrices to the keys.
 
@@ -217,12 +220,12 @@ def aligned_probe(
             model = make()
             if isinstance(model, LM) and (layers := align(model)):
                 with eval_mode(model), model.record(*(f"layers.{i}.scores" for i in layers)) as seen:
-                    model(batch["x_indices"][:, :-1])
+                    model(inputs_of(model, batch))
                 means = [scores.diagonal(dim1=-2, dim2=-1).mean().item() for scores in seen.values()]
                 rows.append((variant, width, seed, sum(means) / len(means)))
             elif not isinstance(model, LM):
                 with eval_mode(model):
-                    score = aligned_score(model, partial(model, inputs_of(batch)))
+                    score = aligned_score(model, partial(model, inputs_of(model, batch)))
                 rows += [] if score is None else [(variant, width, seed, score)]
     return pd.DataFrame(rows, columns=["variant", "width", "seed", "score"])
 

@@ -100,7 +100,7 @@ def as_rich(table: pd.DataFrame) -> Table:
     return shown_table
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     if isinstance(value, float | np.floating):
         return "-" if math.isnan(value) else f"{value:.4g}"
     return str(value)

@@ -6,7 +6,7 @@ changes as O(log n) or O(1) (Liu et al. 2020, arXiv:2004.08249).
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 import torch
@@ -35,7 +35,7 @@ APART = 0.28  # of n / log(n + 1): so many times at least a plain model's change
 
 def stability(
     make: MakeDeepModel | Mapping[str, MakeDeepModel],
-    x: Any,
+    x: object,
     depths: Sequence[int],
     *,
     seeds: Sequence[int] = (0, 1, 2),
@@ -56,7 +56,7 @@ def stability(
 def changes(
     variant: str,
     make: MakeDeepModel,
-    x: Any,
+    x: object,
     depths: Sequence[int],
     seeds: Sequence[int],
     *,
@@ -71,14 +71,14 @@ def changes(
     return pd.DataFrame(rows)
 
 
-def changed_by(make: MakeDeepModel, depth: int, seed: int, x: Any, delta: float) -> float:
+def changed_by(make: MakeDeepModel, depth: int, seed: int, x: object, delta: float) -> float:
     torch.manual_seed(seed)
     return output_change(make(depth, seed), x, delta, torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def output_change(
-    model: nn.Module, x: Any, delta: float = DELTA, generator: torch.Generator | None = None
+    model: nn.Module, x: object, delta: float = DELTA, generator: torch.Generator | None = None
 ) -> float:
     """The mean squared change of the output when every number in the matrices of `model`, but embeddings, moves by +-delta.
 
@@ -96,7 +96,7 @@ def output_change(
     return change
 
 
-def output(model: nn.Module, x: Any) -> Tensor:
+def output(model: nn.Module, x: object) -> Tensor:
     if not isinstance(model, LM):
         return model(x)
     with model.record("final_norm") as seen:
@@ -124,34 +124,62 @@ def stability_report(runs: pd.DataFrame, expected: Mapping[str, str], sub_layers
         by_seed = own.groupby("layers")["change"]
         low, high = by_seed.min().to_list(), by_seed.max().to_list()
         lines.append(Line(str(variant) or "output change", depths, changes, low, high))
-    problems += too_close(rows, expected, sub_layers)
+    problems += too_close(rows, sub_layers)
     figure = draw_panels([[Panel("", lines)]], ("layers", "output change"))
-    return ScalingReport("stability", pd.DataFrame(rows), sentences, problems, figure)
+    return ScalingReport(
+        "stability", pd.DataFrame([row.as_columns() for row in rows]), sentences, problems, figure
+    )
+
+
+class StabilityRow(NamedTuple):
+    """The growth of one variant's output change between two depths."""
+
+    variant: str
+    change_at: dict[int, float]  # output change by number of layers
+    exponent: float  # of a power law of the change in the number of sub-layers
+    start: int  # layers
+    end: int  # layers
+    ratio: float  # output change at `end` over that at `start`
+    expected: str  # a key of GROWTH, or empty
+    low: float  # bounds of the ratio; NaN if no growth is expected
+    high: float
+    nearest: str  # the key of GROWTH whose ratio is nearest
+
+    def as_columns(self) -> dict[str, object]:
+        """Return the row of the result table."""
+        return {
+            "variant": self.variant,
+            **{f"{depth} layers": change for depth, change in self.change_at.items()},
+            "exponent": self.exponent,
+            "from": self.start,
+            "to": self.end,
+            "ratio": self.ratio,
+            "expected": self.expected or "-",
+            "low": self.low,
+            "high": self.high,
+            "nearest": self.nearest,
+        }
 
 
 def stability_row(
     variant: str, depths: list[int], changes: list[float], growth: str, sub_layers: int
-) -> dict[str, Any]:
+) -> StabilityRow:
     n = [sub_layers * depth for depth in depths]
     first, last = reference_depth(depths), len(depths) - 1
     theory = {name: f(n[last]) / f(n[first]) for name, f in GROWTH.items()}
-    return {
-        "variant": variant,
-        **{f"{depth} layers": change for depth, change in zip(depths, changes, strict=True)},
-        "exponent": slope(n, changes),
-        "from": depths[first],
-        "to": depths[last],
-        "ratio": changes[last] / changes[first] if changes[first] else math.nan,
-        "expected": growth or "-",
-        "low": BANDS[growth][0] * theory[growth] if growth else math.nan,
-        "high": BANDS[growth][1] * theory[growth] if growth else math.nan,
-        "nearest": min(
-            theory,
-            key=lambda name: abs(
-                math.log(max(changes[last], 1e-300) / max(changes[first], 1e-300) / theory[name])
-            ),
-        ),
-    }
+    measured_ratio = max(changes[last], 1e-300) / max(changes[first], 1e-300)
+    return StabilityRow(
+        variant,
+        dict(zip(depths, changes, strict=True)),
+        exponent=slope(n, changes),
+        start=depths[first],
+        end=depths[last],
+        ratio=changes[last] / changes[first] if changes[first] else math.nan,
+        expected=growth,
+        low=BANDS[growth][0] * theory[growth] if growth else math.nan,
+        high=BANDS[growth][1] * theory[growth] if growth else math.nan,
+        nearest=min(theory, key=lambda name: abs(math.log(measured_ratio / theory[name]))),
+    )
 
 
 def reference_depth(depths: list[int]) -> int:
@@ -159,37 +187,37 @@ def reference_depth(depths: list[int]) -> int:
     return next((i for i, depth in enumerate(depths[:-1]) if depth >= 6), 0)
 
 
-def stability_verdict(row: Mapping[str, Any]) -> tuple[str, str]:
+def stability_verdict(row: StabilityRow) -> tuple[str, str]:
     """A sentence, and what is wrong, if anything."""
     what = (
-        f"output change grows {row['ratio']:.3g} times from {row['from']} to {row['to']} layers "
-        f"(exponent {row['exponent']:.2f}, nearest to {row['nearest']})"
+        f"output change grows {row.ratio:.3g} times from {row.start} to {row.end} layers "
+        f"(exponent {row.exponent:.2f}, nearest to {row.nearest})"
     )
-    if not math.isfinite(row["ratio"]):
+    if not math.isfinite(row.ratio):
         return "the output does not change, or is no number", "the output does not change, or is no number"
-    if math.isnan(row["low"]):
+    if math.isnan(row.low):
         return f"{what}; nothing is expected of it", ""
-    band = f"{row['expected']} is {row['low']:.2f} to {row['high']:.2f}"
-    if row["low"] <= row["ratio"] <= row["high"]:
+    band = f"{row.expected} is {row.low:.2f} to {row.high:.2f}"
+    if row.low <= row.ratio <= row.high:
         return f"{what}, as expected: {band}", ""
     return (
         f"{what}, not as expected: {band}",
-        f"{row['ratio']:.3g} times from {row['from']} to {row['to']} layers, but {band}",
+        f"{row.ratio:.3g} times from {row.start} to {row.end} layers, but {band}",
     )
 
 
-def too_close(rows: list[dict[str, Any]], expected: Mapping[str, str], sub_layers: int) -> list[str]:
+def too_close(rows: list[StabilityRow], sub_layers: int) -> list[str]:
     """Return a problem for each plain model whose output does not change much more than that of Admin at the same depth."""
-    deepest = {growth: [row for row in rows if expected.get(row["variant"]) == growth] for growth in GROWTH}
+    deepest = {growth: [row for row in rows if row.expected == growth] for growth in GROWTH}
     problems = []
     for plain in deepest["O(n)"]:
         for admin in deepest["O(logn)"]:
-            n = sub_layers * plain["to"]
+            n = sub_layers * plain.end
             least = APART * n / math.log(n + 1)
-            times = plain[f"{plain['to']} layers"] / admin.get(f"{plain['to']} layers", math.nan)
+            times = plain.change_at[plain.end] / admin.change_at.get(plain.end, math.nan)
             if times < least:
                 problems.append(
-                    f"at {plain['to']} layers {plain['variant']} changes only {times:.3g} times as much as {admin['variant']}, not {least:.3g}"
+                    f"at {plain.end} layers {plain.variant} changes only {times:.3g} times as much as {admin.variant}, not {least:.3g}"
                 )
     return problems
 

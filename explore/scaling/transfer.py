@@ -6,13 +6,13 @@ The judgement rests on the loss that keeping it costs, not on the position of th
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from common.text import did_you_mean
-from explore.compare.variants import METRICS, SEED, RunRow, final_loss, has_ended, with_plural
+from explore.compare.variants import METRICS, RunRow, final_loss, has_ended, number_in, seed_of, with_plural
 from explore.compare.verdicts import interval
 from explore.plots import draw_panels
 from explore.scaling.report import Line, Panel, ScalingReport, sizes_of, variants_over, varies, with_variant
@@ -72,17 +72,34 @@ def transfer_report(
             found.append(judge_transfer(name, scale, own, metric, is_control=name in excused))
     return ScalingReport(
         "transfer",
-        pd.DataFrame([row for one in found for row in one.rows])[TRANSFER_COLUMNS],
+        pd.DataFrame([row for one in found for row in one.rows], columns=TRANSFER_COLUMNS),
         [one.sentence for one in found],
         [one.problem for one in found if one.problem],
         draw_panels([[one.panel for one in found]], ("learning rate", metric.replace("_", " ")), log_y=False),
     )
 
 
+class TransferRow(NamedTuple):
+    """A row of the result table: one variant at one size, in the order of TRANSFER_COLUMNS. Losses are in nats."""
+
+    variant: str
+    over: str
+    size: float
+    best: float  # best learning rate
+    loss: float  # at the best learning rate
+    at_base: float  # loss at the best learning rate of the smallest size
+    regret: float
+    low: float  # 95 % interval of the regret over seeds
+    high: float
+    shift: float  # log2 of the best learning rate over that of the smallest size
+    seeds: int
+    edge: bool  # True: the best learning rate is the smallest or largest of those tried
+
+
 class Transfer(NamedTuple):
     """The result for one variant over one scale."""
 
-    rows: list[dict[str, Any]]  # of the result table, one for each size
+    rows: list[TransferRow]  # one for each size
     sentence: str
     problem: str  # empty if there is none
     panel: Panel
@@ -91,7 +108,7 @@ class Transfer(NamedTuple):
 def judge_transfer(name: str, scale: str, rows: Sequence[RunRow], metric: str, is_control: bool) -> Transfer:
     """Judge one variant over one scale. A control has no problem, whatever its verdict."""
     curves = {size: curve(rows, scale, size, metric) for size in sizes_of(rows, scale)}
-    compared = [row | {"variant": name, "over": scale} for row in compared_with_base(curves)]
+    compared = compared_with_base(name, scale, curves)
     verdict, reason = transfer_verdict(compared)
     fine = verdict == TRANSFERS or is_control
     return Transfer(
@@ -115,7 +132,7 @@ def controls_among(variants: Mapping[str, list[int]], rows: Sequence[RunRow], sc
         name: {rows[place].get(PARAMETRIZATION) for place in places} for name, places in variants.items()
     }
 
-    def made_for_it(kind: set[Any]) -> bool:
+    def made_for_it(kind: set[object]) -> bool:
         return kind == {FOR_DEPTH} if scale == "n_layers" else "standard" not in kind
 
     if scale == "batch_size" or not any(made_for_it(kind) for kind in kinds.values()):
@@ -143,18 +160,19 @@ class LearningRateCurve(dict[float, dict[int, float]]):
         return int(np.argmin(self.means))
 
 
-def curve(rows: Sequence[RunRow], scale: str, size: Any, metric: str) -> LearningRateCurve:
+def curve(rows: Sequence[RunRow], scale: str, size: float, metric: str) -> LearningRateCurve:
     found = LearningRateCurve()
     for row in rows:
         if row[scale] == size:
-            loss = final_loss(row, metric) if metric in METRICS else float(row[metric])
-            found.setdefault(float(row[LR]), {})[int(row.get(SEED, 0))] = (
-                math.inf if math.isnan(loss) else loss
-            )
+            loss = final_loss(row, metric) if metric in METRICS else number_in(row, metric)
+            by_seed = found.setdefault(number_in(row, LR), {})
+            by_seed[seed_of(row)] = math.inf if math.isnan(loss) else loss
     return found
 
 
-def compared_with_base(curves: Mapping[Any, LearningRateCurve]) -> list[dict[str, Any]]:
+def compared_with_base(
+    variant: str, scale: str, curves: Mapping[float, LearningRateCurve]
+) -> list[TransferRow]:
     """Return a result row for each size. The first size is the base."""
     base = next(iter(curves.values()))
     at = base.lrs[base.best]
@@ -166,66 +184,68 @@ def compared_with_base(curves: Mapping[Any, LearningRateCurve]) -> list[dict[str
             regrets = own.losses(at, seeds) - own.losses(best, seeds) if seeds else np.array([math.nan])
         low, high = interval(regrets) if np.isfinite(regrets).all() else (math.nan, math.nan)
         rows.append(
-            {
-                "size": size,
-                "best": best,
-                "loss": own.means[own.best],
-                "at base": float(own.losses(at).mean()) if at in own else math.nan,
-                "regret": float(regrets.mean()),
-                "low": low,
-                "high": high,
-                "shift": math.log2(best / at),
-                "seeds": len(seeds),
-                "edge": own.best in (0, len(own) - 1),
-            }
+            TransferRow(
+                variant,
+                scale,
+                size,
+                best,
+                loss=own.means[own.best],
+                at_base=float(own.losses(at).mean()) if at in own else math.nan,
+                regret=float(regrets.mean()),
+                low=low,
+                high=high,
+                shift=math.log2(best / at),
+                seeds=len(seeds),
+                edge=own.best in (0, len(own) - 1),
+            )
         )
     return rows
 
 
-def transfer_verdict(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+def transfer_verdict(rows: Sequence[TransferRow]) -> tuple[str, str]:
     """Return the verdict ("transfers", "shifts" or "cannot tell") and its reason."""
     base, others = rows[0], rows[1:]
     if not others:
-        return "cannot tell", f"only one size ran, {base['size']}"
-    if not math.isfinite(base["loss"]):
-        return "cannot tell", f"all runs of {base['size']} failed or diverged"
-    if base["edge"]:
-        return "cannot tell", f"{base['best']:.4g} is at the edge of what was tried with {base['size']}"
-    worst = max(others, key=lambda row: (row["regret"], row["size"]))
-    costs = f"the best lr of {base['size']}, {base['best']:.4g}, costs {described_regret(worst)} at {worst['size']}"
-    moved = f"{costs}, whose best is {worst['best']:.4g}" if worst["shift"] else costs
-    unknown = [row["size"] for row in others if math.isnan(row["regret"])]
+        return "cannot tell", f"only one size ran, {base.size}"
+    if not math.isfinite(base.loss):
+        return "cannot tell", f"all runs of {base.size} failed or diverged"
+    if base.edge:
+        return "cannot tell", f"{base.best:.4g} is at the edge of what was tried with {base.size}"
+    worst = max(others, key=lambda row: (row.regret, row.size))
+    costs = f"the best lr of {base.size}, {base.best:.4g}, costs {described_regret(worst)} at {worst.size}"
+    moved = f"{costs}, whose best is {worst.best:.4g}" if worst.shift else costs
+    unknown = [row.size for row in others if math.isnan(row.regret)]
     if unknown:
         return (
             "cannot tell",
-            f"the best lr of {base['size']}, {base['best']:.4g}, did not run with {unknown[0]}",
+            f"the best lr of {base.size}, {base.best:.4g}, did not run with {unknown[0]}",
         )
-    if worst["regret"] >= LOSES and not worst["low"] <= 0:
+    if worst.regret >= LOSES and not worst.low <= 0:
         return "shifts", moved
-    if worst["regret"] <= KEEPS and not worst["high"] > LOSES:
-        at_edge = [row for row in others if row["edge"]]
+    if worst.regret <= KEEPS and not worst.high > LOSES:
+        at_edge = [row for row in others if row.edge]
         if at_edge:
             return (
                 "cannot tell",
-                f"the best of {at_edge[0]['size']}, {at_edge[0]['best']:.4g}, is at the edge of what was tried",
+                f"the best of {at_edge[0].size}, {at_edge[0].best:.4g}, is at the edge of what was tried",
             )
         return TRANSFERS, f"{costs} or less elsewhere; {wider(rows)}"
     return "cannot tell", f"{moved}: between {KEEPS} and {LOSES}, or seeds differ too much"
 
 
-def described_regret(row: Mapping[str, Any]) -> str:
-    known = row["low"] < row["high"]  # False for one seed, or if the base has the same best learning rate
-    between = f" (95 % interval {row['low']:+.4f} to {row['high']:+.4f})" if known else ""
-    return f"{row['regret']:.4f} nats{between}"
+def described_regret(row: TransferRow) -> str:
+    known = row.low < row.high  # False for one seed, or if the base has the same best learning rate
+    between = f" (95 % interval {row.low:+.4f} to {row.high:+.4f})" if known else ""
+    return f"{row.regret:.4f} nats{between}"
 
 
-def wider(rows: Sequence[Mapping[str, Any]]) -> str:
-    losses = [row["at base"] for row in rows]
+def wider(rows: Sequence[TransferRow]) -> str:
+    losses = [row.at_base for row in rows]
     falls = all(later < earlier for earlier, later in pairwise(losses))
     return "there the loss falls with every size" if falls else "there the loss does not fall with every size"
 
 
-def panel(variant: str, scale: str, curves: Mapping[Any, LearningRateCurve]) -> Panel:
+def panel(variant: str, scale: str, curves: Mapping[float, LearningRateCurve]) -> Panel:
     """Return a panel of loss over learning rate: a line for each size, a star at the best.
 
     Triangles at the upper edge mark losses that are much higher or infinite.
