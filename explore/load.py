@@ -41,7 +41,10 @@ class RunParams(TypedDict):
 
 
 class Results(NamedTuple):
-    """An opened run. `dataset` loads its data on first use, and raises ValueError if text or task no longer exist."""
+    """An opened run.
+
+    `dataset` loads its data on first use. It raises ValueError if the run's text or task no longer exists.
+    """
 
     lm: LM
     dataset: LMDataModule
@@ -50,24 +53,34 @@ class Results(NamedTuple):
 
 
 def get_model_by_timestamp(timestamp: str, out: str | None = None, step: int | None = None) -> Results:
-    """Load the saved run `timestamp`: lm, dataset, train_stats, params. `out` is the --out that it was saved with.
+    """Load a saved run: its model in evaluation mode, its data, its statistics and its params.
 
-    With `step`, load the checkpoint of that step, if the run kept it (`checkpoint_every`). Raise ValueError if there
-    is no such run or checkpoint.
+    `timestamp` names the run, such as "2024-04-22--16-17-00". `out` is the output root it was saved under (`--out`);
+    None is the default one. `step` loads the weights after that step in place of the final ones, if the run kept them
+    (`checkpoint_every`). Raise ValueError if there is no such run or checkpoint.
     """
     return open_run(find_run(timestamp, out), output_root(out), step)
 
 
 def checkpoints(timestamp: str, out: str | None = None) -> Iterator[tuple[int, LM]]:
-    """Yield (step, lm) for each checkpoint of a saved run (`checkpoint_every`). Raise ValueError if it kept none."""
+    """Yield (step, lm) for each checkpoint of a saved run, in order of steps.
+
+    `timestamp` and `out` are those of get_model_by_timestamp(). Raise ValueError if there is no such run, or if it kept
+    no checkpoints (`checkpoint_every`).
+    """
     folder = find_run(timestamp, out)
     if not checkpoint_files(folder):
-        raise ValueError(f"the run {timestamp} kept no checkpoints: checkpoint_every and --save make them")
+        raise ValueError(
+            f"the run {timestamp} kept no checkpoints: train with checkpoint_every and --save to keep them"
+        )
     return load_checkpoints(folder)
 
 
 def load_all(out: str | None = None, **filters: object) -> dict[str, Results]:
-    """Open all complete runs that match `filters` (see `runs`), by timestamp. Print and skip unreadable runs."""
+    """Open all complete runs that match `filters`, and return them by timestamp. See `runs` for the filters.
+
+    A run that cannot be opened is skipped, and the reason is printed.
+    """
     root, table, opened = output_root(out), runs(out, **filters), {}
     folders = table[measured_column("folder")]
     for timestamp, folder in folders[table[measured_column("status")] == "complete"].items():
@@ -81,14 +94,16 @@ def load_all(out: str | None = None, **filters: object) -> dict[str, Results]:
 def runs(out: str | None = None, **filters: object) -> pd.DataFrame:
     """Return a table of all saved runs: a row for each timestamp, with final numbers and all params.
 
-    Filters are values of params, a list for any of several: runs(dim=128, dataset_name=["copy", "sort"]), or the
-    names of variants: runs(variant="gru"). `status` is "complete" or "training", or tells why a run ended early or is
-    unreadable. `code` identifies the code that trained it. The prefix `measured_` marks measured values whose name is
-    also a field, such as the CPU threads of a run. Raise ValueError for a filter that is no field.
+    A filter gives a field one value, or a list of alternatives: runs(dim=128, dataset_name=["copy", "sort"]). The
+    filter `variant` selects runs by the name of their variant: runs(variant="gru"). `out` is the output root (`--out`).
+
+    The column `status` is "complete", "training", or the reason why a run ended early or is unreadable. `code`
+    identifies the code that trained the run. A measured value whose name is also a field has the prefix `measured_`,
+    such as the CPU threads of a run. Raise ValueError for a filter that is no field.
     """
     for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
         raise ValueError(
-            f"runs are filtered by params, and there is no {name!r}; {field_hint(name, SECTION_OF)}"
+            f"runs() has no filter {name!r}: filters are fields of the params; {field_hint(name, SECTION_OF)}"
         )
     rows = [
         row_of_folder(folder)
@@ -105,8 +120,8 @@ def runs(out: str | None = None, **filters: object) -> pd.DataFrame:
 
 def matches_filters(row: RunRow, filters: Mapping[str, object]) -> bool:
     """Return whether a run matches all filters."""
-    for name, wanted in filters.items():
-        if name not in row or row[name] not in (wanted if isinstance(wanted, list) else [wanted]):
+    for name, allowed in filters.items():
+        if name not in row or row[name] not in (allowed if isinstance(allowed, list) else [allowed]):
             return False
     return True
 
@@ -135,7 +150,7 @@ def utf8(path: Path) -> str:
 
 
 def status_of_partial(folder: Path, about: Mapping[str, object]) -> str:
-    """Return the status of a run without results: training (again), failed or incomplete."""
+    """Return the status of a run without results: "training", "failed: ..." or "incomplete: ..."."""
     failed = f"failed: {one_line(str(about['failed']))}" if "failed" in about else ""
     try:
         return "training" if is_training(folder) else failed or "incomplete: killed"

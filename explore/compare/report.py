@@ -23,7 +23,7 @@ from explore.compare.variants import (
     with_plural,
 )
 from explore.compare.verdicts import CompareOptions, ComparisonRow, compared, comparison_rows
-from explore.html import Page, in_place
+from explore.html import Page, fill_template
 from explore.load import row_of_folder
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.logs import printable
@@ -156,7 +156,7 @@ def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], compari
     values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
     notes, left_out = comparison.attrs["notes"], comparison.attrs["left_out"]
     values["condition"] = comparison.attrs["at"]
-    return in_place("report.html", ["report.js"], sections(values, parts, table, notes, left_out))
+    return fill_template("report.html", ["report.js"], sections(values, parts, table, notes, left_out))
 
 
 def sentences(comparison: pd.DataFrame) -> list[str]:

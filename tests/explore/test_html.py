@@ -123,7 +123,7 @@ class OverFewerKeys(Layer):
 def test_a_pattern_of_another_shape_is_refused():
     lm = little_lm()
     lm.decoder.layers[1] = OverFewerKeys()
-    with pytest.raises(ValueError, match=r"layers.1.pattern has the shape \(1, 2, 4, 3\), no square of 4"):
+    with pytest.raises(ValueError, match=r"layers.1.pattern has shape \(1, 2, 4, 3\), expected"):
         attention_html(lm, "abc")
 
 
@@ -178,10 +178,10 @@ def test_a_film_is_of_one_model():
 
 
 def test_no_page_is_made_that_no_browser_could_open(monkeypatch):
-    monkeypatch.setattr("explore.html.MOST", 2 * 2 * 4 * 4)
+    monkeypatch.setattr("explore.html.MAX_WEIGHTS", 2 * 2 * 4 * 4)
     steps = [(0, little_lm()), (5, little_lm())]
     attention_film(steps[:1], "abc")
-    with pytest.raises(ValueError, match="a page of 128 weights is too large"):
+    with pytest.raises(ValueError, match="a page of 128 attention weights is too large"):
         attention_film(steps, "abc")
 
 

@@ -46,15 +46,15 @@ def test_a_run_that_diverged_is_stable_too(root, capsys):
     )
     edit_json(folder_of(root) / "about.json", "summary", "val_loss", value=float("nan"))
     model_explorer.verify_stable_load(FIRST, out=str(root))
-    assert capsys.readouterr().out.endswith("logits are NaN, so what they depend on cannot be checked\n")
+    assert capsys.readouterr().out.endswith("logits are NaN: leaks cannot be checked\n")
 
 
 def test_chance_and_the_future_are_noticed(root, monkeypatch):
     x_BT = torch.randint(0, 10, (4, 9), generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match="the second time"):
+    with pytest.raises(ValueError, match="different logits in a second pass"):
         check_deterministic(lambda x: x[..., None] + torch.rand(4, 9, 3), x_BT)
     lm = model_explorer.get_model_by_timestamp(FIRST, out=str(root)).lm
     check_causal(lm)
     monkeypatch.setattr(attention, "future", torch.zeros_like)
-    with pytest.raises(ValueError, match="the model sees what it must not"):
+    with pytest.raises(ValueError, match="depends on something it must not see"):
         check_causal(lm)

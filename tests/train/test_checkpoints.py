@@ -85,7 +85,7 @@ def test_without_save_nothing_is_kept_and_without_the_field_neither(call, tmp_pa
     [timestamp] = runs(str(tmp_path)).index
     assert not (find_run(timestamp, str(tmp_path)) / "checkpoints").exists()
     with pytest.raises(
-        ValueError, match=f"the run {timestamp} kept no checkpoints: checkpoint_every and --save"
+        ValueError, match=f"the run {timestamp} kept no checkpoints: train with checkpoint_every and --save"
     ):
         checkpoints(timestamp, str(tmp_path))
     with pytest.raises(ValueError, match="no run '2024"):

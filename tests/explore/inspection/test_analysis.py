@@ -111,7 +111,7 @@ def test_an_attribution_is_what_the_logit_lacks_without_that_part_alone(fields):
             assert parts[name] == pytest.approx(float(logit - lm(ids)[0, 4, 9]), abs=1e-9), name
 
 
-def test_attribution_of_what_has_no_parts_and_of_what_is_no_sum():
+def test_attribution_treats_layers_without_parts_as_one_part_and_refuses_nonlinear_models():
     lm, ids = lm_of(layer_architecture="torch-lstm"), random_ids(1, 6)
     lm.decoder.layers.insert(1, nn.ReLU())
     parts = direct_logit_attribution(lm, ids)
@@ -120,7 +120,7 @@ def test_attribution_of_what_has_no_parts_and_of_what_is_no_sum():
     assert parts.name == f"<{int(logits.argmax())}>"
     assert parts.sum() == pytest.approx(logits.max().item())
     with pytest.raises(
-        ValueError, match="norm_position='post' rescales the whole stream after every addition"
+        ValueError, match="norm_position='post' rescales the residual stream after every addition"
     ):
         direct_logit_attribution(lm_of(norm_position="post"), ids)
     lm = lm_of()
@@ -129,17 +129,17 @@ def test_attribution_of_what_has_no_parts_and_of_what_is_no_sum():
         direct_logit_attribution(lm, ids)
     lm = lm_of()
     lm.decoder.norm = nn.Tanh()
-    with pytest.raises(ValueError, match="knows none of Tanh"):
+    with pytest.raises(ValueError, match="layernorm and rmsnorm, not Tanh"):
         direct_logit_attribution(lm, ids)
 
 
-def test_attribution_says_what_it_takes():
+def test_attribution_refuses_batches_unknown_positions_and_unknown_tokens():
     lm = lm_of()
-    with pytest.raises(ValueError, match="position=-1 of an input of 2 x 6 tokens"):
+    with pytest.raises(ValueError, match="position=-1: the input has 2 rows of 6 tokens"):
         direct_logit_attribution(lm, random_ids(2, 6))
-    with pytest.raises(ValueError, match="position=6 of an input of 1 x 6 tokens"):
+    with pytest.raises(ValueError, match="position=6: the input has 1 rows of 6 tokens; .* from -6 to 5"):
         direct_logit_attribution(lm, random_ids(1, 6), position=6)
-    with pytest.raises(ValueError, match="token=30: there are ids from 0 to 29"):
+    with pytest.raises(ValueError, match="token=30: token ids go from 0 to 29"):
         direct_logit_attribution(lm, random_ids(1, 6), token=30)
 
 
@@ -337,10 +337,10 @@ def test_an_induction_circuit_of_two_layers_is_found_in_its_weights():
     assert table.loc[1, 0].tolist() == [0, 0, 1]
 
 
-def test_head_scores_say_what_they_take():
+def test_head_scores_refuse_lengths_that_do_not_fit_and_models_without_patterns():
     for length in (1, 8):
         with pytest.raises(
-            ValueError, match=f"length={length} tokens are to be shown twice: max_seq_len=16 .* 2 to 7"
+            ValueError, match=f"length={length}: the sequence is written twice, so max_seq_len=16 .* 2 to 7"
         ):
             head_scores(lm_of(), length=length)
     with pytest.raises(ValueError, match=r"no activation is named 'layers\.\*\.pattern'"):
@@ -366,7 +366,7 @@ def test_losses_by_position_and_by_token():
         assert (row.token, row["count"]) == (f"<{token}>", len(losses))
         assert row.loss == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     assert by_token["count"].is_monotonic_decreasing
-    with pytest.raises(ValueError, match="in which no token is scored"):
+    with pytest.raises(ValueError, match="no token of the samples is scored"):
         loss_by_position(lm, [""])
 
 
