@@ -119,7 +119,7 @@ def runs(out: str | None = None, **filters: object) -> pd.DataFrame:
 
 
 def matches_filters(row: RunRow, filters: Mapping[str, object]) -> bool:
-    """Return whether a run matches all filters."""
+    """Return True if a run matches all filters."""
     for name, allowed in filters.items():
         if name not in row or row[name] not in (allowed if isinstance(allowed, list) else [allowed]):
             return False

@@ -69,7 +69,7 @@ def tuned_plot(part: ReportPart, field: str) -> str:
             for x, _, losses_S in points:
                 low, high = interval(losses_S[np.isfinite(losses_S)])
                 if math.isfinite(low):
-                    plot.up(x, low, high, color)
+                    plot.y_interval(x, low, high, color)
         xs, ys = [point[0] for point in points], [point[1] for point in points]
         plot.line(xs, ys, color, variant.name, kind="line" if i in colors else "thin")
         if i in colors:

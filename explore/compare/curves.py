@@ -33,7 +33,7 @@ def read_curves(variants: Sequence[Variant]) -> dict[str, dict[tuple[int, int], 
         for j in range(len(variant.settings)):
             read = [stats_of(run) for run in variant.runs_of(j)]
             for name, found in curves.items():
-                curve = together([run[name] for run in read if run.get(name)])
+                curve = average_curves([run[name] for run in read if run.get(name)])
                 if curve is not None:
                     found[i, j] = curve
     return curves
@@ -48,10 +48,10 @@ def stats_of(run: RunRow) -> dict[str, list[Stat]]:
         found = Stats.load(regular_file(Path(folder) / "stats.json")).train_stats
     except (OSError, ValueError):
         return {}
-    return {name: thinned(found[name]) for name in (VALIDATION, TRAINING) if name in found}
+    return {name: thin_curve(found[name]) for name in (VALIDATION, TRAINING) if name in found}
 
 
-def thinned(values: list[Stat]) -> list[Stat]:
+def thin_curve(values: list[Stat]) -> list[Stat]:
     """Return at most MAX_POINTS values, each the mean of neighboring ones."""
     if len(values) <= MAX_CURVE_POINTS:
         return values
@@ -60,7 +60,7 @@ def thinned(values: list[Stat]) -> list[Stat]:
     return [values[end - 1]._replace(v=float(mean)) for end, mean in zip(edges[1:], means, strict=True)]
 
 
-def together(runs: Sequence[list[Stat]]) -> Curve | None:
+def average_curves(runs: Sequence[list[Stat]]) -> Curve | None:
     """Average the curves of several seeds. A run that ended early or became NaN counts up to that point."""
     x = sorted({stat.n for run in runs for stat in run})
     if not x:

@@ -211,7 +211,7 @@ def difference_figure(rows: Sequence[ComparisonRow], order: Sequence[int]) -> st
     plot.rule(0)
     for i, row in enumerate(told):
         color = {"better": "var(--better)", "worse": "var(--worse)"}.get(row["verdict"], "var(--quiet)")
-        plot.across(
+        plot.x_interval(
             -i, row["difference_low"], row["difference_high"], color, f"{row['variant']}: {row['verdict']}"
         )
         plot.dots([row["difference"]], [-i], color, 4)
@@ -236,7 +236,7 @@ def cost_figure(part: ReportPart) -> str:
         for i, cost in sorted(costs.items(), key=lambda item: item[0] in colors):
             row, color = part.rows[i], colors.get(i, OTHER)
             if math.isfinite(row["low"]):
-                plot.up(cost, row["low"], row["high"], color)
+                plot.y_interval(cost, row["low"], row["high"], color)
             plot.dots([cost], [row["mean"]], color, 3.5)
         return figure(
             [plot.svg(f"final loss against {label}")], f"Final loss against {label}; colors as above."

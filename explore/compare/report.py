@@ -22,7 +22,7 @@ from explore.compare.variants import (
     varied_fields,
     with_plural,
 )
-from explore.compare.verdicts import CompareOptions, ComparisonRow, compared, comparison_rows
+from explore.compare.verdicts import CompareOptions, ComparisonRow, compare_variants, comparison_rows
 from explore.html import Page, fill_template
 from explore.load import row_of_folder
 from train.grid.params import SECTION_OF, Params, measured_column
@@ -86,7 +86,7 @@ def report(name: str, out: str | None = None, **options: Unpack[CompareOptions])
     if not (status == "complete").any():
         others = f"; {with_plural(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
         raise NoRuns(f"there are no saved runs in {root / 'saved-models' / name}{others} (--save keeps runs)")
-    return written(table, name, root, options)
+    return write_report(table, name, root, options)
 
 
 def report_grid(
@@ -106,7 +106,7 @@ def report_grid(
         if outcome.folder is None and outcome.failed:
             failed.append(row_of_unsaved(params, outcome))
             rows = [row for row in rows if not is_remnant(row, params)]
-    return written(tidy(rows + failed), name, root, options)
+    return write_report(tidy(rows + failed), name, root, options)
 
 
 def is_remnant(row: RunRow, params: Params) -> bool:
@@ -130,9 +130,9 @@ def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
     return row_of({**outcome.as_row(), **known}, params)
 
 
-def written(table: pd.DataFrame, name: str, root: Path, options: CompareOptions) -> Page:
+def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOptions) -> Page:
     """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page."""
-    variants, comparison = compared(table, **options)
+    variants, comparison = compare_variants(table, **options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")

@@ -207,7 +207,7 @@ def problem_lists(
     done: Sequence[RunRow], varied: Sequence[str], variants: Sequence[Variant], left_out: Sequence[str]
 ) -> str:
     """Return lists of runs that failed or diverged, of models that leak, and of runs left out."""
-    lines = [f"{describe_run(row, varied)}: {why(row)}" for row in done if ended_badly(row)]
+    lines = [f"{describe_run(row, varied)}: {describe_ending(row)}" for row in done if ended_badly(row)]
     leaks = [
         f"{describe_run(row, varied)}: {measured(row, 'leak')}"
         for row in done
@@ -221,7 +221,7 @@ def problem_lists(
     return "".join(parts) or "<p>None: every run ended well, and no model sees what it predicts.</p>"
 
 
-def why(row: RunRow) -> str:
+def describe_ending(row: RunRow) -> str:
     """Return how a run ended."""
     return str(measured(row, "stopped") if measured(row, "status") == "complete" else measured(row, "status"))
 
@@ -245,7 +245,7 @@ def runs_table(done: Sequence[RunRow], varied: Sequence[str]) -> str:
     ranked = sorted(done, key=lambda row: loss if is_number(loss := measured(row, "val_loss")) else math.inf)
     lines = []
     for row in ranked[:MAX_PAGE_ROWS]:
-        ended = why(row) + (", best weights" if measured(row, "weights") == "best" else "")
+        ended = describe_ending(row) + (", best weights" if measured(row, "weights") == "best" else "")
         cells = [
             *(text_cell(value_as_label(row.get(name))) for name in varied),
             number_cell(measured(row, "val_loss"), "{:.4f}".format),

@@ -130,7 +130,7 @@ class Plot:
                 f'<path class="line" style="color:{color}" d="{strokes}"><title>{escape(title)}</title></path>'
             )
 
-    def across(self, y: float, low: float, high: float, color: str, title: str) -> None:
+    def x_interval(self, y: float, low: float, high: float, color: str, title: str) -> None:
         """An interval on the x axis."""
         at = self.y(y)
         self.marks.append(
@@ -138,7 +138,7 @@ class Plot:
             f'x2="{self.x(high):.1f}" y1="{at:.1f}" y2="{at:.1f}"/></g>'
         )
 
-    def up(self, x: float, low: float, high: float, color: str) -> None:
+    def y_interval(self, x: float, low: float, high: float, color: str) -> None:
         """An interval on the y axis."""
         at = self.x(x)
         self.marks.append(

@@ -1,6 +1,6 @@
-"""Variants: runs that differ only in seed and tuned fields, grouped from a table for compare.py.
+"""Group the runs of a table into variants: runs that differ only in seed and tuned fields.
 
-Shape suffixes:  L tuned setting (a learning rate, say)  S seed
+Shape suffixes:  L setting of the tuned fields, such as a learning rate  S seed
 """
 
 import math
@@ -23,22 +23,22 @@ SEED = "random_seed"
 DATA = "DataParams"  # the section whose fields separate incomparable losses
 METRICS = ("val_loss", "bits_per_byte")
 CODE = "code"  # the measured value that identifies the code that trained a run
-RunRow = dict[str, object]  # a run: its params by field, and its measured values by `column`
+RunRow = dict[str, object]  # a run: its params by field, and its measured values by `measured_column`
 
 
-def row_of(known: Mapping[str, object], params: Params | None = None) -> RunRow:
-    """Return the row of a run: its `known` values (final numbers, status, folder ...) by `column`, and its params."""
-    return {measured_column(name): value for name, value in known.items()} | (
+def row_of(values: Mapping[str, object], params: Params | None = None) -> RunRow:
+    """Return the row of a run: its measured values (final numbers, status, folder ...) and its params."""
+    return {measured_column(name): value for name, value in values.items()} | (
         {} if params is None else params.flat()
     )
 
 
 def measured(row: RunRow, name: str, default: object = None) -> object:
-    """Return the measured value `name` of a run, such as its final loss or status, else `default`."""
+    """Return the measured value `name` of a run, such as its final loss or status. Return `default` if it has none."""
     return row.get(measured_column(name), default)
 
 
-def number_in(row: RunRow, column: str) -> float:
+def float_in(row: RunRow, column: str) -> float:
     """Return the number in `column` of `row`, or NaN if there is none."""
     value = row.get(column)
     return float(value) if isinstance(value, SupportsFloat) else math.nan
@@ -53,17 +53,19 @@ def seed_of(row: RunRow) -> int:
 class Variant:
     """Runs that differ only in seed and tuned fields, with their final losses [L, S].
 
-    A loss is NaN where no run exists, and infinite where the run failed or diverged.
+    A loss is NaN if there is no such run, and infinite if the run failed or diverged.
     """
 
     data: str  # fields of DataParams that vary
     name: str  # all other fields that vary, except seed and tuned fields
-    tuned: str  # the fields that are tuned for each variant
-    settings: list[str]  # the values of the tuned fields
+    tuned: str  # fields that are tuned for each variant
+    settings: list[str]  # values of the tuned fields
     seeds: list[int]
     losses_LS: np.ndarray
     runs: dict[tuple[str, int], RunRow]  # by setting and seed
-    only_best: bool  # losses are those of the best weights, and those of the last weights are unknown
+    only_best: (
+        bool  # if True, the losses are those of the best weights; those of the last weights are unknown
+    )
 
     @cached_property
     def complete_S(self) -> np.ndarray:
@@ -72,14 +74,13 @@ class Variant:
 
     @cached_property
     def best(self) -> int | None:
-        """The index of the setting with the lowest mean loss; None if every setting has a failed or diverged run."""
-        whole = self.complete_S
-        losses_LS = self.losses_LS[:, whole] if whole.any() else self.losses_LS
+        """Index of the setting with the lowest mean loss. None if every setting has a failed or diverged run."""
+        losses_LS = self.losses_LS[:, self.complete_S] if self.complete_S.any() else self.losses_LS
         return best_setting(losses_LS)
 
     @property
     def edge(self) -> str:
-        """The text "smallest" or "largest" if the best setting is that number among those tried, else empty."""
+        """Text "smallest" or "largest" if the best setting is that number among those tried, else ""."""
         values = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
         numbers = [value for value in values if is_number(value)]
         if self.best is None or len(values) < 2 or len(numbers) < len(values):
@@ -89,6 +90,7 @@ class Variant:
 
     @property
     def leak(self) -> str | None:
+        """Description of the first leak that a run recorded, or None."""
         return next(
             (leak for run in self.runs.values() if isinstance(leak := measured(run, "leak"), str)), None
         )
@@ -100,7 +102,7 @@ class Variant:
 
 
 def best_setting(losses_LS: np.ndarray) -> int | None:
-    """Return the index of the setting with the lowest mean of `losses_LS`, or None if no mean is finite.
+    """Return the index of the setting with the lowest mean loss, or None if no mean is finite.
 
     A failed or diverged run makes the mean of its setting infinite.
     """
@@ -117,12 +119,13 @@ def gather(
 ) -> tuple[list[Variant], list[str]]:
     """Group a table of runs into variants, in order of their first runs.
 
-    Return also a sentence about each kind of run that is left out. Raise ValueError for an unknown field or metric.
+    Return the variants, and a sentence about each kind of run that is left out. Raise ValueError for an unknown field
+    or metric.
     """
     for name in set(tuned) - SECTION_OF.keys():
-        raise ValueError(f"tuned={name!r} is no field of params; {field_hint(name, SECTION_OF)}")
+        raise ValueError(f"tuned={name!r} is not a field; {field_hint(name, SECTION_OF)}")
     if metric not in METRICS:
-        raise ValueError(f"metric={metric!r} is no loss that runs end with; {did_you_mean(metric, METRICS)}")
+        raise ValueError(f"metric={metric!r} is not a final loss of runs; {did_you_mean(metric, METRICS)}")
     rows, left_out = usable(table)
     varied = varied_fields(rows)
     data = [name for name in varied if SECTION_OF.get(name) == DATA]
@@ -141,7 +144,7 @@ def gather(
 
 
 def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
-    """Return a list with one sentence if different versions of the code trained the ended runs, else an empty list."""
+    """Return a note, in a list, if different versions of the code trained the runs. Else return an empty list."""
     rows = (
         [row for row in table.to_dict("records") if has_ended(row)] if measured_column(CODE) in table else []
     )
@@ -158,7 +161,7 @@ def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
 
 
 def usable(table: pd.DataFrame) -> tuple[list[RunRow], list[str]]:
-    """Return the runs that ended, well or badly, and a sentence for each reason to leave others out."""
+    """Return the runs that have ended, and a sentence for each reason why other runs are left out."""
     rows: list[RunRow] = []
     reasons: list[str] = []
     names = list(table)
@@ -175,7 +178,7 @@ def usable(table: pd.DataFrame) -> tuple[list[RunRow], list[str]]:
 
 
 def has_ended(row: RunRow) -> bool:
-    """Return whether a run is over: it has a result, or it failed."""
+    """Return True if a run has a result or failed."""
     return measured(row, "status", "complete") == "complete" or ended_badly(row)
 
 
@@ -186,16 +189,17 @@ def differing_fields(rows: Sequence[RunRow]) -> list[str]:
 
 
 def any_differ(values: list[object]) -> bool:
-    """Return whether any two values of a field have different texts. Equal values of one type take a fast path."""
+    """Return True if any two values of a field have different labels."""
+    # Fast path: converting long values to text takes time.
     if len(set(map(type, values))) == 1 and values.count(values[0]) == len(values):
         return False
     return len(set(map(value_as_label, values))) > 1
 
 
 def varied_fields(rows: Sequence[RunRow]) -> list[str]:
-    """Return the columns in which runs differ: fields, and the code version.
+    """Return the columns in which runs differ: fields, and the version of the code.
 
-    For a grid with named variants, the name replaces all fields that follow from it.
+    If the grid names its variants, the column of the name replaces all fields that it determines.
     """
     fields, variants, code = differing_fields(rows), measured_column(VARIANT), measured_column(CODE)
     by_code = [code] if any_differ([row.get(code) for row in rows]) else []
@@ -204,14 +208,14 @@ def varied_fields(rows: Sequence[RunRow]) -> list[str]:
         return fields + by_code
 
     def follows(name: str) -> bool:
-        chosen = {(row.get(variants), value_as_label(row.get(name))) for row in rows}
-        return SECTION_OF[name] != DATA and name != SEED and len(chosen) == len(names)
+        pairs = {(row.get(variants), value_as_label(row.get(name))) for row in rows}
+        return SECTION_OF[name] != DATA and name != SEED and len(pairs) == len(names)
 
     return [variants, *(name for name in fields if not follows(name)), *by_code]
 
 
 def fields_as_label(row: RunRow, fields: Sequence[str]) -> str:
-    """Return "field=value, ..." of a run; a named variant shows its name only."""
+    """Return "field=value, ..." of a run. Of a named variant, return only the name."""
     parts = [(name, value_as_label(row.get(name))) for name in fields]
     return ", ".join(
         value if name == measured_column(VARIANT) else f"{name}={value}" for name, value in parts
@@ -219,15 +223,17 @@ def fields_as_label(row: RunRow, fields: Sequence[str]) -> str:
 
 
 def value_as_label(value: object) -> str:
-    """Return a field's value as text: 8.0 as "8" and NaN as "None", since a table with missing cells converts them."""
+    """Return a field's value as text, 8.0 as "8" and NaN as "None".
+
+    A table with missing cells converts integers to floats and None to NaN.
+    """
     if isinstance(value, float):
         return "None" if math.isnan(value) else f"{value:.10g}"
     return str(value)
 
 
 def variant(data: str, name: str, rows: list[RunRow], tuned: Sequence[str], metric: str) -> Variant:
-    """Return the variant of these runs."""
-    # If two runs have equal params, the later one counts: it may repeat a failed one.
+    """Return the variant of these runs. If two runs have equal params, the later one counts."""
     runs = {(fields_as_label(row, tuned), seed_of(row)): row for row in rows}
     settings, seeds = list(dict.fromkeys(key[0] for key in runs)), sorted({key[1] for key in runs})
     losses_LS = np.full((len(settings), len(seeds)), math.nan)
@@ -238,7 +244,10 @@ def variant(data: str, name: str, rows: list[RunRow], tuned: Sequence[str], metr
 
 
 def final_loss(row: RunRow, metric: str) -> float:
-    """Return the loss of the last weights, or of the best ones if unknown; infinite if the run failed or diverged."""
+    """Return the loss of the last weights, or that of the best weights if it is unknown.
+
+    Return infinity if the run failed or diverged.
+    """
     loss = measured(row, metric)
     if measured(row, "weights") == "best" and not is_best_so_far(row, metric):
         loss = measured(row, "final_loss")
@@ -248,19 +257,19 @@ def final_loss(row: RunRow, metric: str) -> float:
 
 
 def is_best_so_far(row: RunRow, metric: str) -> bool:
-    """Return whether only the loss of the best weights is known, as in runs with `patience` and no `final_loss`."""
+    """Return True if only the loss of the best weights is known: the run has `patience` and no `final_loss`."""
     last = measured(row, "final_loss") if metric == "val_loss" else None
     return measured(row, "weights") == "best" and not is_number(last)
 
 
 def ended_badly(row: RunRow) -> bool:
-    """Return whether a run failed or diverged."""
+    """Return True if a run failed or diverged."""
     endings = {ending_of(measured(row, name)) for name in ("stopped", "status")}
     return not endings.isdisjoint({Ending.FAILED, Ending.DIVERGED})
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether `value` is a finite int or float, not a bool."""
+    """Return True if `value` is a finite int or float, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

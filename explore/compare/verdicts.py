@@ -21,10 +21,10 @@ from explore.compare.variants import (
     Variant,
     best_setting,
     code_notes,
+    float_in,
     gather,
     is_number,
     measured,
-    number_in,
     with_plural,
 )
 from train.grid.params import SECTION_OF, measured_column
@@ -36,7 +36,7 @@ MAX_SEEDS = 100  # a verdict recommends at most so many seeds
 EQUAL = 0.05  # conditions with a relative difference up to this count as equal
 CONDITIONS = {"steps": "steps", "params": "n_params", "flops": "flops"}  # and their columns
 TOKENIZER = [name for name in SECTION_OF if name.startswith("tokenizer_")]
-# A setting counts as near-optimal with the weight min(1, factor * p), where p is from `in_the_running`. The winner's
+# A setting counts as near-optimal with the weight min(1, factor * p), where p is from `near_optimal_p_values`. The winner's
 # factor is larger, so that doubtful cases count against it. tests/explore/compare/test_promise.py tests the error rates.
 WINNERS, LOSERS = 3, 2
 
@@ -110,10 +110,10 @@ def compare(
 
     Raise ValueError for an unknown `at`, `tuned` field, `metric` or `baseline`.
     """
-    return compared(table, baseline, at=at, tuned=tuned, metric=metric, same_code=same_code)[1]
+    return compare_variants(table, baseline, at=at, tuned=tuned, metric=metric, same_code=same_code)[1]
 
 
-def compared(
+def compare_variants(
     table: pd.DataFrame,
     baseline: str | None = None,
     *,
@@ -136,7 +136,7 @@ def compared(
     matches = [match(variant, baseline_of(variant, variants, baseline), at, metric) for variant in variants]
     n_tests = correct(matches)
     result = pd.DataFrame(
-        [row(match, n_tests) for match in matches], columns=list(ComparisonRow.__annotations__)
+        [comparison_row(match, n_tests) for match in matches], columns=list(ComparisonRow.__annotations__)
     )
     result.attrs |= {"left_out": left_out, "notes": notes, "at": at}
     return variants, result
@@ -165,9 +165,11 @@ def match(variant: Variant, baseline: Variant | None, at: str, metric: str) -> M
         whose = "its" if best is None else "the baseline's"
         result.reason = f"{whose} runs failed or diverged, with every {variant.tuned} at some seed"
         return result
-    result.reason = unequal(variant.runs_of(best, seeds), baseline.runs_of(other, seeds), CONDITIONS[at])
+    result.reason = condition_difference(
+        variant.runs_of(best, seeds), baseline.runs_of(other, seeds), CONDITIONS[at]
+    )
     difference_S = variant_LS[best] - baseline_LS[other]
-    test(result, difference_S, in_the_running(variant_LS), in_the_running(baseline_LS))
+    paired_t_test(result, difference_S, near_optimal_p_values(variant_LS), near_optimal_p_values(baseline_LS))
     return result
 
 
@@ -207,10 +209,10 @@ def unknown_bytes(variant: Variant) -> float:
     return max((float(share) for share in shares if is_number(share)), default=0.0)
 
 
-def unequal(runs: Sequence[RunRow], others: Sequence[RunRow], name: str) -> str:
+def condition_difference(runs: Sequence[RunRow], others: Sequence[RunRow], name: str) -> str:
     """Return how runs and the baseline's runs differ in the condition `name`; empty if they are equal."""
     here, there = (
-        np.mean([number_in(run, measured_column(name)) or math.nan for run in group])
+        np.mean([float_in(run, measured_column(name)) or math.nan for run in group])
         for group in (runs, others)
     )
     if math.isnan(here + there):
@@ -220,7 +222,7 @@ def unequal(runs: Sequence[RunRow], others: Sequence[RunRow], name: str) -> str:
     return ""
 
 
-def in_the_running(losses_LS: np.ndarray) -> np.ndarray:
+def near_optimal_p_values(losses_LS: np.ndarray) -> np.ndarray:
     """Return, for each setting, the p-value [L] of a one-sided paired t test that it is as good as the best one.
 
     The best setting itself has 0.5, a setting with a failed or missing run 0.
@@ -251,7 +253,9 @@ def interval(values_S: np.ndarray) -> tuple[float, float]:
     return float(mean - margin), float(mean + margin)
 
 
-def test(result: Match, difference_S: np.ndarray, variant_p_L: np.ndarray, baseline_p_L: np.ndarray) -> None:
+def paired_t_test(
+    result: Match, difference_S: np.ndarray, variant_p_L: np.ndarray, baseline_p_L: np.ndarray
+) -> None:
     """Store in `result` a paired t test of the differences [S], corrected for the choice of settings.
 
     The minimum of several means is biased low, and more so with more near-optimal settings. Therefore p is multiplied
@@ -310,7 +314,7 @@ def more_seeds(match: Match, level: float) -> int | None:
     return max(1, int(n[enough.argmax()]) - match.n_seeds) if enough.any() else None
 
 
-def row(match: Match, n_tests: int) -> ComparisonRow:
+def comparison_row(match: Match, n_tests: int) -> ComparisonRow:
     """Return the row of a variant in the table of `compare`."""
     variant = match.variant
     losses_S = np.array([])

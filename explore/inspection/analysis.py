@@ -77,7 +77,7 @@ def direct_logit_attribution(
     B, T = ids_BT.shape
     if B != 1 or not -T <= position < T:
         raise ValueError(
-            f"position={position}: the input has {B} rows of {T} tokens; give one row, and a position from {-T} to {T - 1}"
+            f"position={position}: the input has shape {[B, T]}; give one sequence and a position from {-T} to {T - 1}"
         )
     with eval_no_grad(lm):
         names = [name for name in lm.activation_names() if name.endswith(STREAM_ACTIVATIONS)]

@@ -48,7 +48,7 @@ def check_coordinates(runs: Sequence[Run], cache: Path) -> ScalingReport:
         most = len(seeds) if len(seeds) > 1 else coordinates.MAX_SEEDS
         if len(seeds) == 1:
             seeds = [*range(seeds[0], seeds[0] + coordinates.MIN_SEEDS)]
-        own, probe = coordinates.examined(name, models, batch, optimizer, seeds=seeds, most=most)
+        own, probe = coordinates.measure_kind(name, models, batch, optimizer, seeds=seeds, most=most)
         frames.append(own)
         probes.append(probe)
         kinds[name] = {row[KIND] for row in rows}

@@ -75,13 +75,13 @@ def coord_check(
     chosen, most = (range(MIN_SEEDS), MAX_SEEDS) if seeds is None else (seeds, len(seeds))
     measure = partial(measure_sizes, loss=loss or default_loss, n_steps=n_steps)
     for kind, of_width in kinds.items():
-        own, probe = examined(kind, of_width, batch, optimizer, seeds=chosen, most=most, measure=measure)
+        own, probe = measure_kind(kind, of_width, batch, optimizer, seeds=chosen, most=most, measure=measure)
         frames.append(own)
         probes.append(probe)
     return coordinate_report(pd.concat(frames), pd.concat(probes), controls)
 
 
-def examined(
+def measure_kind(
     variant: str,
     models: Mapping[int, MakeModel],
     batch: object,
@@ -166,7 +166,7 @@ def named_activations(model: nn.Module, batch: object) -> dict[str, Tensor]:
         with eval_mode(model), model.record(*wanted) as seen:
             model(inputs_of(model, batch))
         return dict(seen)
-    with eval_mode(model), watching(model) as outputs:
+    with eval_mode(model), record_outputs(model) as outputs:
         model(inputs_of(model, batch))
     last = outputs["output"]
     return {name: x for name, x in outputs.items() if name == "output" or not torch.equal(x, last)}
@@ -180,7 +180,7 @@ def inputs_of(model: nn.Module, batch: object) -> object:
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def record_outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Record the output of each module of `model` by name, inside the `with` block.
 
     A tensor that several nested modules return is recorded once, under the name of the outermost.
@@ -218,7 +218,7 @@ def aligned_probe(
         for seed in seeds:
             torch.manual_seed(seed)
             model = make()
-            if isinstance(model, LM) and (layers := align(model)):
+            if isinstance(model, LM) and (layers := align_keys(model)):
                 with eval_mode(model), model.record(*(f"layers.{i}.scores" for i in layers)) as seen:
                     model(inputs_of(model, batch))
                 means = [scores.diagonal(dim1=-2, dim2=-1).mean().item() for scores in seen.values()]
@@ -230,7 +230,7 @@ def aligned_probe(
     return pd.DataFrame(rows, columns=["variant", "width", "seed", "score"])
 
 
-def align(model: LM) -> list[int]:
+def align_keys(model: LM) -> list[int]:
     """Copy the query matrices to the keys in every layer where their shapes agree.
 
     Return the numbers of these layers.

@@ -64,14 +64,19 @@ def changes(
 ) -> pd.DataFrame:
     """A row for each depth and seed of one kind of model."""
     rows = [
-        {"variant": variant, "layers": depth, "seed": seed, "change": changed_by(make, depth, seed, x, delta)}
+        {
+            "variant": variant,
+            "layers": depth,
+            "seed": seed,
+            "change": seeded_output_change(make, depth, seed, x, delta),
+        }
         for depth in depths
         for seed in seeds
     ]
     return pd.DataFrame(rows)
 
 
-def changed_by(make: MakeDeepModel, depth: int, seed: int, x: object, delta: float) -> float:
+def seeded_output_change(make: MakeDeepModel, depth: int, seed: int, x: object, delta: float) -> float:
     torch.manual_seed(seed)
     return output_change(make(depth, seed), x, delta, torch.Generator().manual_seed(seed))
 

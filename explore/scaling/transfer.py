@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from common.text import did_you_mean
-from explore.compare.variants import METRICS, RunRow, final_loss, has_ended, number_in, seed_of, with_plural
+from explore.compare.variants import METRICS, RunRow, final_loss, float_in, has_ended, seed_of, with_plural
 from explore.compare.verdicts import interval
 from explore.plots import draw_panels
 from explore.scaling.report import Line, Panel, ScalingReport, sizes_of, variants_over, varies, with_variant
@@ -164,8 +164,8 @@ def curve(rows: Sequence[RunRow], scale: str, size: float, metric: str) -> Learn
     found = LearningRateCurve()
     for row in rows:
         if row[scale] == size:
-            loss = final_loss(row, metric) if metric in METRICS else number_in(row, metric)
-            by_seed = found.setdefault(number_in(row, LR), {})
+            loss = final_loss(row, metric) if metric in METRICS else float_in(row, metric)
+            by_seed = found.setdefault(float_in(row, LR), {})
             by_seed[seed_of(row)] = math.inf if math.isnan(loss) else loss
     return found
 

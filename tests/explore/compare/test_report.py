@@ -13,7 +13,7 @@ from scipy import stats
 
 import main
 import model_explorer
-from explore.compare.curves import TRAINING, VALIDATION, read_curves, together
+from explore.compare.curves import TRAINING, VALIDATION, average_curves, read_curves
 from explore.compare.report import report_grid
 from explore.compare.variants import gather
 from explore.load import runs
@@ -135,14 +135,14 @@ def test_curves_are_means_over_seeds_with_t_intervals(tmp_path):
     assert curve.high == pytest.approx(expected.high)
     assert len(curves[TRAINING][0, 0].x) == 60, "of 120 values, neighbors are averaged"
     saved = json.loads((Path(variants[0].runs_of(0)[0]["folder"]) / "stats.json").read_text())[TRAINING]
-    one = together([[Stat(*stat) for stat in saved]])
+    one = average_curves([[Stat(*stat) for stat in saved]])
     assert one is not None
     assert one.mean[-1] == pytest.approx(saved[-1][3])
 
 
 def test_a_run_that_ends_early_counts_as_long_as_it_lasts():
     long, short = [Stat(n, n, n, 1.0) for n in (1, 2, 3)], [Stat(1, 1, 0, 3.0), Stat(2, 2, 1, math.nan)]
-    curve = together([long, short])
+    curve = average_curves([long, short])
     assert curve is not None
     assert list(curve.mean) == [2.0, 1.0, 1.0]
     assert list(np.isnan(curve.low)) == [False, True, True]

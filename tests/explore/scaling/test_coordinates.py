@@ -19,8 +19,8 @@ from explore.scaling.coordinates import (
     aligned_probe,
     coord_check,
     coordinate_report,
-    examined,
     fit_slope,
+    measure_kind,
     measure_sizes,
     named_activations,
     size,
@@ -308,8 +308,8 @@ def test_seeds_are_added_only_while_they_are_needed(monkeypatch):
     monkeypatch.setattr(coordinates, "aligned_probe", lambda *_: NO_PROBE)
     for power, noise, n in ((0.0, 0.05, 4), (1.0, 0.05, 4), (-0.3, 0.9, 16)):
         asked: list[list[int]] = []
-        own, _ = examined("", {}, None, None, seeds=range(4), most=16, measure=measure(power, noise))
+        own, _ = measure_kind("", {}, None, None, seeds=range(4), most=16, measure=measure(power, noise))
         assert sorted(own["seed"].unique()) == list(range(n)) == [seed for part in asked for seed in part]
     asked = []
-    examined("", {}, None, None, seeds=(3, 5), most=2, measure=measure(-0.3, 0.9))
+    measure_kind("", {}, None, None, seeds=(3, 5), most=2, measure=measure(-0.3, 0.9))
     assert asked == [[3, 5]], "those that are asked for, and no others"
