@@ -77,7 +77,7 @@ def test_a_report_leaves_two_files_and_says_the_verdict(tmp_path, capsys):
     assert any(line.startswith("| positions=rotary | lr=0.003 | 4 |") and verdict in line for line in lines)
     assert any(line.startswith(f"positions=rotary: {verdict}; loss ") for line in lines)
     assert verdict in page.html
-    assert "the best may lie beyond: lr=0.003 is the largest tried" in "\n".join(lines)
+    assert "the best may lie beyond the values tried: lr=0.003 is the largest tried" in "\n".join(lines)
 
 
 def test_options_are_those_of_compare(tmp_path, capsys):
