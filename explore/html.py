@@ -146,9 +146,7 @@ def encode_weights(weights_HTS: np.ndarray) -> bytes:
     """
     finite_HTS = np.nan_to_num(weights_HTS, posinf=0, neginf=0)
     sizes_HTS = np.rint(np.sqrt(np.abs(finite_HTS)) * LEVELS).clip(0, MAX_CODE)
-    leaks_HTS = np.triu(
-        finite_HTS != 0, 1
-    )  # a weight on a later token gets a code of at least 1, however small
+    leaks_HTS = np.triu(finite_HTS != 0, 1)  # the code of a weight on a later token is at least 1
     codes_HTS = np.copysign(np.maximum(sizes_HTS, leaks_HTS), finite_HTS)
     codes_HTS[~np.isfinite(weights_HTS)] = NAN_CODE
     low_high = codes_HTS.astype("<i2").view(np.uint8).reshape(-1, 2)

@@ -63,9 +63,7 @@ class Variant:
     seeds: list[int]
     losses_LS: np.ndarray
     runs: dict[tuple[str, int], RunRow]  # by setting and seed
-    only_best: (
-        bool  # if True, the losses are those of the best weights; those of the last weights are unknown
-    )
+    only_best: bool  # True: losses are those of the best weights, and those of the last weights are unknown
 
     @cached_property
     def complete_S(self) -> np.ndarray:

@@ -43,16 +43,16 @@ BROKEN, UNCLEAR = 0.001, 0.05
 FINITE = 0.1  # a correct model's slope may deviate this much at widths of some hundreds
 MIN_SEEDS, MAX_SEEDS = 4, 16  # numbers of default seeds: the maximum only if the verdict is unclear
 MakeModel = Callable[[], nn.Module]
-Batch = TypeVar("Batch")
-Loss = Callable[[nn.Module, Batch], Tensor]
+AnyBatch = TypeVar("AnyBatch")
+Loss = Callable[[nn.Module, AnyBatch], Tensor]
 
 
 def coord_check(
     models: Mapping[int, MakeModel] | Mapping[str, Mapping[int, MakeModel]],
-    loader: Iterable[Batch],
+    loader: Iterable[AnyBatch],
     optimizer: Callable[[nn.Module], Optimizer],
     *,
-    loss: Loss[Batch] | None = None,
+    loss: Loss[AnyBatch] | None = None,
     n_steps: int = STEPS,
     seeds: Sequence[int] | None = None,
     controls: Sequence[str] = (),
@@ -121,10 +121,10 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 def measure_sizes(
     variant: str,
     models: Mapping[int, MakeModel],
-    batch: Batch,
+    batch: AnyBatch,
     optimizer: Callable[[nn.Module], Optimizer],
     *,
-    loss: Loss[Batch] = default_loss,
+    loss: Loss[AnyBatch] = default_loss,
     n_steps: int = STEPS,
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
@@ -189,9 +189,8 @@ def record_outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     A tensor that several nested modules return is recorded once, under the name of the outermost module.
     """
     outputs: dict[str, Tensor] = {}
-    noted: dict[
-        int, tuple[str, Tensor]
-    ] = {}  # by id(), which is unique while this dict keeps the tensor alive
+    # By id(), which is unique while this dict keeps the tensor alive.
+    noted: dict[int, tuple[str, Tensor]] = {}
 
     def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):

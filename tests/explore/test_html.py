@@ -108,7 +108,7 @@ def test_layers_without_patterns_are_named():
 
 
 def test_one_sequence_of_a_model_with_attention_is_asked_for():
-    with pytest.raises(ValueError, match="not of a batch of 2"):
+    with pytest.raises(ValueError, match="one sequence, but the input is a batch of 2"):
         attention_html(little_lm(), torch.ones(2, 3))
     with pytest.raises(ValueError, match="layer_architecture='torch-lstm'"):
         attention_html(little_lm(layer_architecture="torch-lstm", positions="none"), "abc")

@@ -96,7 +96,7 @@ def test_runs_are_filtered_by_params(root):
     assert dims(dim=8, dataset_name="copy") == [8]
     assert dims(dim=8, dataset_name="sort") == []
     assert dims(task_args={"min_length": 2, "max_length": 5}, betas=(0.9, 0.95)) == [8, 16]
-    with pytest.raises(ValueError, match="there is no 'dimm'; did you mean 'dim'"):
+    with pytest.raises(ValueError, match=r"no filter 'dimm'.*; did you mean 'dim'"):
         dims(dimm=8)
 
 

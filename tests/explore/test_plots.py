@@ -93,7 +93,7 @@ def test_layers_and_heads_that_are_not_there_are_refused(lm, arguments, told):
 
 
 def test_only_one_sequence_of_a_model_with_attention_is_shown(lm):
-    with pytest.raises(ValueError, match="not of a batch of 2"):
+    with pytest.raises(ValueError, match="one sequence, but the input is a batch of 2"):
         model_explorer.show_lm_attns(lm, torch.ones(2, 3))
     rnn = LM(
         ModelParams(dim=8, n_layers=1, layer_architecture="torch-lstm", positions="none"),

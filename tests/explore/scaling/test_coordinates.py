@@ -240,7 +240,7 @@ def test_a_verdict_is_said_even_where_nothing_can_be_saved(tmp_path, capsys):
     (tmp_path / "reports").write_text("in the way")
     assert coordinate_report(power_law(a=1.0), NO_PROBE).say(tmp_path / "reports") == 1
     shown = capsys.readouterr()
-    assert "not saved" in shown.out + shown.err
+    assert "failed to save" in shown.out + shown.err
     assert shown.out.rstrip().splitlines()[-1].startswith("fail: a grows as width^1.00")
 
 

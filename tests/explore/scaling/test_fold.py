@@ -84,7 +84,7 @@ def test_what_cannot_be_folded_is_refused():
         fold_residual(lm)
     edited = tiny_lm(norm_position="post", residual="admin")
     edited.decoder.layers[0].linear1.register_forward_pre_hook(lambda module, x: (x[0] + 1,))
-    with pytest.raises(ValueError, match="logits would change"):
+    with pytest.raises(ValueError, match="folding would change logits"):
         fold_residual(edited)
     zero = tiny_lm(norm_position="post", residual="admin", residual_trainable=True)
     zero.decoder.layers[1].residual_ff.omega.data[3] = 0
