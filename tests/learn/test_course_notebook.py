@@ -109,4 +109,4 @@ def test_a_name_that_is_not_there_is_told_in_a_cell_too(capsys):
     notebook.check("gelu")
     told = capsys.readouterr().out
     assert "no part 'brt.gelu'; did you mean gpt2.gelu, bert.gelu?" in told
-    assert "'gelu' may be any of gpt2.gelu, bert.gelu" in told
+    assert "'gelu' is ambiguous; use one of: gpt2.gelu, bert.gelu" in told

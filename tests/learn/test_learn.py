@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
     [
         (["gpt2.Atention"], "no part 'gpt2.Atention'; did you mean gpt2.CausalAttention?"),
         (["attention"], "did you mean gpt2.CausalAttention, "),
-        (["Block"], "'Block' may be any of gpt2.Block, bert.Block"),
+        (["Block"], "'Block' is ambiguous; use one of: gpt2.Block, bert.Block"),
         (["xyz"], "no part 'xyz'. The courses are tokenizers, gpt2, "),
         (["gpt2", "--file", "missing.py"], "--file=missing.py: there is no such file"),
         (["gpt2", "--file", str(Outline("gpt2").readme)], "it must be a Python file"),
