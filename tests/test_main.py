@@ -317,7 +317,9 @@ def ptb(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("options", [["--no-wandb"], [], ["--save"]], ids=" ".join)
-def test_the_seeds_commands(ptb, tmp_path, capsys, options):
+def test_the_commands_of_the_first_example_run_with_and_without_wandb_and_save(
+    ptb, tmp_path, capsys, options
+):
     assert call(tmp_path, "--config=test-nlp", "--task=ptb", *options) == 0
     shown = capsys.readouterr().out
     assert len(re.findall(r"^  sample: ", shown, re.MULTILINE)) == 2, "a sample at the end of each epoch"

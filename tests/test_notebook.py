@@ -59,7 +59,7 @@ def test_each_figure_is_shown_once(cells):
 
 
 @pytest.mark.parametrize("name", [pytest.param("cells", marks=pytest.mark.ci), "mup_cells"])
-def test_nothing_complains(name, request):
+def test_notebooks_write_nothing_of_ours_to_stderr(name, request):
     cells = request.getfixturevalue(name)
     said = [output["text"] for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     # Libraries may say what they like, also from an environment that lies inside the repository.

@@ -95,7 +95,7 @@ def test_a_field_that_changes_held_out_samples_keeps_the_splits_disjoint(tmp_pat
         assert not set(data.split("train")) & set(data.split("val"))
 
 
-def test_content_tells_what_text_was_read_and_nothing_of_how_it_is_laid_out(tmp_path):
+def test_content_identifies_the_text_but_not_its_packing(tmp_path):
     texts = [TextData(DataParams("pydoc", debug_crop=9, packed=packed), TokenizerSpec("char"), tmp_path)
              for packed in (None, True, False)]  # fmt: skip
     assert len({text.content for text in texts}) == 1

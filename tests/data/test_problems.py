@@ -69,7 +69,7 @@ def test_embedded_text_is_fine(name, source):
         ({"dataset_name": "openwebtext"}, "too large to download, and debug_crop=None"),
     ],
 )
-def test_refused(params, message):
+def test_bad_data_params_are_refused_in_one_sentence(params, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 -- the message is what is tested
         check(**params)
     assert message in str(caught.value)

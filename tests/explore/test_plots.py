@@ -118,7 +118,7 @@ def shown_in(ax) -> np.ndarray:
     return ax.get_images()[0].get_array()
 
 
-def test_every_chosen_head_is_drawn_in_its_place_on_one_scale():
+def test_every_selected_head_is_drawn_in_its_place_on_one_scale():
     attns_LHTS = causal(3, 4, 5)
     figure = draw_attentions(patterns_of(attns_LHTS), layers=[0, 2], heads=[3, 1])
     for ax, (layer, head) in zip(figure.axes, [(0, 3), (0, 1), (2, 3), (2, 1)], strict=True):

@@ -55,7 +55,7 @@ def test_a_frozen_body_stays_near_chance():
     assert solution.accuracy(model, *held_out) < 0.65
 
 
-def test_only_the_head_is_said_where_it_is_seen_last():
+def test_training_only_the_head_is_noticed_by_the_unchanged_body():
     """Also where no small model told, the body that has not moved does."""
     file = load_module(further.OUTLINE.solution)
 
@@ -69,7 +69,7 @@ def test_only_the_head_is_said_where_it_is_seen_last():
 
 
 @pytest.mark.parametrize("order", [(2, 0, 4, 1, 3), (0, 1, 2, 3, 4)])
-def test_the_heads_are_what_they_were_made_for(order):
+def test_hand_set_heads_do_what_they_were_made_for(order):
     lm, ids = induction_lm(order), repeated()
     scores = solution.induction_scores(lm, ids)
     head, half, idle, same, _ = order
@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_explorer():
         torch.testing.assert_close(solution.induction_scores(lm, ids), right)
 
 
-def test_a_trainer_that_only_is_there_does_not_count():
+def test_huggingfaces_trainer_has_to_run():
     file = load_module(further.OUTLINE.solution)
     file.train_with_huggingface = lambda model, ids, **settings: [0.0]
     with pytest.raises(Wrong, match=r"transformers\.Trainer never ran"):

@@ -66,7 +66,7 @@ def test_a_loader_is_weighted_by_scored_tokens():
     assert ((table[:3, :3] >= 0) == batches[0]["target_mask"][:, 1:]).all()
 
 
-def test_forms_of_samples():
+def test_perplexities_accept_texts_and_ids():
     lm = tiny_lm()
     assert lm.perplexities("hello") == lm.perplexities(["hello"]) == lm.perplexities([lm.tokenizer("hello")])
 

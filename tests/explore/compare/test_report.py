@@ -140,7 +140,7 @@ def test_curves_are_means_over_seeds_with_t_intervals(tmp_path):
     assert one.mean[-1] == pytest.approx(saved[-1][3])
 
 
-def test_a_run_that_ends_early_counts_as_long_as_it_lasts():
+def test_a_run_that_ends_early_counts_in_the_curve_up_to_its_end():
     long, short = [Stat(n, n, n, 1.0) for n in (1, 2, 3)], [Stat(1, 1, 0, 3.0), Stat(2, 2, 1, math.nan)]
     curve = average_curves([long, short])
     assert curve is not None
@@ -148,7 +148,7 @@ def test_a_run_that_ends_early_counts_as_long_as_it_lasts():
     assert list(np.isnan(curve.low)) == [False, True, True]
 
 
-def test_no_runs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
+def test_a_report_without_runs_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert main.main(["--report=test", "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("--report=test: there are no saved runs in ")

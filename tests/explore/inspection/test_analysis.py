@@ -32,7 +32,7 @@ def lm_of(**fields):
 
 @settings(max_examples=25, deadline=None)
 @given(architectures())
-def test_logit_lens_is_the_model_cut_short(params):
+def test_logit_lens_equals_the_model_truncated_after_each_layer(params):
     lm = perturbed_lm(params)
     ids = random_ids(2, 8)
     lens = logit_lens(lm, ids)
@@ -83,7 +83,7 @@ class Held(nn.Module):
     ],
     ids=str,
 )
-def test_an_attribution_is_what_the_logit_lacks_without_that_part_alone(fields):
+def test_an_attribution_is_the_change_of_the_logit_without_that_part(fields):
     """With all norms held, and every other addition as it was, no part changes another."""
     lm, ids = lm_of(**fields), random_ids(1, 6)
     parts = direct_logit_attribution(lm, ids, position=4, token=9)
@@ -194,7 +194,7 @@ def test_patching_heads(name):
         assert table.loc[(layer, head), position] == pytest.approx(expected)
 
 
-def test_patching_says_what_it_takes():
+def test_patching_refuses_different_shapes_and_unknown_activations():
     with pytest.raises(ValueError, match=r"differ in shape: \(1, 5\) and \(1, 6\)"):
         activation_patching(lm_of(), random_ids(1, 5), random_ids(1, 6), torch.sum)
     with pytest.raises(
@@ -214,7 +214,7 @@ def mean_loss(lm, samples=SAMPLES):
     return torch.cat(losses).mean().item()
 
 
-def test_ablating_a_head_is_zeroing_its_columns():
+def test_ablating_a_head_equals_zeroing_its_columns_of_the_output_matrix():
     lm = lm_of(n_heads=4)
     before = mean_loss(lm)
     table = ablate(lm, SAMPLES)
@@ -230,7 +230,7 @@ def test_ablating_a_head_is_zeroing_its_columns():
 
 
 @pytest.mark.parametrize("name", ["z", "mlp_out"])
-def test_mean_ablation_puts_the_mean_over_all_scored_positions(name):
+def test_mean_ablation_replaces_by_the_mean_over_scored_positions(name):
     lm = lm_of()
     before, of_samples = mean_loss(lm), []
     for sample in SAMPLES:
@@ -257,7 +257,7 @@ def test_ablation_of_layers_with_and_without_heads():
         assert table.iloc[2] == pytest.approx(mean_loss(lm) - before, abs=1e-6)
 
 
-def test_ablation_of_a_data_loader_looks_at_scored_positions_alone():
+def test_ablation_of_a_data_loader_uses_scored_positions_only():
     lm, ids = lm_of(), random_ids(4, 9)
     scored = torch.zeros_like(ids, dtype=torch.bool)
     scored[:, 5:7] = True
@@ -379,7 +379,7 @@ def checkpoints():
         yield step, lm
 
 
-def test_the_same_over_checkpoints():
+def test_over_checkpoints_equals_one_call_per_checkpoint():
     models = [(step, mean_loss(lm)) for step, lm in checkpoints()]
     numbers = over_checkpoints(mean_loss, checkpoints())
     assert numbers.index.name == "step"
@@ -411,6 +411,6 @@ def test_tensors_over_checkpoints_keep_every_number():
     assert over_checkpoints(lambda lm: torch.tensor(3.0), checkpoints())["value"].to_list() == [3, 3, 3]
 
 
-def test_what_no_table_can_hold_is_refused_by_name():
+def test_over_checkpoints_refuses_results_that_fit_no_table():
     with pytest.raises(TypeError, match="a number, Series, DataFrame or tensor, not dict"):
         over_checkpoints(lambda lm: {}, checkpoints())

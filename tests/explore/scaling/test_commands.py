@@ -42,7 +42,7 @@ def test_the_coordinate_check_of_a_config(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_standard_alone_fails_it_by_name(tmp_path, capsys):
+def test_standard_without_mup_fails_the_coordinate_check(tmp_path, capsys):
     alone = [*WIDTH, "parametrization=standard"]
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", to=alone)
     assert code == 1
@@ -71,7 +71,7 @@ def test_the_stability_of_a_config(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_transfer_trains_the_grid_and_judges_it_and_so_it_does_saved_runs(tmp_path, capsys):
+def test_transfer_judges_a_trained_grid_and_saved_runs_alike(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--transfer", "--save", to=TRAINED)
     assert code == (lines[-1] != "pass")
     assert lines[-1] == "pass" or lines[-1].startswith("fail: parametrization=mup: ")

@@ -61,14 +61,14 @@ def test_a_trained_model_keeps_its_logits_without_omega(trainable, tied):
     ],
     ids=str,
 )
-def test_so_it_is_with_every_kind_of_layer(fields):
+def test_every_kind_of_layer_keeps_its_logits_without_omega(fields):
     lm = tiny_lm(**{"norm_position": "post", "residual": "admin"} | fields)
     assert len(weighted(lm)) == lm.model_params.n_layers * (1 if lm.model_params.dim_ff == 0 else 2)
     ids = random_ids(3, 16)
     torch.testing.assert_close(fold_residual(lm)(ids), lm(ids), rtol=0, atol=1e-10)
 
 
-def test_a_folded_model_is_saved_and_loaded_as_any(tmp_path):
+def test_a_folded_model_is_saved_and_loaded_like_any_other(tmp_path):
     folded = fold_residual(trained(residual_trainable=True))
     write_weights(tmp_path / "model.safetensors", unshared_state(folded))
     again = load_lm(tmp_path / "model.safetensors", folded.model_params, CharTokenizer())

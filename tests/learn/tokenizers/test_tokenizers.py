@@ -35,7 +35,7 @@ def test_with_the_merges_of_the_real_gpt2(gpt2_tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("answers", [False, True])
-def test_without_the_hub_gpt2s_merges_are_not_tried(answers, monkeypatch):
+def test_without_the_hub_the_check_of_gpt2s_merges_is_skipped(answers, monkeypatch):
     def unreachable(name):
         raise OSError(name)
 
@@ -144,12 +144,12 @@ def judged(part, *edits):
     return judge(COURSE.case(part, load_module(path, text), SOLUTION), path)
 
 
-def test_an_import_that_the_part_does_not_use_is_nobodys_business():
+def test_an_import_that_the_part_does_not_use_is_allowed():
     unused = ("import regex\n", "import regex\nimport tokenizers\nfrom tokenizers import models\n")
     assert judged("byte_words", unused)[0] == "right"
 
 
-def test_work_of_others_is_found_through_a_helper():
+def test_forbidden_packages_are_found_in_helpers():
     helper = "def _cut(text):\n    import tokenizers.pre_tokenizers as p\n    return list(map(p.ByteLevel(False).pre_tokenize_str, [text]))\n\n\n"
     state, says = judged(
         "byte_words",

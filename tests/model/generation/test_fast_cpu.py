@@ -54,7 +54,7 @@ def n_threads(request):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n_rows", [1, 2, 7, 16, MAX_PACKED_ROWS])
 @torch.no_grad()
-def test_the_numbers_are_those_of_linear(n_rows, bias, n_threads):
+def test_fast_linears_equal_linear(n_rows, bias, n_threads):
     model = evaluated(nn.Linear(48, 34, bias=bias))
     inputs = [
         torch.randn(n_rows, 1, 48),
@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_linear(n_rows, bias, n_threads):
 
 
 @torch.no_grad()
-def test_many_rows_and_other_kinds_of_numbers_go_the_usual_way():
+def test_many_rows_and_other_dtypes_use_the_original_product():
     model = evaluated(nn.Linear(8, 8))
     many = torch.randn(MAX_PACKED_ROWS + 1, 8)
     for n_rows in (1, 2):
@@ -120,7 +120,7 @@ def test_a_hook_for_all_modules_is_called_for_each():
     assert seen == [model[0], model[1], model]
 
 
-def test_a_dropout_that_is_to_drop_still_does():
+def test_a_dropout_in_training_mode_still_drops():
     model = evaluated(nn.Dropout(0.5), nn.Dropout(0.5))
     model[0].train()
     assert 300 < (fast_copy(model, 1)(torch.ones(1000)) == 2).sum() < 700

@@ -49,7 +49,7 @@ def greedy():
     return gpt2.from_hf(model()).sample(IDS, max_seq_len=30, as_str=False, temperature=0)
 
 
-def test_without_end_tokens_it_goes_on(greedy):
+def test_without_end_tokens_sampling_goes_on(greedy):
     assert len(greedy) == 30
 
 
@@ -239,7 +239,7 @@ def test_stop_tokens_are_left_out_of_the_text(chat):
     assert ordinary.tokenizer.decode([a]) == "a"  # an ordinary token that ends a sample is part of its text
 
 
-def test_a_folder_moved_on(tmp_path):
+def test_a_run_keeps_its_tokenizer_when_the_pretrained_folder_is_gone(tmp_path):
     """A run keeps its tokenizer when the pretrained one has gone."""
     chat_tokenizer().save_pretrained(tmp_path / "a")
     tokenizer = pretrained_tokenizer(str(tmp_path / "a"))

@@ -106,7 +106,7 @@ def test_sizes_stay_as_heads_get_more():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_as_it_is_does_not_keep_them(kind):
+def test_without_mup_activations_grow_with_width(kind):
     def adamw_of_all(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=LR)
 

@@ -125,7 +125,7 @@ def test_lr_times_decay_is_free_of_width_where_it_is_asked_for(rule, scaling):
         assert large["qkv.weight"] == pytest.approx(small["qkv.weight"] / 4)
 
 
-def test_a_group_says_what_it_is():
+def test_a_parameter_group_is_named_by_role_and_multipliers():
     net = Net(64, 128)
     groups = param_groups(
         net, roles(net, BASE), 1.0, weight_decay=0.1, lr_mults={"hidden": 2.0, "vector": 3.0}

@@ -204,7 +204,7 @@ def test_a_class_is_a_layer_kind(base, a_name):
     assert_close(seen["layers.0.resid_post"], seen["embed"] * factor)
 
 
-def test_a_function_that_makes_a_norm_is_a_norm():
+def test_a_registered_function_that_makes_a_norm_is_used():
     @norms.register
     def l1norm(width: int, model_params: ModelParams) -> nn.Module:
         return nn.Softsign()

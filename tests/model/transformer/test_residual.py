@@ -44,7 +44,7 @@ def test_omegas_are_those_of_admin_torch(n, o_log_n, o_1):
     assert as_module(n, "O(n)").omega.item() == 1
 
 
-def test_the_plain_one_is_a_sum_and_nothing_else():
+def test_a_plain_residual_is_one_addition():
     x, f = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     residual = Residual()
     with Ops() as ops:
@@ -72,7 +72,7 @@ class Deep(nn.Module):
 
 @pytest.mark.parametrize("options", [{}, {"as_parameter": True, "embed_dim": 8}], ids=["number", "vector"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_serves_a_network_of_ones_own(options, dtype):
+def test_residual_works_in_a_users_own_network(options, dtype):
     torch.manual_seed(0)
     net = Deep(20, 8, output_change_scale="O(1)", **options).to(dtype)
     x = torch.randn(5, 8, dtype=dtype)
@@ -109,7 +109,7 @@ def test_calls_of_admin_torch_work_as_they_are():
     assert network.omega_b.tolist() == [network.omega_a.item()] * 3
 
 
-def test_an_omega_for_a_sum_of_ones_own():
+def test_omegas_can_be_attached_to_any_module():
     network = nn.Linear(3, 3)
     as_buffer(network, "omega_a", 12, "O(1)")
     as_parameter(network, "omega_b", 12, 3)

@@ -262,7 +262,7 @@ def test_options_may_replace_the_lists_of_a_group(expand):
     assert points(expand(TOGETHER + AXES, "dim=32", "n_heads=2"), "dim", "n_heads") == [(32, 2)] * 2
 
 
-def test_what_is_perhaps_not_meant_is_said(expand, notes):
+def test_conditions_that_skip_nothing_or_everything_are_noted(expand, notes):
     expand(VARIANTS + "skip = ['dim == 521', \"variant == 'gru'\"]\n")
     assert notes == [
         "configs/t.txt: skip leaves nothing of variant 'gru'",

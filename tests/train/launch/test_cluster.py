@@ -108,7 +108,7 @@ def assert_equal_runs(here, there):
 
 
 @needs_ray
-def test_runs_come_home_and_are_those_of_a_serial_grid(cluster, far, tmp_path, monkeypatch, notes):
+def test_runs_on_a_cluster_equal_those_of_a_serial_grid(cluster, far, tmp_path, monkeypatch, notes):
     """Text that only this machine has and a run to begin with travel, and what wandb keeps comes home, too."""
     text = tmp_path / "data" / "mine" / "data.txt"
     text.parent.mkdir(parents=True)
@@ -293,7 +293,7 @@ def act(run, call, report):
 
 
 @needs_ray
-def test_what_no_node_has_is_refused(cluster, tmp_path, capsys):
+def test_resources_that_no_node_has_are_refused(cluster, tmp_path, capsys):
     ours = ["--config=test-synth", "--no-wandb", f"--ray={cluster.address}", "--set=cpus=[0.5,4.0]"]
     assert train(tmp_path, *ours) == 2
     error = capsys.readouterr().err
@@ -345,12 +345,12 @@ def test_without_ray_it_is_said_before_anything_is_done(tmp_path, capsys, monkey
         (["--ray", "--set=cpus=0.0"], "TrainParams cannot have cpus = 0.0"),
     ],
 )
-def test_what_cannot_be_is_refused(options, reason, tmp_path, capsys):
+def test_options_that_ray_does_not_support_are_refused(options, reason, tmp_path, capsys):
     assert train(tmp_path, "--config=test-synth", "--no-wandb", *options) == 2
     assert reason in capsys.readouterr().err
 
 
-def test_what_a_run_gets_of_a_cluster_is_no_part_of_it():
+def test_cluster_resources_are_not_part_of_a_runs_identity():
     plain, asking = (run_named(1, "", **fields).params for fields in ({}, {"cpus": 2.0, "gpus": 0.5}))
     assert history.run_identity(plain, "") == history.run_identity(asking, "")
 
@@ -365,7 +365,7 @@ def test_what_a_run_gets_of_a_cluster_is_no_part_of_it():
         ({"gpus": 0.0, "cpus": 3.5}, True, (3.5, 0.0)),
     ],
 )
-def test_a_run_gets_what_it_asks_for(fields, has_gpus, wanted):
+def test_cpus_and_gpus_of_a_run_follow_its_params(fields, has_gpus, wanted):
     from train.launch.cluster import cpus_and_gpus
 
     assert cpus_and_gpus(TrainParams(**fields), has_gpus) == wanted

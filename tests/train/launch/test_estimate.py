@@ -155,7 +155,7 @@ def test_a_run_is_its_batches_and_validations(fields, n_batches, n_validations):
     assert estimated_seconds(plan(**fields), pace) == pytest.approx(expected)
 
 
-def test_times_are_shown_as_a_reader_wants_them():
+def test_times_are_shown_in_readable_units():
     shown = {
         None: "?",
         0.04: "0.0 s",
@@ -208,7 +208,7 @@ def test_what_happens_between_steps_makes_no_other_kind_of_step():
     assert step_params(between) == step_params(TrainParams())
 
 
-def test_steps_are_timed_whatever_their_losses(tmp_path, capsys, monkeypatch):
+def test_steps_are_timed_even_if_losses_are_nan(tmp_path, capsys, monkeypatch):
     """A model whose loss is NaN at once is stopped in training, with the reason; its steps take time all the same."""
     original = LM.get_losses
 

@@ -187,7 +187,7 @@ def same(a: list, b: list) -> bool:
     return len(a) == len(b) and all(n == m and torch.equal(x, y) for (n, x), (m, y) in zip(a, b, strict=True))
 
 
-def test_every_field_has_an_entry():
+def test_every_field_is_observed_in_a_test():
     names = {field.name for cls in SECTIONS.values() for field in fields(cls)}
     assert names == MODEL.keys() | TRAIN.keys() | DATA.keys() | OF_THE_WHOLE_RUN
 
@@ -239,7 +239,7 @@ def test_a_large_model_is_looked_at_without_its_weights():
     ]
 
 
-def test_looking_at_copying_and_comparing_are_no_use():
+def test_copying_and_comparing_params_does_not_count_as_use():
     reads: set[str] = set()
     params = observed(tiny_params(), reads)
     assert params.at(0, 1) == params.at(1, 1)
@@ -392,7 +392,7 @@ def planned(params: Params, cache, config: str = "test") -> Run:
     return Run(params, {}, config, size=RunSize(n_steps=10**9), data=facts)
 
 
-def test_nothing_is_said_of_data_that_was_made_while_nobody_looked(texts, tmp_path):
+def test_data_that_was_built_without_observation_gets_no_report(texts, tmp_path):
     params = data_run({"n_samples": 50})
     make_data(params.data, params.model, tmp_path).rows("train")
     assert said(params, tmp_path) == []

@@ -76,7 +76,7 @@ def files(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_comes_home_whole(left, home, notes):
+def test_a_downloaded_run_is_complete(left, home, notes):
     with tarfile.open(fileobj=io.BytesIO(left)) as parcel:
         assert "lock" not in {Path(name).name for name in parcel.getnames()}
     outcome = download_results(left, a_run(), SAVED, home)
@@ -88,7 +88,7 @@ def test_a_run_comes_home_whole(left, home, notes):
     assert {path.name for path in home.iterdir()} == {"saved-models", "logs"}, "nothing else is left behind"
 
 
-def test_a_second_that_is_taken_is_not_taken_twice(left, home):
+def test_downloaded_runs_get_distinct_timestamps(left, home):
     folders = [download_results(left, a_run(), SAVED, home).folder for _ in range(2)]
     assert [folder.name for folder in folders] == ["2024-04-22--16-17-00", "2024-04-22--16-17-01"]
     for folder in folders:
@@ -132,7 +132,7 @@ def test_a_run_takes_the_place_of_what_there_was_of_it(name, what, stays, left, 
     assert "resume.ckpt" not in files(folder)
 
 
-def test_what_there_was_of_a_run_stays_if_nothing_comes(home):
+def test_an_earlier_attempt_stays_if_no_results_arrive(home):
     step = earlier(home)
     download_results(pack_folders(home, []), a_run(step), FAILED, home)
     assert files(step.folder) == {"resume.ckpt"}
@@ -145,7 +145,7 @@ def test_what_another_call_has_taken_up_stays(left, home):
     assert files(taken.path) == {"lock", "resume.ckpt"}
 
 
-def test_what_breaks_off_leaves_no_run(left, home):
+def test_an_incomplete_download_leaves_no_run(left, home):
     """Nor takes an old one away."""
     step = earlier(home)
     for parcel in (left[:3000], b"no tar file" * 100):
@@ -155,7 +155,7 @@ def test_what_breaks_off_leaves_no_run(left, home):
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside"])
-def test_nothing_is_unpacked_elsewhere(name, tmp_path):
+def test_unpacking_writes_nothing_outside_its_folder(name, tmp_path):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as hostile:
         hostile.addfile(tarfile.TarInfo(name), io.BytesIO())

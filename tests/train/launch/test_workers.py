@@ -124,7 +124,7 @@ def test_a_run_that_dies_fails_and_the_rest_goes_on(notes):
     assert "run 1 failed: its process ended (SIGKILL)" in notes
 
 
-def test_what_runs_say_is_told_apart(notes):
+def test_log_lines_name_their_run(notes):
     side_by_side("say=hello step=1", "step=1 say=bye").run()
     assert {"run 1: hello", "run 2: bye"} <= set(notes)
     assert notes[0] == "run 1 of 2: say=hello step=1"
@@ -139,7 +139,7 @@ def test_the_next_run_starts_when_the_last_has_made_its_first_step():
     assert starts[2] < outcomes[1].values["time"], "it does not wait for the end"
 
 
-def test_short_memory_lets_runs_wait(notes):
+def test_runs_wait_while_memory_is_short(notes):
     grid, together = side_by_side(*["free=1000 step=1 wait=0.2"] * 3), []
     begins = grid.progress.begins
     grid.progress.begins = lambda number: (begins(number), together.append(len(grid.progress.bars)))
@@ -149,14 +149,14 @@ def test_short_memory_lets_runs_wait(notes):
     assert grid.largest > 1_000_000, "what the runs took"
 
 
-def test_what_trains_elsewhere_comes_once_more_at_the_end(tmp_path):
+def test_a_run_that_trains_elsewhere_is_tried_again_at_the_end(tmp_path):
     grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=0.5", "step=1")
     outcomes = grid.run()
     assert {str(outcome) for outcome in outcomes.values()} == {"finished"}
     assert outcomes[1].values["time"] > max(outcomes[2].values["time"], outcomes[3].values["time"])
 
 
-def test_after_ctrl_c_nothing_comes_once_more(tmp_path):
+def test_after_ctrl_c_no_run_is_tried_again(tmp_path):
     grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=60", "step=1")
     end = grid.end
     grid.end = lambda number, outcome: (end(number, outcome), threading.Timer(0.5, grid.stop).start())
@@ -172,7 +172,7 @@ def test_fail_fast_ends_all(notes):
     assert 3 not in outcomes
 
 
-def test_what_ends_as_another_run_fails_was_not_interrupted_by_the_user():
+def test_a_run_ended_by_fail_fast_is_not_reported_as_interrupted_by_the_user():
     grid = side_by_side("step=1")
     grid.failed_fast = True
     for outcome, expected in (
@@ -235,7 +235,7 @@ def test_workers_take_turns_at_gpus(n_gpus, asked, gpus, monkeypatch):
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two", "1.5", "", "²"])
-def test_what_is_no_number_of_jobs_is_refused(jobs):
+def test_invalid_numbers_of_jobs_are_refused(jobs):
     with pytest.raises(GridError, match="above 0, or auto"):
         make_call(main.parse_arguments(["--config=test", f"--jobs={jobs}"]), None)
 
@@ -277,7 +277,7 @@ def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_worker_outlives_the_first_process():
+def test_no_worker_outlives_the_main_process():
     """Not even one that says nothing for long."""
     code = "from tests.train.launch.test_workers import *; from train.logs import *; log_to_console(); "
     code += "side_by_side('say=hello step=1 wait=60', 'say=hello step=1 wait=60').run()"

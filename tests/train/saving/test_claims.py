@@ -147,7 +147,7 @@ def test_a_run_is_taken_up_at_the_end_if_the_other_call_has_died(call):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_another_call_has_finished_meanwhile_is_not_trained_again(call, capsys):
+def test_a_run_that_another_call_finished_meanwhile_is_not_trained_again(call, capsys):
     """Not even if it was to go on from a checkpoint, or to train again."""
     call.meanwhile = lambda: forked(lambda: call("--set", "dim=16"))
     assert call() == 0
@@ -161,7 +161,7 @@ def test_what_another_call_has_finished_meanwhile_is_not_trained_again(call, cap
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_another_call_has_begun_meanwhile_goes_on(call, capsys):
+def test_a_run_that_another_call_began_meanwhile_is_resumed(call, capsys):
     """It was killed; its checkpoint is that of the second step."""
     call.meanwhile = lambda: forked(lambda: killed_at("batch", 3, lambda: call("--set", "dim=16")))
     assert call() == 0
@@ -173,7 +173,7 @@ def test_what_another_call_has_begun_meanwhile_goes_on(call, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_was_to_go_on_and_another_call_has_finished_is_left_alone(call):
+def test_a_run_to_resume_that_another_call_finished_is_left_alone(call):
     died = forked(lambda: killed_at("batch", 3, lambda: call("--set", "dim=16")))
     assert died == -signal.SIGKILL
     call.meanwhile = lambda: forked(lambda: call("--set", "dim=16"))
@@ -184,7 +184,7 @@ def test_what_was_to_go_on_and_another_call_has_finished_is_left_alone(call):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_other_code_has_trained_meanwhile_is_refused_run_by_run(call, monkeypatch, capsys):
+def test_runs_that_other_code_trained_meanwhile_are_refused_one_by_one(call, monkeypatch, capsys):
     code = code_of_this_process()
     other = code._replace(hashes=code.hashes | {"model/lm.py": "0"})
 
@@ -254,7 +254,7 @@ def as_somebody(function) -> int:
     return forked(change_and_call)
 
 
-def test_it_is_seen_whether_a_run_of_somebody_else_trains(closed_folder):
+def test_a_training_run_of_another_user_is_recognized(closed_folder):
     assert as_somebody(lambda: 7 + is_training(closed_folder)) == 7, "without a lock"
     lock = lock_of(closed_folder)
     with lock:

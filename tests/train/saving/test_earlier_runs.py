@@ -65,7 +65,7 @@ def params_of(**fields) -> Params:
     return Params(DataParams(dataset_name="copy"), TrainParams(), ModelParams()).changed(**fields)
 
 
-def test_an_identity_is_that_of_the_content():
+def test_the_identity_of_a_run_depends_on_every_field_and_the_text():
     plain = run_identity(params_of(), "")
     assert run_identity(params_of(dim=ModelParams.dim, lr=TrainParams.lr), "") == plain, (
         "a default is no part of it"
@@ -119,7 +119,7 @@ def test_another_config_with_the_same_run_finds_it(call):
     assert len(call.trained) == 2
 
 
-def test_what_failed_is_trained_again_and_the_old_folder_goes(call, capsys):
+def test_a_failed_run_is_trained_again_and_its_old_folder_is_removed(call, capsys):
     call.broken.add(8)
     assert call("--resume") == 1
     assert call.trained == [(8, 1e-3), (16, 1e-3)], "the rest goes on"
