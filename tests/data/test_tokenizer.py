@@ -271,7 +271,7 @@ def test_a_nearly_right_tokenizer_name_gets_a_hint(monkeypatch):
 
 
 def test_the_code_of_a_registered_tokenizer_is_part_of_its_identity(tmp_path, monkeypatch):
-    """As of a task: whoever edits it must not meet yesterday's tokenizer in the cache."""
+    """An edit of its code misses the cache, as an edit of a task does."""
     monkeypatch.setattr(recipes, "entries", dict(recipes.entries))
     file, found = tmp_path / "mine.py", set()
     for n in (1, 2, 2):

@@ -56,7 +56,7 @@ def test_a_frozen_body_stays_near_chance():
 
 
 def test_training_only_the_head_is_noticed_by_the_unchanged_body():
-    """Also where no small model told, the body that has not moved does."""
+    """Even if the comparison with small models found nothing, the body that has not changed shows it."""
     file = load_module(further.OUTLINE.solution)
 
     def only_the_head(model, *texts, **settings):

@@ -74,7 +74,7 @@ def test_a_student_that_is_right_equals_our_own_layers(built):
 
 
 def test_the_students_code_is_the_code_that_runs(built):
-    """Also where that is wrong: no part of it is borrowed, and looking does not change it."""
+    """This holds even if the code is wrong: no part is borrowed, and recording changes nothing."""
     built()
     ids = random_ids(3, 9)
     right = student_lm()(ids)

@@ -81,7 +81,7 @@ def cropped(training_step):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_batch_may_be_cropped_in_training_step(tmp_path, monkeypatch):
-    """As a length curriculum does: the loss is the mean over what is left, and so is the gradient."""
+    """A length curriculum does so. Loss and gradient are means over the remaining tokens."""
     plain = train(tmp_path, **EXACT, batch_size=32).stats.train_stats["stat/train_loss:main"][0].v
     monkeypatch.setattr(LMTrainer, "training_step", cropped(LMTrainer.training_step))
     assert_splits_agree(tmp_path)

@@ -136,7 +136,7 @@ def assert_same_runs(whole: list[Path], resumed: list[Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "precision"), [("ddp", "64-true"), ("fsdp", "32-true")])
 def test_two_processes_that_ctrl_c_stops_go_on_as_if_nothing_had_been(strategy, precision, tmp_path):
-    """They agree on it at step 50, within an epoch."""
+    """Both stop at step 50, within an epoch."""
     two = {"batch_size": 7, "devices": 2, "strategy": strategy, "precision": precision, "random_seed": 1}
     longer = {**two, "dropout": 0.2, "epochs": 12}
     _, whole = train(tmp_path / "whole", **longer)

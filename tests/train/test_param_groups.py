@@ -368,7 +368,7 @@ def test_activations_keep_their_size_in_layers_of_every_kind(kind):
 
 
 def test_aligned_queries_and_keys_make_scores_of_one_size_in_heads_of_any_width():
-    """As training aligns them; random ones would not tell 1 / K from 1 / sqrt(K)."""
+    """Training aligns them. Random ones would not distinguish 1 / K from 1 / sqrt(K)."""
 
     def slope(**fields) -> float:
         sizes = []

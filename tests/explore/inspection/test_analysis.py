@@ -371,7 +371,7 @@ def test_losses_by_position_and_by_token():
 
 
 def checkpoints():
-    """One model that changes on the way, as those of a run might."""
+    """Yield one model that changes from step to step, as the checkpoints of a run do."""
     lm = lm_of(max_seq_len=12, tied_embeddings=False)
     for step in (10, 20, 30):
         with torch.no_grad():

@@ -421,7 +421,7 @@ def test_broken_files_are_one_sentence(file, content, tmp_path):
 
 
 def test_code_beside_the_weights_is_never_run(monkeypatch, tmp_path):
-    """Not even for those who say yes to everything."""
+    """This holds even if trust_remote_code is confirmed at every prompt."""
     monkeypatch.setattr("builtins.input", lambda prompt: "y")
     config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -391,7 +391,7 @@ def test_models_of_transformers_have_roles_groups_and_init(kind, head, tmp_path)
 
 
 def test_conv1d_counts_its_input_first():
-    """Where widths grow differently it matters which way round."""
+    """If two widths grow differently, the order of a matrix's sizes matters."""
     from transformers.pytorch_utils import Conv1D
 
     base = make_base_shapes(Conv1D(32, 16), Conv1D(64, 32))

@@ -56,7 +56,7 @@ def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Ten
 
 
 def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
-    """One query after the other, each over the keys that it may see."""
+    """Compute attention one query at a time, over the keys that it may see."""
     p = mixer.model_params
     T, K = len(x_TD), p.dim // p.n_heads
     queries, keys, values = maps_by_hand(mixer, x_TD)

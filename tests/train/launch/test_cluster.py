@@ -75,7 +75,7 @@ def heard(notes, monkeypatch):
 
 @pytest.fixture
 def far(monkeypatch):
-    """Nothing that is on this disk can be seen by the nodes, so far as they can tell."""
+    """Hide this disk from the nodes, as if they were other machines."""
     from train.launch import cluster
 
     monkeypatch.setattr(cluster, "beacon", lambda out: contextlib.nullcontext("/nowhere"))

@@ -41,7 +41,7 @@ def a_run(step=NEW, **fields) -> Run:
 
 
 def earlier(out: Path, name: str = "2024-01-01--00-00-00.partial", what: str = "continued") -> Step:
-    """There is a run that did not come to its end."""
+    """Make the folder of a run that was killed."""
     folder = out / "saved-models" / "test" / "copy" / name
     folder.mkdir(parents=True)
     (folder / "resume.ckpt").write_bytes(b"where it stood")
@@ -146,7 +146,7 @@ def test_what_another_call_has_taken_up_stays(left, home):
 
 
 def test_an_incomplete_download_leaves_no_run(left, home):
-    """Nor takes an old one away."""
+    """An earlier folder of the run stays as well."""
     step = earlier(home)
     for parcel in (left[:3000], b"no tar file" * 100):
         with pytest.raises(ValueError, match="cannot be unpacked"):

@@ -45,7 +45,7 @@ GRID = [
 
 @pytest.fixture(scope="module", autouse=True)
 def server_of_workers():
-    """As main.py does with --jobs: otherwise every worker of these tests would import torch for itself."""
+    """Start the server of workers, as main.py does with --jobs. Otherwise every worker would import torch itself."""
     start_server_of_workers()
 
 
@@ -278,7 +278,7 @@ def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
 
 @pytest.mark.slow
 def test_no_worker_outlives_the_main_process():
-    """Not even one that says nothing for long."""
+    """This holds even for a worker that logs nothing for long."""
     code = "from tests.train.launch.test_workers import *; from train.logs import *; log_to_console(); "
     code += "side_by_side('say=hello step=1 wait=60', 'say=hello step=1 wait=60').run()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -148,7 +148,7 @@ def test_a_run_is_taken_up_at_the_end_if_the_other_call_has_died(call):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_run_that_another_call_finished_meanwhile_is_not_trained_again(call, capsys):
-    """Not even if it was to go on from a checkpoint, or to train again."""
+    """This holds even if the run was to resume from a checkpoint or to train again."""
     call.meanwhile = lambda: forked(lambda: call("--set", "dim=16"))
     assert call() == 0
     assert call.trained() == [8, 16]
@@ -201,7 +201,7 @@ def test_runs_that_other_code_trained_meanwhile_are_refused_one_by_one(call, mon
 @pytest.mark.slow
 @pytest.mark.ci
 def test_two_calls_at_once_share_a_grid(call, tmp_path):
-    """Whoever comes first: four runs are trained once each, by both together."""
+    """Together, both calls train each of the four runs once, whichever call is first."""
     (tmp_path / "trial.txt").write_text(CONFIG.replace("[8, 16]", "[8, 16, 24, 32]"))
     children = [in_child(call) for _ in range(2)]
     for child in children:

@@ -151,7 +151,7 @@ def folders_in(root) -> list:
 
 
 def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
-    """Not when the run begins anew: a kill must find one of both."""
+    """It does not go when the run begins anew: after a kill, one of both folders must exist."""
 
     def fails(*args, **options):
         raise ValueError("by itself")
@@ -182,7 +182,7 @@ def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
 
 
 def test_all_leftovers_of_a_run_go_when_it_is_complete(call, monkeypatch):
-    """Also those that another call of the same grid did not know of, or that a kill at the end left."""
+    """This includes folders that another call did not know of, and those that a kill at the end left."""
     with monkeypatch.context() as patch:
         patch.setattr("train.run.fit", lambda *args, **options: (_ for _ in ()).throw(ValueError))
         assert call("--resume", "--set", "dim=8") == 1
