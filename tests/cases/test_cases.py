@@ -87,7 +87,7 @@ def test_a_tokenizers_own_pre_tokenizer_is_kept(tmp_path):
     assert list(ids) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_a_head_of_its_own_counts_whatever_the_config_says(tmp_path):
+def test_a_files_own_unembedding_counts_whatever_the_config_says(tmp_path):
     tiny("llama", tie_word_embeddings=False).save_pretrained(tmp_path)
     toy_tokenizer().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}

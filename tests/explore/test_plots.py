@@ -87,7 +87,7 @@ def test_show_lm_attns_saves_one_figure(lm, tmp_path, capsys):
         ({"heads": []}, r"heads=\[\]: there are patterns of 0, 1, 2, 3"),
     ],
 )
-def test_layers_and_heads_that_are_not_there_are_refused(lm, arguments, told):
+def test_unknown_layers_and_heads_are_refused(lm, arguments, told):
     with pytest.raises(ValueError, match=told):
         model_explorer.show_lm_attns(lm, "abc", **arguments)
 
@@ -195,7 +195,7 @@ def test_a_film_has_a_panel_for_each_step(tmp_path):
     ("layer", "head", "told"),
     [(2, 0, r"layer=\[2\]: there are patterns of 0, 1"), (0, 2, r"head=\[2\]: there are patterns of 0, 1")],
 )
-def test_a_film_of_a_head_that_is_not_there_is_refused(layer, head, told):
+def test_a_film_of_an_unknown_head_is_refused(layer, head, told):
     with pytest.raises(ValueError, match=told):
         head_film(checkpoints(2), "abc", layer, head)
 

@@ -34,7 +34,7 @@ def test_the_text_is_what_it_says():
 
 
 @pytest.mark.parametrize("what", ["no order", "no grammar"])
-def test_neither_words_nor_animals_tell_the_label(what):
+def test_neither_words_nor_animals_determine_the_label(what):
     """Among all sentences with the same words, or the same animals in the same order, labels are even."""
     labels = defaultdict(list)
     for row, label in zip(sentences(6000).ids, sentences(6000).labels.tolist(), strict=True):
@@ -132,6 +132,6 @@ def test_without_accelerate_one_sentence_says_what_to_install(monkeypatch):
         ({"a": 1, "b": torch.tensor([0.0, 1.0])}, "b: only row 1 differ; the largest difference is at row 1"),
     ],
 )
-def test_named_results_differ_in_words(mine, says):
+def test_differences_of_named_results_are_described_in_words(mine, says):
     told = describe_difference(mine, {"a": 1, "b": torch.zeros(2)})
     assert told == says or told.startswith(says)

@@ -125,7 +125,7 @@ def test_a_download_that_fails_is_not_tried(monkeypatch):
         hub.pretrained_folder("no/such-model")
 
 
-def test_what_was_downloaded_needs_no_hub(monkeypatch, tmp_path):
+def test_downloaded_weights_need_no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("the hub was asked"))
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_download", lambda name, file, local_files_only: str(tmp_path / file)

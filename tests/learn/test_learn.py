@@ -312,7 +312,7 @@ def test_the_check_of_looking_ahead_works_alone():
         ([1.0], "list, not a tensor"),
     ],
 )
-def test_differences_in_words(mine, says):
+def test_differences_of_tensors_are_described_in_words(mine, says):
     right = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
     assert says in explain.difference(mine, right, ("row", "column"))
     assert explain.difference(right.clone(), right, ("row", "column")) is None

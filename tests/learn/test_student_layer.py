@@ -101,7 +101,7 @@ def test_patterns_are_recorded_and_patched_also_from_a_cache(built):
         torch.testing.assert_close(pattern_BHTS, whole[name][:, :, 3:])
 
 
-def test_a_softmax_by_hand_leaves_no_pattern_and_that_is_said(built):
+def test_a_softmax_by_hand_records_no_pattern_and_gets_an_error(built):
     built(edited(".softmax(dim=-1)\n        z_BHTK", ".exp()\n        z_BHTK"))
     with pytest.raises(ValueError, match="no layer records 'pattern'"):
         student_lm()([1, 2], get_attns=True)

@@ -272,7 +272,7 @@ def test_the_loss_is_the_mean_over_masked_tokens():
     assert int(chosen.sum()) == round(15 * 0.4) + round(8 * 0.4)
 
 
-def test_loss_requests_change_what_is_shown_and_not_what_is_predicted():
+def test_loss_requests_change_the_input_and_not_the_targets():
     lm, data = tiny_lm(**BERT), batch(16, 9)
     plain, other = lm.get_batch_xyz(data), lm.get_batch_xyz(data, loss_requests=lambda x: (x + 1) % 30)
     assert torch.equal(other.x, (plain.x + 1) % 30)
@@ -313,7 +313,7 @@ def test_gaps_are_filled_with_the_most_probable_tokens():
     assert lm.training
 
 
-def test_what_cannot_be_filled_is_refused():
+def test_texts_that_cannot_be_filled_are_refused():
     with pytest.raises(ValueError, match=r"needs objective=.masked.; .*use lm\.sample"):
         tiny_lm().fill("a_")
     with pytest.raises(ValueError, match="there is no _ to fill in"):

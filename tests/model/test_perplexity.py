@@ -78,7 +78,7 @@ def test_nothing_to_score_is_refused():
 
 
 @torch.no_grad()
-def test_a_broken_model_is_not_taken_for_nothing_to_score():
+def test_nan_losses_are_not_reported_as_nothing_to_score():
     lm = tiny_lm()
     lm.embed.tokens.weight[6] = math.nan
     mean, _, _, total, table = lm.perplexities(["abcd"], per_token=True)

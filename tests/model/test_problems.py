@@ -146,7 +146,7 @@ def test_a_grid_says_which_runs_have_fields_without_effect(notes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_defaults_are_never_said_to_be_ignored(kind):
+def test_defaults_are_never_reported_as_ignored(kind):
     assert ignored_fields(ModelParams(layer_architecture=kind)) == []
 
 

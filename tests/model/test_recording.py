@@ -429,7 +429,7 @@ def test_a_recording_without_a_forward_pass_is_an_error():
         pass
 
 
-def test_what_was_not_recorded_is_not_there():
+def test_unrecorded_activations_are_a_key_error():
     lm = tiny_lm()
     with lm.record("z") as seen:
         lm("ab")

@@ -122,9 +122,7 @@ def test_what_is_scored_may_change_in_get_losses(tmp_path, monkeypatch):
     assert not torch.allclose(assert_splits_agree(tmp_path), plain)
 
 
-def test_losses_that_do_not_say_what_they_are_means_over_are_refused_where_that_matters(
-    tmp_path, monkeypatch
-):
+def test_losses_without_a_count_are_refused_with_accumulation(tmp_path, monkeypatch):
     def edited(self, batch, train_params, loss_requests=None, xyz=None):
         _, _, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         return {"main": z.square().mean()}, len(z)

@@ -124,7 +124,7 @@ def test_a_task_is_trained_on_its_scored_tokens(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_mask_frac_without_its_objective_is_told(tmp_path, capsys):
+def test_mask_frac_without_the_masked_objective_is_reported(tmp_path, capsys):
     fields = ["causal=True", "objective=['next-token','masked']", "mask_frac=0.5", *OF_TASK]
     fields += ["tokenizer_source_name='char'", "early_stop_nsamples=16"]
     assert call(tmp_path, fields=fields) == 0

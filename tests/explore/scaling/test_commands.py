@@ -96,9 +96,7 @@ def test_transfer_judges_a_trained_grid_and_saved_runs_alike(tmp_path, capsys):
         (["--report=mup-width", "--stability"], [], "not saved runs"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_before_anything_is_trained(
-    tmp_path, capsys, options, settings, reason
-):
+def test_checks_without_a_scale_are_refused_before_training(tmp_path, capsys, options, settings, reason):
     code, _, errors = call(tmp_path, capsys, *options, to=settings)
     assert code == 2
     assert reason in errors

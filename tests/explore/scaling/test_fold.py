@@ -75,7 +75,7 @@ def test_a_folded_model_is_saved_and_loaded_like_any_other(tmp_path):
     assert torch.equal(again(random_ids(2, 9)), folded(random_ids(2, 9)))
 
 
-def test_what_cannot_be_folded_is_refused():
+def test_models_that_cannot_be_folded_are_refused():
     with pytest.raises(ValueError, match="no omega"):
         fold_residual(tiny_lm())
     lm = tiny_lm(norm_position="post", residual="admin")

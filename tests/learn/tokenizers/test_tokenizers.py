@@ -66,7 +66,7 @@ def test_numbering_characters_in_order_leaves_wordpiece_training_as_it_is():
     assert set(references.train_wordpiece(texts, 100)) < set(plain.get_vocab())
 
 
-def test_texts_show_what_they_should():
+def test_sample_texts_contain_the_hard_cases():
     ids = [i for text in HARD for i in references.trained_wordpiece().encode(text).ids]
     assert ids.count(0) > 5, "there are unknown words"
     whole = [
@@ -163,7 +163,7 @@ def test_forbidden_packages_are_found_in_helpers():
     assert "uses tokenizers" in says
 
 
-def test_a_borrowed_part_is_not_taken_for_a_packages():
+def test_a_borrowed_part_does_not_count_as_a_packages_work():
     """The solution's file has the name of a package, and so has what is borrowed from it."""
     path = COURSE.outline.solution.with_name("mine.py")
     mine = load_module(path, COURSE.outline.solution.read_text(encoding="utf-8"))
@@ -206,7 +206,7 @@ def test_a_result_that_cannot_be_printed_is_described(tmp_path, capsys):
         (None, "is a `return` missing"),
     ],
 )
-def test_differing_merges_in_words(mine, says):
+def test_differences_of_merges_are_described_in_words(mine, says):
     texts, right = ["low lower slowest"], [("l", "o"), ("lo", "w"), ("low", "e")]
     assert references.train_bpe(tuple(texts), 259) == right
     assert says in differences.merges(mine, right, texts)

@@ -126,7 +126,7 @@ def test_a_dropout_in_training_mode_still_drops():
     assert 300 < (fast_copy(model, 1)(torch.ones(1000)) == 2).sum() < 700
 
 
-def test_what_a_method_stores_is_stored_in_the_model():
+def test_attributes_set_during_generation_are_set_on_the_model():
     class Stores(nn.Module):
         def __init__(self):
             super().__init__()
@@ -331,7 +331,7 @@ def kept_by_a_layer(layer, x_BTD):
 
 
 @pytest.mark.parametrize("edit", [kept_by_a_function, kept_by_a_layer])
-def test_what_an_edit_keeps_of_generation_is_fit_for_training(edit, monkeypatch):
+def test_values_that_an_edit_stores_during_generation_are_fit_for_training(edit, monkeypatch):
     factors.cache_clear()
     forward = TransformerEncoderLayer.forward
     monkeypatch.setattr(

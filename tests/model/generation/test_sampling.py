@@ -121,7 +121,7 @@ def with_logits(lm, change):
     return lm
 
 
-def test_logits_of_a_row_are_those_of_its_own_prompt_whatever_another_row_holds():
+def test_logits_of_a_row_do_not_depend_on_other_rows():
     lm = tiny_lm(tied_embeddings=False)
     lm.embed.tokens.weight.data[7] = math.nan
     with pytest.raises(NoNextToken, match="row 1, step 0: no next token, some logits are NaN"):

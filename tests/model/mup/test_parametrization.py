@@ -106,7 +106,7 @@ def test_learning_rates_and_decays_are_those_of_mup(column, rule):
 
 @pytest.mark.parametrize("rule", ["adam", "sgd", "match_rms_adamw", "original"])
 @pytest.mark.parametrize("scaling", ["mup", "sqrt", "none"])
-def test_lr_times_decay_is_free_of_width_where_it_is_asked_for(rule, scaling):
+def test_lr_times_decay_is_independent_of_width_if_requested(rule, scaling):
     def products(width: int) -> dict:
         net = Net(width, 3 * width)
         groups = param_groups(
@@ -240,7 +240,7 @@ def test_a_parameter_of_a_users_own_has_the_role_of_its_shape(shape, delta, role
     assert roles(Odd(*shape), make_base_shapes(Odd(*shape), Odd(*delta)))["weight"] == role
 
 
-def test_what_has_no_rule_is_refused_by_name():
+def test_parameters_without_a_mup_rule_are_refused_by_name():
     with pytest.raises(ValueError, match=r"weight of shape .* grows in 3"):
         roles(Odd(2, 2, 2), make_base_shapes(Odd(2, 2, 2), Odd(4, 4, 4)))
     with pytest.raises(ValueError, match=r"head\.bias"):

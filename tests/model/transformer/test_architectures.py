@@ -176,7 +176,7 @@ def test_a_function_that_makes_any_module_is_a_layer_kind(a_name):
     ]
 
 
-def test_what_blocks_add_between_two_norms_begins_as_small_as_the_embeddings():
+def test_sandwich_blocks_initially_add_values_as_small_as_the_embeddings():
     torch.manual_seed(0)
     lm = LM(tiny_params(norm_position="sandwich", dim=64, positions="none"), CharTokenizer())
     with torch.no_grad(), lm.record("embed", "attn_out", "mlp_out") as seen:

@@ -119,7 +119,7 @@ def test_omegas_can_be_attached_to_any_module():
 
 
 @pytest.mark.parametrize("arguments", [(0,), (3, "O(n log n)"), (3, "O(1)", True)], ids=str)
-def test_what_makes_no_sense_is_refused(arguments):
+def test_invalid_omegas_are_refused(arguments):
     with pytest.raises(ValueError, match=r"O\(logn\)|as_parameter"):
         as_module(*arguments)
 
@@ -134,7 +134,7 @@ def test_what_makes_no_sense_is_refused(arguments):
     ],
     ids=str,
 )
-def test_an_lm_counts_the_connections_there_are(fields, n):
+def test_an_lm_counts_its_residual_connections(fields, n):
     found = weighted(fresh_lm(post(**fields)))
     assert len(found) == n
     for omega in found.values():
@@ -204,7 +204,7 @@ def test_an_architecture_without_such_sums_is_refused(fields, named):
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_a_profile_adds_up_the_variances_of_what_comes_before(trainable):
+def test_a_profiled_omega_follows_from_the_variances_of_earlier_sub_layers(trainable):
     p = post(n_layers=3, residual_profile=True, residual_trainable=trainable)
     lm, batches = perturbed_lm(p), [random_ids(3, 9, seed=s) for s in (1, 2)]
     twin = copy.deepcopy(lm)
@@ -228,7 +228,7 @@ def test_a_profile_adds_up_the_variances_of_what_comes_before(trainable):
     assert not any(module._forward_pre_hooks for module in lm.modules())
 
 
-def test_in_bf16_it_is_near_to_single_precision():
+def test_residuals_in_bf16_are_close_to_single_precision():
     errors = {}
     for residual in ("plain", "admin"):
         lm = perturbed_lm(post(residual=residual, n_layers=6), dtype=torch.float32)

@@ -178,7 +178,7 @@ def test_a_node_that_dies_takes_no_run_with_it(cluster, whole, tmp_path, notes):
 
 @pytest.mark.slow
 @needs_ray
-def test_what_ctrl_c_stops_on_a_cluster_goes_on_without_one(cluster, far, whole, tmp_path, notes):
+def test_a_run_stopped_by_ctrl_c_on_a_cluster_resumes_without_one(cluster, far, whole, tmp_path, notes):
     stop_when("run 1: step 60", notes, interrupt)
     assert train(tmp_path, *WHOLE, f"--ray={cluster.address}") == 130
     assert set(runs(str(tmp_path)).stopped) == {"interrupted"}
@@ -188,7 +188,7 @@ def test_what_ctrl_c_stops_on_a_cluster_goes_on_without_one(cluster, far, whole,
 
 @pytest.mark.slow
 @needs_ray
-def test_what_is_stopped_elsewhere_goes_on_on_a_cluster(cluster, far, whole, tmp_path, notes):
+def test_a_run_stopped_without_a_cluster_resumes_on_one(cluster, far, whole, tmp_path, notes):
     stop_when("step 60", notes, interrupt)
     assert train(tmp_path, *WHOLE) == 130
     assert train(tmp_path, *WHOLE, "--resume", f"--ray={cluster.address}") == 0

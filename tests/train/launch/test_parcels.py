@@ -95,7 +95,7 @@ def test_downloaded_runs_get_distinct_timestamps(left, home):
         assert json.loads((folder / "about.json").read_text())["timestamp"] == folder.name
 
 
-def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
+def test_a_failed_run_is_downloaded_as_partial_and_unlocked(tmp_path, home):
     run = tmp_path / "away" / "saved-models" / f"{WAS}.partial"
     run.mkdir(parents=True)
     (run / "about.json").write_text(json.dumps({"identity": "abc", "failed": "it had to"}))
@@ -106,7 +106,7 @@ def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
     assert not is_training(folder)
 
 
-def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path, home):
+def test_a_run_ended_by_ctrl_c_is_downloaded_with_its_resume_checkpoint(left, tmp_path, home):
     away = tmp_path / "away" / "saved-models" / WAS
     (away / "resume.ckpt").write_bytes(b"where it stood")
     parcel = pack_folders(tmp_path / "away", outputs(tmp_path / "away", "abc"))
@@ -124,7 +124,7 @@ def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path,
         ("2024-01-01--00-00-00.partial", "again", False),
     ],
 )
-def test_a_run_takes_the_place_of_what_there_was_of_it(name, what, stays, left, home):
+def test_a_downloaded_run_replaces_its_earlier_attempt(name, what, stays, left, home):
     step = earlier(home, name, what)
     folder = download_results(left, a_run(step), SAVED, home).folder
     assert step.folder.exists() == stays
@@ -138,7 +138,7 @@ def test_an_earlier_attempt_stays_if_no_results_arrive(home):
     assert files(step.folder) == {"resume.ckpt"}
 
 
-def test_what_another_call_has_taken_up_stays(left, home):
+def test_a_run_that_another_call_has_resumed_is_not_replaced(left, home):
     step = earlier(home)
     taken = RunFolder.take_up(step.folder)
     download_results(left, a_run(step), SAVED, home)
@@ -166,7 +166,7 @@ def test_unpacking_writes_nothing_outside_its_folder(name, tmp_path):
     assert files(tmp_path) <= {"a/b/tmp/outside"}
 
 
-def test_what_a_run_needs_is_packed_once_and_lies_there_as_it_did(home, notes):
+def test_files_that_a_run_needs_are_uploaded_once_to_the_same_places(home, notes):
     tokens = home / "cache" / "tokens-1"
     tokens.mkdir(parents=True)
     (tokens / "train.bin").write_bytes(b"tokens")

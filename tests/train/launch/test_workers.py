@@ -93,7 +93,7 @@ def side_by_side(*names, call=CALL):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_results_are_those_of_one_after_another(tmp_path):
+def test_parallel_runs_equal_serial_runs(tmp_path):
     for name, extra in (("one", []), ("two", ["--jobs=2"])):
         assert main.main([*GRID, *extra, "--out", str(tmp_path / name)]) == 0
     one, two = (runs(str(tmp_path / name)).sort_values(["lr", "random_seed"]) for name in ("one", "two"))
@@ -115,7 +115,7 @@ def test_workers_live_on_from_run_to_run_and_are_no_more_than_asked_for():
     assert len({outcome.values["pid"] for outcome in outcomes.values()}) == 2
 
 
-def test_a_run_that_dies_fails_and_the_rest_goes_on(notes):
+def test_a_run_that_dies_fails_and_the_other_runs_go_on(notes):
     outcomes = side_by_side("step=1 die=9", "step=1", "exit=3", "fail", "step=1").run()
     assert str(outcomes[1]) == "failed: its process ended (SIGKILL)"
     assert str(outcomes[3]) == "failed: its process ended (exit code 3)"

@@ -98,7 +98,7 @@ def statuses(call):
     return {row.dim: row.stopped for row in runs(str(call.out)).itertuples()}
 
 
-def test_a_claim_is_one_processs_until_it_dies(tmp_path):
+def test_a_claim_belongs_to_one_process_until_it_dies(tmp_path):
     claims = claims_in(tmp_path)
     with claimed_elsewhere(tmp_path, "a", "b") as kill:
         assert not claims.take("a")
@@ -136,7 +136,7 @@ def test_a_run_that_another_call_trains_is_left_out(call, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_run_is_taken_up_at_the_end_if_the_other_call_has_died(call):
+def test_a_run_of_another_call_that_died_is_trained_at_the_end(call):
     assert call("--dry-run") == 0
     with claimed_elsewhere(call.out, call.identities[8]) as kill:
         call.meanwhile = kill

@@ -296,7 +296,7 @@ def test_a_run_that_trains_elsewhere_is_left_alone(call, capsys, monkeypatch):
     assert list(runs(str(call.root / "out")).status) == ["complete"] * 2
 
 
-def test_folders_that_are_not_ours_are_passed_over(call):
+def test_folders_that_are_not_runs_are_skipped(call):
     folder = call.root / "out" / "saved-models" / "x" / "2024-01-01--00-00-00.partial"
     folder.mkdir(parents=True)
     (folder / "about.json").write_text('{"identity": 3, "code": []}')
