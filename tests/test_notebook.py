@@ -80,7 +80,7 @@ def test_the_table_of_runs_and_the_samples_are_there(cells):
 
 
 @pytest.mark.ci
-def test_the_pages_and_tables_of_what_is_inside_are_there(cells):
+def test_the_notebook_shows_pages_and_tables_of_activations(cells):
     for code in ("attention_film(", "attention_html("):
         [page] = outputs(cells, code)
         assert page["data"]["text/html"].startswith("<iframe"), code

@@ -233,7 +233,7 @@ def test_padding_on_the_left_moves_no_position():
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3", "gpt_oss", "distilbert", "modernbert", "t5"])
-def test_what_our_layers_cannot_be_is_refused_from_the_config_alone(family, tmp_path):
+def test_models_that_our_layers_cannot_represent_are_refused_from_the_config_alone(family, tmp_path):
     AutoConfig.for_model(family).save_pretrained(tmp_path)  # there are no weights to read
     toy_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="our layers cannot be"):

@@ -139,7 +139,7 @@ def test_a_cropped_tokenizer_keeps_the_tokens_of_the_text(gpt2_folder):
 
 
 @pytest.mark.parametrize("kind", ["char", "custom", "words", "cropped"])
-def test_saved_and_loaded_is_the_same(kind, tmp_path, gpt2_folder):
+def test_a_saved_tokenizer_is_loaded_unchanged(kind, tmp_path, gpt2_folder):
     if kind == "words":
         tokenizer = word_tokenizer(["the", "mat"])
     elif kind == "cropped":

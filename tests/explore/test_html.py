@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -225,6 +225,7 @@ EVIL = [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(EVIL), st.text(max_size=9)), min_size=1, max_size=6))
 def test_no_token_escapes_from_its_string(tokens):
     patterns = {0: np.eye(len(tokens), dtype=np.float32)[None]}

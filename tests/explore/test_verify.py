@@ -19,7 +19,7 @@ def test_a_sound_run_passes_and_prints_each_check(root, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_other_weights_or_another_record_are_noticed(root):
+def test_changed_weights_and_a_changed_recorded_loss_are_detected(root):
     weights = load_file(folder_of(root) / "model.safetensors")
     scaled = {name: tensor * 1.2 for name, tensor in weights.items()}
     save_file(scaled, folder_of(root) / "model.safetensors")

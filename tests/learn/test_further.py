@@ -21,7 +21,7 @@ def words(row):
     return [WORDS[i] for i in row.tolist() if i not in (PAD, CLS, WORDS.index("[SEP]"))]
 
 
-def test_the_text_is_what_it_says():
+def test_sentences_are_distinct_and_rightly_labeled():
     assert len({tuple(row) for row in TEXT.ids.tolist()}) == 2000
     assert TEXT.ids.shape == TEXT.mask.shape == (2000, LONGEST)
     assert torch.equal(TEXT.mask == 1, TEXT.ids != PAD)

@@ -62,7 +62,7 @@ def test_files_of_a_course_have_the_same_parts(course):
     assert all(Outline(course).parts().values()), "the map shows the first line of each docstring"
 
 
-def test_the_drawing_names_parts_that_there_are():
+def test_the_drawing_names_existing_parts():
     drawing = (outline.HERE / "architecture.svg").read_text(encoding="utf-8")
     names = set(re.findall(r'<text class="name"[^>]*>(\w+)</text>', drawing))
     assert len(names) >= 8

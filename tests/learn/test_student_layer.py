@@ -142,7 +142,7 @@ def no_context():
     ],
     ids=["stub", "shape", "error"],
 )
-def test_what_cannot_train_is_refused_before_anything_does(built, text, says):
+def test_a_students_block_that_cannot_train_is_refused_before_training(built, text, says):
     built(text)
     with pytest.raises(ValueError, match=says):
         student_lm()

@@ -224,7 +224,7 @@ def test_classes_and_functions_without_refuses_take_everything(own_kinds):
         assert LM(params, CharTokenizer())("abc").shape == (1, 4, 30)
 
 
-def test_what_a_layer_itself_refuses_is_an_error_of_the_grid(own_kinds):
+def test_a_value_error_of_a_layers_constructor_is_an_error_of_the_grid(own_kinds):
     @layer_kind("squares")
     class Squares(Layer):
         def __init__(self, model_params, dropout):

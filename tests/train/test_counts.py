@@ -98,7 +98,7 @@ def every_other(y):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_is_scored_may_change_in_get_batch_xyz(tmp_path, monkeypatch):
+def test_get_batch_xyz_may_change_the_scored_tokens(tmp_path, monkeypatch):
     plain, original = update(tmp_path, batch_size=32), LM.get_batch_xyz
 
     def edited(self, *args, **kwargs):
@@ -111,7 +111,7 @@ def test_what_is_scored_may_change_in_get_batch_xyz(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_is_scored_may_change_in_get_losses(tmp_path, monkeypatch):
+def test_get_losses_may_change_the_scored_tokens(tmp_path, monkeypatch):
     plain, original = update(tmp_path, batch_size=32), LM.get_losses
 
     def edited(self, batch, train_params, loss_requests=None, xyz=None):

@@ -65,7 +65,7 @@ def test_a_saved_masked_run_opens_as_it_was_saved(run, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_validation_is_of_what_mask_frac_says(run):
+def test_validation_masks_the_share_mask_frac(run):
     out, timestamp = run
     lm, dataset, _, params = model_explorer.get_model_by_timestamp(timestamp, out=out)
     evaluation = Evaluation(lm, dataset)

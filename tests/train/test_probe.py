@@ -277,7 +277,7 @@ def test_probing_leaves_no_trace(monkeypatch):
     assert lm.taps == []
 
 
-def test_what_the_probe_finds_does_not_depend_on_chance(monkeypatch):
+def test_the_probe_finds_the_same_leak_with_every_seed(monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.ExpertsThatChooseTokens)
     torch.manual_seed(0)
     lm, found = LM(tiny_params(layer_architecture="edited"), CharTokenizer(30)), set()
@@ -325,7 +325,7 @@ def test_check_reports_on_each_architecture_and_trains_nothing(tmp_path, capsys)
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_check_names_what_fails_and_says_so_in_the_exit_code(tmp_path, capsys, monkeypatch):
+def test_check_names_failures_and_sets_the_exit_code(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.UnusedParameter)
     kinds = "layer_architecture=['custom-transformer','edited']"
     assert call_main(tmp_path, "--set", kinds, "--check") == 1

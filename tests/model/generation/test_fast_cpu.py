@@ -280,7 +280,7 @@ def test_the_next_call_sees_an_edit(edit):
     assert not torch.allclose(torch.tensor(before[:1]), torch.tensor(after[:1]), atol=1e-3)
 
 
-def test_a_method_that_breaks_the_cache_is_noticed_after_a_sample(monkeypatch):
+def test_a_method_that_breaks_the_cache_is_detected_after_a_sample(monkeypatch):
     lm = tiny_lm(dtype=torch.float32)
     lm.sample("ab", 9)
     forward = TransformerEncoderLayer._ff_block
@@ -345,7 +345,7 @@ def test_values_that_an_edit_stores_during_generation_are_fit_for_training(edit,
     assert lm.decoder.layers[0].linear1.weight.grad.any()
 
 
-def test_an_edit_that_wants_gradients_gets_them_in_generation(monkeypatch):
+def test_an_edit_may_compute_gradients_during_generation(monkeypatch):
     forward, gradients = TransformerEncoderLayer.forward, []
 
     def uphill(self, x_BTD, ctx):

@@ -267,7 +267,7 @@ def test_a_layer_that_looks_far_back_is_detected():
     assert row == generate(lm, prompt, 13, temperature=0, use_cache=False)
 
 
-def test_a_layer_that_fails_with_one_position_is_noticed():
+def test_a_layer_that_fails_with_one_position_is_detected():
     lm = lm_with(Uncachable())
     with pytest.warns(UserWarning, match=r"with a cache a layer raises RuntimeError\('too short'\)"):
         row = generate(lm, [[1, 4, 5]], 9, temperature=0)

@@ -180,7 +180,7 @@ def test_a_bert_for_pretraining_is_refused_because_its_next_sentence_head_would_
         ("roberta", {"pad_token_id": 0}, "a roberta of pad_token_id=0; allowed: 1"),
     ],
 )
-def test_what_our_layers_cannot_be_is_refused(family, settings, message):
+def test_encoders_that_our_layers_cannot_represent_are_refused(family, settings, message):
     with pytest.raises(ValueError, match=message) as error:
         fields_from_config(AutoConfig.for_model(family, **settings))
     assert "\n" not in str(error.value)

@@ -115,7 +115,7 @@ def hooked(hf_model):
         (hooked, "differ by"),
     ],
 )
-def test_a_module_that_does_something_else_is_refused(edit, message):
+def test_an_edited_module_is_refused(edit, message):
     hf_model = llama()
     edit(hf_model)
     with pytest.raises(ValueError, match=message) as error:

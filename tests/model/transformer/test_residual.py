@@ -198,7 +198,7 @@ def test_queries_stay_zero_under_deepnet():
     ],
     ids=str,
 )
-def test_an_architecture_without_such_sums_is_refused(fields, named):
+def test_residual_weights_need_an_architecture_with_residual_connections(fields, named):
     with pytest.raises(ValueError, match=named):
         fresh_lm(post(**fields))
 

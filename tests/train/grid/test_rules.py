@@ -168,7 +168,7 @@ def test_a_field_that_weights_bring_along_is_known_to_expressions(expand):
     assert points(runs, "dim", "n_heads") == [(96, 3)]
 
 
-def test_where_weights_come_from_may_be_derived(expand):
+def test_from_pretrained_may_be_derived(expand):
     def defaults(from_pretrained=None, **others):
         return {"dim": int(from_pretrained[4:])} if from_pretrained else {}
 

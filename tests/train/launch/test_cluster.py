@@ -323,7 +323,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
     assert not alive
 
 
-def test_without_ray_it_is_said_before_anything_is_done(tmp_path, capsys, monkeypatch):
+def test_a_missing_ray_is_reported_before_anything_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "find_spec", lambda name: None)
     assert train(tmp_path, "--config=test-synth", "--no-wandb", "--ray") == 2
     assert capsys.readouterr().err == "--ray needs Ray: pip install -r requirements-ray.txt\n"

@@ -212,7 +212,7 @@ def test_a_worker_takes_its_share_of_threads(monkeypatch):
     assert side_by_side("step=1").run()[1].values["threads"] == 3
 
 
-def test_threads_are_shared_out_and_it_is_said(notes, monkeypatch):
+def test_threads_are_shared_among_runs_with_a_note(notes, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert jobs.share_of_threads(3) == 2
     say_threads({None}, 3)

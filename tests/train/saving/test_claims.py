@@ -267,8 +267,8 @@ ABOUT = '{"timestamp": "", "identity": "abc", "code": {}, "failed": "why", "resu
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_a_run_of_somebody_else_that_was_killed_is_new_to_us(readable, closed_folder):
-    """We could neither go on there nor clear it away. One that trains is left out."""
+def test_a_killed_run_of_another_user_is_trained_as_a_new_run(readable, closed_folder):
+    """Its folder can be neither resumed nor removed. A run that still trains is left out."""
     root = closed_folder.parents[2]
     (closed_folder / "about.json").write_text(ABOUT)
     (closed_folder / "resume.ckpt").touch()
