@@ -12,7 +12,18 @@ from common.repository import REPOSITORY
 
 PRODUCT = ("main.py", "gpt2.py", "model_explorer.py", "common", "data", "model", "train", "explore", "learn")
 # Calls whose arguments are shown. Texts that are raised, yielded or returned by checks are shown, too.
-SHOWN_BY = {"print", "info", "warning", "error", "warn", "log_once", "add", "add_located", "add_argument", "refusal"}
+SHOWN_BY = {
+    "print",
+    "info",
+    "warning",
+    "error",
+    "warn",
+    "log_once",
+    "add",
+    "add_located",
+    "add_argument",
+    "refusal",
+}
 MIN_WORDS = 3
 
 
@@ -40,7 +51,9 @@ def messages(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Yield (line, text) of each text of several words that is raised, yielded, returned, logged or printed."""
     seen = set()
     for node in filter(is_shown, ast.walk(tree)):
-        inside = {id(part) for text in ast.walk(node) if isinstance(text, ast.JoinedStr) for part in ast.walk(text)}
+        inside = {
+            id(part) for text in ast.walk(node) if isinstance(text, ast.JoinedStr) for part in ast.walk(text)
+        }
         for text in ast.walk(node):
             is_text = isinstance(text, ast.JoinedStr) or (
                 isinstance(text, ast.Constant) and isinstance(text.value, str) and id(text) not in inside

@@ -1,6 +1,6 @@
-"""Attention patterns as one HTML file that needs nothing else: all heads of all layers, of one model or along its training.
+"""Attention patterns as one self-contained HTML file: all heads of all layers, of one model or at several steps.
 
-The page itself is in page/: attention.html, weights.js and view.js. Here it is filled with numbers.
+The templates and scripts of the page are in page/. This file fills them with numbers.
 
 Shape suffixes:  H head  T position  S position attended to
 """
@@ -22,22 +22,22 @@ from train.saving.run_folder import output_root
 
 PAGE = Path(__file__).parent / "page"
 HEIGHT = 760  # pixels of a page in a notebook
-# A weight is kept as the root of it in steps of 1/LEVELS: by root, because that is how it is colored too.
-LEVELS = 2047  # so a weight w is off by at most root(w) / LEVELS: the third decimal is right but for rounding
-LARGEST = 32767  # a code is an int16, so weights above (LARGEST / LEVELS)² = 256 are cut off
-NOT_A_NUMBER = -32768
-MOST = 200_000_000  # weights that a browser has room for
+# A weight is stored as an int16: its square root, on which its color depends, in steps of 1 / LEVELS.
+LEVELS = 2047  # the error of a weight w is at most sqrt(w) / LEVELS, so below 0.0005
+MAX_CODE = 32767  # largest int16: weights above (MAX_CODE / LEVELS)² = 256 are clipped
+NAN_CODE = -32768  # stands for NaN and infinite weights
+MAX_WEIGHTS = 200_000_000  # a browser runs out of memory above this number
 
 
 class Page:
-    """A page that shows itself in a notebook. `html` is all of it."""
+    """A self-contained HTML page. A notebook shows it as a cell's value; `html` is its text."""
 
     def __init__(self, html: str, title: str = "Attention patterns") -> None:
         self.html = html
         self.title = title
 
     def _repr_html_(self) -> str:
-        """In a frame of its own and of fixed height: its styles stay inside, and nothing moves outside."""
+        """Return the page in an iframe of fixed height, which keeps its styles from affecting the notebook."""
         return (
             f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts" title="{escape(self.title)}" '
             f'style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
@@ -48,29 +48,36 @@ class Page:
 
 
 class AttentionPage(Page):
-    """The attention of every head to one sequence, at one step of training or at several."""
+    """The attention of every head on one sequence, at one step of training or at several."""
 
 
 def attention_html(
     lm: LM, sample: Input, filename: str | None = None, out: str | None = None
 ) -> AttentionPage:
-    """A page with the attention of every head to one sequence. In a notebook it shows as a cell's value.
+    """Return a page with the attention of every head on one sequence. A notebook shows it as a cell's value.
 
-    With `filename` it is saved as attentions/{filename}.html under the output root.
+    `sample` is a text, a list of ids or a tensor of ids. With `filename`, save the page as attentions/{filename}.html
+    under the output root (`out`). Raise ValueError for a batch, for a model without attention patterns, and for a page
+    that is too large for a browser.
     """
-    return finished([(None, attention_patterns(lm, sample))], filename, out)
+    return attention_page([(None, attention_patterns(lm, sample))], filename, out)
 
 
 def attention_film(
     checkpoints: Iterable[tuple[int, LM]], sample: Input, filename: str | None = None, out: str | None = None
 ) -> AttentionPage:
-    """The same page with a slider over training. `checkpoints` are (step, lm), one at a time is enough."""
-    return finished(film_of(checkpoints, sample), filename, out)
+    """Return the page of `attention_html` with a slider over training steps.
+
+    `checkpoints` yields (step, lm) pairs, such as those of checkpoints(). Only one model is in memory at a time. Raise
+    ValueError also if there are no checkpoints, or if their models differ in tokens, layers or heads.
+    """
+    return attention_page(film_of(checkpoints, sample), filename, out)
 
 
-def finished(
+def attention_page(
     film: Iterable[tuple[int | None, Patterns]], filename: str | None, out: str | None
 ) -> AttentionPage:
+    """Return the page of (step, patterns) pairs. With `filename`, save it."""
     page = AttentionPage(fill_page(film))
     if filename is not None:
         path = output_root(out) / "attentions" / f"{filename}.html"
@@ -81,20 +88,21 @@ def finished(
 
 
 def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
-    """The text of the page. Of each step only its packed weights are held."""
+    """Return the HTML of the page. In memory are the compressed weights of all steps, and the patterns of one."""
     packer, packed, steps = zlib.compressobj(), bytearray(), []
     kinds: set[str] = set()
     leaks_H = np.zeros(1)
     for step, patterns in film:
         steps.append(step)
         weights_HTS = np.concatenate(list(patterns.of_layer.values()))
-        if (n := weights_HTS.size * len(steps)) > MOST:
+        if (n := weights_HTS.size * len(steps)) > MAX_WEIGHTS:
             raise ValueError(
-                f"a page of {n:,} weights is too large, over {MOST:,}: take a shorter sample, or fewer steps"
+                f"a page of {n:,} attention weights is too large for a browser (at most {MAX_WEIGHTS:,}): "
+                "take a shorter sample or fewer checkpoints"
             )
-        packed += packer.compress(coded(weights_HTS))
+        packed += packer.compress(encode_weights(weights_HTS))
         future_HTS = np.triu(np.nan_to_num(weights_HTS), 1) * patterns.causal
-        kinds |= kinds_of(weights_HTS, future_HTS)
+        kinds |= unusual_kinds(weights_HTS, future_HTS)
         leaks_H = np.maximum(leaks_H, np.abs(future_HTS).max(axis=(1, 2)))
     data = {
         "about": about_patterns(patterns),
@@ -110,7 +118,9 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "weights": base64.b64encode(packed + packer.flush()).decode(),
     }
-    return in_place("attention.html", ["weights.js", "view.js"], {"title": "Attention patterns", **values})
+    return fill_template(
+        "attention.html", ["weights.js", "view.js"], {"title": "Attention patterns", **values}
+    )
 
 
 def about_patterns(patterns: Patterns) -> str:
@@ -119,7 +129,7 @@ def about_patterns(patterns: Patterns) -> str:
     return f"{sum(patterns.heads.values())} heads, {len(patterns.tokens)} tokens{gaps}"
 
 
-def kinds_of(weights_HTS: np.ndarray, future_HTS: np.ndarray) -> set[str]:
+def unusual_kinds(weights_HTS: np.ndarray, future_HTS: np.ndarray) -> set[str]:
     """Return the kinds of unusual weights: negative, on future tokens, NaN. The page has a color for each."""
     present = {
         "negative": (weights_HTS < 0).any(),
@@ -129,19 +139,25 @@ def kinds_of(weights_HTS: np.ndarray, future_HTS: np.ndarray) -> set[str]:
     return {kind for kind, is_there in present.items() if is_there}
 
 
-def coded(weights_HTS: np.ndarray) -> bytes:
-    """A code for each weight: first the high bytes of all, then the low ones, which packs better than pairs."""
+def encode_weights(weights_HTS: np.ndarray) -> bytes:
+    """Return an int16 code for each weight: the high bytes of all codes, then the low bytes.
+
+    Separate high and low bytes compress better than pairs.
+    """
     finite_HTS = np.nan_to_num(weights_HTS, posinf=0, neginf=0)
-    sizes_HTS = np.rint(np.sqrt(np.abs(finite_HTS)) * LEVELS).clip(0, LARGEST)
-    leaks_HTS = np.triu(finite_HTS != 0, 1)  # however small a weight on the future is, it does not become 0
+    sizes_HTS = np.rint(np.sqrt(np.abs(finite_HTS)) * LEVELS).clip(0, MAX_CODE)
+    leaks_HTS = np.triu(finite_HTS != 0, 1)  # the code of a weight on a later token is at least 1
     codes_HTS = np.copysign(np.maximum(sizes_HTS, leaks_HTS), finite_HTS)
-    codes_HTS[~np.isfinite(weights_HTS)] = NOT_A_NUMBER
+    codes_HTS[~np.isfinite(weights_HTS)] = NAN_CODE
     low_high = codes_HTS.astype("<i2").view(np.uint8).reshape(-1, 2)
     return low_high[:, 1].tobytes() + low_high[:, 0].tobytes()
 
 
-def in_place(template: str, scripts: Sequence[str], values: dict[str, str]) -> str:
-    """A page of page/ with the head that all have and everything in it. Values are safe text: they end no script and begin none."""
+def fill_template(template: str, scripts: Sequence[str], values: dict[str, str]) -> str:
+    """Return a template of page/ with the common head, the scripts and `values` in its placeholders.
+
+    The values must be safe HTML: this function escapes nothing.
+    """
     script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in scripts)
     digest = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page, head = ((PAGE / name).read_text(encoding="utf-8") for name in (template, "head.html"))

@@ -27,12 +27,12 @@ from model.lm import LM
 from train.saving.run_folder import output_root
 from train.stats import Stat, Stats
 
-FONT = 7.5  # points, of all text beside attention patterns
-TOKEN = 0.13  # height of a line of that text in inches
-MAX_TOKEN_CHARS = 13  # characters shown of a token
-MAX_GRID_INCHES = 13.0  # maximum width of the patterns of a layer in inches, if their tokens are labeled
-ABREAST = 6  # panels of a film in a row
-# As in page/weights.js: the shade depends on the square root of a weight. Negative weights are amber. Future positions
+FONT = 7.5  # size in points of all text beside attention patterns
+TOKEN_INCHES = 0.13  # height of a line of that text
+MAX_TOKEN_CHARS = 13  # longer tokens are cut
+MAX_GRID_INCHES = 13.0  # maximum width of a row of patterns
+FILM_COLUMNS = 6  # panels in a row of a film
+# As in page/weights.js, the shade depends on the square root of a weight. Negative weights are amber. Later positions
 # are blank, or red if they have weight.
 SCALE = PowerNorm(0.5, 0, 1)
 BLUES = ["#e9eef6", "#b9d3eb", "#6fafd8", "#2877b6", "#08306b"]
@@ -48,8 +48,8 @@ def plot_metrics(
 ) -> Figure:
     """Plot metrics over the number of trained samples: a panel for each metric, a line for each run.
 
-    With `filename`, save the figure as metrics/{filename}.png under the output root. A notebook shows the figure as a
-    cell's value. Raise ValueError for an unknown run or metric.
+    `metrics` are names in a run's `train_stats`. With `filename`, save the figure as metrics/{filename}.png under the
+    output root (`out`). A notebook shows the figure as a cell's value. Raise ValueError for an unknown run or metric.
     """
     timestamps = [timestamps] if isinstance(timestamps, str) else list(timestamps)
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
@@ -91,7 +91,7 @@ def read_stats(timestamp: str, metrics: Sequence[str], out: str | None) -> dict[
 def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y: bool = True) -> Figure:
     """Draw panels of lines over an x axis in powers of two, for a paper.
 
-    The panels of a row share their y axis, and all panels share one legend. `labels` are those of the x and the y axis.
+    The panels of a row share their y axis, and all panels share one legend. `labels` name the x and the y axis.
     """
     n_rows, n_columns = len(rows), max(map(len, rows))
     size = (1.6 + 2.9 * n_columns, 0.5 + 2.5 * n_rows)
@@ -100,8 +100,8 @@ def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y:
     )
     names = list(dict.fromkeys(line.name for row in rows for panel in row for line in panel.lines))
     colors = dict(zip(names, plt.get_cmap("viridis")(np.linspace(0, 0.9, len(names))), strict=True))
-    for row, own in zip(axes, rows, strict=True):
-        for ax, panel in zip(row, own, strict=False):
+    for row, panels in zip(axes, rows, strict=True):
+        for ax, panel in zip(row, panels, strict=False):
             ax.set_title(panel.title, fontsize="small")
             for line in panel.lines:
                 draw_line(ax, line, colors[line.name])
@@ -131,7 +131,7 @@ def draw_line(ax: Axes, line: Line, color: np.ndarray) -> None:
 
 
 def draw_metric(ax: Axes, values: list[Stat], label: str) -> None:
-    """Draw a line with dots, or without them for over 60 values."""
+    """Draw a line, with dots unless it has over 60 values."""
     few = len(values) <= 60
     ax.plot(
         [stat.n for stat in values],
@@ -158,14 +158,15 @@ def show_lm_attns(
 ) -> tuple[Tensor, Tensor]:
     """Show the attention patterns of one sequence, a row of heads for each layer, and return (out_embeds, attns).
 
-    `layers` and `heads` select what to show; the default is all. Layers without patterns are left out. With
-    `folder_name`, save the figure in attentions/{folder_name}/ under the output root. out_embeds [1, T, V] are the
-    logits. attns [1, n_layers, n_heads, T, S] are all patterns, with a row for each query T over its keys S. Raise
-    ValueError for a batch, and for layers or heads without patterns.
+    `layers` and `heads` are the numbers to show; the default is all that have patterns. With `folder_name`, save the
+    figure in attentions/{folder_name}/ under the output root (`out`).
+
+    out_embeds [1, T, V] are the logits. attns [1, n_layers, n_heads, T, S] are all patterns, with a row for each query
+    T over its keys S. Raise ValueError for a batch, and for layers or heads without patterns.
     """
     patterns = attention_patterns(lm, sample)
-    layers = chosen_numbers("layers", layers, patterns.heads)
-    heads = chosen_numbers("heads", heads, range(max(patterns.heads.values())))
+    layers = select_numbers("layers", layers, patterns.heads)
+    heads = select_numbers("heads", heads, range(max(patterns.heads.values())))
     figure = draw_attentions(patterns, layers, heads)
     if folder_name is not None:
         name = f"layers-{'-'.join(map(str, layers))}--heads-{'-'.join(map(str, heads))}.png"
@@ -186,12 +187,13 @@ def head_film(
 ) -> Figure:
     """Draw the pattern of one head on one sequence during training: a panel for each (step, lm) of `checkpoints`.
 
-    With `filename`, save the figure as attentions/{filename}.png under the output root.
+    With `filename`, save the figure as attentions/{filename}.png under the output root (`out`). Raise ValueError for a
+    batch, without checkpoints, and for a layer or head without patterns.
     """
     panels = {}
     for step, patterns in film_of(checkpoints, sample):
-        chosen_numbers("layer", [layer], patterns.heads)
-        chosen_numbers("head", [head], range(patterns.heads[layer]))
+        select_numbers("layer", [layer], patterns.heads)
+        select_numbers("head", [head], range(patterns.heads[layer]))
         panels[step] = patterns.of_layer[layer][head]
     figure = draw_film(panels, patterns, f"layer {layer}, head {head}")
     if filename is not None:
@@ -200,12 +202,12 @@ def head_film(
     return figure
 
 
-def chosen_numbers(name: str, wanted: Sequence[int] | None, there_are: Iterable[int]) -> list[int]:
-    """Return `wanted`, or all of `there_are` if it is None. Raise ValueError for numbers that do not exist."""
-    known = list(there_are)
-    numbers = known if wanted is None else list(wanted)
+def select_numbers(name: str, selected: Sequence[int] | None, existing: Iterable[int]) -> list[int]:
+    """Return `selected`, or all existing numbers if it is None. Raise ValueError for numbers that do not exist."""
+    known = list(existing)
+    numbers = known if selected is None else list(selected)
     if not numbers or not set(numbers) <= set(known):
-        raise ValueError(f"{name}={wanted!r}: there are patterns of {', '.join(map(str, known))}")
+        raise ValueError(f"{name}={selected!r}: there are patterns of {', '.join(map(str, known))}")
     return numbers
 
 
@@ -224,9 +226,9 @@ def draw_attentions(patterns: Patterns, layers: Sequence[int], heads: Sequence[i
 
 
 def draw_film(panels: dict[int, np.ndarray], patterns: Patterns, name: str) -> Figure:
-    """Draw a panel for each step, ABREAST in a row. `patterns` gives the tokens."""
+    """Draw a panel for each step, FILM_COLUMNS in a row. `patterns` gives the tokens."""
     shown: list[np.ndarray | None] = [*panels.values()]
-    n = min(ABREAST, len(panels))
+    n = min(FILM_COLUMNS, len(panels))
     shown += [None] * (-len(panels) % n)
     rows = [shown[i : i + n] for i in range(0, len(shown), n)]
     figure, axes = draw_grid(rows, patterns.tokens, patterns.causal, between=0.3)
@@ -247,8 +249,8 @@ def draw_grid(
     """
     labels, n_rows, n_columns = [short_token(token) for token in tokens], len(rows), len(rows[0])
     room = MAX_GRID_INCHES / n_columns  # inches for a pattern
-    named = len(labels) * TOKEN <= room
-    size = max(len(labels) * TOKEN, min(room, 2.0)) if named else min(room, 4.0)
+    has_labels = len(labels) * TOKEN_INCHES <= room
+    size = max(len(labels) * TOKEN_INCHES, min(room, 2.0)) if has_labels else min(room, 4.0)
     width = 1.05 * size * n_columns + 2.4
     height = 1.05 * size * n_rows + between * (n_rows - 1) + 1.7
     # Explicit margins, since layout="constrained" takes 20 seconds for the 144 heads of GPT-2.
@@ -264,10 +266,10 @@ def draw_grid(
         draw_pattern(ax, pattern_TS, causal)
     for ax in axes[-1]:
         ax.set_xlabel("key", fontsize=FONT)
-        if named:
+        if has_labels:
             ax.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
     for ax in axes[:, 0]:
-        if named:
+        if has_labels:
             ax.set_yticks(range(len(labels)), labels, parse_math=False)
     beside = axes[0, -1].inset_axes((1 + 0.1 / size, 0, 0.1 / size, 1))
     scale = figure.colorbar(ScalarMappable(SCALE, HEAT), cax=beside, ticks=[0, 0.1, 0.25, 0.5, 1])
@@ -280,7 +282,7 @@ def short_token(token: str) -> str:
 
 
 def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:
-    """Draw the pattern of one head. If it is causal, future positions are blank, or red if they have weight."""
+    """Draw the pattern of one head, or nothing if it is None. Keys that come later are blank, or red if they have weight."""
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelsize=FONT)
     ax.label_outer()
@@ -301,7 +303,10 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def show(figure: Figure, *, is_result: bool) -> None:
-    """Show a figure if there is a screen. A notebook itself shows a figure that is a cell's value (`is_result`)."""
+    """Show a figure if there is a screen.
+
+    If `is_result`, the caller returns the figure, and a notebook shows it as a cell's value. Then do not show it twice.
+    """
     backend = plt.get_backend().lower()
     headless = backend in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
     if headless or (is_result and backend.endswith("inline")):

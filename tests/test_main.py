@@ -160,7 +160,7 @@ def test_an_ablation_in_run_all_is_run_with_ablate_only(tmp_path, capsys, monkey
         assert len(re.findall(r"^\s+\d", capsys.readouterr().out, re.MULTILINE)) == n_runs
 
 
-def test_a_failing_run_is_shown_and_the_rest_goes_on(tmp_path, capsys, monkeypatch):
+def test_a_failing_run_is_shown_and_the_other_runs_go_on(tmp_path, capsys, monkeypatch):
     real = sweep.train_run
 
     def break_one(run, *args, **options):
@@ -317,7 +317,9 @@ def ptb(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("options", [["--no-wandb"], [], ["--save"]], ids=" ".join)
-def test_the_seeds_commands(ptb, tmp_path, capsys, options):
+def test_the_commands_of_the_first_example_run_with_and_without_wandb_and_save(
+    ptb, tmp_path, capsys, options
+):
     assert call(tmp_path, "--config=test-nlp", "--task=ptb", *options) == 0
     shown = capsys.readouterr().out
     assert len(re.findall(r"^  sample: ", shown, re.MULTILINE)) == 2, "a sample at the end of each epoch"
@@ -383,7 +385,7 @@ def test_a_config_that_is_no_text_is_one_sentence_and_exit_code_2(tmp_path, monk
         (OSError(28, "No space left on device"), "cannot write outputs (see --out): "),
     ],
 )
-def test_an_error_while_reading_is_not_said_to_be_one_of_writing(
+def test_an_error_while_reading_is_not_reported_as_one_of_writing(
     error, sentence, tmp_path, monkeypatch, capsys
 ):
     if error.filename:

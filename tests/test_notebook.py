@@ -59,7 +59,7 @@ def test_each_figure_is_shown_once(cells):
 
 
 @pytest.mark.parametrize("name", [pytest.param("cells", marks=pytest.mark.ci), "mup_cells"])
-def test_nothing_complains(name, request):
+def test_notebooks_write_nothing_of_ours_to_stderr(name, request):
     cells = request.getfixturevalue(name)
     said = [output["text"] for cell in cells for output in cell.outputs if output.get("name") == "stderr"]
     # Libraries may say what they like, also from an environment that lies inside the repository.
@@ -80,7 +80,7 @@ def test_the_table_of_runs_and_the_samples_are_there(cells):
 
 
 @pytest.mark.ci
-def test_the_pages_and_tables_of_what_is_inside_are_there(cells):
+def test_the_notebook_shows_pages_and_tables_of_activations(cells):
     for code in ("attention_film(", "attention_html("):
         [page] = outputs(cells, code)
         assert page["data"]["text/html"].startswith("<iframe"), code

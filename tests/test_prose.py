@@ -45,7 +45,7 @@ def test_names_describe_the_thing(file):
     assert not {name for name in names if name.startswith(BANNED_PREFIXES)}
 
 
-def test_what_is_banned_is_found():
+def test_banned_names_and_beginnings_are_detected():
     tree = ast.parse('def pour():\n    """Whether it pours."""\nMOST_ROWS = 3')
     [function] = definitions(tree)
     assert function.name in BANNED_NAMES

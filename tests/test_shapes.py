@@ -108,7 +108,7 @@ def test_names_tell_shapes(fields, sizes):
     assert len(watch.seen) > 20
 
 
-def test_the_watch_sees_the_places_that_matter():
+def test_the_shape_watch_covers_attention_and_layers():
     with Watch() as watch:
         use_a_model(positions="rotary")
         use_a_model(layer_architecture=tuple(MIXERS), n_layers=3)
@@ -155,7 +155,7 @@ def heads_of_the_wrong_size(self, q_BHTD, k_BHSK, v_BHSK, ctx):
         (TransformerEncoderLayer, "_ff_block", hidden_of_the_wrong_width),
     ],
 )
-def test_a_planted_lie_is_seen(owner, method, lie, monkeypatch):
+def test_a_wrong_shape_suffix_is_detected(owner, method, lie, monkeypatch):
     monkeypatch.setattr(owner, method, lie)
     with Watch(FOLDER, __file__) as watch, torch.no_grad():
         LM(tiny_params(dim=24, n_heads=3, dim_ff=40), CharTokenizer(31))("hello")

@@ -67,7 +67,7 @@ def names(gpt2_tokenizer, tmp_path_factory):
         yield names | {"root": root, "kinds": context.layer_kinds}
 
 
-def test_all_of_it_runs(names):
+def test_the_tour_runs_and_returns_what_it_says(names):
     assert set(names["table"].positions) == {"none", "rotary"}
     assert torch.equal(names["a"], names["b"])
     assert torch.equal(names["a"], names["c"])

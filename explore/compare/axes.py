@@ -1,50 +1,52 @@
-"""The effect of each axis of a grid on the final loss, as figures."""
+"""Figures of the effect of each axis of a grid on the final loss."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from explore.compare.figures import ACCENT, MAX_CURVES, MAX_NAMED, OTHER, ReportPart, figure, final_range
+from explore.compare.figures import ACCENT, MAX_CURVES, MAX_LABELS, OTHER, ReportPart, figure, final_range
 from explore.compare.svg import Plot, widened
 from explore.compare.variants import SEED, is_number, value_as_label
 from explore.compare.verdicts import interval
 
-MAX_DOTS = 600
+MAX_DOTS = 600  # dots of a plot
 
 
 def axis_figures(part: ReportPart) -> str:
+    """Return a plot for each varied field except the seed, or "" if there is none."""
     plots = [tuned_plot(part, name) for name in part.varied if [name] == part.tuned]
     plots += [axis_plot(part, name) for name in part.varied if name != SEED and [name] != part.tuned]
     caption = (
-        "Final loss. Of the tuned field a line for each variant, mean over seeds. Of any other field a dot for each run, "
-        "and in color the lowest mean over seeds that was reached with a value. × is a run that failed, diverged, or lies above."
+        "Final loss. The tuned field has a line for each variant, the mean over seeds. Any other field has a dot for each "
+        "run, and in color the lowest mean over seeds that each value reached. × marks a run that failed, diverged, or lies "
+        "above the plot."
     )
     return figure(plots, caption) if plots else ""
 
 
 class Axis(NamedTuple):
-    """Where the values of a field stand on an x axis."""
+    """Positions of the values of a field on an x axis."""
 
-    at: dict[str, float]
+    at: dict[str, float]  # position by the value's label
     range: tuple[float, float]
-    ticks: dict[float, str] | None
+    ticks: dict[float, str] | None  # label by position; None: round numbers
     log: bool
-    in_order: bool  # a line from one value to the next means something
+    in_order: bool  # the values are numbers, so a line may connect them
 
 
-def axis_of(values: Sequence[Any]) -> Axis:
-    """Side by side; by size where they are many numbers."""
+def axis_of(values: Sequence[object]) -> Axis:
+    """Return the axis for these values: evenly spaced, or to scale if they are more than 12 numbers."""
     different = {value_as_label(value): value for value in values}
-    numbers = all(map(is_number, different.values()))
-    if numbers:
-        different = dict(sorted(different.items(), key=lambda item: item[1]))
-    if not numbers or len(different) <= 12:
-        at = {text: float(i) for i, text in enumerate(different)}
-        names = list(different)[:: max(1, math.ceil(len(different) / MAX_NAMED))]
-        return Axis(at, (-0.5, len(at) - 0.5), {at[text]: text for text in names}, False, numbers)
-    at = {text: float(value) for text, value in different.items()}
+    numbers = {text: value for text, value in different.items() if is_number(value)}
+    all_numbers = len(numbers) == len(different)
+    labels = sorted(numbers, key=numbers.__getitem__) if all_numbers else list(different)
+    if not all_numbers or len(labels) <= 12:
+        at = {text: float(i) for i, text in enumerate(labels)}
+        names = labels[:: max(1, math.ceil(len(labels) / MAX_LABELS))]
+        return Axis(at, (-0.5, len(at) - 0.5), {at[text]: text for text in names}, False, all_numbers)
+    at = {text: float(numbers[text]) for text in labels}
     low, high = min(at.values()), max(at.values())
     if low > 0 and high / low > 30:
         return Axis(at, (low / 1.2, high * 1.2), None, True, True)
@@ -52,7 +54,7 @@ def axis_of(values: Sequence[Any]) -> Axis:
 
 
 def tuned_plot(part: ReportPart, field: str) -> str:
-    """A line for each variant over the values of the tuned field."""
+    """Plot the mean final loss over the values of the tuned field, a line for each variant."""
     axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
     colors = part.colors
     means = [[mean_loss(losses) for losses in variant.losses_LS] for variant in part.variants]
@@ -69,7 +71,7 @@ def tuned_plot(part: ReportPart, field: str) -> str:
             for x, _, losses_S in points:
                 low, high = interval(losses_S[np.isfinite(losses_S)])
                 if math.isfinite(low):
-                    plot.up(x, low, high, color)
+                    plot.y_interval(x, low, high, color)
         xs, ys = [point[0] for point in points], [point[1] for point in points]
         plot.line(xs, ys, color, variant.name, kind="line" if i in colors else "thin")
         if i in colors:
@@ -79,13 +81,13 @@ def tuned_plot(part: ReportPart, field: str) -> str:
 
 
 def mean_loss(losses_S: np.ndarray) -> float:
-    """Infinite if one of them is; NaN where nothing ran."""
+    """Return the mean loss of the runs: infinity if one is infinite, NaN if there are none."""
     ran_S = losses_S[~np.isnan(losses_S)]
     return float(ran_S.mean()) if ran_S.size else math.nan
 
 
 def axis_plot(part: ReportPart, field: str) -> str:
-    """A dot for each run over the values of a field, and the best that was reached with each."""
+    """Plot the final loss over the values of a field: a dot for each run, and the lowest mean with each value."""
     axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
     dots: list[tuple[float, float]] = []
     best: dict[float, float] = {}

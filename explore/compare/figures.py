@@ -1,23 +1,23 @@
-"""The figures of a report: loss curves, differences from the baseline, loss against cost."""
+"""Figures of a report: loss curves, differences from the baseline, loss against cost."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import Any
 
 import numpy as np
 
 from explore.compare.curves import TRAINING, VALIDATION, Curve
 from explore.compare.svg import LETTER, Plot, short_label, widened
-from explore.compare.variants import SEED, RunRow, Variant, is_number, measured, varied_fields
+from explore.compare.variants import SEED, Variant, is_number, measured, varied_fields
+from explore.compare.verdicts import ComparisonRow
 
 COLORS = [f"var(--c{i})" for i in range(8)]
 OTHER, ACCENT = "var(--other)", "var(--accent)"
-MAX_PANELS = 60  # of a figure with one panel per variant
-MAX_CURVES = 1000  # of a plot
-MAX_NAMED = 40  # labels beside a plot: values of an axis, or variants
+MAX_PANELS = 60  # panels of a figure with one panel per variant
+MAX_CURVES = 1000  # curves of a plot
+MAX_LABELS = 40  # labels beside a plot: values of an axis, or variants
 Curves = dict[tuple[int, int], Curve]
 
 
@@ -27,7 +27,7 @@ class ReportPart:
 
     data: str
     variants: list[Variant]
-    rows: list[RunRow]  # of the comparison, one for each variant
+    rows: list[ComparisonRow]  # one for each variant
     curves: dict[str, Curves]
 
     @cached_property
@@ -41,25 +41,25 @@ class ReportPart:
 
     @cached_property
     def varied(self) -> list[str]:
-        """The fields in which runs differ."""
+        """Fields in which the runs differ."""
         return varied_fields([run for variant in self.variants for run in variant.runs.values()])
 
     @cached_property
     def fields(self) -> list[str]:
-        """The fields in which the variants differ: varied fields except seed and tuned fields."""
+        """Fields in which the variants differ: varied fields except seed and tuned fields."""
         return [name for name in self.varied if name not in (SEED, *self.tuned)]
 
     @cached_property
     def best(self) -> dict[tuple[int, int], int]:
-        """Indices of the variants by (index of the variant, index of its best setting)."""
+        """Index of each variant by (index of the variant, index of its best setting)."""
         return {(i, v.best): i for i, v in enumerate(self.variants) if v.best is not None}
 
     @cached_property
     def colors(self) -> dict[int, str]:
-        """Colors of the baseline and the best variants, by index, as many as there are colors; in a stable order."""
+        """Colors by index of the variant: of the baseline and of as many of the best variants as there are colors."""
         baseline = [i for i, row in enumerate(self.rows) if row["verdict"] == "baseline"]
-        chosen = [*baseline, *(i for i in self.order if i not in baseline)][: len(COLORS)]
-        return dict(zip(baseline + sorted(set(chosen) - set(baseline)), COLORS, strict=False))
+        colored = [*baseline, *(i for i in self.order if i not in baseline)][: len(COLORS)]
+        return dict(zip(baseline + sorted(set(colored) - set(baseline)), COLORS, strict=False))
 
 
 def figure(plots: Sequence[str], caption: str, legend: str = "") -> str:
@@ -81,7 +81,7 @@ def legend(names: dict[str, str]) -> str:
 
 def curve_figures(part: ReportPart) -> str:
     if not any(part.curves.values()):
-        return "<p>No statistics of these runs can be read.</p>"
+        return "<p>The statistics of these runs are missing or unreadable.</p>"
     colors = part.colors
     plots = [
         all_curves(part, part.curves[name], colors, label)
@@ -99,7 +99,7 @@ def curve_figures(part: ReportPart) -> str:
 
 
 def all_curves(part: ReportPart, curves: Curves, colors: dict[int, str], label: str) -> str:
-    """Plot all curves in gray, and those of the chosen variants' best settings in color with their intervals."""
+    """Plot all curves in gray. Curves of colored variants at their best setting are in color, with intervals."""
     plot = Plot((486, 330), x_range(curves), loss_range(part, curves), labels=("trained samples", label))
     best = part.best
     front = [key for key, i in best.items() if i in colors and key in curves]
@@ -112,7 +112,7 @@ def all_curves(part: ReportPart, curves: Curves, colors: dict[int, str], label: 
     return plot.svg(f"{label} over trained samples")
 
 
-def name_of(part: ReportPart, key: tuple[Any, Any]) -> str:
+def name_of(part: ReportPart, key: tuple[int, int]) -> str:
     variant = part.variants[key[0]]
     return f"{variant.name}, {variant.settings[key[1]]}"
 
@@ -122,9 +122,9 @@ def x_range(curves: Curves) -> tuple[float, float]:
 
 
 def loss_range(part: ReportPart, curves: Curves) -> tuple[float, float]:
-    """Return the y range: from the lowest loss to the median loss after a tenth of the training.
+    """Return the y range, from the lowest loss to the median loss after a tenth of the training.
 
-    The steep beginning is cut off, so that the final losses are distinguishable.
+    Cut off the steep beginning, so that the final losses are distinguishable.
     """
     ends = {key: curve.mean[np.isfinite(curve.mean)] for key, curve in curves.items()}
     means = [mean for mean in ends.values() if mean.size]
@@ -168,11 +168,12 @@ def sorted_settings(part: ReportPart) -> list[str]:
         for (text, _), run in v.runs.items()
         if part.tuned[0] in run
     }
-    return sorted(values, key=values.__getitem__) if all(map(is_number, values.values())) else list(values)
+    numbers = {text: value for text, value in values.items() if is_number(value)}
+    return sorted(numbers, key=numbers.__getitem__) if len(numbers) == len(values) else list(values)
 
 
 def shade(n: int, of: int) -> str:
-    """Return color `n` of `of`, from blue over green to orange."""
+    """Return color number `n` of `of`, from blue over green to orange."""
     return f"hsl({250 - 220 * n / max(1, of - 1):.0f} 62% 50%)"
 
 
@@ -180,7 +181,7 @@ def shade(n: int, of: int) -> str:
 
 
 def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[float, float]:
-    """Return the y range of final losses, without the highest 5 %."""
+    """Return the y range of final losses without the highest 5 %, but up to `at_least`."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     high = (
         max(float(np.percentile(finite, 95)), at_least if math.isfinite(at_least) else -math.inf)
@@ -190,39 +191,44 @@ def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[f
     return widened([min(finite), high], 0.08) if finite else (0.0, 1.0)
 
 
-def difference_figure(rows: Sequence[RunRow], order: Sequence[int]) -> str:
+def difference_figure(rows: Sequence[ComparisonRow], order: Sequence[int]) -> str:
     """Return a figure of each variant's difference from the baseline with its interval."""
-    told = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MAX_NAMED]
-    if not told:
+    tested = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MAX_LABELS]
+    if not tested:
         return ""
-    largest = max(abs(row["difference"]) for row in told)
+    largest = max(abs(row["difference"]) for row in tested)
     ends = [
-        min(2.5 * largest, max(-2.5 * largest, row[f"difference_{end}"]))
-        for row in told
-        for end in ("low", "high")
+        min(2.5 * largest, max(-2.5 * largest, end))
+        for row in tested
+        for end in (row["difference_low"], row["difference_high"])
     ]
-    longest = max(len(row["variant"]) for row in told)
+    longest = max(len(row["variant"]) for row in tested)
     left = min(400.0, 24 + LETTER * longest)
-    names = {float(-i): short_label(row["variant"], int((left - 14) / LETTER)) for i, row in enumerate(told)}
-    size = (min(980.0, left + 520), 60.0 + 22 * len(told))
+    names = {
+        float(-i): short_label(row["variant"], int((left - 14) / LETTER)) for i, row in enumerate(tested)
+    }
+    size = (min(980.0, left + 520), 60.0 + 22 * len(tested))
     label = ("difference in final loss from the baseline (lower is better)", "")
-    plot = Plot(size, widened([0.0, *ends]), (0.6 - len(told), 0.6), labels=label, left=left, y_ticks=names)
+    plot = Plot(size, widened([0.0, *ends]), (0.6 - len(tested), 0.6), labels=label, left=left, y_ticks=names)
     plot.rule(0)
-    for i, row in enumerate(told):
+    for i, row in enumerate(tested):
         color = {"better": "var(--better)", "worse": "var(--worse)"}.get(row["verdict"], "var(--quiet)")
-        plot.across(
+        plot.x_interval(
             -i, row["difference_low"], row["difference_high"], color, f"{row['variant']}: {row['verdict']}"
         )
         plot.dots([row["difference"]], [-i], color, 4)
     caption = (
-        "Difference of mean final losses over the seeds of both, and its 95 % interval (not corrected for the number of "
-        "comparisons; verdicts are)."
+        "Difference of mean final losses over the seeds of both, and its 95 % interval. The interval is not corrected for "
+        "the number of comparisons; the verdicts are."
     )
     return figure([plot.svg("differences from the baseline")], caption)
 
 
 def cost_figure(part: ReportPart) -> str:
-    """Return a figure of loss against FLOPs, else parameters, if variants differ in them by 5 %; else empty."""
+    """Return a figure of loss against FLOPs, or against parameters if the FLOPs are nearly equal.
+
+    Return "" if the variants differ by less than 5 % in both.
+    """
     for column, label in (("flops", "training FLOPs"), ("n_params", "parameters")):
         costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}
         costs = {i: cost for i, cost in costs.items() if cost > 0 and math.isfinite(part.rows[i]["mean"])}
@@ -235,7 +241,7 @@ def cost_figure(part: ReportPart) -> str:
         for i, cost in sorted(costs.items(), key=lambda item: item[0] in colors):
             row, color = part.rows[i], colors.get(i, OTHER)
             if math.isfinite(row["low"]):
-                plot.up(cost, row["low"], row["high"], color)
+                plot.y_interval(cost, row["low"], row["high"], color)
             plot.dots([cost], [row["mean"]], color, 3.5)
         return figure(
             [plot.svg(f"final loss against {label}")], f"Final loss against {label}; colors as above."
@@ -245,5 +251,5 @@ def cost_figure(part: ReportPart) -> str:
 
 def cost_of(variant: Variant, column: str) -> float:
     runs = [] if variant.best is None else variant.runs_of(variant.best)
-    values = [float(measured(run, column)) for run in runs if is_number(measured(run, column))]
+    values = [float(value) for run in runs if is_number(value := measured(run, column))]
     return float(np.mean(values)) if values else math.nan

@@ -1,10 +1,10 @@
-"""A report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
+"""Report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
 import math
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import pandas as pd
 
@@ -22,8 +22,8 @@ from explore.compare.variants import (
     varied_fields,
     with_plural,
 )
-from explore.compare.verdicts import compared
-from explore.html import Page, in_place
+from explore.compare.verdicts import CompareOptions, ComparisonRow, compare_variants, comparison_rows
+from explore.html import Page, fill_template
 from explore.load import row_of_folder
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.logs import printable
@@ -31,29 +31,29 @@ from train.saving.outcome import Outcome
 from train.saving.provenance import code_id, code_of_this_process
 from train.saving.run_folder import output_root, run_folders
 
-MAX_TERMINAL_ROWS = 40  # of a table on the terminal
-FIRST = ("timestamp", "status")  # first columns of results.csv; varied fields, numbers, other params follow
-Options = dict[str, Any]  # keyword arguments of compare()
+MAX_TERMINAL_ROWS = 40  # rows of a table on the terminal
+FIRST = (
+    "timestamp",
+    "status",
+)  # first columns of results.csv, before varied fields, numbers and other params
 
 
 class NoRuns(ValueError):
-    """Raised if there are no saved runs to report on."""
+    """Error if there are no complete runs to report on."""
 
 
 def results(name: str | None = None, out: str | None = None) -> pd.DataFrame:
     """Return a tidy table of the runs saved under saved-models/{name}/: one row per run, varied fields first.
 
-    `name` is the name of a config or of any folder there; the default is all runs.
+    `name` is a config or any folder in saved-models/; the default is all runs. `out` is the output root (`--out`).
     """
     return tidy(rows_of_folders(folders_of(name, output_root(out))))
 
 
 def folders_of(name: str | None, root: Path) -> set[Path]:
     """Return the run folders under saved-models/{name}/, complete or not."""
-    saved, wanted = root / "saved-models", Path(name or "").parts
-    return {
-        folder for folder in run_folders(root) if folder.relative_to(saved).parts[: len(wanted)] == wanted
-    }
+    saved, parts = root / "saved-models", Path(name or "").parts
+    return {folder for folder in run_folders(root) if folder.relative_to(saved).parts[: len(parts)] == parts}
 
 
 def rows_of_folders(folders: Iterable[Path]) -> list[RunRow]:
@@ -61,8 +61,8 @@ def rows_of_folders(folders: Iterable[Path]) -> list[RunRow]:
     return [row_of_folder(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
 
 
-def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return one table of all rows. Integers stay integers even if another row lacks params."""
+def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
+    """Return a table of all rows. Integers stay integers even if a row lacks params."""
     varied = varied_fields([row for row in rows if has_ended(row)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
     first, folder = map(measured_column, FIRST), measured_column("folder")
@@ -70,32 +70,38 @@ def tidy(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
         [*first, *varied, *(name for name in numbers if name != folder), *SECTION_OF, folder]
     )
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
-    whole = [name for name in table if name not in SECTION_OF or table[name].notna().all()]
-    table[whole] = table[whole].infer_objects()
+    inferred = [name for name in table if name not in SECTION_OF or table[name].notna().all()]
+    table[inferred] = table[inferred].infer_objects()
     return table
 
 
-def report(name: str, out: str | None = None, **options: Any) -> Page:
-    """Write results.csv and report.html about the runs saved under saved-models/{name}/ to reports/{name}/.
+def report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> Page:
+    """Compare the runs saved under saved-models/{name}/, and write results.csv and report.html to reports/{name}/.
 
-    Print a table and the verdicts. A notebook shows the returned page as a cell's value. `options` are keyword
-    arguments of compare(). Raise NoRuns, a ValueError, if no run is complete.
+    Print a table and the verdicts. A notebook shows the returned page as a cell's value. `out` is the output root
+    (`--out`). `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete.
     """
     root = output_root(out)
     table = results(name, out)
     status = table[measured_column("status")]
     if not (status == "complete").any():
         others = f"; {with_plural(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
-        raise NoRuns(f"there are no saved runs in {root / 'saved-models' / name}{others} (--save keeps runs)")
-    return written(table, name, root, options)
+        folder = root / "saved-models" / name
+        raise NoRuns(f"there are no saved runs in {folder}{others} (train with --save to keep runs)")
+    return write_report(table, name, root, options)
 
 
 def report_grid(
-    name: str, runs: Sequence[Params], outcomes: Sequence[Outcome], root: Path, **options: Any
+    name: str,
+    runs: Sequence[Params],
+    outcomes: Sequence[Outcome],
+    root: Path,
+    **options: Unpack[CompareOptions],
 ) -> Page:
-    """Write the report of a config whose grid has just run, given the params and outcomes of its runs.
+    """Write the report of a config whose grid has just run. `runs` and `outcomes` are those of the grid.
 
-    The report covers all saved runs of the config, including earlier calls, and runs that failed without a folder.
+    The report covers all saved runs of the config, those of earlier calls included, and runs of this grid that failed
+    without a folder. `options` are keyword arguments of compare().
     """
     saved = folders_of(name, root) | {one.folder for one in outcomes if one.folder is not None}
     rows, failed = rows_of_folders(saved), []
@@ -103,16 +109,16 @@ def report_grid(
         if outcome.folder is None and outcome.failed:
             failed.append(row_of_unsaved(params, outcome))
             rows = [row for row in rows if not is_remnant(row, params)]
-    return written(tidy(rows + failed), name, root, options)
+    return write_report(tidy(rows + failed), name, root, options)
 
 
 def is_remnant(row: RunRow, params: Params) -> bool:
-    """Return whether `row` is an incomplete folder of a run with these params."""
+    """Return True if `row` is an incomplete folder of a run with these params."""
     return measured(row, "status") != "complete" and params.flat().items() <= row.items()
 
 
 def rows_of_grid(runs: Sequence[Params], outcomes: Sequence[Outcome]) -> list[RunRow]:
-    """Return the rows of the runs in this call that have a result or failed; read saved runs from their folders."""
+    """Return the rows of this call's runs that have a result or failed. Read saved runs from their folders."""
     return [
         row_of_unsaved(params, outcome) if outcome.folder is None else row_of_folder(outcome.folder)
         for params, outcome in zip(runs, outcomes, strict=False)
@@ -121,15 +127,15 @@ def rows_of_grid(runs: Sequence[Params], outcomes: Sequence[Outcome]) -> list[Ru
 
 
 def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
-    """Return the row of a run in this call without a folder, which has a result or failed."""
+    """Return the row of a run of this call that has no folder, but a result or a failure."""
     status = outcome.stopped if outcome.failed else "complete"
     known = {"timestamp": "", "status": status, CODE: code_id(code_of_this_process().hashes)}
-    return row_of(outcome.as_row() | known, params)
+    return row_of({**outcome.as_row(), **known}, params)
 
 
-def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Page:
+def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOptions) -> Page:
     """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page."""
-    variants, comparison = compared(table, **options)
+    variants, comparison = compare_variants(table, **options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")
@@ -143,21 +149,23 @@ def written(table: pd.DataFrame, name: str, root: Path, options: Options) -> Pag
 
 
 def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], comparison: pd.DataFrame) -> str:
-    """Return the HTML of the page."""
-    found = [{str(key): value for key, value in row.items()} for row in comparison.to_dict("records")]
+    """Return the HTML of the report."""
+    rows = comparison_rows(comparison)
     parts = []
     for data in dict.fromkeys(variant.data for variant in variants):
         chosen = [i for i, variant in enumerate(variants) if variant.data == data]
         own = [variants[i] for i in chosen]
-        parts.append(ReportPart(data, own, [found[i] for i in chosen], read_curves(own)))
+        parts.append(ReportPart(data, own, [rows[i] for i in chosen], read_curves(own)))
     values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
-    return in_place("report.html", ["report.js"], sections(values, parts, table, comparison.attrs))
+    notes, left_out = comparison.attrs["notes"], comparison.attrs["left_out"]
+    values["condition"] = comparison.attrs["at"]
+    return fill_template("report.html", ["report.js"], sections(values, parts, table, notes, left_out))
 
 
 def sentences(comparison: pd.DataFrame) -> list[str]:
-    """Return the verdicts, one line each, then notes on best settings at an edge and on runs left out."""
-    lines = []
-    for row in comparison.to_dict("records"):
+    """Return the verdicts, one line each. Notes on best settings at an edge and on runs left out follow."""
+    lines, rows = [], comparison_rows(comparison)
+    for row in rows:
         if row["verdict"] != "baseline":
             where = f" ({row['data']})" if row["data"] else ""
             lines.append(f"{row['variant']}{where}: {row['verdict']}{difference_as_text(row)}")
@@ -165,17 +173,18 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
     if hidden > 0:
         lines = [*lines[:MAX_TERMINAL_ROWS], f"... and {hidden} more"]
     if not lines and len(comparison):
-        lines.append("nothing to compare: runs differ in nothing but their seeds and what is tuned")
-    at_edge = [row for row in comparison.to_dict("records") if row["edge"]]
+        lines.append("nothing to compare: the runs differ only in seeds and tuned fields")
+    at_edge = [row for row in rows if row["edge"]]
     if at_edge:
         first = f"{at_edge[0]['best']} is the {at_edge[0]['edge']} tried with {at_edge[0]['variant']}"
-        more = f", and so with {len(at_edge) - 1} more" if len(at_edge) > 1 else ""
-        lines.append(f"the best may lie beyond: {first}{more}")
+        n_more = len(at_edge) - 1
+        more = f"; also at an edge: {with_plural(n_more, 'more variant')}" if n_more else ""
+        lines.append(f"the best may lie beyond the values tried: {first}{more}")
     return lines + comparison.attrs["left_out"]
 
 
-def difference_as_text(row: dict[Any, Any]) -> str:
-    """Return the loss difference with interval and p-value as text; empty if unknown."""
+def difference_as_text(row: ComparisonRow) -> str:
+    """Return the loss difference with its interval and p-value as text, or "" if it is unknown."""
     if math.isnan(row["difference_low"]):
         return ""
     p = "" if math.isnan(row["p"]) else f", p {row['p']:.2g}"
@@ -184,14 +193,13 @@ def difference_as_text(row: dict[Any, Any]) -> str:
 
 
 def markdown_table(comparison: pd.DataFrame) -> list[str]:
-    """Return the comparison as the lines of a markdown table, the lowest loss first."""
+    """Return the lines of a markdown table of the comparison, the lowest loss first."""
     header = ["variant", "best", "seeds", "loss", "95 % interval", "against the baseline"]
     if (comparison["data"] != "").any():
         header.insert(0, "data")
     rows = []
-    for row in (
-        comparison.sort_values(["data", "mean"], kind="stable").head(MAX_TERMINAL_ROWS).to_dict("records")
-    ):
+    ranked = comparison.sort_values(["data", "mean"], kind="stable").head(MAX_TERMINAL_ROWS)
+    for row in comparison_rows(ranked):
         inside = "-" if math.isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
         cells = [
             row["variant"],

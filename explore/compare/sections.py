@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,10 +25,12 @@ from explore.compare.variants import (
 )
 from train.grid.params import SECTION_OF
 
-MAX_PAGE_ROWS = 500  # of the table of all runs
-MAX_VARIANTS = 200  # of the tables of variants
-MAX_SAMPLES = 12
-COSTS = {  # columns of the cost table: title, name in a run's summary, and format
+MAX_PAGE_ROWS = 500  # rows of the table of all runs
+MAX_VARIANTS = 200  # rows of the tables of variants
+MAX_SAMPLES = 12  # samples shown without a click
+COSTS: dict[
+    str, tuple[str, Callable[[float], str]]
+] = {  # columns of the cost table by title: measured value and format
     "parameters": ("n_params", lambda value: f"{value:,.0f}"),
     "training FLOPs": ("flops", lambda value: quantity(value)),
     "tokens": ("trained_tokens", lambda value: quantity(value)),
@@ -41,23 +42,24 @@ COSTS = {  # columns of the cost table: title, name in a run's summary, and form
 
 
 def sections(
-    values: dict[str, str], parts: Sequence[ReportPart], table: pd.DataFrame, about: dict[str, Any]
+    values: dict[str, str],
+    parts: Sequence[ReportPart],
+    table: pd.DataFrame,
+    notes: Sequence[str],
+    left_out: Sequence[str],
 ) -> dict[str, str]:
-    """Return the HTML for each placeholder of page/report.html."""
+    """Return the HTML for each placeholder of page/report.html. `values` are texts for further placeholders."""
     rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     done = [row for row in rows if has_ended(row)]
     varied = varied_fields(done)
     bodies = "".join(part_of(part) for part in parts)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary_section(done, rows),
-        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in about["notes"]),
+        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes),
         "varied": varied_list(done, varied),
         "parts": bodies,
-        "problems": problem_lists(
-            done, varied, [v for part in parts for v in part.variants], about["left_out"]
-        ),
+        "problems": problem_lists(done, varied, [v for part in parts for v in part.variants], left_out),
         "runs": runs_table(done, varied),
-        "condition": escape(about["at"]),
     }
 
 
@@ -76,15 +78,15 @@ def summary_section(done: Sequence[RunRow], rows: Sequence[RunRow]) -> str:
 
 
 def varied_list(done: Sequence[RunRow], varied: Sequence[str]) -> str:
-    """Return a list of the varied fields with their values, and of the fields that all runs share."""
+    """Return lists of the varied fields with their values, and of the fields that all runs share."""
     items = []
     for name in varied:
         values = Counter(value_as_label(row.get(name)) for row in done)
-        several = [
+        labels = [
             value if len(set(values.values())) == 1 else f"{value} ({n})" for value, n in values.items()
         ]
-        hidden = len(several) - 30
-        text = ", ".join(several[:30]) + (f" and {hidden} more" if hidden > 0 else "")
+        hidden = len(labels) - 30
+        text = ", ".join(labels[:30]) + (f" and {hidden} more" if hidden > 0 else "")
         items.append(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>")
     varying = f"<dl>{''.join(items)}</dl>" if items else "<p>Nothing: all runs have the same params.</p>"
     differing = differing_fields(done)
@@ -110,15 +112,15 @@ def section(title: str, body: str) -> str:
 
 
 def verdicts(part: ReportPart) -> str:
-    """Return a sentence with the numbers of better, worse and indistinguishable variants."""
+    """Return a sentence that counts the better, worse and indistinguishable variants."""
     counts = Counter(kind_of(row["verdict"]) for row in part.rows)
-    told = [f"<b class={kind}>{counts[kind]} {kind}</b>" for kind in ("better", "worse") if counts[kind]]
+    phrases = [f"<b class={kind}>{counts[kind]} {kind}</b>" for kind in ("better", "worse") if counts[kind]]
     if counts["unclear"]:
-        told.append(f"<b class=unclear>{counts['unclear']} not to be told apart</b>")
+        phrases.append(f"<b class=unclear>{counts['unclear']} indistinguishable</b>")
     baseline = next((row["variant"] for row in part.rows if row["verdict"] == "baseline"), None)
-    if not told or baseline is None:
-        return "<p>There is nothing to compare with.</p>"
-    return f"<p>Against the baseline <q>{escape(baseline)}</q>: {', '.join(told)}.</p>"
+    if not phrases or baseline is None:
+        return "<p>There is nothing to compare.</p>"
+    return f"<p>Against the baseline <q>{escape(baseline)}</q>: {', '.join(phrases)}.</p>"
 
 
 def kind_of(verdict: str) -> str:
@@ -179,8 +181,8 @@ def mean_over_runs(runs: Iterable[RunRow], name: str) -> float:
 
 
 def numbers_of(runs: Iterable[RunRow], name: str) -> list[float]:
-    """Return the measured values `name` of the runs that have one; a failed or killed run may lack it."""
-    return [float(measured(run, name)) for run in runs if is_number(measured(run, name))]
+    """Return the measured values `name` of all runs that have one. A failed or killed run may lack it."""
+    return [float(value) for run in runs if is_number(value := measured(run, name))]
 
 
 def samples(part: ReportPart) -> str:
@@ -189,9 +191,9 @@ def samples(part: ReportPart) -> str:
     for i in part.order:
         variant = part.variants[i]
         runs = [] if variant.best is None else variant.runs_of(variant.best)
-        said = next((text for run in runs if isinstance(text := measured(run, "sample"), str) and text), None)
-        if said is not None:
-            items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(said)}</pre>")
+        texts = [text for run in runs if isinstance(text := measured(run, "sample"), str) and text]
+        if texts:
+            items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(texts[0])}</pre>")
     if len(items) <= MAX_SAMPLES:
         return "".join(items)
     rest = "".join(items[MAX_SAMPLES:])
@@ -205,7 +207,7 @@ def problem_lists(
     done: Sequence[RunRow], varied: Sequence[str], variants: Sequence[Variant], left_out: Sequence[str]
 ) -> str:
     """Return lists of runs that failed or diverged, of models that leak, and of runs left out."""
-    lines = [f"{describe_run(row, varied)}: {why(row)}" for row in done if ended_badly(row)]
+    lines = [f"{describe_run(row, varied)}: {describe_ending(row)}" for row in done if ended_badly(row)]
     leaks = [
         f"{describe_run(row, varied)}: {measured(row, 'leak')}"
         for row in done
@@ -213,14 +215,14 @@ def problem_lists(
     ]
     parts = [
         html_list("Failed or diverged", lines),
-        html_list("Leaks: predictions that see what they must not", leaks),
+        html_list("Leaks: predictions that depend on what they must not see", leaks),
         html_list("Left out", list(left_out)),
     ]
-    return "".join(parts) or "<p>None: every run ended well, and no model sees what it predicts.</p>"
+    return "".join(parts) or "<p>None: no run failed, diverged or leaks.</p>"
 
 
-def why(row: RunRow) -> str:
-    """Return how a run ended."""
+def describe_ending(row: RunRow) -> str:
+    """Return in words how a run ended."""
     return str(measured(row, "stopped") if measured(row, "status") == "complete" else measured(row, "status"))
 
 
@@ -243,7 +245,7 @@ def runs_table(done: Sequence[RunRow], varied: Sequence[str]) -> str:
     ranked = sorted(done, key=lambda row: loss if is_number(loss := measured(row, "val_loss")) else math.inf)
     lines = []
     for row in ranked[:MAX_PAGE_ROWS]:
-        ended = why(row) + (", best weights" if measured(row, "weights") == "best" else "")
+        ended = describe_ending(row) + (", best weights" if measured(row, "weights") == "best" else "")
         cells = [
             *(text_cell(value_as_label(row.get(name))) for name in varied),
             number_cell(measured(row, "val_loss"), "{:.4f}".format),
@@ -271,11 +273,11 @@ def html_table(header: Sequence[str], lines: Sequence[str]) -> str:
 
 
 def text_cell(text: str) -> str:
-    """Return a cell of text; the page sorts numeric texts as numbers."""
+    """Return a table cell of text. The page sorts numeric texts as numbers."""
     return f"<td>{escape(text)}</td>"
 
 
-def number_cell(value: Any, form: Callable[[Any], str]) -> str:
+def number_cell(value: object, form: Callable[[float], str]) -> str:
     if not is_number(value):
         return "<td class=n>–</td>"
     return f'<td class=n data-v="{value:.9g}">{escape(form(value))}</td>'

@@ -1,4 +1,7 @@
-"""Small plots as SVG: round ticks, lines with bands, dots, intervals. Colors are the page's; all text is escaped."""
+"""Small plots as SVG: ticks at round numbers, lines with bands, dots, intervals. All text is escaped.
+
+Colors are CSS values, such as the variables of the page.
+"""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +11,13 @@ from html import escape
 import numpy as np
 
 Values = Sequence[float] | np.ndarray
-LETTER = 7.2  # pixels that a letter of a label takes, rather more than less
+LETTER = 7.2  # width in pixels of a letter of a label, rather too large than too small
 MARGIN = {"left": 56.0, "right": 12.0, "top": 10.0, "bottom": 40.0}
 
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to pixels."""
+    """Map from values to pixels: `low` to `start` and `high` to `end`."""
 
     low: float
     high: float
@@ -23,14 +26,15 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
-        share = (self.of(value) - self.of(self.low)) / (self.of(self.high) - self.of(self.low))
+        low, high = self.transform(self.low), self.transform(self.high)
+        share = (self.transform(value) - low) / (high - low)
         return self.start + share * (self.end - self.start)
 
-    def of(self, value: float) -> float:
+    def transform(self, value: float) -> float:
         return math.log10(value) if self.log else value
 
     def ticks(self, n: int) -> list[float]:
-        """Round values inside, about `n` of them."""
+        """Return about `n` round values inside the range."""
         if not self.log:
             return round_values(self.low, self.high, n)
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -43,6 +47,7 @@ class Scale:
 
 
 def round_values(low: float, high: float, n: int) -> list[float]:
+    """Return up to `n` + 1 evenly spaced values whose step is 1, 2 or 5 times a power of ten."""
     step = 10.0 ** math.floor(math.log10((high - low) / n))
     step *= next(factor for factor in (1, 2, 5, 10, 20) if (high - low) / (step * factor) <= n)
     first = math.ceil(low / step - 1e-9)
@@ -50,7 +55,7 @@ def round_values(low: float, high: float, n: int) -> list[float]:
 
 
 def widened(values: Sequence[float], share: float = 0.05) -> tuple[float, float]:
-    """The range of the finite ones, and a little more at both ends."""
+    """Return the range of the finite values, with a margin of `share` of it at both ends."""
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     low, high = min(finite), max(finite)
     margin = (high - low) * share or abs(high) * 0.05 or 1.0
@@ -58,7 +63,7 @@ def widened(values: Sequence[float], share: float = 0.05) -> tuple[float, float]
 
 
 def tick_label(value: float) -> str:
-    """A tick's label: 0.003, 12.5, 20k, 3M, 1e-05."""
+    """Return the label of a tick, such as 0.003, 12.5, 20k, 3M or 1e-05."""
     size, sign = abs(value), "−" if value < 0 else ""
     for unit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if unit <= size < 1e18 and (unit > 1e3 or size >= 1e4):
@@ -67,7 +72,7 @@ def tick_label(value: float) -> str:
 
 
 class Plot:
-    """A frame with axes, to be drawn into. Coordinates are values; what lies outside the frame is cut off."""
+    """A frame with axes. Methods add marks to it, at coordinates that are values; the frame clips them."""
 
     def __init__(
         self,
@@ -95,20 +100,20 @@ class Plot:
 
     def points(self, xs: Values, ys: Values) -> str:
         pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
-        # Far outside is outside too, and numbers stay short.
+        # The clip of y keeps the numbers in the SVG short.
         return " ".join(f"{self.x(x):.1f},{min(9999.0, max(-9999.0, self.y(y))):.1f}" for x, y in pairs)
 
     def line(self, xs: Values, ys: Values, color: str, title: str = "", kind: str = "line") -> None:
-        told = f"<title>{escape(title)}</title>" if title else ""
+        tooltip = f"<title>{escape(title)}</title>" if title else ""
         points = self.points(xs, ys)
         if " " in points:
             self.marks.append(
-                f'<polyline class="{kind}" style="color:{color}" points="{points}">{told}</polyline>'
+                f'<polyline class="{kind}" style="color:{color}" points="{points}">{tooltip}</polyline>'
             )
         elif points:
             x, y = points.split(",")
             self.marks.append(
-                f'<circle class="dot" style="color:{color}" cx="{x}" cy="{y}" r="2.5">{told}</circle>'
+                f'<circle class="dot" style="color:{color}" cx="{x}" cy="{y}" r="2.5">{tooltip}</circle>'
             )
 
     def band(self, xs: Values, lows: Values, highs: Values, color: str) -> None:
@@ -122,7 +127,7 @@ class Plot:
         self.marks.append(f'<g class="{kind}" style="color:{color}">{shapes}</g>')
 
     def crosses(self, xs: Values, color: str, title: str) -> None:
-        """At the upper edge: what has no place in the plot."""
+        """Mark values at the upper edge, for points that lie above the plot."""
         y = MARGIN["top"] + 5
         strokes = "".join(f"M{self.x(x) - 3:.1f},{y - 3}l6,6m0,-6l-6,6" for x in xs)
         if strokes:
@@ -130,16 +135,16 @@ class Plot:
                 f'<path class="line" style="color:{color}" d="{strokes}"><title>{escape(title)}</title></path>'
             )
 
-    def across(self, y: float, low: float, high: float, color: str, title: str) -> None:
-        """An interval on the x axis."""
+    def x_interval(self, y: float, low: float, high: float, color: str, title: str) -> None:
+        """Draw an interval of x at height y."""
         at = self.y(y)
         self.marks.append(
             f'<g style="color:{color}"><title>{escape(title)}</title><line class="line" x1="{self.x(low):.1f}" '
             f'x2="{self.x(high):.1f}" y1="{at:.1f}" y2="{at:.1f}"/></g>'
         )
 
-    def up(self, x: float, low: float, high: float, color: str) -> None:
-        """An interval on the y axis."""
+    def y_interval(self, x: float, low: float, high: float, color: str) -> None:
+        """Draw an interval of y at x."""
         at = self.x(x)
         self.marks.append(
             f'<line class="line" style="color:{color}" x1="{at:.1f}" x2="{at:.1f}" y1="{self.y(low):.1f}" '
@@ -152,10 +157,10 @@ class Plot:
         )
 
     def svg(self, about: str) -> str:
-        """All of it; `about` is read to those who do not see it."""
+        """Return the SVG. `about` is the description for screen readers."""
         top, left, right, bottom = MARGIN["top"], self.left, self.right, self.bottom
         x, y, width, height = left - 4, top - 4, right - left + 8, bottom - top + 8
-        # An inner svg cuts off what lies outside it, and needs no name that is unique on the page.
+        # An inner svg clips the marks. A clipPath would need an id that is unique on the page.
         frame = f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{x} {y} {width} {height}">'
         return (
             f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" height="{self.height:g}" '
@@ -185,7 +190,7 @@ class Plot:
         return "".join(parts)
 
     def labels_below(self) -> list[str]:
-        """The labels of the x axis, cut to the room that each has."""
+        """Return the labels of the x axis, each shortened to the available width."""
         room = (self.right - self.left) / max(1, len(self.x_ticks))
         parts = []
         for value, label in self.x_ticks.items():
@@ -197,5 +202,5 @@ class Plot:
         return parts
 
 
-def short_label(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
+def short_label(text: str, max_chars: int) -> str:
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"

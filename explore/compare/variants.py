@@ -1,14 +1,14 @@
-"""Variants: runs that differ only in seed and tuned fields, grouped from a table for compare.py.
+"""Group the runs of a table into variants: runs that differ only in seed and tuned fields.
 
-Shape suffixes:  L tuned setting (a learning rate, say)  S seed
+Shape suffixes:  L setting of the tuned fields, such as a learning rate  S seed
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import SupportsFloat, SupportsInt, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -23,36 +23,47 @@ SEED = "random_seed"
 DATA = "DataParams"  # the section whose fields separate incomparable losses
 METRICS = ("val_loss", "bits_per_byte")
 CODE = "code"  # the measured value that identifies the code that trained a run
-RunRow = dict[str, Any]  # a run: its params by field, and its measured values by `column`
+RunRow = dict[str, object]  # a run: its params by field, and its measured values by `measured_column`
 
 
-def row_of(known: dict[str, Any], params: Params | None = None) -> RunRow:
-    """Return the row of a run: its `known` values (final numbers, status, folder ...) by `column`, and its params."""
-    return {measured_column(name): value for name, value in known.items()} | (
+def row_of(values: Mapping[str, object], params: Params | None = None) -> RunRow:
+    """Return the row of a run: its measured values (final numbers, status, folder ...) and its params."""
+    return {measured_column(name): value for name, value in values.items()} | (
         {} if params is None else params.flat()
     )
 
 
-def measured(row: RunRow, name: str, default: Any = None) -> Any:
-    """Return the measured value `name` of a run, such as its final loss or status, else `default`."""
+def measured(row: RunRow, name: str, default: object = None) -> object:
+    """Return the measured value `name` of a run, such as its final loss or status. Return `default` if it has none."""
     return row.get(measured_column(name), default)
+
+
+def float_in(row: RunRow, column: str) -> float:
+    """Return the number in `column` of `row`, or NaN if there is none."""
+    value = row.get(column)
+    return float(value) if isinstance(value, SupportsFloat) else math.nan
+
+
+def seed_of(row: RunRow) -> int:
+    seed = row.get(SEED)
+    return int(seed) if isinstance(seed, SupportsInt) else TrainParams.random_seed
 
 
 @dataclass(frozen=True)
 class Variant:
     """Runs that differ only in seed and tuned fields, with their final losses [L, S].
 
-    A loss is NaN where no run exists, and infinite where the run failed or diverged.
+    A loss is NaN if there is no such run, and infinite if the run failed or diverged.
     """
 
     data: str  # fields of DataParams that vary
     name: str  # all other fields that vary, except seed and tuned fields
-    tuned: str  # the fields that are tuned for each variant
-    settings: list[str]  # the values of the tuned fields
+    tuned: str  # fields that are tuned for each variant
+    settings: list[str]  # values of the tuned fields
     seeds: list[int]
     losses_LS: np.ndarray
     runs: dict[tuple[str, int], RunRow]  # by setting and seed
-    only_best: bool  # losses are those of the best weights, and those of the last weights are unknown
+    only_best: bool  # True: losses are those of the best weights, and those of the last weights are unknown
 
     @cached_property
     def complete_S(self) -> np.ndarray:
@@ -61,22 +72,23 @@ class Variant:
 
     @cached_property
     def best(self) -> int | None:
-        """The index of the setting with the lowest mean loss; None if every setting has a failed or diverged run."""
-        whole = self.complete_S
-        losses_LS = self.losses_LS[:, whole] if whole.any() else self.losses_LS
+        """Index of the setting with the lowest mean loss. None if every setting has a failed or diverged run."""
+        losses_LS = self.losses_LS[:, self.complete_S] if self.complete_S.any() else self.losses_LS
         return best_setting(losses_LS)
 
     @property
     def edge(self) -> str:
-        """The text "smallest" or "largest" if the best setting is that number among those tried, else empty."""
-        values: list[Any] = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
-        if self.best is None or len(values) < 2 or not all(map(is_number, values)):
+        """Text "smallest" or "largest" if the best setting is that number among those tried, else ""."""
+        values = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
+        numbers = [value for value in values if is_number(value)]
+        if self.best is None or len(values) < 2 or len(numbers) < len(values):
             return ""
-        best = values[self.best]
-        return "smallest" if best == min(values) else "largest" if best == max(values) else ""
+        best = numbers[self.best]
+        return "smallest" if best == min(numbers) else "largest" if best == max(numbers) else ""
 
     @property
     def leak(self) -> str | None:
+        """Description of the first leak that a run recorded, or None."""
         return next(
             (leak for run in self.runs.values() if isinstance(leak := measured(run, "leak"), str)), None
         )
@@ -88,7 +100,7 @@ class Variant:
 
 
 def best_setting(losses_LS: np.ndarray) -> int | None:
-    """Return the index of the setting with the lowest mean of `losses_LS`, or None if no mean is finite.
+    """Return the index of the setting with the lowest mean loss, or None if no mean is finite.
 
     A failed or diverged run makes the mean of its setting infinite.
     """
@@ -105,12 +117,13 @@ def gather(
 ) -> tuple[list[Variant], list[str]]:
     """Group a table of runs into variants, in order of their first runs.
 
-    Return also a sentence about each kind of run that is left out. Raise ValueError for an unknown field or metric.
+    Return the variants, and a sentence about each kind of run that is left out. Raise ValueError for an unknown field
+    or metric.
     """
     for name in set(tuned) - SECTION_OF.keys():
-        raise ValueError(f"tuned={name!r} is no field of params; {field_hint(name, SECTION_OF)}")
+        raise ValueError(f"tuned={name!r} is not a field; {field_hint(name, SECTION_OF)}")
     if metric not in METRICS:
-        raise ValueError(f"metric={metric!r} is no loss that runs end with; {did_you_mean(metric, METRICS)}")
+        raise ValueError(f"metric={metric!r} is not a final loss of runs; {did_you_mean(metric, METRICS)}")
     rows, left_out = usable(table)
     varied = varied_fields(rows)
     data = [name for name in varied if SECTION_OF.get(name) == DATA]
@@ -129,7 +142,7 @@ def gather(
 
 
 def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
-    """Return a list with one sentence if different versions of the code trained the ended runs, else an empty list."""
+    """Return a note, in a list, if different versions of the code trained the runs. Else return an empty list."""
     rows = (
         [row for row in table.to_dict("records") if has_ended(row)] if measured_column(CODE) in table else []
     )
@@ -146,7 +159,7 @@ def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
 
 
 def usable(table: pd.DataFrame) -> tuple[list[RunRow], list[str]]:
-    """Return the runs that ended, well or badly, and a sentence for each reason to leave others out."""
+    """Return the runs that have ended, and a sentence for each reason why other runs are left out."""
     rows: list[RunRow] = []
     reasons: list[str] = []
     names = list(table)
@@ -154,7 +167,7 @@ def usable(table: pd.DataFrame) -> tuple[list[RunRow], list[str]]:
     for values in zip(*columns, strict=True):
         row = dict(zip(names, values, strict=True))
         if not has_ended(row):
-            reasons.append(measured(row, "status"))
+            reasons.append(str(measured(row, "status")))
         elif ending_of(measured(row, "stopped")) is Ending.INTERRUPTED:
             reasons.append("interrupted before its end")
         else:
@@ -163,7 +176,7 @@ def usable(table: pd.DataFrame) -> tuple[list[RunRow], list[str]]:
 
 
 def has_ended(row: RunRow) -> bool:
-    """Return whether a run is over: it has a result, or it failed."""
+    """Return True if a run has a result or failed."""
     return measured(row, "status", "complete") == "complete" or ended_badly(row)
 
 
@@ -173,17 +186,18 @@ def differing_fields(rows: Sequence[RunRow]) -> list[str]:
     return [name for name in fields if any_differ([row.get(name) for row in rows])]
 
 
-def any_differ(values: list[Any]) -> bool:
-    """Return whether any two values of a field have different texts. Equal values of one type take a fast path."""
+def any_differ(values: list[object]) -> bool:
+    """Return True if any two values of a field have different labels."""
+    # Fast path: converting long values to text takes time.
     if len(set(map(type, values))) == 1 and values.count(values[0]) == len(values):
         return False
     return len(set(map(value_as_label, values))) > 1
 
 
 def varied_fields(rows: Sequence[RunRow]) -> list[str]:
-    """Return the columns in which runs differ: fields, and the code version.
+    """Return the columns in which runs differ: fields, and the version of the code.
 
-    For a grid with named variants, the name replaces all fields that follow from it.
+    If the grid names its variants, the column of the name replaces all fields that it determines.
     """
     fields, variants, code = differing_fields(rows), measured_column(VARIANT), measured_column(CODE)
     by_code = [code] if any_differ([row.get(code) for row in rows]) else []
@@ -192,31 +206,33 @@ def varied_fields(rows: Sequence[RunRow]) -> list[str]:
         return fields + by_code
 
     def follows(name: str) -> bool:
-        chosen = {(row.get(variants), value_as_label(row.get(name))) for row in rows}
-        return SECTION_OF[name] != DATA and name != SEED and len(chosen) == len(names)
+        pairs = {(row.get(variants), value_as_label(row.get(name))) for row in rows}
+        return SECTION_OF[name] != DATA and name != SEED and len(pairs) == len(names)
 
     return [variants, *(name for name in fields if not follows(name)), *by_code]
 
 
 def fields_as_label(row: RunRow, fields: Sequence[str]) -> str:
-    """Return "field=value, ..." of a run; a named variant shows its name only."""
+    """Return "field=value, ..." of a run. Of a named variant, return only the name."""
     parts = [(name, value_as_label(row.get(name))) for name in fields]
     return ", ".join(
         value if name == measured_column(VARIANT) else f"{name}={value}" for name, value in parts
     )
 
 
-def value_as_label(value: Any) -> str:
-    """Return a field's value as text: 8.0 as "8" and NaN as "None", since a table with missing cells converts them."""
+def value_as_label(value: object) -> str:
+    """Return a field's value as text, 8.0 as "8" and NaN as "None".
+
+    A table with missing cells converts integers to floats and None to NaN.
+    """
     if isinstance(value, float):
         return "None" if math.isnan(value) else f"{value:.10g}"
     return str(value)
 
 
 def variant(data: str, name: str, rows: list[RunRow], tuned: Sequence[str], metric: str) -> Variant:
-    """Return the variant of these runs."""
-    # If two runs have equal params, the later one counts: it may repeat a failed one.
-    runs = {(fields_as_label(row, tuned), int(row.get(SEED, TrainParams.random_seed))): row for row in rows}
+    """Return the variant of these runs. If two runs have equal params, the later one counts."""
+    runs = {(fields_as_label(row, tuned), seed_of(row)): row for row in rows}
     settings, seeds = list(dict.fromkeys(key[0] for key in runs)), sorted({key[1] for key in runs})
     losses_LS = np.full((len(settings), len(seeds)), math.nan)
     for (setting, seed), row in runs.items():
@@ -226,7 +242,10 @@ def variant(data: str, name: str, rows: list[RunRow], tuned: Sequence[str], metr
 
 
 def final_loss(row: RunRow, metric: str) -> float:
-    """Return the loss of the last weights, or of the best ones if unknown; infinite if the run failed or diverged."""
+    """Return the loss of the last weights, or that of the best weights if it is unknown.
+
+    Return infinity if the run failed or diverged.
+    """
     loss = measured(row, metric)
     if measured(row, "weights") == "best" and not is_best_so_far(row, metric):
         loss = measured(row, "final_loss")
@@ -236,19 +255,19 @@ def final_loss(row: RunRow, metric: str) -> float:
 
 
 def is_best_so_far(row: RunRow, metric: str) -> bool:
-    """Return whether only the loss of the best weights is known, as in runs with `patience` and no `final_loss`."""
+    """Return True if only the loss of the best weights is known: the run has `patience` and no `final_loss`."""
     last = measured(row, "final_loss") if metric == "val_loss" else None
     return measured(row, "weights") == "best" and not is_number(last)
 
 
 def ended_badly(row: RunRow) -> bool:
-    """Return whether a run failed or diverged."""
+    """Return True if a run failed or diverged."""
     endings = {ending_of(measured(row, name)) for name in ("stopped", "status")}
     return not endings.isdisjoint({Ending.FAILED, Ending.DIVERGED})
 
 
-def is_number(value: object) -> bool:
-    """Return whether `value` is a finite int or float, not a bool."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Return True if `value` is a finite int or float, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

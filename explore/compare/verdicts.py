@@ -1,11 +1,12 @@
-"""Comparison of variants: each at its own best learning rate, with paired t tests over seeds and a verdict in words.
+"""Comparison of variants, each at its own best learning rate: paired t tests over seeds, and a verdict in words.
 
-Shape suffixes:  L tuned setting (a learning rate, say)  S seed
+Shape suffixes:  L setting of the tuned fields, such as a learning rate  S seed
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict, cast
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,11 @@ from statsmodels.stats.power import TTestPower
 from common.text import did_you_mean
 from explore.compare.variants import (
     CODE,
+    RunRow,
     Variant,
     best_setting,
     code_notes,
+    float_in,
     gather,
     is_number,
     measured,
@@ -26,35 +29,47 @@ from explore.compare.variants import (
 )
 from train.grid.params import SECTION_OF, measured_column
 
-ALPHA = 0.05  # significance level: the largest share of equal variants that are called different
-POWER = 0.8  # power of the number of seeds that a verdict recommends
-MAX_UNKNOWN = 0.001  # share of unknown bytes above which bits per byte measure the tokenizer, not the model
-MAX_SEEDS = 100  # a verdict recommends at most so many seeds
-EQUAL = 0.05  # conditions with a relative difference up to this count as equal
-CONDITIONS = {"steps": "steps", "params": "n_params", "flops": "flops"}  # and their columns
+ALPHA = 0.05  # significance level: the maximum share of equal variants that are called different
+POWER = 0.8  # statistical power of the number of seeds that a verdict recommends
+MAX_UNKNOWN = 0.001  # with more unknown bytes, bits per byte measure the tokenizer instead of the model
+MAX_SEEDS = 100  # maximum number of seeds that a verdict recommends
+EQUAL = 0.05  # conditions count as equal up to this relative difference
+CONDITIONS = {"steps": "steps", "params": "n_params", "flops": "flops"}  # condition -> measured value
 TOKENIZER = [name for name in SECTION_OF if name.startswith("tokenizer_")]
-# A setting counts as near-optimal with the weight min(1, factor * p), where p is from `in_the_running`. The winner's
-# factor is larger, so that doubtful cases count against it. tests/explore/compare/test_promise.py tests the error rates.
+# A setting counts as near-optimal with the weight min(1, factor * p), where p is from `near_optimal_p_values`. The
+# winner's factor is larger, so that doubtful settings count against it. tests/explore/compare/test_promise.py tests the
+# error rates.
 WINNERS, LOSERS = 3, 2
 
 
-COMPARISON_COLUMNS = {  # of the table that compare() returns
-    "data": "fields of DataParams that vary",
-    "variant": "the other fields that vary, without seed and tuned fields",
-    "best": "its tuned fields: the setting of lowest mean loss",
-    "edge": "whether that is the smallest or largest number tried",
-    "n_settings": "how many of them were tried",
-    "n_seeds": "seeds that ran with all of them",
-    "n_bad": "runs that failed or diverged",
-    "mean": "final loss at that setting, over seeds",
-    "low": "its 95 % interval",
-    "high": "",
-    "difference": "mean loss less the baseline's, over the seeds of both",
-    "difference_low": "its 95 % interval",
-    "difference_high": "",
-    "p": "corrected",
-    "verdict": "",
-}
+class ComparisonRow(TypedDict):
+    """A row of the table that compare() returns. Losses are those of the metric."""
+
+    data: str  # fields of DataParams that vary
+    variant: str  # the other fields that vary, without seed and tuned fields
+    best: str  # the tuned fields at the setting of lowest mean loss; empty if there is none
+    edge: str  # "smallest" or "largest" if the best setting is that number among those tried, else empty
+    n_settings: int  # settings tried
+    n_seeds: int  # seeds that ran with every setting
+    n_bad: int  # runs that failed or diverged
+    mean: float  # final loss at the best setting, mean over seeds
+    low: float  # 95 % interval of the mean
+    high: float
+    difference: float  # mean loss minus the baseline's, over the seeds of both
+    difference_low: float  # 95 % interval of the difference
+    difference_high: float
+    p: float  # p-value, corrected
+    verdict: str
+
+
+class CompareOptions(TypedDict, total=False):
+    """The keyword arguments of compare()."""
+
+    baseline: str | None
+    at: str
+    tuned: str | Sequence[str]
+    metric: str
+    same_code: bool
 
 
 @dataclass
@@ -63,13 +78,13 @@ class Match:
 
     variant: Variant
     baseline: Variant | None
-    reason: str = ""  # why the test gives no verdict, if known before
-    difference: float = math.nan  # of mean losses; below 0 the variant's is lower
+    reason: str = ""  # the reason why no test is possible
+    difference: float = math.nan  # mean loss minus the baseline's
     interval: tuple[float, float] = (math.nan, math.nan)
     effect: float = math.nan  # effect size: mean difference / standard deviation over seeds
     n_seeds: int = 0
     p: float = math.nan  # p-value, corrected for the choice of settings
-    factor: float = 1.0  # of the correction for the choice of settings
+    factor: float = 1.0  # factor of that correction
     corrected: float = math.nan  # p, also corrected for the number of comparisons
 
 
@@ -85,21 +100,23 @@ def compare(
     """Compare variants with a baseline. Return a row for each variant: best learning rate, mean loss, verdict.
 
     `table` is a table from runs(). A variant is a set of runs that differ only in `random_seed` and the `tuned` fields.
-    `baseline` names one; the default is the first. Each variant is taken at its best setting: that of the lowest mean
+    `baseline` is the name of a variant; the default is the first one. `metric` is "val_loss" (nats per token) or
+    "bits_per_byte". Each variant is compared at its best setting of the tuned fields. That setting has the lowest mean
     final loss over the seeds that ran with all settings.
 
-    The verdicts "better" and "worse" rest on a paired t test over common seeds, if `at` ("steps", "params" or
-    "flops") is equal. The p-value is corrected for the choice of settings and for the number of comparisons. Any
-    other verdict is "cannot tell", with a reason or the number of seeds that would probably suffice. Variants on
+    The verdicts "better" and "worse" rest on a paired t test over common seeds. They need equal conditions: `at` is
+    "steps", "params" or "flops". The p-value is corrected for the choice of settings and for the number of comparisons.
+    The other verdict is "cannot tell", with a reason or the number of seeds that would probably suffice. Variants on
     different data are not compared. Runs trained by different code (column `code`) are different variants, unless
     `same_code` is True.
 
-    Raise ValueError for an unknown `at`, `tuned` field, `metric` or `baseline`.
+    The columns are the fields of ComparisonRow. Raise ValueError for an unknown `at`, `tuned` field, `metric` or
+    `baseline`.
     """
-    return compared(table, baseline, at=at, tuned=tuned, metric=metric, same_code=same_code)[1]
+    return compare_variants(table, baseline, at=at, tuned=tuned, metric=metric, same_code=same_code)[1]
 
 
-def compared(
+def compare_variants(
     table: pd.DataFrame,
     baseline: str | None = None,
     *,
@@ -108,9 +125,9 @@ def compared(
     metric: str = "val_loss",
     same_code: bool = False,
 ) -> tuple[list[Variant], pd.DataFrame]:
-    """Return the variants and the table of `compare`, one variant for each row."""
+    """Return the variants and the table of `compare`, which has a row for each of them."""
     if at not in CONDITIONS:
-        raise ValueError(f"at={at!r} is no condition; {did_you_mean(at, CONDITIONS)}")
+        raise ValueError(f"at={at!r} is not a condition; {did_you_mean(at, CONDITIONS)}")
     tuned = [tuned] if isinstance(tuned, str) else list(tuned)
     notes = code_notes(table, same_code)
     if same_code:
@@ -121,19 +138,24 @@ def compared(
         raise ValueError(f"there is no variant {baseline!r}; {did_you_mean(baseline, names)}")
     matches = [match(variant, baseline_of(variant, variants, baseline), at, metric) for variant in variants]
     n_tests = correct(matches)
-    result = pd.DataFrame([row(match, n_tests) for match in matches], columns=list(COMPARISON_COLUMNS))
+    result = pd.DataFrame(
+        [comparison_row(match, n_tests) for match in matches], columns=list(ComparisonRow.__annotations__)
+    )
     result.attrs |= {"left_out": left_out, "notes": notes, "at": at}
     return variants, result
 
 
 def baseline_of(variant: Variant, variants: Sequence[Variant], name: str | None) -> Variant | None:
-    """Return the variant `name` on the same data, or the first one if `name` is None. Return None if there is none."""
+    """Return the baseline of `variant`: on the same data, the variant `name`, or the first one if `name` is None.
+
+    Return None if that variant did not run on this data.
+    """
     same_data = [other for other in variants if other.data == variant.data]
     return next((other for other in same_data if name in (None, other.name)), None)
 
 
 def match(variant: Variant, baseline: Variant | None, at: str, metric: str) -> Match:
-    """Compare one variant with its baseline, or note the reason why a comparison is impossible."""
+    """Compare one variant with its baseline, or store the reason why they cannot be compared."""
     result = Match(variant, baseline)
     if baseline is None or variant is baseline:
         result.reason = "the baseline did not run on this data" if baseline is None else ""
@@ -149,14 +171,16 @@ def match(variant: Variant, baseline: Variant | None, at: str, metric: str) -> M
         whose = "its" if best is None else "the baseline's"
         result.reason = f"{whose} runs failed or diverged, with every {variant.tuned} at some seed"
         return result
-    result.reason = unequal(variant.runs_of(best, seeds), baseline.runs_of(other, seeds), CONDITIONS[at])
+    result.reason = condition_difference(
+        variant.runs_of(best, seeds), baseline.runs_of(other, seeds), CONDITIONS[at]
+    )
     difference_S = variant_LS[best] - baseline_LS[other]
-    test(result, difference_S, in_the_running(variant_LS), in_the_running(baseline_LS))
+    paired_t_test(result, difference_S, near_optimal_p_values(variant_LS), near_optimal_p_values(baseline_LS))
     return result
 
 
 def complete_seeds(variant: Variant) -> list[int]:
-    return [seed for seed, whole in zip(variant.seeds, variant.complete_S, strict=True) if whole]
+    return [seed for seed, complete in zip(variant.seeds, variant.complete_S, strict=True) if complete]
 
 
 def at_seeds(variant: Variant, seeds: Sequence[int]) -> np.ndarray:
@@ -164,22 +188,22 @@ def at_seeds(variant: Variant, seeds: Sequence[int]) -> np.ndarray:
 
 
 def why_not_comparable(variant: Variant, baseline: Variant, seeds: list[int], metric: str) -> str:
-    """Return the reason why two variants cannot be compared, else an empty string."""
+    """Return the reason why two variants cannot be compared, or an empty string."""
     tried, tried_there = len(variant.settings), len(baseline.settings)
     if tried != tried_there:
         return f"{with_plural(tried, 'value')} of {variant.tuned} tried, {tried_there} of the baseline"
     if variant.only_best or baseline.only_best:
-        return "losses are those of the best weights seen (patience), and the last ones are not known"
+        return "with patience, only the loss of the best weights is known, not that of the last weights"
     if baseline.leak is not None:
         return f"leak of the baseline: {baseline.leak}"
     one, other = (next(iter(v.runs.values())) for v in (variant, baseline))
     if metric == "val_loss" and any(str(one.get(name)) != str(other.get(name)) for name in TOKENIZER):
-        return "losses of different tokenizers; metric='bits_per_byte' compares them"
+        return "the tokenizers differ, so losses per token do not compare; use metric='bits_per_byte'"
     if (
         metric == "bits_per_byte"
         and (share := max(unknown_bytes(variant), unknown_bytes(baseline))) > MAX_UNKNOWN
     ):
-        return f"{share:.2%} of the text's bytes are in unknown tokens; at most {MAX_UNKNOWN:.1%} may be"
+        return f"{share:.2%} of the text's bytes are in unknown tokens; at most {MAX_UNKNOWN:.1%} are allowed"
     if len(seeds) < 2:
         return f"{'only one seed' if seeds else 'no seed'} ran with every {variant.tuned} of both"
     return ""
@@ -191,10 +215,11 @@ def unknown_bytes(variant: Variant) -> float:
     return max((float(share) for share in shares if is_number(share)), default=0.0)
 
 
-def unequal(runs: Sequence[dict], others: Sequence[dict], name: str) -> str:
-    """Return how runs and the baseline's runs differ in the condition `name`; empty if they are equal."""
+def condition_difference(runs: Sequence[RunRow], others: Sequence[RunRow], name: str) -> str:
+    """Return in words how runs and the baseline's runs differ in the condition `name`. Return "" if they are equal."""
     here, there = (
-        np.mean([float(measured(run, name) or math.nan) for run in group]) for group in (runs, others)
+        np.mean([float_in(run, measured_column(name)) or math.nan for run in group])
+        for group in (runs, others)
     )
     if math.isnan(here + there):
         return f"{name} is unknown: some runs were saved before it was recorded"
@@ -203,17 +228,17 @@ def unequal(runs: Sequence[dict], others: Sequence[dict], name: str) -> str:
     return ""
 
 
-def in_the_running(losses_LS: np.ndarray) -> np.ndarray:
-    """Return, for each setting, the p-value [L] of a one-sided paired t test that it is as good as the best one.
+def near_optimal_p_values(losses_LS: np.ndarray) -> np.ndarray:
+    """Return the p-value [L] of a one-sided paired t test that each setting is as good as the best one.
 
-    The best setting itself has 0.5, a setting with a failed or missing run 0.
+    The best setting itself has 0.5. A setting with a failed or missing run has 0.
     """
     best = best_setting(losses_LS)
     assert best is not None
     p_L = np.zeros(len(losses_LS))
     fine_L = np.isfinite(losses_LS).all(axis=1)
     excess_L, errors_L = mean_and_error(losses_LS[fine_L] - losses_LS[best])
-    # 0 / 0 is the best setting itself. Another with the same positive excess at every seed gets p = 0.
+    # 0 / 0 is the best setting itself. A setting with the same positive excess at every seed gets p = 0.
     t_L = np.divide(excess_L, errors_L, out=np.where(excess_L > 0, math.inf, 0.0), where=errors_L > 0)
     p_L[fine_L] = stats.t.sf(t_L, losses_LS.shape[1] - 1)
     return p_L
@@ -234,11 +259,13 @@ def interval(values_S: np.ndarray) -> tuple[float, float]:
     return float(mean - margin), float(mean + margin)
 
 
-def test(result: Match, difference_S: np.ndarray, variant_p_L: np.ndarray, baseline_p_L: np.ndarray) -> None:
+def paired_t_test(
+    result: Match, difference_S: np.ndarray, variant_p_L: np.ndarray, baseline_p_L: np.ndarray
+) -> None:
     """Store in `result` a paired t test of the differences [S], corrected for the choice of settings.
 
-    The minimum of several means is biased low, and more so with more near-optimal settings. Therefore p is multiplied
-    by the ratio of the winner's number of near-optimal settings to the loser's, if it exceeds 1.
+    The minimum of several means is biased low. The bias grows with the number of near-optimal settings. Therefore p is
+    multiplied by the ratio of the winner's number of near-optimal settings to the loser's, if that ratio exceeds 1.
 
     Choosing each seed's setting by the other seeds would avoid the bias but make the choices dependent. With three
     equal settings, the t test then finds a difference in 17 % of cases instead of 5 %.
@@ -287,13 +314,16 @@ def verdict(match: Match, n_tests: int) -> str:
 
 
 def more_seeds(match: Match, level: float) -> int | None:
-    """Return how many more seeds would show the observed difference with POWER at `level`; None if over MAX_SEEDS."""
+    """Return how many more seeds would show the observed difference with POWER at significance `level`.
+
+    Return None if even MAX_SEEDS seeds would not.
+    """
     n = np.arange(2, MAX_SEEDS + 1)
     enough = TTestPower().power(abs(match.effect), n, level) >= POWER
     return max(1, int(n[enough.argmax()]) - match.n_seeds) if enough.any() else None
 
 
-def row(match: Match, n_tests: int) -> dict[str, object]:
+def comparison_row(match: Match, n_tests: int) -> ComparisonRow:
     """Return the row of a variant in the table of `compare`."""
     variant = match.variant
     losses_S = np.array([])
@@ -319,3 +349,8 @@ def row(match: Match, n_tests: int) -> dict[str, object]:
         "p": match.corrected,
         "verdict": verdict(match, n_tests),
     }
+
+
+def comparison_rows(comparison: pd.DataFrame) -> list[ComparisonRow]:
+    """Return the rows of the table of `compare`."""
+    return cast(list[ComparisonRow], comparison.to_dict("records"))

@@ -2,7 +2,7 @@
 
 All functions run the model in evaluation mode.
 
-Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  V vocabulary  P part of the stream
+Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  V vocabulary  P part of the residual stream
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +23,7 @@ from model.transformer.attention import Attention
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 Samples = Sequence[str] | Sequence[Sequence[int]] | DataLoader  # the input types of LM.perplexities
-OF_THE_STREAM = ("embed", "resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
+STREAM_ACTIVATIONS = ("embed", "resid_pre", "head_out", "attn_out", "mlp_out", "resid_post")
 
 
 @contextmanager
@@ -36,8 +36,8 @@ def eval_no_grad(lm: LM) -> Iterator[None]:
 def logit_lens(lm: LM, sample: Input) -> Tensor:
     """Return logits [B, n_layers, T, V] read from the residual stream after each layer (nostalgebraist 2020).
 
-    For each layer, a forward pass replaces the stream after the last layer by that layer's stream. The model's own
-    final norm and unembedding thus compute the logits, and those of the last layer equal the model's logits.
+    Each layer's stream is patched in place of the last layer's, so the model's own final norm and unembedding compute
+    the logits. The logits of the last layer equal the model's. The call takes n_layers + 1 forward passes.
     """
     ids_BT = ids_of(sample, lm.tokenizer, lm.device)
     end = f"layers.{lm.decoder.passes()[-1][0]}.resid_post"
@@ -56,41 +56,45 @@ def direct_logit_attribution(
 ) -> pd.Series:
     """Return the contribution of each part to the logit of `token` at one position of one sequence.
 
-    The contributions sum to the logit. `token` is an id; None takes the most likely one. Parts are "embed",
-    "layers.0.head_out.3" for each head, "layers.0.attn_bias" (attention beyond its heads), "layers.0.mlp_out", and
-    "final_norm" (the bias of the final norm). A layer without these parts is one part, "layers.0": the change it
-    makes to the stream. Norms are linearized: their scale is that of the full stream (Elhage et al. 2021). The
-    difference of two attributions explains the difference of two logits.
+    The contributions sum to the logit. `token` is an id; None takes the most likely one. The parts are "embed",
+    "layers.0.head_out.3" for each head, "layers.0.attn_bias" (attention less its heads: biases), "layers.0.mlp_out", and
+    "final_norm" (the bias of the final norm). A layer that records no such parts is one part, "layers.0": its change
+    of the residual stream. Norms are linearized with the scale of the full stream (Elhage et al. 2021). To explain the
+    difference of two logits, subtract their attributions.
 
     Raise ValueError for a batch, for a model whose logits are not a sum of parts, and for an unknown token or position.
     """
     if lm.model_params.norm_position == "post":
         raise ValueError(
-            "norm_position='post' rescales the whole stream after every addition: the logits are no sum of what was added"
+            "norm_position='post' rescales the residual stream after every addition, so the logits are not a sum of "
+            "parts; attribution supports norm_position='pre', 'sandwich' and 'none'"
         )
     if lm.model_params.readout_transform:
-        raise ValueError("readout_transform=True: the logits are no sum of what was added to the stream")
+        raise ValueError(
+            "readout_transform=True is not linear, so the logits are not a sum of parts; attribution needs False"
+        )
     ids_BT = ids_of(sample, lm.tokenizer, lm.device)
     B, T = ids_BT.shape
     if B != 1 or not -T <= position < T:
         raise ValueError(
-            f"position={position} of an input of {B} x {T} tokens: one sequence is taken, and a place in it"
+            f"position={position}: the input has shape {[B, T]}; give one sequence and a position from {-T} to {T - 1}"
         )
     with eval_no_grad(lm):
-        names = [name for name in lm.activation_names() if name.endswith(OF_THE_STREAM)]
+        names = [name for name in lm.activation_names() if name.endswith(STREAM_ACTIVATIONS)]
         with lm.record(*names) as seen:
             logits_V = lm(ids_BT)[0, position]
         parts = parts_of_stream(lm, seen, position)
-        read_PV = read_out(lm, torch.stack(list(parts.values())))
-    check_sum(read_PV, logits_V)
+        contributions_PV = logit_contributions(lm, torch.stack(list(parts.values())))
+    check_sum(contributions_PV, logits_V)
     token = int(logits_V.argmax()) if token is None else token
     if token not in range(lm.n_tokens):
-        raise ValueError(f"token={token!r}: there are ids from 0 to {lm.n_tokens - 1}")
-    return pd.Series(read_PV[:, token].tolist(), [*parts, "final_norm"], name=lm.tokenizer.tokens([token])[0])
+        raise ValueError(f"token={token!r}: token ids go from 0 to {lm.n_tokens - 1}")
+    name = lm.tokenizer.tokens([token])[0]
+    return pd.Series(contributions_PV[:, token].tolist(), [*parts, "final_norm"], name=name)
 
 
 def parts_of_stream(lm: LM, seen: Recording, position: int) -> dict[str, Tensor]:
-    """Return every addition to the stream at a position, [D] each; their sum is the stream after the last layer."""
+    """Return the parts of the residual stream at a position, [D] each. Their sum is the stream after the last layer."""
     parts = {"embed": seen["embed"][0, position]}
     for i, layer in lm.decoder.passes():
         prefix = f"layers.{i}."
@@ -101,7 +105,7 @@ def parts_of_stream(lm: LM, seen: Recording, position: int) -> dict[str, Tensor]
         attn_D = x["attn_out"][position]
         if "head_out" in x:
             heads_HD = x["head_out"][:, position]
-            added_HD = held_inside(layer, heads_HD)(heads_HD)
+            added_HD = heads_to_stream(layer, heads_HD)(heads_HD)
             parts |= {f"{prefix}head_out.{h}": head_D for h, head_D in enumerate(added_HD)}
             parts[f"{prefix}attn_bias"] = attn_D - added_HD.sum(dim=0)
         else:
@@ -111,8 +115,11 @@ def parts_of_stream(lm: LM, seen: Recording, position: int) -> dict[str, Tensor]
     return parts
 
 
-def held_inside(layer: nn.Module, heads_HD: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the linear map from heads to stream: the inner norm of norm_position='sandwich' and CompleteP's factor."""
+def heads_to_stream(layer: nn.Module, heads_HD: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the linear map from the outputs of heads to the residual stream.
+
+    It consists of the inner norm of norm_position="sandwich" and the residual factor of muP and CompleteP.
+    """
     if not (isinstance(layer, TransformerEncoderLayer) and isinstance(layer.mixer, Attention)):
         return nn.Identity()
     bias_D = layer.mixer.out.bias
@@ -131,32 +138,30 @@ def freeze_norm_scale(norm: nn.Module, x_D: Tensor) -> Callable[[Tensor], Tensor
     if isinstance(norm, nn.RMSNorm):
         scale_D = norm.weight / (x_D.square().mean() + (norm.eps or torch.finfo(x_D.dtype).eps)).sqrt()
         return lambda part_D: part_D * scale_D
-    raise ValueError(
-        f"attribution holds the scale of layernorm or rmsnorm, and knows none of {type(norm).__name__}"
-    )
+    raise ValueError(f"attribution can linearize layernorm and rmsnorm, not {type(norm).__name__}")
 
 
-def read_out(lm: LM, parts_PD: Tensor) -> Tensor:
-    """Return the contributions to the logits [P + 1, V]: of each part of the stream, and last of the biases."""
+def logit_contributions(lm: LM, parts_PD: Tensor) -> Tensor:
+    """Return the contribution of each part to the logits, and that of the biases last: [P + 1, V]."""
     stream_D = parts_PD.sum(dim=0)
     scaled_PD = freeze_norm_scale(lm.decoder.norm, stream_D)(parts_PD)
     bias_D = lm.decoder.norm(stream_D) - scaled_PD.sum(dim=0)
-    bias_V = lm.unembed(torch.zeros_like(stream_D))  # an edit may have given it one
+    bias_V = lm.unembed(torch.zeros_like(stream_D))  # 0, unless an edit gave the unembedding a bias
     return torch.cat([lm.unembed(scaled_PD) - bias_V, lm.unembed(bias_D)[None]])
 
 
-def check_sum(read_PV: Tensor, logits_V: Tensor) -> None:
-    """Raise ValueError unless the parts sum to the logits, within sqrt(eps) of the dtype."""
+def check_sum(contributions_PV: Tensor, logits_V: Tensor) -> None:
+    """Raise ValueError unless the contributions sum to the logits, within sqrt(eps) of the dtype."""
     tolerance = torch.finfo(logits_V.dtype).eps ** 0.5
-    if (read_PV.sum(dim=0) - logits_V).abs().max() > tolerance * logits_V.abs().max():
+    if (contributions_PV.sum(dim=0) - logits_V).abs().max() > tolerance * logits_V.abs().max():
         raise ValueError(
-            "the parts do not add up to the logits: a layer or the readout does more than to add and to map, or "
+            "the parts do not add up to the logits: a layer or the unembedding is not linear in the parts, or "
             f"{logits_V.dtype} is too coarse"
         )
 
 
 class ActivationPlace(NamedTuple):
-    """An activation to patch: of a layer, or of one of its heads."""
+    """An activation to patch, of a layer or of one of its heads."""
 
     name: str
     head: int | None
@@ -167,13 +172,13 @@ class ActivationPlace(NamedTuple):
 
 
 def activation_places(seen: Recording) -> list[ActivationPlace]:
-    """Return every recorded activation, or each head of it if it has a head dimension."""
+    """Return every recorded activation, split into heads if it has a head dimension."""
     heads = {name: range(x.shape[1]) if x.dim() == 4 else [None] for name, x in seen.items()}
     return [ActivationPlace(name, head) for name in seen for head in heads[name]]
 
 
 def index_of(found: Sequence[ActivationPlace]) -> pd.Index:
-    """Return the index of a table with a row for each place: layer, or (layer, head)."""
+    """Return the index of a table with a row for each place: the layer, or (layer, head)."""
     if all(place.head is None for place in found):
         return pd.Index([place.layer for place in found], name="layer")
     return pd.MultiIndex.from_tuples([(place.layer, place.head) for place in found], names=["layer", "head"])
@@ -188,14 +193,14 @@ def activation_patching(
 ) -> pd.DataFrame:
     """Patch clean activations into the corrupted run, one place at a time, and tabulate `metric` (Vig et al. 2020).
 
-    `metric` maps logits [B, T, V] to a number. The table has a row for each layer and a column for each position. If
-    the activation has heads ("z", "head_out", "pattern" ...), it has a row for each head. Every cell takes a forward
-    pass. Raise ValueError if the two inputs differ in shape.
+    `metric` maps logits [B, T, V] to a number. `name` is the activation to patch. The table has a row for each layer
+    and a column for each position. For an activation with heads ("z", "head_out", "pattern" ...), it has a row for each
+    (layer, head). Every cell takes a forward pass. Raise ValueError if the two inputs differ in shape.
     """
     clean_BT, corrupted_BT = (ids_of(x, lm.tokenizer, lm.device) for x in (clean, corrupted))
     if clean_BT.shape != corrupted_BT.shape:
         raise ValueError(
-            f"clean and corrupted input differ in shape: {tuple(clean_BT.shape)} and {tuple(corrupted_BT.shape)}"
+            f"clean and corrupted input differ in shape: {tuple(clean_BT.shape)} and {tuple(corrupted_BT.shape)} ids"
         )
 
     def patched(place: ActivationPlace, position: int) -> float:
@@ -212,11 +217,11 @@ def activation_patching(
 
 
 def ablate(lm: LM, samples: Samples, name: str = "z", by: Literal["zero", "mean"] = "zero") -> pd.Series:
-    """Return the rise of the mean loss, in nats per token, when each head or layer in turn is ablated.
+    """Return how much the mean loss rises, in nats per token, if one head or layer is ablated, for each in turn.
 
-    `name` is the activation to replace: "z" for heads, or "attn_out" or "mlp_out" of a layer. `by` is the replacement:
-    "zero", or the activation's "mean" over all scored positions. `samples` are of any type that lm.perplexities takes.
-    The Series has an entry for each layer, or each (layer, head).
+    `name` is the activation to replace: "z" for heads, or "attn_out" or "mlp_out" for layers. `by` is the replacement:
+    "zero", or the activation's "mean" over all scored positions. `samples` may have any type that lm.perplexities
+    takes. The Series has an entry for each layer, or each (layer, head). Raise ValueError for another `by`.
     """
     if by not in ("zero", "mean"):
         raise ValueError(f"by={by!r} must be 'zero' or 'mean'")
@@ -225,13 +230,13 @@ def ablate(lm: LM, samples: Samples, name: str = "z", by: Literal["zero", "mean"
         return lm.perplexities(samples, before_exp=True).mean
 
     with lm.record(f"layers.*.{name}") as seen:
-        whole = loss()
+        full_loss = loss()
     found = activation_places(seen)
-    instead = mean_activations(lm, samples, f"layers.*.{name}") if by == "mean" else dict.fromkeys(seen, 0.0)
+    values = mean_activations(lm, samples, f"layers.*.{name}") if by == "mean" else dict.fromkeys(seen, 0.0)
     rises = []
     for place in found:
-        with lm.patch({place.name: at(instead[place.name], heads=place.head)}):
-            rises.append(loss() - whole)
+        with lm.patch({place.name: at(values[place.name], heads=place.head)}):
+            rises.append(loss() - full_loss)
     return pd.Series(rises, index_of(found), name=f"{by} {name}")
 
 
@@ -251,5 +256,5 @@ def mean_activations(lm: LM, samples: Samples, pattern: str) -> dict[str, Tensor
 
 
 def batches_of(lm: LM, samples: Samples) -> Iterator[dict]:
-    """Return an iterator over the batches of a DataLoader, or of strings or lists of ids."""
+    """Return an iterator over the batches of a DataLoader, or over batches of texts or lists of ids."""
     return iter(samples) if isinstance(samples, DataLoader) else lm.batches_of(samples)

@@ -1,4 +1,4 @@
-"""The attention patterns of one sequence by layer, and its tokens as readable text.
+"""Attention patterns of one sequence by layer, and its tokens as readable text.
 
 Shape suffixes:  B batch  H head  T position  S position attended to
 """
@@ -18,14 +18,14 @@ from model.lm import LM
 class Patterns(NamedTuple):
     """The attention patterns of one model on one sequence."""
 
-    tokens: list[str]  # each on one line, invisible characters escaped
+    tokens: list[str]  # readable: invisible characters are escaped
     of_layer: dict[int, np.ndarray]  # [H, T, S] of each layer with patterns, by layer number
-    n_layers: int  # in the stack, including those without patterns
-    causal: bool = True  # True: a weight on a later token is an error
+    n_layers: int  # all layers of the stack, with or without patterns
+    causal: bool = True  # if True, a weight on a later token is an error
 
     @property
     def heads(self) -> dict[int, int]:
-        """The number of heads by layer number."""
+        """Number of heads by layer number."""
         return {layer: len(pattern_HTS) for layer, pattern_HTS in self.of_layer.items()}
 
 
@@ -34,7 +34,7 @@ def attention_patterns(lm: LM, sample: Input) -> Patterns:
     """Return the patterns of all heads for one sequence. Raise ValueError for a batch, or if no layer has patterns."""
     ids_BT = ids_of(sample, lm.tokenizer, lm.device)
     if len(ids_BT) != 1:
-        raise ValueError(f"attention is shown of one sequence, not of a batch of {len(ids_BT)}")
+        raise ValueError(f"attention patterns need one sequence, but the input is a batch of {len(ids_BT)}")
     if not any(name.endswith(".pattern") for name in lm.activation_names()):
         kind, n = lm.model_params.layer_architecture, lm.model_params.n_layers
         raise ValueError(f"no layer has attention patterns: layer_architecture={kind!r}, n_layers={n!r}")
@@ -44,7 +44,7 @@ def attention_patterns(lm: LM, sample: Input) -> Patterns:
     for name, pattern_BHTS in seen.items():
         if pattern_BHTS.dim() != 4 or pattern_BHTS.shape[2:] != (ids_BT.shape[1],) * 2:
             raise ValueError(
-                f"{name} has the shape {tuple(pattern_BHTS.shape)}, no square of {ids_BT.shape[1]} tokens for each head"
+                f"{name} has shape {tuple(pattern_BHTS.shape)}, expected (1, n_heads, {ids_BT.shape[1]}, {ids_BT.shape[1]})"
             )
         of_layer[int(name.split(".")[1])] = pattern_BHTS[0].float().cpu().numpy()
     tokens = [visible(token) for token in lm.tokenizer.tokens(ids_BT[0].tolist())]
@@ -52,13 +52,16 @@ def attention_patterns(lm: LM, sample: Input) -> Patterns:
 
 
 def film_of(checkpoints: Iterable[tuple[int, LM]], sample: Input) -> Iterator[tuple[int, Patterns]]:
-    """Yield (step, patterns) for each checkpoint. Raise ValueError if there is none, or if their models differ."""
+    """Yield (step, patterns) for each checkpoint.
+
+    Raise ValueError if there are no checkpoints, or if their models differ in tokens, layers or heads.
+    """
     first = None
     for step, lm in checkpoints:
         patterns = attention_patterns(lm, sample)
         first = first or patterns
         if patterns.heads != first.heads or patterns.tokens != first.tokens:
-            raise ValueError(f"step {step} has other tokens, layers or heads than the steps before it")
+            raise ValueError(f"step {step} has other tokens, layers or heads than the first step")
         yield step, patterns
     if first is None:
         raise ValueError("there are no checkpoints to show")
@@ -68,7 +71,7 @@ def visible(token: str) -> str:
     """Return `token` with a dot for each space, and escapes for invisible and combining characters."""
     shown = "".join(shown_character(character) for character in token)
     alone = unicodedata.category(shown[0]).startswith("M") if shown else False
-    return f"◌{shown}" if alone else shown  # an accent needs something to stand on
+    return f"◌{shown}" if alone else shown  # a combining character needs a base character
 
 
 def shown_character(character: str) -> str:

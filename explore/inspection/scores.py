@@ -15,16 +15,16 @@ from explore.inspection.analysis import Samples, batches_of, eval_no_grad
 from model.lm import LM
 from model.perplexity import NO_LOSS
 
-DEFAULT_LENGTH = 50  # default maximum length of the random sequence that is repeated
+DEFAULT_LENGTH = 50  # default number of different tokens in the repeated sequence
 
 
 def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: int = 0) -> pd.DataFrame:
-    """Return shares of attention, from 0 to 1, of each layer and head on a random sequence that is repeated once.
+    """Return how much attention, from 0 to 1, each head pays to three positions, as a table by layer and head.
 
-    Columns are "previous_token" (attention to the position before), "duplicate_token" (to the first occurrence of the
-    same token) and "induction" (to the token after that; Olsson et al. 2022). Each is the mean over the repetition in
-    `n_samples` samples. `length` is the number of different tokens repeated; None takes as many as fit, at most 50.
-    Raise ValueError for a length that does not fit.
+    The input is a random sequence, written twice. The columns are "previous_token" (attention to the position before),
+    "duplicate_token" (to the first occurrence of the same token) and "induction" (to the token after that; Olsson et
+    al. 2022). Each is the mean over the second half of `n_samples` sequences. `length` is the length of the sequence;
+    None takes the longest that fits, at most 50 tokens. Raise ValueError for a length that does not fit.
     """
     ids_BT, length = repeated_sequences(lm, n_samples, length, seed)
     with eval_no_grad(lm), lm.record("layers.*.pattern") as seen:
@@ -38,7 +38,7 @@ def head_scores(lm: LM, n_samples: int = 16, length: int | None = None, seed: in
 
 
 def repeated_sequences(lm: LM, n_samples: int, length: int | None, seed: int) -> tuple[Tensor, int]:
-    """Return ids [n_samples, T], and the length: bos if there is one, then `length` different random tokens, twice."""
+    """Return ids [n_samples, T] and the length: bos, if any, then `length` different random tokens, written twice."""
     tokenizer = lm.tokenizer
     tokens = [i for i in range(lm.n_tokens) if i not in (tokenizer.bos, tokenizer.eos, tokenizer.pad)]
     start = [tokenizer.bos] if tokenizer.bos in range(lm.n_tokens) else []
@@ -46,8 +46,8 @@ def repeated_sequences(lm: LM, n_samples: int, length: int | None, seed: int) ->
     length = min(DEFAULT_LENGTH, longest) if length is None else length
     if not 2 <= length <= longest:
         raise ValueError(
-            f"length={length} tokens are to be shown twice: max_seq_len={lm.model_params.max_seq_len} and {len(tokens)} "
-            f"different tokens allow 2 to {longest}"
+            f"length={length}: the sequence is written twice, so max_seq_len={lm.model_params.max_seq_len} and "
+            f"{len(tokens)} different tokens allow 2 to {longest}"
         )
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(tokens), generator=generator)[:length] for _ in range(n_samples)]
@@ -57,22 +57,22 @@ def repeated_sequences(lm: LM, n_samples: int, length: int | None, seed: int) ->
 
 
 def stripe(pattern_BHTS: Tensor, back: int, n: int) -> Tensor:
-    """Return the mean attention [H] of the last `n` queries to the key `back` positions before."""
+    """Return the mean attention [H] of the last `n` queries to the key `back` positions before each."""
     return pattern_BHTS.diagonal(-back, dim1=-2, dim2=-1)[..., -n:].mean(dim=(0, 2))
 
 
 def loss_by_position(lm: LM, samples: Samples) -> pd.DataFrame:
-    """Return, for each position, the mean loss (nats per token) and the number of scored tokens.
+    """Return the mean loss (nats per token) and the number of scored tokens at each position.
 
-    `samples` are of any type that lm.perplexities takes.
+    `samples` may have any type that lm.perplexities takes. Raise ValueError if no token is scored.
     """
     return scored_tokens(lm, samples).groupby("position").agg(loss=("loss", "mean"), count=("loss", "count"))
 
 
 def loss_by_token(lm: LM, samples: Samples) -> pd.DataFrame:
-    """Return, for each token id to predict, its text, mean loss (nats) and count, the most frequent first.
+    """Return the text, mean loss (nats) and count of each token id that is predicted, the most frequent first.
 
-    `samples` are of any type that lm.perplexities takes.
+    `samples` may have any type that lm.perplexities takes. Raise ValueError if no token is scored.
     """
     table = scored_tokens(lm, samples).groupby("id").agg(loss=("loss", "mean"), count=("loss", "count"))
     table.insert(0, "token", lm.tokenizer.tokens(table.index.tolist()))
@@ -80,7 +80,7 @@ def loss_by_token(lm: LM, samples: Samples) -> pd.DataFrame:
 
 
 def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
-    """Return position, id and loss (nats) of every scored token. Raise ValueError if no token is scored."""
+    """Return the position, id and loss (nats) of every scored token. Raise ValueError if no token is scored."""
     tables = []
     with eval_no_grad(lm):
         for batch in batches_of(lm, samples):
@@ -92,7 +92,7 @@ def scored_tokens(lm: LM, samples: Samples) -> pd.DataFrame:
             tables.append(pd.DataFrame({name: column.cpu().numpy() for name, column in columns.items()}))
     if not any(map(len, tables)):
         raise ValueError(
-            "losses of samples in which no token is scored: give longer samples, or more of them"
+            "no token of the samples is scored, so there are no losses: give longer samples or more of them"
         )
     return pd.concat(tables, ignore_index=True)
 
@@ -103,15 +103,15 @@ Measurement: TypeAlias = pd.DataFrame | pd.Series | Tensor | np.ndarray | float
 def over_checkpoints(
     function: Callable[[LM], Measurement], checkpoints: Iterable[tuple[int, LM]]
 ) -> pd.DataFrame:
-    """Call `function` on every lm of `checkpoints`, pairs (step, lm), and return one table of its results by step.
+    """Call `function` on the model of every checkpoint, and return one table of the results by step.
 
-    A table adds all its rows, a Series or a number one row. A tensor [..., N] adds a row of N values for each of its
-    other indices, which become the index levels "0", "1" ... Raise TypeError for any other result, and ValueError if
-    there are no checkpoints.
+    `checkpoints` yields (step, lm) pairs. A result that is a DataFrame adds all its rows; a Series or a number adds one
+    row. A tensor [..., N] adds a row of N values for each of its other indices, which become the index levels "0", "1"
+    ... Raise TypeError for any other result, and ValueError if there are no checkpoints.
     """
     tables = [rows_of(step, function(lm)) for step, lm in checkpoints]
     if not tables:
-        raise ValueError("there are no checkpoints to go over")
+        raise ValueError("over_checkpoints: there are no checkpoints")
     return pd.concat(tables)
 
 
@@ -125,7 +125,7 @@ def rows_of(step: int, result: Measurement) -> pd.DataFrame:
         row = result if isinstance(result, pd.Series) else pd.Series([float(result)], ["value"])
     except (TypeError, ValueError):
         raise TypeError(
-            f"over_checkpoints needs a function that returns a number, Series, DataFrame or tensor, "
+            f"over_checkpoints: the function must return a number, Series, DataFrame or tensor, "
             f"not {type(result).__name__}"
         ) from None
     return pd.DataFrame([row.to_numpy()], pd.Index([step], name="step"), row.index)

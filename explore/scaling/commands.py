@@ -1,4 +1,4 @@
-"""Scaling checks over the lists of a config: --coord-check, --stability and --transfer."""
+"""Scaling checks over the axes of a config: --coord-check, --stability and --transfer."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +9,7 @@ from torch import nn
 
 from data.dataloader import LMDataModule
 from explore.compare.report import results, rows_of_grid, tidy
-from explore.compare.variants import SEED, RunRow
+from explore.compare.variants import RunRow
 from explore.scaling import coordinates, stability
 from explore.scaling.report import ScalingReport, sizes_of, variants_over, varies
 from explore.scaling.transfer import LR, SCALES, transfer_report
@@ -29,26 +29,31 @@ WIDTH, DEPTH, KIND = "dim", "n_layers", "parametrization"
 def check_coordinates(runs: Sequence[Run], cache: Path) -> ScalingReport:
     """Run the coordinate check over the `dim` of a grid, at the middle one of its learning rates.
 
-    Runs with parametrization="standard" are controls if the grid has other parametrizations. A config with one seed
-    gets additional seeds, since a slope without replicates has no confidence interval.
+    `cache` is the folder of cached data. Runs with parametrization="standard" are controls if the grid has other
+    parametrizations. A config with one seed gets additional seeds, since the interval of a slope needs replicates.
+    Raise GridError if `dim` has only one value.
     """
     frames, probes, kinds = [], [], {}
     for name, rows, params in groups(runs, WIDTH, ignored=(LR,)):
-        lrs = sizes_of(rows, LR)
+        lrs = sorted({one.train.lr for one in params})
         lr = lrs[(len(lrs) - 1) // 2]
         if len(lrs) > 1:
-            log.info(f"{name or 'all runs'}: at lr {lr:.4g}, the middle one of {len(lrs)}")
-        of_width = {row[WIDTH]: one for row, one in zip(rows, params, strict=True)}
+            log.info(
+                f"{name or 'all runs'}: checked at lr={lr:.4g}, the middle one of {len(lrs)} learning rates"
+            )
+        of_width = {one.model.dim: one for one in params}
         train = next(one.train for one in params if one.train.lr == lr)
         data = data_of(params[0], cache)
         models = {width: partial(build, of_width[width], data) for width in sorted(of_width)}
         batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
-        seeds = sizes_of(rows, SEED)
+        seeds = seeds_of(params)
         optimizer = partial(make_optimizer, params=train)
-        most = len(seeds) if len(seeds) > 1 else coordinates.MAX_SEEDS
+        max_seeds = len(seeds) if len(seeds) > 1 else coordinates.MAX_SEEDS
         if len(seeds) == 1:
             seeds = [*range(seeds[0], seeds[0] + coordinates.MIN_SEEDS)]
-        own, probe = coordinates.examined(name, models, batch, optimizer, seeds=seeds, most=most)
+        own, probe = coordinates.measure_kind(
+            name, models, batch, optimizer, seeds=seeds, max_seeds=max_seeds
+        )
         frames.append(own)
         probes.append(probe)
         kinds[name] = {row[KIND] for row in rows}
@@ -58,34 +63,40 @@ def check_coordinates(runs: Sequence[Run], cache: Path) -> ScalingReport:
 
 
 def check_stability(runs: Sequence[Run], cache: Path) -> ScalingReport:
-    """Run the stability check over the `n_layers` of a grid."""
+    """Run the stability check over the `n_layers` of a grid. `cache` is the folder of cached data.
+
+    Raise GridError if `n_layers` has only one value.
+    """
     frames, expected, n_residuals = [], {}, 2
-    for name, rows, params in groups(runs, DEPTH, ignored=(LR,)):
-        of_depth = {row[DEPTH]: one for row, one in zip(rows, params, strict=True)}
+    for name, _, params in groups(runs, DEPTH, ignored=(LR,)):
+        of_depth = {one.model.n_layers: one for one in params}
         data = data_of(params[0], cache)
         batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
         make = partial(build_at, of_depth, data)
-        depths, seeds = sizes_of(rows, DEPTH), sizes_of(rows, SEED)
-        frames.append(stability.changes(name, make, batch["x_indices"][:, :-1], depths, seeds))
+        x_BT = batch["x_indices"][:, :-1]
+        frames.append(stability.changes(name, make, x_BT, sorted(of_depth), seeds_of(params)))
         expected[name] = stability.expected_growth(params[0].model)
         n_residuals = 2 if params[0].model.ff_width else 1
     return stability.stability_report(pd.concat(frames), expected, n_residuals)
 
 
 def refuse_transfer(runs: Sequence[Run]) -> None:
-    """Raise GridError before training if the grid varies no learning rate or no scale, as --transfer needs."""
+    """Raise GridError unless the grid varies the learning rate and a scale, as --transfer needs."""
     rows = [run.params.flat() for run in runs]
     if not any(varies(rows, scale) for scale in SCALES) or not varies(rows, LR):
-        raise GridError([f"--transfer needs a list of {LR}, and one of {', '.join(SCALES)}"])
+        raise GridError([f"--transfer needs several values of {LR}, and of one of {', '.join(SCALES)}"])
 
 
 def check_transfer(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> ScalingReport:
-    """Judge the transfer of the learning rate in a grid that has just been trained."""
+    """Judge the transfer of the learning rate in a grid that has just run."""
     return transfer_report(tidy(rows_of_grid([run.params for run in runs], outcomes)))
 
 
 def transfer_of_saved(name: str, out: str | None) -> ScalingReport:
-    """Judge the transfer of the learning rate in the saved runs of a config. Raise GridError if that is impossible."""
+    """Judge the transfer of the learning rate in the saved runs of config `name`. Raise GridError if it is impossible.
+
+    `out` is the output root (`--out`).
+    """
     try:
         return transfer_report(results(name, out))
     except ValueError as error:
@@ -97,7 +108,7 @@ def groups(
 ) -> list[tuple[str, list[RunRow], list[Params]]]:
     """Group runs that differ only in `scale`, seeds and `ignored` fields.
 
-    Return name, rows and params of each group. Raise GridError if `scale` has only one value.
+    Return the name, rows and params of each group. Raise GridError if `scale` has only one value.
     """
     rows = [
         run.params.flat() | ({} if run.variant is None else {measured_column(VARIANT): run.variant})
@@ -105,10 +116,14 @@ def groups(
     ]
     if len(sizes_of(rows, scale)) < 2:
         raise GridError(
-            [f"{scale} has one value, {rows[0][scale]}: give it a list to go through, --set {scale}=[2,4,8]"]
+            [f"{scale} has only one value, {rows[0][scale]}: list several, such as --set {scale}=[2,4,8]"]
         )
-    found = variants_over(rows, scale, ignored)
-    return [(name, [rows[i] for i in own], [runs[i].params for i in own]) for name, own in found.items()]
+    members = variants_over(rows, scale, ignored)
+    return [(name, [rows[i] for i in own], [runs[i].params for i in own]) for name, own in members.items()]
+
+
+def seeds_of(params: Sequence[Params]) -> list[int]:
+    return sorted({one.train.random_seed for one in params})
 
 
 def data_of(params: Params, cache: Path) -> LMDataModule:

@@ -1,8 +1,8 @@
-"""The coordinate check: do activations keep their size as a model gets wider, over the first training steps?
+"""The coordinate check: do activations keep their size over the first training steps as a model gets wider?
 
 It tests a muP implementation as the gradient check tests backpropagation (Yang et al. 2022, arXiv:2203.03466, appendix
-D.1). It does not notice attention scores divided by sqrt(K) instead of K, an error that shows only after training has
-aligned queries and keys. `aligned_probe` covers that case.
+D.1). It misses one error: attention scores divided by sqrt(K) instead of K, which shows only after training has aligned
+queries and keys. `aligned_probe` finds that error.
 
     coord_check({64: lambda: Net(64), 128: lambda: Net(128), 256: lambda: Net(256)}, loader, optimizer)
 """
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -32,67 +32,70 @@ MEASURED_ACTIVATIONS = {
     *("embed", "q", "k", "v", "scores", "z", "attn_out"),
     *("mlp_pre", "mlp_post", "mlp_out", "resid_post", "final_norm", "logits"),
 }
-LOW, HIGH = -0.6, 0.2  # allowed slopes; random initial values may shrink as 1 / sqrt(width)
-# These activations, and the output of a model that is no LM, may still shrink at t = SETTLED.
+LOW, HIGH = -0.6, 0.2  # band of allowed slopes; random initial values may shrink as 1 / sqrt(width)
+# These activations, and the output of a model that is not an LM, may still shrink at t = SETTLED.
 FREE = ("scores", "logits")
 STEPS, SETTLED = 4, 4  # t counts from 1, before any update
-MAX_ALIGNED_SLOPE = 0.1  # largest absolute slope of scores of aligned queries and keys
-BUG = 0.3  # a wrong parametrization moves a slope at least this far out of its band
-# Error rates of the intervals: of one that fails a model, and of one that only doubts it.
+MAX_ALIGNED_SLOPE = 0.1  # maximum absolute slope of the scores of aligned queries and keys
+BUG = 0.3  # a wrong parametrization moves a slope out of its band by at least this much
+# Error rates of confidence intervals: a model fails by the first, and is doubted by the second.
 BROKEN, UNCLEAR = 0.001, 0.05
-FINITE = 0.1  # possible deviation of a correct model's slope at widths of some hundreds, at any seed
-MIN_SEEDS, MAX_SEEDS = 4, 16  # if the caller gives no seeds; over the minimum only if the verdict is unclear
+FINITE = 0.1  # a correct model's slope may deviate this much at widths of some hundreds
+MIN_SEEDS, MAX_SEEDS = 4, 16  # numbers of default seeds: the maximum only if the verdict is unclear
 MakeModel = Callable[[], nn.Module]
-Loss = Callable[[nn.Module, Any], Tensor]
+AnyBatch = TypeVar("AnyBatch")
+Loss = Callable[[nn.Module, AnyBatch], Tensor]
 
 
 def coord_check(
     models: Mapping[int, MakeModel] | Mapping[str, Mapping[int, MakeModel]],
-    loader: Iterable[Any],
+    loader: Iterable[AnyBatch],
     optimizer: Callable[[nn.Module], Optimizer],
     *,
-    loss: Loss | None = None,
+    loss: Loss[AnyBatch] | None = None,
     n_steps: int = STEPS,
     seeds: Sequence[int] | None = None,
     controls: Sequence[str] = (),
 ) -> ScalingReport:
-    """Measure activations, and their changes since the first step, against width, in `n_steps` steps on one batch.
+    """Check that activations, and their changes since the first step, do not grow or vanish with the width.
 
-    `models` maps each width to a function that makes a model; a mapping of such mappings names several kinds.
-    `optimizer` takes a model. `controls` are the kinds that are expected to fail: if one passes, the check has no
-    power. The default `loss(model, batch)` is that of an LM, or the cross entropy of model(x) and y for a batch (x, y).
-    The batch is the first one of `loader`.
+    `models` maps each width to a function that makes a model. A mapping of such mappings names several kinds of models.
+    Each model trains for `n_steps` steps on the first batch of `loader`, with the optimizer `optimizer(model)`. The
+    default `loss(model, batch)` is that of an LM, or the cross entropy of model(x) and y for a batch (x, y). `controls`
+    are kinds that are expected to fail. If one passes, the check has no power, and fails. Without `seeds`, the check
+    uses 4, and up to 16 if the verdict is unclear.
 
-    Slopes are least squares fits of log size over log width, over all seeds. A kind fails if the full 99.9 % t
-    interval of a slope lies outside its band; the high level keeps false alarms rare among many slopes. If only the
-    estimate lies outside, and the 95 % interval includes the slope of a real bug, the verdict is "fail: cannot tell"
-    with advice. Without `seeds` the check uses 4 of them, or up to 16 if the verdict is unclear.
+    Slopes are least squares fits of log size over log width, over all seeds. A kind fails if the 99.9 % t interval of a
+    slope lies outside its band. The high level keeps false alarms rare among many slopes. The verdict is "fail: cannot
+    tell", with advice, if the estimate lies outside and the 95 % interval includes the slope of a real bug.
     """
     kinds: Any = models if isinstance(next(iter(models.values())), Mapping) else {"": models}
     batch = next(iter(loader))
     frames, probes = [], []
-    chosen, most = (range(MIN_SEEDS), MAX_SEEDS) if seeds is None else (seeds, len(seeds))
+    first_seeds, max_seeds = (range(MIN_SEEDS), MAX_SEEDS) if seeds is None else (seeds, len(seeds))
     measure = partial(measure_sizes, loss=loss or default_loss, n_steps=n_steps)
     for kind, of_width in kinds.items():
-        own, probe = examined(kind, of_width, batch, optimizer, seeds=chosen, most=most, measure=measure)
+        own, probe = measure_kind(
+            kind, of_width, batch, optimizer, seeds=first_seeds, max_seeds=max_seeds, measure=measure
+        )
         frames.append(own)
         probes.append(probe)
     return coordinate_report(pd.concat(frames), pd.concat(probes), controls)
 
 
-def examined(
+def measure_kind(
     variant: str,
     models: Mapping[int, MakeModel],
-    batch: Any,
+    batch: object,
     optimizer: Callable[[nn.Module], Optimizer],
     *,
     seeds: Sequence[int],
-    most: int,
+    max_seeds: int,
     measure: Callable[..., pd.DataFrame] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the table of sizes and the table of probes of one kind of model.
 
-    While they do not decide whether a slope is out of its band, double the number of seeds, up to `most`.
+    Double the number of seeds, up to `max_seeds`, until it is clear whether a slope lies outside its band.
     """
     frames, probes, start = [], [], 0
     seeds = list(seeds)
@@ -101,14 +104,14 @@ def examined(
         probes.append(aligned_probe(variant, models, batch, seeds[start:]))
         own, probe = pd.concat(frames), pd.concat(probes)
         found = findings(own, fit_slope(probe, "score"))
-        if not found or found[0].broken or len(seeds) >= most:
+        if not found or found[0].broken or len(seeds) >= max_seeds:
             return own, probe
         start = len(seeds)
-        seeds += range(max(seeds) + 1, max(seeds) + 1 + min(start, most - start))
+        seeds += range(max(seeds) + 1, max(seeds) + 1 + min(start, max_seeds - start))
 
 
 def default_loss(model: nn.Module, batch: Any) -> Tensor:
-    """Return the loss of an LM, or the cross entropy of model(x) and y for a batch (x, y) of another model."""
+    """Return the loss of an LM, or for another model the cross entropy of model(x) and y for a batch (x, y)."""
     if isinstance(model, LM):
         return model.get_losses(batch, None)[0]["main"]
     x, y = batch
@@ -118,17 +121,17 @@ def default_loss(model: nn.Module, batch: Any) -> Tensor:
 def measure_sizes(
     variant: str,
     models: Mapping[int, MakeModel],
-    batch: Any,
+    batch: AnyBatch,
     optimizer: Callable[[nn.Module], Optimizer],
     *,
-    loss: Loss = default_loss,
+    loss: Loss[AnyBatch] = default_loss,
     n_steps: int = STEPS,
     seeds: Sequence[int] = (0,),
 ) -> pd.DataFrame:
     """Train one kind of model at each width and seed, and measure its activations at each step.
 
-    The table has a row for each width, seed, step and activation: the mean absolute value, and that of its change since
-    the first step.
+    The table has a row for each width, seed, step and activation. `size` is the mean absolute value of the activation,
+    `update` that of its change since the first step.
     """
     rows = []
     for width, make in models.items():
@@ -137,9 +140,9 @@ def measure_sizes(
             model = make()
             train, first = optimizer(model), None
             for t in range(1, n_steps + 1):
-                seen = named_activations(model, batch)
-                first = seen if first is None else first
-                for name, x in seen.items():
+                activations = named_activations(model, batch)
+                first = activations if first is None else first
+                for name, x in activations.items():
                     change = size(x - first[name]) if t > 1 else math.nan
                     rows.append((variant, width, seed, t, name, size(x), change))
                 train.zero_grad()
@@ -149,44 +152,47 @@ def measure_sizes(
 
 
 def size(x: Tensor) -> float:
-    """Return the mean absolute value of the finite entries (masked scores are -inf). Return NaN if any entry is NaN."""
+    """Return the mean absolute value of the finite entries, since masked scores are -inf. NaN if any entry is NaN."""
     if x.isnan().any():
         return math.nan
     return x[x.isfinite()].abs().mean().item() if x.isfinite().any() else math.nan
 
 
 @torch.no_grad()
-def named_activations(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    """Return the named activations of an LM, or the outputs of all modules of another model, its own as "output"."""
+def named_activations(model: nn.Module, batch: object) -> dict[str, Tensor]:
+    """Return the activations of an LM, or the outputs of all modules of another model, by name.
+
+    The output of the other model itself has the name "output".
+    """
     if isinstance(model, LM):
-        wanted = [
-            name for name in model.activation_names() if name.rpartition(".")[2] in MEASURED_ACTIVATIONS
-        ]
-        with eval_mode(model), model.record(*wanted) as seen:
-            model(batch["x_indices"][:, :-1])
+        names = [name for name in model.activation_names() if name.rpartition(".")[2] in MEASURED_ACTIVATIONS]
+        with eval_mode(model), model.record(*names) as seen:
+            model(inputs_of(model, batch))
         return dict(seen)
-    with eval_mode(model), watching(model) as outputs:
-        model(inputs_of(batch))
+    with eval_mode(model), record_outputs(model) as outputs:
+        model(inputs_of(model, batch))
     last = outputs["output"]
     return {name: x for name, x in outputs.items() if name == "output" or not torch.equal(x, last)}
 
 
-def inputs_of(batch: Any) -> Any:
-    """Return the inputs in `batch` for a model that is no LM: x of (x, y), or the batch itself."""
+def inputs_of(model: nn.Module, batch: object) -> object:
+    """Return the inputs in `batch`: the token ids for an LM, else x of (x, y), else the batch itself."""
+    if isinstance(model, LM) and isinstance(batch, Mapping):
+        return batch["x_indices"][:, :-1]
     return batch[0] if isinstance(batch, tuple | list) else batch
 
 
 @contextmanager
-def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def record_outputs(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Record the output of each module of `model` by name, inside the `with` block.
 
-    A tensor that several nested modules return is recorded once, under the name of the outermost.
+    A tensor that several nested modules return is recorded once, under the name of the outermost module.
     """
     outputs: dict[str, Tensor] = {}
-    # By id(), which stays unique while this dict keeps the tensor alive.
+    # By id(), which is unique while this dict keeps the tensor alive.
     noted: dict[int, tuple[str, Tensor]] = {}
 
-    def note(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+    def note(name: str, module: nn.Module, inputs: object, output: object) -> None:
         if isinstance(output, Tensor):
             inner, _ = noted.get(id(output), (name, output))
             outputs.pop(inner, None)
@@ -203,36 +209,33 @@ def watching(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 @torch.no_grad()
 def aligned_probe(
-    variant: str, models: Mapping[int, MakeModel], batch: Any, seeds: Sequence[int] = (0,)
+    variant: str, models: Mapping[int, MakeModel], batch: object, seeds: Sequence[int] = (0,)
 ) -> pd.DataFrame:
     """Return the mean attention score of positions with themselves, after copying the query matrices to the keys.
 
-    The table has a row for each width and seed. It covers LMs whose Attention layers have equally many heads for keys
-    and queries, and models that `aligned_score` supports, such as those of transformers. Other models get no rows.
+    The table has a row for each width and seed. Two kinds of models have rows: LMs with as many key heads as query heads
+    in an Attention layer, and models that `aligned_score` supports, such as those of transformers.
     """
     rows = []
     for width, make in models.items():
         for seed in seeds:
             torch.manual_seed(seed)
             model = make()
-            if isinstance(model, LM) and (layers := align(model)):
+            if isinstance(model, LM) and (layers := align_keys(model)):
                 with eval_mode(model), model.record(*(f"layers.{i}.scores" for i in layers)) as seen:
-                    model(batch["x_indices"][:, :-1])
+                    model(inputs_of(model, batch))
                 means = [scores.diagonal(dim1=-2, dim2=-1).mean().item() for scores in seen.values()]
                 rows.append((variant, width, seed, sum(means) / len(means)))
             elif not isinstance(model, LM):
                 with eval_mode(model):
-                    score = aligned_score(model, partial(model, inputs_of(batch)))
+                    score = aligned_score(model, partial(model, inputs_of(model, batch)))
                 rows += [] if score is None else [(variant, width, seed, score)]
     return pd.DataFrame(rows, columns=["variant", "width", "seed", "score"])
 
 
-def align(model: LM) -> list[int]:
-    """Copy the query matrices to the keys in every layer where their shapes agree.
-
-    Return the numbers of these layers.
-    """
-    done = []
+def align_keys(model: LM) -> list[int]:
+    """Copy the query matrices to the keys in every layer where their shapes agree. Return the layer numbers."""
+    aligned = []
     for i, layer in model.decoder.passes():
         mixers = [module for module in layer.modules() if isinstance(module, Attention)]
         for mixer in mixers:
@@ -240,8 +243,8 @@ def align(model: LM) -> list[int]:
             if [q.shape for q in queries] == [k.shape for k in keys]:
                 for q, k in zip(queries, keys, strict=True):
                     k.copy_(q)
-                done.append(i)
-    return done
+                aligned.append(i)
+    return aligned
 
 
 class Slope(NamedTuple):
@@ -249,22 +252,19 @@ class Slope(NamedTuple):
 
     value: float
     error: float  # standard error
-    dof: int  # degrees of freedom: points (a width at a seed) less 2
+    dof: int  # degrees of freedom: number of points (a width at a seed) minus 2
 
     def interval(self, alpha: float) -> tuple[float, float]:
-        """Return the t confidence interval at level 1 - `alpha`; infinite without degrees of freedom.
+        """Return the t confidence interval at level 1 - `alpha`. It is infinite without degrees of freedom.
 
-        FINITE is added in quadrature, since the slope over these widths differs a little from that of very wide models.
+        FINITE is added in quadrature, since slopes at these widths differ a little from those of very wide models.
         """
         margin = math.hypot(self.error * stats.t.isf(alpha / 2, self.dof), FINITE) if self.dof else math.inf
         return self.value - margin, self.value + margin
 
 
 def fit_slope(table: pd.DataFrame, column: str) -> Slope:
-    """Fit the slope of log `column` over log width, one point per row.
-
-    It is NaN if a value is not positive and finite.
-    """
+    """Fit the slope of log `column` over log width, one point per row. It is NaN if a value is not positive and finite."""
     x, y = (table[name].to_numpy(dtype=float) for name in ("width", column))
     dof = len(x) - 2
     if len(set(x)) < 2 or not (np.isfinite(y) & (y > 0)).all():
@@ -290,20 +290,20 @@ def finding(what: str, slope: Slope, low: float, high: float, when: str = "") ->
     if not excess > 0:
         return None
     (strict_low, strict_high), (lower, upper) = slope.interval(BROKEN), slope.interval(UNCLEAR)
-    said = f"{what} {'grows' if grows else 'shrinks'} as width^{slope.value:.2f}{when}"
+    sentence = f"{what} {'grows' if grows else 'shrinks'} as width^{slope.value:.2f}{when}"
     bound = f"at most {high}" if grows else f"at least {low}"
     if strict_low > high or strict_high < low:
-        return Finding(excess, f"{said} ({bound})", broken=True)
+        return Finding(excess, f"{sentence} ({bound})", broken=True)
     if upper < high + BUG if grows else lower > low - BUG:
         return None
     between = f"{bound}, 95 % interval {lower:.2f} to {upper:.2f}" if slope.dof else bound
-    return Finding(excess, f"{said} ({between})", broken=False)
+    return Finding(excess, f"{sentence} ({between})", broken=False)
 
 
 def coordinate_report(
     sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()
 ) -> ScalingReport:
-    """Return the judgement of the tables of sizes and of probes."""
+    """Return the report on the tables of sizes and of probes. `controls` are variants that are expected to fail."""
     sentences, problems, panels = [], [], []
     table = slopes(sizes)
     for variant in dict.fromkeys(sizes["variant"]):
@@ -321,20 +321,18 @@ def coordinate_report(
 def coordinate_verdict(
     own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control: bool
 ) -> tuple[str, str]:
-    """Return a sentence about one kind of model, and its problem or an empty string."""
+    """Return a sentence about one kind of model, and its problem, or an empty string if it has none."""
     found = findings(own, probe)
     broken = [one.sentence for one in found if one.broken]
     if broken:
         return f"fails{', as expected' * is_control}: {first_of(broken)}", "" if is_control else broken[0]
     if is_control:
         inside = f"sizes go as width^{lowest_value(powers):.2f} to width^{highest_value(powers):.2f}"
-        too_mild = (
-            f"{own['variant'].iloc[0]} is no worse: lr is too small, or widths too close, to show a failure"
-        )
+        too_mild = f"{own['variant'].iloc[0]} was expected to fail, but passes: raise lr or take widths that differ more"
         return f"passes, unexpectedly: {inside}", too_mild
     if found:
-        told = f"cannot tell: {first_of([one.sentence for one in found])}; {what_would_tell(own)}"
-        return told, told
+        unclear = f"cannot tell: {first_of([one.sentence for one in found])}; {what_would_tell(own)}"
+        return unclear, unclear
     inside = f"all sizes go as width^{lowest_value(powers):.2f} to width^{highest_value(powers):.2f}"
     inside += (
         "" if math.isnan(probe.value) else f", scores of aligned queries and keys as width^{probe.value:.2f}"
@@ -343,7 +341,7 @@ def coordinate_verdict(
 
 
 def what_would_tell(own: pd.DataFrame) -> str:
-    """Return advice on the grid: more seeds or a wider range of widths narrow the confidence intervals."""
+    """Return advice on the grid. More seeds or a wider range of widths narrow the confidence intervals."""
     n_seeds, widths = own["seed"].nunique(), sorted(own["width"].unique())
     more = f"{2 * n_seeds + 2} seeds (now {n_seeds}), or a width of {2 * widths[-1]} beside {widths[-1]}"
     return f"{more}, would narrow the intervals"
@@ -355,7 +353,7 @@ def first_of(sentences: Sequence[str]) -> str:
 
 
 def findings(own: pd.DataFrame, probe: Slope) -> list[Finding]:
-    """Return all findings about one kind of model: broken ones first, each sorted from the worst."""
+    """Return all findings about one kind of model, broken ones first, and the worst first among equals."""
     found = [
         one
         for one in (
@@ -373,7 +371,7 @@ def findings(own: pd.DataFrame, probe: Slope) -> list[Finding]:
 
 
 def not_finite(own: pd.DataFrame) -> list[Finding]:
-    """Return a finding for the first NaN activation, which has no slope; an empty list if all are finite."""
+    """Return a finding about the first NaN activation, in a list. Return an empty list if all are finite."""
     bad = own[own["size"].isna()].sort_values("t", kind="stable").head(1)
     return [
         Finding(

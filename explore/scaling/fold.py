@@ -1,4 +1,7 @@
-"""From x * omega + f(x) back to x + f(x): a model trained with Admin or DeepNet as a plain post-norm transformer."""
+"""Fold residual weights away: turn a model trained with Admin or DeepNet into a plain post-norm transformer.
+
+Its sub-layers then compute norm(x + f(x)) in place of norm(x * omega + f(x)).
+"""
 
 import copy
 from collections.abc import Iterator
@@ -16,35 +19,40 @@ from model.transformer.lora import LoRALinear
 from model.transformer.residual import Residual, omegas_by_residual
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
-LOGIT_TOLERANCE = 1_000  # in units of the last digit of the largest logit
+LOGIT_TOLERANCE = 1_000  # in units of eps of the largest logit
 
 
 class SubLayer(NamedTuple):
-    """norm(x * omega + f(x))"""
+    """A residual connection: norm(x * omega + f(x))."""
 
     residual: Residual
-    readers: list[nn.Linear]  # the maps in f that x goes into
+    readers: list[nn.Linear]  # the linear maps in f whose input is x
     norm: nn.Module
 
 
 @torch.no_grad()
 def fold_residual(lm: LM) -> LM:
-    """A plain post-norm LM with the logits of `lm`, in eval mode; there is no omega in it any more.
+    """Return a plain post-norm LM in evaluation mode with the same logits as `lm`, but without omega.
 
-    norm(x * omega + f(x)) is norm(x' + f(x' / omega)) of x' = x * omega: the norm before makes x', by its gain and bias,
-    and the maps in f divide by omega, in their columns. No epsilon changes. What the first omega multiplies are the
-    embeddings: a number becomes part of mup_input_mult; a vector becomes part of the tables, which are untied for it
-    and learned if they were sinusoidal.
+    With x' = x * omega, norm(x * omega + f(x)) equals norm(x' + f(x' / omega)). The preceding norm computes x' if its gain
+    and bias are multiplied by omega. The maps in f divide x' by omega in the columns of their weights. No epsilon changes.
+
+    The first omega multiplies the embeddings. A scalar omega becomes part of mup_input_mult. A vector becomes part of the
+    embedding tables; they are then not tied to the unembedding, and sinusoidal positions become learned ones.
+
+    Raise ValueError if there is no omega, if an omega is 0, or if the logits would change because of an edited layer.
     """
     if not omegas_by_residual(lm):
-        raise ValueError(f"residual={lm.model_params.residual!r}: there is no omega to fold")
+        raise ValueError(
+            f"residual={lm.model_params.residual!r} has no omega to fold; 'admin' and 'deepnet' have one"
+        )
     twin, p = copy.deepcopy(lm).double(), plain_residual(lm.model_params)
-    # The norm whose output x is; None: x are embeddings.
+    # The norm that computes x. None: x is the sum of the embeddings.
     norm: nn.Module | None = twin.embed.norm if p.embedding_norm else None
     for sub_layer in sub_layers(twin):
         omega = cast(Tensor, sub_layer.residual.omega)
         if not omega.abs().gt(1e-6).all():
-            raise ValueError("an omega is 0, by which nothing can be divided")
+            raise ValueError("an omega is 0: weights cannot be divided by it")
         if norm is None:
             p = fold_into_embeddings(twin, omega, p)
         else:
@@ -57,7 +65,7 @@ def fold_residual(lm: LM) -> LM:
         norm = sub_layer.norm
     folded = LM(p, lm.tokenizer).to(lm.unembed.weight)
     folded.load_state_dict({n: w for n, w in twin.state_dict().items() if not n.endswith(".omega")})
-    tables = dict(twin.named_buffers())  # of positions: computed, and no part of a state dict
+    tables = dict(twin.named_buffers())  # tables of positions are not part of the state dict
     for name, table in folded.named_buffers():
         table.copy_(tables[name])
     check_logits(lm, folded.eval())
@@ -77,7 +85,9 @@ def plain_residual(model_params: ModelParams) -> ModelParams:
 def sub_layers(lm: LM) -> Iterator[SubLayer]:
     for i, layer in enumerate(lm.decoder.layers):
         if not isinstance(layer, TransformerEncoderLayer):
-            raise ValueError(f"layer {i} is a {type(layer).__name__}, of which it is not known what reads x")
+            raise ValueError(
+                f"layer {i} is a {type(layer).__name__}; only a TransformerEncoderLayer can be folded"
+            )
         inside = [m for name, m in layer.mixer.named_modules() if name != "out" and isinstance(m, nn.Linear)]
         yield SubLayer(layer.residual_sa, inside, layer.norm1.after)
         if layer.model_params.ff_width:
@@ -86,7 +96,7 @@ def sub_layers(lm: LM) -> Iterator[SubLayer]:
 
 
 def fold_into_embeddings(lm: LM, omega: Tensor, p: ModelParams) -> ModelParams:
-    """Multiplies them by omega; gives the params of a model that has such embeddings."""
+    """Multiply the embeddings by omega. Return `p` with the changes that such embeddings need."""
     if omega.ndim == 0:
         return replace(p, mup_input_mult=p.mup_input_mult * omega.item())
     lm.unembed.weight = nn.Parameter(lm.unembed.weight.clone())
@@ -100,12 +110,12 @@ def fold_into_embeddings(lm: LM, omega: Tensor, p: ModelParams) -> ModelParams:
 
 
 def check_logits(lm: LM, folded: LM) -> None:
-    """ValueError if they differ: an edited layer may read x where nobody knows of it."""
+    """Raise ValueError if the logits differ, as an edited layer may read x in other maps than the built-in one."""
     ids = torch.arange(min(lm.n_tokens, lm.model_params.max_seq_len), device=lm.device)[None]
     with eval_mode(lm):
         expected = cast(Tensor, lm(ids))
     difference = (cast(Tensor, folded(ids)) - expected).abs().max().item()
     if difference > LOGIT_TOLERANCE * torch.finfo(expected.dtype).eps * (1 + expected.abs().max().item()):
         raise ValueError(
-            f"logits would change by {difference:.2g}: a layer reads x in a way that is not known here"
+            f"folding would change logits by {difference:.2g}: a layer uses x outside the maps that folding rescales"
         )

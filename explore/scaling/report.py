@@ -1,4 +1,4 @@
-"""The result of a scaling check: a table, a figure and a verdict in words, to show, print and save."""
+"""The result of a scaling check: a table, a figure and a verdict in words."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -27,7 +27,7 @@ from train.logs import log
 
 
 class Line(NamedTuple):
-    """A line of a panel. With several seeds, `low` and `high` are the edges of a band around it."""
+    """A line of a panel. With several seeds, `low` and `high` are the bounds of a band around it."""
 
     name: str
     x: Sequence[float]
@@ -35,7 +35,7 @@ class Line(NamedTuple):
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     best: int | None = None  # index of a point to mark
-    clipped: Sequence[int] = ()  # indices of points beyond the range of the panel, drawn at its edge
+    clipped: Sequence[int] = ()  # indices of points above the range of the panel, drawn at its upper edge
 
 
 class Panel(NamedTuple):
@@ -45,17 +45,17 @@ class Panel(NamedTuple):
 
 @dataclass
 class ScalingReport:
-    """The result of a check. A notebook shows it as a cell's value."""
+    """The result of a scaling check. A notebook shows it as a cell's value."""
 
-    name: str
+    name: str  # name of the check, and of its files
     table: pd.DataFrame
-    sentences: list[str]  # the findings, one line each
-    problems: list[str]  # the reasons for "fail"; empty for "pass"
-    figure: Any
+    sentences: list[str]  # findings, one line each
+    problems: list[str]  # reasons for "fail"; empty for "pass"
+    figure: Any  # a matplotlib figure
 
     @property
     def verdict(self) -> str:
-        """The text "pass", or "fail: ..." with every reason."""
+        """Text "pass", or "fail: ..." with all reasons."""
         return f"fail: {'; '.join(self.problems)}" if self.problems else "pass"
 
     @property
@@ -63,16 +63,16 @@ class ScalingReport:
         return not self.problems
 
     def save(self, folder: Path) -> None:
-        """Write {name}.csv, .png and .svg to `folder`, which is created if needed."""
+        """Write {name}.csv, {name}.png and {name}.svg to `folder`, and create it if needed."""
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.table, folder / f"{self.name}.csv")
         for kind in ("png", "svg"):
             self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
 
     def say(self, folder: Path) -> int:
-        """Log everything, the verdict last, and save it in `folder` if possible.
+        """Log the table, the sentences and the verdict, and save the report in `folder` if possible.
 
-        Return the exit code: 0 for pass, else 1.
+        Return the exit code: 0 for "pass", else 1.
         """
         log.info(as_rich(self.table))
         for sentence in self.sentences:
@@ -81,7 +81,7 @@ class ScalingReport:
             self.save(folder)
             log.info(f"saved {folder / self.name}.csv, .png and .svg")
         except OSError as error:
-            log.error(f"table and figure are not saved: {error}")
+            log.error(f"failed to save the table and the figure: {error}")
         log.info(self.verdict)
         return int(not self.passed)
 
@@ -100,7 +100,7 @@ def as_rich(table: pd.DataFrame) -> Table:
     return shown_table
 
 
-def cell(value: Any) -> str:
+def cell(value: object) -> str:
     if isinstance(value, float | np.floating):
         return "-" if math.isnan(value) else f"{value:.4g}"
     return str(value)
@@ -114,13 +114,13 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def variants_over(rows: Sequence[RunRow], scale: str, ignored: Collection[str] = ()) -> dict[str, list[int]]:
-    """Group runs that differ only in `scale`, fields that follow from it, the seed and `ignored` fields.
+    """Group runs that differ only in `scale`, fields that it determines, the seed and `ignored` fields.
 
-    Return the indices of each group's runs by the name of the group.
+    Return the indices of each group's runs, by the name of the group.
     """
 
     def follows(field: str) -> bool:
-        """Return whether the scale determines `field`, such as a number of heads; the code version never follows."""
+        """Return True if the scale determines `field`, such as the number of heads. It never determines the code."""
         if field == measured_column(CODE):
             return False
         pairs = {(value_as_label(row[scale]), value_as_label(row[field])) for row in rows}
@@ -128,14 +128,14 @@ def variants_over(rows: Sequence[RunRow], scale: str, ignored: Collection[str] =
 
     varied = [name for name in varied_fields(rows) if name not in (scale, SEED, *ignored)]
     own = [name for name in varied if not follows(name)]
-    found: dict[str, list[int]] = {}
+    groups: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
-        found.setdefault(fields_as_label(row, own), []).append(i)
-    return found
+        groups.setdefault(fields_as_label(row, own), []).append(i)
+    return groups
 
 
 def sizes_of(rows: Sequence[RunRow], scale: str) -> list[Any]:
-    """Return the different values of `scale`, sorted."""
+    """Return the distinct values of `scale`, sorted."""
     return sorted({row[scale] for row in rows})
 
 

@@ -1,4 +1,4 @@
-"""Checks of one part: each returns, or raises Wrong with a sentence for the student."""
+"""Checks of one part. A check returns None, or raises Wrong with a sentence for the student."""
 
 import inspect
 from collections.abc import Callable
@@ -44,12 +44,12 @@ def own(case: Case) -> None:
 
 
 def is_course(kind: type) -> bool:
-    """Return True if a class comes from this project's learn/, such as the LayerNorm that BERT's file imports."""
+    """Return True if a class is defined in learn/, such as the LayerNorm that BERT's file imports."""
     return kind.__module__.startswith("learn.")
 
 
 def has(**kinds: Any) -> Check:
-    """Return a check of attributes. Each is given as a class, another part's name, or the shape of a parameter."""
+    """Return a check of attributes. The value of each is a class, the name of another part, or a parameter's shape."""
 
     def check(case: Case) -> None:
         made = case.part.make(case.mine)
@@ -76,7 +76,7 @@ def is_parameter(what: str, value: object, shape: list[int]) -> None:
 
 
 def seeded(case: Case) -> None:
-    """Raise Wrong unless one seed gives the solution's weights: names, shapes, values, order of random draws."""
+    """Raise Wrong unless one seed gives the same weights as the solution: names, shapes, values, order of draws."""
     mine, right = made_weights(case, case.mine), made_weights(case, case.solution)
     same_names(case.name, mine, right)
     if all(equal(mine[name], right[name]) for name in right):
@@ -112,7 +112,7 @@ def same_names(part: str, mine: dict[str, Tensor], right: dict[str, Tensor]) -> 
 
 
 def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
-    """Raise Wrong if a parameter starts with other values: a constant, another spread, or another order of draws."""
+    """Raise Wrong if a parameter starts with other values, and say whether its constant, spread or draws are wrong."""
     if equal(mine, right):
         return
     if not right.std() > 0:
@@ -127,7 +127,7 @@ def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
 
 
 def by_hand(case: Case) -> None:
-    """Raise Wrong if a ready-made operator or other people's code did the student's work in a call of the part."""
+    """Raise Wrong if a ready-made operator or other people's code does the student's work in a call of the part."""
     made = ready(case, 0.0, torch.float32)
     for args in case.part.inputs():
         with Spy() as spy:
@@ -136,9 +136,9 @@ def by_hand(case: Case) -> None:
 
 
 def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> Check:
-    """Return a check like `by_hand`, for the work that `run` does with the student's file.
+    """Return a check like `by_hand`, for the work of `run` with the student's file.
 
-    `allowed` lists places as the spy names them, and parts of names of operators.
+    `allowed` lists places, by the spy's names, and parts of operator names.
     """
 
     def check(case: Case) -> None:
@@ -150,6 +150,7 @@ def by_hand_in(run: Callable[[Any], object], allowed: tuple[str, ...] = ()) -> C
 
 
 def honest(case: Case, spy: Spy, allowed: tuple[str, ...] = ()) -> None:
+    """Raise Wrong if the spy recorded work by ready-made operators, other people's code or the solution."""
     for operator, what in spy.cheats().items():
         if not any(part in operator for part in allowed):
             raise Wrong(f"right, but {what} ran (torch's operator `{operator}`): write that yourself here.")
@@ -169,10 +170,10 @@ def agrees(
     differ: Callable[[Any, Any], str | None],
     pairs: bool = False,
 ) -> Check:
-    """Return a check that `compute`, called on the student's file, gives the same value as `right()`.
+    """Return a check that `compute`, called on the student's file, returns the same value as `right()`.
 
     `differ(mine, right)` describes the difference in words, or returns None if there is none. A known mistake is
-    recognized by its value, or by its exception. `pairs` also tries two mistakes at once: set it only where values
+    recognized by its value or its exception. With `pairs`, two mistakes at once are tried as well. Set it only if values
     are unlikely to agree by chance.
     """
     right = cache(right)
@@ -204,7 +205,7 @@ def agrees(
 
 
 def attempt(compute: Callable[[Any], Any], module: Any) -> tuple[Any, Exception | None]:
-    """Return (value, None), or (None, exception) if `compute` raises."""
+    """Return (value, None), or (None, exception) if `compute` fails. Raise NotImplementedError and NotTried."""
     try:
         return compute(module), None
     except (NotImplementedError, NotTried):

@@ -1,4 +1,4 @@
-"""A course: the parts of a student's file, and a verdict on each of them."""
+"""Courses: the parts of a student's file, and a verdict on each of them."""
 
 import ast
 import importlib
@@ -14,19 +14,19 @@ from typing import Any
 
 from learn.outline import COURSES, DONE, NOT_BUILT, WRONG, Definition, Outline
 
-NOTEBOOK = Path("your cells")  # stands for the student's file where there is none
+NOTEBOOK = Path("your cells")  # stands for the student's file in a notebook
 
 
 class Wrong(Exception):
-    """Message of a failed check to the student, in one or two sentences."""
+    """A failed check. The message tells the student what is wrong, in one or two sentences."""
 
 
 class NotTried(Exception):
-    """Reason why a check cannot run here. The part counts as right without it."""
+    """A check that cannot run here. The message gives the reason. The part can be right without it."""
 
 
 class TooLong(BaseException):
-    """Signal that a part used up its time. Not an Exception, so that no student's `except Exception` catches it."""
+    """Signal that a part has used up its time. Not an Exception, so a student's `except Exception` cannot catch it."""
 
 
 def no_reference(*_: Any) -> Any:
@@ -41,14 +41,15 @@ def all_of_it(out: Any, *_: Any) -> Any:
 class Part:
     """Checks of one class or function of the student's file, and the inputs for them."""
 
-    make: Callable[[Any], Any]  # from a file to a small module, or to the function itself
+    make: Callable[[Any], Any]  # returns a small module made from a file's class, or the file's function
     inputs: Callable[[], list[tuple]] = list  # arguments of a few calls
-    # Return the right result for (what was made, *arguments), computed by other people's code.
+    # Computes the right result for (result of `make`, *arguments) with other people's code.
     reference: Callable[..., Any] = no_reference
     axes: tuple[str, ...] = ()  # names of the output's dimensions
     checks: tuple["Check", ...] = ()
-    seconds: float = 30.0  # a part that takes longer is taken for an endless loop
-    counts: Callable[..., Any] = all_of_it  # of (an output, *arguments): what of it has to be right
+    seconds: float = 30.0  # time limit, against endless loops
+    # Selects the values that have to be right from (output, *arguments).
+    counts: Callable[..., Any] = all_of_it
 
 
 Check = Callable[["Case"], None]
@@ -56,17 +57,17 @@ Check = Callable[["Case"], None]
 
 @dataclass(frozen=True)
 class Mistake:
-    """Known mistake: a variant of the solution that differs from it by one edit."""
+    """A known mistake: one edit of the solution."""
 
     part: str
     says: str  # completes "it looks like ..."
     right: str  # text that occurs once in the solution
-    mistaken: str  # text in its place
+    mistaken: str  # its replacement
 
 
 @dataclass(frozen=True)
 class Case:
-    """Input of a check: a part, the student's file, the solution and the known mistakes."""
+    """The input of a check: a part, the student's file, the solution and the known mistakes."""
 
     name: str
     part: Part
@@ -77,7 +78,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Course:
-    """Student's file with the checks of its parts."""
+    """A course: the checks of the parts of a student's file."""
 
     outline: Outline
     parts: dict[str, Part]
@@ -91,24 +92,24 @@ class Course:
 
 @dataclass(frozen=True)
 class Verdict:
-    """State of a part after its checks, and the message about it."""
+    """The state of a part after its checks, and a message about it."""
 
     part: str
     state: str  # DONE, WRONG or NOT_BUILT
     says: str = ""
-    borrowed: tuple[str, ...] = ()  # other parts that were taken from the solution
+    borrowed: tuple[str, ...] = ()  # other parts that it uses, taken from the solution
     n_checks: int = 0
 
 
 def get_course(name: str) -> Course:
-    """Return the course of this name. Imports torch and the packages of the references."""
+    """Return the course of this name. This imports torch and the packages of the references."""
     course = importlib.import_module(f"learn.courses.{name}.course").COURSE
     assert isinstance(course, Course)
     return course
 
 
 def load_module(path: Path, text: str | None = None) -> ModuleType:
-    """Run a file as a new module, and return it. `text`, if given, replaces the file's own text."""
+    """Run a file as a new module, and return the module. `text`, if given, replaces the text of the file."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)
@@ -117,36 +118,35 @@ def load_module(path: Path, text: str | None = None) -> ModuleType:
     return module
 
 
-def judge_course(course: Course, student: Path | None = None, wanted: str | None = None) -> Iterator[Verdict]:
-    """Yield a verdict on every part, or on the wanted one.
+def judge_course(course: Course, student: Path | None = None, only: str | None = None) -> Iterator[Verdict]:
+    """Yield a verdict on every part, or only on the part `only`.
 
-    A part that is not right is replaced by the solution's while the others are checked.
+    A part that is not right is replaced by the solution's while other parts are checked.
     """
     path = student or course.outline.student
     try:
         mine = load_module(path)
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever is wrong with it must end neither in a traceback nor silently
+    # Whatever is wrong with the file, the student gets a sentence, not a traceback.
+    except (Exception, SystemExit) as error:
         says = f"{path.name} cannot be read: {describe(error, path)}"
-        yield from (Verdict(name, WRONG, says) for name in course.parts if wanted in (None, name))
+        yield from (Verdict(name, WRONG, says) for name in course.parts if only in (None, name))
         return
-    yield from judge_module(course, mine, path, wanted)
+    yield from judge_module(course, mine, path, only)
 
 
-def judge_module(
-    course: Course, mine: ModuleType, path: Path, wanted: str | None = None
-) -> Iterator[Verdict]:
-    """Do as `judge_course` for a loaded module. Parts that are not right are replaced by the solution's in it."""
+def judge_module(course: Course, mine: ModuleType, path: Path, only: str | None = None) -> Iterator[Verdict]:
+    """Yield the verdicts of `judge_course` on a loaded module.
+
+    In the module, parts that are not right are replaced by the solution's.
+    """
     solution = load_module(course.outline.solution)
-    needed = needs(course, path, wanted)
+    needed = needs(course, path, only)
     borrowed = [part for other, part in course.uses if part in needed and borrow(part, other, mine)]
     for name in course.parts:
         if name not in needed:
             continue
         verdict = judge(course.case(name, mine, solution), path)
-        if wanted in (None, name):
+        if only in (None, name):
             parts = needs(course, path, name)
             inside = tuple(part for part in borrowed if part in parts)
             yield Verdict(name, *verdict, inside, len(course.parts[name].checks))
@@ -155,12 +155,15 @@ def judge_module(
             borrowed.append(name)
 
 
-def needs(course: Course, path: Path, wanted: str | None) -> set[str]:
-    """Return the wanted part and those it uses, in the student's file or in the solution. None wants all parts."""
-    if wanted is None:
+def needs(course: Course, path: Path, only: str | None) -> set[str]:
+    """Return the part `only` and the parts that it uses, in the student's file or in the solution.
+
+    Return all parts if `only` is None.
+    """
+    if only is None:
         return {*course.parts, *(part for _, part in course.uses)}
     files = [course.outline.solution, *([path] if path.is_file() else [])]
-    found, new = set[str](), {wanted}
+    found, new = set[str](), {only}
     while new:
         found |= new
         mentioned = {name for file in files for name in mentions(file, new)}
@@ -169,7 +172,7 @@ def needs(course: Course, path: Path, wanted: str | None) -> set[str]:
 
 
 def mentions(file: Path, names: set[str]) -> set[str]:
-    """Return all names that occur in these definitions, and in private helpers that they call."""
+    """Return all names that occur in these definitions and in the private helpers that they call."""
     text = file.read_text(encoding="utf-8")
     nodes = {node.name: node for node in ast.parse(text).body if isinstance(node, Definition)}
     found, new = set[str](), {*names}
@@ -182,12 +185,12 @@ def mentions(file: Path, names: set[str]) -> set[str]:
 
 
 def borrow(part: str, other: str, mine: ModuleType) -> bool:
-    """Check a part that the file imports from another course. Return True if it is not right.
+    """Check a part that the file imports from another course. If it is not right, borrow the solution's.
 
-    It is then replaced by the solution's in `mine`.
+    Return True if the part was replaced in `mine`.
     """
     course = get_course(other)
-    [verdict] = judge_course(course, wanted=part)
+    [verdict] = judge_course(course, only=part)
     if verdict.state != DONE:
         solution = importlib.import_module(f"learn.solution.{other}")
         setattr(mine, part, getattr(solution, part))
@@ -195,7 +198,7 @@ def borrow(part: str, other: str, mine: ModuleType) -> bool:
 
 
 def judge(case: Case, path: Path) -> tuple[str, str]:
-    """Return the state of a part and a message: of the first failed check, or of the checks that could not run."""
+    """Return the state of a part, and the message of the first failed check or of the checks that could not run."""
     not_tried = list[str]()
     try:
         with time_limit(case.part.seconds):
@@ -220,7 +223,7 @@ def judge(case: Case, path: Path) -> tuple[str, str]:
 
 
 def unbuilt(name: str, path: Path, error: BaseException) -> str:
-    """Say which function of a part is not built yet, and where it is."""
+    """Return a sentence that says which function of a part is not built yet, and where it is."""
     frames = frames_in(error, path)
     function = frames[-1].name if frames else name
     left = "" if function in (name, "__init__") else f": `{function}` is left"
@@ -230,7 +233,7 @@ def unbuilt(name: str, path: Path, error: BaseException) -> str:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooLong in the `with` block when the time is over. Without effect on Windows, which has no alarms."""
+    """Raise TooLong in the `with` block when the time is over. On Windows, which has no alarms, do nothing."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -249,7 +252,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def clock_stopped() -> Iterator[None]:
-    """Stop a part's clock in the `with` block: for downloads, and for models whose size the student did not choose."""
+    """Stop a part's clock in the `with` block. For downloads, and for models whose size the student did not choose."""
     if not hasattr(signal, "setitimer"):
         yield
         return
@@ -263,18 +266,18 @@ def clock_stopped() -> Iterator[None]:
 def describe(error: BaseException, path: Path) -> str:
     """Describe an exception in one line, with its place in the student's file."""
     if isinstance(error, SyntaxError):
-        other = error.filename and Path(error.filename).name != path.name  # a file that it imports
+        other = error.filename and Path(error.filename).name != path.name  # the error is in an imported file
         return f"{error.msg} ({Path(str(error.filename)).name + ', ' if other else ''}line {error.lineno})"
     name, line = place_in_file(error, path)
-    # A console may refuse text that is not valid UTF-8.
+    # A console may reject text that is not valid UTF-8.
     lines = str(error).encode(errors="backslashreplace").decode().strip().splitlines()
     said = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    said = " ".join([said, *getattr(error, "__notes__", [])])  # what it came up on, where a check knows
+    said = " ".join([said, *getattr(error, "__notes__", [])])  # checks add the input as a note
     return f"{said} ({name}, line {line})" if line else said
 
 
 def place_in_file(error: BaseException, path: Path) -> tuple[str, int | None]:
-    """Return (file name, line) of the innermost frame in the student's file, or in another course's that it imports."""
+    """Return (file name, line) of the innermost frame in the student's file or in another course's file."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
@@ -287,7 +290,7 @@ def place_in_file(error: BaseException, path: Path) -> tuple[str, int | None]:
 
 
 def line_in(error: BaseException, path: Path) -> int | None:
-    """Return the innermost line of the file in the exception's traceback."""
+    """Return the innermost line of the file in the traceback, or None."""
     frames = frames_in(error, path)
     return frames[-1].lineno if frames else None
 
@@ -297,7 +300,7 @@ def frames_in(error: BaseException, path: Path) -> list[traceback.FrameSummary]:
 
 
 def is_of(path: Path, filename: str) -> bool:
-    """Return True if code of this file name is the student's. Jupyter and IPython name a file for each cell."""
+    """Return True if code with this file name is the student's. Jupyter and IPython name a file for each cell."""
     return filename == str(path) or (
         path == NOTEBOOK and any(name in filename for name in ("ipykernel", "<ipython-input"))
     )

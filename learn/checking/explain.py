@@ -1,11 +1,11 @@
-"""Describe in words how two tensors differ that should be equal."""
+"""Describe in words how a tensor differs from the right one."""
 
 import math
 
 import torch
 from torch import Tensor
 
-RTOL, ATOL = 1e-6, 1e-8  # of float64, where rounding is a thousand times smaller and a wrong eps larger
+RTOL, ATOL = 1e-6, 1e-8  # for float64: a thousand times the rounding, but less than the effect of a wrong eps
 FACTORS = {
     math.sqrt(2): "sqrt(2)",
     math.sqrt(3): "sqrt(3)",
@@ -17,13 +17,13 @@ FACTORS = {
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
-    """Return True if shapes are the same and, up to rounding, all numbers."""
+    """Return True if the shapes are equal, and all numbers up to rounding."""
     rtol, atol = (RTOL, ATOL) if a.dtype == torch.float64 else (1e-4, 1e-5)
     return a.shape == b.shape and torch.allclose(a.double(), b.double(), rtol, atol, equal_nan=True)
 
 
 def difference(mine: object, right: Tensor, axes: tuple[str, ...]) -> str | None:
-    """Describe how `mine` differs from `right`, or return None. `axes` are the names of the dimensions."""
+    """Describe how `mine` differs from `right`, or return None if they are equal. `axes` names the dimensions."""
     if not isinstance(mine, Tensor):
         forgotten = " (is a `return` missing?)" if mine is None else ""
         return f"the result is {type(mine).__name__}, not a tensor{forgotten}"
@@ -81,8 +81,8 @@ def places(mine: Tensor, right: Tensor, axes: tuple[str, ...]) -> str:
     return f"{only}the largest difference is at {first(worst, axes)}: {a:.{digits}g}, expected {b:.{digits}g}"
 
 
-def first(chosen: Tensor, axes: tuple[str, ...]) -> str:
-    index = chosen.nonzero()[0].tolist()
+def first(mask: Tensor, axes: tuple[str, ...]) -> str:
+    index = mask.nonzero()[0].tolist()
     return ", ".join(f"{axis} {i}" for axis, i in zip(axes, index, strict=False)) or "the one number"
 
 

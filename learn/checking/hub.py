@@ -1,4 +1,4 @@
-"""Checks on pretrained weights of the Hugging Face hub: downloaded now, or in the cache from earlier."""
+"""Checks on pretrained weights of the Hugging Face hub, from the cache or downloaded."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ from learn.checking.explain import difference
 from learn.checking.parity import call
 
 FILES = ("config.json", "model.safetensors")
-SECONDS = 3.0  # to wait for an answer, once in a process
+SECONDS = 3.0  # timeout for an answer of the hub, once in a process
 
 
 def pretrained_folder(name: str) -> Path:
@@ -47,7 +47,7 @@ def download(name: str, **options: Any) -> Path:
 def reachable() -> bool:
     """Return True if the hub answers within `SECONDS`.
 
-    The thread is needed because looking up the hub's name may take longer than any timeout.
+    A thread is needed, because the DNS lookup may take longer than the timeout.
     """
     answers = list[bool]()
     asking = threading.Thread(target=lambda: answers.append(hub_answers(SECONDS)), daemon=True)
@@ -79,24 +79,24 @@ def real_weights(
     weights: Callable[[Any], dict[str, Tensor]],
     inputs: Callable[[int], dict[str, Tensor]],
 ) -> Check:
-    """Return a check that the student's model, with a pretrained model's weights, gives its logits.
+    """Return a check that the student's model computes the logits of a pretrained model, with its weights.
 
-    `theirs(folder)` loads the pretrained model. `mine(file, *sizes)` makes the student's. `weights(made)` returns
-    views of the student's weights under HuggingFace's names. `inputs(n_tokens)` returns keyword arguments of the
-    pretrained model; the student's gets their values in the same order.
+    `theirs(folder)` loads the pretrained model. `mine(file, *sizes)` makes the student's model. `weights(made)` returns
+    views of the student's weights under HuggingFace's names. `inputs(n_tokens)` returns keyword arguments for the
+    pretrained model. The student's model gets their values in the same order.
     """
 
     def check(case: Case) -> None:
         with clock_stopped():
             folder = pretrained_folder(name)
             with quiet(), torch.random.fork_rng():
-                whole = theirs(folder).double().eval()
-                made = mine(case.mine, *config_sizes(whole.config)).double()
-            fill(weights(made), whole.state_dict())
-            named = inputs(whole.config.vocab_size)
+                pretrained = theirs(folder).double().eval()
+                made = mine(case.mine, *config_sizes(pretrained.config)).double()
+            fill(weights(made), pretrained.state_dict())
+            named = inputs(pretrained.config.vocab_size)
             args = tuple(named.values())
             with torch.no_grad():
-                out, right = call(case, made, args), case.part.counts(whole(**named).logits, *args)
+                out, right = call(case, made, args), case.part.counts(pretrained(**named).logits, *args)
         if found := difference(out, right, case.part.axes):
             raise Wrong(f"right on small random weights, but with the pretrained weights of {name}: {found}.")
 
@@ -115,7 +115,7 @@ def config_sizes(config: Any) -> tuple[int, ...]:
 
 
 def fill(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    """Copy weights by their names."""
+    """Copy weights by name into `mine`."""
     with torch.no_grad():
         for name, weight in mine.items():
             assert weight.shape == theirs[name].shape, name

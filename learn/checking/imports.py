@@ -1,4 +1,4 @@
-"""Find the modules that a part's code names, so that forbidden packages are noticed in helpers, too."""
+"""Find the modules that a part's code names, its helpers included, to notice forbidden packages."""
 
 import dis
 import inspect
@@ -10,21 +10,21 @@ from learn.checking.course import Case, Check, Wrong
 
 
 def imports_none(*packages: str) -> Check:
-    """Return a check that the part and its helpers in the student's file use nothing of these packages.
+    """Return a check that the part and its helpers in the student's file use none of these packages.
 
-    It complements the spy, which sees what Python calls, but not what a C function calls, as in map(encode, texts).
+    It complements the spy, which records calls by Python code, but not calls by C functions, as in map(encode, texts).
     """
 
     def check(case: Case) -> None:
-        for home in reached(case):
+        for home in named_modules(case):
             if home.split(".")[0] in packages:
                 raise Wrong(f"{case.name} uses {home}: write that yourself here.")
 
     return check
 
 
-def reached(case: Case) -> Iterator[str]:
-    """Yield the modules of all objects that the part's code names, following names within the student's file."""
+def named_modules(case: Case) -> Iterator[str]:
+    """Yield the modules of all objects that the part's code names. Follow names within the student's file."""
     borrowed = {id(value) for value in vars(case.solution).values()}
     waiting, seen = [case.name], set[str]()
     while waiting:
@@ -38,7 +38,7 @@ def reached(case: Case) -> Iterator[str]:
             yield home
             continue
         for code in codes(value):
-            yield from imported(code)
+            yield from imported_modules(code)
             waiting += code.co_names
 
 
@@ -60,8 +60,8 @@ def codes(value: Any) -> Iterator[CodeType]:
         waiting += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
 
 
-def imported(code: CodeType) -> Iterator[str]:
-    """Yield the modules that this code imports, by importlib, too."""
+def imported_modules(code: CodeType) -> Iterator[str]:
+    """Yield the modules that this code imports, by importlib as well."""
     for instruction in dis.get_instructions(code):
         if instruction.opname == "IMPORT_NAME":
             yield instruction.argval

@@ -1,4 +1,4 @@
-"""Known mistakes: edits of a solution, read from a text file, and the modules with these edits."""
+"""Known mistakes: edits of a solution, read from a text file, and modules with these edits."""
 
 import re
 import time
@@ -13,12 +13,15 @@ from torch import nn
 
 from learn.checking.course import Case, Mistake, load_module
 
-PATIENCE = 5.0  # seconds to try pairs of mistakes: there may be hundreds, and a part's time is limited
+PATIENCE = 5.0  # seconds for trying pairs of mistakes: there may be hundreds, and a part's time is limited
 ENTRY = re.compile(r"^# (\w+): (.+)\n((?:-.*\n)+)((?:\+.*\n)+)", re.MULTILINE)
 
 
 def read_mistakes(path: Path) -> tuple[Mistake, ...]:
-    """Read entries: `# part: message`, lines of the solution after `- `, and the lines that replace them after `+ `."""
+    """Read known mistakes from a file.
+
+    An entry is a line `# part: message`, lines of the solution after `- `, and their replacement after `+ `.
+    """
     found = ENTRY.findall(path.read_text(encoding="utf-8"))
     return tuple(
         Mistake(part, says, after_sign(right), after_sign(mistaken)) for part, says, right, mistaken in found
@@ -30,7 +33,10 @@ def after_sign(lines: str) -> str:
 
 
 def known_mistake(case: Case, alike: Callable[[ModuleType], bool], pairs: bool) -> str | None:
-    """Return the message of the mistake whose variant is `alike` to the student's, with `pairs` also of two at once."""
+    """Return the message of the mistake for whose variant of the solution `alike` returns True, or None.
+
+    With `pairs`, try two mistakes at once as well.
+    """
     for mistake, module in variants(case):
         if alike(module):
             return mistake.says
@@ -44,7 +50,7 @@ def known_mistake(case: Case, alike: Callable[[ModuleType], bool], pairs: bool) 
 
 
 def variants(case: Case) -> Iterator[tuple[Mistake, ModuleType]]:
-    """Yield every known mistake of this part with the solution that has it."""
+    """Yield every known mistake of this part, with the variant of the solution that makes it."""
     for mistake in case.mistakes:
         module = solution_with(Path(str(case.solution.__file__)), (mistake,))
         assert module is not None, f"not once in the solution: {mistake.right}"
@@ -52,7 +58,7 @@ def variants(case: Case) -> Iterator[tuple[Mistake, ModuleType]]:
 
 
 def pairs_of_variants(case: Case) -> Iterator[tuple[tuple[Mistake, Mistake], ModuleType]]:
-    """Yield every two mistakes whose edits fit into one solution, with that solution."""
+    """Yield every pair of mistakes whose edits fit together, with the variant that makes both."""
     for pair in combinations(case.mistakes, 2):
         module = solution_with(Path(str(case.solution.__file__)), pair)
         if module is not None:
@@ -61,7 +67,7 @@ def pairs_of_variants(case: Case) -> Iterator[tuple[tuple[Mistake, Mistake], Mod
 
 @cache
 def solution_with(solution: Path, mistakes: tuple[Mistake, ...]) -> ModuleType | None:
-    """Return the solution with these mistakes, or None if one removes the text that another edits."""
+    """Return the solution with these mistakes. Return None if one mistake removes the text that another edits."""
     text = solution.read_text(encoding="utf-8")
     for mistake in mistakes:
         if text.count(mistake.right) != 1:
@@ -74,7 +80,7 @@ def solution_with(solution: Path, mistakes: tuple[Mistake, ...]) -> ModuleType |
 
 
 def made_by_variant(case: Case, module: ModuleType, made: Any) -> Any:
-    """Return the variant's function, or its module with the student's weights. None if the weights do not fit."""
+    """Return the variant's function, or its module with the student's weights. Return None if the weights do not fit."""
     variant = case.part.make(module)
     if not isinstance(variant, nn.Module):
         return variant

@@ -11,11 +11,11 @@ from learn.checking.course import Case, Check, Wrong
 from learn.checking.explain import difference, equal
 from learn.checking.mistakes import known_mistake, made_by_variant
 
-SPREAD = 0.1  # of what is added to every parameter, so that ones and zeros hide nothing
+SPREAD = 0.1  # standard deviation of noise on every parameter, because ones and zeros hide mistakes
 
 
 def same_outputs(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Check:
-    """Return a check of outputs against the reference. Noise of deviation `spread` is added to every parameter."""
+    """Return a check of outputs against the reference, with noise of deviation `spread` on every parameter."""
 
     def check(case: Case) -> None:
         made = ready(case, spread, dtype)
@@ -28,7 +28,7 @@ def same_outputs(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Che
                 continue
             if mistake := recognize(case, made, args, out, right):
                 raise Wrong(f"it looks like {mistake}.")
-            if looks_back_only in case.part.checks:  # to be fixed before numbers are compared
+            if looks_back_only in case.part.checks:  # this mistake has to be fixed first
                 looks_back_only(case)
             after = " after noise was added to every parameter (ones and zeros at the start hide mistakes)"
             raise Wrong(
@@ -39,7 +39,7 @@ def same_outputs(spread: float = 0.0, dtype: torch.dtype = torch.float64) -> Che
 
 
 def smallest(case: Case, made: Any, dtype: torch.dtype) -> str:
-    """Say if the shortest input, mostly of one position, comes out right. That tells the student where to look."""
+    """Say if the result is right for the shortest input. If it has one position, that tells the student where to look."""
     tries = [cast(args, dtype) for args in case.part.inputs()]
     args = min(tries, key=lambda args: args[0].numel() if args and isinstance(args[0], Tensor) else 0)
     if len(tries) == 1 or not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
@@ -88,20 +88,20 @@ def reference_output(case: Case, made: Any, args: tuple) -> Tensor:
 
 
 def settings(case: Case, args: tuple) -> str:
-    """List the optional arguments of a call: tensors by name, others with their value."""
+    """List the optional arguments of a call: tensors by name, other arguments with their value."""
     thing = getattr(case.solution, case.name)
     names = list(inspect.signature(getattr(thing, "forward", thing)).parameters.values())
     names = names[inspect.isclass(thing) :]  # without self
-    told = [
+    listed = [
         name.name.split("_")[0] if isinstance(a, Tensor) else f"{name.name}={a}"
         for name, a in zip(names, args, strict=False)
         if a is not None and not (isinstance(a, Tensor) and name.default is name.empty)
     ]
-    return f" (with {', '.join(told)})" if told else ""
+    return f" (with {', '.join(listed)})" if listed else ""
 
 
 def recognize(case: Case, made: Any, args: tuple, out: object, right: Tensor) -> str | None:
-    """Return the message of the known mistake, or of two at once, that gives the student's output."""
+    """Return the message of the known mistake, or of two mistakes at once, that gives the student's output."""
     if not isinstance(out, Tensor):
         return None
     return known_mistake(
@@ -110,14 +110,14 @@ def recognize(case: Case, made: Any, args: tuple, out: object, right: Tensor) ->
 
 
 def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, right: Tensor) -> bool:
-    """Return True if a mistaken variant gives the student's output, and this output is wrong."""
+    """Return True if a variant with a mistake gives the student's output, and this output is wrong."""
     variant = made_by_variant(case, module, made)
     if variant is None:
         return False
     try:
         with torch.no_grad():
             other = case.part.counts(variant(*args), *args)
-    except Exception:  # a variant need not run on everything
+    except Exception:  # a variant may fail on some inputs
         return False
     return equal(out, other) and not (other.shape == right.shape and equal(other, right))
 

@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.repository import REPOSITORY
 
-# Parts of names of operators that would do the student's work, and what to call them.
+# Parts of operator names that would do the student's work, with a description.
 READY_MADE = {
     "_norm": "a ready-made normalization",
     "gelu": "a ready-made GELU",
     "embedding": "a ready-made embedding",
     "scaled_dot_product": "ready-made attention",
-    "safe_softmax": "ready-made attention",  # what scaled_dot_product_attention does where it has no kernel
+    "safe_softmax": "ready-made attention",  # scaled_dot_product_attention without a kernel
     "multi_head_attention": "ready-made attention",
     "transformer_encoder": "a ready-made layer",
     "nll_loss": "a ready-made loss",
@@ -34,7 +34,7 @@ VECTOR_NORMS = {
     "linalg_norm",
     "_foreach_norm",
 }  # norms of vectors are arithmetic
-COMPILED = ("tokenizers", "tiktoken", "sentencepiece")  # packages whose work is done outside Python
+COMPILED = ("tokenizers", "tiktoken", "sentencepiece")  # packages that compute outside Python
 
 
 PLACES = {
@@ -59,10 +59,10 @@ def ready_made_place(file: str) -> str | None:
 
 
 class Spy:
-    """Record of all operators that run in its `with` block, and of the files whose Python code runs.
+    """Recorder of all operators that run in its `with` block, and of the files whose Python code runs.
 
-    Two modes are needed. `Computed` sees the operators in the end, `Called` the functions that were asked for:
-    attention of torch.nn.functional ends in matrix products and a softmax, as a student's does.
+    Two modes are needed. `Computed` records the operators that finally run, `Called` the functions that are called. The
+    attention of torch.nn.functional may end in matrix products and a softmax, as the student's does.
     """
 
     def __init__(self) -> None:
@@ -92,12 +92,12 @@ class Spy:
                 self.compiled.add((module.split(".")[0], getattr(argument, "__name__", "a function")))
 
     def work_of_others(self) -> list[tuple[str, str]]:
-        """Return (place, class or function) of all code in `PLACES` and of compiled packages that ran."""
+        """Return (place, class or function) for all code in `PLACES` and in compiled packages that ran."""
         ran = [(place, name) for file, name in self.code if (place := ready_made_place(file))]
         return sorted(ran) + sorted(self.compiled)
 
     def cheats(self) -> dict[str, str]:
-        """Return the operators that did the student's work, each with what to call it."""
+        """Return the operators that did the student's work, each with its description."""
         return {
             name: what
             for name in self.seen
@@ -127,6 +127,6 @@ class Called(TorchFunctionMode):
         self.seen = seen
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if name := getattr(func, "__name__", None):  # a property's has none
+        if name := getattr(func, "__name__", None):  # properties have no name
             self.seen[name] = None
         return func(*args, **(kwargs or {}))

@@ -1,4 +1,4 @@
-"""Compare dicts of results, and describe the first difference in words. A key is a phrase that names its value."""
+"""Compare dicts of results, and describe the first difference in words. Each key is a phrase that describes its value."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,16 +11,16 @@ AXES = ("row", "column", "plane")
 
 
 def describe_difference(mine: Mapping[str, Any], right: Mapping[str, Any]) -> str | None:
-    """Describe the first value that differs, tensors up to rounding. Return None if there is none."""
+    """Describe the first value that differs, or return None. Tensors may differ by rounding."""
     for name, value in right.items():
         if name not in mine:
             return f"there is no {name}"
-        if says := of_one(mine[name], value):
-            return f"{name}: {says}"
+        if found := describe_one_difference(mine[name], value):
+            return f"{name}: {found}"
     return None
 
 
-def of_one(mine: Any, right: Any) -> str | None:
+def describe_one_difference(mine: Any, right: Any) -> str | None:
     if isinstance(right, Tensor):
         mine = mine.detach() if isinstance(mine, Tensor) else mine
         return difference(mine, right.detach(), AXES[: right.dim()])

@@ -13,12 +13,12 @@ from learn.solution.gpt2 import LayerNorm
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x times the probability that a standard normal number is below it."""
+    """x times the probability that a standard normal number is below x."""
     return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
 class Embedding(nn.Module):
-    """A vector each for token, position and token type, normalized."""
+    """Normalized sum of a vector for the token, one for its position and one for its type."""
 
     def __init__(self, n_tokens: int, max_seq_len: int, dim: int, n_types: int = 2) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Embedding(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Each position mixes the values of all real ones, head by head."""
+    """Multi-head self-attention: every position mixes the values of all real positions."""
 
     def __init__(self, dim: int, n_heads: int) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four times as wide, the exact GELU, and back."""
+    """Widen to four times the width, apply the exact GELU, and go back."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -110,13 +110,13 @@ class Bert(nn.Module):
 
 
 def _draw(linear: nn.Linear) -> None:
-    """A linear layer's first weights."""
+    """Draw the initial weights of a linear layer, and set its bias to zero."""
     nn.init.normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
 
 
 class MaskedLMHead(nn.Module):
-    """Vectors to logits of the token that stood there."""
+    """Vectors to logits of the original token at each position."""
 
     def __init__(self, n_tokens: int, dim: int) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class BertForClassification(nn.Module):
 def mask_tokens(
     ids_BT: Tensor, special_BT: Tensor, mask_id: int, n_tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Chooses the tokens to be guessed, and hides most of them."""
+    """Choose the tokens to be guessed, and hide most of them."""
 
     def happens(probability: float) -> Tensor:
         return torch.bernoulli(torch.full(ids_BT.shape, probability), generator=generator).bool()

@@ -18,7 +18,7 @@ from model.recording import at
 
 
 def pair_logprobs(logits_a_BV: Tensor, logits_b_BV: Tensor, strength: float) -> Tensor:
-    """One distribution out of two contexts' predictions."""
+    """Log-probabilities of the next token, mixed from the predictions of two contexts."""
     a_BV, b_BV = logits_a_BV.log_softmax(dim=-1), logits_b_BV.log_softmax(dim=-1)
     mixed_BV = a_BV + strength * (b_BV - a_BV)
     return mixed_BV.log_softmax(dim=-1)
@@ -48,7 +48,7 @@ def continue_pair(
 
 
 def accuracy(model: nn.Module, ids_NT: Tensor, mask_NT: Tensor, labels_N: Tensor) -> float:
-    """The share of texts that are classified rightly."""
+    """Share of texts that are classified correctly."""
     with torch.no_grad(), eval_mode(model):
         right_N = model(ids_NT, mask_NT).argmax(dim=-1) == labels_N
     return right_N.double().mean().item()
@@ -65,7 +65,7 @@ def finetune(
     lr: float = 2e-3,
     generator: torch.Generator | None = None,
 ) -> list[float]:
-    """Train a classifier on labeled texts, all of it."""
+    """Train all parameters of a classifier on labeled texts."""
     batches = list[Tensor]()
     for _ in range(n_epochs):
         order = torch.randperm(len(ids_NT), generator=generator)
@@ -78,7 +78,7 @@ def finetune(
 
 
 def _after_same(ids_BT: Tensor) -> Tensor:
-    """[B, T, S]: True where s is not after t and the token before s is that at t."""
+    """Return a mask [B, T, S]: True if s is at most t and the token at s - 1 equals the token at t."""
     after_BTS = torch.zeros(*ids_BT.shape, ids_BT.shape[1], dtype=torch.bool)
     after_BTS[:, :, 1:] = ids_BT[:, :, None] == ids_BT[:, None, :-1]
     return after_BTS.tril()
@@ -95,7 +95,7 @@ def induction_scores(lm: LM, ids_BT: Tensor) -> Tensor:
 
 
 def ablated_loss(lm: LM, ids_BT: Tensor, layer: int, head: int) -> float:
-    """The loss of what was there before, without one head."""
+    """Loss of the tokens that could be copied, without one head."""
     seen_before_BT = _after_same(ids_BT).any(dim=-1)[:, :-1]
     with torch.no_grad(), eval_mode(lm), lm.patch({f"layers.{layer}.z": at(0, heads=head)}):
         logits_BTV = lm(ids_BT)[:, :-1]
@@ -103,7 +103,7 @@ def ablated_loss(lm: LM, ids_BT: Tensor, layer: int, head: int) -> float:
 
 
 def find_induction_head(lm: LM, ids_BT: Tensor) -> tuple[int, int] | None:
-    """The head that looks there, and is needed."""
+    """The head with a high induction score that copying needs most."""
     looking = (induction_scores(lm, ids_BT) >= 0.5).nonzero().tolist()
     losses = {(layer, head): ablated_loss(lm, ids_BT, layer, head) for layer, head in looking}
     return max(losses, key=lambda place: losses[place], default=None)
@@ -134,7 +134,7 @@ def train_with_huggingface(
     lr: float = 1e-3,
     seed: int = 0,
 ) -> list[float]:
-    """Train by transformers.Trainer, and leave nothing behind."""
+    """Train by transformers.Trainer, without output or files."""
     rows: Any = [{"input_ids": ids_T, "labels": ids_T} for ids_T in ids_NT]
     with tempfile.TemporaryDirectory() as folder:
         settings = transformers.TrainingArguments(

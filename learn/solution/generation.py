@@ -15,7 +15,7 @@ from torch import Tensor
 def cached_attention(
     attention: Any, x_BTD: Tensor, cache: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Attention of new positions, to kept keys and values too."""
+    """Causal attention of new positions, with cached keys and values of earlier ones."""
     B, T, D = x_BTD.shape
     H, K = attention.n_heads, D // attention.n_heads
     q_BTD, k_BTD, v_BTD = attention.qkv(x_BTD).split(D, dim=-1)
@@ -34,7 +34,7 @@ def cached_attention(
 def cached_gpt2(
     model: Any, ids_BT: Tensor, cache: list[tuple[Tensor, Tensor]] | None = None
 ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """GPT-2's logits at new positions, from their ids and a cache."""
+    """Logits of GPT-2 at new positions, from their ids and a cache."""
     T = ids_BT.shape[1]
     n_kept = 0 if cache is None else cache[0][0].shape[2]
     x_BTD = model.embedding.tokens[ids_BT] + model.embedding.positions[n_kept : n_kept + T]
@@ -68,7 +68,7 @@ def next_token_probabilities(
 
 
 def frequency_penalized(logits_BV: Tensor, ids_BT: Tensor, penalty: float) -> Tensor:
-    """Logits lowered for every time a token occurred so far."""
+    """Logits, lowered for every earlier occurrence of a token."""
     once_BT = torch.ones_like(ids_BT).to(logits_BV.dtype)
     counts_BV = torch.zeros_like(logits_BV).scatter_add(1, ids_BT, once_BT)
     return logits_BV - penalty * counts_BV
@@ -88,7 +88,7 @@ def generate(
 ) -> Tensor:
     """New tokens for prompts of any lengths, all in one batch."""
     rows = [list(prompt) for prompt in prompts]
-    given, cache = 0, None  # to the model so far: positions, and what it keeps of them
+    given, cache = 0, None  # number of positions that the model has processed, and its cache of them
     for T in range(min(map(len, prompts)), max(map(len, prompts)) + n_new):
         with torch.no_grad():
             logits_BTV, cache = model(torch.tensor([row[given:T] for row in rows]), cache)
@@ -97,7 +97,7 @@ def generate(
         probs_BV = next_token_probabilities(logits_BV, temperature, top_k, nucleus)
         drawn_B = torch.multinomial(probs_BV, 1, generator=generator)[:, 0]
         for row, prompt, token in zip(rows, prompts, drawn_B.tolist(), strict=True):
-            if len(row) == T:  # else the prompt says what comes next
+            if len(row) == T:  # else the prompt gives the next token
                 row.append(end if end in row[len(prompt) :] else token)
         given = T
     return torch.tensor([row[len(prompt) :][:n_new] for row, prompt in zip(rows, prompts, strict=True)])
@@ -113,7 +113,7 @@ def beam_search(
     end: int | None = None,
     early_stopping: bool = False,
 ) -> tuple[list[int], float]:
-    """The best continuation found with several at a time."""
+    """Best continuation of a prompt that a search with several beams finds."""
     running: list[tuple[float, int, list[int]]] = [(0.0, 0, [])]  # sum, the row it continues, new tokens
     finished: list[tuple[float, list[int]]] = []  # score, new tokens
     new_BT, cache = torch.tensor([prompt]), None
@@ -143,7 +143,7 @@ def beam_search(
 
 
 def _best_continuations(beams: list[tuple], logits_BV: Tensor, n: int) -> list[tuple[float, int, list[int]]]:
-    """The n most probable sequences of one more token, of all beams together, the best first; parents are rows."""
+    """Return the n most probable continuations of all beams by one token, the best first: sum, parent's row, tokens."""
     sums_B1 = torch.tensor([[total] for total, _, _ in beams], dtype=logits_BV.dtype)
     sums_BV = sums_B1 + logits_BV - logits_BV.logsumexp(dim=-1, keepdim=True)
     best = sums_BV.flatten().topk(min(n, sums_BV.numel()))

@@ -28,7 +28,7 @@ class LayerNorm(nn.Module):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """x times the probability that a standard normal number is below it, approximated by a tanh."""
+    """x times the probability that a standard normal number is below x, approximated by a tanh."""
     inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
     return 0.5 * x * (1 + torch.tanh(inner))
 
@@ -68,7 +68,7 @@ class CausalAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Four times as wide, GELU, and back: each position by itself."""
+    """Widen each position to four times the width, apply GELU, and go back."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class GPT2(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw the matrices of the blocks anew, in the order in which they were made; biases are zero."""
+        """Draw the matrices of the blocks anew, in the order of their creation, and set biases to zero."""
         for name, parameter in self.blocks.named_parameters():
             if parameter.dim() == 2:
                 into_stream = name.endswith(("out.weight", "down.weight"))

@@ -31,13 +31,13 @@ def byte_characters() -> dict[int, str]:
 
 
 def byte_words(text: str) -> list[str]:
-    """A text cut into words, their bytes as printable characters."""
+    """Words of a text, with their bytes as printable characters."""
     characters = byte_characters()
     return ["".join(characters[byte] for byte in word.encode()) for word in PATTERN.findall(text)]
 
 
 def train_bpe(texts: list[str], vocab_size: int) -> list[Pair]:
-    """Merges: the most frequent pair, again and again."""
+    """Merges, learned by joining the most frequent pair again and again."""
     ids = {character: i for i, character in enumerate(sorted(byte_characters().values()))}
     counts = Counter(word for text in texts for word in byte_words(text))
     tokens_of = {word: list(word) for word in counts}
@@ -51,7 +51,7 @@ def _train(
     vocab_size: int,
     prefix: str = "",
 ) -> list[Pair]:
-    """Merges, and into `ids` the tokens they make. A pair is counted where it stands in a word, times its occurrences."""
+    """Return the merges, and add their tokens to `ids`. A pair counts once per place in a word, times the word's count."""
     pairs = Counter[Pair]()
     for word, tokens in tokens_of.items():
         _count(pairs, tokens, counts[word])
@@ -70,13 +70,13 @@ def _train(
 
 
 def _count(pairs: Counter[Pair], tokens: list[str], times: int) -> None:
-    """Adds to each pair of neighbors."""
+    """Add `times` to the count of each pair of neighbors."""
     for pair in pairwise(tokens):
         pairs[pair] += times
 
 
 def _merge(tokens: list[str], pair: Pair, joined: str) -> list[str]:
-    """Every such pair made one token, from left to right."""
+    """Return the tokens with every such pair joined to one token, from left to right."""
     merged = list[str]()
     i = 0
     while i < len(tokens):
@@ -90,7 +90,7 @@ def _merge(tokens: list[str], pair: Pair, joined: str) -> list[str]:
 
 
 def apply_merges(word: str, ranks: dict[Pair, int]) -> list[str]:
-    """The tokens of one word: the earliest merge first."""
+    """Tokens of one word, by applying the earliest merges first."""
     tokens = list(word)
     while len(tokens) > 1:
         best = min(pairwise(tokens), key=lambda pair: ranks.get(pair, math.inf))
@@ -126,7 +126,7 @@ class ByteLevelBPE:
 
 
 def bert_words(text: str) -> list[str]:
-    """BERT's words: lower case, no accents, punctuation apart."""
+    """Words as BERT has them: lower case, without accents, punctuation separate."""
     text = "".join(_clean(character) for character in text)
     text = unicodedata.normalize("NFD", text)
     text = "".join(c.lower() for c in text if unicodedata.category(c) != "Mn")
@@ -134,7 +134,7 @@ def bert_words(text: str) -> list[str]:
 
 
 def _clean(character: str) -> str:
-    """A space for white space, nothing for control characters, and Chinese characters apart."""
+    """Return the text with spaces for white space, without control characters, and with Chinese characters separate."""
     kind = unicodedata.category(character)
     if character in "\t\n\r" or kind in ("Zs", "Zl", "Zp"):
         return " "
@@ -150,7 +150,7 @@ def _is_punctuation(character: str) -> bool:
 
 
 def word_pieces(word: str, vocabulary: dict[str, int]) -> list[str]:
-    """The pieces of one word: the longest that fits, then on."""
+    """Pieces of one word, by the longest match from left to right."""
     if len(word) > 100:
         return ["[UNK]"]
     pieces = list[str]()
@@ -182,7 +182,7 @@ class WordPiece:
 
 
 def train_wordpiece(texts: list[str], vocab_size: int) -> list[str]:
-    """A vocabulary for WordPiece, by merging pairs as in BPE."""
+    """Vocabulary for WordPiece, by merging pairs as in BPE."""
     counts = Counter(word for text in texts for word in bert_words(text))
     tokens_of = {word: [word[0], *("##" + character for character in word[1:])] for word in counts}
     rest = {token for tokens in tokens_of.values() for token in tokens[1:]}

@@ -50,7 +50,7 @@ class AdamW:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
-    """Scale all gradients down together where they are too long."""
+    """Scale all gradients by one factor if their common norm is too large."""
     grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not grads:
         return torch.tensor(0.0)
@@ -62,7 +62,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> Tenso
 
 
 def learning_rate(step: int, n_steps: int, lr: float, n_warmup: int = 0, min_lr: float = 0.0) -> float:
-    """Up in a straight line, then down half a cosine."""
+    """Learning rate of a step: a linear rise, then a fall along half a cosine."""
     if step < n_warmup:
         return lr * step / n_warmup
     done = min(1.0, (step - n_warmup) / max(1, n_steps - n_warmup))
@@ -81,7 +81,7 @@ def train(
     max_norm: float = 1.0,
     n_accumulate: int = 1,
 ) -> list[float]:
-    """The loop: losses, gradients, steps."""
+    """Train a model, and return the loss of every step."""
     optimizer = AdamW(model.parameters(), lr, weight_decay=weight_decay)
     n_steps = len(batches) // n_accumulate
     losses = []

@@ -87,7 +87,7 @@ def test_a_tokenizers_own_pre_tokenizer_is_kept(tmp_path):
     assert list(ids) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_a_head_of_its_own_counts_whatever_the_config_says(tmp_path):
+def test_a_files_own_unembedding_counts_whatever_the_config_says(tmp_path):
     tiny("llama", tie_word_embeddings=False).save_pretrained(tmp_path)
     toy_tokenizer().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text()) | {"tie_word_embeddings": True}
@@ -233,7 +233,7 @@ def test_padding_on_the_left_moves_no_position():
 
 
 @pytest.mark.parametrize("family", ["gemma2", "qwen3", "gpt_oss", "distilbert", "modernbert", "t5"])
-def test_what_our_layers_cannot_be_is_refused_from_the_config_alone(family, tmp_path):
+def test_models_that_our_layers_cannot_represent_are_refused_from_the_config_alone(family, tmp_path):
     AutoConfig.for_model(family).save_pretrained(tmp_path)  # there are no weights to read
     toy_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="our layers do not support"):

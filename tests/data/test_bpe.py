@@ -37,7 +37,7 @@ def plain_bpe(texts, vocab_size):
     return rust
 
 
-def test_texts_of_ordinary_words_give_the_tokenizer_of_unbounded_words():
+def test_the_word_length_limit_does_not_change_the_tokenizer_of_ordinary_texts():
     texts = [
         *read_corpus("sotu", 3)["train"],
         *read_corpus("pydoc", 5)["train"],
@@ -71,7 +71,7 @@ def test_unbroken_text_is_trained_on_in_linear_time(kind, tmp_path):
 
 
 @pytest.mark.parametrize("letter", ["x", "7", "?", " "])
-def test_longer_words_are_cut(letter):
+def test_words_over_the_maximum_length_are_cut(letter):
     tokenizer = bpe_tokenizer(["a text"], 260)
     words = tokenizer.rust.pre_tokenizer.pre_tokenize_str(letter * (2 * MAX_WORD + 3))
     assert [len(word) for word, _ in words] == [MAX_WORD, MAX_WORD, 3]

@@ -58,7 +58,7 @@ def test_each_field_of_data_params_has_a_key_of_its_own():
     assert len(keys) == len(values)
 
 
-def test_a_field_a_user_adds_gives_text_of_its_own(tmp_path, monkeypatch):
+def test_a_users_field_separates_texts_in_the_cache(tmp_path, monkeypatch):
     from data import text_rows as text
 
     def data(lowercase):
@@ -95,7 +95,7 @@ def test_a_field_that_changes_held_out_samples_keeps_the_splits_disjoint(tmp_pat
         assert not set(data.split("train")) & set(data.split("val"))
 
 
-def test_content_tells_what_text_was_read_and_nothing_of_how_it_is_laid_out(tmp_path):
+def test_content_identifies_the_text_but_not_its_packing(tmp_path):
     texts = [TextData(DataParams("pydoc", debug_crop=9, packed=packed), TokenizerSpec("char"), tmp_path)
              for packed in (None, True, False)]  # fmt: skip
     assert len({text.content for text in texts}) == 1
@@ -110,7 +110,7 @@ def test_a_task_that_is_no_function_is_refused(odd):
     assert len(tasks) == n_tasks
 
 
-def test_partials_and_objects_are_known_by_their_code_and_their_values():
+def test_cache_keys_of_partials_and_objects_include_code_and_values():
     def numbers(n):
         return range(n)
 
@@ -121,14 +121,14 @@ def test_partials_and_objects_are_known_by_their_code_and_their_values():
     assert len({function_digest(one) for one in [same[0], *others, len, sorted, Caller]}) == 9
 
 
-def test_what_is_written_in_no_file_is_never_known_to_be_what_it_was():
+def test_code_without_a_source_file_always_misses_the_cache():
     for code in ("def typed(rng): return 'ab'", "class typed:\n def __call__(self, rng): return 'ab'"):
         scope = {"__name__": "__main__x"}
         exec(code, scope)  # noqa: S102 -- as a notebook does
         assert function_digest(scope["typed"]) != function_digest(scope["typed"])
 
 
-def test_a_reader_outside_data_is_part_of_what_a_hub_text_is_known_by(tmp_path, monkeypatch):
+def test_the_cache_key_of_a_hub_text_includes_a_reader_outside_data(tmp_path, monkeypatch):
     def fingerprint_with(code):
         (tmp_path / "my_reader.py").write_text(code)
         monkeypatch.setitem(sys.modules, "my_reader", None)

@@ -97,7 +97,7 @@ def test_without_the_hub_one_sentence_says_what_to_do(data_folder, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_too_large_to_download_needs_debug_crop():
+def test_corpora_too_large_to_download_need_debug_crop():
     with pytest.raises(
         ValueError, match="dataset_name='openwebtext' is too large to download, and debug_crop=None"
     ):
@@ -130,7 +130,7 @@ def test_data_path_txt_comes_first(data_folder, tmp_path):
     assert read_all("theirs") == {"train": ["hello"]}
 
 
-def test_a_data_path_txt_that_is_no_text_is_said(data_folder, tmp_path):
+def test_a_binary_data_path_txt_is_an_error(data_folder, tmp_path):
     note = tmp_path / "data-path.txt"
     (tmp_path / "elsewhere" / "theirs").mkdir(parents=True)
     (tmp_path / "elsewhere" / "theirs" / "data.txt").write_text("hello\n", encoding="utf-8")

@@ -115,7 +115,7 @@ def test_worker_processes_give_the_same_batches(copies):
     assert rows_of(copies.train_dataloader(16, accumulate=2)) == alone
 
 
-def test_attributes(copies, speeches):
+def test_attributes_of_a_data_module(copies, speeches):
     assert copies.task is tasks["copy"]
     assert copies.val_bytes is None
     assert 0 < copies.chance < 0.2
@@ -142,7 +142,7 @@ def test_a_given_tokenizer_is_used(cache, speeches):
     )
 
 
-def test_get_data(cache):
+def test_get_data_returns_a_data_module(cache):
     data = get_data(DataParams(dataset_name="copy", n_samples=500), CHAR, cache)
     assert data.tokenizer.n_tokens == 31
 

@@ -150,7 +150,7 @@ def test_an_object_of_transformers_has_the_ids_of_its_file(name, tmp_path):
     assert tokenizer.specials == LAYOUTS[name].expected
 
 
-def test_an_object_that_was_changed_stands_as_it_is(tmp_path):
+def test_a_changed_tokenizer_object_is_used_as_it_is(tmp_path):
     write(tmp_path, LAYOUTS["digits one by one, as SmolLM2"])
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     theirs.add_tokens(["CAKE"])
@@ -171,7 +171,7 @@ def test_an_object_made_from_a_vocabulary_has_no_file(tmp_path, monkeypatch):
     assert from_transformers(theirs)("The cats") == [2, 5, 6, 7]
 
 
-def test_where_there_is_no_tokenizer_json_transformers_makes_it(tmp_path):
+def test_without_tokenizer_json_transformers_makes_the_tokenizer(tmp_path):
     words = [*BERT, "the", "cat", "##s"]
     (tmp_path / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
@@ -207,7 +207,7 @@ def test_a_damaged_file_is_one_sentence(content, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_file_beside_it_is_one_sentence(tmp_path):
+def test_a_damaged_file_beside_the_tokenizer_is_one_sentence(tmp_path):
     write(tmp_path, LAYOUTS["of no class"])
     for name in ("tokenizer_config.json", "config.json"):
         before = (tmp_path / name).read_text(encoding="utf-8")
@@ -248,7 +248,7 @@ def test_the_revision_reaches_the_tokenizer(tmp_path, monkeypatch):
         pretrained_tokenizer("some/model@step2")
 
 
-def test_a_lone_tokenizer_json_in_the_cache_is_not_all_of_it(tmp_path, monkeypatch):
+def test_a_cached_tokenizer_json_alone_is_not_a_complete_tokenizer(tmp_path, monkeypatch):
     """The library `tokenizers` downloads that file alone, which does not say what begins and ends a text."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("data.tokenizer.hub_answers", lambda: False)
@@ -260,7 +260,7 @@ def test_a_lone_tokenizer_json_in_the_cache_is_not_all_of_it(tmp_path, monkeypat
         pretrained_tokenizer("some/model")
 
 
-def test_what_is_lacking_in_the_cache_is_downloaded(tmp_path, monkeypatch):
+def test_missing_files_of_a_cached_tokenizer_are_downloaded(tmp_path, monkeypatch):
     """Offline, the tokenizer's class says what tokenizer_config.json would have said, as in transformers."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     folder = in_the_hubs_cache(tmp_path, "a" * 40)

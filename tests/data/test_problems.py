@@ -17,13 +17,13 @@ def check(spec=CHAR, max_seq_len=128, **params):
 
 
 @pytest.mark.parametrize("name", sorted(tasks))
-def test_every_task_is_fine_as_it_stands(name):
+def test_every_built_in_task_passes_the_checks(name):
     check(dataset_name=name)
 
 
 @pytest.mark.parametrize("name", ["sotu", "pydoc"])
 @pytest.mark.parametrize("source", ["char", "custom"])
-def test_embedded_text_is_fine(name, source):
+def test_built_in_texts_pass_the_checks(name, source):
     check(TokenizerSpec(source), dataset_name=name)
 
 
@@ -69,7 +69,7 @@ def test_embedded_text_is_fine(name, source):
         ({"dataset_name": "openwebtext"}, "too large to download, and debug_crop=None"),
     ],
 )
-def test_refused(params, message):
+def test_bad_data_params_are_refused_in_one_sentence(params, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 -- the message is what is tested
         check(**params)
     assert message in str(caught.value)
@@ -143,7 +143,7 @@ def test_text_that_is_not_utf_8_is_named(monkeypatch, tmp_path):
         check(dataset_name="mine")
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     params = DataParams(dataset_name="copy", task_args={"n_lettrs": 3, "max_length": "9"}, n_samples=2)
     found = list(data_problems(params, TokenizerSpec("custom"), 128))
     for problem, part in zip(
@@ -188,7 +188,7 @@ def test_every_different_row_of_a_finite_task_counts(monkeypatch):
         check(dataset_name="rows")
 
 
-def test_a_data_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+def test_a_missing_data_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "REPOSITORY", tmp_path / "a" / "b")
     monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "gone"))
     message = f"nor a text, and the data folder {tmp_path / 'gone'} does not exist; did you mean 'text8'"

@@ -134,7 +134,7 @@ def test_distinct_choices_follow_their_weights():
         (["12", "«", "3", "»", "."], ["12", "3", "."], "010", False),
     ],
 )
-def test_marks(sample, tokens, scored, end_scored):
+def test_marks_of_a_sample_are_read(sample, tokens, scored, end_scored):
     assert read_marks(sample) == (list(tokens), [flag == "1" for flag in scored], end_scored)
 
 

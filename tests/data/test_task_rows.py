@@ -131,7 +131,7 @@ def test_test_samples_are_drawn_for_their_hash_only(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "change", [{"task_args": {"n_letters": 5}}, {"data_seed": 3}, {"val_pct": 7.0}, {"n_samples": 999}]
 )
-def test_other_params_miss_the_cache(tmp_path, change):
+def test_other_params_miss_the_cache_of_samples(tmp_path, change):
     data_of(tmp_path)
     before = set(tmp_path.iterdir())
     data_of(tmp_path, **change)
@@ -140,7 +140,7 @@ def test_other_params_miss_the_cache(tmp_path, change):
     assert len(set(tmp_path.iterdir()) - before) == 2
 
 
-def test_rows(tmp_path):
+def test_rows_hold_bos_sample_and_eos_with_the_answer_scored(tmp_path):
     data = data_of(tmp_path)
     t = data.tokenizer
     for i in range(50):
@@ -168,7 +168,7 @@ def test_packed_rows_hold_whole_samples_and_all_of_them(tmp_path):
         assert rows[i].scored == [*one_by_one[2 * i].scored, *one_by_one[2 * i + 1].scored]
 
 
-def test_a_longer_sample_than_any_seen_before(tmp_path):
+def test_a_sample_longer_than_the_longest_found_is_never_cut(tmp_path):
     data = data_of(tmp_path, packed=True)
     data.longest = 10  # as if the search had missed the long ones
     rows = TaskRows(data, "train", 64)
@@ -192,7 +192,7 @@ def test_samples_must_fit(tmp_path):
         data.rows("train", 42)
 
 
-def test_chance(tmp_path):
+def test_chance_is_the_accuracy_of_the_most_frequent_answer(tmp_path):
     assert data_of(tmp_path / "m", "mqar", task_args={"n_pairs": 2}).chance == 0.75
     counts = {"0": 0, "1": 0}
     data = data_of(tmp_path / "p", "parity")

@@ -105,7 +105,7 @@ def test_packed_rows_are_full():
 
 @pytest.mark.parametrize("tokenizer", [CHAR, SHARED], ids=["separate", "shared"])
 @pytest.mark.parametrize("at_once", [3, 10, 1000])
-def test_tokens_on_disk(tokenizer, at_once, tmp_path, monkeypatch):
+def test_tokens_read_from_disk_equal_those_in_memory(tokenizer, at_once, tmp_path, monkeypatch):
     monkeypatch.setattr(text, "CHARS_AT_ONCE", at_once)
     documents = ["abc de fa", "", "bbbbbbbbbbbbbbbbbbbb", "a b", "é"]
     write_tokens(iter(documents), tokenizer, tmp_path)
@@ -124,7 +124,7 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
     assert read_tokens(tmp_path).ids.tolist() == [*tokenizer(last), 2] == [1, 70_003, 2]
 
 
-def test_long_documents_are_tokenised_in_pieces_as_if_in_one(monkeypatch):
+def test_long_documents_are_tokenized_in_pieces_with_the_same_ids(monkeypatch):
     monkeypatch.setattr(text, "CHARS_AT_ONCE", 50)
     document = "the cat sat  on the mat " * 30
     parts = [piece for batch in batches([document, "end"]) for piece in batch]
@@ -238,7 +238,7 @@ def test_the_text_is_read_once_and_then_comes_from_the_cache(monkeypatch, corpus
 @pytest.mark.parametrize(
     "change", [{"data_seed": 1}, {"debug_crop": 50}, {"val_pct": 10.0}, {"test_pct": 0.0}]
 )
-def test_other_params_miss_the_cache(corpus, tmp_path, change):
+def test_other_params_miss_the_cache_of_tokens(corpus, tmp_path, change):
     first = TextData(params(), TokenizerSpec("char"), tmp_path)
     other = TextData(params(**change), TokenizerSpec("char"), tmp_path)
     assert other.train.ids.tolist() != first.train.ids.tolist()
@@ -286,7 +286,7 @@ def test_a_corpus_ten_times_larger_takes_hardly_more_memory(source, tmp_path):
     assert peak(2000) < 1.3 * peak(200)
 
 
-def test_facts_are_plain_json(corpus, tmp_path):
+def test_facts_of_cached_tokens_are_plain_json(corpus, tmp_path):
     TextData(params(), TokenizerSpec("char"), tmp_path)
     for facts in tmp_path.glob("tokens-*/facts.json"):
         expected = {
@@ -332,6 +332,6 @@ def test_validation_documents_without_a_token_are_counted(tmp_path, monkeypatch,
     assert f"{[*data.read('val')].count('')} of 20 validation documents have no token" in line
 
 
-def test_nothing_is_said_of_a_sound_text(tmp_path, monkeypatch, caplog):
+def test_a_sound_text_gets_no_warning(tmp_path, monkeypatch, caplog):
     documents = [f"document {i}" for i in range(100)]
     assert faults_said(documents, tmp_path, monkeypatch, caplog) == []

@@ -57,7 +57,7 @@ def tokenizer(request):
     return own(request.param)
 
 
-def test_own_special_ids(tokenizer):
+def test_special_ids_of_our_tokenizers(tokenizer):
     assert (tokenizer.pad, tokenizer.bos, tokenizer.eos, tokenizer.unk) == (0, 1, 2, 3)
 
 
@@ -101,14 +101,14 @@ def test_bpe_needs_room_for_the_bytes():
         check_spec(TokenizerSpec("custom", 100))
 
 
-def test_words():
+def test_a_word_tokenizer_splits_at_spaces():
     tokenizer = word_tokenizer(["12", "1", "+"])
     assert tokenizer("1 + 12 + 7") == [1, *tokenizer.ids_of(["1", "+", "12", "+", "7"])]
     assert tokenizer.ids_of(["7"]) == [tokenizer.unk]
     assert tokenizer.decode(tokenizer("1 + 12")) == "1 + 12"
 
 
-def test_gpt2(gpt2_folder):
+def test_gpt2s_tokenizer_gives_its_ids(gpt2_folder):
     tokenizer = make_tokenizer(TokenizerSpec(str(gpt2_folder)), list)
     assert tokenizer.specials == Specials(50256, 50256, 50256, 50256)
     assert tokenizer.n_tokens == 50257
@@ -117,14 +117,14 @@ def test_gpt2(gpt2_folder):
     assert 50256 not in tokenizer(TEXTS[1])[1:]
 
 
-def test_bert(bert_folder):
+def test_berts_tokenizer_gives_its_ids(bert_folder):
     tokenizer = make_tokenizer(TokenizerSpec(str(bert_folder)), list)
     assert tokenizer.specials == Specials(pad=0, bos=2, eos=3, unk=1)
     assert tokenizer("the cats") == [2, 5, 6, 7]
     assert tokenizer("dog [SEP]") == [2, 1, 8, 10, 9]
 
 
-def test_cropping_keeps_what_is_used(gpt2_folder):
+def test_a_cropped_tokenizer_keeps_the_tokens_of_the_text(gpt2_folder):
     tokenizer = make_tokenizer(
         TokenizerSpec(str(gpt2_folder), crop=True), lambda: ["well the weather", "the end"]
     )
@@ -139,7 +139,7 @@ def test_cropping_keeps_what_is_used(gpt2_folder):
 
 
 @pytest.mark.parametrize("kind", ["char", "custom", "words", "cropped"])
-def test_saved_and_loaded_is_the_same(kind, tmp_path, gpt2_folder):
+def test_a_saved_tokenizer_is_loaded_unchanged(kind, tmp_path, gpt2_folder):
     if kind == "words":
         tokenizer = word_tokenizer(["the", "mat"])
     elif kind == "cropped":
@@ -254,14 +254,14 @@ def test_a_tokenizer_is_added_by_a_decorator(words, monkeypatch, tmp_path):
     assert bare.tokenizer.specials == Specials(0, 1, 2, 3)  # every text has an end
 
 
-def test_it_is_checked_with_the_grid(words):
+def test_a_registered_tokenizer_is_checked_with_the_grid(words):
     text = DataParams(dataset_name="sotu")
     assert not list(data_problems(text, TokenizerSpec("words", 20), 32))
     [problem] = data_problems(text, TokenizerSpec("words", 5), 32)
     assert problem.endswith("tokenizer_vocab_size=5 must be at least 10")
 
 
-def test_a_name_that_is_nearly_right(monkeypatch):
+def test_a_nearly_right_tokenizer_name_gets_a_hint(monkeypatch):
     monkeypatch.setattr("data.tokenizer.hub_answers", lambda: False)
     for name in ("chars", "costum"):
         [problem] = data_problems(DataParams(dataset_name="sotu"), TokenizerSpec(name), 32)
@@ -271,7 +271,7 @@ def test_a_name_that_is_nearly_right(monkeypatch):
 
 
 def test_the_code_of_a_registered_tokenizer_is_part_of_its_identity(tmp_path, monkeypatch):
-    """As of a task: whoever edits it must not meet yesterday's tokenizer in the cache."""
+    """An edit of its code misses the cache, as an edit of a task does."""
     monkeypatch.setattr(recipes, "entries", dict(recipes.entries))
     file, found = tmp_path / "mine.py", set()
     for n in (1, 2, 2):

@@ -138,6 +138,6 @@ def test_rows_of_a_finite_task_are_counted_without_repetitions(task):
     )
 
 
-def test_the_trial_leaves_no_process_behind():
+def test_trying_a_task_leaves_no_process_behind():
     problems("copy")
     assert multiprocessing.active_children() == []

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -108,7 +108,7 @@ def test_layers_without_patterns_are_named():
 
 
 def test_one_sequence_of_a_model_with_attention_is_asked_for():
-    with pytest.raises(ValueError, match="not of a batch of 2"):
+    with pytest.raises(ValueError, match="one sequence, but the input is a batch of 2"):
         attention_html(little_lm(), torch.ones(2, 3))
     with pytest.raises(ValueError, match="layer_architecture='torch-lstm'"):
         attention_html(little_lm(layer_architecture="torch-lstm", positions="none"), "abc")
@@ -123,11 +123,11 @@ class OverFewerKeys(Layer):
 def test_a_pattern_of_another_shape_is_refused():
     lm = little_lm()
     lm.decoder.layers[1] = OverFewerKeys()
-    with pytest.raises(ValueError, match=r"layers.1.pattern has the shape \(1, 2, 4, 3\), no square of 4"):
+    with pytest.raises(ValueError, match=r"layers.1.pattern has shape \(1, 2, 4, 3\), expected"):
         attention_html(lm, "abc")
 
 
-def test_dropout_is_off_and_what_is_patched_is_shown():
+def test_dropout_is_off_and_patched_patterns_are_shown():
     lm = LM(ModelParams(dim=8, n_layers=2, n_heads=2), char_tokenizer("abc"), dropout=0.5).train()
     assert attention_html(lm, "abc").html == attention_html(lm, "abc").html
     assert lm.training
@@ -136,7 +136,7 @@ def test_dropout_is_off_and_what_is_patched_is_shown():
     np.testing.assert_array_equal(weights[0, 2:], np.broadcast_to(np.eye(4), (2, 4, 4)))
 
 
-def test_weight_on_the_future_is_never_lost():
+def test_weights_on_later_tokens_are_always_shown():
     pattern = np.eye(5, dtype=np.float32)
     pattern[1, 4], pattern[2, 3] = 1e-30, 0.25
     data, weights = contents(one_head(pattern))
@@ -150,7 +150,7 @@ def test_weight_on_the_future_is_never_lost():
     assert (head, largest > 1e6) == (0, True)
 
 
-def test_weights_that_are_no_probabilities_are_kept():
+def test_weights_outside_0_to_1_are_kept():
     pattern = np.tril(np.full((4, 4), 3.5, np.float32))
     pattern[2, 1], pattern[3, 0], pattern[3, 3], pattern[1, 1] = -0.7, np.nan, np.inf, 200
     data, weights = contents(one_head(pattern))
@@ -161,7 +161,7 @@ def test_weights_that_are_no_probabilities_are_kept():
     np.testing.assert_allclose(weights[0, 0][finite], pattern[finite], rtol=1e-3)
 
 
-def test_a_film_has_a_page_of_steps():
+def test_a_film_has_one_page_for_all_steps():
     models = {0: little_lm(0), 100: little_lm(1), 250: little_lm(2)}
     data, weights = contents(attention_film(iter(models.items()), "abc").html)
     assert data["steps"] == [0, 100, 250]
@@ -177,15 +177,15 @@ def test_a_film_is_of_one_model():
         attention_film([], "abc")
 
 
-def test_no_page_is_made_that_no_browser_could_open(monkeypatch):
-    monkeypatch.setattr("explore.html.MOST", 2 * 2 * 4 * 4)
+def test_a_page_too_large_for_a_browser_is_refused(monkeypatch):
+    monkeypatch.setattr("explore.html.MAX_WEIGHTS", 2 * 2 * 4 * 4)
     steps = [(0, little_lm()), (5, little_lm())]
     attention_film(steps[:1], "abc")
-    with pytest.raises(ValueError, match="a page of 128 weights is too large"):
+    with pytest.raises(ValueError, match="a page of 128 attention weights is too large"):
         attention_film(steps, "abc")
 
 
-def test_it_is_saved_where_it_should_be(tmp_path, capsys):
+def test_a_page_is_saved_under_the_output_root(tmp_path, capsys):
     page = attention_html(little_lm(), "abc", filename="demo/first", out=str(tmp_path))
     path = tmp_path / "attentions" / "demo" / "first.html"
     assert path.read_text(encoding="utf-8") == page.html
@@ -193,7 +193,7 @@ def test_it_is_saved_where_it_should_be(tmp_path, capsys):
     assert len(repr(page)) < 100
 
 
-def test_in_a_notebook_it_is_a_frame_of_its_own():
+def test_a_notebook_shows_a_page_in_an_iframe():
     page = attention_html(little_lm(), "abc")
     parsed = Scripts(page._repr_html_())
     [(tag, attrs)] = parsed.tags
@@ -225,8 +225,9 @@ EVIL = [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(EVIL), st.text(max_size=9)), min_size=1, max_size=6))
-def test_no_token_gets_out_of_its_string(tokens):
+def test_no_token_escapes_from_its_string(tokens):
     patterns = {0: np.eye(len(tokens), dtype=np.float32)[None]}
     page = fill_page([(None, Patterns([visible(token) for token in tokens], patterns, 1))])
     plain = fill_page([(None, Patterns(["a"] * len(tokens), patterns, 1))])
@@ -238,7 +239,7 @@ def test_no_token_gets_out_of_its_string(tokens):
 
 
 @given(st.text(max_size=20))
-def test_what_cannot_be_seen_is_written_out(token):
+def test_invisible_characters_are_escaped(token):
     shown = visible(token)
     assert shown.isprintable()
     assert not any(character.isspace() for character in shown)

@@ -86,7 +86,7 @@ def test_odd_values_of_some_runs_hide_no_other(tmp_path, folders, value, caplog)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None, 0, -1, 1e100, -1e100, 2**70])
-def test_what_a_run_may_measure_stays_in_all_tables(tmp_path, folders, value, caplog):
+def test_a_run_with_any_valid_measured_value_stays_in_all_tables(tmp_path, folders, value, caplog):
     for folder, name in zip(folders, [*NUMBERS, "a_users_own"], strict=False):
         edit_summary(folder, **{name: value})
     assert shown(tmp_path, caplog) == [folder.name for folder in folders]
@@ -157,7 +157,7 @@ def test_csv_files_keep_all_other_values(tmp_path):
     assert (tmp_path / "a.csv").read_text().splitlines() == ["a,b,c", "-1,'-x,\"('=', 1)\"", "2,y,"]
 
 
-def test_very_deep_folders_are_passed_by(tmp_path, folders, caplog, monkeypatch):
+def test_very_deep_folders_are_skipped(tmp_path, folders, caplog, monkeypatch):
     monkeypatch.chdir(tmp_path / "saved-models")
     for _ in range(1500):  # deeper than Python recurses, longer than a path may be
         Path("abc").mkdir()

@@ -87,13 +87,13 @@ def test_show_lm_attns_saves_one_figure(lm, tmp_path, capsys):
         ({"heads": []}, r"heads=\[\]: there are patterns of 0, 1, 2, 3"),
     ],
 )
-def test_layers_and_heads_that_are_not_there_are_refused(lm, arguments, told):
+def test_unknown_layers_and_heads_are_refused(lm, arguments, told):
     with pytest.raises(ValueError, match=told):
         model_explorer.show_lm_attns(lm, "abc", **arguments)
 
 
 def test_only_one_sequence_of_a_model_with_attention_is_shown(lm):
-    with pytest.raises(ValueError, match="not of a batch of 2"):
+    with pytest.raises(ValueError, match="one sequence, but the input is a batch of 2"):
         model_explorer.show_lm_attns(lm, torch.ones(2, 3))
     rnn = LM(
         ModelParams(dim=8, n_layers=1, layer_architecture="torch-lstm", positions="none"),
@@ -118,7 +118,7 @@ def shown_in(ax) -> np.ndarray:
     return ax.get_images()[0].get_array()
 
 
-def test_every_chosen_head_is_drawn_in_its_place_on_one_scale():
+def test_every_selected_head_is_drawn_in_its_place_on_one_scale():
     attns_LHTS = causal(3, 4, 5)
     figure = draw_attentions(patterns_of(attns_LHTS), layers=[0, 2], heads=[3, 1])
     for ax, (layer, head) in zip(figure.axes, [(0, 3), (0, 1), (2, 3), (2, 1)], strict=True):
@@ -195,7 +195,7 @@ def test_a_film_has_a_panel_for_each_step(tmp_path):
     ("layer", "head", "told"),
     [(2, 0, r"layer=\[2\]: there are patterns of 0, 1"), (0, 2, r"head=\[2\]: there are patterns of 0, 1")],
 )
-def test_a_film_of_a_head_that_is_not_there_is_refused(layer, head, told):
+def test_a_film_of_an_unknown_head_is_refused(layer, head, told):
     with pytest.raises(ValueError, match=told):
         head_film(checkpoints(2), "abc", layer, head)
 

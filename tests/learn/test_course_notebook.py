@@ -64,7 +64,7 @@ def test_the_solution_in_the_cells_passes(course, tmp_path):
 
 
 @pytest.mark.slow
-def test_cells_as_they_are_and_mistakes_in_them_are_told(tmp_path):
+def test_stubs_and_mistakes_in_cells_are_reported(tmp_path):
     """A stub, a mistake, an error and its line, and what is borrowed meanwhile, which goes back."""
     notebook = as_notebook(Outline("gpt2"))
     kept = {"LayerNorm", "gelu", "MLP", "Block"}
@@ -104,9 +104,9 @@ def test_the_command_writes_a_notebook_and_never_over_one(tmp_path, monkeypatch,
     assert (tmp_path / "learn_gpt2.ipynb").read_text(encoding="utf-8") == text
 
 
-def test_a_name_that_is_not_there_is_told_in_a_cell_too(capsys):
+def test_an_unknown_part_is_reported_in_a_cell_too(capsys):
     notebook.check("brt.gelu")
     notebook.check("gelu")
     told = capsys.readouterr().out
     assert "no part 'brt.gelu'; did you mean gpt2.gelu, bert.gelu?" in told
-    assert "'gelu' may be any of gpt2.gelu, bert.gelu" in told
+    assert "'gelu' is ambiguous; use one of: gpt2.gelu, bert.gelu" in told

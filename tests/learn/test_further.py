@@ -21,7 +21,7 @@ def words(row):
     return [WORDS[i] for i in row.tolist() if i not in (PAD, CLS, WORDS.index("[SEP]"))]
 
 
-def test_the_text_is_what_it_says():
+def test_sentences_are_distinct_and_rightly_labeled():
     assert len({tuple(row) for row in TEXT.ids.tolist()}) == 2000
     assert TEXT.ids.shape == TEXT.mask.shape == (2000, LONGEST)
     assert torch.equal(TEXT.mask == 1, TEXT.ids != PAD)
@@ -34,7 +34,7 @@ def test_the_text_is_what_it_says():
 
 
 @pytest.mark.parametrize("what", ["no order", "no grammar"])
-def test_neither_words_nor_animals_tell_the_label(what):
+def test_neither_words_nor_animals_determine_the_label(what):
     """Among all sentences with the same words, or the same animals in the same order, labels are even."""
     labels = defaultdict(list)
     for row, label in zip(sentences(6000).ids, sentences(6000).labels.tolist(), strict=True):
@@ -55,8 +55,8 @@ def test_a_frozen_body_stays_near_chance():
     assert solution.accuracy(model, *held_out) < 0.65
 
 
-def test_only_the_head_is_said_where_it_is_seen_last():
-    """Also where no small model told, the body that has not moved does."""
+def test_training_only_the_head_is_noticed_by_the_unchanged_body():
+    """Even if the comparison with small models found nothing, the body that has not changed shows it."""
     file = load_module(further.OUTLINE.solution)
 
     def only_the_head(model, *texts, **settings):
@@ -69,7 +69,7 @@ def test_only_the_head_is_said_where_it_is_seen_last():
 
 
 @pytest.mark.parametrize("order", [(2, 0, 4, 1, 3), (0, 1, 2, 3, 4)])
-def test_the_heads_are_what_they_were_made_for(order):
+def test_hand_set_heads_do_what_they_were_made_for(order):
     lm, ids = induction_lm(order), repeated()
     scores = solution.induction_scores(lm, ids)
     head, half, idle, same, _ = order
@@ -99,7 +99,7 @@ def test_scores_are_those_of_the_explorer():
         torch.testing.assert_close(solution.induction_scores(lm, ids), right)
 
 
-def test_a_trainer_that_only_is_there_does_not_count():
+def test_huggingfaces_trainer_has_to_run():
     file = load_module(further.OUTLINE.solution)
     file.train_with_huggingface = lambda model, ids, **settings: [0.0]
     with pytest.raises(Wrong, match=r"transformers\.Trainer never ran"):
@@ -132,6 +132,6 @@ def test_without_accelerate_one_sentence_says_what_to_install(monkeypatch):
         ({"a": 1, "b": torch.tensor([0.0, 1.0])}, "b: only row 1 differ; the largest difference is at row 1"),
     ],
 )
-def test_named_results_differ_in_words(mine, says):
+def test_differences_of_named_results_are_described_in_words(mine, says):
     told = describe_difference(mine, {"a": 1, "b": torch.zeros(2)})
     assert told == says or told.startswith(says)

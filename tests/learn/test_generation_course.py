@@ -15,7 +15,7 @@ COURSE = get_course("generation")
 SOLUTION = solution("generation")
 
 
-def test_every_way_of_cutting():
+def test_all_cuts_lists_every_composition_once():
     cuts = all_cuts(5)
     assert len({*cuts}) == len(cuts) == 2**4
     assert all(sum(sizes) == 5 for sizes in cuts)
@@ -29,7 +29,7 @@ def test_old_positions_may_not_be_computed_again():
         attention(x)
 
 
-def test_the_known_model_knows_its_cache():
+def test_the_known_model_gives_the_same_with_its_cache():
     model, ids = KnownModel(), torch.tensor([[1, 2, 3], [0, 4, 4]])
     whole, _ = model(ids)
     first, cache = model(ids[:, :1])
@@ -39,7 +39,7 @@ def test_the_known_model_knows_its_cache():
         model(ids[:1], cache)
 
 
-def test_chances_of_all_continuations_sum_to_1():
+def test_probabilities_of_all_continuations_sum_to_1():
     known = KnownModel()
     chances = references.chances(lambda ids: known(ids)[0], [1, 4], 3, {})
     assert len(chances) == 5**3
@@ -47,14 +47,14 @@ def test_chances_of_all_continuations_sum_to_1():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_right_draws_pass_the_count(seed, monkeypatch):
+def test_right_frequencies_pass_the_check(seed, monkeypatch):
     """Far from the threshold at any seed; a hundredth of other probabilities is too little to see."""
     generator = torch.Generator().manual_seed(seed)
     out = SOLUTION.generate(KnownModel(), [[1]] * tokens.OFTEN, 2, generator=generator, **tokens.CHANCES)
     assert tokens.wrong_frequencies(out) is None
 
 
-def test_wrong_draws_do_not_pass_the_count():
+def test_wrong_frequencies_fail_the_check():
     settings = tokens.CHANCES | {"temperature": 1.1}
     out = SOLUTION.generate(KnownModel(), [[1]] * tokens.OFTEN, 2, **settings, generator=torch.Generator())
     assert "expected some" in tokens.wrong_frequencies(out)
@@ -78,7 +78,7 @@ def test_one_beam_is_greedy():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_beams", [2, 3, 5])
-def test_beams_are_huggingface_s_whatever_the_settings(n_beams):
+def test_beams_equal_huggingfaces_for_many_settings(n_beams):
     gpt2 = small_gpt2()
     model = as_function(gpt2)
     grid = itertools.product(
@@ -91,7 +91,7 @@ def test_beams_are_huggingface_s_whatever_the_settings(n_beams):
         assert tokens.beams_differ({"": mine}, {"": right}) is None, (prompt, settings)
 
 
-def test_a_mistake_is_known_by_the_exception_it_ends_in():
+def test_a_known_mistake_is_recognized_by_its_exception():
     """A cache that grows along the heads stops with the same words whoever wrote it."""
     case = COURSE.case("cached_attention", SOLUTION, SOLUTION)
 

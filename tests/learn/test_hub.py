@@ -125,7 +125,7 @@ def test_a_download_that_fails_is_not_tried(monkeypatch):
         hub.pretrained_folder("no/such-model")
 
 
-def test_what_was_downloaded_needs_no_hub(monkeypatch, tmp_path):
+def test_downloaded_weights_need_no_hub(monkeypatch, tmp_path):
     monkeypatch.setattr(hub, "reachable", lambda: pytest.fail("the hub was asked"))
     monkeypatch.setattr(
         huggingface_hub, "hf_hub_download", lambda name, file, local_files_only: str(tmp_path / file)
@@ -133,7 +133,7 @@ def test_what_was_downloaded_needs_no_hub(monkeypatch, tmp_path):
     assert hub.pretrained_folder("some/model") == tmp_path
 
 
-def test_a_hub_that_does_not_answer_costs_little_and_once(monkeypatch):
+def test_a_hub_that_does_not_answer_costs_one_short_timeout(monkeypatch):
     asked = []
     monkeypatch.setattr(hub, "SECONDS", 0.2)
     monkeypatch.setattr(hub, "hub_answers", lambda seconds: (asked.append(seconds), time.sleep(3), True)[-1])
@@ -149,7 +149,7 @@ def test_a_hub_that_does_not_answer_costs_little_and_once(monkeypatch):
     assert len(asked) == 1
 
 
-def test_the_clock_stands_still_for_what_is_not_the_students():
+def test_downloads_and_pretrained_models_do_not_count_in_the_time_limit():
     with time_limit(0.3):
         with clock_stopped():
             time.sleep(0.5)

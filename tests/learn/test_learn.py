@@ -62,7 +62,7 @@ def test_files_of_a_course_have_the_same_parts(course):
     assert all(Outline(course).parts().values()), "the map shows the first line of each docstring"
 
 
-def test_the_drawing_names_parts_that_there_are():
+def test_the_drawing_names_existing_parts():
     drawing = (outline.HERE / "architecture.svg").read_text(encoding="utf-8")
     names = set(re.findall(r'<text class="name"[^>]*>(\w+)</text>', drawing))
     assert len(names) >= 8
@@ -91,7 +91,7 @@ def test_a_right_file_passes_every_check(course, spelling):
 
 
 @pytest.mark.parametrize("course", COURSES)
-def test_bare_stubs_are_told_where_to_begin(course, capsys):
+def test_stubs_are_reported_as_not_built_with_their_line(course, capsys):
     assert main(["check", course]) == 1
     told = capsys.readouterr().out
     for part in COURSE[course].parts:
@@ -129,7 +129,7 @@ def test_a_cheat_is_caught(course, part, phrase, edits):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("course", "part", "phrase", "edits"), edits_of("cheats", "OTHERS"))
-def test_anything_else_is_described(course, part, phrase, edits):
+def test_an_unknown_mistake_is_described(course, part, phrase, edits):
     state, says = planted(course, part, edits)
     assert state == "wrong"
     assert not says.startswith("it looks like")
@@ -184,7 +184,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
     [
         (["gpt2.Atention"], "no part 'gpt2.Atention'; did you mean gpt2.CausalAttention?"),
         (["attention"], "did you mean gpt2.CausalAttention, "),
-        (["Block"], "'Block' may be any of gpt2.Block, bert.Block"),
+        (["Block"], "'Block' is ambiguous; use one of: gpt2.Block, bert.Block"),
         (["xyz"], "no part 'xyz'. The courses are tokenizers, gpt2, "),
         (["gpt2", "--file", "missing.py"], "--file=missing.py: there is no such file"),
         (["gpt2", "--file", str(Outline("gpt2").readme)], "it must be a Python file"),
@@ -192,14 +192,14 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
         (["--file", str(another("gpt2"))], "say which course"),
     ],
 )
-def test_what_is_not_there_is_told_with_what_is(arguments, says, capsys):
+def test_an_unknown_part_is_answered_with_similar_names(arguments, says, capsys):
     with pytest.raises(SystemExit) as exit_of:
         main(["check", *arguments])
     assert exit_of.value.code == 2
     assert says in capsys.readouterr().err
 
 
-def test_what_stood_in_for_a_part_is_told_also_of_what_is_right(tmp_path, capsys):
+def test_borrowed_parts_are_named_in_right_verdicts_too(tmp_path, capsys):
     file = written(tmp_path, ("0.5 + 0.5 * t", "1 + t"))
     assert main(["check", "gpt2.MLP", "--file", str(file)]) == 0
     assert "(checked with the solution's gelu, as yours is not right yet)" in capsys.readouterr().out
@@ -284,13 +284,13 @@ NO_MASK = ("torch.where(place[:, None] >= place, scores, -torch.inf)", "scores")
         ([("self.qkv(x)", "self.qkv(x[:, :, 1:])")], r"\(the input was \[2, 7, 12\]\)"),
     ],
 )
-def test_several_mistakes_at_once_leave_something_to_go_by(edits, says):
+def test_several_mistakes_at_once_are_described(edits, says):
     state, said = planted("gpt2", "CausalAttention", edits)
     assert state == "wrong"
     assert re.search(says, said, re.DOTALL), said
 
 
-def test_looking_ahead_is_found_by_itself():
+def test_the_check_of_looking_ahead_works_alone():
     text = another("gpt2").read_text(encoding="utf-8")
     ahead = text.replace("torch.where(place[:, None] >= place, scores, -torch.inf)", "scores")
     with pytest.raises(Wrong, match="position 0 looks ahead"):
@@ -312,13 +312,13 @@ def test_looking_ahead_is_found_by_itself():
         ([1.0], "list, not a tensor"),
     ],
 )
-def test_differences_in_words(mine, says):
+def test_differences_of_tensors_are_described_in_words(mine, says):
     right = torch.tensor([[1.0, 2], [3, 4], [5, 6]])
     assert says in explain.difference(mine, right, ("row", "column"))
     assert explain.difference(right.clone(), right, ("row", "column")) is None
 
 
-def test_two_mistakes_at_once_are_told_where_results_are_numbers(tmp_path):
+def test_two_mistakes_at_once_are_named_in_numeric_results(tmp_path):
     both = [
         ("v_hat = v / (1 - self.b2**t)", "v_hat = v"),
         ("v_hat**0.5 + self.eps", "(v_hat + self.eps) ** 0.5"),
@@ -329,7 +329,7 @@ def test_two_mistakes_at_once_are_told_where_results_are_numbers(tmp_path):
     assert "eps is inside the root" in says
 
 
-def test_what_is_left_of_a_class_is_told():
+def test_the_unbuilt_method_of_a_class_is_named():
     unbuilt = ("        return self.out(torch.cat(heads, dim=2))", "        raise NotImplementedError")
     assert planted("gpt2", "CausalAttention", [unbuilt])[1].startswith(
         "CausalAttention is not built yet: `forward` is left. Its docstring says what to do: another.py, line "
@@ -338,7 +338,7 @@ def test_what_is_left_of_a_class_is_told():
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_beam_search_without_an_end_is_told():
+def test_an_endless_beam_search_is_reported():
     never = ("for n in range(1, n_new + 1):", "for n in [1] * 1000:")
     state, says = planted("generation", "beam_search", [never])
     assert state == "wrong"
@@ -391,14 +391,14 @@ def test_a_beam_search_without_an_end_is_told():
         ),
     ],
 )
-def test_what_a_newcomer_got_through_with(course, part, edit, says):
+def test_mistakes_that_once_passed_the_checks_are_wrong_now(course, part, edit, says):
     state, said = planted(course, part, [edit])
     assert state == "wrong"
     assert says in said
 
 
 @pytest.mark.parametrize("text", ["exit()", "import torhc", None])
-def test_a_file_that_ends_python_or_is_not_there_is_told(text, tmp_path, capsys, monkeypatch):
+def test_a_missing_file_or_one_that_exits_is_reported(text, tmp_path, capsys, monkeypatch):
     file = tmp_path / "gpt2_student.py"
     if text:
         file.write_text(text, encoding="utf-8")

@@ -73,8 +73,8 @@ def test_a_student_that_is_right_equals_our_own_layers(built):
         torch.testing.assert_close(mine[what], right[what], rtol=1e-9, atol=1e-9)
 
 
-def test_what_the_student_built_is_what_runs(built):
-    """Also where that is wrong: no part of it is borrowed, and looking does not change it."""
+def test_the_students_code_is_the_code_that_runs(built):
+    """This holds even if the code is wrong: no part is borrowed, and recording changes nothing."""
     built()
     ids = random_ids(3, 9)
     right = student_lm()(ids)
@@ -101,7 +101,7 @@ def test_patterns_are_recorded_and_patched_also_from_a_cache(built):
         torch.testing.assert_close(pattern_BHTS, whole[name][:, :, 3:])
 
 
-def test_a_softmax_by_hand_leaves_no_pattern_and_that_is_said(built):
+def test_a_softmax_by_hand_records_no_pattern_and_gets_an_error(built):
     built(edited(".softmax(dim=-1)\n        z_BHTK", ".exp()\n        z_BHTK"))
     with pytest.raises(ValueError, match="no layer records 'pattern'"):
         student_lm()([1, 2], get_attns=True)
@@ -142,7 +142,7 @@ def no_context():
     ],
     ids=["stub", "shape", "error"],
 )
-def test_what_cannot_train_is_refused_before_anything_does(built, text, says):
+def test_a_students_block_that_cannot_train_is_refused_before_training(built, text, says):
     built(text)
     with pytest.raises(ValueError, match=says):
         student_lm()
@@ -151,7 +151,7 @@ def test_what_cannot_train_is_refused_before_anything_does(built, text, says):
 @pytest.mark.parametrize(
     "fields", [{"norm_position": "post"}, {"activation": "relu"}, {"positions": "rotary"}]
 )
-def test_settings_that_a_block_does_not_follow_are_refused(built, fields):
+def test_fields_without_effect_on_a_students_block_are_refused(built, fields):
     built()
     with pytest.raises(ValueError, match="does not work with layer_architecture='student'"):
         student_lm(**fields)
@@ -167,7 +167,7 @@ def test_the_stubs_are_refused_with_the_configs_line(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_it_passes_the_architecture_check(built, tmp_path, capsys):
+def test_the_students_block_passes_the_architecture_check(built, tmp_path, capsys):
     built()
     options = [*SMALL, "--set", "layer_architecture='student'", "--set", "dim=32"]
     assert main.main(["--config=student", "--check", "--out", str(tmp_path), *options]) == 0
@@ -181,7 +181,7 @@ def test_it_passes_the_architecture_check(built, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_it_trains_is_opened_and_goes_on_from_there(built, tmp_path):
+def test_the_students_model_trains_opens_and_resumes(built, tmp_path):
     built()
     options = [*SMALL, "--no-wandb", "--out", str(tmp_path), "--save"]
     assert main.main(["--config=student", *options, "--set", "layer_architecture='student'"]) == 0

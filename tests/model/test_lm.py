@@ -63,7 +63,7 @@ def test_impossible_input_ends_in_one_sentence(x, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_caller_keeps_inputs_and_state():
+def test_calls_of_an_lm_keep_inputs_modes_and_random_state():
     lm = tiny_lm(dropout=0.5).train()
     lm.decoder.layers[1].eval()
     modes = [module.training for module in lm.modules()]
@@ -119,7 +119,7 @@ def test_separate_heads_get_gradients():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_one_batch_is_learned_by_heart(kind):
+def test_every_layer_kind_overfits_one_batch(kind):
     torch.manual_seed(0)
     lm = LM(tiny_params(layer_architecture=kind, dim=32), CharTokenizer())
     batch = batch_of(random_ids(4, 9))
@@ -152,7 +152,7 @@ def test_one_batch_is_learned_by_heart(kind):
         (32, 5000, {"positions": "none"}),
     ],
 )
-def test_the_first_loss_is_that_of_not_knowing(kind, dim, n_tokens, fields):
+def test_the_first_loss_is_that_of_uniform_guessing(kind, dim, n_tokens, fields):
     torch.manual_seed(1)
     fields = {"max_seq_len": 32, "n_layers": 2} | fields
     lm = LM(tiny_params(layer_architecture=kind, dim=dim, **fields), CharTokenizer(n_tokens))

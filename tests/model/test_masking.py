@@ -60,7 +60,7 @@ def batch(*lengths, seed=0):
 # What a position sees
 
 
-def test_a_position_that_sees_what_it_is_to_predict_is_refused():
+def test_a_position_that_sees_its_target_is_refused():
     with pytest.raises(
         ValueError, match="causal=False with objective='next-token' would show each position the"
     ):
@@ -101,7 +101,7 @@ def test_batch_composition_and_padding_do_not_change_a_sample(fields):
 
 
 @EVERY_SHAPE
-def test_patterns_are_shares_of_what_is_seen(fields):
+def test_patterns_sum_to_1_over_visible_positions(fields):
     lm, padded = tiny_lm(**BOTH_SIDES | fields), batch(16, 5)
     attns = lm(padded["x_indices"], mask=padded["mask"], get_attns=True)["attns"]
     assert_close(attns.sum(dim=-1), torch.ones_like(attns.sum(dim=-1)))
@@ -155,14 +155,14 @@ def test_a_mask_of_another_shape_is_refused():
         tiny_lm(**BERT)([4, 5, 6], mask=torch.ones(2, 4))
 
 
-def test_a_causal_model_may_be_told_of_padding():
+def test_a_causal_model_accepts_a_padding_mask():
     lm, padded = tiny_lm(), batch(9, 4)
     ids, mask = padded["x_indices"], padded["mask"]
     assert_close(lm(ids, mask=mask.long())[mask], lm(ids)[mask], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["torch-gru", "torch-lstm", "gated-conv", "linear-attention", "state-space"])
-def test_kinds_that_only_know_the_past_are_refused(kind):
+def test_layer_kinds_that_are_causal_only_are_refused(kind):
     for kinds in (kind, ("custom-transformer", kind)):
         params = tiny_params(layer_architecture=kinds, **BOTH_SIDES)
         [problem] = model_problems(params)
@@ -201,7 +201,7 @@ def test_a_share_of_each_row_is_hidden(lengths, mask_frac, training):
     assert torch.equal(x[~chosen], whole.ids[~chosen])
 
 
-def test_of_what_is_hidden_four_fifths_are_masks_and_a_tenth_any_token():
+def test_80_percent_of_chosen_tokens_are_masked_and_10_percent_are_random():
     lm = LM(tiny_params(**BERT, max_seq_len=512), CharTokenizer()).train()
     torch.manual_seed(0)
     whole, (x, y) = draw(lm, [512] * 100, 0.5)
@@ -242,7 +242,7 @@ def test_the_last_token_of_a_row_that_is_too_long_is_left_out():
     assert lm.get_batch_xyz(batch(5, 5)).z.shape[1] == 5
 
 
-def test_in_training_other_tokens_every_time_by_the_global_generator():
+def test_training_masks_other_tokens_every_time_by_the_global_generator():
     lm, data = tiny_lm(**BERT).train(), batch(16, 16)
     torch.manual_seed(3)
     first, second = lm.get_batch_xyz(data), lm.get_batch_xyz(data)
@@ -251,7 +251,7 @@ def test_in_training_other_tokens_every_time_by_the_global_generator():
     assert not torch.equal(second.y, first.y)
 
 
-def test_in_evaluation_the_same_whatever_was_drawn_before():
+def test_evaluation_masks_the_same_tokens_every_time():
     lm, data = tiny_lm(**BERT), batch(16, 16)
     first, state = lm.get_batch_xyz(data), torch.get_rng_state()
     assert torch.equal(torch.get_rng_state(), state)
@@ -262,7 +262,7 @@ def test_in_evaluation_the_same_whatever_was_drawn_before():
     assert not torch.equal(first.y[0] == NOT_SCORED, first.y[1] == NOT_SCORED)
 
 
-def test_the_loss_is_the_mean_over_what_is_hidden():
+def test_the_loss_is_the_mean_over_masked_tokens():
     lm, data = tiny_lm(**BERT), batch(16, 9)
     xyz = lm.get_batch_xyz(data, train_params=TrainParams(mask_frac=0.4))
     losses, n = lm.get_losses(data, TrainParams(mask_frac=0.4))
@@ -272,7 +272,7 @@ def test_the_loss_is_the_mean_over_what_is_hidden():
     assert int(chosen.sum()) == round(15 * 0.4) + round(8 * 0.4)
 
 
-def test_loss_requests_change_what_is_shown_and_not_what_is_predicted():
+def test_loss_requests_change_the_input_and_not_the_targets():
     lm, data = tiny_lm(**BERT), batch(16, 9)
     plain, other = lm.get_batch_xyz(data), lm.get_batch_xyz(data, loss_requests=lambda x: (x + 1) % 30)
     assert torch.equal(other.x, (plain.x + 1) % 30)
@@ -286,7 +286,7 @@ def test_the_default_share_is_that_of_the_params():
 # What a masked model says
 
 
-def test_text_is_not_continued():
+def test_a_masked_model_refuses_to_continue_text():
     for fields in (BERT, {"objective": "masked"}):
         lm = tiny_lm(**fields)
         for speak in (lm.sample, lm.beam_search, partial(generate, lm, [[1]], 3)):
@@ -313,7 +313,7 @@ def test_gaps_are_filled_with_the_most_probable_tokens():
     assert lm.training
 
 
-def test_what_cannot_be_filled_is_refused():
+def test_texts_that_cannot_be_filled_are_refused():
     with pytest.raises(ValueError, match=r"needs objective=.masked.; .*use lm\.sample"):
         tiny_lm().fill("a_")
     with pytest.raises(ValueError, match="the text has no _ to fill in"):
@@ -360,7 +360,7 @@ def test_a_string_ends_with_eos_which_is_not_scored():
 
 
 @pytest.mark.parametrize("source", ["char", "custom"])
-def test_our_tokenizers_have_a_mask_behind_all_else(source, tmp_path):
+def test_our_tokenizers_have_the_mask_as_last_id(source, tmp_path):
     text = "we the people of the United States"
     plain = make_tokenizer(TokenizerSpec(source, vocab_size=300), lambda: [text])
     plain.save(tmp_path)
@@ -468,7 +468,7 @@ def losses_of_training(fields):
 
 
 @pytest.mark.parametrize(("fields", "expected", "drawn"), BEFORE.values(), ids=BEFORE)
-def test_decoders_draw_and_compute_what_they_did(fields, expected, drawn):
+def test_decoders_draw_and_compute_the_same_as_before_masking(fields, expected, drawn):
     assert list(losses_of_training(fields)) == pytest.approx(expected, abs=1e-6)
     assert hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest()[:16] == drawn
     names = {name.partition(".")[0] for name, _ in tiny_lm(**fields).named_parameters()}
@@ -478,7 +478,7 @@ def test_decoders_draw_and_compute_what_they_did(fields, expected, drawn):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_masked_model_learns():
-    """Words of three equal letters: what is hidden follows from either neighbour."""
+    """Words of three equal letters: what is hidden follows from either neighbor."""
     torch.manual_seed(0)
     lm = LM(tiny_params(**BERT, dim=32), CharTokenizer()).train()
     optimizer = torch.optim.Adam(lm.parameters(), lr=3e-3)

@@ -25,9 +25,9 @@ def test_shapes_are_those_of_the_real_model_and_cost_no_random_numbers(fields):
     assert torch.equal(before, torch.get_rng_state())
     lm = LM(params, SimpleNamespace(n_tokens=50))
     assert shapes == {name: parameter.shape for name, parameter in lm.named_parameters()}
-    assert (lm.embed.tokens.weight != 0).all(), "a real one is initialised"
+    assert (lm.embed.tokens.weight != 0).all(), "a real one is initialized"
 
 
-def test_a_model_that_cannot_be_is_one_sentence():
+def test_an_impossible_model_is_refused_in_one_sentence():
     with pytest.raises(ValueError, match=r"^dim=1000000000000 and n_layers=4 cannot be built: "):
         parameter_shapes(ModelParams(dim=10**12, n_heads=1), n_tokens=50)

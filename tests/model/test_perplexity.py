@@ -66,7 +66,7 @@ def test_a_loader_is_weighted_by_scored_tokens():
     assert ((table[:3, :3] >= 0) == batches[0]["target_mask"][:, 1:]).all()
 
 
-def test_forms_of_samples():
+def test_perplexities_accept_texts_and_ids():
     lm = tiny_lm()
     assert lm.perplexities("hello") == lm.perplexities(["hello"]) == lm.perplexities([lm.tokenizer("hello")])
 
@@ -78,7 +78,7 @@ def test_nothing_to_score_is_refused():
 
 
 @torch.no_grad()
-def test_a_broken_model_is_not_taken_for_nothing_to_score():
+def test_nan_losses_are_not_reported_as_nothing_to_score():
     lm = tiny_lm()
     lm.embed.tokens.weight[6] = math.nan
     mean, _, _, total, table = lm.perplexities(["abcd"], per_token=True)

@@ -44,7 +44,7 @@ LACKING = {
 
 @pytest.mark.parametrize("field", LACKING)
 @pytest.mark.parametrize("kind", ["torch-transformer", ("custom-transformer", "torch-transformer")], ids=str)
-def test_what_torchs_layer_cannot_be_is_refused(kind, field):
+def test_configurations_that_torchs_layer_lacks_are_refused(kind, field):
     params = tiny_params(layer_architecture=kind, **{field: LACKING[field]})
     [problem] = model_problems(params)
     assert problem.startswith(
@@ -54,7 +54,7 @@ def test_what_torchs_layer_cannot_be_is_refused(kind, field):
         LM(params, CharTokenizer())
 
 
-def test_what_it_can_be_is_not():
+def test_configurations_that_torchs_layer_supports_are_accepted():
     params = tiny_params(
         layer_architecture="torch-transformer",
         dim_ff=20,
@@ -116,7 +116,7 @@ OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"
     ],
     ids=lambda value: "fields" if isinstance(value, set) else str(value),  # a set has no order
 )
-def test_what_no_layer_has_a_use_for_is_known(kind, ignored):
+def test_fields_that_no_layer_uses_are_reported(kind, ignored):
     params = tiny_params(layer_architecture=kind, **EVERYTHING)
     # RMSNorm has no bias; `bias` is of no use where each part has a field of its own.
     ignored = ignored | {"bias_norm"}
@@ -146,7 +146,7 @@ def test_a_grid_says_which_runs_have_fields_without_effect(notes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_defaults_are_never_said_to_be_ignored(kind):
+def test_defaults_are_never_reported_as_ignored(kind):
     assert ignored_fields(ModelParams(layer_architecture=kind)) == []
 
 
@@ -201,7 +201,7 @@ def own_kinds():
         ({"nrom": {"rmsnorm"}}, {}, "layer kind 'mine' refuses values of 'nrom', which is not a field"),
     ],
 )
-def test_a_kind_of_ones_own_refuses_values_and_says_which_it_takes(own_kinds, refuses, fields, message):
+def test_a_users_layer_kind_refuses_values_and_lists_the_allowed_ones(own_kinds, refuses, fields, message):
     @layer_kind("mine")
     class Mine(TransformerEncoderLayer):
         pass
@@ -224,7 +224,7 @@ def test_classes_and_functions_without_refuses_take_everything(own_kinds):
         assert LM(params, CharTokenizer())("abc").shape == (1, 4, 30)
 
 
-def test_what_a_layer_itself_refuses_is_an_error_of_the_grid(own_kinds):
+def test_a_value_error_of_a_layers_constructor_is_an_error_of_the_grid(own_kinds):
     @layer_kind("squares")
     class Squares(Layer):
         def __init__(self, model_params, dropout):

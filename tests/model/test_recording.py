@@ -47,7 +47,7 @@ def names_of(n_layers: int, inside: list[str]) -> list[str]:
     ],
     ids=str,
 )
-def test_names(fields, inside):
+def test_activation_names_by_architecture(fields, inside):
     lm = tiny_lm(**fields).train()
     assert lm.activation_names() == names_of(2, inside)
     assert all(module.training for module in lm.modules())
@@ -98,7 +98,7 @@ def test_a_second_write_of_a_name_in_one_pass_is_an_error(layer, says, monkeypat
             run()
 
 
-def test_layers_of_one_pass_hand_things_on_and_nothing_is_left_for_the_next(monkeypatch):
+def test_layers_share_values_within_one_pass_only(monkeypatch):
     class Counts(Layer):
         def __init__(self, model_params, dropout):
             super().__init__()
@@ -128,7 +128,7 @@ def test_the_params_of_a_layer_are_those_of_the_model_with_its_place():
     assert replace(own, n_layers=5).depth == 5
 
 
-def test_a_layer_of_the_users_has_names_without_doing_anything():
+def test_a_users_layer_has_names_without_any_code():
     @layer_kind("plain-of-a-test")
     class Plain(Layer):
         def __init__(self, model_params, dropout):
@@ -156,7 +156,7 @@ def test_a_layer_of_the_users_has_names_without_doing_anything():
 
 
 @pytest.mark.parametrize("fields", [{}, {"n_kv_heads": 1}, {"lora_rank": 2}], ids=str)
-def test_what_is_recorded_is_what_the_equations_say(fields):
+def test_recorded_activations_satisfy_the_equations(fields):
     lm = tiny_lm(**fields)
     with lm.record() as seen:
         logits = lm(random_ids(3, 7))
@@ -198,7 +198,7 @@ def run(lm, ids, *patterns):
 @pytest.mark.ci
 @settings(max_examples=60, deadline=None)
 @given(architectures(attention="explicit"), st.sampled_from([torch.float32, torch.float64]))
-def test_recording_everything_changes_no_bit(params, dtype):
+def test_recording_changes_no_bit(params, dtype):
     lm = perturbed_lm(params, dropout=0.3, dtype=dtype).train()
     ids = random_ids(3, 9)
     plain, plain_grads, plain_state = run(lm, ids)
@@ -211,7 +211,7 @@ def test_recording_everything_changes_no_bit(params, dtype):
 
 
 @pytest.mark.parametrize("fields", [{}, {"alibi": True}, {"sliding_window": 3}], ids=str)
-def test_only_looking_at_scores_or_pattern_leaves_the_fused_kernel(fields, monkeypatch):
+def test_the_fused_kernel_is_left_only_for_scores_or_pattern(fields, monkeypatch):
     if fields.pop("alibi", False):
         fields["positions"] = "alibi"
     lm = tiny_lm(attention="fused", **fields)
@@ -242,7 +242,7 @@ class Counting(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_done_and_nothing_kept_unless_asked(kind, monkeypatch):
+def test_nothing_is_recorded_unless_asked(kind, monkeypatch):
     lm, ids = tiny_lm(layer_architecture=kind), random_ids(2, 9)
     with lm.record():
         lm(ids)
@@ -289,7 +289,7 @@ def test_no_patch_is_ignored(params, data):
         assert torch.equal(lm(ids), plain)
 
 
-def test_edits_of_every_kind():
+def test_patches_may_be_functions_numbers_and_tensors():
     lm, ids, others = tiny_lm(), random_ids(3, 7), random_ids(3, 7, seed=1)
     name = "layers.1.z"
     with lm.record("z") as clean:
@@ -331,7 +331,7 @@ def test_removing_a_head_is_removing_its_columns_of_the_matrix():
     assert_close(lm(ids), patched)
 
 
-def test_at_holds_an_edit_to_places():
+def test_at_restricts_a_patch_to_positions_and_heads():
     lm, ids = tiny_lm(n_heads=4), random_ids(2, 7)
     with lm.record("z", "resid_pre") as clean:
         lm(ids)
@@ -355,7 +355,7 @@ def test_at_holds_an_edit_to_places():
     assert torch.equal(seen["layers.1.resid_pre"], expected)
 
 
-def test_what_is_inside_a_patch_sees_it_and_what_is_around_it_does_not():
+def test_a_recording_inside_a_patch_sees_it_and_one_around_it_does_not():
     lm, ids = tiny_lm(), random_ids(2, 5)
     once, twice = {"layers.0.z": 1.0}, {"layers.0.z": lambda z: z + 1}
     with lm.record("z") as around, lm.patch(once), lm.patch(twice), lm.record("z") as inside:
@@ -367,7 +367,7 @@ def test_what_is_inside_a_patch_sees_it_and_what_is_around_it_does_not():
     assert not torch.allclose(result["embeddings"], lm(ids, get_embeddings=True)["embeddings"])
 
 
-def test_two_recordings_of_the_same_end_each_for_itself():
+def test_nested_recordings_of_one_name_end_independently():
     lm, ids = tiny_lm(), random_ids(2, 5)
     with lm.record("z") as outer:
         with lm.record("z") as inner:
@@ -378,7 +378,7 @@ def test_two_recordings_of_the_same_end_each_for_itself():
 
 
 @pytest.mark.parametrize("fields", [{}, {"attention": "fused"}, {"layer_architecture": "torch-gru"}], ids=str)
-def test_gradients_of_activations_are_those_of_what_is_added_to_them(fields):
+def test_gradients_of_activations_equal_those_of_added_values(fields):
     lm, ids = tiny_lm(**fields), random_ids(2, 5)
 
     def loss():
@@ -421,7 +421,7 @@ def test_a_misspelt_name_is_answered_with_the_nearest():
         fused("ab")
 
 
-def test_a_block_without_a_run_is_a_mistake():
+def test_a_recording_without_a_forward_pass_is_an_error():
     lm = tiny_lm()
     with pytest.raises(ValueError, match="the model did not run inside the with-block"), lm.record("z"):
         tiny_lm()("ab")
@@ -429,7 +429,7 @@ def test_a_block_without_a_run_is_a_mistake():
         pass
 
 
-def test_what_was_not_recorded_is_not_there():
+def test_unrecorded_activations_are_a_key_error():
     lm = tiny_lm()
     with lm.record("z") as seen:
         lm("ab")
@@ -483,7 +483,7 @@ def test_edits_that_mean_nothing_here(edits, complaint):
         lm("ab")
 
 
-def test_an_error_inside_is_not_masked_and_leaves_no_one_looking():
+def test_an_error_inside_a_recording_is_raised_and_ends_the_recording():
     lm = tiny_lm()
     with pytest.raises(ZeroDivisionError), lm.record("misspelt"), lm.patch({"wrong": 0}):
         raise ZeroDivisionError
@@ -492,7 +492,7 @@ def test_an_error_inside_is_not_masked_and_leaves_no_one_looking():
     assert lm.taps == []
 
 
-def test_what_is_changed_in_place_afterwards_is_not_handed_out():
+def test_recorded_activations_changed_in_place_are_an_error():
     lm = tiny_lm()
     lm.decoder.layers.insert(1, nn.ReLU(inplace=True))
     with torch.no_grad(), lm.record("resid_post") as seen:
@@ -502,7 +502,7 @@ def test_what_is_changed_in_place_afterwards_is_not_handed_out():
     assert (seen["layers.1.resid_post"] >= 0).all()
 
 
-def test_nobody_looks_at_a_copy():
+def test_copies_of_a_model_are_neither_recorded_nor_patched():
     lm, ids = tiny_lm(), random_ids(2, 5)
     plain = lm(ids)
     with lm.patch({"z": lambda z: 0 * z}), lm.record("z") as seen:
@@ -518,7 +518,7 @@ def test_nobody_looks_at_a_copy():
         assert torch.equal(lm(ids), patched)
 
 
-def test_asking_for_names_disturbs_nobody():
+def test_activation_names_does_not_disturb_recordings():
     lm, ids = tiny_lm(dropout=0.5).train(), random_ids(2, 5)
     with lm.record("layers.0.z") as seen, lm.patch({"layers.0.resid_pre": torch.ones(2, 5, 16)}):
         lm(ids)
@@ -530,7 +530,7 @@ def test_asking_for_names_disturbs_nobody():
 
 
 @pytest.mark.slow
-def test_a_compiled_model_is_looked_at_as_it_is_written():
+def test_a_compiled_model_is_recorded_uncompiled():
     lm, ids = tiny_lm(dtype=torch.float32), random_ids(2, 9)
     plain = lm(ids)
     with lm.record() as expected:

@@ -75,7 +75,7 @@ def make(kind, **fields) -> LM:
 
 
 @pytest.mark.parametrize("kind", ["experts", "heads"])
-def test_what_only_an_added_loss_or_few_tokens_reach_is_not_called_dead(kind):
+def test_parameters_reached_by_few_tokens_or_an_added_loss_only_are_not_called_dead(kind):
     lm = make(kind)
     assert probe(lm) == (None, [])
     params = Params(DataParams(dataset_name="copy"), TrainParams(), lm.model_params)
@@ -83,7 +83,7 @@ def test_what_only_an_added_loss_or_few_tokens_reach_is_not_called_dead(kind):
         assert outcome_of(checks_of(params)[name], lm, params).result == "pass"
 
 
-def test_what_no_loss_reaches_is_still_called_dead(monkeypatch):
+def test_parameters_that_no_loss_reaches_are_called_dead(monkeypatch):
     monkeypatch.setattr(Context, "add_loss", lambda *_: None)
     dead = [f"decoder.layers.{i}.further.{kind}" for i in range(2) for kind in ("weight", "bias")]
     assert probe(make("heads")).without_gradient == dead
@@ -129,7 +129,7 @@ def test_losses_of_an_xyz_are_its_own_and_nothing_is_left_by_generation_or_in_co
         ("b", torch.zeros(3), r"has shape \(3,\); it must be a scalar"),
     ],
 )
-def test_what_is_no_loss_of_its_own_is_refused(name, value, says):
+def test_invalid_added_losses_are_refused(name, value, says):
     with pytest.raises(ValueError, match=says):
         Context(random_ids(1, 2)).add_loss(name, value)
 

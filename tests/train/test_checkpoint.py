@@ -211,7 +211,7 @@ def remember(training_step):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_users_add_to_the_trainer_goes_on_where_it_was(call, monkeypatch):
+def test_state_that_users_add_to_the_trainer_is_resumed(call, monkeypatch):
     monkeypatch.setattr(LMTrainer, "training_step", remember(LMTrainer.training_step))
     assert call("val_every=None", out="whole", options=["--save"]) == 0
     died = forked(lambda: killed_at("optimizer", 11, lambda: call("val_every=None")))

@@ -85,7 +85,7 @@ def test_without_save_nothing_is_kept_and_without_the_field_neither(call, tmp_pa
     [timestamp] = runs(str(tmp_path)).index
     assert not (find_run(timestamp, str(tmp_path)) / "checkpoints").exists()
     with pytest.raises(
-        ValueError, match=f"the run {timestamp} kept no checkpoints: checkpoint_every and --save"
+        ValueError, match=f"the run {timestamp} kept no checkpoints: train with checkpoint_every and --save"
     ):
         checkpoints(timestamp, str(tmp_path))
     with pytest.raises(ValueError, match="no run '2024"):
@@ -120,7 +120,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_they_are_opened_one_at_a_time_and_by_step(folder, tmp_path):
+def test_checkpoints_are_opened_one_at_a_time_and_by_step(folder, tmp_path):
     (folder / "checkpoints/step-0000010.safetensors").write_bytes(b"damaged since")
     opened = checkpoints(folder.name, str(tmp_path))
     [(_, first), (_, second)] = next(opened), next(opened)
@@ -171,7 +171,7 @@ def test_strange_files_are_refused_in_one_sentence_and_never_run(folder, tmp_pat
     assert "is not a file" in refusal()
 
 
-def test_only_our_names_are_looked_at(folder):
+def test_files_with_other_names_are_not_checkpoints(folder):
     for name in (
         "step-5.safetensors",
         "step-0000007.safetensors.partial",
@@ -183,7 +183,7 @@ def test_only_our_names_are_looked_at(folder):
     assert list(checkpoint_files(folder)) == [0, 5, 10]
 
 
-def test_what_is_kept_is_a_copy_and_training_does_not_wait_for_it_to_be_written(tmp_path, monkeypatch):
+def test_kept_weights_are_a_copy_and_are_written_in_the_background(tmp_path, monkeypatch):
     lm, may_write = make_lm(), threading.Event()
 
     def slow_save(*args) -> None:
@@ -201,7 +201,7 @@ def test_what_is_kept_is_a_copy_and_training_does_not_wait_for_it_to_be_written(
     assert torch.equal(load_file(checkpoint_files(tmp_path)[1])["embed.tokens.weight"], before)
 
 
-def test_a_step_is_kept_once(tmp_path):
+def test_the_weights_of_a_step_are_kept_once(tmp_path):
     lm = make_lm()
     with Checkpoints(tmp_path / "checkpoints", every=1) as keeper:
         keeper.keep(lm, 1)
@@ -220,7 +220,7 @@ def full_after(n: int, *args) -> None:
     save_file(*args)
 
 
-def test_a_failure_to_keep_weights_is_said_once_and_ends_nothing(tmp_path, monkeypatch, notes):
+def test_a_failure_to_keep_weights_is_logged_once_and_training_goes_on(tmp_path, monkeypatch, notes):
     full_after.written = 0
     monkeypatch.setattr(weights_module, "save_file", partial(full_after, 1))
     lm = make_lm()
@@ -235,7 +235,7 @@ def test_a_failure_to_keep_weights_is_said_once_and_ends_nothing(tmp_path, monke
         raise ZeroDivisionError  # is not hidden by it
 
 
-def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
+def test_a_weights_file_is_complete_or_absent(tmp_path, monkeypatch):
     path = tmp_path / "new" / "step-0000001.safetensors"
     write_weights(path, {"a": torch.ones(3)})
     full_after.written = 0

@@ -81,7 +81,7 @@ def cropped(training_step):
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_batch_may_be_cropped_in_training_step(tmp_path, monkeypatch):
-    """As a length curriculum does: the loss is the mean over what is left, and so is the gradient."""
+    """A length curriculum does so. Loss and gradient are means over the remaining tokens."""
     plain = train(tmp_path, **EXACT, batch_size=32).stats.train_stats["stat/train_loss:main"][0].v
     monkeypatch.setattr(LMTrainer, "training_step", cropped(LMTrainer.training_step))
     assert_splits_agree(tmp_path)
@@ -98,7 +98,7 @@ def every_other(y):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_is_scored_may_change_in_get_batch_xyz(tmp_path, monkeypatch):
+def test_get_batch_xyz_may_change_the_scored_tokens(tmp_path, monkeypatch):
     plain, original = update(tmp_path, batch_size=32), LM.get_batch_xyz
 
     def edited(self, *args, **kwargs):
@@ -111,7 +111,7 @@ def test_what_is_scored_may_change_in_get_batch_xyz(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_is_scored_may_change_in_get_losses(tmp_path, monkeypatch):
+def test_get_losses_may_change_the_scored_tokens(tmp_path, monkeypatch):
     plain, original = update(tmp_path, batch_size=32), LM.get_losses
 
     def edited(self, batch, train_params, loss_requests=None, xyz=None):
@@ -122,9 +122,7 @@ def test_what_is_scored_may_change_in_get_losses(tmp_path, monkeypatch):
     assert not torch.allclose(assert_splits_agree(tmp_path), plain)
 
 
-def test_losses_that_do_not_say_what_they_are_means_over_are_refused_where_that_matters(
-    tmp_path, monkeypatch
-):
+def test_losses_without_a_count_are_refused_with_accumulation(tmp_path, monkeypatch):
     def edited(self, batch, train_params, loss_requests=None, xyz=None):
         _, _, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         return {"main": z.square().mean()}, len(z)

@@ -136,7 +136,7 @@ def assert_same_runs(whole: list[Path], resumed: list[Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "precision"), [("ddp", "64-true"), ("fsdp", "32-true")])
 def test_two_processes_that_ctrl_c_stops_go_on_as_if_nothing_had_been(strategy, precision, tmp_path):
-    """They agree on it at step 50, within an epoch."""
+    """Both stop at step 50, within an epoch."""
     two = {"batch_size": 7, "devices": 2, "strategy": strategy, "precision": precision, "random_seed": 1}
     longer = {**two, "dropout": 0.2, "epochs": 12}
     _, whole = train(tmp_path / "whole", **longer)
@@ -211,12 +211,12 @@ def test_processes_share_every_row_and_have_equally_many_batches(tmp_path):
         ({"devices": 2, "compile": True}, "nor compile=True"),
     ],
 )
-def test_what_sharing_weights_out_does_not_go_with_is_refused(fields, reason):
+def test_options_that_fsdp_does_not_support_are_refused(fields, reason):
     with pytest.raises(ValueError, match=reason):
         TrainParams(strategy="fsdp", **fields)
 
 
-def test_roles_are_not_for_shares_of_weights():
+def test_fsdp_refuses_mup_and_other_uses_of_parameter_roles():
     shared = TrainParams(strategy="fsdp", devices=2)
     assert not list(sharding_problems(shared, by_role(ModelParams(), shared)))
     wide = ModelParams(parametrization="mup")

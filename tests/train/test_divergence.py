@@ -21,7 +21,7 @@ def test_single_bad_batches_of_a_healthy_fine_tuning_do_not_count():
 
 
 @pytest.mark.parametrize("first", [0.0, 1e-9, 3.4, 80.0])
-def test_the_first_loss_is_no_yardstick(first):
+def test_the_first_loss_does_not_decide_about_divergence(first):
     assert Divergence(30).judge(stats_of(first, *[2.0] * 100)) is None
 
 

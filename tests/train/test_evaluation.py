@@ -211,7 +211,7 @@ def test_the_validation_loss_is_out_of_reach_of_edits_to_get_losses(edit, text, 
     assert all(math.isfinite(loss) for loss in edited.values())
 
 
-def test_what_is_trained_on_stands_beside_the_validation_loss(text, monkeypatch):
+def test_the_training_loss_on_validation_data_is_reported_beside_the_validation_loss(text, monkeypatch):
     data, lm = text
     plain, original = evaluate(data, lm), LM.get_losses
 
@@ -225,7 +225,7 @@ def test_what_is_trained_on_stands_beside_the_validation_loss(text, monkeypatch)
     assert edited["val_loss:trained"] == pytest.approx(5 * plain["val_loss:main"], rel=1e-6)
 
 
-def test_what_is_trained_on_is_weighed_by_the_tokens_that_it_scores(text, monkeypatch):
+def test_the_training_loss_on_validation_data_is_weighted_by_scored_tokens(text, monkeypatch):
     """An edit that scores the tokens at even ids only: their mean over the split, not a mean of means by batch."""
     data, lm = text
     assert lm.tokenizer.n_tokens > 10

@@ -57,7 +57,7 @@ def test_recurrent_layers_of_long_rows_are_counted_from_short_ones(kind):
     assert flops_per_row(lm, 21) == count_operations(lm.model_params, None, V, trained, 21)
 
 
-def test_what_cannot_be_counted_is_none(monkeypatch):
+def test_flops_that_cannot_be_counted_are_none(monkeypatch):
     count_operations.cache_clear()
     monkeypatch.setattr(LM, "forward", lambda self, x: x if 10 in x else 0)
     assert flops_per_row(make(), T) is None

@@ -176,7 +176,7 @@ def test_a_run_whose_last_step_is_interrupted_is_finished_and_the_grid_ends(wher
 @pytest.mark.ci
 @pytest.mark.parametrize("n", [5, 12])
 def test_a_second_ctrl_c_ends_the_run_at_once(n, call, monkeypatch, whole):
-    """It goes on from the last checkpoint, or begins anew."""
+    """A later call resumes from the last checkpoint, or trains the run from the start."""
     training_step, batches = LMTrainer.training_step, count(1)
 
     def twice(self, *args):

@@ -49,7 +49,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_it_opens_as_it_was_saved(run, capsys):
+def test_a_saved_masked_run_opens_as_it_was_saved(run, capsys):
     out, timestamp = run
     model_explorer.verify_stable_load(timestamp, out=out)
     shown = capsys.readouterr().out
@@ -65,7 +65,7 @@ def test_it_opens_as_it_was_saved(run, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_validation_is_of_what_mask_frac_says(run):
+def test_validation_masks_the_share_mask_frac(run):
     out, timestamp = run
     lm, dataset, _, params = model_explorer.get_model_by_timestamp(timestamp, out=out)
     evaluation = Evaluation(lm, dataset)
@@ -84,7 +84,7 @@ def test_a_validation_is_of_what_mask_frac_says(run):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_the_explorer_looks_at_it(run):
+def test_the_explorer_works_on_a_masked_run(run):
     out, timestamp = run
     lm = model_explorer.get_model_by_timestamp(timestamp, out=out).lm
     text = "we the<mask> of the United"
@@ -124,7 +124,7 @@ def test_a_task_is_trained_on_its_scored_tokens(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_mask_frac_without_its_objective_is_told(tmp_path, capsys):
+def test_mask_frac_without_the_masked_objective_is_reported(tmp_path, capsys):
     fields = ["causal=True", "objective=['next-token','masked']", "mask_frac=0.5", *OF_TASK]
     fields += ["tokenizer_source_name='char'", "early_stop_nsamples=16"]
     assert call(tmp_path, fields=fields) == 0
@@ -183,7 +183,7 @@ def test_a_pretrained_bert_goes_on_training(pretrained, tmp_path):
     assert_close(tuned([2, 5, 4, 3]), lm([2, 5, 4, 3]), rtol=0, atol=1e-4)
 
 
-def test_ours_in_a_folder_of_transformers(run, tmp_path):
+def test_a_masked_run_is_written_and_read_by_transformers(run, tmp_path):
     out, timestamp = run
     lm = model_explorer.get_model_by_timestamp(timestamp, out=out).lm
     gpt2.to_hf(lm, tmp_path)
@@ -197,7 +197,7 @@ def test_ours_in_a_folder_of_transformers(run, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
-def test_it_trains_in_other_precisions(precision, tmp_path):
+def test_masked_models_train_in_other_precisions(precision, tmp_path):
     fields = [*OF_TASK, "tokenizer_source_name='char'", "early_stop_nsamples=16", f"precision='{precision}'"]
     assert call(tmp_path, fields=[*fields, "accumulate_grad_batches=2", "attention='fused'"]) == 0
 

@@ -74,7 +74,7 @@ class Wrong(Layer):
         return x_BTD + self.map(x_BTD)  # the mistake
 
 
-def test_a_programming_error_is_said_with_file_line_and_layer(monkeypatch):
+def test_a_programming_error_is_reported_with_file_line_and_layer(monkeypatch):
     monkeypatch.setitem(layer_kinds, "wrong", Wrong)
     lm = LM(tiny_params(layer_architecture=("custom-transformer", "wrong")), CharTokenizer())
     with pathlib.Path(__file__).open(encoding="utf-8") as file:

@@ -68,7 +68,7 @@ ARCHITECTURES = [
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("fields", ARCHITECTURES, ids=str)
-def test_at_the_base_all_is_bitwise_as_in_standard(fields):
+def test_at_the_base_mup_is_bitwise_equal_to_standard(fields):
     standard = tiny_params(**fields)
     train = {"optimizer": "sgd"} if "gated" in fields else {}
     expected = losses(standard, **train)
@@ -83,14 +83,14 @@ def test_at_the_base_all_is_bitwise_as_in_standard(fields):
 @pytest.mark.parametrize(
     "train", [{"optimizer": "sgd"}, {"optimizer": "muon"}, {"lr_hidden_mult": 0.5}], ids=str
 )
-def test_so_it_is_with_every_optimizer(train):
+def test_at_the_base_every_optimizer_equals_standard(train):
     standard = tiny_params(tied_embeddings=False)
     expected = losses(standard, **train)
     assert losses(replace(standard, parametrization="completep"), **train) == expected
     assert losses(standard) != expected
 
 
-def test_off_the_base_it_differs():
+def test_off_the_base_mup_differs_from_standard():
     assert losses(mup(), n_steps=3) != losses(replace(mup(), parametrization="standard"), n_steps=3)
 
 
@@ -183,7 +183,7 @@ def test_a_map_to_a_fixed_size_is_refused_by_name_with_the_grid(inserted):
     ],
     ids=str,
 )
-def test_what_cannot_be_had_is_refused(fields, named):
+def test_unsupported_combinations_with_mup_are_refused(fields, named):
     with pytest.raises(ValueError, match=named):
         fresh(mup(**fields))
 
@@ -357,7 +357,7 @@ def test_activations_keep_their_size_at_every_width_as_they_do_not_in_standard(p
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_so_they_do_in_layers_of_every_kind(kind):
+def test_activations_keep_their_size_in_layers_of_every_kind(kind):
     params = replace(WIDE, layer_architecture=kind, tied_embeddings=False, init="unit")
     found, standard = (
         slopes(replace(params, parametrization=name), seeds=(0,), lr=2**-6) for name in ("mup", "standard")
@@ -368,7 +368,7 @@ def test_so_they_do_in_layers_of_every_kind(kind):
 
 
 def test_aligned_queries_and_keys_make_scores_of_one_size_in_heads_of_any_width():
-    """As training aligns them; random ones would not tell 1 / K from 1 / sqrt(K)."""
+    """Training aligns them. Random ones would not distinguish 1 / K from 1 / sqrt(K)."""
 
     def slope(**fields) -> float:
         sizes = []
@@ -415,7 +415,7 @@ def test_the_fused_kernel_divides_scores_as_the_explicit_attention_does(fields):
 # Optimizers
 
 
-def test_the_groups_of_an_lm():
+def test_parameter_groups_of_an_lm():
     lm = fresh(mup(tied_embeddings=False))
     train = TrainParams(lr=1e-2, weight_decay=0.1, lr_readout_mult=3.0, adam_eps=1e-6)
     found = {g.name: g[1:] for g in group_settings(make_optimizer(lm, train))}

@@ -238,7 +238,7 @@ def test_files_with_a_readout_that_the_config_does_not_tell_of_ask_for_it(root, 
     assert torch.equal(lm.unembed.weight, hf.lm_head.weight)
 
 
-def test_what_edited_code_makes_of_the_weights_is_said(root, hf_folder, capsys, monkeypatch):
+def test_the_effect_of_edited_code_on_pretrained_weights_is_logged(root, hf_folder, capsys, monkeypatch):
     begun(root, f"from_pretrained = {str(hf_folder)!r}")
     assert "logits differ" not in capsys.readouterr().out
     attend = Attention.attend
@@ -250,7 +250,7 @@ def test_what_edited_code_makes_of_the_weights_is_said(root, hf_folder, capsys, 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_is_edited_left_out_and_new_is_said(root, saved, capsys):
+def test_edited_missing_and_new_weights_are_logged(root, saved, capsys):
     def said(fields: str) -> str:
         begun(root, fields)
         [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights of")]
@@ -424,7 +424,7 @@ def test_another_vocabulary_is_refused_before_anything_trains(root, hf_folder, t
         ("n_heads = 2\nfrom_pretrained = 'a'\nfrom_saved = '{plain}'", r"trial.txt:10 and .*trial.txt:11: from_pretrained='a' and from_saved='{plain}' exclude"),
     ],
 )  # fmt: skip
-def test_weights_that_are_not_to_be_had_are_refused_in_one_sentence_each(root, saved, fields, why):
+def test_unavailable_weights_are_refused_in_one_sentence_each(root, saved, fields, why):
     known = {"root": root, "plain": saved.plain}
     errors = refusals(root, fields.format(**known))
     assert len(errors) == (2 if "," in fields else 1)
@@ -432,7 +432,7 @@ def test_weights_that_are_not_to_be_had_are_refused_in_one_sentence_each(root, s
     assert not any("\n" in error for error in errors)
 
 
-def test_what_is_not_there_is_looked_for_once_in_a_grid(root, monkeypatch):
+def test_missing_weights_are_looked_up_once_in_a_grid(root, monkeypatch):
     asked = []
 
     def fields(name: str, *_):
@@ -458,7 +458,7 @@ def test_damaged_weights_are_refused_before_anything_trains(root, hf_folder, tmp
     assert f"configs/trial.txt:9: from_saved={saved.plain!r}: " in capsys.readouterr().err
 
 
-def test_lora_where_there_is_nothing_for_it_is_refused(root):
+def test_lora_without_linear_maps_is_refused(root):
     [why] = refusals(root, "layer_architecture = 'torch-lstm'\npositions = 'none'\nlora_rank = 2")
     assert "trial.txt:11: lora_rank=2 " in why
     assert why.endswith("leaves nothing to train")

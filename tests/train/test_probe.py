@@ -81,7 +81,7 @@ def test_a_broken_edit_is_found_by_the_checks_that_are_to_find_it(name, monkeypa
         ),
     ],
 )
-def test_gradients_and_values_each_find_what_they_can(name, by_gradient, by_value, monkeypatch):
+def test_value_and_gradient_probes_each_find_their_leaks(name, by_gradient, by_value, monkeypatch):
     lm = noisy_copy(lm_of(params_of(layer_architecture=plant(broken[name][0], monkeypatch))))
     for leak, expected in ((leak_by_gradient(lm), by_gradient), (leak_by_value(lm, 1), by_value)):
         assert leak is None if expected is None else expected in leak
@@ -90,7 +90,7 @@ def test_gradients_and_values_each_find_what_they_can(name, by_gradient, by_valu
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("name", sound)
-def test_what_looks_odd_and_breaks_nothing_passes(name, monkeypatch):
+def test_unusual_but_harmless_edits_pass_the_checks(name, monkeypatch):
     params = params_of(layer_architecture=plant(sound[name], monkeypatch))
     assert set(results(params).values()) == {"pass"}
 
@@ -125,7 +125,7 @@ BOTH_SIDES = "every position sees both sides"
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("fields", [{"layer_architecture": kind} for kind in KINDS] + KNOBS, ids=str)
-def test_what_is_sound_passes_all_checks(fields):
+def test_sound_models_pass_all_checks(fields):
     outcomes = results(params_of(**fields))
     skipped = {name for name, result in outcomes.items() if result == "skip"}
     assert set(outcomes.values()) <= {"pass", "skip"}, outcomes
@@ -193,7 +193,7 @@ CONDITIONS = {
 
 
 @pytest.mark.parametrize("condition", CONDITIONS)
-def test_whatever_asks_for_tokens_of_the_whole_batch_is_found(condition, monkeypatch):
+def test_layers_that_use_tokens_of_the_whole_batch_are_detected(condition, monkeypatch):
     plant(when(CONDITIONS[condition]), monkeypatch)
     assert "later tokens or other samples" in probe(LM(tiny_params(), CharTokenizer(30))).leak
 
@@ -236,7 +236,7 @@ def test_rounding_is_no_leak(monkeypatch):
     assert probe(lm) == Probe(None, [])
 
 
-def test_what_is_frozen_needs_no_gradient(monkeypatch):
+def test_frozen_parameters_need_no_gradient(monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.UnusedParameter)
     lm = LM(tiny_params(layer_architecture="edited", n_layers=1), CharTokenizer(30))
     names = ["decoder.layers.0.unused.weight", "decoder.layers.0.unused.bias"]
@@ -277,7 +277,7 @@ def test_probing_leaves_no_trace(monkeypatch):
     assert lm.taps == []
 
 
-def test_what_the_probe_finds_does_not_depend_on_chance(monkeypatch):
+def test_the_probe_finds_the_same_leak_with_every_seed(monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.ExpertsThatChooseTokens)
     torch.manual_seed(0)
     lm, found = LM(tiny_params(layer_architecture="edited"), CharTokenizer(30)), set()
@@ -325,7 +325,7 @@ def test_check_reports_on_each_architecture_and_trains_nothing(tmp_path, capsys)
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_check_names_what_fails_and_says_so_in_the_exit_code(tmp_path, capsys, monkeypatch):
+def test_check_names_failures_and_sets_the_exit_code(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.UnusedParameter)
     kinds = "layer_architecture=['custom-transformer','edited']"
     assert call_main(tmp_path, "--set", kinds, "--check") == 1
@@ -337,7 +337,7 @@ def test_check_names_what_fails_and_says_so_in_the_exit_code(tmp_path, capsys, m
     assert shown.index("run 2: layer_architecture edited") < shown.index("FAIL")
 
 
-def test_check_of_a_grid_that_is_refused_ends_as_any_call_does(tmp_path, capsys):
+def test_check_of_a_refused_grid_ends_like_any_other_call(tmp_path, capsys):
     assert call_main(tmp_path, "--set", "n_heads=3", "--check") == 2
     assert "n_heads=3 must divide" in capsys.readouterr().err
 
@@ -359,7 +359,7 @@ def test_strict_refuses_a_leak_before_anything_is_trained(tmp_path, capsys, monk
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_leak_is_said_kept_with_the_run_and_marked_in_every_table(tmp_path, capsys, monkeypatch):
+def test_a_leak_is_logged_saved_with_the_run_and_marked_in_every_table(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(layer_kinds, "edited", broken_edits.MeanOverPositions)
     kinds = "layer_architecture=['custom-transformer','edited']"
     assert call_main(tmp_path, "--set", kinds, "--save") == 0

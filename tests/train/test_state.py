@@ -41,7 +41,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
-def test_plain_values_come_back_as_they_were(value, tmp_path):
+def test_plain_values_are_restored_exactly(value, tmp_path):
     again = from_data(through_a_file(to_data(value), tmp_path / "file"))
     assert again == value
     assert type(again) is type(value)
@@ -50,7 +50,7 @@ def test_plain_values_come_back_as_they_were(value, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
-def test_tensors_and_arrays_come_back_bitwise(dtype, tmp_path):
+def test_tensors_and_arrays_are_restored_bitwise(dtype, tmp_path):
     tensor = torch.arange(12).reshape(3, 4).to(dtype)[:, 1::2]
     again = from_data(through_a_file(to_data({"ema": [tensor]}), tmp_path / "file"))["ema"][0]
     assert again.dtype == dtype
@@ -87,7 +87,7 @@ class Pair(NamedTuple):
 
 
 @pytest.mark.parametrize("value", [object(), len, Pair(1), [Pair(1)], defaultdict(lambda: 0), {"f": print}])
-def test_what_is_more_than_data_is_no_data(value):
+def test_objects_with_code_are_not_data(value):
     with pytest.raises(NotData):
         to_data(value)
 
@@ -105,7 +105,7 @@ class Owner:
         self.attributes = Attributes(self)
 
 
-def test_only_what_changed_is_saved_and_what_cannot_be_is_named():
+def test_only_changed_state_is_saved_and_unsavable_state_is_named():
     owner = Owner()
     assert owner.attributes.save()[0].keys() == {"stats"}
     owner.counter += 1

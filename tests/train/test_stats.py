@@ -136,7 +136,7 @@ def test_a_saved_log_is_read_back_exactly(values, tmp_path_factory):
     assert all(isinstance(stat, Stat) for entries in loaded.values() for stat in entries)
 
 
-def test_a_loaded_log_counts_on(tmp_path):
+def test_a_loaded_log_continues_its_counter(tmp_path):
     stats = Stats()
     for name in "aba":
         stats.log(name, 1, step=0, n_samples=0)

@@ -157,7 +157,7 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_trained_is_refused_in_a_sentence(fields, message):
+def test_untrainable_settings_are_refused_in_one_sentence(fields, message):
     if fields.get("precision") and torch.cuda.is_available():
         pytest.skip("there is a GPU")
     train = TrainParams(**fields)

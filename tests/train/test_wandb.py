@@ -108,7 +108,7 @@ def history(file):
 
 
 def assert_private(run_folder):
-    """Nothing but params and statistics: no code, diff, git, requirements, machine or paths."""
+    """Assert that wandb gets only params and statistics: no code, diff, git, requirements, machine or paths."""
     (file,) = run_folder.glob("*.wandb")
     names = {path.name for path in run_folder.rglob("*") if path.is_file()}
     assert names - {file.name, f"{file.name}.syncstate"} <= {
@@ -344,7 +344,7 @@ def stopped_process(no_wandb_account, monkeypatch):
 def test_a_process_of_wandb_that_hangs_delays_the_end_by_bounded_time(
     stopped_process, no_wandb_account, capsys
 ):
-    """Nor does training wait for it, however much there is to send, and the next run has another process."""
+    """Training does not wait for it either, however much there is to send. The next run has a new process."""
     tracker, process = stopped_process
     start = time.monotonic()
     for step in range(20_000):  # more than the connection takes

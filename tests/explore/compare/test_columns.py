@@ -43,7 +43,7 @@ def fail(folder: Path, why: str | None = "RuntimeError: no memory") -> None:
 # Params and measured values
 
 
-def test_a_failed_seed_stays_in_its_variant_and_is_infinitely_bad(tmp_path):
+def test_a_failed_seed_stays_in_its_variant_with_infinite_loss(tmp_path):
     folders = fake_grid(tmp_path, **SMALL)
     for folder in folders:
         change(folder, summary={"threads": 2})
@@ -59,7 +59,7 @@ def test_a_failed_seed_stays_in_its_variant_and_is_infinitely_bad(tmp_path):
     )
 
 
-def test_threads_that_runs_happened_to_have_split_no_variant(tmp_path):
+def test_measured_threads_do_not_split_variants(tmp_path):
     folders = fake_grid(tmp_path, **SMALL)
     for i, folder in enumerate(folders):
         change(folder, summary={"threads": 2 if i % 4 < 2 else 1})  # the rest came by --resume --jobs=2
@@ -67,7 +67,7 @@ def test_threads_that_runs_happened_to_have_split_no_variant(tmp_path):
     assert found.n_seeds.to_list() == [4, 4]
 
 
-def test_the_report_of_a_grid_and_that_of_its_folders_say_the_same(tmp_path, capsys):
+def test_the_report_of_a_grid_equals_that_of_its_folders(tmp_path, capsys):
     folders = fake_grid(tmp_path, **SMALL)
     outcomes = [
         Outcome.from_row(json.loads((folder / "about.json").read_text())["summary"] | {"threads": 2}, folder)
@@ -121,7 +121,7 @@ def test_a_users_field_may_be_named_like_any_measured_value(name, tmp_path, monk
     assert found.n_bad.to_list() == [0, 0]
 
 
-def test_conditions_are_measured_and_not_those_of_a_field_of_that_name(monkeypatch):
+def test_conditions_use_measured_values_even_if_a_field_has_the_same_name(monkeypatch):
     monkeypatch.setitem(SECTION_OF, "steps", "TrainParams")
     rows = []
     for kind, seed in itertools.product(("learned", "rotary"), range(3)):
@@ -133,7 +133,7 @@ def test_conditions_are_measured_and_not_those_of_a_field_of_that_name(monkeypat
     assert compare(tidy(rows)).verdict[1] == "cannot tell: 2 times the baseline's steps"
 
 
-def test_a_prefix_is_put_in_front_until_no_field_has_the_name(monkeypatch):
+def test_measured_values_get_prefixes_until_no_field_has_their_name(monkeypatch):
     assert measured_column("steps") == "steps"
     assert measured_column("threads") == "measured_threads"
     monkeypatch.setitem(SECTION_OF, "measured_threads", "TrainParams")
@@ -187,7 +187,7 @@ def test_runs_of_other_code_are_other_variants(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_same_code_takes_them_as_one_and_says_so(tmp_path, capsys):
+def test_same_code_joins_runs_of_different_code_with_a_note(tmp_path, capsys):
     of_two_codes(tmp_path)
     found = compare(runs(str(tmp_path)), same_code=True)
     assert found.variant.to_list() == ["positions=learned", "positions=rotary"]
@@ -198,7 +198,7 @@ def test_same_code_takes_them_as_one_and_says_so(tmp_path, capsys):
     assert "compares them as one" in capsys.readouterr().out
 
 
-def test_the_same_run_by_other_code_takes_no_ones_place(tmp_path):
+def test_the_same_run_by_other_code_replaces_no_run(tmp_path):
     for number, code in enumerate((OLD, NEW)):
         change(fake_run(tmp_path, "demo", number, DEFAULT), code=code)
     assert len(compare(runs(str(tmp_path)))) == 2
@@ -207,7 +207,7 @@ def test_the_same_run_by_other_code_takes_no_ones_place(tmp_path):
     assert merged.attrs["left_out"] == ["1 run left out: repeated later with the same params and code"]
 
 
-def test_one_code_is_not_worth_a_word(tmp_path):
+def test_runs_of_one_code_get_no_note(tmp_path):
     folders = fake_grid(tmp_path, **SMALL)
     for folder in folders:
         change(folder, code=OLD)
@@ -235,7 +235,7 @@ def test_code_is_named_by_the_hashes_of_its_files():
 # Failed, killed and interrupted runs
 
 
-def test_the_report_of_a_config_of_which_a_run_failed(tmp_path, capsys):
+def test_the_report_of_a_config_with_a_failed_run(tmp_path, capsys):
     folders = fake_grid(tmp_path, **SMALL)
     seconds = [json.loads((f / "about.json").read_text())["summary"]["wall_seconds"] for f in folders]
     fail(folders[2])
@@ -263,7 +263,7 @@ def end(folder: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [*itertools.combinations(ENDS, 2)])
-def test_a_report_stands_however_runs_ended(tmp_path, first, second):
+def test_a_report_is_written_however_runs_ended(tmp_path, first, second):
     folders = fake_grid(tmp_path, n_points=12, dim=[64, 128], lr=[1e-3, 2e-3, 4e-3], random_seed=[0, 1])
     for i, folder in enumerate(folders):
         end(folder, first if i % 3 == 0 else second if i % 3 == 1 else "complete" if i > 8 else second)

@@ -77,7 +77,7 @@ def right_about_difference(rng, kind: str) -> bool:
 
 
 @pytest.mark.slow
-def test_of_a_thousand_grids_without_a_difference_few_are_said_to_have_one():
+def test_few_of_a_thousand_grids_without_a_difference_get_a_verdict():
     rng = np.random.default_rng(0)
     kinds = list(NULL)
     wrong = [wrong_about_equals(rng, kinds[i % len(kinds)]) for i in range(1000)]
@@ -95,7 +95,7 @@ def test_a_difference_of_one_and_a_half_deviations_is_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", NULL)
-def test_the_promise_holds_for_every_kind_of_grid(kind):
+def test_the_error_rate_holds_for_every_kind_of_grid(kind):
     rng = np.random.default_rng(sum(map(ord, kind)))
     assert np.mean([wrong_about_equals(rng, kind) for _ in range(1000)]) <= 0.065
 

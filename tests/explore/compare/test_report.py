@@ -13,7 +13,7 @@ from scipy import stats
 
 import main
 import model_explorer
-from explore.compare.curves import TRAINING, VALIDATION, read_curves, together
+from explore.compare.curves import TRAINING, VALIDATION, average_curves, read_curves
 from explore.compare.report import report_grid
 from explore.compare.variants import gather
 from explore.load import runs
@@ -77,7 +77,7 @@ def test_a_report_leaves_two_files_and_says_the_verdict(tmp_path, capsys):
     assert any(line.startswith("| positions=rotary | lr=0.003 | 4 |") and verdict in line for line in lines)
     assert any(line.startswith(f"positions=rotary: {verdict}; loss ") for line in lines)
     assert verdict in page.html
-    assert "the best may lie beyond: lr=0.003 is the largest tried" in "\n".join(lines)
+    assert "the best may lie beyond the values tried: lr=0.003 is the largest tried" in "\n".join(lines)
 
 
 def test_options_are_those_of_compare(tmp_path, capsys):
@@ -135,20 +135,20 @@ def test_curves_are_means_over_seeds_with_t_intervals(tmp_path):
     assert curve.high == pytest.approx(expected.high)
     assert len(curves[TRAINING][0, 0].x) == 60, "of 120 values, neighbors are averaged"
     saved = json.loads((Path(variants[0].runs_of(0)[0]["folder"]) / "stats.json").read_text())[TRAINING]
-    one = together([[Stat(*stat) for stat in saved]])
+    one = average_curves([[Stat(*stat) for stat in saved]])
     assert one is not None
     assert one.mean[-1] == pytest.approx(saved[-1][3])
 
 
-def test_a_run_that_ends_early_counts_as_long_as_it_lasts():
+def test_a_run_that_ends_early_counts_in_the_curve_up_to_its_end():
     long, short = [Stat(n, n, n, 1.0) for n in (1, 2, 3)], [Stat(1, 1, 0, 3.0), Stat(2, 2, 1, math.nan)]
-    curve = together([long, short])
+    curve = average_curves([long, short])
     assert curve is not None
     assert list(curve.mean) == [2.0, 1.0, 1.0]
     assert list(np.isnan(curve.low)) == [False, True, True]
 
 
-def test_no_runs_are_one_sentence_and_exit_code_2(tmp_path, capsys):
+def test_a_report_without_runs_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert main.main(["--report=test", "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("--report=test: there are no saved runs in ")

@@ -92,7 +92,7 @@ def test_a_steep_curve_is_cut_off_at_its_plot(opened, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_text_of_runs_does_nothing(opened, tmp_path):
+def test_markup_in_texts_of_runs_does_nothing(opened, tmp_path):
     for number, (seed, lr, text) in enumerate(product((0, 1), (1e-3, 1e-2), ("char", EVIL))):
         own = {"task_args": {"kind": text}, "norm": EVIL, "positions": text, "tokenizer_source_name": text}
         params = DEFAULT.changed(random_seed=seed, lr=lr, **own)

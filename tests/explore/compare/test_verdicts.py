@@ -47,7 +47,7 @@ def verdict(table: pd.DataFrame, variant: str = "b", **options) -> str:
     return result.verdict[f"positions={variant}"]
 
 
-def test_the_numbers_are_those_of_scipy():
+def test_intervals_and_p_values_equal_scipys():
     table = runs(BETTER | {"c": [noisy(3.01, seed=5), noisy(6, seed=6)], "d": [noisy(2.9, seed=7), noisy(6)]})
     result = compare(table).set_index("variant")
     best = {"a": BETTER["a"][0], "b": BETTER["b"][1], "c": noisy(3.01, seed=5), "d": noisy(2.9, seed=7)}
@@ -70,12 +70,12 @@ def test_the_numbers_are_those_of_scipy():
     assert (result.n_seeds == 5).all()
 
 
-def test_better_and_worse_are_about_the_lower_loss():
+def test_better_means_a_lower_loss_and_worse_a_higher_one():
     assert verdict(runs(BETTER)) == "better"
     assert verdict(runs(BETTER), "a", baseline="positions=b") == "worse"
 
 
-def test_a_winner_chosen_among_equals_pays_for_the_choice():
+def test_p_is_corrected_for_the_choice_among_near_optimal_settings():
     clear = [noisy(3, seed=1), noisy(9, seed=2)]
     ties = [noisy(2.9, seed=3), noisy(2.94, seed=4)]
     best, other = sorted(ties, key=np.mean)
@@ -91,7 +91,7 @@ def test_a_winner_chosen_among_equals_pays_for_the_choice():
     assert ties_lose.p[1] == pytest.approx(raw, rel=1e-3)
 
 
-def test_the_seeds_that_are_asked_for_would_do():
+def test_the_recommended_number_of_seeds_suffices():
     losses = {"a": [noisy(3, seed=1)], "b": [noisy(2.95, seed=4)]}
     table = runs(losses, rates=(0.1,))
     difference = np.subtract(losses["b"][0], losses["a"][0])
@@ -106,7 +106,7 @@ def test_one_seed_cannot_tell():
     assert "only one seed" in verdict(runs({"a": [[3.0], [9.0]], "b": [[1.0], [2.0]]}))
 
 
-def test_seeds_that_one_of_both_lacks_do_not_count():
+def test_only_common_seeds_count():
     b = [[*noisy(5, seed=3)[:4], None], noisy(2, seed=4)]
     result = compare(runs({"a": BETTER["a"], "b": b}))
     assert list(result.n_seeds) == [5, 4]
@@ -131,7 +131,7 @@ def test_a_tuned_field_of_any_kind():
 
 
 @pytest.mark.parametrize("end", ["diverged: training loss 80", "failed: OutOfMemoryError", "finished"])
-def test_a_rate_that_diverges_at_one_seed_was_tried_and_is_infinitely_bad(end):
+def test_a_learning_rate_that_diverges_at_one_seed_has_infinite_loss(end):
     table = runs(BETTER)
     bad = (table.positions == "b") & (table.lr == 0.01) & (table.random_seed == 2)
     table.loc[bad, "stopped"] = end
@@ -148,7 +148,7 @@ def test_a_rate_that_diverges_at_one_seed_was_tried_and_is_infinitely_bad(end):
     assert compare(table)["mean"][1] == math.inf
 
 
-def test_a_failed_run_that_was_repeated_counts_by_its_repetition():
+def test_a_repeated_run_replaces_its_failed_predecessor():
     table = runs(BETTER)
     failed = table.iloc[[7]].assign(stopped="failed: killed", val_loss=math.nan)
     assert verdict(pd.concat([failed, table])) == "better"
@@ -167,7 +167,7 @@ def test_a_leak_is_never_better():
 
 
 @pytest.mark.parametrize(("at", "column"), [("steps", "steps"), ("params", "n_params"), ("flops", "flops")])
-def test_unequal_conditions_cannot_tell(at, column):
+def test_variants_under_unequal_conditions_get_no_verdict(at, column):
     table = runs(BETTER)
     table[column] = table[column].astype(float)
     table.loc[table.positions == "b", column] *= 1.04
@@ -181,23 +181,25 @@ def test_unequal_conditions_cannot_tell(at, column):
     assert f"{column} is unknown" in verdict(table.drop(columns=column), at=at)
 
 
-def test_what_cannot_be_told_is_not_a_comparison_to_correct_for():
+def test_comparisons_without_a_test_do_not_count_in_the_correction():
     three = BETTER | {"c": [noisy(3, seed=5), noisy(6, seed=6)]}
     table = runs(three)
     table.loc[table.positions == "c", "steps"] = 7
     assert compare(table).p[1] == pytest.approx(compare(runs(BETTER)).p[1])
 
 
-def test_the_best_weights_seen_are_not_the_final_ones():
+def test_losses_of_best_weights_are_not_compared_as_final_losses():
     table = runs(BETTER).assign(weights="best")
-    assert "best weights seen" in verdict(table)
+    assert "only the loss of the best weights is known" in verdict(table)
     table["final_loss"] = table.val_loss
     table["val_loss"] = table.val_loss - np.where(table.positions == "a", 5, 0)  # the best a ever had
     assert verdict(table) == "better"
-    assert "best weights seen" in verdict(table.assign(bits_per_byte=table.val_loss), metric="bits_per_byte")
+    assert "only the loss of the best weights is known" in verdict(
+        table.assign(bits_per_byte=table.val_loss), metric="bits_per_byte"
+    )
 
 
-def test_interrupted_and_unreadable_runs_are_left_out_aloud():
+def test_interrupted_and_unreadable_runs_are_left_out_with_a_note():
     table = runs(BETTER)
     interrupted = table.iloc[[0]].assign(random_seed=9, stopped="interrupted", steps=3)
     killed = pd.DataFrame([{"status": "incomplete: killed"}])
@@ -222,19 +224,19 @@ def test_losses_of_different_tokenizers_are_not_compared():
     table = runs(BETTER)
     table["tokenizer_vocab_size"] = np.where(table.positions == "a", 100, 200)
     table["bits_per_byte"] = table.val_loss
-    assert "different tokenizers" in compare(table).verdict[1]
+    assert "the tokenizers differ" in compare(table).verdict[1]
     assert compare(table, metric="bits_per_byte").verdict[1] == "better"
     for who in ("a", "b"):
         table["unknown_bytes"] = np.where(table.positions == who, 0.0009, 0.0)
         assert compare(table, metric="bits_per_byte").verdict[1] == "better"
         table.loc[table.index[table.positions == who][3], "unknown_bytes"] = 0.0012
         assert compare(table, metric="bits_per_byte").verdict[1] == (
-            "cannot tell: 0.12% of the text's bytes are in unknown tokens; at most 0.1% may be"
+            "cannot tell: 0.12% of the text's bytes are in unknown tokens; at most 0.1% are allowed"
         )
-    assert "different tokenizers" in compare(table).verdict[1]
+    assert "the tokenizers differ" in compare(table).verdict[1]
 
 
-def test_equal_losses_tell_nothing():
+def test_equal_losses_get_no_verdict():
     same = {"a": BETTER["a"], "b": BETTER["a"]}
     assert verdict(runs(same)) == "cannot tell: the same loss at every seed"
     shifted = {"a": [[1.0] * 5, [2.0] * 5], "b": [[0.5] * 5, [2.0] * 5]}

@@ -32,7 +32,7 @@ def lm_of(**fields):
 
 @settings(max_examples=25, deadline=None)
 @given(architectures())
-def test_logit_lens_is_the_model_cut_short(params):
+def test_logit_lens_equals_the_model_truncated_after_each_layer(params):
     lm = perturbed_lm(params)
     ids = random_ids(2, 8)
     lens = logit_lens(lm, ids)
@@ -83,7 +83,7 @@ class Held(nn.Module):
     ],
     ids=str,
 )
-def test_an_attribution_is_what_the_logit_lacks_without_that_part_alone(fields):
+def test_an_attribution_is_the_change_of_the_logit_without_that_part(fields):
     """With all norms held, and every other addition as it was, no part changes another."""
     lm, ids = lm_of(**fields), random_ids(1, 6)
     parts = direct_logit_attribution(lm, ids, position=4, token=9)
@@ -111,7 +111,7 @@ def test_an_attribution_is_what_the_logit_lacks_without_that_part_alone(fields):
             assert parts[name] == pytest.approx(float(logit - lm(ids)[0, 4, 9]), abs=1e-9), name
 
 
-def test_attribution_of_what_has_no_parts_and_of_what_is_no_sum():
+def test_attribution_treats_layers_without_parts_as_one_part_and_refuses_nonlinear_models():
     lm, ids = lm_of(layer_architecture="torch-lstm"), random_ids(1, 6)
     lm.decoder.layers.insert(1, nn.ReLU())
     parts = direct_logit_attribution(lm, ids)
@@ -120,7 +120,7 @@ def test_attribution_of_what_has_no_parts_and_of_what_is_no_sum():
     assert parts.name == f"<{int(logits.argmax())}>"
     assert parts.sum() == pytest.approx(logits.max().item())
     with pytest.raises(
-        ValueError, match="norm_position='post' rescales the whole stream after every addition"
+        ValueError, match="norm_position='post' rescales the residual stream after every addition"
     ):
         direct_logit_attribution(lm_of(norm_position="post"), ids)
     lm = lm_of()
@@ -129,17 +129,17 @@ def test_attribution_of_what_has_no_parts_and_of_what_is_no_sum():
         direct_logit_attribution(lm, ids)
     lm = lm_of()
     lm.decoder.norm = nn.Tanh()
-    with pytest.raises(ValueError, match="knows none of Tanh"):
+    with pytest.raises(ValueError, match="layernorm and rmsnorm, not Tanh"):
         direct_logit_attribution(lm, ids)
 
 
-def test_attribution_says_what_it_takes():
+def test_attribution_refuses_batches_unknown_positions_and_unknown_tokens():
     lm = lm_of()
-    with pytest.raises(ValueError, match="position=-1 of an input of 2 x 6 tokens"):
+    with pytest.raises(ValueError, match=r"position=-1: the input has shape \[2, 6\]"):
         direct_logit_attribution(lm, random_ids(2, 6))
-    with pytest.raises(ValueError, match="position=6 of an input of 1 x 6 tokens"):
+    with pytest.raises(ValueError, match=r"position=6: the input has shape \[1, 6\]; .* from -6 to 5"):
         direct_logit_attribution(lm, random_ids(1, 6), position=6)
-    with pytest.raises(ValueError, match="token=30: there are ids from 0 to 29"):
+    with pytest.raises(ValueError, match="token=30: token ids go from 0 to 29"):
         direct_logit_attribution(lm, random_ids(1, 6), token=30)
 
 
@@ -194,7 +194,7 @@ def test_patching_heads(name):
         assert table.loc[(layer, head), position] == pytest.approx(expected)
 
 
-def test_patching_says_what_it_takes():
+def test_patching_refuses_different_shapes_and_unknown_activations():
     with pytest.raises(ValueError, match=r"differ in shape: \(1, 5\) and \(1, 6\)"):
         activation_patching(lm_of(), random_ids(1, 5), random_ids(1, 6), torch.sum)
     with pytest.raises(
@@ -214,7 +214,7 @@ def mean_loss(lm, samples=SAMPLES):
     return torch.cat(losses).mean().item()
 
 
-def test_ablating_a_head_is_zeroing_its_columns():
+def test_ablating_a_head_equals_zeroing_its_columns_of_the_output_matrix():
     lm = lm_of(n_heads=4)
     before = mean_loss(lm)
     table = ablate(lm, SAMPLES)
@@ -230,7 +230,7 @@ def test_ablating_a_head_is_zeroing_its_columns():
 
 
 @pytest.mark.parametrize("name", ["z", "mlp_out"])
-def test_mean_ablation_puts_the_mean_over_all_scored_positions(name):
+def test_mean_ablation_replaces_by_the_mean_over_scored_positions(name):
     lm = lm_of()
     before, of_samples = mean_loss(lm), []
     for sample in SAMPLES:
@@ -257,7 +257,7 @@ def test_ablation_of_layers_with_and_without_heads():
         assert table.iloc[2] == pytest.approx(mean_loss(lm) - before, abs=1e-6)
 
 
-def test_ablation_of_a_data_loader_looks_at_scored_positions_alone():
+def test_ablation_of_a_data_loader_uses_scored_positions_only():
     lm, ids = lm_of(), random_ids(4, 9)
     scored = torch.zeros_like(ids, dtype=torch.bool)
     scored[:, 5:7] = True
@@ -337,10 +337,10 @@ def test_an_induction_circuit_of_two_layers_is_found_in_its_weights():
     assert table.loc[1, 0].tolist() == [0, 0, 1]
 
 
-def test_head_scores_say_what_they_take():
+def test_head_scores_refuse_lengths_that_do_not_fit_and_models_without_patterns():
     for length in (1, 8):
         with pytest.raises(
-            ValueError, match=f"length={length} tokens are to be shown twice: max_seq_len=16 .* 2 to 7"
+            ValueError, match=f"length={length}: the sequence is written twice, so max_seq_len=16 .* 2 to 7"
         ):
             head_scores(lm_of(), length=length)
     with pytest.raises(ValueError, match=r"no activation is named 'layers\.\*\.pattern'"):
@@ -366,12 +366,12 @@ def test_losses_by_position_and_by_token():
         assert (row.token, row["count"]) == (f"<{token}>", len(losses))
         assert row.loss == pytest.approx(sum(losses) / len(losses), abs=1e-6)
     assert by_token["count"].is_monotonic_decreasing
-    with pytest.raises(ValueError, match="in which no token is scored"):
+    with pytest.raises(ValueError, match="no token of the samples is scored"):
         loss_by_position(lm, [""])
 
 
 def checkpoints():
-    """One model that changes on the way, as those of a run might."""
+    """Yield one model that changes from step to step, as the checkpoints of a run do."""
     lm = lm_of(max_seq_len=12, tied_embeddings=False)
     for step in (10, 20, 30):
         with torch.no_grad():
@@ -379,7 +379,7 @@ def checkpoints():
         yield step, lm
 
 
-def test_the_same_over_checkpoints():
+def test_over_checkpoints_equals_one_call_per_checkpoint():
     models = [(step, mean_loss(lm)) for step, lm in checkpoints()]
     numbers = over_checkpoints(mean_loss, checkpoints())
     assert numbers.index.name == "step"
@@ -411,6 +411,6 @@ def test_tensors_over_checkpoints_keep_every_number():
     assert over_checkpoints(lambda lm: torch.tensor(3.0), checkpoints())["value"].to_list() == [3, 3, 3]
 
 
-def test_what_no_table_can_hold_is_refused_by_name():
+def test_over_checkpoints_refuses_results_that_fit_no_table():
     with pytest.raises(TypeError, match="a number, Series, DataFrame or tensor, not dict"):
         over_checkpoints(lambda lm: {}, checkpoints())

@@ -81,7 +81,7 @@ def page_of(pattern_HTS: np.ndarray, tokens: list[str] | None = None) -> str:
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_hovering_tells_the_weight_and_its_tokens(opened):
+def test_hovering_shows_the_weight_and_its_tokens(opened):
     pattern = causal(2, 5, 5)
     page = opened(page_of(pattern, ["<bos>", " a", "b", "c", "d"]))
     page.all("#heads button")[1].click()
@@ -100,7 +100,7 @@ def test_hovering_tells_the_weight_and_its_tokens(opened):
     assert not page.one("#tip").is_displayed()
 
 
-def test_arrow_keys_tell_weights_too(opened):
+def test_arrow_keys_show_weights_too(opened):
     pattern = causal(1, 5, 5)
     page = opened(page_of(pattern))
     page.run("document.querySelector('#pattern').focus()")
@@ -145,7 +145,7 @@ def test_a_clicked_token_shows_what_it_attends_to_and_what_attends_to_it(opened)
     assert page.one("#most").text.startswith("Click a token")
 
 
-def test_buttons_are_walked_by_arrow_keys(opened):
+def test_arrow_keys_move_between_buttons(opened):
     patterns = {0: causal(3, 4, 4), 2: causal(2, 4, 4), 3: causal(3, 4, 4)}
     page = opened(fill_page([(None, Patterns(list("abcd"), patterns, 5))]))
     assert "no patterns in layer 1, 4" in page.one("#about").text
@@ -261,7 +261,7 @@ EVIL = [
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_no_token_does_anything(opened):
+def test_tokens_with_markup_do_nothing(opened):
     page = opened(page_of(causal(1, len(EVIL), len(EVIL)), EVIL))
     for i, chip in enumerate(page.all("#text button")):
         chip.click()
@@ -311,7 +311,7 @@ def test_all_text_can_be_read_in_light_and_dark(opened):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_pages_in_a_notebook_keep_to_their_frames(opened, chromium, tmp_path):
+def test_pages_in_a_notebook_stay_in_their_frames(opened, chromium, tmp_path):
     frames = [AttentionPage(page_of(causal(2, n, n)))._repr_html_() for n in (4, 64)]
     host = f"<!doctype html><title>host</title><style>canvas {{ width: 7px }}</style><p>text</p>{''.join(frames)}"
     (tmp_path / "host.html").write_text(host, encoding="utf-8")
@@ -334,7 +334,7 @@ def test_pages_in_a_notebook_keep_to_their_frames(opened, chromium, tmp_path):
     assert page.run("return document.querySelector('iframe').contentDocument") is None
 
 
-def test_only_what_is_in_sight_is_drawn(opened):
+def test_only_visible_heads_are_drawn(opened):
     patterns = {layer: causal(2, 24, 24, seed=layer) for layer in range(40)}
     page = opened(fill_page([(None, Patterns(["t"] * 24, patterns, 40))]))
     page.wait("document.querySelector('#heads canvas').width === 24")

@@ -51,7 +51,7 @@ def twins():
     return ours, theirs
 
 
-def test_every_activation_is_theirs(twins):
+def test_every_activation_equals_transformer_lens(twins):
     ours, theirs = twins
     ids = random_ids(3, 17, n_tokens=61)
     with torch.no_grad(), ours.record() as seen:
@@ -75,7 +75,7 @@ def test_every_activation_is_theirs(twins):
         assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=lambda text, name=our_name: f"{name}: {text}")
 
 
-def test_outputs_of_heads_are_theirs(twins):
+def test_outputs_of_heads_equal_transformer_lens(twins):
     ours, theirs = twins
     ids = random_ids(2, 9, n_tokens=61)
     with torch.no_grad(), ours.record("head_out") as seen:
@@ -88,7 +88,7 @@ def test_outputs_of_heads_are_theirs(twins):
 
 
 @pytest.mark.parametrize("head", [0, 3])
-def test_a_patched_run_is_theirs(twins, head):
+def test_a_patched_run_equals_transformer_lens(twins, head):
     ours, theirs = twins
     ids = random_ids(2, 9, n_tokens=61)
 

@@ -33,7 +33,7 @@ def saved(tmp_path, config: str) -> set[str]:
 def test_the_coordinate_check_of_a_config(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", to=WIDTH)
     assert (code, lines[-1]) == (0, "pass")
-    assert any("at lr 0.007812, the middle one of 3" in line for line in lines)
+    assert any("checked at lr=0.007812, the middle one of 3 learning rates" in line for line in lines)
     assert any(line.startswith("parametrization=standard: fails, as expected: ") for line in lines)
     assert {"coord-check.csv", "coord-check.png", "coord-check.svg"} <= saved(tmp_path, "mup-width")
     table = pd.read_csv(tmp_path / "reports" / "mup-width" / "coord-check.csv")
@@ -42,7 +42,7 @@ def test_the_coordinate_check_of_a_config(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_standard_alone_fails_it_by_name(tmp_path, capsys):
+def test_standard_without_mup_fails_the_coordinate_check(tmp_path, capsys):
     alone = [*WIDTH, "parametrization=standard"]
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--coord-check", to=alone)
     assert code == 1
@@ -71,7 +71,7 @@ def test_the_stability_of_a_config(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_transfer_trains_the_grid_and_judges_it_and_so_it_does_saved_runs(tmp_path, capsys):
+def test_transfer_judges_a_trained_grid_and_saved_runs_alike(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--transfer", "--save", to=TRAINED)
     assert code == (lines[-1] != "pass")
     assert lines[-1] == "pass" or lines[-1].startswith("fail: parametrization=mup: ")
@@ -90,15 +90,13 @@ def test_transfer_trains_the_grid_and_judges_it_and_so_it_does_saved_runs(tmp_pa
 @pytest.mark.parametrize(
     ("options", "settings", "reason"),
     [
-        (["--config=mup-width", "--coord-check"], ["dim=64"], "dim has one value, 64"),
-        (["--config=output-change", "--stability"], ["n_layers=2"], "n_layers has one value, 2"),
-        (["--config=mup-width", "--transfer"], ["lr=0.01"], "--transfer needs a list of lr"),
+        (["--config=mup-width", "--coord-check"], ["dim=64"], "dim has only one value, 64"),
+        (["--config=output-change", "--stability"], ["n_layers=2"], "n_layers has only one value, 2"),
+        (["--config=mup-width", "--transfer"], ["lr=0.01"], "--transfer needs several values of lr"),
         (["--report=mup-width", "--stability"], [], "not saved runs"),
     ],
 )
-def test_what_cannot_be_judged_is_refused_before_anything_is_trained(
-    tmp_path, capsys, options, settings, reason
-):
+def test_checks_without_a_scale_are_refused_before_training(tmp_path, capsys, options, settings, reason):
     code, _, errors = call(tmp_path, capsys, *options, to=settings)
     assert code == 2
     assert reason in errors

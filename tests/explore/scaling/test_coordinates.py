@@ -19,8 +19,8 @@ from explore.scaling.coordinates import (
     aligned_probe,
     coord_check,
     coordinate_report,
-    examined,
     fit_slope,
+    measure_kind,
     measure_sizes,
     named_activations,
     size,
@@ -68,7 +68,7 @@ STANDARD = replace(MUP, parametrization="standard")
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_mup_passes_and_standard_is_the_control_that_does_not():
+def test_mup_passes_and_the_standard_control_fails():
     kinds = {"standard": models(STANDARD), "mup": models()}
     found = coord_check(kinds, [BATCH], optimizer, controls=["standard"])
     assert found.verdict == "pass", found
@@ -87,9 +87,9 @@ def test_mup_passes_and_standard_is_the_control_that_does_not():
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_control_that_passes_is_no_control():
+def test_a_control_that_passes_fails_the_check():
     found = coord_check({"a": models(), "b": models()}, [BATCH], optimizer, n_steps=2, controls=["a"])
-    assert found.verdict.startswith("fail: a is no worse")
+    assert found.verdict.startswith("fail: a was expected to fail, but passes")
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_attention_by_the_root_of_the_head_is_seen_by_the_probe():
     assert probe["score"].iloc[-1] / probe["score"].iloc[0] == pytest.approx(2, rel=0.2)
 
 
-def test_a_probe_of_what_has_no_keys_like_queries_says_nothing():
+def test_models_without_keys_like_queries_have_no_aligned_probe():
     assert aligned_probe("", models(replace(MUP, n_kv_heads=1), heads_grow=False), BATCH).empty
     assert aligned_probe("", {8: lambda: nn.Linear(2, 2)}, BATCH).empty
 
@@ -192,7 +192,7 @@ def test_sizes_are_those_of_the_model_before_each_update():
     assert not {name for name in table["module"] if "resid_pre" in name or "head_out" in name}
 
 
-def test_what_is_hidden_is_no_part_of_a_size():
+def test_masked_scores_do_not_count_in_a_size():
     assert size(torch.tensor([1.0, -3.0, -math.inf])) == 2
     assert math.isnan(size(torch.tensor([-math.inf])))
 
@@ -227,7 +227,7 @@ def test_verdicts_on_known_powers(powers, verdict):
     assert coordinate_report(power_law(**powers), NO_PROBE).verdict == verdict
 
 
-def test_what_is_zero_has_no_slope():
+def test_activations_that_are_zero_have_no_slope():
     zero = power_law(a=0.0, logits=0.0)
     zero.loc[zero["module"] == "logits", "size"] = 0.0
     found = coordinate_report(zero, NO_PROBE)
@@ -235,12 +235,12 @@ def test_what_is_zero_has_no_slope():
     assert found.table.set_index("module").loc["logits", "t=1"].isna().all()
 
 
-def test_a_verdict_is_said_even_where_nothing_can_be_saved(tmp_path, capsys):
+def test_the_verdict_is_logged_even_if_saving_fails(tmp_path, capsys):
     log_to_console()
     (tmp_path / "reports").write_text("in the way")
     assert coordinate_report(power_law(a=1.0), NO_PROBE).say(tmp_path / "reports") == 1
     shown = capsys.readouterr()
-    assert "not saved" in shown.out + shown.err
+    assert "failed to save" in shown.out + shown.err
     assert shown.out.rstrip().splitlines()[-1].startswith("fail: a grows as width^1.00")
 
 
@@ -273,7 +273,7 @@ def test_the_interval_of_a_slope_is_that_of_a_regression():
     assert (low, high) == pytest.approx((found.value - margin, found.value + margin))
 
 
-def test_an_estimate_outside_of_its_band_is_no_verdict_while_the_interval_is_wide():
+def test_a_slope_outside_its_band_is_unclear_while_its_interval_is_wide():
     doubtful = coordinate_report(noisy_law(-0.3, 0.35), NO_PROBE)
     assert doubtful.verdict.startswith("fail: cannot tell: a shrinks as width^-0.")
     assert "95 % interval" in doubtful.verdict
@@ -284,7 +284,7 @@ def test_an_estimate_outside_of_its_band_is_no_verdict_while_the_interval_is_wid
     assert coordinate_report(noisy_law(-0.23, 0.05), NO_PROBE).passed, "far from every slope of a bug"
 
 
-def test_one_seed_and_two_widths_tell_nothing_bad():
+def test_one_seed_and_two_widths_cannot_fail_a_model():
     lone = coordinate_report(noisy_law(0.6, 0.0, widths=(64, 128), seeds=[0]), NO_PROBE)
     assert lone.verdict.startswith("fail: cannot tell: a grows as width^0.60")
 
@@ -296,7 +296,7 @@ def test_an_activation_that_is_not_a_number_does_not_pass():
     assert math.isnan(size(torch.tensor([1.0, math.nan])))
 
 
-def test_seeds_are_added_only_while_they_are_needed(monkeypatch):
+def test_seeds_are_added_only_while_the_verdict_is_unclear(monkeypatch):
     def measure(power: float, noise: float):
         def of(variant, models, batch, optimizer, *, seeds):
             asked.append(list(seeds))
@@ -308,8 +308,8 @@ def test_seeds_are_added_only_while_they_are_needed(monkeypatch):
     monkeypatch.setattr(coordinates, "aligned_probe", lambda *_: NO_PROBE)
     for power, noise, n in ((0.0, 0.05, 4), (1.0, 0.05, 4), (-0.3, 0.9, 16)):
         asked: list[list[int]] = []
-        own, _ = examined("", {}, None, None, seeds=range(4), most=16, measure=measure(power, noise))
+        own, _ = measure_kind("", {}, None, None, seeds=range(4), max_seeds=16, measure=measure(power, noise))
         assert sorted(own["seed"].unique()) == list(range(n)) == [seed for part in asked for seed in part]
     asked = []
-    examined("", {}, None, None, seeds=(3, 5), most=2, measure=measure(-0.3, 0.9))
+    measure_kind("", {}, None, None, seeds=(3, 5), max_seeds=2, measure=measure(-0.3, 0.9))
     assert asked == [[3, 5]], "those that are asked for, and no others"

@@ -61,21 +61,21 @@ def test_a_trained_model_keeps_its_logits_without_omega(trainable, tied):
     ],
     ids=str,
 )
-def test_so_it_is_with_every_kind_of_layer(fields):
+def test_every_kind_of_layer_keeps_its_logits_without_omega(fields):
     lm = tiny_lm(**{"norm_position": "post", "residual": "admin"} | fields)
     assert len(omegas_by_residual(lm)) == lm.model_params.n_layers * (1 if lm.model_params.dim_ff == 0 else 2)
     ids = random_ids(3, 16)
     torch.testing.assert_close(fold_residual(lm)(ids), lm(ids), rtol=0, atol=1e-10)
 
 
-def test_a_folded_model_is_saved_and_loaded_as_any(tmp_path):
+def test_a_folded_model_is_saved_and_loaded_like_any_other(tmp_path):
     folded = fold_residual(trained(residual_trainable=True))
     write_weights(tmp_path / "model.safetensors", unshared_state(folded))
     again = load_lm(tmp_path / "model.safetensors", folded.model_params, CharTokenizer())
     assert torch.equal(again(random_ids(2, 9)), folded(random_ids(2, 9)))
 
 
-def test_what_cannot_be_folded_is_refused():
+def test_models_that_cannot_be_folded_are_refused():
     with pytest.raises(ValueError, match="no omega"):
         fold_residual(tiny_lm())
     lm = tiny_lm(norm_position="post", residual="admin")
@@ -84,7 +84,7 @@ def test_what_cannot_be_folded_is_refused():
         fold_residual(lm)
     edited = tiny_lm(norm_position="post", residual="admin")
     edited.decoder.layers[0].linear1.register_forward_pre_hook(lambda module, x: (x[0] + 1,))
-    with pytest.raises(ValueError, match="logits would change"):
+    with pytest.raises(ValueError, match="folding would change logits"):
         fold_residual(edited)
     zero = tiny_lm(norm_position="post", residual="admin", residual_trainable=True)
     zero.decoder.layers[1].residual_ff.omega.data[3] = 0

@@ -46,7 +46,7 @@ def test_an_optimum_that_moves_shifts():
     assert found.table["at base"].to_list() == pytest.approx([2.5, 2.5, 2.54])
 
 
-def test_a_lowest_point_that_wanders_at_no_cost_transfers():
+def test_an_optimum_that_moves_without_cost_transfers():
     table = runs(moves=0)
     table.loc[(table["dim"] == 256) & (table["lr"] == 2**-6), "val_loss"] = 2.459
     found = transfer_report(table)
@@ -58,7 +58,7 @@ def test_a_lowest_point_that_wanders_at_no_cost_transfers():
 @pytest.mark.parametrize(
     ("table", "reason"),
     [
-        (runs(moves=0, lrs=LRS[:4]), "0.007812 is at the edge of what was tried with 64"),
+        (runs(moves=0, lrs=LRS[:4]), "0.007812 is at the edge of the learning rates tried with 64"),
         (
             runs(moves=0, lrs=[2**-8, 2**-7, 2**-6])[lambda t: (t["dim"] == 64) | (t["lr"] != 2**-7)],
             "did not run with 128",
@@ -68,19 +68,22 @@ def test_a_lowest_point_that_wanders_at_no_cost_transfers():
     ],
     ids=["base at the edge", "not run", "between", "diverged"],
 )
-def test_what_cannot_be_told_says_why(table, reason):
+def test_transfer_that_cannot_be_judged_gives_a_reason(table, reason):
     verdict = transfer_report(table).verdict
     assert verdict.startswith("fail: cannot tell")
     assert reason in verdict
 
 
-def test_a_larger_model_at_the_edge_is_not_known_to_keep_its_optimum():
+def test_a_larger_models_optimum_at_the_edge_gives_no_verdict():
     table = runs(moves=0, lrs=[2**-8, 2**-7, 2**-6], sizes=(64, 128))
     table.loc[(table["dim"] == 128) & (table["lr"] == 2**-6), "val_loss"] = 2.479
-    assert "the best of 128, 0.01562, is at the edge of what was tried" in transfer_report(table).verdict
+    assert (
+        "the best of 128, 0.01562, is at the edge of the learning rates tried"
+        in transfer_report(table).verdict
+    )
 
 
-def test_seeds_give_an_interval_and_noise_takes_a_verdict_away():
+def test_noise_over_seeds_prevents_a_verdict():
     steady = transfer_report(runs(moves=0, seeds=(0, 1, 2), noise=1e-4))
     assert steady.passed
     assert steady.table["seeds"].to_list() == [3, 3, 3]
@@ -91,7 +94,7 @@ def test_seeds_give_an_interval_and_noise_takes_a_verdict_away():
     assert "cannot tell" in noisy.verdict
 
 
-def test_a_run_that_diverged_costs_all():
+def test_a_diverged_run_has_infinite_regret():
     table = runs(moves=0).assign(stopped="ended")
     table.loc[(table["dim"] == 256) & (table["lr"] == 2**-7), ["val_loss", "stopped"]] = (
         math.nan,
@@ -119,7 +122,7 @@ def test_standard_beside_mup_is_a_control():
     assert not transfer_report(both(0, -1), controls=[]).passed
 
 
-def test_for_depth_mup_is_a_control_too():
+def test_mup_is_a_control_for_transfer_over_depth():
     table = pd.concat(
         [both(-1, -1, scale="n_layers"), runs(0, scale="n_layers", parametrization="completep")]
     )
@@ -127,7 +130,7 @@ def test_for_depth_mup_is_a_control_too():
     assert not transfer_report(both(-1, 0, scale="n_layers")).passed
 
 
-def test_what_follows_from_the_scale_makes_no_variants():
+def test_fields_determined_by_the_scale_make_no_variants():
     table = runs(moves=0).assign(n_heads=lambda t: t["dim"] // 16, dataset_name="sotu")
     found = transfer_report(table)
     assert found.table["variant"].unique().tolist() == ["all runs"] or found.table[
@@ -143,10 +146,8 @@ def test_every_scale_that_varies_is_judged():
     assert set(transfer_report(two, over="dim").table["over"]) == {"dim"}
 
 
-def test_nothing_to_judge_is_said():
-    with pytest.raises(
-        ValueError, match=r"there are no two values of dim, n_layers, batch_size among 7 runs"
-    ):
+def test_transfer_without_two_sizes_is_refused():
+    with pytest.raises(ValueError, match="no two values of dim, n_layers, batch_size among 7 runs"):
         transfer_report(runs(0, sizes=(64,)))
     with pytest.raises(ValueError, match="among 0 runs"):
         transfer_report(pd.DataFrame())

@@ -36,7 +36,7 @@ def case(part, *edits):
 
 
 @pytest.mark.parametrize("part", PADDED)
-def test_what_padding_says_is_found_by_itself(part):
+def test_the_check_of_padding_works_alone(part):
     padding_does_not_matter(case(part))
     with pytest.raises(Wrong, match="sample 0 changes when only its padding does"):
         padding_does_not_matter(case(part, (BIAS, "bias = 0 * padded[:, None, :]")))
@@ -47,7 +47,7 @@ def test_what_padding_says_is_found_by_itself(part):
 
 
 @pytest.mark.parametrize("part", PADDED)
-def test_samples_that_see_each_other_are_found_by_themselves(part):
+def test_the_check_of_samples_that_see_each_other_works_alone(part):
     company_does_not_matter(case(part))
     with pytest.raises(Wrong, match="alone than in a batch"):
         company_does_not_matter(case(part, (FIRST, f"x = x + 0.01 * x.mean(0); {FIRST}")))
@@ -56,7 +56,7 @@ def test_samples_that_see_each_other_are_found_by_themselves(part):
 
 
 @pytest.mark.parametrize("part", PADDED[:-1])
-def test_a_look_back_only_is_found_by_itself(part):
+def test_the_check_of_both_directions_works_alone(part):
     looks_both_ways(case(part))
     with pytest.raises(Wrong, match="position 0 does not see the last one"):
         looks_both_ways(
@@ -64,7 +64,7 @@ def test_a_look_back_only_is_found_by_itself(part):
         )
 
 
-def test_nan_at_padding_is_found_by_itself():
+def test_the_check_of_nan_at_padding_works_alone():
     finite(case("Block"))
     with pytest.raises(Wrong, match="not finite at padding"):
         finite(
@@ -72,7 +72,7 @@ def test_nan_at_padding_is_found_by_itself():
         )
 
 
-def test_shares_beyond_chance_are_told():
+def test_wrong_shares_of_masked_tokens_are_reported():
     ids, special = masking.batch(7)
 
     def told(hidden=0.8, changed=0.5, chosen=0.15):
@@ -90,7 +90,7 @@ def test_shares_beyond_chance_are_told():
     assert "expected 80, 10 and 10 %" in told(changed=0)
 
 
-def test_chance_alone_is_not_told():
+def test_right_shares_are_within_the_bound_for_100_seeds():
     """Right draws of a hundred seeds are within the bound."""
     right = load_module(BERT.outline.solution).mask_tokens
     for seed in range(100):
@@ -155,7 +155,7 @@ def test_in_a_notebook_a_borrowed_layer_norm_goes_back(with_gpt2, monkeypatch, c
     assert mine.LayerNorm is stub
 
 
-def test_an_error_in_an_imported_file_is_told_as_that_files(tmp_path, monkeypatch):
+def test_an_error_in_an_imported_file_names_that_file(tmp_path, monkeypatch):
     (tmp_path / "imported.py").write_text("import torch\n\ndef gelu(x:\n", encoding="utf-8")
     mine = tmp_path / "mine.py"
     mine.write_text("import imported\n", encoding="utf-8")
@@ -165,7 +165,7 @@ def test_an_error_in_an_imported_file_is_told_as_that_files(tmp_path, monkeypatc
     assert "(imported.py, line 3)" in verdict.says
 
 
-def test_of_two_files_the_one_that_stops_is_named(tmp_path):
+def test_an_error_names_the_file_that_raised_it(tmp_path):
     other = str(Outline("gpt2").student)
     mine = tmp_path / "bert_student.py"
     mine.write_text(f"exec(compile('\\nimport torhc', {other!r}, 'exec'))", encoding="utf-8")

@@ -35,7 +35,7 @@ def test_with_the_merges_of_the_real_gpt2(gpt2_tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("answers", [False, True])
-def test_without_the_hub_gpt2s_merges_are_not_tried(answers, monkeypatch):
+def test_without_the_hub_the_check_of_gpt2s_merges_is_skipped(answers, monkeypatch):
     def unreachable(name):
         raise OSError(name)
 
@@ -66,7 +66,7 @@ def test_numbering_characters_in_order_leaves_wordpiece_training_as_it_is():
     assert set(references.train_wordpiece(texts, 100)) < set(plain.get_vocab())
 
 
-def test_texts_show_what_they_should():
+def test_sample_texts_contain_the_hard_cases():
     ids = [i for text in HARD for i in references.trained_wordpiece().encode(text).ids]
     assert ids.count(0) > 5, "there are unknown words"
     whole = [
@@ -144,12 +144,12 @@ def judged(part, *edits):
     return judge(COURSE.case(part, load_module(path, text), SOLUTION), path)
 
 
-def test_an_import_that_the_part_does_not_use_is_nobodys_business():
+def test_an_import_that_the_part_does_not_use_is_allowed():
     unused = ("import regex\n", "import regex\nimport tokenizers\nfrom tokenizers import models\n")
     assert judged("byte_words", unused)[0] == "right"
 
 
-def test_work_of_others_is_found_through_a_helper():
+def test_forbidden_packages_are_found_in_helpers():
     helper = "def _cut(text):\n    import tokenizers.pre_tokenizers as p\n    return list(map(p.ByteLevel(False).pre_tokenize_str, [text]))\n\n\n"
     state, says = judged(
         "byte_words",
@@ -163,7 +163,7 @@ def test_work_of_others_is_found_through_a_helper():
     assert "uses tokenizers" in says
 
 
-def test_a_borrowed_part_is_not_taken_for_a_packages():
+def test_a_borrowed_part_does_not_count_as_a_packages_work():
     """The solution's file has the name of a package, and so has what is borrowed from it."""
     path = COURSE.outline.solution.with_name("mine.py")
     mine = load_module(path, COURSE.outline.solution.read_text(encoding="utf-8"))
@@ -206,7 +206,7 @@ def test_a_result_that_cannot_be_printed_is_described(tmp_path, capsys):
         (None, "is a `return` missing"),
     ],
 )
-def test_differing_merges_in_words(mine, says):
+def test_differences_of_merges_are_described_in_words(mine, says):
     texts, right = ["low lower slowest"], [("l", "o"), ("lo", "w"), ("low", "e")]
     assert references.train_bpe(tuple(texts), 259) == right
     assert says in differences.merges(mine, right, texts)

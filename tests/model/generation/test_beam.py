@@ -68,7 +68,7 @@ def test_equal_to_huggingface(seed):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_the_models_of_that_test_are_worth_it():
+def test_the_models_of_the_comparison_with_huggingface_end_early_and_differ_from_greedy():
     """Some samples end early and some do not, and beams find others than greedy."""
     ended, better = 0, 0
     for seed in range(0, N_MODELS, 3):
@@ -92,7 +92,7 @@ def test_stop_tokens_are_ends_like_eos(seed):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 3.0])
-def test_beams_for_all_find_the_best_of_all(length_penalty):
+def test_enough_beams_find_the_best_of_all_continuations(length_penalty):
     """Against every continuation there is, scored one by one."""
     lm, prompt, n_new = tiny_lm(n_tokens=5, seed=4), [1, 3], 4
     every = []
@@ -115,7 +115,7 @@ def test_beams_for_all_find_the_best_of_all(length_penalty):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_cache_changes_nothing(kind):
+def test_the_cache_does_not_change_beams(kind):
     lm = tiny_lm(layer_architecture=kind, seed=3)
     settings = {"n_beams": 4, "n_best": 4}
     cached, plain = (lm.beam_search("ab", 16, **settings, use_cache=use_cache) for use_cache in (True, False))

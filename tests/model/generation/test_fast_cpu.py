@@ -54,7 +54,7 @@ def n_threads(request):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n_rows", [1, 2, 7, 16, MAX_PACKED_ROWS])
 @torch.no_grad()
-def test_the_numbers_are_those_of_linear(n_rows, bias, n_threads):
+def test_fast_linears_equal_linear(n_rows, bias, n_threads):
     model = evaluated(nn.Linear(48, 34, bias=bias))
     inputs = [
         torch.randn(n_rows, 1, 48),
@@ -69,7 +69,7 @@ def test_the_numbers_are_those_of_linear(n_rows, bias, n_threads):
 
 
 @torch.no_grad()
-def test_many_rows_and_other_kinds_of_numbers_go_the_usual_way():
+def test_many_rows_and_other_dtypes_use_the_original_product():
     model = evaluated(nn.Linear(8, 8))
     many = torch.randn(MAX_PACKED_ROWS + 1, 8)
     for n_rows in (1, 2):
@@ -120,13 +120,13 @@ def test_a_hook_for_all_modules_is_called_for_each():
     assert seen == [model[0], model[1], model]
 
 
-def test_a_dropout_that_is_to_drop_still_does():
+def test_a_dropout_in_training_mode_still_drops():
     model = evaluated(nn.Dropout(0.5), nn.Dropout(0.5))
     model[0].train()
     assert 300 < (fast_copy(model, 1)(torch.ones(1000)) == 2).sum() < 700
 
 
-def test_what_a_method_stores_is_stored_in_the_model():
+def test_attributes_set_during_generation_are_set_on_the_model():
     class Stores(nn.Module):
         def __init__(self):
             super().__init__()
@@ -280,7 +280,7 @@ def test_the_next_call_sees_an_edit(edit):
     assert not torch.allclose(torch.tensor(before[:1]), torch.tensor(after[:1]), atol=1e-3)
 
 
-def test_a_method_that_breaks_the_cache_is_noticed_after_a_sample(monkeypatch):
+def test_a_method_that_breaks_the_cache_is_detected_after_a_sample(monkeypatch):
     lm = tiny_lm(dtype=torch.float32)
     lm.sample("ab", 9)
     forward = TransformerEncoderLayer._ff_block
@@ -331,7 +331,7 @@ def kept_by_a_layer(layer, x_BTD):
 
 
 @pytest.mark.parametrize("edit", [kept_by_a_function, kept_by_a_layer])
-def test_what_an_edit_keeps_of_generation_is_fit_for_training(edit, monkeypatch):
+def test_values_that_an_edit_stores_during_generation_are_fit_for_training(edit, monkeypatch):
     factors.cache_clear()
     forward = TransformerEncoderLayer.forward
     monkeypatch.setattr(
@@ -345,7 +345,7 @@ def test_what_an_edit_keeps_of_generation_is_fit_for_training(edit, monkeypatch)
     assert lm.decoder.layers[0].linear1.weight.grad.any()
 
 
-def test_an_edit_that_wants_gradients_gets_them_in_generation(monkeypatch):
+def test_an_edit_may_compute_gradients_during_generation(monkeypatch):
     forward, gradients = TransformerEncoderLayer.forward, []
 
     def uphill(self, x_BTD, ctx):

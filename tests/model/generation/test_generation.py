@@ -234,7 +234,7 @@ def test_a_layer_sees_all_ids_so_far_also_with_a_cache():
 
 @pytest.mark.parametrize("positions", ["none", "learned"])
 @pytest.mark.parametrize("layer", [ShiftedBack(), Convolution(2), WholeSample(), WholeBatch()], ids=str)
-def test_what_does_not_go_with_a_cache_is_noticed(layer, positions):
+def test_layers_that_do_not_work_with_a_cache_are_detected(layer, positions):
     lm = lm_with(layer, positions=positions)
     prompts = [[1, 4, 5], [1, 7, 8], [1, 9, 9]]
     expected = generate(lm, prompts, 12, temperature=0, use_cache=False)
@@ -250,13 +250,13 @@ def test_what_does_not_go_with_a_cache_is_noticed(layer, positions):
         )
 
 
-def test_a_prompt_that_repeats_itself_hides_nothing():
+def test_a_repetitive_prompt_does_not_hide_a_wrong_cache():
     lm = lm_with(ShiftedBack(), positions="none")
     with pytest.warns(UserWarning, match="logits differ"):
         generate(lm, [[1]], 3, temperature=0)
 
 
-def test_a_layer_that_looks_far_back_is_noticed_wherever_that_matters():
+def test_a_layer_that_looks_far_back_is_detected():
     lm = lm_with(FarBack())
     prompt = [[1, 4]]
     with warnings.catch_warnings():
@@ -267,7 +267,7 @@ def test_a_layer_that_looks_far_back_is_noticed_wherever_that_matters():
     assert row == generate(lm, prompt, 13, temperature=0, use_cache=False)
 
 
-def test_a_layer_that_fails_with_one_position_is_noticed():
+def test_a_layer_that_fails_with_one_position_is_detected():
     lm = lm_with(Uncachable())
     with pytest.warns(UserWarning, match=r"with a cache a layer raises RuntimeError\('too short'\)"):
         row = generate(lm, [[1, 4, 5]], 9, temperature=0)
@@ -364,7 +364,7 @@ def test_patches_and_recordings_hold_while_generating():
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_what_the_caller_gave_stays_as_it_was(use_cache):
+def test_generation_changes_neither_the_model_nor_its_arguments(use_cache):
     lm = lm_with(ShiftedBack(), dropout=0.5).train()
     lm.decoder.layers[0].eval()
     modes = [module.training for module in lm.modules()]

@@ -90,7 +90,7 @@ def test_equal_probabilities_of_different_logits_are_no_tie():
 @pytest.mark.parametrize(
     "bad", [[math.nan] * 3, [1.0, 5.0, math.nan], [-math.inf] * 3, [math.nan, math.inf, 0.0]]
 )
-def test_a_row_that_says_nothing_is_an_error_that_names_it(bad):
+def test_a_row_of_nan_or_minus_infinity_is_an_error_that_names_it(bad):
     logits = torch.tensor([[1.0, 5.0, 2.0], bad])
     for temperature in (0.0, 1.0):
         with pytest.raises(
@@ -104,7 +104,7 @@ def test_a_row_that_says_nothing_is_an_error_that_names_it(bad):
 @pytest.mark.parametrize(
     "settings", [{}, {"top_k": 2}, {"nucleus": 0.9}, {"min_p": 0.1}, {"temperature": 0.0}]
 )
-def test_an_infinite_logit_is_the_arg_max_of_its_row_only(settings):
+def test_an_infinite_logit_affects_its_own_row_only(settings):
     logits = torch.tensor([[1.0, math.inf, 0.0], [1.0, 5.0, 2.0], [-math.inf, 0.0, -math.inf]])
     probs = next_token_probs(logits, **settings)
     assert probs[0].tolist() == [0.0, 1.0, 0.0]
@@ -121,7 +121,7 @@ def with_logits(lm, change):
     return lm
 
 
-def test_logits_of_a_row_are_those_of_its_own_prompt_whatever_another_row_holds():
+def test_logits_of_a_row_do_not_depend_on_other_rows():
     lm = tiny_lm(tied_embeddings=False)
     lm.embed.tokens.weight.data[7] = math.nan
     with pytest.raises(NoNextToken, match="row 1, step 0: no next token, some logits are NaN"):
@@ -404,7 +404,7 @@ def test_log_probabilities_are_those_of_the_plain_softmax(use_cache):
     assert len(logprobs) == len(lm.sample("hello", 12, as_str=False, temperature=0)) - 6
 
 
-def test_the_penalty_reaches_the_prompt_and_what_is_said():
+def test_the_penalty_counts_prompt_and_generated_tokens():
     lm = tiny_lm(seed=5)
     plain = lm.sample("ab", 16, as_str=False, temperature=0)
     penalized_row = lm.sample("ab", 16, as_str=False, temperature=0, repetition_penalty=1e6)

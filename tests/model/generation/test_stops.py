@@ -49,7 +49,7 @@ def greedy():
     return gpt2.from_hf(model()).sample(IDS, max_seq_len=30, as_str=False, temperature=0)
 
 
-def test_without_end_tokens_it_goes_on(greedy):
+def test_without_end_tokens_sampling_goes_on(greedy):
     assert len(greedy) == 30
 
 
@@ -80,7 +80,7 @@ def test_every_end_token_ends_samples_and_beams(where, as_list, greedy, tmp_path
     assert lm.sample(IDS, 30, as_str=False, temperature=0) == expected
 
 
-def test_a_given_tokenizer_is_left_as_it_was():
+def test_a_given_tokenizer_is_not_changed():
     tokenizer = from_transformers(chat_tokenizer())
     lm = gpt2.from_hf(model(generation=[2, 0]), tokenizer)
     assert (tokenizer.stops, lm.tokenizer.stops) == ((2,), (2, 0))
@@ -179,7 +179,7 @@ def test_a_model_without_bos_gets_none(chat):
     assert chat.sample([0], 4, as_str=False)[0] == 0  # ids are taken as they stand
 
 
-def test_without_bos_there_is_nothing_to_begin_with(chat):
+def test_a_model_without_bos_refuses_an_empty_prompt(chat):
     for call in (chat.sample, chat.beam_search):
         with pytest.raises(ValueError, match=r"pref='' gives .* nothing to continue: .* no bos"):
             call("")
@@ -239,7 +239,7 @@ def test_stop_tokens_are_left_out_of_the_text(chat):
     assert ordinary.tokenizer.decode([a]) == "a"  # an ordinary token that ends a sample is part of its text
 
 
-def test_a_folder_moved_on(tmp_path):
+def test_a_run_keeps_its_tokenizer_when_the_pretrained_folder_is_gone(tmp_path):
     """A run keeps its tokenizer when the pretrained one has gone."""
     chat_tokenizer().save_pretrained(tmp_path / "a")
     tokenizer = pretrained_tokenizer(str(tmp_path / "a"))

@@ -163,7 +163,7 @@ def test_a_bert_of_our_own_goes_to_transformers():
     assert_close(hf_model(ids).logits, lm(ids), rtol=0, atol=1e-4)
 
 
-def test_a_pretraining_model_is_refused_for_what_is_left_out():
+def test_a_bert_for_pretraining_is_refused_because_its_next_sentence_head_would_be_lost():
     config = random_model("bert", 0).config
     with pytest.raises(ValueError, match="of BertForPreTraining has no place in this LM"):
         from_hf(BertForPreTraining(config))
@@ -178,7 +178,7 @@ def test_a_pretraining_model_is_refused_for_what_is_left_out():
         ("roberta", {"pad_token_id": 0}, "a roberta with pad_token_id=0; allowed: 1"),
     ],
 )
-def test_what_our_layers_cannot_be_is_refused(family, settings, message):
+def test_encoders_that_our_layers_cannot_represent_are_refused(family, settings, message):
     with pytest.raises(ValueError, match=message) as error:
         params_from_config(AutoConfig.for_model(family, **settings))
     assert "\n" not in str(error.value)

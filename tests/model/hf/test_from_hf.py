@@ -59,7 +59,7 @@ def edit_config(folder, **settings):
     (folder / "config.json").write_text(json.dumps(config | settings))
 
 
-def test_a_file_with_a_readout_of_its_own_comes_in_untied_whatever_its_config_says(tmp_path):
+def test_a_file_with_its_own_unembedding_is_loaded_untied_whatever_its_config_says(tmp_path):
     llama(tie_word_embeddings=False).save_pretrained(tmp_path)
     edit_config(tmp_path, tie_word_embeddings=True)
     lm = from_hf(load_hf(str(tmp_path)))
@@ -115,7 +115,7 @@ def hooked(hf_model):
         (hooked, "differ by"),
     ],
 )
-def test_a_module_that_does_something_else_is_refused(edit, message):
+def test_an_edited_module_is_refused(edit, message):
     hf_model = llama()
     edit(hf_model)
     with pytest.raises(ValueError, match=message) as error:

@@ -120,7 +120,7 @@ def tied_by_mistake(lm):
 
 # Families, the settings that bring a mistake out, and what plants it.
 PORTING_BUGS = {
-    "rotary turns neighbours, not halves": ("llama", LLAMA, with_code(Rotary, "forward", interleaved)),
+    "rotary turns neighbors, not halves": ("llama", LLAMA, with_code(Rotary, "forward", interleaved)),
     "rotary base ignored": ("llama", LLAMA, with_fields(rotary_base=10_000.0)),
     "partial rotary turns the whole head": ("gpt_neox", NEOX, with_fields(rotary_frac=1.0)),
     "rotary left out": ("gpt_neox", NEOX, with_fields(positions="none")),

@@ -61,7 +61,7 @@ def assert_everything_equal(hf_model, lm, tolerance):
             lm(IDS)
     assert_close(ours["logits"], theirs.logits, **exactly)
     assert_close(ours["attns"], torch.stack(theirs.attentions, dim=1), **exactly)
-    first, *between, last = theirs.hidden_states  # the last one is normalised
+    first, *between, last = theirs.hidden_states  # the last one is normalized
     assert_close(seen["embed"], first, **exactly)
     assert_close(seen["final_norm"], last, **exactly)
     for i, expected in enumerate(between):
@@ -88,7 +88,7 @@ def test_parity_in_float64(family, seed):
 
 
 @EVERY_FAMILY
-def test_the_random_models_have_everything(family):
+def test_the_random_models_cover_all_options(family):
     drawn = [random_settings(family, seed) for seed in range(N_SEEDS)]
     for name, values in OPTIONS[family].items():
         names = {"heads": ("num_attention_heads", "num_key_value_heads")}.get(name, (name,))
@@ -101,7 +101,7 @@ def fresh_lm(hf_model, n_tokens=N_TOKENS, **fields):
     return LM(replace(params_from_config(hf_model.config), **fields), CharTokenizer(n_tokens)).eval()
 
 
-def test_pouring_copies():
+def test_copy_weights_copies():
     hf_model = random_hf("llama", 0)
     lm = from_hf(hf_model)
     before = lm([1, 4])
@@ -126,7 +126,7 @@ def test_rows_without_a_token_and_later_positions_may_be_left_out():
     assert_close(lm(ids), hf_model(ids).logits[..., :99], rtol=0, atol=1e-5)
 
 
-def test_what_an_edit_adds_stays_as_it_is():
+def test_parameters_added_by_an_edit_stay_as_they_are():
     """An inserted layer has no weights of theirs; the layers behind it still get their own."""
     hf_model = random_hf("llama", 0, num_hidden_layers=2)
     lm = fresh_lm(hf_model)
@@ -139,7 +139,7 @@ def test_what_an_edit_adds_stays_as_it_is():
     assert_close(lm(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
 
 
-def test_lora_changes_nothing_at_the_start_and_is_merged_on_the_way_back():
+def test_lora_starts_without_effect_and_is_merged_by_as_hf():
     hf_model = random_hf("qwen2", 0)
     lm = fresh_lm(hf_model, lora_rank=2)
     copy_weights(hf_model, lm)
@@ -175,7 +175,7 @@ def test_lora_changes_nothing_at_the_start_and_is_merged_on_the_way_back():
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_named_and_nothing_is_poured(settings, n_tokens, fields, message):
+def test_weights_that_do_not_fit_are_named_and_nothing_is_copied(settings, n_tokens, fields, message):
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
     hf_model = make_hf("llama", intermediate_size=40, **sizes | settings)
     lm = fresh_lm(hf_model, n_tokens, **fields)
@@ -328,7 +328,7 @@ def test_params_of_no_family_are_refused(fields, message):
     assert "\n" not in str(error.value)
 
 
-def test_edits_that_params_do_not_tell_of_are_refused(monkeypatch):
+def test_edits_that_params_do_not_show_are_refused(monkeypatch):
     lm = tiny_lm()
     lm.decoder.layers.insert(1, nn.ReLU())
     with pytest.raises(ValueError, match="no equivalent for an edit of the layers"):
@@ -396,7 +396,7 @@ def test_names_of_weights_on_the_hub(family, as_on_the_hub, tmp_path):
     assert_close(from_hf(load_hf(str(tmp_path)))(IDS), hf_model(IDS).logits, rtol=0, atol=1e-5)
 
 
-def test_weights_that_are_missing_are_not_made_up(tmp_path):
+def test_missing_weights_are_an_error(tmp_path):
     random_hf("llama", 0, tie_word_embeddings=False).save_pretrained(tmp_path)
     rename_weights(tmp_path, lambda name: name.replace("lm_head.weight", ""))
     with pytest.raises(ValueError, match=r"has no weights for lm_head\.weight"):
@@ -421,7 +421,7 @@ def test_broken_files_are_one_sentence(file, content, tmp_path):
 
 
 def test_code_beside_the_weights_is_never_run(monkeypatch, tmp_path):
-    """Not even for those who say yes to everything."""
+    """This holds even if trust_remote_code is confirmed at every prompt."""
     monkeypatch.setattr("builtins.input", lambda prompt: "y")
     config = {"model_type": "theirs", "auto_map": {"AutoConfig": "code.C", "AutoModelForCausalLM": "code.M"}}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -86,7 +86,7 @@ def slopes(found: ScalingReport, module: str) -> list[float]:
 
 @pytest.fixture(autouse=True)
 def _without_figures(monkeypatch):
-    """They take half of the time of a check. tests/test_notebook.py draws them."""
+    """Skip figures, which take half of the time of a check. tests/test_notebook.py draws them."""
     monkeypatch.setattr(coordinates, "draw_panels", lambda *panels, **options: None)
 
 
@@ -106,7 +106,7 @@ def test_sizes_stay_as_heads_get_more():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_model_as_it_is_does_not_keep_them(kind):
+def test_without_mup_activations_grow_with_width(kind):
     def adamw_of_all(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.AdamW(model.parameters(), lr=LR)
 
@@ -150,7 +150,7 @@ def test_hidden_weights_that_are_drawn_too_large_are_seen(monkeypatch):
 
 @pytest.mark.slow
 def test_conv1d_has_its_input_first_where_inner_layers_grow_faster(monkeypatch):
-    """As width^2 here, so that it matters by which of its sizes a matrix is scaled."""
+    """The inner size grows as width^2, so it matters by which of its sizes a matrix is scaled."""
 
     def with_wide_inner(width: int) -> nn.Module:
         return in_mup("gpt2", width, inner=width**2 // 16)

@@ -106,7 +106,7 @@ def test_learning_rates_and_decays_are_those_of_mup(column, rule):
 
 @pytest.mark.parametrize("rule", ["adam", "sgd", "match_rms_adamw", "original"])
 @pytest.mark.parametrize("scaling", ["mup", "sqrt", "none"])
-def test_lr_times_decay_is_free_of_width_where_it_is_asked_for(rule, scaling):
+def test_lr_times_decay_is_independent_of_width_if_requested(rule, scaling):
     def products(width: int) -> dict:
         net = Net(width, 3 * width)
         groups = param_groups(
@@ -125,7 +125,7 @@ def test_lr_times_decay_is_free_of_width_where_it_is_asked_for(rule, scaling):
         assert large["qkv.weight"] == pytest.approx(small["qkv.weight"] / 4)
 
 
-def test_a_group_says_what_it_is():
+def test_a_parameter_group_is_named_by_role_and_multipliers():
     net = Net(64, 128)
     groups = param_groups(
         net, roles(net, BASE), 1.0, weight_decay=0.1, lr_mults={"hidden": 2.0, "vector": 3.0}
@@ -240,7 +240,7 @@ def test_a_parameter_of_a_users_own_has_the_role_of_its_shape(shape, delta, role
     assert roles(Odd(*shape), make_base_shapes(Odd(*shape), Odd(*delta)))["weight"] == role
 
 
-def test_what_has_no_rule_is_refused_by_name():
+def test_parameters_without_a_mup_rule_are_refused_by_name():
     with pytest.raises(ValueError, match=r"weight of shape .* grows in 3"):
         roles(Odd(2, 2, 2), make_base_shapes(Odd(2, 2, 2), Odd(4, 4, 4)))
     with pytest.raises(ValueError, match=r"head\.bias"):
@@ -391,7 +391,7 @@ def test_models_of_transformers_have_roles_groups_and_init(kind, head, tmp_path)
 
 
 def test_conv1d_counts_its_input_first():
-    """Where widths grow differently it matters which way round."""
+    """If two widths grow differently, the order of a matrix's sizes matters."""
     from transformers.pytorch_utils import Conv1D
 
     base = make_base_shapes(Conv1D(32, 16), Conv1D(64, 32))

@@ -197,7 +197,7 @@ class OwnScaling(OtherAttention):
         self.scaling = 0.5
 
 
-def test_what_cannot_be_scaled_is_named_and_nothing_is_changed():
+def test_attention_that_cannot_be_scaled_is_named_and_nothing_changes():
     with pytest.raises(ValueError, match="this Linear has no attention whose scores can be scaled"):
         scale_scores(nn.Linear(3, 3), 0.5)
     own = OwnScaling()

@@ -176,7 +176,7 @@ def test_a_function_that_makes_any_module_is_a_layer_kind(a_name):
     ]
 
 
-def test_what_blocks_add_between_two_norms_begins_as_small_as_the_embeddings():
+def test_sandwich_blocks_initially_add_values_as_small_as_the_embeddings():
     torch.manual_seed(0)
     lm = LM(tiny_params(norm_position="sandwich", dim=64, positions="none"), CharTokenizer())
     with torch.no_grad(), lm.record("embed", "attn_out", "mlp_out") as seen:
@@ -204,7 +204,7 @@ def test_a_class_is_a_layer_kind(base, a_name):
     assert_close(seen["layers.0.resid_post"], seen["embed"] * factor)
 
 
-def test_a_function_that_makes_a_norm_is_a_norm():
+def test_a_registered_function_that_makes_a_norm_is_used():
     @norms.register
     def l1norm(width: int, model_params: ModelParams) -> nn.Module:
         return nn.Softsign()

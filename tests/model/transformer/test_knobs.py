@@ -31,8 +31,8 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 def norm_by_hand(norm: nn.Module, x_D: Tensor, eps: float) -> Tensor:
     if isinstance(norm, nn.LayerNorm):
-        centred = x_D - x_D.mean()
-        normed = centred / (centred.square().mean() + eps).sqrt() * norm.weight
+        centered = x_D - x_D.mean()
+        normed = centered / (centered.square().mean() + eps).sqrt() * norm.weight
         return normed if norm.bias is None else normed + norm.bias
     return x_D / (x_D.square().mean() + eps).sqrt() * norm.weight
 
@@ -56,7 +56,7 @@ def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Ten
 
 
 def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
-    """One query after the other, each over the keys that it may see."""
+    """Compute attention one query at a time, over the keys that it may see."""
     p = mixer.model_params
     T, K = len(x_TD), p.dim // p.n_heads
     queries, keys, values = maps_by_hand(mixer, x_TD)
@@ -152,14 +152,14 @@ def check_by_hand(params: ModelParams, T: int) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(OUR_LAYER, st.integers(1, 7))
-def test_a_layer_is_the_one_written_out_by_hand(params, T):
+def test_a_layer_equals_one_written_by_hand(params, T):
     check_by_hand(params, T)
 
 
 @pytest.mark.slow
 @settings(deadline=None, max_examples=1000)
 @given(OUR_LAYER, st.integers(1, 16))
-def test_many_layers_are_those_written_out_by_hand(params, T):
+def test_many_layers_equal_those_written_by_hand(params, T):
     check_by_hand(params, T)
 
 

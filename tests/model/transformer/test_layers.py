@@ -57,7 +57,7 @@ def test_attention_patterns_are_causal_distributions(kind, training):
 
 
 @pytest.mark.parametrize("kind", ATTENTIVE)
-def test_looking_changes_nothing(kind):
+def test_recording_changes_no_logits_of_any_layer_kind(kind):
     lm = tiny_lm(layer_architecture=kind, dropout=0.5).train()
     results = []
     for get_attns in (False, True, False):
@@ -70,7 +70,7 @@ def test_looking_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_where_nobody_looks_no_name_is_made(kind, monkeypatch):
+def test_without_a_recording_no_activation_name_is_built(kind, monkeypatch):
     monkeypatch.setattr(Context, "named", None)
     assert tiny_lm(layer_architecture=kind)("abc").isfinite().all()
 
@@ -175,7 +175,7 @@ def test_fused_equals_explicit_in_values_and_gradients(positions):
         assert_close(a.grad, b.grad)
 
 
-def test_fused_steps_aside_when_someone_looks_or_directs(monkeypatch):
+def test_fused_attention_steps_aside_for_patterns_and_attn_requests(monkeypatch):
     lm = tiny_lm(attention="fused")
     calls = []
     monkeypatch.setattr(Attention, "attend", lambda self, q, k, v, ctx: calls.append(ctx.attn_requests) or q)

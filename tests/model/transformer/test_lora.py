@@ -21,7 +21,7 @@ each_kind = pytest.mark.parametrize("fields", LAYERS.values(), ids=LAYERS)
 
 
 @each_kind
-def test_at_the_start_not_a_bit_of_the_logits_changes(fields):
+def test_lora_changes_no_bit_of_the_initial_logits(fields):
     plain = tiny_lm(dtype=torch.float32, **fields)
     lora = LM(replace(plain.model_params, lora_rank=3), plain.tokenizer).eval()
     missing, unexpected = lora.load_state_dict(plain.state_dict(), strict=False)
@@ -31,7 +31,7 @@ def test_at_the_start_not_a_bit_of_the_logits_changes(fields):
 
 
 @each_kind
-def test_every_linear_map_of_the_layers_has_it_and_nothing_else(fields):
+def test_lora_is_in_every_linear_map_of_the_layers_and_nowhere_else(fields):
     lm = tiny_lm(lora_rank=2, **fields)
     linear = [module for module in lm.decoder.modules() if isinstance(module, nn.Linear)]
     assert linear
@@ -41,7 +41,7 @@ def test_every_linear_map_of_the_layers_has_it_and_nothing_else(fields):
 
 
 @each_kind
-def test_merged_it_has_the_same_logits_and_is_a_plain_model(fields):
+def test_merged_lora_has_the_same_logits_and_is_a_plain_model(fields):
     lm = tiny_lm(lora_rank=2, dtype=torch.float32, **fields).double()
     before = {name: weight.clone() for name, weight in lm.state_dict().items()}
     merged = merge_lora(lm)
@@ -78,7 +78,7 @@ def test_only_b_has_a_gradient_at_the_start_so_that_both_can_learn():
             assert bool(parameter.grad.any()) == name.endswith("lora_b")
 
 
-def test_what_heads_add_contains_what_lora_adds():
+def test_head_outputs_contain_the_part_of_lora():
     lm = tiny_lm(lora_rank=2, n_layers=1)
     with torch.no_grad(), lm.record("head_out", "attn_out") as seen:
         lm(random_ids(3, 9))

@@ -113,7 +113,7 @@ def test_a_mixer_is_its_recurrence(make, fields):
 @pytest.mark.parametrize("kind", [*KINDS, tuple(KINDS)], ids=str)
 @settings(deadline=None, max_examples=4)
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=6).filter(lambda chunks: sum(chunks) <= 16))
-def test_in_chunks_with_a_cache_the_same_comes_out(kind, chunks):
+def test_mixers_with_a_cache_give_the_same_in_chunks(kind, chunks):
     lm = tiny_lm(layer_architecture=kind, n_layers=2 if isinstance(kind, str) else len(kind))
     ids, cache, parts = random_ids(3, sum(chunks)), Cache(16), []
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_in_chunks_with_a_cache_the_same_comes_out(kind, chunks):
         assert_close(torch.cat(parts, dim=1), lm(ids), **EXACT)
 
 
-def test_a_gated_convolution_sees_as_far_as_it_is_wide():
+def test_a_gated_convolution_sees_as_many_positions_as_its_width():
     lm = tiny_lm(layer_architecture="gated-conv", conv_width=3, positions="none", n_layers=1)
     a = random_ids(1, 12)
     b = a.clone()

@@ -51,7 +51,7 @@ def test_omegas_are_those_of_admin_torch(n, o_log_n, o_1):
     assert as_module(n, "O(n)").omega.item() == 1
 
 
-def test_the_plain_one_is_a_sum_and_nothing_else():
+def test_a_plain_residual_is_one_addition():
     x, f = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
     residual = Residual()
     with Ops() as ops:
@@ -79,7 +79,7 @@ class Deep(nn.Module):
 
 @pytest.mark.parametrize("options", [{}, {"as_parameter": True, "embed_dim": 8}], ids=["number", "vector"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_it_serves_a_network_of_ones_own(options, dtype):
+def test_residual_works_in_a_users_own_network(options, dtype):
     torch.manual_seed(0)
     net = Deep(20, 8, output_change_scale="O(1)", **options).to(dtype)
     x = torch.randn(5, 8, dtype=dtype)
@@ -116,7 +116,7 @@ def test_calls_of_admin_torch_work_as_they_are():
     assert network.omega_b.tolist() == [network.omega_a.item()] * 3
 
 
-def test_an_omega_for_a_sum_of_ones_own():
+def test_omegas_can_be_attached_to_any_module():
     network = nn.Linear(3, 3)
     as_buffer(network, "omega_a", 12, "O(1)")
     as_parameter(network, "omega_b", 12, 3)
@@ -126,7 +126,7 @@ def test_an_omega_for_a_sum_of_ones_own():
 
 
 @pytest.mark.parametrize("arguments", [(0,), (3, "O(n log n)"), (3, "O(1)", True)], ids=str)
-def test_what_makes_no_sense_is_refused(arguments):
+def test_invalid_omegas_are_refused(arguments):
     with pytest.raises(ValueError, match=r"O\(logn\)|as_parameter"):
         as_module(*arguments)
 
@@ -141,7 +141,7 @@ def test_what_makes_no_sense_is_refused(arguments):
     ],
     ids=str,
 )
-def test_an_lm_counts_the_connections_there_are(fields, n):
+def test_an_lm_counts_its_residual_connections(fields, n):
     found = omegas_by_residual(fresh_lm(post(**fields)))
     assert len(found) == n
     for omega in found.values():
@@ -205,13 +205,13 @@ def test_queries_stay_zero_under_deepnet():
     ],
     ids=str,
 )
-def test_an_architecture_without_such_sums_is_refused(fields, named):
+def test_residual_weights_need_an_architecture_with_residual_connections(fields, named):
     with pytest.raises(ValueError, match=named):
         fresh_lm(post(**fields))
 
 
 @pytest.mark.parametrize("trainable", [False, True])
-def test_a_profile_adds_up_the_variances_of_what_comes_before(trainable):
+def test_a_profiled_omega_follows_from_the_variances_of_earlier_sub_layers(trainable):
     p = post(n_layers=3, residual_profile=True, residual_trainable=trainable)
     lm, batches = perturbed_lm(p), [random_ids(3, 9, seed=s) for s in (1, 2)]
     twin = copy.deepcopy(lm)
@@ -235,7 +235,7 @@ def test_a_profile_adds_up_the_variances_of_what_comes_before(trainable):
     assert not any(module._forward_pre_hooks for module in lm.modules())
 
 
-def test_in_bf16_it_is_near_to_single_precision():
+def test_residuals_in_bf16_are_close_to_single_precision():
     errors = {}
     for residual in ("plain", "admin"):
         lm = perturbed_lm(post(residual=residual, n_layers=6), dtype=torch.float32)

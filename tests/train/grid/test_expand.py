@@ -239,7 +239,7 @@ def test_arithmetic_of_numbers_is_allowed_in_values(config, text, field, values)
         ("n_embd = 10", "TrainParams has no 'n_embd'; did you mean 'dim', a field of ModelParams?"),
     ],
 )
-def test_what_was_meant_is_said(config, text, reason):
+def test_likely_mistakes_in_a_config_get_a_hint(config, text, reason):
     [line] = errors_of(config(f"TrainParams\n{text}"))
     assert reason in line
     assert len(line) < 300

@@ -100,7 +100,7 @@ def test_any_of_several_conditions_leaves_a_point_out(expand):
     assert points(runs, "lr", "dim") == [(1e-3, 64), (1e-3, 128), (1e-3, 256), (1e-2, 128), (1e-2, 256)]
 
 
-def test_a_derived_field_follows_from_axes_defaults_and_what_is_derived_before_it(expand):
+def test_a_derived_field_may_use_axes_defaults_and_earlier_derived_fields(expand):
     derive = (
         "Grid\nderive = {'n_heads': 'dim // 64', 'dim_ff': 'n_heads * 100 + n_layers', 'min_lr': 'lr / 10'}\n"
     )
@@ -110,7 +110,7 @@ def test_a_derived_field_follows_from_axes_defaults_and_what_is_derived_before_i
     assert points(expand(derive, "n_heads=8"), "n_heads", "dim_ff") == [(8, 804)], "and win"
 
 
-def test_skip_may_name_what_is_derived_and_what_needs_no_deriving_is_skipped_before(expand):
+def test_skip_may_use_derived_fields_and_other_points_are_skipped_before_deriving(expand):
     derive = "Grid\nderive = {'n_heads': '128 // (dim - 32)'}\nModelParams\ndim = [32, 64, 96]\n"
     runs = expand("Grid\nskip = ['dim == 32', 'n_heads == 2']\n" + derive.replace("Grid\n", ""))
     assert points(runs, "dim", "n_heads") == [(64, 4)]
@@ -168,7 +168,7 @@ def test_a_field_that_weights_bring_along_is_known_to_expressions(expand):
     assert points(runs, "dim", "n_heads") == [(96, 3)]
 
 
-def test_where_weights_come_from_may_be_derived(expand):
+def test_from_pretrained_may_be_derived(expand):
     def defaults(from_pretrained=None, **others):
         return {"dim": int(from_pretrained[4:])} if from_pretrained else {}
 
@@ -262,7 +262,7 @@ def test_options_may_replace_the_lists_of_a_group(expand):
     assert points(expand(TOGETHER + AXES, "dim=32", "n_heads=2"), "dim", "n_heads") == [(32, 2)] * 2
 
 
-def test_what_is_perhaps_not_meant_is_said(expand, notes):
+def test_conditions_that_skip_nothing_or_everything_are_noted(expand, notes):
     expand(VARIANTS + "skip = ['dim == 521', \"variant == 'gru'\"]\n")
     assert notes == [
         "configs/t.txt: skip leaves no run of variant 'gru'",
@@ -311,7 +311,7 @@ def test_expressions_have_the_value_that_python_gives_them(text, value):
         *("(" * 400 + ")" * 400, "dim +" * 300 + "1"),
     ],
 )  # fmt: skip
-def test_what_is_no_arithmetic_is_refused_unevaluated(text):
+def test_values_that_are_not_arithmetic_are_refused_unevaluated(text):
     with pytest.raises(ValueError, match=r"."):
         Expression(text, ["dim", "n_layers", "norm", "betas"])
 
@@ -326,7 +326,7 @@ def test_what_is_no_arithmetic_is_refused_unevaluated(text):
         *("-" * 990 + "dim",),
     ],
 )  # fmt: skip
-def test_what_has_no_value_or_too_large_a_one_is_an_error_at_once(text):
+def test_arithmetic_without_a_value_or_with_a_huge_one_is_an_error_at_once(text):
     values = {"dim": 128, "norm": "layernorm", "task_args": {}, "betas": (0.9, 0.5)}
     started = time.process_time()
     with pytest.raises(ValueError, match=r".") as caught:
@@ -365,7 +365,7 @@ def test_ten_thousand_points_are_checked_within_seconds(expand):
     assert time.process_time() - started < 10, "2 on an idle machine"
 
 
-def test_a_grid_that_nobody_can_mean_is_refused_at_once(expand):
+def test_an_absurdly_large_grid_is_refused_at_once(expand):
     lists = "TrainParams\n" + "".join(
         f"{name} = {list(range(1, 101))}\n"
         for name in ("random_seed", "batch_size", "epochs", "warmup_steps")

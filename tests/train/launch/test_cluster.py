@@ -75,7 +75,7 @@ def heard(notes, monkeypatch):
 
 @pytest.fixture
 def far(monkeypatch):
-    """Nothing that is on this disk can be seen by the nodes, so far as they can tell."""
+    """Hide this disk from the nodes, as if they were other machines."""
     from train.launch import cluster
 
     monkeypatch.setattr(cluster, "beacon", lambda out: contextlib.nullcontext("/nowhere"))
@@ -108,7 +108,7 @@ def assert_equal_runs(here, there):
 
 
 @needs_ray
-def test_runs_come_home_and_are_those_of_a_serial_grid(cluster, far, tmp_path, monkeypatch, notes):
+def test_runs_on_a_cluster_equal_those_of_a_serial_grid(cluster, far, tmp_path, monkeypatch, notes):
     """Text that only this machine has and a run to begin with travel, and what wandb keeps comes home, too."""
     text = tmp_path / "data" / "mine" / "data.txt"
     text.parent.mkdir(parents=True)
@@ -178,7 +178,7 @@ def test_a_node_that_dies_takes_no_run_with_it(cluster, whole, tmp_path, notes):
 
 @pytest.mark.slow
 @needs_ray
-def test_what_ctrl_c_stops_on_a_cluster_goes_on_without_one(cluster, far, whole, tmp_path, notes):
+def test_a_run_stopped_by_ctrl_c_on_a_cluster_resumes_without_one(cluster, far, whole, tmp_path, notes):
     stop_when("run 1: step 60", notes, interrupt)
     assert train(tmp_path, *WHOLE, f"--ray={cluster.address}") == 130
     assert set(runs(str(tmp_path)).stopped) == {"interrupted"}
@@ -188,7 +188,7 @@ def test_what_ctrl_c_stops_on_a_cluster_goes_on_without_one(cluster, far, whole,
 
 @pytest.mark.slow
 @needs_ray
-def test_what_is_stopped_elsewhere_goes_on_on_a_cluster(cluster, far, whole, tmp_path, notes):
+def test_a_run_stopped_without_a_cluster_resumes_on_one(cluster, far, whole, tmp_path, notes):
     stop_when("step 60", notes, interrupt)
     assert train(tmp_path, *WHOLE) == 130
     assert train(tmp_path, *WHOLE, "--resume", f"--ray={cluster.address}") == 0
@@ -293,7 +293,7 @@ def act(run, call, report):
 
 
 @needs_ray
-def test_what_no_node_has_is_refused(cluster, tmp_path, capsys):
+def test_resources_that_no_node_has_are_refused(cluster, tmp_path, capsys):
     ours = ["--config=test-synth", "--no-wandb", f"--ray={cluster.address}", "--set=cpus=[0.5,4.0]"]
     assert train(tmp_path, *ours) == 2
     error = capsys.readouterr().err
@@ -323,7 +323,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
     assert not alive
 
 
-def test_without_ray_it_is_said_before_anything_is_done(tmp_path, capsys, monkeypatch):
+def test_a_missing_ray_is_reported_before_anything_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sweep, "find_spec", lambda name: None)
     assert train(tmp_path, "--config=test-synth", "--no-wandb", "--ray") == 2
     assert capsys.readouterr().err == "--ray needs Ray: pip install -r requirements-ray.txt\n"
@@ -345,12 +345,12 @@ def test_without_ray_it_is_said_before_anything_is_done(tmp_path, capsys, monkey
         (["--ray", "--set=cpus=0.0"], "TrainParams cannot have cpus = 0.0"),
     ],
 )
-def test_what_cannot_be_is_refused(options, reason, tmp_path, capsys):
+def test_options_that_ray_does_not_support_are_refused(options, reason, tmp_path, capsys):
     assert train(tmp_path, "--config=test-synth", "--no-wandb", *options) == 2
     assert reason in capsys.readouterr().err
 
 
-def test_what_a_run_gets_of_a_cluster_is_no_part_of_it():
+def test_cluster_resources_are_not_part_of_a_runs_identity():
     plain, asking = (run_named(1, "", **fields).params for fields in ({}, {"cpus": 2.0, "gpus": 0.5}))
     assert history.run_identity(plain, "") == history.run_identity(asking, "")
 
@@ -365,7 +365,7 @@ def test_what_a_run_gets_of_a_cluster_is_no_part_of_it():
         ({"gpus": 0.0, "cpus": 3.5}, True, (3.5, 0.0)),
     ],
 )
-def test_a_run_gets_what_it_asks_for(fields, has_gpus, wanted):
+def test_cpus_and_gpus_of_a_run_follow_its_params(fields, has_gpus, wanted):
     from train.launch.cluster import cpus_and_gpus
 
     assert cpus_and_gpus(TrainParams(**fields), has_gpus) == wanted

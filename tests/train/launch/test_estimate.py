@@ -127,12 +127,12 @@ def test_the_smallest_and_the_largest_of_each_family_are_timed(monkeypatch):
     assert seconds[5] == 1 + 100 * 64
 
 
-def test_texts_of_params_that_are_gone_are_not_mistaken_for_those_of_others():
+def test_cached_texts_of_deleted_params_are_not_used_for_others():
     text = Texts()
     assert len({text(ModelParams(dim=4 * i)) for i in range(1, 200)}) == 199
 
 
-def test_what_is_not_timed_lies_between_the_smallest_and_the_largest():
+def test_estimates_of_untimed_runs_lie_between_the_smallest_and_the_largest():
     paces = {10.0: Pace(1, 1, 2, 0), 1000.0: Pace(3, 100, 4, 1)}
     assert scaled(505.0, paces) == pytest.approx((2, 50.5, 3, 0.5)), "halfway"
     assert [scaled(size, paces) for size in paces] == [*paces.values()]
@@ -155,7 +155,7 @@ def test_a_run_is_its_batches_and_validations(fields, n_batches, n_validations):
     assert estimated_seconds(plan(**fields), pace) == pytest.approx(expected)
 
 
-def test_times_are_shown_as_a_reader_wants_them():
+def test_times_are_shown_in_readable_units():
     shown = {
         None: "?",
         0.04: "0.0 s",
@@ -203,12 +203,12 @@ def test_timing_leaves_the_model_as_it_is():
     assert step_params(TrainParams(lr=3.0, warmup_steps=5)).lr < 1e-6
 
 
-def test_what_happens_between_steps_makes_no_other_kind_of_step():
+def test_events_between_steps_do_not_change_the_kind_of_step():
     between = TrainParams(val_every=7, patience=2, checkpoint_every=3, epochs=9, early_stop_nsamples=100)
     assert step_params(between) == step_params(TrainParams())
 
 
-def test_steps_are_timed_whatever_their_losses(tmp_path, capsys, monkeypatch):
+def test_steps_are_timed_even_if_losses_are_nan(tmp_path, capsys, monkeypatch):
     """A model whose loss is NaN at once is stopped in training, with the reason; its steps take time all the same."""
     original = LM.get_losses
 

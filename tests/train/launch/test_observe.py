@@ -187,13 +187,13 @@ def same(a: list, b: list) -> bool:
     return len(a) == len(b) and all(n == m and torch.equal(x, y) for (n, x), (m, y) in zip(a, b, strict=True))
 
 
-def test_every_field_has_an_entry():
+def test_every_field_is_observed_in_a_test():
     names = {field.name for cls in SECTIONS.values() for field in fields(cls)}
     assert names == MODEL.keys() | TRAIN.keys() | DATA.keys() | OF_THE_WHOLE_RUN
 
 
 @pytest.mark.parametrize("name", [*MODEL, *TRAIN])
-def test_a_field_that_has_an_effect_is_not_called_unused_and_has_one(name):
+def test_fields_with_an_effect_are_not_reported_as_unused_and_change_the_run(name):
     value, others = (MODEL | TRAIN)[name]
     model, train = run_of(others | {name: value})
     assert not [field for field in unused_fields(model, train) if field.setting.startswith(f"{name}=")]
@@ -211,7 +211,7 @@ def test_a_field_that_has_an_effect_is_not_called_unused_and_has_one(name):
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )  # fmt: skip
-def test_what_has_no_effect_is_said_with_what_would_use_it(values, said):
+def test_fields_without_effect_are_reported_with_what_would_use_them(values, said):
     assert [str(field) for field in unused_fields(*run_of(values))] == [said]
 
 
@@ -224,14 +224,14 @@ def test_fields_of_train_params_without_effect(name):
     assert same(fingerprint(*run_of(others)), fingerprint(*run_of(others | {name: value})))
 
 
-def test_an_axis_without_effect_is_said_at_its_default_too():
+def test_an_axis_without_effect_is_reported_at_its_default_too():
     [field] = unused_fields(*run_of({}), also={"momentum"})
     assert field.setting == "momentum=0.9"
 
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_large_model_is_looked_at_without_its_weights():
+def test_the_use_of_fields_in_a_large_model_is_observed_without_its_weights():
     model = ModelParams(dim=8192, n_heads=64, n_layers=100, rotary_base=5.0)
     assert [field.setting for field in unused_fields(model, TrainParams(momentum=0.5))] == [
         "rotary_base=5.0",
@@ -239,7 +239,7 @@ def test_a_large_model_is_looked_at_without_its_weights():
     ]
 
 
-def test_looking_at_copying_and_comparing_are_no_use():
+def test_copying_and_comparing_params_does_not_count_as_use():
     reads: set[str] = set()
     params = observed(tiny_params(), reads)
     assert params.at(0, 1) == params.at(1, 1)
@@ -270,13 +270,13 @@ def names(source: str) -> set[str]:
     return set(names_read_in(ast.parse(source)))
 
 
-def test_what_the_trainer_reads_counts_wherever_it_is_written():
+def test_fields_that_the_trainer_reads_count_as_used_in_any_file():
     assert {"patience", "val_every", "hyperparams_log_freq"} <= names_read_elsewhere()
     assert not {"momentum", "wsd_decay_frac", "muon_lr"} & names_read_elsewhere()
     assert all(list((REPOSITORY / "train").rglob(name)) for name in OBSERVED_FILES)
 
 
-def test_only_attributes_of_what_may_be_params_count():
+def test_only_attributes_of_params_count_as_use():
     source = "def f(self, p, q: 'TrainParams'): return p.one, q.two, self.train_params.three"
     assert names(source) == {"one", "two", "three"}
     assert names("def f(t):\n    getattr(t, 'one')") == {"one"}
@@ -287,7 +287,7 @@ def test_only_attributes_of_what_may_be_params_count():
     assert not names("def f(t):\n    t.one = t.two()")
 
 
-def test_what_a_property_of_params_reads_counts():
+def test_fields_that_a_property_of_params_reads_count_as_used():
     class Mine:
         def __post_init__(self):
             self.check()
@@ -329,7 +329,7 @@ def batches(params: Params, cache: Path) -> list:
 
 
 @pytest.mark.parametrize("name", DATA)
-def test_a_field_of_the_data_that_has_an_effect_is_not_called_unused(name, texts, tmp_path):
+def test_a_data_field_with_an_effect_is_not_reported_as_unused(name, texts, tmp_path):
     value, others = DATA[name]
     params = data_run(others | {name: value})
     for _ in range(2):  # made, and found in the cache
@@ -351,7 +351,7 @@ def test_a_field_of_the_data_that_has_an_effect_is_not_called_unused(name, texts
     ],
     ids=str,
 )  # fmt: skip
-def test_a_field_of_the_data_without_effect_is_said(values, lines, texts, tmp_path):
+def test_a_data_field_without_effect_is_reported(values, lines, texts, tmp_path):
     params = data_run({"n_samples": 100_000} | values)
     if params.data.dataset_name == "copy":
         params = params.changed(n_samples=100)
@@ -392,7 +392,7 @@ def planned(params: Params, cache, config: str = "test") -> Run:
     return Run(params, {}, config, size=RunSize(n_steps=10**9), data=facts)
 
 
-def test_nothing_is_said_of_data_that_was_made_while_nobody_looked(texts, tmp_path):
+def test_data_that_was_built_without_observation_gets_no_report(texts, tmp_path):
     params = data_run({"n_samples": 50})
     make_data(params.data, params.model, tmp_path).rows("train")
     assert said(params, tmp_path) == []
@@ -422,7 +422,7 @@ def test_a_grid_says_which_runs_have_a_data_field_without_effect(texts, tmp_path
         ({}, {}, []),
     ],
 )
-def test_a_field_that_needs_an_option_is_said_to_have_no_effect_without_it(
+def test_a_field_that_needs_an_option_is_reported_without_it(
     texts, tmp_path, notes, fields, options, expected
 ):
     params = Params(DataParams(dataset_name="copy"), TrainParams(**fields), ModelParams())

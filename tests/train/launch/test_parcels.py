@@ -41,7 +41,7 @@ def a_run(step=NEW, **fields) -> Run:
 
 
 def earlier(out: Path, name: str = "2024-01-01--00-00-00.partial", what: str = "continued") -> Step:
-    """There is a run that did not come to its end."""
+    """Make the folder of a run that was killed."""
     folder = out / "saved-models" / "test" / "copy" / name
     folder.mkdir(parents=True)
     (folder / "resume.ckpt").write_bytes(b"where it stood")
@@ -76,7 +76,7 @@ def files(folder):
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_comes_home_whole(left, home, notes):
+def test_a_downloaded_run_is_complete(left, home, notes):
     with tarfile.open(fileobj=io.BytesIO(left)) as parcel:
         assert "lock" not in {Path(name).name for name in parcel.getnames()}
     outcome = download_results(left, a_run(), SAVED, home)
@@ -88,14 +88,14 @@ def test_a_run_comes_home_whole(left, home, notes):
     assert {path.name for path in home.iterdir()} == {"saved-models", "logs"}, "nothing else is left behind"
 
 
-def test_a_second_that_is_taken_is_not_taken_twice(left, home):
+def test_downloaded_runs_get_distinct_timestamps(left, home):
     folders = [download_results(left, a_run(), SAVED, home).folder for _ in range(2)]
     assert [folder.name for folder in folders] == ["2024-04-22--16-17-00", "2024-04-22--16-17-01"]
     for folder in folders:
         assert json.loads((folder / "about.json").read_text())["timestamp"] == folder.name
 
 
-def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
+def test_a_failed_run_is_downloaded_as_partial_and_unlocked(tmp_path, home):
     run = tmp_path / "away" / "saved-models" / f"{WAS}.partial"
     run.mkdir(parents=True)
     (run / "about.json").write_text(json.dumps({"identity": "abc", "failed": "it had to"}))
@@ -106,7 +106,7 @@ def test_a_run_that_failed_stays_partial_and_is_let_go(tmp_path, home):
     assert not is_training(folder)
 
 
-def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path, home):
+def test_a_run_ended_by_ctrl_c_is_downloaded_with_its_resume_checkpoint(left, tmp_path, home):
     away = tmp_path / "away" / "saved-models" / WAS
     (away / "resume.ckpt").write_bytes(b"where it stood")
     parcel = pack_folders(tmp_path / "away", outputs(tmp_path / "away", "abc"))
@@ -124,7 +124,7 @@ def test_a_run_that_ctrl_c_has_ended_brings_what_it_goes_on_from(left, tmp_path,
         ("2024-01-01--00-00-00.partial", "again", False),
     ],
 )
-def test_a_run_takes_the_place_of_what_there_was_of_it(name, what, stays, left, home):
+def test_a_downloaded_run_replaces_its_earlier_attempt(name, what, stays, left, home):
     step = earlier(home, name, what)
     folder = download_results(left, a_run(step), SAVED, home).folder
     assert step.folder.exists() == stays
@@ -132,21 +132,21 @@ def test_a_run_takes_the_place_of_what_there_was_of_it(name, what, stays, left, 
     assert "resume.ckpt" not in files(folder)
 
 
-def test_what_there_was_of_a_run_stays_if_nothing_comes(home):
+def test_an_earlier_attempt_stays_if_no_results_arrive(home):
     step = earlier(home)
     download_results(pack_folders(home, []), a_run(step), FAILED, home)
     assert files(step.folder) == {"resume.ckpt"}
 
 
-def test_what_another_call_has_taken_up_stays(left, home):
+def test_a_run_that_another_call_has_resumed_is_not_replaced(left, home):
     step = earlier(home)
     taken = RunFolder.take_up(step.folder)
     download_results(left, a_run(step), SAVED, home)
     assert files(taken.path) == {"lock", "resume.ckpt"}
 
 
-def test_what_breaks_off_leaves_no_run(left, home):
-    """Nor takes an old one away."""
+def test_an_incomplete_download_leaves_no_run(left, home):
+    """An earlier folder of the run stays as well."""
     step = earlier(home)
     for parcel in (left[:3000], b"no tar file" * 100):
         with pytest.raises(ValueError, match="cannot be unpacked"):
@@ -155,7 +155,7 @@ def test_what_breaks_off_leaves_no_run(left, home):
 
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside"])
-def test_nothing_is_unpacked_elsewhere(name, tmp_path):
+def test_unpacking_writes_nothing_outside_its_folder(name, tmp_path):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as hostile:
         hostile.addfile(tarfile.TarInfo(name), io.BytesIO())
@@ -166,7 +166,7 @@ def test_nothing_is_unpacked_elsewhere(name, tmp_path):
     assert files(tmp_path) <= {"a/b/tmp/outside"}
 
 
-def test_what_a_run_needs_is_packed_once_and_lies_there_as_it_did(home, notes):
+def test_files_that_a_run_needs_are_uploaded_once_to_the_same_places(home, notes):
     tokens = home / "cache" / "tokens-1"
     tokens.mkdir(parents=True)
     (tokens / "train.bin").write_bytes(b"tokens")

@@ -68,7 +68,7 @@ OUT_OF_RESOURCES = {
 
 
 @pytest.mark.parametrize("error", OUT_OF_RESOURCES.values(), ids=OUT_OF_RESOURCES)
-def test_what_comes_from_outside_is_told_apart(error):
+def test_out_of_resources_errors_are_recognized(error):
     assert is_out_of_resources(error)
     wrapped = ValueError("batch 3 failed")
     wrapped.__cause__ = error
@@ -83,7 +83,7 @@ def test_what_comes_from_outside_is_told_apart(error):
         KeyError("x"),
     ],
 )
-def test_what_a_run_does_itself_is_told_apart(error):
+def test_other_errors_are_not_out_of_resources(error):
     assert not is_out_of_resources(error)
 
 

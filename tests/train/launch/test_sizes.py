@@ -43,7 +43,7 @@ FIELDS = [field.name for part in TINY for field in fields(part)]
 @pytest.mark.ci
 @pytest.mark.parametrize("value", [10**6, 2**63])
 @pytest.mark.parametrize("field", FIELDS)
-def test_the_check_answers_whatever_the_number(tmp_path, field, value):
+def test_the_check_of_params_answers_for_numbers_of_any_size(tmp_path, field, value):
     params = with_value(field, value)
     if params is None:  # the class itself refuses it
         return
@@ -69,7 +69,7 @@ def test_the_check_answers_whatever_the_number(tmp_path, field, value):
     ],
     ids=str,
 )
-def test_what_will_not_fit_into_memory_is_said_in_bytes(tmp_path, fields_of_model, told):
+def test_sizes_beyond_memory_are_reported_in_bytes(tmp_path, fields_of_model, told):
     [message] = found(TINY._replace(model=replace(TINY.model, **fields_of_model)), tmp_path)
     assert told in message
 

@@ -45,7 +45,7 @@ GRID = [
 
 @pytest.fixture(scope="module", autouse=True)
 def server_of_workers():
-    """As main.py does with --jobs: otherwise every worker of these tests would import torch for itself."""
+    """Start the server of workers, as main.py does with --jobs. Otherwise every worker would import torch itself."""
     start_server_of_workers()
 
 
@@ -93,7 +93,7 @@ def side_by_side(*names, call=CALL):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_results_are_those_of_one_after_another(tmp_path):
+def test_parallel_runs_equal_serial_runs(tmp_path):
     for name, extra in (("one", []), ("two", ["--jobs=2"])):
         assert main.main([*GRID, *extra, "--out", str(tmp_path / name)]) == 0
     one, two = (runs(str(tmp_path / name)).sort_values(["lr", "random_seed"]) for name in ("one", "two"))
@@ -115,7 +115,7 @@ def test_workers_live_on_from_run_to_run_and_are_no_more_than_asked_for():
     assert len({outcome.values["pid"] for outcome in outcomes.values()}) == 2
 
 
-def test_a_run_that_dies_fails_and_the_rest_goes_on(notes):
+def test_a_run_that_dies_fails_and_the_other_runs_go_on(notes):
     outcomes = side_by_side("step=1 die=9", "step=1", "exit=3", "fail", "step=1").run()
     assert str(outcomes[1]) == "failed: its process ended (SIGKILL)"
     assert str(outcomes[3]) == "failed: its process ended (exit code 3)"
@@ -124,7 +124,7 @@ def test_a_run_that_dies_fails_and_the_rest_goes_on(notes):
     assert "run 1 failed: its process ended (SIGKILL)" in notes
 
 
-def test_what_runs_say_is_told_apart(notes):
+def test_log_lines_name_their_run(notes):
     side_by_side("say=hello step=1", "step=1 say=bye").run()
     assert {"run 1: hello", "run 2: bye"} <= set(notes)
     assert notes[0] == "run 1 of 2: say=hello step=1"
@@ -139,7 +139,7 @@ def test_the_next_run_starts_when_the_last_has_made_its_first_step():
     assert starts[2] < outcomes[1].values["time"], "it does not wait for the end"
 
 
-def test_short_memory_lets_runs_wait(notes):
+def test_runs_wait_while_memory_is_short(notes):
     grid, together = side_by_side(*["free=1000 step=1 wait=0.2"] * 3), []
     begins = grid.progress.begins
     grid.progress.begins = lambda number: (begins(number), together.append(len(grid.progress.bars)))
@@ -149,14 +149,14 @@ def test_short_memory_lets_runs_wait(notes):
     assert grid.largest > 1_000_000, "what the runs took"
 
 
-def test_what_trains_elsewhere_comes_once_more_at_the_end(tmp_path):
+def test_a_run_that_trains_elsewhere_is_tried_again_at_the_end(tmp_path):
     grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=0.5", "step=1")
     outcomes = grid.run()
     assert {str(outcome) for outcome in outcomes.values()} == {"finished"}
     assert outcomes[1].values["time"] > max(outcomes[2].values["time"], outcomes[3].values["time"])
 
 
-def test_after_ctrl_c_nothing_comes_once_more(tmp_path):
+def test_after_ctrl_c_no_run_is_tried_again(tmp_path):
     grid = side_by_side(f"elsewhere={tmp_path / 'a'}", "step=1 wait=60", "step=1")
     end = grid.end
     grid.end = lambda number, outcome: (end(number, outcome), threading.Timer(0.5, grid.stop).start())
@@ -172,7 +172,7 @@ def test_fail_fast_ends_all(notes):
     assert 3 not in outcomes
 
 
-def test_what_ends_as_another_run_fails_was_not_interrupted_by_the_user():
+def test_a_run_ended_by_fail_fast_is_not_reported_as_interrupted_by_the_user():
     grid = side_by_side("step=1")
     grid.failed_fast = True
     for outcome, expected in (
@@ -212,7 +212,7 @@ def test_a_worker_takes_its_share_of_threads(monkeypatch):
     assert side_by_side("step=1").run()[1].values["threads"] == 3
 
 
-def test_threads_are_shared_out_and_it_is_said(notes, monkeypatch):
+def test_threads_are_shared_among_runs_with_a_note(notes, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert jobs.share_of_threads(3) == 2
     say_threads({None}, 3)
@@ -235,7 +235,7 @@ def test_workers_take_turns_at_gpus(n_gpus, asked, gpus, monkeypatch):
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two", "1.5", "", "²"])
-def test_what_is_no_number_of_jobs_is_refused(jobs):
+def test_invalid_numbers_of_jobs_are_refused(jobs):
     with pytest.raises(GridError, match="above 0, or auto"):
         make_call(main.parse_arguments(["--config=test", f"--jobs={jobs}"]), None)
 
@@ -277,8 +277,8 @@ def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
 
 
 @pytest.mark.slow
-def test_no_worker_outlives_the_first_process():
-    """Not even one that says nothing for long."""
+def test_no_worker_outlives_the_main_process():
+    """This holds even for a worker that logs nothing for long."""
     code = "from tests.train.launch.test_workers import *; from train.logs import *; log_to_console(); "
     code += "side_by_side('say=hello step=1 wait=60', 'say=hello step=1 wait=60').run()"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -98,7 +98,7 @@ def statuses(call):
     return {row.dim: row.stopped for row in runs(str(call.out)).itertuples()}
 
 
-def test_a_claim_is_one_processs_until_it_dies(tmp_path):
+def test_a_claim_belongs_to_one_process_until_it_dies(tmp_path):
     claims = claims_in(tmp_path)
     with claimed_elsewhere(tmp_path, "a", "b") as kill:
         assert not claims.take("a")
@@ -136,7 +136,7 @@ def test_a_run_that_another_call_trains_is_left_out(call, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_run_is_taken_up_at_the_end_if_the_other_call_has_died(call):
+def test_a_run_of_another_call_that_died_is_trained_at_the_end(call):
     assert call("--dry-run") == 0
     with claimed_elsewhere(call.out, call.identities[8]) as kill:
         call.meanwhile = kill
@@ -147,8 +147,8 @@ def test_a_run_is_taken_up_at_the_end_if_the_other_call_has_died(call):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_another_call_has_finished_meanwhile_is_not_trained_again(call, capsys):
-    """Not even if it was to go on from a checkpoint, or to train again."""
+def test_a_run_that_another_call_finished_meanwhile_is_not_trained_again(call, capsys):
+    """This holds even if the run was to resume from a checkpoint or to train again."""
     call.meanwhile = lambda: forked(lambda: call("--set", "dim=16"))
     assert call() == 0
     assert call.trained() == [8, 16]
@@ -161,7 +161,7 @@ def test_what_another_call_has_finished_meanwhile_is_not_trained_again(call, cap
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_another_call_has_begun_meanwhile_goes_on(call, capsys):
+def test_a_run_that_another_call_began_meanwhile_is_resumed(call, capsys):
     """It was killed; its checkpoint is that of the second step."""
     call.meanwhile = lambda: forked(lambda: killed_at("batch", 3, lambda: call("--set", "dim=16")))
     assert call() == 0
@@ -173,7 +173,7 @@ def test_what_another_call_has_begun_meanwhile_goes_on(call, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_was_to_go_on_and_another_call_has_finished_is_left_alone(call):
+def test_a_run_to_resume_that_another_call_finished_is_left_alone(call):
     died = forked(lambda: killed_at("batch", 3, lambda: call("--set", "dim=16")))
     assert died == -signal.SIGKILL
     call.meanwhile = lambda: forked(lambda: call("--set", "dim=16"))
@@ -184,7 +184,7 @@ def test_what_was_to_go_on_and_another_call_has_finished_is_left_alone(call):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_what_other_code_has_trained_meanwhile_is_refused_run_by_run(call, monkeypatch, capsys):
+def test_runs_that_other_code_trained_meanwhile_are_refused_one_by_one(call, monkeypatch, capsys):
     code = code_of_this_process()
     other = code._replace(hashes=code.hashes | {"model/lm.py": "0"})
 
@@ -201,7 +201,7 @@ def test_what_other_code_has_trained_meanwhile_is_refused_run_by_run(call, monke
 @pytest.mark.slow
 @pytest.mark.ci
 def test_two_calls_at_once_share_a_grid(call, tmp_path):
-    """Whoever comes first: four runs are trained once each, by both together."""
+    """Together, both calls train each of the four runs once, whichever call is first."""
     (tmp_path / "trial.txt").write_text(CONFIG.replace("[8, 16]", "[8, 16, 24, 32]"))
     children = [in_child(call) for _ in range(2)]
     for child in children:
@@ -254,7 +254,7 @@ def as_somebody(function) -> int:
     return forked(change_and_call)
 
 
-def test_it_is_seen_whether_a_run_of_somebody_else_trains(closed_folder):
+def test_a_training_run_of_another_user_is_recognized(closed_folder):
     assert as_somebody(lambda: 7 + is_training(closed_folder)) == 7, "without a lock"
     lock = lock_of(closed_folder)
     with lock:
@@ -267,8 +267,8 @@ ABOUT = '{"timestamp": "", "identity": "abc", "code": {}, "failed": "why", "resu
 
 
 @pytest.mark.parametrize("readable", [True, False])
-def test_a_run_of_somebody_else_that_was_killed_is_new_to_us(readable, closed_folder):
-    """We could neither go on there nor clear it away. One that trains is left out."""
+def test_a_killed_run_of_another_user_is_trained_as_a_new_run(readable, closed_folder):
+    """Its folder can be neither resumed nor removed. A run that still trains is left out."""
     root = closed_folder.parents[2]
     (closed_folder / "about.json").write_text(ABOUT)
     (closed_folder / "resume.ckpt").touch()

@@ -65,7 +65,7 @@ def params_of(**fields) -> Params:
     return Params(DataParams(dataset_name="copy"), TrainParams(), ModelParams()).changed(**fields)
 
 
-def test_an_identity_is_that_of_the_content():
+def test_the_identity_of_a_run_depends_on_every_field_and_the_text():
     plain = run_identity(params_of(), "")
     assert run_identity(params_of(dim=ModelParams.dim, lr=TrainParams.lr), "") == plain, (
         "a default is no part of it"
@@ -119,7 +119,7 @@ def test_another_config_with_the_same_run_finds_it(call):
     assert len(call.trained) == 2
 
 
-def test_what_failed_is_trained_again_and_the_old_folder_goes(call, capsys):
+def test_a_failed_run_is_trained_again_and_its_old_folder_is_removed(call, capsys):
     call.broken.add(8)
     assert call("--resume") == 1
     assert call.trained == [(8, 1e-3), (16, 1e-3)], "the rest goes on"
@@ -151,7 +151,7 @@ def folders_in(root) -> list:
 
 
 def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
-    """Not when the run begins anew: a kill must find one of both."""
+    """It does not go when the run begins anew: after a kill, one of both folders must exist."""
 
     def fails(*args, **options):
         raise ValueError("by itself")
@@ -182,7 +182,7 @@ def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
 
 
 def test_all_leftovers_of_a_run_go_when_it_is_complete(call, monkeypatch):
-    """Also those that another call of the same grid did not know of, or that a kill at the end left."""
+    """This includes folders that another call did not know of, and those that a kill at the end left."""
     with monkeypatch.context() as patch:
         patch.setattr("train.run.fit", lambda *args, **options: (_ for _ in ()).throw(ValueError))
         assert call("--resume", "--set", "dim=8") == 1
@@ -296,7 +296,7 @@ def test_a_run_that_trains_elsewhere_is_left_alone(call, capsys, monkeypatch):
     assert list(runs(str(call.root / "out")).status) == ["complete"] * 2
 
 
-def test_folders_that_are_not_ours_are_passed_over(call):
+def test_folders_that_are_not_runs_are_skipped(call):
     folder = call.root / "out" / "saved-models" / "x" / "2024-01-01--00-00-00.partial"
     folder.mkdir(parents=True)
     (folder / "about.json").write_text('{"identity": 3, "code": []}')
