@@ -6,7 +6,6 @@
 import ast
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from common.repository import REPOSITORY
 
