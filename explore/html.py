@@ -23,7 +23,7 @@ from train.saving.run_folder import output_root
 PAGE = Path(__file__).parent / "page"
 HEIGHT = 760  # pixels of a page in a notebook
 # A weight is stored as an int16: its square root, on which its color depends, in steps of 1 / LEVELS.
-LEVELS = 2047  # the error of a weight w is at most sqrt(w) / LEVELS, so below 0.0005
+LEVELS = 2047  # the error of a weight w is at most sqrt(w) / LEVELS: 0.0005 for w = 1
 MAX_CODE = 32767  # largest int16: weights above (MAX_CODE / LEVELS)² = 256 are clipped
 NAN_CODE = -32768  # stands for NaN and infinite weights
 MAX_WEIGHTS = 200_000_000  # a browser runs out of memory above this number
