@@ -41,12 +41,12 @@ def measured(row: RunRow, name: str, default: object = None) -> object:
 def float_in(row: RunRow, column: str) -> float:
     """Return the number in `column` of `row`, or NaN if there is none."""
     value = row.get(column)
-    return float(value) if isinstance(value, SupportsFloat) else math.nan
+    return float(value) if isinstance(value, str | SupportsFloat) else math.nan
 
 
 def seed_of(row: RunRow) -> int:
     seed = row.get(SEED)
-    return int(seed) if isinstance(seed, SupportsInt) else TrainParams.random_seed
+    return int(seed) if isinstance(seed, str | SupportsInt) else TrainParams.random_seed
 
 
 @dataclass(frozen=True)

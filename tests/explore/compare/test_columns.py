@@ -280,3 +280,11 @@ def test_transfer_of_a_grid_reads_saved_runs_and_takes_others_as_they_are(tmp_pa
     plain = Outcome(Ending.FINISHED, values={"n_params": 1, "val_loss": 2.0})
     rows = rows_of_grid([DEFAULT, DEFAULT, DEFAULT], [saved, plain, Outcome(Ending.NOT_RUN)])
     assert [row["code"] for row in rows] == [code_id(OLD), code_id(code_of_this_process().hashes)]
+
+
+def test_a_table_that_holds_its_numbers_as_text_gives_the_same_verdict(tmp_path):
+    fake_grid(tmp_path, **SMALL)
+    table = runs(out=str(tmp_path))
+    as_text = table.astype({"random_seed": str, "lr": str})
+    assert compare(as_text).equals(compare(table).assign(best=compare(as_text)["best"]))
+    assert compare(as_text)["n_seeds"].tolist() == [4, 4]
