@@ -191,19 +191,21 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.jobs != "1" and not args.dry_run:
         start_server_of_workers()
     # These modules import torch, which is slow, so import them after the first checks.
-    from train.launch import check_models, estimate, plan, sweep, tables
+    from train.launch import plan, sweep, tables
 
     call = sweep.make_call(args, wandb_username)
     runs = read_runs(args, files, call)
     namer = partial(Namer, args=args)
     plan.check_names(runs, namer, call)
-    if args.check == "only":
-        return check_models.report_checks(runs, call)
-    if args.check == "strict":
+    if args.check is not None:
+        from train.launch import check_models
+
+        if args.check == "only":
+            return check_models.report_checks(runs, call)
         check_models.refuse_leaks(runs, call)
     if args.dry_run:
         plan.announce(runs, call)
-        return estimate.report_plan(runs, call, times=not (args.coord_check or args.stability))
+        return plan.report_plan(runs, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
         return check_scaling(args, runs)
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"

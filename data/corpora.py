@@ -190,13 +190,13 @@ def cut_texts(texts: Iterable[str], length: int = 100_000) -> Iterator[str]:
 
 @corpora.register
 def openwebtext() -> Hub:
-    """Web pages linked on Reddit, 40 GB: read as a stream, debug_crop pages of it."""
+    """Web pages linked on Reddit, 40 GB. Too large to download: set debug_crop, the number of pages to stream."""
     return Hub("Skylion007/openwebtext", too_large=True)
 
 
 @corpora.register
 def fineweb_edu() -> Hub:
-    """Educational web pages, the 10 billion token sample: read as a stream, debug_crop pages of it."""
+    """Educational web pages, 10 billion tokens. Too large to download: set debug_crop, the number of pages to stream."""
     return Hub("HuggingFaceFW/fineweb-edu", "sample-10BT", too_large=True)
 
 

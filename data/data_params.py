@@ -17,7 +17,7 @@ class DataParams:
     val_pct: Annotated[Percent, Field(gt=0)] = 5.0  # percent for validation, unless the corpus has its own
     test_pct: Percent = 5.0  # percent for the test split, unless the corpus has its own; runs never read it
     debug_crop: PositiveInt | None = None  # use only this many samples, from each split that the corpus has
-    packed: bool | None = None  # fill every row with several samples; None: yes for text, no for tasks
+    packed: bool | None = None  # cut rows from one stream of samples, without padding; None: for text only
     data_seed: NonNegativeInt = 0  # seed of the split and of a task's samples
 
     def __post_init__(self) -> None:

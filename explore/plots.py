@@ -185,10 +185,12 @@ def head_film(
     filename: str | None = None,
     out: str | None = None,
 ) -> Figure:
-    """Draw the pattern of one head on one sequence during training: a panel for each (step, lm) of `checkpoints`.
+    """Draw how the attention pattern of one head on one sequence changes over training.
 
-    With `filename`, save the figure as attentions/{filename}.png under the output root (`out`). Raise ValueError for a
-    batch, without checkpoints, and for a layer or head without patterns.
+    There is a panel for each (step, lm) of `checkpoints`.
+
+    With `filename`, save the figure as attentions/{filename}.png under the output root (`out`). Raise ValueError if
+    `sample` is a batch, if there are no checkpoints or they do not match, or if that head has no pattern.
     """
     panels = {}
     for step, patterns in film_of(checkpoints, sample):

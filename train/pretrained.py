@@ -129,7 +129,7 @@ def saved_source(setting: str, timestamp: str, root: Path) -> PretrainedSource:
 
 
 def saved_tokenizer(model: ModelParams, root: Path) -> Tokenizer | None:
-    """Return the tokenizer that comes with a model's initial weights, or None."""
+    """Return the tokenizer saved with the pretrained model or saved run from which `model` starts, or None."""
     source = pretrained_source(model, root)
     return None if source is None else source.tokenizer
 

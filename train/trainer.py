@@ -283,7 +283,10 @@ class LMTrainer(L.LightningModule):
         self.evaluation.add(batch, self.train_params)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep and log the results. Callbacks read `result` when the validation ends."""
+        """Store the numbers of a validation in `result`, where callbacks read them, and log them.
+
+        Check for divergence, and tell the schedule the loss.
+        """
         self.drain_and_judge()
         # Every process validates all rows. All take the numbers of the first one, so that they decide alike.
         with gathered(self.model):

@@ -127,7 +127,10 @@ def explain_weights(name: str, mine: Tensor, right: Tensor) -> None:
 
 
 def by_hand(case: Case) -> None:
-    """Raise Wrong if a ready-made operator or other people's code does the student's work in a call of the part."""
+    """Call the student's class or function on test inputs.
+
+    Raise Wrong if a ready-made operator, the solution or other people's code did the work.
+    """
     made = ready(case, 0.0, torch.float32)
     for args in case.part.inputs():
         with Spy() as spy:

@@ -78,7 +78,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Course:
-    """A course: the checks of the parts of a student's file."""
+    """All that is needed to check one student's file: its outline, the checks of each class or function, known mistakes."""
 
     outline: Outline
     parts: dict[str, Part]

@@ -110,7 +110,10 @@ def recognize(case: Case, made: Any, args: tuple, out: object, right: Tensor) ->
 
 
 def gives(case: Case, module: ModuleType, made: Any, args: tuple, out: Tensor, right: Tensor) -> bool:
-    """Return True if a variant with a mistake gives the student's output, and this output is wrong."""
+    """Return True if `module`, the solution with a known mistake, reproduces the student's output `out`.
+
+    It must also differ from the right output, `right`. `made` is what the student's file made, `args` is the input.
+    """
     variant = made_by_variant(case, module, made)
     if variant is None:
         return False

@@ -44,9 +44,9 @@ HARMLESS = re.compile(  # tensors that our layers compute or that no language mo
 def pretrained_params(
     name: str, revision: str | None = None, hub_answers: Callable[[], bool] = lambda: True
 ) -> ModelParams:
-    """Return the architecture and the tokenizer's name of a model on the hub or in a folder.
+    """Return ModelParams with the architecture and the tokenizer name of a HuggingFace model.
 
-    Only the config is read. Raise ValueError if it cannot be loaded; see `load_hf`.
+    Only its config is read. The arguments are those of `load_hf`. Raise ValueError if the config cannot be loaded.
     """
     from transformers import AutoConfig
 
@@ -60,8 +60,8 @@ def load_hf(
 ) -> PreTrainedModel:
     """Load a model in float32 from a folder, from the local cache of earlier downloads, or from the hub.
 
-    `revision` is a branch, tag or commit. `hub_answers` is called before any request to the hub: without a network, the
-    hub's client would wait half a minute. Raise ValueError if the model cannot be loaded or its weights do not match
+    `revision` is a branch, tag or commit. `hub_answers` is called before any request to the hub: offline, the hub's
+    client would wait half a minute. Raise ValueError if the model cannot be loaded or its weights do not match
     its config.
     """
     from transformers import AutoConfig

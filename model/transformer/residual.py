@@ -111,9 +111,10 @@ def omegas_by_residual(model: nn.Module) -> dict[Residual, Tensor]:
 
 @torch.no_grad()
 def init_omegas(passes: Sequence[nn.Module], model_params: ModelParams) -> None:
-    """Set initial omegas, and DeepNet's initial weights, by the number of residual connections in a forward pass.
+    """Set the initial omegas and, for DeepNet, redraw the initial weights.
 
-    `passes` are the layers of one forward pass.
+    Both depend on the number of residual connections in a forward pass. `passes` lists its layers in order; a layer that
+    runs twice occurs twice.
     """
     p, layers = model_params, nn.ModuleList(passes)
     n = sum(len(omegas_by_residual(layer)) for layer in passes)
@@ -157,9 +158,10 @@ def wants_profile(model: nn.Module, model_params: ModelParams) -> bool:
 
 @torch.no_grad()
 def profile_omegas(model: nn.Module, batches: Iterable[object]) -> None:
-    """Set every omega as the original Admin does: its square is 1 plus the variances of all f before it.
+    """Set every omega as the original Admin does: omega² = 1 + the sum of Var(f) over all earlier residual connections.
 
-    Variances are means over `batches`. `model` is called with each batch, in its current mode.
+    Variances are means over `batches`. `model` is called with each batch, and stays in training or evaluation mode as
+    it is.
     """
     variances: dict[Tensor, list[float]] = {}  # of f, by the omega beside it, in the order of the calls
     n_batches = 0

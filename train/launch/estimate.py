@@ -20,8 +20,6 @@ from train.data import make_data
 from train.evaluation import Evaluation
 from train.flops import flops_per_row
 from train.grid.run import Call, Run
-from train.launch.tables import MAX_PLAN_ROWS, as_time, plan_table
-from train.logs import log
 from train.pretrained import saved_tokenizer
 from train.probe import in_one_line, own_randomness, probe
 from train.run import cpu_threads, lightning_trainer
@@ -41,25 +39,6 @@ class Pace(NamedTuple):
     batch: float  # forward, backward and optimizer step
     val_batch: float  # one batch of a validation
     generation: float  # the rest of a validation: metrics, answers and a sample
-
-
-def report_plan(plans: list[Run], call: Call, *, times: bool = True) -> int:
-    """Log the plan of a grid for --dry-run, with estimated training times if `times`.
-
-    Return the exit code: 1 if a run cannot train, else 0.
-    """
-    trained = [run for run in plans if run.first_step.trains and times]
-    seconds, notes = estimate(trained, call)
-    shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
-    log.info(plan_table(plans, [shown.get(id(run), "-") for run in plans]))
-    if len(plans) > MAX_PLAN_ROWS:
-        log.info(f"... and {len(plans) - MAX_PLAN_ROWS:,} more")
-    for note in notes:
-        log.info(note)
-    if known := [run for run in seconds if run is not None]:
-        n_runs = f"{len(known):,} run{'s' * (len(known) != 1)}"
-        log.info(f"about {as_time(sum(known))} for {n_runs}, one after another on this machine")
-    return int(bool(notes))
 
 
 def estimate(plans: Sequence[Run], call: Call) -> tuple[list[float | None], list[str]]:

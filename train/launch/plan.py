@@ -20,7 +20,7 @@ from train.grid.expand import GridError, located
 from train.grid.params import SECTION_OF, Params, Texts
 from train.grid.run import NEW, Call, DataFacts, Run, RunSize
 from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields
-from train.launch.tables import settings_of
+from train.launch.tables import MAX_PLAN_ROWS, as_time, plan_table, settings_of
 from train.logs import log
 from train.pretrained import saved_tokenizer, weights_problems
 from train.saving.earlier_runs import description, for_all_processes, run_identity, steps_for
@@ -245,3 +245,24 @@ def say_steps(runs: list[Run]) -> None:
     said = [f"run {number}: {description(run.first_step)}" for number, run in enumerate(runs, 1)]
     hidden = len(said) - MAX_SAID
     log.info("\n".join(said[:MAX_SAID] + [f"... and {hidden} more"] * (hidden > 0)))
+
+
+def report_plan(runs: list[Run], call: Call, *, times: bool = True) -> int:
+    """Log the plan of a grid for --dry-run, with estimated training times if `times`.
+
+    Return the exit code: 1 if a run cannot train, else 0.
+    """
+    from train.launch.estimate import estimate  # no other call needs it
+
+    trained = [run for run in runs if run.first_step.trains and times]
+    seconds, notes = estimate(trained, call)
+    shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
+    log.info(plan_table(runs, [shown.get(id(run), "-") for run in runs]))
+    if len(runs) > MAX_PLAN_ROWS:
+        log.info(f"... and {len(runs) - MAX_PLAN_ROWS:,} more")
+    for note in notes:
+        log.info(note)
+    if known := [run for run in seconds if run is not None]:
+        n_runs = f"{len(known):,} run{'s' * (len(known) != 1)}"
+        log.info(f"about {as_time(sum(known))} for {n_runs}, one after another on this machine")
+    return int(bool(notes))

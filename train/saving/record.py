@@ -99,7 +99,10 @@ def saved_record(run: Run, namer: Namer, call: Call, tracker: WandbTracker | Non
 
 
 def run_folder(run: Run, namer: Namer, call: Call, tracker: WandbTracker | None) -> RunFolder:
-    """Return the folder in which a run continues, or a new one that identifies it."""
+    """Take up the folder of a run that is resumed, or create a new one.
+
+    The new folder already holds the run's params, code and command, so that a later call can identify the run.
+    """
     if run.first_step.resumes_in is not None:
         return RunFolder.take_up(run.first_step.resumes_in)
     wandb_name = None if tracker is None else tracker.name

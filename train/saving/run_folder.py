@@ -136,7 +136,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """True if the folder holds a resume checkpoint or kept weights."""
+        """True if the folder holds a resume checkpoint, or weights kept during training."""
         return (self.path / RESUME_FILE).exists() or bool(checkpoint_files(self.path))
 
     def discard(self) -> None:

@@ -93,7 +93,7 @@ def test_five_hundred_runs_are_estimated_within_seconds(tmp_path, capsys):
 )
 def test_the_estimate_is_within_a_factor_of_two(tmp_path, capsys, monkeypatch, options):
     """The mean of one before the run and one after: the machine may have got other things to do meanwhile."""
-    monkeypatch.setattr(estimate, "as_time", lambda seconds: f"{seconds} s")
+    monkeypatch.setattr("train.launch.plan.as_time", lambda seconds: f"{seconds} s")
     options = [part for option in (*options, "val_every=20") for part in ("--set", option)]
     for how in ("--dry-run", "--save", "--dry-run"):
         assert call(tmp_path, how, *options) == 0
