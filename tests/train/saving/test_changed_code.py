@@ -27,7 +27,7 @@ def git(folder: Path, *args: str) -> str:
 
 
 SAVE = "import sys; from pathlib import Path; from tests.train.little_run import save_run; print(save_run(Path(sys.argv[1])))"
-LOAD = "import sys; from pathlib import Path; from train.saving.run_folder import load; print(load(Path(sys.argv[1])).params)"
+LOAD = "import sys; from pathlib import Path; from train.saving.run_folder import load_run; print(load_run(Path(sys.argv[1])).params)"
 
 
 @pytest.fixture(scope="module")
