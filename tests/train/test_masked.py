@@ -116,7 +116,7 @@ def test_a_task_is_trained_on_its_scored_tokens(tmp_path, capsys):
     fields = [*OF_TASK, "tokenizer_source_name='char'", "early_stop_nsamples=64"]
     assert call(tmp_path, fields=fields) == 0
     shown = capsys.readouterr().out
-    assert "objective='masked': losses are of hidden tokens" in shown
+    assert "objective='masked': losses are those of masked tokens" in shown
     assert "exact_match" not in shown
     assert call(tmp_path, "--check", fields=fields) == 0
     assert call(tmp_path, "--dry-run", fields=fields) == 0

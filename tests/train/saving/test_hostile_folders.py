@@ -215,7 +215,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     assert "'extra' is (1,) in the file, but absent by params.json" in refusal(folder)
     del weights[name]
     save_file(weights, folder / "model.safetensors")
-    assert f"'{name}' is absent there" in refusal(folder)
+    assert f"'{name}' is absent in the file, but (32, 8) by params.json" in refusal(folder)
 
 
 def test_a_commit_is_printed_only_if_it_is_one(tmp_path):
