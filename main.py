@@ -95,7 +95,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         choices=["same", "anyway"],
         metavar="anyway",
         help="skip runs that are saved already, continue those that were killed: --config=test --resume\n"
-        "--resume=anyway does so even if model/, train/ or data/ has changed since",
+        "runs that other code trained are trained again; --resume=anyway takes them over",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(

@@ -2,6 +2,7 @@
 
 from explore.compare.report import report, results
 from explore.compare.verdicts import compare
+from explore.diff import diff
 from explore.html import attention_film, attention_html
 from explore.inspection.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
 from explore.inspection.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
@@ -22,6 +23,7 @@ __all__ = [
     "checkpoints",
     "compare",
     "coord_check",
+    "diff",
     "direct_logit_attribution",
     "fold_residual",
     "get_model_by_timestamp",

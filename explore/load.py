@@ -8,6 +8,7 @@ import pandas as pd
 
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
+from explore.compare.code import CodeOfRun, with_code_labels
 from explore.compare.variants import CODE, RunRow, row_of
 from model.lm import LM
 from model.model_params import ModelParams
@@ -15,7 +16,6 @@ from train.data import make_data
 from train.grid.config_text import VARIANT
 from train.grid.params import SECTION_OF, field_hint, measured_column
 from train.logs import printable
-from train.saving.provenance import code_id
 from train.saving.run_folder import (
     PARTIAL,
     find_run,
@@ -98,7 +98,7 @@ def runs(out: str | None = None, **filters: object) -> pd.DataFrame:
     filter `variant` selects runs by the name of their variant: runs(variant="gru"). `out` is the output root (`--out`).
 
     The column `status` is "complete", "training", or the reason why a run ended early or is unreadable. `code`
-    identifies the code that trained the run. A measured value whose name is also a field has the prefix `measured_`,
+    says what code trained the run: the subject of its commit, or what had changed since the first run in the table. A measured value whose name is also a field has the prefix `measured_`,
     such as the CPU threads of a run. Raise ValueError for a filter that is no field.
     """
     for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
@@ -109,7 +109,7 @@ def runs(out: str | None = None, **filters: object) -> pd.DataFrame:
         row_of_folder(folder)
         for folder in sorted(run_folders(output_root(out)), key=lambda folder: folder.name)
     ]
-    rows = [row for row in rows if matches_filters(row, filters)]
+    rows = with_code_labels([row for row in rows if matches_filters(row, filters)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
     timestamp, status, folder = map(measured_column, ("timestamp", "status", "folder"))
     columns = dict.fromkeys(
@@ -128,14 +128,14 @@ def matches_filters(row: RunRow, filters: Mapping[str, object]) -> bool:
 
 def row_of_folder(folder: Path) -> RunRow:
     """Return the row of the run in `folder`. Read only its JSON files, not its weights."""
-    known = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": utf8(folder)}
+    known: dict[str, object] = {"timestamp": folder.name.removesuffix(PARTIAL), "folder": utf8(folder)}
     complete = not folder.name.endswith(PARTIAL)
     try:
         about = read_about(folder, complete)
         params = read_params(folder, about)
     except ValueError as error:
         return row_of(known | {"status": f"unreadable: {error}" if complete else "incomplete"})
-    known[CODE] = code_id(about.get("code") or {})
+    known[CODE] = CodeOfRun.of(about, folder)
     if complete:
         summary = about["summary"]
         if "stopped" in summary:

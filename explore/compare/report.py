@@ -8,6 +8,7 @@ from typing import Unpack
 
 import pandas as pd
 
+from explore.compare.code import CodeOfRun, code_diffs, with_code_labels
 from explore.compare.csv_files import write_csv
 from explore.compare.curves import read_curves
 from explore.compare.figures import ReportPart
@@ -28,7 +29,7 @@ from explore.load import row_of_folder
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.logs import printable
 from train.saving.outcome import Outcome
-from train.saving.provenance import code_id, code_of_this_process
+from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import output_root, run_folders
 
 MAX_TERMINAL_ROWS = 40  # rows of a table on the terminal
@@ -63,6 +64,7 @@ def rows_of_folders(folders: Iterable[Path]) -> list[RunRow]:
 
 def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
     """Return a table of all rows. Integers stay integers even if a row lacks params."""
+    recorded, rows = rows, with_code_labels(rows)
     varied = varied_fields([row for row in rows if has_ended(row)])
     numbers = [name for row in rows for name in row if name not in SECTION_OF]
     first, folder = map(measured_column, FIRST), measured_column("folder")
@@ -72,6 +74,7 @@ def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
     inferred = [name for name in table if name not in SECTION_OF or table[name].notna().all()]
     table[inferred] = table[inferred].infer_objects()
+    table.attrs["code_diffs"] = code_diffs(recorded, rows)
     return table
 
 
@@ -119,17 +122,20 @@ def is_remnant(row: RunRow, params: Params) -> bool:
 
 def rows_of_grid(runs: Sequence[Params], outcomes: Sequence[Outcome]) -> list[RunRow]:
     """Return the rows of this call's runs that have a result or failed. Read saved runs from their folders."""
-    return [
+    rows = [
         row_of_unsaved(params, outcome) if outcome.folder is None else row_of_folder(outcome.folder)
         for params, outcome in zip(runs, outcomes, strict=False)
         if "n_params" in outcome.values or outcome.failed
     ]
+    return with_code_labels(rows)
 
 
 def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
     """Return the row of a run of this call that has no folder, but a result or a failure."""
     status = outcome.stopped if outcome.failed else "complete"
-    known = {"timestamp": "", "status": status, CODE: code_id(code_of_this_process().hashes)}
+    version = code_of_this_process()
+    code = CodeOfRun(version.hashes(params), version.subject, bool(version.diff), version.code.id)
+    known = {"timestamp": "", "status": status, CODE: code}
     return row_of({**outcome.as_row(), **known}, params)
 
 

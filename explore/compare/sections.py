@@ -55,12 +55,21 @@ def sections(
     bodies = "".join(part_of(part) for part in parts)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary_section(done, rows),
-        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes),
+        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes) + diffs_section(table),
         "varied": varied_list(done, varied),
         "parts": bodies,
         "problems": problem_lists(done, varied, [v for part in parts for v in part.variants], left_out),
         "runs": runs_table(done, varied),
     }
+
+
+def diffs_section(table: pd.DataFrame) -> str:
+    """Return what changed from the first code to each other one, as foldable diffs."""
+    diffs: dict[str, str] = table.attrs.get("code_diffs", {})
+    return "".join(
+        f"<details><summary>{escape(label)}</summary><pre>{escape(diff)}</pre></details>"
+        for label, diff in diffs.items()
+    )
 
 
 def summary_section(done: Sequence[RunRow], rows: Sequence[RunRow]) -> str:

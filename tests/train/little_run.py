@@ -17,7 +17,9 @@ from model.model_params import ModelParams
 from train.grid.params import Params
 from train.grid.run import Call, Run
 from train.run import train_run
+from train.saving.code import Code
 from train.saving.outcome import Outcome
+from train.saving.provenance import Version, code_of_this_process
 from train.saving.record import Record
 from train.saving.run_folder import RunFolder, create_run_files, save
 from train.stats import Stats
@@ -73,3 +75,13 @@ def fit(params: Params, call: Call = CALL) -> LMTrainer:
 def python(code: str, *args: object, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, args)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def version_with_edits(*names: str) -> Version:
+    """Return the version of the code that this process runs, as if these files had been edited."""
+    version = code_of_this_process()
+    edited = {
+        name: file._replace(rest=file.rest._replace(hash="0")) if name in names else file
+        for name, file in version.code.files.items()
+    }
+    return version._replace(code=Code(edited))

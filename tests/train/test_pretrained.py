@@ -326,7 +326,9 @@ def test_a_task_goes_on_with_the_vocabulary_of_the_saved_run_and_no_other(tmp_pa
     capsys.readouterr()
     assert on_copy(9, f"from_saved = {timestamp!r}") == 2
     error = capsys.readouterr().err.strip()
-    assert re.search(r"^--set dataset_name=copy: .* draws the token '[ghi]' too rarely for the vocabulary", error)
+    assert re.search(
+        r"^--set dataset_name=copy: .* draws the token '[ghi]' too rarely for the vocabulary", error
+    )
     assert error.endswith(f"(with the tokenizer of from_saved={timestamp!r})")
 
 

@@ -34,7 +34,7 @@ from train.launch.workers import Message, SideBySide, Train, set_up_worker
 from train.logs import log
 from train.saving.earlier_runs import claimed, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
-from train.saving.provenance import Code, code_of_this_process
+from train.saving.provenance import Version, code_of_this_process
 from train.saving.weights import one_line
 from train.train_params import TrainParams
 
@@ -86,7 +86,7 @@ class SharedByRuns(NamedTuple):
     train: Train
     call: Call
     here: Path  # a folder that only nodes with the same disk see
-    code: Code | None  # the code that the runs train with
+    code: Version | None  # the code that the runs train with
     texts: dict[str, str]  # fingerprints of texts by name
     wandb: dict[str, str]  # environment variables
     mailbox: Any  # a Ray actor

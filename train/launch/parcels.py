@@ -16,7 +16,7 @@ from pathlib import Path
 from train.grid.run import NEW, Call, Run
 from train.logs import log
 from train.saving.claims import note_folder
-from train.saving.earlier_runs import clear_away, earlier_runs, step_after
+from train.saving.earlier_runs import claim_of, clear_away, earlier_runs, step_after
 from train.saving.outcome import Outcome
 from train.saving.run_folder import (
     PARTIAL,
@@ -114,7 +114,7 @@ def download_results(parcel: bytes, run: Run, outcome: Outcome, out: Path) -> Ou
             shutil.copytree(arrived / "logs", out / "logs", dirs_exist_ok=True)
         for folder_there in list(run_folders(arrived)):  # one at most
             home = claim(folder_there, arrived, out)
-            note_folder(out, run.identity, home)
+            note_folder(out, claim_of(run), home)
             if outcome.folder is not None:
                 outcome = replace(outcome, folder=home)
                 log.info(f"run {run.number}: saved as {home.name} in {home.parent}")
@@ -155,7 +155,7 @@ def resume_dead_attempt(run: Run, call: Call, marks: Path) -> Run:
     while call.save and time.monotonic() < deadline:
         left = [attempt for attempt in earlier_runs(call.out, {run.identity}) if attempt.is_partial]
         left = [one for one in left if one.folder == own or one.folder.name >= mark.read_text()]
-        step = step_after(left)
+        step = step_after(run, left, any_code=True)
         if step.what != "elsewhere":
             return replace(run, first_step=step) if left else run
         time.sleep(0.2)

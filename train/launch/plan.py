@@ -78,8 +78,7 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
         raise GridError(errors)
     if call.resume is None:
         return planned
-    identities = [run.identity for run in planned]
-    steps = for_all_processes(lambda: steps_for(identities, call.out, any_code=call.resume == "anyway"))
+    steps = for_all_processes(lambda: steps_for(planned, call.out, any_code=call.resume == "anyway"))
     return [replace(run, first_step=step) for run, step in zip(planned, steps, strict=True)]
 
 
@@ -238,7 +237,7 @@ def list_of_numbers(numbers: list[str]) -> str:
 
 def say_steps(runs: list[Run]) -> None:
     """Log what --resume does with each run."""
-    if all(run.first_step is NEW for run in runs):
+    if all(run.first_step == NEW for run in runs):
         return
     counts = Counter(run.first_step.what for run in runs)
     log.info("--resume: " + ", ".join(f"{n} {what}" for what, n in counts.items()))

@@ -21,6 +21,7 @@ from train.processes import let_rank0_report, rank
 from train.run import train_run
 from train.saving.earlier_runs import claimed, clear_stillborn, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
+from train.saving.provenance import code_of_this_process
 from train.saving.record import Namer, measured_variant, record_of
 from train.saving.run_folder import output_root
 
@@ -55,6 +56,7 @@ def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[O
     """
     if call.save and rank() == 0:
         clear_stillborn(call.out)
+        code_of_this_process().code.keep(call.out)
     if call.jobs > 1 or call.ray is not None:
         return train_side_by_side(runs, make_namer, call)
     outcomes: dict[int, Outcome] = {}

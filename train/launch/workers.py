@@ -24,7 +24,7 @@ from train.grid.expand import GridError
 from train.grid.run import Call, Run
 from train.logs import log, say_at_once
 from train.saving.outcome import Ending, Outcome
-from train.saving.provenance import Code, code_of_this_process, take_code_of
+from train.saving.provenance import Version, code_of_this_process, take_code_of
 
 SPARE = 1.2  # a run starts if this multiple of the largest memory use so far is free
 Train = Callable[..., Outcome]  # called with a run, the options of the call, and report=
@@ -59,7 +59,7 @@ def n_jobs(jobs: str) -> int:
 # ---- in the process of a worker
 
 
-def work(connection: Connection, train: Train, call: Call, threads: int, code: Code | None) -> None:
+def work(connection: Connection, train: Train, call: Call, threads: int, code: Version | None) -> None:
     """Train the runs received from `connection`, until None is received."""
     os.setsid()  # Ctrl-C goes to the first process alone, which passes it on
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -72,7 +72,7 @@ def work(connection: Connection, train: Train, call: Call, threads: int, code: C
         worker_log.send(Message(outcome=outcome))
 
 
-def set_up_worker(connection: Sender, threads: int, code: Code | None) -> "WorkerLog":
+def set_up_worker(connection: Sender, threads: int, code: Version | None) -> "WorkerLog":
     """Set up a process that trains for another one. Return the handler that reports by `connection.send`."""
     torch.set_num_threads(threads)
     if code is not None:

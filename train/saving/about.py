@@ -47,6 +47,10 @@ class About(TypedDict, total=False):
 
     identity: str
     code: dict[str, str]
+    code_id: str
+    content: str
+    subject: str
+    edited: bool
     wandb: Text
     failed: str
     resumable: bool

@@ -1,7 +1,6 @@
 """Find what earlier calls did with a grid's runs, for --resume. Runs are identified by content, not by position."""
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -13,14 +12,14 @@ from typing import NamedTuple
 
 import torch
 
-from train.grid.expand import GridError
 from train.grid.params import SECTIONS, Params
 from train.grid.run import NEW, Run, Step, StepKind
 from train.logs import log
 from train.processes import rank
 from train.saving.claims import claims_in, noted_folder
+from train.saving.code import changed_parts
 from train.saving.outcome import Ending, Outcome, failure
-from train.saving.provenance import changed_files, code_of_this_process
+from train.saving.provenance import code_id, code_of_this_process
 from train.saving.run_folder import (
     PARTIAL,
     RESUME_FILE,
@@ -67,7 +66,8 @@ class Earlier(NamedTuple):
 def description(step: Step) -> str:
     """Return a step in words, for the log."""
     if step.folder is None:
-        return "left out: another call trains it at the moment" if step.what == "elsewhere" else "new"
+        new = f"new: {step.why}" if step.why else "new"
+        return "left out: another call trains it at the moment" if step.what == "elsewhere" else new
     name = step.folder.name.removesuffix(PARTIAL)
     failed = f"failed, {step.why}" if step.why else ""
     return {
@@ -82,15 +82,12 @@ def description(step: Step) -> str:
 DECIDED = "WHATIF_DECIDED"  # environment variable that passes the steps to the other processes of a run
 
 
-def steps_for(identities: list[str], root: Path, any_code: bool) -> list[Step]:
-    """Return what to do with each run of a grid. Raise GridError if other code trained a run that would be taken over."""
+def steps_for(runs: list[Run], root: Path, any_code: bool) -> list[Step]:
+    """Return what to do with each run of a grid. `any_code` takes over runs that other code trained, too."""
     known: dict[str, list[Earlier]] = {}
-    for earlier in earlier_runs(root, set(identities)):
+    for earlier in earlier_runs(root, {run.identity for run in runs}):
         known.setdefault(earlier.identity, []).append(earlier)
-    steps = [step_after(known.get(one, [])) for one in identities]
-    if not any_code:
-        refuse_other_code(itertools.chain(*known.values()), steps)
-    return steps
+    return [step_after(run, known.get(run.identity, []), any_code) for run in runs]
 
 
 def for_all_processes(decide: Callable[[], list[Step]]) -> list[Step]:
@@ -131,6 +128,11 @@ def share_step(step: Step, number: int) -> Step:
     return step
 
 
+def claim_of(run: Run) -> str:
+    """Return what a call claims to train a run: other code makes another run."""
+    return f"{run.identity}-{code_id(code_of_this_process().hashes(run.params))}"
+
+
 @contextmanager
 def claimed(run: Run, root: Path, resume: str | None) -> Iterator[Run]:
     """Claim a run for this call, with --resume, and yield it with its first step brought up to date.
@@ -143,7 +145,7 @@ def claimed(run: Run, root: Path, resume: str | None) -> Iterator[Run]:
     step, is_claimed = run.first_step, False
     try:
         if rank() == 0:
-            is_claimed = claims_in(root).take(run.identity)
+            is_claimed = claims_in(root).take(claim_of(run))
             step = step_now(run, root, any_code=resume == "anyway") if is_claimed else Step("elsewhere")
         if run.params.train.devices > 1:
             step = share_step(step, run.number)
@@ -152,18 +154,15 @@ def claimed(run: Run, root: Path, resume: str | None) -> Iterator[Run]:
         yield replace(run, first_step=step)
     finally:
         if is_claimed:
-            claims_in(root).give_back(run.identity)
+            claims_in(root).give_back(claim_of(run))
 
 
 def step_now(run: Run, root: Path, any_code: bool) -> Step:
     """Decide again what to do with a run once it is claimed: other calls may have changed its folders."""
-    known = [run.first_step.folder, noted_folder(root, run.identity), *run.first_step.replaced]
+    known = [run.first_step.folder, noted_folder(root, claim_of(run)), *run.first_step.replaced]
     names = {name for folder in filter(None, known) for name in (partial_name(folder), final_name(folder))}
     found = [*runs_in(sorted(filter(os.path.isdir, names)), {run.identity})]
-    step = step_after(found)
-    if not any_code:
-        refuse_other_code(found, [step])
-    return step
+    return step_after(run, found, any_code)
 
 
 def earlier_outcome(step: Step) -> Outcome:
@@ -226,13 +225,18 @@ def step_of(earlier: Earlier) -> Step:
     return Step("continued" if goes_on else "again", earlier.folder, why=earlier.failed or "")
 
 
-def step_after(runs: list[Earlier]) -> Step:
-    """Return what to do with a run after all earlier attempts at it."""
-    steps = [step_of(earlier) for earlier in runs]
+def step_after(run: Run, attempts: list[Earlier], any_code: bool) -> Step:
+    """Return what to do with a run after all earlier attempts at it. Unless `any_code`, those of other code do not count."""
+    now = code_of_this_process().hashes(run.params)
+    same = [earlier for earlier in attempts if any_code or earlier.code == now]
+    steps = [step_of(earlier) for earlier in same]
     step = furthest_step(steps)
+    if step is NEW and (others := [earlier for earlier in attempts if earlier not in same]):
+        changed = ", ".join(changed_parts(others[-1].code, now))
+        return Step("new", why=f"{changed} changed since {others[-1].folder.name.removesuffix(PARTIAL)}")
     replaced = [
         earlier.folder
-        for earlier, other in zip(runs, steps, strict=True)
+        for earlier, other in zip(same, steps, strict=True)
         if other.folder and earlier.is_partial and (other is not step or other.what == "again")
     ]
     return replace(step, replaced=tuple(replaced))
@@ -246,24 +250,6 @@ def furthest_step(steps: Iterable[Step]) -> Step:
         key=lambda step: (order.index(step.what), step.folder.name if step.folder else ""),
         default=NEW,
     )
-
-
-def refuse_other_code(runs: Iterable[Earlier], steps: Iterable[Step]) -> None:
-    """Raise GridError if other code trained one of the `runs` that these steps take over."""
-    now = code_of_this_process().hashes
-    taken_over = {step.folder for step in steps if step.what != "again"}
-    made_by: dict[str, str] = {}
-    for earlier in runs:
-        if earlier.folder not in taken_over:
-            continue
-        if changed := ", ".join(changed_files(earlier.code, now)):
-            made_by.setdefault(changed, earlier.folder.name.removesuffix(PARTIAL))
-    if made_by:
-        errors = [
-            f"--resume: since the run {run} was trained, {files} changed" for files, run in made_by.items()
-        ]
-        advice = "--resume=anyway takes earlier runs as they are; without --resume all are trained anew"
-        raise GridError([*errors, advice])
 
 
 def clear_away(folders: Iterable[Path]) -> None:

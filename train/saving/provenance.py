@@ -1,12 +1,11 @@
 """Provenance: the code that trained a run, as git commit, diff, file hashes and package versions."""
 
-import ast
 import hashlib
 import json
 import os
 import platform
 import subprocess
-import sys
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import cache
 from importlib.metadata import version
@@ -14,37 +13,43 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.repository import REPOSITORY
+from train.grid.params import Params
+from train.saving.code import Code
 
 PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
-DECISIVE = ("model", "train", "data", "common")  # folders whose code affects the results of a run
-STUDENTS = {"learn.gpt2_student": "learn/gpt2_student.py"}  # by module: decisive if it is imported
 
 
-class Code(NamedTuple):
-    """The code of this process: its git commit (None outside git), the diff to it, and a hash of each relevant file."""
+class Version(NamedTuple):
+    """The version of the code that this process runs."""
 
-    commit: str | None
+    commit: str | None  # None outside git
+    subject: str  # of the commit
     diff: bytes
-    hashes: dict[str, str]
+    code: Code
+
+    def hashes(self, params: Params) -> dict[str, str]:
+        """Return the hash of each file whose code counts for a run; see train/saving/code.py."""
+        return self.code.hashes(params.flat())
 
 
 # In a worker: the code of the first process.
-taken: ContextVar[Code | None] = ContextVar("taken", default=None)
+taken: ContextVar[Version | None] = ContextVar("taken", default=None)
 
 
-def code_of_this_process() -> Code:
+def code_of_this_process() -> Version:
     """Return the code at the time of the first call, which is before the first run starts."""
     return taken.get() or first_code()
 
 
 @cache
-def first_code() -> Code:
+def first_code() -> Version:
     commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
-    return Code(commit, code_diff(commit), hashes_of_code())
+    subject = git("log", "-1", "--format=%s").decode(errors="replace").strip()
+    return Version(commit, subject, code_diff(commit), Code.read(REPOSITORY))
 
 
-def take_code_of(code: Code) -> None:
+def take_code_of(code: Version) -> None:
     """Use the code of the first process in a worker, even if files have changed since."""
     taken.set(code)
 
@@ -82,27 +87,10 @@ def git(*args: str) -> bytes:
         return b""
 
 
-def hashes_of_code() -> dict[str, str]:
-    """Return a hash of the syntax tree of each file. Comments and layout do not change it."""
-    files = sorted(path for folder in DECISIVE for path in (REPOSITORY / folder).rglob("*.py"))
-    in_use = [REPOSITORY / name for module, name in STUDENTS.items() if module in sys.modules]
-    files += [path for path in in_use if path.is_file()]
-    return {path.relative_to(REPOSITORY).as_posix(): hash_of_code(path.read_bytes()) for path in files}
-
-
-def hash_of_code(source: bytes) -> str:
-    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()[:20]
-
-
-def code_id(hashes: dict[str, str]) -> str:
-    """Return a short name for the code with these hashes by file; "unknown" without any."""
+def code_id(hashes: Mapping[str, str]) -> str:
+    """Return a short name for the code with these hashes; "unknown" without any."""
     text = json.dumps(hashes, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8] if hashes else "unknown"
-
-
-def changed_files(then: dict[str, str], now: dict[str, str]) -> list[str]:
-    """Return the names of files that were changed, added or removed."""
-    return sorted(name for name in then | now if then.get(name) != now.get(name))
 
 
 @cache

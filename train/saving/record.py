@@ -13,7 +13,7 @@ from train.grid.run import Call, Run
 from train.logs import log, log_to_file
 from train.processes import rank
 from train.saving.claims import note_folder
-from train.saving.earlier_runs import clear_away
+from train.saving.earlier_runs import claim_of, clear_away
 from train.saving.outcome import Ending, Outcome, is_out_of_resources
 from train.saving.run_folder import RESUME_FILE, RunFolder, create_run_files, partial_name, read_json, save
 from train.saving.weights import Checkpoints, one_line
@@ -109,9 +109,9 @@ def run_folder(run: Run, namer: Namer, call: Call, tracker: WandbTracker | None)
     folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
     try:
         wandb_id = None if tracker is None else tracker.id
-        create_run_files(folder.path, run.params, call.command, run.identity, wandb=wandb_id)
+        create_run_files(folder.path, run.params, call.command, run.identity, wandb_id, run.data.content)
         if call.resume is not None:
-            note_folder(call.out, run.identity, folder.path)
+            note_folder(call.out, claim_of(run), folder.path)
     except BaseException:
         folder.discard()
         raise

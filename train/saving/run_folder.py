@@ -25,9 +25,10 @@ from model.model_params import ModelParams
 from train.grid.params import Params, Section
 from train.logs import printable
 from train.saving.about import about_problem
+from train.saving.code import Code, changed_parts
 from train.saving.durable import make_folder, rename, replacing, sync_tree
 from train.saving.outcome import Value
-from train.saving.provenance import changed_files, code_of_this_process, hashes_of_code, versions
+from train.saving.provenance import code_of_this_process, versions
 from train.saving.timestamps import PARTIAL, run_folders, timestamps_in, walk
 from train.saving.weights import (
     checkpoint_files,
@@ -230,7 +231,12 @@ def partial_folder(base: Path, subfolder: str, timestamp: str) -> Path:
 
 
 def create_run_files(
-    folder: Path, params: Params, command: list[str], identity: str = "", wandb: str | None = None
+    folder: Path,
+    params: Params,
+    command: list[str],
+    identity: str = "",
+    wandb: str | None = None,
+    content: str = "",
 ) -> None:
     """Write the params and the origin of a run before it trains, so that it can be identified however it ends."""
     code = code_of_this_process()
@@ -241,8 +247,12 @@ def create_run_files(
         "command": command,
         "versions": versions(),
         "commit": code.commit,
-        "code": code.hashes,
+        "subject": code.subject,
+        "edited": bool(code.diff),
+        "code_id": code.code.id,
+        "code": code.hashes(params),
         "identity": identity,
+        "content": content,  # hash of the text; empty for tasks
         "wandb": wandb,  # the id under which a resumed run continues in wandb
     }
     write_json(folder / "about.json", about)
@@ -288,7 +298,8 @@ def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
             regular_file(Path(parent, name))
     about = read_about(folder)
     params = read_params(folder, about)
-    changed = [name for name in changed_files(about["code"], hashes_of_code()) if name.startswith("model/")]
+    now = Code.read(REPOSITORY).hashes(params.flat())
+    changed = [name for name in changed_parts(about["code"], now) if name.startswith("model/")]
     if changed:
         listed = printable(", ".join(changed))
         print(f"{folder.name}: {listed} changed since this run was saved (at {saved_at(about)})")

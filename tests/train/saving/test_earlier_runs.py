@@ -12,13 +12,14 @@ from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
 from tests.train import little_run
+from tests.train.little_run import version_with_edits
 from train.grid.params import Params
 from train.grid.run import Step
 from train.launch import sweep
 from train.run import train_run
 from train.saving import earlier_runs as history
+from train.saving import run_folder
 from train.saving.earlier_runs import earlier_outcome, run_identity
-from train.saving.provenance import code_of_this_process
 from train.saving.timestamps import run_folders
 from train.train_params import TrainParams
 
@@ -263,21 +264,21 @@ def test_fail_fast_stops_at_the_first(call):
     assert call.trained == [(8, 1e-3)]
 
 
-def test_other_code_is_refused_by_file_before_anything_is_trained(call, capsys, monkeypatch):
+def test_a_run_of_other_code_is_another_run(call, capsys, monkeypatch):
     assert call("--resume", "--set", "dim=8") == 0
-    code = code_of_this_process()
-    other = code._replace(
-        hashes={name: h for name, h in code.hashes.items() if name != "data/hub.py"} | {"model/lm.py": "0"}
-    )
-    monkeypatch.setattr(history, "code_of_this_process", lambda: other)
-    assert call("--resume") == 2
-    assert call.trained == []
     [timestamp] = runs(str(call.root / "out")).index
-    shown = capsys.readouterr().err
-    assert f"--resume: since the run {timestamp} was trained, data/hub.py, model/lm.py changed" in shown
-    assert "--resume=anyway" in shown
-    assert call("--resume=anyway") == 0
-    assert call.trained == [(16, 1e-3)]
+    other = version_with_edits("data/hub.py", "model/lm.py")
+    for module in (history, run_folder):
+        monkeypatch.setattr(module, "code_of_this_process", lambda: other)
+    assert call("--resume=anyway", "--dry-run") == 0
+    assert f"run 1: finished: {timestamp}" in capsys.readouterr().out
+    assert call("--resume") == 0
+    assert call.trained == [(8, 1e-3), (16, 1e-3)]
+    assert f"run 1: new: data/hub.py, model/lm.py changed since {timestamp}" in capsys.readouterr().out
+    table = runs(str(call.root / "out"))
+    assert (table[table.dim == 8].code.nunique(), len(table)) == (2, 3)
+    assert call("--resume") == 0
+    assert call.trained == []
 
 
 def test_a_run_that_trains_elsewhere_is_left_alone(call, capsys, monkeypatch):
