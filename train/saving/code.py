@@ -8,6 +8,7 @@ import ast
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
@@ -21,12 +22,9 @@ START = "train/run.py"  # a run is what this file imports, directly or not
 NOT_COUNTED = ("train/launch/", "train/saving/", "train/logs.py", "explore/")
 # Files that only runs with this field set import.
 ON_DEMAND = {"model/hf/": "from_pretrained"}
-REGISTER = {
-    "registered",
-    "register",
-    "register_tokenizer",
-    "layer_kind",
-}  # decorators that give a name to code
+# Decorators that register a function or class under a name that configs use.
+REGISTER = {"registered", "register", "register_tokenizer", "layer_kind"}
+ID = re.compile("[0-9a-f]{20}")
 
 
 class CodePart(NamedTuple):
@@ -41,7 +39,6 @@ class SourceFile(NamedTuple):
     """The code of a file, as far as it can change the result of a run."""
 
     text: str
-
     modules: frozenset[str]  # that it imports; some of them may be names in modules
     lazy_modules: dict[str, str]  # that a registry imports, by the registered name
     rest: CodePart
@@ -252,8 +249,11 @@ def kept_text(out: Path, id: str) -> Path:
 
 def read_kept_text(out: Path, id: str) -> dict[str, str] | None:
     """Return the text of all files of the code with this id, or None if it was not kept here or cannot be read."""
+    if not ID.fullmatch(id):  # it comes from a run folder, which may be anybody's
+        return None
     try:
         texts = json.loads(gzip.decompress(kept_text(out, id).read_bytes()))
     except (OSError, EOFError, ValueError, zlib.error):
         return None
-    return texts if isinstance(texts, dict) else None
+    is_text = isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())
+    return texts if is_text else None

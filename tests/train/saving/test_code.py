@@ -1,3 +1,6 @@
+"""The code of a run: edits that can change its result are seen, others are not."""
+
+import gzip
 import shutil
 from pathlib import Path
 
@@ -5,7 +8,7 @@ import pytest
 
 from common.repository import REPOSITORY
 from train.grid.params import SECTIONS, Params
-from train.saving.code import Code, changed_parts, same_code
+from train.saving.code import Code, changed_parts, read_kept_text, same_code
 
 TASK = '''
 
@@ -135,3 +138,18 @@ def test_a_task_that_another_one_calls_counts(unchanged, edit):
     edit("data/syntheticdata.py", "    word = letters(rng, 1, 5)", "    word = backwards(rng)")
     one = ("data/syntheticdata.py", "def twice", "def twice_")
     assert changed(unchanged, edit, one, dataset_name="copy") == set()
+
+
+def test_kept_text_is_read_back_and_nothing_else(unchanged, tmp_path):
+    code = Code.read(unchanged)
+    code.keep(tmp_path)
+    code.keep(tmp_path)
+    texts = read_kept_text(tmp_path, code.id)
+    assert texts == {name: (unchanged / name).read_text(encoding="utf-8") for name in code.files}
+    [kept] = (tmp_path / "code").iterdir()
+    (tmp_path / f"{'0' * 20}.json.gz").write_bytes(kept.read_bytes())
+    assert read_kept_text(tmp_path, "../" + "0" * 20) is None
+    kept.write_bytes(kept.read_bytes()[:-9])
+    assert read_kept_text(tmp_path, code.id) is None
+    kept.write_bytes(gzip.compress(b'{"main.py": 1}'))
+    assert read_kept_text(tmp_path, code.id) is None
