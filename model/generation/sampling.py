@@ -198,9 +198,12 @@ def generate_rows(
         )
         while active:
             # Rows whose next token still comes from their prompt: their logits are not used and may be NaN.
-            given_B1 = torch.tensor([[len(prompts[i]) > T] for i in active], device=lm.device)
+            given = [[len(prompts[i]) > T] for i in active]
+            logits_BV = rows.logits()
+            if any(map(any, given)):
+                logits_BV = logits_BV.masked_fill(torch.tensor(given, device=lm.device), 0.0)
             logits_BV = usable_logits(
-                rows.logits().masked_fill(given_B1, 0.0),
+                logits_BV,
                 lambda row: f"row {active[row]}, step {T - len(prompts[active[row]])}",  # noqa: B023 -- called at once
             )
             with torch.inference_mode():
