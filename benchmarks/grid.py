@@ -18,11 +18,11 @@ from pathlib import Path
 
 import torch
 
+from common.repository import REPOSITORY
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.data import make_data
 
-ROOT = Path(__file__).resolve().parents[1]
 STEPS, BATCH_SIZE, N_LAYERS, DIM, N_HEADS, MAX_SEQ_LEN = 300, 16, 2, 64, 4, 32
 TEXT = {"dataset_name": "sotu", "val_pct": 0.5, "test_pct": 0.5}
 RATES, SEEDS = (3e-4, 1e-3, 3e-3, 1e-2), (1, 2, 3, 4)
@@ -99,12 +99,12 @@ def rows_for_script(root: Path) -> Path:
 def seconds(*commands: list[str]) -> float:
     start = time.perf_counter()
     for command in commands:
-        subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=ROOT)
+        subprocess.run([sys.executable, *command], check=True, capture_output=True, cwd=REPOSITORY)
     return time.perf_counter() - start
 
 
 def measure(root: Path, rounds: int) -> None:
-    config, script = ROOT / "configs" / "benchmark-grid.txt", root / "script.py"
+    config, script = REPOSITORY / "configs" / "benchmark-grid.txt", root / "script.py"
     script.write_text(SCRIPT)
     rows = rows_for_script(root)
     sizes = map(str, (N_LAYERS, DIM, N_HEADS, MAX_SEQ_LEN, BATCH_SIZE))

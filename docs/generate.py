@@ -13,6 +13,7 @@ from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from common.repository import REPOSITORY
 from data.corpora import corpora
 from data.syntheticdata import tasks as registered_tasks
 from model.context import layer_kinds as all_layer_kinds
@@ -24,8 +25,7 @@ from train.grid.params import SECTIONS
 from train.optimizers import optimizers as registered_optimizers
 from train.schedules import schedules as registered_schedules
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
+DOCS = REPOSITORY / "docs"
 PACKAGES = ("common", "data", "model", "train", "explore", "learn")
 
 # A process may have registered further ones: the student's, or those of tests.
@@ -57,10 +57,10 @@ def files() -> str:
     """Return a table for each folder of the code: its files, and the first sentence of each."""
     folders: dict[Path, list[str]] = {}
     for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py"), key=lambda path: (path.parent, path.name)):
+        for path in sorted((REPOSITORY / package).rglob("*.py"), key=lambda path: (path.parent, path.name)):
             if path.name != "__init__.py":
                 row = f"| `{path.name}` | {first_sentence(path)} |"
-                folders.setdefault(path.parent.relative_to(ROOT), []).append(row)
+                folders.setdefault(path.parent.relative_to(REPOSITORY), []).append(row)
     tables = [
         "\n".join([f"### `{folder}/`", "", "| file | |", "|---|---|", *rows])
         for folder, rows in folders.items()
@@ -92,7 +92,7 @@ def field_table(name: str, cls: type) -> str:
                     comments.get(node.end_lineno or 0, ""),
                 ]
                 rows.append(row(f"`{field.name}`", *cells))
-    heading = f"### `{name}` (`{path.relative_to(ROOT)}`)"
+    heading = f"### `{name}` (`{path.relative_to(REPOSITORY)}`)"
     return "\n".join(
         [heading, "", "| field | type | default | allowed values | meaning |", "|" + "---|" * 5, *rows]
     )

@@ -5,7 +5,8 @@
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from common.repository import REPOSITORY
 
@@ -62,11 +63,16 @@ def messages(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield text.lineno, text_of(text)
 
 
-def main(folders: list[str]) -> None:
-    for path in (REPOSITORY / name for name in folders or PRODUCT):
-        for file in [path] if path.is_file() else sorted(path.rglob("*.py")):
-            for line, text in messages(ast.parse(file.read_text(encoding="utf-8"))):
-                print(f"{file.relative_to(REPOSITORY)}:{line}: {text}")
+def product_files(names: Iterable[str] = PRODUCT) -> list[Path]:
+    """Return the Python files among these files and folders of the project."""
+    paths = [REPOSITORY / name for name in names]
+    return [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
+
+
+def main(names: list[str]) -> None:
+    for file in product_files(names or PRODUCT):
+        for line, text in messages(ast.parse(file.read_text(encoding="utf-8"))):
+            print(f"{file.relative_to(REPOSITORY)}:{line}: {text}")
 
 
 if __name__ == "__main__":

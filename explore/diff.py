@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from explore.compare.code import CodeOfRun, diff_between
 from train.grid.params import SECTION_OF
-from train.saving.code import changed_parts
+from train.saving.code import differing_files
 from train.saving.run_folder import find_run, read_about, read_params
 from train.saving.weights import regular_file
 from train.stats import Stat, Stats
@@ -26,9 +26,9 @@ class RunDiff(NamedTuple):
         lines = [f"{name}: {one!r} -> {other!r}" for name, (one, other) in self.fields.items()]
         lines += [text for text in (self.data, self.code) if text]
         parted = (
-            "no step with different training losses"
+            "all training losses that both runs have are equal"
             if self.first_step is None
-            else f"losses part at step {self.first_step}"
+            else f"training losses first differ at step {self.first_step}"
         )
         return "\n".join([*lines, parted])
 
@@ -53,12 +53,11 @@ def diff(a: str, b: str, out: str | None = None) -> RunDiff:
 
 def changed_code(folders: list[Path], abouts: list[dict]) -> str:
     one, other = (CodeOfRun.of(about, folder) for about, folder in zip(abouts, folders, strict=True))
-    shared = one.hashes.keys() & other.hashes.keys()
-    changed = changed_parts(*({part: code.hashes[part] for part in shared} for code in (one, other)))
-    if not changed:
+    files = differing_files(one.hashes, other.hashes)
+    if not files:
         return ""
     text = diff_between(one, other)
-    return f"changed: {', '.join(changed)}" if text is None else text
+    return f"changed: {', '.join(files)}" if text is None else text
 
 
 def changed_data(abouts: Sequence[Mapping[str, object]]) -> str:

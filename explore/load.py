@@ -97,9 +97,10 @@ def runs(out: str | None = None, **filters: object) -> pd.DataFrame:
     A filter gives a field one value, or a list of alternatives: runs(dim=128, dataset_name=["copy", "sort"]). The
     filter `variant` selects runs by the name of their variant: runs(variant="gru"). `out` is the output root (`--out`).
 
-    The column `status` is "complete", "training", or the reason why a run ended early or is unreadable. `code`
-    says what code trained the run: the subject of its commit, or what had changed since the first run in the table. A measured value whose name is also a field has the prefix `measured_`,
-    such as the CPU threads of a run. Raise ValueError for a filter that is no field.
+    The column `status` is "complete", "training", or the reason why a run ended early or is unreadable. `code` says
+    what code trained the run: the subject of its commit, or what had changed since the first run in the table. A
+    measured value whose name is also a field has the prefix `measured_`, such as the CPU threads of a run. Raise
+    ValueError for a filter that is no field.
     """
     for name in filters.keys() - SECTION_OF.keys() - {VARIANT}:
         raise ValueError(

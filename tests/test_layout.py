@@ -1,14 +1,13 @@
 """The structure of the code: which way imports point, where heavy libraries live, no field named as text."""
 
 import ast
-from pathlib import Path
 
 import pytest
 
+from common.repository import REPOSITORY
+from docs.messages import product_files
 from train.grid.params import SECTION_OF
 
-ROOT = Path(__file__).resolve().parents[1]
-PRODUCT = ["main.py", "gpt2.py", "model_explorer.py", "common", "data", "model", "train", "explore", "learn"]
 # What each package or module may import of ours, besides `common`. The entry with the longest matching name holds; a minus takes away.
 MAY_IMPORT = {
     "common": "common",
@@ -65,12 +64,9 @@ ONLY_IN = {
 PARAMS_MAY_IMPORT = {"typing", "pydantic"}
 
 
-def product_files() -> list[Path]:
-    paths = [ROOT / name for name in PRODUCT]
-    return [file for path in paths for file in ([path] if path.is_file() else sorted(path.rglob("*.py")))]
-
-
-FILES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in product_files()}
+FILES = {
+    str(path.relative_to(REPOSITORY)): ast.parse(path.read_text(encoding="utf-8")) for path in product_files()
+}
 
 
 def imports(tree: ast.AST) -> set[str]:
@@ -159,7 +155,7 @@ def test_params_import_nothing_heavy(file):
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.endswith("_params.py")])
 def test_a_field_stands_on_one_line_with_its_comment(file):
-    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    lines = (REPOSITORY / file).read_text(encoding="utf-8").splitlines()
     [params] = [node for node in FILES[file].body if isinstance(node, ast.ClassDef)]
     for node in params.body:
         if isinstance(node, ast.AnnAssign):
@@ -209,10 +205,8 @@ def test_no_import_cycles():
 
 # Names that mean the same wherever they are defined: an interface and the class behind it, a function and its public form.
 ONE_MEANING = {"T", "P", "M", "log", "main", "Namer", "Tokenizer", "from_hf"}
-COURSES = (
-    "learn/courses/",
-    "learn/solution/",
-)  # with the students' files: each mirrors the names of what it teaches
+# Each course and its solution mirror the names of what they teach, as the students' files do.
+COURSES = ("learn/courses/", "learn/solution/")
 
 
 def top_level_names(tree: ast.Module) -> set[str]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from explore.compare.variants import CODE, RunRow
 from train.grid.params import measured_column
-from train.saving.code import read_kept_text, same_code
+from train.saving.code import differing_files, read_kept_text
 
 MAX_SUBJECT = 50  # characters of a commit's subject in a label
 MAX_FILES = 2  # files named in a label
@@ -21,16 +21,20 @@ class CodeOfRun(NamedTuple):
     hashes: Mapping[str, str] = {}  # empty for a run that was saved without them
     subject: str = ""  # of the commit; empty outside git
     is_edited: bool = True  # the files differed from the commit
-    id: str = ""  # of the kept text of all files
+    text_id: str = ""  # name of the kept text of all files
     out: Path = Path()  # output root, where the text is kept
+
+    def text(self) -> dict[str, str] | None:
+        """Return the text of all files that the run could import, or None if it was not kept."""
+        return read_kept_text(self.out, self.text_id)
 
     @classmethod
     def of(cls, about: Mapping[str, object], folder: Path) -> "CodeOfRun":
         """Return the code of the run in `folder`, from its about.json."""
         hashes, edited = about.get("code"), about.get("edited", True)
         out = next((path.parent for path in folder.parents if path.name == "saved-models"), folder)
-        subject, id = str(about.get("subject", "")), str(about.get("code_id", ""))
-        return cls(hashes if isinstance(hashes, dict) else {}, subject, bool(edited), id, out)
+        subject, text_id = str(about.get("subject", "")), str(about.get("code_text", ""))
+        return cls(hashes if isinstance(hashes, dict) else {}, subject, bool(edited), text_id, out)
 
 
 def with_code_labels(rows: Sequence[RunRow]) -> list[RunRow]:
@@ -62,46 +66,39 @@ def code_labels(codes: Sequence[CodeOfRun]) -> list[str]:
     The label is the commit's subject if the tree was clean. Otherwise it says how the code differs from that of the first
     run: "attention.py +1 -1". Runs without a record of their code are "unknown".
     """
-    firsts: list[CodeOfRun] = []  # one of each version
-    known: list[dict[str, str]] = []  # all hashes of each version
-    version_of: dict[tuple[tuple[str, str], ...], int] = {}
-    versions = []
+    versions: list[CodeOfRun] = []  # the first run of each, with the hashes of all its runs
+    version_of: dict[tuple[tuple[str, str], ...], int] = {}  # by the hashes of a run
     for code in codes:
         key = tuple(code.hashes.items())
         if key not in version_of:
-            same = (
-                i
-                for i, hashes in enumerate(known)
-                if bool(hashes) == bool(key) and same_code(hashes, code.hashes)
-            )
-            version_of[key] = next(same, len(firsts))
-            if version_of[key] == len(firsts):
-                firsts.append(code)
-                known.append({})
-            known[version_of[key]].update(code.hashes)
-        versions.append(version_of[key])
+            same = (i for i, version in enumerate(versions) if is_version(version, code))
+            version_of[key] = i = next(same, len(versions))
+            if i == len(versions):
+                versions.append(code)
+            versions[i] = versions[i]._replace(hashes={**versions[i].hashes, **code.hashes})
+    first = next((version for version in versions if version.hashes), None)
     labels: list[str] = []
-    reference = next((i for i, hashes in enumerate(known) if hashes), 0)
-    for code, hashes in zip(firsts, known, strict=True):
-        label = label_of(code, hashes, firsts[reference], known[reference])
+    for version in versions:
+        label = "unknown" if first is None or not version.hashes else label_of(version, first)
         n_equal = sum(other == label or other.startswith(f"{label} (") for other in labels)
         labels.append(f"{label} ({n_equal + 1})" if n_equal else label)
-    return [labels[version] for version in versions]
+    return [labels[version_of[tuple(code.hashes.items())]] for code in codes]
 
 
-def label_of(
-    code: CodeOfRun, hashes: Mapping[str, str], first: CodeOfRun, hashes_of_first: Mapping[str, str]
-) -> str:
-    if not hashes:
-        return "unknown"
+def is_version(version: CodeOfRun, code: CodeOfRun) -> bool:
+    """Return True if `code` is the same as that of `version`. Code without hashes is only the same as its like."""
+    return bool(version.hashes) == bool(code.hashes) and not differing_files(version.hashes, code.hashes)
+
+
+def label_of(code: CodeOfRun, first: CodeOfRun) -> str:
+    """Return the label of a version of the code, compared with the first one."""
     if code.subject and (not code.is_edited or code is first):
         subject = shorten(code.subject, MAX_SUBJECT, placeholder=" ...")
         return f"{subject} (edited)" if code.is_edited else subject
     if code is first:
         return "first"
-    parts = {part for part in hashes if hashes_of_first.get(part, hashes[part]) != hashes[part]}
-    files = sorted({part.partition(":")[0] for part in parts})
-    then, now = read_kept_text(first.out, first.id), read_kept_text(code.out, code.id)
+    files = differing_files(first.hashes, code.hashes)
+    then, now = first.text(), code.text()
     if then is None or now is None:
         return ", ".join(Path(file).name for file in files[:MAX_FILES]) + " changed"
     counts = {file: changed_lines(then.get(file, ""), now.get(file, "")) for file in files}
@@ -120,7 +117,7 @@ def changed_lines(then: str, now: str) -> tuple[int, int]:
 
 def diff_between(one: CodeOfRun, other: CodeOfRun) -> str | None:
     """Return the unified diff between the files that the two runs can import. None if a text was not kept."""
-    then, now = read_kept_text(one.out, one.id), read_kept_text(other.out, other.id)
+    then, now = one.text(), other.text()
     if then is None or now is None:
         return None
     lines: list[str] = []

@@ -33,10 +33,8 @@ from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import output_root, run_folders
 
 MAX_TERMINAL_ROWS = 40  # rows of a table on the terminal
-FIRST = (
-    "timestamp",
-    "status",
-)  # first columns of results.csv, before varied fields, numbers and other params
+# First columns of results.csv. Varied fields, numbers and other params follow.
+FIRST = ("timestamp", "status")
 
 
 class NoRuns(ValueError):
@@ -134,7 +132,7 @@ def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
     """Return the row of a run of this call that has no folder, but a result or a failure."""
     status = outcome.stopped if outcome.failed else "complete"
     version = code_of_this_process()
-    code = CodeOfRun(version.hashes(params), version.subject, bool(version.diff), version.code.id)
+    code = CodeOfRun(version.hashes(params), version.subject, bool(version.diff), version.code.text_id)
     known = {"timestamp": "", "status": status, CODE: code}
     return row_of({**outcome.as_row(), **known}, params)
 

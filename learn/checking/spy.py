@@ -28,12 +28,8 @@ READY_MADE = {
     "log_softmax": "a ready-made loss",
     "_fused_adam": "a ready-made optimizer",
 }
-VECTOR_NORMS = {
-    "linalg_vector_norm",
-    "vector_norm",
-    "linalg_norm",
-    "_foreach_norm",
-}  # norms of vectors are arithmetic
+# Norms of vectors are arithmetic.
+VECTOR_NORMS = {"linalg_vector_norm", "vector_norm", "linalg_norm", "_foreach_norm"}
 COMPILED = ("tokenizers", "tiktoken", "sentencepiece")  # packages that compute outside Python
 
 

@@ -32,7 +32,7 @@ def pair(tmp_path):
 def test_equal_runs_do_not_differ(pair):
     found = pair()
     assert found == ({}, "", "", None)
-    assert str(found) == "no step with different training losses"
+    assert str(found) == "all training losses that both runs have are equal"
 
 
 def test_fields_and_data_that_differ_are_named(pair):
@@ -55,7 +55,7 @@ def test_the_first_step_whose_losses_differ_is_found(pair):
     found = pair(stats=other_loss)
     stats = pair(stats=lambda stats: None)
     assert found.first_step == stats.first_step > 0
-    assert f"losses part at step {found.first_step}" in str(found)
+    assert f"training losses first differ at step {found.first_step}" in str(found)
 
 
 def test_changed_files_are_named_where_the_text_was_not_kept(pair):

@@ -47,7 +47,7 @@ class About(TypedDict, total=False):
 
     identity: str
     code: dict[str, str]
-    code_id: str
+    code_text: str
     content: str
     subject: str
     edited: bool

@@ -10,8 +10,8 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping
-from functools import cache
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ NOT_COUNTED = ("train/launch/", "train/saving/", "train/logs.py", "explore/")
 ON_DEMAND = {"model/hf/": "from_pretrained"}
 # Decorators that register a function or class under a name that configs use.
 REGISTER = {"registered", "register", "register_tokenizer", "layer_kind"}
-ID = re.compile("[0-9a-f]{20}")
+TEXT_ID = re.compile("[0-9a-f]{20}")
 
 
 class CodePart(NamedTuple):
@@ -52,8 +52,12 @@ class Code:
     def __init__(self, files: Mapping[str, SourceFile]) -> None:
         self.files = files  # by path, relative to the root of the project
         self.names = {name for file in files.values() for name in (*file.registered, *file.lazy_modules)}
-        self.id = hash_of_text(json.dumps([(name, file.text) for name, file in sorted(files.items())]))
         self.known: dict[object, dict[str, str]] = {}
+
+    @cached_property
+    def text_id(self) -> str:
+        """The name under which the text of all files is kept."""
+        return hash_of_text(json.dumps([(name, file.text) for name, file in sorted(self.files.items())]))
 
     @classmethod
     def read(cls, root: Path) -> "Code":
@@ -70,7 +74,7 @@ class Code:
 
     def keep(self, out: Path) -> None:
         """Write the text of all files to `out`/code, so that a later call can show what changed since."""
-        path = kept_text(out, self.id)
+        path = kept_text(out, self.text_id)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             texts = {name: file.text for name, file in self.files.items()}
@@ -232,28 +236,41 @@ def texts_in(value: object) -> Iterator[str]:
             yield from texts_in(part)
 
 
-def same_code(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Return True if two runs, given by their hashes, have the same code."""
-    return all(other.get(part, hash) == hash for part, hash in one.items())
+def differing_files(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    """Return the files in which two runs, given by their hashes, have different code.
+
+    Only what both runs use is compared, so that runs on different tasks can have the same code.
+    """
+    return files_with(part for part in one.keys() & other.keys() if one[part] != other[part])
 
 
-def changed_parts(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Return the names of the files that differ between the code of two runs with the same params."""
-    parts = (part for part in {**then, **now} if then.get(part) != now.get(part))
+def changed_files(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """Return the files that were changed, added or removed between two runs with the same params."""
+    return files_with(part for part in {**then, **now} if then.get(part) != now.get(part))
+
+
+def files_with(parts: Iterable[str]) -> list[str]:
+    """Return the sorted names of the files of these keys of hashes."""
     return sorted({part.partition(":")[0] for part in parts})
 
 
-def kept_text(out: Path, id: str) -> Path:
-    return out / "code" / f"{id}.json.gz"
+def kept_text(out: Path, text_id: str) -> Path:
+    return out / "code" / f"{text_id}.json.gz"
 
 
-def read_kept_text(out: Path, id: str) -> dict[str, str] | None:
-    """Return the text of all files of the code with this id, or None if it was not kept here or cannot be read."""
-    if not ID.fullmatch(id):  # it comes from a run folder, which may be anybody's
+def read_kept_text(out: Path, text_id: str) -> dict[str, str] | None:
+    """Return the text of all files of a version of the code, or None if it was not kept here or cannot be read."""
+    if not TEXT_ID.fullmatch(text_id):  # it comes from a run folder, which may be anybody's
         return None
     try:
-        texts = json.loads(gzip.decompress(kept_text(out, id).read_bytes()))
+        return read_texts(kept_text(out, text_id))
     except (OSError, EOFError, ValueError, zlib.error):
         return None
-    is_text = isinstance(texts, dict) and all(isinstance(text, str) for text in texts.values())
-    return texts if is_text else None
+
+
+@lru_cache(maxsize=16)
+def read_texts(path: Path) -> dict[str, str]:
+    texts = json.loads(gzip.decompress(path.read_bytes()))
+    if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+        raise ValueError(f"{path} does not hold the text of files")
+    return texts

@@ -17,7 +17,7 @@ from train.grid.run import NEW, Run, Step, StepKind
 from train.logs import log
 from train.processes import rank
 from train.saving.claims import claims_in, noted_folder
-from train.saving.code import changed_parts
+from train.saving.code import changed_files
 from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import code_id, code_of_this_process
 from train.saving.run_folder import (
@@ -232,7 +232,7 @@ def step_after(run: Run, attempts: list[Earlier], any_code: bool) -> Step:
     steps = [step_of(earlier) for earlier in same]
     step = furthest_step(steps)
     if step is NEW and (others := [earlier for earlier in attempts if earlier not in same]):
-        changed = ", ".join(changed_parts(others[-1].code, now))
+        changed = ", ".join(changed_files(others[-1].code, now))
         return Step("new", why=f"{changed} changed since {others[-1].folder.name.removesuffix(PARTIAL)}")
     replaced = [
         earlier.folder

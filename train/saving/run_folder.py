@@ -25,7 +25,7 @@ from model.model_params import ModelParams
 from train.grid.params import Params, Section
 from train.logs import printable
 from train.saving.about import about_problem
-from train.saving.code import Code, changed_parts
+from train.saving.code import Code, changed_files
 from train.saving.durable import make_folder, rename, replacing, sync_tree
 from train.saving.outcome import Value
 from train.saving.provenance import code_of_this_process, versions
@@ -239,18 +239,18 @@ def create_run_files(
     content: str = "",
 ) -> None:
     """Write the params and the origin of a run before it trains, so that it can be identified however it ends."""
-    code = code_of_this_process()
+    version = code_of_this_process()
     write_json(folder / "params.json", params.by_part())
-    (folder / "diff.patch").write_bytes(code.diff)
+    (folder / "diff.patch").write_bytes(version.diff)
     about = {
         "timestamp": folder.name.removesuffix(PARTIAL),
         "command": command,
         "versions": versions(),
-        "commit": code.commit,
-        "subject": code.subject,
-        "edited": bool(code.diff),
-        "code_id": code.code.id,
-        "code": code.hashes(params),
+        "commit": version.commit,
+        "subject": version.subject,
+        "edited": bool(version.diff),
+        "code_text": version.code.text_id,
+        "code": version.hashes(params),
         "identity": identity,
         "content": content,  # hash of the text; empty for tasks
         "wandb": wandb,  # the id under which a resumed run continues in wandb
@@ -299,7 +299,7 @@ def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
     about = read_about(folder)
     params = read_params(folder, about)
     now = Code.read(REPOSITORY).hashes(params.flat())
-    changed = [name for name in changed_parts(about["code"], now) if name.startswith("model/")]
+    changed = [name for name in changed_files(about["code"], now) if name.startswith("model/")]
     if changed:
         listed = printable(", ".join(changed))
         print(f"{folder.name}: {listed} changed since this run was saved (at {saved_at(about)})")

@@ -32,7 +32,7 @@ def code_of(tmp_path):
         code = Code.read(root)
         code.keep(tmp_path)
         params = Params(DataParams(dataset_name=task), TrainParams(), ModelParams())
-        return CodeOfRun(code.hashes(params.flat()), subject, edited, code.id, tmp_path)
+        return CodeOfRun(code.hashes(params.flat()), subject, edited, code.text_id, tmp_path)
 
     return make
 
@@ -79,4 +79,4 @@ def test_the_diff_of_two_codes(code_of):
     assert lines[:2] == ["--- a/model/lm.py", "+++ b/model/lm.py"]
     assert lines[3:] == [" class LM:", "-    scale = 1", "+    # wider", "+    scale = 2"]
     assert diff_between(first, first) == ""
-    assert diff_between(first, other._replace(id="0")) is None
+    assert diff_between(first, other._replace(text_id="0")) is None

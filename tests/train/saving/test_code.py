@@ -8,7 +8,7 @@ import pytest
 
 from common.repository import REPOSITORY
 from train.grid.params import SECTIONS, Params
-from train.saving.code import Code, changed_parts, read_kept_text, same_code
+from train.saving.code import Code, changed_files, differing_files, read_kept_text, read_texts
 
 TASK = '''
 
@@ -56,8 +56,8 @@ def changed(unchanged: Path, edit, *edits: tuple[str, str, str], **fields) -> se
     for one in edits:
         edit(*one)
     after = Code.read(unchanged).hashes(values(**fields))
-    assert same_code(before, after) == (before == after)
-    return set(changed_parts(before, after))
+    assert (differing_files(before, after) == []) == (before == after)
+    return set(changed_files(before, after))
 
 
 ATTENTION = "model/transformer/attention.py"
@@ -144,12 +144,13 @@ def test_kept_text_is_read_back_and_nothing_else(unchanged, tmp_path):
     code = Code.read(unchanged)
     code.keep(tmp_path)
     code.keep(tmp_path)
-    texts = read_kept_text(tmp_path, code.id)
+    texts = read_kept_text(tmp_path, code.text_id)
     assert texts == {name: (unchanged / name).read_text(encoding="utf-8") for name in code.files}
     [kept] = (tmp_path / "code").iterdir()
     (tmp_path / f"{'0' * 20}.json.gz").write_bytes(kept.read_bytes())
     assert read_kept_text(tmp_path, "../" + "0" * 20) is None
+    read_texts.cache_clear()
     kept.write_bytes(kept.read_bytes()[:-9])
-    assert read_kept_text(tmp_path, code.id) is None
+    assert read_kept_text(tmp_path, code.text_id) is None
     kept.write_bytes(gzip.compress(b'{"main.py": 1}'))
-    assert read_kept_text(tmp_path, code.id) is None
+    assert read_kept_text(tmp_path, code.text_id) is None
