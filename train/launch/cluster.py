@@ -104,7 +104,7 @@ def on_worker(run: Run, parcels: list[object], shared: SharedByRuns) -> tuple[Ou
     try:
         if here.exists():
             return train(resume_dead_attempt(run, call, here), call, report=worker_log.report), None
-        with in_a_folder(run, call, map(ray.get, parcels)) as (moved, elsewhere):
+        with in_a_folder(run, call, (ray.get(parcel) for parcel in parcels)) as (moved, elsewhere):
             outcome = train(moved, elsewhere, report=worker_log.report)
             return outcome, pack_folders(elsewhere.out, outputs(elsewhere.out, run.identity))
     finally:
