@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from common.repository import REPOSITORY
 from common.text import nearest
 from data.data_params import DataParams
+from data.held_out import HeldOut
 from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -237,6 +238,7 @@ def create_run_files(
     identity: str = "",
     wandb: str | None = None,
     content: str = "",
+    held_out: HeldOut = HeldOut(),
 ) -> None:
     """Write the params and the origin of a run before it trains, so that it can be identified however it ends."""
     version = code_of_this_process()
@@ -253,6 +255,7 @@ def create_run_files(
         "code": version.hashes(params),
         "identity": identity,
         "content": content,  # hash of the text; empty for tasks
+        "held_out": held_out._asdict(),  # what the validation loss is measured on
         "wandb": wandb,  # the id under which a resumed run continues in wandb
     }
     write_json(folder / "about.json", about)
