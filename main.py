@@ -251,24 +251,35 @@ def run_grid(args: argparse.Namespace) -> int:
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
         plan.announce(runs, call)
-        before: list[Outcome] = []
-        if baseline is not None and rank() == 0:
-            before = against.baseline_outcomes(baseline, runs, args.config, call, passed_on(args))
+        before = (
+            []
+            if baseline is None
+            else against.baseline_outcomes(baseline, runs, args.config, call, passed_on(args))
+        )
         outcomes = sweep.train_runs(runs, namer, call)
         log.info(tables.result_table(runs, outcomes))
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
-        from explore.compare.report import report_grid
-
-        try:
-            everything = [*outcomes, *before]
-            report_grid(runs_folder(args.config), [run.params for run in runs], everything, call.out)
-        except OSError as error:
-            log.error(f"no report: {error}")
-    if baseline is not None and rank() == 0 and not any(one.failed or one.interrupted for one in outcomes):
-        return judge_code(args, baseline, runs, (outcomes, before), call)
-    if args.transfer and rank() == 0 and sweep.exit_code(outcomes) != INTERRUPTED:
+        save_report(args, runs, [*outcomes, *before], call)
+    code = sweep.exit_code(outcomes)
+    if rank() or code == INTERRUPTED:
+        return code
+    if args.transfer:
         return check_scaling(args, runs, outcomes)
-    return sweep.exit_code(outcomes)
+    if baseline is None or any(outcome.failed for outcome in outcomes):
+        return code
+    return judge_code(args, baseline, runs, (outcomes, before), call)
+
+
+def save_report(
+    args: argparse.Namespace, runs: Sequence[Run], outcomes: "Sequence[Outcome]", call: Call
+) -> None:
+    """Write the report of a grid that has run."""
+    from explore.compare.report import report_grid
+
+    try:
+        report_grid(runs_folder(args.config), [run.params for run in runs], outcomes, call.out)
+    except OSError as error:
+        log.error(f"no report: {error}")
 
 
 def judge_code(
@@ -295,7 +306,12 @@ def judge_code(
 
 def passed_on(args: argparse.Namespace) -> list[str]:
     """Return the options that hold for the runs of the baseline's code, too."""
-    given = {"--jobs": args.jobs, "--ray": args.ray, "--gpu-id": args.gpu_id, "--wandb-proj-name": args.wandb_proj_name}
+    given = {
+        "--jobs": args.jobs,
+        "--ray": args.ray,
+        "--gpu-id": args.gpu_id,
+        "--wandb-proj-name": args.wandb_proj_name,
+    }
     flags = {"--no-wandb": args.no_wandb, "--fail-fast": args.fail_fast}
     options = [f"{name}={value}" for name, value in given.items() if value is not None]
     return options + [name for name, is_set in flags.items() if is_set]

@@ -31,7 +31,9 @@ def keep_documents(documents: Iterable[str], folder: Path) -> Iterator[str]:
 def read_documents(cache: Path, folder: str) -> list[str] | None:
     """Return the documents kept in this folder of the cache, or None if there are none."""
     path = cache / folder / DOCUMENTS
-    if not FOLDER.fullmatch(folder) or not path.is_file():  # the name comes from a run folder, which may be anybody's
+    if (
+        not FOLDER.fullmatch(folder) or not path.is_file()
+    ):  # the name comes from a run folder, which may be anybody's
         return None
     with gzip.open(path, "rt", encoding="utf-8") as file:
         return [str(json.loads(line)) for line in file]

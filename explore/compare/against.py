@@ -43,7 +43,7 @@ class Point(NamedTuple):
     low: float  # 95 % interval of the difference, corrected for the number of points
     high: float
     p: float  # corrected, too
-    verdict: str  # "better", "worse", "the same", or "cannot tell" with a reason
+    verdict: str  # "better", "no worse", "the same", "worse", or "cannot tell" with a reason
     judged: Judged
 
 
@@ -67,10 +67,12 @@ def judge(
     """Compare runs with those of the baseline's code. `baseline_rows` have the params of `rows`, in the same order.
 
     `margin` is the smallest loss that matters, in the unit of `metric`; the default is a third of the standard deviation
-    over seeds. The change is no worse if the interval of every point lies below the margin, and worse if a test finds one
-    point worse.
+    over seeds. The change is no worse if the interval of every point lies below the margin. Else it is worse if a test finds
+    one point worse. It is better at a point if a test says so and the interval holds differences beyond the margin.
     """
-    variants, others = (gather(pd.DataFrame(list(side), dtype=object), tuned, metric)[0] for side in (rows, baseline_rows))
+    variants, others = (
+        gather(pd.DataFrame(list(side), dtype=object), tuned, metric)[0] for side in (rows, baseline_rows)
+    )
     by_name = {(other.data, other.name): other for other in others}
     matches = [match(one, by_name.get((one.data, one.name)), "steps", metric) for one in variants]
     n_tests = correct(matches)
@@ -99,17 +101,21 @@ def point_of(match: Match, n_tests: int, margin: float) -> Point:
         return Point(name, len(seeds), before, loss, 0.0, 0.0, 0.0, 1.0, "the same", Judged.NO_WORSE)
     low, high = match.interval
     judged, words = Judged.CANNOT_TELL, verdict(match, n_tests)
-    if len(seeds) > 1 and math.isinf(loss) != math.isinf(before):
-        # Every run of one side diverged, at its best setting, too: there is no mean to test.
-        words, judged = ("worse: it diverges", Judged.WORSE) if math.isinf(loss) else ("better", Judged.NO_WORSE)
-    elif not match.reason and high < margin and not words.startswith("cannot tell: leak"):
-        judged = Judged.NO_WORSE
-        words = "better" if words == "better" else "no worse"
+    if len(seeds) > 1 and math.isinf(loss) != math.isinf(before):  # all runs of one side diverged
+        words, judged = (
+            ("worse: it diverges", Judged.WORSE) if math.isinf(loss) else ("better", Judged.NO_WORSE)
+        )
+    elif match.reason or words.startswith("cannot tell: "):
+        pass
+    elif high < margin:
+        words, judged = "better" if words == "better" and low < -margin else "no worse", Judged.NO_WORSE
     elif words == "worse":
         judged = Judged.WORSE
-    elif not match.reason and words.startswith("cannot tell;"):
+    else:
         words = f"cannot tell; {seeds_that_would(match, n_tests, margin)}"
-    return Point(name, match.n_seeds, before, loss, match.difference, low, high, match.corrected, words, judged)
+    return Point(
+        name, match.n_seeds, before, loss, match.difference, low, high, match.corrected, words, judged
+    )
 
 
 def mean_at(variant: Variant, seeds: Sequence[int]) -> float:
@@ -152,8 +158,14 @@ def sentence_of(judged: Judged, points: Sequence[Point], margin: float, metric: 
     unit = "bits per byte" if metric == "bits_per_byte" else "nats"
     if judged is Judged.CANNOT_TELL:
         open_points = [point for point in points if point.judged is judged]
-        where = f" at {with_plural(len(open_points), 'grid point')} of {len(points)}" if len(points) > 1 else ""
-        reason = open_points[0].verdict.removeprefix("cannot tell").lstrip(":; ") if open_points else "no run has ended"
+        where = (
+            f" at {with_plural(len(open_points), 'grid point')} of {len(points)}" if len(points) > 1 else ""
+        )
+        reason = (
+            open_points[0].verdict.removeprefix("cannot tell").lstrip(":; ")
+            if open_points
+            else "no run has ended"
+        )
         return f"cannot tell{where}: {reason}"
     if judged is Judged.WORSE:
         return "worse" + where_found(points, "worse")

@@ -24,6 +24,7 @@ from train.grid.expand import GridError
 from train.grid.params import SECTION_OF, SECTIONS
 from train.grid.run import Call, Run
 from train.logs import log
+from train.processes import rank
 from train.saving.code import Code
 from train.saving.earlier_runs import DEFAULTS
 from train.saving.outcome import Outcome
@@ -121,26 +122,24 @@ def literal(node: ast.expr | None) -> object:
     return ...
 
 
-def chosen_fields(run: Run, baseline: Baseline) -> dict[str, object]:
-    """Return the fields in which the baseline's run must be told the values of `run`.
+def chosen_fields(runs: Sequence[Run], baseline: Baseline) -> list[dict[str, object]]:
+    """Return, for each of `runs`, the fields that the baseline's run gets from it: the same ones for all.
 
-    A field that the config does not set keeps the default of each code. Raise GridError for a field that the baseline's
-    code lacks, unless it is at its default.
+    A field that no run sets keeps the default of each code. Raise GridError for a field that the baseline's code lacks,
+    unless it is at its default.
     """
-    values = run.params.flat()
-    chosen = {name: values[name] for name in values if name in run.places or values[name] != DEFAULTS[name]}
-    unknown = [name for name in chosen if name not in baseline.defaults and values[name] != DEFAULTS[name]]
-    if unknown:
-        raise GridError(
-            [
-                located(
-                    f"{SECTION_OF[name]}.{name}={values[name]!r}, but the code of {baseline.ref} has no {name!r}",
-                    run.places,
-                )
-                for name in unknown
-            ]
-        )
-    return {name: value for name, value in chosen.items() if name in baseline.defaults}
+    errors, chosen = [], set[str]()
+    for run in runs:
+        values = run.params.flat()
+        changed = {name for name in values if values[name] != DEFAULTS[name]}
+        for name in sorted(changed - baseline.defaults.keys()):
+            message = f"{name}={values[name]!r}, but the code of {baseline.ref} has no field {name!r}"
+            errors.append(located(message, run.places))
+        chosen |= changed | run.places.keys()
+    if errors:
+        raise GridError(errors)
+    known = [name for name in SECTION_OF if name in chosen and name in baseline.defaults]
+    return [{name: run.params.flat()[name] for name in known} for run in runs]
 
 
 def saved_outcomes(
@@ -152,7 +151,7 @@ def saved_outcomes(
     `any_text` ignores whether its text was the same.
     """
     by_identity = {run.identity: i for i, run in enumerate(runs)}
-    wanted = [baseline.defaults | chosen_fields(run, baseline) for run in runs]
+    wanted = [{**baseline.defaults, **fields} for fields in chosen_fields(runs, baseline)]
     found: list[Outcome | None] = [None] * len(runs)
     option = f"--config={baseline.config(config)}"
     for folder in sorted(run_folders(out), key=lambda path: path.name):
@@ -176,7 +175,9 @@ def saved_outcomes(
 
 def saved_fields(folder: Path) -> dict[str, object]:
     sections = read_json(folder / "params.json").values()
-    return {name: value for section in sections if isinstance(section, dict) for name, value in section.items()}
+    return {
+        name: value for section in sections if isinstance(section, dict) for name, value in section.items()
+    }
 
 
 def is_part(fields: Mapping[str, object], saved: Mapping[str, object]) -> bool:
@@ -195,9 +196,8 @@ def train_baseline(
     name = baseline.config(config)
     environment = os.environ | {"WHATIF_DATA": str(data_folder() or "")}
     with tempfile.TemporaryDirectory(prefix="whatif-") as folder:
-        for number, run in enumerate(runs, 1):
-            text = config_text(chosen_fields(run, baseline))
-            Path(folder, f"{name}-{number:06}.txt").write_text(text, encoding="utf-8")
+        text = config_text(chosen_fields(runs, baseline))
+        Path(folder, f"{name}.txt").write_text(text, encoding="utf-8")
         launcher = Path(folder, "baseline.py")
         launcher.write_text(LAUNCHER, encoding="utf-8")
         command = [sys.executable, str(launcher), f"--config={name}", "--save", f"--out={call.out}", *options]
@@ -210,11 +210,19 @@ def train_baseline(
             process.kill()  # nothing, unless this process fails
 
 
-def config_text(chosen: Mapping[str, object]) -> str:
-    """Return the text of a config with these fields."""
+def config_text(runs: Sequence[Mapping[str, object]]) -> str:
+    """Return the text of a config of exactly these runs, which set the same fields. What varies is one axis."""
+    lists = {name: [run[name] for run in runs] for name in runs[0]}
+    varied = [name for name, values in lists.items() if any(value != values[0] for value in values)]
     lines = []
     for section in SECTIONS:
-        lines += [section, *(f"{name} = {value!r}" for name, value in chosen.items() if SECTION_OF[name] == section)]
+        own = [name for name in lists if SECTION_OF[name] == section]
+        lines += [
+            section,
+            *(f"{name} = {lists[name] if name in varied else lists[name][0]!r}" for name in own),
+        ]
+    if len(varied) > 1:
+        lines += ["Grid", f"together = [{tuple(varied)!r}]"]
     return "\n".join(lines) + "\n"
 
 
@@ -223,17 +231,30 @@ def baseline_outcomes(
 ) -> list[Outcome]:
     """Return how each of `runs` ended with the baseline's code. Train those that are not saved yet.
 
-    Raise GridError if some have not ended, and KeyboardInterrupt after Ctrl-C.
+    Return nothing in the further processes of a run. Raise GridError if some have not ended, and KeyboardInterrupt after
+    Ctrl-C.
     """
+    if rank() > 0:
+        return []
     found = saved_outcomes(baseline, runs, config, call.out)
     missing = [run for run, outcome in zip(runs, found, strict=True) if outcome is None]
-    log.info(f"{baseline.named}: {len(runs) - len(missing)} of {len(runs)} runs are saved")
+    log.info(f"with the code of {baseline.named}: {saved_runs(found)}")
     if missing:
         code = train_baseline(baseline, missing, config, call, options)
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         found = saved_outcomes(baseline, runs, config, call.out, any_text=True)
+        log.info("with your code:")
     ended = [outcome for outcome in found if outcome is not None]
     if len(ended) < len(runs):
-        raise GridError([f"--against={baseline.ref}: {len(runs) - len(ended)} of its runs failed, so nothing is compared"])
+        raise GridError(
+            [f"--against={baseline.ref}: {len(runs) - len(ended)} of its runs failed, so nothing is compared"]
+        )
     return ended
+
+
+def saved_runs(found: Sequence[Outcome | None]) -> str:
+    """Return in words how many runs are saved, and how many will train."""
+    n_missing = found.count(None)
+    to_train = f", {n_missing} to train" if n_missing else ""
+    return f"{len(found) - n_missing} of {len(found)} runs are saved{to_train}"
