@@ -168,25 +168,28 @@ def sentence_of(judged: Judged, points: Sequence[Point], margin: float, metric: 
         )
         return f"cannot tell{where}: {reason}"
     if judged is Judged.WORSE:
-        return "worse" + where_found(points, "worse")
-    better = where_found(points, "better")
+        return f"worse{where_found(points, 'worse')}"
     if all(point.verdict == "the same" for point in points):
         return "no worse: every run has exactly the loss that it had before"
-    if any(point.verdict == "better" for point in points):
-        return f"better{better}" + ("" if len(points) == 1 else "; no worse elsewhere")
+    if n_better := sum(point.verdict == "better" for point in points):
+        return f"better{where_found(points, 'better')}{'; no worse elsewhere' * (n_better < len(points))}"
     return f"no worse: each interval ends below the margin of {margin:.2g} {unit}"
 
 
 def where_found(points: Sequence[Point], word: str) -> str:
-    """Return the grid points with this verdict, for a sentence; "" if there is only one point."""
-    names = [point.name for point in points if point.verdict.startswith(word)]
-    more = f" and {with_plural(len(names) - 2, 'more point')}" if len(names) > 2 else ""
-    return "" if len(points) == 1 else f" at {'; '.join(names[:2])}{more}"
+    """Return the largest difference with this verdict and, if there are several points, where it was found."""
+    found = [point for point in points if point.verdict.startswith(word)]
+    largest = max(found, key=lambda point: 0 if math.isnan(point.difference) else abs(point.difference))
+    where = f" at {len(found)} of {len(points)} points, most at {largest.name}" if len(points) > 1 else ""
+    reason = largest.verdict.removeprefix(word).removeprefix(": ")
+    size = f"loss {largest.difference:+.3g}, p {largest.p:.2g}"
+    return f"{where}: {reason if math.isnan(largest.difference) else size}"
 
 
 def table_of(judgement: Judgement, ref: str) -> Table:
     """Return the table of all grid points, with the code of `ref` as the baseline."""
-    digits = ".4f"
+    widths = [point.high - point.low for point in judgement.points if point.high > point.low]
+    digits = f".{min(8, max([4, *(1 - math.floor(math.log10(width)) for width in widths)]))}f"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("grid point", overflow="fold")
     for title in ("seeds", ref, "now", "difference", "95 % interval", "p"):
@@ -194,7 +197,7 @@ def table_of(judgement: Judgement, ref: str) -> Table:
     table.add_column("verdict", overflow="fold")
     for point in judgement.points:
         inside = "-" if math.isnan(point.low) else f"{point.low:+{digits}} to {point.high:+{digits}}"
-        numbers = [f"{value:{digits}}" for value in (point.baseline, point.loss)]
+        numbers = [f"{value:.4f}" for value in (point.baseline, point.loss)]
         difference = "-" if math.isnan(point.difference) else f"{point.difference:+{digits}}"
         p = "-" if math.isnan(point.p) else f"{point.p:.2g}"
         cells = [point.name, str(point.n_seeds), *numbers, difference, inside, p, point.verdict]
