@@ -108,6 +108,11 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         "and judge whether your code is worse: --config=test --seed=[1,2,3] --against",
     )
     add(
+        "--noise",
+        action="store_true",
+        help="say how the final loss varies over seeds, and how many seeds show 0.5, 1 and 2 %%: --config=test --seed=[1,2,3] --noise",
+    )
+    add(
         "--margin",
         type=float,
         metavar="NATS",
@@ -208,7 +213,7 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise GridError(["--margin and --bisect need --against"])
     if args.margin is not None and not 0 < args.margin < math.inf:
         raise GridError([f"--margin={args.margin:g} must be a number of nats above 0"])
-    others = ["report", "check", "transfer", "coord_check", "stability"]
+    others = ["report", "noise", "check", "transfer", "coord_check", "stability"]
     if args.against is not None and (found := [name for name in others if getattr(args, name)]):
         raise GridError([f"--against and --{found[0].replace('_', '-')} are judged in separate calls"])
 
@@ -265,6 +270,8 @@ def run_grid(args: argparse.Namespace) -> int:
         return code
     if args.transfer:
         return check_scaling(args, runs, outcomes)
+    if args.noise:
+        say_noise(runs, outcomes)
     if baseline is None or any(outcome.failed for outcome in outcomes):
         return code
     return judge_code(args, baseline, runs, (outcomes, before), call)
@@ -280,6 +287,16 @@ def save_report(
         report_grid(runs_folder(args.config), [run.params for run in runs], outcomes, call.out)
     except OSError as error:
         log.error(f"no report: {error}")
+
+
+def say_noise(runs: Sequence[Run], outcomes: "Sequence[Outcome]") -> None:
+    """Log how the final loss varies over the seeds of each config of a grid."""
+    from explore.compare.noise import noise, noise_table
+    from explore.compare.report import rows_of_grid
+
+    found = noise(rows_of_grid([run.params for run in runs], outcomes))
+    log.info(noise_table(found))
+    log.info("seeds for 1 %: so many of each of two variants show a difference of 1 % of the loss, in 4 of 5 cases")
 
 
 def judge_code(
@@ -337,6 +354,8 @@ def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[R
         defaults=partial(pretrained.defaults, call.out),
     )
     runs = plan.prepare(runs, call)
+    if args.noise and len({run.params.train.random_seed for run in runs}) < 2:
+        raise GridError(["--noise needs several seeds: --seed=[1,2,3,4,5]"])
     if args.transfer:
         from explore.scaling.commands import refuse_transfer
 
