@@ -6,16 +6,17 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from train.grid.expand import GridError, config_files, read_grid
+from train.grid.expand import FileOfGrid, GridError, check_grid, config_files, expand_grid
 from train.grid.params import Params
 from train.grid.run import Call, Run
-from train.logs import log, log_to_console, log_to_file
+from train.logs import log, log_to_console, log_to_file, status
 from train.processes import rank, silence_rank, start_server_of_workers
 
 if TYPE_CHECKING:  # it imports torch, which is slow
@@ -32,6 +33,22 @@ CHECKS = {  # each ends with a verdict: pass, or fail and why
     "--transfer": "train, then judge whether the best lr stays over dim, n_layers or batch_size: --config=mup-width --transfer",
     "--stability": "judge how the effect of a small weight change grows with n_layers: --config=output-change --stability",
 }
+
+EPILOG = """\
+Examples
+  python3 main.py --config=test --no-wandb             train two tiny runs, in a minute
+  python3 main.py --config=copy --dry-run              what would run, and for how long
+  python3 main.py --config=copy --save --seed=[1,2,3]  three seeds, kept for the explorer
+  python3 main.py --fields lr                          which fields are about lr
+
+Exit codes
+  0    done
+  1    a run or a check failed
+  2    nothing was run: the input has an error, or outputs cannot be written
+  3    --against: worse
+  4    --against: cannot tell
+  130  interrupted
+"""
 
 
 class Namer:
@@ -63,19 +80,51 @@ def run_all(params: Params, ablate: bool) -> list[Params]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    add = parser.add_argument
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
-        "--config",
-        metavar="NAME",
-        help="run configs/NAME.txt and configs/NAME-*.txt: --config=test",
+    parser = argparse.ArgumentParser(
+        usage="main.py --config=NAME [options]",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=HelpFormatter,
     )
-    what.add_argument(
+    add_what_to_do(
+        parser.add_argument_group("What to do (one of these)").add_mutually_exclusive_group(required=True)
+    )
+    add_changes(parser.add_argument_group("Change the config"))
+    add_ways_to_train(parser.add_argument_group("Train"))
+    add_checks(parser.add_argument_group("Check"))
+    add_comparisons(parser.add_argument_group("Compare"))
+    add_outputs(parser.add_argument_group("Outputs"))
+    return parser.parse_args(arguments)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Formatter that fits help texts to the terminal and never breaks an option at its hyphens."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
+
+def add_what_to_do(group: argparse._MutuallyExclusiveGroup) -> None:
+    add = group.add_argument
+    add("--config", metavar="NAME", help="run configs/NAME.txt and configs/NAME-*.txt: --config=test")
+    add(
         "--report",
         metavar="NAME",
         help="report on the runs that --config=NAME --save kept, train nothing: --report=test",
     )
+    add("--configs", action="store_true", help="list the configs, with the number of their runs: --configs")
+    add(
+        "--fields",
+        nargs="?",
+        const="",
+        metavar="WORD",
+        help="list the fields of a config, or those that WORD occurs in: --fields, --fields lr",
+    )
+    add("--tasks", action="store_true", help="list the tasks and texts to train on: --tasks")
+
+
+def add_changes(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add("--task", metavar="NAME", help="use this task or text in place of the config's: --task=copy")
     add(
         "--set",
@@ -85,6 +134,15 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="set any field, a list for a grid: --set lr=[1e-3,3e-4]",
     )
     add("--seed", metavar="N", help="the same as --set random_seed=N: --seed 7, --seed [1,2,3]")
+    add(
+        "--ablate",
+        action="store_true",
+        help="train the ablations that run_all in main.py defines too: --config=test --ablate",
+    )
+
+
+def add_ways_to_train(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--save",
         action="store_true",
@@ -96,34 +154,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         const="same",
         choices=["same", "anyway"],
         metavar="anyway",
-        help="skip runs that are saved already, continue those that were killed: --config=test --resume\n"
-        "runs that other code trained are trained again; --resume=anyway takes them over",
+        help="skip runs that are saved already, continue those that were killed: --config=test --resume. "
+        "Runs that other code trained are trained again; --resume=anyway takes them over",
     )
-    add(
-        "--against",
-        nargs="?",
-        const="HEAD",
-        metavar="REF",
-        help="train the same runs with the code of a git commit, branch or tag (alone: HEAD) as well, unless they are saved,\n"
-        "and judge whether your code is worse: --config=test --seed=[1,2,3] --against",
-    )
-    add(
-        "--noise",
-        action="store_true",
-        help="say how the final loss varies over seeds, and how many seeds show 0.5, 1 and 2 %%: --config=test --seed=[1,2,3] --noise",
-    )
-    add(
-        "--margin",
-        type=float,
-        metavar="NATS",
-        help="the smallest loss that matters to --against, by default a third of the seeds' standard deviation: --margin=0.01",
-    )
-    add(
-        "--bisect",
-        action="store_true",
-        help="with --against, exit with the codes that `git bisect run` expects",
-    )
-    where = parser.add_mutually_exclusive_group()
+    where = group.add_mutually_exclusive_group()
     where.add_argument(
         "--jobs",
         metavar="N",
@@ -142,20 +176,43 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="stop at the first run that fails: --config=test --fail-fast",
     )
+    add("--gpu-id", type=int, metavar="N", help="train on this GPU only: --gpu-id=1")
+
+
+def add_comparisons(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
-        "--out",
-        metavar="DIR",
-        help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial",
+        "--against",
+        nargs="?",
+        const="HEAD",
+        metavar="REF",
+        help="train the same runs with the code of a git commit, branch or tag (alone: HEAD) as well, unless they are saved, "
+        "and judge whether your code is worse: --config=test --seed=[1,2,3] --against",
     )
+    add(
+        "--noise",
+        action="store_true",
+        help="say how the final loss varies over seeds, and how many seeds show 0.5, 1 and 2 %%: --config=test --seed=[1,2,3] --noise",
+    )
+    add(
+        "--margin",
+        type=float,
+        metavar="NATS",
+        help="the smallest loss that matters to --against, by default a third of the seeds' standard deviation: --margin=0.01",
+    )
+    add(
+        "--bisect",
+        action="store_true",
+        help="with --against, exit with the codes that `git bisect run` expects",
+    )
+
+
+def add_checks(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
     add(
         "--dry-run",
         action="store_true",
         help="show the runs, their sizes and the time they will take, train nothing: --config=test --dry-run",
-    )
-    add(
-        "--ablate",
-        action="store_true",
-        help="train the ablations that run_all in main.py defines too: --config=test --ablate",
     )
     add(
         "--check",
@@ -163,20 +220,27 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         const="only",
         choices=["only", "strict"],
         metavar="strict",
-        help="check the architectures, train nothing: --config=test --check\n"
-        "--check=strict trains, but refuses a grid in which one sees the future: --config=test --check=strict",
+        help="check the architectures, train nothing: --config=test --check. "
+        "--check=strict trains, but refuses a grid in which one sees the future",
     )
-    judge = parser.add_mutually_exclusive_group()
+    judge = group.add_mutually_exclusive_group()
     for option, text in CHECKS.items():
         judge.add_argument(option, action="store_true", help=text)
+
+
+def add_outputs(group: argparse._ArgumentGroup) -> None:
+    add = group.add_argument
+    add(
+        "--out",
+        metavar="DIR",
+        help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial",
+    )
     add("--no-wandb", action="store_true", help="do not track with wandb: --config=test --no-wandb")
     add(
         "--wandb-proj-name",
         metavar="NAME",
         help="use NAME in place of the config's in the wandb project's name: --wandb-proj-name=trial",
     )
-    add("--gpu-id", type=int, metavar="N", help="train on this GPU only: --gpu-id=1")
-    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,7 +260,7 @@ def run(args: argparse.Namespace) -> int:
         silence_rank()
     try:
         refuse_options(args)
-        return run_grid(args) if args.report is None else report_saved_runs(args)
+        return command_of(args)(args)
     except GridError as error:
         print(error, file=sys.stderr)
         return 2
@@ -205,6 +269,24 @@ def run(args: argparse.Namespace) -> int:
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def command_of(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
+    """Return the function that does what the command line asks for, and returns the exit code."""
+    if args.config is not None:
+        return run_grid
+    return list_names if args.report is None else report_saved_runs
+
+
+def list_names(args: argparse.Namespace) -> int:
+    """Show the fields, the tasks or the configs. Return the exit code."""
+    if args.configs:
+        from train.launch.list_configs import show_configs
+
+        return show_configs(CONFIGS)
+    from train.launch import discover  # imports torch
+
+    return discover.show_tasks() if args.tasks else discover.show_fields(args.fields)
 
 
 def refuse_options(args: argparse.Namespace) -> None:
@@ -234,14 +316,17 @@ def run_grid(args: argparse.Namespace) -> int:
     files = config_files(args.config, CONFIGS)
     if args.jobs != "1" and not args.dry_run:
         start_server_of_workers()
-    # These modules import torch, which is slow, so import them after the first checks.
-    from train.launch import against, plan, sweep, tables
+    with status("reading the config"):
+        read = read_configs(args, files)
+        status.show("checking the grid")
+        # These modules import torch, which is slow. What the text alone shows has been said.
+        from train.launch import against, plan, sweep
 
-    call = sweep.make_call(args, wandb_username)
-    baseline = None if args.against is None else against.export(args.against, call.out)
-    runs = read_runs(args, files, call)
-    namer = partial(Namer, args=args)
-    plan.check_names(runs, namer, call)
+        call = sweep.make_call(args, wandb_username)
+        baseline = None if args.against is None else against.export(args.against, call.out)
+        runs = check_runs(args, read, call)
+        namer = partial(Namer, args=args)
+        plan.check_names(runs, namer, call)
     if args.check is not None:
         from train.launch import check_models
 
@@ -253,6 +338,15 @@ def run_grid(args: argparse.Namespace) -> int:
         return plan.report_plan(runs, call, times=not (args.coord_check or args.stability))
     if args.coord_check or args.stability:
         return check_scaling(args, runs)
+    return train_grid(args, runs, baseline, namer, call)
+
+
+def train_grid(
+    args: argparse.Namespace, runs: list[Run], baseline: "Baseline | None", namer: partial[Namer], call: Call
+) -> int:
+    """Train all runs and report on them. Return the exit code."""
+    from train.launch import against, plan, sweep, tables
+
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
         plan.announce(runs, call)
@@ -341,20 +435,38 @@ def bisect_code(code: int) -> int:
     return 125 if code in (1, 2, 4) else code
 
 
-def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[Run]:
-    """Return the runs of the grid, with their data and sizes. Raise GridError with all errors in the input."""
-    from train import pretrained
-    from train.launch import plan
-    from train.launch import problems as check
+def read_configs(args: argparse.Namespace, files: list[Path]) -> list[FileOfGrid]:
+    """Read the configs and log how many runs they have. Raise GridError for a misspelt name or a syntax error."""
 
-    runs = read_grid(
-        files,
-        grid_options(args),
-        each=partial(run_all, ablate=args.ablate),
-        problems=partial(check.grid_problems, root=call.out),
-        known=plan.gpu_problems(args.gpu_id),
-        defaults=partial(pretrained.defaults, call.out),
-    )
+    def fields_of_source(
+        from_pretrained: str | None = None, from_saved: str | None = None, **others: object
+    ) -> dict[str, object]:
+        if from_pretrained is None and from_saved is None:
+            return {}
+        from train.pretrained import defaults  # imports torch
+        from train.saving.run_folder import output_root
+
+        return defaults(output_root(args.out), from_pretrained=from_pretrained, from_saved=from_saved)
+
+    read = expand_grid(files, grid_options(args), partial(run_all, ablate=args.ablate), fields_of_source)
+    if not any(part.errors.lines for part in read):
+        log.info(description_of_grid(files, read))
+    return read
+
+
+def description_of_grid(files: list[Path], read: list[FileOfGrid]) -> str:
+    """Return the first line of a call: "configs/copy.txt: 12 runs"."""
+    names = [f"{file.parent.name}/{file.name}" for file in files]
+    more = f" and {len(names) - 3} more" if len(names) > 4 else ""
+    n_runs = sum(len(part.runs) for part in read)
+    return f"{', '.join(names[:3] if more else names)}{more}: {n_runs:,} run{'s' * (n_runs != 1)}"
+
+
+def check_runs(args: argparse.Namespace, read: list[FileOfGrid], call: Call) -> list[Run]:
+    """Return the runs of the grid, with their data and sizes. Raise GridError with all errors in the input."""
+    from train.launch import plan, problems
+
+    runs = check_grid(read, partial(problems.grid_problems, root=call.out), plan.gpu_problems(args.gpu_id))
     runs = plan.prepare(runs, call)
     if args.noise and len({run.params.train.random_seed for run in runs}) < 2:
         raise GridError(["--noise needs several seeds: --seed=[1,2,3,4,5]"])

@@ -21,9 +21,9 @@ from typing import Any
 from unittest import mock
 
 import main
+import train.run
 import train.saving.record
 from train.grid.run import Run
-from train.launch import sweep
 from train.saving.outcome import Ending, Outcome
 from train.saving.record import Record
 from train.saving.run_folder import read_json, write_json
@@ -77,7 +77,7 @@ def without_training(root: Path, n_runs: int) -> Iterator[list[str]]:
     (root / "scale.txt").write_text(text)
     with (
         mock.patch.object(main, "CONFIGS", root),
-        mock.patch.object(sweep, "train_run", train_nothing),
+        mock.patch.object(train.run, "train_run", train_nothing),
         mock.patch.object(train.saving.record, "save", save_without_weights),
     ):
         yield ["--no-wandb", "--out", str(root / "out")]

@@ -62,7 +62,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self.entries:
-            raise UnknownName(f"there is no {self.kind} {name!r}; {did_you_mean(name, self)}")
+            raise UnknownName(f"there is no {self.kind} {name!r}; {did_you_mean(name, self, list_all=True)}")
         entry = self.entries[name]
         if isinstance(entry, Lazy):
             import_module(entry.module)

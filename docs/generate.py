@@ -6,12 +6,9 @@ A page marks such a part by a line `<!-- generated: NAME -->` before it and `<!-
 import ast
 import inspect
 import re
-import tokenize
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import MISSING
-from dataclasses import fields as fields_of
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from common.repository import REPOSITORY
 from data.corpora import corpora
@@ -19,9 +16,9 @@ from data.syntheticdata import tasks as registered_tasks
 from model.context import layer_kinds as all_layer_kinds
 from model.lm import LM  # noqa: F401  (it registers the layer kinds)
 from model.transformer.embeddings import position_kinds
-from model.transformer.norms import norms
-from model.transformer.transformerencoderlayer import activations
 from train.grid.params import SECTIONS
+from train.launch.discover import REGISTRIES as ALL_REGISTRIES
+from train.launch.discover import described_fields, summary_of
 from train.optimizers import optimizers as registered_optimizers
 from train.schedules import schedules as registered_schedules
 
@@ -33,15 +30,8 @@ registered_layer_kinds = {
     name: kind for name, kind in all_layer_kinds.items() if kind.__module__.startswith("model.")
 }
 
-# Fields whose values are names in a registry.
-REGISTRIES: dict[str, Iterable[str]] = {
-    "layer_architecture": registered_layer_kinds,
-    "positions": position_kinds,
-    "norm": norms,
-    "activation": activations,
-    "lr_schedule": registered_schedules,
-    "optimizer": registered_optimizers,
-}
+# Fields whose values are names in a registry, without further layer kinds that this process has registered.
+REGISTRIES: dict[str, Iterable[str]] = {**ALL_REGISTRIES, "layer_architecture": registered_layer_kinds}
 
 parts: dict[str, Callable[[], str]] = {}
 
@@ -80,88 +70,15 @@ def fields() -> str:
 
 
 def field_table(name: str, cls: type) -> str:
-    path = Path(inspect.getfile(cls)).resolve()
-    rows, comments, types = [], comments_in(path), get_type_hints(cls, include_extras=True)
-    for node in class_body(path, cls.__name__):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            field = next((field for field in fields_of(cls) if field.name == node.target.id), None)
-            if field is not None:
-                cells = [plain_type(types[field.name]), f"`{default_of(field)!r}`"]
-                cells += [
-                    allowed_values(field.name, types[field.name]),
-                    comments.get(node.end_lineno or 0, ""),
-                ]
-                rows.append(row(f"`{field.name}`", *cells))
-    heading = f"### `{name}` (`{path.relative_to(REPOSITORY)}`)"
-    return "\n".join(
-        [heading, "", "| field | type | default | allowed values | meaning |", "|" + "---|" * 5, *rows]
-    )
-
-
-def class_body(path: Path, name: str) -> list[ast.stmt]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-
-
-def comments_in(path: Path) -> dict[int, str]:
-    """Return the comment at the end of each line, by line number; a line with a comment alone counts for the next."""
-    comments: dict[int, str] = {}
-    with path.open("rb") as file:
-        for token in tokenize.tokenize(file.readline):
-            if token.type == tokenize.COMMENT:
-                alone = not token.line[: token.start[1]].strip()
-                comments[token.start[0] + alone] = token.string.lstrip("# ")
-    return comments
-
-
-def default_of(field: Any) -> Any:
-    """Return the default of a dataclass field, which pydantic's Field may wrap."""
-    default = field.default
-    factory = getattr(default, "default_factory", None) or field.default_factory
-    if factory is not MISSING and factory is not None:
-        return factory()
-    return getattr(default, "default", default)
-
-
-def plain_type(annotation: Any) -> str:
-    """Return a type without its bounds: `Annotated[int, Gt(0)] | None` becomes `int or None`."""
-    if annotation is type(None):
-        return "None"
-    if get_origin(annotation) is Literal:
-        return "str"
-    if hasattr(annotation, "__metadata__"):
-        return plain_type(annotation.__origin__)
-    if get_origin(annotation) in (tuple, dict):
-        inside = ["..." if one is ... else plain_type(one) for one in get_args(annotation)]
-        return f"{get_origin(annotation).__name__}[{', '.join(inside)}]"
-    if get_args(annotation):
-        return " or ".join(plain_type(one) for one in get_args(annotation))
-    return getattr(annotation, "__name__", str(annotation))
-
-
-def allowed_values(name: str, annotation: Any) -> str:
-    """Return the values of a Literal, the names of a registry, or the bounds of a number."""
-    if name in REGISTRIES:
-        return ", ".join(f"`{value}`" for value in REGISTRIES[name])
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in get_args(annotation))
-    if hasattr(annotation, "__metadata__"):
-        return ", ".join(bounds(annotation.__metadata__))
-    inside = (allowed_values("", one) for one in get_args(annotation))
-    return ", ".join(dict.fromkeys(filter(None, inside)))
-
-
-def bounds(metadata: Iterable[Any]) -> list[str]:
-    """Return bounds such as `> 0` from the metadata of an Annotated type. Strict bounds replace others."""
-    constraints = [constraint for one in metadata for constraint in getattr(one, "metadata", [one])]
-    found = {
-        key: f"{sign} {getattr(constraint, key):,}"
-        for key, sign in (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
-        for constraint in constraints
-        if getattr(constraint, key, None) is not None
-    }
-    lower, upper = found.get("gt", found.get("ge")), found.get("lt", found.get("le"))
-    return [bound for bound in (lower, upper) if bound]
+    path = Path(inspect.getfile(cls)).resolve().relative_to(REPOSITORY)
+    rows = []
+    for field in described_fields(cls):
+        is_named = field.name in REGISTRIES or field.type.startswith("str")
+        names = REGISTRIES.get(field.name, field.allowed)
+        allowed = ", ".join(f"`{value}`" for value in names) if is_named else ", ".join(field.allowed)
+        rows.append(row(f"`{field.name}`", field.type, f"`{field.default}`", allowed, field.meaning))
+    headings = "| field | type | default | allowed values | meaning |"
+    return "\n".join([f"### `{name}` (`{path}`)", "", headings, "|" + "---|" * 5, *rows])
 
 
 @part
@@ -214,12 +131,6 @@ def acting(on_heads: type, on_embeddings: type) -> type:
 def named_table(heading: str, registry: Mapping[str, Any]) -> str:
     """Return a table with each registered name and the first paragraph of its docstring."""
     return table([heading, ""], [row(f"`{name}`", summary_of(made)) for name, made in registry.items()])
-
-
-def summary_of(documented: Any) -> str:
-    """Return the first paragraph of a docstring, on one line. Inherited docstrings do not count."""
-    docstring = inspect.cleandoc(documented.__doc__ or "")
-    return docstring.partition("\n\n")[0].replace("\n", " ")
 
 
 def table(headings: list[str], rows: list[str]) -> str:

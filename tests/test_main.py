@@ -14,7 +14,7 @@ import pytest
 
 import main
 from explore.load import runs
-from train.launch import sweep
+from train.run import train_run
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -161,14 +161,14 @@ def test_an_ablation_in_run_all_is_run_with_ablate_only(tmp_path, capsys, monkey
 
 
 def test_a_failing_run_is_shown_and_the_other_runs_go_on(tmp_path, capsys, monkeypatch):
-    real = sweep.train_run
+    real = train_run
 
     def break_one(run, *args, **options):
         if run.params.model.dim == 32:
             raise RuntimeError("out of memory")
         return real(run, *args, **options)
 
-    monkeypatch.setattr(sweep, "train_run", break_one)
+    monkeypatch.setattr("train.run.train_run", break_one)
     assert call(tmp_path, "--config=test-synth", *QUICK, "--set", "dim=[16,32,64]") == 1
     shown = capsys.readouterr().out
     assert "run 2 failed with dim 32" in shown
@@ -394,7 +394,7 @@ def test_an_error_while_reading_is_not_reported_as_one_of_writing(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(main, "read_grid", lambda *_, **__: fails())
+    monkeypatch.setattr(main, "expand_grid", lambda *_, **__: fails())
     assert call(tmp_path, "--config=test-synth", "--no-wandb") == 2
     assert capsys.readouterr().err == f"{sentence}{error}\n"
 

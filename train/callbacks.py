@@ -3,7 +3,7 @@
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import lightning as L
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from train.logs import say_at_once
 from train.processes import rank
+from train.progress import Report
 from train.saving.outcome import Ending
 from train.saving.weights import Checkpoints
 from train.state import Attributes, Saved
 from train.stopwatch import Stopwatch
 from train.trainer import DRAIN_EVERY, LMTrainer
 
-Report = Callable[[int, float, torch.device], None]  # called with step, loss and device
 REPORT_SECONDS = 0.3  # between reports
 
 

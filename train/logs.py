@@ -1,4 +1,4 @@
-"""The log: messages on the console, beside progress bars, and in log files. A message is text or a rich Table."""
+"""The log: messages on the console, beside progress bars, and in log files. A message is text, or a table for rich."""
 
 import contextlib
 import logging
@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import TextIO
 
 import rich
+import rich.status
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.text import Text
 
 log = logging.getLogger("whatif")
 MAX_TRACEBACK = 10_000  # characters of a traceback that are logged
+MAX_TABLE_WIDTH = 2_000  # characters of a line of a table in a file or a pipe
 # Control characters except newline and tab, marks of writing direction, and surrogates.
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -38,16 +41,16 @@ def shorten_traceback(text: str) -> str:
 
 def record_as_text(record: logging.LogRecord) -> str:
     """Return a record as plain text. Tables are as wide as needed."""
-    if not isinstance(record.msg, Table):
+    if isinstance(record.msg, str):
         return printable(record.getMessage())
-    console = Console(width=30 * len(record.msg.columns), color_system=None)
+    console = Console(width=MAX_TABLE_WIDTH, color_system=None)
     with console.capture() as captured:
         console.print(record.msg)
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 class ConsoleHandler(logging.Handler):
-    """Handler that prints above a running progress bar.
+    """Handler that prints above a running progress bar. On a terminal, errors are red and warnings yellow.
 
     Tables fit the width of a terminal. In a pipe they keep their full width.
     """
@@ -56,10 +59,15 @@ class ConsoleHandler(logging.Handler):
         console = rich.get_console()
         if not console.is_terminal:
             print(record_as_text(record), file=console.file, flush=True)
-        elif isinstance(record.msg, Table):
-            console.print(record.msg)
+        elif isinstance(record.msg, str):
+            console.print(Text(record_as_text(record), style=style_of(record.levelno)), soft_wrap=True)
         else:
-            console.print(record_as_text(record), markup=False, emoji=False, highlight=False, soft_wrap=True)
+            console.print(record.msg)
+
+
+def style_of(level: int) -> str:
+    """Return the style of a message of this level."""
+    return "red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else ""
 
 
 class FileFormatter(logging.Formatter):
@@ -126,6 +134,42 @@ def log_to_console() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
     log.handlers = [ConsoleHandler()]
+
+
+class Status:
+    """A line with a spinner at the bottom of a terminal that says what the program is doing. Nothing elsewhere.
+
+    `with status("reading the text sotu"):` shows it inside the block. A block inside of another one replaces its text.
+    """
+
+    def __init__(self) -> None:
+        self.text = ""
+        self.spinner: rich.status.Status | None = None
+
+    @contextmanager
+    def __call__(self, text: str) -> Iterator[None]:
+        before, is_outermost = self.text, self.spinner is None
+        console = rich.get_console()
+        try:
+            if is_outermost and console.is_terminal and log.isEnabledFor(logging.INFO):
+                self.spinner = console.status("")
+                self.spinner.start()
+            self.show(text)
+            yield
+        finally:
+            if is_outermost and self.spinner is not None:
+                self.spinner.stop()
+                self.spinner = None
+            self.show(before)
+
+    def show(self, text: str) -> None:
+        """Replace the text of the innermost block."""
+        self.text = text
+        if self.spinner is not None:
+            self.spinner.update(escape(printable(text)))
+
+
+status = Status()
 
 
 @contextmanager

@@ -30,7 +30,7 @@ def let_rank0_report() -> None:
 
 def start_server_of_workers() -> None:
     """Start the process from which workers of --jobs are forked. It imports what they need while this process does so too."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["lightning", "train.launch.sweep"])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["train.run", "train.launch.sweep"])
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is for this process
     multiprocessing.forkserver.ensure_running()
     signal.signal(signal.SIGINT, before)

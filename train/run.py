@@ -17,7 +17,7 @@ from data.tokenizer import Tokenizer
 from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
 from model.transformer.residual import profile_omegas, wants_profile
-from train.callbacks import Clock, KeepBest, KeepWeights, Progress, Report, StopOnInterrupt
+from train.callbacks import Clock, KeepBest, KeepWeights, Progress, StopOnInterrupt
 from train.checkpoint import AtomicCheckpointIO, ResumePoint
 from train.data import count_steps, make_data
 from train.flops import flops_per_row, peak_flops
@@ -27,6 +27,7 @@ from train.logs import log
 from train.pretrained import first_weights, load_initial_weights, saved_tokenizer
 from train.probe import probe
 from train.processes import rank
+from train.progress import Report
 from train.saving.outcome import Outcome, Value
 from train.saving.record import Record, measured_variant
 from train.sharding import FSDP, unshard

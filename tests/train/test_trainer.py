@@ -148,8 +148,14 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
             "none of 16 parameters matches 'decoder.layer.0.*'; there are decoder.layers.0.",
         ),
         ({"freeze": ("*",)}, "leaves nothing to train"),
-        ({"lr_schedule": "cosin"}, "lr_schedule='cosin' is not registered; did you mean 'cosine'?"),
-        ({"optimizer": "adam"}, "optimizer='adam' is not registered; did you mean 'adamw'?"),
+        (
+            {"lr_schedule": "cosin"},
+            "lr_schedule='cosin' is not registered; did you mean 'cosine'? there are: constant, linear, cosine, wsd, cyclic, plateau",
+        ),
+        (
+            {"optimizer": "adam"},
+            "optimizer='adam' is not registered; did you mean 'adamw'? there are: adamw, sgd, muon",
+        ),
         ({"precision": "16-mixed"}, "precision='16-mixed' needs a GPU"),
         (
             {"strategy": "foo"},

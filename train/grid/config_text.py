@@ -58,10 +58,12 @@ class Errors:
         self.lines: dict[str, None] = {}  # in order, each once
         self.fields = set(fields)
         self.notes: list[str] = []  # on valid settings that may not be intended
+        self.is_misread = False  # the text has a syntax error, or a name that does not exist
 
-    def add(self, place: Place, message: str, key: str = "") -> None:
+    def add(self, place: Place, message: str, key: str = "", *, is_misread: bool = False) -> None:
         self.lines[f"{place}: {message}"] = None
         self.fields.add(key)
+        self.is_misread = self.is_misread or is_misread
 
     def add_located(self, message: str, places: dict[str, Place]) -> None:
         """Add an error with the places of the fields that it names as `field=value`."""
@@ -96,7 +98,9 @@ def read_config(file: Path, errors: Errors) -> Config:
             case ast.Expr(value=ast.Name(id=name)):
                 section = name if name in HEADERS else None
                 if section is None:
-                    errors.add(place, f"there is no section {name!r}; {did_you_mean(name, HEADERS)}")
+                    errors.add(
+                        place, f"there is no section {name!r}; {did_you_mean(name, HEADERS)}", is_misread=True
+                    )
                     section = ""  # spare the settings below an error about a missing section
             case ast.Assign(targets=[ast.Name(id=key)], value=value):
                 if section is None:
@@ -131,7 +135,9 @@ def read_statements(text: str, source: str, errors: Errors) -> Iterator[ast.stmt
             reason = re.sub(r" \(.*\)$", "", error.msg if isinstance(error, SyntaxError) else str(error))
             shown = (piece.splitlines() or [""])[min(at, piece.count("\n") + 1) - 1].strip()
             key = match[0] if (match := re.match(r"\w+", piece)) else ""
-            errors.add(Place(source, line + at - 1), f"syntax error in `{shown}`: {reason}", key)
+            errors.add(
+                Place(source, line + at - 1), f"syntax error in `{shown}`: {reason}", key, is_misread=True
+            )
             body = []
         yield from (ast.increment_lineno(node, line - 1) for node in body)
         line += piece.count("\n")
@@ -147,7 +153,7 @@ def read_assignment(
     if key not in known:
         owner = SECTION_OF.get(key) or (GRID_SECTION if key in GRID_KEYS else None)
         hint = f"it belongs under {owner}" if owner else foreign_name(key, section) or field_hint(key, known)
-        errors.add(place, f"{section} has no {key!r}; {hint}", key)
+        errors.add(place, f"{section} has no {key!r}; {hint}", key, is_misread=True)
         return
     if section == GRID_SECTION:
         if key in config.grid:
@@ -175,7 +181,7 @@ def read_setting(key: str, node: ast.expr, place: Place, errors: Errors) -> Sett
         reason = "is no Python literal" + (hint_for_name(text) if isinstance(node, ast.Name) else "")
         if is_arithmetic(node):
             reason = f"has no value: {error}"
-        errors.add(place, f"{key} = {text} {reason}", key)
+        errors.add(place, f"{key} = {text} {reason}", key, is_misread=True)
         return None
 
 
@@ -262,7 +268,7 @@ def read_option(option: str, place: Place, errors: Errors) -> Setting | None:
             if key in GRID_KEYS
             else field_hint(key, SECTION_OF)
         )
-        errors.add(place, f"there is no field {key!r}; {where}", key)
+        errors.add(place, f"there is no field {key!r}; {where}", key, is_misread=True)
     else:
         return read_option_value(key, text, place, errors)
     return None
@@ -279,7 +285,9 @@ def read_option_value(key: str, text: str, place: Place, errors: Errors) -> Sett
         return read_setting(key, node, place, errors)
     if begins_as_literal:
         example = f'--set \'{key}=["a", "b"]\''
-        errors.add(place, f"{text} is no Python literal; quote it for the shell: {example}", key)
+        errors.add(
+            place, f"{text} is no Python literal; quote it for the shell: {example}", key, is_misread=True
+        )
         return None
     return check_setting(key, text, place, errors)
 

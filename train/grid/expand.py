@@ -8,7 +8,7 @@ import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
@@ -32,7 +32,17 @@ from train.grid.run import Run
 from train.logs import log
 from train.train_params import TrainParams
 
-__all__ = ["GridError", "Place", "Run", "axes", "config_files", "located", "read_grid"]
+__all__ = [
+    "GridError",
+    "Place",
+    "Run",
+    "axes",
+    "check_grid",
+    "config_files",
+    "expand_grid",
+    "located",
+    "read_grid",
+]
 
 MAX_ERRORS = 20  # shown in one message
 MAX_GRID_POINTS = 1_000_000  # in one config, skipped ones included
@@ -58,42 +68,82 @@ def config_files(name: str, folder: Path) -> list[Path]:
     return [folder / f"{stem}.txt" for stem in chosen]
 
 
+class FileOfGrid(NamedTuple):
+    """The runs of one config file, with the errors that its text alone shows."""
+
+    config: Config
+    runs: list[Run]
+    errors: Errors
+
+
 def read_grid(
     files: list[Path],
     options: Mapping[str, str] | None = None,
     each: Callable[[Params], list[Params]] = lambda params: [params],
     problems: Callable[[list[Run]], Iterable[tuple[str, dict[str, Place]]]] = lambda runs: (),
-    known: Iterable[str] = (),
     defaults: Callable[..., dict[str, object]] = lambda **chosen: {},
 ) -> list[Run]:
     """Return the runs of all `files`. Raise GridError with all errors together.
 
+    `options`, `each` and `defaults` are those of expand_grid(), `problems` and the result those of check_grid().
+    """
+    return check_grid(expand_grid(files, options, each, defaults), problems)
+
+
+def expand_grid(
+    files: list[Path],
+    options: Mapping[str, str] | None = None,
+    each: Callable[[Params], list[Params]] = lambda params: [params],
+    defaults: Callable[..., dict[str, object]] = lambda **chosen: {},
+) -> list[FileOfGrid]:
+    """Return each file with its runs, without asking whether they can be trained. This takes no torch.
+
     - options: settings of the command line, which replace those of every file, {as typed: "key=value"}.
     - each: returns the runs of one grid point.
-    - problems: yields further errors of a file's runs, as (message, places of the settings).
-    - known: errors found earlier, reported with the others.
     - defaults: called with the fields that a grid point sets; returns values for other fields, in place of the
       defaults of their classes.
+
+    Raise GridError with all errors of the text if it has a syntax error or a name that does not exist. Other errors
+    are left to check_grid(), which adds those that it finds itself.
     """
     on_command_line = Errors()
     chosen = read_options(options or {}, on_command_line)
-    runs, lines, notes = [], [*known, *on_command_line.lines], []
+    read = []
     for file in files:
         errors = Errors(on_command_line.fields)
         config = read_config(file, errors)
         rules = read_rules(config, chosen, errors)
-        of_file = Expansion(config, rules, errors, each, defaults).runs(config.settings | chosen)
-        errors.notes += other_meanings(config, of_file)
-        for message, places in problems(of_file):
+        runs = Expansion(config, rules, errors, each, defaults).runs(config.settings | chosen)
+        read.append(FileOfGrid(config, runs, errors))
+    # Errors of the command line come first, and once.
+    read.insert(0, FileOfGrid(Config("", {}, {}), [], on_command_line))
+    if any(part.errors.is_misread for part in read):
+        raise GridError(line for part in read for line in part.errors.lines)
+    return read
+
+
+def check_grid(
+    read: list[FileOfGrid],
+    problems: Callable[[list[Run]], Iterable[tuple[str, dict[str, Place]]]] = lambda runs: (),
+    known: Iterable[str] = (),
+) -> list[Run]:
+    """Return the runs of all files. Raise GridError with all errors together: of the text, and of the runs.
+
+    `problems` yields further errors of a file's runs, as (message, places of the settings). `known` are errors found
+    elsewhere, reported with the others.
+    """
+    lines, notes = [*known], []
+    for config, runs, errors in read:
+        errors.notes += other_meanings(config, runs)
+        for message, places in problems(runs) if runs else ():
             errors.add_located(message, places)
-        runs += of_file
         lines += errors.lines
         notes += errors.notes
     if lines:
         raise GridError(lines)
     for note in notes:
         log.warning(note)
-    return runs
+    return [run for part in read for run in part.runs]
 
 
 # Fields with another meaning in other projects: {field: (schedule it suggests, our field for that, note)}.

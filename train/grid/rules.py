@@ -208,7 +208,7 @@ class Reader:
     def is_field(self, name: str, what: str, place: Place) -> bool:
         if name not in SECTION_OF:
             hint = field_hint(name, SECTION_OF)
-            self.errors.add(place, f"{what} names {name!r}, which is no field; {hint}", name)
+            self.errors.add(place, f"{what} names {name!r}, which is no field; {hint}", name, is_misread=True)
         return name in SECTION_OF
 
     def expression(self, text: str, what: str, place: Place, key: str = "") -> Expression | None:

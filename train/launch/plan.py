@@ -21,7 +21,7 @@ from train.grid.params import SECTION_OF, Params, Texts
 from train.grid.run import NEW, Call, DataFacts, Run, RunSize
 from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields
 from train.launch.tables import MAX_PLAN_ROWS, as_time, plan_table, settings_of
-from train.logs import log
+from train.logs import log, status
 from train.pretrained import saved_tokenizer, weights_problems
 from train.saving.earlier_runs import description, for_all_processes, run_identity, steps_for
 from train.saving.provenance import code_of_this_process
@@ -51,8 +51,9 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
         key = f"{text(data)} {data_options(model)} {model.from_saved}"
         try:
             if key not in data_of:
-                tokenizer = saved_tokenizer(model, call.out)
-                data_of[key] = measure_data(data, model, call.cache, tokenizer, call.save)
+                with status(f"reading {data.dataset_name}"):
+                    tokenizer = saved_tokenizer(model, call.out)
+                    data_of[key] = measure_data(data, model, call.cache, tokenizer, call.save)
         except ValueError as error:
             data_of[key] = None
             whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""

@@ -19,7 +19,6 @@ from train.grid.expand import Place, Run
 from train.grid.params import Texts
 from train.optimizers import by_role, frozen_names, optimizers
 from train.pretrained import source_problems
-from train.run import lightning_trainer
 from train.schedules import schedules
 from train.sharding import FSDP
 from train.train_params import TrainParams
@@ -61,10 +60,11 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
 def train_problems(train: TrainParams) -> Iterator[str]:
     """Yield an error message for each setting that is not registered or that this machine does not support."""
     if train.lr_schedule not in schedules:
-        hint = did_you_mean(train.lr_schedule, schedules)
+        hint = did_you_mean(train.lr_schedule, schedules, list_all=True)
         yield f"lr_schedule={train.lr_schedule!r} is not registered; {hint}"
     if train.optimizer not in optimizers:
-        yield f"optimizer={train.optimizer!r} is not registered; {did_you_mean(train.optimizer, optimizers)}"
+        hint = did_you_mean(train.optimizer, optimizers, list_all=True)
+        yield f"optimizer={train.optimizer!r} is not registered; {hint}"
     if train.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         yield "compile=True needs a C++ compiler (g++ or clang++), but none is on the PATH: install one, or set compile=False"
     bare = TrainParams(precision=train.precision, strategy=train.strategy, devices=train.devices)
@@ -141,7 +141,11 @@ def hardware_problem(bare: TrainParams) -> str | None:
         return f"devices={bare.devices} processes on a CPU, but this machine has {psutil.cpu_count()} cores"
     if torch.cuda.is_available() and bare.devices > torch.cuda.device_count():
         return f"devices={bare.devices}, but this machine has {torch.cuda.device_count()} GPUs"
+    if bare.strategy == TrainParams.strategy and bare.devices == 1:
+        return None
     try:
+        from train.run import lightning_trainer  # imports Lightning, which is slow
+
         lightning_trainer(bare, n_steps=1, gpu_id=None)
     except Exception as error:  # Lightning raises many kinds
         reason = first_line(error)

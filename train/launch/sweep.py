@@ -12,13 +12,14 @@ from importlib.util import find_spec
 
 import torch
 
-from train.callbacks import Report
+from common.repository import REPOSITORY
 from train.grid.expand import GridError
 from train.grid.run import Call, Run
 from train.launch.workers import ProgressBars, SideBySide, n_jobs, say_threads
-from train.logs import log, shorten_traceback
+from train.logs import log, shorten_traceback, status
 from train.processes import let_rank0_report, rank
-from train.run import train_run
+from train.progress import Report
+from train.saving.code import Code
 from train.saving.earlier_runs import claimed, clear_stillborn, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import code_of_this_process
@@ -60,6 +61,7 @@ def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[O
         code_of_this_process().code.keep(call.out)
     if call.jobs > 1 or call.ray is not None:
         return train_side_by_side(runs, make_namer, call)
+    load_code_that_trains(call)
     outcomes: dict[int, Outcome] = {}
     for run in each_then_claimed(runs, outcomes):
         outcome = train_claimed(run, call, make_namer, announce=announcement(run, len(runs)))
@@ -67,6 +69,24 @@ def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[O
         if outcome.interrupted or (outcome.failed and (call.fail_fast or run.params.train.devices > 1)):
             break  # after a failure several processes may stand at different points
     return [*outcomes.values()]
+
+
+def load_code_that_trains(call: Call) -> None:
+    """Import Lightning and the code that uses it, which takes seconds. Make sure that it is the code to be recorded."""
+    with status("loading Lightning"):
+        import train.run  # noqa: F401
+    if call.save and rank() == 0:
+        refuse_edited_code()
+
+
+def refuse_edited_code() -> None:
+    """Raise GridError if a file that counts was edited after its hash was taken, while texts were read."""
+    before, now = (
+        {name: file._replace(text="") for name, file in code.files.items()}
+        for code in (code_of_this_process().code, Code.read(REPOSITORY))
+    )
+    if changed := sorted(name for name, file in now.items() if file != before.get(name)):
+        raise GridError([f"{', '.join(changed)}: edited while the grid was checked; repeat the call"])
 
 
 def each_then_claimed(runs: Sequence[Run], outcomes: dict[int, Outcome]) -> Iterator[Run]:
@@ -103,6 +123,8 @@ def train_or_fail(run: Run, call: Call, make_namer: MakeNamer, report: Report | 
     if not run.first_step.trains:
         return earlier_outcome(run.first_step)
     try:
+        from train.run import train_run  # here, as it imports Lightning
+
         with record_of(run, make_namer(run.params, variant=run.variant), call) as record:
             return train_run(run, record, call, report)
     except KeyboardInterrupt:

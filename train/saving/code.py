@@ -19,7 +19,7 @@ from train.saving.durable import replacing
 
 START = "train/run.py"  # a run is what this file imports, directly or not
 # Folders and files that take part in a run, but do not change its result.
-NOT_COUNTED = ("train/launch/", "train/saving/", "train/logs.py", "explore/")
+NOT_COUNTED = ("train/launch/", "train/saving/", "train/logs.py", "train/progress.py", "explore/")
 # Files that only runs with this field set import.
 ON_DEMAND = {"model/hf/": "from_pretrained"}
 # Decorators that register a function or class under a name that configs use.

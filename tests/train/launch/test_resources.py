@@ -277,7 +277,7 @@ def test_a_run_that_is_killed_when_all_is_saved_is_not_trained_again(name, call,
     assert folder.name.endswith(".partial") == (name == "rename")
     assert (folder / RESUME_FILE).exists(), "it goes last"
     assert "summary" in read_json(folder / "about.json")
-    monkeypatch.setattr("train.launch.sweep.train_run", None)
+    monkeypatch.setattr("train.run.train_run", None)
     assert call() == 0
     assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
     [folder] = run_folders(call.root / "out")

@@ -17,7 +17,6 @@ from tests.train.little_run import version_with_edits
 from tests.train.saving.test_earlier_runs import CONFIG
 from train.grid.params import Params
 from train.grid.run import Run
-from train.launch import sweep
 from train.run import train_run
 from train.saving import earlier_runs as history
 from train.saving.claims import Claims, claims_in, note_folder, noted_folder
@@ -53,7 +52,7 @@ def call(tmp_path, monkeypatch):
         claims[params.model.dim] = f"{identity}-{code_id(code_of_this_process().hashes(params))}"
         return identity
 
-    monkeypatch.setattr(sweep, "train_run", train_noted)
+    monkeypatch.setattr("train.run.train_run", train_noted)
     monkeypatch.setattr("train.launch.plan.run_identity", identity_noted)
 
     def call(*options):

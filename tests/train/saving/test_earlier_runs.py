@@ -15,7 +15,6 @@ from tests.train import little_run
 from tests.train.little_run import version_with_edits
 from train.grid.params import Params
 from train.grid.run import Step
-from train.launch import sweep
 from train.run import train_run
 from train.saving import earlier_runs as history
 from train.saving import run_folder
@@ -52,7 +51,7 @@ def call(tmp_path, monkeypatch):
             raise RuntimeError("out of luck")
         return train_run(run, *args, **options)
 
-    monkeypatch.setattr(sweep, "train_run", train_noted)
+    monkeypatch.setattr("train.run.train_run", train_noted)
 
     def call(*options):
         del trained[:]
