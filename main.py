@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from train.document import document, run_entry, stdout_for_document
 from train.grid.expand import FileOfGrid, GridError, check_grid, config_files, expand_grid
 from train.grid.params import Params
 from train.grid.run import Call, Run
@@ -80,7 +81,7 @@ def run_all(params: Params, ablate: bool) -> list[Params]:
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         usage="main.py --config=NAME [options]",
         description=__doc__,
         epilog=EPILOG,
@@ -95,6 +96,14 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_comparisons(parser.add_argument_group("Compare"))
     add_outputs(parser.add_argument_group("Outputs"))
     return parser.parse_args(arguments)
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser that raises GridError for options that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise GridError([message])
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -235,6 +244,11 @@ def add_outputs(group: argparse._ArgumentGroup) -> None:
         metavar="DIR",
         help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial",
     )
+    add(
+        "--json",
+        action="store_true",
+        help="print what was found as one JSON document, and everything else to stderr: --config=test --json",
+    )
     add("--no-wandb", action="store_true", help="do not track with wandb: --config=test --no-wandb")
     add(
         "--wandb-proj-name",
@@ -248,24 +262,33 @@ def main(arguments: list[str] | None = None) -> int:
 
     Return the exit code: 0 success, 1 a run or check failed, 2 nothing ran, 130 interrupted.
     """
-    args = parse_arguments(arguments)
-    code = run(args)
-    return bisect_code(code) if args.bisect else code
+    typed = sys.argv[1:] if arguments is None else arguments
+    with stdout_for_document("--json" in typed):
+        code = run(typed)
+    code = bisect_code(code) if "--bisect" in typed else code
+    if "--json" in typed and rank() == 0:
+        document.write(code, typed)
+    return code
 
 
-def run(args: argparse.Namespace) -> int:
+def run(typed: list[str]) -> int:
     """Do what the command line asks for. Return the exit code."""
     log_to_console()
     if rank() > 0:
         silence_rank()
+    out = None
     try:
+        args = parse_arguments(typed)
+        out = args.out
         refuse_options(args)
         return command_of(args)(args)
     except GridError as error:
+        document.add(errors=error.errors)
         print(error, file=sys.stderr)
         return 2
     except OSError as error:
-        print(sentence_about(error, args.out), file=sys.stderr)
+        document.add(errors=[sentence_about(error, out)])
+        print(sentence_about(error, out), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -357,6 +380,7 @@ def train_grid(
         )
         outcomes = sweep.train_runs(runs, namer, call)
         log.info(tables.result_table(runs, outcomes))
+    document.add(runs=[outcome_entry(run, outcome) for run, outcome in zip(runs, outcomes, strict=False)])
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
         save_report(args, runs, [*outcomes, *before], call)
     code = sweep.exit_code(outcomes)
@@ -369,6 +393,12 @@ def train_grid(
     if baseline is None or any(outcome.failed for outcome in outcomes):
         return code
     return judge_code(args, baseline, runs, (outcomes, before), call)
+
+
+def outcome_entry(run: Run, outcome: "Outcome") -> dict[str, object]:
+    """Return a run that has ended, for the document."""
+    ended = {"ended": outcome.stopped, "earlier": outcome.is_earlier}
+    return run_entry(run, **ended, values=outcome.values, folder=outcome.folder)
 
 
 def save_report(
@@ -389,6 +419,7 @@ def say_noise(runs: Sequence[Run], outcomes: "Sequence[Outcome]") -> None:
     from explore.compare.report import rows_of_grid
 
     found = noise(rows_of_grid([run.params for run in runs], outcomes))
+    document.add(noise=found)
     log.info(noise_table(found))
     log.info(
         "seeds for 1 %: so many of each of two variants show a difference of 1 % of the loss, in 4 of 5 cases"
@@ -409,9 +440,11 @@ def judge_code(
     try:
         rows, baseline_rows, metric = comparable_rows(runs, *outcomes, call.cache)
     except NotComparable as error:
+        document.add(judgement=f"cannot tell: {error}")
         log.error(str(error))
         return Judged.CANNOT_TELL
     judgement = judge(rows, baseline_rows, args.margin, metric)
+    document.add(verdicts=judgement.points, judgement=judgement.sentence, margin=judgement.margin)
     log.info(table_of(judgement, baseline.ref))
     log.info(f"against {baseline.named}: {judgement.sentence}")
     return judgement.judged

@@ -37,11 +37,11 @@ class Point(NamedTuple):
 
     name: str  # the fields that vary, except seed and tuned fields
     n_seeds: int
-    baseline: float  # mean loss over the common seeds
-    loss: float
-    difference: float  # loss minus baseline
-    low: float  # 95 % interval of the difference, corrected for the number of points
-    high: float
+    baseline_mean: float  # over the common seeds
+    mean: float
+    difference: float  # mean minus the baseline's
+    difference_low: float  # 95 % interval of the difference, corrected for the number of points
+    difference_high: float
     p: float  # corrected, too
     verdict: str  # "better", "no worse", "the same", "worse", or "cannot tell" with a reason
     judged: Judged
@@ -188,7 +188,11 @@ def where_found(points: Sequence[Point], word: str) -> str:
 
 def table_of(judgement: Judgement, ref: str) -> Table:
     """Return the table of all grid points, with the code of `ref` as the baseline."""
-    widths = [point.high - point.low for point in judgement.points if point.high > point.low]
+    widths = [
+        point.difference_high - point.difference_low
+        for point in judgement.points
+        if point.difference_high > point.difference_low
+    ]
     digits = f".{min(8, max([4, *(1 - math.floor(math.log10(width)) for width in widths)]))}f"
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     table.add_column("grid point", overflow="fold")
@@ -196,8 +200,12 @@ def table_of(judgement: Judgement, ref: str) -> Table:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
     for point in judgement.points:
-        inside = "-" if math.isnan(point.low) else f"{point.low:+{digits}} to {point.high:+{digits}}"
-        numbers = [f"{value:.4f}" for value in (point.baseline, point.loss)]
+        inside = (
+            "-"
+            if math.isnan(point.difference_low)
+            else f"{point.difference_low:+{digits}} to {point.difference_high:+{digits}}"
+        )
+        numbers = [f"{value:.4f}" for value in (point.baseline_mean, point.mean)]
         difference = "-" if math.isnan(point.difference) else f"{point.difference:+{digits}}"
         p = "-" if math.isnan(point.p) else f"{point.p:.2g}"
         cells = [point.name, str(point.n_seeds), *numbers, difference, inside, p, point.verdict]

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 
 from data.batch import mycollate
 from data.held_out import HeldOut, read_documents
-from data.text_rows import TextRows, read_tokens, write_tokens
+from data.text_rows import TextData, TextRows, read_tokens, write_tokens
 from explore.compare.variants import RunRow, row_of
 from model.generation.sampling import eval_mode
+from train.data import make_data
 from train.evaluation import Evaluation
 from train.grid.params import Params
 from train.grid.run import Run
 from train.saving.outcome import Outcome
-from train.saving.run_folder import load_run, read_about
+from train.saving.run_folder import Loaded, load_run, read_about
 
 
 class NotComparable(ValueError):
@@ -79,6 +80,10 @@ def bits_on(held_out: HeldOut, folder: Path, cache: Path) -> RunRow:
         raise NotComparable(f"the baseline's held-out text is no longer in {cache}")
     loaded = load_run(folder)
     lm, (data_params, train_params, model_params) = loaded.lm, loaded.params
+    if (n := n_trained_on(documents, loaded, cache)) > read_tokens(cache / held_out.folder).n_in_training:
+        raise NotComparable(
+            f"{n} of {len(documents)} held-out documents of the baseline are in the training split of the new code"
+        )
     with tempfile.TemporaryDirectory() as place:
         write_tokens(documents, loaded.tokenizer, Path(place))
         tokens = read_tokens(Path(place))
@@ -95,3 +100,16 @@ def bits_on(held_out: HeldOut, folder: Path, cache: Path) -> RunRow:
                 evaluation.add(mycollate(rows.__getitems__([*indices])), train_params)
     bits = evaluation.result()["val_bits_per_byte"]
     return row_of({"bits_per_byte": bits, "unknown_bytes": unknown / max(1, tokens.n_bytes)})
+
+
+def n_trained_on(documents: Sequence[str], run: Loaded, cache: Path) -> int:
+    """Count the documents that a run has trained on."""
+    data = make_data(run.params.data, run.params.model, cache, tokenizer=run.tokenizer).data
+    assert isinstance(data, TextData), "only texts have documents"
+    ids, starts = data.train.ids, data.train.starts
+    ends = [*starts[1:].tolist(), len(ids)]
+    trained = {tuple(ids[start:end].tolist()) for start, end in zip(starts.tolist(), ends, strict=True)}
+    marks = {*run.tokenizer.begin, *run.tokenizer.end}
+    bare = {tuple(token for token in document if token not in marks) for document in trained}
+    encoded = run.tokenizer.encode_batch(list(documents))
+    return sum(tuple(token for token in document if token not in marks) in bare for document in encoded)

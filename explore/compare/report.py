@@ -26,6 +26,7 @@ from explore.compare.variants import (
 from explore.compare.verdicts import CompareOptions, ComparisonRow, compare_variants, comparison_rows
 from explore.html import Page, fill_template
 from explore.load import row_of_folder
+from train.document import document
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.logs import printable
 from train.saving.outcome import Outcome
@@ -145,6 +146,11 @@ def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOpt
     write_csv(table, folder / "results.csv")
     page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
+    rows = [
+        {**row, "name": row["variant"], "metric": options.get("metric", "val_loss")}
+        for row in comparison_rows(comparison)
+    ]
+    document.add(verdicts=rows, report=folder / "report.html")
     notes = comparison.attrs["notes"]
     above = [*notes, ""] if notes else []
     below = ["", *sentences(comparison), "", f"saved {folder / 'report.html'}"]

@@ -21,6 +21,7 @@ from explore.compare.variants import (
     value_as_label,
     varied_fields,
 )
+from train.document import document
 from train.grid.params import measured_column
 from train.launch.tables import escaped, new_table
 from train.logs import log
@@ -82,6 +83,10 @@ class ScalingReport:
             log.info(f"saved {folder / self.name}.csv, .png and .svg")
         except OSError as error:
             log.error(f"failed to save the table and the figure: {error}")
+        found = "; ".join(self.problems)
+        document.add(
+            checks=[{"name": self.name, "subject": folder.name, "result": self.verdict, "found": found}]
+        )
         log.info(self.verdict)
         return int(not self.passed)
 

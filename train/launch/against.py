@@ -111,7 +111,8 @@ def defaults_at(root: Path, section: str) -> list[tuple[str, object]]:
         for node in ast.parse(path.read_bytes(), str(path)).body
         if isinstance(node, ast.ClassDef) and node.name == section
     ]
-    fields = [node for node in params_class.body if isinstance(node, ast.AnnAssign)]
+    annotated = [node for node in params_class.body if isinstance(node, ast.AnnAssign)]
+    fields = [node for node in annotated if "ClassVar" not in ast.unparse(node.annotation)]
     return [(node.target.id, literal(node.value)) for node in fields if isinstance(node.target, ast.Name)]
 
 
@@ -211,18 +212,18 @@ def train_baseline(
 
 
 def config_text(runs: Sequence[Mapping[str, object]]) -> str:
-    """Return the text of a config of exactly these runs, which set the same fields. What varies is one axis."""
+    """Return the text of a config of exactly these runs, which set the same fields."""
     lists = {name: [run[name] for run in runs] for name in runs[0]}
     varied = [name for name, values in lists.items() if any(value != values[0] for value in values)]
     lines = []
     for section in SECTIONS:
         own = [name for name in lists if SECTION_OF[name] == section]
-        lines += [
-            section,
-            *(f"{name} = {lists[name] if name in varied else lists[name][0]!r}" for name in own),
-        ]
+        lines += [section, *(f"{name} = {lists[name][0]!r}" for name in own if name not in varied)]
+        lines += [f"{name} = {lists[name]!r}" for name in own if varied == [name]]
     if len(varied) > 1:
-        lines += ["Grid", f"together = [{tuple(varied)!r}]"]
+        fields = [{name: run[name] for name in varied} for run in runs]
+        variants = {", ".join(f"{name} {value}" for name, value in own.items()): own for own in fields}
+        lines += ["Grid", f"variants = {variants!r}"]
     return "\n".join(lines) + "\n"
 
 

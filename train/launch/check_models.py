@@ -23,6 +23,7 @@ from model.context import Cache, Context, Uncacheable
 from model.lm import LM
 from model.recording import first_nonfinite
 from train.data import make_data
+from train.document import document
 from train.grid.expand import GridError
 from train.grid.params import Params
 from train.grid.run import Call, Run
@@ -239,11 +240,17 @@ def report_checks(runs: list[Run], call: Call) -> int:
         lm = first_model(params, call)
         if flaw := flaw_of(lm, params):
             failed = True
+            document.add(
+                checks=[
+                    {"name": "the model computes numbers", "subject": title, "result": "FAIL", "found": flaw}
+                ]
+            )
             log.info(f"  FAIL  the model computes numbers: {flaw}. The other checks are skipped.")
             continue
         for name, check in checks_of(params).items():
             result, found = outcome_of(check, lm, params)
             failed = failed or result == "FAIL"
+            document.add(checks=[{"name": name, "subject": title, "result": result, "found": found}])
             log.info(f"  {result}  {name}" + (f": {found}" if found else "") + f". {check.__doc__}")
     return int(failed)
 

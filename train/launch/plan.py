@@ -16,6 +16,7 @@ from model.model_params import ModelParams
 from model.observe import observed
 from model.shapes import size_of
 from train.data import count_steps, data_options, make_data
+from train.document import document, run_entry
 from train.grid.expand import GridError, located
 from train.grid.params import SECTION_OF, Params, Texts
 from train.grid.run import NEW, Call, DataFacts, Run, RunSize
@@ -258,6 +259,8 @@ def report_plan(runs: list[Run], call: Call, *, times: bool = True) -> int:
     trained = [run for run in runs if run.first_step.trains and times]
     seconds, notes = estimate(trained, call)
     shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
+    estimated = dict(zip(map(id, trained), seconds, strict=True))
+    document.add(runs=[run_entry(run, seconds=estimated.get(id(run))) for run in runs])
     log.info(plan_table(runs, [shown.get(id(run), "-") for run in runs]))
     if len(runs) > MAX_PLAN_ROWS:
         log.info(f"... and {len(runs) - MAX_PLAN_ROWS:,} more")

@@ -27,8 +27,8 @@ def test_numbers_of_a_point_equal_scipys():
     [point] = judged(before, now, margin=0.01).points
     test = stats.ttest_rel(now, before)
     assert point.p == pytest.approx(test.pvalue)
-    assert (point.low, point.high) == pytest.approx(tuple(test.confidence_interval()))
-    assert (point.baseline, point.loss) == pytest.approx((np.mean(before), np.mean(now)))
+    assert (point.difference_low, point.difference_high) == pytest.approx(tuple(test.confidence_interval()))
+    assert (point.baseline_mean, point.mean) == pytest.approx((np.mean(before), np.mean(now)))
     assert point.n_seeds == 5
 
 

@@ -1,6 +1,7 @@
 """--against: what is exported, which runs train with it, and on which samples both sides are judged."""
 
 import json
+import random
 import subprocess
 import sys
 
@@ -28,7 +29,7 @@ def test_the_config_of_a_baseline_makes_exactly_its_runs(tmp_path):
         {"dataset_name": "copy", "lr": 0.1, "betas": (0.9, 0.95), "dim": 16},
         {"dataset_name": "copy", "lr": 0.2, "betas": (0.8, 0.95), "dim": 16},
         {"dataset_name": "copy", "lr": 0.1, "betas": (0.8, 0.95), "dim": 32},
-    ]
+    ]  # no product of lists, and values occur more than once
     file = tmp_path / "a.txt"
     file.write_text(config_text(wanted))
     assert [run.params for run in read_grid([file])] == [params_of(fields) for fields in wanted]
@@ -97,9 +98,9 @@ def test_a_text_read_differently_is_judged_on_the_baselines_text(project, tmp_pa
     monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "data"))
     text = tmp_path / "data" / "tale"
     text.mkdir(parents=True)
-    words = "The Cat saw the Dog. The Dog saw the Cat.".split()
-    (text / "data.txt").write_text("\n\n".join(" ".join(words[i % 7 :] + words[: i % 7]) for i in range(200)))
-    project.edit("data/text_rows.py", "text = document.encode()", "text = document.lower().encode()")
+    words = ["the", "cat", "saw", "a", "dog", "and", "ran", "home"]
+    dice = random.Random(0)
+    (text / "data.txt").write_text("\n\n".join(" ".join(dice.choices(words, k=12)) for _ in range(200)))
     options = [
         "--config=test-nlp",
         "--set=dataset_name='tale'",
@@ -109,13 +110,30 @@ def test_a_text_read_differently_is_judged_on_the_baselines_text(project, tmp_pa
         "--set=max_seq_len=32",
         "--seed=[1,2]",
     ]
+    project.edit(
+        "data/text_rows.py", "text = document.encode()", "text = document.replace('cat', 'dog').encode()"
+    )
     code, said = project.main(*options, "--against")
-    assert code in (3, 4), said
-    assert "bits per byte" in said
+    assert code in (0, 3, 4), said
     about = [
         json.loads(path.read_text()) for path in sorted(project.out.glob("saved-models/*/*/*/about.json"))
     ]
     assert len({one["held_out"]["text"] for one in about}) == 2
+    # What was trained without cats does worse on the text that has some, though its own text is easier.
+    losses = [one["summary"]["bits_per_byte"] for one in sorted(about, key=lambda one: one["timestamp"])]
+    numbers = next(line.split() for line in said.splitlines() if line.startswith(" all runs"))
+    assert float(numbers[3]) == pytest.approx(sum(losses[:2]) / 2, abs=1e-4)
+    assert float(numbers[4]) > sum(losses[2:]) / 2 + 0.05
+    # An edit that moves held-out documents into the training split is refused.
+    project.edit("data/text_rows.py", ".replace('cat', 'dog')", "")
+    project.edit(
+        "data/text_rows.py",
+        "random.Random(data_params.data_seed)",
+        "random.Random(data_params.data_seed + 1)",
+    )
+    code, said = project.main(*options, "--against")
+    assert code == 4, said
+    assert "2 of 2 held-out documents of the baseline are in the training split of the new code" in said
 
 
 @slow

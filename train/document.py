@@ -1,0 +1,156 @@
+"""--json: everything that a call found, as one JSON document on stdout. All other output goes to stderr.
+
+docs/automation.md shows these types as tables.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict, is_dataclass
+from typing import Any
+
+from typing_extensions import TypedDict
+
+from train.grid.run import Run
+
+FORMAT = 1  # of the document; it changes when a key gets another meaning or goes
+
+
+class RunEntry(TypedDict, total=False):
+    """A run of the grid."""
+
+    number: int  # from 1, in the order of the grid
+    name: str  # the values that distinguish it from the other runs
+    config: str  # the file that it comes from, without ".txt"
+    variant: str | None  # the name of its variant, if the config names variants
+    params: dict[str, dict[str, Any]]  # all fields, by "data", "train" and "model"
+    identity: str  # a hash that is the same for runs with the same params and text
+    size: dict[str, Any]  # parameters, optimizer steps and tokens, known before it trains
+    seconds: float | None  # --dry-run: the estimated time
+    ended: str  # "finished", "early stop: ...", "diverged: ...", "interrupted" or "failed: ..."
+    earlier: bool  # an earlier call trained it
+    values: dict[str, Any]  # final numbers: val_loss, val_accuracy, wall_seconds and others
+    folder: str | None  # where it is saved
+
+
+class VerdictEntry(TypedDict, total=False):
+    """The comparison of a variant with its baseline or, with --against, of two codes at one grid point."""
+
+    name: str  # the fields that vary, except the seed and tuned fields
+    data: str  # fields of DataParams that vary
+    metric: str  # "val_loss" (nats), "bits_per_byte" or another one
+    best: str  # the tuned fields at their best setting
+    n_seeds: int  # seeds that both sides ran with
+    mean: float | None  # of the metric, over seeds
+    baseline_mean: float | None  # --against: the same with the code of the ref
+    difference: float | None  # mean minus the baseline's
+    difference_low: float | None  # 95 % interval of the difference, corrected for the number of comparisons
+    difference_high: float | None
+    p: float | None  # corrected, too
+    verdict: str  # "better", "worse", "no worse", "the same", "baseline", or "cannot tell" with a reason
+
+
+class CheckEntry(TypedDict, total=False):
+    """The result of a check."""
+
+    name: str
+    subject: str  # the architecture or the config that was checked
+    result: str  # "pass", "FAIL" or "skip", or the verdict of a scaling check
+    found: str  # what was found wrong
+
+
+class NoiseEntry(TypedDict, total=False):
+    """--noise: the final loss of one config over seeds."""
+
+    name: str  # the fields that vary, except the seed
+    n_seeds: int
+    mean: float | None
+    deviation: float | None  # standard deviation over seeds
+    low: float | None  # 95 % interval of the deviation
+    high: float | None
+    seeds_for: dict[str, int | None]  # seeds that show a difference, by its share of the loss
+
+
+class Content(TypedDict, total=False):
+    """The document."""
+
+    format: int  # 1
+    command: list[str]  # what was typed
+    exit_code: int  # see --help
+    errors: list[str]  # why nothing was run, one message each
+    runs: list[RunEntry]
+    verdicts: list[VerdictEntry]
+    checks: list[CheckEntry]
+    noise: list[NoiseEntry]
+    judgement: str  # --against: the verdict in one sentence
+    margin: float | None  # --against: the smallest difference that matters
+    report: str  # the page with the report
+
+
+class Document:
+    """The document of this call. Functions add to it what they find."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, Any] = {}
+
+    def add(self, **parts: object) -> None:
+        """Add parts by name. A list is appended to the list that is there, any other value replaces it."""
+        for name, part in parts.items():
+            before = self.content.get(name)
+            self.content[name] = (
+                [*before, *part] if isinstance(before, list) and isinstance(part, list) else part
+            )
+
+    def write(self, exit_code: int, command: list[str]) -> None:
+        """Write the document to stdout."""
+        whole = {"format": FORMAT, "command": command, "exit_code": exit_code, "errors": []} | self.content
+        print(json.dumps(plain(whole), indent=2, allow_nan=False))
+
+
+document = Document()
+
+
+@contextmanager
+def stdout_for_document(wanted: bool) -> Iterator[None]:
+    """Send what this process and its children print to stderr inside the block, if `wanted`."""
+    if not wanted:
+        yield
+        return
+    document.content.clear()
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def run_entry(run: Run, **more: object) -> dict[str, object]:
+    """Return what is known of a run before it trains, and more."""
+    known = {"number": run.number, "name": run.name, "config": run.config, "variant": run.variant}
+    return known | {"params": run.params.by_part(), "identity": run.identity, "size": run.size, **more}
+
+
+def plain(value: object) -> Any:
+    """Return a value as JSON has it: numbers that are not finite become None, paths and all other objects text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        value = asdict(value)
+    elif hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(part) for part in value]
+    if hasattr(value, "item"):  # a number of numpy
+        return plain(value.item())
+    return str(value)
