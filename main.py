@@ -82,6 +82,7 @@ def run_all(params: Params, ablate: bool) -> list[Params]:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
+        allow_abbrev=False,
         usage="main.py --config=NAME [options]",
         description=__doc__,
         epilog=EPILOG,

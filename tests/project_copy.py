@@ -39,10 +39,10 @@ class ProjectCopy:
         assert text.count(old) == 1, f"{old!r} occurs {text.count(old)} times in {file}"
         path.write_text(text.replace(old, new), encoding="utf-8")
 
-    def main(self, *options: str) -> tuple[int, str]:
-        """Run main.py without wandb. Return its exit code and its output."""
+    def main(self, *options: str, separate: bool = False) -> tuple[int, str]:
+        """Run main.py without wandb. Return its exit code and its output, without that to stderr if `separate`."""
         command = [sys.executable, "main.py", "--no-wandb", f"--out={self.out}", *options]
         done = subprocess.run(
             command, cwd=self.folder, capture_output=True, text=True, timeout=600, check=False
         )
-        return done.returncode, done.stdout + done.stderr
+        return done.returncode, done.stdout if separate else done.stdout + done.stderr

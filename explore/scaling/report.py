@@ -83,10 +83,7 @@ class ScalingReport:
             log.info(f"saved {folder / self.name}.csv, .png and .svg")
         except OSError as error:
             log.error(f"failed to save the table and the figure: {error}")
-        found = "; ".join(self.problems)
-        document.add(
-            checks=[{"name": self.name, "subject": folder.name, "result": self.verdict, "found": found}]
-        )
+        document.add_check(self.name, folder.name, self.verdict, "; ".join(self.problems))
         log.info(self.verdict)
         return int(not self.passed)
 

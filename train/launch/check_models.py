@@ -240,17 +240,13 @@ def report_checks(runs: list[Run], call: Call) -> int:
         lm = first_model(params, call)
         if flaw := flaw_of(lm, params):
             failed = True
-            document.add(
-                checks=[
-                    {"name": "the model computes numbers", "subject": title, "result": "FAIL", "found": flaw}
-                ]
-            )
+            document.add_check("the model computes numbers", title, "FAIL", flaw)
             log.info(f"  FAIL  the model computes numbers: {flaw}. The other checks are skipped.")
             continue
         for name, check in checks_of(params).items():
             result, found = outcome_of(check, lm, params)
             failed = failed or result == "FAIL"
-            document.add(checks=[{"name": name, "subject": title, "result": result, "found": found}])
+            document.add_check(name, title, result, found)
             log.info(f"  {result}  {name}" + (f": {found}" if found else "") + f". {check.__doc__}")
     return int(failed)
 
