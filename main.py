@@ -445,7 +445,7 @@ def judge_code(
         log.error(str(error))
         return Judged.CANNOT_TELL
     judgement = judge(rows, baseline_rows, args.margin, metric)
-    document.add(verdicts=judgement.points, judgement=judgement.sentence, margin=judgement.margin)
+    document.add(verdicts=judgement.entries(), judgement=judgement.sentence, margin=judgement.margin)
     log.info(table_of(judgement, baseline.ref))
     log.info(f"against {baseline.named}: {judgement.sentence}")
     return judgement.judged

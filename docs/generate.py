@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import train.document
 from common.repository import REPOSITORY
 from data.corpora import corpora
 from data.syntheticdata import tasks as registered_tasks
@@ -18,7 +19,7 @@ from model.lm import LM  # noqa: F401  (it registers the layer kinds)
 from model.transformer.embeddings import position_kinds
 from train.grid.params import SECTIONS
 from train.launch.discover import REGISTRIES as ALL_REGISTRIES
-from train.launch.discover import described_fields, summary_of
+from train.launch.discover import class_body, comments_in, described_fields, summary_of
 from train.optimizers import optimizers as registered_optimizers
 from train.schedules import schedules as registered_schedules
 
@@ -79,6 +80,28 @@ def field_table(name: str, cls: type) -> str:
         rows.append(row(f"`{field.name}`", field.type, f"`{field.default}`", allowed, field.meaning))
     headings = "| field | type | default | allowed values | meaning |"
     return "\n".join([f"### `{name}` (`{path}`)", "", headings, "|" + "---|" * 5, *rows])
+
+
+@part
+def document() -> str:
+    """Return a table of the keys of each part of the JSON document: type and meaning."""
+    path = Path(inspect.getfile(train.document)).resolve()
+    comments, tables = comments_in(path), []
+    for name in ("Content", "RunEntry", "VerdictEntry", "CheckEntry", "NoiseEntry"):
+        keys = [node for node in class_body(path, name) if isinstance(node, ast.AnnAssign)]
+        rows = [
+            row(
+                f"`{ast.unparse(key.target)}`",
+                f"`{ast.unparse(key.annotation)}`",
+                comments.get(key.lineno, ""),
+            )
+            for key in keys
+        ]
+        about = inspect.getdoc(getattr(train.document, name))
+        tables.append(
+            "\n".join([f"### `{name}`", "", f"{about}", "", table(["key", "type", "meaning"], rows)])
+        )
+    return "\n\n".join(tables)
 
 
 @part

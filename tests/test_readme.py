@@ -17,6 +17,7 @@ import torch
 import main
 from data.tokenizer import recipes
 from tests.marks import SLOW, all_slow_but
+from tests.project_copy import ProjectCopy
 from tests.train.killed import forked
 from train.grid.config_text import GRID_KEYS
 from train.grid.expand import read_grid
@@ -229,7 +230,10 @@ def test_a_command_runs(line, out, monkeypatch):
     monkeypatch.setenv("WHATIF_OUT", str(out))
     program, *options = shlex.split(line)
     assert Path(program).name in ("python", "python3")
-    if options[0] == "main.py" and "--ray" not in options:  # Ray hangs in a forked process
+    if "--against" in options:  # it needs git
+        code, said = ProjectCopy(out / "project", out).main(*options[1:])
+        assert code == 0, said
+    elif options[0] == "main.py" and "--ray" not in options:  # Ray hangs in a forked process
         assert forked(lambda: run_main(options[1:], out)) == 0
     else:
         done = run([sys.executable, *options], cwd=ROOT)

@@ -39,14 +39,19 @@ class RunEntry(TypedDict, total=False):
 class VerdictEntry(TypedDict, total=False):
     """The comparison of a variant with its baseline or, with --against, of two codes at one grid point."""
 
-    name: str  # the fields that vary, except the seed and tuned fields
-    data: str  # fields of DataParams that vary
+    variant: str  # the fields that vary, except the seed and tuned fields
+    data: str  # the fields of DataParams that vary
     metric: str  # "val_loss" (nats), "bits_per_byte" or another one
     best: str  # the tuned fields at their best setting
-    n_seeds: int  # seeds that both sides ran with
+    edge: str  # "smallest" or "largest" if that setting is so among those tried
+    n_settings: int  # settings tried
+    n_seeds: int  # seeds that ran with every setting, of both sides with --against
+    n_bad: int  # runs that failed or diverged
     mean: float | None  # of the metric, over seeds
-    baseline_mean: float | None  # --against: the same with the code of the ref
-    difference: float | None  # mean minus the baseline's
+    low: float | None  # 95 % interval of the mean
+    high: float | None
+    baseline_mean: float | None  # --against: the mean with the code of the ref
+    difference: float | None  # mean minus the baseline's, over the seeds of both
     difference_low: float | None  # 95 % interval of the difference, corrected for the number of comparisons
     difference_high: float | None
     p: float | None  # corrected, too

@@ -35,7 +35,7 @@ class Judged(IntEnum):
 class Point(NamedTuple):
     """A grid point, judged."""
 
-    name: str  # the fields that vary, except seed and tuned fields
+    variant: str  # the fields that vary, except seed and tuned fields
     n_seeds: int
     baseline_mean: float  # over the common seeds
     mean: float
@@ -55,6 +55,11 @@ class Judgement(NamedTuple):
     margin: float  # the smallest loss that matters
     metric: str
     sentence: str
+
+    def entries(self) -> list[dict[str, object]]:
+        """Return the points as entries of the JSON document."""
+        rows = [{**point._asdict(), "metric": self.metric} for point in self.points]
+        return [{name: value for name, value in row.items() if name != "judged"} for row in rows]
 
 
 def judge(
@@ -180,7 +185,7 @@ def where_found(points: Sequence[Point], word: str) -> str:
     """Return the largest difference with this verdict and, if there are several points, where it was found."""
     found = [point for point in points if point.verdict.startswith(word)]
     largest = max(found, key=lambda point: 0 if math.isnan(point.difference) else abs(point.difference))
-    where = f" at {len(found)} of {len(points)} points, most at {largest.name}" if len(points) > 1 else ""
+    where = f" at {len(found)} of {len(points)} points, most at {largest.variant}" if len(points) > 1 else ""
     reason = largest.verdict.removeprefix(word).removeprefix(": ")
     size = f"loss {largest.difference:+.3g}, p {largest.p:.2g}"
     return f"{where}: {reason if math.isnan(largest.difference) else size}"
@@ -208,6 +213,6 @@ def table_of(judgement: Judgement, ref: str) -> Table:
         numbers = [f"{value:.4f}" for value in (point.baseline_mean, point.mean)]
         difference = "-" if math.isnan(point.difference) else f"{point.difference:+{digits}}"
         p = "-" if math.isnan(point.p) else f"{point.p:.2g}"
-        cells = [point.name, str(point.n_seeds), *numbers, difference, inside, p, point.verdict]
+        cells = [point.variant, str(point.n_seeds), *numbers, difference, inside, p, point.verdict]
         table.add_row(*(escape(printable(cell)) for cell in cells))
     return table

@@ -146,10 +146,7 @@ def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOpt
     write_csv(table, folder / "results.csv")
     page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
-    rows = [
-        {**row, "name": row["variant"], "metric": options.get("metric", "val_loss")}
-        for row in comparison_rows(comparison)
-    ]
+    rows = [{**row, "metric": options.get("metric", "val_loss")} for row in comparison_rows(comparison)]
     document.add(verdicts=rows, report=folder / "report.html")
     notes = comparison.attrs["notes"]
     above = [*notes, ""] if notes else []
