@@ -6,11 +6,11 @@ import os
 import shlex
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple, Self
 
 import psutil
@@ -24,6 +24,7 @@ from train.logs import log
 START_SECONDS = 8  # for wandb's server to answer, before a run goes offline
 FINISH_SECONDS = 25  # for the last uploads, before they are left to `wandb sync`
 MAX_FINISH_SECONDS = 30.0  # for wandb to end a run, uploads included, before its process is killed
+MAX_TAG = 64  # characters that wandb allows
 MAX_KILL_SECONDS = 5.0  # for its process to end once it is killed
 
 
@@ -34,6 +35,16 @@ class Stat(NamedTuple):
     n: int  # training samples so far
     c: int  # counter over all metrics
     v: float
+
+
+# Sections of wandb's page, by the beginning of a metric's name. All others are in "stat".
+SECTIONS = {
+    "train": ("train_",),
+    "val": ("val_", "best_"),
+    "optim": ("lr", "tau", "eps"),
+    "norms": ("grad_norm", "weight_norm", "norm", "update"),
+}
+Row = dict[str, float | str]  # what wandb gets of one moment
 
 
 SAVED = TypeAdapter(dict[str, list[Stat]])  # the content of a file of statistics
@@ -61,6 +72,11 @@ class Stats:
         else:
             value = float(value)
         self._pending.append((name, step, n_samples, value))
+
+    def show_text(self, name: str, text: str, *, step: int, n_samples: int) -> None:
+        """Send a text, such as a sample, to the tracker. It is not kept here."""
+        if self._tracker is not None:
+            self._tracker.log({"step": step, "n_samples": n_samples, in_section(name): text})
 
     def drain(self) -> None:
         """Move what was logged since the last drain into train_stats, and pass it to the tracker."""
@@ -126,11 +142,18 @@ def _fetch(values: list[float | Tensor]) -> list[float]:
     return [float(fetched.get(i, value)) for i, value in enumerate(values)]
 
 
-def _rows(logged: list[tuple[str, Stat]]) -> Iterator[dict[str, float]]:
+def in_section(name: str) -> str:
+    """Return the name of a metric in wandb, such as "val/val_loss:main" for "stat/val_loss:main"."""
+    bare = name.removeprefix("stat/")
+    found = (section for section, beginnings in SECTIONS.items() if bare.startswith(beginnings))
+    return f"{next(found, 'stat')}/{bare}"
+
+
+def _rows(logged: list[tuple[str, Stat]]) -> Iterator[Row]:
     """Yield all values of one moment as a row. A repeated name starts a new row, so that none is overwritten."""
-    row: dict[str, float] = {}
-    for name, stat in logged:
-        moment = {"step": stat.s, "n_samples": stat.n}
+    row: Row = {}
+    for metric, stat in logged:
+        name, moment = in_section(metric), {"step": stat.s, "n_samples": stat.n}
         if row and (name in row or not moment.items() <= row.items()):
             yield row
             row = {}
@@ -146,23 +169,31 @@ class WandbTracker:
     """
 
     def __init__(self, run: Any) -> None:
-        run.define_metric("stat/*", step_metric="n_samples")
+        for section in (*SECTIONS, "stat"):
+            run.define_metric(f"{section}/*", step_metric="n_samples")
         self.id: str = run.id
         self.name: str | None = run.name  # offline there is none, unless we gave it one
         self.upload_command = f"wandb sync --include-online {shlex.quote(run.settings.sync_dir)}"
         self._run = run
-        self._rows: SimpleQueue[dict[str, float] | None] = SimpleQueue()  # None: the run ends
+        self._rows: SimpleQueue[Row | None] = SimpleQueue()  # None: the run ends
+        self._losses: set[str] = set()  # metrics whose lowest value is shown
+        self._summary: Mapping[str, float | str | None] = {}
         self._failed = self._is_given_up = False
         self._ended = threading.Event()  # after Ctrl-C, Thread.join would not wait again
         threading.Thread(target=self._send, daemon=True).start()
 
-    def log(self, row: dict[str, float]) -> None:
+    def log(self, row: Row) -> None:
         """Send one row of values; never waits."""
         self._rows.put(row)
 
-    def finish(self, failed: bool = False) -> None:
-        """End the run, as failed or not, in MAX_FINISH_SECONDS. Values not uploaded by then stay in its folder."""
-        self._failed = failed
+    def finish(
+        self, failed: bool = False, summary: Mapping[str, float | str | None] = MappingProxyType({})
+    ) -> None:
+        """End the run, as failed or not, in MAX_FINISH_SECONDS. Values not uploaded by then stay in its folder.
+
+        `summary` are the final numbers that wandb's table of runs shows.
+        """
+        self._failed, self._summary = failed, summary
         self._rows.put(None)
         try:
             if not self._ended.wait(MAX_FINISH_SECONDS):
@@ -179,8 +210,10 @@ class WandbTracker:
 
         while (row := self._rows.get()) is not None and not self._is_given_up:
             with contextlib.suppress(Exception):  # wandb's own process died: `finish` warns
+                self._show_lowest(row)
                 self._run.log(row)
         try:
+            self._run.summary.update({f"final/{name}": value for name, value in self._summary.items()})
             self._run.finish(exit_code=int(self._failed))
         except Exception as error:
             if not self._is_given_up:
@@ -189,6 +222,13 @@ class WandbTracker:
         with contextlib.suppress(Exception, SystemExit):
             wandb.teardown()
         self._ended.set()
+
+    def _show_lowest(self, row: Row) -> None:
+        """Let wandb's table of runs show the lowest value of each loss beside the last one."""
+        for name in row.keys() - self._losses:
+            if "loss" in name:
+                self._losses.add(name)
+                self._run.define_metric(name, step_metric="n_samples", summary="min,last")
 
     def _warn(self, why: str) -> None:
         log.warning(f"wandb: upload incomplete, {why} Complete it by: {self.upload_command}")
@@ -212,6 +252,7 @@ def start_wandb(
     group: str | None = None,
     run_name: str | None = None,  # None: wandb invents one, when online
     run_id: str | None = None,  # of a run that is resumed
+    label: str = "",  # what distinguishes the run from the others of its grid: "dim 64, lr 0.001"
 ) -> WandbTracker | None:
     """Start a run in wandb: online if its server answers soon, else offline for a later upload.
 
@@ -225,6 +266,8 @@ def start_wandb(
 
         wandb.setup(_settings(wandb))
         names: dict[str, Any] = {"project": project, "entity": entity, "group": group, "name": run_name}
+        if label:
+            names |= {"notes": label, "tags": tags_of(label)}
         if run_id is not None:
             names |= {"id": run_id, "resume": "allow"}
         start = partial(wandb.init, **names, config=config, dir=folder.absolute())
@@ -243,6 +286,11 @@ def start_wandb(
     how = f"offline, {why} Upload later by: {tracker.upload_command}" if run.offline else run.url
     log.info(f"wandb: {how}")
     return tracker
+
+
+def tags_of(label: str) -> list[str]:
+    """Return a tag for each value that distinguishes a run, as short as wandb wants them."""
+    return [*dict.fromkeys(part[:MAX_TAG] for part in label.split(", ") if part)]
 
 
 def _settings(wandb: ModuleType) -> Any:

@@ -292,6 +292,9 @@ class LMTrainer(L.LightningModule):
         with gathered(self.model):
             self.result = self.trainer.strategy.broadcast(self.evaluation.result())
             self.sample = self.evaluation.sample()
+            self.stats.show_text(
+                "val_sample", self.sample, step=self.global_step, n_samples=int(self.n_samples)
+            )
         del self.evaluation
         of_best = "" if self.weights_of is None else "best_"
         for name, value in self.result.items():

@@ -37,7 +37,12 @@ def fill(tracker):
         stats.log("lr", 1e-3 / 3**step, step=step, n_samples=8 * step + 8)
     for value in (math.nan, math.inf, -math.inf):
         stats.log("norm", value, step=3, n_samples=32)
-    return {name: [(s, n, repr(v)) for s, n, _, v in values] for name, values in stats.train_stats.items()}
+    stats.show_text("val_sample", "a sample", step=3, n_samples=32)
+    logged = stats.train_stats.items()
+    return {SECTION[name]: [(s, n, repr(v)) for s, n, _, v in values] for name, values in logged}
+
+
+SECTION = {"stat/train_loss": "train/train_loss", "stat/lr": "optim/lr", "stat/norm": "norms/norm"}
 
 
 def columns(rows):
@@ -45,7 +50,7 @@ def columns(rows):
     found = defaultdict(list)
     for row in rows:
         for name in row:
-            if name.startswith("stat/"):
+            if "/" in name and name != "val/val_sample":
                 found[name].append((row["step"], row["n_samples"], repr(float(row[name]))))
     return dict(found)
 
@@ -81,7 +86,7 @@ def track(folder, **names):
     """Log a run to wandb, and give what was logged."""
     tracker = start_wandb(project="p", group="g", config={"train": {"lr": 0.1}}, folder=folder, **names)
     expected = fill(tracker)
-    tracker.finish()
+    tracker.finish(summary={"val_loss": 1.5, "stopped": "finished"})
     return expected
 
 
@@ -137,7 +142,9 @@ def on_console():
 def test_without_a_key_runs_are_kept_offline_for_wandb_sync(no_wandb_account, capsys, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "online")  # to be put back afterwards
     first = track(no_wandb_account)
-    second = track(Path("../cache"), run_name="mine")  # in the same process, as in a grid
+    second = track(
+        Path("../cache"), run_name="mine", label="dim 64, lr 0.001"
+    )  # in the same process, as in a grid
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("wandb: offline, No API key configured.")
     assert lines[1].startswith("wandb: offline, as WANDB_MODE says."), "the second run does not try again"
@@ -150,6 +157,28 @@ def test_without_a_key_runs_are_kept_offline_for_wandb_sync(no_wandb_account, ca
         assert (run.project, run.run_group, run.display_name) == ("p", "g", name)
         assert ("train", '{"lr":0.1}') in [(item.key, item.value_json) for item in run.config.update]
         assert_private(run_folder)
+        tags, notes = (["dim 64", "lr 0.001"], "dim 64, lr 0.001") if name else ([], "")
+        assert (list(run.tags), run.notes) == (tags, notes)
+        assert {"val/val_sample": "a sample"}.items() <= merged(history(file)).items()
+        assert {"final/val_loss": "1.5", "final/stopped": '"finished"'}.items() <= summary(file).items()
+        [loss] = [metric for metric in metrics(file) if metric.name == "train/train_loss"]
+        assert (loss.summary.min, loss.summary.last, loss.step_metric) == (True, True, "n_samples")
+
+
+def merged(rows):
+    return {name: value for row in rows for name, value in row.items()}
+
+
+def summary(file):
+    """The values of wandb's table of runs, as JSON."""
+    updates = [
+        record.summary.update for record in records(file) if record.WhichOneof("record_type") == "summary"
+    ]
+    return {item.key or item.nested_key[0]: item.value_json for update in updates for item in update}
+
+
+def metrics(file):
+    return [record.metric for record in records(file) if record.WhichOneof("record_type") == "metric"]
 
 
 def program(folder):

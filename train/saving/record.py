@@ -75,7 +75,9 @@ def record_of(run: Run, namer: Namer, call: Call) -> Iterator[Record]:
             yield record
     finally:
         if tracker is not None:
-            tracker.finish(failed=record.outcome is None or record.outcome.diverged)
+            outcome = record.outcome
+            summary = {} if outcome is None else outcome.as_row()
+            tracker.finish(failed=outcome is None or outcome.diverged, summary=summary)
 
 
 @contextmanager
@@ -131,7 +133,8 @@ def start_tracker(run: Run, namer: Namer, call: Call) -> WandbTracker | None:
         group=call.wandb_group,
         run_name=namer.run_name(),
         run_id=wandb_id,
-        config=variant | run.params.flat(),
+        config=variant | run.params.by_part(),
+        label=run.name,
         folder=call.out / "logs",
     )
 
