@@ -108,7 +108,7 @@ def test_a_judgement_and_the_loop_of_the_docs(tmp_path):
         project.git("checkout", "-q", ".")
     project.git("config", "user.name", "a")
     project.git("config", "user.email", "a@b")
-    small = loop.replace('"--json"', f'"--json", "--set=n_samples=4000", "--out={project.out}"')
+    small = loop.replace('--json"', f'--json --set=n_samples=4000 --out={project.out}"')
     done = subprocess.run(
         [sys.executable, "-c", small],
         cwd=project.folder,
