@@ -11,9 +11,10 @@ from data.data_params import DataParams
 from model.model_params import ModelParams
 from tests.train import little_run
 from tests.train.little_run import CALL
-from train.data import count_steps, make_data
+from train.data import make_data
 from train.grid.params import Params
 from train.grid.run import Run
+from train.length import count_steps
 from train.launch.problems import freeze_problems, train_problems
 from train.logs import log_to_console
 from train.run import train_run
