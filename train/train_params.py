@@ -68,9 +68,7 @@ class TrainParams:
     batch_size: PositiveInt = 32  # rows in one forward pass of a device
     accumulate_grad_batches: PositiveInt = 1  # batches per optimizer step
     epochs: PositiveInt | None = None  # passes over the training data; None: 1, or the length set below
-    max_steps: PositiveInt | None = (
-        None  # length of the run in optimizer steps; repeats the data, as all below
-    )
+    max_steps: PositiveInt | None = None  # length in optimizer steps; repeats the data, as all below
     early_stop_nsamples: PositiveInt | None = None  # length in rows
     max_tokens: PositiveFloat | None = None  # length in real tokens, without padding
     max_seconds: PositiveFloat | None = None  # length in seconds of training, without validations
@@ -84,12 +82,8 @@ class TrainParams:
     mask_frac: Annotated[float, Field(gt=0, le=1)] = 0.15  # share of tokens to predict, if "masked"
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not train, such as "decoder.layers.0.*"
     random_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # initial weights, dropout, order of the batches
-    hyperparams_log_freq: Interval = (
-        100  # steps, or share of the run, between entries for lr, norms and updates
-    )
-    checkpoint_every: Interval | None = (
-        None  # the same, between weights kept for inspection; only with --save
-    )
+    hyperparams_log_freq: Interval = 100  # steps, or share of the run, between entries for lr and norms
+    checkpoint_every: Interval | None = None  # steps, or share, between kept weights; only with --save
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     compile: bool = False  # torch.compile; needs a C++ compiler
     threads: PositiveInt | None = None  # CPU threads; None: what torch chooses

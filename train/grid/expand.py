@@ -29,7 +29,7 @@ from train.grid.config_text import (
 )
 from train.grid.params import SECTION_OF, SECTIONS, Params, Section
 from train.grid.rules import Rule, Rules, read_rules
-from train.grid.run import Match, Run
+from train.grid.run import Run, SizeMatch
 from train.logs import log
 from train.train_params import LENGTHS, TrainParams
 
@@ -165,7 +165,11 @@ class Expansion:
             for chosen in self.points(own):
                 n_points += 1
                 new = self.runs_of(chosen, variant.name, places)
-                runs += [replace(run, match=self.match_of(chosen, outside)) for run in new]
+                if self.rules.match is not None:
+                    group = repr((self.source, [(name, chosen[name]) for name in outside]))
+                    match = SizeMatch(self.rules.match.what, group, self.rules.match.place)
+                    new = [replace(run, match=match) for run in new]
+                runs += new
             if len(runs) == before and variant.name is not None and self.rules.skip:
                 self.errors.notes.append(f"{self.source}: skip leaves no run of variant {variant.name!r}")
         if not self.errors.lines:
@@ -184,17 +188,11 @@ class Expansion:
         outside = []
         for name, setting in settings.items():
             axis = groups.get(name, [name])
-            is_of_model = any(SECTION_OF[field] == ModelParams.__name__ for field in axis)
+            is_of_model = any(SECTION_OF.get(field) == ModelParams.__name__ for field in axis)
             is_outside = not is_of_model or not WIDTHS.isdisjoint(axis)
             if setting.is_list and name not in of_variant and is_outside:
                 outside.append(name)
         return outside
-
-    def match_of(self, chosen: Mapping[str, object], outside: list[str]) -> Match | None:
-        """Return the group of a point for `match`, or None without it."""
-        if (rule := self.rules.match) is None:
-            return None
-        return Match(rule.what, repr((self.source, [(name, chosen[name]) for name in outside])), rule.place)
 
     def report_useless_skips(self, runs: list[Run], n_points: int) -> None:
         """Add an error if `skip` leaves no run, and a note for each condition that leaves out no point."""

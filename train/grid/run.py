@@ -30,7 +30,7 @@ class DataFacts(NamedTuple):
     reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
 
 
-class Match(NamedTuple):
+class SizeMatch(NamedTuple):
     """The group of runs whose sizes `Grid match` makes equal, and what came of it."""
 
     what: str  # "params" or "flops"
@@ -77,7 +77,7 @@ class Run:
     size: RunSize = field(default_factory=RunSize)
     data: DataFacts = field(default_factory=DataFacts)
     first_step: Step = NEW
-    match: Match | None = None  # where the grid matches sizes
+    match: SizeMatch | None = None  # where the grid matches sizes
 
     @property
     def length(self) -> str:

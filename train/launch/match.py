@@ -10,8 +10,8 @@ from model.shapes import build_on_meta, with_fewer_layers
 from train.grid.run import Run
 from train.launch.estimate import row_flops
 
-TOLERANCE = 0.02  # largest relative difference from the target
-NOT_COUNTED = ("embed.", "unembed.", "transform.")  # parameters that "params" leaves out
+MATCH_TOLERANCE = 0.02  # largest relative difference from the target
+UNCOUNTED_PARAMETERS = ("embed.", "unembed.", "transform.")  # parameters that "params" leaves out
 MAX_WIDTH = 2**20
 MAX_TRIES = 16  # neighbors of a width to try if a model cannot be built with it
 UNITS = {"params": "parameters without embeddings", "flops": "FLOPs a token"}
@@ -66,7 +66,7 @@ def doubles(runs: list[Run]) -> Iterator[str]:
 def solve(model: ModelParams, target: float, measure: Measure) -> ModelParams | str:
     """Return `model` with the dim_ff, or else the dim, that brings its size nearest to `target`.
 
-    Return the nearest size as text if it is more than TOLERANCE away.
+    Return the nearest size as text if it is more than MATCH_TOLERANCE away.
     """
     now = measure(model) or 0.0
     field, width, unit = width_to_solve(model, measure)
@@ -77,11 +77,11 @@ def solve(model: ModelParams, target: float, measure: Measure) -> ModelParams | 
         candidate = with_width(n)
         return None if candidate is None else measure(candidate)
 
-    n = nearest(target, width // unit, size_at, MAX_WIDTH // unit)
+    n = nearest_width(target, width // unit, size_at, MAX_WIDTH // unit)
     size, best = (now, model)
     if n is not None and abs((size_at(n) or 0.0) - target) < abs(now - target):
         size, best = size_at(n) or 0.0, with_width(n) or model
-    if abs(size - target) <= TOLERANCE * target:
+    if abs(size - target) <= MATCH_TOLERANCE * target:
         return best
     shown = f"{field}={getattr(best, field)}"
     return f"comes no nearer to the {target:,.0f} of the first of its group than {size:,.0f}, with {shown}: at most 2 % apart are allowed, in"
@@ -103,7 +103,9 @@ def changed(model: ModelParams, field: str, unit: int, n: int) -> ModelParams | 
         return None
 
 
-def nearest(target: float, start: int, size_at: Callable[[int], float | None], limit: int) -> int | None:
+def nearest_width(
+    target: float, start: int, size_at: Callable[[int], float | None], limit: int
+) -> int | None:
     """Return the number from 1 to `limit` whose size is nearest to `target`. Sizes grow; some may be None.
 
     `start` is a number with a known size.
@@ -145,7 +147,9 @@ def params_without_embeddings(model: ModelParams, n_tokens: int) -> int | None:
         lm = build_on_meta(with_fewer_layers(model), n_tokens)
     except ValueError:
         return None
-    counted = {name: p.numel() for name, p in lm.named_parameters() if not name.startswith(NOT_COUNTED)}
+    counted = {
+        name: p.numel() for name, p in lm.named_parameters() if not name.startswith(UNCOUNTED_PARAMETERS)
+    }
     n_built, n_kinds = lm.model_params.n_layers, len(model.kinds)
     turn = tuple(f"decoder.layers.{i}." for i in range(n_kinds))
     of_turn = sum(n for name, n in counted.items() if name.startswith(turn))

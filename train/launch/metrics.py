@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 
 from common.text import did_you_mean, first_line
-from data.batch import Batch, mycollate
-from data.dataloader import LMDataModule
 from train.grid.params import Texts
 from train.grid.run import Call, Run
 from train.metrics import STEP, Condition, metric_and_sign, typed_name
@@ -70,14 +68,8 @@ def statistics_in_trial(run: Run, call: Call) -> set[str]:
         lm = LM(model, tokenizer=data.tokenizer, dropout=train.dropout)
         trial = LMTrainer(lm, data, step_params(train), stats, 1)
         trainer = lightning_trainer(trial.train_params, 1, call.gpu_id, quiet=True)
-        trainer.fit(trial, [first_batch(data, "train", train.batch_size)])
+        trainer.fit(trial, data.train_dataloader(train.batch_size))
         evaluation = Evaluation(lm.cpu().eval(), data)
-        evaluation.add(first_batch(data, "val", train.batch_size), train)
+        evaluation.add(next(iter(data.val_dataloader(train.batch_size))), train)
         names.update(evaluation.result())
     return names | stats.train_stats.keys()
-
-
-def first_batch(data: LMDataModule, split: str, n: int) -> Batch:
-    """Return the first `n` rows of a split as a batch."""
-    rows = data.rows(split)
-    return mycollate(rows.__getitems__(list(range(min(n, len(rows))))), pad=data.tokenizer.pad)
