@@ -189,6 +189,7 @@ class TaskData:
     val_bytes = None  # text only
     val_unknown_bytes = 0
     content = ""  # params and code determine the samples
+    held_out_text = "", ""  # text only
 
     def __init__(
         self, task: Task, data_params: DataParams, cache: Path, tokenizer: Tokenizer | None = None
