@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from train.logs import say_at_once
+from train.metrics import Condition, metric_and_sign
 from train.processes import rank
 from train.progress import Report
 from train.saving.outcome import Ending
@@ -112,7 +113,7 @@ class StopOnInterrupt(Callback):
 
 
 class KeepWeights(Callback):
-    """Keep the weights of the first step, of every `checkpoints.every`th and of the last."""
+    """Keep the weights of the first step, of those that are due by `checkpoints.every`, and of the last."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self.checkpoints = checkpoints
@@ -124,7 +125,7 @@ class KeepWeights(Callback):
             self.checkpoints.keep(module.model, 0)
 
     def on_step_end(self, trainer: L.Trainer, module: LMTrainer) -> None:
-        if self.step % self.checkpoints.every == 0:
+        if module.length.is_due(self.checkpoints.every, self.step):
             self.checkpoints.keep(module.model, self.step)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -139,20 +140,24 @@ class KeepWeights(Callback):
 
 
 class KeepBest(Callback):
-    """Stop a run after `patience` validations without a lower loss. Keep a copy of the weights with the lowest."""
+    """Stop a run after `patience` validations without a gain in `metric`. Keep a copy of the best weights.
 
-    def __init__(self, patience: int) -> None:
+    `metric` is a value of `patience_metric`.
+    """
+
+    def __init__(self, patience: int, metric: str = "val_loss") -> None:
         self.patience = patience
-        self.best_loss, self.best_step, self.validations_without_gain = math.inf, 0, 0
+        self.metric, self.sign = metric_and_sign(metric)
+        self.best, self.best_step, self.validations_without_gain = math.inf, 0, 0
         self.best_weights: dict[str, Tensor] | None = None
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, LMTrainer)
         if trainer.state.fn != "fit":
             return
-        loss = module.result["val_loss:main"]
-        if loss < self.best_loss:
-            self.best_loss, self.best_step, self.validations_without_gain = loss, trainer.global_step, 0
+        value = self.sign * module.latest_values().get(self.metric, math.nan)
+        if value < self.best:
+            self.best, self.best_step, self.validations_without_gain = value, trainer.global_step, 0
             weights = module.model.state_dict()
             self.best_weights = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
             return
@@ -164,6 +169,20 @@ class KeepBest(Callback):
         """Load the best weights if they are better than the last ones."""
         if self.best_weights is not None and self.best_step < module.global_step:
             module.load_weights_of(self.best_step, self.best_weights)
+
+
+class StopWhen(Callback):
+    """Stop a run after the first validation at which a condition on its metrics holds."""
+
+    not_saved = ("condition",)
+
+    def __init__(self, condition: str) -> None:
+        self.condition = Condition(condition)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LMTrainer)
+        if trainer.state.fn == "fit" and self.condition(module.latest_values()):
+            module.stop(f"{Ending.EARLY_STOP}: {self.condition.text}")
 
 
 class Clock(Callback):

@@ -1,6 +1,5 @@
-"""Build the data of a run from its params, and count its optimizer steps."""
+"""Build the data of a run from its params."""
 
-import math
 from pathlib import Path
 from typing import TypedDict
 
@@ -8,7 +7,6 @@ from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from data.tokenizer import Tokenizer, TokenizerSpec
 from model.model_params import ModelParams
-from train.train_params import TrainParams
 
 
 class DataOptions(TypedDict):
@@ -49,12 +47,3 @@ def make_data(
     options = data_options(model)
     options["tokenizer_spec"] = spec or options["tokenizer_spec"]
     return LMDataModule(data, **options, cache=cache, data_workers=data_workers, tokenizer=tokenizer)
-
-
-def count_steps(train: TrainParams, n_rows: int) -> int:
-    """Return the number of optimizer steps of a run with `n_rows` training rows per epoch."""
-    rows_per_step = train.batch_size * train.accumulate_grad_batches * train.devices
-    steps_per_epoch = math.ceil(n_rows / rows_per_step)  # the last step may have fewer rows
-    epochs, rest = divmod(train.early_stop_nsamples or train.epochs * n_rows, n_rows)
-    n_steps = epochs * steps_per_epoch + math.ceil(rest / rows_per_step)
-    return min(n_steps, train.epochs * steps_per_epoch)

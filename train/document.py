@@ -102,12 +102,13 @@ class Document:
         self.content: dict[str, Any] = {}
 
     def add(self, **parts: object) -> None:
-        """Add parts by name. A list is appended to the list that is there, any other value replaces it."""
-        for name, part in parts.items():
-            before = self.content.get(name)
-            self.content[name] = (
-                [*before, *part] if isinstance(before, list) and isinstance(part, list) else part
-            )
+        """Add parts by name, in place of what is there."""
+        self.content |= parts
+
+    def add_check(self, name: str, subject: str, result: str, found: str) -> None:
+        """Add the result of a check."""
+        check = CheckEntry(name=name, subject=subject, result=result, found=found)
+        self.content.setdefault("checks", []).append(check)
 
     def write(self, exit_code: int, command: list[str]) -> None:
         """Write the document to stdout."""

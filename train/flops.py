@@ -4,7 +4,7 @@ Shape suffixes:  B row  T position
 """
 
 import time
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -17,6 +17,8 @@ from data.batch import mycollate
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from model.shapes import build_on_meta
+from train.optimizers import freeze
 from train.train_params import TrainParams
 
 SHORT_ROWS = (2, 4, 6)  # row lengths that are counted where longer rows would take too long
@@ -42,6 +44,15 @@ def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> in
         return round(float(np.polyval(parabola, n_tokens)))
     except Exception:  # a user's edit may need the numbers that meta tensors lack
         return None
+
+
+@cache
+def row_flops(model: ModelParams, n_tokens: int, length: int, train: TrainParams | None = None) -> int | None:
+    """Return `flops_per_row` for a model that need not be built. `n_tokens` is the size of its vocabulary."""
+    lm = build_on_meta(model, n_tokens)
+    if train is not None:
+        freeze(lm, train)
+    return flops_per_row(lm, length, train)
 
 
 @lru_cache

@@ -17,13 +17,15 @@ from data.tokenizer import Tokenizer
 from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
 from model.transformer.residual import profile_omegas, wants_profile
-from train.callbacks import Clock, KeepBest, KeepWeights, Progress, StopOnInterrupt
+from train.callbacks import Clock, KeepBest, KeepWeights, Progress, StopOnInterrupt, StopWhen
 from train.checkpoint import AtomicCheckpointIO, ResumePoint
-from train.data import count_steps, make_data
+from train.data import make_data
 from train.flops import flops_per_row, peak_flops
 from train.grid.params import Params
 from train.grid.run import Call, Run
+from train.length import costs_of, count_steps
 from train.logs import log
+from train.optimizers import freeze
 from train.pretrained import first_weights, load_initial_weights, saved_tokenizer
 from train.probe import probe
 from train.processes import rank
@@ -57,15 +59,19 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
             profile_residuals(lm, data, train)
         if train.compile:
             lm.compile()
-        n_steps = count_steps(train, data.n_rows("train"))
+        freeze(lm, train)
+        n_steps = count_steps(train, data.n_rows("train"), costs_of(lm, data, train))
         lm_trainer = LMTrainer(lm, data, train, record.stats, n_steps, clock.training)
         leak = warn_of_flaws(lm, train)
 
-        keep_best = KeepBest(train.patience) if train.patience else None
+        keep_best = KeepBest(train.patience, train.patience_metric) if train.patience else None
+        stop_when = StopWhen(train.stop_when) if train.stop_when else None
         keep_weights = KeepWeights(record.checkpoints) if record.checkpoints else None
         resume_point = ResumePoint(record.resume_file) if record.resume_file else None
         progress = Progress(report) if report else None
-        callbacks = filter(None, [resume_point, interrupt, keep_weights, keep_best, clock, progress])
+        callbacks = filter(
+            None, [resume_point, interrupt, keep_weights, keep_best, stop_when, clock, progress]
+        )
         trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[*callbacks], quiet=quiet)
 
         with interrupt.listening():
@@ -142,7 +148,7 @@ def profile_residuals(lm: LM, data: LMDataModule, train: TrainParams) -> None:
 
 def lightning_trainer(
     train: TrainParams,
-    n_steps: int,
+    n_steps: int | None,
     gpu_id: int | None,
     *,
     callbacks: Sequence[L.Callback] = (),
@@ -151,8 +157,8 @@ def lightning_trainer(
     """Return Lightning's trainer for a run."""
     cpus = train.devices > 1 and not torch.cuda.is_available()
     return L.Trainer(
-        max_steps=n_steps,
-        max_epochs=train.epochs,
+        max_steps=-1 if n_steps is None else n_steps,  # -1: no limit
+        max_epochs=-1 if train.repeats_data else train.epochs or 1,
         accumulate_grad_batches=train.accumulate_grad_batches,
         gradient_clip_val=train.gradient_clip_val,
         val_check_interval=NEVER if train.val_every else None,  # LMTrainer decides when

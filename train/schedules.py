@@ -5,7 +5,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from common.registry import Registry
+from train.length import RunLength
 from train.train_params import TrainParams
+
+MIN_SHARE = 1e-9  # of the time of a run, so that nothing is divided by 0
 
 
 class Moment(NamedTuple):
@@ -67,20 +70,38 @@ def plateau(now: Moment) -> float:
 class Schedule:
     """The learning rate as a share of `lr` at every optimizer step, warm-up included. LambdaLR calls it.
 
-    The last of n steps, number n - 1, has progress 1, so schedules that fall to `min_lr` train one step at it.
+    The last of n steps, number n - 1, has progress 1, so schedules that fall to `min_lr` train one step at it. With
+    `max_seconds` the number of steps is unknown, and progress is the share of the training time.
     """
 
-    def __init__(self, params: TrainParams, n_steps: int) -> None:
+    def __init__(self, params: TrainParams, length: RunLength | int) -> None:
         self.params = params
-        self.n_steps = n_steps
+        self.length = RunLength(length) if isinstance(length, int) else length
+        self.warmed_up = 0, 0.0  # with max_seconds: steps and share of the time that the warm-up took
         self.best, self.waited, self.reductions = math.inf, 0, 0
 
     def __call__(self, step: int) -> float:
+        if self.length.n_steps is None:
+            return self.by_time(step, self.length.share_after(step))
         warmup = self.params.warmup_steps
+        if isinstance(warmup, float):
+            warmup = round(warmup * self.length.n_steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
-        progress = min(1.0, (step - warmup) / max(1, self.n_steps - 1 - warmup))
-        moment = Moment(step - warmup, progress, self.reductions, self.params)
+        return self.at(step - warmup, (step - warmup) / max(1, self.length.n_steps - 1 - warmup))
+
+    def by_time(self, step: int, share: float) -> float:
+        """Return the same when this share of the training time has passed."""
+        warmup = self.params.warmup_steps
+        if step < warmup if isinstance(warmup, int) else share < warmup:
+            self.warmed_up = step + 1, share
+            return (step + 1) / (warmup + 1) if isinstance(warmup, int) else share / warmup
+        steps, began = self.warmed_up
+        return self.at(step - steps, (share - began) / max(1 - began, MIN_SHARE))
+
+    def at(self, step: int, progress: float) -> float:
+        """Return the value of the schedule `step` steps after the warm-up."""
+        moment = Moment(step, min(1.0, progress), self.reductions, self.params)
         return schedules[self.params.lr_schedule](moment)
 
     def add_val_loss(self, val_loss: float) -> None:
@@ -93,7 +114,7 @@ class Schedule:
             self.reductions, self.waited = self.reductions + 1, 0
 
     def state_dict(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "params"}
+        return {name: value for name, value in vars(self).items() if name not in ("params", "length")}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
         vars(self).update(state)

@@ -8,6 +8,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
 from data.batch import Batch, mycollate, n_real_tokens
@@ -16,7 +17,9 @@ from model.lm import LM
 from model.recording import first_nonfinite
 from train.divergence import Divergence
 from train.evaluation import Evaluation
+from train.length import RunLength
 from train.logs import log
+from train.metrics import latest_values
 from train.optimizers import freeze, group_settings, make_optimizer
 from train.saving.outcome import Ending
 from train.schedules import Schedule
@@ -31,7 +34,7 @@ DRAIN_EVERY = 50  # optimizer steps between moments when statistics leave the de
 
 
 class LMTrainer(L.LightningModule):
-    """Lightning module that trains `model` on `data` for `n_steps` optimizer steps.
+    """Lightning module that trains `model` on `data` for `n_steps` optimizer steps, or None for `max_seconds`.
 
     `stats` takes the values that are logged. `training_time` measures seconds of training, without validation.
     """
@@ -42,7 +45,7 @@ class LMTrainer(L.LightningModule):
         data: LMDataModule,
         train_params: TrainParams,
         stats: Stats,
-        n_steps: int,
+        n_steps: int | None,
         training_time: Stopwatch | None = None,
     ) -> None:
         super().__init__()
@@ -55,11 +58,14 @@ class LMTrainer(L.LightningModule):
         self.data = data
         self.train_params = train_params
         self.stats = stats
-        self.schedule = Schedule(train_params, n_steps)
+        self.length = RunLength(n_steps, train_params.max_seconds, self.training_time)
+        self.schedule = Schedule(train_params, self.length)
         # Counts of all processes together; tensors on the device until the next validation.
         self.n_samples: Any = 0  # rows trained on so far
         self.n_tokens: Any = 0  # real tokens among them
         self.n_scored_in_step: Any = 0  # scored so far in the current optimizer step
+        # By layer: each parameter that trains, and a copy of it from before the current step, if that is logged.
+        self.weights_before: dict[str, list[tuple[Tensor, Tensor]]] = {}
         self.n_steps_done = 0  # optimizer steps that on_train_batch_end has handled
         self.divergence = Divergence(model.n_tokens)
         self.stopped = str(Ending.FINISHED)  # or why the run ended early
@@ -106,7 +112,7 @@ class LMTrainer(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.attributes.restore(checkpoint["attributes"])
-        self.trainer.should_stop = self.stopped != Ending.FINISHED
+        self.trainer.should_stop = self.stopped != Ending.FINISHED or self.length.is_time_up
 
     @property
     def train_seconds(self) -> float:
@@ -201,12 +207,12 @@ class LMTrainer(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.is_step_split:
             self.mean_over_step()
-        if self.global_step % self.train_params.hyperparams_log_freq == 0:
+        if self.length.is_due(self.train_params.hyperparams_log_freq, self.global_step):
             self.log_hyperparams_and_time()
 
     @torch.no_grad()
     def log_hyperparams_and_time(self) -> None:
-        """Log learning rates, times and norms every `hyperparams_log_freq` steps. Gradients are not yet clipped."""
+        """Log learning rates, times and norms at every `hyperparams_log_freq`. Gradients are not yet clipped."""
         lm = self.model
         self.log_stat("lr", self.scheduler.get_last_lr()[0])
         self.log_stat("train_seconds", self.train_seconds)
@@ -217,9 +223,20 @@ class LMTrainer(L.LightningModule):
             weights[layer].append(parameter)
             if parameter.grad is not None:
                 gradients[layer].append(parameter.grad)
+                self.weights_before.setdefault(layer, []).append((parameter, parameter.clone()))
         for kind, tensors in (("weight_norm", weights), ("grad_norm", gradients)):
             for layer, group in tensors.items():
-                self.log_stat(f"{kind}:{layer}", torch.nn.utils.get_total_norm(group))
+                self.log_stat(f"{kind}:{layer}", get_total_norm(group))
+
+    @torch.no_grad()
+    def log_updates(self) -> None:
+        """Log the norm of each layer's update over that of its weights, if the step that has just ended is logged."""
+        step = self.global_step - 1
+        for layer, pairs in self.weights_before.items():
+            update = full_number(get_total_norm([after - before for after, before in pairs]))
+            ratio = update / full_number(get_total_norm([before for _, before in pairs]))
+            self.stats.log(f"update_ratio:{layer}", ratio, step=step, n_samples=self.n_samples)
+        self.weights_before = {}
 
     def log_groups(self) -> None:
         """Log the settings of each parameter group. Weights average updates over about tau steps, by weight decay."""
@@ -244,11 +261,15 @@ class LMTrainer(L.LightningModule):
         ends_a_step = self.global_step != self.n_steps_done
         self.n_steps_done = self.global_step
         if self.train_params.val_every is not None:
-            is_due = ends_a_step and self.global_step % self.train_params.val_every == 0
+            is_due = ends_a_step and self.length.is_due(self.train_params.val_every, self.global_step)
             # Lightning counts batches, but steps differ in theirs. So validation is due after this batch, or never.
             self.trainer.val_check_batch = 1 if is_due else NEVER
-        if ends_a_step and self.global_step % DRAIN_EVERY == 0:
-            self.drain_and_judge()
+        if ends_a_step:
+            self.log_updates()
+            if self.global_step % DRAIN_EVERY == 0:
+                self.drain_and_judge()
+            if self.length.is_time_up:
+                self.stop(Ending.FINISHED)
 
     def drain_and_judge(self) -> None:
         """Drain the statistics, and stop if they show that training has diverged."""
@@ -308,6 +329,10 @@ class LMTrainer(L.LightningModule):
         )
         if self.trainer.state.fn == "fit":
             self.schedule.add_val_loss(self.result["val_loss:main"])
+
+    def latest_values(self) -> dict[str, float]:
+        """Return the latest value of every statistic, the same in all processes: those of the first one."""
+        return self.trainer.strategy.broadcast(latest_values(self.stats.train_stats, self.global_step))
 
     def load_weights_of(self, step: int, weights: dict[str, Tensor]) -> None:
         """Replace the weights by those of an earlier step. The next validation evaluates them."""

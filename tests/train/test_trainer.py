@@ -11,10 +11,11 @@ from data.data_params import DataParams
 from model.model_params import ModelParams
 from tests.train import little_run
 from tests.train.little_run import CALL
-from train.data import count_steps, make_data
+from train.data import make_data
 from train.grid.params import Params
 from train.grid.run import Run
 from train.launch.problems import freeze_problems, train_problems
+from train.length import count_steps
 from train.logs import log_to_console
 from train.run import train_run
 from train.saving.outcome import Ending
@@ -108,9 +109,9 @@ def test_early_stop_ends_the_run_where_the_schedule_ends(tmp_path):
         ({"batch_size": 8}, 100, 13),
         ({"batch_size": 8, "accumulate_grad_batches": 4}, 100, 4),
         ({"batch_size": 8, "epochs": 3}, 100, 39),
-        ({"batch_size": 8, "epochs": 3, "early_stop_nsamples": 16}, 100, 2),
-        ({"batch_size": 8, "early_stop_nsamples": 1000}, 100, 13),
-        ({"batch_size": 32, "epochs": 20, "early_stop_nsamples": 320}, 37, 17),
+        ({"batch_size": 8, "early_stop_nsamples": 16}, 100, 2),
+        ({"batch_size": 8, "early_stop_nsamples": 1000}, 100, 130),
+        ({"batch_size": 32, "early_stop_nsamples": 320}, 37, 17),
     ],
 )
 def test_steps_are_counted_before_training(fields, rows, steps):

@@ -14,7 +14,7 @@ from train.grid.expressions import ARITHMETIC, MAX_BITS
 from train.grid.params import FOREIGN_NAMES, SECTION_OF, SECTIONS, field_hint
 
 GRID_SECTION = "Grid"  # the section about the grid itself
-GRID_KEYS = ("together", "skip", "derive", "variants")
+GRID_KEYS = ("together", "skip", "derive", "variants", "match")
 VARIANT = "variant"  # in an option it selects variants; in an expression it is the name of the run's variant
 HEADERS = (*SECTIONS, GRID_SECTION)
 # The start of a header or of `key = ...`. True, False or None alone on a line belongs to a list.

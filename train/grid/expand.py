@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,9 +29,9 @@ from train.grid.config_text import (
 )
 from train.grid.params import SECTION_OF, SECTIONS, Params, Section
 from train.grid.rules import Rule, Rules, read_rules
-from train.grid.run import Run
+from train.grid.run import Run, SizeMatch
 from train.logs import log
-from train.train_params import TrainParams
+from train.train_params import LENGTHS, TrainParams
 
 __all__ = [
     "GridError",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 MAX_ERRORS = 20  # shown in one message
+WIDTHS = {"dim", "dim_ff"}  # fields that `match` may change
 MAX_GRID_POINTS = 1_000_000  # in one config, skipped ones included
 
 
@@ -112,6 +114,7 @@ def expand_grid(
     for file in files:
         errors = Errors(on_command_line.fields)
         config = read_config(file, errors)
+        config = without_replaced_length(config, chosen)
         rules = read_rules(config, chosen, errors)
         runs = Expansion(config, rules, errors, each, defaults).runs(config.settings | chosen)
         read.append(FileOfGrid(config, runs, errors))
@@ -144,6 +147,15 @@ def check_grid(
     for note in notes:
         log.warning(note)
     return [run for part in read for run in part.runs]
+
+
+def without_replaced_length(config: Config, options: Mapping[str, Setting]) -> Config:
+    """Return `config` without the length of its runs if the command line sets one, whichever field that is."""
+    if not any(name in options for name in LENGTHS):
+        return config
+    return config._replace(
+        settings={k: s for k, s in config.settings.items() if k not in LENGTHS or k in options}
+    )
 
 
 # Fields with another meaning in other projects: {field: (schedule it suggests, our field for that, note)}.
@@ -199,15 +211,38 @@ class Expansion:
             own = {k: s for k, s in {**settings, **variant.settings}.items() if s.values and k in SECTION_OF}
             places = {key: setting.place for key, setting in own.items()}
             places |= {key: rule.place for key, rule in self.rules.derive.items()}
-            before = len(runs)
+            before, outside = len(runs), self.axes_outside_match(own, variant.settings)
             for chosen in self.points(own):
                 n_points += 1
-                runs += self.runs_of(chosen, variant.name, places)
+                new = self.runs_of(chosen, variant.name, places)
+                if self.rules.match is not None:
+                    group = repr((self.source, [(name, chosen[name]) for name in outside]))
+                    match = SizeMatch(self.rules.match.what, group, self.rules.match.place)
+                    new = [replace(run, match=match) for run in new]
+                runs += new
             if len(runs) == before and variant.name is not None and self.rules.skip:
                 self.errors.notes.append(f"{self.source}: skip leaves no run of variant {variant.name!r}")
         if not self.errors.lines:
             self.report_useless_skips(runs, n_points)
         return runs
+
+    def axes_outside_match(
+        self, settings: Mapping[str, Setting], of_variant: Mapping[str, Setting]
+    ) -> list[str]:
+        """Return the fields whose values make groups of their own where `match` makes the runs of a group equal in size.
+
+        These are the axes of the data and of training, and those that set a size themselves: dim, dim_ff, and what
+        advances together with them. Fields that variants set make no groups.
+        """
+        groups = {name: group.fields for group in self.rules.together for name in group.fields}
+        outside = []
+        for name, setting in settings.items():
+            axis = groups.get(name, [name])
+            is_of_model = any(SECTION_OF.get(field) == ModelParams.__name__ for field in axis)
+            is_outside = not is_of_model or not WIDTHS.isdisjoint(axis)
+            if setting.is_list and name not in of_variant and is_outside:
+                outside.append(name)
+        return outside
 
     def report_useless_skips(self, runs: list[Run], n_points: int) -> None:
         """Add an error if `skip` leaves no run, and a note for each condition that leaves out no point."""

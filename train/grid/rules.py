@@ -1,4 +1,4 @@
-"""The Grid section of a config: axes that advance together, points left out, derived fields, named variants."""
+"""The Grid section of a config: axes that advance together, points left out, derived fields, variants, equal sizes."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,7 @@ from train.grid.params import SECTION_OF, field_hint
 TOGETHER = 'together takes a list of tuples of fields, as in [("dim", "n_heads")]'
 SKIP = 'skip takes a list of conditions, as in ["dim == 512 and lr > 1e-2"]'
 DERIVE = 'derive takes an expression for each field, as in {"n_heads": "dim // 64"}'
+MATCH = ("params", "flops")  # sizes that runs can have in common
 VARIANTS = 'variants takes fields for each name, as in {"gru": {"layer_architecture": "torch-gru"}}'
 
 
@@ -29,6 +30,13 @@ class Rule(NamedTuple):
     place: Place
 
 
+class MatchRule(NamedTuple):
+    """The size that the runs of a group have in common."""
+
+    what: str
+    place: Place
+
+
 class VariantSettings(NamedTuple):
     """The settings of one variant. A grid without variants has a single one, without a name or settings."""
 
@@ -43,6 +51,7 @@ class Rules(NamedTuple):
     skip: list[Rule]
     derive: dict[str, Rule]  # in order: each may name those before it
     variants: list[VariantSettings]
+    match: MatchRule | None = None
 
 
 def read_rules(config: Config, options: Mapping[str, Setting], errors: Errors) -> Rules:
@@ -50,7 +59,7 @@ def read_rules(config: Config, options: Mapping[str, Setting], errors: Errors) -
     reader = Reader(config, options, errors)
     derive = reader.derive()
     variants = reader.variants(derive)
-    rules = Rules(reader.together(derive), reader.skip(), derive, variants)
+    rules = Rules(reader.together(derive), reader.skip(), derive, variants, reader.match())
     if VARIANT in options and VARIANT not in SECTION_OF:
         rules = rules._replace(variants=reader.select(variants, options[VARIANT]))
     return rules if rules.variants else rules._replace(variants=[VariantSettings(None, {})])
@@ -146,6 +155,15 @@ class Reader:
         if len(self.errors.lines) > before:
             self.errors.fields.add(VARIANT)
         return found
+
+    def match(self) -> MatchRule | None:
+        if "match" not in self.config.grid:
+            return None
+        node, place = self.config.grid["match"]
+        if (what := text_of(node)) in MATCH:
+            return MatchRule(str(what), place)
+        self.errors.add(place, f"match takes {' or '.join(map(repr, MATCH))}, not {ast.unparse(node)}")
+        return None
 
     def refuse_second_owner(self, key: str, variant: str, place: Place, derive: Mapping[str, Rule]) -> None:
         """Add an error if a field of a variant is also set elsewhere: it would be unclear which value holds."""

@@ -15,8 +15,8 @@ class RunSize(NamedTuple):
     """The size of a run, known before it trains."""
 
     n_params: int = 0
-    n_steps: int = 0
-    n_tokens: int = 0  # estimated: rows to be trained on, times their mean length
+    n_steps: int | None = 0  # None: as many as fit into max_seconds
+    n_tokens: int | None = 0  # estimated: rows to be trained on, times their mean length
 
 
 class DataFacts(NamedTuple):
@@ -25,11 +25,21 @@ class DataFacts(NamedTuple):
     n_tokens: int = 0  # in the vocabulary
     n_rows: int = 0  # to train on
     n_val_rows: int = 0
-    row_length: float = 0.0  # real tokens in a row, from one batch
+    row_length: float = 0.0  # real tokens in a training row, in the mean
     content: str = ""  # hash of the text
     folders: tuple[Path, ...] = ()  # folders of the cache that hold it
     reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
     held_out: HeldOut = HeldOut()
+
+
+class SizeMatch(NamedTuple):
+    """The group of runs whose sizes `Grid match` makes equal, and what came of it."""
+
+    what: str  # "params" or "flops"
+    group: str  # equal for the runs of a group
+    place: Place
+    size: float = 0.0  # of this run, in parameters or FLOPs
+    target: float = 0.0  # of the first run of the group
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,14 @@ class Run:
     size: RunSize = field(default_factory=RunSize)
     data: DataFacts = field(default_factory=DataFacts)
     first_step: Step = NEW
+    match: SizeMatch | None = None  # where the grid matches sizes
+
+    @property
+    def length(self) -> str:
+        """The length of the run as text, such as "1,500 steps" or "30 s"."""
+        if self.size.n_steps is None:
+            return f"{self.params.train.max_seconds:,.6g} s"
+        return f"{self.size.n_steps:,} steps"
 
 
 class Call(NamedTuple):

@@ -5,26 +5,23 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import islice, pairwise
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from data.batch import Batch
 from model.lm import LM
-from model.model_params import ModelParams
-from model.shapes import build_on_meta
 from train.data import make_data
 from train.evaluation import Evaluation
-from train.flops import flops_per_row
+from train.flops import row_flops
 from train.grid.run import Call, Run
 from train.pretrained import saved_tokenizer
 from train.probe import in_one_line, own_randomness, probe
 from train.run import cpu_threads, lightning_trainer
 from train.stats import Stats
-from train.train_params import TrainParams
+from train.train_params import LENGTHS, TrainParams
 from train.trainer import LMTrainer
 
 TIMING_SECONDS = 4.0  # for the steps of all timed runs together
@@ -78,8 +75,13 @@ def step_params(train: TrainParams) -> TrainParams:
     """Return params with every field that does not affect the time of a step set to a fixed value."""
     # An lr so small that 30 steps hardly change the model. Exploding weights would change the time of a step.
     train = replace(train, lr=1e-9, min_lr=0.0, lr_schedule="constant", warmup_steps=0, weight_decay=0.1)
-    train = replace(train, betas=(0.9, 0.95), momentum=0.9, random_seed=0, epochs=MAX_STEPS)
-    train = replace(train, early_stop_nsamples=None, val_every=None, patience=None, checkpoint_every=None)
+    train = replace(train, betas=(0.9, 0.95), momentum=0.9, random_seed=0)
+    length: dict[str, Any] = dict.fromkeys(LENGTHS) | {"max_steps": MAX_STEPS}
+    train = replace(train, **length)
+    train = replace(train, val_every=None, patience=None, patience_metric="val_loss", stop_when=None)
+    if isinstance(train.hyperparams_log_freq, float):  # a share of the run, which is long
+        train = replace(train, hyperparams_log_freq=MAX_STEPS)
+    train = replace(train, checkpoint_every=None)
     # Compiling takes longer than everything else here.
     return replace(
         train, accumulate_grad_batches=1, devices=1, strategy="auto", data_workers=0, compile=False
@@ -91,11 +93,6 @@ def batch_flops(run: Run) -> float:
     n_rows, length = min(run.params.train.batch_size, run.data.n_rows), round(run.data.row_length)
     counted = row_flops(run.params.model, run.data.n_tokens, max(1, length))
     return n_rows * (counted or 6 * run.size.n_params * length)
-
-
-@cache
-def row_flops(model: ModelParams, n_tokens: int, length: int) -> int | None:
-    return flops_per_row(build_on_meta(model, n_tokens), length)
 
 
 def scaled(flops: float, paces: dict[float, Pace]) -> Pace:
@@ -110,14 +107,23 @@ def scaled(flops: float, paces: dict[float, Pace]) -> Pace:
 def estimated_seconds(run: Run, pace: Pace) -> float:
     """Return the seconds from the start of a run to its results."""
     train, model = run.params.train, run.params.model
-    n_batches = run.size.n_steps * train.accumulate_grad_batches
+    n_batches = estimated_steps(run, pace) * train.accumulate_grad_batches
     per_epoch = max(1, math.ceil(run.data.n_rows / (train.batch_size * train.devices)))
-    n_validations = math.ceil(
-        run.size.n_steps / train.val_every if train.val_every else n_batches / per_epoch
-    )
+    every = train.val_every
+    if isinstance(every, float):
+        n_validations = math.ceil(1 / every)
+    else:
+        n_validations = math.ceil(n_batches / (every * train.accumulate_grad_batches if every else per_epoch))
     n_validations += model.from_pretrained is not None or model.from_saved is not None
     validation = run.data.n_val_rows / train.batch_size * pace.val_batch + pace.generation
     return pace.start + n_batches * pace.batch + n_validations * validation
+
+
+def estimated_steps(run: Run, pace: Pace) -> float:
+    """Return the number of optimizer steps of a run. With max_seconds it follows from the time of one step."""
+    if run.size.n_steps is not None:
+        return run.size.n_steps
+    return (run.params.train.max_seconds or 0.0) / (pace.batch * run.params.train.accumulate_grad_batches)
 
 
 def time_steps(run: Run, call: Call, seconds: float) -> Pace:

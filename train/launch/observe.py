@@ -1,6 +1,7 @@
 """Find params fields that have no effect on a run."""
 
 import ast
+import math
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, replace
@@ -129,11 +130,14 @@ def give_numbers(lm: nn.Module) -> None:
 
 
 def read_schedule(train: TrainParams) -> None:
-    """Evaluate the schedule over a whole run, with and without validations that do not improve."""
-    schedule = Schedule(train, max(N_STEPS, train.warmup_steps + N_STEPS))
-    shares = [schedule(step) for step in range(schedule.n_steps)]
+    """Evaluate the schedule at the first and the last steps of a run, with and without validations that do not improve."""
+    warmup = train.warmup_steps
+    n_steps = warmup + N_STEPS if isinstance(warmup, int) else math.ceil(N_STEPS / (1 - warmup)) + 1
+    schedule = Schedule(train, n_steps)
+    steps = [0, *range(n_steps - N_STEPS, n_steps)]
+    shares = [schedule(step) for step in steps]
     schedule.reductions = 1
-    if [schedule(step) for step in range(schedule.n_steps)] != shares:  # it depends on validations
+    if [schedule(step) for step in steps] != shares:  # it depends on validations
         schedule.add_val_loss(1.0)
         schedule.add_val_loss(1.0)
 

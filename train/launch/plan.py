@@ -1,5 +1,6 @@
 """Plan a grid before it starts: read its texts, size its models, and look up what earlier calls did."""
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -9,19 +10,22 @@ from pathlib import Path
 import torch
 
 from data import cache
-from data.batch import n_real_tokens
 from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.model_params import ModelParams
 from model.observe import observed
 from model.shapes import size_of
-from train.data import count_steps, data_options, make_data
+from train.data import data_options, make_data
 from train.document import document, run_entry
+from train.flops import row_flops
 from train.grid.expand import GridError, located
 from train.grid.params import SECTION_OF, Params, Texts
 from train.grid.run import NEW, Call, DataFacts, Run, RunSize
+from train.launch.match import match_notes, matched
+from train.launch.metrics import metric_problems
 from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields
 from train.launch.tables import MAX_PLAN_ROWS, as_time, plan_table, settings_of
+from train.length import Costs, count_steps, mean_row_length, rows_per_step
 from train.logs import log, status
 from train.pretrained import saved_tokenizer, weights_problems
 from train.saving.earlier_runs import description, for_all_processes, run_identity, steps_for
@@ -43,12 +47,32 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
     """
     if call.save:
         code_of_this_process()  # now, as files may be edited while texts are read and runs train
-    planned, errors = [], []
+    errors: list[str] = []
+    numbered = [replace(run, number=number) for number, run in enumerate(runs, 1)]
+    tokenizers: dict[int, Tokenizer] = {}  # by number of the run
+    with_facts = with_data(numbered, call, tokenizers, errors)
+    planned = with_sizes(matched(with_facts, errors), call, tokenizers, errors)
+    planned = [replace(run, name=name) for run, name in zip(planned, names_of(planned), strict=True)]
+    errors += device_problems({run.params.train.devices for run in runs}, call)
+    errors += [
+        located(problem, run.places) for run in runs for problem in time_problems(run.params.train, call)
+    ]
+    if not errors:
+        errors += [located(problem, run.places) for run, problem in metric_problems(planned, call)]
+    if errors:
+        raise GridError(errors)
+    if call.resume is None:
+        return planned
+    steps = for_all_processes(lambda: steps_for(planned, call.out, any_code=call.resume == "anyway"))
+    return [replace(run, first_step=step) for run, step in zip(planned, steps, strict=True)]
+
+
+def with_data(runs: list[Run], call: Call, tokenizers: dict[int, Tokenizer], errors: list[str]) -> list[Run]:
+    """Return the runs whose data can be built, with facts about it, and put their tokenizers into `tokenizers`."""
     data_of: dict[str, tuple[Tokenizer, DataFacts] | None] = {}
-    n_params: dict[str, int] = {}
-    text, names = Texts(), names_of(runs)
-    for number, (run, name) in enumerate(zip(runs, names, strict=True), 1):
-        places, (data, train, model) = run.places, run.params
+    text, found = Texts(), []
+    for run in runs:
+        data, _, model = run.params
         key = f"{text(data)} {data_options(model)} {model.from_saved}"
         try:
             if key not in data_of:
@@ -58,30 +82,45 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
         except ValueError as error:
             data_of[key] = None
             whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
-            errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
-        if (found := data_of[key]) is None:
+            errors.append(f"{run.places.get('dataset_name', 'defaults')}: {error}{whose}")
+        if (made := data_of[key]) is not None:
+            tokenizers[run.number], facts = made
+            found.append(replace(run, data=facts))
+    return found
+
+
+def with_sizes(runs: list[Run], call: Call, tokenizers: dict[int, Tokenizer], errors: list[str]) -> list[Run]:
+    """Return the runs whose models can be built, with their sizes and identities."""
+    n_params: dict[tuple[str, int], int] = {}
+    text, found = Texts(), []
+    for run in runs:
+        model, tokenizer, places = run.params.model, tokenizers[run.number], run.places
+        try:
+            if (key := (text(model), id(tokenizer))) not in n_params:
+                n_params[key] = size_of(model, tokenizer.n_tokens).n_params
+                problems = weights_problems(model, tokenizer, call.out)
+                errors += [located(problem, places) for problem in problems]
+            size = size_of_run(run.params, run.data, n_params[key])
+        except ValueError as error:
+            errors.append(located(str(error), places))
             continue
-        tokenizer, facts = found
-        if (size_key := text(model) + key) not in n_params:
-            try:
-                n_params[size_key] = size_of(model, tokenizer.n_tokens).n_params
-            except ValueError as error:
-                errors.append(located(str(error), places))
-                continue
-            errors += [located(problem, places) for problem in weights_problems(model, tokenizer, call.out)]
-        n_steps = count_steps(train, facts.n_rows)
-        per_step = train.batch_size * train.accumulate_grad_batches * train.devices
-        rows = min(facts.n_rows * train.epochs, n_steps * per_step)
-        size = RunSize(n_params[size_key], n_steps, round(rows * facts.row_length))
-        same = run_identity(run.params, facts.content)
-        planned.append(replace(run, number=number, name=name, identity=same, size=size, data=facts))
-    errors += device_problems({run.params.train.devices for run in runs}, call)
-    if errors:
-        raise GridError(errors)
-    if call.resume is None:
-        return planned
-    steps = for_all_processes(lambda: steps_for(planned, call.out, any_code=call.resume == "anyway"))
-    return [replace(run, first_step=step) for run, step in zip(planned, steps, strict=True)]
+        found.append(replace(run, size=size, identity=run_identity(run.params, run.data.content)))
+    return found
+
+
+def size_of_run(params: Params, data: DataFacts, n_params: int) -> RunSize:
+    """Return the size of a run. Raise ValueError if its length depends on operations that cannot be counted."""
+    train = params.train
+    flops = None
+    if train.max_flops is not None:
+        flops = row_flops(params.model, data.n_tokens, max(1, round(data.row_length)), train)
+    n_steps = count_steps(train, data.n_rows, Costs(data.row_length, n_params, flops))
+    if n_steps is None:
+        return RunSize(n_params, None, None)
+    per_epoch = math.ceil(data.n_rows / rows_per_step(train))
+    epochs, rest = divmod(n_steps, per_epoch)  # the last step of an epoch may have fewer rows
+    rows = epochs * data.n_rows + min(data.n_rows, rest * rows_per_step(train))
+    return RunSize(n_params, n_steps, round(rows * data.row_length))
 
 
 def names_of(runs: list[Run]) -> list[str]:
@@ -100,9 +139,7 @@ def measure_data(
         spec = observed_spec(model, reads.names)
         data = make_data(observed(params, reads.names), model, folder, tokenizer=tokenizer, spec=spec)
         data.check_scored()
-        batch = next(iter(data.train_dataloader(min(64, data.n_rows("train")))))
-        row_length = int(n_real_tokens(batch)) / len(batch["x_indices"])
-        sizes = data.n_rows("train"), data.n_rows("val"), row_length
+        sizes = data.n_rows("train"), data.n_rows("val"), mean_row_length(data)
         next(iter(data.val_dataloader(1)))
     names = frozenset(reads.names) if reads.known else None
     facts = DataFacts(data.tokenizer.n_tokens, *sizes, data.content, (*reads.folders,), names)
@@ -125,6 +162,16 @@ def device_problems(devices: set[int], call: Call) -> Iterator[str]:
         yield f"devices={sorted(devices)}: all runs of a call need the same number; make a call for each"
     if gpu_id is not None and devices != {1}:
         yield f"--gpu-id={gpu_id} is one GPU, but devices={max(devices)}"
+
+
+def time_problems(train: TrainParams, call: Call) -> Iterator[str]:
+    """Yield an error message if a run that ends by time would share its machine with others."""
+    if train.max_seconds is not None and (call.jobs > 1 or call.ray is not None):
+        option = "--ray" if call.ray is not None else f"--jobs={call.jobs}"
+        yield (
+            f"max_seconds={train.max_seconds} measures a machine that one run has for itself, so it does not go with "
+            f"{option}; use max_flops or max_tokens"
+        )
 
 
 def gpu_problems(gpu_id: int | None) -> Iterator[str]:
@@ -172,13 +219,42 @@ def announce(runs: list[Run], call: Call) -> None:
     say_objectives(runs)
     say_unused(runs)
     say_idle(runs, call)
+    say_lengths(runs)
+    say_matches(runs)
     short: defaultdict[str, list[str]] = defaultdict(list)
     for number, run in enumerate(runs, 1):
-        if run.params.train.warmup_steps >= run.size.n_steps:
-            steps = f"warmup_steps={run.params.train.warmup_steps} of {run.size.n_steps} steps"
+        warmup, n_steps = run.params.train.warmup_steps, run.size.n_steps
+        if n_steps is not None and isinstance(warmup, int) and warmup >= n_steps:
+            steps = f"warmup_steps={warmup} of {n_steps} steps"
             short[steps].append(str(number))
     for steps, numbers in short.items():
         log.info(f"run {list_of_numbers(numbers)} ends before its learning rate has risen to lr: {steps}")
+
+
+def say_lengths(runs: list[Run]) -> None:
+    """Log which runs repeat their data, and what runs that end by time have for a consequence."""
+    repeats: defaultdict[str, list[str]] = defaultdict(list)
+    for number, run in enumerate(runs, 1):
+        train, n_steps = run.params.train, run.size.n_steps
+        per_epoch = math.ceil(run.data.n_rows / rows_per_step(train)) if run.data.n_rows else 0
+        if train.repeats_data and n_steps and per_epoch and n_steps > per_epoch:
+            repeats["the length is more than one pass over the training data, which is repeated"].append(
+                str(number)
+            )
+    say_of_runs(repeats)
+    if any(run.params.train.max_seconds is not None for run in runs):
+        log.info(
+            "max_seconds: schedules follow the share of training time that has passed, and the data is repeated if it "
+            "runs out. Results depend on the speed of the machine, so they are not bitwise repeatable."
+        )
+
+
+def say_matches(runs: list[Run]) -> None:
+    """Log the widths that `Grid match` chose."""
+    chosen: defaultdict[str, list[str]] = defaultdict(list)
+    for run, note in match_notes(runs):
+        chosen[note].append(str(run.number))
+    say_of_runs(chosen)
 
 
 def say_objectives(runs: list[Run]) -> None:

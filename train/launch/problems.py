@@ -17,6 +17,7 @@ from model.shapes import build_on_meta, parameter_shapes, roles_of, size_of, wit
 from train.data import tokenizer_spec
 from train.grid.expand import Place, Run
 from train.grid.params import Texts
+from train.metrics import Condition, metric_and_sign
 from train.optimizers import by_role, frozen_names, optimizers
 from train.pretrained import source_problems
 from train.schedules import schedules
@@ -65,6 +66,12 @@ def train_problems(train: TrainParams) -> Iterator[str]:
     if train.optimizer not in optimizers:
         hint = did_you_mean(train.optimizer, optimizers, list_all=True)
         yield f"optimizer={train.optimizer!r} is not registered; {hint}"
+    for name, check in (("stop_when", Condition), ("patience_metric", metric_and_sign)):
+        try:
+            if (text := getattr(train, name)) is not None:
+                check(text)
+        except ValueError as error:
+            yield f"{name}={text!r}: {error}"
     if train.compile and not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
         yield "compile=True needs a C++ compiler (g++ or clang++), but none is on the PATH: install one, or set compile=False"
     bare = TrainParams(precision=train.precision, strategy=train.strategy, devices=train.devices)

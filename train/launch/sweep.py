@@ -99,7 +99,7 @@ def each_then_claimed(runs: Sequence[Run], outcomes: dict[int, Outcome]) -> Iter
 
 def announcement(run: Run, n_runs: int) -> str:
     """Return the log line at the start of a run."""
-    size = f"{run.size.n_params:,} parameters, {run.size.n_steps} steps"
+    size = f"{run.size.n_params:,} parameters, {run.length}"
     return f"run {run.number} of {n_runs}: {run.name}, {size}"
 
 

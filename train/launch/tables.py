@@ -60,8 +60,8 @@ def plan_table(runs: list[Run], times: list[str]) -> Table:
     for number, (run, own) in enumerate(zip(runs[:MAX_PLAN_ROWS], settings, strict=False), 1):
         sizes = (
             f"{run.size.n_params:,}",
-            f"{run.size.n_steps:,}",
-            f"{run.size.n_tokens:,}",
+            run.length.removesuffix(" steps"),
+            "?" if run.size.n_tokens is None else f"{run.size.n_tokens:,}",
             times[number - 1],
         )
         table.add_row(str(number), *map(escaped, own.values()), *sizes)

@@ -173,7 +173,7 @@ class ActiveRun(Protocol):
 class ProgressBars:
     """Progress bars in a terminal, one for each active run. `n_steps` is the length of each run by its number."""
 
-    def __init__(self, n_steps: Mapping[int, int]) -> None:
+    def __init__(self, n_steps: Mapping[int, int | None]) -> None:
         console = rich.get_console()
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
         self.display = Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not console.is_terminal)

@@ -133,7 +133,7 @@ def start_tracker(run: Run, namer: Namer, call: Call) -> WandbTracker | None:
         group=call.wandb_group,
         run_name=namer.run_name(),
         run_id=wandb_id,
-        config=variant | run.params.by_part(),
+        config={**variant, **run.params.by_part()},
         label=run.name,
         folder=call.out / "logs",
     )

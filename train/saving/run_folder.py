@@ -332,11 +332,22 @@ def read_params(folder: Path, about: Mapping[str, object]) -> Params:
     try:
         return Params(
             read_section(DataParams, sections.get("data"), about),
-            read_section(TrainParams, sections.get("train"), about),
+            read_section(TrainParams, with_one_length(sections.get("train")), about),
             read_section(ModelParams, sections.get("model"), about),
         )
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / 'params.json'}: {one_line(error)}") from error
+
+
+def with_one_length(section: object) -> object:
+    """Return the section of TrainParams of a run that was saved when a run could have two lengths, with one of them."""
+    if (
+        isinstance(section, dict)
+        and section.get("early_stop_nsamples") is not None
+        and "max_steps" not in section
+    ):
+        return section | {"epochs": None}
+    return section
 
 
 def read_section(params_class: type[Section], section: object, about: Mapping[str, object]) -> Section:

@@ -116,7 +116,7 @@ class Checkpoints:
     A thread writes them, so training waits only for a copy in memory.
     """
 
-    def __init__(self, folder: Path, every: int) -> None:
+    def __init__(self, folder: Path, every: int | float) -> None:
         self.folder = folder
         self.every = every
         self.latest = -1  # the step of the weights kept last

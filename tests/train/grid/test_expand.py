@@ -235,7 +235,12 @@ def test_arithmetic_of_numbers_is_allowed_in_values(config, text, field, values)
         ("gradient_clip_val = 0", "None switches it off"),
         ("patience = 0", "None switches it off"),
         ("learning_rate = 1", "TrainParams has no 'learning_rate'; did you mean 'lr'?"),
-        ("max_steps = 10", "did you mean 'early_stop_nsamples' (rows: steps * batch_size"),
+        ("max_iters = 10", "did you mean 'max_steps'?"),
+        (
+            "warmup_steps = 1.0",
+            "it should be an int, which counts optimizer steps, or a float below 1, a share of the run",
+        ),
+        ("val_every = 0.0", "it should be greater than 0"),
         ("n_embd = 10", "TrainParams has no 'n_embd'; did you mean 'dim', a field of ModelParams?"),
     ],
 )
@@ -280,7 +285,7 @@ def test_every_foreign_name_leads_to_a_field_and_is_none_itself(name):
         ("custom_tokenizer_ntokens", "tokenizer_vocab_size"),
         ("scheduler_type", "lr_schedule"),
         ("val_check_epoch_frac", "val_every"),
-        ("max_steps", "early_stop_nsamples"),
+        ("max_iters", "max_steps"),
         ("learning_rate", "lr"),
         ("n_embd", "dim"),
         ("d_model", "dim"),

@@ -204,7 +204,7 @@ def test_timing_leaves_the_model_as_it_is():
 
 
 def test_events_between_steps_do_not_change_the_kind_of_step():
-    between = TrainParams(val_every=7, patience=2, checkpoint_every=3, epochs=9, early_stop_nsamples=100)
+    between = TrainParams(val_every=7, patience=2, checkpoint_every=3, max_tokens=100)
     assert step_params(between) == step_params(TrainParams())
 
 
