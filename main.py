@@ -18,7 +18,7 @@ from train.grid.expand import FileOfGrid, GridError, check_grid, config_files, e
 from train.grid.params import Params
 from train.grid.run import Call, Run
 from train.logs import log, log_to_console, log_to_file, status
-from train.processes import rank, silence_rank, start_server_of_workers
+from train.processes import INTERRUPTED, rank, silence_rank, start_server_of_workers
 
 if TYPE_CHECKING:  # it imports torch, which is slow
     from train.launch.against import Baseline
@@ -28,7 +28,6 @@ MAIN_PROJ = "base"  # first part of the wandb project and save folder of every r
 wandb_username = None  # your wandb account; None: wandb's own default
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
-INTERRUPTED = 130  # exit code after Ctrl-C
 CHECKS = {  # each ends with a verdict: pass, or fail and why
     "--coord-check": "judge whether activations keep their size over dim in the first steps: --config=mup-width --coord-check",
     "--transfer": "train, then judge whether the best lr stays over dim, n_layers or batch_size: --config=mup-width --transfer",
@@ -435,7 +434,7 @@ def judge_code(
     call: Call,
 ) -> int:
     """Judge the code of the working tree against the baseline's by the same runs of both. Return the exit code."""
-    from explore.compare.against import Judged, judge, table_of
+    from explore.compare.against import Decision, judge, table_of
     from explore.compare.held_out import NotComparable, comparable_rows
 
     try:
@@ -443,7 +442,7 @@ def judge_code(
     except NotComparable as error:
         document.add(judgement=f"cannot tell: {error}")
         log.error(str(error))
-        return Judged.CANNOT_TELL
+        return Decision.CANNOT_TELL
     judgement = judge(rows, baseline_rows, args.margin, metric)
     document.add(verdicts=judgement.entries(), judgement=judgement.sentence, margin=judgement.margin)
     log.info(table_of(judgement, baseline.ref))

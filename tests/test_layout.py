@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "train": "train -train.launch model data",
     "train.train_params": "",
     "train.logs": "",
-    "train.grid": "train.grid train.train_params train.logs model.model_params data.data_params",
+    "train.grid": "train.grid train.train_params train.logs model.model_params data.data_params data.held_out",
     "train.saving": "train.saving train.grid train.train_params train.logs train.processes train.stats model data",
     "train.launch": "train model data",
     "explore": "explore train -train.launch model data",

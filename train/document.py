@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 
 from train.grid.run import Run
 
-FORMAT = 1  # of the document; it changes when a key gets another meaning or goes
+DOCUMENT_FORMAT = 1  # of the document; it changes when a key gets another meaning or goes
 
 
 class RunEntry(TypedDict, total=False):
@@ -112,7 +112,12 @@ class Document:
 
     def write(self, exit_code: int, command: list[str]) -> None:
         """Write the document to stdout."""
-        whole = {"format": FORMAT, "command": command, "exit_code": exit_code, "errors": []} | self.content
+        whole = {
+            "format": DOCUMENT_FORMAT,
+            "command": command,
+            "exit_code": exit_code,
+            "errors": [],
+        } | self.content
         print(json.dumps(plain(whole), indent=2, allow_nan=False))
 
 

@@ -10,6 +10,8 @@ import time
 
 from train.logs import log
 
+INTERRUPTED = 130  # exit code after Ctrl-C
+
 
 def rank() -> int:
     """Return the number of this process. The user started process 0; it alone prints and writes."""

@@ -38,13 +38,13 @@ class Stat(NamedTuple):
 
 
 # Sections of wandb's page, by the beginning of a metric's name. All others are in "stat".
-SECTIONS = {
+WANDB_SECTIONS = {
     "train": ("train_",),
     "val": ("val_", "best_"),
     "optim": ("lr", "tau", "eps"),
     "norms": ("grad_norm", "weight_norm", "norm", "update"),
 }
-Row = dict[str, float | str]  # what wandb gets of one moment
+WandbRow = dict[str, float | str]  # what wandb gets of one moment
 
 
 SAVED = TypeAdapter(dict[str, list[Stat]])  # the content of a file of statistics
@@ -145,13 +145,13 @@ def _fetch(values: list[float | Tensor]) -> list[float]:
 def in_section(name: str) -> str:
     """Return the name of a metric in wandb, such as "val/val_loss:main" for "stat/val_loss:main"."""
     bare = name.removeprefix("stat/")
-    found = (section for section, beginnings in SECTIONS.items() if bare.startswith(beginnings))
+    found = (section for section, beginnings in WANDB_SECTIONS.items() if bare.startswith(beginnings))
     return f"{next(found, 'stat')}/{bare}"
 
 
-def _rows(logged: list[tuple[str, Stat]]) -> Iterator[Row]:
+def _rows(logged: list[tuple[str, Stat]]) -> Iterator[WandbRow]:
     """Yield all values of one moment as a row. A repeated name starts a new row, so that none is overwritten."""
-    row: Row = {}
+    row: WandbRow = {}
     for metric, stat in logged:
         name, moment = in_section(metric), {"step": stat.s, "n_samples": stat.n}
         if row and (name in row or not moment.items() <= row.items()):
@@ -169,20 +169,20 @@ class WandbTracker:
     """
 
     def __init__(self, run: Any) -> None:
-        for section in (*SECTIONS, "stat"):
+        for section in (*WANDB_SECTIONS, "stat"):
             run.define_metric(f"{section}/*", step_metric="n_samples")
         self.id: str = run.id
         self.name: str | None = run.name  # offline there is none, unless we gave it one
         self.upload_command = f"wandb sync --include-online {shlex.quote(run.settings.sync_dir)}"
         self._run = run
-        self._rows: SimpleQueue[Row | None] = SimpleQueue()  # None: the run ends
+        self._rows: SimpleQueue[WandbRow | None] = SimpleQueue()  # None: the run ends
         self._losses: set[str] = set()  # metrics whose lowest value is shown
         self._summary: Mapping[str, float | str | None] = {}
         self._failed = self._is_given_up = False
         self._ended = threading.Event()  # after Ctrl-C, Thread.join would not wait again
         threading.Thread(target=self._send, daemon=True).start()
 
-    def log(self, row: Row) -> None:
+    def log(self, row: WandbRow) -> None:
         """Send one row of values; never waits."""
         self._rows.put(row)
 
@@ -223,7 +223,7 @@ class WandbTracker:
             wandb.teardown()
         self._ended.set()
 
-    def _show_lowest(self, row: Row) -> None:
+    def _show_lowest(self, row: WandbRow) -> None:
         """Let wandb's table of runs show the lowest value of each loss beside the last one."""
         for name in row.keys() - self._losses:
             if "loss" in name:

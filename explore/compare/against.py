@@ -22,7 +22,7 @@ from train.logs import printable
 MARGIN_FRACTION = 1 / 3  # of the standard deviation over seeds: the default margin
 
 
-class Judged(IntEnum):
+class Decision(IntEnum):
     """The exit codes of a call that asks for a judgement."""
 
     NO_WORSE = 0
@@ -44,13 +44,13 @@ class Point(NamedTuple):
     difference_high: float
     p: float  # corrected, too
     verdict: str  # "better", "no worse", "the same", "worse", or "cannot tell" with a reason
-    judged: Judged
+    judged: Decision
 
 
-class Judgement(NamedTuple):
+class CodeVerdict(NamedTuple):
     """The verdict on a change of the code."""
 
-    judged: Judged
+    judged: Decision
     points: list[Point]
     margin: float  # the smallest loss that matters
     metric: str
@@ -68,7 +68,7 @@ def judge(
     margin: float | None = None,
     metric: str = "val_loss",
     tuned: Sequence[str] = ("lr",),
-) -> Judgement:
+) -> CodeVerdict:
     """Compare runs with those of the baseline's code. `baseline_rows` have the params of `rows`, in the same order.
 
     `margin` is the smallest loss that matters, in the unit of `metric`; the default is a third of the standard deviation
@@ -84,7 +84,7 @@ def judge(
     margin = margin if margin is not None else MARGIN_FRACTION * seeds_deviation(others)
     points = [point_of(match, n_tests, margin) for match in matches]
     judged = overall(points)
-    return Judgement(judged, points, margin, metric, sentence_of(judged, points, margin, metric))
+    return CodeVerdict(judged, points, margin, metric, sentence_of(judged, points, margin, metric))
 
 
 def seeds_deviation(variants: Sequence[Variant]) -> float:
@@ -103,19 +103,19 @@ def point_of(match: Match, n_tests: int, margin: float) -> Point:
     seeds = [seed for seed in one.seeds if other is not None and seed in other.seeds]
     loss, before = mean_at(one, seeds), math.nan if other is None else mean_at(other, seeds)
     if is_equal(one, other, seeds):
-        return Point(name, len(seeds), before, loss, 0.0, 0.0, 0.0, 1.0, "the same", Judged.NO_WORSE)
+        return Point(name, len(seeds), before, loss, 0.0, 0.0, 0.0, 1.0, "the same", Decision.NO_WORSE)
     low, high = match.interval
-    judged, words = Judged.CANNOT_TELL, verdict(match, n_tests)
+    judged, words = Decision.CANNOT_TELL, verdict(match, n_tests)
     if len(seeds) > 1 and math.isinf(loss) != math.isinf(before):  # all runs of one side diverged
         words, judged = (
-            ("worse: it diverges", Judged.WORSE) if math.isinf(loss) else ("better", Judged.NO_WORSE)
+            ("worse: it diverges", Decision.WORSE) if math.isinf(loss) else ("better", Decision.NO_WORSE)
         )
     elif match.reason or words.startswith("cannot tell: "):
         pass
     elif high < margin:
-        words, judged = "better" if words == "better" and low < -margin else "no worse", Judged.NO_WORSE
+        words, judged = "better" if words == "better" and low < -margin else "no worse", Decision.NO_WORSE
     elif words == "worse":
-        judged = Judged.WORSE
+        judged = Decision.WORSE
     else:
         words = f"cannot tell; {seeds_that_would(match, n_tests, margin)}"
     return Point(
@@ -150,18 +150,18 @@ def seeds_that_would(match: Match, n_tests: int, margin: float) -> str:
     return f"about {with_plural(int(n[enough.argmax()]) - match.n_seeds, 'more seed')} would"
 
 
-def overall(points: Sequence[Point]) -> Judged:
+def overall(points: Sequence[Point]) -> Decision:
     """Return the judgement on all points: worse if one is worse, no worse if all are no worse."""
     found = {point.judged for point in points}
-    if Judged.WORSE in found:
-        return Judged.WORSE
-    return Judged.NO_WORSE if found == {Judged.NO_WORSE} else Judged.CANNOT_TELL
+    if Decision.WORSE in found:
+        return Decision.WORSE
+    return Decision.NO_WORSE if found == {Decision.NO_WORSE} else Decision.CANNOT_TELL
 
 
-def sentence_of(judged: Judged, points: Sequence[Point], margin: float, metric: str) -> str:
+def sentence_of(judged: Decision, points: Sequence[Point], margin: float, metric: str) -> str:
     """Return the verdict in one sentence."""
     unit = "bits per byte" if metric == "bits_per_byte" else "nats"
-    if judged is Judged.CANNOT_TELL:
+    if judged is Decision.CANNOT_TELL:
         open_points = [point for point in points if point.judged is judged]
         where = (
             f" at {with_plural(len(open_points), 'grid point')} of {len(points)}" if len(points) > 1 else ""
@@ -172,7 +172,7 @@ def sentence_of(judged: Judged, points: Sequence[Point], margin: float, metric: 
             else "no run has ended"
         )
         return f"cannot tell{where}: {reason}"
-    if judged is Judged.WORSE:
+    if judged is Decision.WORSE:
         return f"worse{where_found(points, 'worse')}"
     if all(point.verdict == "the same" for point in points):
         return "no worse: every run has exactly the loss that it had before"
@@ -191,7 +191,7 @@ def where_found(points: Sequence[Point], word: str) -> str:
     return f"{where}: {reason if math.isnan(largest.difference) else size}"
 
 
-def table_of(judgement: Judgement, ref: str) -> Table:
+def table_of(judgement: CodeVerdict, ref: str) -> Table:
     """Return the table of all grid points, with the code of `ref` as the baseline."""
     widths = [
         point.difference_high - point.difference_low

@@ -1,4 +1,4 @@
-"""How much the final loss of a config varies over seeds, and how many seeds show a difference of a given size."""
+"""Noise: how much the final loss of a config varies over seeds, and how many seeds show a difference of a given size."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from explore.compare.verdicts import ALPHA, POWER
 from train.logs import printable
 
 SHARES = (0.005, 0.01, 0.02)  # differences to be seen, as shares of the loss
-MAX_SEEDS = 1000
+MOST_SEEDS = 1000
 
 
 class Noise(NamedTuple):
@@ -28,9 +28,8 @@ class Noise(NamedTuple):
     deviation: float  # standard deviation over seeds
     low: float  # 95 % interval of the deviation
     high: float
-    seeds_for: dict[
-        float, int | None
-    ]  # seeds of each variant that show a difference, by its share of the loss
+    # Seeds of each of two variants that show a difference between them, by its share of the loss.
+    seeds_for: dict[float, int | None]
 
 
 def noise(rows: Sequence[RunRow], metric: str = "val_loss") -> list[Noise]:
@@ -64,11 +63,11 @@ def seeds_to_see(difference: float, deviation: float) -> int | None:
     """Return how many seeds of each of two variants show a difference of their means with probability POWER.
 
     The test is a two-sided t test at level ALPHA of unpaired runs. Runs paired by seed can only need fewer. None means
-    more than MAX_SEEDS, or unknown.
+    more than MOST_SEEDS, or unknown.
     """
     if math.isnan(deviation) or deviation == 0:
         return None if math.isnan(deviation) else 2
-    n = np.arange(2, MAX_SEEDS + 1)
+    n = np.arange(2, MOST_SEEDS + 1)
     degrees, shift = 2 * n - 2, difference / deviation * np.sqrt(n / 2)
     critical = stats.t.isf(ALPHA / 2, degrees)
     power = stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift)
@@ -87,7 +86,7 @@ def noise_table(found: Sequence[Noise]) -> Table:
         inside = "-" if math.isnan(one.low) else f"{one.low:.2g} to {one.high:.2g}"
         share = "-" if math.isnan(one.deviation) else f"{one.deviation / one.mean:.2%}"
         needed = [
-            "-" if math.isnan(one.deviation) else f"over {MAX_SEEDS:,}" if n is None else f"{n:,}"
+            "-" if math.isnan(one.deviation) else f"over {MOST_SEEDS:,}" if n is None else f"{n:,}"
             for n in one.seeds_for.values()
         ]
         cells = [

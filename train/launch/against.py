@@ -24,13 +24,12 @@ from train.grid.expand import GridError
 from train.grid.params import SECTION_OF, SECTIONS
 from train.grid.run import Call, Run
 from train.logs import log
-from train.processes import rank
+from train.processes import INTERRUPTED, rank
 from train.saving.code import Code
 from train.saving.earlier_runs import DEFAULTS
 from train.saving.outcome import Outcome
 from train.saving.run_folder import PARTIAL, read_about, read_json, run_folders
 
-INTERRUPTED = 130  # exit code after Ctrl-C
 # Runs main.py of the working directory with the configs in this script's folder. It ends with its parent process.
 LAUNCHER = """
 import os, pathlib, sys, threading, time

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from explore.compare.against import Judged, judge
+from explore.compare.against import Decision, judge
 from tests.explore.compare.test_verdicts import noisy, runs
 
 pytestmark = pytest.mark.usefixtures("without_collecting")
@@ -45,14 +45,14 @@ SMALL = [0.001, 0.002, 0.0015, 0.001, 0.002]  # always worse, by less than any m
 @pytest.mark.parametrize(
     ("change", "code", "words"),
     [
-        ([0.0] * 5, Judged.NO_WORSE, "the same"),
-        (SMALL, Judged.NO_WORSE, "no worse"),
-        ([-d for d in SMALL], Judged.NO_WORSE, "no worse"),
-        ([0.2 + d for d in SMALL], Judged.WORSE, "worse"),
-        ([-0.2 + d for d in SMALL], Judged.NO_WORSE, "better"),
-        ([0.1, -0.1, 0.05, -0.02, 0.03], Judged.CANNOT_TELL, "cannot tell; "),
-        ([math.inf] * 5, Judged.WORSE, "worse: it diverges"),
-        ([math.inf, 0, 0, 0, 0.1], Judged.CANNOT_TELL, "cannot tell: its runs failed or diverged"),
+        ([0.0] * 5, Decision.NO_WORSE, "the same"),
+        (SMALL, Decision.NO_WORSE, "no worse"),
+        ([-d for d in SMALL], Decision.NO_WORSE, "no worse"),
+        ([0.2 + d for d in SMALL], Decision.WORSE, "worse"),
+        ([-0.2 + d for d in SMALL], Decision.NO_WORSE, "better"),
+        ([0.1, -0.1, 0.05, -0.02, 0.03], Decision.CANNOT_TELL, "cannot tell; "),
+        ([math.inf] * 5, Decision.WORSE, "worse: it diverges"),
+        ([math.inf, 0, 0, 0, 0.1], Decision.CANNOT_TELL, "cannot tell: its runs failed or diverged"),
     ],
 )
 def test_a_change_is_judged_by_its_interval_and_the_margin(change, code, words):
@@ -67,16 +67,16 @@ def test_a_change_that_cures_divergence_is_better():
 
 def test_one_seed_cannot_tell():
     found = judged([3.0], [4.0])
-    assert found.judged is Judged.CANNOT_TELL
+    assert found.judged is Decision.CANNOT_TELL
     assert "only one seed" in found.sentence
 
 
 def test_one_worse_point_is_enough_and_every_point_must_be_no_worse():
     worse, open_ = [loss + 0.2 + d for loss, d in zip(BEFORE, SMALL, strict=True)], noisy(3, seed=3)
     same = rows({"a": BEFORE, "b": BEFORE, "c": BEFORE})
-    assert judge(rows({"a": BEFORE, "b": worse, "c": open_}), same).judged is Judged.WORSE
-    assert judge(rows({"a": BEFORE, "b": BEFORE, "c": open_}), same).judged is Judged.CANNOT_TELL
-    assert judge(same, same).judged is Judged.NO_WORSE
+    assert judge(rows({"a": BEFORE, "b": worse, "c": open_}), same).judged is Decision.WORSE
+    assert judge(rows({"a": BEFORE, "b": BEFORE, "c": open_}), same).judged is Decision.CANNOT_TELL
+    assert judge(same, same).judged is Decision.NO_WORSE
 
 
 def test_the_seeds_that_would_tell_do_tell():
