@@ -15,7 +15,7 @@ import pandas as pd
 
 from common.text import did_you_mean
 from train.grid.config_text import VARIANT
-from train.grid.params import SECTION_OF, Params, field_hint, measured_column
+from train.grid.params import MEASURING, SECTION_OF, Params, field_hint, measured_column
 from train.saving.outcome import Ending, ending_of
 from train.train_params import TrainParams
 
@@ -181,8 +181,8 @@ def has_ended(row: RunRow) -> bool:
 
 
 def differing_fields(rows: Sequence[RunRow]) -> list[str]:
-    """Return the fields of params in which the runs differ."""
-    fields = [name for name in SECTION_OF if rows and name in rows[0]]
+    """Return the fields of params in which the runs differ. Fields that only add measurements do not count."""
+    fields = [name for name in SECTION_OF if rows and name in rows[0] and name not in MEASURING]
     return [name for name in fields if any_differ([row.get(name) for row in rows])]
 
 

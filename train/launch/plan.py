@@ -56,7 +56,8 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
         except ValueError as error:
             data_of[key] = None
             whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
-            errors.append(f"{places.get('dataset_name', 'defaults')}: {error}{whose}")
+            field = "eval_sets" if str(error).startswith("eval_sets=") else "dataset_name"
+            errors.append(f"{places.get(field, 'defaults')}: {error}{whose}")
         if (found := data_of[key]) is None:
             continue
         tokenizer, facts = found
