@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import math
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from train.logs import log, log_to_console, log_to_file
 from train.processes import rank, silence_rank, start_server_of_workers
 
 if TYPE_CHECKING:  # it imports torch, which is slow
+    from train.launch.against import Baseline
     from train.saving.outcome import Outcome
 
 MAIN_PROJ = "base"  # first part of the wandb project and save folder of every run; name your project here
@@ -97,6 +99,30 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="skip runs that are saved already, continue those that were killed: --config=test --resume\n"
         "runs that other code trained are trained again; --resume=anyway takes them over",
     )
+    add(
+        "--against",
+        nargs="?",
+        const="HEAD",
+        metavar="REF",
+        help="train the same runs with the code of a git commit, branch or tag (alone: HEAD) as well, unless they are saved,\n"
+        "and judge whether your code is worse: --config=test --seed=[1,2,3] --against",
+    )
+    add(
+        "--noise",
+        action="store_true",
+        help="say how the final loss varies over seeds, and how many seeds show 0.5, 1 and 2 %%: --config=test --seed=[1,2,3] --noise",
+    )
+    add(
+        "--margin",
+        type=float,
+        metavar="NATS",
+        help="the smallest loss that matters to --against, by default a third of the seeds' standard deviation: --margin=0.01",
+    )
+    add(
+        "--bisect",
+        action="store_true",
+        help="with --against, exit with the codes that `git bisect run` expects",
+    )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
         "--jobs",
@@ -159,10 +185,17 @@ def main(arguments: list[str] | None = None) -> int:
     Return the exit code: 0 success, 1 a run or check failed, 2 nothing ran, 130 interrupted.
     """
     args = parse_arguments(arguments)
+    code = run(args)
+    return bisect_code(code) if args.bisect else code
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the command line asks for. Return the exit code."""
     log_to_console()
     if rank() > 0:
         silence_rank()
     try:
+        refuse_options(args)
         return run_grid(args) if args.report is None else report_saved_runs(args)
     except GridError as error:
         print(error, file=sys.stderr)
@@ -172,6 +205,17 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def refuse_options(args: argparse.Namespace) -> None:
+    """Raise GridError for options that do not go together."""
+    if args.against is None and (args.margin is not None or args.bisect):
+        raise GridError(["--margin and --bisect need --against"])
+    if args.margin is not None and not 0 < args.margin < math.inf:
+        raise GridError([f"--margin={args.margin:g} must be a number of nats above 0"])
+    others = ["report", "noise", "check", "transfer", "coord_check", "stability"]
+    if args.against is not None and (found := [name for name in others if getattr(args, name)]):
+        raise GridError([f"--against and --{found[0].replace('_', '-')} are judged in separate calls"])
 
 
 def sentence_about(error: OSError, out: str | None) -> str:
@@ -191,9 +235,10 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.jobs != "1" and not args.dry_run:
         start_server_of_workers()
     # These modules import torch, which is slow, so import them after the first checks.
-    from train.launch import plan, sweep, tables
+    from train.launch import against, plan, sweep, tables
 
     call = sweep.make_call(args, wandb_username)
+    baseline = None if args.against is None else against.export(args.against, call.out)
     runs = read_runs(args, files, call)
     namer = partial(Namer, args=args)
     plan.check_names(runs, namer, call)
@@ -211,18 +256,87 @@ def run_grid(args: argparse.Namespace) -> int:
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
     with log_to_file(None if rank() else log_file):
         plan.announce(runs, call)
+        before = (
+            []
+            if baseline is None
+            else against.baseline_outcomes(baseline, runs, args.config, call, passed_on(args))
+        )
         outcomes = sweep.train_runs(runs, namer, call)
         log.info(tables.result_table(runs, outcomes))
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
-        from explore.compare.report import report_grid
-
-        try:
-            report_grid(runs_folder(args.config), [run.params for run in runs], outcomes, call.out)
-        except OSError as error:
-            log.error(f"no report: {error}")
-    if args.transfer and rank() == 0 and sweep.exit_code(outcomes) != INTERRUPTED:
+        save_report(args, runs, [*outcomes, *before], call)
+    code = sweep.exit_code(outcomes)
+    if rank() or code == INTERRUPTED:
+        return code
+    if args.transfer:
         return check_scaling(args, runs, outcomes)
-    return sweep.exit_code(outcomes)
+    if args.noise:
+        say_noise(runs, outcomes)
+    if baseline is None or any(outcome.failed for outcome in outcomes):
+        return code
+    return judge_code(args, baseline, runs, (outcomes, before), call)
+
+
+def save_report(
+    args: argparse.Namespace, runs: Sequence[Run], outcomes: "Sequence[Outcome]", call: Call
+) -> None:
+    """Write the report of a grid that has run."""
+    from explore.compare.report import report_grid
+
+    try:
+        report_grid(runs_folder(args.config), [run.params for run in runs], outcomes, call.out)
+    except OSError as error:
+        log.error(f"no report: {error}")
+
+
+def say_noise(runs: Sequence[Run], outcomes: "Sequence[Outcome]") -> None:
+    """Log how the final loss varies over the seeds of each config of a grid."""
+    from explore.compare.noise import noise, noise_table
+    from explore.compare.report import rows_of_grid
+
+    found = noise(rows_of_grid([run.params for run in runs], outcomes))
+    log.info(noise_table(found))
+    log.info("seeds for 1 %: so many of each of two variants show a difference of 1 % of the loss, in 4 of 5 cases")
+
+
+def judge_code(
+    args: argparse.Namespace,
+    baseline: "Baseline",
+    runs: Sequence[Run],
+    outcomes: "tuple[list[Outcome], list[Outcome]]",
+    call: Call,
+) -> int:
+    """Judge the code of the working tree against the baseline's by the same runs of both. Return the exit code."""
+    from explore.compare.against import Judged, judge, table_of
+    from explore.compare.held_out import NotComparable, comparable_rows
+
+    try:
+        rows, baseline_rows, metric = comparable_rows(runs, *outcomes, call.cache)
+    except NotComparable as error:
+        log.error(str(error))
+        return Judged.CANNOT_TELL
+    judgement = judge(rows, baseline_rows, args.margin, metric)
+    log.info(table_of(judgement, baseline.ref))
+    log.info(f"against {baseline.named}: {judgement.sentence}")
+    return judgement.judged
+
+
+def passed_on(args: argparse.Namespace) -> list[str]:
+    """Return the options that hold for the runs of the baseline's code, too."""
+    given = {
+        "--jobs": args.jobs,
+        "--ray": args.ray,
+        "--gpu-id": args.gpu_id,
+        "--wandb-proj-name": args.wandb_proj_name,
+    }
+    flags = {"--no-wandb": args.no_wandb, "--fail-fast": args.fail_fast}
+    options = [f"{name}={value}" for name, value in given.items() if value is not None]
+    return options + [name for name, is_set in flags.items() if is_set]
+
+
+def bisect_code(code: int) -> int:
+    """Return an exit code for `git bisect run`: 125 skips a commit about which nothing can be said."""
+    return 125 if code in (1, 2, 4) else code
 
 
 def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[Run]:
@@ -240,6 +354,8 @@ def read_runs(args: argparse.Namespace, files: list[Path], call: Call) -> list[R
         defaults=partial(pretrained.defaults, call.out),
     )
     runs = plan.prepare(runs, call)
+    if args.noise and len({run.params.train.random_seed for run in runs}) < 2:
+        raise GridError(["--noise needs several seeds: --seed=[1,2,3,4,5]"])
     if args.transfer:
         from explore.scaling.commands import refuse_transfer
 

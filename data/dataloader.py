@@ -6,6 +6,7 @@ See data/batch.py for the content of a batch.
 import copy
 import functools
 from collections.abc import Callable, Iterator
+from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 from data.batch import Row, mycollate, parts
 from data.data_params import DataParams
 from data.eval_sets import EvalTask, EvalText, eval_data, set_heading
+from data.held_out import HeldOut
 from data.problems import args_problems
 from data.syntheticdata import tasks
 from data.task_rows import TaskData, TaskPrompt, TaskRows
@@ -204,6 +206,15 @@ class LMDataModule:
             # Without this generator, every pass would draw from the global one and so change dropout.
             generator=torch.Generator(),
         )
+
+    def held_out(self) -> HeldOut:
+        """Return hashes of the validation split. This reads all its rows."""
+        rows, found = self.rows("val"), blake2b(digest_size=10)
+        for indices in batched(range(len(rows)), 256):
+            batch = mycollate(rows.__getitems__(list(indices)), pad=self.tokenizer.pad)
+            for name in sorted(batch):
+                found.update(batch[name].numpy().tobytes())
+        return HeldOut(found.hexdigest(), self.tokenizer.fingerprint, *self.data.held_out_text)
 
     def prompts(self, n: int) -> list[TaskPrompt]:
         """Return the prompts of the first `n` validation samples of a task: the tokens before the first scored one."""

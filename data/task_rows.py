@@ -204,6 +204,7 @@ class TaskData:
     val_bytes = None  # text only
     val_unknown_bytes = 0
     content = ""  # params and code determine the samples
+    held_out_text = "", ""  # text only
 
     @functools.cached_property
     def slices_of(self) -> dict[str, dict[str, list[int]]]:

@@ -17,6 +17,7 @@ from data.batch import Block, Row
 from data.cache import cached, changed_fields
 from data.corpora import corpus_fingerprint, log_once, read_corpus
 from data.data_params import DataParams
+from data.held_out import keep_documents
 from data.tokenizer import Tokenizer, TokenizerSpec, make_tokenizer, recipes, spec_identity
 
 CHARS_AT_ONCE = 1 << 18  # characters to tokenize together; a longer document is cut into pieces
@@ -142,10 +143,17 @@ class TextData:
     def tokens(self, split: str) -> "Tokens":
         def build(folder: Path) -> None:
             n_in_training = 0 if split == "train" else self.documents().n_in_training(split)
-            write_tokens(self.documents().read(split), self.tokenizer, folder, n_in_training)
+            documents = self.documents().read(split)
+            kept = keep_documents(documents, folder) if split == "val" else documents
+            write_tokens(kept, self.tokenizer, folder, n_in_training)
 
         key = (self.source, self.tokenizer.fingerprint, split)
         return read_tokens(cached(self.cache, "tokens", key, build))
+
+    @property
+    def held_out_text(self) -> tuple[str, str]:
+        """The hash of the validation documents, and the folder of the cache that holds them."""
+        return self.val.text, self.val.folder.name
 
     def rows(self, split: str, max_seq_len: int) -> "TextRows":
         tokens = {"train": self.train, "val": self.val}.get(split) or self.tokens(split)
@@ -157,12 +165,14 @@ class Tokens(NamedTuple):
 
     ids: np.ndarray
     starts: np.ndarray
+    folder: Path  # from which they were read
     n_bytes: int  # of the text, in UTF-8
     chance: float  # share of the most common token among those to be predicted
     n_unknown_bytes: int = 0  # bytes that unknown tokens cover
     n_first_bytes: int = 0  # bytes of the first tokens of documents without bos
     n_empty: int = 0  # documents without a token
     n_in_training: int = 0  # documents that the training split contains too; 0 for that split itself
+    text: str = ""  # hash of the documents
 
 
 class Piece(NamedTuple):
@@ -184,7 +194,7 @@ def write_tokens(
     dtype = np.dtype(np.uint16 if tokenizer.n_tokens <= 1 << 16 else np.uint32)
     separate = tokenizer.bos != tokenizer.eos
     counts = np.zeros(tokenizer.n_tokens, np.int64)
-    starts, position = array("Q"), 0
+    starts, position, text = array("Q"), 0, blake2b(digest_size=10)
     facts: dict[str, Any] = dict.fromkeys(("n_bytes", "n_unknown_bytes", "n_first_bytes", "n_empty"), 0)
     with (folder / "tokens.bin").open("wb") as file:
         for batch in batches(documents):
@@ -199,7 +209,9 @@ def write_tokens(
                 ids += encoded
                 if piece.last and separate:
                     ids += tokenizer.end
-                facts["n_bytes"] += len(piece.text.encode())
+                encoded_text = piece.text.encode()
+                text.update(encoded_text + b"\0" * piece.last)
+                facts["n_bytes"] += len(encoded_text)
                 facts["n_unknown_bytes"] += tokenizer.unknown_bytes(piece.text, encoded)
                 facts["n_empty"] += piece.first and piece.last and not encoded
             position += file.write(np.array(ids, dtype).tobytes()) // dtype.itemsize
@@ -210,7 +222,7 @@ def write_tokens(
         counts[tokenizer.begin] = 0  # never scored
     chance = float(counts.max() / max(1, counts.sum()))
     np.save(folder / "starts.npy", np.array(starts, np.int64))
-    facts |= {"dtype": dtype.name, "chance": chance, "n_in_training": n_in_training}
+    facts |= {"dtype": dtype.name, "chance": chance, "n_in_training": n_in_training, "text": text.hexdigest()}
     (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
 
@@ -245,7 +257,7 @@ def read_tokens(folder: Path) -> Tokens:
     dtype, file = np.dtype(facts["dtype"]), folder / "tokens.bin"
     ids = np.asarray(np.memmap(file, dtype, mode="r")) if file.stat().st_size else np.zeros(0, dtype)
     del facts["dtype"]
-    return Tokens(ids, np.load(folder / "starts.npy"), **facts)
+    return Tokens(ids, np.load(folder / "starts.npy"), folder, **facts)
 
 
 class TextRows(Dataset):

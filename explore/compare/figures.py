@@ -218,8 +218,8 @@ def difference_figure(rows: Sequence[ComparisonRow], order: Sequence[int]) -> st
         )
         plot.dots([row["difference"]], [-i], color, 4)
     caption = (
-        "Difference of mean final losses over the seeds of both, and its 95 % interval. The interval is not corrected for "
-        "the number of comparisons; the verdicts are."
+        "Difference of mean final losses over the seeds of both, and its 95 % interval. Intervals and verdicts are corrected "
+        "for the number of comparisons."
     )
     return figure([plot.svg("differences from the baseline")], caption)
 

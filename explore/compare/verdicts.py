@@ -5,7 +5,7 @@ Shape suffixes:  L setting of the tuned fields, such as a learning rate  S seed
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict, cast
 
 import numpy as np
@@ -56,7 +56,7 @@ class ComparisonRow(TypedDict):
     low: float  # 95 % interval of the mean
     high: float
     difference: float  # mean loss minus the baseline's, over the seeds of both
-    difference_low: float  # 95 % interval of the difference
+    difference_low: float  # 95 % interval of the difference, corrected as p is
     difference_high: float
     p: float  # p-value, corrected
     verdict: str
@@ -80,7 +80,8 @@ class Match:
     baseline: Variant | None
     reason: str = ""  # the reason why no test is possible
     difference: float = math.nan  # mean loss minus the baseline's
-    interval: tuple[float, float] = (math.nan, math.nan)
+    difference_S: np.ndarray = field(default_factory=lambda: np.array([]))
+    interval: tuple[float, float] = (math.nan, math.nan)  # of the difference, corrected as p is
     effect: float = math.nan  # effect size: mean difference / standard deviation over seeds
     n_seeds: int = 0
     p: float = math.nan  # p-value, corrected for the choice of settings
@@ -249,13 +250,13 @@ def mean_and_error(values_S: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values_S.mean(axis=-1), values_S.std(axis=-1, ddof=1) / math.sqrt(values_S.shape[-1])
 
 
-def interval(values_S: np.ndarray) -> tuple[float, float]:
-    """Return the t confidence interval of the mean at level 1 - ALPHA; NaN for a single value."""
+def interval(values_S: np.ndarray, alpha: float = ALPHA) -> tuple[float, float]:
+    """Return the t confidence interval of the mean at level 1 - alpha; NaN for a single value."""
     n = len(values_S)
     if n < 2:
         return math.nan, math.nan
     mean, error = mean_and_error(values_S)
-    margin = error * stats.t.isf(ALPHA / 2, n - 1)
+    margin = error * stats.t.isf(alpha / 2, n - 1)
     return float(mean - margin), float(mean + margin)
 
 
@@ -276,7 +277,7 @@ def paired_t_test(
         why = "the seed changes nothing" if result.difference else "the same loss at every seed"
         result.reason = result.reason or why
         return
-    result.interval = interval(difference_S)
+    result.difference_S, result.interval = difference_S, interval(difference_S)
     result.effect = result.difference / (error * math.sqrt(n))
     wins = result.difference < 0
     winner_p_L, loser_p_L = (variant_p_L, baseline_p_L) if wins else (baseline_p_L, variant_p_L)
@@ -288,12 +289,18 @@ def paired_t_test(
 
 
 def correct(matches: Sequence[Match]) -> int:
-    """Apply Holm's correction to all tested matches, and return their number."""
+    """Apply Holm's correction to all tested matches, and return their number.
+
+    The interval of a difference gets the level that the correction leaves to its test, so that it excludes 0 if, and only
+    if, p is below ALPHA.
+    """
     tested = [match for match in matches if not match.reason and not math.isnan(match.p)]
     if tested:
         corrected = multipletests([match.p for match in tested], ALPHA, method="holm")[1]
         for match, p in zip(tested, corrected, strict=True):
             match.corrected = float(p)
+            factor = match.corrected / match.p if match.corrected < 1 else len(tested)
+            match.interval = interval(match.difference_S, ALPHA / (factor * match.factor))
     return len(tested)
 
 

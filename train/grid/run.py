@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from data.held_out import HeldOut
 from train.grid.config_text import Place
 from train.grid.params import Params
 
@@ -28,6 +29,7 @@ class DataFacts(NamedTuple):
     content: str = ""  # hash of the text
     folders: tuple[Path, ...] = ()  # folders of the cache that hold it
     reads: frozenset[str] | None = None  # fields read while the data was made; None: unknown
+    held_out: HeldOut = HeldOut()
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def prepare(runs: list[Run], call: Call) -> list[Run]:
         try:
             if key not in data_of:
                 tokenizer = saved_tokenizer(model, call.out)
-                data_of[key] = measure_data(data, model, call.cache, tokenizer)
+                data_of[key] = measure_data(data, model, call.cache, tokenizer, call.save)
         except ValueError as error:
             data_of[key] = None
             whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
@@ -89,9 +89,9 @@ def names_of(runs: list[Run]) -> list[str]:
 
 
 def measure_data(
-    params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None
+    params: DataParams, model: ModelParams, folder: Path, tokenizer: Tokenizer | None, saves: bool = False
 ) -> tuple[Tokenizer, DataFacts]:
-    """Build the data of a run, and record which fields this reads.
+    """Build the data of a run, and record which fields this reads. `saves` adds hashes of the held-out samples.
 
     Raise ValueError if there is nothing to train on or to validate with.
     """
@@ -104,7 +104,8 @@ def measure_data(
         sizes = data.n_rows("train"), data.n_rows("val"), row_length
         next(iter(data.val_dataloader(1)))
     names = frozenset(reads.names) if reads.known else None
-    return data.tokenizer, DataFacts(data.tokenizer.n_tokens, *sizes, data.content, (*reads.folders,), names)
+    facts = DataFacts(data.tokenizer.n_tokens, *sizes, data.content, (*reads.folders,), names)
+    return data.tokenizer, facts._replace(held_out=data.held_out()) if saves else facts
 
 
 def device_problems(devices: set[int], call: Call) -> Iterator[str]:

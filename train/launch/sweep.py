@@ -28,13 +28,14 @@ from train.saving.run_folder import output_root
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     """Return the options of the command line that hold for all runs. Raise GridError for invalid ones."""
-    save = args.save or args.resume is not None
+    resume = args.resume or ("same" if args.against is not None else None)
+    save = args.save or resume is not None
     if args.ray is not None and find_spec("ray") is None:
         raise GridError(["--ray needs Ray: pip install -r requirements-ray.txt"])
     return Call(
         out=output_root(args.out),
         save=save,
-        resume=args.resume,
+        resume=resume,
         fail_fast=args.fail_fast,
         jobs=n_jobs(args.jobs),
         wandb=not args.no_wandb and rank() == 0,

@@ -49,6 +49,8 @@ class About(TypedDict, total=False):
     code: dict[str, str]
     code_text: str
     content: str
+    held_out: dict[str, str]
+    command: list[str]
     subject: str
     edited: bool
     wandb: Text

@@ -109,7 +109,7 @@ def run_folder(run: Run, namer: Namer, call: Call, tracker: WandbTracker | None)
     folder = RunFolder.claim(call.out, lambda timestamp: namer.save_folder_name(timestamp, wandb_name))
     try:
         wandb_id = None if tracker is None else tracker.id
-        create_run_files(folder.path, run.params, call.command, run.identity, wandb_id, run.data.content)
+        create_run_files(folder.path, run.params, call.command, run.identity, wandb_id, run.data)
         if call.resume is not None:
             note_folder(call.out, claim_of(run), folder.path)
     except BaseException:

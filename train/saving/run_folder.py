@@ -23,6 +23,7 @@ from data.tokenizer import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from train.grid.params import Params, Section
+from train.grid.run import DataFacts
 from train.logs import printable
 from train.saving.about import about_problem
 from train.saving.code import Code, changed_files
@@ -43,6 +44,7 @@ from train.stats import Stat, Stats
 from train.train_params import TrainParams
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
+UNKNOWN = DataFacts()
 RESUME_FILE = "resume.ckpt"
 LOCK_FILE = "lock"
 MAX_LOOK = 1.0  # seconds for which is_training may hold a lock
@@ -236,7 +238,7 @@ def create_run_files(
     command: list[str],
     identity: str = "",
     wandb: str | None = None,
-    content: str = "",
+    data: DataFacts = UNKNOWN,
 ) -> None:
     """Write the params and the origin of a run before it trains, so that it can be identified however it ends."""
     version = code_of_this_process()
@@ -252,7 +254,8 @@ def create_run_files(
         "code_text": version.code.text_id,
         "code": version.hashes(params),
         "identity": identity,
-        "content": content,  # hash of the text; empty for tasks
+        "content": data.content,  # hash of the text; empty for tasks
+        "held_out": data.held_out._asdict(),  # what the validation loss is measured on
         "wandb": wandb,  # the id under which a resumed run continues in wandb
     }
     write_json(folder / "about.json", about)

@@ -1,0 +1,205 @@
+"""The verdict of --against: is the code of the working tree better or worse than that of a git ref?
+
+The same grid ran with both. At each grid point, runs of the same seed are compared in pairs.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+from scipy import stats
+
+from explore.compare.variants import RunRow, Variant, gather, with_plural
+from explore.compare.verdicts import ALPHA, MAX_SEEDS, Match, correct, match, verdict
+from train.logs import printable
+
+MARGIN_FRACTION = 1 / 3  # of the standard deviation over seeds: the default margin
+
+
+class Judged(IntEnum):
+    """The exit codes of a call that asks for a judgement."""
+
+    NO_WORSE = 0
+    FAILED = 1
+    NOTHING_RAN = 2
+    WORSE = 3
+    CANNOT_TELL = 4
+
+
+class Point(NamedTuple):
+    """A grid point, judged."""
+
+    name: str  # the fields that vary, except seed and tuned fields
+    n_seeds: int
+    baseline: float  # mean loss over the common seeds
+    loss: float
+    difference: float  # loss minus baseline
+    low: float  # 95 % interval of the difference, corrected for the number of points
+    high: float
+    p: float  # corrected, too
+    verdict: str  # "better", "no worse", "the same", "worse", or "cannot tell" with a reason
+    judged: Judged
+
+
+class Judgement(NamedTuple):
+    """The verdict on a change of the code."""
+
+    judged: Judged
+    points: list[Point]
+    margin: float  # the smallest loss that matters
+    metric: str
+    sentence: str
+
+
+def judge(
+    rows: Sequence[RunRow],
+    baseline_rows: Sequence[RunRow],
+    margin: float | None = None,
+    metric: str = "val_loss",
+    tuned: Sequence[str] = ("lr",),
+) -> Judgement:
+    """Compare runs with those of the baseline's code. `baseline_rows` have the params of `rows`, in the same order.
+
+    `margin` is the smallest loss that matters, in the unit of `metric`; the default is a third of the standard deviation
+    over seeds. The change is no worse if the interval of every point lies below the margin. Else it is worse if a test finds
+    one point worse. It is better at a point if a test says so and the interval holds differences beyond the margin.
+    """
+    variants, others = (
+        gather(pd.DataFrame(list(side), dtype=object), tuned, metric)[0] for side in (rows, baseline_rows)
+    )
+    by_name = {(other.data, other.name): other for other in others}
+    matches = [match(one, by_name.get((one.data, one.name)), "steps", metric) for one in variants]
+    n_tests = correct(matches)
+    margin = margin if margin is not None else MARGIN_FRACTION * seeds_deviation(others)
+    points = [point_of(match, n_tests, margin) for match in matches]
+    judged = overall(points)
+    return Judgement(judged, points, margin, metric, sentence_of(judged, points, margin, metric))
+
+
+def seeds_deviation(variants: Sequence[Variant]) -> float:
+    """Return the standard deviation of the loss over seeds, pooled over variants at their best settings. NaN if unknown."""
+    groups = [one.losses_LS[one.best, one.complete_S] for one in variants if one.best is not None]
+    many = [losses_S for losses_S in groups if len(losses_S) > 1]
+    degrees = sum(len(losses_S) - 1 for losses_S in many)
+    squares = sum(float(losses_S.var(ddof=1)) * (len(losses_S) - 1) for losses_S in many)
+    return math.sqrt(squares / degrees) if degrees else math.nan
+
+
+def point_of(match: Match, n_tests: int, margin: float) -> Point:
+    """Return the judgement on one grid point."""
+    one, other = match.variant, match.baseline
+    name = ", ".join(filter(None, [one.data, one.name]))
+    seeds = [seed for seed in one.seeds if other is not None and seed in other.seeds]
+    loss, before = mean_at(one, seeds), math.nan if other is None else mean_at(other, seeds)
+    if is_equal(one, other, seeds):
+        return Point(name, len(seeds), before, loss, 0.0, 0.0, 0.0, 1.0, "the same", Judged.NO_WORSE)
+    low, high = match.interval
+    judged, words = Judged.CANNOT_TELL, verdict(match, n_tests)
+    if len(seeds) > 1 and math.isinf(loss) != math.isinf(before):  # all runs of one side diverged
+        words, judged = (
+            ("worse: it diverges", Judged.WORSE) if math.isinf(loss) else ("better", Judged.NO_WORSE)
+        )
+    elif match.reason or words.startswith("cannot tell: "):
+        pass
+    elif high < margin:
+        words, judged = "better" if words == "better" and low < -margin else "no worse", Judged.NO_WORSE
+    elif words == "worse":
+        judged = Judged.WORSE
+    else:
+        words = f"cannot tell; {seeds_that_would(match, n_tests, margin)}"
+    return Point(
+        name, match.n_seeds, before, loss, match.difference, low, high, match.corrected, words, judged
+    )
+
+
+def mean_at(variant: Variant, seeds: Sequence[int]) -> float:
+    """Return the mean loss at the best setting over these seeds: infinite if all runs diverged, else NaN if it is unknown."""
+    if not seeds:
+        return math.nan
+    if variant.best is None:
+        return math.inf if np.isinf(variant.losses_LS).all() else math.nan
+    return float(variant.losses_LS[variant.best, [variant.seeds.index(seed) for seed in seeds]].mean())
+
+
+def is_equal(one: Variant, other: Variant | None, seeds: Sequence[int]) -> bool:
+    """Return True if every run has exactly the loss that it had before: the change has no effect on this grid point."""
+    if other is None or not seeds or one.settings != other.settings or one.seeds != other.seeds:
+        return False
+    return bool(np.isfinite(one.losses_LS).all()) and np.array_equal(one.losses_LS, other.losses_LS)
+
+
+def seeds_that_would(match: Match, n_tests: int, margin: float) -> str:
+    """Return how many more seeds would show, if differences stay as they are, that the change is worse or no worse."""
+    n = np.arange(match.n_seeds + 1, MAX_SEEDS + 1)
+    deviation = float(match.difference_S.std(ddof=1))
+    half = deviation / np.sqrt(n) * stats.t.isf(ALPHA / (2 * match.factor * n_tests), n - 1)
+    enough = (match.difference + half < margin) | (match.difference - half > 0)
+    if not enough.any():
+        return f"not even {MAX_SEEDS:,} seeds would"
+    return f"about {with_plural(int(n[enough.argmax()]) - match.n_seeds, 'more seed')} would"
+
+
+def overall(points: Sequence[Point]) -> Judged:
+    """Return the judgement on all points: worse if one is worse, no worse if all are no worse."""
+    found = {point.judged for point in points}
+    if Judged.WORSE in found:
+        return Judged.WORSE
+    return Judged.NO_WORSE if found == {Judged.NO_WORSE} else Judged.CANNOT_TELL
+
+
+def sentence_of(judged: Judged, points: Sequence[Point], margin: float, metric: str) -> str:
+    """Return the verdict in one sentence."""
+    unit = "bits per byte" if metric == "bits_per_byte" else "nats"
+    if judged is Judged.CANNOT_TELL:
+        open_points = [point for point in points if point.judged is judged]
+        where = (
+            f" at {with_plural(len(open_points), 'grid point')} of {len(points)}" if len(points) > 1 else ""
+        )
+        reason = (
+            open_points[0].verdict.removeprefix("cannot tell").lstrip(":; ")
+            if open_points
+            else "no run has ended"
+        )
+        return f"cannot tell{where}: {reason}"
+    if judged is Judged.WORSE:
+        return f"worse{where_found(points, 'worse')}"
+    if all(point.verdict == "the same" for point in points):
+        return "no worse: every run has exactly the loss that it had before"
+    if n_better := sum(point.verdict == "better" for point in points):
+        return f"better{where_found(points, 'better')}{'; no worse elsewhere' * (n_better < len(points))}"
+    return f"no worse: each interval ends below the margin of {margin:.2g} {unit}"
+
+
+def where_found(points: Sequence[Point], word: str) -> str:
+    """Return the largest difference with this verdict and, if there are several points, where it was found."""
+    found = [point for point in points if point.verdict.startswith(word)]
+    largest = max(found, key=lambda point: 0 if math.isnan(point.difference) else abs(point.difference))
+    where = f" at {len(found)} of {len(points)} points, most at {largest.name}" if len(points) > 1 else ""
+    reason = largest.verdict.removeprefix(word).removeprefix(": ")
+    size = f"loss {largest.difference:+.3g}, p {largest.p:.2g}"
+    return f"{where}: {reason if math.isnan(largest.difference) else size}"
+
+
+def table_of(judgement: Judgement, ref: str) -> Table:
+    """Return the table of all grid points, with the code of `ref` as the baseline."""
+    widths = [point.high - point.low for point in judgement.points if point.high > point.low]
+    digits = f".{min(8, max([4, *(1 - math.floor(math.log10(width)) for width in widths)]))}f"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table.add_column("grid point", overflow="fold")
+    for title in ("seeds", ref, "now", "difference", "95 % interval", "p"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for point in judgement.points:
+        inside = "-" if math.isnan(point.low) else f"{point.low:+{digits}} to {point.high:+{digits}}"
+        numbers = [f"{value:.4f}" for value in (point.baseline, point.loss)]
+        difference = "-" if math.isnan(point.difference) else f"{point.difference:+{digits}}"
+        p = "-" if math.isnan(point.p) else f"{point.p:.2g}"
+        cells = [point.name, str(point.n_seeds), *numbers, difference, inside, p, point.verdict]
+        table.add_row(*(escape(printable(cell)) for cell in cells))
+    return table
