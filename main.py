@@ -296,7 +296,9 @@ def say_noise(runs: Sequence[Run], outcomes: "Sequence[Outcome]") -> None:
 
     found = noise(rows_of_grid([run.params for run in runs], outcomes))
     log.info(noise_table(found))
-    log.info("seeds for 1 %: so many of each of two variants show a difference of 1 % of the loss, in 4 of 5 cases")
+    log.info(
+        "seeds for 1 %: so many of each of two variants show a difference of 1 % of the loss, in 4 of 5 cases"
+    )
 
 
 def judge_code(

@@ -169,6 +169,8 @@ class EvalText:
     there are n_samples, and has its test split if it has no other.
     """
 
+    held_out_text = "", ""  # only that of the validation split is kept
+
     def __init__(self, params: DataParams, training: TextData, cache: Path, tokenizer: Tokenizer) -> None:
         self.data_params = params
         self.tokenizer = tokenizer
