@@ -54,7 +54,7 @@ class Metric(NamedTuple):
     @property
     def sign(self) -> int:
         """-1 if higher values are better, else 1."""
-        return 1 if self.cost or not any(word in self.name for word in HIGHER_IS_BETTER) else -1
+        return sign_of(self.text)
 
     @property
     def depends_on_tokenizer(self) -> bool:
@@ -84,6 +84,12 @@ def read_metric(text: str, rows: Sequence[RunRow] = ()) -> Metric:
         known = sorted({*LOSSES, *numbers})
         raise ValueError(f"metric={text!r} is not a final number of runs; {did_you_mean(text, known)}")
     return Metric(text, text)
+
+
+def sign_of(metric: str) -> int:
+    """Return -1 if higher values of a metric are better, else 1."""
+    is_time = TIME_TO.fullmatch(metric.strip()) is not None
+    return 1 if is_time or not any(word in metric for word in HIGHER_IS_BETTER) else -1
 
 
 class Time(NamedTuple):
@@ -153,3 +159,12 @@ def float_in(row: RunRow, column: str) -> float:
 def is_number(value: object) -> TypeGuard[float]:
     """Return True if `value` is a finite int or float, not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number_text(value: float, sign: str = "") -> str:
+    """Return a value of a metric as text: four decimals, and none of numbers from 1,000. `sign="+"` shows a plus."""
+    if not math.isfinite(value):
+        return str(value)
+    if abs(value) >= 1e6:
+        return format(value, f"{sign}.4g")
+    return format(value, f"{sign},.0f" if abs(value) >= 1000 else f"{sign}.4f")

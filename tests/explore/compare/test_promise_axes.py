@@ -10,6 +10,7 @@ from explore.compare.verdicts import compare
 pytestmark = pytest.mark.usefixtures("without_collecting", "times_in_the_table")
 
 LENGTH = 1000.0  # steps of a run
+ONE_BLOCK: tuple[dict, ...] = ({},)
 CLEAR, EQUAL, NEAR = (5.0, 0.0, 5.0), (0.0, 0.0, 0.0), (0.5, 0.0, 0.3)
 
 
@@ -23,7 +24,9 @@ def times_in_the_table(monkeypatch):
     monkeypatch.setattr("explore.compare.variants.time_to", time_to)
 
 
-def rows(rng, variants, n_seeds, *, blocks=({},), common=1.0, growth=1.0, shift=0.0, spread=0.0) -> list[dict]:
+def rows(
+    rng, variants, n_seeds, *, blocks=ONE_BLOCK, common=1.0, growth=1.0, shift=0.0, spread=0.0
+) -> list[dict]:
     """A run for each variant, block, learning rate and seed.
 
     `variants` are pairs: values of fields, and mean losses at the learning rates in standard deviations. A loss is the sum
@@ -83,7 +86,9 @@ def censored(rng, shift=0.0, n_seeds=5, *, level=0.0, every=100, profiles=((0.0,
 
 def blocks(rng, shift=0.0, n_seeds=3, *, profiles=(EQUAL, EQUAL), **options):
     variants = list(zip(KINDS, profiles, strict=False))
-    return compare(table_of(rows(rng, variants, n_seeds, blocks=DIMS, shift=shift, **options)), by="positions")
+    return compare(
+        table_of(rows(rng, variants, n_seeds, blocks=DIMS, shift=shift, **options)), by="positions"
+    )
 
 
 GRIDS = {
@@ -114,9 +119,9 @@ POWERFUL = {
     "evaluation set": 3.0,
     "half censored": 3.5,
     "half censored, 10 seeds": 2.0,
-    "censored, coarse": 2.0,
+    "censored, coarse": 4.0,
     "blocks": 1.5,
-    "blocks, one rate": 3.0,
+    "blocks, one rate": 4.0,
     "blocks of different effects": 3.0,
 }
 
