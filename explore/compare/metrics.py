@@ -136,7 +136,7 @@ def cost_at(stat: Stat, cost: str, row: RunRow, stats: dict[str, list[Stat]], at
     return float(np.interp(stat.s, steps, [known[step] for step in steps]))
 
 
-@lru_cache(maxsize=1000)
+@lru_cache(maxsize=256)
 def all_stats(folder: str) -> dict[str, list[Stat]]:
     """Return the statistics of the run in `folder`, or an empty dict if they are missing or unreadable."""
     try:

@@ -155,6 +155,7 @@ def compare_variants(
         blocks: dict[int, Blocks] = {}
     else:
         variants, blocks, left_out = gather_by(table, by, tuned, metric)
+    notes += censored_notes(variants, metric)
     chosen = named_baseline(variants, baseline)
     matches = []
     for one in variants:
@@ -169,6 +170,18 @@ def compare_variants(
     )
     result.attrs |= {"left_out": left_out, "notes": notes, "at": at, "metric": metric, "by": by}
     return variants, result
+
+
+def censored_notes(variants: Sequence[Variant], metric: str) -> list[str]:
+    """Return a note, in a list, if runs end before they get to the limit of a metric. Else return an empty list."""
+    n = sum(len(one.censored) for one in variants)
+    if not n:
+        return []
+    n_runs = sum(len(one.runs) for one in variants)
+    return [
+        f"{metric!r}: {n} of {with_plural(n_runs, 'run')} did not get there in the length of the shortest of them, and count "
+        "with that length"
+    ]
 
 
 Blocks = dict[str, Variant]  # the runs of one value of a field, in each block
@@ -438,7 +451,8 @@ def paired_t_test(result: Match, pairs: Sequence[PairedRuns], metric: Metric) ->
     is_constant = error <= 1e-9 * abs(result.difference)  # also if both are 0
     if is_constant and not (metric.cost and result.difference):
         why = "the seed changes nothing" if result.difference else "the same loss at every seed"
-        if metric.cost and len(result.variant.censored) == len(result.variant.runs):
+        both = (result.variant, result.baseline)
+        if metric.cost and all(one is not None and len(one.censored) == len(one.runs) for one in both):
             why = f"no run of either gets to {metric.name} {metric.comparison} {metric.limit:g}"
         result.reason = result.reason or why
         return
