@@ -20,7 +20,8 @@ from train.grid.run import Call, Run
 from train.logs import log, log_to_console, log_to_file, status
 from train.processes import INTERRUPTED, rank, silence_rank, start_server_of_workers
 
-if TYPE_CHECKING:  # it imports torch, which is slow
+if TYPE_CHECKING:  # these import torch, which is slow
+    from explore.compare.verdicts import CompareOptions
     from train.launch.against import Baseline
     from train.saving.outcome import Outcome
 
@@ -213,6 +214,16 @@ def add_comparisons(group: argparse._ArgumentGroup) -> None:
         "--bisect",
         action="store_true",
         help="with --against, exit with the codes that `git bisect run` expects",
+    )
+    add(
+        "--baseline",
+        metavar="VARIANT",
+        help="the variant that the report compares others with, by its name or values of fields: --baseline=positions=none",
+    )
+    add(
+        "--compare",
+        metavar="FIELD",
+        help="report the main effect of one field, over all other fields and seeds: --report=test --compare=positions",
     )
 
 
@@ -408,8 +419,9 @@ def save_report(
     from explore.compare.report import report_grid
 
     try:
-        report_grid(runs_folder(args.config), [run.params for run in runs], outcomes, call.out)
-    except OSError as error:
+        params, options = [run.params for run in runs], report_options(args)
+        report_grid(runs_folder(args.config), params, outcomes, call.out, **options)
+    except (OSError, ValueError) as error:
         log.error(f"no report: {error}")
 
 
@@ -533,16 +545,40 @@ def report_saved_runs(args: argparse.Namespace) -> int:
     """Report on saved runs. Return the exit code."""
     if args.coord_check or args.stability:
         raise GridError(["--coord-check and --stability need a --config, not saved runs (--report)"])
-    from explore.compare.report import NoRuns, report
+    from explore.compare.report import report
 
     try:
-        report(runs_folder(args.report), args.out)
+        report(runs_folder(args.report), args.out, **report_options(args))
         if args.transfer:
             return check_scaling(args)
-    except NoRuns as error:
+    except ValueError as error:
         print(f"--report={args.report}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def report_options(args: argparse.Namespace) -> "CompareOptions":
+    """Return the options of the report that the command line sets."""
+    options: CompareOptions = {}
+    if args.baseline is not None:
+        options["baseline"] = args.baseline
+    if args.compare is not None:
+        options["by"] = args.compare
+    return options
+
+
+def refuse_report_options(args: argparse.Namespace, runs: Sequence[Run], call: Call) -> None:
+    """Raise GridError if the report of a grid cannot have the options of the command line."""
+    if not (options := report_options(args)):
+        return
+    if not call.save:
+        raise GridError(["--baseline and --compare are about the report of saved runs: add --save"])
+    from explore.compare.report import check_options
+
+    try:
+        check_options(runs_folder(args.config), runs, call.out, options)
+    except ValueError as error:
+        raise GridError([f"no report is possible: {error}"]) from error
 
 
 def runs_folder(config: str) -> str:

@@ -1,6 +1,7 @@
 """Open and look at saved runs: `import model_explorer`, in a notebook or a terminal."""
 
 from explore.compare.report import report, results
+from explore.compare.slices import slices
 from explore.compare.verdicts import compare
 from explore.diff import diff
 from explore.html import attention_film, attention_html
@@ -40,6 +41,7 @@ __all__ = [
     "results",
     "runs",
     "show_lm_attns",
+    "slices",
     "stability",
     "transfer_report",
     "verify_stable_load",

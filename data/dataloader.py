@@ -3,8 +3,9 @@
 See data/batch.py for the content of a batch.
 """
 
+import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from data.batch import Row, mycollate, parts
 from data.data_params import DataParams
+from data.eval_sets import EvalTask, EvalText, eval_data, set_heading
 from data.held_out import HeldOut
 from data.problems import args_problems
 from data.syntheticdata import tasks
@@ -66,18 +68,43 @@ class LMDataModule:
         self.dataset_name = data_params.dataset_name
         self.masked = mask
         self.task = tasks.get(data_params.dataset_name)
-        self.get_data = functools.partial(get_data, data_params, tokenizer_spec, Path(cache), tokenizer)
+        self.data_params = data_params
+        self.cache = Path(cache)
+        self.get_data: Callable[[], TaskData | TextData | EvalTask | EvalText] = functools.partial(
+            get_data, data_params.training_data(), tokenizer_spec, self.cache, tokenizer
+        )
         self.datasets: dict[str, TaskRows | TextRows] = {}
         own = tokenizer or self.data.tokenizer
         self.tokenizer = own.with_mask() if mask else own
 
     @functools.cached_property
-    def data(self) -> TaskData | TextData:
+    def data(self) -> TaskData | TextData | EvalTask | EvalText:
         """The data set, loaded on first use.
 
         A saved run has its own tokenizer, so opening it reads no text, and works even if the text is gone.
         """
         return self.get_data()
+
+    @functools.cached_property
+    def eval_sets(self) -> dict[str, "LMDataModule"]:
+        """The evaluation sets by name: each is the split "val" of a data module."""
+        return {name: self.eval_set(name) for name in self.data_params.eval_sets}
+
+    def eval_set(self, name: str) -> "LMDataModule":
+        """Return the data module of an evaluation set, in the tokens of the run. Raise ValueError if it is empty."""
+        assert isinstance(self.data, TaskData | TextData), "an evaluation set has none of its own"
+        found = eval_data(self.data_params, name, self.data, self.cache, self.tokenizer)
+        module = copy.copy(self)
+        module.data_params, module.get_data, module.datasets = found.data_params, lambda: found, {}
+        module.data, module.dataset_name = found, found.data_params.dataset_name
+        module.task, module.data_workers = tasks.get(module.dataset_name), 0
+        vars(module).pop("eval_sets", None)
+        return module
+
+    @property
+    def n_dropped(self) -> int:
+        """Number of samples of an evaluation set that were left out, because they occur in training."""
+        return self.data.n_dropped if isinstance(self.data, EvalTask | EvalText) else 0
 
     @property
     def chance(self) -> float:
@@ -85,8 +112,8 @@ class LMDataModule:
 
     @property
     def content(self) -> str:
-        """A digest of the text. Empty for a task: its params and code determine its samples."""
-        return self.data.content
+        """A digest of all text. Empty for a task: its params and code determine its samples."""
+        return " ".join([self.data.content, *(data.content for data in self.eval_sets.values())]).strip()
 
     @property
     def val_bytes(self) -> int | None:
@@ -106,7 +133,7 @@ class LMDataModule:
         return len(self.rows(split))
 
     def check_scored(self) -> None:
-        """Raise ValueError if the training or the validation split has no scored token."""
+        """Raise ValueError if the training split, the validation split or an evaluation set has no scored token."""
         for split, name in (("train", "training"), ("val", "validation")):
             if not self.is_scored(split):
                 objective = " and objective='masked'" if self.masked else ""
@@ -114,6 +141,10 @@ class LMDataModule:
                     f"dataset_name={self.dataset_name!r} with max_seq_len={self.max_seq_len}{objective}: no token of the "
                     f"{name} split is scored, so there is no {name} loss; use longer rows, or samples with scored tokens"
                 )
+
+        for name, data in self.eval_sets.items():
+            if not data.is_scored("val"):
+                raise ValueError(f"{set_heading(self.data_params, name)}: no token is scored")
 
     def is_scored(self, split: str) -> bool:
         """Return whether any token of the split is scored. An empty text has none."""
@@ -189,6 +220,10 @@ class LMDataModule:
         """Return the prompts of the first `n` validation samples of a task: the tokens before the first scored one."""
         assert isinstance(self.data, TaskData), "text has no prompts"
         return self.data.prompts(n)
+
+    def slices(self, split: str) -> dict[str, list[int]]:
+        """Return the value of each sample of a task's split, by the name of the slice. Text has no slices."""
+        return self.data.slices(split) if isinstance(self.data, TaskData) else {}
 
     def show_sample(self, i: int, split: str = "train") -> None:
         """Print row i of a split, with « and » around the scored part of a task."""

@@ -91,21 +91,28 @@ def check_corpus(data_params: DataParams) -> None:
             deque(documents, maxlen=0)
 
 
-def task_problems(task: Task, data_params: DataParams, max_seq_len: int) -> Iterator[str]:
-    """Yield a sentence for each problem of the arguments, of trial samples, or of the split."""
+def task_problems(
+    task: Task, data_params: DataParams, max_seq_len: int, *, is_split: bool = True
+) -> Iterator[str]:
+    """Yield a sentence for each problem of the arguments, of trial samples, or of the split, if there is one."""
     about = f"task_args={short_repr(data_params.task_args)} with dataset_name={task.name!r}"
     if wrong := list(args_problems(task, data_params)):
         yield from wrong
-        yield from problem_of(about, split_sizes, data_params, None)
+        if is_split:
+            yield from problem_of(about, split_sizes, data_params, None)
         return
     try:
         cpu_seconds = MAX_LISTING_SECONDS if task.rows else MAX_DRAWING_SECONDS
-        yield from in_trial(trial_problems, about, task, data_params, max_seq_len, cpu_seconds=cpu_seconds)
+        yield from in_trial(
+            trial_problems, about, task, data_params, max_seq_len, is_split, cpu_seconds=cpu_seconds
+        )
     except TrialError as error:
         yield f"{about}: {'listing all rows' if task.rows else 'drawing trial samples'} {error}"
 
 
-def trial_problems(about: str, task: Task, data_params: DataParams, max_seq_len: int) -> list[str]:
+def trial_problems(
+    about: str, task: Task, data_params: DataParams, max_seq_len: int, is_split: bool = True
+) -> list[str]:
     """Return a sentence for each problem of trial samples and their split; each contains `about`.
 
     Drawing may take very long, so call this function through `in_trial`.
@@ -116,10 +123,11 @@ def trial_problems(about: str, task: Task, data_params: DataParams, max_seq_len:
     def check() -> None:
         trial = check_samples(task, data_params, until)
         problems.extend(problem_of(about, check_fits, trial.longest, data_params, max_seq_len))
-        problems.extend(problem_of(about, check_split, task, data_params, trial.n_rows, until))
+        if is_split:
+            problems.extend(problem_of(about, check_split, task, data_params, trial.n_rows, until))
 
     if wrong := list(problem_of(about, check)):
-        return [*wrong, *problem_of(about, split_sizes, data_params, None)]
+        return [*wrong, *(problem_of(about, split_sizes, data_params, None) if is_split else ())]
     return problems
 
 

@@ -9,7 +9,7 @@ import inspect
 import random
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar, overload
 
 from common.registry import Registry
@@ -28,6 +28,8 @@ class Task(NamedTuple):
     chance: Callable[..., float] | None
     # (**task_args) -> all samples of a finite task, to split by row
     rows: Callable[..., Iterator[Sample]] | None
+    # Properties of a sample by which results show the accuracy: a function of the sample, by name
+    slices: Mapping[str, Callable[[Sample], int]] = {}
 
 
 tasks: Registry[Task] = Registry("task")
@@ -43,6 +45,7 @@ def registered(
     check: Callable[[str, str], bool] | None = None,
     chance: Callable[..., float] | None = None,
     rows: Callable[..., Iterator[Sample]] | None = None,
+    slices: Mapping[str, Callable[[Sample], int]] | None = None,
 ) -> Callable[[Draw], Draw]: ...
 def registered(
     draw: Draw | None = None,
@@ -50,12 +53,14 @@ def registered(
     check: Callable[[str, str], bool] | None = None,
     chance: Callable[..., float] | None = None,
     rows: Callable[..., Iterator[Sample]] | None = None,
+    slices: Mapping[str, Callable[[Sample], int]] | None = None,
 ) -> Draw | Callable[[Draw], Draw]:
     """Register the decorated function as a task: `@registered`, or `@registered(check=...)` to set fields of Task."""
 
     def register(draw: Draw) -> Draw:
         check_takes_rng(draw)
-        return tasks.add(draw, Task(draw.__name__, draw, check, chance, rows))
+        of_length = {"length": length_before_answer} if slices is None else slices
+        return tasks.add(draw, Task(draw.__name__, draw, check, chance, rows, of_length))
 
     return register(draw) if draw else register
 
@@ -95,6 +100,15 @@ def read_marks(sample: Sample) -> Marked:
             tokens.append(token)
             scored.append(inside)
     return Marked(tokens, scored, inside or sample[-1] == "»")
+
+
+def length_before_answer(sample: Sample) -> int:
+    """Return the number of tokens before the first scored one, or of all tokens if all are scored.
+
+    Colons and an equals sign at the end do not count: the length of `abc::«abc»` is 3.
+    """
+    tokens = list(sample[: sample.index("«")]) if "«" in sample else [*sample]
+    return len("".join(tokens).rstrip(":=")) if isinstance(sample, str) else len(tokens)
 
 
 def text_without_marks(sample: Sample) -> str:
@@ -206,7 +220,11 @@ def numbers_in_order(numbers: str) -> str:
     return ",".join(sorted(numbers.split(","), key=int))
 
 
-@registered(check=solved_by(numbers_in_order))
+def n_numbers(sample: Sample) -> int:
+    return 1 + "".join(sample).partition("::")[0].count(",")
+
+
+@registered(check=solved_by(numbers_in_order), slices={"numbers": n_numbers})
 def numbersort(rng: random.Random, min_numbers: int = 2, max_numbers: int = 8, max_number: int = 999) -> str:
     """31,4,159::«4,31,159»   The numbers in ascending order."""
     check_bounds(1, min_numbers=min_numbers, max_numbers=max_numbers)
@@ -220,7 +238,12 @@ def total(addition: str) -> str:
     return str(sum(int(number) for number in addition.split("+")))
 
 
-@registered(check=solved_by(total))
+def n_digits(sample: Sample) -> int:
+    """Return the number of digits of the longer summand."""
+    return max(map(len, "".join(sample).partition("=")[0].split("+")))
+
+
+@registered(check=solved_by(total), slices={"digits": n_digits})
 def long_addition(rng: random.Random, min_digits: int = 1, max_digits: int = 10) -> str:
     """37+985=«1022»   The sum of two numbers; the number of digits is drawn first, so that short ones occur, too."""
     check_bounds(0, min_digits=min_digits, max_digits=max_digits)
@@ -248,7 +271,7 @@ def one_of_p(p: int = 59) -> float:
     return 1 / p
 
 
-@registered(chance=one_of_p, rows=all_modular_sums)
+@registered(chance=one_of_p, rows=all_modular_sums, slices={})
 def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
     """17 + 50 = « 8 » .   The sum modulo p.
 
@@ -259,7 +282,11 @@ def modular_addition(rng: random.Random, p: int = 59) -> list[str]:
     return modular_sum(rng.randrange(p), rng.randrange(p), p)
 
 
-@registered
+def period_of(sample: Sample) -> int:
+    return sample.index("«") - 1  # one token of the second copy is not scored
+
+
+@registered(slices={"period": period_of})
 def induction(
     rng: random.Random, length: int = 64, min_period: int = 12, max_period: int = 32, vocab_size: int = 64
 ) -> list[str]:
@@ -286,7 +313,11 @@ def one_of_the_values_left(n_pairs: int = 4, **_: object) -> float:
     return sum(1 / left for left in range(1, n_pairs + 1)) / n_pairs
 
 
-@registered(chance=one_of_the_values_left)
+def n_queries(sample: Sample) -> int:
+    return sample.count("«")
+
+
+@registered(chance=one_of_the_values_left, slices={"pairs": n_queries})
 def mqar(
     rng: random.Random, n_pairs: int = 4, length: int = 32, vocab_size: int = 64, power: float = 0.01
 ) -> list[str]:

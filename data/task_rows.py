@@ -1,6 +1,7 @@
 """A synthetic task as rows of tokens: held-out samples are fixed first, training samples are drawn on demand."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -33,9 +34,7 @@ def split_sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
 
     `n_rows` is the number of rows of a finite task, else None. Raise ValueError if no sample is left to train on.
     """
-    n = min(
-        number for number in (data_params.n_samples, data_params.debug_crop, n_rows) if number is not None
-    )
+    n = number_of_samples(data_params, n_rows)
     shares = {"val": data_params.val_pct, "test": data_params.test_pct}
     held_out = {split: max(1, round(n * pct / 100)) if pct else 0 for split, pct in shares.items()}
     if sum(held_out.values()) >= n:
@@ -44,6 +43,11 @@ def split_sizes(data_params: DataParams, n_rows: int | None) -> dict[str, int]:
             f"to split by val_pct={data_params.val_pct} and test_pct={data_params.test_pct}"
         )
     return {"train": n - sum(held_out.values()), **held_out}
+
+
+def number_of_samples(data_params: DataParams, n_rows: int | None = None) -> int:
+    """Return the number of samples of all splits together. `n_rows` is the number of rows of a finite task."""
+    return min(n for n in (data_params.n_samples, data_params.debug_crop, n_rows) if n is not None)
 
 
 def task_heading(data_params: DataParams) -> str:
@@ -140,6 +144,17 @@ class DrawnSamples:
         )
 
 
+class FixedSamples:
+    """A list of samples as the only split, "val"."""
+
+    def __init__(self, rows: list[Sample]) -> None:
+        self.rows = rows
+        self.sizes = {"val": len(rows)}
+
+    def sample(self, split: str, i: int) -> Sample:
+        return self.rows[i]
+
+
 def samples_of(task: Task, data_params: DataParams) -> ListedSamples | DrawnSamples:
     if task.rows:
         return ListedSamples(task.rows(**data_params.task_args), data_params)
@@ -191,11 +206,17 @@ class TaskData:
     content = ""  # params and code determine the samples
     held_out_text = "", ""  # text only
 
+    @functools.cached_property
+    def slices_of(self) -> dict[str, dict[str, list[int]]]:
+        """Results of `slices` by split."""
+        return {}
+
     def __init__(
         self, task: Task, data_params: DataParams, cache: Path, tokenizer: Tokenizer | None = None
     ) -> None:
+        self.task = task
         self.data_params = data_params
-        self.samples = samples_of(task, data_params)
+        self.samples: ListedSamples | DrawnSamples | FixedSamples = samples_of(task, data_params)
         if isinstance(self.samples, DrawnSamples):
             self.samples.load(cache)
         folder = cached(cache, "vocabulary", task_key(task, data_params), self.explore)
@@ -229,6 +250,14 @@ class TaskData:
 
     def split(self, split: str) -> Iterator[Sample]:
         return (self.samples.sample(split, i) for i in range(self.samples.sizes[split]))
+
+    def slices(self, split: str) -> dict[str, list[int]]:
+        """Return the value of each sample of a split, by the name of the slice. The samples are read once."""
+        if split not in self.slices_of:
+            samples = [*self.split(split)]
+            kinds = self.task.slices.items()
+            self.slices_of[split] = {name: [int(value(one)) for one in samples] for name, value in kinds}
+        return self.slices_of[split]
 
     def rows(self, split: str, max_seq_len: int) -> "TaskRows":
         return TaskRows(self, split, max_seq_len)

@@ -24,9 +24,12 @@ CHARS_AT_ONCE = 1 << 18  # characters to tokenize together; a longer document is
 
 
 class Documents:
-    """The documents of a corpus by split, in an unnamed temporary file, so that memory holds one at a time."""
+    """The documents of a corpus by split, in an unnamed temporary file, so that memory holds one at a time.
 
-    def __init__(self, data_params: DataParams, folder: Path) -> None:
+    The splits are those of a run or, with `own_splits`, only those that the corpus itself has.
+    """
+
+    def __init__(self, data_params: DataParams, folder: Path, *, own_splits: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 -- lives as long as this object
         self.ends = array("Q", [0])
@@ -39,12 +42,19 @@ class Documents:
                 self.ends.append(self.ends[-1] + self.file.write(text))
                 self.hashes.append(int.from_bytes(blake2b(text, digest_size=8).digest(), "big", signed=True))
             own[split] = range(first, len(self.ends) - 1)
-        self.indices = split_by_document(own, data_params)
+        self.indices = {**own} if own_splits else split_by_document(own, data_params)
 
     def read(self, split: str) -> Iterator[str]:
-        for i in self.indices[split]:
+        return self.read_all(self.indices[split])
+
+    def read_all(self, indices: Iterable[int]) -> Iterator[str]:
+        """Yield the documents of these indices."""
+        for i in indices:
             self.file.seek(self.ends[i])
             yield self.file.read(self.ends[i + 1] - self.ends[i]).decode()
+
+    def hashes_of(self, split: str) -> list[int]:
+        return [self.hashes[i] for i in self.indices[split]]
 
     def n_in_training(self, split: str) -> int:
         """Count the documents of a split that the training split contains too, without empty ones."""

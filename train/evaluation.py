@@ -1,23 +1,55 @@
 """Evaluation: losses, accuracy and samples over a validation split."""
 
+import csv
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.batch import Row, mycollate
-from data.dataloader import LMDataModule
+from data.batch import Batch, Row, mycollate
+from data.dataloader import LMDataModule, Loader
+from data.task_rows import TaskRows
 from model.generation.decoding import NoNextToken
 from model.generation.sampling import eval_mode, generate
 from model.lm import LM, XYZ
 from model.perplexity import NOT_SCORED
 from train.train_params import TrainParams
 
+SliceRow = tuple[str, int, int, float, float]  # see SLICE_COLUMNS
+# Columns of slices.csv, after that of the evaluation set. `accuracy` is that of scored tokens, `all_right` the share of
+# samples whose scored tokens are all right, each predicted from the true tokens before it.
+SLICE_COLUMNS = ("slice", "value", "samples", "accuracy", "all_right")
+SLICES_FILE = "slices.csv"  # in a run folder
 CHECKED_ANSWERS = 100  # generated answers that are passed to a task's own check
 SAMPLE_LENGTH = 100  # tokens
+
+
+class LoaderWhenDue:
+    """A loader whose batches come only in those passes for which `is_due()` is true, and no batches in others."""
+
+    def __init__(self, loader: Loader, is_due: Callable[[], bool]) -> None:
+        self.loader = loader
+        self.is_due = is_due
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A generator: it asks at its first batch, when the validation has begun.
+        if self.is_due():
+            yield from self.loader
+
+
+def of_set(name: str, result: Mapping[str, float]) -> dict[str, float]:
+    """Return the results of an evaluation set by the names of their columns, such as "val_loss[long]"."""
+    columns = {"val_loss:main": "val_loss", "val_bits_per_byte": "bits_per_byte"}
+    chosen = {columns.get(key, key): value for key, value in result.items()}
+    return {f"{key}[{name}]": value for key, value in chosen.items() if ":" not in key}
 
 
 class Evaluation:
@@ -41,6 +73,7 @@ class Evaluation:
         self.is_masked = lm.model_params.objective == "masked"  # fills gaps, and generates nothing
         asks = data.task is not None and not self.is_masked
         self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
+        self.by_sample: list[Tensor] = []  # of each batch of a task: right and scored tokens by sample
 
     @torch.no_grad()
     def add(self, batch: dict, train_params: TrainParams) -> None:
@@ -50,6 +83,8 @@ class Evaluation:
         self.plain.append(plain_loss(xyz, n_scored))
         self.n_right.append((xyz.z.argmax(dim=-1) == xyz.y).sum())
         self.n_scored.append(n_scored)
+        if self.data.task is not None:
+            self.by_sample.append(self.counts_by_sample(batch["x_indices"], xyz))
         # After the plain loss, because get_losses may change targets and logits in place.
         self.lm.n_scored = None
         losses, _ = self.lm.get_losses(batch, train_params, xyz=xyz)
@@ -75,6 +110,28 @@ class Evaluation:
         if self.prompts and self.data.task is not None and self.data.task.check is not None:
             means["val_exact_match"] = self.exact_match(self.data.task.check)
         return means
+
+    def counts_by_sample(self, x_indices_BT: Tensor, xyz: XYZ) -> Tensor:
+        """Return the numbers of right and of scored tokens [2, B, N] of the N samples of each row."""
+        is_scored_BT = xyz.y != NOT_SCORED
+        is_right_BT = (xyz.z.argmax(dim=-1) == xyz.y) & is_scored_BT
+        first = 0 if self.is_masked else 1  # a masked model predicts a token at its own position
+        tokens_BT = x_indices_BT.to(xyz.y.device)[:, first : first + xyz.y.shape[1]]
+        rows = self.data.rows("val")
+        assert isinstance(rows, TaskRows), "text has no samples"
+        n = rows.per_row
+        # Each sample of a row begins with bos.
+        sample_BT = tokens_BT.eq(self.data.tokenizer.start[0]).cumsum(dim=1) - (1 - first)
+        counts = torch.stack([is_right_BT, is_scored_BT]).long()
+        index = sample_BT.clamp(0, n - 1).expand_as(counts)
+        return counts.new_zeros(2, len(x_indices_BT), n).scatter_add_(2, index, counts)
+
+    def slices(self) -> list[SliceRow]:
+        """Return the accuracy by slice of the samples, in rows. Empty for text."""
+        if not self.by_sample:
+            return []
+        counts_2N = torch.cat(self.by_sample, dim=1).cpu().flatten(1).numpy()
+        return slice_rows(self.data.slices("val"), *counts_2N)
 
     def trained_means(self) -> dict[str, float]:
         """Return the further losses of get_losses, and the sum of all if its "main" is not the plain loss."""
@@ -131,6 +188,31 @@ class Evaluation:
         is_gap = (y != NOT_SCORED).tolist()
         ids = torch.where(y == NOT_SCORED, x, z.argmax(dim=-1)).tolist()
         return self.data.marked_text(Row(ids, is_gap))
+
+
+def slice_rows(
+    values: Mapping[str, Sequence[int]], n_right_N: np.ndarray, n_scored_N: np.ndarray
+) -> list[SliceRow]:
+    """Return a row for each value of each slice. `values` hold the value of each sample, by the slice's name."""
+    rows: list[SliceRow] = []
+    for name, of_samples in values.items():
+        value_N = np.array(of_samples)
+        for value in np.unique(value_N):
+            here = np.flatnonzero(value_N == value)
+            right, scored = n_right_N[here], n_scored_N[here]
+            if scored.sum():
+                accuracy, all_right = right.sum() / scored.sum(), (right == scored).mean()
+                rows.append((name, int(value), len(here), float(accuracy), float(all_right)))
+    return rows
+
+
+def write_slices(path: Path, slices: Mapping[str, Sequence[SliceRow]]) -> None:
+    """Write the accuracy by slice as CSV. `slices` are rows by evaluation set, the validation split as ""."""
+    if any(slices.values()):
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(("eval_set", *SLICE_COLUMNS))
+            writer.writerows((name, *row) for name, rows in slices.items() for row in rows)
 
 
 def plain_loss(xyz: XYZ, n_scored: Tensor) -> Tensor:

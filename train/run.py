@@ -20,6 +20,7 @@ from model.transformer.residual import profile_omegas, wants_profile
 from train.callbacks import Clock, KeepBest, KeepWeights, Progress, StopOnInterrupt, StopWhen
 from train.checkpoint import AtomicCheckpointIO, ResumePoint
 from train.data import make_data
+from train.evaluation import SLICES_FILE, write_slices
 from train.flops import flops_per_row, peak_flops
 from train.grid.params import Params
 from train.grid.run import Call, Run
@@ -78,13 +79,15 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
             fit(trainer, lm_trainer, resume_point)
             if keep_best:
                 keep_best.restore(lm_trainer)
-            if lm_trainer.validated_at != lm_trainer.global_step:  # the final weights are not validated yet
-                trainer.validate(lm_trainer, data.val_dataloader(train.batch_size), verbose=False)
+            if not lm_trainer.is_all_evaluated:
+                trainer.validate(lm_trainer, lm_trainer.held_out(at_end=True), verbose=False)
 
         lm = unshard(lm_trainer.model, train.dropout)
         values = measured_variant(run) | final_values(lm_trainer, lm, clock)
         values |= {"leak": leak, "weights": "best" if keep_best and keep_best.best_weights else "last"}
         outcome = Outcome.of(lm_trainer.stopped, values, was_pressed=interrupt.is_pressed)
+        if record.folder is not None:
+            write_slices(record.folder.path / SLICES_FILE, lm_trainer.slices)
         return record.save(lm, outcome)
 
 
@@ -101,7 +104,7 @@ def fit(trainer: L.Trainer, lm_trainer: LMTrainer, resume_point: ResumePoint | N
         epoch=position.epoch if position else 0,
         batches=position.batches if position else 0,
     )
-    held_out = data.val_dataloader(train.batch_size)
+    held_out = lm_trainer.held_out()
     model_params = lm_trainer.model.model_params
     if position is None and (model_params.from_pretrained or model_params.from_saved):
         trainer.validate(lm_trainer, held_out, verbose=False)  # the loss before training
@@ -213,6 +216,8 @@ def final_values(lm_trainer: LMTrainer, lm: LM, clock: Clock) -> dict[str, Value
         "threads": torch.get_num_threads(),
         "final_loss": losses[-1].v if losses and losses[-1].s == lm_trainer.global_step else None,
         "sample": lm_trainer.sample,
+        **lm_trainer.eval_result,
+        **{f"left_out[{name}]": one.n_dropped for name, one in data.eval_sets.items()},
     }
 
 

@@ -2,10 +2,12 @@
 
 import sys
 from collections import defaultdict
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn.utils import get_total_norm
@@ -16,7 +18,7 @@ from data.dataloader import LMDataModule
 from model.lm import LM
 from model.recording import first_nonfinite
 from train.divergence import Divergence
-from train.evaluation import Evaluation
+from train.evaluation import Evaluation, LoaderWhenDue, of_set
 from train.length import RunLength
 from train.logs import log
 from train.metrics import latest_values
@@ -73,6 +75,10 @@ class LMTrainer(L.LightningModule):
         self.validated_at = -1  # the step of the last validation
         self.result: dict[str, float] = {}  # of that validation
         self.sample = ""  # text that the model generated in the last validation
+        self.n_validations = 0
+        self.evaluated_at = -1  # the step of the last evaluation on the evaluation sets
+        self.eval_result: dict[str, float] = {}  # of that evaluation
+        self.slices: dict[str, list] = {}  # accuracy by slice: of the last validation, and by evaluation set
         freeze(model, train_params)
         self.warned_of_lost_state = False
         self.initial_weights = set(self.state_dict())
@@ -297,11 +303,41 @@ class LMTrainer(L.LightningModule):
         """End training before the next batch, where a resume checkpoint is written."""
         self.is_leaving = True
 
-    def on_validation_start(self) -> None:
-        self.evaluation = Evaluation(self.model, self.data)
+    def held_out(self, at_end: bool = False) -> Any:
+        """Return the loader of the validation split or, with evaluation sets, a list of loaders that begins with it.
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
-        self.evaluation.add(batch, self.train_params)
+        The loader of an evaluation set is empty in a validation for which the set is not due. `at_end` is for the
+        validation after training: it leaves out what has been validated since the last step.
+        """
+        b, sets = self.train_params.batch_size, self.data.eval_sets
+        main = self.data.val_dataloader(b)
+        if not sets:
+            return main
+        first = LoaderWhenDue(main, lambda: not at_end or self.validated_at != self.global_step)
+        every = self.data.data_params.eval_every
+
+        def is_due() -> bool:
+            is_turn = every is not None and (self.n_validations + 1) % every == 0
+            return at_end or (self.trainer.state.fn == "fit" and is_turn)
+
+        return [first, *(LoaderWhenDue(data.val_dataloader(b), is_due) for data in sets.values())]
+
+    @property
+    def is_all_evaluated(self) -> bool:
+        """True if the weights have been validated, and evaluated on all evaluation sets."""
+        is_done = self.evaluated_at == self.global_step or not self.data.eval_sets
+        return is_done and self.validated_at == self.global_step
+
+    def on_validation_start(self) -> None:
+        self.evaluations: dict[int, Evaluation] = {}  # by the number of the loader; 0: the validation split
+
+    def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
+        if dataloader_idx not in self.evaluations:
+            data = [self.data, *self.data.eval_sets.values()][dataloader_idx]
+            self.evaluations[dataloader_idx] = Evaluation(self.model, data)
+        # An evaluation set must not change the random numbers of training.
+        with isolate_rng() if dataloader_idx else nullcontext():
+            self.evaluations[dataloader_idx].add(batch, self.train_params)
 
     def on_validation_epoch_end(self) -> None:
         """Store the numbers of a validation in `result`, where callbacks read them, and log them.
@@ -309,23 +345,39 @@ class LMTrainer(L.LightningModule):
         Check for divergence, and tell the schedule the loss.
         """
         self.drain_and_judge()
+        evaluations = self.evaluations
         # Every process validates all rows. All take the numbers of the first one, so that they decide alike.
-        with gathered(self.model):
-            self.result = self.trainer.strategy.broadcast(self.evaluation.result())
-            self.sample = self.evaluation.sample()
-            self.stats.show_text(
-                "val_sample", self.sample, step=self.global_step, n_samples=int(self.n_samples)
-            )
-        del self.evaluation
-        of_best = "" if self.weights_of is None else "best_"
-        for name, value in self.result.items():
-            self.log_stat(of_best + name, value)
+        with gathered(self.model), isolate_rng() if len(evaluations) > 1 else nullcontext():
+            found = {i: (one.result(), one.slices()) for i, one in evaluations.items()}
+            found = self.trainer.strategy.broadcast(found)
+            if 0 in evaluations:
+                self.sample = evaluations[0].sample()
+                n_samples = int(self.n_samples)
+                self.stats.show_text("val_sample", self.sample, step=self.global_step, n_samples=n_samples)
+        del self.evaluations
+        for i, name in enumerate(self.data.eval_sets, 1):
+            if i in found:
+                self.record_evaluation(name, *found[i])
+        if 0 in found:
+            self.record_validation(*found[0])
+
+    @property
+    def of_best(self) -> str:
+        """The prefix of statistics of weights that are not the latest."""
+        return "" if self.weights_of is None else "best_"
+
+    def record_validation(self, result: dict[str, float], slices: list) -> None:
+        """Log and store the numbers of the validation split. `slices` are rows of `Evaluation.slices`."""
+        self.result, self.slices[""] = result, slices
+        for name, value in result.items():
+            self.log_stat(self.of_best + name, value)
         self.stats.drain()
         self.n_samples, self.n_tokens = int(self.n_samples), int(self.n_tokens)
+        self.n_validations += 1
         self.validated_at = self.global_step
-        numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in self.result.items())
+        numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in result.items())
         log.info(
-            f"{of_best and 'weights of '}step {self.global_step if self.weights_of is None else self.weights_of}: validation {numbers}\n  sample: {self.sample!r}"
+            f"{self.of_best and 'weights of '}step {self.global_step if self.weights_of is None else self.weights_of}: validation {numbers}\n  sample: {self.sample!r}"
         )
         if self.trainer.state.fn == "fit":
             self.schedule.add_val_loss(self.result["val_loss:main"])
@@ -334,10 +386,23 @@ class LMTrainer(L.LightningModule):
         """Return the latest value of every statistic, the same in all processes: those of the first one."""
         return self.trainer.strategy.broadcast(latest_values(self.stats.train_stats, self.global_step))
 
+    def record_evaluation(self, name: str, result: dict[str, float], slices: list) -> None:
+        """Log and store the numbers of an evaluation set."""
+        numbers = of_set(name, result)
+        self.eval_result |= numbers
+        self.slices[name] = slices
+        for column, value in numbers.items():
+            self.log_stat(self.of_best + column, value)
+        self.evaluated_at = self.global_step
+        log.info(
+            f"evaluation set {name!r}: "
+            + ", ".join(f"{column.removeprefix('val_')} {value:.4g}" for column, value in numbers.items())
+        )
+
     def load_weights_of(self, step: int, weights: dict[str, Tensor]) -> None:
         """Replace the weights by those of an earlier step. The next validation evaluates them."""
         self.model.load_state_dict(weights)
-        self.weights_of, self.validated_at = step, -1
+        self.weights_of, self.validated_at, self.evaluated_at = step, -1, -1
 
 
 def layer_of(parameter_name: str) -> str:

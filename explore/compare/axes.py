@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from html import escape
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ def axis_figures(part: ReportPart) -> str:
     plots = [tuned_plot(part, name) for name in part.varied if [name] == part.tuned]
     plots += [axis_plot(part, name) for name in part.varied if name != SEED and [name] != part.tuned]
     caption = (
-        "Final loss. The tuned field has a line for each variant, the mean over seeds. Any other field has a dot for each "
+        f"{escape(part.label_of_losses.capitalize())}. The tuned field has a line for each variant, the mean over seeds. Any other field has a dot for each "
         "run, and in color the lowest mean over seeds that each value reached. × marks a run that failed, diverged, or lies "
         "above the plot."
     )
@@ -60,7 +61,9 @@ def tuned_plot(part: ReportPart, field: str) -> str:
     means = [[mean_loss(losses) for losses in variant.losses_LS] for variant in part.variants]
     ends = [interval(losses[np.isfinite(losses)])[0] for i in colors for losses in part.variants[i].losses_LS]
     y = final_range([*(mean for row in means for mean in row), *ends])
-    plot = Plot((486, 300), axis.range, y, labels=(field, "final loss"), log_x=axis.log, x_ticks=axis.ticks)
+    plot = Plot(
+        (486, 300), axis.range, y, labels=(field, part.label_of_losses), log_x=axis.log, x_ticks=axis.ticks
+    )
     for i in sorted(range(len(means)), key=lambda i: i in colors)[-MAX_CURVES:]:
         variant, color = part.variants[i], colors.get(i, OTHER)
         x_of = [
@@ -98,7 +101,9 @@ def axis_plot(part: ReportPart, field: str) -> str:
             dots += [(at, float(loss)) for loss in losses_S if not math.isnan(loss)]
     y = final_range([loss for _, loss in dots], at_least=max(best.values()))
     width = min(980.0, max(320.0, 40.0 + 46.0 * len(axis.ticks or [])))
-    plot = Plot((width, 300), axis.range, y, labels=(field, "final loss"), log_x=axis.log, x_ticks=axis.ticks)
+    plot = Plot(
+        (width, 300), axis.range, y, labels=(field, part.label_of_losses), log_x=axis.log, x_ticks=axis.ticks
+    )
     shown_dots = dots[:: math.ceil(len(dots) / MAX_DOTS)]
     spread = 0.0 if axis.ticks is None else 0.3
     xs = [x + spread * (i * 0.618 % 1 - 0.5) for i, (x, _) in enumerate(shown_dots)]

@@ -29,11 +29,22 @@ class ReportPart:
     variants: list[Variant]
     rows: list[ComparisonRow]  # one for each variant
     curves: dict[str, Curves]
+    metric: str = "val_loss"
 
     @cached_property
     def order(self) -> list[int]:
-        """Indices of the variants, the lowest loss first."""
-        return sorted(range(len(self.rows)), key=lambda i: self.rows[i]["mean"])
+        """Indices of the variants, the best first."""
+        return sorted(range(len(self.rows)), key=lambda i: self.variants[i].sign * self.rows[i]["mean"])
+
+    @property
+    def label(self) -> str:
+        """The name of the metric on an axis."""
+        return "final loss" if self.metric == "val_loss" else self.metric
+
+    @property
+    def label_of_losses(self) -> str:
+        """The name of the metric where the plotted values are `losses_LS`, of which lower ones are better."""
+        return self.label if self.variants[0].sign > 0 else f"negative {self.label}"
 
     @cached_property
     def tuned(self) -> list[str]:
@@ -191,7 +202,9 @@ def final_range(losses: Sequence[float], at_least: float = -math.inf) -> tuple[f
     return widened([min(finite), high], 0.08) if finite else (0.0, 1.0)
 
 
-def difference_figure(rows: Sequence[ComparisonRow], order: Sequence[int]) -> str:
+def difference_figure(
+    rows: Sequence[ComparisonRow], order: Sequence[int], metric: str = "final loss", sign: int = 1
+) -> str:
     """Return a figure of each variant's difference from the baseline with its interval."""
     tested = [rows[i] for i in order if math.isfinite(rows[i]["difference_low"])][:MAX_LABELS]
     if not tested:
@@ -208,7 +221,8 @@ def difference_figure(rows: Sequence[ComparisonRow], order: Sequence[int]) -> st
         float(-i): short_label(row["variant"], int((left - 14) / LETTER)) for i, row in enumerate(tested)
     }
     size = (min(980.0, left + 520), 60.0 + 22 * len(tested))
-    label = ("difference in final loss from the baseline (lower is better)", "")
+    better = "lower" if sign > 0 else "higher"
+    label = (f"difference in {metric} from the baseline ({better} is better)", "")
     plot = Plot(size, widened([0.0, *ends]), (0.6 - len(tested), 0.6), labels=label, left=left, y_ticks=names)
     plot.rule(0)
     for i, row in enumerate(tested):
@@ -218,7 +232,7 @@ def difference_figure(rows: Sequence[ComparisonRow], order: Sequence[int]) -> st
         )
         plot.dots([row["difference"]], [-i], color, 4)
     caption = (
-        "Difference of mean final losses over the seeds of both, and its 95 % interval. Intervals and verdicts are corrected "
+        f"Difference of the mean {escape(metric)} over the seeds of both, and its 95 % interval. Intervals and verdicts are corrected "
         "for the number of comparisons."
     )
     return figure([plot.svg("differences from the baseline")], caption)
@@ -236,7 +250,7 @@ def cost_figure(part: ReportPart) -> str:
             continue
         low, high = min(costs.values()), max(costs.values())
         y = widened([part.rows[i]["mean"] for i in costs], 0.08)
-        plot = Plot((486, 300), (low / 1.15, high * 1.15), y, labels=(label, "final loss"), log_x=True)
+        plot = Plot((486, 300), (low / 1.15, high * 1.15), y, labels=(label, part.label), log_x=True)
         colors = part.colors
         for i, cost in sorted(costs.items(), key=lambda item: item[0] in colors):
             row, color = part.rows[i], colors.get(i, OTHER)
@@ -244,7 +258,8 @@ def cost_figure(part: ReportPart) -> str:
                 plot.y_interval(cost, row["low"], row["high"], color)
             plot.dots([cost], [row["mean"]], color, 3.5)
         return figure(
-            [plot.svg(f"final loss against {label}")], f"Final loss against {label}; colors as above."
+            [plot.svg(f"{part.label} against {label}")],
+            f"{escape(part.label)} against {label}; colors as above.",
         )
     return ""
 

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
+from html import escape
 from pathlib import Path
 from typing import Unpack
 
@@ -12,7 +14,8 @@ from explore.compare.code import CodeOfRun, code_diffs, with_code_labels
 from explore.compare.csv_files import write_csv
 from explore.compare.curves import read_curves
 from explore.compare.figures import ReportPart
-from explore.compare.sections import sections
+from explore.compare.metrics import number_text, sign_of
+from explore.compare.sections import html_table, sections, text_cell
 from explore.compare.variants import (
     CODE,
     RunRow,
@@ -28,9 +31,11 @@ from explore.html import Page, fill_template
 from explore.load import row_of_folder
 from train.document import document
 from train.grid.params import SECTION_OF, Params, measured_column
+from train.grid.run import Run
 from train.logs import printable
-from train.saving.outcome import Outcome
+from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import code_of_this_process
+from train.saving.record import measured_variant
 from train.saving.run_folder import output_root, run_folders
 
 MAX_TERMINAL_ROWS = 40  # rows of a table on the terminal
@@ -114,6 +119,16 @@ def report_grid(
     return write_report(tidy(rows + failed), name, root, options)
 
 
+def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOptions) -> None:
+    """Raise ValueError if the report of a grid that is about to run cannot have these options, such as its baseline."""
+    ended = Outcome(Ending.FINISHED, values={"val_loss": 1.0})
+    rows = [
+        row_of_unsaved(run.params, replace(ended, values={**ended.values, **measured_variant(run)}))
+        for run in runs
+    ]
+    compare_variants(tidy(rows_of_folders(folders_of(name, root)) + rows), **options)
+
+
 def is_remnant(row: RunRow, params: Params) -> bool:
     """Return True if `row` is an incomplete folder of a run with these params."""
     return measured(row, "status") != "complete" and params.flat().items() <= row.items()
@@ -139,43 +154,63 @@ def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
 
 
 def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOptions) -> Page:
-    """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page."""
-    variants, comparison = compare_variants(table, **options)
+    """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page.
+
+    With `by` in `options`, the main effect of that field is printed, and stands at the top of the page.
+    """
+    by = options.get("by")
+    # The other comparison asks another question, to which the baseline of the main effect need not fit.
+    plain = {key: value for key, value in options.items() if by is None or key not in ("by", "baseline")}
+    variants, comparison = compare_variants(table, **plain)  # type: ignore[arg-type]
+    effect = None if by is None else compare_variants(table, **options)[1]
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")
-    page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
+    page = Page(page_of(name, table, variants, comparison, effect), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
     rows = [{**row, "metric": options.get("metric", "val_loss")} for row in comparison_rows(comparison)]
     document.add(verdicts=rows, report=folder / "report.html")
     notes = comparison.attrs["notes"]
     above = [*notes, ""] if notes else []
-    below = ["", *sentences(comparison), "", f"saved {folder / 'report.html'}"]
-    print(printable("\n".join([*above, *markdown_table(comparison), *below])))
+    shown = comparison if effect is None else effect
+    heading = [] if effect is None else [f"main effect of {by}, over all other fields and seeds", ""]
+    below = ["", *sentences(shown), "", f"saved {folder / 'report.html'}"]
+    print(printable("\n".join([*above, *heading, *markdown_table(shown), *below])))
     return page
 
 
-def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], comparison: pd.DataFrame) -> str:
-    """Return the HTML of the report."""
+def page_of(
+    name: str,
+    table: pd.DataFrame,
+    variants: Sequence[Variant],
+    comparison: pd.DataFrame,
+    effect: pd.DataFrame | None = None,
+) -> str:
+    """Return the HTML of the report. `effect` is a comparison by one field, over all others."""
     rows = comparison_rows(comparison)
     parts = []
     for data in dict.fromkeys(variant.data for variant in variants):
         chosen = [i for i, variant in enumerate(variants) if variant.data == data]
         own = [variants[i] for i in chosen]
-        parts.append(ReportPart(data, own, [rows[i] for i in chosen], read_curves(own)))
+        parts.append(
+            ReportPart(data, own, [rows[i] for i in chosen], read_curves(own), comparison.attrs["metric"])
+        )
     values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
     notes, left_out = comparison.attrs["notes"], comparison.attrs["left_out"]
     values["condition"] = comparison.attrs["at"]
-    return fill_template("report.html", ["report.js"], sections(values, parts, table, notes, left_out))
+    bodies = sections(values, parts, table, notes, left_out)
+    if effect is not None:
+        bodies["parts"] = main_effect(effect) + bodies["parts"]
+    return fill_template("report.html", ["report.js"], bodies)
 
 
 def sentences(comparison: pd.DataFrame) -> list[str]:
     """Return the verdicts, one line each. Notes on best settings at an edge and on runs left out follow."""
-    lines, rows = [], comparison_rows(comparison)
+    lines, rows, metric = [], comparison_rows(comparison), comparison.attrs["metric"]
     for row in rows:
         if row["verdict"] != "baseline":
             where = f" ({row['data']})" if row["data"] else ""
-            lines.append(f"{row['variant']}{where}: {row['verdict']}{difference_as_text(row)}")
+            lines.append(f"{row['variant']}{where}: {row['verdict']}{difference_as_text(row, metric)}")
     hidden = len(lines) - MAX_TERMINAL_ROWS
     if hidden > 0:
         lines = [*lines[:MAX_TERMINAL_ROWS], f"... and {hidden} more"]
@@ -190,29 +225,59 @@ def sentences(comparison: pd.DataFrame) -> list[str]:
     return lines + comparison.attrs["left_out"]
 
 
-def difference_as_text(row: ComparisonRow) -> str:
-    """Return the loss difference with its interval and p-value as text, or "" if it is unknown."""
+def name_of_metric(metric: str) -> str:
+    return "loss" if metric == "val_loss" else metric
+
+
+def difference_as_text(row: ComparisonRow, metric: str = "val_loss") -> str:
+    """Return the difference with its interval and p-value as text, or "" if it is unknown."""
     if math.isnan(row["difference_low"]):
         return ""
     p = "" if math.isnan(row["p"]) else f", p {row['p']:.2g}"
-    low, high = row["difference_low"], row["difference_high"]
-    return f"; loss {row['difference']:+.4f} (95 % interval {low:+.4f} to {high:+.4f}{p})"
+    difference, low, high = (
+        number_text(row[name], "+") for name in ("difference", "difference_low", "difference_high")
+    )
+    return f"; {name_of_metric(metric)} {difference} (95 % interval {low} to {high}{p})"
+
+
+def censored_note(row: ComparisonRow) -> str:
+    """Return how many runs never got to the limit of a metric such as "steps_to: val_loss < 3", or ""."""
+    return f" ({with_plural(row['n_censored'], 'run')} never)" if row["n_censored"] else ""
+
+
+def main_effect(effect: pd.DataFrame) -> str:
+    """Return the section of the page about the main effect of one field."""
+    header, _, *lines = (line.strip("| ").split(" | ") for line in markdown_table(effect) if "|" in line)
+    body = ["".join(text_cell(cell) for cell in line) for line in lines]
+    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(effect))
+    title = escape(f"Main effect of {effect.attrs['by']}, over all other fields and seeds")
+    return f"<section><h2>{title}</h2>{html_table(header, body)}<ul>{words}</ul></section>"
 
 
 def markdown_table(comparison: pd.DataFrame) -> list[str]:
-    """Return the lines of a markdown table of the comparison, the lowest loss first."""
-    header = ["variant", "best", "seeds", "loss", "95 % interval", "against the baseline"]
+    """Return the lines of a markdown table of the comparison, the best variant first."""
+    metric, by = comparison.attrs["metric"], comparison.attrs["by"]
+    header = [
+        "variant",
+        "best",
+        "seeds" if by is None else "pairs",
+        name_of_metric(metric),
+        "95 % interval",
+        "against the baseline",
+    ]
     if (comparison["data"] != "").any():
         header.insert(0, "data")
     rows = []
-    ranked = comparison.sort_values(["data", "mean"], kind="stable").head(MAX_TERMINAL_ROWS)
+    rising = sign_of(metric) > 0
+    ranked = comparison.sort_values(["data", "mean"], ascending=[True, rising], kind="stable")
+    ranked = ranked.head(MAX_TERMINAL_ROWS)
     for row in comparison_rows(ranked):
-        inside = "-" if math.isnan(row["low"]) else f"{row['low']:.4f} to {row['high']:.4f}"
+        inside = "-" if math.isnan(row["low"]) else f"{number_text(row['low'])} to {number_text(row['high'])}"
         cells = [
             row["variant"],
             row["best"] or "-",
             str(row["n_seeds"]),
-            f"{row['mean']:.4f}",
+            number_text(row["mean"]) + censored_note(row),
             inside,
             row["verdict"],
         ]

@@ -10,15 +10,14 @@ import pandas as pd
 
 from explore.compare.axes import axis_figures
 from explore.compare.figures import ReportPart, cost_figure, curve_figures, difference_figure
+from explore.compare.metrics import RunRow, is_number, measured, number_text
+from explore.compare.slices import slice_figures
 from explore.compare.variants import (
-    RunRow,
     Variant,
     differing_fields,
     ended_badly,
     fields_as_label,
     has_ended,
-    is_number,
-    measured,
     value_as_label,
     varied_fields,
     with_plural,
@@ -108,12 +107,17 @@ def part_of(part: ReportPart) -> str:
     title = f"<h2 class=data>{escape(part.data)}</h2>" if part.data else ""
     return (
         title
-        + f"<section><h2>Comparison</h2>{verdicts(part)}{difference_figure(part.rows, part.order)}{best_table(part)}</section>"
+        + f"<section><h2>Comparison</h2>{verdicts(part)}{differences_of(part)}{best_table(part)}</section>"
         + f"<section><h2>Loss curves</h2>{curve_figures(part)}</section>"
         + section("Effect of each axis", axis_figures(part))
+        + section("Accuracy by slice", slice_figures(part))
         + f"<section><h2>Cost</h2>{cost_table(part)}{cost_figure(part)}</section>"
         + section("Samples", samples(part))
     )
+
+
+def differences_of(part: ReportPart) -> str:
+    return difference_figure(part.rows, part.order, part.label, part.variants[0].sign)
 
 
 def section(title: str, body: str) -> str:
@@ -138,7 +142,11 @@ def kind_of(verdict: str) -> str:
 
 def best_table(part: ReportPart) -> str:
     """Return a table of the variants, each at its best setting."""
-    header = [*(part.fields or ["variant"]), "best", *map(Right, ("tried", "seeds", "loss", ""))]
+    header = [
+        *(part.fields or ["variant"]),
+        "best",
+        *map(Right, ("tried", "seeds", part.label.removeprefix("final "), "")),
+    ]
     compared = len(part.rows) > 1
     if compared:
         header += [Right("difference"), Right("p"), "verdict"]
@@ -153,12 +161,12 @@ def best_table(part: ReportPart) -> str:
             text_cell((row["best"] or "none") + (f" ({row['edge']})" if row["edge"] else "")),
             number_cell(row["n_settings"], "{:d}".format),
             number_cell(row["n_seeds"], "{:d}".format),
-            number_cell(row["mean"], "{:.4f}".format),
-            number_cell(half, "± {:.4f}".format),
+            number_cell(row["mean"], number_text),
+            number_cell(half, lambda value: f"± {number_text(value)}"),
         ]
         if compared:
             cells += [
-                number_cell(row["difference"], "{:+.4f}".format),
+                number_cell(row["difference"], lambda value: number_text(value, "+")),
                 number_cell(row["p"], "{:.2g}".format),
             ]
             cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
@@ -168,7 +176,10 @@ def best_table(part: ReportPart) -> str:
 
 def cost_table(part: ReportPart) -> str:
     """Return a table of each variant's costs at its best setting: means over seeds."""
-    header = [*(part.fields or ["variant"]), *map(Right, (*COSTS, "of peak", "loss"))]
+    header = [
+        *(part.fields or ["variant"]),
+        *map(Right, (*COSTS, "of peak", part.label.removeprefix("final "))),
+    ]
     lines = []
     for i in part.order[:MAX_VARIANTS]:
         variant = part.variants[i]
@@ -179,7 +190,7 @@ def cost_table(part: ReportPart) -> str:
         share = means["FLOP/s"] / mean_over_runs(runs, "peak_flops")
         cells = [*map(text_cell, names)]
         cells += [number_cell(means[title], form) for title, (_, form) in COSTS.items()]
-        cells += [number_cell(share, "{:.0%}".format), number_cell(part.rows[i]["mean"], "{:.4f}".format)]
+        cells += [number_cell(share, "{:.0%}".format), number_cell(part.rows[i]["mean"], number_text)]
         lines.append("".join(cells))
     return html_table(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
 

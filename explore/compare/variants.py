@@ -8,22 +8,28 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import SupportsFloat, SupportsInt, TypeGuard
+from typing import NamedTuple, SupportsInt
 
 import numpy as np
 import pandas as pd
 
-from common.text import did_you_mean
+from explore.compare.metrics import (
+    Metric,
+    RunRow,
+    Time,
+    is_number,
+    measured,
+    read_metric,
+    time_to,
+)
 from train.grid.config_text import VARIANT
-from train.grid.params import SECTION_OF, Params, field_hint, measured_column
+from train.grid.params import MEASURING, SECTION_OF, Params, field_hint, measured_column
 from train.saving.outcome import Ending, ending_of
 from train.train_params import TrainParams
 
 SEED = "random_seed"
 DATA = "DataParams"  # the section whose fields separate incomparable losses
-METRICS = ("val_loss", "bits_per_byte")
 CODE = "code"  # the measured value that identifies the code that trained a run
-RunRow = dict[str, object]  # a run: its params by field, and its measured values by `measured_column`
 
 
 def row_of(values: Mapping[str, object], params: Params | None = None) -> RunRow:
@@ -33,17 +39,6 @@ def row_of(values: Mapping[str, object], params: Params | None = None) -> RunRow
     )
 
 
-def measured(row: RunRow, name: str, default: object = None) -> object:
-    """Return the measured value `name` of a run, such as its final loss or status. Return `default` if it has none."""
-    return row.get(measured_column(name), default)
-
-
-def float_in(row: RunRow, column: str) -> float:
-    """Return the number in `column` of `row`, or NaN if there is none."""
-    value = row.get(column)
-    return float(value) if isinstance(value, str | SupportsFloat) else math.nan
-
-
 def seed_of(row: RunRow) -> int:
     seed = row.get(SEED)
     return int(seed) if isinstance(seed, str | SupportsInt) else TrainParams.random_seed
@@ -51,9 +46,10 @@ def seed_of(row: RunRow) -> int:
 
 @dataclass(frozen=True)
 class Variant:
-    """Runs that differ only in seed and tuned fields, with their final losses [L, S].
+    """Runs that differ only in seed and tuned fields, with their final losses [L, S] or another metric of them.
 
-    A loss is NaN if there is no such run, and infinite if the run failed or diverged.
+    A loss is NaN if there is no such run, and infinite if the run failed or diverged. If higher values of the metric are
+    better, `losses_LS` are the negative values.
     """
 
     data: str  # fields of DataParams that vary
@@ -64,6 +60,9 @@ class Variant:
     losses_LS: np.ndarray
     runs: dict[tuple[str, int], RunRow]  # by setting and seed
     only_best: bool  # True: losses are those of the best weights, and those of the last weights are unknown
+    sign: int = 1  # -1 if higher values of the metric are better
+    # Runs, by setting and seed, that ended before they got to the limit of a metric such as "steps_to: val_loss < 3"
+    censored: frozenset[tuple[str, int]] = frozenset()
 
     @cached_property
     def complete_S(self) -> np.ndarray:
@@ -112,6 +111,47 @@ def best_setting(losses_LS: np.ndarray) -> int | None:
     return best if math.isfinite(means_L[best]) else None
 
 
+class Grouped(NamedTuple):
+    """The runs of a table that can be compared, in groups."""
+
+    groups: dict[
+        tuple[str, str, str], list[RunRow]
+    ]  # by data, variant and block, in order of their first runs
+    costs: "Costs"
+    n_rows: int
+    left_out: list[str]  # a sentence about each kind of run that is left out
+
+
+def grouped(table: pd.DataFrame, tuned: Sequence[str], metric_text: str, by: str | None = None) -> Grouped:
+    """Group a table of runs by the values of their varied fields, without seed and tuned fields.
+
+    Without `by`, the fields make the variant. With it, the variant is the value of the field `by`, and all other varied
+    fields make the block. Raise ValueError for an unknown field or metric.
+    """
+    for name in set(tuned) - SECTION_OF.keys():
+        raise ValueError(f"tuned={name!r} is not a field; {field_hint(name, SECTION_OF)}")
+    rows, left_out = usable(table)
+    varied = varied_fields(rows)
+    data = [name for name in varied if SECTION_OF.get(name) == DATA]
+    own = [name for name in varied if name not in (*data, *tuned, SEED)]
+    blocks: list[str] = []
+    if by is not None:
+        if by not in own:
+            raise ValueError(
+                f"by={by!r} is no field whose values can be compared in this table; {field_hint(by, own)}"
+            )
+        own, blocks = [by], [name for name in own if name != by]
+    groups: dict[tuple[str, str, str], list[RunRow]] = {}
+    for row in rows:
+        names = (
+            fields_as_label(row, data),
+            fields_as_label(row, own) or "all runs",
+            fields_as_label(row, blocks),
+        )
+        groups.setdefault(names, []).append(row)
+    return Grouped(groups, Costs(read_metric(metric_text, rows), groups), len(rows), left_out)
+
+
 def gather(
     table: pd.DataFrame, tuned: Sequence[str] = ("lr",), metric: str = "val_loss"
 ) -> tuple[list[Variant], list[str]]:
@@ -120,25 +160,46 @@ def gather(
     Return the variants, and a sentence about each kind of run that is left out. Raise ValueError for an unknown field
     or metric.
     """
-    for name in set(tuned) - SECTION_OF.keys():
-        raise ValueError(f"tuned={name!r} is not a field; {field_hint(name, SECTION_OF)}")
-    if metric not in METRICS:
-        raise ValueError(f"metric={metric!r} is not a final loss of runs; {did_you_mean(metric, METRICS)}")
-    rows, left_out = usable(table)
-    varied = varied_fields(rows)
-    data = [name for name in varied if SECTION_OF.get(name) == DATA]
-    own = [name for name in varied if name not in (*data, *tuned, SEED)]
-    groups: dict[tuple[str, str], list[RunRow]] = {}
-    for row in rows:
-        groups.setdefault((fields_as_label(row, data), fields_as_label(row, own) or "all runs"), []).append(
-            row
-        )
-    variants = [variant(*names, rows, tuned, metric) for names, rows in groups.items()]
-    if repeated := len(rows) - sum(len(one.runs) for one in variants):
-        left_out.append(
-            f"{with_plural(repeated, 'run')} left out: repeated later with the same params and code"
-        )
-    return variants, left_out
+    groups, costs, n_rows, left_out = grouped(table, tuned, metric)
+    variants = [variant(data, name, rows, tuned, costs) for (data, name, _), rows in groups.items()]
+    return variants, left_out + repeated_note(n_rows - sum(len(one.runs) for one in variants))
+
+
+def repeated_note(n: int) -> list[str]:
+    """Return a note, in a list, if `n` runs were repeated later. Else return an empty list."""
+    return [f"{with_plural(n, 'run')} left out: repeated later with the same params and code"] if n else []
+
+
+class Costs:
+    """What each run counts as in a comparison: lower is better, and infinite if it failed or diverged.
+
+    Times are cut at the length of the shortest run on the same data that never got to the limit.
+    """
+
+    def __init__(self, metric: Metric, groups: Mapping[tuple[str, str, str], Sequence[RunRow]]) -> None:
+        self.metric = metric
+        self.times: dict[int, Time | None] = {}  # by the id of the row
+        self.longest: dict[int, float] = {}
+        if metric.cost:
+            lengths: dict[str, float] = {}
+            for (data, _, _), rows in groups.items():
+                for row in rows:
+                    time = self.times[id(row)] = None if ended_badly(row) else time_to(row, metric)
+                    if time is not None and not time.is_reached:
+                        lengths[data] = min(lengths.get(data, math.inf), time.value)
+            of_rows = ((id(row), names[0]) for names, rows in groups.items() for row in rows)
+            self.longest = {key: lengths.get(data, math.inf) for key, data in of_rows}
+
+    def of(self, row: RunRow) -> float:
+        if not self.metric.cost:
+            return final_loss(row, self.metric.name, self.metric.sign)
+        time = self.times[id(row)]
+        return math.inf if time is None or math.isnan(time.value) else min(time.value, self.longest[id(row)])
+
+    def is_censored(self, row: RunRow) -> bool:
+        """Return True if the run did not get to the limit before the times are cut."""
+        time = self.times.get(id(row))
+        return time is not None and (not time.is_reached or time.value > self.longest[id(row)])
 
 
 def code_notes(table: pd.DataFrame, same_code: bool) -> list[str]:
@@ -181,8 +242,8 @@ def has_ended(row: RunRow) -> bool:
 
 
 def differing_fields(rows: Sequence[RunRow]) -> list[str]:
-    """Return the fields of params in which the runs differ."""
-    fields = [name for name in SECTION_OF if rows and name in rows[0]]
+    """Return the fields of params in which the runs differ. Fields that only add measurements do not count."""
+    fields = [name for name in SECTION_OF if rows and name in rows[0] and name not in MEASURING]
     return [name for name in fields if any_differ([row.get(name) for row in rows])]
 
 
@@ -230,28 +291,33 @@ def value_as_label(value: object) -> str:
     return str(value)
 
 
-def variant(data: str, name: str, rows: list[RunRow], tuned: Sequence[str], metric: str) -> Variant:
+def variant(data: str, name: str, rows: list[RunRow], tuned: Sequence[str], costs: Costs) -> Variant:
     """Return the variant of these runs. If two runs have equal params, the later one counts."""
     runs = {(fields_as_label(row, tuned), seed_of(row)): row for row in rows}
     settings, seeds = list(dict.fromkeys(key[0] for key in runs)), sorted({key[1] for key in runs})
     losses_LS = np.full((len(settings), len(seeds)), math.nan)
     for (setting, seed), row in runs.items():
-        losses_LS[settings.index(setting), seeds.index(seed)] = final_loss(row, metric)
-    only_best = any(is_best_so_far(row, metric) for row in runs.values())
-    return Variant(data, name, " and ".join(tuned), settings, seeds, losses_LS, runs, only_best)
+        losses_LS[settings.index(setting), seeds.index(seed)] = costs.of(row)
+    metric = costs.metric
+    only_best = not metric.cost and any(is_best_so_far(row, metric.name) for row in runs.values())
+    censored = frozenset(key for key, row in runs.items() if costs.is_censored(row))
+    tuned_fields = " and ".join(tuned)
+    return Variant(
+        data, name, tuned_fields, settings, seeds, losses_LS, runs, only_best, metric.sign, censored
+    )
 
 
-def final_loss(row: RunRow, metric: str) -> float:
-    """Return the loss of the last weights, or that of the best weights if it is unknown.
+def final_loss(row: RunRow, metric: str, sign: int = 1) -> float:
+    """Return the loss of the last weights, or that of the best weights if it is unknown, times `sign`.
 
     Return infinity if the run failed or diverged.
     """
     loss = measured(row, metric)
-    if measured(row, "weights") == "best" and not is_best_so_far(row, metric):
+    if metric == "val_loss" and measured(row, "weights") == "best" and not is_best_so_far(row, metric):
         loss = measured(row, "final_loss")
     if ended_badly(row) or not isinstance(loss, int | float) or math.isnan(loss):
         return math.inf
-    return loss
+    return sign * loss
 
 
 def is_best_so_far(row: RunRow, metric: str) -> bool:
@@ -264,11 +330,6 @@ def ended_badly(row: RunRow) -> bool:
     """Return True if a run failed or diverged."""
     endings = {ending_of(measured(row, name)) for name in ("stopped", "status")}
     return not endings.isdisjoint({Ending.FAILED, Ending.DIVERGED})
-
-
-def is_number(value: object) -> TypeGuard[float]:
-    """Return True if `value` is a finite int or float, not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def with_plural(n: int, thing: str) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from common.text import did_you_mean
-from explore.compare.variants import METRICS, RunRow, final_loss, float_in, has_ended, seed_of, with_plural
+from explore.compare.metrics import LOSSES, RunRow, float_in
+from explore.compare.variants import final_loss, has_ended, seed_of, with_plural
 from explore.compare.verdicts import interval
 from explore.plots import draw_panels
 from explore.scaling.report import Line, Panel, ScalingReport, sizes_of, variants_over, varies, with_variant
@@ -57,8 +58,8 @@ def transfer_report(
     scale, if another variant's is. Raise ValueError if the metric is unknown or if no scale varies.
     """
     rows = [row for row in records(table) if has_ended(row)]
-    if metric not in METRICS and metric not in table:
-        raise ValueError(f"metric={metric!r} is not a final loss of runs; {did_you_mean(metric, METRICS)}")
+    if metric not in LOSSES and metric not in table:
+        raise ValueError(f"metric={metric!r} is not a final loss of runs; {did_you_mean(metric, LOSSES)}")
     scales = [over] if over else [name for name in SCALES if rows and name in rows[0] and varies(rows, name)]
     if not rows or not scales or any(scale not in rows[0] for scale in scales):
         raise ValueError(
@@ -165,7 +166,7 @@ def curve(rows: Sequence[RunRow], scale: str, size: float, metric: str) -> Learn
     found = LearningRateCurve()
     for row in rows:
         if row[scale] == size:
-            loss = final_loss(row, metric) if metric in METRICS else float_in(row, metric)
+            loss = final_loss(row, metric) if metric in LOSSES else float_in(row, metric)
             by_seed = found.setdefault(float_in(row, LR), {})
             by_seed[seed_of(row)] = math.inf if math.isnan(loss) else loss
     return found

@@ -7,7 +7,14 @@ from collections import Counter
 import pytest
 
 from common.registry import Registry
-from data.syntheticdata import distinct_choices, read_marks, registered, tasks, text_without_marks
+from data.syntheticdata import (
+    distinct_choices,
+    length_before_answer,
+    read_marks,
+    registered,
+    tasks,
+    text_without_marks,
+)
 
 
 def draw_many(name, n=300, **args):
@@ -151,6 +158,6 @@ def test_registering_a_task_takes_one_place(monkeypatch):
         """b"""
         return "b"
 
-    assert mine["plain"] == ("plain", plain, None, None, None)
+    assert mine["plain"] == ("plain", plain, None, None, None, {"length": length_before_answer})
     assert mine["special"].check("b", "b")
     assert mine["special"].chance() == 0.5

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from common.text import did_you_mean
 from train.grid.expressions import ARITHMETIC, MAX_BITS
-from train.grid.params import FOREIGN_NAMES, SECTION_OF, SECTIONS, field_hint
+from train.grid.params import FOREIGN_NAMES, MEASURING, SECTION_OF, SECTIONS, field_hint
 
 GRID_SECTION = "Grid"  # the section about the grid itself
 GRID_KEYS = ("together", "skip", "derive", "variants", "match")
@@ -311,6 +311,13 @@ def check_setting(key: str, value: object, place: Place, errors: Errors) -> Sett
     axis = value if isinstance(value, list) else [value]
     if not axis:
         errors.add(place, f"{key} = [] is an axis without values", key)
+    if axis is value and key in MEASURING:
+        errors.add(
+            place,
+            f"{key} = {value!r:.80} is no axis: it changes nothing that is trained; give one value",
+            key,
+        )
+        axis = axis[:1]
     section = SECTION_OF.get(key, "")
     good: list[object] = []
     for item in axis:

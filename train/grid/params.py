@@ -5,12 +5,13 @@ from dataclasses import fields, replace
 from typing import Any, NamedTuple, TypeVar
 
 from common.text import did_you_mean
-from data.data_params import DataParams
+from data.data_params import DataParams, measuring_fields
 from model.model_params import ModelParams
 from train.train_params import TrainParams
 
 SECTIONS = {cls.__name__: cls for cls in (DataParams, TrainParams, ModelParams)}
 SECTION_OF = {field.name: name for name, cls in SECTIONS.items() for field in fields(cls)}
+MEASURING = measuring_fields()  # fields that only add measurements: no axes, and no variants
 Section = TypeVar("Section", bound=DataParams | TrainParams | ModelParams)
 MEASURED = "measured_"
 

@@ -82,7 +82,8 @@ def with_data(runs: list[Run], call: Call, tokenizers: dict[int, Tokenizer], err
         except ValueError as error:
             data_of[key] = None
             whose = f" (with the tokenizer of from_saved={model.from_saved!r})" if model.from_saved else ""
-            errors.append(f"{run.places.get('dataset_name', 'defaults')}: {error}{whose}")
+            field = "eval_sets" if str(error).startswith("eval_sets=") else "dataset_name"
+            errors.append(f"{run.places.get(field, 'defaults')}: {error}{whose}")
         if (made := data_of[key]) is not None:
             tokenizers[run.number], facts = made
             found.append(replace(run, data=facts))

@@ -10,6 +10,7 @@ import psutil
 import torch
 
 from common.text import did_you_mean, first_line
+from data.eval_sets import eval_set_problems
 from data.problems import data_problems
 from model.model_params import ModelParams
 from model.problems import model_problems
@@ -43,6 +44,7 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
             (model_problems, model),
             (source_problems, model, root),
             (data_problems, data, spec, model.max_seq_len, has_weights),
+            (eval_set_problems, data, model.max_seq_len),
             (train_problems, train),
             (size_problems, model, bool(train.freeze), train.precision),
             (freeze_problems, model, train.freeze),

@@ -128,6 +128,7 @@ DATA = {
 }
 # What they change is no weight, loss or schedule of a single step: other tests hold them.
 OF_THE_WHOLE_RUN = {
+    *("eval_sets", "eval_every"),  # only add measurements
     *(
         "attention",
         "from_pretrained",
