@@ -1,7 +1,6 @@
 """Length of a run: optimizer steps from any of the fields in LENGTHS, and the share of a run that is done."""
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from data.batch import mycollate, n_real_tokens
@@ -73,17 +72,9 @@ def costs_of(lm: LM, data: LMDataModule, train: TrainParams) -> Costs | None:
 def mean_row_length(data: LMDataModule) -> float:
     """Return the mean number of real tokens in a training row, from rows at equal distances if there are many."""
     rows = data.rows("train")
-    step = max(1, len(rows) // MEASURED_ROWS)
-    indices = range(0, len(rows), step)[:MEASURED_ROWS]
-    return sum(n_tokens_of(rows.__getitems__(list(part))) for part in parts_of(indices)) / len(indices)
-
-
-def n_tokens_of(rows: Sequence) -> int:
-    return int(n_real_tokens(mycollate(rows)))
-
-
-def parts_of(indices: range, n: int = 256) -> list[range]:
-    return [indices[first : first + n] for first in range(0, len(indices), n)]
+    indices = range(0, len(rows), max(1, len(rows) // MEASURED_ROWS))[:MEASURED_ROWS]
+    parts = [list(indices[first : first + 256]) for first in range(0, len(indices), 256)]
+    return sum(int(n_real_tokens(mycollate(rows.__getitems__(part)))) for part in parts) / len(indices)
 
 
 class RunLength:
@@ -94,7 +85,7 @@ class RunLength:
 
     def __init__(
         self, n_steps: int | None, max_seconds: float | None = None, training_time: Stopwatch | None = None
-    ):
+    ) -> None:
         self.n_steps = n_steps
         self.max_seconds = max_seconds
         self.training_time = training_time

@@ -1,5 +1,6 @@
 """The length of a run in every unit, shares of the run, the metrics that end it, and the size of its updates."""
 
+import json
 import math
 import signal
 from itertools import count
@@ -11,6 +12,7 @@ import main
 from data.data_params import DataParams
 from explore.load import find_run, runs
 from tests.train.killed import forked, killed_at
+from tests.train.little_run import CALL, save_run
 from tests.train.test_trainer import TINY, equal, train, train_whole, weights
 from train.data import make_data
 from train.grid.expand import GridError, read_grid
@@ -18,10 +20,13 @@ from train.launch.plan import prepare
 from train.length import Costs, RunLength, count_steps, mean_row_length
 from train.metrics import Condition, metric_and_sign
 from train.saving.outcome import Ending
+from train.saving.run_folder import read_params
 from train.schedules import Schedule, schedules
 from train.stats import Stats
 from train.train_params import LENGTHS, TrainParams
 
+# Fields that TrainParams did not have when a run could have two lengths.
+NEW_FIELDS = {*LENGTHS, "stop_when", "patience_metric"} - {"epochs", "early_stop_nsamples"}
 SMALL = DataParams(dataset_name="maskedcopy", n_samples=50, task_args={"max_length": 8})
 COSTS = Costs(tokens_per_row=7.5, n_params=200, flops_per_row=40)
 
@@ -186,17 +191,11 @@ def test_a_dry_run_counts_the_steps_that_are_trained(tmp_path):
         [run] = grid(
             tmp_path, text + f"TrainParams\nbatch_size = 8\n{field} = {value}\nfreeze = ('embed.*',)\n"
         )
-        [planned] = prepare([run], little_call(tmp_path))
+        [planned] = prepare([run], CALL._replace(out=tmp_path))
         data, train_params, model = run.params
         trained, _ = train_whole(tmp_path, data=data, model=model, **vars_of(train_params))
         assert trained.global_step == planned.size.n_steps
         assert trained.n_tokens == pytest.approx(planned.size.n_tokens, rel=0.02)
-
-
-def little_call(tmp_path):
-    from tests.train.little_run import CALL
-
-    return CALL._replace(out=tmp_path)
 
 
 def vars_of(params: TrainParams) -> dict:
@@ -259,6 +258,15 @@ def test_intervals_count_optimizer_steps(tmp_path):
     )
     assert [stat.s for stat in run.stats.train_stats["stat/lr"]] == [0, 3, 6, 9]
     assert [stat.s for stat in run.stats.train_stats["stat/val_loss:main"]] == [6, 12]
+
+
+def test_a_run_that_was_saved_with_two_lengths_can_still_be_opened(tmp_path):
+    folder = save_run(tmp_path)
+    sections = json.loads((folder / "params.json").read_text())
+    train_fields = {name: value for name, value in sections["train"].items() if name not in NEW_FIELDS}
+    sections["train"] = train_fields | {"epochs": 2, "early_stop_nsamples": 300}
+    (folder / "params.json").write_text(json.dumps(sections))
+    assert read_params(folder, {}).train.lengths == {"early_stop_nsamples": 300}
 
 
 # What ends a run

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
 from itertools import chain, zip_longest
+from typing import Any
 
 from model.model_params import ModelParams
 from model.shapes import build_on_meta, with_fewer_layers
+from train.flops import row_flops
 from train.grid.run import Run
-from train.launch.estimate import row_flops
 
 MATCH_TOLERANCE = 0.02  # largest relative difference from the target
 UNCOUNTED_PARAMETERS = ("embed.", "unembed.", "transform.")  # parameters that "params" leaves out
@@ -21,7 +22,7 @@ Measure = Callable[[ModelParams], float | None]  # the size of a model, or None 
 def matched(runs: list[Run], errors: list[str]) -> list[Run]:
     """Return the runs with matched sizes. The first run of each group sets the target. Add refusals to `errors`."""
     targets: dict[str, float] = {}
-    solutions: dict[tuple[str, ModelParams, float], ModelParams | str] = {}
+    solutions: dict[tuple[object, ...], ModelParams | str] = {}
     found = []
     for run in runs:
         if (match := run.match) is None:
@@ -35,7 +36,7 @@ def matched(runs: list[Run], errors: list[str]) -> list[Run]:
             )
             continue
         target = targets.setdefault(match.group, size)
-        if (key := (match.what, model, target)) not in solutions:
+        if (key := (match.what, model, target, run.data.n_tokens)) not in solutions:
             solutions[key] = solve(model, target, measure)
         solved = solutions[key]
         if isinstance(solved, str):
@@ -68,7 +69,8 @@ def solve(model: ModelParams, target: float, measure: Measure) -> ModelParams | 
 
     Return the nearest size as text if it is more than MATCH_TOLERANCE away.
     """
-    now = measure(model) or 0.0
+    if (now := measure(model) or 0.0) == target:
+        return model
     field, width, unit = width_to_solve(model, measure)
     with_width = partial(changed, model, field, unit)
 
@@ -97,8 +99,9 @@ def width_to_solve(model: ModelParams, measure: Measure) -> tuple[str, int, int]
 
 def changed(model: ModelParams, field: str, unit: int, n: int) -> ModelParams | None:
     """Return `model` with a field set to `n` units, or None if it cannot have that value."""
+    width: dict[str, Any] = {field: n * unit}
     try:
-        return replace(model, **{field: n * unit})  # type: ignore[arg-type]
+        return replace(model, **width)
     except ValueError:
         return None
 
