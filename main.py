@@ -357,6 +357,8 @@ def train_grid(
         )
         outcomes = sweep.train_runs(runs, namer, call)
         log.info(tables.result_table(runs, outcomes))
+        for line in sweep.last_lines(runs, outcomes, call):
+            log.info(line)
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
         save_report(args, runs, [*outcomes, *before], call)
     code = sweep.exit_code(outcomes)

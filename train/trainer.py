@@ -16,7 +16,7 @@ from model.lm import LM
 from model.recording import first_nonfinite
 from train.divergence import Divergence
 from train.evaluation import Evaluation
-from train.logs import log
+from train.logs import DETAIL, log
 from train.optimizers import freeze, group_settings, make_optimizer
 from train.saving.outcome import Ending
 from train.schedules import Schedule
@@ -301,7 +301,8 @@ class LMTrainer(L.LightningModule):
         self.validated_at = self.global_step
         numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in self.result.items())
         log.info(
-            f"{of_best and 'weights of '}step {self.global_step if self.weights_of is None else self.weights_of}: validation {numbers}\n  sample: {self.sample!r}"
+            f"{of_best and 'weights of '}step {self.global_step if self.weights_of is None else self.weights_of}: validation {numbers}\n  sample: {self.sample!r}",
+            extra=DETAIL,
         )
         if self.trainer.state.fn == "fit":
             self.schedule.add_val_loss(self.result["val_loss:main"])

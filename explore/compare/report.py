@@ -1,6 +1,7 @@
 """Report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -26,8 +27,9 @@ from explore.compare.variants import (
 from explore.compare.verdicts import CompareOptions, ComparisonRow, compare_variants, comparison_rows
 from explore.html import Page, fill_template
 from explore.load import row_of_folder
+from train.fitted_table import FittedTable, TableColumn
 from train.grid.params import SECTION_OF, Params, measured_column
-from train.logs import printable
+from train.logs import link_to, show
 from train.saving.outcome import Outcome
 from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import output_root, run_folders
@@ -35,6 +37,8 @@ from train.saving.run_folder import output_root, run_folders
 MAX_TERMINAL_ROWS = 40  # rows of a table on the terminal
 # First columns of results.csv. Varied fields, numbers and other params follow.
 FIRST = ("timestamp", "status")
+# Columns of the comparison that a narrow terminal may leave out, the highest first.
+RANKS = {"best": 1, "seeds": 2, "95 % interval": 3}
 
 
 class NoRuns(ValueError):
@@ -77,7 +81,7 @@ def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
 
 
 def report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> Page:
-    """Compare the runs saved under saved-models/{name}/, and write results.csv and report.html to reports/{name}/.
+    """Compare the runs saved under saved-models/{name}/, and write results.csv, report.html and report.md to reports/{name}/.
 
     Print a table and the verdicts. A notebook shows the returned page as a cell's value. `out` is the output root
     (`--out`). `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete.
@@ -138,18 +142,56 @@ def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
 
 
 def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOptions) -> Page:
-    """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page."""
+    """Write results.csv, report.html and report.md to reports/{name}/, print the comparison, and return the page."""
     variants, comparison = compare_variants(table, **options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")
     page = Page(page_of(name, table, variants, comparison), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
-    notes = comparison.attrs["notes"]
-    above = [*notes, ""] if notes else []
-    below = ["", *sentences(comparison), "", f"saved {folder / 'report.html'}"]
-    print(printable("\n".join([*above, *markdown_table(comparison), *below])))
+    notes, verdicts = comparison.attrs["notes"], sentences(comparison)
+    lines = [
+        f"# Report: {name}",
+        "",
+        *notes,
+        "",
+        *markdown_table(comparison),
+        "",
+        *(f"- {line}" for line in verdicts),
+    ]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    for note in notes:
+        show(note)
+    if len(comparison) > 1:
+        show(variants_table(comparison))
+    for line in verdicts:
+        show(line, style_of_verdict(line))
+    show(link_to(folder / "report.html", "report: "))
     return page
+
+
+def style_of_verdict(text: str) -> str:
+    """Return the style of a text that contains a verdict: green for better, red for worse, yellow if undecided."""
+    found = re.search(r"\b(better|worse|cannot tell)\b", text)
+    return {"better": "green", "worse": "red", "cannot tell": "yellow"}[found[1]] if found else ""
+
+
+def variants_table(comparison: pd.DataFrame) -> FittedTable:
+    """Return the table of the comparison for a terminal, the lowest loss first."""
+    header, *rows = comparison_cells(comparison)
+    styles = [style_of_verdict(row[-1]) for row in rows]
+    columns = [
+        TableColumn(
+            title,
+            [row[i] for row in rows],
+            rank=RANKS.get(title, 0),
+            wraps=i == len(header) - 1,
+            is_left=title in ("data", "variant"),
+            styles=styles,
+        )
+        for i, title in enumerate(header)
+    ]
+    return FittedTable(columns)
 
 
 def page_of(name: str, table: pd.DataFrame, variants: Sequence[Variant], comparison: pd.DataFrame) -> str:
@@ -198,6 +240,18 @@ def difference_as_text(row: ComparisonRow) -> str:
 
 def markdown_table(comparison: pd.DataFrame) -> list[str]:
     """Return the lines of a markdown table of the comparison, the lowest loss first."""
+    header, *rows = comparison_cells(comparison)
+    lines = [header, ["---"] * len(header), *rows]
+    text = [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    ]
+    hidden = len(comparison) - MAX_TERMINAL_ROWS
+    return text + [f"... and {hidden} more"] * (hidden > 0)
+
+
+def comparison_cells(comparison: pd.DataFrame) -> list[list[str]]:
+    """Return the header of the table of the comparison, and its rows, the lowest loss first."""
     header = ["variant", "best", "seeds", "loss", "95 % interval", "against the baseline"]
     if (comparison["data"] != "").any():
         header.insert(0, "data")
@@ -214,10 +268,4 @@ def markdown_table(comparison: pd.DataFrame) -> list[str]:
             row["verdict"],
         ]
         rows.append([row["data"], *cells] if len(header) > len(cells) else cells)
-    lines = [[*header], ["---"] * len(header), *rows]
-    text = [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
-        for line in lines
-    ]
-    hidden = len(comparison) - MAX_TERMINAL_ROWS
-    return text + [f"... and {hidden} more"] * (hidden > 0)
+    return [header, *rows]

@@ -27,9 +27,10 @@ from train.grid.expand import GridError
 from train.grid.params import Params
 from train.grid.run import Run
 from train.launch import sweep
+from train.launch.display import GridDisplay, Shown
 from train.launch.plan import device_problems
-from train.launch.workers import ProgressBars
 from train.logs import log
+from train.progress import Progress
 from train.saving import earlier_runs as history
 from train.saving.claims import noted_folder
 from train.saving.outcome import Ending, Outcome
@@ -254,7 +255,9 @@ def on_cluster(cluster, out, *names, **options):
     runs = {number: run_named(number, name) for number, name in enumerate(names, 1)}
     announced = {number: f"run {number}: {name}" for number, name in enumerate(names, 1)}
     call = CALL._replace(out=out, ray=cluster.address, **options)
-    return OnCluster(act, runs, announced, ProgressBars(dict.fromkeys(runs, 1)), call).run()
+    return OnCluster(
+        act, runs, announced, GridDisplay({number: Shown(str(number), 1) for number in runs}), call
+    ).run()
 
 
 def run_named(number, name, **train_fields):
@@ -283,7 +286,7 @@ def act(run, call, report):
         before = signal.signal(signal.SIGINT, lambda number, frame: stops.append(number))
         for step in range(600):
             time.sleep(0.1)
-            report(step, 1.5, torch.device("cpu"))
+            report(Progress(step, 1.5))
             Path(value).touch()
             if stops:
                 break
