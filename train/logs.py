@@ -58,10 +58,12 @@ class ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if not (console_state.hides_details and vars(record).get("is_detail")):
-            show(record.getMessage() if isinstance(record.msg, str) else record.msg, style_of(record.levelno))
+            print_message(
+                record.getMessage() if isinstance(record.msg, str) else record.msg, style_of(record.levelno)
+            )
 
 
-def show(message: str | ConsoleRenderable, style: str = "") -> None:
+def print_message(message: str | ConsoleRenderable, style: str = "") -> None:
     """Print a text or a table. On a terminal it has a style, and fits the width.
 
     In a pipe, tables keep their full width. A text with options of a command is not broken, so that it can be copied.
@@ -143,7 +145,7 @@ def protect_console() -> None:
 
 
 class ConsoleState:
-    """What a live display changes about the console while it stands there."""
+    """Changes that a live display makes to the console while it stands there."""
 
     hides_details = False  # records with `is_detail` are not shown
     notify: Callable[[str], None] | None = None  # shows a line of text in the display

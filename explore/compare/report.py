@@ -29,7 +29,7 @@ from explore.html import Page, fill_template
 from explore.load import row_of_folder
 from train.fitted_table import FittedTable, TableColumn
 from train.grid.params import SECTION_OF, Params, measured_column
-from train.logs import link_to, show
+from train.logs import link_to, print_message
 from train.saving.outcome import Outcome
 from train.saving.provenance import code_of_this_process
 from train.saving.run_folder import output_root, run_folders
@@ -161,12 +161,12 @@ def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOpt
     ]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     for note in notes:
-        show(note)
+        print_message(note)
     if len(comparison) > 1:
-        show(variants_table(comparison))
+        print_message(variants_table(comparison))
     for line in verdicts:
-        show(line, style_of_verdict(line))
-    show(link_to(folder / "report.html", "report: "))
+        print_message(line, style_of_verdict(line))
+    print_message(link_to(folder / "report.html", "report: "))
     return page
 
 

@@ -1,4 +1,4 @@
-"""What a grid is doing: a live display on a terminal, and a line a minute elsewhere."""
+"""Display of a grid while it trains: live on a terminal, a line a minute elsewhere."""
 
 import logging
 import threading
@@ -125,7 +125,9 @@ class GridDisplay:
         """Return the line that a run leaves."""
         values = outcome.values
         numbers = [
-            f"{label} {values[name]:{form}}" for name, label, form in SAID if is_number(values.get(name))
+            f"{label} {values[name]:{form}}"
+            for name, label, form in SAID
+            if isinstance(values.get(name), int | float)
         ]
         seconds = values.get("wall_seconds")
         ended = [str(outcome)] if outcome.ending is not Ending.FINISHED else []
@@ -221,10 +223,6 @@ class GridDisplay:
 
 # Numbers of the line that a run leaves: name, label and format.
 SAID = (("val_loss", "loss", ".4f"), ("val_accuracy", "accuracy", ".1%"))
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, int | float)
 
 
 def cells_of(run: Shown, active: Active) -> Sequence[str]:

@@ -67,7 +67,7 @@ def test_a_report_leaves_three_files_and_says_the_verdict(tmp_path, capsys):
     assert (folder / "report.html").read_text() == page.html
     assert "<iframe" in page._repr_html_()
     rows = rows_of(folder / "results.csv")
-    table = runs(str(tmp_path))
+    table = runs(str(tmp_path), all=True)
     assert [float(row["val_loss"]) for row in rows] == list(table.val_loss)
     assert [row["positions"] for row in rows] == list(table.positions)
     shown = capsys.readouterr().out
@@ -126,7 +126,7 @@ def test_runs_saved_before_operations_were_counted_still_report(tmp_path):
 
 def test_curves_are_means_over_seeds_with_t_intervals(tmp_path):
     fake_grid(tmp_path, **SMALL)
-    variants, _ = gather(runs(str(tmp_path)))
+    variants, _ = gather(runs(str(tmp_path), all=True))
     curves = read_curves(variants)
     curve = curves[VALIDATION][1, 0]
     values = []

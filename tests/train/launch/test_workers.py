@@ -99,7 +99,9 @@ def side_by_side(*names, call=CALL):
 def test_parallel_runs_equal_serial_runs(tmp_path):
     for name, extra in (("one", []), ("two", ["--jobs=2"])):
         assert main.main([*GRID, *extra, "--out", str(tmp_path / name)]) == 0
-    one, two = (runs(str(tmp_path / name)).sort_values(["lr", "random_seed"]) for name in ("one", "two"))
+    one, two = (
+        runs(str(tmp_path / name), all=True).sort_values(["lr", "random_seed"]) for name in ("one", "two")
+    )
     assert len(one) == len(two) == 4
     for here, there in zip(one.folder, two.folder, strict=True):
         model, other = (load_file(Path(folder) / "model.safetensors") for folder in (here, there))
@@ -262,7 +264,7 @@ def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
     output = going.communicate(timeout=60)[0]
     assert going.returncode == 130, output
     assert "Traceback" not in output, output
-    table = runs(str(tmp_path))
+    table = runs(str(tmp_path), all=True)
     assert list(table.stopped) == ["interrupted"] * 2
 
 
