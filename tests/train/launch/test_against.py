@@ -97,7 +97,7 @@ def test_a_text_read_differently_is_judged_on_the_baselines_text(project, tmp_pa
     monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "data"))
     text = tmp_path / "data" / "tale"
     text.mkdir(parents=True)
-    words = "The Cat saw the Dog. The Dog saw the Cat.".split()
+    words = ["The", "Cat", "saw", "the", "Dog.", "The", "Dog", "saw", "the", "Cat."]
     (text / "data.txt").write_text("\n\n".join(" ".join(words[i % 7 :] + words[: i % 7]) for i in range(200)))
     project.edit("data/text_rows.py", "text = document.encode()", "text = document.lower().encode()")
     options = [
