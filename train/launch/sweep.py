@@ -29,6 +29,8 @@ from train.saving.provenance import code_of_this_process
 from train.saving.record import Namer, measured_variant, record_of
 from train.saving.run_folder import output_root
 
+MAX_STOPPED = 4  # runs of which a call says at which step Ctrl-C stopped them
+
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     """Return the options of the command line that hold for all runs. Raise GridError for invalid ones."""
@@ -183,15 +185,24 @@ def where_it_stands(runs: Sequence[Run], outcomes: Sequence[Outcome], call: Call
     trained = [outcome for outcome in outcomes if outcome.ending not in (Ending.NOT_RUN, Ending.ELSEWHERE)]
     stopped = [i for i, outcome in enumerate(outcomes, 1) if outcome.ending is Ending.INTERRUPTED]
     n_done, n_left = len(trained) - len(stopped), len(runs) - len(trained)
-    parts = [f"{n_done} of {len(runs)} runs are done"]
-    for i in stopped:
-        steps = outcomes[i - 1].values.get("steps")
-        at = "" if steps is None else f" after {steps:,} of {runs[i - 1].size.n_steps:,} steps"
-        parts.append(f"run {i} was stopped{at}")
-    parts += [f"{n_left} were not trained"] if n_left else []
+    parts = [
+        f"{n_done} of {len(runs)} done",
+        *(stop_of(runs[i - 1], outcomes[i - 1]) for i in stopped[:MAX_STOPPED]),
+    ]
+    if len(stopped) > MAX_STOPPED:
+        parts.append(f"{len(stopped) - MAX_STOPPED} more stopped")
+    if n_left:
+        parts.append(f"{n_left} not trained")
     command = [*sys.orig_argv, *([] if call.resume else ["--resume"])]
     how = "go on" if call.save else "nothing was saved; to begin again, and be able to go on from there"
     return [f"interrupted: {', '.join(parts)}", f"{how}: {shlex.join(command)}"]
+
+
+def stop_of(run: Run, outcome: Outcome) -> str:
+    """Return at which step Ctrl-C stopped a run."""
+    steps = outcome.values.get("steps")
+    total = "" if run.size.n_steps is None else f" of {run.size.n_steps:,}"
+    return f"run {run.number} stopped" + ("" if steps is None else f" after {steps:,}{total} steps")
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
