@@ -391,6 +391,8 @@ def train_grid(
         )
         outcomes = sweep.train_runs(runs, namer, call)
         log.info(tables.result_table(runs, outcomes))
+        for line in sweep.last_lines(runs, outcomes, call):
+            log.info(line)
     document.add(runs=[outcome_entry(run, outcome) for run, outcome in zip(runs, outcomes, strict=False)])
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
         save_report(args, runs, [*outcomes, *before], call)

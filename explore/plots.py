@@ -3,7 +3,7 @@
 Shape suffixes:  L layer  H head  T position  S position attended to
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,8 +18,9 @@ from matplotlib.lines import Line2D
 from torch import Tensor
 
 from common.text import did_you_mean
+from explore.compare.variants import CODE, fields_as_label, varied_fields
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
-from explore.load import find_run
+from explore.load import find_run, row_of_folder
 from explore.scaling.report import Line, Panel
 from model.generation.sampling import eval_mode
 from model.inputs import Input
@@ -48,12 +49,16 @@ def plot_metrics(
 ) -> Figure:
     """Plot metrics over the number of trained samples: a panel for each metric, a line for each run.
 
-    `metrics` are names in a run's `train_stats`. With `filename`, save the figure as metrics/{filename}.png under the
-    output root (`out`). A notebook shows the figure as a cell's value. Raise ValueError for an unknown run or metric.
+    `timestamps` may be "latest". `metrics` are names in a run's `train_stats`, in full or as people type them:
+    "val_loss", "train_loss", "accuracy". Lines are labelled by the fields in which the runs differ. With `filename`,
+    save the figure as metrics/{filename}.png under the output root (`out`). A notebook shows the figure as a cell's
+    value. Raise ValueError for an unknown run or metric.
     """
     timestamps = [timestamps] if isinstance(timestamps, str) else list(timestamps)
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    runs = {timestamp: read_stats(timestamp, metrics, out) for timestamp in timestamps}
+    folders = [find_run(timestamp, out) for timestamp in timestamps]
+    runs = [read_metrics(folder, metrics) for folder in folders]
+    labels = labels_of(folders)
     figure, axes = plt.subplots(
         len(metrics),
         figsize=(7, 1 + 2.6 * len(metrics)),
@@ -61,13 +66,13 @@ def plot_metrics(
         sharex=True,
         layout="constrained",
     )
-    for ax, metric in zip(axes[:, 0], metrics, strict=True):
-        for timestamp, stats in runs.items():
-            draw_metric(ax, stats[metric], label=timestamp)
+    for i, (ax, metric) in enumerate(zip(axes[:, 0], metrics, strict=True)):
+        for label, lines in zip(labels, runs, strict=True):
+            draw_metric(ax, lines[i], label=label)
         ax.set_ylabel(metric.removeprefix("stat/"))
     axes[-1, 0].set_xlabel("trained samples")
-    if len(timestamps) == 1:
-        axes[0, 0].set_title(timestamps[0], fontsize="medium")
+    if len(labels) == 1:
+        axes[0, 0].set_title(labels[0], fontsize="medium")
     else:
         axes[0, 0].legend(fontsize="small", frameon=False)
     if filename is not None:
@@ -79,13 +84,33 @@ def plot_metrics(
 plot_metric = plot_metrics
 
 
-def read_stats(timestamp: str, metrics: Sequence[str], out: str | None) -> dict[str, list[Stat]]:
-    """Return all statistics of a run. Raise ValueError if it lacks one of `metrics`."""
-    stats = Stats.load(find_run(timestamp, out) / "stats.json").train_stats
-    for metric in metrics:
-        if metric not in stats:
-            raise ValueError(f"{timestamp} has no metric {metric!r}; {did_you_mean(metric, stats)}")
-    return stats
+def read_metrics(folder: Path, metrics: Sequence[str]) -> list[list[Stat]]:
+    """Return the values of each of `metrics` in a run. Raise ValueError if it lacks one of them."""
+    stats = Stats.load(folder / "stats.json").train_stats
+    found = [metric_named(metric, stats) for metric in metrics]
+    for metric, name in zip(metrics, found, strict=True):
+        if name is None:
+            short = {name: name.removeprefix("stat/").removesuffix(":main") for name in stats}
+            known = stats if metric.startswith("stat/") else [*short.values()]
+            raise ValueError(f"{folder.name} has no metric {metric!r}; {did_you_mean(metric, known)}")
+    return [stats[name] for name in found if name is not None]
+
+
+def metric_named(typed: str, stats: Collection[str]) -> str | None:
+    """Return the full name of a metric: "val_loss" is "stat/val_loss:main", "accuracy" is "stat/val_accuracy"."""
+    names = (f"{start}{typed}{end}" for start in ("", "stat/", "stat/val_") for end in ("", ":main"))
+    return next((name for name in names if name in stats), None)
+
+
+def labels_of(folders: Sequence[Path]) -> list[str]:
+    """Return a label for each run: the fields in which the runs differ, with the timestamp where these are equal."""
+    rows = [row_of_folder(folder) for folder in folders]
+    varied = varied_fields(rows) if len(rows) > 1 else []
+    labels = [fields_as_label(row, [name for name in varied if name != CODE]) for row in rows]
+    return [
+        label if label and labels.count(label) == 1 else f"{label} {folder.name}".strip()
+        for label, folder in zip(labels, folders, strict=True)
+    ]
 
 
 def draw_panels(rows: Sequence[Sequence[Panel]], labels: tuple[str, str], log_y: bool = True) -> Figure:

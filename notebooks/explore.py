@@ -38,10 +38,10 @@ assert main.main(command) == 0
 import model_explorer
 
 table = model_explorer.runs()
-table[["status", "val_loss", "val_accuracy", "dataset_name", "dim", "lr"]]
+table
 
 # %%
-timestamp = table.index[-1]
+timestamp = "latest"
 lm, dataset, train_stats, params = model_explorer.get_model_by_timestamp(timestamp)
 
 # %%

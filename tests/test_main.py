@@ -115,7 +115,7 @@ def test_a_dry_run_shows_the_grid_and_trains_nothing(tmp_path, capsys):
 
 def test_a_saved_grid_is_found_by_the_explorer(tmp_path):
     assert call(tmp_path, "--config=test-synth", *QUICK, "--save", "--set", "dim=[16,32]") == 0
-    table = runs(out=str(tmp_path / "out"))
+    table = runs(out=str(tmp_path / "out"), all=True)
     assert list(table["status"]) == ["complete", "complete"]
     assert sorted(table["dim"]) == [16, 32]
     assert table["val_loss"].notna().all()
@@ -141,9 +141,9 @@ def test_the_name_of_a_variant_is_seen_and_kept(tmp_path, capsys, monkeypatch):
         ("3", "wide", "48"),
     ]
     out = str(tmp_path / "out")
-    assert list(runs(out=out)["variant"]) == ["narrow", "wide", "wide"]
-    assert sorted(runs(out=out, variant="wide")["dim"]) == [32, 48]
-    assert all("/my-wide/" in folder for folder in runs(out=out, variant="wide")["folder"])
+    assert list(runs(out=out, all=True)["variant"]) == ["narrow", "wide", "wide"]
+    assert sorted(runs(out=out, variant="wide", all=True)["dim"]) == [32, 48]
+    assert all("/my-wide/" in folder for folder in runs(out=out, variant="wide", all=True)["folder"])
     assert call(tmp_path, "--config=widths", *QUICK, "--dry-run", "--set", "variant=narrow") == 0
     assert re.search(r"^ +1 +narrow +[\d,]+ +6 ", capsys.readouterr().out, re.MULTILINE)
 
@@ -220,7 +220,7 @@ def test_ctrl_c_saves_and_leaves(tmp_path, where):
     output = process.communicate(timeout=120)[0]
     assert process.returncode in (130, -signal.SIGINT), output  # a shell shows both as 130
     assert "Traceback" not in output, output
-    [folder] = runs(out=str(tmp_path)).itertuples()
+    [folder] = runs(out=str(tmp_path), all=True).itertuples()
     if where == "training":
         assert folder.status == "complete"
         assert folder.stopped == "interrupted"
@@ -342,7 +342,7 @@ def test_a_full_disk_fails_the_run_and_leaves_no_half_saved_one(tmp_path, capsys
         shown = capsys.readouterr().out
         assert re.search(r"run 2 failed with dim 128:.*No space left on device", shown, re.DOTALL)
         assert re.search(r"^ +2 +128 .*failed: ", shown, re.MULTILINE)
-        complete, failed = runs(out=str(disk))["status"]
+        complete, failed = runs(out=str(disk), all=True)["status"]
         assert complete == "complete"
         assert re.fullmatch(r"failed: OSError: .*No space left on device( \(os error 28\))?", failed)
     finally:

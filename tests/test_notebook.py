@@ -75,7 +75,7 @@ def test_notebooks_write_nothing_of_ours_to_stderr(name, request):
 def test_the_table_of_runs_and_the_samples_are_there(cells):
     assert text(cells, "verify_stable_load").count(": ok") == 3
     [table] = outputs(cells, "table = model_explorer.runs()")
-    assert "complete" in table["data"]["text/html"]
+    assert "finished" in table["data"]["text/html"]
     assert text(cells, "dataset.show_sample(1)").count("«") == 2
 
 

@@ -61,7 +61,7 @@ def names(gpt2_tokenizer, tmp_path_factory):
         patch.setenv("WHATIF_OUT", str(root))
         torch.set_num_threads(1)
         assert main.main(["--config=test-synth", *options, "--set", 'positions=["none","rotary"]']) == 0
-        names = {"timestamp": model_explorer.runs().index[0]}
+        names = {"timestamp": model_explorer.runs(all=True).index[0]}
         for page, block in BLOCKS:
             exec(compile(block, page, "exec"), names)  # noqa: S102 -- it is what users are told to run
         yield names | {"root": root, "kinds": context.layer_kinds}

@@ -1,26 +1,27 @@
 """Callbacks of a run: interrupts, kept weights, early stopping, times and progress."""
 
+import contextlib
 import math
 import signal
-import time
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from train.logs import say_at_once
 from train.metrics import Condition, metric_and_sign
 from train.processes import rank
-from train.progress import Report
+from train.progress import Progress, Report
 from train.saving.outcome import Ending
 from train.saving.weights import Checkpoints
 from train.state import Attributes, Saved
 from train.stopwatch import Stopwatch
 from train.trainer import DRAIN_EVERY, LMTrainer
 
+FIRST_REPORT_SECONDS = 0.05  # between looks for the first step
 REPORT_SECONDS = 0.3  # between reports
 
 
@@ -65,7 +66,7 @@ class StopOnInterrupt(Callback):
     not_saved = ("is_pressed",)  # a resumed run must not stop again
 
     def __init__(self, quiet: bool = False) -> None:
-        self.quiet = quiet  # log nothing: another process tells the user
+        self.quiet = quiet  # say nothing: another process tells the user
         self.is_pressed = False  # with several processes only set in the first one
 
     @contextmanager
@@ -210,17 +211,42 @@ class Clock(Callback):
         self.training.pause()
 
 
-class Progress(L.Callback):
-    """Report the first step, by which all memory is allocated, and then the progress at intervals."""
+class ReportProgress(L.Callback):
+    """Report the first step, by which all memory is allocated, and then the progress at intervals.
+
+    A thread of its own reads the progress, so that training never waits for it.
+    """
 
     def __init__(self, report: Report) -> None:
         self.report = report
-        self.last = -math.inf
+        self.is_over = threading.Event()
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, module: L.LightningModule, outputs: STEP_OUTPUT, *_: object
-    ) -> None:
-        assert isinstance(outputs, Mapping)
-        if time.monotonic() - self.last >= REPORT_SECONDS:
-            self.report(trainer.global_step, float(outputs["loss"]), module.device)
-            self.last = time.monotonic()
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LMTrainer)
+        threading.Thread(target=self.watch, args=[module, trainer.global_step], daemon=True).start()
+
+    def watch(self, module: LMTrainer, first_step: int) -> None:
+        seconds = FIRST_REPORT_SECONDS
+        with contextlib.suppress(OSError):  # nobody listens any more
+            while not self.is_over.wait(seconds):
+                if module.global_step > first_step:
+                    self.report(progress_of(module))
+                    seconds = REPORT_SECONDS
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LMTrainer)
+        self.is_over.set()
+        self.report(progress_of(module))
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, error: BaseException) -> None:
+        self.is_over.set()
+
+
+def progress_of(module: LMTrainer) -> Progress:
+    """Return the progress of a run. This waits for the device, but training does not wait for this."""
+    loss, seconds = module.stats.latest("train_loss:main"), module.train_seconds
+    speed = float(module.n_tokens) / seconds if seconds > 0 else None
+    is_validating = module.trainer.validating
+    return Progress(
+        module.global_step, None if loss is None else float(loss), speed, module.device, is_validating
+    )

@@ -32,8 +32,13 @@ class TableColumn:
         return max(map(cell_len, lines), default=0)
 
     @property
+    def values(self) -> set[str]:
+        """The different values; a dash stands for none."""
+        return set(self.cells) - {"-"}
+
+    @property
     def is_constant(self) -> bool:
-        return len(self.cells) > 1 and len(set(self.cells)) == 1
+        return len(self.cells) > 1 and len(self.values) == 1
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,9 @@ def table_of_columns(columns: Sequence[TableColumn], width: int) -> Table:
 def sentences_about(constant: Sequence[TableColumn], hidden: Sequence[TableColumn]) -> Iterator[str]:
     """Yield what the columns that are left out have in common, and their names."""
     if constant:
-        same = ", ".join(f"{one_line_title(column)} {column.cells[0]}" for column in reversed(constant))
+        same = ", ".join(
+            f"{one_line_title(column)} {next(iter(column.values))}" for column in reversed(constant)
+        )
         yield f"the same in all rows: {same}"
     if hidden:
         yield f"left out for lack of room: {', '.join(map(one_line_title, reversed(hidden)))}"

@@ -5,14 +5,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import rich
 import rich.status
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.markup import escape
 from rich.text import Text
 
@@ -40,29 +40,50 @@ def shorten_traceback(text: str) -> str:
 
 
 def record_as_text(record: logging.LogRecord) -> str:
-    """Return a record as plain text. Tables are as wide as needed."""
-    if isinstance(record.msg, str):
-        return printable(record.getMessage())
+    return as_plain_text(record.getMessage() if isinstance(record.msg, str) else record.msg)
+
+
+def as_plain_text(message: str | ConsoleRenderable) -> str:
+    """Return a text or a table as plain text. Tables are as wide as needed."""
+    if isinstance(message, str):
+        return printable(message)
     console = Console(width=MAX_TABLE_WIDTH, color_system=None)
     with console.capture() as captured:
-        console.print(record.msg)
+        console.print(message, soft_wrap=isinstance(message, Text))
     return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 class ConsoleHandler(logging.Handler):
-    """Handler that prints above a running progress bar. On a terminal, errors are red and warnings yellow.
-
-    Tables fit the width of a terminal. In a pipe they keep their full width.
-    """
+    """Handler that prints above a running display. On a terminal, errors are red and warnings yellow."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        console = rich.get_console()
-        if not console.is_terminal:
-            print(record_as_text(record), file=console.file, flush=True)
-        elif isinstance(record.msg, str):
-            console.print(Text(record_as_text(record), style=style_of(record.levelno)), soft_wrap=True)
-        else:
-            console.print(record.msg)
+        if not (console_state.hides_details and vars(record).get("is_detail")):
+            print_message(
+                record.getMessage() if isinstance(record.msg, str) else record.msg, style_of(record.levelno)
+            )
+
+
+def print_message(message: str | ConsoleRenderable, style: str = "") -> None:
+    """Print a text or a table. On a terminal it has a style, and fits the width.
+
+    In a pipe, tables keep their full width. A text with options of a command is not broken, so that it can be copied.
+    """
+    console = rich.get_console()
+    if not console.is_terminal:
+        print(as_plain_text(message), file=console.file, flush=True)
+    elif isinstance(message, str):
+        is_command = " --" in message
+        text = Text(printable(message), style=style, overflow="ignore")
+        console.print(text, soft_wrap=is_command, crop=False)
+    else:
+        console.print(message)
+
+
+def link_to(path: Path, before: str = "") -> Text:
+    """Return the path as a link that a terminal may open."""
+    return Text.assemble(
+        before, (printable(str(path)), f"link {path.absolute().as_uri()}"), overflow="ignore"
+    )
 
 
 def style_of(level: int) -> str:
@@ -123,8 +144,22 @@ def protect_console() -> None:
             setattr(sys, name, LossyStream(stream))
 
 
+class ConsoleState:
+    """Changes that a live display makes to the console while it stands there."""
+
+    hides_details = False  # records with `is_detail` are not shown
+    notify: Callable[[str], None] | None = None  # shows a line of text in the display
+
+
+console_state = ConsoleState()
+DETAIL = {"is_detail": True}  # `extra` of log lines that a display of several runs leaves out
+
+
 def say_at_once(text: str) -> None:
     """Write a line to stderr from a signal handler, which may have interrupted a write to the log."""
+    if console_state.notify is not None:
+        console_state.notify(text)
+        return
     with contextlib.suppress(OSError):
         os.write(2, f"\n{text}\n".encode())
 

@@ -22,7 +22,7 @@ from model.transformer.scaling import depth_mult, head_mult, width_mult  # muP
 from train.data import tokenizer_spec
 from train.grid.params import SECTION_OF
 from train.logs import log
-from train.saving.run_folder import find_run, read_run
+from train.saving.run_folder import LATEST, find_run, read_run
 from train.saving.weights import load_lm, unshared_state, weights_file
 
 MAX_NAMES = 3  # of weights in a log line
@@ -117,6 +117,8 @@ def hub_source(setting: str, name: str, revision: str | None) -> PretrainedSourc
 
 def saved_source(setting: str, timestamp: str, root: Path) -> PretrainedSource:
     folder = find_run(timestamp, str(root))
+    if timestamp == LATEST:  # the same config would mean another run tomorrow
+        raise ValueError(f"a config needs the timestamp of a run; the latest one is {folder.name!r}")
     params, own_tokenizer, _ = read_run(folder)
 
     def load(model: ModelParams, tokenizer: Tokenizer) -> LM:

@@ -1,7 +1,6 @@
 """Train a single run, from its params to its outcome: data, model, probe, fit, validate, save."""
 
 import logging
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from data.tokenizer import Tokenizer
 from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
 from model.transformer.residual import profile_omegas, wants_profile
-from train.callbacks import Clock, KeepBest, KeepWeights, Progress, StopOnInterrupt, StopWhen
+from train.callbacks import Clock, KeepBest, KeepWeights, ReportProgress, StopOnInterrupt, StopWhen
 from train.checkpoint import AtomicCheckpointIO, ResumePoint
 from train.data import make_data
 from train.evaluation import SLICES_FILE, write_slices
@@ -47,13 +46,11 @@ PROFILED = 4  # batches from which the omegas are set
 def train_run(run: Run, record: Record, call: Call, report: Report | None = None) -> Outcome:
     """Train one run, save it in its `record`, and return its outcome.
 
-    `report` is called with the progress: step, loss and device. Without it a progress bar is shown. Errors of the
-    data, the model or the training are not caught.
+    `report` is called with the progress now and then. Errors of the data, the model or the training are not caught.
     """
     params, train = run.params, run.params.train
     with cpu_threads(train.threads):
-        quiet = report is not None
-        clock, interrupt = Clock(), StopOnInterrupt(quiet)
+        clock, interrupt = Clock(), StopOnInterrupt(quiet=call.jobs > 1 or call.ray is not None)
         data = run_data(params, call)
         lm = make_lm(params, data.tokenizer, call.out)  # sets the seed
         if params.model.from_saved is None and wants_profile(lm, lm.model_params):
@@ -69,11 +66,9 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
         stop_when = StopWhen(train.stop_when) if train.stop_when else None
         keep_weights = KeepWeights(record.checkpoints) if record.checkpoints else None
         resume_point = ResumePoint(record.resume_file) if record.resume_file else None
-        progress = Progress(report) if report else None
-        callbacks = filter(
-            None, [resume_point, interrupt, keep_weights, keep_best, stop_when, clock, progress]
-        )
-        trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[*callbacks], quiet=quiet)
+        progress = ReportProgress(report) if report else None
+        callbacks = [resume_point, interrupt, keep_weights, keep_best, stop_when, clock, progress]
+        trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[*filter(None, callbacks)])
 
         with interrupt.listening():
             fit(trainer, lm_trainer, resume_point)
@@ -155,7 +150,6 @@ def lightning_trainer(
     gpu_id: int | None,
     *,
     callbacks: Sequence[L.Callback] = (),
-    quiet: bool = False,
 ) -> L.Trainer:
     """Return Lightning's trainer for a run."""
     cpus = train.devices > 1 and not torch.cuda.is_available()
@@ -178,7 +172,7 @@ def lightning_trainer(
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty() and not quiet,
+        enable_progress_bar=False,  # the grid has a display of its own
     )
 
 

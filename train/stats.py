@@ -93,6 +93,14 @@ class Stats:
             for row in _rows(logged):
                 self._tracker.log(row)
 
+    def latest(self, name: str) -> float | Tensor | None:
+        """Return the value logged last as "stat/{name}", or None. Drains nothing; any thread may call this."""
+        name = f"stat/{name}"
+        pending = next((value for one, *_, value in reversed(self._pending) if one == name), None)
+        if pending is None and (drained := self._drained.get(name)):
+            return drained[-1].v
+        return pending
+
     @property
     def train_stats(self) -> dict[str, list[Stat]]:
         """Values of every metric in the order in which they were logged. Drains first."""

@@ -20,7 +20,7 @@ from model.recording import first_nonfinite
 from train.divergence import Divergence
 from train.evaluation import Evaluation, LoaderWhenDue, of_set
 from train.length import RunLength
-from train.logs import log
+from train.logs import DETAIL, log
 from train.metrics import latest_values
 from train.optimizers import freeze, group_settings, make_optimizer
 from train.saving.outcome import Ending
@@ -377,7 +377,8 @@ class LMTrainer(L.LightningModule):
         self.validated_at = self.global_step
         numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in result.items())
         log.info(
-            f"{self.of_best and 'weights of '}step {self.global_step if self.weights_of is None else self.weights_of}: validation {numbers}\n  sample: {self.sample!r}"
+            f"{self.of_best and 'weights of '}step {self.global_step if self.weights_of is None else self.weights_of}: validation {numbers}\n  sample: {self.sample!r}",
+            extra=DETAIL,
         )
         if self.trainer.state.fn == "fit":
             self.schedule.add_val_loss(self.result["val_loss:main"])
@@ -396,7 +397,8 @@ class LMTrainer(L.LightningModule):
         self.evaluated_at = self.global_step
         log.info(
             f"evaluation set {name!r}: "
-            + ", ".join(f"{column.removeprefix('val_')} {value:.4g}" for column, value in numbers.items())
+            + ", ".join(f"{column.removeprefix('val_')} {value:.4g}" for column, value in numbers.items()),
+            extra=DETAIL,
         )
 
     def load_weights_of(self, step: int, weights: dict[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -30,9 +31,10 @@ from explore.compare.verdicts import CompareOptions, ComparisonRow, compare_vari
 from explore.html import Page, fill_template
 from explore.load import row_of_folder
 from train.document import document
+from train.fitted_table import FittedTable, TableColumn
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.grid.run import Run
-from train.logs import printable
+from train.logs import link_to, print_message
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import code_of_this_process
 from train.saving.record import measured_variant
@@ -41,6 +43,8 @@ from train.saving.run_folder import output_root, run_folders
 MAX_TERMINAL_ROWS = 40  # rows of a table on the terminal
 # First columns of results.csv. Varied fields, numbers and other params follow.
 FIRST = ("timestamp", "status")
+# Columns of the comparison that a narrow terminal may leave out, the highest first.
+RANKS = {"best": 1, "seeds": 2, "pairs": 2, "95 % interval": 3}
 
 
 class NoRuns(ValueError):
@@ -83,7 +87,7 @@ def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
 
 
 def report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> Page:
-    """Compare the runs saved under saved-models/{name}/, and write results.csv and report.html to reports/{name}/.
+    """Compare the runs saved under saved-models/{name}/, and write results.csv, report.html and report.md to reports/{name}/.
 
     Print a table and the verdicts. A notebook shows the returned page as a cell's value. `out` is the output root
     (`--out`). `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete.
@@ -154,7 +158,7 @@ def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
 
 
 def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOptions) -> Page:
-    """Write results.csv and report.html to reports/{name}/, print the comparison, and return the page.
+    """Write results.csv, report.html and report.md to reports/{name}/, print the comparison, and return the page.
 
     With `by` in `options`, the main effect of that field is printed, and stands at the top of the page.
     """
@@ -168,15 +172,50 @@ def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOpt
     write_csv(table, folder / "results.csv")
     page = Page(page_of(name, table, variants, comparison, effect), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
-    rows = [{**row, "metric": options.get("metric", "val_loss")} for row in comparison_rows(comparison)]
+    shown, notes = comparison if effect is None else effect, comparison.attrs["notes"]
+    heading = [] if effect is None else [f"main effect of {by}, over all other fields and seeds"]
+    verdicts = [f"- {line}" for line in sentences(shown)]
+    lines = [f"# Report: {name}", "", *notes, *heading, "", *markdown_table(shown), "", *verdicts]
+    (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    rows = [{**row, "metric": options.get("metric", "val_loss")} for row in comparison_rows(shown)]
     document.add(verdicts=rows, report=folder / "report.html")
-    notes = comparison.attrs["notes"]
-    above = [*notes, ""] if notes else []
-    shown = comparison if effect is None else effect
-    heading = [] if effect is None else [f"main effect of {by}, over all other fields and seeds", ""]
-    below = ["", *sentences(shown), "", f"saved {folder / 'report.html'}"]
-    print(printable("\n".join([*above, *heading, *markdown_table(shown), *below])))
+    for line in [*notes, *heading]:
+        print_message(line)
+    print_comparison(shown)
+    print_message(link_to(folder / "report.html", "report: "))
     return page
+
+
+def print_comparison(comparison: pd.DataFrame) -> None:
+    """Print the table of a comparison and its verdicts."""
+    if len(comparison) > 1:
+        print_message(variants_table(comparison))
+    for line in sentences(comparison):
+        print_message(line, style_of_verdict(line))
+
+
+def style_of_verdict(text: str) -> str:
+    """Return the style of a text that contains a verdict: green for better, red for worse, yellow if undecided."""
+    found = re.search(r"\b(better|worse|cannot tell)\b", text)
+    return {"better": "green", "worse": "red", "cannot tell": "yellow"}[found[1]] if found else ""
+
+
+def variants_table(comparison: pd.DataFrame) -> FittedTable:
+    """Return the table of the comparison for a terminal, the lowest loss first."""
+    header, *rows = comparison_cells(comparison)
+    styles = [style_of_verdict(row[-1]) for row in rows]
+    columns = [
+        TableColumn(
+            title,
+            [row[i] for row in rows],
+            rank=RANKS.get(title, 0),
+            wraps=i == len(header) - 1,
+            is_left=title in ("data", "variant"),
+            styles=styles,
+        )
+        for i, title in enumerate(header)
+    ]
+    return FittedTable(columns)
 
 
 def page_of(
@@ -247,7 +286,7 @@ def censored_note(row: ComparisonRow) -> str:
 
 def main_effect(effect: pd.DataFrame) -> str:
     """Return the section of the page about the main effect of one field."""
-    header, _, *lines = (line.strip("| ").split(" | ") for line in markdown_table(effect) if "|" in line)
+    header, *lines = comparison_cells(effect)
     body = ["".join(text_cell(cell) for cell in line) for line in lines]
     words = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(effect))
     title = escape(f"Main effect of {effect.attrs['by']}, over all other fields and seeds")
@@ -256,6 +295,18 @@ def main_effect(effect: pd.DataFrame) -> str:
 
 def markdown_table(comparison: pd.DataFrame) -> list[str]:
     """Return the lines of a markdown table of the comparison, the best variant first."""
+    header, *rows = comparison_cells(comparison)
+    lines = [header, ["---"] * len(header), *rows]
+    text = [
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
+        for line in lines
+    ]
+    hidden = len(comparison) - MAX_TERMINAL_ROWS
+    return text + [f"... and {hidden} more"] * (hidden > 0)
+
+
+def comparison_cells(comparison: pd.DataFrame) -> list[list[str]]:
+    """Return the header of the table of the comparison, and its rows, the best variant first."""
     metric, by = comparison.attrs["metric"], comparison.attrs["by"]
     header = [
         "variant",
@@ -282,10 +333,4 @@ def markdown_table(comparison: pd.DataFrame) -> list[str]:
             row["verdict"],
         ]
         rows.append([row["data"], *cells] if len(header) > len(cells) else cells)
-    lines = [[*header], ["---"] * len(header), *rows]
-    text = [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
-        for line in lines
-    ]
-    hidden = len(comparison) - MAX_TERMINAL_ROWS
-    return text + [f"... and {hidden} more"] * (hidden > 0)
+    return [header, *rows]

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich.table import Table
 
 from explore.compare.csv_files import write_csv
 from explore.compare.variants import (
@@ -22,8 +21,8 @@ from explore.compare.variants import (
     varied_fields,
 )
 from train.document import document
+from train.fitted_table import FittedTable, TableColumn
 from train.grid.params import measured_column
-from train.launch.tables import escaped, new_table
 from train.logs import log
 
 
@@ -95,11 +94,8 @@ class ScalingReport:
         return f"{self.table.to_html(index=False)}{lines}"
 
 
-def as_rich(table: pd.DataFrame) -> Table:
-    shown_table = new_table(*map(str, table))
-    for row in table.itertuples(index=False):
-        shown_table.add_row(*(escaped(cell(value)) for value in row))
-    return shown_table
+def as_rich(table: pd.DataFrame) -> FittedTable:
+    return FittedTable([TableColumn(str(name), [cell(value) for value in table[name]]) for name in table])
 
 
 def cell(value: object) -> str:

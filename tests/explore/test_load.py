@@ -1,6 +1,7 @@
 """Finding, listing and opening saved runs."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_a_run_opens_as_four_values(root):
 def test_the_environment_names_the_root_too(root, monkeypatch):
     monkeypatch.setenv("WHATIF_OUT", str(root))
     assert model_explorer.get_model_by_timestamp(SECOND).params["model"].dim == 16
-    assert len(model_explorer.runs()) == 2
+    assert len(model_explorer.runs(all=True)) == 2
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,7 @@ def test_an_incomplete_run_is_named_as_such(root):
     folder_of(root).rename(folder_of(root, f"{FIRST}.partial"))
     with pytest.raises(ValueError, match=f"the run {FIRST} is incomplete"):
         model_explorer.get_model_by_timestamp(FIRST, out=str(root))
-    assert model_explorer.runs(str(root)).status[FIRST].startswith("incomplete")
+    assert model_explorer.runs(str(root), all=True).status[FIRST].startswith("incomplete")
     assert list(model_explorer.load_all(str(root))) == [SECOND]
 
 
@@ -77,7 +78,7 @@ def test_two_runs_of_one_timestamp_are_named(root):
 
 
 def test_runs_is_a_table_of_params_and_final_numbers(root):
-    table = model_explorer.runs(str(root))
+    table = model_explorer.runs(str(root), all=True)
     assert list(table.index) == [FIRST, SECOND]
     assert list(table.status) == ["complete", "complete"]
     assert list(table.dim) == [8, 16]
@@ -89,7 +90,7 @@ def test_runs_is_a_table_of_params_and_final_numbers(root):
 
 def test_runs_are_filtered_by_params(root):
     def dims(**filters):
-        return list(model_explorer.runs(str(root), **filters).dim)
+        return list(model_explorer.runs(str(root), all=True, **filters).dim)
 
     assert dims(dim=8) == [8]
     assert dims(dim=[8, 16]) == [8, 16]
@@ -104,21 +105,21 @@ def test_runs_saved_before_a_field_existed_have_its_default(root):
     params = json.loads((folder_of(root) / "params.json").read_text())
     del params["model"]["positions"]
     (folder_of(root) / "params.json").write_text(json.dumps(params))
-    assert list(model_explorer.runs(str(root), positions="learned").dim) == [8, 16]
+    assert list(model_explorer.runs(str(root), positions="learned", all=True).dim) == [8, 16]
 
 
 def test_runs_lists_unreadable_runs_with_the_reason(root):
     edit_json(folder_of(root) / "params.json", "model", "gone", value=1)
     (folder_of(root, SECOND) / "about.json").write_text("{")
-    table = model_explorer.runs(str(root))
+    table = model_explorer.runs(str(root), all=True)
     assert table.status[FIRST].startswith("unreadable")
     assert "ModelParams has no field 'gone'" in table.status[FIRST]
     assert "about.json cannot be read" in table.status[SECOND]
-    assert len(model_explorer.runs(str(root), dim=[8, 16])) == 0
+    assert len(model_explorer.runs(str(root), dim=[8, 16], all=True)) == 0
 
 
 def test_no_runs_are_an_empty_table(tmp_path):
-    table = model_explorer.runs(str(tmp_path), dim=8)
+    table = model_explorer.runs(str(tmp_path), dim=8, all=True)
     assert len(table) == 0
     assert "dim" in table.columns
     with pytest.raises(ValueError, match="nearest: none at all"):
@@ -134,7 +135,7 @@ def test_a_thousand_runs_are_listed_quickly(root):
         for name in ("params.json", "about.json"):  # and nothing else, as nothing else is read
             shutil.copy(folder_of(root) / name, folder)
     start = time.perf_counter()
-    assert len(model_explorer.runs(str(root), dim=8)) == 1001
+    assert len(model_explorer.runs(str(root), dim=8, all=True)) == 1001
     assert time.perf_counter() - start < 5
 
 
@@ -192,3 +193,45 @@ def test_a_run_whose_data_is_gone_still_opens(root, name):
         dataset.val_dataloader(1)
     with pytest.raises(ValueError, match="dataset_name="):
         model_explorer.verify_stable_load(FIRST, out=str(root))
+
+
+def test_runs_shows_what_varies_and_the_best_first(root):
+    for timestamp, loss in ((FIRST, 3.0), (SECOND, 2.0)):
+        edit_json(folder_of(root, timestamp) / "about.json", "summary", "val_loss", value=loss)
+    table = model_explorer.runs(str(root))
+    assert list(table.index) == [SECOND, FIRST]
+    shown = str(table)
+    for word in ("config", "dataset_name", "dim", "code", "val_loss", "ended"):
+        assert re.search(rf"\b{word}\b", shown), word
+    for word in ("random_seed", "threads", "folder"):
+        assert word not in shown
+    assert "runs(all=True) shows all" in shown
+    assert "runs(all=True) shows all" in table._repr_html_()
+    assert list(table.config) == ["little"] * 2
+    assert list(table.random_seed) == [0, 0], "hidden columns can be used"
+    assert "random_seed" in table[["random_seed"]].to_string()
+    assert list(model_explorer.runs(str(root), all=True).index) == [FIRST, SECOND]
+
+
+def test_runs_without_a_result_come_last(root):
+    edit_json(folder_of(root, SECOND) / "about.json", "summary", "stopped", value="diverged: loss 99")
+    folder_of(root).rename(folder_of(root, f"{FIRST}.partial"))
+    shutil.copytree(folder_of(root, SECOND), folder_of(root, "2024-04-22--16-17-09"))
+    edit_json(folder_of(root, "2024-04-22--16-17-09") / "about.json", "summary", "stopped", value="finished")
+    table = model_explorer.runs(str(root))
+    assert table.index[0] == "2024-04-22--16-17-09"
+    assert table.ended[SECOND] == "diverged: loss 99"
+    assert table.ended[FIRST].startswith("incomplete")
+
+
+def test_latest_is_the_last_complete_run(root):
+    assert find_run("latest", str(root)) == folder_of(root, SECOND)
+    assert model_explorer.get_model_by_timestamp("latest", out=str(root)).params["model"].dim == 16
+    assert model_explorer.diff(FIRST, "latest", str(root)).fields["dim"] == (8, 16)
+    folder_of(root, SECOND).rename(folder_of(root, f"{SECOND}.partial"))
+    assert find_run("latest", str(root)) == folder_of(root)
+
+
+def test_latest_without_any_run_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"no run 'latest' .* nearest: none at all"):
+        find_run("latest", str(tmp_path))

@@ -60,7 +60,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def shown(root: Path, caplog: pytest.LogCaptureFixture) -> list[str]:
     """Read all runs in every way there is; return the names of those that all ways show."""
-    table = runs(str(root))
+    table = runs(str(root), all=True)
     names = list(table.index[table.status == "complete"])
     page = model_explorer.report("demo", out=str(root))
     assert all(name in page.html for name in names)

@@ -44,18 +44,24 @@ def test_metrics_are_drawn_over_trained_samples(root):
 def test_several_runs_and_metrics_share_a_figure(root, capsys):
     metrics = ["stat/val_loss:main", "stat/lr"]
     figure = model_explorer.plot_metric([FIRST, SECOND], metrics, filename="both", out=str(root))
-    assert [set(lines_of(ax)) for ax in figure.axes] == [{FIRST, SECOND}, {FIRST, SECOND}]
+    assert [set(lines_of(ax)) for ax in figure.axes] == [{"dim=8", "dim=16"}, {"dim=8", "dim=16"}]
     assert [ax.get_ylabel() for ax in figure.axes] == ["val_loss:main", "lr"]
-    assert lines_of(figure.axes[0])[SECOND][1][4] == 4.0 - 4 / 16
+    assert lines_of(figure.axes[0])["dim=16"][1][4] == 4.0 - 4 / 16
     assert (root / "metrics" / "both.png").read_bytes().startswith(b"\x89PNG")
     assert str(root / "metrics" / "both.png") in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("typed", ["stat/val_loss:main", "val_loss:main", "val_loss", "loss"])
+def test_a_metric_may_be_named_as_people_type_it(root, typed):
+    figure = model_explorer.plot_metrics("latest", typed, out=str(root))
+    assert lines_of(figure.axes[0]) == {SECOND: ([0, 8, 16, 24, 32], [4.0 - step / 16 for step in range(5)])}
+
+
 def test_a_wrong_metric_or_run_is_named(root):
-    with pytest.raises(
-        ValueError, match=f"{FIRST} has no metric 'val_loss:main'; did you mean 'stat/val_loss:main'"
-    ):
-        model_explorer.plot_metrics(FIRST, "val_loss:main", out=str(root))
+    with pytest.raises(ValueError, match=f"{FIRST} has no metric 'val_los'; did you mean 'val_loss'"):
+        model_explorer.plot_metrics(FIRST, "val_los", out=str(root))
+    with pytest.raises(ValueError, match=f"{FIRST} has no metric 'stat/lrr'; did you mean 'stat/lr'"):
+        model_explorer.plot_metrics(FIRST, "stat/lrr", out=str(root))
     with pytest.raises(ValueError, match="nearest"):
         model_explorer.plot_metrics([FIRST, "2024"], out=str(root))
 

@@ -185,7 +185,7 @@ def test_the_students_model_trains_opens_and_resumes(built, tmp_path):
     built()
     options = [*SMALL, "--no-wandb", "--out", str(tmp_path), "--save"]
     assert main.main(["--config=student", *options, "--set", "layer_architecture='student'"]) == 0
-    [timestamp] = model_explorer.runs(out=str(tmp_path)).index
+    [timestamp] = model_explorer.runs(out=str(tmp_path), all=True).index
     results = model_explorer.get_model_by_timestamp(timestamp, out=str(tmp_path))
     assert results.params["model"].layer_architecture == "student"
     assert isinstance(results.lm.sample("we", 8), str)
@@ -244,7 +244,7 @@ def test_workers_train_it_too_and_a_changed_file_is_changed_code(tmp_path):
 
     first = run("--save")
     assert first.returncode == 0, first.stdout + first.stderr
-    assert sorted(model_explorer.runs(out=str(tmp_path)).layer_architecture) == [
+    assert sorted(model_explorer.runs(out=str(tmp_path), all=True).layer_architecture) == [
         "custom-transformer",
         "student",
     ]

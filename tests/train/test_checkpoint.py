@@ -93,7 +93,7 @@ def call(tmp_path, monkeypatch):
 
 def outcome(root: Path) -> dict:
     """All that a finished run leaves, but for times."""
-    table = runs(str(root))
+    table = runs(str(root), all=True)
     assert list(table.status) == ["complete"]
     folder = find_run(table.index[0], str(root))
     assert not (folder / RESUME_FILE).exists()

@@ -56,7 +56,7 @@ def test_the_weights_of_the_first_step_every_so_many_and_the_last_are_kept(call,
     assert call("--save", "checkpoint_every=4") == 0
     assert call("--save", "early_stop_nsamples=64") == 0  # 4 steps
     assert call("--save") == 0
-    kept, short, plain = runs(str(tmp_path)).index
+    kept, short, plain = runs(str(tmp_path), all=True).index
     seen = dict(checkpoints(kept, str(tmp_path)))
     assert list(seen) == [0, 4, 8, 9]
     torch.manual_seed(0)
@@ -82,7 +82,7 @@ def test_without_save_nothing_is_kept_and_without_the_field_neither(call, tmp_pa
     assert call("checkpoint_every=4") == 0
     assert not (tmp_path / "saved-models").exists()
     assert call("--save") == 0
-    [timestamp] = runs(str(tmp_path)).index
+    [timestamp] = runs(str(tmp_path), all=True).index
     assert not (find_run(timestamp, str(tmp_path)) / "checkpoints").exists()
     with pytest.raises(
         ValueError, match=f"the run {timestamp} kept no checkpoints: train with checkpoint_every and --save"
@@ -97,7 +97,7 @@ def test_without_save_nothing_is_kept_and_without_the_field_neither(call, tmp_pa
 def test_the_best_weights_end_a_run_but_its_first_and_last_ones_are_kept(call, tmp_path):
     until_worse = "patience=1", "epochs=9", "lr=0.3", "gradient_clip_val=None", "accumulate_grad_batches=1"
     assert call("--save", "checkpoint_every=500", *until_worse) == 0
-    [timestamp] = runs(str(tmp_path)).index
+    [timestamp] = runs(str(tmp_path), all=True).index
     (first, _), (last, lm) = checkpoints(timestamp, str(tmp_path))
     ended = load_run(find_run(timestamp, str(tmp_path)))
     assert ended.about["summary"]["weights"] == "best"

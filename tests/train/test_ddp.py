@@ -145,7 +145,7 @@ def test_two_processes_that_ctrl_c_stops_go_on_as_if_nothing_had_been(strategy, 
     wait_for_checkpoint(process, tmp_path / "stopped")
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(timeout=60) == 130
-    [stopped] = runs(str(tmp_path / "stopped")).itertuples()
+    [stopped] = runs(str(tmp_path / "stopped"), all=True).itertuples()
     assert (stopped.stopped, stopped.steps) == ("interrupted", 50)
     _, resumed = train(tmp_path / "stopped", "--resume", **longer)
     assert_same_runs(whole, resumed)

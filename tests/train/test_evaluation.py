@@ -90,9 +90,9 @@ def test_the_share_of_unknown_bytes_is_a_number_of_the_run(tmp_path, monkeypatch
     call = CALL._replace(out=tmp_path)
     _, outcome = train(Params(DataParams(dataset_name="letters"), TrainParams(), MODEL), call)
     assert outcome.values["unknown_bytes"] == pytest.approx(2 / 6)
-    assert RESULT_COLUMNS["unknown\nbytes"](outcome) == "33.33%"
+    assert RESULT_COLUMNS["unknown\nbytes"].text(outcome) == "33.33%"
     for values in ({"unknown_bytes": 0.0}, {}):
-        assert RESULT_COLUMNS["unknown\nbytes"](Outcome(Ending.FINISHED, values=values)) == "-"
+        assert RESULT_COLUMNS["unknown\nbytes"].text(Outcome(Ending.FINISHED, values=values)) == "-"
 
 
 class Ones(torch.nn.Module):

@@ -77,7 +77,7 @@ def ctrl_c(monkeypatch):
 
 def interrupted_run(root):
     """The folder and the row of the only run below `root`, which Ctrl-C has ended."""
-    [row] = runs(str(root)).itertuples()
+    [row] = runs(str(root), all=True).itertuples()
     assert (row.status, row.stopped) == ("complete", "interrupted")
     return find_run(row.Index, str(root)), row
 

@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     """A saved run of text: its output root and timestamp."""
     out = tmp_path_factory.mktemp("masked")
     assert call(out, "--save", fields=[*OF_TEXT, "mask_frac=0.4", "tokenizer_vocab_size=300"]) == 0
-    [timestamp] = model_explorer.runs(out=str(out)).index
+    [timestamp] = model_explorer.runs(out=str(out), all=True).index
     return str(out), timestamp
 
 
@@ -58,7 +58,7 @@ def test_a_saved_masked_run_opens_as_it_was_saved(run, capsys):
     assert lm.tokenizer.mask == lm.n_tokens - 1 == 300
     assert dataset.tokenizer is lm.tokenizer
     assert not [name for name in stats if "bits_per_byte" in name]
-    table = model_explorer.runs(out=out)
+    table = model_explorer.runs(out=out, all=True)
     assert table.bits_per_byte.isna().all()
     assert "«" in table["sample"].iloc[0]
 
@@ -146,7 +146,7 @@ def test_the_whole_grid_is_refused_before_anything_is_trained(tmp_path, capsys):
 def test_a_run_of_next_tokens_has_no_weights_for_a_mask(tmp_path, capsys):
     plain = ["causal=True", "objective='next-token'", *OF_TASK, "tokenizer_source_name='char'"]
     assert call(tmp_path, "--save", fields=[*plain, "early_stop_nsamples=16"]) == 0
-    [timestamp] = model_explorer.runs(out=str(tmp_path)).index
+    [timestamp] = model_explorer.runs(out=str(tmp_path), all=True).index
     capsys.readouterr()
     words = ["--no-wandb", "--out", str(tmp_path), "--config=bert"]
     fields = [*OF_TASK, f"from_saved='{timestamp}'", "tokenizer_source_name='char'", *SMALL]
@@ -178,7 +178,7 @@ def test_a_pretrained_bert_goes_on_training(pretrained, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(main, "CONFIGS", tmp_path)
         assert main.main([*config, *[part for field in fields for part in ("--set", field)]]) == 0
-    [timestamp] = model_explorer.runs(out=str(tmp_path)).index
+    [timestamp] = model_explorer.runs(out=str(tmp_path), all=True).index
     tuned = model_explorer.get_model_by_timestamp(timestamp, out=str(tmp_path)).lm
     assert_close(tuned([2, 5, 4, 3]), lm([2, 5, 4, 3]), rtol=0, atol=1e-4)
 

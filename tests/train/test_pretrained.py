@@ -97,7 +97,7 @@ def saved(tmp_path_factory, hf_folder) -> Saved:
     root = tmp_path_factory.mktemp("out")
     call(root, 'dim = 16\nn_layers = 2\nn_heads = 2\nmax_seq_len = 24\npositions = "sin"', "--save")
     call(root, f"from_pretrained = {str(hf_folder)!r}\nlora_rank = 2", "--save")
-    return Saved(root, *runs(str(root)).index)
+    return Saved(root, *runs(str(root), all=True).index)
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ def test_the_params_tell_the_architecture_and_the_run_opens_when_the_model_it_be
     folder = shutil.copytree(hf_folder, tmp_path / "hf")
     assert call(tmp_path, f"from_pretrained = {str(folder)!r}\nactivation = 'relu'", "--save") == 0
     shutil.rmtree(folder)
-    [timestamp] = runs(str(tmp_path)).index
+    [timestamp] = runs(str(tmp_path), all=True).index
     model = load_run(find_run(timestamp, str(tmp_path))).params.model
     assert (model.dim, model.n_layers, model.n_heads, model.max_seq_len) == (16, 2, 2, 32)
     assert (model.from_pretrained, model.activation) == (str(folder), "relu")
@@ -215,7 +215,7 @@ def test_an_edit_keeps_every_weight_that_it_does_not_take_away(root, hf_folder, 
 @pytest.mark.ci
 def test_tying_what_was_not_tied_keeps_the_embedding(root, tmp_path, saved):
     call(tmp_path, "dim = 16\nn_layers = 1\ntied_embeddings = False", "--save")
-    [timestamp] = runs(str(tmp_path)).index
+    [timestamp] = runs(str(tmp_path), all=True).index
     saved = load_run(find_run(timestamp, str(tmp_path))).lm
     tied = begun(tmp_path, f"from_saved = {timestamp!r}\ntied_embeddings = True")
     assert tied.unembed.weight is tied.embed.tokens.weight
@@ -296,7 +296,7 @@ def test_ctrl_c_in_the_first_validation_ends_the_run(root, saved, monkeypatch):
 def test_a_saved_run_goes_on_in_double_precision_to_the_last_bit(root, tmp_path, saved):
     fields = 'dim = 16\nn_layers = 1\npositions = "rotary"'
     assert call(tmp_path, fields, "--save", "--set", "precision=64-true") == 0
-    [timestamp] = runs(str(tmp_path)).index
+    [timestamp] = runs(str(tmp_path), all=True).index
     saved = load_run(find_run(timestamp, str(tmp_path)))
     lm = begun(tmp_path, f"from_saved = {timestamp!r}", precision="64-true")
     assert lm.unembed.weight.dtype == torch.float64
@@ -321,7 +321,7 @@ def test_a_task_goes_on_with_the_vocabulary_of_the_saved_run_and_no_other(tmp_pa
         return call(tmp_path, fields, *(word for part in task for word in ("--set", part)), *options)
 
     assert on_copy(6, "dim = 16\nn_layers = 1\nmax_seq_len = 48", "--save") == 0
-    [timestamp] = runs(str(tmp_path)).index
+    [timestamp] = runs(str(tmp_path), all=True).index
     assert on_copy(4, f"from_saved = {timestamp!r}") == 0
     capsys.readouterr()
     assert on_copy(9, f"from_saved = {timestamp!r}") == 2
@@ -516,7 +516,7 @@ def test_two_processes_go_on_from_a_saved_run_as_one_does_with_the_double_batch(
             command, capture_output=True, text=True, timeout=120, check=False, env=environment
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    one, two = runs(str(out)).index[-2:]
+    one, two = runs(str(out), all=True).index[-2:]
     of_one, of_two = (load_run(find_run(timestamp, str(out))) for timestamp in (one, two))
     for name, weight in of_one.lm.state_dict().items():
         torch.testing.assert_close(of_two.lm.state_dict()[name], weight, rtol=1e-9, atol=1e-11)
@@ -534,7 +534,7 @@ def test_a_chat_model_goes_on_training_without_bos_and_keeps_its_end_tokens(hf_f
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text('{"eos_token_id": [0, 9]}')
     assert call(tmp_path, f"from_pretrained = {str(folder)!r}", "--save") == 0
-    [timestamp] = runs(str(tmp_path)).index
+    [timestamp] = runs(str(tmp_path), all=True).index
     lm, tokenizer, *_ = load_run(find_run(timestamp, str(tmp_path)))
     assert (tokenizer.bos, tokenizer.eos, tokenizer.stops, lm.tokenizer.stops) == (None, 0, (0, 9), (0, 9))
     assert lm.sample("the", 4, as_str=False)[0] == tokenizer.encode_batch(["the"])[0][0]
@@ -550,7 +550,7 @@ def test_a_pretrained_tokenizer_without_special_tokens_trains(tmp_path):
     bare.save(str(folder / "tokenizer.json"))
     fields = f"tokenizer_source_name = {str(folder)!r}\ndim = 16\nn_layers = 1\nn_heads = 2\nmax_seq_len = 16"
     assert call(tmp_path, fields, "--save") == 0
-    [timestamp] = runs(str(tmp_path)).index
+    [timestamp] = runs(str(tmp_path), all=True).index
     lm, tokenizer, *_ = load_run(find_run(timestamp, str(tmp_path)))
     assert lm.n_tokens == len(characters) + 4
     first = characters.index("t")

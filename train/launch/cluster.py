@@ -31,7 +31,7 @@ from train.launch.parcels import (
     resume_dead_attempt,
 )
 from train.launch.workers import Message, SideBySide, Train, set_up_worker
-from train.logs import log
+from train.logs import DETAIL, log
 from train.saving.earlier_runs import claimed, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import Version, code_of_this_process
@@ -213,11 +213,11 @@ class OnCluster(SideBySide):
         begins = message == Message()
         if begins and worker.began:
             log.warning(f"run {worker.number} was lost with its process or node, and trains again")
-            self.progress.ends(worker.number)
+            self.display.ends(worker.number)
         if begins:
-            log.info(self.announced[worker.number])
+            log.info(self.announced[worker.number], extra=DETAIL)
         if begins or not worker.began:
-            self.progress.begins(worker.number)
+            self.display.begins(worker.number)
             worker.began = True
         self.handle(worker, message)
 

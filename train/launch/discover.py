@@ -101,12 +101,12 @@ def allowed_for(name: str, annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     if hasattr(annotation, "__metadata__"):
-        return bounds(annotation.__metadata__)
+        return bounds_as_text(annotation.__metadata__)
     inside = (one for part in get_args(annotation) for one in allowed_for("", part))
     return [*dict.fromkeys(inside)]
 
 
-def bounds(metadata: Iterable[Any]) -> list[str]:
+def bounds_as_text(metadata: Iterable[Any]) -> list[str]:
     """Return bounds such as `> 0` from the metadata of an Annotated type. Strict bounds replace others."""
     constraints = [constraint for one in metadata for constraint in getattr(one, "metadata", [one])]
     found = {

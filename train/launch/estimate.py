@@ -136,7 +136,7 @@ def time_steps(run: Run, call: Call, seconds: float) -> Pace:
         probe(lm, train)
         timed = TimedTrainer(lm, data, step_params(train), Stats(None), MAX_STEPS)
         timed.seconds = seconds
-        trainer = lightning_trainer(timed.train_params, MAX_STEPS, call.gpu_id, quiet=True)
+        trainer = lightning_trainer(timed.train_params, MAX_STEPS, call.gpu_id)
         try:
             trainer.fit(timed, data.train_dataloader(train.batch_size))
         except SystemExit as error:  # Lightning turns Ctrl-C into this

@@ -67,7 +67,7 @@ def statistics_in_trial(run: Run, call: Call) -> set[str]:
         data = make_data(data_params, model, call.cache, tokenizer=saved_tokenizer(model, call.out))
         lm = LM(model, tokenizer=data.tokenizer, dropout=train.dropout)
         trial = LMTrainer(lm, data, step_params(train), stats, 1)
-        trainer = lightning_trainer(trial.train_params, 1, call.gpu_id, quiet=True)
+        trainer = lightning_trainer(trial.train_params, 1, call.gpu_id)
         trainer.fit(trial, data.train_dataloader(train.batch_size))
         evaluation = Evaluation(lm.cpu().eval(), data)
         evaluation.add(next(iter(data.val_dataloader(train.batch_size))), train)

@@ -1,6 +1,7 @@
 """Train a grid's runs, one after another or side by side. A failing run does not stop the others."""
 
 import argparse
+import shlex
 import sys
 import time
 import traceback
@@ -15,8 +16,10 @@ import torch
 from common.repository import REPOSITORY
 from train.grid.expand import GridError
 from train.grid.run import Call, Run
-from train.launch.workers import ProgressBars, SideBySide, n_jobs, say_threads
-from train.logs import log, shorten_traceback, status
+from train.launch.display import GridDisplay, Shown
+from train.launch.tables import closing_lines
+from train.launch.workers import SideBySide, n_jobs, say_threads
+from train.logs import DETAIL, log, shorten_traceback, status
 from train.processes import let_rank0_report, rank
 from train.progress import Report
 from train.saving.code import Code
@@ -25,6 +28,8 @@ from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import code_of_this_process
 from train.saving.record import Namer, measured_variant, record_of
 from train.saving.run_folder import output_root
+
+MAX_STOPPED = 4  # runs of which a call says at which step Ctrl-C stopped them
 
 
 def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
@@ -63,12 +68,22 @@ def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[O
         return train_side_by_side(runs, make_namer, call)
     load_code_that_trains(call)
     outcomes: dict[int, Outcome] = {}
-    for run in each_then_claimed(runs, outcomes):
-        outcome = train_claimed(run, call, make_namer, announce=announcement(run, len(runs)))
-        outcomes[run.number] = outcome
-        if outcome.interrupted or (outcome.failed and (call.fail_fast or run.params.train.devices > 1)):
-            break  # after a failure several processes may stand at different points
+    with display_of(runs, call) as display:
+        for run in each_then_claimed(runs, outcomes):
+            if run.first_step.trains:
+                display.begins(run.number)
+            report = None if rank() else partial(display.goes_on, run.number)
+            outcome = train_claimed(run, call, make_namer, report, announce=announcement(run, len(runs)))
+            display.ends(run.number, outcome)
+            outcomes[run.number] = outcome
+            if outcome.interrupted or (outcome.failed and (call.fail_fast or run.params.train.devices > 1)):
+                break  # after a failure several processes may stand at different points
     return [*outcomes.values()]
+
+
+def display_of(runs: Sequence[Run], call: Call) -> GridDisplay:
+    jobs = call.jobs if call.ray is None else len(runs)
+    return GridDisplay({run.number: Shown.of(run) for run in runs}, jobs)
 
 
 def load_code_that_trains(call: Call) -> None:
@@ -110,7 +125,7 @@ def train_claimed(
     try:
         with claimed(run, call.out, call.resume) as run_now:
             if announce is not None and run_now.first_step.trains:
-                log.info(announce)
+                log.info(announce, extra=DETAIL)
             return train_or_fail(run_now, call, make_namer, report)
     except (GridError, OSError) as error:  # other code has trained it, or it cannot be claimed
         log.error(f"run {run.number} failed with {run.name}:\n{error}")
@@ -144,17 +159,50 @@ def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -
     outcomes = {run.number: earlier_outcome(run.first_step) for run in finished}
     to_train = {run.number: run for run in runs if run.number not in outcomes}
     announced = {run.number: announcement(run, len(runs)) for run in runs}
-    bars = ProgressBars({run.number: run.size.n_steps for run in runs})
+    display = display_of(runs, call)
+    for number, outcome in outcomes.items():
+        display.ends(number, outcome)
     if call.ray is None:
         say_threads({run.params.train.threads for run in to_train.values()}, call.jobs)
         train = partial(train_claimed, make_namer=make_namer)
-        outcomes |= SideBySide(train, to_train, announced, bars, call).run()
+        outcomes |= SideBySide(train, to_train, announced, display, call).run()
     elif to_train:
         from train.launch.cluster import OnCluster
 
         train = partial(train_or_fail, make_namer=make_namer)
-        outcomes |= OnCluster(train, to_train, announced, bars, call).run()
+        outcomes |= OnCluster(train, to_train, announced, display, call).run()
     return [outcomes.get(run.number, Outcome(Ending.NOT_RUN)) for run in runs]
+
+
+def last_lines(runs: Sequence[Run], outcomes: Sequence[Outcome], call: Call) -> list[str]:
+    """Return what to say at the end of a grid: the best run, or after Ctrl-C what is left to do."""
+    interrupted = any(outcome.interrupted for outcome in outcomes)
+    return where_it_stands(runs, outcomes, call) if interrupted else closing_lines(runs, outcomes)
+
+
+def where_it_stands(runs: Sequence[Run], outcomes: Sequence[Outcome], call: Call) -> list[str]:
+    """Return what to say after Ctrl-C: what is done, what is not, and the command that goes on."""
+    trained = [outcome for outcome in outcomes if outcome.ending not in (Ending.NOT_RUN, Ending.ELSEWHERE)]
+    stopped = [i for i, outcome in enumerate(outcomes, 1) if outcome.ending is Ending.INTERRUPTED]
+    n_done, n_left = len(trained) - len(stopped), len(runs) - len(trained)
+    parts = [
+        f"{n_done} of {len(runs)} done",
+        *(stop_of(runs[i - 1], outcomes[i - 1]) for i in stopped[:MAX_STOPPED]),
+    ]
+    if len(stopped) > MAX_STOPPED:
+        parts.append(f"{len(stopped) - MAX_STOPPED} more stopped")
+    if n_left:
+        parts.append(f"{n_left} not trained")
+    command = [*sys.orig_argv, *([] if call.resume else ["--resume"])]
+    how = "go on" if call.save else "nothing was saved; to begin again, and be able to go on from there"
+    return [f"interrupted: {', '.join(parts)}", f"{how}: {shlex.join(command)}"]
+
+
+def stop_of(run: Run, outcome: Outcome) -> str:
+    """Return at which step Ctrl-C stopped a run."""
+    steps = outcome.values.get("steps")
+    total = "" if run.size.n_steps is None else f" of {run.size.n_steps:,}"
+    return f"run {run.number} stopped" + ("" if steps is None else f" after {steps:,}{total} steps")
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:

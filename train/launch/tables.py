@@ -1,22 +1,22 @@
 """Tables of a grid's runs: before training, for --dry-run, and after it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
-from rich import box
-from rich.markup import escape
-from rich.table import Table
-
+from train.data import data_options
+from train.fitted_table import FittedTable, TableColumn
 from train.grid.config_text import VARIANT
 from train.grid.expand import axes
 from train.grid.params import measured_column
 from train.grid.run import Run
-from train.logs import printable
 from train.probe import UNCHECKED
 from train.saving.outcome import Outcome, Value
 
 MAX_PLAN_ROWS = 1_000  # rows that --dry-run shows
 MAX_RESULTS = 200  # rows of the table of results
+MAX_BEST = 5  # data of which the best run is named
 
 
 def settings_of(runs: list[Run]) -> list[dict[str, str]]:
@@ -37,11 +37,6 @@ def value_as_text(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
-def escaped(text: str) -> str:
-    """Return `text` escaped for a cell of a rich table. Control characters become escapes."""
-    return escape(printable(text))
-
-
 def as_time(seconds: float | None) -> str:
     """Return seconds as readable text: 0.4 s, 12 s, 5 min, 3.2 h, 4 days."""
     if seconds is None:
@@ -53,51 +48,120 @@ def as_time(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def plan_table(runs: list[Run], times: list[str]) -> Table:
+def plan_table(runs: list[Run], times: list[str]) -> FittedTable:
     """Return the table for --dry-run: all runs, or the first runs of a very large grid."""
-    settings = settings_of(runs)
-    table = new_table("run", *settings[0], "parameters", "steps", "tokens (estimate)", "time (estimate)")
-    for number, (run, own) in enumerate(zip(runs[:MAX_PLAN_ROWS], settings, strict=False), 1):
-        sizes = (
-            f"{run.size.n_params:,}",
-            run.length.removesuffix(" steps"),
-            "?" if run.size.n_tokens is None else f"{run.size.n_tokens:,}",
-            times[number - 1],
-        )
-        table.add_row(str(number), *map(escaped, own.values()), *sizes)
-    return table
+    shown = runs[:MAX_PLAN_ROWS]
+    sizes = [run.size for run in shown]
+    columns = [
+        TableColumn("run", [str(number) for number in range(1, len(shown) + 1)]),
+        *axis_columns(settings_of(runs)[:MAX_PLAN_ROWS]),
+        TableColumn("parameters", [f"{size.n_params:,}" for size in sizes], rank=3),
+        TableColumn("steps", [run.length.removesuffix(" steps") for run in shown], rank=2),
+        TableColumn("tokens (estimate)", ["?" if n is None else f"{n:,}" for _, _, n in sizes], rank=4),
+        TableColumn("time (estimate)", times[: len(shown)], rank=1),
+    ]
+    return FittedTable(columns, key="run")
 
 
-RESULT_COLUMNS: dict[str, Callable[[Outcome], str]] = {
-    "val\nloss": lambda run: formatted(run.values.get("val_loss"), ".4f"),
-    "leak": lambda run: leak_mark(run.values.get("leak")),
-    "bits/\nbyte": lambda run: formatted(run.values.get("bits_per_byte"), ".3f"),
-    "unknown\nbytes": lambda run: formatted(run.values.get("unknown_bytes") or None, ".2%"),
-    "accu-\nracy": lambda run: formatted(run.values.get("val_accuracy"), ".1%"),
-    "chance": lambda run: formatted(run.values.get("chance"), ".1%"),
-    "exact\nmatch": lambda run: formatted(run.values.get("val_exact_match"), ".1%"),
-    "para-\nmeters": lambda run: formatted(run.values.get("n_params"), ",.0f"),
-    "tokens\n/s": lambda run: formatted(run.values.get("tokens_per_second"), ",.0f"),
-    "seconds": lambda run: formatted(run.values.get("wall_seconds"), ".1f"),
-    "ended": lambda run: str(run) + (", best" if run.values.get("weights") == "best" else ""),
+def axis_columns(settings: list[dict[str, str]]) -> list[TableColumn]:
+    """Return the columns of the values that distinguish runs."""
+    return [TableColumn(name, [own[name] for own in settings]) for name in settings[0]] if settings else []
+
+
+class ResultColumn(NamedTuple):
+    """A column of the table of results: its text for a run, and its rank in a FittedTable."""
+
+    text: Callable[[Outcome], str]
+    rank: int
+
+
+RESULT_COLUMNS = {
+    "val\nloss": ResultColumn(lambda run: formatted(run.values.get("val_loss"), ".4f"), 0),
+    "leak": ResultColumn(lambda run: leak_mark(run.values.get("leak")), 0),
+    "bits/\nbyte": ResultColumn(lambda run: formatted(run.values.get("bits_per_byte"), ".3f"), 2),
+    "unknown\nbytes": ResultColumn(lambda run: formatted(run.values.get("unknown_bytes") or None, ".2%"), 6),
+    "accu-\nracy": ResultColumn(lambda run: formatted(run.values.get("val_accuracy"), ".1%"), 1),
+    "chance": ResultColumn(lambda run: formatted(run.values.get("chance"), ".1%"), 9),
+    "exact\nmatch": ResultColumn(lambda run: formatted(run.values.get("val_exact_match"), ".1%"), 3),
+    "para-\nmeters": ResultColumn(lambda run: formatted(run.values.get("n_params"), ",.0f"), 5),
+    "tokens\n/s": ResultColumn(lambda run: formatted(run.values.get("tokens_per_second"), ",.0f"), 8),
+    "seconds": ResultColumn(lambda run: formatted(run.values.get("wall_seconds"), ".1f"), 7),
 }
-NUMBERS = {*RESULT_COLUMNS} - {"leak", "ended"}  # never broken over lines
 
 
-def result_table(runs: list[Run], outcomes: list[Outcome]) -> Table:
+def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:
     """Return the table of results: each run's final numbers beside the fields that vary.
 
-    A very large grid shows only the most interesting runs.
+    A very large grid shows only the most interesting runs. The lowest loss is marked, on each data of several ones.
     """
-    settings, chosen = settings_of(runs), most_telling(outcomes)
-    cells = {name: [cell(outcomes[i]) for i in chosen] for name, cell in RESULT_COLUMNS.items()}
-    cells = {name: column for name, column in cells.items() if set(column) != {"-"}}
-    table = new_table("run", *settings[0], *cells)
-    for i, *row in zip(chosen, *cells.values(), strict=True):
-        table.add_row(str(i + 1), *map(escaped, (*settings[i].values(), *row)))
+    chosen, best = most_telling(outcomes), best_runs(runs, outcomes)
+    shown, settings = [outcomes[i] for i in chosen], settings_of(runs)
+    styles = [row_style(outcomes[i], i in best) for i in chosen]
+    columns = [
+        TableColumn("run", [str(i + 1) for i in chosen], styles=styles),
+        *(replace(column, styles=styles) for column in axis_columns([settings[i] for i in chosen])),
+    ]
+    for title, (text, rank) in RESULT_COLUMNS.items():
+        cells = [text(outcome) for outcome in shown]
+        if set(cells) != {"-"}:
+            columns.append(TableColumn(title, cells, rank, styles=styles))
+    if len(outcomes) > 1:
+        columns = [mark_best(column, [i in best for i in chosen]) for column in columns]
+    ended = [str(run) + (", best" if run.values.get("weights") == "best" else "") for run in shown]
+    # Failures are never left out.
+    columns.append(TableColumn("ended", ended, 4 * (len(set(ended)) == 1), goes_below=True, styles=styles))
+    notes = ["* lowest loss" + " on its data" * (len(best) > 1)] if best and len(outcomes) > 1 else []
     if hidden := len(outcomes) - len(chosen):
-        table.caption = f"... and {hidden:,} more; shown are failed runs and those of the lowest loss"
-    return table
+        notes.append(f"... and {hidden:,} more; shown are failed runs and those of the lowest loss")
+    return FittedTable(columns, notes, key="run")
+
+
+def mark_best(column: TableColumn, is_best: Sequence[bool]) -> TableColumn:
+    """Return the column of the loss with a star beside the best one, and other columns as they are."""
+    if column.title != next(iter(RESULT_COLUMNS)):
+        return column
+    cells = [f"* {cell}" if best else cell for cell, best in zip(column.cells, is_best, strict=True)]
+    return replace(column, cells=cells)
+
+
+def row_style(outcome: Outcome, is_best: bool) -> str:
+    """Return the style of a run's row: red for a failure, yellow for a leak, green for the best run."""
+    if outcome.failed or outcome.diverged:
+        return "red"
+    if outcome.values.get("leak") is not None:
+        return "yellow"
+    return "bold green" if is_best else ""
+
+
+def data_of_run(run: Run) -> str:
+    """Return a text that is equal for runs whose losses can be compared: same data, tokenizer and objective."""
+    return repr((run.params.data, data_options(run.params.model)))
+
+
+def best_runs(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[int]:
+    """Return the index of the run with the lowest loss on each data, if it has a loss and does not leak."""
+    best: dict[str, int] = {}
+    for i, (run, outcome) in enumerate(zip(runs, outcomes, strict=False)):
+        if loss_of(outcome) < math.inf and outcome.values.get("leak") is None and not outcome.diverged:
+            key = data_of_run(run)
+            if key not in best or loss_of(outcome) < loss_of(outcomes[best[key]]):
+                best[key] = i
+    return [*best.values()]
+
+
+def closing_lines(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[str]:
+    """Return what to say at the end of a grid: the best run on each data, and how to open it."""
+    best = best_runs(runs, outcomes)
+    lines = []
+    for i in best[:MAX_BEST]:
+        where = f" on {runs[i].params.data.dataset_name}" if len(best) > 1 else ""
+        if len(outcomes) > 1:
+            lines.append(
+                f"best{where}: run {runs[i].number} ({runs[i].name}), loss {loss_of(outcomes[i]):.4f}"
+            )
+        if (folder := outcomes[i].folder) is not None:
+            lines.append(f'open it: model_explorer.get_model_by_timestamp("{folder.name}")')
+    return lines
 
 
 def most_telling(outcomes: list[Outcome]) -> list[int]:
@@ -126,10 +190,3 @@ def leak_mark(leak: Value) -> str:
 
 def formatted(value: Value, form: str) -> str:
     return "-" if value is None else format(value, form)
-
-
-def new_table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, caption_justify="left")
-    for title in columns:
-        table.add_column(title, justify="right", overflow="fold", no_wrap=title in NUMBERS)
-    return table

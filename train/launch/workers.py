@@ -16,13 +16,13 @@ from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import psutil
-import rich
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from train.grid.expand import GridError
 from train.grid.run import Call, Run
-from train.logs import log, say_at_once
+from train.launch.display import GridDisplay
+from train.logs import DETAIL, log, say_at_once
+from train.progress import Progress
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import Version, code_of_this_process, take_code_of
 
@@ -33,8 +33,7 @@ Train = Callable[..., Outcome]  # called with a run, the options of the call, an
 class Message(NamedTuple):
     """A worker's message about its run: progress, a log record, or the outcome, which ends the run."""
 
-    step: int = 0
-    loss: float | None = None
+    progress: Progress | None = None
     memory: int = 0  # bytes that the run takes of the memory that runs share
     free: int = 0  # bytes of that memory that are free
     record: logging.LogRecord | None = None
@@ -107,8 +106,8 @@ class WorkerLog(logging.Handler):
         plain.msg, plain.args, plain.exc_info = record.getMessage(), None, None
         self.send(Message(record=plain))
 
-    def report(self, step: int, loss: float, device: torch.device) -> None:
-        self.send(Message(step, loss, *memory_of(device)))
+    def report(self, progress: Progress) -> None:
+        self.send(Message(progress, *memory_of(progress.device)))
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:
@@ -170,27 +169,6 @@ class ActiveRun(Protocol):
     def settle(self, free: int) -> None: ...
 
 
-class ProgressBars:
-    """Progress bars in a terminal, one for each active run. `n_steps` is the length of each run by its number."""
-
-    def __init__(self, n_steps: Mapping[int, int | None]) -> None:
-        console = rich.get_console()
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-        self.display = Progress(*columns, TextColumn("{task.fields[loss]}"), disable=not console.is_terminal)
-        self.n_steps = n_steps
-        self.bars: dict[int, TaskID] = {}
-
-    def begins(self, number: int) -> None:
-        self.bars[number] = self.display.add_task(f"run {number}", total=self.n_steps[number], loss="")
-
-    def goes_on(self, number: int, message: Message) -> None:
-        loss = "" if message.loss is None else f"loss {message.loss:.3f}"
-        self.display.update(self.bars[number], completed=message.step, loss=loss)
-
-    def ends(self, number: int) -> None:
-        self.display.remove_task(self.bars.pop(number))
-
-
 class SideBySide:
     """Trains runs by number, `call.jobs` at a time. `announced` is the log line at the start of each."""
 
@@ -199,10 +177,10 @@ class SideBySide:
         train: Train,
         runs: dict[int, Run],
         announced: Mapping[int, str],
-        bars: ProgressBars,
+        display: GridDisplay,
         call: Call,
     ) -> None:
-        self.train, self.runs, self.announced, self.progress, self.call = train, runs, announced, bars, call
+        self.train, self.runs, self.announced, self.display, self.call = train, runs, announced, display, call
         self.waiting = deque(runs)
         self.workers: list[Any] = []  # Worker, or RayWorker on a cluster
         self.outcomes: dict[int, Outcome] = {}
@@ -214,12 +192,14 @@ class SideBySide:
         """Train all runs and return {number: outcome}. Some are missing after Ctrl-C, or with --fail-fast."""
         before = signal.signal(signal.SIGINT, self.interrupt)
         try:
-            with self.progress.display:
+            with self.display:
                 self.run_waiting()
                 if not self.is_stopped:
                     # The other calls may have ended by now.
                     self.waiting.extend(self.elsewhere)
                     self.run_waiting()
+        except KeyboardInterrupt:  # the second Ctrl-C
+            self.outcomes |= {worker.number: Outcome(Ending.INTERRUPTED) for worker in self.busy}
         finally:
             signal.signal(signal.SIGINT, before)
             for worker in self.workers:
@@ -244,8 +224,8 @@ class SideBySide:
                 idle = Worker(self.train, call, share_of_threads(call.jobs))
                 self.workers.append(idle)
             number = self.waiting.popleft()
-            log.info(self.announced[number])
-            self.progress.begins(number)
+            log.info(self.announced[number], extra=DETAIL)
+            self.display.begins(number)
             idle.start(number, self.runs[number])
 
     def is_room(self) -> bool:
@@ -278,12 +258,13 @@ class SideBySide:
             return
         if message.outcome is None:
             self.largest = max(self.largest, message.memory)
-            self.progress.goes_on(number, message)
+            if message.progress is not None:
+                self.display.goes_on(number, message.progress)
             worker.settle(message.free)
             return
-        self.progress.ends(number)
         worker.number, worker.settled = None, True
         self.end(number, message.outcome)
+        self.display.ends(number, self.outcomes[number])
 
     def end(self, number: int, outcome: Outcome) -> None:
         """Store the outcome of a run. With --fail-fast, the first failure stops all other runs."""

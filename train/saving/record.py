@@ -10,7 +10,7 @@ from model.lm import LM
 from train.grid.config_text import VARIANT
 from train.grid.params import measured_column
 from train.grid.run import Call, Run
-from train.logs import log, log_to_file
+from train.logs import DETAIL, log, log_to_file
 from train.processes import rank
 from train.saving.claims import note_folder
 from train.saving.earlier_runs import claim_of, clear_away
@@ -51,7 +51,7 @@ class Record:
                 self.checkpoints.wait()
             save(self.folder.path, lm=lm, stats=self.stats, summary=outcome.as_row())
             self.folder.finish(resumable=outcome.ending is Ending.INTERRUPTED)
-            log.info(f"saved as {self.folder.timestamp} in {self.folder.path.parent}")
+            log.info(f"saved as {self.folder.timestamp} in {self.folder.path.parent}", extra=DETAIL)
             outcome = replace(outcome, folder=self.folder.path)
         self.outcome = outcome
         return outcome

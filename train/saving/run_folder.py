@@ -46,6 +46,7 @@ from train.train_params import TrainParams
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 UNKNOWN = DataFacts()
 RESUME_FILE = "resume.ckpt"
+LATEST = "latest"  # in place of a timestamp: the last complete run
 LOCK_FILE = "lock"
 MAX_LOOK = 1.0  # seconds for which is_training may hold a lock
 MIN_AGE = 60.0  # seconds until a folder without content counts as abandoned
@@ -68,9 +69,15 @@ def output_root(out: str | None = None) -> Path:
 
 
 def find_run(timestamp: str, out: str | None = None) -> Path:
-    """Return the folder of a complete run. Raise ValueError with the nearest timestamps if there is none."""
+    """Return the folder of a complete run; the timestamp "latest" stands for that of the last one.
+
+    Raise ValueError with the nearest timestamps if there is none.
+    """
     root = output_root(out)
     folders = list(run_folders(root))
+    if timestamp == LATEST:
+        complete = [folder.name for folder in folders if not folder.name.endswith(PARTIAL)]
+        timestamp = max(complete, default=LATEST)
     found = [folder for folder in folders if folder.name == timestamp]
     if len(found) > 1:
         raise ValueError(f"there are {len(found)} runs {timestamp}: {', '.join(map(str, found))}")

@@ -63,7 +63,7 @@ def test_measured_threads_do_not_split_variants(tmp_path):
     folders = fake_grid(tmp_path, **SMALL)
     for i, folder in enumerate(folders):
         change(folder, summary={"threads": 2 if i % 4 < 2 else 1})  # the rest came by --resume --jobs=2
-    found = compare(runs(str(tmp_path)))
+    found = compare(runs(str(tmp_path), all=True))
     assert found.n_seeds.to_list() == [4, 4]
 
 
@@ -170,7 +170,7 @@ def of_two_codes(tmp_path: Path) -> list[Path]:
 @pytest.mark.ci
 def test_runs_of_other_code_are_other_variants(tmp_path, capsys):
     of_two_codes(tmp_path)
-    table = runs(str(tmp_path))
+    table = runs(str(tmp_path), all=True)
     old, new = "first", "lm.py changed"
     assert set(table.code) == {old, new}
     found = compare(table)
@@ -189,7 +189,7 @@ def test_runs_of_other_code_are_other_variants(tmp_path, capsys):
 @pytest.mark.ci
 def test_same_code_joins_runs_of_different_code_with_a_note(tmp_path, capsys):
     of_two_codes(tmp_path)
-    found = compare(runs(str(tmp_path)), same_code=True)
+    found = compare(runs(str(tmp_path), all=True), same_code=True)
     assert found.variant.to_list() == ["positions=learned", "positions=rotary"]
     assert found.n_seeds.to_list() == [4, 4]
     [note] = found.attrs["notes"]
@@ -201,8 +201,8 @@ def test_same_code_joins_runs_of_different_code_with_a_note(tmp_path, capsys):
 def test_the_same_run_by_other_code_replaces_no_run(tmp_path):
     for number, code in enumerate((OLD, NEW)):
         change(fake_run(tmp_path, "demo", number, DEFAULT), code=code)
-    assert len(compare(runs(str(tmp_path)))) == 2
-    merged = compare(runs(str(tmp_path)), same_code=True)
+    assert len(compare(runs(str(tmp_path), all=True))) == 2
+    merged = compare(runs(str(tmp_path), all=True), same_code=True)
     assert merged.n_seeds.to_list() == [1]
     assert merged.attrs["left_out"] == ["1 run left out: repeated later with the same params and code"]
 
@@ -213,7 +213,7 @@ def test_runs_of_one_code_get_no_note(tmp_path):
         change(folder, code=OLD)
     fail(folders[0])
     fail(folders[1], None)
-    found = compare(runs(str(tmp_path)))
+    found = compare(runs(str(tmp_path), all=True))
     assert found.attrs["notes"] == []
     assert found.variant.to_list() == ["positions=rotary", "positions=learned"] or len(found) == 2
 
@@ -222,7 +222,7 @@ def test_transfer_never_joins_sizes_of_different_code(tmp_path):
     rates = [2.0**-k for k in range(10, 4, -1)]
     for i, folder in enumerate(fake_grid(tmp_path, dim=[64, 128], lr=rates)):
         change(folder, code=OLD if i < len(rates) else NEW)
-    verdict = transfer_report(runs(str(tmp_path))).verdict
+    verdict = transfer_report(runs(str(tmp_path), all=True)).verdict
     assert "code=first: cannot tell over dim, only one size ran, 64" in verdict
 
 
@@ -270,7 +270,7 @@ def test_a_report_is_written_however_runs_ended(tmp_path, first, second):
     html = model_explorer.report("demo", out=str(tmp_path)).html
     body = html.partition("<body>")[2].partition("<script>")[0]
     assert not re.search(r"\bnan\b|\binf\b", body, re.IGNORECASE)
-    transfer_report(runs(str(tmp_path)))
+    transfer_report(runs(str(tmp_path), all=True))
 
 
 def test_transfer_of_a_grid_reads_saved_runs_and_takes_others_as_they_are(tmp_path):
@@ -285,7 +285,7 @@ def test_transfer_of_a_grid_reads_saved_runs_and_takes_others_as_they_are(tmp_pa
 
 def test_a_table_that_holds_its_numbers_as_text_gives_the_same_verdict(tmp_path):
     fake_grid(tmp_path, **SMALL)
-    table = runs(out=str(tmp_path))
+    table = runs(out=str(tmp_path), all=True)
     as_text = table.astype({"random_seed": str, "lr": str})
     assert compare(as_text).equals(compare(table).assign(best=compare(as_text)["best"]))
     assert compare(as_text)["n_seeds"].tolist() == [4, 4]

@@ -59,22 +59,27 @@ def test_integers_stay_integers_beside_incomplete_runs(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_a_report_leaves_two_files_and_says_the_verdict(tmp_path, capsys):
+def test_a_report_leaves_three_files_and_says_the_verdict(tmp_path, capsys):
     fake_grid(tmp_path, **SMALL)
     page = model_explorer.report("demo", out=str(tmp_path))
     folder = tmp_path / "reports" / "demo"
-    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "results.csv"]
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "report.md", "results.csv"]
     assert (folder / "report.html").read_text() == page.html
     assert "<iframe" in page._repr_html_()
     rows = rows_of(folder / "results.csv")
-    table = runs(str(tmp_path))
+    table = runs(str(tmp_path), all=True)
     assert [float(row["val_loss"]) for row in rows] == list(table.val_loss)
     assert [row["positions"] for row in rows] == list(table.positions)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("| variant | best | seeds |")
+    shown = capsys.readouterr().out
+    assert "|" not in shown
+    assert re.search(r"^ positions=rotary +lr=0.003 +4 ", shown, re.MULTILINE)
+    assert shown.endswith(f"report: {folder / 'report.html'}\n")
+    lines = (folder / "report.md").read_text().splitlines()
+    assert any(line.startswith("| variant | best | seeds |") for line in lines)
     comparison = model_explorer.compare(table)
     verdict = comparison.verdict[1]
     assert any(line.startswith("| positions=rotary | lr=0.003 | 4 |") and verdict in line for line in lines)
+    lines = shown.splitlines()
     assert any(line.startswith(f"positions=rotary: {verdict}; loss ") for line in lines)
     assert verdict in page.html
     assert "the best may lie beyond the values tried: lr=0.003 is the largest tried" in "\n".join(lines)
@@ -121,7 +126,7 @@ def test_runs_saved_before_operations_were_counted_still_report(tmp_path):
 
 def test_curves_are_means_over_seeds_with_t_intervals(tmp_path):
     fake_grid(tmp_path, **SMALL)
-    variants, _ = gather(runs(str(tmp_path)))
+    variants, _ = gather(runs(str(tmp_path), all=True))
     curves = read_curves(variants)
     curve = curves[VALIDATION][1, 0]
     values = []

@@ -27,9 +27,10 @@ from train.grid.expand import GridError
 from train.grid.params import Params
 from train.grid.run import Run
 from train.launch import sweep
+from train.launch.display import GridDisplay, Shown
 from train.launch.plan import device_problems
-from train.launch.workers import ProgressBars
 from train.logs import log
+from train.progress import Progress
 from train.saving import earlier_runs as history
 from train.saving.claims import noted_folder
 from train.saving.outcome import Ending, Outcome
@@ -87,7 +88,7 @@ def train(out, *options):
 
 def assert_equal_runs(here, there):
     """Weights, statistics and final numbers, run by run; what stopped early and had to begin anew is left out."""
-    found = (runs(str(out)).sort_values("random_seed") for out in (here, there))
+    found = (runs(str(out), all=True).sort_values("random_seed") for out in (here, there))
     one, two = (table[table.stopped == "finished"] for table in found)
     assert len(one) == len(two) > 0
     for ours, theirs in zip(map(Path, one.folder), map(Path, two.folder), strict=True):
@@ -126,10 +127,10 @@ def test_runs_on_a_cluster_equal_those_of_a_serial_grid(cluster, far, tmp_path, 
     log_txt = next((tmp_path / "ray").rglob("log.txt")).read_text(encoding="utf-8")
     assert "validation" in log_txt
     assert "/tmp/tmp" not in log_txt
-    first = Path(runs(str(tmp_path / "ray")).folder.iloc[0]).name
+    first = Path(runs(str(tmp_path / "ray"), all=True).folder.iloc[0]).name
     goes_on = [*options[:-1], f"--set=from_saved={first!r}", "--no-wandb", "--seed=3", ours]
     assert train(tmp_path / "ray", *goes_on) == 0
-    assert len(runs(str(tmp_path / "ray"))) == 3
+    assert len(runs(str(tmp_path / "ray"), all=True)) == 3
 
 
 def stop_when(line, notes, what):
@@ -169,7 +170,7 @@ def test_a_node_that_dies_takes_no_run_with_it(cluster, whole, tmp_path, notes):
     stop_when("run 3: step 90", notes, lambda: cluster.remove_node(node, allow_graceful=False))
     assert train(tmp_path, *ours) == 0
     assert len([note for note in notes if "was lost" in note]) == 1
-    table = runs(str(tmp_path))
+    table = runs(str(tmp_path), all=True)
     assert sorted(table.random_seed) == [1, 2, 3]
     assert list(table.stopped) == ["finished"] * 3
     assert not list(tmp_path.rglob("*.partial"))
@@ -181,7 +182,7 @@ def test_a_node_that_dies_takes_no_run_with_it(cluster, whole, tmp_path, notes):
 def test_a_run_stopped_by_ctrl_c_on_a_cluster_resumes_without_one(cluster, far, whole, tmp_path, notes):
     stop_when("run 1: step 60", notes, interrupt)
     assert train(tmp_path, *WHOLE, f"--ray={cluster.address}") == 130
-    assert set(runs(str(tmp_path)).stopped) == {"interrupted"}
+    assert set(runs(str(tmp_path), all=True).stopped) == {"interrupted"}
     assert train(tmp_path, *WHOLE, "--resume") == 0
     assert_equal_runs(tmp_path, whole)
 
@@ -205,7 +206,7 @@ def test_a_run_that_another_call_trains_is_left_out(cluster, far, whole, tmp_pat
     with claimed_elsewhere(tmp_path, abouts[0]["identity"]):
         assert train(tmp_path, *ours) == 0
     assert "run 1: left out: another call trains it at the moment" in notes
-    assert sorted(runs(str(tmp_path)).random_seed) == [2, 3]
+    assert sorted(runs(str(tmp_path), all=True).random_seed) == [2, 3]
     assert noted_folder(tmp_path, abouts[1]["identity"]).is_dir()
     assert train(tmp_path, *ours) == 0
     assert_equal_runs(tmp_path, whole)
@@ -254,7 +255,9 @@ def on_cluster(cluster, out, *names, **options):
     runs = {number: run_named(number, name) for number, name in enumerate(names, 1)}
     announced = {number: f"run {number}: {name}" for number, name in enumerate(names, 1)}
     call = CALL._replace(out=out, ray=cluster.address, **options)
-    return OnCluster(act, runs, announced, ProgressBars(dict.fromkeys(runs, 1)), call).run()
+    return OnCluster(
+        act, runs, announced, GridDisplay({number: Shown(str(number), 1) for number in runs}), call
+    ).run()
 
 
 def run_named(number, name, **train_fields):
@@ -283,7 +286,7 @@ def act(run, call, report):
         before = signal.signal(signal.SIGINT, lambda number, frame: stops.append(number))
         for step in range(600):
             time.sleep(0.1)
-            report(step, 1.5, torch.device("cpu"))
+            report(Progress(step, 1.5))
             Path(value).touch()
             if stops:
                 break
@@ -317,7 +320,7 @@ def test_ctrl_c_leaves_no_process_behind(tmp_path):
     output = process.communicate(timeout=60)[0]
     assert process.returncode == 130, output
     assert "Traceback" not in output, output
-    assert list(runs(str(tmp_path)).stopped) == ["interrupted"]
+    assert list(runs(str(tmp_path), all=True).stopped) == ["interrupted"]
     assert len(children) > 3
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive

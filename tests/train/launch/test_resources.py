@@ -204,7 +204,7 @@ def test_a_full_disk_at_the_end_loses_nothing(call, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(train.saving.record, "save", on_a_full_disk)
         assert call() == 1
-    [status] = runs(str(call.root / "out")).status
+    [status] = runs(str(call.root / "out"), all=True).status
     assert status.startswith("failed: OSError: ")
     raised_at(1, AssertionError("nothing is left to train"), monkeypatch)
     assert call() == 0

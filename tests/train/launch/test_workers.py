@@ -20,15 +20,16 @@ from explore.load import runs
 from tests.train import little_run
 from train.grid.expand import GridError
 from train.launch import workers as jobs
+from train.launch.display import GridDisplay, Shown
 from train.launch.sweep import exit_code, make_call
-from train.launch.workers import Message, ProgressBars, SideBySide, n_jobs, say_threads
+from train.launch.workers import SideBySide, n_jobs, say_threads
 from train.logs import log
 from train.processes import start_server_of_workers
+from train.progress import Progress
 from train.saving.outcome import Ending, Outcome
 
 ROOT = Path(__file__).resolve().parents[3]
 CALL = little_run.CALL._replace(jobs=2)
-CPU = torch.device("cpu")
 TIMES = {"wall_seconds", "tokens_per_second", "achieved_flops", "peak_flops"}
 GRID = [
     "--config=test-synth",
@@ -69,7 +70,7 @@ def do(what, value="", *, report):
         case "say":
             log.info(value)
         case "step":
-            report(int(value), 1.5, CPU)
+            report(Progress(int(value), 1.5))
         case "free":
             jobs.psutil.virtual_memory = lambda: SimpleNamespace(available=int(value))
         case "die":
@@ -88,7 +89,9 @@ def do(what, value="", *, report):
 def side_by_side(*names, call=CALL):
     runs = dict(enumerate(names, 1))
     said = {number: f"run {number} of {len(runs)}: {name}" for number, name in runs.items()}
-    return SideBySide(act, runs, said, ProgressBars(dict.fromkeys(runs, 10)), call)
+    return SideBySide(
+        act, runs, said, GridDisplay({number: Shown(name, 10) for number, name in runs.items()}, 2), call
+    )
 
 
 @pytest.mark.slow
@@ -96,7 +99,9 @@ def side_by_side(*names, call=CALL):
 def test_parallel_runs_equal_serial_runs(tmp_path):
     for name, extra in (("one", []), ("two", ["--jobs=2"])):
         assert main.main([*GRID, *extra, "--out", str(tmp_path / name)]) == 0
-    one, two = (runs(str(tmp_path / name)).sort_values(["lr", "random_seed"]) for name in ("one", "two"))
+    one, two = (
+        runs(str(tmp_path / name), all=True).sort_values(["lr", "random_seed"]) for name in ("one", "two")
+    )
     assert len(one) == len(two) == 4
     for here, there in zip(one.folder, two.folder, strict=True):
         model, other = (load_file(Path(folder) / "model.safetensors") for folder in (here, there))
@@ -132,8 +137,8 @@ def test_log_lines_name_their_run(notes):
 
 def test_the_next_run_starts_when_the_last_has_made_its_first_step():
     grid, starts = side_by_side("wait=0.4 step=1 wait=0.5", "step=1"), {}
-    begins = grid.progress.begins
-    grid.progress.begins = lambda number: (starts.update({number: time.monotonic()}), begins(number))
+    begins = grid.display.begins
+    grid.display.begins = lambda number: (starts.update({number: time.monotonic()}), begins(number))
     outcomes = grid.run()
     assert starts[2] - starts[1] > 0.4
     assert starts[2] < outcomes[1].values["time"], "it does not wait for the end"
@@ -141,8 +146,8 @@ def test_the_next_run_starts_when_the_last_has_made_its_first_step():
 
 def test_runs_wait_while_memory_is_short(notes):
     grid, together = side_by_side(*["free=1000 step=1 wait=0.2"] * 3), []
-    begins = grid.progress.begins
-    grid.progress.begins = lambda number: (begins(number), together.append(len(grid.progress.bars)))
+    begins = grid.display.begins
+    grid.display.begins = lambda number: (begins(number), together.append(len(grid.display.active)))
     grid.run()
     assert together == [1, 1, 1]
     assert sum("memory is short" in line for line in notes) == 1
@@ -187,24 +192,11 @@ def test_a_run_ended_by_fail_fast_is_not_reported_as_interrupted_by_the_user():
 
 def test_a_run_that_is_stopped_before_it_trains_ends_after_its_first_step():
     grid = side_by_side("wait=1 step=1 wait=60", "step=1")
-    begins = grid.progress.begins
-    grid.progress.begins = lambda number: (begins(number), threading.Timer(0.2, grid.stop).start())
+    begins = grid.display.begins
+    grid.display.begins = lambda number: (begins(number), threading.Timer(0.2, grid.stop).start())
     outcomes = grid.run()
     assert outcomes.keys() == {1}
     assert str(outcomes[1]) == "interrupted"
-
-
-def test_a_terminal_gets_a_line_for_each_run():
-    bars = ProgressBars({1: 10, 2: 20})
-    for number in (1, 2):
-        bars.begins(number)
-    bars.goes_on(2, Message(5, 3.25))
-    first, second = bars.display.tasks
-    assert (first.description, first.completed, first.total) == ("run 1", 0, 10)
-    assert (second.description, second.completed, second.total) == ("run 2", 5, 20)
-    assert second.fields["loss"] == "loss 3.250"
-    bars.ends(1)
-    assert [task.description for task in bars.display.tasks] == ["run 2"]
 
 
 def test_a_worker_takes_its_share_of_threads(monkeypatch):
@@ -272,7 +264,7 @@ def test_ctrl_c_ends_all_runs_and_keeps_them(going, tmp_path):
     output = going.communicate(timeout=60)[0]
     assert going.returncode == 130, output
     assert "Traceback" not in output, output
-    table = runs(str(tmp_path))
+    table = runs(str(tmp_path), all=True)
     assert list(table.stopped) == ["interrupted"] * 2
 
 

@@ -101,7 +101,7 @@ def claimed_elsewhere(root: Path, *identities: str):
 
 
 def statuses(call):
-    return {row.dim: row.stopped for row in runs(str(call.out)).itertuples()}
+    return {row.dim: row.stopped for row in runs(str(call.out), all=True).itertuples()}
 
 
 def test_a_claim_belongs_to_one_process_until_it_dies(tmp_path):
@@ -159,7 +159,7 @@ def test_a_run_that_another_call_finished_meanwhile_is_not_trained_again(call, c
     assert call() == 0
     assert call.trained() == [8, 16]
     shown = capsys.readouterr().out
-    [timestamp] = runs(str(call.out), dim=16).index
+    [timestamp] = runs(str(call.out), dim=16, all=True).index
     assert f"run 2: finished: {timestamp}" in shown
     assert "finished earlier" in " ".join(shown.split())
     assert statuses(call) == {8: "finished", 16: "finished"}
@@ -223,7 +223,7 @@ def test_side_by_side_runs_of_another_call_are_left_out_too(call, capsys):
     assert f"run 1: {CLAIMED}" in capsys.readouterr().out
     assert statuses(call) == {16: "finished"}
     [noted] = [noted_folder(call.out, identity) for identity in call.claims.values()][1:]
-    assert noted.name == f"{runs(str(call.out)).index[0]}.partial", "the name it had when it began"
+    assert noted.name == f"{runs(str(call.out), all=True).index[0]}.partial", "the name it had when it began"
 
 
 @pytest.mark.slow

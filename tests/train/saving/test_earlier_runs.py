@@ -107,7 +107,7 @@ def test_the_same_command_trains_only_what_is_new(call, capsys):
     shown = capsys.readouterr().out
     assert "--resume: 2 finished, 4 new" in shown
     assert shown.count("finished earlier") == 2
-    assert list(runs(str(call.root / "out")).status) == ["complete"] * 6
+    assert list(runs(str(call.root / "out"), all=True).status) == ["complete"] * 6
     assert call("--save") == 0, "without --resume all is trained anew"
     assert len(call.trained) == 6
 
@@ -126,7 +126,7 @@ def test_a_failed_run_is_trained_again_and_its_old_folder_is_removed(call, capsy
     call.broken.clear()
     assert call("--resume") == 0
     assert call.trained == [(8, 1e-3)]
-    assert list(runs(str(call.root / "out")).status) == ["complete"] * 2
+    assert list(runs(str(call.root / "out"), all=True).status) == ["complete"] * 2
 
 
 @pytest.mark.slow
@@ -138,12 +138,12 @@ def test_a_run_that_fails_says_so_in_its_folder(call, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("train.run.fit", fit)
         assert call("--resume", "--set", "dim=8") == 1
-    [(status, dim)] = runs(str(call.root / "out"))[["status", "dim"]].to_numpy()
+    [(status, dim)] = runs(str(call.root / "out"), all=True)[["status", "dim"]].to_numpy()
     assert (status, dim) == ("failed: MemoryError: no room for", 8)
     assert call("--resume", "--dry-run") == 0
     assert "failed, MemoryError: no room for" in capsys.readouterr().out
     assert call("--resume") == 0
-    assert list(runs(str(call.root / "out")).status) == ["complete"] * 2
+    assert list(runs(str(call.root / "out"), all=True).status) == ["complete"] * 2
 
 
 def folders_in(root) -> list:
@@ -178,7 +178,7 @@ def test_a_failed_folder_goes_when_its_replacement_is_there(call, monkeypatch):
             "a run that cannot begin replaces nothing and leaves nothing"
         )
     assert call("--resume", "--set", "dim=8") == 0
-    assert list(runs(str(call.root / "out")).status) == ["complete"]
+    assert list(runs(str(call.root / "out"), all=True).status) == ["complete"]
 
 
 def test_all_leftovers_of_a_run_go_when_it_is_complete(call, monkeypatch):
@@ -250,7 +250,7 @@ def test_a_panic_of_a_library_ends_its_run_alone(call, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("train.run.fit", fit)
         assert call("--resume") == 1
-    table = runs(str(call.root / "out"))
+    table = runs(str(call.root / "out"), all=True)
     assert dict(zip(table.dim, table.status, strict=True)) == {
         8: "failed: Panic: index out of bounds",
         16: "complete",
@@ -265,7 +265,7 @@ def test_fail_fast_stops_at_the_first(call):
 
 def test_a_run_of_other_code_is_another_run(call, capsys, monkeypatch):
     assert call("--resume", "--set", "dim=8") == 0
-    [timestamp] = runs(str(call.root / "out")).index
+    [timestamp] = runs(str(call.root / "out"), all=True).index
     other = version_with_edits("data/hub.py", "model/lm.py")
     for module in (history, run_folder):
         monkeypatch.setattr(module, "code_of_this_process", lambda: other)
@@ -274,7 +274,7 @@ def test_a_run_of_other_code_is_another_run(call, capsys, monkeypatch):
     assert call("--resume") == 0
     assert call.trained == [(8, 1e-3), (16, 1e-3)]
     assert f"run 1: new: data/hub.py, model/lm.py changed since {timestamp}" in capsys.readouterr().out
-    table = runs(str(call.root / "out"))
+    table = runs(str(call.root / "out"), all=True)
     assert (table[table.dim == 8].code.nunique(), len(table)) == (2, 3)
     assert call("--resume") == 0
     assert call.trained == []
@@ -285,15 +285,15 @@ def test_a_run_that_trains_elsewhere_is_left_alone(call, capsys, monkeypatch):
         patch.setattr("train.run.fit", lambda *args, **options: (_ for _ in ()).throw(MemoryError))
         assert call("--resume", "--set", "dim=8") == 1
     [folder] = (call.root / "out" / "saved-models").rglob("*.partial")
-    assert runs(str(call.root / "out")).status.iloc[0] == "failed: MemoryError: MemoryError"
+    assert runs(str(call.root / "out"), all=True).status.iloc[0] == "failed: MemoryError: MemoryError"
     with FileLock(folder / "lock"):
-        assert runs(str(call.root / "out")).status.iloc[0] == "training"
+        assert runs(str(call.root / "out"), all=True).status.iloc[0] == "training"
         assert call("--resume") == 0
         assert call.trained == [(16, 1e-3)]
         assert "left out" in capsys.readouterr().out
     assert call("--resume") == 0
     assert call.trained == [(8, 1e-3)]
-    assert list(runs(str(call.root / "out")).status) == ["complete"] * 2
+    assert list(runs(str(call.root / "out"), all=True).status) == ["complete"] * 2
 
 
 def test_folders_that_are_not_runs_are_skipped(call):
