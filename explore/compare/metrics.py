@@ -25,20 +25,16 @@ from train.stats import Stat, Stats
 
 RunRow = dict[str, object]  # a run: its params by field, and its measured values by `measured_column`
 LOSSES = ("val_loss", "bits_per_byte")
-HIGHER_IS_BETTER = (
-    "accuracy",
-    "exact_match",
-    "tokens_per_second",
-    "achieved_flops",
-)  # in the names of metrics
-COSTS = ("steps", "flops", "seconds")
+# Parts of the names of metrics.
+HIGHER_IS_BETTER = ("accuracy", "exact_match", "tokens_per_second", "achieved_flops")
+COST_UNITS = ("steps", "flops", "seconds")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
 }
-TIME_TO = re.compile(rf"({'|'.join(COSTS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)")
+TIME_TO = re.compile(rf"({'|'.join(COST_UNITS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)")
 EXAMPLE = "steps_to: val_loss < 3.3"
 
 
@@ -76,7 +72,7 @@ def read_metric(text: str, rows: Sequence[RunRow] = ()) -> Metric:
         except ValueError:
             raise ValueError(f"metric={text!r}: {limit!r} is no number; write {EXAMPLE!r}") from None
     if "_to" in text.partition(":")[0] and ":" in text:
-        raise ValueError(f"metric={text!r} is not of the form {EXAMPLE!r}; costs: {', '.join(COSTS)}")
+        raise ValueError(f"metric={text!r} is not of the form {EXAMPLE!r}; costs: {', '.join(COST_UNITS)}")
     numbers = {
         column for row in rows for column, value in row.items() if is_number(value)
     } - SECTION_OF.keys()

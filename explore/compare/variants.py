@@ -114,9 +114,8 @@ def best_setting(losses_LS: np.ndarray) -> int | None:
 class Grouped(NamedTuple):
     """The runs of a table that can be compared, in groups."""
 
-    groups: dict[
-        tuple[str, str, str], list[RunRow]
-    ]  # by data, variant and block, in order of their first runs
+    # By data, variant and block, in order of their first runs.
+    groups: dict[tuple[str, str, str], list[RunRow]]
     costs: "Costs"
     n_rows: int
     left_out: list[str]  # a sentence about each kind of run that is left out
@@ -171,7 +170,7 @@ def repeated_note(n: int) -> list[str]:
 
 
 class Costs:
-    """What each run counts as in a comparison: lower is better, and infinite if it failed or diverged.
+    """Values of a metric by run: lower is better, and infinite if the run failed or diverged.
 
     Times are cut at the length of the shortest run on the same data that never got to the limit.
     """
