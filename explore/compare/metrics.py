@@ -68,9 +68,16 @@ def read_metric(text: str, rows: Sequence[RunRow] = ()) -> Metric:
     if match := TIME_TO.fullmatch(text.strip()):
         cost, name, comparison, limit = match.groups()
         try:
-            return Metric(text, name, cost, comparison, float(limit))
+            found = Metric(text, name, cost, comparison, float(limit))
         except ValueError:
             raise ValueError(f"metric={text!r}: {limit!r} is no number; write {EXAMPLE!r}") from None
+        logged = {
+            key for row in rows if measured(row, "folder") for key in all_stats(str(measured(row, "folder")))
+        }
+        if logged and not logged.intersection(statistic_names(name)):
+            names = sorted(key.removeprefix("stat/").removesuffix(":main") for key in logged)
+            raise ValueError(f"metric={text!r}: no run has logged {name!r}; {did_you_mean(name, names)}")
+        return found
     if "_to" in text.partition(":")[0] and ":" in text:
         raise ValueError(f"metric={text!r} is not of the form {EXAMPLE!r}; costs: {', '.join(COST_UNITS)}")
     numbers = {

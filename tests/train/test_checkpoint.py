@@ -58,6 +58,10 @@ KINDS = {
         "accumulate_grad_batches=1",
         "optimizer='sgd'",
     ],
+    "evaluation sets": [
+        "eval_sets={'long': {'n_samples': 20, 'task_args': {'min_length': 9, 'max_length': 10}}}",
+        "eval_every=2",
+    ],
     "masked, seeing both sides": ["causal=False", "objective='masked'", "mask_frac=0.3"],
     "recurrent, in bf16, with weights kept": [
         "layer_architecture='torch-gru'",
