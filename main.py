@@ -461,7 +461,7 @@ def judge_code(
     document.add(verdicts=judgement.entries(), judgement=judgement.sentence, margin=judgement.margin)
     log.info(table_of(judgement, baseline.ref))
     log.info(f"against {baseline.named}: {judgement.sentence}")
-    return judgement.judged
+    return judgement.decision
 
 
 def passed_on(args: argparse.Namespace) -> list[str]:

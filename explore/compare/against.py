@@ -33,7 +33,7 @@ class Decision(IntEnum):
 
 
 class Point(NamedTuple):
-    """A grid point, judged."""
+    """A grid point, and what was decided on it."""
 
     variant: str  # the fields that vary, except seed and tuned fields
     n_seeds: int
@@ -44,13 +44,13 @@ class Point(NamedTuple):
     difference_high: float
     p: float  # corrected, too
     verdict: str  # "better", "no worse", "the same", "worse", or "cannot tell" with a reason
-    judged: Decision
+    decision: Decision
 
 
 class CodeVerdict(NamedTuple):
     """The verdict on a change of the code."""
 
-    judged: Decision
+    decision: Decision
     points: list[Point]
     margin: float  # the smallest loss that matters
     metric: str
@@ -59,7 +59,7 @@ class CodeVerdict(NamedTuple):
     def entries(self) -> list[dict[str, object]]:
         """Return the points as entries of the JSON document."""
         rows = [{**point._asdict(), "metric": self.metric} for point in self.points]
-        return [{name: value for name, value in row.items() if name != "judged"} for row in rows]
+        return [{name: value for name, value in row.items() if name != "decision"} for row in rows]
 
 
 def judge(
@@ -83,8 +83,8 @@ def judge(
     n_tests = correct(matches)
     margin = margin if margin is not None else MARGIN_FRACTION * seeds_deviation(others)
     points = [point_of(match, n_tests, margin) for match in matches]
-    judged = overall(points)
-    return CodeVerdict(judged, points, margin, metric, sentence_of(judged, points, margin, metric))
+    decision = overall(points)
+    return CodeVerdict(decision, points, margin, metric, sentence_of(decision, points, margin, metric))
 
 
 def seeds_deviation(variants: Sequence[Variant]) -> float:
@@ -105,21 +105,21 @@ def point_of(match: Match, n_tests: int, margin: float) -> Point:
     if is_equal(one, other, seeds):
         return Point(name, len(seeds), before, loss, 0.0, 0.0, 0.0, 1.0, "the same", Decision.NO_WORSE)
     low, high = match.interval
-    judged, words = Decision.CANNOT_TELL, verdict(match, n_tests)
+    decision, words = Decision.CANNOT_TELL, verdict(match, n_tests)
     if len(seeds) > 1 and math.isinf(loss) != math.isinf(before):  # all runs of one side diverged
-        words, judged = (
+        words, decision = (
             ("worse: it diverges", Decision.WORSE) if math.isinf(loss) else ("better", Decision.NO_WORSE)
         )
     elif match.reason or words.startswith("cannot tell: "):
         pass
     elif high < margin:
-        words, judged = "better" if words == "better" and low < -margin else "no worse", Decision.NO_WORSE
+        words, decision = "better" if words == "better" and low < -margin else "no worse", Decision.NO_WORSE
     elif words == "worse":
-        judged = Decision.WORSE
+        decision = Decision.WORSE
     else:
         words = f"cannot tell; {seeds_that_would(match, n_tests, margin)}"
     return Point(
-        name, match.n_seeds, before, loss, match.difference, low, high, match.corrected, words, judged
+        name, match.n_seeds, before, loss, match.difference, low, high, match.corrected, words, decision
     )
 
 
@@ -152,17 +152,17 @@ def seeds_that_would(match: Match, n_tests: int, margin: float) -> str:
 
 def overall(points: Sequence[Point]) -> Decision:
     """Return the judgement on all points: worse if one is worse, no worse if all are no worse."""
-    found = {point.judged for point in points}
+    found = {point.decision for point in points}
     if Decision.WORSE in found:
         return Decision.WORSE
     return Decision.NO_WORSE if found == {Decision.NO_WORSE} else Decision.CANNOT_TELL
 
 
-def sentence_of(judged: Decision, points: Sequence[Point], margin: float, metric: str) -> str:
+def sentence_of(decision: Decision, points: Sequence[Point], margin: float, metric: str) -> str:
     """Return the verdict in one sentence."""
     unit = "bits per byte" if metric == "bits_per_byte" else "nats"
-    if judged is Decision.CANNOT_TELL:
-        open_points = [point for point in points if point.judged is judged]
+    if decision is Decision.CANNOT_TELL:
+        open_points = [point for point in points if point.decision is decision]
         where = (
             f" at {with_plural(len(open_points), 'grid point')} of {len(points)}" if len(points) > 1 else ""
         )
@@ -172,7 +172,7 @@ def sentence_of(judged: Decision, points: Sequence[Point], margin: float, metric
             else "no run has ended"
         )
         return f"cannot tell{where}: {reason}"
-    if judged is Decision.WORSE:
+    if decision is Decision.WORSE:
         return f"worse{where_found(points, 'worse')}"
     if all(point.verdict == "the same" for point in points):
         return "no worse: every run has exactly the loss that it had before"

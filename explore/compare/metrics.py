@@ -20,25 +20,22 @@ import numpy as np
 
 from common.text import did_you_mean
 from train.grid.params import SECTION_OF, measured_column
+from train.metrics import HIGHER_IS_BETTER
 from train.saving.weights import regular_file
 from train.stats import Stat, Stats
 
 RunRow = dict[str, object]  # a run: its params by field, and its measured values by `measured_column`
 LOSSES = ("val_loss", "bits_per_byte")
-HIGHER_IS_BETTER = (
-    "accuracy",
-    "exact_match",
-    "tokens_per_second",
-    "achieved_flops",
-)  # in the names of metrics
-COSTS = ("steps", "flops", "seconds")
+# Parts of the names of metrics.
+HIGHER_WORDS = (*HIGHER_IS_BETTER, "tokens_per_second", "achieved_flops")  # in names
+COST_UNITS = ("steps", "flops", "seconds")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
 }
-TIME_TO = re.compile(rf"({'|'.join(COSTS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)")
+TIME_TO = re.compile(rf"({'|'.join(COST_UNITS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)")
 EXAMPLE = "steps_to: val_loss < 3.3"
 
 
@@ -72,11 +69,18 @@ def read_metric(text: str, rows: Sequence[RunRow] = ()) -> Metric:
     if match := TIME_TO.fullmatch(text.strip()):
         cost, name, comparison, limit = match.groups()
         try:
-            return Metric(text, name, cost, comparison, float(limit))
+            found = Metric(text, name, cost, comparison, float(limit))
         except ValueError:
             raise ValueError(f"metric={text!r}: {limit!r} is no number; write {EXAMPLE!r}") from None
+        logged = {
+            key for row in rows if measured(row, "folder") for key in all_stats(str(measured(row, "folder")))
+        }
+        if logged and not logged.intersection(statistic_names(name)):
+            names = sorted(key.removeprefix("stat/").removesuffix(":main") for key in logged)
+            raise ValueError(f"metric={text!r}: no run has logged {name!r}; {did_you_mean(name, names)}")
+        return found
     if "_to" in text.partition(":")[0] and ":" in text:
-        raise ValueError(f"metric={text!r} is not of the form {EXAMPLE!r}; costs: {', '.join(COSTS)}")
+        raise ValueError(f"metric={text!r} is not of the form {EXAMPLE!r}; costs: {', '.join(COST_UNITS)}")
     numbers = {
         column for row in rows for column, value in row.items() if is_number(value)
     } - SECTION_OF.keys()
@@ -89,7 +93,7 @@ def read_metric(text: str, rows: Sequence[RunRow] = ()) -> Metric:
 def sign_of(metric: str) -> int:
     """Return -1 if higher values of a metric are better, else 1."""
     is_time = TIME_TO.fullmatch(metric.strip()) is not None
-    return 1 if is_time or not any(word in metric for word in HIGHER_IS_BETTER) else -1
+    return 1 if is_time or not any(word in metric for word in HIGHER_WORDS) else -1
 
 
 class Time(NamedTuple):

@@ -16,7 +16,7 @@ from explore.compare.verdicts import ALPHA, POWER
 from train.logs import printable
 
 SHARES = (0.005, 0.01, 0.02)  # differences to be seen, as shares of the loss
-MOST_SEEDS = 1000
+SEED_LIMIT = 1000
 
 
 class Noise(NamedTuple):
@@ -63,11 +63,11 @@ def seeds_to_see(difference: float, deviation: float) -> int | None:
     """Return how many seeds of each of two variants show a difference of their means with probability POWER.
 
     The test is a two-sided t test at level ALPHA of unpaired runs. Runs paired by seed can only need fewer. None means
-    more than MOST_SEEDS, or unknown.
+    more than SEED_LIMIT, or unknown.
     """
     if math.isnan(deviation) or deviation == 0:
         return None if math.isnan(deviation) else 2
-    n = np.arange(2, MOST_SEEDS + 1)
+    n = np.arange(2, SEED_LIMIT + 1)
     degrees, shift = 2 * n - 2, difference / deviation * np.sqrt(n / 2)
     critical = stats.t.isf(ALPHA / 2, degrees)
     power = stats.nct.sf(critical, degrees, shift) + stats.nct.cdf(-critical, degrees, shift)
@@ -86,7 +86,7 @@ def noise_table(found: Sequence[Noise]) -> Table:
         inside = "-" if math.isnan(one.low) else f"{one.low:.2g} to {one.high:.2g}"
         share = "-" if math.isnan(one.deviation) else f"{one.deviation / one.mean:.2%}"
         needed = [
-            "-" if math.isnan(one.deviation) else f"over {MOST_SEEDS:,}" if n is None else f"{n:,}"
+            "-" if math.isnan(one.deviation) else f"over {SEED_LIMIT:,}" if n is None else f"{n:,}"
             for n in one.seeds_for.values()
         ]
         cells = [

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from explore.compare.metrics import (
+    LOSSES,
     Metric,
     RunRow,
     Time,
@@ -114,9 +115,8 @@ def best_setting(losses_LS: np.ndarray) -> int | None:
 class Grouped(NamedTuple):
     """The runs of a table that can be compared, in groups."""
 
-    groups: dict[
-        tuple[str, str, str], list[RunRow]
-    ]  # by data, variant and block, in order of their first runs
+    # By data, variant and block, in order of their first runs.
+    groups: dict[tuple[str, str, str], list[RunRow]]
     costs: "Costs"
     n_rows: int
     left_out: list[str]  # a sentence about each kind of run that is left out
@@ -141,15 +141,26 @@ def grouped(table: pd.DataFrame, tuned: Sequence[str], metric_text: str, by: str
                 f"by={by!r} is no field whose values can be compared in this table; {field_hint(by, own)}"
             )
         own, blocks = [by], [name for name in own if name != by]
+    metric = read_metric(metric_text, rows)
+    known = [row for row in rows if is_measured(row, metric)]
+    if n_unknown := len(rows) - len(known):
+        left_out.append(f"{with_plural(n_unknown, 'run')} left out: nothing measured for {metric.text}")
     groups: dict[tuple[str, str, str], list[RunRow]] = {}
-    for row in rows:
+    for row in known:
         names = (
             fields_as_label(row, data),
             fields_as_label(row, own) or "all runs",
             fields_as_label(row, blocks),
         )
         groups.setdefault(names, []).append(row)
-    return Grouped(groups, Costs(read_metric(metric_text, rows), groups), len(rows), left_out)
+    return Grouped(groups, Costs(metric, groups), len(known), left_out)
+
+
+def is_measured(row: RunRow, metric: Metric) -> bool:
+    """Return False for a run that ended well but lacks the metric, as runs do that had no such evaluation set."""
+    if metric.cost:
+        return ended_badly(row) or time_to(row, metric) is not None
+    return ended_badly(row) or metric.name in LOSSES or is_number(measured(row, metric.name))
 
 
 def gather(
@@ -171,7 +182,7 @@ def repeated_note(n: int) -> list[str]:
 
 
 class Costs:
-    """What each run counts as in a comparison: lower is better, and infinite if it failed or diverged.
+    """Values of a metric by run: lower is better, and infinite if the run failed or diverged.
 
     Times are cut at the length of the shortest run on the same data that never got to the limit.
     """

@@ -53,9 +53,8 @@ class ComparisonRow(TypedDict):
     n_settings: int  # settings tried
     n_seeds: int  # seeds that ran with every setting
     n_bad: int  # runs that failed or diverged
-    n_censored: (
-        int  # runs, at the best setting, that ended before a metric such as "steps_to: ..." was reached
-    )
+    # Runs at the best setting that ended before a metric such as "steps_to: ..." was reached.
+    n_censored: int
     mean: float  # final loss at the best setting, mean over seeds
     low: float  # 95 % interval of the mean
     high: float

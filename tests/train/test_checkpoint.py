@@ -68,6 +68,10 @@ KINDS = {
         "patience_metric='max update_ratio:embed.tokens'",
         "stop_when='val_accuracy > 0.99'",
     ],
+    "evaluation sets": [
+        "eval_sets={'long': {'n_samples': 20, 'task_args': {'min_length': 9, 'max_length': 10}}}",
+        "eval_every=2",
+    ],
     "masked, seeing both sides": ["causal=False", "objective='masked'", "mask_frac=0.3"],
     "recurrent, in bf16, with weights kept": [
         "layer_architecture='torch-gru'",

@@ -10,7 +10,7 @@ import torch
 
 from data.data_params import DataParams
 from explore.load import get_model_by_timestamp, runs
-from model.lm import LM
+from model.lm import LM, XYZ
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED
 from tests.marks import SLOW
@@ -85,6 +85,21 @@ def test_when_the_sets_are_evaluated(tmp_path):
         )
         assert steps_of(run, "val_loss:main") == [5, 10, 15, 16]
     assert every == {None: [16], 1: [5, 10, 15, 16], 2: [10, 16]}
+
+
+@pytest.mark.slow
+def test_an_edit_that_draws_random_numbers_trains_as_without_sets(tmp_path, monkeypatch):
+    original = LM.get_batch_xyz
+
+    def noisy_inputs(self, batch, loss_requests=None, train_params=None):
+        x, y, z = original(self, batch, loss_requests, train_params)
+        return XYZ(x, y, z + 0.1 * torch.rand(()))
+
+    monkeypatch.setattr(LM, "get_batch_xyz", noisy_inputs)
+    call = CALL._replace(out=tmp_path)
+    plain, _ = train(Params(DATA, TRAIN, MODEL), call)
+    run, _ = train(Params(with_sets(DATA, eval_every=1), TRAIN, MODEL), call)
+    same_training(plain, run)
 
 
 def test_a_set_is_evaluated_as_the_validation_split_would_be(tmp_path):

@@ -71,13 +71,17 @@ def export(ref: str, out: Path) -> Baseline:
 
     Raise GridError if there is no such ref, or if it does not hold this project.
     """
-    tree = git("rev-parse", "--verify", "--end-of-options", f"{ref}:./", ref=ref).decode().strip()
-    subject = git("log", "-1", "--format=%s", "--end-of-options", ref, "--", ref=ref).decode(errors="replace")
+    tree = git_output("rev-parse", "--verify", "--end-of-options", f"{ref}:./", ref=ref).decode().strip()
+    subject = git_output("log", "-1", "--format=%s", "--end-of-options", ref, "--", ref=ref).decode(
+        errors="replace"
+    )
     root = out / "code" / tree
     if not root.exists():
         root.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root.parent) as folder, suppress(FileExistsError):
-            with tarfile.open(fileobj=BytesIO(git("archive", "--format=tar", tree, ref=ref))) as archive:
+            with tarfile.open(
+                fileobj=BytesIO(git_output("archive", "--format=tar", tree, ref=ref))
+            ) as archive:
                 archive.extractall(Path(folder, tree), filter="data")
             Path(folder, tree).rename(root)
     try:
@@ -90,7 +94,7 @@ def export(ref: str, out: Path) -> Baseline:
     return Baseline(ref, subject.strip(), root, code, defaults)
 
 
-def git(*args: str, ref: str) -> bytes:
+def git_output(*args: str, ref: str) -> bytes:
     """Return the output of git in this repository. Raise GridError if it fails."""
     try:
         return subprocess.run(["git", "-C", str(REPOSITORY), *args], capture_output=True, check=True).stdout

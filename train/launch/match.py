@@ -28,7 +28,7 @@ def matched(runs: list[Run], errors: list[str]) -> list[Run]:
         if (match := run.match) is None:
             found.append(run)
             continue
-        model, measure = run.params.model, partial(MEASURES[match.what], n_tokens=run.data.n_tokens)
+        model, measure = run.params.model, partial(SIZE_MEASURES[match.what], n_tokens=run.data.n_tokens)
         size = measure(model)
         if size is None:
             errors.append(
@@ -169,7 +169,7 @@ def flops_per_token(model: ModelParams, n_tokens: int) -> float | None:
     return None if flops is None else flops / model.max_seq_len
 
 
-MEASURES: dict[str, Callable[..., float | None]] = {
+SIZE_MEASURES: dict[str, Callable[..., float | None]] = {
     "params": params_without_embeddings,
     "flops": flops_per_token,
 }

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,11 @@ from train.saving.run_folder import (
 )
 from train.train_params import TrainParams
 
-DEFAULTS = {field.name: field.default for cls in SECTIONS.values() for field in fields(cls)}
+DEFAULTS = {
+    field.name: field.default if field.default_factory is MISSING else field.default_factory()
+    for cls in SECTIONS.values()
+    for field in fields(cls)
+}
 
 
 def run_identity(params: Params, content: str) -> str:

@@ -57,7 +57,7 @@ SMALL = [0.001, 0.002, 0.0015, 0.001, 0.002]  # always worse, by less than any m
 )
 def test_a_change_is_judged_by_its_interval_and_the_margin(change, code, words):
     found = judged(BEFORE, [loss + d for loss, d in zip(BEFORE, change, strict=True)])
-    assert found.judged is code
+    assert found.decision is code
     assert found.points[0].verdict.startswith(words)
 
 
@@ -67,16 +67,16 @@ def test_a_change_that_cures_divergence_is_better():
 
 def test_one_seed_cannot_tell():
     found = judged([3.0], [4.0])
-    assert found.judged is Decision.CANNOT_TELL
+    assert found.decision is Decision.CANNOT_TELL
     assert "only one seed" in found.sentence
 
 
 def test_one_worse_point_is_enough_and_every_point_must_be_no_worse():
     worse, open_ = [loss + 0.2 + d for loss, d in zip(BEFORE, SMALL, strict=True)], noisy(3, seed=3)
     same = rows({"a": BEFORE, "b": BEFORE, "c": BEFORE})
-    assert judge(rows({"a": BEFORE, "b": worse, "c": open_}), same).judged is Decision.WORSE
-    assert judge(rows({"a": BEFORE, "b": BEFORE, "c": open_}), same).judged is Decision.CANNOT_TELL
-    assert judge(same, same).judged is Decision.NO_WORSE
+    assert judge(rows({"a": BEFORE, "b": worse, "c": open_}), same).decision is Decision.WORSE
+    assert judge(rows({"a": BEFORE, "b": BEFORE, "c": open_}), same).decision is Decision.CANNOT_TELL
+    assert judge(same, same).decision is Decision.NO_WORSE
 
 
 def test_the_seeds_that_would_tell_do_tell():

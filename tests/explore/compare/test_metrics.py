@@ -10,12 +10,13 @@ import pytest
 from scipy import stats
 
 from explore.compare.metrics import Metric, all_stats, read_metric, time_to
-from explore.compare.report import report
+from explore.compare.report import check_options, report
 from explore.compare.verdicts import compare
 from explore.load import runs
-from tests.explore.compare.fake_runs import fake_grid
-from tests.explore.compare.test_verdicts import BETTER
+from tests.explore.compare.fake_runs import DEFAULT, fake_grid
+from tests.explore.compare.test_verdicts import BETTER, noisy
 from tests.explore.compare.test_verdicts import runs as table_of
+from train.grid.run import Run
 
 pytestmark = pytest.mark.usefixtures("without_collecting")
 
@@ -123,6 +124,19 @@ def test_times_that_are_the_same_at_every_seed_get_a_sign_test(tmp_path):
         assert result.verdict[1] == ("worse" if n == 6 else "cannot tell; about 1 more seed would")
 
 
+def test_runs_without_the_metric_are_left_out(tmp_path):
+    table = table_with_times(tmp_path, a=[5, 6, 5, 7], b=[9, 11, 9, 11], c=[1, 1])
+    table.loc[table.positions == "c", "folder"] = str(tmp_path / "gone")
+    with pytest.raises(ValueError, match="no run has logged 'val_los'; did you mean 'val_loss'"):
+        compare(table, metric="steps_to: val_los < 3")
+    result = compare(table, metric=STEPS)
+    assert list(result.variant) == ["positions=a", "positions=b"]
+    assert result.attrs["left_out"] == [f"2 runs left out: nothing measured for {STEPS}"]
+    table["val_loss[x]"] = [1.0, 2.0, 3.0, 4.0, *noisy(9, 4), math.nan, math.nan]
+    long = compare(table, metric="val_loss[x]")
+    assert (list(long.variant), list(long.n_bad)) == (["positions=a", "positions=b"], [0, 0])
+
+
 def test_no_run_gets_there(tmp_path):
     result = compare(table_with_times(tmp_path, a=[11, 11], b=[11, 11]), metric=STEPS)
     assert result.verdict[1] == "cannot tell: no run of either gets to val_loss < 3.3"
@@ -175,6 +189,15 @@ def test_each_block_has_its_own_best_learning_rate():
     assert compare(only, by="positions").verdict[1] == (
         "cannot tell: 2 values of lr tried, 3 of the baseline (in 1 of 3 blocks)"
     )
+
+
+def test_the_options_of_a_report_are_checked_before_a_grid_runs(tmp_path):
+    runs_of = [Run(DEFAULT.changed(positions=kind), {}, "demo") for kind in ("none", "rotary")]
+    check_options("demo", runs_of, tmp_path, {"baseline": "positions=rotary"})
+    check_options("demo", runs_of, tmp_path, {"by": "positions"})
+    for options in ({"baseline": "positions=sin"}, {"by": "dim"}):
+        with pytest.raises(ValueError, match="positions"):
+            check_options("demo", runs_of, tmp_path, options)
 
 
 def test_fields_without_a_main_effect_are_refused():

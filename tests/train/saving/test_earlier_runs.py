@@ -65,6 +65,12 @@ def params_of(**fields) -> Params:
     return Params(DataParams(dataset_name="copy"), TrainParams(), ModelParams()).changed(**fields)
 
 
+def test_a_field_that_a_new_version_adds_changes_no_identity():
+    """The hash is that of a run saved before there were evaluation sets."""
+    assert run_identity(params_of(lr=0.5, dim=16), "x") == "b3cba79988bce8e95f42"
+    assert run_identity(params_of(eval_sets={"x": {}}), "") != run_identity(params_of(), "")
+
+
 def test_the_identity_of_a_run_depends_on_every_field_and_the_text():
     plain = run_identity(params_of(), "")
     assert run_identity(params_of(dim=ModelParams.dim, lr=TrainParams.lr), "") == plain, (
