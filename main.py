@@ -448,7 +448,7 @@ def judge_code(
     call: Call,
 ) -> int:
     """Judge the code of the working tree against the baseline's by the same runs of both. Return the exit code."""
-    from explore.compare.against import Decision, judge, table_of
+    from explore.compare.against import Decision, decide, table_of
     from explore.compare.held_out import NotComparable, comparable_rows
 
     try:
@@ -457,7 +457,7 @@ def judge_code(
         document.add(judgement=f"cannot tell: {error}")
         log.error(str(error))
         return Decision.CANNOT_TELL
-    judgement = judge(rows, baseline_rows, args.margin, metric)
+    judgement = decide(rows, baseline_rows, args.margin, metric)
     document.add(verdicts=judgement.entries(), judgement=judgement.sentence, margin=judgement.margin)
     log.info(table_of(judgement, baseline.ref))
     log.info(f"against {baseline.named}: {judgement.sentence}")

@@ -15,15 +15,15 @@ ROUNDING = 1e-9  # of shares: 7 / (0.7 * 10) is below 1
 BY_TOKENS = ("max_tokens", "tokens_per_parameter", "max_flops")  # lengths that depend on the tokens of a row
 
 
-class Costs(NamedTuple):
-    """Costs of a run, from which its length follows."""
+class RunCosts(NamedTuple):
+    """RunCosts of a run, from which its length follows."""
 
     tokens_per_row: float  # real tokens, in the mean
     n_params: int
     flops_per_row: int | None = None  # of training on a row of that length; None: not counted
 
 
-def count_steps(train: TrainParams, n_rows: int, costs: Costs | None = None) -> int | None:
+def count_steps(train: TrainParams, n_rows: int, costs: RunCosts | None = None) -> int | None:
     """Return the number of optimizer steps of a run with `n_rows` training rows per epoch.
 
     Return None if only time ends the run (`max_seconds`). `costs` are needed for the lengths in BY_TOKENS. Raise
@@ -43,7 +43,7 @@ def rows_per_step(train: TrainParams) -> int:
     return train.batch_size * train.accumulate_grad_batches * train.devices
 
 
-def rows_of_run(train: TrainParams, n_rows: int, costs: Costs | None) -> int:
+def rows_of_run(train: TrainParams, n_rows: int, costs: RunCosts | None) -> int:
     """Return the number of rows after which a run reaches its length."""
     if train.early_stop_nsamples is not None:
         return train.early_stop_nsamples
@@ -60,13 +60,13 @@ def rows_of_run(train: TrainParams, n_rows: int, costs: Costs | None) -> int:
     return math.ceil(train.max_flops / costs.flops_per_row)
 
 
-def costs_of(lm: LM, data: LMDataModule, train: TrainParams) -> Costs | None:
+def costs_of(lm: LM, data: LMDataModule, train: TrainParams) -> RunCosts | None:
     """Return the costs of a run if its length depends on them. Frozen parameters of `lm` are frozen already."""
     if not any(name in train.lengths for name in BY_TOKENS):
         return None
     length = mean_row_length(data)
     flops = flops_per_row(lm, max(1, round(length)), train) if train.max_flops else None
-    return Costs(length, n_params(lm), flops)
+    return RunCosts(length, n_params(lm), flops)
 
 
 def mean_row_length(data: LMDataModule) -> float:

@@ -62,7 +62,7 @@ class CodeVerdict(NamedTuple):
         return [{name: value for name, value in row.items() if name != "decision"} for row in rows]
 
 
-def judge(
+def decide(
     rows: Sequence[RunRow],
     baseline_rows: Sequence[RunRow],
     margin: float | None = None,

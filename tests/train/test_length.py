@@ -17,7 +17,7 @@ from tests.train.test_trainer import TINY, equal, train, train_whole, weights
 from train.data import make_data
 from train.grid.expand import GridError, read_grid
 from train.launch.plan import prepare
-from train.length import Costs, RunLength, count_steps, mean_row_length
+from train.length import RunCosts, RunLength, count_steps, mean_row_length
 from train.metrics import Condition, metric_and_sign
 from train.saving.outcome import Ending
 from train.saving.run_folder import read_params
@@ -28,7 +28,7 @@ from train.train_params import LENGTHS, TrainParams
 # Fields that TrainParams did not have when a run could have two lengths.
 NEW_FIELDS = {*LENGTHS, "stop_when", "patience_metric"} - {"epochs", "early_stop_nsamples"}
 SMALL = DataParams(dataset_name="maskedcopy", n_samples=50, task_args={"max_length": 8})
-COSTS = Costs(tokens_per_row=7.5, n_params=200, flops_per_row=40)
+COSTS = RunCosts(tokens_per_row=7.5, n_params=200, flops_per_row=40)
 
 
 class Time:

@@ -25,7 +25,7 @@ from train.launch.match import match_notes, matched
 from train.launch.metrics import metric_problems
 from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields
 from train.launch.tables import MAX_PLAN_ROWS, as_time, plan_table, settings_of
-from train.length import Costs, count_steps, mean_row_length, rows_per_step
+from train.length import RunCosts, count_steps, mean_row_length, rows_per_step
 from train.logs import log, status
 from train.pretrained import saved_tokenizer, weights_problems
 from train.saving.earlier_runs import description, for_all_processes, run_identity, steps_for
@@ -115,7 +115,7 @@ def size_of_run(params: Params, data: DataFacts, n_params: int) -> RunSize:
     flops = None
     if train.max_flops is not None:
         flops = row_flops(params.model, data.n_tokens, max(1, round(data.row_length)), train)
-    n_steps = count_steps(train, data.n_rows, Costs(data.row_length, n_params, flops))
+    n_steps = count_steps(train, data.n_rows, RunCosts(data.row_length, n_params, flops))
     if n_steps is None:
         return RunSize(n_params, None, None)
     per_epoch = math.ceil(data.n_rows / rows_per_step(train))

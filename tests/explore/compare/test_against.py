@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from explore.compare.against import Decision, judge
+from explore.compare.against import Decision, decide
 from tests.explore.compare.test_verdicts import noisy, runs
 
 pytestmark = pytest.mark.usefixtures("without_collecting")
@@ -19,7 +19,7 @@ def rows(losses: dict[str, list[float]], **columns) -> list[dict]:
 
 
 def judged(before: list[float], now: list[float], margin: float | None = None):
-    return judge(rows({"a": now}), rows({"a": before}), margin)
+    return decide(rows({"a": now}), rows({"a": before}), margin)
 
 
 def test_numbers_of_a_point_equal_scipys():
@@ -34,7 +34,7 @@ def test_numbers_of_a_point_equal_scipys():
 
 def test_the_margin_is_a_third_of_the_deviation_over_the_baselines_seeds():
     one, other = noisy(3, seed=1), noisy(4, n=5, seed=2)
-    found = judge(rows({"a": one, "b": other}), rows({"a": one, "b": other}))
+    found = decide(rows({"a": one, "b": other}), rows({"a": one, "b": other}))
     assert found.margin == pytest.approx(math.sqrt((variance(one) + variance(other)) / 2) / 3)
 
 
@@ -74,9 +74,9 @@ def test_one_seed_cannot_tell():
 def test_one_worse_point_is_enough_and_every_point_must_be_no_worse():
     worse, open_ = [loss + 0.2 + d for loss, d in zip(BEFORE, SMALL, strict=True)], noisy(3, seed=3)
     same = rows({"a": BEFORE, "b": BEFORE, "c": BEFORE})
-    assert judge(rows({"a": BEFORE, "b": worse, "c": open_}), same).decision is Decision.WORSE
-    assert judge(rows({"a": BEFORE, "b": BEFORE, "c": open_}), same).decision is Decision.CANNOT_TELL
-    assert judge(same, same).decision is Decision.NO_WORSE
+    assert decide(rows({"a": BEFORE, "b": worse, "c": open_}), same).decision is Decision.WORSE
+    assert decide(rows({"a": BEFORE, "b": BEFORE, "c": open_}), same).decision is Decision.CANNOT_TELL
+    assert decide(same, same).decision is Decision.NO_WORSE
 
 
 def test_the_seeds_that_would_tell_do_tell():
@@ -100,6 +100,6 @@ def test_changes_without_effect_are_called_better_or_worse_in_at_most_one_of_twe
         seeds = 0.1 * dice.normal(size=(n_points, 5))  # shared by both codes
         sides = [3 + seeds + 0.05 * dice.normal(size=seeds.shape) for _ in range(2)]
         tables = [rows(dict(zip(kinds, side.tolist(), strict=True))) for side in sides]
-        found = judge(*tables, margin=1e-6)
+        found = decide(*tables, margin=1e-6)
         wrong += any(point.verdict in ("better", "worse") for point in found.points)
     assert wrong / n <= 0.065
