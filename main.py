@@ -422,7 +422,8 @@ def save_report(
 
     try:
         params, options = [run.params for run in runs], report_options(args)
-        report_grid(runs_folder(args.config), params, outcomes, call.out, **options)
+        prints = args.against is None
+        report_grid(runs_folder(args.config), params, outcomes, call.out, prints=prints, **options)
     except (OSError, ValueError) as error:
         log.error(f"no report: {error}")
 
@@ -448,7 +449,7 @@ def judge_code(
     call: Call,
 ) -> int:
     """Judge the code of the working tree against the baseline's by the same runs of both. Return the exit code."""
-    from explore.compare.against import Decision, decide, table_of
+    from explore.compare.against import Decision, decide, table_of_points
     from explore.compare.held_out import NotComparable, comparable_rows
 
     try:
@@ -459,7 +460,7 @@ def judge_code(
         return Decision.CANNOT_TELL
     judgement = decide(rows, baseline_rows, args.margin, metric)
     document.add(verdicts=judgement.entries(), judgement=judgement.sentence, margin=judgement.margin)
-    log.info(table_of(judgement, baseline.ref))
+    log.info(table_of_points(judgement, baseline.ref))
     log.info(f"against {baseline.named}: {judgement.sentence}")
     return judgement.decision
 

@@ -4,20 +4,17 @@ The same grid ran with both. At each grid point, runs of the same seed are compa
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 from scipy import stats
 
 from explore.compare.variants import RunRow, Variant, gather, with_plural
-from explore.compare.verdicts import ALPHA, MAX_SEEDS, Match, correct, match, verdict
-from train.logs import printable
+from explore.compare.verdicts import ALPHA, MAX_SEEDS, Match, correct, match, style_of_verdict, verdict
+from train.fitted_table import FittedTable, TableColumn
 
 MARGIN_FRACTION = 1 / 3  # of the standard deviation over seeds: the default margin
 
@@ -191,28 +188,34 @@ def where_found(points: Sequence[Point], word: str) -> str:
     return f"{where}: {reason if math.isnan(largest.difference) else size}"
 
 
-def table_of(judgement: CodeVerdict, ref: str) -> Table:
+def table_of_points(verdict: CodeVerdict, ref: str) -> FittedTable:
     """Return the table of all grid points, with the code of `ref` as the baseline."""
-    widths = [
-        point.difference_high - point.difference_low
-        for point in judgement.points
-        if point.difference_high > point.difference_low
-    ]
-    digits = f".{min(8, max([4, *(1 - math.floor(math.log10(width)) for width in widths)]))}f"
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("grid point", overflow="fold")
-    for title in ("seeds", ref, "now", "difference", "95 % interval", "p"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
-    for point in judgement.points:
-        inside = (
-            "-"
-            if math.isnan(point.difference_low)
-            else f"{point.difference_low:+{digits}} to {point.difference_high:+{digits}}"
-        )
-        numbers = [f"{value:.4f}" for value in (point.baseline_mean, point.mean)]
-        difference = "-" if math.isnan(point.difference) else f"{point.difference:+{digits}}"
-        p = "-" if math.isnan(point.p) else f"{point.p:.2g}"
-        cells = [point.variant, str(point.n_seeds), *numbers, difference, inside, p, point.verdict]
-        table.add_row(*(escape(printable(cell)) for cell in cells))
-    return table
+    points = verdict.points
+    widths = [point.difference_high - point.difference_low for point in points]
+    digits = max([4, *(1 - math.floor(math.log10(width)) for width in widths if width > 0)])
+    signed = f"+.{min(digits, 8)}f"
+    styles = [style_of_verdict(point.verdict) for point in points]
+
+    def column(title: str, cell: Callable[[Point], str], rank: int = 0, is_text: bool = False) -> TableColumn:
+        cells = [cell(point) for point in points]
+        return TableColumn(title, cells, rank, wraps=is_text, is_left=is_text, styles=styles)
+
+    def number(value: float, form: str) -> str:
+        return "-" if math.isnan(value) else f"{value:{form}}"
+
+    def interval(point: Point) -> str:
+        ends = (point.difference_low, point.difference_high)
+        return "-" if math.isnan(ends[0]) else " to ".join(f"{end:{signed}}" for end in ends)
+
+    return FittedTable(
+        [
+            column("grid point", lambda point: point.variant, is_text=True),
+            column("seeds", lambda point: str(point.n_seeds), rank=3),
+            column(ref, lambda point: number(point.baseline_mean, ".4f"), rank=1),
+            column("now", lambda point: number(point.mean, ".4f"), rank=1),
+            column("difference", lambda point: number(point.difference, signed)),
+            column("95 % interval", interval, rank=2),
+            column("p", lambda point: number(point.p, ".2g")),
+            column("verdict", lambda point: point.verdict, is_text=True),
+        ]
+    )

@@ -1,19 +1,16 @@
 """Noise: how much the final loss of a config varies over seeds, and how many seeds show a difference of a given size."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from rich import box
-from rich.markup import escape
-from rich.table import Table
 from scipy import stats
 
 from explore.compare.variants import RunRow, gather
 from explore.compare.verdicts import ALPHA, POWER
-from train.logs import printable
+from train.fitted_table import FittedTable, TableColumn
 
 SHARES = (0.005, 0.01, 0.02)  # differences to be seen, as shares of the loss
 SEED_LIMIT = 1000
@@ -75,28 +72,25 @@ def seeds_to_see(difference: float, deviation: float) -> int | None:
     return int(n[enough.argmax()]) if enough.any() else None
 
 
-def noise_table(found: Sequence[Noise]) -> Table:
+def noise_table(found: Sequence[Noise]) -> FittedTable:
     """Return a table with a row for each config."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("config", overflow="fold")
-    seen = [f"seeds for {share:.1%}" for share in SHARES]
-    for title in ("seeds", "mean loss", "deviation", "95 % interval", "of the mean", *seen):
-        table.add_column(title, justify="right")
-    for one in found:
-        inside = "-" if math.isnan(one.low) else f"{one.low:.2g} to {one.high:.2g}"
-        share = "-" if math.isnan(one.deviation) else f"{one.deviation / one.mean:.2%}"
-        needed = [
-            "-" if math.isnan(one.deviation) else f"over {SEED_LIMIT:,}" if n is None else f"{n:,}"
-            for n in one.seeds_for.values()
+    known = [not math.isnan(one.deviation) for one in found]
+
+    def column(title: str, cell: Callable[[Noise], str], rank: int = 0) -> TableColumn:
+        cells = [cell(one) if is_known else "-" for one, is_known in zip(found, known, strict=True)]
+        return TableColumn(title, cells, rank)
+
+    def seeds(share: float) -> Callable[[Noise], str]:
+        return lambda one: f"over {SEED_LIMIT:,}" if (n := one.seeds_for[share]) is None else f"{n:,}"
+
+    return FittedTable(
+        [
+            TableColumn("config", [one.name for one in found], wraps=True, is_left=True),
+            TableColumn("seeds", [str(one.n_seeds) for one in found], rank=4),
+            column("mean loss", lambda one: f"{one.mean:.4f}", rank=1),
+            column("deviation", lambda one: f"{one.deviation:.2g}"),
+            column("95 % interval", lambda one: f"{one.low:.2g} to {one.high:.2g}", rank=3),
+            column("of the mean", lambda one: f"{one.deviation / one.mean:.2%}", rank=2),
+            *(column(f"seeds for\n{share:.1%}", seeds(share)) for share in SHARES),
         ]
-        cells = [
-            one.name,
-            f"{one.n_seeds}",
-            f"{one.mean:.4f}",
-            f"{one.deviation:.2g}",
-            inside,
-            share,
-            *needed,
-        ]
-        table.add_row(*(escape(printable(cell)) for cell in cells))
-    return table
+    )

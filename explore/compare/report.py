@@ -1,7 +1,6 @@
 """Report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -27,7 +26,13 @@ from explore.compare.variants import (
     varied_fields,
     with_plural,
 )
-from explore.compare.verdicts import CompareOptions, ComparisonRow, compare_variants, comparison_rows
+from explore.compare.verdicts import (
+    CompareOptions,
+    ComparisonRow,
+    compare_variants,
+    comparison_rows,
+    style_of_verdict,
+)
 from explore.html import Page, fill_template
 from explore.load import row_of_folder
 from train.document import document
@@ -107,12 +112,15 @@ def report_grid(
     runs: Sequence[Params],
     outcomes: Sequence[Outcome],
     root: Path,
+    *,
+    prints: bool = True,
     **options: Unpack[CompareOptions],
 ) -> Page:
     """Write the report of a config whose grid has just run. `runs` and `outcomes` are those of the grid.
 
     The report covers all saved runs of the config, those of earlier calls included, and runs of this grid that failed
-    without a folder. `options` are keyword arguments of compare().
+    without a folder. Without `prints`, only its place is printed.
+    `options` are keyword arguments of compare().
     """
     saved = folders_of(name, root) | {one.folder for one in outcomes if one.folder is not None}
     rows, failed = rows_of_folders(saved), []
@@ -120,7 +128,7 @@ def report_grid(
         if outcome.folder is None and outcome.failed:
             failed.append(row_of_unsaved(params, outcome))
             rows = [row for row in rows if not is_remnant(row, params)]
-    return write_report(tidy(rows + failed), name, root, options)
+    return write_report(tidy(rows + failed), name, root, options, prints)
 
 
 def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOptions) -> None:
@@ -157,7 +165,9 @@ def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
     return row_of({**outcome.as_row(), **known}, params)
 
 
-def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOptions) -> Page:
+def write_report(
+    table: pd.DataFrame, name: str, root: Path, options: CompareOptions, prints: bool = True
+) -> Page:
     """Write results.csv, report.html and report.md to reports/{name}/, print the comparison, and return the page.
 
     With `by` in `options`, the main effect of that field is printed, and stands at the top of the page.
@@ -179,9 +189,10 @@ def write_report(table: pd.DataFrame, name: str, root: Path, options: CompareOpt
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     rows = [{**row, "metric": options.get("metric", "val_loss")} for row in comparison_rows(shown)]
     document.add(verdicts=rows, report=folder / "report.html")
-    for line in [*notes, *heading]:
-        print_message(line)
-    print_comparison(shown)
+    if prints:
+        for line in [*notes, *heading]:
+            print_message(line)
+        print_comparison(shown)
     print_message(link_to(folder / "report.html", "report: "))
     return page
 
@@ -192,12 +203,6 @@ def print_comparison(comparison: pd.DataFrame) -> None:
         print_message(variants_table(comparison))
     for line in sentences(comparison):
         print_message(line, style_of_verdict(line))
-
-
-def style_of_verdict(text: str) -> str:
-    """Return the style of a text that contains a verdict: green for better, red for worse, yellow if undecided."""
-    found = re.search(r"\b(better|worse|cannot tell)\b", text)
-    return {"better": "green", "worse": "red", "cannot tell": "yellow"}[found[1]] if found else ""
 
 
 def variants_table(comparison: pd.DataFrame) -> FittedTable:

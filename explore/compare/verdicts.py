@@ -4,6 +4,7 @@ Shape suffixes:  L setting of the tuned fields, such as a learning rate  S seed
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypedDict, cast
@@ -554,3 +555,9 @@ def comparison_row(match: Match, n_tests: int) -> ComparisonRow:
 def comparison_rows(comparison: pd.DataFrame) -> list[ComparisonRow]:
     """Return the rows of the table of `compare`."""
     return cast(list[ComparisonRow], comparison.to_dict("records"))
+
+
+def style_of_verdict(text: str) -> str:
+    """Return the style of a text that contains a verdict: green for better, red for worse, yellow if undecided."""
+    found = re.search(r"\b(better|worse|cannot tell)\b", text)
+    return {"better": "green", "worse": "red", "cannot tell": "yellow"}[found[1]] if found else ""
