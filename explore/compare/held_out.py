@@ -13,6 +13,7 @@ from explore.compare.variants import RunRow, row_of
 from model.generation.sampling import eval_mode
 from train.data import make_data
 from train.evaluation import Evaluation
+from train.grid.config_text import VARIANT
 from train.grid.params import Params
 from train.grid.run import Run
 from train.saving.outcome import Outcome
@@ -39,8 +40,14 @@ def comparable_rows(
     Texts whose vocabulary or held-out text differs are compared in bits per byte of the baseline's held-out text. Raise
     NotComparable for tasks whose held-out samples differ, and for runs that do not say what they were judged on.
     """
-    ours = [row_of(outcome.as_row(), run.params) for run, outcome in zip(runs, outcomes, strict=True)]
-    theirs = [row_of(outcome.as_row(), run.params) for run, outcome in zip(runs, baseline, strict=True)]
+    # Both sides have the params and the variant of the run, so that they differ in the code only.
+    ours, theirs = (
+        [
+            row_of(outcome.as_row() | {VARIANT: run.variant}, run.params)
+            for run, outcome in zip(runs, side, strict=True)
+        ]
+        for side in (outcomes, baseline)
+    )
     held_out = [(held_out_of(one), held_out_of(other)) for one, other in zip(outcomes, baseline, strict=True)]
     if all(one.rows == other.rows and one.vocabulary == other.vocabulary for one, other in held_out):
         return Sides(ours, theirs, "val_loss")

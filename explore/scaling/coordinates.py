@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from explore.plots import draw_panels
-from explore.scaling.report import Line, Panel, ScalingReport, with_variant
+from explore.scaling.report import Line, Panel, ScalingReport, beyond, with_variant
 from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.mup.scores import aligned_score
@@ -290,7 +290,8 @@ def finding(what: str, slope: Slope, low: float, high: float, when: str = "") ->
     if not excess > 0:
         return None
     (strict_low, strict_high), (lower, upper) = slope.interval(BROKEN), slope.interval(UNCLEAR)
-    sentence = f"{what} {'grows' if grows else 'shrinks'} as width^{slope.value:.2f}{when}"
+    power = beyond(slope.value, high if grows else low)
+    sentence = f"{what} {'grows' if grows else 'shrinks'} as width^{power}{when}"
     bound = f"at most {high}" if grows else f"at least {low}"
     if strict_low > high or strict_high < low:
         return Finding(excess, f"{sentence} ({bound})", broken=True)
@@ -304,40 +305,41 @@ def coordinate_report(
     sizes: pd.DataFrame, probes: pd.DataFrame, controls: Sequence[str] = ()
 ) -> ScalingReport:
     """Return the report on the tables of sizes and of probes. `controls` are variants that are expected to fail."""
-    sentences, problems, panels = [], [], []
+    sentences, problems, undecided, panels = [], [], [], []
     table = slopes(sizes)
     for variant in dict.fromkeys(sizes["variant"]):
         own = sizes[sizes["variant"] == variant]
         powers = table[table["variant"] == variant]
         probe = fit_slope(probes[probes["variant"] == variant], "score")
-        sentence, problem = coordinate_verdict(own, powers, probe, is_control=variant in controls)
+        sentence, problem, doubt = coordinate_verdict(own, powers, probe, is_control=variant in controls)
         sentences.append(with_variant(variant, sentence))
         problems += [problem if variant in controls else with_variant(variant, problem)] if problem else []
+        undecided += [with_variant(variant, doubt)] * bool(doubt)
         panels.append(panels_of(variant, own))
     figure = draw_panels(panels, ("width", "mean size"))
-    return ScalingReport("coord-check", table, sentences, problems, figure)
+    return ScalingReport("coord-check", table, sentences, problems, figure, undecided)
 
 
 def coordinate_verdict(
     own: pd.DataFrame, powers: pd.DataFrame, probe: Slope, is_control: bool
-) -> tuple[str, str]:
-    """Return a sentence about one kind of model, and its problem, or an empty string if it has none."""
+) -> tuple[str, str, str]:
+    """Return a sentence about one kind of model, its problem, and what cannot be decided; both are empty if there is none."""
     found = findings(own, probe)
     broken = [one.sentence for one in found if one.broken]
     if broken:
-        return f"fails{', as expected' * is_control}: {first_of(broken)}", "" if is_control else broken[0]
+        return f"fails{', as expected' * is_control}: {first_of(broken)}", "" if is_control else broken[0], ""
     if is_control:
         inside = f"sizes go as width^{lowest_value(powers):.2f} to width^{highest_value(powers):.2f}"
         too_mild = f"{own['variant'].iloc[0]} was expected to fail, but passes: raise lr or take widths that differ more"
-        return f"passes, unexpectedly: {inside}", too_mild
+        return f"passes, unexpectedly: {inside}", too_mild, ""
     if found:
-        unclear = f"cannot tell: {first_of([one.sentence for one in found])}; {what_would_tell(own)}"
-        return unclear, unclear
+        doubt = f"{first_of([one.sentence for one in found])}; {what_would_tell(own)}"
+        return f"cannot tell: {doubt}", "", doubt
     inside = f"all sizes go as width^{lowest_value(powers):.2f} to width^{highest_value(powers):.2f}"
     inside += (
         "" if math.isnan(probe.value) else f", scores of aligned queries and keys as width^{probe.value:.2f}"
     )
-    return f"passes: {inside}", ""
+    return f"passes: {inside}", "", ""
 
 
 def what_would_tell(own: pd.DataFrame) -> str:

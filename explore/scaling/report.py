@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,17 +50,20 @@ class ScalingReport:
     name: str  # name of the check, and of its files
     table: pd.DataFrame
     sentences: list[str]  # findings, one line each
-    problems: list[str]  # reasons for "fail"; empty for "pass"
+    problems: list[str]  # reasons for "fail"
     figure: Any  # a matplotlib figure
+    undecided: list[str] = field(default_factory=list)  # reasons for "cannot tell"
 
     @property
     def verdict(self) -> str:
-        """Text "pass", or "fail: ..." with all reasons."""
-        return f"fail: {'; '.join(self.problems)}" if self.problems else "pass"
+        """Text "pass", or "fail: ..." or "cannot tell: ..." with all reasons."""
+        if self.problems:
+            return f"fail: {'; '.join(self.problems)}"
+        return f"cannot tell: {'; '.join(self.undecided)}" if self.undecided else "pass"
 
     @property
     def passed(self) -> bool:
-        return not self.problems
+        return not self.problems and not self.undecided
 
     def save(self, folder: Path) -> None:
         """Write {name}.csv, {name}.png and {name}.svg to `folder`, and create it if needed."""
@@ -82,7 +85,7 @@ class ScalingReport:
             log.info(f"saved {folder / self.name}.csv, .png and .svg")
         except OSError as error:
             log.error(f"failed to save the table and the figure: {error}")
-        document.add_check(self.name, folder.name, self.verdict, "; ".join(self.problems))
+        document.add_check(self.name, folder.name, self.verdict, "; ".join(self.problems or self.undecided))
         log.info(self.verdict)
         return int(not self.passed)
 
@@ -139,6 +142,12 @@ def sizes_of(rows: Sequence[RunRow], scale: str) -> list[Any]:
 
 def varies(rows: Sequence[RunRow], field: str) -> bool:
     return any_differ([row.get(field) for row in rows])
+
+
+def beyond(value: float, bound: float) -> str:
+    """Return a value with two decimals, or as many more as tell it from a bound that it is not equal to."""
+    texts = (f"{value:.{digits}f}" for digits in range(2, 10))
+    return next((text for text in texts if float(text) != bound), f"{value}")
 
 
 def with_variant(variant: str, sentence: str) -> str:

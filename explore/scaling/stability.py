@@ -14,7 +14,7 @@ from scipy.stats import gmean
 from torch import Tensor, nn
 
 from explore.plots import draw_panels
-from explore.scaling.report import Line, Panel, ScalingReport, slope, with_variant
+from explore.scaling.report import Line, Panel, ScalingReport, beyond, slope, with_variant
 from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.model_params import ModelParams
@@ -213,9 +213,13 @@ def stability_verdict(row: StabilityRow) -> tuple[str, str]:
     band = f"{row.expected} is {row.low:.2f} to {row.high:.2f}"
     if row.low <= row.ratio <= row.high:
         return f"{what}, as expected: {band}", ""
+    # The bounds are shown with two decimals: a ratio that is barely outside gets more.
+    ratio = f"{row.ratio:.3g}"
+    if ratio in (f"{row.low:.3g}", f"{row.high:.3g}"):
+        ratio = beyond(row.ratio, round(row.low if row.ratio < row.low else row.high, 2))
     return (
         f"{what}, not as expected: {band}",
-        f"{row.ratio:.3g} times from {row.start} to {row.end} layers, but {band}",
+        f"{ratio} times from {row.start} to {row.end} layers, but {band}",
     )
 
 

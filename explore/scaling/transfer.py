@@ -22,6 +22,7 @@ SCALES = ("dim", "n_layers", "batch_size")
 LR, PARAMETRIZATION = "lr", "parametrization"
 # Regrets in nats: up to the first, the learning rate transfers; from the second on, it does not.
 NEGLIGIBLE, SUBSTANTIAL = 0.02, 0.05
+CANNOT_TELL = "cannot tell"
 TRANSFERS = "transfers"
 TRANSFER_COLUMNS = [
     "variant",
@@ -78,6 +79,7 @@ def transfer_report(
         [one.sentence for one in found],
         [one.problem for one in found if one.problem],
         draw_panels([[one.panel for one in found]], ("learning rate", metric.replace("_", " ")), log_y=False),
+        [one.doubt for one in found if one.doubt],
     )
 
 
@@ -104,6 +106,7 @@ class Transfer(NamedTuple):
     rows: list[TransferRow]  # one for each size
     sentence: str
     problem: str  # empty if there is none
+    doubt: str  # what cannot be decided; empty if all can
     panel: Panel
 
 
@@ -112,11 +115,12 @@ def judge_transfer(name: str, scale: str, rows: Sequence[RunRow], metric: str, i
     curves = {size: curve(rows, scale, size, metric) for size in sizes_of(rows, scale)}
     compared = compared_with_base(name, scale, curves)
     verdict, reason = transfer_verdict(compared)
-    fine = verdict == TRANSFERS or is_control
+    fine, is_open = verdict == TRANSFERS or is_control, verdict == CANNOT_TELL
     return Transfer(
         compared,
         with_variant(name, f"{verdict} over {scale}: {reason}"),
-        "" if fine else with_variant(name, f"{verdict} over {scale}, {reason}"),
+        "" if fine or is_open else with_variant(name, f"{verdict} over {scale}, {reason}"),
+        with_variant(name, f"{scale}: {reason}") if is_open and not fine else "",
         panel(name, scale, curves),
     )
 
@@ -208,18 +212,18 @@ def transfer_verdict(rows: Sequence[TransferRow]) -> tuple[str, str]:
     """Return the verdict ("transfers", "shifts" or "cannot tell") and its reason."""
     base, others = rows[0], rows[1:]
     if not others:
-        return "cannot tell", f"only one size ran, {base.size}"
+        return CANNOT_TELL, f"only one size ran, {base.size}"
     if not math.isfinite(base.loss):
-        return "cannot tell", f"all runs of {base.size} failed or diverged"
+        return CANNOT_TELL, f"all runs of {base.size} failed or diverged"
     if base.edge:
-        return "cannot tell", f"{base.best:.4g} is at the edge of the learning rates tried with {base.size}"
+        return CANNOT_TELL, f"{base.best:.4g} is at the edge of the learning rates tried with {base.size}"
     worst = max(others, key=lambda row: (row.regret, row.size))
     costs = f"the best lr of {base.size}, {base.best:.4g}, costs {described_regret(worst)} at {worst.size}"
     moved = f"{costs}, whose best is {worst.best:.4g}" if worst.shift else costs
     unknown = [row.size for row in others if math.isnan(row.regret)]
     if unknown:
         return (
-            "cannot tell",
+            CANNOT_TELL,
             f"the best lr of {base.size}, {base.best:.4g}, did not run with {unknown[0]}",
         )
     if worst.regret >= SUBSTANTIAL and not worst.low <= 0:
@@ -228,11 +232,11 @@ def transfer_verdict(rows: Sequence[TransferRow]) -> tuple[str, str]:
         at_edge = [row for row in others if row.edge]
         if at_edge:
             return (
-                "cannot tell",
+                CANNOT_TELL,
                 f"the best of {at_edge[0].size}, {at_edge[0].best:.4g}, is at the edge of the learning rates tried",
             )
         return TRANSFERS, f"{costs} or less elsewhere; {wider(rows)}"
-    return "cannot tell", f"{moved}: between {NEGLIGIBLE} and {SUBSTANTIAL}, or seeds differ too much"
+    return CANNOT_TELL, f"{moved}: between {NEGLIGIBLE} and {SUBSTANTIAL}, or seeds differ too much"
 
 
 def described_regret(row: TransferRow) -> str:

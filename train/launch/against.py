@@ -5,17 +5,18 @@ Both sides share the environment and the caches. All that they know of each othe
 
 import ast
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from common.repository import REPOSITORY
 from data.corpora import data_folder
@@ -30,6 +31,7 @@ from train.saving.earlier_runs import DEFAULTS
 from train.saving.outcome import Outcome
 from train.saving.run_folder import PARTIAL, read_about, read_json, run_folders
 
+T = TypeVar("T")
 # Runs main.py of the working directory with the configs in this script's folder. It ends with its parent process.
 LAUNCHER = """
 import os, pathlib, sys, threading, time
@@ -215,19 +217,32 @@ def train_baseline(
 
 
 def config_text(runs: Sequence[Mapping[str, object]]) -> str:
-    """Return the text of a config of exactly these runs, which set the same fields."""
-    lists = {name: [run[name] for run in runs] for name in runs[0]}
-    varied = [name for name, values in lists.items() if any(value != values[0] for value in values)]
+    """Return the text of a config of exactly these runs, which set the same fields.
+
+    Fields that vary are axes if the runs are their product. Else each run is a variant.
+    """
+    values = {name: distinct(run[name] for run in runs) for name in runs[0]}
+    varied = [name for name, found in values.items() if len(found) > 1]
+    points = distinct({name: run[name] for name in varied} for run in runs)
+    is_product = len(points) == math.prod(len(values[name]) for name in varied)
     lines = []
     for section in SECTIONS:
-        own = [name for name in lists if SECTION_OF[name] == section]
-        lines += [section, *(f"{name} = {lists[name][0]!r}" for name in own if name not in varied)]
-        lines += [f"{name} = {lists[name]!r}" for name in own if varied == [name]]
-    if len(varied) > 1:
-        fields = [{name: run[name] for name in varied} for run in runs]
-        variants = {", ".join(f"{name} {value}" for name, value in own.items()): own for own in fields}
+        own = [name for name in values if SECTION_OF[name] == section]
+        lines += [section, *(f"{name} = {values[name][0]!r}" for name in own if name not in varied)]
+        lines += [f"{name} = {values[name]!r}" for name in own if name in varied and is_product]
+    if not is_product:
+        variants = {", ".join(f"{name} {value}" for name, value in own.items()): own for own in points}
         lines += ["Grid", f"variants = {variants!r}"]
     return "\n".join(lines) + "\n"
+
+
+def distinct(values: Iterable[T]) -> list[T]:
+    """Return the different values, in order. They need not be hashable."""
+    found: list[T] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
 
 
 def baseline_outcomes(

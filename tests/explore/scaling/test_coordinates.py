@@ -25,6 +25,7 @@ from explore.scaling.coordinates import (
     named_activations,
     size,
 )
+from explore.scaling.report import beyond
 from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.base_shapes import make_base_shapes
@@ -275,7 +276,7 @@ def test_the_interval_of_a_slope_is_that_of_a_regression():
 
 def test_a_slope_outside_its_band_is_unclear_while_its_interval_is_wide():
     doubtful = coordinate_report(noisy_law(-0.3, 0.35), NO_PROBE)
-    assert doubtful.verdict.startswith("fail: cannot tell: a shrinks as width^-0.")
+    assert doubtful.verdict.startswith("cannot tell: a shrinks as width^-0.")
     assert "95 % interval" in doubtful.verdict
     assert "10 seeds (now 4), or a width of 512 beside 256" in doubtful.verdict
     clear = coordinate_report(noisy_law(-0.5, 0.05), NO_PROBE)
@@ -286,7 +287,7 @@ def test_a_slope_outside_its_band_is_unclear_while_its_interval_is_wide():
 
 def test_one_seed_and_two_widths_cannot_fail_a_model():
     lone = coordinate_report(noisy_law(0.6, 0.0, widths=(64, 128), seeds=[0]), NO_PROBE)
-    assert lone.verdict.startswith("fail: cannot tell: a grows as width^0.60")
+    assert lone.verdict.startswith("cannot tell: a grows as width^0.60")
 
 
 def test_an_activation_that_is_not_a_number_does_not_pass():
@@ -313,3 +314,7 @@ def test_seeds_are_added_only_while_the_verdict_is_unclear(monkeypatch):
     asked = []
     measure_kind("", {}, None, None, seeds=(3, 5), max_seeds=2, measure=measure(-0.3, 0.9))
     assert asked == [[3, 5]], "those that are asked for, and no others"
+
+
+def test_a_value_outside_its_band_is_never_shown_as_equal_to_the_bound():
+    assert [beyond(value, -0.2) for value in (-0.4, -0.204, -0.2004)] == ["-0.40", "-0.204", "-0.2004"]

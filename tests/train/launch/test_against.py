@@ -35,6 +35,10 @@ def test_the_config_of_a_baseline_makes_exactly_its_runs(tmp_path):
     assert [run.params for run in read_grid([file])] == [params_of(fields) for fields in wanted]
     file.write_text(config_text(wanted[:1]))
     assert [run.params for run in read_grid([file])] == [params_of(wanted[0])]
+    product = [{"dataset_name": "copy", "dim": dim, "lr": lr} for dim in (16, 32) for lr in (0.1, 0.2)]
+    file.write_text(config_text(product))
+    assert "Grid" not in file.read_text()
+    assert {run.params for run in read_grid([file])} == set(map(params_of, product))
 
 
 def params_of(fields) -> Params:
@@ -63,6 +67,9 @@ def test_a_baseline_is_trained_once_and_git_is_left_alone(project):
     code, said = project.main(*TINY, "--against", "--jobs=2")
     assert "0 of 2 runs are saved, 2 to train" in said
     assert code == 0, said
+    assert "no worse: every run has exactly the loss that it had before" in said
+    code, said = project.main(*TINY, "--against", "--set=n_heads=[2,4]")  # those with 4 heads are saved
+    assert "2 of 4 runs are saved, 2 to train" in said
     assert "no worse: every run has exactly the loss that it had before" in said
     assert sorted(str(path) for path in (project.folder / ".git").rglob("*")) == before
     [exported] = [path for path in (project.out / "code").iterdir() if path.is_dir()]
