@@ -295,6 +295,10 @@ def say_idle(runs: list[Run], call: Call) -> None:
             value = getattr(run.params.train, name)
             if value != getattr(TrainParams, name) and not given[option]:
                 runs_with[f"{name}={value!r} has no effect without {option}"].append(str(number))
+    for number, run in enumerate(runs, 1):
+        metric = run.params.train.patience_metric
+        if metric != TrainParams.patience_metric and run.params.train.patience is None:
+            runs_with[f"patience_metric={metric!r} has no effect without patience"].append(str(number))
     say_of_runs(runs_with)
 
 
