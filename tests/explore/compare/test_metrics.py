@@ -191,6 +191,28 @@ def test_each_block_has_its_own_best_learning_rate():
     )
 
 
+def test_the_choice_of_settings_is_corrected_in_every_block():
+    table = block_table(rates=(0.1, 0.11))
+    table.loc[(table.positions == "a") & (table.lr == 0.11), "val_loss"] += 5
+    table.loc[table.positions == "b", "val_loss"] -= 0.4
+    blocked = compare(table, by="positions")
+    best = table.loc[
+        table.groupby(["positions", "dim", "lr"])
+        .val_loss.transform("mean")
+        .groupby([table.positions, table.dim])
+        .transform("min")
+        == table.groupby(["positions", "dim", "lr"]).val_loss.transform("mean")
+    ]
+    a, b = (best[best.positions == kind].sort_values(["dim", "random_seed"]).val_loss for kind in "ab")
+    factor = 1.0
+    for dim, own in table.groupby("dim"):
+        alone = compare(own, baseline="positions=a")
+        one, other = (side[best.loc[side.index].dim == dim] for side in (b, a))
+        factor *= alone.p[1] / stats.ttest_rel(one, other.to_numpy()).pvalue
+    assert factor > 1.5
+    assert blocked.p[1] == pytest.approx(stats.ttest_rel(b, a.to_numpy()).pvalue * factor)
+
+
 def test_the_options_of_a_report_are_checked_before_a_grid_runs(tmp_path):
     runs_of = [Run(DEFAULT.changed(positions=kind), {}, "demo") for kind in ("none", "rotary")]
     check_options("demo", runs_of, tmp_path, {"baseline": "positions=rotary"})
