@@ -169,6 +169,9 @@ def test_a_main_effect_is_a_paired_test_over_blocks_and_seeds():
     expected = stats.ttest_rel(b, a.to_numpy())
     assert list(result.variant) == ["positions=a", "positions=b"]
     assert list(result.n_seeds) == [9, 9]
+    assert result[["low", "high"]].isna().all(axis=None), (
+        "the means of blocks vary for other reasons than noise"
+    )
     assert result.p[1] == pytest.approx(expected.pvalue)
     assert result.difference[1] == pytest.approx(b.mean() - a.mean())
     assert result.verdict[1] == "worse"
