@@ -115,13 +115,12 @@ class Evaluation:
         """Return the numbers of right and of scored tokens [2, B, N] of the N samples of each row."""
         is_scored_BT = xyz.y != NOT_SCORED
         is_right_BT = (xyz.z.argmax(dim=-1) == xyz.y) & is_scored_BT
-        first = 0 if self.is_masked else 1  # a masked model predicts a token at its own position
-        tokens_BT = x_indices_BT.to(xyz.y.device)[:, first : first + xyz.y.shape[1]]
         rows = self.data.rows("val")
         assert isinstance(rows, TaskRows), "text has no samples"
         n = rows.per_row
-        # Each sample of a row begins with bos.
-        sample_BT = tokens_BT.eq(self.data.tokenizer.start[0]).cumsum(dim=1) - (1 - first)
+        # Each sample begins with bos. Bos is never scored, so a scored token is in the sample of the token before it.
+        tokens_BT = x_indices_BT.to(xyz.y.device)[:, : xyz.y.shape[1]]
+        sample_BT = tokens_BT.eq(self.data.tokenizer.start[0]).cumsum(dim=1) - 1
         counts = torch.stack([is_right_BT, is_scored_BT]).long()
         index = sample_BT.clamp(0, n - 1).expand_as(counts)
         return counts.new_zeros(2, len(x_indices_BT), n).scatter_add_(2, index, counts)

@@ -168,6 +168,8 @@ def compare_variants(
     result = pd.DataFrame(
         [comparison_row(match, n_tests) for match in matches], columns=list(ComparisonRow.__annotations__)
     )
+    if by is not None:  # blocks differ for other reasons than noise
+        result[["low", "high"]] = math.nan
     result.attrs |= {"left_out": left_out, "notes": notes, "at": at, "metric": metric, "by": by}
     return variants, result
 

@@ -133,9 +133,10 @@ def assert_the_end_is_the_same(call, kind: str, kills: dict[str, list[int]]) -> 
             assert_same(outcome(call.root / out), whole)
 
 
-@pytest.mark.parametrize(
-    "kind", all_slow_but(["plain"], KINDS, skipped=["a length in tokens, shares of the run, conditions"])
-)
+NOT_IN_CI = ["a length in tokens, shares of the run, conditions", "evaluation sets"]
+
+
+@pytest.mark.parametrize("kind", all_slow_but(["plain"], KINDS, skipped=NOT_IN_CI))
 def test_a_killed_run_ends_as_it_would_have(kind, call):
     dice = random.Random(kind)
     chosen = ["the end", *dice.sample([kill for kill in KILLS if kill != "the end"], 2)]

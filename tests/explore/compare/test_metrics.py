@@ -169,6 +169,9 @@ def test_a_main_effect_is_a_paired_test_over_blocks_and_seeds():
     expected = stats.ttest_rel(b, a.to_numpy())
     assert list(result.variant) == ["positions=a", "positions=b"]
     assert list(result.n_seeds) == [9, 9]
+    assert result[["low", "high"]].isna().all(axis=None), (
+        "the means of blocks vary for other reasons than noise"
+    )
     assert result.p[1] == pytest.approx(expected.pvalue)
     assert result.difference[1] == pytest.approx(b.mean() - a.mean())
     assert result.verdict[1] == "worse"
@@ -189,6 +192,28 @@ def test_each_block_has_its_own_best_learning_rate():
     assert compare(only, by="positions").verdict[1] == (
         "cannot tell: 2 values of lr tried, 3 of the baseline (in 1 of 3 blocks)"
     )
+
+
+def test_the_choice_of_settings_is_corrected_in_every_block():
+    table = block_table(rates=(0.1, 0.11))
+    table.loc[(table.positions == "a") & (table.lr == 0.11), "val_loss"] += 5
+    table.loc[table.positions == "b", "val_loss"] -= 0.4
+    blocked = compare(table, by="positions")
+    best = table.loc[
+        table.groupby(["positions", "dim", "lr"])
+        .val_loss.transform("mean")
+        .groupby([table.positions, table.dim])
+        .transform("min")
+        == table.groupby(["positions", "dim", "lr"]).val_loss.transform("mean")
+    ]
+    a, b = (best[best.positions == kind].sort_values(["dim", "random_seed"]).val_loss for kind in "ab")
+    factor = 1.0
+    for dim, own in table.groupby("dim"):
+        alone = compare(own, baseline="positions=a")
+        one, other = (side[best.loc[side.index].dim == dim] for side in (b, a))
+        factor *= alone.p[1] / stats.ttest_rel(one, other.to_numpy()).pvalue
+    assert factor > 1.5
+    assert blocked.p[1] == pytest.approx(stats.ttest_rel(b, a.to_numpy()).pvalue * factor)
 
 
 def test_the_options_of_a_report_are_checked_before_a_grid_runs(tmp_path):
