@@ -267,7 +267,8 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         print(sentence_about(error, args.out), file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before or after training
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
 
 
