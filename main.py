@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from train.document import document, run_entry, stdout_for_document
 from train.grid.expand import FileOfGrid, GridError, check_grid, config_files, expand_grid
@@ -274,35 +274,31 @@ def main(arguments: list[str] | None = None) -> int:
     Return the exit code: 0 success, 1 a run or check failed, 2 nothing ran, 130 interrupted.
     """
     typed = sys.argv[1:] if arguments is None else arguments
+    out = None
     with stdout_for_document("--json" in typed):
-        code = run(typed)
+        log_to_console()
+        if rank() > 0:
+            silence_rank()
+        try:
+            args = parse_arguments(typed)
+            out = args.out
+            refuse_options(args)
+            code = command_of(args)(args)
+        except GridError as error:
+            document.add(errors=error.errors)
+            print(error, file=sys.stderr)
+            code = 2
+        except OSError as error:
+            document.add(errors=[sentence_about(error, out)])
+            print(sentence_about(error, out), file=sys.stderr)
+            code = 2
+        except KeyboardInterrupt:  # before or after training
+            print("interrupted", file=sys.stderr)
+            code = INTERRUPTED
     code = bisect_code(code) if "--bisect" in typed else code
     if "--json" in typed and rank() == 0:
         document.write(code, typed)
     return code
-
-
-def run(typed: list[str]) -> int:
-    """Do what the command line asks for. Return the exit code."""
-    log_to_console()
-    if rank() > 0:
-        silence_rank()
-    out = None
-    try:
-        args = parse_arguments(typed)
-        out = args.out
-        refuse_options(args)
-        return command_of(args)(args)
-    except GridError as error:
-        document.add(errors=error.errors)
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        document.add(errors=[sentence_about(error, out)])
-        print(sentence_about(error, out), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
 
 
 def command_of(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
@@ -345,40 +341,20 @@ def sentence_about(error: OSError, out: str | None) -> str:
     return f"cannot use a file or folder: {error}"
 
 
+class CheckedGrid(NamedTuple):
+    """The runs of a grid that can be trained, and what they have in common."""
+
+    runs: list[Run]
+    call: Call
+    namer: partial[Namer]
+    baseline: "Baseline | None"  # with --against
+
+
 def run_grid(args: argparse.Namespace) -> int:
-    """Check all runs of the grid, then train them. Return the exit code."""
-    files = config_files(args.config, CONFIGS)
-    if args.jobs != "1" and not args.dry_run:
-        start_server_of_workers()
-    with status("reading the config"):
-        read = read_configs(args, files)
-        status.show("checking the grid")
-        # These modules import torch, which is slow. What the text alone shows has been said.
-        from train.launch import against, plan, sweep
-
-        call = sweep.make_call(args, wandb_username)
-        baseline = None if args.against is None else against.export(args.against, call.out)
-        runs = check_runs(args, read, call)
-        namer = partial(Namer, args=args)
-        plan.check_names(runs, namer, call)
-    if args.check is not None:
-        from train.launch import check_models
-
-        if args.check == "only":
-            return check_models.report_checks(runs, call)
-        check_models.refuse_leaks(runs, call)
-    if args.dry_run:
-        plan.announce(runs, call)
-        return plan.report_plan(runs, call, times=not (args.coord_check or args.stability))
-    if args.coord_check or args.stability:
-        return check_scaling(args, runs)
-    return train_grid(args, runs, baseline, namer, call)
-
-
-def train_grid(
-    args: argparse.Namespace, runs: list[Run], baseline: "Baseline | None", namer: partial[Namer], call: Call
-) -> int:
-    """Train all runs and report on them. Return the exit code."""
+    """Check all runs of the grid, then train them and report on them. Return the exit code."""
+    runs, call, namer, baseline = checked_grid(args)
+    if (code := look_at_grid(args, runs, call)) is not None:
+        return code
     from train.launch import against, plan, sweep, tables
 
     log_file = call.out / "logs" / f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}.log"
@@ -406,6 +382,41 @@ def train_grid(
     if baseline is None or any(outcome.failed for outcome in outcomes):
         return code
     return judge_code(args, baseline, runs, (outcomes, before), call)
+
+
+def checked_grid(args: argparse.Namespace) -> CheckedGrid:
+    """Read the configs and check all runs. Raise GridError with all errors in the input."""
+    files = config_files(args.config, CONFIGS)
+    if args.jobs != "1" and not args.dry_run:
+        start_server_of_workers()
+    with status("reading the config"):
+        read = read_configs(args, files)
+        status.show("checking the grid")
+        # These modules import torch, which is slow. What the text alone shows has been said.
+        from train.launch import against, plan, sweep
+
+        call = sweep.make_call(args, wandb_username)
+        baseline = None if args.against is None else against.export(args.against, call.out)
+        runs = check_runs(args, read, call)
+        namer = partial(Namer, args=args)
+        plan.check_names(runs, namer, call)
+    return CheckedGrid(runs, call, namer, baseline)
+
+
+def look_at_grid(args: argparse.Namespace, runs: list[Run], call: Call) -> int | None:
+    """Do what the options ask for in place of training, and return the exit code. Return None if the runs are to train."""
+    from train.launch import plan
+
+    if args.check is not None:
+        from train.launch import check_models
+
+        if args.check == "only":
+            return check_models.report_checks(runs, call)
+        check_models.refuse_leaks(runs, call)
+    if args.dry_run:
+        plan.announce(runs, call)
+        return plan.report_plan(runs, call, times=not (args.coord_check or args.stability))
+    return check_scaling(args, runs) if args.coord_check or args.stability else None
 
 
 def outcome_entry(run: Run, outcome: "Outcome") -> dict[str, object]:

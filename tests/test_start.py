@@ -2,11 +2,16 @@
 
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 
 import main
 from common.repository import REPOSITORY
+from train.grid.expand import GridError
+from train.launch import sweep
+from train.saving.code import Code, read_source
 
 # Makes several calls, which are given as one text. Prints their exit codes, and the heavy modules imported by then.
 SCRIPT = """
@@ -36,6 +41,7 @@ def test_calls_that_read_only_text_import_nothing_heavy():
 
 
 @pytest.mark.slow
+@pytest.mark.ci
 def test_calls_that_train_nothing_import_no_lightning(tmp_path):
     out = f"--out {tmp_path}"
     wrong = ["--set=optimizer=adma --set=norm=rms", "--set=n_heads=5", "--set=from_saved=never"]
@@ -80,3 +86,19 @@ def test_a_misspelt_name_is_answered_alone_and_a_wrong_value_with_all_others(cap
     errors = capsys.readouterr().err
     assert "epochs = 0" in errors
     assert "there are: adamw, sgd, muon" in errors
+
+
+def test_code_that_was_edited_before_it_was_loaded_is_refused(monkeypatch):
+    now = {
+        name: read_source(f"x = {i}".encode(), name) for i, name in enumerate(["train/run.py", "model/lm.py"])
+    }
+    version = SimpleNamespace(code=Code(now))
+    monkeypatch.setattr(sweep, "code_of_this_process", lambda: version)
+    for name, text, is_refused in (
+        ("model/lm.py", "x = 1  # a comment", False),
+        ("model/lm.py", "x = 2", True),
+    ):
+        edited = Code(now | {name: read_source(text.encode(), name)})
+        monkeypatch.setattr(sweep.Code, "read", lambda root, edited=edited: edited)
+        with pytest.raises(GridError, match=f"{name}: edited while") if is_refused else nullcontext():
+            sweep.refuse_edited_code()

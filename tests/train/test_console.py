@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import rich
+from rich.console import Console
 
 import main
 from explore.load import runs
 from train import logs
-from train.logs import MAX_TRACEBACK, LossyStream, printable, protect_console, shorten_traceback
+from train.logs import MAX_TRACEBACK, LossyStream, printable, protect_console, shorten_traceback, status
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ["--config=test-synth", "--no-wandb", "--save", "--set", "n_samples=300", "--set", "threads=1"]
@@ -105,3 +106,24 @@ def test_a_long_traceback_loses_its_middle():
     assert short.endswith("end")
     assert len(short) < MAX_TRACEBACK + 100
     assert "290,008 characters left out" in short
+
+
+def test_a_terminal_shows_what_the_program_is_doing(monkeypatch):
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    monkeypatch.setattr(rich, "get_console", lambda: console)
+    logs.log_to_console()
+    with status("checking the grid"):
+        with status("reading [sotu]"):
+            status.spinner._live.refresh()
+        assert status.text == "checking the grid"
+        status.spinner._live.refresh()
+    shown = console.file.getvalue()
+    assert shown.index("reading [sotu]") < shown.rindex("checking the grid")
+    assert status.spinner is None
+
+
+def test_a_pipe_gets_no_spinner(capsys):
+    logs.log_to_console()
+    with status("checking the grid"):
+        assert status.spinner is None
+    assert capsys.readouterr().out == ""
