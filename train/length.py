@@ -16,7 +16,7 @@ BY_TOKENS = ("max_tokens", "tokens_per_parameter", "max_flops")  # lengths that 
 
 
 class RunCosts(NamedTuple):
-    """RunCosts of a run, from which its length follows."""
+    """Costs of a run, from which its length follows."""
 
     tokens_per_row: float  # real tokens, in the mean
     n_params: int
