@@ -353,7 +353,7 @@ class CheckedGrid(NamedTuple):
 def run_grid(args: argparse.Namespace) -> int:
     """Check all runs of the grid, then train them and report on them. Return the exit code."""
     runs, call, namer, baseline = checked_grid(args)
-    if (code := look_at_grid(args, runs, call)) is not None:
+    if (code := look_at_grid(args, runs, call, baseline)) is not None:
         return code
     from train.launch import against, plan, sweep, tables
 
@@ -365,6 +365,8 @@ def run_grid(args: argparse.Namespace) -> int:
             if baseline is None
             else against.baseline_outcomes(baseline, runs, args.config, call, passed_on(args))
         )
+        if baseline is not None and not before and rank() == 0:
+            return 1
         outcomes = sweep.train_runs(runs, namer, call)
         log.info(tables.result_table(runs, outcomes))
         for line in sweep.last_lines(runs, outcomes, call):
@@ -403,9 +405,11 @@ def checked_grid(args: argparse.Namespace) -> CheckedGrid:
     return CheckedGrid(runs, call, namer, baseline)
 
 
-def look_at_grid(args: argparse.Namespace, runs: list[Run], call: Call) -> int | None:
+def look_at_grid(
+    args: argparse.Namespace, runs: list[Run], call: Call, baseline: "Baseline | None"
+) -> int | None:
     """Do what the options ask for in place of training, and return the exit code. Return None if the runs are to train."""
-    from train.launch import plan
+    from train.launch import against, plan
 
     if args.check is not None:
         from train.launch import check_models
@@ -415,6 +419,8 @@ def look_at_grid(args: argparse.Namespace, runs: list[Run], call: Call) -> int |
         check_models.refuse_leaks(runs, call)
     if args.dry_run:
         plan.announce(runs, call)
+        if baseline is not None:
+            against.find_saved(baseline, runs, args.config, call.out)
         return plan.report_plan(runs, call, times=not (args.coord_check or args.stability))
     return check_scaling(args, runs) if args.coord_check or args.stability else None
 

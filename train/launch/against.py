@@ -74,18 +74,10 @@ def export(ref: str, out: Path) -> Baseline:
     Raise GridError if there is no such ref, or if it does not hold this project.
     """
     tree = git_output("rev-parse", "--verify", "--end-of-options", f"{ref}:./", ref=ref).decode().strip()
-    subject = git_output("log", "-1", "--format=%s", "--end-of-options", ref, "--", ref=ref).decode(
-        errors="replace"
-    )
+    subject = git_output("log", "-1", "--format=%s", "--end-of-options", ref, "--", ref=ref)
     root = out / "code" / tree
     if not root.exists():
-        root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root.parent) as folder, suppress(FileExistsError):
-            with tarfile.open(
-                fileobj=BytesIO(git_output("archive", "--format=tar", tree, ref=ref))
-            ) as archive:
-                archive.extractall(Path(folder, tree), filter="data")
-            Path(folder, tree).rename(root)
+        unpack(git_output("archive", "--format=tar", tree, ref=ref), root)
     try:
         code = Code.read(root)
         defaults = {name: value for section in SECTIONS for name, value in defaults_at(root, section)}
@@ -93,7 +85,20 @@ def export(ref: str, out: Path) -> Baseline:
         raise GridError([f"--against={ref}: {error.filename}:{error.lineno}: {error.msg}"]) from None
     except OSError as error:
         raise GridError([f"--against={ref}: this commit has no {error.filename}"]) from None
-    return Baseline(ref, subject.strip(), root, code, defaults)
+    return Baseline(ref, subject.decode(errors="replace").strip(), root, code, defaults)
+
+
+def unpack(archive: bytes, root: Path) -> None:
+    """Unpack a tar archive to `root`, which appears once it is complete, even if other calls do the same."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent) as folder:
+        with tarfile.open(fileobj=BytesIO(archive)) as file:
+            file.extractall(Path(folder, root.name), filter="data")
+        try:
+            Path(folder, root.name).rename(root)
+        except OSError:
+            if not root.exists():  # another call was not faster
+                raise
 
 
 def git_output(*args: str, ref: str) -> bytes:
@@ -250,14 +255,12 @@ def baseline_outcomes(
 ) -> list[Outcome]:
     """Return how each of `runs` ended with the baseline's code. Train those that are not saved yet.
 
-    Return nothing in the further processes of a run. Raise GridError if some have not ended, and KeyboardInterrupt after
-    Ctrl-C.
+    Return an empty list if some failed, and in the further processes of a run. Raise KeyboardInterrupt after Ctrl-C.
     """
     if rank() > 0:
         return []
-    found = saved_outcomes(baseline, runs, config, call.out)
+    found = find_saved(baseline, runs, config, call.out)
     missing = [run for run, outcome in zip(runs, found, strict=True) if outcome is None]
-    log.info(f"with the code of {baseline.named}: {saved_runs(found)}")
     if missing:
         code = train_baseline(baseline, missing, config, call, options)
         if code == INTERRUPTED:
@@ -266,14 +269,20 @@ def baseline_outcomes(
         log.info("with your code:")
     ended = [outcome for outcome in found if outcome is not None]
     if len(ended) < len(runs):
-        raise GridError(
-            [f"--against={baseline.ref}: {len(runs) - len(ended)} of its runs failed, so nothing is compared"]
+        n_failed = len(runs) - len(ended)
+        log.error(
+            f"{n_failed} of {len(runs)} runs failed with the code of {baseline.ref}: nothing is compared"
         )
+        return []
     return ended
 
 
-def saved_runs(found: Sequence[Outcome | None]) -> str:
-    """Return in words how many runs are saved, and how many will train."""
+def find_saved(baseline: Baseline, runs: Sequence[Run], config: str, out: Path) -> list[Outcome | None]:
+    """Return what `saved_outcomes` does, and log how many runs are saved."""
+    found = saved_outcomes(baseline, runs, config, out)
     n_missing = found.count(None)
     to_train = f", {n_missing} to train" if n_missing else ""
-    return f"{len(found) - n_missing} of {len(found)} runs are saved{to_train}"
+    log.info(
+        f"with the code of {baseline.named}: {len(runs) - n_missing} of {len(runs)} runs are saved{to_train}"
+    )
+    return found

@@ -95,6 +95,18 @@ def test_a_field_of_the_edit_stays_at_its_default_or_is_refused(project):
 
 
 @slow
+def test_a_commit_that_cannot_train_is_a_failure_that_bisect_skips(project):
+    project.edit("model/transformer/attention.py", SCORES, "raise RuntimeError('broken')")
+    project.commit("broken")
+    project.edit("model/transformer/attention.py", "raise RuntimeError('broken')", SCORES)
+    code, said = project.main(*TINY, "--against")
+    assert code == 1, said
+    assert "2 of 2 runs failed with the code of HEAD: nothing is compared" in said
+    assert project.main(*TINY, "--against", "--bisect")[0] == 125
+    assert project.main(*TINY, "--against=no-such-branch", "--bisect")[0] == 125
+
+
+@slow
 def test_other_held_out_samples_of_a_task_are_refused(project):
     project.edit("data/task_rows.py", '}/{split}/{i}/{attempt}")', '}/{split}/{i}/{attempt}!")')
     code, said = project.main(*TINY, "--against")
