@@ -66,8 +66,8 @@ class LMTrainer(L.LightningModule):
         self.n_samples: Any = 0  # rows trained on so far
         self.n_tokens: Any = 0  # real tokens among them
         self.n_scored_in_step: Any = 0  # scored so far in the current optimizer step
-        # By layer: each parameter that trains, and a copy of it from before the current step, if that is logged.
-        self.weights_before: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        # By layer, if the current step is logged: the norm of its weights, those that train, and copies of these.
+        self.weights_before: dict[str, tuple[float | Tensor, list[Tensor], list[Tensor]]] = {}
         self.n_steps_done = 0  # optimizer steps that on_train_batch_end has handled
         self.divergence = Divergence(model.n_tokens)
         self.stopped = str(Ending.FINISHED)  # or why the run ended early
@@ -223,24 +223,28 @@ class LMTrainer(L.LightningModule):
         self.log_stat("lr", self.scheduler.get_last_lr()[0])
         self.log_stat("train_seconds", self.train_seconds)
         self.log_groups()
-        weights, gradients = defaultdict(list), defaultdict(list)
+        weights: defaultdict[str, list[Tensor]] = defaultdict(list)
+        gradients: defaultdict[str, list[Tensor]] = defaultdict(list)
         for name, parameter in lm.named_parameters():
             layer = layer_of(name)
             weights[layer].append(parameter)
             if parameter.grad is not None:
                 gradients[layer].append(parameter.grad)
-                self.weights_before.setdefault(layer, []).append((parameter, parameter.clone()))
-        for kind, tensors in (("weight_norm", weights), ("grad_norm", gradients)):
-            for layer, group in tensors.items():
-                self.log_stat(f"{kind}:{layer}", get_total_norm(group))
+        for layer, group in weights.items():
+            norm = full_number(get_total_norm(group))
+            self.log_stat(f"weight_norm:{layer}", norm)
+            if trained := [parameter for parameter in group if parameter.grad is not None]:
+                self.weights_before[layer] = norm, trained, [parameter.clone() for parameter in trained]
+        for layer, group in gradients.items():
+            self.log_stat(f"grad_norm:{layer}", get_total_norm(group))
 
     @torch.no_grad()
     def log_updates(self) -> None:
         """Log the norm of each layer's update over that of its weights, if the step that has just ended is logged."""
         step = self.global_step - 1
-        for layer, pairs in self.weights_before.items():
-            update = full_number(get_total_norm([after - before for after, before in pairs]))
-            ratio = update / full_number(get_total_norm([before for _, before in pairs]))
+        for layer, (norm, trained, before) in self.weights_before.items():
+            updates = [new - old for new, old in zip(trained, before, strict=True)]
+            ratio = full_number(get_total_norm(updates)) / norm
             self.stats.log(f"update_ratio:{layer}", ratio, step=step, n_samples=self.n_samples)
         self.weights_before = {}
 
