@@ -5,7 +5,7 @@ See data/batch.py for the content of a batch.
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
@@ -70,7 +70,7 @@ class LMDataModule:
         self.task = tasks.get(data_params.dataset_name)
         self.data_params = data_params
         self.cache = Path(cache)
-        self.get_data: Callable[[], TaskData | TextData | EvalTask | EvalText] = functools.partial(
+        self.get_data = functools.partial(
             get_data, data_params.training_data(), tokenizer_spec, self.cache, tokenizer
         )
         self.datasets: dict[str, TaskRows | TextRows] = {}
@@ -95,10 +95,9 @@ class LMDataModule:
         assert isinstance(self.data, TaskData | TextData), "an evaluation set has none of its own"
         found = eval_data(self.data_params, name, self.data, self.cache, self.tokenizer)
         module = copy.copy(self)
-        module.data_params, module.get_data, module.datasets = found.data_params, lambda: found, {}
-        module.data, module.dataset_name = found, found.data_params.dataset_name
+        module.data, module.data_params, module.datasets = found, found.data_params, {}
+        module.dataset_name = found.data_params.dataset_name
         module.task, module.data_workers = tasks.get(module.dataset_name), 0
-        vars(module).pop("eval_sets", None)
         return module
 
     @property

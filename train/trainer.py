@@ -75,7 +75,7 @@ class LMTrainer(L.LightningModule):
         self.validated_at = -1  # the step of the last validation
         self.result: dict[str, float] = {}  # of that validation
         self.sample = ""  # text that the model generated in the last validation
-        self.n_validations = 0
+        self.n_validations = 0  # during training
         self.evaluated_at = -1  # the step of the last evaluation on the evaluation sets
         self.eval_result: dict[str, float] = {}  # of that evaluation
         self.slices: dict[str, list] = {}  # accuracy by slice: of the last validation, and by evaluation set
@@ -351,8 +351,11 @@ class LMTrainer(L.LightningModule):
         self.drain_and_judge()
         evaluations = self.evaluations
         # Every process validates all rows. All take the numbers of the first one, so that they decide alike.
-        with gathered(self.model), isolate_rng() if len(evaluations) > 1 else nullcontext():
-            found = {i: (one.result(), one.slices()) for i, one in evaluations.items()}
+        with gathered(self.model):
+            found = {}
+            for i, one in evaluations.items():
+                with isolate_rng() if i else nullcontext():
+                    found[i] = one.result(), one.slices()
             found = self.trainer.strategy.broadcast(found)
             if 0 in evaluations:
                 self.sample = evaluations[0].sample()
@@ -377,7 +380,7 @@ class LMTrainer(L.LightningModule):
             self.log_stat(self.of_best + name, value)
         self.stats.drain()
         self.n_samples, self.n_tokens = int(self.n_samples), int(self.n_tokens)
-        self.n_validations += 1
+        self.n_validations += self.trainer.state.fn == "fit"
         self.validated_at = self.global_step
         numbers = ", ".join(f"{name.removeprefix('val_')} {value:.4g}" for name, value in result.items())
         log.info(

@@ -216,6 +216,7 @@ def test_the_choice_of_settings_is_corrected_in_every_block():
     assert blocked.p[1] == pytest.approx(stats.ttest_rel(b, a.to_numpy()).pvalue * factor)
 
 
+@pytest.mark.slow
 def test_the_options_of_a_report_are_checked_before_a_grid_runs(tmp_path):
     runs_of = [Run(DEFAULT.changed(positions=kind), {}, "demo") for kind in ("none", "rotary")]
     check_options("demo", runs_of, tmp_path, {"baseline": "positions=rotary"})
