@@ -213,7 +213,7 @@ def add_comparisons(group: argparse._ArgumentGroup) -> None:
     add(
         "--bisect",
         action="store_true",
-        help="with --against, exit with the codes that `git bisect run` expects",
+        help="with --against, exit with the codes that `git bisect run` expects: --against=REF --bisect",
     )
     add(
         "--baseline",

@@ -214,9 +214,10 @@ def best_first(rows: Sequence[RunRow]) -> list[RunRow]:
     of_data = {name: i for i, name in enumerate(map(data_of_row, rows))}
 
     def key(row: RunRow) -> tuple[int, bool, float]:
-        loss = float_in(row, measured_column("val_loss"))
-        is_bad = math.isnan(loss) or ended_badly(row)
-        return -of_data[data_of_row(row)], is_bad, 0.0 if is_bad else loss
+        loss = measured(row, "val_loss")
+        if not isinstance(loss, int | float) or math.isnan(loss) or ended_badly(row):
+            return -of_data[data_of_row(row)], True, 0.0
+        return -of_data[data_of_row(row)], False, loss
 
     return sorted(rows, key=key)
 

@@ -264,7 +264,6 @@ class SideBySide:
             return
         worker.number, worker.settled = None, True
         self.end(number, message.outcome)
-        self.display.ends(number, self.outcomes[number])
 
     def end(self, number: int, outcome: Outcome) -> None:
         """Store the outcome of a run. With --fail-fast, the first failure stops all other runs."""
@@ -273,6 +272,7 @@ class SideBySide:
             if outcome.ending is Ending.INTERRUPTED:
                 outcome = replace(outcome, ending=Ending.CANCELLED, why="another run failed")
         self.outcomes[number] = outcome
+        self.display.ends(number, outcome)
         if outcome.ending is Ending.ELSEWHERE:
             self.elsewhere.append(number)
         if self.call.fail_fast and outcome.failed:
