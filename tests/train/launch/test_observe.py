@@ -419,7 +419,11 @@ def test_a_grid_says_which_runs_have_a_data_field_without_effect(texts, tmp_path
     ("fields", "options", "expected"),
     [
         ({"checkpoint_every": 5}, {}, ["run 1: checkpoint_every=5 has no effect without --save"]),
-        ({"patience_metric": "val_accuracy"}, {}, ["run 1: patience_metric='val_accuracy' has no effect without patience"]),
+        (
+            {"patience_metric": "val_accuracy"},
+            {},
+            ["run 1: patience_metric='val_accuracy' has no effect without patience"],
+        ),
         ({"patience_metric": "val_accuracy", "patience": 2}, {}, []),
         ({"checkpoint_every": 5}, {"save": True}, []),
         (
