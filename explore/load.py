@@ -12,7 +12,6 @@ import pandas as pd
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from explore.compare.code import CodeOfRun, with_code_labels
-from explore.compare.metrics import float_in
 from explore.compare.variants import (
     CODE,
     DATA,

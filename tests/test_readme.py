@@ -214,7 +214,10 @@ def runnable(command: Command) -> Any:
         "": [],
         "slow": SLOW if is_short else [pytest.mark.slow],
         "gpu": [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")],
-        "ray": [pytest.mark.slow, pytest.mark.skipif(without_ray, reason="no ray: pip install -r requirements-ray.txt")],
+        "ray": [
+            pytest.mark.slow,
+            pytest.mark.skipif(without_ray, reason="no ray: pip install -r requirements-ray.txt"),
+        ],
     }
     return pytest.param(command.line, marks=marks[command.mark], id=command.line)
 

@@ -426,3 +426,23 @@ def test_measuring_updates_changes_no_weight_and_copies_none_between_entries(tmp
     once = weights(train(tmp_path, data=SMALL, max_steps=8, hyperparams_log_freq=100, dropout=0.1))
     assert equal(often, once)
     assert (n_often, len(clones)) == (8 * n_params, n_params)
+
+
+@pytest.mark.slow
+def test_a_run_may_stop_by_an_evaluation_set(tmp_path, capsys):
+    sets = "eval_sets={'long': {'n_samples': 20, 'task_args': {'min_length': 9, 'max_length': 10}}}"
+    fields = ["n_samples=300", "max_steps=20", "val_every=2", sets, "stop_when=val_loss[long] < 100"]
+    words = [
+        "--config=test-synth",
+        "--no-wandb",
+        "--save",
+        f"--out={tmp_path}",
+        *(f"--set={one}" for one in fields),
+    ]
+    assert main.main(words) == 2
+    assert (
+        "evaluation sets are evaluated at the end of a run only, unless eval_every is set"
+        in capsys.readouterr().err
+    )
+    assert main.main([*words, "--set=eval_every=2"]) == 0
+    assert list(runs(str(tmp_path), all=True).steps) == [4]

@@ -28,6 +28,11 @@ def metric_problems(runs: list[Run], call: Call) -> Iterator[tuple[Run, str]]:
             known, shown = recorded[key], f"{field}={getattr(train, field)!r}"
             if isinstance(known, str):
                 yield run, f"{shown}: the metrics of this run are unknown, as a training step fails: {known}"
+            elif name.endswith("]") and name in known and data.eval_every is None:
+                yield (
+                    run,
+                    f"{shown}: evaluation sets are evaluated at the end of a run only, unless eval_every is set",
+                )
             elif name not in known:
                 yield run, f"{shown}: there is no metric {name!r}; {did_you_mean(name, sorted(known))}"
 
@@ -53,7 +58,7 @@ def statistics_in_trial(run: Run, call: Call) -> set[str]:
     # These modules import Lightning, which is slow, and few grids name such a metric.
     from model.lm import LM
     from train.data import make_data
-    from train.evaluation import Evaluation
+    from train.evaluation import Evaluation, of_set
     from train.launch.estimate import step_params
     from train.pretrained import saved_tokenizer
     from train.probe import own_randomness
@@ -71,5 +76,7 @@ def statistics_in_trial(run: Run, call: Call) -> set[str]:
         trainer.fit(trial, data.train_dataloader(train.batch_size))
         evaluation = Evaluation(lm.cpu().eval(), data)
         evaluation.add(next(iter(data.val_dataloader(train.batch_size))), train)
-        names.update(evaluation.result())
+        names.update(result := evaluation.result())
+        for name in data.eval_sets:
+            names.update(of_set(name, result))
     return names | stats.train_stats.keys()
