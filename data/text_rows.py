@@ -165,7 +165,6 @@ class Tokens(NamedTuple):
 
     ids: np.ndarray
     starts: np.ndarray
-    folder: Path  # from which they were read
     n_bytes: int  # of the text, in UTF-8
     chance: float  # share of the most common token among those to be predicted
     n_unknown_bytes: int = 0  # bytes that unknown tokens cover
@@ -173,6 +172,7 @@ class Tokens(NamedTuple):
     n_empty: int = 0  # documents without a token
     n_in_training: int = 0  # documents that the training split contains too; 0 for that split itself
     text: str = ""  # hash of the documents
+    folder: Path = Path()  # from which they were read
 
 
 class Piece(NamedTuple):
@@ -257,7 +257,7 @@ def read_tokens(folder: Path) -> Tokens:
     dtype, file = np.dtype(facts["dtype"]), folder / "tokens.bin"
     ids = np.asarray(np.memmap(file, dtype, mode="r")) if file.stat().st_size else np.zeros(0, dtype)
     del facts["dtype"]
-    return Tokens(ids, np.load(folder / "starts.npy"), folder, **facts)
+    return Tokens(ids, np.load(folder / "starts.npy"), **facts, folder=folder)
 
 
 class TextRows(Dataset):

@@ -297,6 +297,7 @@ def test_facts_of_cached_tokens_are_plain_json(corpus, tmp_path):
             "n_empty",
             "n_in_training",
             "chance",
+            "text",
         }
         assert set(json.loads(facts.read_text())) == expected
 

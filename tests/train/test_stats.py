@@ -180,7 +180,7 @@ def test_the_tracker_gets_the_same_numbers_a_moment_a_row_and_none_overwritten()
     stats.drain()
     assert rows == [
         {"step": 1, "n_samples": 8, "stat/loss": 4.0},
-        {"step": 1, "n_samples": 16, "stat/loss": 3.0, "stat/lr": 0.1},
-        {"step": 2, "n_samples": 16, "stat/norm": math.inf},
-        {"step": 2, "n_samples": 16, "stat/norm": 2.0},
+        {"step": 1, "n_samples": 16, "stat/loss": 3.0, "optim/lr": 0.1},
+        {"step": 2, "n_samples": 16, "norms/norm": math.inf},
+        {"step": 2, "n_samples": 16, "norms/norm": 2.0},
     ]

@@ -281,7 +281,7 @@ class Tracker:
     def log(self, row):
         pass
 
-    def finish(self, failed=False):
+    def finish(self, failed=False, summary=()):
         self.failed = failed
 
 
