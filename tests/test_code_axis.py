@@ -19,10 +19,11 @@ def test_an_edit_that_harms_is_called_worse(tmp_path):
     assert code == 3, said
     assert "with the code of HEAD (first): 3 of 3 runs are saved" in said
     assert "against HEAD (first): worse: loss +" in said
-    assert "code=attention.py +1 -1: worse; loss +" in said
+    verdicts = (project.out / "reports" / "test-synth" / "report.md").read_text(encoding="utf-8")
+    assert "code=attention.py +1 -1: worse; loss +" in verdicts
     assert (
         "these runs were trained by 2 versions of the code: first (3 runs), attention.py +1 -1 (3 runs)"
-        in said
+        in verdicts
     )
     results = pd.read_csv(project.out / "reports" / "test-synth" / "results.csv")
     assert results.code.tolist() == ["first"] * 3 + ["attention.py +1 -1"] * 3

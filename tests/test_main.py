@@ -321,7 +321,7 @@ def ptb(tmp_path, monkeypatch):
 def test_the_commands_of_the_first_example_run_with_and_without_wandb_and_save(
     ptb, tmp_path, capsys, options
 ):
-    assert call(tmp_path, "--config=test-nlp", "--task=ptb", *options) == 0
+    assert call(tmp_path, "--config=test-nlp", "--task=ptb", "--set", "epochs=2", *options) == 0
     shown = capsys.readouterr().out
     assert len(re.findall(r"^  sample: ", shown, re.MULTILINE)) == 2, "a sample at the end of each epoch"
     wandb = list((tmp_path / "out").rglob("*.wandb"))

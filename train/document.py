@@ -47,6 +47,7 @@ class VerdictEntry(TypedDict, total=False):
     n_settings: int  # settings tried
     n_seeds: int  # seeds that ran with every setting, of both sides with --against
     n_bad: int  # runs that failed or diverged
+    n_censored: int  # runs that never got to the limit of a metric such as "steps_to: val_loss < 3"
     mean: float | None  # of the metric, over seeds
     low: float | None  # 95 % interval of the mean
     high: float | None

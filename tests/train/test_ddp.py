@@ -93,8 +93,8 @@ def test_two_processes_equal_one_with_the_double_batch(strategy, close, fields, 
     assert len(list((tmp_path / "two" / "logs").iterdir())) == 1
     beginnings = [line.split(":")[0] for line in printed.splitlines()]
     assert [line for line in beginnings if line.startswith(("run ", "step "))] == [
-        *("run 1 of 2", "step 6", "step 12"),
-        *("run 2 of 2", "step 6", "step 12"),
+        *("run 1 of 2", "step 6", "step 12", "run 1 (random_seed 1)"),
+        *("run 2 of 2", "step 6", "step 12", "run 2 (random_seed 2)"),
     ]
     assert "distributed" not in printed
 

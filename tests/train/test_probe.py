@@ -365,7 +365,7 @@ def test_a_leak_is_logged_saved_with_the_run_and_marked_in_every_table(tmp_path,
     assert call_main(tmp_path, "--set", kinds, "--save") == 0
     shown = capsys.readouterr().out
     [said] = re.findall(r"^leak: (.*)$", shown, re.MULTILINE)
-    rows = re.findall(r"^ *(\d) +(custom-transformer|edited) +[\d.]+ +(\S+) ", shown, re.MULTILINE)
+    rows = re.findall(r"^ *(\d) +(custom-transformer|edited) +(?:\* )?[\d.]+ +(\S+) ", shown, re.MULTILINE)
     assert rows == [("1", "custom-transformer", "-"), ("2", "edited", "yes")]
     kept = runs(out=str(tmp_path), all=True).set_index("layer_architecture")["leak"]
     assert kept["edited"] == said
