@@ -189,8 +189,7 @@ class EvalText:
             raise nothing_left(self.n_dropped)
         self.chance = self.val.chance
         self.val_bytes = self.val.n_bytes
-        first = self.val.n_first_bytes if params.packed is False else 0
-        self.val_unknown_bytes = self.val.n_unknown_bytes + first
+        self.val_unknown_bytes = self.val.unscored_bytes(params.packed is not False)
 
     def write(self, folder: Path, training: TextData, cache: Path) -> None:
         """Tokenize the documents that do not occur in training."""

@@ -40,7 +40,7 @@ class Documents:
             for document in documents:
                 text = document.encode()
                 self.ends.append(self.ends[-1] + self.file.write(text))
-                self.hashes.append(int.from_bytes(blake2b(text, digest_size=8).digest(), "big", signed=True))
+                self.hashes.append(document_hash(text))
             own[split] = range(first, len(self.ends) - 1)
         self.indices = {**own} if own_splits else split_by_document(own, data_params)
 
@@ -62,6 +62,11 @@ class Documents:
         lengths = np.diff(np.array(self.ends, np.int64))
         here, train = (np.array(self.indices[name], np.int64) for name in (split, "train"))
         return int(np.isin(hashes[here[lengths[here] > 0]], hashes[train]).sum())
+
+
+def document_hash(text: bytes) -> int:
+    """Return a 64-bit hash of a document in UTF-8."""
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big", signed=True)
 
 
 def split_by_document(own: dict[str, range], data_params: DataParams) -> dict[str, list[int] | range]:
@@ -114,9 +119,7 @@ class TextData:
         self.train = self.tokens("train")
         self.chance: float = self.val.chance
         self.val_bytes: int = self.val.n_bytes
-        # A packed row continues the previous one, so only unpacked documents have an unscored first token.
-        first = self.val.n_first_bytes if data_params.packed is False else 0
-        self.val_unknown_bytes: int = self.val.n_unknown_bytes + first
+        self.val_unknown_bytes: int = self.val.unscored_bytes(data_params.packed is not False)
         self.documents.cache_clear()  # frees the disk space of the temporary file
         self.log_flaws()
 
@@ -173,6 +176,13 @@ class Tokens(NamedTuple):
     n_in_training: int = 0  # documents that the training split contains too; 0 for that split itself
     text: str = ""  # hash of the documents
     folder: Path = Path()  # from which they were read
+
+    def unscored_bytes(self, packed: bool) -> int:
+        """Return the bytes that the loss does not cover: those of unknown tokens and of unscored first ones.
+
+        A packed row continues the previous one, so only unpacked documents have an unscored first token.
+        """
+        return self.n_unknown_bytes + (0 if packed else self.n_first_bytes)
 
 
 class Piece(NamedTuple):

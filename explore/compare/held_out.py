@@ -8,16 +8,15 @@ from typing import Any, NamedTuple
 
 from data.batch import mycollate
 from data.held_out import HeldOut, read_documents
-from data.text_rows import TextData, TextRows, read_tokens, write_tokens
+from data.text_rows import Documents, TextRows, document_hash, read_tokens, write_tokens
 from explore.compare.variants import RunRow, row_of
 from model.generation.sampling import eval_mode
-from train.data import make_data
 from train.evaluation import Evaluation
 from train.grid.config_text import VARIANT
 from train.grid.params import Params
 from train.grid.run import Run
 from train.saving.outcome import Outcome
-from train.saving.run_folder import Loaded, load_run, read_about
+from train.saving.run_folder import load_run, read_about
 
 
 class NotComparable(ValueError):
@@ -54,6 +53,14 @@ def comparable_rows(
     for run, (one, other) in zip(runs, held_out, strict=True):
         if reason := why_not(run.params, one, other):
             raise NotComparable(f"cannot compare run {run.number}: {reason}")
+    # Runs on the same data share the folders, so that each text is looked through once.
+    texts = {
+        (one.folder, other): run
+        for run, (one, other) in zip(runs, held_out, strict=True)
+        if one.text != other.text
+    }
+    for (_, other), run in texts.items():
+        refuse_trained_on(other, run, cache)
     for row, outcome, (one, other) in zip(ours, outcomes, held_out, strict=True):
         if one.text != other.text and outcome.folder is not None:
             row |= bits_on(other, outcome.folder, cache)
@@ -80,22 +87,34 @@ def why_not(params: Params, one: HeldOut, other: HeldOut) -> str:
     return ""
 
 
-def bits_on(held_out: HeldOut, folder: Path, cache: Path) -> RunRow:
-    """Return the measured bits per byte of a saved run on the held-out text of the other code."""
+def kept_documents(held_out: HeldOut, cache: Path) -> list[str]:
+    """Return the held-out documents of the baseline. Raise NotComparable if they are no longer there."""
     documents = read_documents(cache, held_out.folder)
     if documents is None:
         raise NotComparable(f"the baseline's held-out text is no longer in {cache}")
-    loaded = load_run(folder)
-    lm, (data_params, train_params, model_params) = loaded.lm, loaded.params
-    if (n := n_trained_on(documents, loaded, cache)) > read_tokens(cache / held_out.folder).n_in_training:
+    return documents
+
+
+def refuse_trained_on(held_out: HeldOut, run: Run, cache: Path) -> None:
+    """Raise NotComparable if the new code trains on more of the baseline's held-out documents than the baseline did."""
+    documents = kept_documents(held_out, cache)
+    n = n_trained_on(documents, run, cache)
+    if n > read_tokens(cache / held_out.folder).n_in_training:
         raise NotComparable(
             f"{n} of {len(documents)} held-out documents of the baseline are in the training split of the new code"
         )
+
+
+def bits_on(held_out: HeldOut, folder: Path, cache: Path) -> RunRow:
+    """Return the measured bits per byte of a saved run on the held-out text of the other code."""
+    documents = kept_documents(held_out, cache)
+    loaded = load_run(folder)
+    lm, (data_params, train_params, model_params) = loaded.lm, loaded.params
     with tempfile.TemporaryDirectory() as place:
         write_tokens(documents, loaded.tokenizer, Path(place))
         tokens = read_tokens(Path(place))
         packed = data_params.packed is not False
-        unknown = tokens.n_unknown_bytes + (0 if packed else tokens.n_first_bytes)
+        unknown = tokens.unscored_bytes(packed)
         rows = TextRows(tokens, loaded.tokenizer, model_params.max_seq_len, packed)
         data: Any = SimpleNamespace(
             task=None, tokenizer=loaded.tokenizer, val_bytes=tokens.n_bytes, val_unknown_bytes=unknown
@@ -109,14 +128,7 @@ def bits_on(held_out: HeldOut, folder: Path, cache: Path) -> RunRow:
     return row_of({"bits_per_byte": bits, "unknown_bytes": unknown / max(1, tokens.n_bytes)})
 
 
-def n_trained_on(documents: Sequence[str], run: Loaded, cache: Path) -> int:
-    """Count the documents that a run has trained on."""
-    data = make_data(run.params.data, run.params.model, cache, tokenizer=run.tokenizer).data
-    assert isinstance(data, TextData), "only texts have documents"
-    ids, starts = data.train.ids, data.train.starts
-    ends = [*starts[1:].tolist(), len(ids)]
-    trained = {tuple(ids[start:end].tolist()) for start, end in zip(starts.tolist(), ends, strict=True)}
-    marks = {*run.tokenizer.begin, *run.tokenizer.end}
-    bare = {tuple(token for token in document if token not in marks) for document in trained}
-    encoded = run.tokenizer.encode_batch(list(documents))
-    return sum(tuple(token for token in document if token not in marks) in bare for document in encoded)
+def n_trained_on(documents: Sequence[str], run: Run, cache: Path) -> int:
+    """Count the documents, without empty ones, in the training split of a run's text."""
+    trained = set(Documents(run.params.data, cache).hashes_of("train"))
+    return sum(document_hash(document.encode()) in trained for document in documents if document)

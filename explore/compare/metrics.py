@@ -26,8 +26,8 @@ from train.stats import Stat, Stats
 
 RunRow = dict[str, object]  # a run: its params by field, and its measured values by `measured_column`
 LOSSES = ("val_loss", "bits_per_byte")
-# Parts of the names of metrics.
-HIGHER_WORDS = (*HIGHER_IS_BETTER, "tokens_per_second", "achieved_flops")  # in names
+# Parts of the names of metrics of which higher values are better.
+HIGHER_WORDS = (*HIGHER_IS_BETTER, "tokens_per_second", "achieved_flops")
 COST_UNITS = ("steps", "flops", "seconds")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,

@@ -356,12 +356,9 @@ def test_unknown_metrics_are_refused_before_training(field, value, said, tmp_pat
     words = [
         "--config=test-synth",
         "--no-wandb",
-        "--out",
-        str(tmp_path),
-        "--set",
-        "n_samples=200",
-        "--set",
-        "patience=2",
+        f"--out={tmp_path}",
+        "--set=n_samples=200",
+        "--set=patience=2",
     ]
     assert main.main([*words, "--set", f"{field}={value}"]) == 2
     assert f"--set {field}={value}: {said}" in capsys.readouterr().err
@@ -382,12 +379,9 @@ def test_metrics_of_a_users_own_are_known(tmp_path, monkeypatch):
     words = [
         "--config=test-synth",
         "--no-wandb",
-        "--out",
-        str(tmp_path),
-        "--set",
-        "n_samples=200",
-        "--set",
-        "max_steps=20",
+        f"--out={tmp_path}",
+        "--set=n_samples=200",
+        "--set=max_steps=20",
     ]
     words += ["--set", "val_every=1", "--set", "threads=1", "--save"]
     assert main.main([*words, "--set", "stop_when=my_stat > 3 and val_exact_match >= 0"]) == 0

@@ -21,13 +21,12 @@ from typing import NamedTuple, TypeVar
 from common.repository import REPOSITORY
 from data.corpora import data_folder
 from train.grid.config_text import located
-from train.grid.expand import GridError
+from train.grid.expand import GridError, field_defaults
 from train.grid.params import SECTION_OF, SECTIONS
 from train.grid.run import Call, Run
 from train.logs import log
 from train.processes import INTERRUPTED, rank
 from train.saving.code import Code
-from train.saving.earlier_runs import DEFAULTS
 from train.saving.outcome import Outcome
 from train.saving.run_folder import PARTIAL, read_about, read_json, run_folders
 
@@ -142,7 +141,7 @@ def chosen_fields(runs: Sequence[Run], baseline: Baseline) -> list[dict[str, obj
     errors, chosen = [], set[str]()
     for run in runs:
         values = run.params.flat()
-        changed = {name for name in values if values[name] != DEFAULTS[name]}
+        changed = {name for name in values if values[name] != field_defaults()[name]}
         for name in sorted(changed - baseline.defaults.keys()):
             message = f"{name}={values[name]!r}, but the code of {baseline.ref} has no field {name!r}"
             errors.append(located(message, run.places))

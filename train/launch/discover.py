@@ -5,11 +5,11 @@ import inspect
 import sys
 import tokenize
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, Field
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
+from data.cache import default_of
 from data.corpora import corpora, corpus_names
 from data.syntheticdata import tasks
 from model.problems import MODEL_REGISTRIES
@@ -47,7 +47,7 @@ def described_fields(params_class: type) -> Iterator[DescribedField]:
             field = fields[node.target.id]
             kind = types[field.name]
             meaning = comments.get(node.end_lineno or 0, "")
-            default = repr(field_default(field))
+            default = repr(default_of(field))
             yield DescribedField(
                 field.name, plain_type(kind), default, allowed_for(field.name, kind), meaning
             )
@@ -67,15 +67,6 @@ def comments_in(path: Path) -> dict[int, str]:
                 alone = not token.line[: token.start[1]].strip()
                 comments[token.start[0] + alone] = token.string.lstrip("# ")
     return comments
-
-
-def field_default(field: Field) -> Any:
-    """Return the default of a dataclass field, which pydantic's Field may wrap."""
-    default = field.default
-    factory = getattr(default, "default_factory", None) or field.default_factory
-    if factory is not MISSING and factory is not None:
-        return factory()
-    return getattr(default, "default", default)
 
 
 def plain_type(annotation: Any) -> str:

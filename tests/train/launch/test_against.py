@@ -10,10 +10,9 @@ import pytest
 from common.repository import REPOSITORY
 from tests.explore.compare.fake_runs import DEFAULT
 from tests.project_copy import SCORES, ProjectCopy
-from train.grid.expand import GridError, read_grid
+from train.grid.expand import GridError, field_defaults, read_grid
 from train.grid.params import SECTIONS, Params
 from train.launch.against import config_text, defaults_at, export
-from train.saving.earlier_runs import DEFAULTS
 
 TINY = ["--config=test-synth", "--set=n_samples=1000", "--set=dim=16", "--set=batch_size=32", "--seed=[1,2]"]
 slow = pytest.mark.slow
@@ -49,8 +48,10 @@ def params_of(fields) -> Params:
 
 def test_defaults_are_read_from_the_text_of_a_commit():
     found = {name: value for section in SECTIONS for name, value in defaults_at(REPOSITORY, section)}
-    assert found.keys() == DEFAULTS.keys()
-    assert {name: value for name, value in found.items() if value is not ...}.items() <= DEFAULTS.items()
+    assert found.keys() == field_defaults().keys()
+    assert {
+        name: value for name, value in found.items() if value is not ...
+    }.items() <= field_defaults().items()
 
 
 @pytest.mark.parametrize("ref", ["no-such-branch", "--output=x", "HEAD~99999"])

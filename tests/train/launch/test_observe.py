@@ -35,7 +35,7 @@ from train.launch.observe import (
 from train.launch.plan import announce, measure_data
 from train.optimizers import freeze, make_optimizer
 from train.schedules import Schedule
-from train.train_params import TrainParams
+from train.train_params import LENGTHS, TrainParams
 
 MUP = {"parametrization": "mup", "dim": 32}
 POST = {"norm_position": "post", "residual": "admin"}
@@ -138,13 +138,7 @@ OF_THE_WHOLE_RUN = {
         "gradient_clip_val",
         "batch_size",
         "accumulate_grad_batches",
-        "epochs",
-        "max_steps",
-        "early_stop_nsamples",
-        "max_tokens",
-        "max_seconds",
-        "max_flops",
-        "tokens_per_parameter",
+        *LENGTHS,
         "val_every",
         "stop_when",
         "patience_metric",
