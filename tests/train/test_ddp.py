@@ -55,7 +55,7 @@ def train(out: Path, *options: str, **fields) -> tuple[str, list[Path]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
@@ -97,6 +97,35 @@ def test_two_processes_equal_one_with_the_double_batch(strategy, close, fields, 
         *("run 2 of 2", "step 6", "step 12", "run 2 (random_seed 2)"),
     ]
     assert "distributed" not in printed
+
+
+LENGTHS_OF_TWO = [
+    {"max_tokens": 3_000, "val_every": 0.5, "warmup_steps": 0.25},
+    {"max_flops": 3e7, "checkpoint_every": 0.5, "hyperparams_log_freq": 0.2},
+    {"tokens_per_parameter": 1.0, "stop_when": "'val_loss[long] < 10'"},
+    {"early_stop_nsamples": 300, "patience": 3, "patience_metric": "'val_loss[long]'", "val_every": 4},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", LENGTHS_OF_TWO, ids=lambda length: next(iter(length)))
+def test_lengths_and_evaluation_sets_of_two_processes_are_those_of_one(length, tmp_path):
+    fields = {
+        "epochs": None,
+        "random_seed": 1,
+        "eval_sets": {"long": {"task_args": {"min_length": 8, "max_length": 9}, "n_samples": 30}},
+        "eval_every": 1,
+        **length,
+    }
+    _, [two] = train(tmp_path / "two", batch_size=7, devices=2, strategy="ddp", **fields)
+    _, [one] = train(tmp_path / "one", batch_size=14, **fields)
+    expected = load_file(one / "model.safetensors")
+    for name, weight in load_file(two / "model.safetensors").items():
+        torch.testing.assert_close(weight, expected[name], **EXACT)
+    [ours], [theirs] = (runs(str(tmp_path / side), all=True).to_dict("records") for side in ("two", "one"))
+    assert (ours["steps"], ours["stopped"]) == (theirs["steps"], theirs["stopped"])
+    for name in ("val_loss", "val_loss[long]", "val_accuracy[long]"):
+        assert ours[name] == pytest.approx(theirs[name], rel=1e-9), name
 
 
 @pytest.mark.slow
@@ -144,7 +173,7 @@ def test_two_processes_that_ctrl_c_stops_go_on_as_if_nothing_had_been(strategy, 
     process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL, start_new_session=True)
     wait_for_checkpoint(process, tmp_path / "stopped")
     os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=300) == 130
     [stopped] = runs(str(tmp_path / "stopped"), all=True).itertuples()
     assert (stopped.stopped, stopped.steps) == ("interrupted", 50)
     _, resumed = train(tmp_path / "stopped", "--resume", **longer)
