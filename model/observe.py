@@ -47,14 +47,9 @@ def observed(params: P, reads: set[str], outside: dict[str, str] | None = None) 
     def __getattribute__(self: object, name: str) -> object:
         if name in names and name not in reads and is_use(sys._getframe(1)):
             reads.add(name)
-        if (
-            outside is not None
-            and name in names
-            and name not in outside
-            and is_use(frame := sys._getframe(1))
-        ):
-            if vars(self).get("layer_index") is None:
-                outside[name] = place_of(frame)
+        of_all_layers = name in names and vars(self).get("layer_index") is None
+        if outside is not None and of_all_layers and is_use(frame := sys._getframe(1)):
+            outside.setdefault(name, place_of(frame))
         return object.__getattribute__(self, name)
 
     twin = copy.copy(params)

@@ -19,9 +19,8 @@ class PerLayer:
     values are validated together, as if they were the values of the whole model. `at(i)` returns them.
     """
 
-    of_whole_model: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # fields that refuse tuples: outside layers they are read
+    # Fields that code outside the layers reads: they refuse tuples.
+    of_whole_model: ClassVar[frozenset[str]] = frozenset()
     layer_index: ClassVar[int | None] = None  # set by `at`: index of the layer that these params are for
     n_passes: ClassVar[int | None] = None  # set by `at`: number of layers in a forward pass
 

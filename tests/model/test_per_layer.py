@@ -1,6 +1,7 @@
 """A tuple for a field gives each layer its own value, in the model and in everything that reads the params."""
 
 import json
+import re
 from dataclasses import asdict, fields, replace
 from math import lcm
 
@@ -106,7 +107,7 @@ def test_checks_look_at_every_layer(fields, message):
     params = tiny_params(**fields)
     [problem] = model_problems(params)
     assert message in problem
-    with pytest.raises(ValueError, match="."):
+    with pytest.raises(ValueError, match=re.escape(message)):
         LM(params, CharTokenizer())
     allowed = {"layer_architecture": ("torch-transformer", "custom-transformer"), "sliding_window": (None, 4)}
     assert not list(model_problems(tiny_params(**allowed)))
@@ -183,7 +184,7 @@ MIXED = {"dim_ff": (20, 8, 12), "n_kv_heads": (1, 2), "gated": (True, False)}
 
 
 def test_sizes_and_flops_count_each_layer():
-    for n_layers in (5, 200, 331):
+    for n_layers in (5, 140):
         params = tiny_params(n_layers=n_layers, **MIXED)
         assert size_of(params, 30).n_params == n_params(build_on_meta(params, 30))
     params = tiny_params(n_layers=6, **MIXED)

@@ -144,13 +144,19 @@ ACTING_IN_LAYERS = st.sampled_from(["none", "rotary", "alibi"])  # positions tha
 
 
 @st.composite
-def architectures(draw, **fixed) -> ModelParams:
-    """Any valid ModelParams of a tiny model, with every field that shapes it; `fixed` fields have these values."""
+def any_fields(draw) -> dict:
+    """A value for each of FIELDS, of which up to three differ by layer."""
     fields = {name: draw(values) for name, values in FIELDS.items()}
     for name in draw(st.sets(st.sampled_from(MAY_DIFFER), max_size=3)):
         values = ACTING_IN_LAYERS if name == "positions" else FIELDS[name]
         fields[name] = tuple(draw(st.lists(values, min_size=2, max_size=3)))
-    fields |= fixed
+    return fields
+
+
+@st.composite
+def architectures(draw, **fixed) -> ModelParams:
+    """Any valid ModelParams of a tiny model, with every field that shapes it; `fixed` fields have these values."""
+    fields = draw(any_fields()) | fixed
     n_heads, n_kv_heads = draw(st.sampled_from([(1, 1), (2, None), (2, 1), (3, None), (4, 2), (6, 3)]))
     head_dim = draw(st.sampled_from([4, 8]))
     if fields["norm_position"] == "post":
