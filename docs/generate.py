@@ -7,6 +7,7 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from data.corpora import corpora
 from data.syntheticdata import tasks as registered_tasks
 from model.context import layer_kinds as all_layer_kinds
 from model.lm import LM  # noqa: F401  (it registers the layer kinds)
+from model.per_layer import PerLayer
 from model.transformer.embeddings import position_kinds
 from train.grid.params import SECTIONS
 from train.launch.discover import REGISTRIES as ALL_REGISTRIES
@@ -79,7 +81,11 @@ def field_table(name: str, cls: type) -> str:
         allowed = ", ".join(f"`{value}`" for value in names) if is_named else ", ".join(field.allowed)
         rows.append(row(f"`{field.name}`", field.type, f"`{field.default}`", allowed, field.meaning))
     headings = "| field | type | default | allowed values | meaning |"
-    return "\n".join([f"### `{name}` (`{path}`)", "", headings, "|" + "---|" * 5, *rows])
+    lines = [f"### `{name}` (`{path}`)", "", headings, "|" + "---|" * 5, *rows]
+    if issubclass(cls, PerLayer):
+        names = (field.name for field in fields_of(cls) if field.name not in cls.of_whole_model)
+        lines += ["", f"These fields may differ by layer: {', '.join(f'`{name}`' for name in names)}."]
+    return "\n".join(lines)
 
 
 @part

@@ -126,6 +126,10 @@ class LM(nn.Module):
         if not recorded:
             kind, n = self.model_params.layer_architecture, self.model_params.n_layers
             raise ValueError(f"no layer records {name!r}: layer_architecture={kind!r}, n_layers={n!r}")
+        if len(shapes := {x.shape for x in recorded}) > 1:
+            raise ValueError(
+                f"{name!r} differs in shape between layers, {sorted(map(tuple, shapes))}: record it by lm.record({name!r})"
+            )
         return torch.stack(recorded, dim=1)
 
     def record(self, *patterns: str) -> AbstractContextManager[Recording]:

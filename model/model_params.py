@@ -5,15 +5,18 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass
 
+from model.per_layer import PerLayer
+
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-class ModelParams:
-    layer_architecture: str | tuple[str, ...] = "custom-transformer"  # a layer kind; several take turns
+class ModelParams(PerLayer):
+    layer_architecture: str = "custom-transformer"  # kind of the layers
     causal: bool = True  # False: a position attends to both sides, as in BERT
     objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
-    n_heads: PositiveInt = 4  # per layer; must divide dim
+    n_heads: PositiveInt = 4  # per layer; must divide dim, unless head_dim is set
+    head_dim: PositiveInt | None = None  # width of a head; None: dim / n_heads
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
     max_seq_len: PositiveInt = 128  # longest input, in tokens
@@ -61,18 +64,56 @@ class ModelParams:
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
-    layer_index: ClassVar[int | None] = None  # set by `at`: index of the layer that these params are for
-    n_passes: ClassVar[int | None] = None  # set by `at`: number of layers in a forward pass
+    # Code outside the layers reads these fields, so they have one value for all layers.
+    of_whole_model: ClassVar[frozenset[str]] = frozenset(
+        [
+            "causal",
+            "objective",
+            "dim",
+            "n_layers",
+            "max_seq_len",
+            "norm",
+            "norm_eps",
+            "norm_position",
+            "embedding_norm",
+            "bias",
+            "bias_norm",
+            "tied_embeddings",
+            "readout_transform",
+            "readout_bias",
+            "init",
+            "residual",
+            "residual_change",
+            "residual_trainable",
+            "residual_profile",
+            "parametrization",
+            "mup_base_dim",
+            "mup_base_heads",
+            "mup_base_layers",
+            "mup_input_mult",
+            "mup_output_mult",
+            "readout_zero_init",
+            "query_zero_init",
+            "lora_rank",
+            "from_pretrained",
+            "from_saved",
+            "tokenizer_source_name",
+            "tokenizer_vocab_size",
+            "tokenizer_crop",
+        ]
+    )
 
     def __post_init__(self) -> None:
-        if self.dim % self.n_heads:
+        if self.head_dim is None and self.dim % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} must divide dim={self.dim}")
         if self.n_kv_heads is not None and self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_kv_heads={self.n_kv_heads} must divide n_heads={self.n_heads}")
         if self.positions == "rotary" and (self.n_rotated < 2 or self.n_rotated % 2):
+            width = f"dim={self.dim} / n_heads={self.n_heads}"
+            width = width if self.head_dim is None else f"head_dim={self.head_dim}"
             raise ValueError(
-                f"positions='rotary' rotates pairs, but rotary_frac={self.rotary_frac} of the dim={self.dim} / "
-                f"n_heads={self.n_heads} dimensions of a head is {self.n_rotated}: it must be even and at least 2"
+                f"positions='rotary' rotates pairs, but rotary_frac={self.rotary_frac} of the {width} dimensions of a "
+                f"head is {self.n_rotated}: it must be even and at least 2"
             )
         if self.parallel_blocks and self.norm_position == "post":
             raise ValueError(
@@ -108,22 +149,15 @@ class ModelParams:
                 f"residual={self.residual!r} and parametrization='completep' are two rules for depth: use one"
             )
 
-    def at(self, layer_index: int, n_passes: int) -> "ModelParams":
-        """Return the params for layer `layer_index` of a forward pass with `n_passes` layers, with equal fields."""
-        params = object.__new__(type(self))
-        vars(params).update(vars(self))
-        object.__setattr__(params, "layer_index", layer_index)
-        object.__setattr__(params, "n_passes", n_passes)
-        return params
-
     @property
     def depth(self) -> int:
         """Number of layers in a forward pass: n_layers, unless `Transformer.passes` says otherwise."""
         return self.n_layers if self.n_passes is None else self.n_passes
 
     @property
-    def head_dim(self) -> int:
-        return self.dim // self.n_heads
+    def head_width(self) -> int:
+        """Width of a head: of its queries, keys and values."""
+        return self.dim // self.n_heads if self.head_dim is None else self.head_dim
 
     @property
     def kv_heads(self) -> int:
@@ -136,13 +170,12 @@ class ModelParams:
     @property
     def n_rotated(self) -> int:
         """Number of dimensions of a head that rotary positions rotate."""
-        return int(self.head_dim * self.rotary_frac)
+        return int(self.head_width * self.rotary_frac)
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """Layer kinds in the order in which they take turns."""
-        named = self.layer_architecture
-        return (named,) if isinstance(named, str) else named
+        return self.values_of("layer_architecture")
 
     def has_bias(self, part: bool | None) -> bool:
         """Return whether a part of the stack has a bias. `part` is the value of its own field, such as bias_ff."""

@@ -8,13 +8,15 @@ Reads by checks, comparisons and repr do not count.
 
 import copy
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
+from common.repository import REPOSITORY
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -34,20 +36,35 @@ NO_USE_IN_FUNCTIONS = {"__post_init__", "__eq__", "__repr__", "__hash__", "chang
 P = TypeVar("P")
 
 
-def observed(params: P, reads: set[str]) -> P:
-    """Return a copy of a dataclass object that adds to `reads` the name of every field that code makes use of."""
+def observed(params: P, reads: set[str], outside: dict[str, str] | None = None) -> P:
+    """Return a copy of a dataclass object that adds to `reads` the name of every field that code makes use of.
+
+    Reads that are not of the params of one layer are also added to `outside`: {field: "file:line" of the first}.
+    """
     kind: Any = type(params)
     names = {field.name for field in fields(kind)}
 
     def __getattribute__(self: object, name: str) -> object:
         if name in names and name not in reads and is_use(sys._getframe(1)):
             reads.add(name)
+        of_all_layers = name in names and vars(self).get("layer_index") is None
+        if outside is not None and of_all_layers and is_use(frame := sys._getframe(1)):
+            outside.setdefault(name, place_of(frame))
         return object.__getattribute__(self, name)
 
     twin = copy.copy(params)
     subclass = type(kind.__name__, (kind,), {"__getattribute__": __getattribute__})
     object.__setattr__(twin, "__class__", subclass)
     return twin
+
+
+def place_of(frame: FrameType) -> str:
+    """Return file and line of the first frame outside ModelParams, whose properties read fields for others."""
+    while frame.f_globals.get("__name__") == ModelParams.__module__ and frame.f_back is not None:
+        frame = frame.f_back
+    path = Path(frame.f_code.co_filename)
+    inside = path.is_relative_to(REPOSITORY)
+    return f"{path.relative_to(REPOSITORY) if inside else path}:{frame.f_lineno}"
 
 
 def is_use(frame: FrameType | None) -> bool:
@@ -74,15 +91,22 @@ def unread(
     return found
 
 
-def run_observed(model_params: ModelParams, reads: set[str], train_params: object = None) -> LM | None:
+def run_observed(
+    model_params: ModelParams,
+    reads: set[str],
+    train_params: object = None,
+    outside: dict[str, str] | None = None,
+) -> LM | None:
     """Build a model of few layers and compute its losses once; a large one is built on the meta device.
 
-    `train_params` are passed to its losses. Return None if the model cannot run, so that its reads are unknown.
+    `train_params` are passed to its losses; `outside` is that of `observed`. Return None if the model cannot run, so
+    that its reads are unknown.
     """
-    n_layers = min(model_params.n_layers, max(MAX_LAYERS, len(model_params.kinds)))
+    n_layers = min(model_params.n_layers, max(MAX_LAYERS, len(model_params.each_layer())))
     p = replace(model_params, n_layers=n_layers)
-    n_numbers = n_layers * p.dim * (4 * p.dim + 3 * p.ff_width) + p.dim * p.max_seq_len
-    params = observed(p, reads)
+    n_numbers = p.dim * p.max_seq_len
+    n_numbers += sum(p.dim * (4 * p.dim + 3 * p.at(i).ff_width) for i in range(n_layers))
+    params = observed(p, reads, outside)
     tokenizer = SimpleNamespace(n_tokens=N_TOKENS, pad=0, bos=1, eos=2, mask=3)
     length = min(ROW_LENGTH, params.max_seq_len)
     ids_BT = torch.zeros(2, length + (params.objective != "masked"), dtype=torch.int64)
@@ -101,6 +125,19 @@ def run_observed(model_params: ModelParams, reads: set[str], train_params: objec
     finally:
         torch.set_num_threads(n_threads)
     return lm
+
+
+def turns_read_outside(model_params: ModelParams, train_params: object = None) -> Iterator[str]:
+    """Yield an error message for each field that differs by layer, but that code outside the layers reads."""
+    if model_params.turns:
+        outside: dict[str, str] = {}
+        run_observed(model_params, set(), train_params, outside)
+        for name, values in model_params.turns.items():
+            if name in outside:
+                yield (
+                    f"{name}={values!r} differs by layer, but code outside the layers reads it ({outside[name]}); "
+                    "use one value"
+                )
 
 
 def ignored_fields(model_params: ModelParams, also: Collection[str] = ()) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 from common.text import did_you_mean
 from model.context import Refused, layer_kinds
 from model.model_params import ModelParams
-from model.transformer.embeddings import acts_in_attention, position_kinds
+from model.transformer.embeddings import NoPositions, acts_in_attention, position_kinds
 from model.transformer.norms import norms
 from model.transformer.scaling import base_dim  # muP
 from model.transformer.transformerencoderlayer import activations
@@ -33,9 +33,8 @@ def model_problems(model_params: ModelParams) -> Iterator[str]:
 
 def unknown_names(p: ModelParams) -> Iterator[str]:
     for field, registry in MODEL_REGISTRIES.items():
-        value = getattr(p, field)
-        for name in dict.fromkeys(p.kinds if field == "layer_architecture" else [value]):
-            yield from unknown_name(name, registry, f"{field}={value!r}")
+        for name in dict.fromkeys(p.values_of(field)):
+            yield from unknown_name(name, registry, f"{field}={getattr(p, field)!r}")
 
 
 def unknown_name(name: str, existing: Collection[str], setting: str) -> Iterator[str]:
@@ -45,28 +44,66 @@ def unknown_name(name: str, existing: Collection[str], setting: str) -> Iterator
 
 
 def refused_values(p: ModelParams) -> Iterator[str]:
-    """Yield an error message for each field whose value does not work with the layer kinds of the model."""
-    for kind in dict.fromkeys(p.kinds):
-        # A kind that is a function, or a class without `refuses`, refuses nothing.
-        for name, refused in getattr(layer_kinds[kind], "refuses", {}).items():
-            if name not in FIELDS:
-                yield f"layer kind {kind!r} refuses values of {name!r}, which is not a field of ModelParams"
-            elif is_refused(value := getattr(p, name), refused):
-                yield (
-                    f"{name}={value!r} does not work with layer_architecture={kind!r}; "
-                    f"use {allowed_values(name, refused)}"
-                )
-    if acts_in_attention(p.positions) and not any(map(has_attention, p.kinds)):
+    """Yield an error message for each field whose value does not work in the model, or in one of its layers."""
+    yield from dict.fromkeys(problem for own in p.each_layer() for problem in problems_of_layer(own, p.turns))
+    yield from position_problems(p)
+    if p.readout_transform and "activation" in p.turns:
         yield (
-            f"positions={p.positions!r} needs attention, but layer_architecture={p.layer_architecture!r} has none; "
-            f"use {allowed_values('positions', acts_in_attention)}"
+            f"readout_transform=True has one activation, but activation={p.activation!r} differs by layer; "
+            "use one value"
         )
+
+
+def problems_of_layer(p: ModelParams, turns: Collection[str]) -> Iterator[str]:
+    """Yield an error message for each value that layer `p.layer_index` refuses. `turns` are fields that differ by layer."""
+    kind = p.layer_architecture
+    # A kind that is a function, or a class without `refuses`, refuses nothing.
+    for name, refused in getattr(layer_kinds[kind], "refuses", {}).items():
+        if name not in FIELDS:
+            yield f"layer kind {kind!r} refuses values of {name!r}, which is not a field of ModelParams"
+        elif is_refused(value := getattr(p, name), refused):
+            where = f"layer {p.layer_index}: " if name in turns else ""
+            yield (
+                f"{where}{name}={value!r} does not work with layer_architecture={kind!r}; "
+                f"use {allowed_values(name, refused)}"
+            )
+    if p.parametrization == "standard":
+        return
     n_base_heads = p.mup_base_heads or p.n_heads  # muP
-    if p.parametrization != "standard" and base_dim(p) % n_base_heads:  # muP
+    if p.head_dim is None and base_dim(p) % n_base_heads:  # muP
         yield (
             f"mup_base_dim={base_dim(p)} must be a multiple of the number of heads in the base, which is {n_base_heads}; "
             "set mup_base_heads"
         )
+    if p.head_dim is not None and p.n_heads * base_dim(p) != n_base_heads * p.dim:  # muP
+        yield (
+            f"head_dim={p.head_dim} with parametrization={p.parametrization!r} needs n_heads={p.n_heads} to grow with "
+            f"dim={p.dim} from mup_base_heads={n_base_heads} at mup_base_dim={base_dim(p)}"
+        )
+
+
+def position_problems(p: ModelParams) -> Iterator[str]:
+    """Yield an error message for positions that no layer can apply, or that cannot take turns."""
+    in_attention = [name for name in p.values_of("positions") if acts_in_attention(name)]
+    for name in dict.fromkeys(in_attention):
+        kinds = tuple(
+            dict.fromkeys(own.layer_architecture for own in p.each_layer() if own.positions == name)
+        )
+        if not any(map(has_attention, kinds)):
+            kind = p.layer_architecture if len(kinds) > 1 else kinds[0]
+            first = next(own.layer_index for own in p.each_layer() if own.positions == name)
+            where = f"layer {first}: " if "positions" in p.turns else ""
+            yield (
+                f"{where}positions={name!r} needs attention, but layer_architecture={kind!r} has none; "
+                f"use {allowed_values('positions', acts_in_attention)}"
+            )
+    if "positions" in p.turns:
+        for name in p.positions:
+            if position_kinds[name].on_embeddings is not NoPositions:
+                yield (
+                    f"positions={p.positions!r}: {name!r} is added to the embeddings, before all layers, so it cannot "
+                    "take turns"
+                )
 
 
 def has_attention(kind: str) -> bool:

@@ -66,8 +66,8 @@ def parameter_shapes(model: ModelParams, n_tokens: int) -> dict[str, torch.Size]
 
 def with_fewer_layers(model: ModelParams) -> ModelParams:
     """Return params of a model with the same layer kinds but fewer layers, for checks of very deep models."""
-    surplus = max(0, model.n_layers - MAX_BUILT_LAYERS)
-    return replace(model, n_layers=model.n_layers - surplus // len(model.kinds) * len(model.kinds))
+    surplus = max(0, model.n_layers - max(MAX_BUILT_LAYERS, model.period))
+    return replace(model, n_layers=model.n_layers - surplus // model.period * model.period)
 
 
 class ModelSize(NamedTuple):
@@ -81,8 +81,8 @@ def size_of(model: ModelParams, n_tokens: int) -> ModelSize:
     """Return the size of a model without building all its layers. Raise ValueError if it cannot be built."""
     lm = build_on_meta(with_fewer_layers(model), n_tokens)
     n_repeated = model.n_layers - lm.model_params.n_layers
-    turn = size_of_module(nn.ModuleList(list(lm.decoder.layers)[: len(model.kinds)]))
-    n_turns = n_repeated // len(model.kinds)
+    turn = size_of_module(nn.ModuleList(list(lm.decoder.layers)[: model.period]))
+    n_turns = n_repeated // model.period
     whole = size_of_module(lm)
     return ModelSize(whole.n_params + n_turns * turn.n_params, whole.n_bytes + n_turns * turn.n_bytes)
 
@@ -98,8 +98,7 @@ def base_shapes(lm: LM) -> Shapes:  # muP
     A dimension grows with width if it is larger in a model twice as wide with as many heads.
     """
     p = lm.model_params
-    twice = replace(p, parametrization="standard", dim=2 * p.dim, dim_ff=p.dim_ff and 2 * p.dim_ff)
-    wider = build_on_meta(twice, lm.n_tokens)
+    wider = build_on_meta(twice_as_wide(p), lm.n_tokens)
     both = make_base_shapes(lm, wider)
     others = {name: parameter.shape for name, parameter in wider.named_parameters()}
     # The base is smaller by this share of the growth from this width to twice this width.
@@ -112,6 +111,18 @@ def base_shapes(lm: LM) -> Shapes:  # muP
         name: tuple(at_base(n, m) for n, m in zip(shape, others[name], strict=True))
         for name, shape in both.items()
     }
+
+
+def twice_as_wide(p: ModelParams) -> ModelParams:  # muP
+    """Return params of a model with twice the widths. Heads of a width that is set become twice as many."""
+    doubled = {"dim_ff": doubled_values(p, "dim_ff")}
+    if set(p.values_of("head_dim")) != {None}:
+        doubled |= {name: doubled_values(p, name) for name in ("n_heads", "n_kv_heads")}
+    return replace(p, parametrization="standard", dim=2 * p.dim, **doubled)
+
+
+def doubled_values(p: ModelParams, name: str) -> Any:  # muP
+    return tuple(value and 2 * value for value in p.values_of(name))
 
 
 def roles_of(lm: LM) -> dict[str, Role]:  # muP

@@ -64,7 +64,7 @@ def test_the_page_of_fields_has_every_field_with_its_default(cls):
 def test_a_field_has_its_type_its_allowed_values_and_its_meaning():
     table = rows(parts["fields"]())
     assert table["n_kv_heads"][0] == "int or None"
-    assert table["layer_architecture"][0] == "str or tuple[str, ...]"
+    assert table["layer_architecture"][0] == "str"
     assert table["dim"][2] == "> 0"
     assert table["objective"][2] == "`next-token`, `masked`"
     assert table["dim"][3] == "width of the residual stream"

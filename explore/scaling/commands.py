@@ -76,7 +76,7 @@ def check_stability(runs: Sequence[Run], cache: Path) -> ScalingReport:
         x_BT = batch["x_indices"][:, :-1]
         frames.append(stability.changes(name, make, x_BT, sorted(of_depth), seeds_of(params)))
         expected[name] = stability.expected_growth(params[0].model)
-        n_residuals = 2 if params[0].model.ff_width else 1
+        n_residuals = 2 if params[0].model.at(0).ff_width else 1
     return stability.stability_report(pd.concat(frames), expected, n_residuals)
 
 

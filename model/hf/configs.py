@@ -167,9 +167,9 @@ def params_from_config(config: HFConfig) -> ModelParams:
     except ValidationError as error:
         reason = error.errors()[0]["msg"].removeprefix("Value error, ")
         raise ValueError(f"our layers do not support this {config.model_type}: {reason}") from None
-    if (own := settings.get("head_dim")) not in (None, p.head_dim):
+    if (own := settings.get("head_dim")) not in (None, p.head_width):
         raise ValueError(
-            f"our layers do not support a {config.model_type} with head_dim={own}; allowed: {p.head_dim}"
+            f"our layers do not support a {config.model_type} with head_dim={own}; allowed: {p.head_width}"
         )
     return p
 
@@ -211,6 +211,11 @@ def config_settings(model_params: ModelParams) -> dict[str, object]:
 
     Raise ValueError if no family has it.
     """
+    if turns := model_params.turns:
+        shown = ", ".join(f"{name}={values!r}" for name, values in turns.items())
+        raise ValueError(
+            f"no model type of transformers that we support has values that differ by layer: {shown}"
+        )
     ours = explicit_fields(model_params)
     differences: dict[str, list[str]] = {}
     for model_type, family in families.items():
@@ -247,6 +252,7 @@ def explicit_fields(model_params: ModelParams) -> dict[str, object]:
     return asdict(p) | {
         "layer_architecture": p.kinds[0] if len(set(p.kinds)) == 1 else p.kinds,
         "n_kv_heads": p.kv_heads,
+        "head_dim": None if p.head_width * p.n_heads == p.dim else p.head_width,
         "dim_ff": 4 * p.dim if p.dim_ff is None else p.dim_ff,
         "bias_qkv": p.has_bias(p.bias_qkv),
         "bias_out": p.has_bias(p.bias_out),

@@ -26,6 +26,7 @@ EVERYWHERE: dict[str, object] = {
     "causal": True,
     "objective": "next-token",
     "norm_position": "pre",
+    "head_dim": None,
     "embedding_norm": False,
     "readout_transform": False,
     "readout_bias": False,

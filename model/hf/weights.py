@@ -159,7 +159,7 @@ def architecture_of(hf_model: PreTrainedModel) -> ModelParams:
         own["scaling"] for own in map(vars, hf_model.modules()) if isinstance(own.get("scaling"), float)
     }
     if len(scalings) == 1:
-        attn_mult = scalings.pop() * math.sqrt(params.head_dim)
+        attn_mult = scalings.pop() * math.sqrt(params.head_width)
         if not math.isclose(attn_mult, 1) and attn_mult > 0:
             params = replace(params, mup_attn_mult=attn_mult)
     return params
@@ -245,14 +245,14 @@ def layer_indices(lm: LM) -> list[int]:
 
 def by_head(p: ModelParams) -> Tensor:
     """Return row indices of our qkv ordered by head: query, key and value of the first head, then of the second."""
-    return torch.arange(3 * p.dim).view(3, p.n_heads, p.head_dim).transpose(0, 1).flatten()
+    return torch.arange(3 * p.dim).view(3, p.n_heads, p.head_width).transpose(0, 1).flatten()
 
 
 # The rows of our qkv that a module of theirs holds. Our rows are the queries of all heads, then keys, then values.
 ROWS_OF_QKV: dict[str, Callable[[ModelParams], Any]] = {
     "q_proj": lambda p: slice(0, p.dim),
-    "k_proj": lambda p: slice(p.dim, p.dim + p.kv_heads * p.head_dim),
-    "v_proj": lambda p: slice(p.dim + p.kv_heads * p.head_dim, None),
+    "k_proj": lambda p: slice(p.dim, p.dim + p.kv_heads * p.head_width),
+    "v_proj": lambda p: slice(p.dim + p.kv_heads * p.head_width, None),
     "query": lambda p: slice(0, p.dim),
     "key": lambda p: slice(p.dim, 2 * p.dim),
     "value": lambda p: slice(2 * p.dim, None),

@@ -26,18 +26,18 @@ class Attention(nn.Module):
         super().__init__()
         self.model_params = p = model_params
         self.qkv = SeparateHeads(p) if p.separate_heads else fused_heads(p)
-        self.q_norm = make_norm(p, p.head_dim) if p.qk_norm else nn.Identity()
-        self.k_norm = make_norm(p, p.head_dim) if p.qk_norm else nn.Identity()
+        self.q_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
+        self.k_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
         self.positions = position_kinds[p.positions].on_heads(p)
         self.on_scores = on_scores(p)
         self.dropout = nn.Dropout(dropout)
         self.temperature = temperature(p)  # muP
-        self.out = linear(p.dim, p.dim, p, p.bias_out, into_stream=True)
+        self.out = linear(p.n_heads * p.head_width, p.dim, p, p.bias_out, into_stream=True)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        B, T, D = x_BTD.shape
+        B, T, _ = x_BTD.shape
         H, G = self.model_params.n_heads, self.model_params.kv_heads
-        qkv_BNTK = self.qkv(x_BTD).view(B, T, H + 2 * G, D // H).transpose(1, 2)
+        qkv_BNTK = self.qkv(x_BTD).view(B, T, H + 2 * G, self.model_params.head_width).transpose(1, 2)
         q_BHTK, k_BGTK, v_BGTK = qkv_BNTK.split([H, G, G], dim=1)
         q_BHTK = self.positions(ctx.tap("q", self.q_norm(q_BHTK)), ctx.start)
         k_BGTK = self.positions(ctx.tap("k", self.k_norm(k_BGTK)), ctx.start)
@@ -115,7 +115,7 @@ class Attention(nn.Module):
         if isinstance(self.qkv, SeparateHeads):
             return weights_of_heads(self.qkv.q), weights_of_heads(self.qkv.k), weights_of_heads(self.qkv.v)
         p = self.model_params
-        n_rows = [n * p.head_dim for n in (p.n_heads, p.kv_heads, p.kv_heads)]
+        n_rows = [n * p.head_width for n in (p.n_heads, p.kv_heads, p.kv_heads)]
         q_weight, k_weight, v_weight = self.qkv.weight.split(n_rows)
         return [q_weight], [k_weight], [v_weight]
 
@@ -147,7 +147,7 @@ def future(scores_BHTS: Tensor) -> Tensor:
 def fused_heads(model_params: ModelParams) -> nn.Linear:
     """Return the map from the stream to the queries of all heads, then their keys, then their values."""
     p = model_params
-    return linear(p.dim, (p.n_heads + 2 * p.kv_heads) * p.head_dim, p, p.bias_qkv)
+    return linear(p.dim, (p.n_heads + 2 * p.kv_heads) * p.head_width, p, p.bias_qkv)
 
 
 class SeparateHeads(nn.Module):
@@ -158,7 +158,7 @@ class SeparateHeads(nn.Module):
         p = model_params
 
         def head() -> nn.Linear:
-            return linear(p.dim, p.head_dim, p, p.bias_qkv)
+            return linear(p.dim, p.head_width, p, p.bias_qkv)
 
         self.q = nn.ModuleList([head() for _ in range(p.n_heads)])
         self.k = nn.ModuleList([head() for _ in range(p.kv_heads)])

@@ -23,7 +23,8 @@ class Embedding(nn.Module):
     def __init__(self, model_params: ModelParams, n_tokens: int, dropout: float) -> None:
         super().__init__()
         self.tokens = embedding(n_tokens, model_params)
-        self.positions = position_kinds[model_params.positions].on_embeddings(model_params)
+        # Positions that act on the embeddings do not take turns.
+        self.positions = position_kinds[model_params.at(0).positions].on_embeddings(model_params)
         self.mult = model_params.mup_input_mult  # muP
         self.norm = make_norm(model_params) if model_params.embedding_norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.context import Context, layer_kind
+from model.context import Context, all_except, layer_kind
 from model.model_params import ModelParams
 from model.transformer.attention import future
 from model.transformer.linear import head_readout, linear
@@ -159,7 +159,7 @@ class CausalLayer(TransformerEncoderLayer):
     """Base class of layers whose mixer is always causal."""
 
     has_attention = False
-    refuses = {"causal": {False}}
+    refuses = {"causal": {False}, "head_dim": all_except(None)}
 
 
 @layer_kind("gated-conv")

@@ -34,10 +34,12 @@ def depth_mult(model_params: ModelParams) -> float:
 
 
 def head_mult(model_params: ModelParams) -> float:
-    """Return the dimension of a head divided by that of a head in the base."""
+    """Return the dimension of a head divided by that of a head in the base. With head_dim both have the same."""
     p = model_params
+    if p.head_dim is not None:
+        return 1.0
     base_heads = p.mup_base_heads if p.parametrization != "standard" else 0
-    return p.head_dim * (base_heads or p.n_heads) / base_dim(p)
+    return p.head_width * (base_heads or p.n_heads) / base_dim(p)
 
 
 def temperature(model_params: ModelParams) -> float:

@@ -27,6 +27,7 @@ class TorchTransformer(Layer):
     refuses = {
         "positions": acts_in_attention,
         "n_kv_heads": all_except(None),
+        "head_dim": all_except(None),
         "sliding_window": all_except(None),
         "qk_norm": {True},
         "separate_heads": {True},

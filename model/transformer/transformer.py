@@ -19,10 +19,10 @@ class Transformer(nn.Module):
     def __init__(self, model_params: ModelParams, dropout: float = 0.0) -> None:
         super().__init__()
         self.model_params = model_params
-        kinds = model_params.kinds
 
         def make_layer(i: int) -> nn.Module:
-            return layer_kinds[kinds[i % len(kinds)]](model_params.at(i, self.depth), dropout)
+            own_params = model_params.at(i, self.depth)
+            return layer_kinds[own_params.layer_architecture](own_params, dropout)
 
         # Initial weights depend on the number of layers in a forward pass. Placeholders let `passes` count them first.
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))

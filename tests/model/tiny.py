@@ -97,8 +97,7 @@ def batch_of(ids: Tensor, scored: Tensor | None = None) -> dict:
 
 BIAS = st.sampled_from([None, None, False, True])
 FIELDS = {  # of the architecture, but for the sizes below; what excludes each other is sorted out there
-    "layer_architecture": st.sampled_from(KINDS)
-    | st.lists(st.sampled_from(KINDS), min_size=2, max_size=3).map(tuple),
+    "layer_architecture": st.sampled_from(KINDS),
     "causal": st.sampled_from([True, True, False]),
     "objective": st.sampled_from(["next-token", "next-token", "masked"]),
     "n_layers": st.integers(1, 3),
@@ -140,10 +139,24 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
 }
 
 
+MAY_DIFFER = sorted(FIELDS.keys() - ModelParams.of_whole_model)  # by layer
+ACTING_IN_LAYERS = st.sampled_from(["none", "rotary", "alibi"])  # positions that may differ by layer
+
+
+@st.composite
+def any_fields(draw) -> dict:
+    """A value for each of FIELDS, of which up to three differ by layer."""
+    fields = {name: draw(values) for name, values in FIELDS.items()}
+    for name in draw(st.sets(st.sampled_from(MAY_DIFFER), max_size=3)):
+        values = ACTING_IN_LAYERS if name == "positions" else FIELDS[name]
+        fields[name] = tuple(draw(st.lists(values, min_size=2, max_size=3)))
+    return fields
+
+
 @st.composite
 def architectures(draw, **fixed) -> ModelParams:
     """Any valid ModelParams of a tiny model, with every field that shapes it; `fixed` fields have these values."""
-    fields = {name: draw(values) for name, values in FIELDS.items()} | fixed
+    fields = draw(any_fields()) | fixed
     n_heads, n_kv_heads = draw(st.sampled_from([(1, 1), (2, None), (2, 1), (3, None), (4, 2), (6, 3)]))
     head_dim = draw(st.sampled_from([4, 8]))
     if fields["norm_position"] == "post":
@@ -154,14 +167,18 @@ def architectures(draw, **fixed) -> ModelParams:
         fields["parametrization"] = "standard"
     if fields["objective"] == "next-token":
         fields["causal"] = True
+    if fields["parametrization"] == "standard":
+        fields["head_dim"] = draw(st.sampled_from([None, None, 12, (4, 12)]))
+    if isinstance(fields["activation"], tuple):
+        fields["readout_transform"] = False
     fields["readout_zero_init"] &= not fields["tied_embeddings"]
     base = {"mup_base_dim": n_heads * 2, "mup_base_layers": 1}
     params = ModelParams(
         dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base
     )
-    for kind in params.kinds:
-        for name, refused in getattr(layer_kinds[kind], "refuses", {}).items():
-            if is_refused(getattr(params, name), refused):
+    for own in params.each_layer():
+        for name, refused in getattr(layer_kinds[own.layer_architecture], "refuses", {}).items():
+            if is_refused(getattr(own, name), refused):
                 params = replace(params, **{name: getattr(ModelParams, name)})
     if params.norm_position == "none" and "gated-conv" in params.kinds:
         # Without norms its products of activations would overflow.

@@ -21,6 +21,7 @@ HEADERS = (*SECTIONS, GRID_SECTION)
 STATEMENT = re.compile(r"^(?=(?!True\b|False\b|None\b)[A-Za-z_]\w*[ \t]*(?:=|#|$))", re.MULTILINE)
 # Python's spelling of values that are often written in other ways.
 BARE_WORDS = {"true": "True", "false": "False", "none": "None", "null": "None"}
+MAX_ELEMENTS = 10_000  # of a repeated tuple
 MAX_VALUE_CHARS = 80  # characters of a value in a message
 
 
@@ -188,18 +189,22 @@ def read_setting(key: str, node: ast.expr, place: Place, errors: Errors) -> Sett
 def value_of(node: ast.expr) -> object:
     """Return the value of a Python literal. Arithmetic + - * / ** of number literals is allowed, also inside lists.
 
+    Tuples can be added and repeated: `(64,) * 3 + (None,)`.
+
     Raise ValueError for anything else, and ArithmeticError for a division by 0 or a number too large.
     """
     return ast.literal_eval(ArithmeticFolder().visit(copy.deepcopy(node)))
 
 
 class ArithmeticFolder(ast.NodeTransformer):
-    """Replaces arithmetic of number literals by its value."""
+    """Replaces arithmetic of number literals, and sums and repetitions of tuples, by their value."""
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         self.generic_visit(node)
         if type(node.op) not in ARITHMETIC:
             raise ValueError(f"{type(node.op).__name__} is not allowed")
+        if (joined := joined_tuples(node)) is not None:
+            return ast.copy_location(joined, node)
         left, right = (number_in(side) for side in (node.left, node.right))
         return ast.copy_location(ast.Constant(ARITHMETIC[type(node.op)](left, right)), node)
 
@@ -208,6 +213,23 @@ class ArithmeticFolder(ast.NodeTransformer):
         if isinstance(node.op, ast.USub):
             return ast.copy_location(ast.Constant(-number_in(node.operand)), node)
         return node
+
+
+def joined_tuples(node: ast.BinOp) -> ast.Tuple | None:
+    """Return the sum of two tuples, or a tuple repeated an int number of times; None for anything else."""
+    match node:
+        case ast.BinOp(left=ast.Tuple(elts=a), op=ast.Add(), right=ast.Tuple(elts=b)):
+            elements = [*a, *b]
+        case (
+            ast.BinOp(left=ast.Tuple(elts=a), op=ast.Mult(), right=ast.Constant(value=int(n)))
+            | ast.BinOp(left=ast.Constant(value=int(n)), op=ast.Mult(), right=ast.Tuple(elts=a))
+        ) if not isinstance(n, bool):
+            if len(a) * n > MAX_ELEMENTS:
+                raise OverflowError(f"it has more than {MAX_ELEMENTS:,} elements")
+            elements = a * n
+        case _:
+            return None
+    return ast.Tuple(elements, ast.Load())
 
 
 def number_in(node: ast.expr) -> int | float:

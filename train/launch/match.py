@@ -1,5 +1,6 @@
 """`Grid match`: give the runs of a group the same number of parameters or FLOPs, by their dim_ff or else their dim."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache, partial
@@ -91,10 +92,11 @@ def solve(model: ModelParams, target: float, measure: Measure) -> ModelParams | 
 
 def width_to_solve(model: ModelParams, measure: Measure) -> tuple[str, int, int]:
     """Return the field to solve, its value and the unit in which it changes: dim_ff if it has an effect, else dim."""
-    wider = changed(model, "dim_ff", 1, model.ff_width + 8)
-    if model.ff_width and wider is not None and measure(wider) != measure(model):
-        return "dim_ff", model.ff_width, 1
-    return "dim", model.dim, model.n_heads
+    width = model.at(0).ff_width
+    wider = None if "dim_ff" in model.turns else changed(model, "dim_ff", 1, width + 8)
+    if width and wider is not None and measure(wider) != measure(model):
+        return "dim_ff", width, 1
+    return "dim", model.dim, math.lcm(*model.values_of("n_heads"))
 
 
 def changed(model: ModelParams, field: str, unit: int, n: int) -> ModelParams | None:
@@ -153,10 +155,10 @@ def params_without_embeddings(model: ModelParams, n_tokens: int) -> int | None:
     counted = {
         name: p.numel() for name, p in lm.named_parameters() if not name.startswith(UNCOUNTED_PARAMETERS)
     }
-    n_built, n_kinds = lm.model_params.n_layers, len(model.kinds)
-    turn = tuple(f"decoder.layers.{i}." for i in range(n_kinds))
+    n_built, period = lm.model_params.n_layers, model.period
+    turn = tuple(f"decoder.layers.{i}." for i in range(period))
     of_turn = sum(n for name, n in counted.items() if name.startswith(turn))
-    return sum(counted.values()) + (model.n_layers - n_built) // n_kinds * of_turn
+    return sum(counted.values()) + (model.n_layers - n_built) // period * of_turn
 
 
 @cache
@@ -181,7 +183,8 @@ def match_notes(runs: list[Run]) -> Iterator[tuple[Run, str]]:
         if (match := run.match) is not None:
             model = run.params.model
             away = f"{(match.size - match.target) / match.target:+.2%}"
-            widths = f"dim={model.dim}, dim_ff={model.ff_width}"
+            dim_ff = model.dim_ff if "dim_ff" in model.turns else model.at(0).ff_width
+            widths = f"dim={model.dim}, dim_ff={dim_ff}"
             yield (
                 run,
                 f"match = {match.what!r}: {widths} make {match.size:,.0f} {UNITS[match.what]} ({away} from the target)",

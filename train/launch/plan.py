@@ -212,7 +212,7 @@ def announce(runs: list[Run], call: Call) -> None:
     """Log facts about the runs that a reader of the results must know, each once."""
     say_steps(runs)
     models = [run.params.model for run in runs]
-    if any(model.attention == "fused" for model in models):
+    if any("fused" in model.values_of("attention") for model in models):
         log.info("attention='fused' is torch's kernel: it ignores edits to the explicit attention")
     foreign = sorted({kind for m in models for kind in m.kinds if kind.startswith("torch-")})
     if foreign:

@@ -13,6 +13,7 @@ from common.text import did_you_mean, first_line
 from data.eval_sets import eval_set_problems
 from data.problems import data_problems
 from model.model_params import ModelParams
+from model.observe import turns_read_outside
 from model.problems import model_problems
 from model.shapes import build_on_meta, parameter_shapes, roles_of, size_of, with_fewer_layers
 from train.data import tokenizer_spec
@@ -46,6 +47,7 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
             (data_problems, data, spec, model.max_seq_len, has_weights),
             (eval_set_problems, data, model.max_seq_len),
             (train_problems, train),
+            (turn_problems, model),
             (size_problems, model, bool(train.freeze), train.precision),
             (freeze_problems, model, train.freeze),
             (role_problems, model, by_role(model, train)),  # muP
@@ -79,6 +81,12 @@ def train_problems(train: TrainParams) -> Iterator[str]:
     bare = TrainParams(precision=train.precision, strategy=train.strategy, devices=train.devices)
     if problem := hardware_problem(bare):
         yield problem
+
+
+def turn_problems(model: ModelParams) -> Iterator[str]:
+    """Yield an error message for a field that differs by layer, but that code outside the layers reads."""
+    if not any(model_problems(model)):
+        yield from turns_read_outside(model)
 
 
 def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterator[str]:

@@ -136,6 +136,7 @@ def test_no_field_and_no_kind_is_left_out_above():
         "dim",
         "n_heads",
         "n_kv_heads",
+        "head_dim",
         "max_seq_len",
         "mup_base_dim",
         "mup_base_heads",

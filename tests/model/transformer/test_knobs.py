@@ -50,7 +50,7 @@ def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Ten
     p = mixer.model_params
     if p.separate_heads:
         return tuple([head(x_TD) for head in heads] for heads in (mixer.qkv.q, mixer.qkv.k, mixer.qkv.v))
-    heads = mixer.qkv(x_TD).split(p.dim // p.n_heads, dim=-1)
+    heads = mixer.qkv(x_TD).split(p.head_dim or p.dim // p.n_heads, dim=-1)
     n, m = p.n_heads, p.n_kv_heads or p.n_heads
     return list(heads[:n]), list(heads[n : n + m]), list(heads[n + m :])
 
@@ -58,9 +58,9 @@ def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Ten
 def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
     """Compute attention one query at a time, over the keys that it may see."""
     p = mixer.model_params
-    T, K = len(x_TD), p.dim // p.n_heads
+    T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
     queries, keys, values = maps_by_hand(mixer, x_TD)
-    out = torch.zeros(T, p.dim, dtype=x_TD.dtype)
+    out = torch.zeros(T, p.n_heads * K, dtype=x_TD.dtype)
     for h, q_TK in enumerate(queries):
         own = h // (p.n_heads // len(keys))
         for t in range(T):
@@ -144,7 +144,7 @@ OUR_LAYER = architectures(layer_architecture="custom-transformer", n_layers=3)
 
 
 def check_by_hand(params: ModelParams, T: int) -> None:
-    layer = perturbed_layer(params)
+    layer = perturbed_layer(params.at(1))
     x_BTD = torch.randn(2, T, params.dim, dtype=torch.float64)
     expected = torch.stack([layer_by_hand(layer, x_TD) for x_TD in x_BTD])
     assert_close(layer(x_BTD, Context(random_ids(2, T))), expected, **EXACT)
