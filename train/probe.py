@@ -127,6 +127,37 @@ def without_gradient(lm: LM, train_params: object) -> list[str]:
     return [name for name, _ in lm.named_parameters() if name in dead]
 
 
+def recompute_flaw(lm: LM, train_params: object = None) -> str | None:
+    """Return why layers of `lm` cannot be computed again in the backward pass, or None if gradients are bitwise the same.
+
+    The losses are those of random rows. A layer that draws numbers outside torch, or that changes its state in a
+    forward pass, computes something else the second time. `lm` itself is used, and keeps its gradients.
+    """
+    T = min(PROBE_LENGTH, lm.model_params.max_seq_len) + 1
+    found: list[dict[str, Tensor]] = []
+    buffers = {name: buffer.clone() for name, buffer in lm.named_buffers()}
+    try:
+        for lm.decoder.recompute in (False, True):
+            for name, buffer in lm.named_buffers():
+                buffer.copy_(buffers[name])
+            lm.zero_grad()
+            with own_randomness(), torch.enable_grad():
+                batch = mycollate(torch.randint(lm.n_tokens, (2, T)).tolist())
+                losses, _ = lm.train().get_losses(batch, train_params)
+                torch.as_tensor(sum(losses.values())).backward()
+            gradients = {name: p.grad for name, p in lm.named_parameters() if p.grad is not None}
+            found.append(gradients | {name: buffer.clone() for name, buffer in lm.named_buffers()})
+    except Exception as error:  # it is the user's own code
+        return in_one_line(error) if lm.decoder.recompute else None
+    stored, recomputed = found
+    different = [name for name, x in stored.items() if not same_numbers(x, recomputed.get(name))]
+    return f"{different[0]} would differ" if different else None
+
+
+def same_numbers(x: Tensor, y: Tensor | None) -> bool:
+    return y is not None and torch.allclose(x, y, rtol=0, atol=0, equal_nan=True)
+
+
 def in_one_line(error: Exception) -> str:
     return first_line(f"{type(error).__name__}: {error}")
 

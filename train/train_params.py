@@ -85,6 +85,7 @@ class TrainParams:
     hyperparams_log_freq: Interval = 100  # steps, or share of the run, between entries for lr and norms
     checkpoint_every: Interval | None = None  # steps, or share, between kept weights; only with --save
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
+    recompute: Literal["none", "layer"] = "none"  # layer: store less, and compute each layer twice
     compile: bool = False  # torch.compile; needs a C++ compiler
     threads: PositiveInt | None = None  # CPU threads; None: what torch chooses
     cpus: Annotated[float, Field(ge=0.01)] = 1.0  # CPUs of a run, with --ray; below 1 several runs share one
@@ -103,6 +104,11 @@ class TrainParams:
             raise ValueError(
                 f"max_seconds={self.max_seconds} needs devices=1, not {self.devices}: processes measure different "
                 "times; max_flops is the same for all"
+            )
+        if self.recompute != "none" and self.compile:
+            raise ValueError(
+                f"recompute={self.recompute!r} does not work with compile=True: torch.compile chooses by itself what to "
+                "compute again; use one of them"
             )
         if self.strategy == "fsdp":
             if self.devices == 1:

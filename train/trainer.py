@@ -80,6 +80,7 @@ class LMTrainer(L.LightningModule):
         self.eval_result: dict[str, float] = {}  # of that evaluation
         self.slices: dict[str, list] = {}  # accuracy by slice: of the last validation, and by evaluation set
         freeze(model, train_params)
+        model.decoder.recompute = train_params.recompute == "layer"
         self.warned_of_lost_state = False
         self.initial_weights = set(self.state_dict())
         # Whatever is set or changed from here on is saved in resume checkpoints.

@@ -5,16 +5,19 @@ Shape suffixes:  B batch  T position  D model dim
 
 from torch import Tensor, nn
 
-from model.context import Context, Layer, layer_kinds
+from model.context import Context, layer_kinds
 from model.model_params import ModelParams
 from model.transformer import mixers, torchlayers, transformerencoderlayer  # noqa: F401 -- they register layer kinds
 from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
+from model.transformer.recompute import caller_of_layers
 from model.transformer.residual import init_omegas
 
 
 class Transformer(nn.Module):
     """Layers, of one kind or of several that take turns, and a final norm if layers normalize their input."""
+
+    recompute = False  # training with recompute="layer": do not store the activations inside of layers
 
     def __init__(self, model_params: ModelParams, dropout: float = 0.0) -> None:
         super().__init__()
@@ -42,10 +45,11 @@ class Transformer(nn.Module):
         return list(enumerate(self.layers))
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        run_layer = caller_of_layers(self.recompute, ctx)
         for i, layer in self.passes():
             ctx.layer = i
             x_BTD = ctx.tap("resid_pre", x_BTD)
-            x_BTD = layer(x_BTD, ctx) if isinstance(layer, Layer) else layer(x_BTD)
+            x_BTD = run_layer(layer, x_BTD, ctx)
             x_BTD = ctx.tap("resid_post", x_BTD)
         ctx.layer = None
         return ctx.tap("final_norm", self.norm(x_BTD))

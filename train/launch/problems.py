@@ -4,7 +4,8 @@ import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import psutil
 import torch
@@ -12,6 +13,8 @@ import torch
 from common.text import did_you_mean, first_line
 from data.eval_sets import eval_set_problems
 from data.problems import data_problems
+from model.inputs import Tokenizer
+from model.lm import LM
 from model.model_params import ModelParams
 from model.observe import turns_read_outside
 from model.problems import model_problems
@@ -22,11 +25,13 @@ from train.grid.params import Texts
 from train.metrics import Condition, metric_and_sign
 from train.optimizers import by_role, frozen_names, optimizers
 from train.pretrained import source_problems
+from train.probe import recompute_flaw
 from train.schedules import schedules
 from train.sharding import FSDP
 from train.train_params import TrainParams
 
 LAYER_BYTES = 50_000  # of a layer's Python objects, besides its numbers; 65 kB were measured
+TOKENIZER_OF_CHECKS = cast(Tokenizer, SimpleNamespace(n_tokens=8, pad=0, bos=1, eos=2, mask=3))
 MIN_DEVICES = 16  # processes allowed on any machine, however few cores it has
 
 
@@ -52,6 +57,7 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
             (freeze_problems, model, train.freeze),
             (role_problems, model, by_role(model, train)),  # muP
             (sharding_problems, train, by_role(model, train)),  # muP
+            (recompute_problems, model, train.recompute, train.dropout),
         ]
         for check, first, *rest in checks:
             if (key := (check, text(first), *rest)) not in seen:
@@ -146,6 +152,21 @@ def sharding_problems(train: TrainParams, asks_roles: bool) -> Iterator[str]:  #
         yield (
             "strategy='fsdp' supports neither muP nor optimizer='muon' nor factors such as lr_hidden_mult; "
             "use strategy='ddp'"
+        )
+
+
+def recompute_problems(model: ModelParams, recompute: str, dropout: float) -> Iterator[str]:
+    """Yield an error message for a model whose layers do not compute the same a second time."""
+    if recompute == "none" or any(model_problems(model)):
+        return
+    try:
+        lm = LM(with_fewer_layers(model), TOKENIZER_OF_CHECKS, dropout)
+    except (ValueError, RuntimeError):
+        return  # `size_problems` reports it
+    if flaw := recompute_flaw(lm):
+        yield (
+            f"recompute={recompute!r} does not work with this model: {flaw.rstrip('.')}. A layer must compute the same when it runs a "
+            "second time; use recompute='none'"
         )
 
 
