@@ -38,27 +38,39 @@ class CompiledForward:
     the uncompiled code runs from there on.
     """
 
-    def __init__(self, lm: LM) -> None:
+    def __init__(self, lm: LM, has_ones: bool = False) -> None:
+        self.has_ones = has_ones  # batches regularly have a single row or position
         self.uncompiled = lm._call_impl  # forward with the hooks of nn.Module
         self.forward = torch.compile(lm._call_impl, **COMPILE_OPTIONS)
 
     def __call__(self, x_BT: Tensor, *args: Any, **kwargs: Any) -> Any:
-        # For a dimension of 1 torch would compile another graph.
-        if 1 in x_BT.shape:
-            return self.uncompiled(x_BT, *args, **kwargs)
-        for value in (x_BT, *args, *kwargs.values()):
-            if isinstance(value, Tensor):
-                torch._dynamo.maybe_mark_dynamic(value, list(range(min(2, value.dim()))))
         try:
-            return self.forward(x_BT, *args, **kwargs)
+            return self.run_compiled(x_BT, *args, **kwargs)
         except TorchDynamoException as error:
             self.give_up(first_line(error))
             return self.uncompiled(x_BT, *args, **kwargs)
+
+    def run_compiled(self, x_BT: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward pass. Raise TorchDynamoException if torch cannot compile it."""
+        # For a dimension of 1 torch would compile another graph.
+        if 1 in x_BT.shape and not self.has_ones:
+            return self.uncompiled(x_BT, *args, **kwargs)
+        named = {name: of_any_size(value) for name, value in kwargs.items()}
+        return self.forward(*map(of_any_size, (x_BT, *args)), **named)
 
     def give_up(self, why: str) -> None:
         """Run the uncompiled code from now on."""
         log.warning(f"compile=True: {why}; {FALLBACK}")
         self.forward = self.uncompiled
+
+
+def of_any_size(value: Any) -> Any:
+    """Return a tensor whose first two dimensions torch compiles as variables; other values are returned unchanged."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.contiguous()  # torch would compile views of another layout anew
+    torch._dynamo.maybe_mark_dynamic(value, list(range(min(2, value.dim()))))
+    return value
 
 
 def graphs_so_far() -> int:
@@ -82,20 +94,24 @@ def compile_forward(lm: LM, batch: Batch, train: TrainParams, cache: Path) -> Co
         torch._dynamo.reset()
         latest_params[:] = made_for
     start, before = time.perf_counter(), count_compilations()
+    has_ones = 1 in batch["x_indices"][:, 1:].shape
     try:
         with FileLock(folder / f"{hashlib.sha256(repr(made_for).encode()).hexdigest()[:20]}.lock"):
             twin = copy.deepcopy(lm, {id(lm.tokenizer): lm.tokenizer})
-            twin._compiled_call_impl = CompiledForward(twin)
+            twin._compiled_call_impl = CompiledForward(twin, has_ones).run_compiled  # type: ignore[assignment]
             losses, _ = twin.get_losses(batch, train)
             torch.as_tensor(sum(losses.values())).backward()
+        new = count_compilations() - before
+        if is_new and not new["stats", "unique_graphs"]:
+            raise RuntimeError("torch found nothing that it can compile")
     except Exception as error:  # of a compiler, or of the user's code, which then fails uncompiled as well
         log.warning(f"compile=True: {first_line(error)}; {FALLBACK}")
+        forget_graphs()
         return None
-    new = count_compilations() - before
     log.info(f"{compilations_in_words(new)} in {time.perf_counter() - start:.1f} s")
     if new["stats", "unique_graphs"] and not is_new:
         forget_graphs()
-    return CompiledForward(lm)
+    return CompiledForward(lm, has_ones)
 
 
 def forget_graphs() -> None:

@@ -54,7 +54,7 @@ def compare(params: ModelParams) -> tuple[int, int]:
     lm = LM(params, CharTokenizer(30)).train()
     torch._dynamo.reset()
     before, forward = count_compilations(), CompiledForward(lm)
-    for B, T in ((4, 9), (3, 9), (4, 7), (1, 9), (5, 16)):
+    for B, T in ((9, 9), (3, 9), (4, 7), (1, 9), (5, 16)):
         batch, found = batch_of(random_ids(B, T + 1)), []
         batch["mask"][0, T:] = batch["target_mask"][0, T:] = False
         for called in (None, forward):
@@ -150,6 +150,24 @@ def test_an_edit_is_live_in_a_compiled_run(number, tmp_path):
     copy = apply_to_copy(EDITS[number], tmp_path)
     code = PRELUDE + LIVE.format(field=EDITED[number], traced=TRACED)
     assert forked(lambda: in_copy(code, copy, tmp_path / "out")) == 0
+
+
+@pytest.mark.slow
+def test_batches_of_one_row_are_compiled_if_all_are(tmp_path, traced, notes):
+    before = count_compilations()
+    train(tmp_path, compile=True, batch_size=1, early_stop_nsamples=20)
+    assert (count_compilations() - before)["stats", "unique_graphs"] == 1
+    [note] = [note for note in notes if "compile" in note]
+    assert note.startswith("compiled 1 graph")
+
+
+def test_a_model_in_which_nothing_can_be_compiled_is_not_called_compiled(tmp_path, monkeypatch, notes):
+    monkeypatch.setattr(compiled.torch, "compile", lambda forward, **_: forward)
+    train(tmp_path, compile=True, early_stop_nsamples=16)
+    [warning] = [note for note in notes if "compile" in note]
+    assert warning.startswith(
+        "compile=True: torch found nothing that it can compile; training runs uncompiled"
+    )
 
 
 @pytest.mark.slow
