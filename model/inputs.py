@@ -69,7 +69,8 @@ def too_long(n_tokens: int, max_seq_len: int) -> ValueError:
 def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
     """Return a [B, T] bool mask for `ids_BT`, False at padding, or None for no mask.
 
-    On the CPU a mask without padding also gives None. On other devices this is not checked, as it would synchronize.
+    On the CPU a mask without padding also gives None. Compiled code and other devices do not check this: it would split
+    the graph, or synchronize.
     """
     if mask is None:
         return None
@@ -79,20 +80,23 @@ def real_tokens(mask: Tensor | None, ids_BT: Tensor) -> Tensor | None:
             f"mask of shape {tuple(mask_BT.shape)} for an input of shape {tuple(ids_BT.shape)}: both must be equal"
         )
     mask_BT = mask_BT.to(ids_BT.device, torch.bool)
-    return None if mask_BT.device.type == "cpu" and mask_BT.all() else mask_BT
+    return None if may_look(mask_BT) and mask_BT.all() else mask_BT
 
 
 def left_padding(real_BT: Tensor | None, causal: bool) -> Tensor | None:
     """Return the number of padding positions at the start of each row, [B].
 
-    Return None if no row has any. Off the CPU only causal models check this, as the check synchronizes: they get no
-    mask in training.
+    Return None if no row has any. Where `may_look` is False only causal models check this: they get no mask in training.
     """
     if real_BT is None:
         return None
     padding_B = (real_BT.cumsum(dim=1) == 0).sum(dim=1)
-    may_wait = causal or padding_B.device.type == "cpu"
-    return None if may_wait and not padding_B.any() else padding_B
+    return None if (causal or may_look(padding_B)) and not padding_B.any() else padding_B
+
+
+def may_look(x: Tensor) -> bool:
+    """Return True if reading a value of `x` neither synchronizes a device nor splits a compiled graph."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def as_tensor(x: Sequence[int] | Sequence[Sequence[int]] | Tensor) -> Tensor:

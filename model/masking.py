@@ -53,10 +53,11 @@ def unmasked_batch(batch: Mapping[str, Tensor], lm: LanguageModel) -> UnmaskedBa
 def mask_tokens(rows: UnmaskedBatch, lm: LanguageModel, mask_frac: float = MASK_FRAC) -> MaskedBatch:
     """Hide `mask_frac` of the scored tokens of every row, at least one. In training the choice is random each time."""
     B, T = rows.ids.shape
-    # Drawn on the CPU, as resuming restores the state of the CPU's global generator.
+    device = rows.ids.device
+    # Drawn on the device, as a copy to it would wait for the steps before.
     # Drawn in float32, so that the same tokens are hidden at every precision.
-    noise = torch.rand(B, 3, T, dtype=torch.float32, device="cpu") if lm.training else noise_of(rows)
-    which_BT, how_BT, token_BT = noise.to(rows.ids.device).unbind(dim=1)
+    noise = torch.rand(B, 3, T, dtype=torch.float32, device=device) if lm.training else noise_of(rows)
+    which_BT, how_BT, token_BT = noise.to(device).unbind(dim=1)
     n_B1 = (rows.scored.sum(dim=1, keepdim=True) * mask_frac).round().clamp(min=1)
     rank_BT = which_BT.masked_fill(~rows.scored, 1.0).argsort(dim=1).argsort(dim=1)
     chosen_BT = rows.scored & (rank_BT < n_B1)

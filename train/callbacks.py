@@ -6,12 +6,16 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from train.logs import say_at_once
+from data.batch import mycollate
+from train.compiled import MAX_MORE_GRAPHS, CompiledForward, compile_forward, forget_graphs, graphs_so_far
+from train.logs import log, say_at_once
 from train.metrics import Condition, metric_and_sign
 from train.processes import rank
 from train.progress import Progress, Report
@@ -209,6 +213,48 @@ class Clock(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self.training.pause()
+
+
+class CompileTraining(L.Callback):
+    """Compile the model before the first step. Validation, generation and everything else run uncompiled."""
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.forward: CompiledForward | None = None
+        self.n_graphs = 0  # that torch has compiled in this process
+        self.n_more = 0  # of these during training
+
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, LMTrainer)
+        rows, train = module.data.rows("train"), module.train_params
+        n = min(len(rows), train.batch_size)
+        batch = mycollate([rows[i] for i in range(n)], pad=module.data.tokenizer.pad)
+        with isolate_rng(), trainer.precision_plugin.train_step_context():
+            self.forward = compile_forward(module.model.train(), batch, train, self.cache)
+        self.n_graphs = graphs_so_far()
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        assert isinstance(module, LMTrainer)
+        module.model._compiled_call_impl = self.forward
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:
+        self.end(module)
+        if (n := graphs_so_far()) > self.n_graphs:
+            self.n_graphs, self.n_more = n, self.n_more + 1
+            forget_graphs()
+            log.info(f"compiled again in step {trainer.global_step}; TORCH_LOGS=recompiles shows why")
+            if self.n_more > MAX_MORE_GRAPHS and self.forward is not None:
+                self.forward.give_up(f"the code changed in {self.n_more} steps and was compiled each time")
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self.end(module)
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, error: BaseException) -> None:
+        self.end(module)
+
+    def end(self, module: L.LightningModule) -> None:
+        assert isinstance(module, LMTrainer)
+        module.model._compiled_call_impl = None
 
 
 class ReportProgress(L.Callback):

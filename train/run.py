@@ -16,7 +16,15 @@ from data.tokenizer import Tokenizer
 from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
 from model.transformer.residual import profile_omegas, wants_profile
-from train.callbacks import Clock, KeepBest, KeepWeights, ReportProgress, StopOnInterrupt, StopWhen
+from train.callbacks import (
+    Clock,
+    CompileTraining,
+    KeepBest,
+    KeepWeights,
+    ReportProgress,
+    StopOnInterrupt,
+    StopWhen,
+)
 from train.checkpoint import AtomicCheckpointIO, ResumePoint
 from train.data import make_data
 from train.evaluation import SLICES_FILE, write_slices
@@ -55,8 +63,6 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
         lm = make_lm(params, data.tokenizer, call.out)  # sets the seed
         if params.model.from_saved is None and wants_profile(lm, lm.model_params):
             profile_residuals(lm, data, train)
-        if train.compile:
-            lm.compile()
         freeze(lm, train)
         n_steps = count_steps(train, data.n_rows("train"), costs_of(lm, data, train))
         lm_trainer = LMTrainer(lm, data, train, record.stats, n_steps, clock.training)
@@ -67,7 +73,8 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
         keep_weights = KeepWeights(record.checkpoints) if record.checkpoints else None
         resume_point = ResumePoint(record.resume_file) if record.resume_file else None
         progress = ReportProgress(report) if report else None
-        callbacks = [resume_point, interrupt, keep_weights, keep_best, stop_when, clock, progress]
+        compiler = CompileTraining(call.cache) if train.compile else None
+        callbacks = [resume_point, interrupt, keep_weights, keep_best, stop_when, compiler, clock, progress]
         trainer = lightning_trainer(train, n_steps, call.gpu_id, callbacks=[*filter(None, callbacks)])
 
         with interrupt.listening():

@@ -86,7 +86,7 @@ class TrainParams:
     checkpoint_every: Interval | None = None  # steps, or share, between kept weights; only with --save
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     recompute: Literal["none", "layer"] = "none"  # layer: store less, and compute each layer twice
-    compile: bool = False  # torch.compile; needs a C++ compiler
+    compile: bool = False  # torch.compile for training steps; needs a C++ compiler
     threads: PositiveInt | None = None  # CPU threads; None: what torch chooses
     cpus: Annotated[float, Field(ge=0.01)] = 1.0  # CPUs of a run, with --ray; below 1 several runs share one
     gpus: Share | None = None  # share of a GPU, with --ray; None: one if the cluster has any
