@@ -34,7 +34,7 @@ def test_numbers_of_a_point_equal_scipys():
 
 def test_the_margin_is_a_third_of_the_deviation_over_the_baselines_seeds():
     one, other = noisy(3, seed=1), noisy(4, n=5, seed=2)
-    found = decide(rows({"a": one, "b": other}), rows({"a": one, "b": other}))
+    found = decide(rows({"a": [2 * loss for loss in one], "b": other}), rows({"a": one, "b": other}))
     assert found.margin == pytest.approx(math.sqrt((variance(one) + variance(other)) / 2) / 3)
 
 
