@@ -10,7 +10,7 @@ from model.model_params import ModelParams
 from model.transformer import mixers, torchlayers, transformerencoderlayer  # noqa: F401 -- they register layer kinds
 from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
-from model.transformer.residual import init_omegas
+from model.transformer.residual import StreamMix, init_omegas
 
 
 class Transformer(nn.Module):
@@ -28,6 +28,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))
         self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
+        self.mix = StreamMix(len(self.passes())) if model_params.stream_lambdas else None
         self.norm = final_norm(model_params)
         init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
@@ -42,8 +43,10 @@ class Transformer(nn.Module):
         return list(enumerate(self.layers))
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        x0_BTD = x_BTD
         for i, layer in self.passes():
             ctx.layer = i
+            x_BTD = x_BTD if self.mix is None else self.mix(x_BTD, x0_BTD, i)
             x_BTD = ctx.tap("resid_pre", x_BTD)
             x_BTD = layer(x_BTD, ctx) if isinstance(layer, Layer) else layer(x_BTD)
             x_BTD = ctx.tap("resid_post", x_BTD)
