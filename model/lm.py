@@ -31,6 +31,7 @@ from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summarize, token_losses
 from model.problems import model_problems
 from model.recording import Edit, Patch, Recording, Taps, tapping
+from model.transformer.attention_parts import Softcap
 from model.transformer.embeddings import Embedding
 from model.transformer.linear import readout
 from model.transformer.mlm_head import readout_transform
@@ -68,6 +69,8 @@ class LM(nn.Module):
         self.decoder = Transformer(model_params, dropout)
         self.transform = readout_transform(model_params)
         self.unembed = readout(model_params, self.n_tokens)
+        cap = model_params.logit_softcap
+        self.softcap = nn.Identity() if cap is None else Softcap(cap)
         if model_params.tied_embeddings:
             self.unembed.weight = self.embed.tokens.weight
 
@@ -106,7 +109,7 @@ class LM(nn.Module):
         ctx = Context(x, attn_requests, taps, cache, real_BT, left_padding(real_BT, self.model_params.causal))
         new_BT = x[:, ctx.start :]
         stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start, ctx.padding_B)), ctx)
-        z = ctx.tap("logits", self.unembed(self.transform(stream)))
+        z = ctx.tap("logits", self.softcap(self.unembed(self.transform(stream))))
         if cache is not None:
             cache.seen = x.shape[1]
         if ctx.losses and self.added_losses.wanted:
@@ -195,13 +198,21 @@ class LM(nn.Module):
         """Return the losses by name, as scalars, and the number of rows. Training minimizes the sum of the losses.
 
         "main" is the mean cross entropy of the scored tokens in nats. The others are the weighted losses that layers add
-        with `ctx.add_loss`. `xyz` is the result of `get_batch_xyz`, if it was called just before. This method sets
+        with `ctx.add_loss`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was called just before. This method sets
         `self.n_scored` to the number of scored tokens, by which training weighs the batches of an optimizer step.
         """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
         self.n_scored = (y != NOT_SCORED).sum()
-        return {"main": total / self.n_scored.clamp(min=1), **self.added_losses}, len(y)
+        losses = {"main": total / self.n_scored.clamp(min=1), **self.added_losses}
+        if train_params is not None and train_params.z_loss:
+            losses["z"] = train_params.z_loss * self.squared_log_z(y, z)
+        return losses, len(y)
+
+    def squared_log_z(self, y: Tensor, z: Tensor) -> Tensor:
+        """Return the mean of log(sum(exp(logits)))^2 over scored tokens (PaLM: Chowdhery et al. 2022, section 5)."""
+        squares_BT = z.logsumexp(dim=-1).square()
+        return (squares_BT * (y != NOT_SCORED)).sum() / (y != NOT_SCORED).sum().clamp(min=1)
 
     def sample(
         self,

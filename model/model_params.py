@@ -28,7 +28,15 @@ class ModelParams(PerLayer):
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
     norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
     embedding_norm: bool = False  # normalize the embeddings, before the first layer
+    norm_gain: bool = True  # False: norms have no trained gain and no bias
     qk_norm: bool = False  # normalize each head's queries and keys
+    attn_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap), before the mask
+    attn_sink: Literal["learned", "off-by-one"] | None = (
+        None  # one more score in the softmax, without a value
+    )
+    attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
+    value_residual: bool = False  # mix the values with those of the first layer
+    stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
@@ -37,12 +45,16 @@ class ModelParams(PerLayer):
     bias_out: bool | None = None  # of the map from heads to the stream; None: as bias
     bias_ff: bool | None = None  # of the feed-forward block; None: as bias
     bias_norm: bool | None = None  # of layernorm; None: as bias
+    logit_softcap: PositiveFloat | None = None  # logits become cap * tanh(logits / cap)
     tied_embeddings: bool = True  # the output matrix is the token embedding
     readout_transform: bool = False  # before the readout a linear map, the activation and a norm, as in BERT
     readout_bias: bool = False  # of the readout, and of the map before it
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
     init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
+    out_zero_init: bool = (
+        False  # maps into the residual stream begin at 0, so that each layer begins as x -> x
+    )
     residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
     residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector
@@ -74,6 +86,7 @@ class ModelParams(PerLayer):
             "max_seq_len",
             "norm",
             "norm_eps",
+            "norm_gain",
             "norm_position",
             "embedding_norm",
             "bias",
@@ -92,6 +105,9 @@ class ModelParams(PerLayer):
             "mup_base_layers",
             "mup_input_mult",
             "mup_output_mult",
+            "value_residual",
+            "stream_lambdas",
+            "logit_softcap",
             "readout_zero_init",
             "query_zero_init",
             "lora_rank",
@@ -137,8 +153,25 @@ class ModelParams(PerLayer):
                 "use objective='masked'"
             )
         self.check_residual()
+        self.check_attention()
+        if not self.norm_gain and self.norm_position == "sandwich":
+            raise ValueError(
+                "norm_gain=False with norm_position='sandwich': the norms after blocks begin with a small gain, "
+                "without which blocks outweigh the embeddings; use another norm_position"
+            )
+
+    def check_attention(self) -> None:
+        for name in ("attn_softcap", "attn_sink"):
+            if self.attention == "fused" and (value := getattr(self, name)) is not None:
+                raise ValueError(
+                    f"attention='fused' is torch's kernel, which cannot apply {name}={value!r}; use attention='explicit'"
+                )
 
     def check_residual(self) -> None:
+        if self.out_zero_init and self.residual == "deepnet":
+            raise ValueError(
+                "out_zero_init=True and residual='deepnet' both choose initial weights: use one of them"
+            )
         if self.residual != "plain" and self.norm_position != "post":
             raise ValueError(
                 f"residual={self.residual!r} needs norm_position='post', not {self.norm_position!r}: "

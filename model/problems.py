@@ -47,6 +47,13 @@ def refused_values(p: ModelParams) -> Iterator[str]:
     """Yield an error message for each field whose value does not work in the model, or in one of its layers."""
     yield from dict.fromkeys(problem for own in p.each_layer() for problem in problems_of_layer(own, p.turns))
     yield from position_problems(p)
+    shapes = {
+        (own.kv_heads, own.head_width) for own in p.each_layer() if has_attention(own.layer_architecture)
+    }
+    if p.value_residual and len(shapes) > 1:
+        yield (
+            "value_residual=True mixes values of all layers, which needs the same n_kv_heads and head_dim in each"
+        )
     if p.readout_transform and "activation" in p.turns:
         yield (
             f"readout_transform=True has one activation, but activation={p.activation!r} differs by layer; "

@@ -133,12 +133,16 @@ def freeze_norm_scale(norm: nn.Module, x_D: Tensor) -> Callable[[Tensor], Tensor
     if isinstance(norm, nn.Identity):
         return norm
     if isinstance(norm, nn.LayerNorm):
-        scale_D = norm.weight / (x_D.var(correction=0) + norm.eps).sqrt()
+        scale_D = gain_of(norm) / (x_D.var(correction=0) + norm.eps).sqrt()
         return lambda part_D: (part_D - part_D.mean(dim=-1, keepdim=True)) * scale_D
     if isinstance(norm, nn.RMSNorm):
-        scale_D = norm.weight / (x_D.square().mean() + (norm.eps or torch.finfo(x_D.dtype).eps)).sqrt()
+        scale_D = gain_of(norm) / (x_D.square().mean() + (norm.eps or torch.finfo(x_D.dtype).eps)).sqrt()
         return lambda part_D: part_D * scale_D
     raise ValueError(f"attribution can linearize layernorm and rmsnorm, not {type(norm).__name__}")
+
+
+def gain_of(norm: nn.LayerNorm | nn.RMSNorm) -> Tensor | float:
+    return norm.weight if norm.elementwise_affine else 1.0
 
 
 def logit_contributions(lm: LM, parts_PD: Tensor) -> Tensor:

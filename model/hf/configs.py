@@ -21,6 +21,7 @@ HF_ACTIVATIONS = {  # their names and ours; a config is written with the first o
     "gelu": "gelu",
     "relu": "relu",
     "silu": "silu",
+    "relu2": "relu2",
     "swish": "silu",
 }
 NEEDED = {  # the only value that our layers support, for settings that not every config has

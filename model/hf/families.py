@@ -30,6 +30,13 @@ EVERYWHERE: dict[str, object] = {
     "embedding_norm": False,
     "readout_transform": False,
     "readout_bias": False,
+    "norm_gain": True,
     "qk_norm": False,
+    "attn_softcap": None,
+    "attn_sink": None,
+    "attn_gate": None,
+    "value_residual": False,
+    "stream_lambdas": False,
+    "logit_softcap": None,
     "separate_heads": False,
 }

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from model.context import Context
 from model.model_params import ModelParams
+from model.transformer.attention_parts import attention_gate, attention_sink, value_residual
 from model.transformer.embeddings import on_scores, position_kinds
 from model.transformer.linear import linear
 from model.transformer.lora import merged_weight
@@ -30,7 +31,10 @@ class Attention(nn.Module):
         self.k_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
         self.positions = position_kinds[p.positions].on_heads(p)
         self.on_scores = on_scores(p)
+        self.sink = attention_sink(p)
         self.dropout = nn.Dropout(dropout)
+        self.value_residual = value_residual(p)
+        self.gate = attention_gate(p)
         self.temperature = temperature(p)  # muP
         self.out = linear(p.n_heads * p.head_width, p.dim, p, p.bias_out, into_stream=True)
 
@@ -41,12 +45,12 @@ class Attention(nn.Module):
         q_BHTK, k_BGTK, v_BGTK = qkv_BNTK.split([H, G, G], dim=1)
         q_BHTK = self.positions(ctx.tap("q", self.q_norm(q_BHTK)), ctx.start)
         k_BGTK = self.positions(ctx.tap("k", self.k_norm(k_BGTK)), ctx.start)
-        v_BGTK = ctx.tap("v", v_BGTK)
+        v_BGTK = ctx.tap("v", self.value_residual(v_BGTK, ctx))
         k_BHSK = self.shared(ctx.with_past("k", k_BGTK, dim=2))
         v_BHSK = self.shared(ctx.with_past("v", v_BGTK, dim=2))
         attend = self.attend_fused if self.may_fuse(ctx) else self.attend
         z_BHTK = ctx.tap("z", attend(q_BHTK, k_BHSK, v_BHSK, ctx))
-        return self.out_of_heads(z_BHTK, ctx)
+        return self.out_of_heads(self.gate(z_BHTK, x_BTD), ctx)
 
     def attend(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:
         """Return softmax(q k / sqrt(K)) v over the visible positions. This code runs unless attention="fused"."""
@@ -54,7 +58,7 @@ class Attention(nn.Module):
         scores_BHTS = (q_BHTK / (math.sqrt(K) * self.temperature)) @ k_BHSK.mT  # muP: 1 in the base
         # Edit scores_BHTS here, for example by self.model_params and ctx.attn_requests.
         scores_BHTS = ctx.tap("scores", self.visible(self.on_scores(scores_BHTS), ctx))
-        pattern_BHTS = ctx.tap("pattern", scores_BHTS.softmax(dim=-1))
+        pattern_BHTS = ctx.tap("pattern", self.sink(scores_BHTS.softmax(dim=-1), scores_BHTS))
         return self.dropout(pattern_BHTS) @ v_BHSK
 
     def attend_fused(self, q_BHTK: Tensor, k_BHSK: Tensor, v_BHSK: Tensor, ctx: Context) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from model.model_params import ModelParams
+from model.transformer.attention_parts import Softcap
 from model.transformer.linear import embedding, embedding_std
 from model.transformer.norms import make_norm
 
@@ -183,8 +184,10 @@ def acts_in_attention(positions: str) -> bool:
 
 
 def on_scores(model_params: ModelParams) -> nn.Sequential:
-    """Return the steps that positions and the sliding window apply to attention scores; often none."""
+    """Return the steps that a cap, positions and the sliding window apply to attention scores; often none."""
     steps: list[nn.Module] = []
+    if model_params.attn_softcap is not None:
+        steps.append(Softcap(model_params.attn_softcap))
     if (positions := position_kinds[model_params.positions].on_scores) is not None:
         steps.append(positions(model_params))
     if model_params.sliding_window is not None:

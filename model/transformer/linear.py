@@ -26,6 +26,8 @@ def linear(
     rank, has_bias = model_params.lora_rank, model_params.has_bias(bias)
     layer = LoRALinear(n_in, n_out, has_bias, rank) if rank else nn.Linear(n_in, n_out, has_bias)
     nn.init.normal_(layer.weight, std=weight_std(n_in, model_params, into_stream))
+    if into_stream and model_params.out_zero_init:
+        nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

@@ -16,13 +16,14 @@ norms: Registry[Callable[[int, ModelParams], nn.Module]] = Registry("norm")
 @norms.register
 def layernorm(width: int, model_params: ModelParams) -> nn.Module:
     """Normalize to mean 0 and variance 1 (Ba et al. 2016)."""
-    return nn.LayerNorm(width, model_params.norm_eps, bias=model_params.has_bias(model_params.bias_norm))
+    p = model_params
+    return nn.LayerNorm(width, p.norm_eps, elementwise_affine=p.norm_gain, bias=p.has_bias(p.bias_norm))
 
 
 @norms.register
 def rmsnorm(width: int, model_params: ModelParams) -> nn.Module:
     """Normalize to mean square 1 (Zhang and Sennrich 2019)."""
-    return nn.RMSNorm(width, model_params.norm_eps)
+    return nn.RMSNorm(width, model_params.norm_eps, elementwise_affine=model_params.norm_gain)
 
 
 def make_norm(model_params: ModelParams, width: int | None = None) -> nn.Module:

@@ -49,6 +49,21 @@ class Residual(nn.Module):
         return f if self.branch_mult == 1 else f * self.branch_mult  # muP
 
 
+class StreamMix(nn.Module):
+    """The input of each layer: a x + b x0, a trained mix of the stream and the embeddings, at first x.
+
+    From speed runs of nanoGPT (Jordan et al. 2024, modded-nanogpt), and in nanochat.
+    """
+
+    def __init__(self, n_passes: int) -> None:
+        super().__init__()
+        self.of_stream = nn.Parameter(torch.ones(n_passes))
+        self.of_embeddings = nn.Parameter(torch.zeros(n_passes))
+
+    def forward(self, x: Tensor, x0: Tensor, i: int) -> Tensor:
+        return self.of_stream[i] * x + self.of_embeddings[i] * x0
+
+
 def initial_omega(n: int, change: str = "O(logn)") -> float:
     """Return Admin's omega for a network with `n` residual connections. Raise ValueError for an unknown `change`."""
     if n < 1 or change not in (*omegas, "default"):

@@ -30,6 +30,10 @@ class TorchTransformer(Layer):
         "head_dim": all_except(None),
         "sliding_window": all_except(None),
         "qk_norm": {True},
+        "norm_gain": {False},
+        "out_zero_init": {True},
+        "value_residual": {True},
+        **dict.fromkeys(("attn_softcap", "attn_sink", "attn_gate"), all_except(None)),
         "separate_heads": {True},
         "mup_attn_mult": all_except(1.0),  # muP
         "dim_ff": {0},

@@ -11,7 +11,7 @@ from model.transformer import mixers, torchlayers, transformerencoderlayer  # no
 from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
 from model.transformer.recompute import caller_of_layers
-from model.transformer.residual import init_omegas
+from model.transformer.residual import StreamMix, init_omegas
 
 
 class Transformer(nn.Module):
@@ -31,6 +31,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))
         self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
+        self.mix = StreamMix(len(self.passes())) if model_params.stream_lambdas else None
         self.norm = final_norm(model_params)
         init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
@@ -46,8 +47,10 @@ class Transformer(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         run_layer = caller_of_layers(self.recompute, ctx)
+        x0_BTD = x_BTD
         for i, layer in self.passes():
             ctx.layer = i
+            x_BTD = x_BTD if self.mix is None else self.mix(x_BTD, x0_BTD, i)
             x_BTD = ctx.tap("resid_pre", x_BTD)
             x_BTD = run_layer(layer, x_BTD, ctx)
             x_BTD = ctx.tap("resid_post", x_BTD)

@@ -16,11 +16,18 @@ from model.transformer.linear import linear
 from model.transformer.norms import Norms
 from model.transformer.residual import make_residual
 
+
+def relu_squared(x: Tensor) -> Tensor:
+    """Return relu(x) squared (So et al. 2021, arXiv:2109.08668)."""
+    return F.relu(x).square()
+
+
 activations: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's
     "silu": F.silu,
+    "relu2": relu_squared,
 }
 
 

@@ -113,8 +113,16 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "readout_transform": st.booleans(),
     "readout_bias": st.booleans(),
     "qk_norm": st.booleans(),
+    "norm_gain": st.sampled_from([True, True, False]),
+    "attn_softcap": st.sampled_from([None, None, 2.0]),
+    "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
+    "attn_gate": st.sampled_from([None, None, "head", "element"]),
+    "value_residual": st.sampled_from([False, False, True]),
+    "stream_lambdas": st.sampled_from([False, False, True]),
+    "logit_softcap": st.sampled_from([None, None, 5.0]),
+    "out_zero_init": st.sampled_from([False, False, True]),
     "parallel_blocks": st.booleans(),
-    "activation": st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"]),
+    "activation": st.sampled_from(["relu", "gelu", "gelu_tanh", "silu", "relu2"]),
     "gated": st.booleans(),
     "bias": st.booleans(),
     "bias_qkv": BIAS,
@@ -153,25 +161,40 @@ def any_fields(draw) -> dict:
     return fields
 
 
+def possible_together(fields: dict) -> dict:
+    """Reset fields that others exclude."""
+    f = dict(fields)
+    if f["norm_position"] == "post":
+        f["parallel_blocks"] = False
+    else:
+        f["residual"] = "plain"
+    if f["objective"] == "next-token":
+        f["causal"] = True
+    if "fused" in str(f["attention"]):
+        f |= {"attn_softcap": None, "attn_sink": None}
+    if isinstance(f["activation"], tuple):
+        f["readout_transform"] = False
+    if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
+        f["activation"] = "relu"  # its squares would overflow
+    f["norm_gain"] |= f["norm_position"] == "sandwich"
+    f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
+    f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
+    f["readout_zero_init"] &= not f["tied_embeddings"]
+    return f
+
+
 @st.composite
 def architectures(draw, **fixed) -> ModelParams:
     """Any valid ModelParams of a tiny model, with every field that shapes it; `fixed` fields have these values."""
     fields = draw(any_fields()) | fixed
     n_heads, n_kv_heads = draw(st.sampled_from([(1, 1), (2, None), (2, 1), (3, None), (4, 2), (6, 3)]))
     head_dim = draw(st.sampled_from([4, 8]))
-    if fields["norm_position"] == "post":
-        fields["parallel_blocks"] = False
-    else:
-        fields["residual"] = "plain"
+    fields = possible_together(fields)
     if fields["residual"] != "plain" or "torch" in str(fields["layer_architecture"]):
         fields["parametrization"] = "standard"
-    if fields["objective"] == "next-token":
-        fields["causal"] = True
     if fields["parametrization"] == "standard":
         fields["head_dim"] = draw(st.sampled_from([None, None, 12, (4, 12)]))
-    if isinstance(fields["activation"], tuple):
-        fields["readout_transform"] = False
-    fields["readout_zero_init"] &= not fields["tied_embeddings"]
+    fields = possible_together(fields)
     base = {"mup_base_dim": n_heads * 2, "mup_base_layers": 1}
     params = ModelParams(
         dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base

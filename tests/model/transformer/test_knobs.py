@@ -32,9 +32,11 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 def norm_by_hand(norm: nn.Module, x_D: Tensor, eps: float) -> Tensor:
     if isinstance(norm, nn.LayerNorm):
         centered = x_D - x_D.mean()
-        normed = centered / (centered.square().mean() + eps).sqrt() * norm.weight
+        normed = centered / (centered.square().mean() + eps).sqrt()
+        normed = normed if norm.weight is None else normed * norm.weight
         return normed if norm.bias is None else normed + norm.bias
-    return x_D / (x_D.square().mean() + eps).sqrt() * norm.weight
+    normed = x_D / (x_D.square().mean() + eps).sqrt()
+    return normed if norm.weight is None else normed * norm.weight
 
 
 def turned(x_K: Tensor, position: int, n: int, base: float) -> Tensor:
@@ -60,6 +62,8 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
     p = mixer.model_params
     T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
     queries, keys, values = maps_by_hand(mixer, x_TD)
+    if p.value_residual:  # this layer alone is its own first one
+        values = [v * mixer.value_residual.lambdas.sum() for v in values]
     out = torch.zeros(T, p.n_heads * K, dtype=x_TD.dtype)
     for h, q_TK in enumerate(queries):
         own = h // (p.n_heads // len(keys))
@@ -82,13 +86,29 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
                 K0 = p.mup_base_dim / p.n_heads
                 scale = 1 / math.sqrt(K) if p.parametrization == "standard" else math.sqrt(K0) / K
                 score = p.mup_attn_mult * scale * (a @ b)
+                if p.attn_softcap is not None:
+                    score = p.attn_softcap * (1 - 2 / (1 + (2 * score / p.attn_softcap).exp()))  # tanh
                 scores.append(
                     score - slopes_of(p.n_heads)[h] * abs(t - s) if p.positions == "alibi" else score
                 )
                 seen.append(values[own][s])
-            pattern = torch.stack(scores).softmax(dim=0)
+            if p.attn_sink is not None:
+                scores.append(
+                    mixer.sink.sink_H[h] if p.attn_sink == "learned" else torch.zeros_like(scores[0])
+                )
+            pattern = torch.stack(scores).softmax(dim=0)[: len(seen)]
             out[t, h * K : h * K + K] = sum(w * v for w, v in zip(pattern, seen, strict=True))
-    return mixer.out(out)
+    return mixer.out(gated_by_hand(mixer, out, x_TD))
+
+
+def gated_by_hand(mixer: Attention, out_TN: Tensor, x_TD: Tensor) -> Tensor:
+    """Multiply by sigmoids of a linear map, with one number for each head or for each number of a head."""
+    p = mixer.model_params
+    if p.attn_gate is None:
+        return out_TN
+    shrunk = 1.0 if p.parametrization == "standard" or p.attn_gate == "element" else p.mup_base_dim / p.dim
+    gate = 1 / (1 + (-mixer.gate.gate(x_TD * shrunk)).exp())
+    return out_TN * gate.repeat_interleave(out_TN.shape[1] // gate.shape[1], dim=1)
 
 
 def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
@@ -97,6 +117,7 @@ def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
         "relu": lambda: a.clamp(min=0),
         "gelu": lambda: a * (1 + torch.erf(a / math.sqrt(2))) / 2,
         "gelu_tanh": lambda: a * (1 + torch.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))) / 2,
+        "relu2": lambda: a.clamp(min=0) ** 2,
         "silu": lambda: a / (1 + torch.exp(-a)),
     }[layer.model_params.activation]()
     return layer.linear2(a * layer.linear_up(x_TD) if layer.model_params.gated else a)
@@ -185,6 +206,7 @@ def test_fused_equals_explicit_in_values_and_gradients(params, T):
     if params.norm_position == "none":
         # Activations reach 1e13. Gradients of scores then cancel exactly, or up to a large rounding error in torch's kernel.
         params = replace(params, norm_position="pre")
+    params = replace(params, attn_softcap=None, attn_sink=None)  # which the kernel refuses
     results = []
     for attention in ("explicit", "fused"):
         lm = perturbed_lm(replace(params, attention=attention)).train()

@@ -1,0 +1,169 @@
+"""Optional parts of the block compute what their papers say, and nothing where they are neutral.
+
+Softcaps, sinks and gates are also part of the attention that tests/model/transformer/test_knobs.py computes by hand.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from model.hf.configs import config_settings
+from model.hf.weights import as_hf
+from model.lm import LM
+from model.perplexity import NOT_SCORED
+from tests.model.tiny import CharTokenizer, batch_of, default_dtype, random_ids, tiny_lm, tiny_params
+from train.train_params import TrainParams
+
+IDS = random_ids(2, 9)
+
+
+def test_later_values_are_mixed_with_those_of_the_first_layer():
+    lm = tiny_lm(n_layers=3, n_kv_heads=1, value_residual=True)
+    with torch.no_grad(), lm.record("resid_pre", "v") as seen:
+        lm(IDS)
+    own = [
+        layer.mixer.qkv(layer.norm1.before(seen[f"layers.{i}.resid_pre"]))[..., -8:]
+        for i, layer in enumerate(lm.decoder.layers)
+    ]
+    assert torch.equal(seen["layers.0.v"][:, 0], own[0])
+    assert lm.decoder.layers[0].mixer.value_residual.lambdas is None
+    for i in (1, 2):
+        a, b = lm.decoder.layers[i].mixer.value_residual.lambdas
+        assert_close(seen[f"layers.{i}.v"][:, 0], a * own[i] + b * own[0])
+
+
+def test_the_stream_is_mixed_with_the_embeddings_before_each_layer():
+    lm = tiny_lm(n_layers=3, stream_lambdas=True)
+    with torch.no_grad(), lm.record("embed", "resid_pre", "resid_post") as seen:
+        lm(IDS)
+    before = seen["embed"]
+    for i in range(3):
+        a, b = lm.decoder.mix.of_stream[i], lm.decoder.mix.of_embeddings[i]
+        assert_close(seen[f"layers.{i}.resid_pre"], a * before + b * seen["embed"])
+        before = seen[f"layers.{i}.resid_post"]
+
+
+def test_logits_are_capped():
+    capped, plain = tiny_lm(logit_softcap=0.5), tiny_lm()
+    z, z_capped = plain(IDS), capped(IDS)
+    assert z.abs().max() > 0.5 > z_capped.abs().max()
+    assert_close(z_capped, 0.5 * torch.tanh(z / 0.5))
+
+
+def test_z_loss_is_the_mean_squared_log_partition_of_scored_tokens():
+    lm, scored = tiny_lm(), torch.ones_like(IDS, dtype=torch.bool)
+    scored[0, 4:] = False
+    batch = batch_of(IDS, scored)
+    plain, _ = lm.get_losses(batch, TrainParams())
+    losses, _ = lm.get_losses(batch, TrainParams(z_loss=0.1))
+    assert list(plain) == ["main"]
+    assert torch.equal(losses["main"], plain["main"])
+    _, y, z = lm.get_batch_xyz(batch)
+    logs = [z_V.exp().sum().log() for z_V in z[y != NOT_SCORED]]
+    assert len(logs) == 3 + 8
+    assert losses["z"].item() == pytest.approx(0.1 * sum(log.item() ** 2 for log in logs) / len(logs))
+
+
+@pytest.mark.parametrize("parametrization", ["standard", "mup"])
+def test_layers_begin_as_the_identity_where_their_outputs_begin_at_zero(parametrization):
+    lm = LM(tiny_params(out_zero_init=True, parametrization=parametrization), CharTokenizer())
+    with torch.no_grad(), lm.record("embed", "*.resid_post") as seen:
+        lm(IDS)
+    assert all(torch.equal(x, seen["embed"]) for x in seen.values())
+    assert all(
+        p.any() for name, p in lm.named_parameters() if name.endswith(("qkv.weight", "linear1.weight"))
+    )
+
+
+@pytest.mark.parametrize("norm", ["layernorm", "rmsnorm"])
+def test_norms_without_gain_have_no_parameters(norm):
+    lm = tiny_lm(norm=norm, norm_gain=False, qk_norm=True, embedding_norm=True)
+    norms = [module for module in lm.modules() if isinstance(module, nn.LayerNorm | nn.RMSNorm)]
+    assert len(norms) == 2 + 2 * 4
+    assert not [p for module in norms for p in module.parameters()]
+    with lm.record("embed") as seen:
+        lm(IDS)
+    assert_close(
+        seen["embed"].square().mean(dim=-1), torch.ones(2, 9, dtype=torch.float64), rtol=1e-3, atol=0
+    )
+
+
+NEUTRAL = {  # a part, and values of its parameters with which it changes nothing
+    "attn_softcap": (1e8, {}),
+    "logit_softcap": (1e8, {}),
+    "attn_sink": ("learned", {"sink_H": -1e3}),
+    "attn_gate": ("head", {"gate.weight": 0.0, "gate.bias": 1e3}),
+    "stream_lambdas": (True, {"of_stream": 1.0, "of_embeddings": 0.0}),
+    "value_residual": (True, {"lambdas": (1.0, 0.0)}),
+}
+
+
+@pytest.mark.parametrize("name", NEUTRAL)
+def test_a_part_with_neutral_weights_changes_nothing_and_with_others_it_does(name):
+    value, weights = NEUTRAL[name]
+    plain = tiny_lm(n_layers=3)
+    with default_dtype(torch.float64):
+        lm = LM(replace(plain.model_params, **{name: value}), CharTokenizer()).eval()
+    unknown = lm.load_state_dict(plain.state_dict(), strict=False)
+    assert not unknown.unexpected_keys
+    assert bool(unknown.missing_keys) == bool(weights)
+    if weights:
+        assert not torch.allclose(lm(IDS), plain(IDS)) or name == "stream_lambdas"  # which begins as neutral
+    for own, parameter in lm.named_parameters():
+        for end, neutral in weights.items():
+            if own.endswith(end):
+                parameter.data.copy_(torch.as_tensor(neutral))
+    assert_close(lm(IDS), plain(IDS))
+
+
+def test_a_head_with_a_sink_may_attend_to_nothing():
+    lm = tiny_lm(attn_sink="learned")
+    for layer in lm.decoder.layers:
+        layer.mixer.sink.sink_H.data.fill_(1e3)
+    assert not lm("abc", get_attns=True)["attns"].any()
+    off_by_one = tiny_lm(attn_sink="off-by-one")("abc", get_attns=True)["attns"]
+    assert ((off_by_one.sum(dim=-1) > 0) & (off_by_one.sum(dim=-1) < 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attention": "fused", "attn_softcap": 5.0}, "cannot apply attn_softcap=5.0"),
+        ({"attention": "fused", "attn_sink": "learned"}, "cannot apply attn_sink='learned'"),
+        ({"norm_gain": False, "norm_position": "sandwich"}, "the norms after blocks begin with a small gain"),
+        (
+            {"out_zero_init": True, "residual": "deepnet", "norm_position": "post"},
+            "both choose initial weights",
+        ),
+        (
+            {"attention": ("explicit", "fused"), "attn_sink": ("learned", "off-by-one")},
+            "layer 1: attention='fused'",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_params(**fields)
+
+
+def test_values_of_different_shapes_are_not_mixed():
+    with pytest.raises(ValueError, match="needs the same n_kv_heads and head_dim in each"):
+        tiny_lm(value_residual=True, n_kv_heads=(1, 2))
+
+
+def test_relu_squared_is_exported_to_transformers():
+    hf_model = as_hf(tiny_lm(activation="relu2", dtype=torch.float32))
+    assert hf_model.config.activation_function == "relu2"
+    x = torch.linspace(-2, 2, 9)
+    layer = tiny_lm(activation="relu2").decoder.layers[0]
+    assert_close(layer.activation(x), torch.tensor([v * v if v > 0 else 0.0 for v in x.tolist()]))
+
+
+@pytest.mark.parametrize("name", [*NEUTRAL, "norm_gain", "head_dim"])
+def test_other_parts_are_not_exported(name):
+    value = NEUTRAL[name][0] if name in NEUTRAL else {"norm_gain": False, "head_dim": 4}[name]
+    with pytest.raises(ValueError, match=f"does not support {name}="):
+        config_settings(tiny_params(**{name: value}))
