@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
@@ -96,6 +96,8 @@ def compile_forward(lm: LM, batch: Batch, train: TrainParams, cache: Path) -> Co
     start, before = time.perf_counter(), count_compilations()
     has_ones = 1 in batch["x_indices"][:, 1:].shape
     try:
+        if any(isinstance(module, nn.RNNBase) for module in lm.modules()):
+            raise RuntimeError("torch cannot compile recurrent modules such as nn.GRU")
         with FileLock(folder / f"{hashlib.sha256(repr(made_for).encode()).hexdigest()[:20]}.lock"):
             twin = copy.deepcopy(lm, {id(lm.tokenizer): lm.tokenizer})
             twin._compiled_call_impl = CompiledForward(twin, has_ones).run_compiled  # type: ignore[assignment]
