@@ -246,7 +246,7 @@ def test_compilations_are_told_in_one_phrase():
         "compiled 2 graphs, because of code that torch cannot trace (Dynamic slicing),"
     )
     assert told(graphs=1, missed=1, fused=4) == (
-        "compiled 1 graph, with torch's fused kernel for attention in 4 places,"
+        "compiled 1 graph, with torch's fused kernel for attention (4 times),"
     )
 
 
