@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
 
@@ -97,10 +97,7 @@ def compile_forward(lm: LM, batch: Batch, train: TrainParams, cache: Path) -> Co
     has_ones = 1 in batch["x_indices"][:, 1:].shape
     try:
         with FileLock(folder / f"{hashlib.sha256(repr(made_for).encode()).hexdigest()[:20]}.lock"):
-            twin = copy.deepcopy(lm, {id(lm.tokenizer): lm.tokenizer})
-            twin._compiled_call_impl = CompiledForward(twin, has_ones).run_compiled  # type: ignore[assignment]
-            losses, _ = twin.get_losses(batch, train)
-            torch.as_tensor(sum(losses.values())).backward()
+            run_copy(lm, batch, train, has_ones)
         new = count_compilations() - before
         if is_new and not new["stats", "unique_graphs"]:
             raise RuntimeError("torch found nothing that it can compile")
@@ -112,6 +109,16 @@ def compile_forward(lm: LM, batch: Batch, train: TrainParams, cache: Path) -> Co
     if new["stats", "unique_graphs"] and not is_new:
         forget_graphs()
     return CompiledForward(lm, has_ones)
+
+
+def run_copy(lm: LM, batch: Batch, train: TrainParams, has_ones: bool) -> None:
+    """Run the compiled forward pass, and the backward pass, of a copy of `lm`. Raise an error if torch cannot compile them."""
+    if any(isinstance(module, nn.RNNBase) for module in lm.modules()):
+        raise RuntimeError("torch cannot compile recurrent modules such as nn.GRU")
+    twin = copy.deepcopy(lm, {id(lm.tokenizer): lm.tokenizer})
+    twin._compiled_call_impl = CompiledForward(twin, has_ones).run_compiled  # type: ignore[assignment]
+    losses, _ = twin.get_losses(batch, train)
+    torch.as_tensor(sum(losses.values())).backward()
 
 
 def forget_graphs() -> None:
@@ -134,5 +141,6 @@ def compilations_in_words(new: "Counter[tuple[str, str]]") -> str:
     if breaks:
         words += f", because of code that torch cannot trace ({'; '.join(map(first_line, breaks))}),"
     if n_fused := new["inductor", "fuse_attention"]:
-        words += f", with torch's fused kernel for attention in {n_fused} places,"
+        # torch does not count this for code from the cache.
+        words += f", with torch's fused kernel for attention ({n_fused} times),"
     return words

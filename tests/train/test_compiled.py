@@ -132,12 +132,12 @@ from train import compiled
 compiled.COMPILE_OPTIONS = {traced}
 
 def curve(*options):
-    *_, stats, params = train("dim=32", "n_layers=2", "early_stop_nsamples=320", "dropout=0.1", "batch_size=30", *options)
+    *_, stats, params = train("dim=32", "n_layers=2", "dropout=0.1", "batch_size=30", *options)
     return torch.tensor([stat.v for stat in stats["stat/train_loss:main"]])
 
 edited = [{field!r}] if {field!r} else []
 plain, live = curve(*edited), curve("compile=True", *edited)
-assert len(plain) == 11 and torch.allclose(plain, live, rtol=1e-4), (plain, live)
+assert len(plain) == 22 and torch.allclose(plain, live, rtol=1e-4), (plain, live)
 if edited:
     assert not torch.allclose(live, curve("compile=True"), rtol=1e-4), "the edit has an effect"
 assert compiled.graphs_so_far() > 0
@@ -202,6 +202,15 @@ def test_a_failing_compiler_gives_the_uncompiled_run_and_one_warning(tmp_path, m
     )
 
 
+def test_recurrent_layers_train_uncompiled_with_a_warning(tmp_path, notes):
+    model = ModelParams(dim=16, n_layers=1, max_seq_len=24, layer_architecture="torch-gru")
+    train(tmp_path, model=model, compile=True, early_stop_nsamples=16)
+    [warning] = [note for note in notes if "compile" in note]
+    assert warning.startswith(
+        "compile=True: torch cannot compile recurrent modules such as nn.GRU; training runs"
+    )
+
+
 def test_only_training_steps_run_the_compiled_forward_pass(tmp_path, monkeypatch):
     """Validation and generation run the plain code, and so does what looks at activations."""
     calls = []
@@ -237,7 +246,7 @@ def test_compilations_are_told_in_one_phrase():
         "compiled 2 graphs, because of code that torch cannot trace (Dynamic slicing),"
     )
     assert told(graphs=1, missed=1, fused=4) == (
-        "compiled 1 graph, with torch's fused kernel for attention in 4 places,"
+        "compiled 1 graph, with torch's fused kernel for attention (4 times),"
     )
 
 
