@@ -1,6 +1,8 @@
 """TrainParams: optimizer, schedule, length and hardware of a run."""
 
-from typing import Annotated, Literal
+import math
+from dataclasses import field
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import (
     AfterValidator,
@@ -41,6 +43,45 @@ Steps = Annotated[int | float, Field(ge=0), AfterValidator(steps_or_share)]
 Interval = Annotated[int | float, Field(gt=0), AfterValidator(steps_or_share)]
 
 
+def check_param_groups(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return `groups` with every pair of betas as a tuple. Raise ValueError for an unknown setting or a bad value."""
+    checked = {}
+    for pattern, settings in groups.items():
+        if unknown := sorted(settings.keys() - {"lr", "weight_decay", "betas"}):
+            raise ValueError(
+                f"{pattern!r} has {unknown[0]!r}; allowed: 'lr' and 'weight_decay', which are factors of those of the "
+                "run, and 'betas', a pair in place of that of the run"
+            )
+        if not settings:
+            raise ValueError(f"{pattern!r} changes nothing; give it 'lr', 'weight_decay' or 'betas'")
+        checked[pattern] = {key: group_setting(pattern, key, value) for key, value in settings.items()}
+    return checked
+
+
+def group_setting(pattern: str, key: str, value: object) -> float | tuple[float, ...]:
+    """Return a setting of `param_groups`. Raise ValueError if it has the wrong type or is out of bounds."""
+    if key == "betas":
+        if (
+            isinstance(value, tuple | list)
+            and len(value) == 2
+            and all(is_number(one) and 0 <= one < 1 for one in value)
+        ):
+            return tuple(value)
+        raise ValueError(f"{pattern!r} has betas={value!r}; it should be a pair of numbers from 0 to below 1")
+    if is_number(value) and (value > 0 or (value == 0 and key == "weight_decay")):
+        return value
+    needed = "a number above 0; parameters in freeze do not train" if key == "lr" else "a number, 0 or above"
+    raise ValueError(f"{pattern!r} has {key}={value!r}; it should be {needed}")
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+# Settings of parameters by patterns of their names.
+ParamGroups = Annotated[dict[str, dict[str, Any]], AfterValidator(check_param_groups)]
+
+
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class TrainParams:
     """The section TrainParams of a config. Raise ValidationError for a wrong type, value or combination."""
@@ -52,10 +93,18 @@ class TrainParams:
     lr_cycle_steps: PositiveInt = 1000  # length of one cycle of lr_schedule = "cyclic"
     lr_plateau_patience: PositiveInt = 2  # validations without improvement before "plateau" halves lr
     wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, where "wsd" falls
+    lr_decay_shape: Literal["linear", "1-sqrt"] = "linear"  # how "wsd" and "cooldown" fall
     optimizer: str = "adamw"  # rule that updates the weights
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
+    cautious_decay: bool = False  # decay a weight only where its update moves it towards 0, too
     weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: how weight_decay grows with width
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
+    betas: tuple[Fraction, Fraction] = (
+        0.9,
+        0.95,
+    )  # of all optimizers but "sgd"; "muon": outside of its matrices
+    beta2_half_life: PositiveFloat | None = (
+        None  # tokens after which a gradient counts half; None: as in betas
+    )
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
     scale_adam_eps: bool = True  # muP: shrink adam_eps as gradients shrink in wider and deeper models
     momentum: Fraction = 0.9  # of optimizer = "sgd" and "muon"
@@ -64,6 +113,10 @@ class TrainParams:
     lr_hidden_mult: PositiveFloat = 1.0  # for matrices inside of layers,
     lr_readout_mult: PositiveFloat = 1.0  # for the readout, if it is not the token embedding,
     lr_vector_mult: PositiveFloat = 1.0  # and for biases and gains
+    param_groups: ParamGroups = field(
+        default_factory=dict
+    )  # by name: {"embed.*": {"lr": 10, "weight_decay": 0}}
+    ema_decay: Fraction | None = None  # average weights over about 1 / (1 - ema_decay) steps; None: do not
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows in one forward pass of a device
     accumulate_grad_batches: PositiveInt = 1  # batches per optimizer step
@@ -107,9 +160,9 @@ class TrainParams:
         if self.strategy == "fsdp":
             if self.devices == 1:
                 raise ValueError("strategy='fsdp' shards a model over several devices, but devices=1")
-            if self.patience or self.checkpoint_every or self.compile:
+            if self.patience or self.checkpoint_every or self.compile or self.ema_decay is not None:
                 raise ValueError(
-                    "strategy='fsdp' supports neither patience nor checkpoint_every nor compile=True"
+                    "strategy='fsdp' supports neither patience nor checkpoint_every nor compile=True nor ema_decay"
                 )
 
     @property
