@@ -102,7 +102,7 @@ class TrainParams:
         0.9,
         0.95,
     )  # of all optimizers but "sgd"; "muon": outside of its matrices
-    beta2_half_life: PositiveFloat | None = (
+    beta2_half_life: PositiveFloat | None = None  # tokens after which a squared gradient counts half
         None  # tokens after which a gradient counts half; None: as in betas
     )
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
