@@ -103,8 +103,6 @@ class TrainParams:
         0.95,
     )  # of all optimizers but "sgd"; "muon": outside of its matrices
     beta2_half_life: PositiveFloat | None = None  # tokens after which a squared gradient counts half
-        None  # tokens after which a gradient counts half; None: as in betas
-    )
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
     scale_adam_eps: bool = True  # muP: shrink adam_eps as gradients shrink in wider and deeper models
     momentum: Fraction = 0.9  # of optimizer = "sgd" and "muon"
