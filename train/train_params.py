@@ -98,10 +98,7 @@ class TrainParams:
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
     cautious_decay: bool = False  # decay a weight only where its update moves it towards 0, too
     weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: how weight_decay grows with width
-    betas: tuple[Fraction, Fraction] = (
-        0.9,
-        0.95,
-    )  # of all optimizers but "sgd"; "muon": outside of its matrices
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # how slowly averages of gradients change; not of "sgd"
     beta2_half_life: PositiveFloat | None = None  # tokens after which a squared gradient counts half
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
     scale_adam_eps: bool = True  # muP: shrink adam_eps as gradients shrink in wider and deeper models
