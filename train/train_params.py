@@ -43,9 +43,16 @@ Steps = Annotated[int | float, Field(ge=0), AfterValidator(steps_or_share)]
 Interval = Annotated[int | float, Field(gt=0), AfterValidator(steps_or_share)]
 
 
+class HashableDict(dict):
+    """A dict for a field of params, which are frozen and can be hashed."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(repr(self))
+
+
 def check_param_groups(groups: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """Return `groups` with every pair of betas as a tuple. Raise ValueError for an unknown setting or a bad value."""
-    checked = {}
+    checked = HashableDict()
     for pattern, settings in groups.items():
         if unknown := sorted(settings.keys() - {"lr", "weight_decay", "betas"}):
             raise ValueError(
@@ -108,9 +115,7 @@ class TrainParams:
     lr_hidden_mult: PositiveFloat = 1.0  # for matrices inside of layers,
     lr_readout_mult: PositiveFloat = 1.0  # for the readout, if it is not the token embedding,
     lr_vector_mult: PositiveFloat = 1.0  # and for biases and gains
-    param_groups: ParamGroups = field(
-        default_factory=dict
-    )  # by name: {"embed.*": {"lr": 10, "weight_decay": 0}}
+    param_groups: ParamGroups = field(default_factory=HashableDict)  # {"embed.*": {"lr": 10}}, by name
     ema_decay: Fraction | None = None  # average weights over about 1 / (1 - ema_decay) steps; None: do not
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows in one forward pass of a device

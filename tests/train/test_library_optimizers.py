@@ -64,7 +64,7 @@ def test_only_matrices_decay(name):
     for n, p in plain.items():
         if p.ndim < 2:
             assert torch.equal(p, decayed[n]), n
-        elif name != "lamb" and p.any():
+        elif name not in ("lamb", "prodigy") and p.any():  # without gradients, these take no step
             assert decayed[n].norm() < p.norm(), n
 
 
