@@ -44,9 +44,3 @@ def laprop(groups: list[dict], params: TrainParams) -> Optimizer:
 def lamb(groups: list[dict], params: TrainParams) -> Optimizer:
     """LAMB: Adam whose update of each tensor has the size of the tensor, for large batches (arXiv:1904.00962)."""
     return from_library("Lamb", groups, params, weight_decouple=True)
-
-
-@optimizers.register
-def prodigy(groups: list[dict], params: TrainParams) -> Optimizer:
-    """Prodigy: AdamW that estimates its learning rate, of which `lr` is a factor: 1 is usual (arXiv:2306.06101)."""
-    return from_library("Prodigy", groups, params, weight_decouple=True)

@@ -61,7 +61,6 @@ optimizers.add_lazy("schedule-free", "train.library_optimizers")
 optimizers.add_lazy("adopt", "train.library_optimizers")
 optimizers.add_lazy("laprop", "train.library_optimizers")
 optimizers.add_lazy("lamb", "train.library_optimizers")
-optimizers.add_lazy("prodigy", "train.library_optimizers")
 OF_LIBRARY = frozenset(optimizers) - frozenset(optimizers.loaded())
 # Their updates have the size of Adam's at every width, so that muP scales their learning rates alike.
 SCALED_AS_ADAM = {"schedule-free", "adopt", "laprop"}

@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests.model.tiny import tiny_params
 from tests.train.killed import forked, killed_at
 from tests.train.test_checkpoint import assert_same, call, outcome  # noqa: F401 -- a fixture
 from tests.train.test_optimizers import averaged_run, fresh, take_steps
+from tests.train.test_param_groups import WIDE, slopes
 from train.averages import AveragedWeights
 from train.launch.problems import group_problems, train_problems
 from train.optimizers import OF_LIBRARY, SCALED_AS_ADAM, make_optimizer
@@ -25,9 +27,7 @@ pytestmark = [
 
 
 def params_of(name: str, **fields) -> TrainParams:
-    return TrainParams(
-        optimizer=name, lr=1.0 if name == "prodigy" else 1e-2, lr_schedule="constant", **fields
-    )
+    return TrainParams(optimizer=name, lr=1e-2, lr_schedule="constant", **fields)
 
 
 @pytest.mark.parametrize("name", sorted(OF_LIBRARY))
@@ -64,7 +64,7 @@ def test_only_matrices_decay(name):
     for n, p in plain.items():
         if p.ndim < 2:
             assert torch.equal(p, decayed[n]), n
-        elif name not in ("lamb", "prodigy") and p.any():  # without gradients, these take no step
+        elif name != "lamb" and p.any():
             assert decayed[n].norm() < p.norm(), n
 
 
@@ -116,7 +116,18 @@ def test_what_they_do_not_support_is_refused(fields, said):
 def test_mup_refuses_optimizers_without_a_rule():
     wide = tiny_params(parametrization="mup")
     refused = {name for name in OF_LIBRARY if [*group_problems(wide, params_of(name))]}
-    assert refused == OF_LIBRARY - SCALED_AS_ADAM == {"soap", "lamb", "prodigy"}
+    assert refused == OF_LIBRARY - SCALED_AS_ADAM == {"soap", "lamb"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SCALED_AS_ADAM))
+def test_activations_keep_their_size_in_mup(name):
+    params = replace(WIDE, tied_embeddings=False, init="unit")
+    found = slopes(params, lr=2**-6, optimizer=name)
+    assert -0.6 <= min(found.values()) <= max(found.values()) <= 0.2, found
+    assert max(abs(slope) for tap, slope in found.items() if "resid" in tap) <= 0.2, found
+    standard = slopes(replace(params, parametrization="standard"), lr=2**-6, optimizer=name)
+    assert max(standard.values()) >= 0.8, standard
 
 
 @pytest.mark.slow
