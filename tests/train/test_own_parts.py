@@ -48,14 +48,15 @@ def slow_sgd(groups, params):
 
 
 @registered
-def threes(dice, n=3):
-    """aaa"""
-    return "a" * n
+def threes(dice, n=6):
+    """abcabd"""
+    return "".join(dice.choice("abcdefgh") for _ in range(n))
 '''
 CONFIG = """
 DataParams
 dataset_name = "threes"
-n_samples = 60
+n_samples = 200
+val_pct = 20.0
 TrainParams
 optimizer = "slow_sgd"
 batch_size = 8

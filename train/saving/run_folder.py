@@ -91,6 +91,14 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
     raise ValueError(f"no run {timestamp!r:.60} in {root / 'saved-models'}; nearest: {close}")
 
 
+def run_and_step(name: str) -> tuple[str, int | None]:
+    """Return the timestamp and the step of a value of `from_saved`: "2024-04-22--16-17-00@800", or without a step."""
+    timestamp, at, step = name.partition("@")
+    if at and not (step.isascii() and step.isdigit()):
+        raise ValueError(f"{step!r} is no step of a kept checkpoint; write it as in '{timestamp}@800'")
+    return timestamp, int(step) if at else None
+
+
 class RunFolder:
     """The folder of a run, locked while it trains. `finish` renames it from `{timestamp}.partial` to `{timestamp}`."""
 
