@@ -1,5 +1,7 @@
 """--with: a user's file registers parts, counts as code of runs, travels to workers, and is never run unasked."""
 
+import re
+
 import pytest
 import torch
 
@@ -9,11 +11,14 @@ from explore.load import get_model_by_timestamp, runs
 from model.context import layer_kinds
 from model.transformer.norms import norms
 from tests.marks import SLOW
+from tests.model.tiny import tiny_params
+from tests.train.test_optimizers import fresh, take_steps
 from train.grid.run import OwnFile
-from train.optimizers import optimizers
+from train.optimizers import make_optimizer, optimizers
 from train.own_parts import load_parts, register_parts, remove_parts
 from train.saving.code import Code, own_files
 from train.saving.run_folder import find_run
+from train.train_params import TrainParams
 
 PARTS = '''
 """Parts of a test."""
@@ -141,6 +146,17 @@ def test_a_worker_runs_the_text_that_was_read(file):
     register_parts(own)
     assert "halving" in layer_kinds
     assert layer_kinds["halving"].__module__ == "own_parts_my_parts"
+
+
+def test_the_example_of_the_docs_registers_what_it_says(file):
+    page = (REPOSITORY / "docs" / "edits.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"## Parts in a file of your own.*?```python\n(.*?)```", page, re.DOTALL)
+    file.write_text(example)
+    assert load_parts(file) == ["half-linear", "nesterov"]
+    lm = fresh(tiny_params(layer_architecture=("half-linear", "custom-transformer"))).float()
+    before = lm.embed.tokens.weight.clone()
+    take_steps(lm, make_optimizer(lm, TrainParams(optimizer="nesterov")), 1)
+    assert not torch.equal(before, lm.embed.tokens.weight)
 
 
 @pytest.fixture
