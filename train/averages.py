@@ -42,7 +42,7 @@ class AveragedWeights:
                 "train_mode" in group
             ):  # the weights lie between the averages and the iterates z, by the first of betas
                 states = [(p, optimizer.state[p]) for p in group["params"] if p in optimizer.state]
-                beta = group["betas"][0]
+                beta, _ = group.get("betas")
                 yield from ((p, p.lerp(state["z"], 1 - 1 / beta)) for p, state in states)
 
     @torch.no_grad()

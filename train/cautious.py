@@ -15,19 +15,19 @@ def decay_cautiously(optimizer: Optimizer) -> None:
 
     def keep_weights(*_: object) -> None:
         for group in optimizer.param_groups:
-            if decay := group["weight_decay"]:
+            if decay := group.get("weight_decay"):
                 copies = [(parameter, parameter.detach().clone()) for parameter in group["params"]]
                 before.append((group, decay, copies))
-                group["weight_decay"] = 0.0
+                group.update(weight_decay=0.0)
 
     @torch.no_grad()
     def decay_weights(*_: object) -> None:
         for group, decay, copies in before:
-            group["weight_decay"] = decay
+            group.update(weight_decay=decay)
             for parameter, old in copies:
                 if parameter.grad is not None:
                     is_decaying = (old - parameter) * old >= 0
-                    parameter.sub_(old * is_decaying, alpha=group["lr"] * decay)
+                    parameter.sub_(old * is_decaying, alpha=group.get("lr", 0.0) * decay)
         before.clear()
 
     optimizer.register_step_pre_hook(keep_weights)

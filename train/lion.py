@@ -1,5 +1,6 @@
 """Lion: the sign of an interpolated momentum is the update of every weight."""
 
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -19,16 +20,16 @@ class Lion(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            beta1, beta2 = group["betas"]
+            lr, decay, (beta1, beta2) = itemgetter("lr", "weight_decay", "betas")(group)
             for parameter in group["params"]:
                 if (gradient := parameter.grad) is None:
                     continue
                 state = self.state[parameter]
                 if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"]
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                momentum = state["exp_avg"]
                 update = momentum.lerp(gradient, 1 - beta1).sign_()
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(update, alpha=group["lr"])
+                parameter.mul_(1 - lr * decay)
+                parameter.sub_(update, alpha=lr)
                 momentum.lerp_(gradient, 1 - beta2)
         return loss

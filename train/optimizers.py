@@ -142,18 +142,18 @@ def split_by_pattern(groups: list[dict], model: nn.Module, params: TrainParams) 
 
 def group_of(patterns: tuple[str, ...], group: dict, params: TrainParams) -> dict[str, Any]:
     """Return a group with the settings of all these patterns. Factors are multiplied, and the last `betas` hold."""
-    changed = dict(group)
+    lr, decay, betas = group.get("lr", params.lr), group.get("weight_decay", 0.0), {}
     for pattern in patterns:
         settings = params.param_groups[pattern]
-        changed["lr"] = changed.get("lr", params.lr) * settings.get("lr", 1.0)
-        changed["weight_decay"] *= settings.get("weight_decay", 1.0)
-        if "betas" in settings:
-            if "muon" in group:
-                raise ValueError(
-                    f"param_groups={params.param_groups!r}: {pattern!r} sets betas of matrices that optimizer='muon' "
-                    "updates without betas"
-                )
-            changed["betas"] = settings["betas"]
+        lr *= settings.get("lr", 1.0)
+        decay *= settings.get("weight_decay", 1.0)
+        betas |= {key: value for key, value in settings.items() if key == "betas"}
+        if betas and "muon" in group:
+            raise ValueError(
+                f"param_groups={params.param_groups!r}: {pattern!r} sets betas of matrices that optimizer='muon' "
+                "updates without betas"
+            )
+    changed = group | {"lr": lr, "weight_decay": decay} | betas
     if patterns:
         changed["name"] = f"{group['name']} of {' and '.join(patterns)}"
     return changed

@@ -20,7 +20,7 @@ from train.optimizers import optimizers
 from train.saving.code import own_files
 from train.schedules import schedules
 
-REGISTRIES: tuple[Registry[Any], ...] = (layer_kinds, norms, optimizers, schedules, tasks, corpora)
+PART_REGISTRIES: tuple[Registry[Any], ...] = (layer_kinds, norms, optimizers, schedules, tasks, corpora)
 
 
 def load_parts(path: str | Path) -> list[str]:
@@ -39,35 +39,35 @@ def load_parts(path: str | Path) -> list[str]:
 def register_parts(own: OwnFile) -> list[str]:
     """Run a file of the user's own, from the bytes that were read. Return the names that it registers."""
     if own_files.get(own.name) == own:
-        return names_of(own)
+        return part_names(own)
     if own.name in own_files and own_files[own.name].path != own.path:
         raise ValueError(f"{own.path}: {own_files[own.name].path} has the same name; rename one of them")
     remove_parts(own.name)
-    before = [dict(registry.entries) for registry in REGISTRIES]
+    before = [dict(registry.entries) for registry in PART_REGISTRIES]
     try:
         run_file(own)
-        for registry, entries in zip(REGISTRIES, before, strict=True):
+        for registry, entries in zip(PART_REGISTRIES, before, strict=True):
             for name, entry in entries.items():
                 if registry.entries[name] is not entry and not isinstance(entry, Lazy):
                     raise ValueError(
                         f"it registers the {registry.kind} {name!r}, which exists already; rename it"
                     )
     except BaseException as error:
-        for registry, entries in zip(REGISTRIES, before, strict=True):
+        for registry, entries in zip(PART_REGISTRIES, before, strict=True):
             registry.entries = entries
         if not isinstance(error, Exception):
             raise
         raise ValueError(f"{place_in(own, error)}: {type(error).__name__}: {error}") from error
     own_files[own.name] = own
-    registered[own.name] = [
+    names_by_file[own.name] = [
         (registry, name)
-        for registry, entries in zip(REGISTRIES, before, strict=True)
+        for registry, entries in zip(PART_REGISTRIES, before, strict=True)
         for name in registry.entries.keys() - entries.keys()
     ]
-    return names_of(own)
+    return part_names(own)
 
 
-registered: dict[str, list[tuple[Registry[Any], str]]] = {}  # by the name of the file
+names_by_file: dict[str, list[tuple[Registry[Any], str]]] = {}  # by the name of the file
 
 
 def register_all(files: Iterable[OwnFile]) -> None:
@@ -76,14 +76,14 @@ def register_all(files: Iterable[OwnFile]) -> None:
         register_parts(own)
 
 
-def names_of(own: OwnFile) -> list[str]:
-    return sorted(name for _, name in registered[own.name])
+def part_names(own: OwnFile) -> list[str]:
+    return sorted(name for _, name in names_by_file[own.name])
 
 
 def remove_parts(file_name: str) -> None:
     """Remove the parts that an earlier version of a file registered."""
     own_files.pop(file_name, None)
-    for registry, name in registered.pop(file_name, []):
+    for registry, name in names_by_file.pop(file_name, []):
         registry.entries.pop(name, None)
 
 
