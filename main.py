@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
             args = parse_arguments(typed)
             out = args.out
             refuse_options(args)
+            load_own_parts(args.own_parts)
             code = command_of(args)(args)
         except GridError as error:
             document.add(errors=error.errors)
@@ -86,6 +87,19 @@ def main(arguments: list[str] | None = None) -> int:
     if "--json" in typed and rank() == 0:
         document.write(code, typed)
     return code
+
+
+def load_own_parts(paths: list[str]) -> None:
+    """Load the files of `--with`. Raise GridError for a file that cannot be used."""
+    if not paths:
+        return
+    from train.own_parts import load_parts  # imports torch
+
+    for path in paths:
+        try:
+            log.info(f"--with {path}: {', '.join(load_parts(path)) or 'registers nothing'}")
+        except ValueError as error:
+            raise GridError([f"--with {error}"]) from error
 
 
 def command_of(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
@@ -268,6 +282,7 @@ def passed_on(args: argparse.Namespace) -> list[str]:
     }
     flags = {"--no-wandb": args.no_wandb, "--fail-fast": args.fail_fast}
     options = [f"{name}={value}" for name, value in given.items() if value is not None]
+    options += [f"--with={Path(path).resolve()}" for path in args.own_parts]
     return options + [name for name, is_set in flags.items() if is_set]
 
 

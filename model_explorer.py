@@ -14,6 +14,7 @@ from explore.scaling.fold import fold_residual
 from explore.scaling.stability import stability
 from explore.scaling.transfer import transfer_report
 from explore.verify import verify_stable_load
+from train.own_parts import load_parts
 
 __all__ = [
     "ablate",
@@ -31,6 +32,7 @@ __all__ = [
     "head_film",
     "head_scores",
     "load_all",
+    "load_parts",
     "logit_lens",
     "loss_by_position",
     "loss_by_token",

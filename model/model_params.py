@@ -71,7 +71,7 @@ class ModelParams(PerLayer):
     conv_width: PositiveInt = 4  # positions in a convolution of gated-conv and state-space
     lora_rank: NonNegativeInt = 0  # train only products of this rank, added to the layers' linear maps
     from_pretrained: str | None = None  # start from weights and fields of a model on the hub or in a folder
-    from_saved: str | None = None  # start from weights and fields of the saved run with this timestamp
+    from_saved: str | None = None  # timestamp of the saved run to start from; with "@800", from its step 800
     tokenizer_source_name: str = "char"  # char, custom (our own BPE), any registered or pretrained one
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses

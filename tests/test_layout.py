@@ -39,10 +39,11 @@ MAY_IMPORT = {
     "learn": "learn explore train model data",
     "gpt2": "model data",
     "main": "train explore",
-    "model_explorer": "explore",
+    "model_explorer": "explore train.own_parts",
 }
 ONLY_IN = {
     "wandb": {"train/stats.py"},
+    "pytorch_optimizer": {"train/library_optimizers.py"},
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
     "statsmodels": {"explore/compare/verdicts.py"},

@@ -131,12 +131,14 @@ class KeepWeights(Callback):
 
     def on_step_end(self, trainer: L.Trainer, module: LMTrainer) -> None:
         if module.length.is_due(self.checkpoints.every, self.step):
-            self.checkpoints.keep(module.model, self.step)
+            with module.averages:
+                self.checkpoints.keep(module.model, self.step)
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, LMTrainer)
         if module.stopped != Ending.INTERRUPTED:  # an interrupted run continues later
-            self.checkpoints.keep(module.model, trainer.global_step)
+            with module.averages:
+                self.checkpoints.keep(module.model, trainer.global_step)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, object]

@@ -1,6 +1,7 @@
 """Length of a run: optimizer steps from any of the fields in LENGTHS, and the share of a run that is done."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 from data.batch import mycollate, n_real_tokens
@@ -75,6 +76,17 @@ def mean_row_length(data: LMDataModule) -> float:
     indices = range(0, len(rows), max(1, len(rows) // MEASURED_ROWS))[:MEASURED_ROWS]
     parts = [list(indices[first : first + 256]) for first in range(0, len(indices), 256)]
     return sum(int(n_real_tokens(mycollate(rows.__getitems__(part)))) for part in parts) / len(indices)
+
+
+def with_beta2(train: TrainParams, data: LMDataModule) -> TrainParams:
+    """Return params whose second beta follows from `beta2_half_life`, if that is set (arXiv:2507.07101).
+
+    The squared gradient of a step then counts half after `beta2_half_life` real tokens, at any batch size.
+    """
+    if train.beta2_half_life is None:
+        return train
+    beta2 = 0.5 ** (rows_per_step(train) * mean_row_length(data) / train.beta2_half_life)
+    return replace(train, betas=(train.betas[0], beta2))
 
 
 class RunLength:

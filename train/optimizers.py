@@ -1,11 +1,13 @@
-"""Optimizers: the registry of update rules, and the choice of parameters that decay."""
+"""Optimizers: the registry of update rules, and the settings of each parameter."""
 
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.registry import Registry
@@ -15,7 +17,10 @@ from model.model_params import ModelParams
 from model.mup.parametrization import ParameterKind, UpdateRule, param_groups  # muP
 from model.shapes import roles_of
 from model.transformer.lora import is_lora
+from train.cautious import decay_cautiously
+from train.lion import Lion
 from train.muon import MuonWithAdamW
+from train.sharding import FSDP
 from train.train_params import TrainParams
 
 # The function is given parameter groups and the params. Its name is a value of `optimizer`.
@@ -44,10 +49,66 @@ def muon(groups: list[dict], params: TrainParams) -> Optimizer:
     return MuonWithAdamW(groups, muon={"lr": params.lr} | of_muon, adamw={"lr": params.lr} | of_adamw)
 
 
+@optimizers.register
+def lion(groups: list[dict], params: TrainParams) -> Optimizer:
+    """Lion, the sign of an interpolated momentum; `lr` is 3 to 10 times lower than of adamw (arXiv:2302.06675)."""
+    return Lion(groups, lr=params.lr, betas=params.betas)
+
+
+# Optimizers of the package pytorch_optimizer, which requirements-optimizers.txt installs.
+optimizers.add_lazy("soap", "train.library_optimizers")
+optimizers.add_lazy("schedule-free", "train.library_optimizers")
+optimizers.add_lazy("adopt", "train.library_optimizers")
+optimizers.add_lazy("laprop", "train.library_optimizers")
+optimizers.add_lazy("lamb", "train.library_optimizers")
+OF_LIBRARY = frozenset(optimizers) - frozenset(optimizers.loaded())
+# Their updates have the size of Adam's at every width, so that muP scales their learning rates alike.
+SCALED_AS_ADAM = {"schedule-free", "adopt", "laprop"}
+
+
+def optimizer_problems(params: TrainParams) -> Iterator[str]:
+    """Yield an error message for an optimizer that is not installed, and for settings that it does not support."""
+    name = params.optimizer
+    if name in OF_LIBRARY and find_spec("pytorch_optimizer") is None:
+        yield (
+            f"optimizer={name!r} needs the package pytorch-optimizer: pip install -r requirements-optimizers.txt"
+        )
+        return
+    if name in OF_LIBRARY and params.strategy == FSDP:
+        yield f"optimizer={name!r} is not tested with strategy='fsdp'; use strategy='ddp'"
+    if name == "schedule-free" and params.lr_schedule != "constant":
+        yield (
+            f"optimizer={name!r} averages weights in place of a schedule, but lr_schedule={params.lr_schedule!r}; set "
+            "lr_schedule='constant', with a warm-up if you like"
+        )
+    if name == "schedule-free" and params.ema_decay is not None:
+        yield f"optimizer={name!r} averages weights itself, so that ema_decay={params.ema_decay} has no place"
+    if name == "schedule-free" and not params.betas[0]:
+        yield f"optimizer={name!r} needs betas[0] above 0, not betas={params.betas}"
+    if params.cautious_decay and name in ("sgd", "schedule-free"):
+        yield f"cautious_decay=True needs decoupled weight decay, but that of optimizer={name!r} is part of the gradient"
+    if params.beta2_half_life is not None and not takes_betas(params):
+        yield f"beta2_half_life={params.beta2_half_life} sets the second of betas, but optimizer={name!r} has none"
+
+
+def takes_betas(params: TrainParams) -> bool:
+    """Return True if the optimizer has betas for parameters outside the matrices of Muon."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 0.0}]
+    return "betas" in optimizers[params.optimizer](groups, params).param_groups[0]
+
+
 def make_optimizer(model: nn.Module, params: TrainParams) -> Optimizer:
     """Return the optimizer of `params` over all trainable parameters of `model`. Only matrices decay."""
+    optimizer = optimizers[params.optimizer](make_groups(model, params), params)
+    if params.cautious_decay:
+        decay_cautiously(optimizer)
+    return optimizer
+
+
+def make_groups(model: nn.Module, params: TrainParams) -> list[dict]:
+    """Return the parameter groups of the optimizer. Raise ValueError for a pattern of `param_groups` without effect."""
     if isinstance(model, LM) and by_role(model.model_params, params):  # muP
-        return optimizers[params.optimizer](groups_by_role(model, params), params)  # muP
+        return split_by_pattern(groups_by_role(model, params), model, params)  # muP
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2]
     others = [p for p in trained if p.ndim < 2]
@@ -55,7 +116,47 @@ def make_optimizer(model: nn.Module, params: TrainParams) -> Optimizer:
         {"params": matrices, "weight_decay": params.weight_decay, "name": "matrices"},
         {"params": others, "weight_decay": 0.0, "name": "others"},
     ]
-    return optimizers[params.optimizer]([group for group in groups if group["params"]], params)
+    return split_by_pattern([group for group in groups if group["params"]], model, params)
+
+
+def split_by_pattern(groups: list[dict], model: nn.Module, params: TrainParams) -> list[dict]:
+    """Return groups whose parameters match the same patterns of `param_groups`, with the settings of these."""
+    if not params.param_groups:
+        return groups
+    if any("betas" in settings for settings in params.param_groups.values()) and not takes_betas(params):
+        raise ValueError(f"param_groups sets betas, but optimizer={params.optimizer!r} has none")
+    names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    patterns_of: defaultdict[str, list[str]] = defaultdict(list)
+    for pattern in params.param_groups:
+        for name in names_matching(pattern, list(names.values()), f"param_groups={params.param_groups!r}"):
+            patterns_of[name].append(pattern)
+    found = []
+    for group in groups:
+        parts: defaultdict[tuple[str, ...], list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            parts[tuple(patterns_of[names[parameter]])].append(parameter)
+        found += [(part, group_of(part, group, params) | {"params": parts[part]}) for part in parts]
+    # The statistic "lr" is the one of the first group.
+    return [group for _, group in sorted(found, key=lambda pair: len(pair[0]) > 0)]
+
+
+def group_of(patterns: tuple[str, ...], group: dict, params: TrainParams) -> dict[str, Any]:
+    """Return a group with the settings of all these patterns. Factors are multiplied, and the last `betas` hold."""
+    lr, decay, betas = group.get("lr", params.lr), group.get("weight_decay", 0.0), {}
+    for pattern in patterns:
+        settings = params.param_groups[pattern]
+        lr *= settings.get("lr", 1.0)
+        decay *= settings.get("weight_decay", 1.0)
+        betas |= {key: value for key, value in settings.items() if key == "betas"}
+        if betas and "muon" in group:
+            raise ValueError(
+                f"param_groups={params.param_groups!r}: {pattern!r} sets betas of matrices that optimizer='muon' "
+                "updates without betas"
+            )
+    changed = group | {"lr": lr, "weight_decay": decay} | betas
+    if patterns:
+        changed["name"] = f"{group['name']} of {' and '.join(patterns)}"
+    return changed
 
 
 def lr_mults(params: TrainParams) -> dict[ParameterKind, float]:
@@ -78,13 +179,14 @@ def by_role(model: ModelParams, params: TrainParams) -> bool:
 
 def groups_by_role(model: LM, params: TrainParams) -> list[dict]:
     rule: UpdateRule = "sgd" if params.optimizer == "sgd" else "adam"
+    eps = None if params.optimizer == "lion" else params.adam_eps
     groups = param_groups(
         model,
         roles_of(model),
         params.lr,
         rule=params.muon_lr if params.optimizer == "muon" else rule,
         weight_decay=params.weight_decay,
-        eps=params.adam_eps,
+        eps=eps,
         weight_decay_scaling=params.weight_decay_scaling,
         scale_eps=params.scale_adam_eps,
         lr_mults=lr_mults(params),
@@ -129,16 +231,21 @@ def frozen_names(names: Iterable[str], patterns: tuple[str, ...], lora_rank: int
     names = list(names)
     frozen = {name for name in names if lora_rank and not is_lora(name)}
     for pattern in patterns:
-        fitting = {name for name in names if fnmatchcase(name, pattern)}
-        if not fitting:
-            near = nearest(pattern, names, n=3, cutoff=0.3) or names[:3]
-            raise ValueError(
-                f"freeze={patterns!r}: none of {len(names)} parameters matches {pattern!r}; there are {', '.join(near)} ..."
-            )
-        frozen |= fitting
+        frozen |= names_matching(pattern, names, f"freeze={patterns!r}")
     if len(frozen) == len(names):
         because = (
             f"freeze={patterns!r}" if patterns else f"lora_rank={lora_rank} without a linear map of ours"
         )
         raise ValueError(f"{because} leaves nothing to train")
     return frozen
+
+
+def names_matching(pattern: str, names: list[str], setting: str) -> set[str]:
+    """Return the parameter names that match a pattern of `setting`. Raise ValueError if there are none."""
+    matching = {name for name in names if fnmatchcase(name, pattern)}
+    if not matching:
+        near = nearest(pattern, names, n=3, cutoff=0.3) or names[:3]
+        raise ValueError(
+            f"{setting}: none of {len(names)} parameters matches {pattern!r}; there are {', '.join(near)} ..."
+        )
+    return matching

@@ -22,7 +22,7 @@ from model.transformer.scaling import depth_mult, head_mult, width_mult  # muP
 from train.data import tokenizer_spec
 from train.grid.params import SECTION_OF
 from train.logs import log
-from train.saving.run_folder import LATEST, find_run, read_run
+from train.saving.run_folder import LATEST, find_run, read_run, run_and_step
 from train.saving.weights import load_lm, unshared_state, weights_file
 
 MAX_NAMES = 3  # of weights in a log line
@@ -115,14 +115,17 @@ def hub_source(setting: str, name: str, revision: str | None) -> PretrainedSourc
     return PretrainedSource(setting, params, None, load)
 
 
-def saved_source(setting: str, timestamp: str, root: Path) -> PretrainedSource:
+def saved_source(setting: str, name: str, root: Path) -> PretrainedSource:
+    """Return the source that `from_saved` names: the final weights of a run, or those that it kept at a step."""
+    timestamp, step = run_and_step(name)
     folder = find_run(timestamp, str(root))
     if timestamp == LATEST:  # the same config would mean another run tomorrow
         raise ValueError(f"a config needs the timestamp of a run; the latest one is {folder.name!r}")
     params, own_tokenizer, _ = read_run(folder)
+    weights = weights_file(folder, step)
 
     def load(model: ModelParams, tokenizer: Tokenizer) -> LM:
-        lm = load_lm(weights_file(folder), params.model, own_tokenizer)
+        lm = load_lm(weights, params.model, own_tokenizer)
         return merge_lora(lm) if params.model.lora_rank and not model.lora_rank else lm
 
     return PretrainedSource(

@@ -79,6 +79,7 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
 
         with interrupt.listening():
             fit(trainer, lm_trainer, resume_point)
+            unaveraged = use_averages(trainer, lm_trainer)
             if keep_best:
                 keep_best.restore(lm_trainer)
             if not lm_trainer.is_all_evaluated:
@@ -86,7 +87,9 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
 
         lm = unshard(lm_trainer.model, train.dropout)
         values = measured_variant(run) | final_values(lm_trainer, lm, clock)
-        values |= {"leak": leak, "weights": "best" if keep_best and keep_best.best_weights else "last"}
+        last = "last" if unaveraged is None else "averaged"
+        values |= {"leak": leak, "weights": "best" if keep_best and keep_best.best_weights else last}
+        values |= {} if unaveraged is None else {"unaveraged_val_loss": unaveraged}
         outcome = Outcome.of(lm_trainer.stopped, values, was_pressed=interrupt.is_pressed)
         if record.folder is not None:
             write_slices(record.folder.path / SLICES_FILE, lm_trainer.slices)
@@ -112,6 +115,24 @@ def fit(trainer: L.Trainer, lm_trainer: LMTrainer, resume_point: ResumePoint | N
         trainer.validate(lm_trainer, held_out, verbose=False)  # the loss before training
     path = resume_point.path if resume_point and position else None
     trainer.fit(lm_trainer, batches, held_out, ckpt_path=path, weights_only=True)
+
+
+def use_averages(trainer: L.Trainer, lm_trainer: LMTrainer) -> float | None:
+    """Validate the weights that were trained, then replace them by their averages, for good.
+
+    Return the validation loss without averages. A run without averages keeps its weights, and None is returned.
+    """
+    averages = [*lm_trainer.averaged.averages(lm_trainer.scheduler.optimizer)]
+    if not averages:
+        return None
+    lm_trainer.is_unaveraged = True
+    batches = lm_trainer.data.val_dataloader(lm_trainer.train_params.batch_size)
+    trainer.validate(lm_trainer, batches, verbose=False)
+    lm_trainer.is_unaveraged, lm_trainer.validated_at, lm_trainer.evaluated_at = False, -1, -1
+    loss = lm_trainer.result["val_loss:main"]
+    lm_trainer.averaged.swap_in(lm_trainer.scheduler.optimizer)
+    lm_trainer.averaged.kept.clear()
+    return loss
 
 
 def run_data(params: Params, call: Call) -> LMDataModule:

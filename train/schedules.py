@@ -24,6 +24,12 @@ class Moment(NamedTuple):
         """min_lr as a share of lr."""
         return self.params.min_lr / self.params.lr
 
+    def falling(self, left: float) -> float:
+        """Return the value in a fall from 1 to `floor` of which the share `left` of the steps is to come."""
+        if self.params.lr_decay_shape == "1-sqrt":
+            left = 1 - math.sqrt(1 - left)
+        return self.floor + (1 - self.floor) * left
+
 
 # The function returns the learning rate as a share of `lr`. Its name is a value of `lr_schedule`.
 schedules: Registry[Callable[[Moment], float]] = Registry("schedule")
@@ -49,9 +55,15 @@ def cosine(now: Moment) -> float:
 
 @schedules.register
 def wsd(now: Moment) -> float:
-    """Keep `lr`, then fall in a straight line over the last `wsd_decay_frac` of the steps (arXiv:2404.06395)."""
+    """Keep `lr`, then fall to `min_lr` over the last `wsd_decay_frac` of the steps (arXiv:2404.06395)."""
     left = (1 - now.progress) / now.params.wsd_decay_frac
-    return now.floor + (1 - now.floor) * min(1.0, left)
+    return now.falling(min(1.0, left))
+
+
+@schedules.register
+def cooldown(now: Moment) -> float:
+    """Fall to `min_lr` over all steps, as "wsd" does at its end: for weights of `from_saved` (arXiv:2405.18392)."""
+    return now.falling(1 - now.progress)
 
 
 @schedules.register

@@ -1,6 +1,7 @@
 """TrainParams: optimizer, schedule, length and hardware of a run."""
 
-from typing import Annotated, Literal
+from dataclasses import field
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +13,8 @@ from pydantic import (
     PositiveInt,
 )
 from pydantic.dataclasses import dataclass
+
+from common.param_groups import HashableDict, check_param_groups
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -41,6 +44,10 @@ Steps = Annotated[int | float, Field(ge=0), AfterValidator(steps_or_share)]
 Interval = Annotated[int | float, Field(gt=0), AfterValidator(steps_or_share)]
 
 
+# Settings of parameters by patterns of their names.
+ParamGroups = Annotated[dict[str, dict[str, Any]], AfterValidator(check_param_groups)]
+
+
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class TrainParams:
     """The section TrainParams of a config. Raise ValidationError for a wrong type, value or combination."""
@@ -52,10 +59,13 @@ class TrainParams:
     lr_cycle_steps: PositiveInt = 1000  # length of one cycle of lr_schedule = "cyclic"
     lr_plateau_patience: PositiveInt = 2  # validations without improvement before "plateau" halves lr
     wsd_decay_frac: Annotated[float, Field(gt=0, le=1)] = 0.2  # last share of the steps, where "wsd" falls
+    lr_decay_shape: Literal["linear", "1-sqrt"] = "linear"  # how "wsd" and "cooldown" fall
     optimizer: str = "adamw"  # rule that updates the weights
     weight_decay: NonNegativeFloat = 0.1  # on matrices only
+    cautious_decay: bool = False  # decay a weight only where its update moves it towards 0, too
     weight_decay_scaling: Literal["mup", "sqrt", "none"] = "mup"  # muP: how weight_decay grows with width
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # of optimizer = "adamw"
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)  # how slowly averages of gradients change; not of "sgd"
+    beta2_half_life: PositiveFloat | None = None  # tokens after which a squared gradient counts half
     adam_eps: PositiveFloat = 1e-8  # added to the root of the mean squared gradient
     scale_adam_eps: bool = True  # muP: shrink adam_eps as gradients shrink in wider and deeper models
     momentum: Fraction = 0.9  # of optimizer = "sgd" and "muon"
@@ -64,9 +74,9 @@ class TrainParams:
     lr_hidden_mult: PositiveFloat = 1.0  # for matrices inside of layers,
     lr_readout_mult: PositiveFloat = 1.0  # for the readout, if it is not the token embedding,
     lr_vector_mult: PositiveFloat = 1.0  # and for biases and gains
-    z_loss: NonNegativeFloat = (
-        0.0  # weight of the mean squared log of the softmax's sum, which keeps logits small
-    )
+    z_loss: NonNegativeFloat = 0.0  # weight of the mean squared log of the softmax's sum
+    param_groups: ParamGroups = field(default_factory=HashableDict)  # {"embed.*": {"lr": 10}}, by name
+    ema_decay: Fraction | None = None  # average weights over about 1 / (1 - ema_decay) steps; None: do not
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows in one forward pass of a device
     accumulate_grad_batches: PositiveInt = 1  # batches per optimizer step
@@ -116,9 +126,9 @@ class TrainParams:
         if self.strategy == "fsdp":
             if self.devices == 1:
                 raise ValueError("strategy='fsdp' shards a model over several devices, but devices=1")
-            if self.patience or self.checkpoint_every or self.compile:
+            if self.patience or self.checkpoint_every or self.compile or self.ema_decay is not None:
                 raise ValueError(
-                    "strategy='fsdp' supports neither patience nor checkpoint_every nor compile=True"
+                    "strategy='fsdp' supports neither patience nor checkpoint_every nor compile=True nor ema_decay"
                 )
 
     @property

@@ -2,7 +2,7 @@
 
 import sys
 from collections import defaultdict
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -17,9 +17,10 @@ from data.batch import Batch, mycollate, n_real_tokens
 from data.dataloader import LMDataModule
 from model.lm import LM
 from model.recording import first_nonfinite
+from train.averages import AveragedWeights
 from train.divergence import Divergence
 from train.evaluation import Evaluation, LoaderWhenDue, of_set
-from train.length import RunLength
+from train.length import RunLength, with_beta2
 from train.logs import DETAIL, log
 from train.metrics import latest_values
 from train.optimizers import freeze, group_settings, make_optimizer
@@ -71,6 +72,8 @@ class LMTrainer(L.LightningModule):
         self.n_steps_done = 0  # optimizer steps that on_train_batch_end has handled
         self.divergence = Divergence(model.n_tokens)
         self.stopped = str(Ending.FINISHED)  # or why the run ended early
+        self.averaged = AveragedWeights(model, train_params.ema_decay)
+        self.is_unaveraged = False  # the validation at hand is of the weights in place of their averages
         self.weights_of: int | None = None  # the step of the weights, if they are not the latest
         self.validated_at = -1  # the step of the last validation
         self.result: dict[str, float] = {}  # of that validation
@@ -96,7 +99,9 @@ class LMTrainer(L.LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = make_optimizer(self.model, self.train_params)
+        optimizer = make_optimizer(self.model, with_beta2(self.train_params, self.data))
+        if self.train_params.ema_decay is not None:
+            optimizer.register_step_post_hook(lambda *_: self.averaged.update())
         # A lambda: the state of self.schedule is saved with the attributes, not by LambdaLR.
         self.scheduler = LambdaLR(optimizer, lambda step: self.schedule(step))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler, "interval": "step"}}
@@ -334,6 +339,8 @@ class LMTrainer(L.LightningModule):
         return is_done and self.validated_at == self.global_step
 
     def on_validation_start(self) -> None:
+        if self.trainer.state.fn == "fit":
+            self.averaged.swap_in(self.scheduler.optimizer)
         self.evaluations: dict[int, Evaluation] = {}  # by the number of the loader; 0: the validation split
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -369,9 +376,21 @@ class LMTrainer(L.LightningModule):
         if 0 in found:
             self.record_validation(*found[0])
 
+    def on_validation_end(self) -> None:
+        # After callbacks, which may keep the weights that were validated.
+        if self.trainer.state.fn == "fit":
+            self.averaged.swap_out()
+
+    @property
+    def averages(self) -> AbstractContextManager[None]:
+        """A context in which the model has the weights that are validated and saved: the averages, if there are any."""
+        return self.averaged.in_place(self.scheduler.optimizer)
+
     @property
     def of_best(self) -> str:
-        """The prefix of statistics of weights that are not the latest."""
+        """The prefix of statistics of weights that are not the latest, or whose averages are validated otherwise."""
+        if self.is_unaveraged:
+            return "unaveraged_"
         return "" if self.weights_of is None else "best_"
 
     def record_validation(self, result: dict[str, float], slices: list) -> None:

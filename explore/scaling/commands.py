@@ -19,6 +19,7 @@ from train.grid.config_text import VARIANT
 from train.grid.expand import GridError
 from train.grid.params import Params, measured_column
 from train.grid.run import Run
+from train.length import with_beta2
 from train.logs import log
 from train.optimizers import make_optimizer
 from train.saving.outcome import Outcome
@@ -47,7 +48,7 @@ def check_coordinates(runs: Sequence[Run], cache: Path) -> ScalingReport:
         models = {width: partial(build, of_width[width], data) for width in sorted(of_width)}
         batch = next(iter(data.train_dataloader(params[0].train.batch_size)))
         seeds = seeds_of(params)
-        optimizer = partial(make_optimizer, params=train)
+        optimizer = partial(make_optimizer, params=with_beta2(train, data))
         max_seeds = len(seeds) if len(seeds) > 1 else coordinates.MAX_SEEDS
         if len(seeds) == 1:
             seeds = [*range(seeds[0], seeds[0] + coordinates.MIN_SEEDS)]

@@ -68,6 +68,15 @@ KINDS = {
         "patience_metric='max update_ratio:embed.tokens'",
         "stop_when='val_accuracy > 0.99'",
     ],
+    "lion with averages, cautious decay, settings by pattern": [
+        "optimizer='lion'",
+        "lr=1e-3",
+        "ema_decay=0.9",
+        "cautious_decay=True",
+        "param_groups={'embed.*': {'lr': 3, 'betas': (0.5, 0.9)}}",
+        "checkpoint_every=5",
+        "patience=3",
+    ],
     "evaluation sets": [
         "eval_sets={'long': {'n_samples': 20, 'task_args': {'min_length': 9, 'max_length': 10}}}",
         "eval_every=2",

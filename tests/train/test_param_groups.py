@@ -344,8 +344,9 @@ NARROW = replace(WIDE, dim=16, n_heads=2, mup_base_dim=16, mup_base_heads=2)
         (replace(WIDE, norm_position="post", residual="admin", residual_trainable=True), 2**-7, "adamw"),
         (replace(WIDE, tied_embeddings=False, init="unit"), 1.0, "sgd"),
         (replace(NARROW, init="unit"), 2**-5, "muon"),
+        (replace(WIDE, tied_embeddings=False, init="unit"), 2**-7, "lion"),
     ],
-    ids=["tied", "unit", "admin", "sgd", "muon"],
+    ids=["tied", "unit", "admin", "sgd", "muon", "lion"],
 )
 def test_activations_keep_their_size_at_every_width_as_they_do_not_in_standard(params, lr, optimizer):
     train = {"lr": lr, "optimizer": optimizer}
@@ -477,7 +478,7 @@ def test_muon_is_torchs_on_hidden_matrices_and_adamw_elsewhere(rule):
         assert torch.equal(parameter, twin.get_parameter(name)), name
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "muon", "lion"])
 def test_an_optimizer_goes_on_from_its_state_in_a_model_built_anew(name):
     train, batch = TrainParams(optimizer=name, lr=1e-2), batch_of(random_ids(4, 12))
 

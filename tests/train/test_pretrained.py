@@ -278,6 +278,23 @@ def test_a_saved_run_goes_on_where_it_ended(root, saved):
     )
 
 
+def test_a_kept_checkpoint_is_cooled_down(tmp_path):
+    fields = "dim = 16\nn_layers = 1\nn_heads = 2\nmax_seq_len = 24"
+    options = ("checkpoint_every=3", "val_every=3", "lr_schedule=constant")
+    assert call(tmp_path, fields, "--save", *[f"--set={option}" for option in options]) == 0
+    [timestamp] = runs(str(tmp_path), all=True).index
+    kept = {s.s: s.v for s in load_run(find_run(timestamp, str(tmp_path))).train_stats["stat/val_loss:main"]}
+    run = train(tmp_path, f'from_saved = "{timestamp}@3"', lr_schedule="cooldown", hyperparams_log_freq="1")
+    assert val_losses(run)[0] == (0, kept[3]), "to the last bit"
+    rates = [stat.v for stat in run.stats.train_stats["stat/lr"]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == 0
+    [why] = refusals(tmp_path, f'from_saved = "{timestamp}@4"')
+    assert "kept no weights of step 4; nearest: 3" in why
+    [why] = refusals(tmp_path, f'from_saved = "{timestamp}@last"')
+    assert "'last' is no step of a kept checkpoint" in why
+
+
 def test_ctrl_c_in_the_first_validation_ends_the_run(root, saved, monkeypatch):
     add = Evaluation.add
 

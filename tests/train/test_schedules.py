@@ -15,7 +15,7 @@ def learning_rates(params: TrainParams, n_steps: int) -> list[float]:
     return [params.lr * schedule(step) for step in range(n_steps)]
 
 
-@pytest.mark.parametrize("name", ["cosine", "linear", "wsd"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "wsd", "cooldown"])
 @pytest.mark.parametrize(("warmup", "n_steps"), [(0, 2), (0, 100), (10, 100), (99, 101)])
 def test_falling_schedules_train_their_last_step_at_exactly_min_lr(name, warmup, n_steps):
     params = TrainParams(lr=1e-2, min_lr=1e-4, lr_schedule=name, warmup_steps=warmup)
@@ -55,6 +55,19 @@ def test_wsd_is_level_until_its_last_part():
     rates = learning_rates(params, 101)
     assert rates[:76] == pytest.approx([1.0] * 76)
     assert rates[88] == pytest.approx(0.1 + 0.9 * 12 / 25)
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+def test_a_cooldown_is_the_end_of_wsd(warmup):
+    """With 1-sqrt, half of lr is lost after a quarter of the fall (arXiv:2405.18392)."""
+    fields = {"lr": 1.0, "min_lr": 0.0, "lr_decay_shape": "1-sqrt"}
+    whole = learning_rates(TrainParams(**fields, lr_schedule="wsd", wsd_decay_frac=0.5), 201)
+    fall = learning_rates(TrainParams(**fields, lr_schedule="cooldown", warmup_steps=warmup), 101 + warmup)
+    assert fall[warmup:] == pytest.approx(whole[100:])
+    assert whole[:101] == [1.0] * 101
+    assert fall[warmup + 25] == pytest.approx(0.5)
+    linear = learning_rates(TrainParams(lr=1.0, lr_schedule="cooldown"), 101)
+    assert linear[25] == pytest.approx(0.75)
 
 
 def test_cyclic_returns_to_the_full_rate_every_cycle():

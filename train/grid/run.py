@@ -89,6 +89,17 @@ class Run:
         return f"{self.size.n_steps:,} steps"
 
 
+class OwnFile(NamedTuple):
+    """A file of the user's own, outside the repository, that registers parts; see train/own_parts.py."""
+
+    path: str
+    source: bytes
+
+    @property
+    def name(self) -> str:
+        return Path(self.path).name
+
+
 class Call(NamedTuple):
     """Options of the command line that hold for all runs of a grid."""
 
@@ -103,6 +114,7 @@ class Call(NamedTuple):
     fail_fast: bool = False
     jobs: int = 1  # runs side by side
     ray: str | None = None  # the address of a Ray cluster on which to train
+    parts: tuple[OwnFile, ...] = ()  # files of the user's own that workers load, too
 
     @property
     def cache(self) -> Path:

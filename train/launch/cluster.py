@@ -32,6 +32,7 @@ from train.launch.parcels import (
 )
 from train.launch.workers import Message, SideBySide, Train, set_up_worker
 from train.logs import DETAIL, log
+from train.own_parts import register_all
 from train.saving.earlier_runs import claimed, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import Version, code_of_this_process
@@ -100,6 +101,7 @@ def on_worker(run: Run, parcels: list[object], shared: SharedByRuns) -> tuple[Ou
     mail: Any = SimpleNamespace(send=lambda message: send(run.number, tuple(message)))
     worker_log = set_up_worker(mail, run.params.train.threads or max(1, int(run.params.train.cpus)), code)
     corpora.fingerprints.set(texts)
+    register_all(call.parts)
     worker_log.send(Message())  # the run has begun
     try:
         if here.exists():

@@ -75,7 +75,7 @@ def step_params(train: TrainParams) -> TrainParams:
     """Return params with every field that does not affect the time of a step set to a fixed value."""
     # An lr so small that 30 steps hardly change the model. Exploding weights would change the time of a step.
     train = replace(train, lr=1e-9, min_lr=0.0, lr_schedule="constant", warmup_steps=0, weight_decay=0.1)
-    train = replace(train, betas=(0.9, 0.95), momentum=0.9, random_seed=0)
+    train = replace(train, betas=(0.9, 0.95), beta2_half_life=None, momentum=0.9, random_seed=0)
     length: dict[str, Any] = dict.fromkeys(LENGTHS) | {"max_steps": MAX_STEPS}
     train = replace(train, **length)
     train = replace(train, val_every=None, patience=None, patience_metric="val_loss", stop_when=None)

@@ -89,6 +89,14 @@ def add_what_to_do(group: argparse._MutuallyExclusiveGroup) -> None:
 
 def add_changes(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
+    add(
+        "--with",
+        action="append",
+        default=[],
+        dest="own_parts",
+        metavar="FILE",
+        help="use the layers, norms, optimizers, schedules, tasks and texts that this Python file registers: --with my_parts.py",
+    )
     add("--task", metavar="NAME", help="use this task or text in place of the config's: --task=copy")
     add(
         "--set",

@@ -25,6 +25,7 @@ from train.saving.run_folder import (
     is_training,
     partial_name,
     read_json,
+    run_and_step,
     run_folders,
     write_json,
 )
@@ -68,8 +69,8 @@ class Upload:
     def __call__(self, run: Run) -> list[object]:
         """Return references to a run's data, to the run it starts from, and to its own earlier folder."""
         folders = [*run.data.folders]
-        if (timestamp := run.params.model.from_saved) is not None:
-            folders.append(find_run(timestamp, str(self.out)))
+        if (name := run.params.model.from_saved) is not None:
+            folders.append(find_run(run_and_step(name)[0], str(self.out)))
         if run.first_step.resumes_in is not None:
             folders.append(run.first_step.resumes_in)
         return [self.packed(folder) for folder in folders]

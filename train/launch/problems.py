@@ -23,7 +23,16 @@ from train.data import tokenizer_spec
 from train.grid.expand import Place, Run
 from train.grid.params import Texts
 from train.metrics import Condition, metric_and_sign
-from train.optimizers import by_role, frozen_names, optimizers
+from train.optimizers import (
+    OF_LIBRARY,
+    SCALED_AS_ADAM,
+    by_role,
+    freeze,
+    frozen_names,
+    make_groups,
+    optimizer_problems,
+    optimizers,
+)
 from train.pretrained import source_problems
 from train.probe import recompute_flaw
 from train.schedules import schedules
@@ -55,6 +64,7 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
             (turn_problems, model),
             (size_problems, model, bool(train.freeze), train.precision),
             (freeze_problems, model, train.freeze),
+            (group_problems, model, train),
             (role_problems, model, by_role(model, train)),  # muP
             (sharding_problems, train, by_role(model, train)),  # muP
             (recompute_problems, model, train.recompute, train.dropout),
@@ -76,6 +86,8 @@ def train_problems(train: TrainParams) -> Iterator[str]:
     if train.optimizer not in optimizers:
         hint = did_you_mean(train.optimizer, optimizers, list_all=True)
         yield f"optimizer={train.optimizer!r} is not registered; {hint}"
+    else:
+        yield from optimizer_problems(train)
     for name, check in (("stop_when", Condition), ("patience_metric", metric_and_sign)):
         try:
             if (text := getattr(train, name)) is not None:
@@ -133,6 +145,21 @@ def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str
     if (freeze or model.lora_rank) and not any(model_problems(model)):
         try:
             frozen_names(parameter_shapes(model, n_tokens=2), freeze, model.lora_rank)
+        except ValueError as error:
+            yield str(error)
+
+
+def group_problems(model: ModelParams, train: TrainParams) -> Iterator[str]:
+    """Yield an error message for an optimizer without rules of muP, and for a pattern of `param_groups` without effect."""
+    if train.optimizer in OF_LIBRARY - SCALED_AS_ADAM and model.parametrization != "standard":  # muP
+        rules = ", ".join(sorted({*optimizers} - OF_LIBRARY | SCALED_AS_ADAM))
+        yield f"parametrization={model.parametrization!r} has no rule for optimizer={train.optimizer!r}; use one of: {rules}"
+    asked = train.param_groups and train.optimizer in optimizers and with_fewer_layers(model) == model
+    if asked and not any(model_problems(model)) and not any(optimizer_problems(train)):
+        try:
+            lm = build_on_meta(model, n_tokens=2)
+            freeze(lm, train)
+            make_groups(lm, train)
         except ValueError as error:
             yield str(error)
 

@@ -22,7 +22,7 @@ from train.launch.workers import SideBySide, n_jobs, say_threads
 from train.logs import DETAIL, log, shorten_traceback, status
 from train.processes import let_rank0_report, rank
 from train.progress import Report
-from train.saving.code import Code
+from train.saving.code import Code, own_files
 from train.saving.earlier_runs import claimed, clear_stillborn, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
 from train.saving.provenance import code_of_this_process
@@ -50,6 +50,7 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
         gpu_id=args.gpu_id,
         command=sys.argv,
         ray=args.ray,
+        parts=tuple(own_files.values()),
     )
 
 

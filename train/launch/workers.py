@@ -22,6 +22,7 @@ from train.grid.expand import GridError
 from train.grid.run import Call, Run
 from train.launch.display import GridDisplay
 from train.logs import DETAIL, log, say_at_once
+from train.own_parts import register_all
 from train.progress import Progress
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import Version, code_of_this_process, take_code_of
@@ -64,6 +65,7 @@ def work(connection: Connection, train: Train, call: Call, threads: int, code: V
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=end_with_first_process, daemon=True).start()
     worker_log = set_up_worker(connection, threads, code)
+    register_all(call.parts)
     for run in iter(connection.recv, None):
         signal.signal(signal.SIGINT, signal.default_int_handler)
         outcome = train(run, call, report=worker_log.report)

@@ -15,6 +15,7 @@ from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from train.grid.run import OwnFile
 from train.saving.durable import replacing
 
 START = "train/run.py"  # a run is what this file imports, directly or not
@@ -25,6 +26,10 @@ ON_DEMAND = {"model/hf/": "from_pretrained"}
 # Decorators that register a function or class under a name that configs use.
 REGISTER = {"registered", "register", "register_tokenizer", "layer_kind"}
 TEXT_ID = re.compile("[0-9a-f]{20}")
+
+
+own_files: dict[str, OwnFile] = {}  # those that this process has loaded, by name
+OWN = "with/"  # folder of their names among the files of a project
 
 
 class CodePart(NamedTuple):
@@ -61,9 +66,12 @@ class Code:
 
     @classmethod
     def read(cls, root: Path) -> "Code":
-        """Read the project at `root`. Raise SyntaxError for a file that is not Python."""
-        found: dict[str, SourceFile] = {}
-        new = [START]
+        """Read the project at `root`, and own files. Raise SyntaxError for a file that is not Python."""
+        found = {f"{OWN}{name}": read_source(own.source, f"{OWN}{name}") for name, own in own_files.items()}
+        new = [
+            START,
+            *(path for file in found.values() for module in file.modules for path in files_of(module)),
+        ]
         while new:
             name = new.pop()
             if name not in found and (root / name).is_file():
@@ -213,7 +221,7 @@ def hashes_of(files: Mapping[str, SourceFile], texts: set[str], places: Collecti
 def counted_files(files: Mapping[str, SourceFile], texts: set[str], places: Collection[str]) -> list[str]:
     """Return the files that a run imports and whose code counts."""
     found: list[str] = []
-    new = [START]
+    new = [START, *(name for name in files if name.startswith(OWN))]
     while new:
         name = new.pop()
         is_on_demand = name.startswith(tuple(set(ON_DEMAND).difference(places)))

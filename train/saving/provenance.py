@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 from common.repository import REPOSITORY
 from train.grid.params import Params
-from train.saving.code import Code
+from train.grid.run import OwnFile
+from train.saving.code import Code, own_files
 
 PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
@@ -39,11 +40,12 @@ taken: ContextVar[Version | None] = ContextVar("taken", default=None)
 
 def code_of_this_process() -> Version:
     """Return the code at the time of the first call, which is before the first run starts."""
-    return taken.get() or first_code()
+    return taken.get() or first_code(tuple(own_files.values()))
 
 
 @cache
-def first_code() -> Version:
+def first_code(own: tuple[OwnFile, ...]) -> Version:
+    """Return the code as it is now, which includes the user's `own` files."""
     commit = git("rev-parse", "--verify", "HEAD").decode().strip() or None
     subject = git("log", "-1", "--format=%s").decode(errors="replace").strip()
     return Version(commit, subject, code_diff(commit), Code.read(REPOSITORY))

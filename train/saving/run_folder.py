@@ -26,7 +26,7 @@ from train.grid.params import Params, Section
 from train.grid.run import DataFacts
 from train.logs import printable
 from train.saving.about import about_problem
-from train.saving.code import Code, changed_files
+from train.saving.code import OWN, Code, changed_files, own_files
 from train.saving.durable import make_folder, rename, replacing, sync_tree
 from train.saving.outcome import Value
 from train.saving.provenance import code_of_this_process, versions
@@ -45,6 +45,7 @@ from train.train_params import TrainParams
 
 COMMIT = re.compile(r"[0-9a-f]{40,64}")
 UNKNOWN = DataFacts()
+PARTS = "parts"  # folder of copies of the user's own files
 RESUME_FILE = "resume.ckpt"
 LATEST = "latest"  # in place of a timestamp: the last complete run
 LOCK_FILE = "lock"
@@ -88,6 +89,14 @@ def find_run(timestamp: str, out: str | None = None) -> Path:
     complete = [folder.name for folder in folders if not folder.name.endswith(PARTIAL)]
     close = ", ".join(nearest(str(timestamp), complete, n=3, cutoff=0)) or "none at all"
     raise ValueError(f"no run {timestamp!r:.60} in {root / 'saved-models'}; nearest: {close}")
+
+
+def run_and_step(name: str) -> tuple[str, int | None]:
+    """Return the timestamp and the step of a value of `from_saved`: "2024-04-22--16-17-00@800", or without a step."""
+    timestamp, at, step = name.partition("@")
+    if at and not (step.isascii() and step.isdigit()):
+        raise ValueError(f"{step!r} is no step of a kept checkpoint; write it as in '{timestamp}@800'")
+    return timestamp, int(step) if at else None
 
 
 class RunFolder:
@@ -251,6 +260,9 @@ def create_run_files(
     version = code_of_this_process()
     write_json(folder / "params.json", params.by_part())
     (folder / "diff.patch").write_bytes(version.diff)
+    for own in own_files.values():
+        (folder / PARTS).mkdir(exist_ok=True)
+        (folder / PARTS / own.name).write_bytes(own.source)
     about = {
         "timestamp": folder.name.removesuffix(PARTIAL),
         "command": command,
@@ -307,6 +319,7 @@ def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
         for name in names:
             regular_file(Path(parent, name))
     about = read_about(folder)
+    refuse_missing_parts(folder, about)
     params = read_params(folder, about)
     now = Code.read(REPOSITORY).hashes(params.flat())
     changed = [name for name in changed_files(about["code"], now) if name.startswith("model/")]
@@ -314,6 +327,17 @@ def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:
         listed = printable(", ".join(changed))
         print(f"{folder.name}: {listed} changed since this run was saved (at {saved_at(about)})")
     return params, Tokenizer.load(folder / "tokenizer"), about
+
+
+def refuse_missing_parts(folder: Path, about: Mapping[str, Any]) -> None:
+    """Raise ValueError if a run uses parts of a user's own file that is not loaded: its copy is never run unasked."""
+    for part in about["code"]:
+        name, _, entry = part.removeprefix(OWN).partition(":")
+        if part.startswith(OWN) and entry and name not in own_files:
+            raise ValueError(
+                f"{folder.name} uses {printable(entry)} of {printable(name)}, a file given by --with: call "
+                f"load_parts({str(folder / PARTS / name)!r}) to run the copy in its folder, or load your own"
+            )
 
 
 def read_about(folder: Path, complete: bool = True) -> dict[str, Any]:

@@ -96,7 +96,9 @@ TRAIN = {
     "lr_cycle_steps": (4, {"lr_schedule": "cyclic"}),
     "lr_plateau_patience": (1, {"lr_schedule": "plateau"}),
     "wsd_decay_frac": (0.5, {"lr_schedule": "wsd"}),
+    "lr_decay_shape": ("1-sqrt", {"lr_schedule": "wsd"}),
     "optimizer": ("sgd", {}),
+    "cautious_decay": (True, {}),
     "weight_decay": (0.5, {}),
     "weight_decay_scaling": ("none", MUP | {"mup_base_dim": 16}),
     "betas": ((0.5, 0.6), {}),
@@ -108,6 +110,7 @@ TRAIN = {
     "lr_hidden_mult": (2.0, {}),
     "lr_readout_mult": (2.0, {"tied_embeddings": False}),
     "lr_vector_mult": (2.0, {}),
+    "param_groups": ({"embed.*": {"lr": 2.0}}, {}),
     "mask_frac": (0.5, {"objective": "masked"}),
     "freeze": (("*norm*",), {}),
 }
@@ -136,6 +139,8 @@ OF_THE_WHOLE_RUN = {
     ),  # the same numbers by another kernel; weights from elsewhere
     *(
         "gradient_clip_val",
+        "beta2_half_life",  # depends on the rows of the data
+        "ema_decay",  # what is validated and saved
         "batch_size",
         "accumulate_grad_batches",
         *LENGTHS,
@@ -208,7 +213,7 @@ def test_fields_with_an_effect_are_not_reported_as_unused_and_change_the_run(nam
         ({"momentum": 0.5}, "momentum=0.5 has no effect: nothing in this run uses it; optimizer='sgd' or optimizer='muon' would"),
         ({"wsd_decay_frac": 0.1}, "wsd_decay_frac=0.1 has no effect: nothing in this run uses it; lr_schedule='wsd' would"),
         ({"lr_plateau_patience": 3}, "lr_plateau_patience=3 has no effect: nothing in this run uses it; lr_schedule='plateau' would"),
-        ({"betas": (0.5, 0.6), "optimizer": "sgd"}, "betas=(0.5, 0.6) has no effect: nothing in this run uses it; optimizer='adamw' or optimizer='muon' would"),
+        ({"betas": (0.5, 0.6), "optimizer": "sgd"}, "betas=(0.5, 0.6) has no effect: nothing in this run uses it; optimizer='adamw' or optimizer='muon' or optimizer='lion' would"),
         ({"rotary_base": 5.0}, "rotary_base=5.0 has no effect: no layer uses it with layer_architecture='custom-transformer'; positions='rotary' would"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),

@@ -104,7 +104,7 @@ def test_the_diff_holds_our_code_and_nothing_else(tmp_path, monkeypatch):
     others = ["README.md", "keys.json", ".env", "model/notes.txt", "ignored.py", "venv/lib/site.py"]
     write(ours, changed | dict.fromkeys(others, secret))
     monkeypatch.setattr(provenance, "REPOSITORY", ours)
-    code = provenance.first_code.__wrapped__()
+    code = provenance.first_code.__wrapped__(())
     assert secret.encode() not in code.diff
     (tmp_path / "diff.patch").write_bytes(code.diff)
     git(clean, "apply", "--allow-empty", str(tmp_path / "diff.patch"))
@@ -122,7 +122,7 @@ def test_outside_git_there_is_no_commit_and_no_diff(tmp_path, monkeypatch):
     write(tmp_path, {"model/lm.py": "b = 1\n"})
     monkeypatch.setattr(provenance, "REPOSITORY", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    code = provenance.first_code.__wrapped__()
+    code = provenance.first_code.__wrapped__(())
     assert (code.commit, code.diff) == (None, b"")
     monkeypatch.setenv("PATH", "")
-    assert provenance.first_code.__wrapped__().commit is None
+    assert provenance.first_code.__wrapped__(()).commit is None

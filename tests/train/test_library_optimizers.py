@@ -1,0 +1,141 @@
+"""Optimizers of pytorch-optimizer: resumed bit by bit, decay of matrices alone, averages of schedule-free."""
+
+import copy
+import importlib.util
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.model.tiny import tiny_params
+from tests.train.killed import forked, killed_at
+from tests.train.test_checkpoint import assert_same, call, outcome  # noqa: F401 -- a fixture
+from tests.train.test_optimizers import averaged_run, fresh, take_steps
+from tests.train.test_param_groups import WIDE, slopes
+from train.averages import AveragedWeights
+from train.launch.problems import group_problems, train_problems
+from train.optimizers import OF_LIBRARY, SCALED_AS_ADAM, make_optimizer
+from train.train_params import TrainParams
+
+pytestmark = [
+    pytest.mark.extras,
+    pytest.mark.skipif(
+        importlib.util.find_spec("pytorch_optimizer") is None, reason="requirements-optimizers.txt"
+    ),
+]
+
+
+def params_of(name: str, **fields) -> TrainParams:
+    return TrainParams(optimizer=name, lr=1e-2, lr_schedule="constant", **fields)
+
+
+@pytest.mark.parametrize("name", sorted(OF_LIBRARY))
+def test_it_goes_on_from_its_state_bit_by_bit(name):
+    params = params_of(name)
+    assert not [*train_problems(params)]
+    lm = fresh()
+    first = {n: p.detach().clone() for n, p in lm.named_parameters()}
+    optimizer = make_optimizer(lm, params)
+    take_steps(lm, optimizer, 13)  # more than the 10 steps after which SOAP renews its basis
+    other = fresh()
+    other.load_state_dict(lm.state_dict())
+    again = make_optimizer(other, params)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for model, rule in ((lm, optimizer), (other, again)):
+        take_steps(model, rule, 12, seed=1)
+    assert all(torch.equal(p, other.get_parameter(n)) for n, p in lm.named_parameters())
+    assert all(not torch.equal(p, first[n]) for n, p in lm.named_parameters())
+
+
+@pytest.mark.parametrize("name", sorted(OF_LIBRARY))
+def test_only_matrices_decay(name):
+    def after(decay: float) -> dict[str, torch.Tensor]:
+        lm = fresh()
+        optimizer = make_optimizer(lm, params_of(name, weight_decay=decay))
+        for _ in range(2):
+            optimizer.zero_grad()
+            # A loss that is 0 leaves decay as the only force.
+            sum(p.sum() * 0 for p in lm.parameters()).backward()
+            optimizer.step()
+        return {n: p.detach() for n, p in lm.named_parameters()}
+
+    plain, decayed = after(0.0), after(0.5)
+    for n, p in plain.items():
+        if p.ndim < 2:
+            assert torch.equal(p, decayed[n]), n
+        elif name != "lamb" and p.any():
+            assert decayed[n].norm() < p.norm(), n
+
+
+def test_averages_of_schedule_free_are_the_librarys_and_training_does_not_see_them():
+    lm = fresh()
+    optimizer = make_optimizer(lm, params_of("schedule-free"))
+    take_steps(lm, optimizer, 5)
+    trained = {n: p.detach().clone() for n, p in lm.named_parameters()}
+    averaged = AveragedWeights(lm, None)
+    with averaged.in_place(optimizer):
+        found = {n: p.detach().clone() for n, p in lm.named_parameters()}
+    assert all(torch.equal(p, trained[n]) for n, p in lm.named_parameters())
+    optimizer.eval()
+    for n, p in lm.named_parameters():
+        torch.testing.assert_close(p, found[n], rtol=0, atol=1e-12)
+        assert not torch.equal(p, trained[n])
+
+
+def test_a_run_of_schedule_free_has_both_losses(tmp_path):
+    fields = {"optimizer": "schedule-free", "lr_schedule": "constant"}
+    trainer, often = averaged_run(tmp_path, **fields)
+    _, once = averaged_run(tmp_path, **fields | {"val_every": None})
+    assert often.values["weights"] == "averaged"
+    assert often.values["unaveraged_val_loss"] != often.values["val_loss"]
+    for column in ("val_loss", "unaveraged_val_loss"):
+        assert often.values[column] == once.values[column], "validations change nothing"
+    last = trainer.stats.train_stats["stat/val_loss:main"][-1].v
+    assert last == often.values["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"optimizer": "schedule-free"}, "lr_schedule='constant'"),
+        ({"optimizer": "schedule-free", "lr_schedule": "constant", "betas": (0.0, 0.9)}, "betas[0] above 0"),
+        (
+            {"optimizer": "schedule-free", "lr_schedule": "constant", "ema_decay": 0.9},
+            "averages weights itself",
+        ),
+        ({"optimizer": "schedule-free", "lr_schedule": "constant", "cautious_decay": True}, "cautious_decay"),
+        ({"optimizer": "soap", "strategy": "fsdp", "devices": 2}, "use strategy='ddp'"),
+    ],
+    ids=str,
+)
+def test_what_they_do_not_support_is_refused(fields, said):
+    assert any(said in problem for problem in train_problems(TrainParams(**fields)))
+
+
+def test_mup_refuses_optimizers_without_a_rule():
+    wide = tiny_params(parametrization="mup")
+    refused = {name for name in OF_LIBRARY if [*group_problems(wide, params_of(name))]}
+    assert refused == OF_LIBRARY - SCALED_AS_ADAM == {"soap", "lamb"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(SCALED_AS_ADAM))
+def test_activations_keep_their_size_in_mup(name):
+    params = replace(WIDE, tied_embeddings=False, init="unit")
+    found = slopes(params, lr=2**-6, optimizer=name)
+    assert -0.6 <= min(found.values()) <= max(found.values()) <= 0.2, found
+    assert max(abs(slope) for tap, slope in found.items() if "resid" in tap) <= 0.2, found
+    standard = slopes(replace(params, parametrization="standard"), lr=2**-6, optimizer=name)
+    assert max(standard.values()) >= 0.8, standard
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["soap", "schedule-free"])
+def test_a_killed_run_ends_as_it_would_have(name, call):  # noqa: F811
+    fields = [f"optimizer={name!r}", "lr_schedule='constant'", "checkpoint_every=5"]
+    assert forked(lambda: call(*fields, out="whole", options=["--save"])) == 0
+    assert forked(lambda: killed_at("batch", 30, lambda: call(*fields))) == -signal.SIGKILL
+    assert forked(lambda: call(*fields)) == 0
+    assert_same(outcome(call.root / "out"), outcome(call.root / "whole"))
