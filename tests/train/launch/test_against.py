@@ -81,6 +81,13 @@ def test_a_baseline_is_trained_once_and_git_is_left_alone(project):
     assert code == 0
     assert "with the code of HEAD (first): 2 of 2 runs are saved" in said
     assert "--resume: 2 finished" in said
+    # Saved runs of an edit that changes results are not taken for those of the commit.
+    project.edit("model/transformer/attention.py", "1 * (q_BHTK", "0 * (q_BHTK")
+    for n_finished in (0, 2):
+        code, said = project.main(*TINY, "--against")
+        assert "with the code of HEAD (first): 2 of 2 runs are saved" in said
+        assert ("--resume: 2 finished" in said) == (n_finished == 2)
+        assert "exactly the loss that it had before" not in said
 
 
 @slow
