@@ -10,7 +10,8 @@ Each model first runs in all its modes (eager or compiled, float32 or bf16 autoc
 attention), and the fastest mode takes part. The models then take turns in one process. A ratio compares consecutive
 turns; the tables show medians over rounds, and the lowest and the highest. With the large vocabulary every turn is a
 process of its own, whose peak memory counts from the moment before it builds the model. If a machine multiplies bf16
-matrices more slowly than float32 ones, the modes in bf16 are left out.
+matrices more slowly than float32 ones, the modes in bf16 are left out. With one thread (OMP_NUM_THREADS=1) the clock is
+the processor time of this process, which other programs disturb less.
 """
 
 import argparse
@@ -161,6 +162,10 @@ def our_model(size: Size) -> LM:
     return LM(params, tokenizer)
 
 
+def clock() -> float:
+    return time.process_time() if torch.get_num_threads() == 1 else time.perf_counter()
+
+
 Turn = Callable[[], float]  # runs WARM_UP + n_steps steps, and returns the seconds of one
 
 
@@ -178,7 +183,7 @@ def peer_turn(name: str, size: Size, mode: Mode) -> Turn:
         start = 0.0
         for step, ids in enumerate(rows):
             if step == WARM_UP:
-                start = time.perf_counter()
+                start = clock()
             with autocast():
                 out = model(ids[:, :-1])
                 logits = out if isinstance(out, Tensor) else out.logits
@@ -188,7 +193,7 @@ def peer_turn(name: str, size: Size, mode: Mode) -> Turn:
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-        return (time.perf_counter() - start) / size.n_steps
+        return (clock() - start) / size.n_steps
 
     return turn
 
@@ -211,10 +216,10 @@ class StepClock(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
         if trainer.global_step == WARM_UP:
-            self.start = time.perf_counter()
+            self.start = clock()
 
     def on_train_end(self, trainer: L.Trainer, *_: object) -> None:
-        self.seconds = time.perf_counter() - self.start
+        self.seconds = clock() - self.start
 
 
 def our_turn(size: Size, mode: Mode) -> Turn:
@@ -226,11 +231,11 @@ def our_turn(size: Size, mode: Mode) -> Turn:
     data: Any = SimpleNamespace(max_seq_len=size.max_seq_len, eval_sets={})
 
     def turn() -> float:
-        clock = StepClock()
-        trainer = lightning_trainer(train, len(batches), gpu_id=None, callbacks=[clock])
+        step_clock = StepClock()
+        trainer = lightning_trainer(train, len(batches), gpu_id=None, callbacks=[step_clock])
         trainer.limit_val_batches = 0
         trainer.fit(LMTrainer(lm, data, train, Stats(), len(batches)), batches)
-        return clock.seconds / size.n_steps
+        return step_clock.seconds / size.n_steps
 
     return turn
 
@@ -241,7 +246,9 @@ def batches_of(size: Size) -> list[Batch]:
     real = torch.ones(shape, dtype=torch.bool)
     scored = real.index_fill(1, torch.tensor([0]), False)
     return [
-        Batch(x_indices=torch.randint(size.n_tokens, shape, generator=generator), mask=real, target_mask=scored)
+        Batch(
+            x_indices=torch.randint(size.n_tokens, shape, generator=generator), mask=real, target_mask=scored
+        )
         for _ in range(WARM_UP + size.n_steps)
     ]
 
@@ -252,7 +259,9 @@ def make_turn(name: str, size: Size, mode: Mode) -> Turn:
 
 
 def modes_of(name: str, precisions: Iterable[str]) -> list[Mode]:
-    attentions = ["explicit"] if name == "ours" else ["explicit", "fused"]  # our edits act in the explicit one
+    attentions = (
+        ["explicit"] if name == "ours" else ["explicit", "fused"]
+    )  # our edits act in the explicit one
     return [Mode(*mode) for mode in product(attentions, ["eager", "compiled"], precisions)]
 
 
@@ -260,13 +269,19 @@ def matrix_peak(dtype: torch.dtype) -> float:
     """Return the best rate of matrix products in operations a second, over squares and the shapes of a layer."""
     torch.ones(256, 256, dtype=dtype) @ torch.ones(256, 256, dtype=dtype)  # set-up is not timed
     best = 0.0
-    for n, k, m in ((256, 256, 256), (1024, 1024, 1024), (2048, 384, 1536), (2048, 2048, 2048), (4096, 4096, 4096)):
+    for n, k, m in (
+        (256, 256, 256),
+        (1024, 1024, 1024),
+        (2048, 384, 1536),
+        (2048, 2048, 2048),
+        (4096, 4096, 4096),
+    ):
         a, b = torch.randn(n, k).to(dtype), torch.randn(k, m).to(dtype)
         seconds = []
         while sum(seconds) < 1 and len(seconds) < 20:
-            start = time.perf_counter()
+            start = clock()
             a @ b
-            seconds.append(time.perf_counter() - start)
+            seconds.append(clock() - start)
         best = max(best, 2 * n * k * m / min(seconds))
         if best < 5e9:  # larger products would take minutes
             break
@@ -297,7 +312,9 @@ class Chosen(NamedTuple):
     turn: Callable[[], tuple[float, float]]  # seconds and MB; 0 MB where memory is not measured
 
 
-def candidates(name: str, size: str, precisions: Iterable[str]) -> Iterator[tuple[tuple[float, float], Chosen]]:
+def candidates(
+    name: str, size: str, precisions: Iterable[str]
+) -> Iterator[tuple[tuple[float, float], Chosen]]:
     """Yield the model in each of its modes, with the seconds and the memory of a first turn."""
     for mode in modes_of(name, precisions):
         if size == "vocabulary":
@@ -317,7 +334,9 @@ def with_no_memory(turn: Turn) -> tuple[float, float]:
 def measure(size: str, rounds: int, precisions: Sequence[str], peaks: dict[str, float]) -> None:
     """Measure and judge one size."""
     s = SIZES[size]
-    print(f"{size}: {s.n_layers} layers of {s.dim}, T {s.max_seq_len}, B {s.batch_size}, {s.n_tokens:,} tokens")
+    print(
+        f"{size}: {s.n_layers} layers of {s.dim}, T {s.max_seq_len}, B {s.batch_size}, {s.n_tokens:,} tokens"
+    )
     tried = {name: [*candidates(name, size, precisions)] for name in ("ours", *MIN_SHARES)}
     chosen = {name: min(found, key=lambda one: one[0][0])[1] for name, found in tried.items()}
     turns = [{name: one.turn() for name, one in chosen.items()} for _ in range(rounds)]
@@ -340,7 +359,12 @@ def measure(size: str, rounds: int, precisions: Sequence[str], peaks: dict[str, 
     if size == "vocabulary":
         own = statistics.median(turn["ours"][1] for turn in turns)
         least = min(result[1] for name in MIN_SHARES for result, _ in tried[name])
-        judge("memory of the most frugal peer / ours", least / own, 1 / MAX_MEMORY, f"{least:,.0f} / {own:,.0f} MB")
+        judge(
+            "memory of the most frugal peer / ours",
+            least / own,
+            1 / MAX_MEMORY,
+            f"{least:,.0f} / {own:,.0f} MB",
+        )
 
 
 def profile(size: str, precisions: Iterable[str]) -> None:
