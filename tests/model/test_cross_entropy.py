@@ -85,3 +85,20 @@ def test_the_losses_of_a_model_use_it_and_patched_logits_count(monkeypatch):
     torch.testing.assert_close(in_chunks, lm.get_losses(batch, None)[0]["main"])
     assert in_chunks.grad_fn is not None
     assert not torch.isclose(patched, in_chunks)
+
+
+def test_training_takes_the_same_course_as_with_torch(monkeypatch):
+    batch = mycollate([[1, 5, 7, 9, 4], [1, 8, 6, 11, 12]])
+    courses = []
+    for min_logits in (0, 2**22):
+        monkeypatch.setattr(cross_entropy, "MIN_LOGITS", min_logits)
+        lm = tiny_lm(n_tokens=30, n_layers=1).train()
+        optimizer = torch.optim.AdamW(lm.parameters(), lr=0.01)
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = lm.get_losses(batch, None)[0]["main"]
+            loss.backward()
+            optimizer.step()
+        courses.append(loss.detach())
+    torch.testing.assert_close(*courses, rtol=1e-9, atol=0)
+    assert courses[0] < 2.5, "nothing was learned, so the courses may agree by chance"
