@@ -1,10 +1,11 @@
 """Measure a training step: ours against HuggingFace's GPT-2 and against a plain GPT written here.
 
-    python -m benchmarks.train [--rounds 5] [--sizes 6x384 4x128 2x64 vocabulary] [--profile]
+    python -m benchmarks.train [--rounds 5] [--sizes 6x384 4x128 2x64 vocabulary] [--eager] [--profile]
 
 A step is forward, backward, clipping and optimizer, on the same prepared batches of random tokens. Ours is timed as a
 user gets it: Lightning's loop around LMTrainer with default params, including its statistics and the schedule, without
-loading data and without validation. The peers run in the shortest loop, without any of these.
+loading data and without validation. The peers run in the shortest loop, without any of these; so does our model once
+more, to show what they cost.
 
 Each model first runs in all its modes (eager or compiled, float32 or bf16 autocast, for peers also explicit or fused
 attention), and the fastest mode takes part. The models then take turns in one process. A ratio compares consecutive
@@ -47,6 +48,8 @@ from train.trainer import LMTrainer
 
 WARM_UP = 3  # steps before the clock starts
 MIN_SHARES = {"plain GPT": 0.60, "HuggingFace": 0.50}  # of the peak, at 6x384: a slower peer would flatter us
+BARE = "bare loop"  # our model in the loop of the peers: the difference to ours is Lightning, LMTrainer and our loss
+MIN_BARE_RATIO = 0.95
 MIN_OUR_SHARE = 0.82
 MAX_MEMORY = 0.5  # of the peer with the least, with the large vocabulary
 
@@ -169,10 +172,16 @@ def clock() -> float:
 Turn = Callable[[], float]  # runs WARM_UP + n_steps steps, and returns the seconds of one
 
 
+def loop_model(name: str, size: Size, attention: str) -> nn.Module:
+    if name == BARE:
+        return our_model(size)
+    return PlainGPT(size, attention) if name == "plain GPT" else gpt2_like(size, attention)
+
+
 def peer_turn(name: str, size: Size, mode: Mode) -> Turn:
-    """Return the turn of a peer: a loop written by hand."""
+    """Return the turn of a peer, or of our model without Lightning: a loop written by hand."""
     train = TrainParams(batch_size=size.batch_size)
-    model = PlainGPT(size, mode.attention) if name == "plain GPT" else gpt2_like(size, mode.attention)
+    model = loop_model(name, size, mode.attention)
     if mode.execution == "compiled":
         model.compile()
     optimizer = make_optimizer(model, train)
@@ -258,11 +267,11 @@ def make_turn(name: str, size: Size, mode: Mode) -> Turn:
     return our_turn(size, mode) if name == "ours" else peer_turn(name, size, mode)
 
 
-def modes_of(name: str, precisions: Iterable[str]) -> list[Mode]:
+def modes_of(name: str, executions: Iterable[str], precisions: Iterable[str]) -> list[Mode]:
     attentions = (
         ["explicit"] if name == "ours" else ["explicit", "fused"]
     )  # our edits act in the explicit one
-    return [Mode(*mode) for mode in product(attentions, ["eager", "compiled"], precisions)]
+    return [Mode(*mode) for mode in product(attentions, executions, precisions)]
 
 
 def matrix_peak(dtype: torch.dtype) -> float:
@@ -312,11 +321,9 @@ class Chosen(NamedTuple):
     turn: Callable[[], tuple[float, float]]  # seconds and MB; 0 MB where memory is not measured
 
 
-def candidates(
-    name: str, size: str, precisions: Iterable[str]
-) -> Iterator[tuple[tuple[float, float], Chosen]]:
+def candidates(name: str, size: str, modes: Iterable[Mode]) -> Iterator[tuple[tuple[float, float], Chosen]]:
     """Yield the model in each of its modes, with the seconds and the memory of a first turn."""
-    for mode in modes_of(name, precisions):
+    for mode in modes:
         if size == "vocabulary":
             turn = partial(turn_in_process, name, size, mode)
         else:
@@ -331,27 +338,28 @@ def with_no_memory(turn: Turn) -> tuple[float, float]:
     return turn(), 0.0
 
 
-def measure(size: str, rounds: int, precisions: Sequence[str], peaks: dict[str, float]) -> None:
+def measure(
+    size: str, rounds: int, executions: Sequence[str], precisions: Sequence[str], peaks: dict[str, float]
+) -> None:
     """Measure and judge one size."""
     s = SIZES[size]
     print(
         f"{size}: {s.n_layers} layers of {s.dim}, T {s.max_seq_len}, B {s.batch_size}, {s.n_tokens:,} tokens"
     )
-    tried = {name: [*candidates(name, size, precisions)] for name in ("ours", *MIN_SHARES)}
+    tried = {
+        name: [*candidates(name, size, modes_of(name, executions, precisions))]
+        for name in ("ours", BARE, *MIN_SHARES)
+    }
     chosen = {name: min(found, key=lambda one: one[0][0])[1] for name, found in tried.items()}
     turns = [{name: one.turn() for name, one in chosen.items()} for _ in range(rounds)]
     times = {name: [1e3 * turn[name][0] for turn in turns] for name in chosen}
-    flops = flops_per_row(our_model(s), s.max_seq_len) or 0
-    peak = max(peaks.values())
-    shares = {name: flops * s.batch_size / (peak * statistics.median(ms) / 1e3) for name, ms in times.items()}
+    shares = shares_of_peak(s, times, max(peaks.values()))
     for name, one in chosen.items():
         print(
             f"  {name:11} ({one.mode}): {statistics.median(times[name]):.1f} ms a step "
             f"({min(times[name]):.1f} to {max(times[name]):.1f}), {shares[name]:.0%} of the peak"
         )
-    best = min(MIN_SHARES, key=lambda name: statistics.median(times[name]))
-    ratios = [peer / own for peer, own in zip(times[best], times["ours"], strict=True)]
-    judge(f"{best} / ours", statistics.median(ratios), s.goal, f"{min(ratios):.2f} to {max(ratios):.2f}")
+    judge_speed(s, times)
     if size == "6x384":
         judge("share of the peak", shares["ours"], MIN_OUR_SHARE)
         for name, least in MIN_SHARES.items():
@@ -359,12 +367,22 @@ def measure(size: str, rounds: int, precisions: Sequence[str], peaks: dict[str, 
     if size == "vocabulary":
         own = statistics.median(turn["ours"][1] for turn in turns)
         least = min(result[1] for name in MIN_SHARES for result, _ in tried[name])
-        judge(
-            "memory of the most frugal peer / ours",
-            least / own,
-            1 / MAX_MEMORY,
-            f"{least:,.0f} / {own:,.0f} MB",
-        )
+        more = f"{least:,.0f} / {own:,.0f} MB"
+        judge("memory of the most frugal peer / ours", least / own, 1 / MAX_MEMORY, more)
+
+
+def shares_of_peak(size: Size, times: dict[str, list[float]], peak: float) -> dict[str, float]:
+    flops = (flops_per_row(our_model(size), size.max_seq_len) or 0) * size.batch_size
+    return {name: flops / (peak * statistics.median(ms) / 1e3) for name, ms in times.items()}
+
+
+def judge_speed(size: Size, times: dict[str, list[float]]) -> None:
+    best = min(MIN_SHARES, key=lambda name: statistics.median(times[name]))
+    ratios = [peer / own for peer, own in zip(times[best], times["ours"], strict=True)]
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    judge(f"{best} / ours", statistics.median(ratios), size.goal, spread)
+    bare = statistics.median(bare / own for bare, own in zip(times[BARE], times["ours"], strict=True))
+    judge("our model in a bare loop / ours", bare, MIN_BARE_RATIO)
 
 
 def profile(size: str, precisions: Iterable[str]) -> None:
@@ -391,6 +409,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=[*SIZES])
+    parser.add_argument("--eager", action="store_true", help="leave out compiled modes, which take minutes")
     parser.add_argument("--profile", action="store_true", help="show where the time of our eager step goes")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -407,4 +426,5 @@ if __name__ == "__main__":
             if arguments.profile:
                 profile(size, precisions)
             else:
-                measure(size, arguments.rounds, precisions, peaks)
+                executions = ["eager"] if arguments.eager else ["eager", "compiled"]
+                measure(size, arguments.rounds, executions, precisions, peaks)
