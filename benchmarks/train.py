@@ -146,6 +146,8 @@ def gpt2_like(size: Size, attention: str) -> GPT2LMHeadModel:
             embd_pdrop=0.0,
             attn_pdrop=0.0,
             use_cache=False,
+            bos_token_id=None,
+            eos_token_id=None,
             attn_implementation="sdpa" if attention == "fused" else "eager",
         )
     ).train()
@@ -268,9 +270,8 @@ def make_turn(name: str, size: Size, mode: Mode) -> Turn:
 
 
 def modes_of(name: str, executions: Iterable[str], precisions: Iterable[str]) -> list[Mode]:
-    attentions = (
-        ["explicit"] if name == "ours" else ["explicit", "fused"]
-    )  # our edits act in the explicit one
+    # Ours runs with the attention that a user can edit.
+    attentions = ["explicit"] if name in ("ours", BARE) else ["explicit", "fused"]
     return [Mode(*mode) for mode in product(attentions, executions, precisions)]
 
 
