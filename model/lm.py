@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from model.context import AddedLosses, Cache, Context, Uncacheable
+from model.cross_entropy import cross_entropy_sum
 from model.generation.beam import Beam, EarlyStopping, Search, beam_search
 from model.generation.decoding import CacheCheck
 from model.generation.sampling import (
@@ -202,7 +202,7 @@ class LM(nn.Module):
         `self.n_scored` to the number of scored tokens, by which training weighs the batches of an optimizer step.
         """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
-        total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
+        total = cross_entropy_sum(z.flatten(0, 1), y.flatten())
         self.n_scored = (y != NOT_SCORED).sum()
         losses = {"main": total / self.n_scored.clamp(min=1), **self.added_losses}
         if train_params is not None and train_params.z_loss:
