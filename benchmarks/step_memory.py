@@ -66,7 +66,9 @@ def train(name: str, root: Path) -> None:
         trainer.fit(LMTrainer(lm, data, params.train, Stats(), N_STEPS), batches)
 
     params = params_of(name)
-    fit(params.changed(dim=32, n_layers=2, n_heads=2, batch_size=1))  # libraries are loaded and set themselves up
+    fit(
+        params.changed(dim=32, n_layers=2, n_heads=2, batch_size=1)
+    )  # libraries are loaded and set themselves up
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = resident("VmRSS")
     fit(params)

@@ -29,9 +29,10 @@ from train.run import cpu_threads
 from train.train_params import TrainParams
 
 MIN_GRID_SECONDS = 120  # a shorter grid does not repay measuring
-MIN_SECONDS_TO_COMPILE = 1800  # of a grid that repays compiling for the sake of measuring
-MAX_COMPILE_SECONDS = 120.0  # for compiling, before it is given up
-TURNS = 5  # of each of two ways to train
+MIN_SECONDS_TO_COMPILE = 3600  # of a grid that repays compiling for the sake of measuring
+MAX_COMPILE_SECONDS = 90.0  # for compiling, before it is given up
+MIN_TURNS, MAX_TURNS = 3, 6  # of each of two ways to train
+TURNS_SECONDS = 1.5  # after which there are no more turns than MIN_TURNS
 TURN_SECONDS = 0.12
 MAX_SHARE = 0.95  # of the time: smaller gains are not mentioned
 START_SECONDS = 30.0  # for processes to start
@@ -71,7 +72,9 @@ class StepTimer:
         data_params, train, model = run.params
         self.train = step_params(train)
         data = make_data(data_params, model, call.cache, tokenizer=saved_tokenizer(model, call.out))
-        self.device = torch.device("cuda", call.gpu_id or 0) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", call.gpu_id or 0) if torch.cuda.is_available() else torch.device("cpu")
+        )
         self.batch: Batch = next(iter(data.train_dataloader(train.batch_size)))
         self.lm = LM(model, tokenizer=data.tokenizer, dropout=train.dropout).to(self.device).train()
         if train.precision == "64-true":
@@ -79,6 +82,7 @@ class StepTimer:
         freeze(self.lm, self.train)
         self.lm.decoder.recompute = train.recompute == "layer"
         self.optimizer = make_optimizer(self.lm, self.train)
+        self.known: set[tuple[str, int]] = set()  # precision and threads of steps so far
 
     def step(self, precision: str) -> None:
         """Take an optimizer step, as a run with this precision does."""
@@ -95,10 +99,12 @@ class StepTimer:
         """Return the seconds of a step, the mean over a turn. By default precision and threads are those of the run."""
         precision = precision or self.train.precision
         with cpu_threads(threads or self.train.threads):
-            self.step(precision)  # it sets things up
+            if (precision, torch.get_num_threads()) not in self.known:
+                self.known.add((precision, torch.get_num_threads()))
+                self.step(precision)  # it sets things up
             wait_for(self.device)
             started, n_steps = time.perf_counter(), 0
-            while n_steps < 2 or time.perf_counter() - started < TURN_SECONDS:
+            while not n_steps or time.perf_counter() - started < TURN_SECONDS:
                 self.step(precision)
                 wait_for(self.device)
                 n_steps += 1
@@ -138,11 +144,14 @@ def keep_gain(found: list[Faster], setting: str, shares: list[float]) -> None:
 
 
 def shares_of(base: Callable[[], float], other: Callable[[], float]) -> list[float]:
-    """Return the time of `other` over that of `base`, in turns."""
-    shares = []
-    for _ in range(TURNS):
-        before, changed = base(), other()
-        shares.append(2 * changed / (before + base()))
+    """Return the time of `other` over that of `base` just before and after it, in turns."""
+    started, before, shares = time.perf_counter(), base(), list[float]()
+    while len(shares) < MIN_TURNS or (
+        len(shares) < MAX_TURNS and time.perf_counter() - started < TURNS_SECONDS
+    ):
+        changed, after = other(), base()
+        shares.append(2 * changed / (before + after))
+        before = after
     return shares
 
 
@@ -238,9 +247,11 @@ def try_compile(found: Advice, run: Run, total: float, call: Call) -> None:
     process, connection = start_process(time_compiled, run, call)
     try:
         compiling = received(connection, MAX_COMPILE_SECONDS)
-        shares = [received(connection, START_SECONDS) for _ in range(TURNS)]
+        shares = [received(connection, START_SECONDS) for _ in range(MIN_TURNS)]
     except (EOFError, OSError):
-        found.not_measured.append(f"compile=True (it fails, or compiles for more than {MAX_COMPILE_SECONDS:.0f} s)")
+        found.not_measured.append(
+            f"compile=True (it fails, or compiles for more than {MAX_COMPILE_SECONDS:.0f} s)"
+        )
         return
     finally:
         process.terminate()
@@ -263,5 +274,5 @@ def time_compiled(connection: Connection, run: Run, call: Call) -> None:
     started = time.perf_counter()
     compiled.step(compiled.train.precision)
     connection.send(time.perf_counter() - started)
-    for share in shares_of(eager.seconds, compiled.seconds):
+    for share in shares_of(eager.seconds, compiled.seconds)[:MIN_TURNS]:
         connection.send(share)

@@ -1,6 +1,7 @@
 """Estimate the memory of a run: count the bytes that are alive during a training step on tensors without numbers."""
 
 import math
+import os
 import time
 import weakref
 from collections.abc import Callable, Sequence
@@ -31,6 +32,10 @@ from train.train_params import TrainParams
 
 USABLE = 0.85  # of the free memory: estimates are that accurate
 T = TypeVar("T")
+# The C library keeps most of what tensors of a step give back. A process takes up to so many times its activations;
+# with a small MMAP_THRESHOLD in its environment only 1.04 times, but then it trains more slowly. See
+# benchmarks/step_memory.py.
+KEPT_BY_LIBRARY, MMAP_THRESHOLD = 2.0, "MALLOC_MMAP_THRESHOLD_"
 MAX_SECONDS = 5.0  # for the estimates of all runs
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -119,6 +124,12 @@ def device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def memory_of_process(memory: Memory) -> float:
+    """Return the bytes that a process may take in all, with those that the C library keeps on a CPU."""
+    keeps = device_type() == "cpu" and MMAP_THRESHOLD not in os.environ
+    return memory.total + memory.activations * (KEPT_BY_LIBRARY - 1) * keeps
+
+
 def too_large(memory: Memory | None) -> bool:
     """Return True if a run needs more memory than this machine has."""
     return memory is not None and memory.total > memory_of_machine()
@@ -133,24 +144,33 @@ def lines_about(runs: Sequence[Run], memories: Sequence[Memory | None], call: Ca
     assert memory is not None
     parts = ", ".join(f"{name} {as_bytes(size)}" for name, size in memory._asdict().items())
     lines = [f"run {run.number} takes the most memory, about {as_bytes(memory.total)}: {parts}"]
+    if (at_most := memory_of_process(memory)) > memory.total:
+        lines[0] += f"; its process may keep {as_bytes(at_most)}"
     free = free_memory() / call.jobs
     where = "of the GPU" if torch.cuda.is_available() else "of this machine"
     fitting = fitting_batches(run, USABLE * free)
     if fitting is None:
-        return [*lines, f"run {run.number}: not even batch_size=1 fits into the {as_bytes(free)} that are free"]
+        return [
+            *lines,
+            f"run {run.number}: not even batch_size=1 fits into the {as_bytes(free)} that are free",
+        ]
     return [
         *lines,
         f"the free memory {where}, {as_bytes(free)}{' for each of the jobs' * (call.jobs > 1)}, is enough for "
-        f"batch_size={fitting.largest:,}; steps of the same rows fit with batch_size={fitting.batch_size:,}, "
-        f"accumulate_grad_batches={fitting.accumulate_grad_batches:,}",
+        f"batch_size={fitting.largest}; a step of {fitting.batch_size * fitting.accumulate_grad_batches} rows fits as "
+        f"batch_size={fitting.batch_size}, accumulate_grad_batches={fitting.accumulate_grad_batches}",
     ]
 
 
 def as_bytes(n: float) -> str:
-    return f"{n / 1e9:,.1f} GB" if n >= 1e9 else f"{n / 1e6:,.0f} MB"
+    if n >= 1e9:
+        return f"{n / 1e9:,.1f} GB"
+    return f"{n / 1e6:,.0f} MB" if n >= 1e7 else f"{n / 1e6:.1f} MB"
 
 
-def memory_of_step(model: ModelParams, train: TrainParams, n_tokens: int, device: str = "cpu") -> Memory | None:
+def memory_of_step(
+    model: ModelParams, train: TrainParams, n_tokens: int, device: str = "cpu"
+) -> Memory | None:
     """Return the memory of a training step on full rows. Layers repeat, so that only some are run."""
     period = len(model.kinds)
     try:
@@ -277,7 +297,7 @@ def fitting_batches(run: Run, free: float) -> Fitting | None:
 
     def needed(batch_size: int) -> float:
         found = memory_of_step(model, replace(train, batch_size=batch_size), run.data.n_tokens, device_type())
-        return math.inf if found is None else found.total
+        return math.inf if found is None else memory_of_process(found)
 
     # Memory grows at most linearly from some size on: two sizes give a first guess, which is then corrected.
     low, at_low, size = 1, needed(1), max(2, train.batch_size)
