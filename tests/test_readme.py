@@ -249,7 +249,7 @@ def run_main(options: list[str], folder: Path) -> Any:
     os.chdir(folder)
     torch.set_num_threads(1)
     estimate.TIMING_SECONDS = 0.4  # that --dry-run measures
-    memory.MAX_SECONDS, advice.MIN_GRID_SECONDS = 0.0, float("inf")
+    memory.MAX_MEMORY_SECONDS, advice.MIN_GRID_SECONDS = 0.0, float("inf")
     try:
         return main.main(options)
     except SystemExit as end:  # of --help

@@ -25,6 +25,7 @@ from train.launch.problems import train_problems
 from train.optimizers import freeze, make_optimizer
 from train.pretrained import saved_tokenizer
 from train.probe import own_randomness
+from train.processes import start_server_of_workers
 from train.run import cpu_threads
 from train.train_params import TrainParams
 
@@ -35,7 +36,7 @@ MIN_TURNS, MAX_TURNS = 3, 6  # of each of two ways to train
 TURNS_SECONDS = 1.5  # after which there are no more turns than MIN_TURNS
 TURN_SECONDS = 0.12
 MAX_SHARE = 0.95  # of the time: smaller gains are not mentioned
-START_SECONDS = 30.0  # for processes to start
+MAX_START_SECONDS = 60.0  # for processes to start, and for each of their answers
 
 
 class Faster(NamedTuple):
@@ -48,7 +49,7 @@ class Faster(NamedTuple):
 
 
 class Advice(NamedTuple):
-    """What would train a grid faster, and what was not measured, each with the reason."""
+    """Settings that train a grid faster, and settings that were not measured, each with the reason."""
 
     run: int  # number of the run that was measured
     faster: list[Faster]
@@ -189,17 +190,18 @@ def try_jobs(
 @contextmanager
 def side_by_side(n: int, run: Run, call: Call, threads: int) -> Iterator[Callable[[], float]]:
     """Start `n` processes. Yield a function that returns the seconds of a step of one run while all of them train."""
+    start_server_of_workers()  # it imports Lightning once for all
     workers = [start_process(time_when_asked, run, call, threads) for _ in range(n)]
     connections = [connection for _, connection in workers]
 
     def together() -> float:
         for connection in connections:
             connection.send(True)
-        return sum(received(connection, START_SECONDS) for connection in connections) / n**2
+        return sum(received(connection, MAX_START_SECONDS) for connection in connections) / n**2
 
     try:
         for connection in connections:
-            received(connection, START_SECONDS)  # it is ready
+            received(connection, MAX_START_SECONDS)  # it is ready
         yield together
     finally:
         for process, _ in workers:
@@ -247,7 +249,7 @@ def try_compile(found: Advice, run: Run, total: float, call: Call) -> None:
     process, connection = start_process(time_compiled, run, call)
     try:
         compiling = received(connection, MAX_COMPILE_SECONDS)
-        shares = [received(connection, START_SECONDS) for _ in range(MIN_TURNS)]
+        shares = [received(connection, MAX_START_SECONDS) for _ in range(MIN_TURNS)]
     except (EOFError, OSError):
         found.not_measured.append(
             f"compile=True (it fails, or compiles for more than {MAX_COMPILE_SECONDS:.0f} s)"

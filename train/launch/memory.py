@@ -36,7 +36,7 @@ T = TypeVar("T")
 # with a small MMAP_THRESHOLD in its environment only 1.04 times, but then it trains more slowly. See
 # benchmarks/step_memory.py.
 KEPT_BY_LIBRARY, MMAP_THRESHOLD = 2.0, "MALLOC_MMAP_THRESHOLD_"
-MAX_SECONDS = 5.0  # for the estimates of all runs
+MAX_MEMORY_SECONDS = 5.0  # for the estimates of all runs
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -102,12 +102,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 def memory_of_runs(runs: Sequence[Run]) -> list[Memory | None]:
-    """Return the estimated memory of each run, the largest models first, until MAX_SECONDS are over; None if unknown."""
+    """Return the estimated memory of each run, the largest models first, until MAX_MEMORY_SECONDS are over; None if unknown."""
     found: dict[str, Memory | None] = {}
     keys = [memory_key(run) for run in runs]
     started = time.perf_counter()
     for i in sorted(range(len(runs)), key=lambda i: -runs[i].size.n_params):
-        if keys[i] not in found and time.perf_counter() - started < MAX_SECONDS:
+        if keys[i] not in found and time.perf_counter() - started < MAX_MEMORY_SECONDS:
             _, train, model = runs[i].params
             found[keys[i]] = memory_of_step(model, train, runs[i].data.n_tokens, device_type())
     return [found.get(key) for key in keys]
