@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from statistics import median
 from typing import NamedTuple
@@ -160,11 +161,11 @@ def settings_to_try(timer: StepTimer) -> Iterator[tuple[str, Callable[[], float]
     """Yield settings of a run that may be faster, each with a function that returns the seconds of a step."""
     train = timer.train
     if train.precision == "32-true" and not any(train_problems(replace(train, precision="bf16-mixed"))):
-        yield 'precision="bf16-mixed"', lambda: timer.seconds(precision="bf16-mixed")
+        yield 'precision="bf16-mixed"', partial(timer.seconds, precision="bf16-mixed")
     alone = torch.get_num_threads()
     if train.threads is None and timer.device.type == "cpu":
         for n in sorted({1, alone // 2} - {0, alone}):
-            yield f"threads={n}", lambda n=n: timer.seconds(threads=n)
+            yield f"threads={n}", partial(timer.seconds, threads=n)
 
 
 def try_jobs(

@@ -354,9 +354,9 @@ def report_plan(runs: list[Run], call: Call, *, times: bool = True) -> int:
         log.info(f"... and {len(runs) - MAX_PLAN_ROWS:,} more")
     for note in [*notes, *memory.lines_about(trained, bytes_of, call)]:
         log.info(note)
-    if times := [one for one in seconds if one is not None]:
-        n_runs = f"{len(times):,} run{'s' * (len(times) != 1)}"
-        log.info(f"about {as_time(sum(times))} for {n_runs}, one after another on this machine")
+    if known_seconds := [one for one in seconds if one is not None]:
+        n_runs = f"{len(known_seconds):,} run{'s' * (len(known_seconds) != 1)}"
+        log.info(f"about {as_time(sum(known_seconds))} for {n_runs}, one after another on this machine")
         if (found := advice.advice(trained, seconds, bytes_of, call)) is not None:
             document.add(faster=found.entries(), not_measured=found.not_measured)
             for line in found.lines():
