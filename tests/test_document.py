@@ -54,6 +54,9 @@ def test_a_dry_run(call):
     assert [run["number"] for run in found["runs"]] == [1, 2]
     assert [run["params"]["train"]["random_seed"] for run in found["runs"]] == [1, 2]
     assert all(run["seconds"] > 0 and run["size"]["n_params"] > 0 for run in found["runs"])
+    first, second = (run["memory"] for run in found["runs"])
+    assert first == second  # seeds change nothing
+    assert first["weights"] == first["gradients"] == 4 * found["runs"][0]["size"]["n_params"]
 
 
 @pytest.mark.parametrize(

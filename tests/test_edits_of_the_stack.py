@@ -13,7 +13,7 @@ LOOPED = """
      n_heads: PositiveInt = 4  # per layer; must divide dim
 --- a/model/transformer/transformer.py
 +++ b/model/transformer/transformer.py
-@@ -47,1 +47,1 @@ class Transformer(nn.Module):
+@@ -45,1 +45,1 @@ class Transformer(nn.Module):
 -        return list(enumerate(self.layers))
 +        return list(enumerate([*self.layers] * self.model_params.n_loops))
 """

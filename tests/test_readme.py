@@ -22,7 +22,7 @@ from tests.train.killed import forked
 from train.grid.config_text import GRID_KEYS
 from train.grid.expand import read_grid
 from train.grid.params import SECTION_OF
-from train.launch import estimate
+from train.launch import advice, estimate, memory
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -249,6 +249,7 @@ def run_main(options: list[str], folder: Path) -> Any:
     os.chdir(folder)
     torch.set_num_threads(1)
     estimate.TIMING_SECONDS = 0.4  # that --dry-run measures
+    memory.MAX_MEMORY_SECONDS, advice.MIN_GRID_SECONDS = 0.0, float("inf")
     try:
         return main.main(options)
     except SystemExit as end:  # of --help

@@ -30,6 +30,7 @@ class RunEntry(TypedDict, total=False):
     identity: str  # a hash that is the same for runs with the same params and text
     size: dict[str, Any]  # parameters, optimizer steps and tokens, known before it trains
     seconds: float | None  # --dry-run: the estimated time
+    memory: dict[str, float] | None  # --dry-run: bytes of weights, gradients, optimizer and activations
     ended: str  # "finished", "early stop: ...", "diverged: ...", "interrupted" or "failed: ..."
     earlier: bool  # an earlier call trained it
     values: dict[str, Any]  # final numbers: val_loss, val_accuracy, wall_seconds and others
@@ -80,6 +81,16 @@ class NoiseEntry(TypedDict, total=False):
     seeds_for: dict[str, int | None]  # seeds that show a difference, by its share of the loss
 
 
+class FasterEntry(TypedDict, total=False):
+    """--dry-run: a setting with which this machine trains the grid faster, as measured."""
+
+    run: int  # number of the run that was measured
+    setting: str  # what to write: 'precision="bf16-mixed"'
+    share: float  # of the time that the grid takes without it: the median of several turns
+    share_low: float  # the smallest and the largest share of a turn
+    share_high: float
+
+
 class Content(TypedDict, total=False):
     """The document."""
 
@@ -92,6 +103,8 @@ class Content(TypedDict, total=False):
     checks: list[CheckEntry]
     noise: list[NoiseEntry]
     judgement: str  # --against: the verdict in one sentence
+    faster: list[FasterEntry]
+    not_measured: list[str]  # --dry-run: settings that may be faster, each with the reason
     margin: float | None  # --against: the smallest difference that matters
     report: str  # the page with the report
 

@@ -38,17 +38,22 @@ class Pace(NamedTuple):
     generation: float  # the rest of a validation: metrics, answers and a sample
 
 
-def estimate(plans: Sequence[Run], call: Call) -> tuple[list[float | None], list[str]]:
+def estimate(
+    plans: Sequence[Run], call: Call, fits: Sequence[bool] | None = None
+) -> tuple[list[float | None], list[str]]:
     """Return the estimated seconds of each run, None if unknown, and a note for each timed run that cannot train.
 
-    Nothing is written, and random generators keep their state.
+    A run that does not fit into the memory, as `fits` says, is not timed and gets a note. Nothing is written, and random generators keep their state.
     """
     seconds: list[float | None] = [None] * len(plans)
     notes: list[str] = []
     flops = [batch_flops(run) for run in plans]
     families: defaultdict[str, list[int]] = defaultdict(list)
     for i, run in enumerate(plans):
-        families[family(run)].append(i)
+        if fits is None or fits[i]:
+            families[family(run)].append(i)
+        else:
+            notes.append(f"run {run.number} needs more memory than this machine has")
     for runs in families.values():
         runs_by_size = sorted(runs, key=flops.__getitem__)
         # Equal steps are timed once.

@@ -194,7 +194,7 @@ def add_checks(group: argparse._ArgumentGroup) -> None:
     add(
         "--dry-run",
         action="store_true",
-        help="show the runs, their sizes and the time they will take, train nothing: --config=test --dry-run",
+        help="show the runs, their sizes, memory and time, and what would be faster, train nothing: --config=test --dry-run",
     )
     add(
         "--check",

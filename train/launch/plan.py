@@ -331,23 +331,34 @@ def say_steps(runs: list[Run]) -> None:
 
 
 def report_plan(runs: list[Run], call: Call, *, times: bool = True) -> int:
-    """Log the plan of a grid for --dry-run, with estimated training times if `times`.
+    """Log the plan of a grid for --dry-run, with estimates of time and memory, and advice on speed, if `times`.
 
     Return the exit code: 1 if a run cannot train, else 0.
     """
-    from train.launch.estimate import estimate  # no other call needs it
+    from train.launch import advice, memory  # no other call needs these
+    from train.launch.estimate import estimate
 
     trained = [run for run in runs if run.first_step.trains and times]
-    seconds, notes = estimate(trained, call)
-    shown = dict(zip(map(id, trained), map(as_time, seconds), strict=True))
-    estimated = dict(zip(map(id, trained), seconds, strict=True))
-    document.add(runs=[run_entry(run, seconds=estimated.get(id(run))) for run in runs])
-    log.info(plan_table(runs, [shown.get(id(run), "-") for run in runs]))
+    bytes_of = memory.memory_of_runs(trained)
+    fits = [not memory.too_large(one) for one in bytes_of]
+    seconds, notes = estimate(trained, call, fits)
+    known = {run.number: pair for run, *pair in zip(trained, seconds, bytes_of, strict=True)}
+    entries = [(run, *known.get(run.number, (None, None))) for run in runs]
+    document.add(runs=[run_entry(run, seconds=time, memory=size) for run, time, size in entries])
+    shown = [
+        (as_time(time), memory.as_bytes(size.total) if size else "?") if run.number in known else ("-", "-")
+        for run, time, size in entries
+    ]
+    log.info(plan_table(runs, *zip(*shown, strict=True)))
     if len(runs) > MAX_PLAN_ROWS:
         log.info(f"... and {len(runs) - MAX_PLAN_ROWS:,} more")
-    for note in notes:
+    for note in [*notes, *memory.lines_about(trained, bytes_of, call)]:
         log.info(note)
-    if known := [run for run in seconds if run is not None]:
-        n_runs = f"{len(known):,} run{'s' * (len(known) != 1)}"
-        log.info(f"about {as_time(sum(known))} for {n_runs}, one after another on this machine")
+    if known_seconds := [one for one in seconds if one is not None]:
+        n_runs = f"{len(known_seconds):,} run{'s' * (len(known_seconds) != 1)}"
+        log.info(f"about {as_time(sum(known_seconds))} for {n_runs}, one after another on this machine")
+        if (found := advice.advice(trained, seconds, bytes_of, call)) is not None:
+            document.add(faster=found.entries(), not_measured=found.not_measured)
+            for line in found.lines():
+                log.info(line)
     return int(bool(notes))

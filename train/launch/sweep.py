@@ -29,6 +29,7 @@ from train.saving.provenance import code_of_this_process
 from train.saving.record import Namer, measured_variant, record_of
 from train.saving.run_folder import output_root
 
+MIN_SECONDS_FOR_SPEED = 600  # of a grid after which a line about its speed is worth reading
 MAX_STOPPED = 4  # runs of which a call says at which step Ctrl-C stopped them
 
 
@@ -178,7 +179,29 @@ def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -
 def last_lines(runs: Sequence[Run], outcomes: Sequence[Outcome], call: Call) -> list[str]:
     """Return what to say at the end of a grid: the best run, or after Ctrl-C what is left to do."""
     interrupted = any(outcome.interrupted for outcome in outcomes)
-    return where_it_stands(runs, outcomes, call) if interrupted else closing_lines(runs, outcomes)
+    if interrupted:
+        return where_it_stands(runs, outcomes, call)
+    return closing_lines(runs, outcomes) + line_about_speed(runs, outcomes, call)
+
+
+def line_about_speed(runs: Sequence[Run], outcomes: Sequence[Outcome], call: Call) -> list[str]:
+    """Return a line that names --dry-run after a long grid with settings that may be slow here.
+
+    Nothing is measured at the end of a grid: that would take seconds, and the user waits for the prompt.
+    """
+    seconds = [outcome.values.get("wall_seconds") for outcome in outcomes if not outcome.is_earlier]
+    total = sum(one for one in seconds if isinstance(one, float))
+    trains = [run.params.train for run in runs]
+    slow = {
+        'precision="bf16-mixed"': any(train.precision == "32-true" for train in trains),
+        "compile": not all(train.compile for train in trains),
+        "--jobs": call.jobs == 1 and len(runs) > 1,
+        "threads": any(train.threads is None for train in trains),
+    }
+    open_settings = [setting for setting, is_open in slow.items() if is_open]
+    if total < MIN_SECONDS_FOR_SPEED or call.ray is not None or not open_settings:
+        return []
+    return [f"--dry-run measures whether {', '.join(open_settings)} would be faster here"]
 
 
 def where_it_stands(runs: Sequence[Run], outcomes: Sequence[Outcome], call: Call) -> list[str]:

@@ -48,16 +48,17 @@ def as_time(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
-def plan_table(runs: list[Run], times: list[str]) -> FittedTable:
+def plan_table(runs: list[Run], times: Sequence[str], memory: Sequence[str]) -> FittedTable:
     """Return the table for --dry-run: all runs, or the first runs of a very large grid."""
     shown = runs[:MAX_PLAN_ROWS]
     sizes = [run.size for run in shown]
     columns = [
         TableColumn("run", [str(number) for number in range(1, len(shown) + 1)]),
         *axis_columns(settings_of(runs)[:MAX_PLAN_ROWS]),
-        TableColumn("parameters", [f"{size.n_params:,}" for size in sizes], rank=3),
-        TableColumn("steps", [run.length.removesuffix(" steps") for run in shown], rank=2),
-        TableColumn("tokens (estimate)", ["?" if n is None else f"{n:,}" for _, _, n in sizes], rank=4),
+        TableColumn("parameters", [f"{size.n_params:,}" for size in sizes], rank=4),
+        TableColumn("steps", [run.length.removesuffix(" steps") for run in shown], rank=3),
+        TableColumn("tokens (estimate)", ["?" if n is None else f"{n:,}" for _, _, n in sizes], rank=5),
+        TableColumn("memory (estimate)", memory[: len(shown)], rank=2),
         TableColumn("time (estimate)", times[: len(shown)], rank=1),
     ]
     return FittedTable(columns, key="run")
