@@ -96,7 +96,7 @@ def our_loss(setting: Setting, attention: str, compiled: bool, rows_BT: Tensor) 
     batch = type(batch)({name: tensor.to(setting.device) for name, tensor in batch.items()})
     if compiled:
         with torch.autocast(setting.device.type, torch.bfloat16):
-            lm._compiled_call_impl = compile_forward(lm, batch, TRAIN, setting.root)  # type: ignore[assignment]
+            lm._compiled_call_impl = compile_forward(lm, batch, TRAIN, setting.root)
     return lm, lambda: torch.as_tensor(sum(lm.get_losses(batch, TRAIN)[0].values()))
 
 
