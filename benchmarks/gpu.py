@@ -30,7 +30,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from benchmarks.train import PlainGPT, Size, gpt2_like
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +43,9 @@ from train.flops import flops_per_row, peak_flops, wait_for
 from train.logs import log_to_console
 from train.optimizers import make_optimizer
 from train.train_params import TrainParams
+
+# isort: split
+from benchmarks.train import PlainGPT, Size, gpt2_like
 
 GOAL_SHARE, GOAL_RATIO = 0.45, 1.0
 GPU_WARM_UP = 5  # steps before the clock starts
