@@ -53,7 +53,7 @@ SHAPES = {
 def time_steps_of(lm: LM, forward: CompiledForward | None, batch: Batch, train: TrainParams, n: int) -> float:
     """Return the seconds of a training step, with the compiled forward pass or, for None, uncompiled."""
     optimizer = make_optimizer(lm, train)
-    lm._compiled_call_impl = forward  # type: ignore[assignment]
+    lm._compiled_call_impl = forward
     start = 0.0
     for step in range(WARM_UP + n):
         if step == WARM_UP:

@@ -30,7 +30,6 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from benchmarks.train import PlainGPT, Size, gpt2_like
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +43,9 @@ from train.flops import flops_per_row, peak_flops, wait_for
 from train.logs import log_to_console
 from train.optimizers import make_optimizer
 from train.train_params import TrainParams
+
+# isort: split
+from benchmarks.train import PlainGPT, Size, gpt2_like
 
 GOAL_SHARE, GOAL_RATIO = 0.45, 1.0
 GPU_WARM_UP = 5  # steps before the clock starts
@@ -96,7 +98,7 @@ def our_loss(setting: Setting, attention: str, compiled: bool, rows_BT: Tensor) 
     batch = type(batch)({name: tensor.to(setting.device) for name, tensor in batch.items()})
     if compiled:
         with torch.autocast(setting.device.type, torch.bfloat16):
-            lm._compiled_call_impl = compile_forward(lm, batch, TRAIN, setting.root)  # type: ignore[assignment]
+            lm._compiled_call_impl = compile_forward(lm, batch, TRAIN, setting.root)
     return lm, lambda: torch.as_tensor(sum(lm.get_losses(batch, TRAIN)[0].values()))
 
 

@@ -232,7 +232,7 @@ class CompileTraining(L.Callback):
         n = min(len(rows), train.batch_size)
         batch = mycollate([rows[i] for i in range(n)], pad=module.data.tokenizer.pad)
         with isolate_rng(), trainer.precision_plugin.train_step_context():
-            self.forward = compile_forward(module.model.train(), batch, train, self.cache)
+            self.forward = compile_forward(module.model, batch, train, self.cache)
         self.n_graphs = graphs_so_far()
 
     def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: object) -> None:

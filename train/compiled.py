@@ -116,7 +116,7 @@ def run_copy(lm: LM, batch: Batch, train: TrainParams, has_ones: bool) -> None:
     if any(isinstance(module, nn.RNNBase) for module in lm.modules()):
         raise RuntimeError("torch cannot compile recurrent modules such as nn.GRU")
     twin = copy.deepcopy(lm, {id(lm.tokenizer): lm.tokenizer})
-    twin._compiled_call_impl = CompiledForward(twin, has_ones).run_compiled  # type: ignore[assignment]
+    twin._compiled_call_impl = CompiledForward(twin, has_ones).run_compiled
     losses, _ = twin.get_losses(batch, train)
     torch.as_tensor(sum(losses.values())).backward()
 

@@ -10,7 +10,6 @@ from torch import Tensor
 from model.context import Context, Layer, layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
-from tests.marks import SLOW
 from tests.model.tiny import CharTokenizer, batch_of, random_ids, tiny_params
 from tests.test_readme import EDITS, PRELUDE, apply_to_copy, forked, in_copy
 from tests.train.test_trainer import equal, train, weights
@@ -19,6 +18,11 @@ from train.compiled import CompiledForward, compilations_in_words, count_compila
 
 # The same graphs, but run by torch's own operations: compiling C++ would take a minute.
 TRACED = {"backend": "aot_eager"}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_yet():
+    compiled.forget_graphs()
 
 
 @pytest.fixture
@@ -70,26 +74,19 @@ def compare(params: ModelParams) -> tuple[int, int]:
     return new["stats", "unique_graphs"], sum(kind == "graph_break" for kind, _ in new)
 
 
-MASKED = {"objective": "masked", "causal": False}
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param(MASKED, marks=SLOW),
-        *(
-            pytest.param(fields, marks=pytest.mark.slow)
-            for fields in (
-                {"layer_architecture": ("gated-conv", "custom-transformer")},
-                {"layer_architecture": "torch-transformer"},
-                {"parametrization": "completep", "mup_base_layers": 1},
-                {"lora_rank": 2},
-                {"norm_position": "post", "residual": "admin"},
-                {"positions": "rotary", "n_kv_heads": 1, "gated": True, "norm": "rmsnorm"},
-                {"positions": "alibi", "attention": "fused"},
-                {"separate_heads": True, "sliding_window": 3},
-            )
-        ),
+        {"objective": "masked", "causal": False},
+        {"layer_architecture": ("gated-conv", "custom-transformer")},
+        {"layer_architecture": "torch-transformer"},
+        {"parametrization": "completep", "mup_base_layers": 1},
+        {"lora_rank": 2},
+        {"norm_position": "post", "residual": "admin"},
+        {"positions": "rotary", "n_kv_heads": 1, "gated": True, "norm": "rmsnorm"},
+        {"positions": "alibi", "attention": "fused"},
+        {"separate_heads": True, "sliding_window": 3},
     ],
     ids=str,
 )
