@@ -23,7 +23,7 @@ import gpt2
 
 PROMPT, NEW, LONG_PROMPT, MAX_SEQ_LEN = 8, 100, 1_000, 1_024
 VOCABULARIES = (65, 50_257)
-TARGETS = {1: 1.5, 16: 2.0}  # by batch size
+MIN_RATIOS = {1: 1.5, 16: 2.0}  # by batch size
 
 
 def gpt2_like(n_tokens: int) -> GPT2LMHeadModel:
@@ -48,7 +48,7 @@ def seconds(generate: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-class Times(NamedTuple):
+class GenerationTimes(NamedTuple):
     """Seconds of every round."""
 
     ours: list[float]
@@ -60,9 +60,9 @@ class Times(NamedTuple):
         return f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def times(
+def generation_times(
     n_tokens: int, batch_size: int, sampled: bool, rounds: int, n_prompt: int = PROMPT, n_new: int = NEW
-) -> Times:
+) -> GenerationTimes:
     torch.manual_seed(0)
     hf = gpt2_like(n_tokens)
     lm = gpt2.from_hf(hf)
@@ -80,21 +80,21 @@ def times(
 
     assert len(ours()[0]) == len(theirs()[0]) == n_prompt + n_new  # also warms both up
     turns = [(seconds(ours), seconds(theirs)) for _ in range(rounds)]
-    return Times(*map(list, zip(*turns, strict=True)))
+    return GenerationTimes(*map(list, zip(*turns, strict=True)))
 
 
 def measure_rate(n_tokens: int, batch_size: int, sampled: bool, rounds: int) -> None:
-    measured = times(n_tokens, batch_size, sampled, rounds)
+    measured = generation_times(n_tokens, batch_size, sampled, rounds)
     our_rate, their_rate = (batch_size * NEW / statistics.median(column) for column in measured)
     print(
         f"{n_tokens:6,} tokens, batch {batch_size:2}, {'sampled' if sampled else 'greedy '}: ours {our_rate:6.0f}, "
-        f"HuggingFace {their_rate:6.0f} tokens a second, {measured.ratios()}, at least {TARGETS[batch_size]}",
+        f"HuggingFace {their_rate:6.0f} tokens a second, {measured.ratios()}, at least {MIN_RATIOS[batch_size]}",
         flush=True,
     )
 
 
 def measure_first_token(n_tokens: int, rounds: int) -> None:
-    measured = times(n_tokens, 1, False, rounds, LONG_PROMPT, n_new=1)
+    measured = generation_times(n_tokens, 1, False, rounds, LONG_PROMPT, n_new=1)
     our_ms, their_ms = (1_000 * statistics.median(column) for column in measured)
     print(
         f"{n_tokens:6,} tokens, first token of a prompt of {LONG_PROMPT:,}: ours after {our_ms:.0f} ms, "
@@ -110,7 +110,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     print(f"{torch.get_num_threads()} threads")
     for n_tokens in arguments.vocabulary:
-        for batch_size in TARGETS:
+        for batch_size in MIN_RATIOS:
             for sampled in (False, True):
                 measure_rate(n_tokens, batch_size, sampled, arguments.rounds)
         measure_first_token(n_tokens, arguments.rounds)
