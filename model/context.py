@@ -26,14 +26,17 @@ class Uncacheable(ValueError):
 class Cache:
     """State of layers after the tokens so far, by name, batch first. Generation continues from it."""
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, last_logits_only: bool = False) -> None:
         self.length = length  # largest number of tokens
+        self.last_logits_only = last_logits_only  # the unembedding gets the last position alone
         self.seen = 0  # number of tokens so far
         self.kept: dict[str, Tensor] = {}
 
     def take(self, rows_B: Tensor) -> None:
         """Keep these rows of the batch, in this order."""
-        self.kept = {name: kept[rows_B] for name, kept in self.kept.items()}
+        # One tensor after the other, so that the old and the new cache are never in memory together.
+        for name in self.kept:
+            self.kept[name] = self.kept[name][rows_B]
 
 
 class AddedLosses(dict[str, Tensor]):

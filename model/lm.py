@@ -109,6 +109,8 @@ class LM(nn.Module):
         ctx = Context(x, attn_requests, taps, cache, real_BT, left_padding(real_BT, self.model_params.causal))
         new_BT = x[:, ctx.start :]
         stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start, ctx.padding_B)), ctx)
+        if cache is not None and cache.last_logits_only:
+            stream = stream[:, -1:]
         z = ctx.tap("logits", self.softcap(self.unembed(self.transform(stream))))
         if cache is not None:
             cache.seen = x.shape[1]

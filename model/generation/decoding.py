@@ -68,7 +68,7 @@ class GrowingRows:
         self.lm = fast_copy(lm, n_rows)
         self.attn_requests = attn_requests
         self.ids_BT = torch.tensor(rows, dtype=torch.int64, device=lm.device)
-        self.cache = Cache(room) if use_cache and not lm.taps else None
+        self.cache = Cache(room, last_logits_only=True) if use_cache and not lm.taps else None
         if self.cache is not None and attn_requests is None:
             reason = lm.cache_check.reason_to_skip(lm, self.lm, self.ids_BT, room)
             if reason is not None:
@@ -185,7 +185,7 @@ def reason_against_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str 
     shape, dice = (len(ids_BT), length), torch.Generator().manual_seed(0)
     more = torch.randint(lm.tokenizer.n_tokens, shape, generator=dice).to(ids_BT)
     ids_BT = torch.cat([ids_BT, more], dim=1)[:, :length]
-    cache = Cache(length)
+    cache = Cache(length, last_logits_only=True)
     for end in range(max(1, length - COMPARED_STEPS), length + 1):
         plain_BV = lm(ids_BT[:, :end])[:, -1]
         try:

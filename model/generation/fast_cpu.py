@@ -96,33 +96,40 @@ class FastLayerNorm(Copy, nn.LayerNorm):
         return torch.layer_norm(x, self.normalized_shape, own.get("weight"), own.get("bias"), self.eps)
 
 
-class FastLinear(Copy, nn.Linear):
-    """Copy of an nn.Linear that multiplies few rows by its packed weight."""
+class FastLinear(nn.Linear):
+    """Base class of copies of linear maps: multiplies few rows by the packed weight.
+
+    It stands between a subclass of nn.Linear and nn.Linear, so that `super().forward(x)` in the subclass comes here.
+    """
 
     packed_weight: "PackedWeight"
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         packed = self.packed_weight
         if x.numel() <= packed.max_numel and x.dtype == torch.float32 and packed.is_current(self):
             return packed.product(x, self._parameters.get("bias"))
-        return self.forward(x)  # for example the prompt
+        return super().forward(x)  # for example the prompt
 
 
 def class_of_copy(module: nn.Module, may_use_packed: bool) -> type[nn.Module]:
     kind: Any = type(module)
     if "forward" in vars(module):
-        return subclass(kind, call_forward)
+        return subclass(call_forward, kind)
     if may_use_packed and may_pack(module):
-        return FastLinear
+        return (
+            subclass(FastLinear.forward, FastLinear)
+            if kind is nn.Linear
+            else subclass(kind.forward, kind, FastLinear)
+        )
     if is_as_shipped(module) and kind is nn.LayerNorm:
         return FastLayerNorm
-    return subclass(kind, return_input if is_idle(module) else kind.forward)
+    return subclass(return_input if is_idle(module) else kind.forward, kind)
 
 
 @lru_cache
-def subclass(kind: type, call: Callable[..., object]) -> type[nn.Module]:
+def subclass(call: Callable[..., object], kind: type, *fast: type) -> type[nn.Module]:
     """Return a subclass of `kind` for copies of its modules, whose calls are calls of `call`."""
-    return type(kind.__name__, (Copy, kind), {"__module__": kind.__module__, "__call__": call})
+    return type(kind.__name__, (Copy, kind, *fast), {"__module__": kind.__module__, "__call__": call})
 
 
 def call_forward(module: nn.Module, *args: object, **kwargs: object) -> object:
@@ -161,10 +168,12 @@ def any_global_hook() -> bool:
 
 
 def may_pack(module: nn.Module) -> bool:
-    """Return True for an nn.Linear in float32 on the CPU."""
-    if not is_as_shipped(module) or not isinstance(module, nn.Linear):
+    """Return True for an nn.Linear, or a subclass, in float32 on the CPU."""
+    if not isinstance(module, nn.Linear) or "forward" in vars(module):
         return False
-    weight = module.weight
+    if nn.Linear.forward is not FORWARDS[nn.Linear]:
+        return False
+    weight = module._parameters.get("weight")
     return type(weight) is nn.Parameter and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 

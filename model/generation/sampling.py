@@ -65,11 +65,10 @@ class TokenSampler:
 
     def __call__(self, logits_BV: Tensor, ids_BT: Tensor) -> Tensor:
         """Return the next token of each row, [B]. `ids_BT` are the ids so far. Raise NoNextToken for a row with NaN."""
-        logits_BV = usable_logits(logits_BV)
         if self.repetition_penalty != 1:
-            logits_BV = penalized(logits_BV, ids_BT, self.repetition_penalty)
+            logits_BV = penalized(usable_logits(logits_BV), ids_BT, self.repetition_penalty)
         if self.temperature == 0:
-            return logits_BV.argmax(dim=-1)
+            return usable_logits(logits_BV).argmax(dim=-1)
         probs_BV = next_token_probs(logits_BV, self.temperature, self.top_k, self.nucleus, self.min_p)
         return draw(probs_BV, self.generator)
 
@@ -94,9 +93,10 @@ def next_token_probs(
     logits_BV = usable_logits(logits_BV.cpu())
     if temperature == 0:
         return nn.functional.one_hot(logits_BV.argmax(dim=-1), logits_BV.shape[-1]).to(logits_BV)
-    # The largest logit becomes 0 first, so that no temperature, however small, overflows.
-    logits_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
-    logits_BV = logits_BV / max(temperature, torch.finfo(logits_BV.dtype).tiny)
+    if temperature != 1:
+        # The largest logit becomes 0 first, so that no temperature, however small, overflows.
+        logits_BV = logits_BV - logits_BV.amax(dim=-1, keepdim=True)
+        logits_BV = logits_BV / max(temperature, torch.finfo(logits_BV.dtype).tiny)
     if top_k is not None:
         logits_BV = keep_top_k(logits_BV, top_k)
     probs_BV = logits_BV.softmax(dim=-1)

@@ -14,6 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.context import Context
 from model.generation.fast_cpu import MAX_PACKED_ROWS, FastLinear, fast_copy, packed_weights
+from model.transformer.lora import LoRALinear
+from model.transformer.scaling import Readout
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import tiny_lm
 
@@ -92,6 +94,27 @@ def test_a_weight_that_changes_meanwhile_counts():
     model[1].weight = nn.Parameter(torch.eye(8))
     assert not torch.equal(before, fast(x))
     assert_close(fast(x), model(x))
+
+
+class Halved(nn.Linear):
+    """A subclass of a user: what it adds to nn.Linear counts, and its product is the fast one."""
+
+    def forward(self, x):
+        return super().forward(x / 2) + 1
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize(
+    "make", [Halved, lambda n, m: Readout(n, m, mult=3.0), lambda n, m: LoRALinear(n, m, bias=True, rank=2)]
+)
+@torch.no_grad()
+def test_subclasses_of_linear_use_packed_weights(make, n_rows):
+    model, x = evaluated(make(16, 12)), torch.randn(n_rows, 1, 16)
+    for parameter in model.parameters():
+        parameter.normal_()
+    fast = fast_copy(model, n_rows)
+    assert fast_products(lambda: fast(x)) == 1
+    assert_close(fast(x), model(x), rtol=1e-5, atol=1e-4)
 
 
 @torch.no_grad()
@@ -189,7 +212,7 @@ def test_weights_are_packed_once_and_anew_when_they_change(change):
 
 def test_packed_weights_do_not_keep_the_model():
     model = evaluated(nn.Linear(8, 8))
-    assert type(fast_copy(model, 1)[0]) is FastLinear
+    assert isinstance(fast_copy(model, 1)[0], FastLinear)
     assert model[0] in packed_weights
     linear = weakref.ref(model[0])
     del model

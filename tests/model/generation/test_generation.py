@@ -136,7 +136,7 @@ def test_with_a_cache_each_token_goes_through_the_layers_once():
 def test_rows_that_are_done_leave_the_batch():
     lm = tiny_lm()
     sizes = []
-    lm.unembed.register_forward_hook(lambda module, inputs, z: sizes.append(tuple(z.shape[:2])))
+    lm.embed.register_forward_hook(lambda module, inputs, x: sizes.append(tuple(x.shape[:2])))
     stops = generate(lm, [[1, 4]] * 3, 12, generator=torch.Generator().manual_seed(1))
     sizes.clear()
     lm.sample([[1, 4, 5], [1, 4]], 4, temperature=0)
@@ -145,6 +145,60 @@ def test_rows_that_are_done_leave_the_batch():
     generate(lm, [[1, 4, 5], [1, 4]], 1, temperature=0)
     assert sizes == [(2, 2), (1, 1)]
     assert len(stops) == 3
+
+
+def test_the_unembedding_computes_the_logits_of_the_last_position_alone():
+    lm, lengths = tiny_lm(), []
+    expected = lm.sample("abcde", 12, temperature=0, use_cache=False)
+    lm.sample("abcde", 12)  # compares the model with and without a cache
+    lm.unembed.register_forward_hook(lambda module, inputs, z: lengths.append(z.shape[1]))
+    lm.sample("abcde", 12)  # compares it again, as it has a hook now
+    lengths.clear()
+    assert lm.sample("abcde", 12, temperature=0) == expected
+    assert set(lengths) == {1}
+    with lm.record("logits") as seen:
+        lm.sample("abcde", 7, temperature=0)
+    assert seen["logits"].shape[1] == 6  # recording gets them all
+
+
+def test_an_unembedding_that_reads_other_positions_gets_them_all():
+    lm = tiny_lm()
+    lm.unembed.register_forward_pre_hook(lambda module, args: (args[0] - args[0].mean(dim=1, keepdim=True),))
+    with pytest.warns(UserWarning, match="without a cache"):
+        sample = lm.sample("abcde", 12, temperature=0)
+    assert sample == lm.sample("abcde", 12, temperature=0, use_cache=False)
+
+
+LAYOUTS = [
+    {},
+    {"n_heads": 4, "n_kv_heads": 1},
+    {"n_heads": 4, "n_kv_heads": 2, "separate_heads": True},
+    {"sliding_window": 3},
+    {"attention": "fused", "n_heads": 4, "n_kv_heads": 2},
+]
+
+
+@pytest.mark.parametrize("fields", LAYOUTS, ids=str)
+def test_the_memory_of_the_cache_is_two_numbers_per_key_dimension_token_and_layer(fields):
+    """Keys and values of `n_kv_heads` heads: no copy per query head, none from growing, none of a larger batch."""
+    lm, length, n_rows = tiny_lm(dtype=torch.float32, **fields), 12, 4
+    p, ids = lm.model_params, random_ids(n_rows, length)
+    cache = Cache(length)
+
+    def n_bytes() -> int:
+        storages = {kept.untyped_storage().data_ptr(): kept.untyped_storage() for kept in cache.kept.values()}
+        return sum(storage.nbytes() for storage in storages.values())
+
+    a_row = 2 * p.n_layers * p.kv_heads * p.head_dim * length * 4
+    with torch.no_grad():
+        lm(ids[:, :5], cache=cache)
+        assert n_bytes() == n_rows * a_row
+        addresses = [kept.data_ptr() for kept in cache.kept.values()]
+        for end in range(6, length + 1):
+            lm(ids[:, :end], cache=cache)
+        assert [kept.data_ptr() for kept in cache.kept.values()] == addresses  # it has not grown by copying
+        cache.take(torch.tensor([2]))
+        assert n_bytes() == a_row
 
 
 class Noticing(Layer):
