@@ -23,6 +23,7 @@ class ModelParams(PerLayer):
     positions: str = "learned"  # how positions are encoded
     rotary_base: PositiveFloat = 10_000.0  # base of the angles of positions = "rotary"
     rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a head that "rotary" rotates
+    rotary_scaling: str | None = None  # frequencies for longer inputs, as "yarn, factor=4, original=4096"
     sliding_window: PositiveInt | None = None  # attend only to positions at a smaller distance than this
     norm: str = "layernorm"  # kind of all norms, the one after the last layer included
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
