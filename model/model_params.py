@@ -15,8 +15,8 @@ class ModelParams(PerLayer):
     objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
-    n_heads: PositiveInt = 4  # per layer; must divide dim, unless head_dim is set
-    head_dim: PositiveInt | None = None  # width of a head; None: dim / n_heads
+    n_heads: PositiveInt = 4  # per layer; must divide dim
+    head_dim: PositiveInt | None = None  # width of a head, whatever dim is; None: dim / n_heads
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
     max_seq_len: PositiveInt = 128  # longest input, in tokens
