@@ -32,9 +32,7 @@ class ModelParams(PerLayer):
     norm_gain: bool = True  # False: norms have no trained gain and no bias
     qk_norm: bool = False  # normalize each head's queries and keys
     attn_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap), before the mask
-    attn_sink: Literal["learned", "off-by-one"] | None = (
-        None  # one more score in the softmax, without a value
-    )
+    attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
     value_residual: bool = False  # mix the values with those of the first layer
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
@@ -53,9 +51,7 @@ class ModelParams(PerLayer):
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
     init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
-    out_zero_init: bool = (
-        False  # maps into the residual stream begin at 0, so that each layer begins as x -> x
-    )
+    out_zero_init: bool = False  # maps into the residual stream begin at 0
     residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
     residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector

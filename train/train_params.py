@@ -64,9 +64,7 @@ class TrainParams:
     lr_hidden_mult: PositiveFloat = 1.0  # for matrices inside of layers,
     lr_readout_mult: PositiveFloat = 1.0  # for the readout, if it is not the token embedding,
     lr_vector_mult: PositiveFloat = 1.0  # and for biases and gains
-    z_loss: NonNegativeFloat = (
-        0.0  # weight of the mean squared log of the softmax's sum, which keeps logits small
-    )
+    z_loss: NonNegativeFloat = 0.0  # weight of the mean of log(sum of exp(logits))^2, an added loss
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows in one forward pass of a device
     accumulate_grad_batches: PositiveInt = 1  # batches per optimizer step
