@@ -7,6 +7,49 @@ from pydantic.dataclasses import dataclass
 
 from model.per_layer import PerLayer
 
+# Fields that code outside the layers reads, so that they have one value for all layers.
+OF_WHOLE_MODEL = frozenset(
+    [
+        "causal",
+        "objective",
+        "dim",
+        "n_layers",
+        "max_seq_len",
+        "norm",
+        "norm_eps",
+        "norm_gain",
+        "norm_position",
+        "embedding_norm",
+        "bias",
+        "bias_norm",
+        "tied_embeddings",
+        "readout_transform",
+        "readout_bias",
+        "init",
+        "residual",
+        "residual_change",
+        "residual_trainable",
+        "residual_profile",
+        "parametrization",
+        "mup_base_dim",
+        "mup_base_heads",
+        "mup_base_layers",
+        "mup_input_mult",
+        "mup_output_mult",
+        "value_residual",
+        "stream_lambdas",
+        "logit_softcap",
+        "readout_zero_init",
+        "query_zero_init",
+        "lora_rank",
+        "from_pretrained",
+        "from_saved",
+        "tokenizer_source_name",
+        "tokenizer_vocab_size",
+        "tokenizer_crop",
+    ]
+)
+
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class ModelParams(PerLayer):
@@ -73,48 +116,7 @@ class ModelParams(PerLayer):
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
-    # Code outside the layers reads these fields, so they have one value for all layers.
-    of_whole_model: ClassVar[frozenset[str]] = frozenset(
-        [
-            "causal",
-            "objective",
-            "dim",
-            "n_layers",
-            "max_seq_len",
-            "norm",
-            "norm_eps",
-            "norm_gain",
-            "norm_position",
-            "embedding_norm",
-            "bias",
-            "bias_norm",
-            "tied_embeddings",
-            "readout_transform",
-            "readout_bias",
-            "init",
-            "residual",
-            "residual_change",
-            "residual_trainable",
-            "residual_profile",
-            "parametrization",
-            "mup_base_dim",
-            "mup_base_heads",
-            "mup_base_layers",
-            "mup_input_mult",
-            "mup_output_mult",
-            "value_residual",
-            "stream_lambdas",
-            "logit_softcap",
-            "readout_zero_init",
-            "query_zero_init",
-            "lora_rank",
-            "from_pretrained",
-            "from_saved",
-            "tokenizer_source_name",
-            "tokenizer_vocab_size",
-            "tokenizer_crop",
-        ]
-    )
+    of_whole_model: ClassVar[frozenset[str]] = OF_WHOLE_MODEL  # they refuse tuples
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.dim % self.n_heads:

@@ -62,7 +62,7 @@ ONLY_IN = {
     "ray": {"train/launch/cluster.py"},
     "lightning": {"train/trainer.py", "train/callbacks.py", "train/run.py", "train/checkpoint.py"},
 }
-PARAMS_MAY_IMPORT = {"typing", "pydantic", "dataclasses", "re", "common"}
+PARAMS_MAY_IMPORT = {"model", "typing", "pydantic", "dataclasses", "re", "common"}
 
 
 FILES = {
