@@ -249,7 +249,7 @@ def test_copying_and_comparing_params_does_not_count_as_use():
     assert hash(params) == hash(tiny_params())
     assert reads == set()
     assert params.positions == "learned"
-    assert params.head_dim == 8
+    assert params.head_width == 8
     assert reads == {"positions", "dim", "n_heads"}
 
 
