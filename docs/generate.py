@@ -19,6 +19,7 @@ from model.context import layer_kinds as all_layer_kinds
 from model.lm import LM  # noqa: F401  (it registers the layer kinds)
 from model.per_layer import PerLayer
 from model.transformer.embeddings import position_kinds
+from model.transformer.rotary_scaling import rotary_scalings as registered_scalings
 from train.grid.params import SECTIONS
 from train.launch.discover import REGISTRIES as ALL_REGISTRIES
 from train.launch.discover import class_body, comments_in, described_fields, summary_of
@@ -141,6 +142,19 @@ def optimizers() -> str:
 @part
 def schedules() -> str:
     return named_table("schedule", registered_schedules)
+
+
+@part
+def rotary_scalings() -> str:
+    """Return a table of the rotary scalings: settings with their defaults, and the meaning."""
+    rows = []
+    for name, scaling in registered_scalings.items():
+        settings = list(inspect.signature(scaling).parameters.values())[2:]
+        shown = ", ".join(
+            one.name if one.default is one.empty else f"{one.name}={one.default:g}" for one in settings
+        )
+        rows.append(row(f"`{name}`", f"`{shown}`", summary_of(scaling)))
+    return table(["name", "settings", "meaning"], rows)
 
 
 @part

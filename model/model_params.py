@@ -7,6 +7,49 @@ from pydantic.dataclasses import dataclass
 
 from model.per_layer import PerLayer
 
+# Fields that code outside the layers reads, so that they have one value for all layers.
+OF_WHOLE_MODEL = frozenset(
+    [
+        "causal",
+        "objective",
+        "dim",
+        "n_layers",
+        "max_seq_len",
+        "norm",
+        "norm_eps",
+        "norm_gain",
+        "norm_position",
+        "embedding_norm",
+        "bias",
+        "bias_norm",
+        "tied_embeddings",
+        "readout_transform",
+        "readout_bias",
+        "init",
+        "residual",
+        "residual_change",
+        "residual_trainable",
+        "residual_profile",
+        "parametrization",
+        "mup_base_dim",
+        "mup_base_heads",
+        "mup_base_layers",
+        "mup_input_mult",
+        "mup_output_mult",
+        "value_residual",
+        "stream_lambdas",
+        "logit_softcap",
+        "readout_zero_init",
+        "query_zero_init",
+        "lora_rank",
+        "from_pretrained",
+        "from_saved",
+        "tokenizer_source_name",
+        "tokenizer_vocab_size",
+        "tokenizer_crop",
+    ]
+)
+
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class ModelParams(PerLayer):
@@ -15,14 +58,15 @@ class ModelParams(PerLayer):
     objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
-    n_heads: PositiveInt = 4  # per layer; must divide dim, unless head_dim is set
-    head_dim: PositiveInt | None = None  # width of a head; None: dim / n_heads
+    n_heads: PositiveInt = 4  # per layer; must divide dim
+    head_dim: PositiveInt | None = None  # width of a head, whatever dim is; None: dim / n_heads
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
     max_seq_len: PositiveInt = 128  # longest input, in tokens
     positions: str = "learned"  # how positions are encoded
     rotary_base: PositiveFloat = 10_000.0  # base of the angles of positions = "rotary"
     rotary_frac: Annotated[float, Field(gt=0, le=1)] = 1.0  # share of a head that "rotary" rotates
+    rotary_scaling: str | None = None  # frequencies for longer inputs, as "yarn, factor=4, original=4096"
     sliding_window: PositiveInt | None = None  # attend only to positions at a smaller distance than this
     norm: str = "layernorm"  # kind of all norms, the one after the last layer included
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
@@ -31,9 +75,7 @@ class ModelParams(PerLayer):
     norm_gain: bool = True  # False: norms have no trained gain and no bias
     qk_norm: bool = False  # normalize each head's queries and keys
     attn_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap), before the mask
-    attn_sink: Literal["learned", "off-by-one"] | None = (
-        None  # one more score in the softmax, without a value
-    )
+    attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
     value_residual: bool = False  # mix the values with those of the first layer
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
@@ -52,9 +94,7 @@ class ModelParams(PerLayer):
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
     init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
-    out_zero_init: bool = (
-        False  # maps into the residual stream begin at 0, so that each layer begins as x -> x
-    )
+    out_zero_init: bool = False  # maps into the residual stream begin at 0
     residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
     residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector
@@ -76,48 +116,7 @@ class ModelParams(PerLayer):
     tokenizer_vocab_size: PositiveInt = 4096  # of the custom tokenizer, special tokens included
     tokenizer_crop: bool = False  # keep only the tokens of a pretrained tokenizer that the training text uses
 
-    # Code outside the layers reads these fields, so they have one value for all layers.
-    of_whole_model: ClassVar[frozenset[str]] = frozenset(
-        [
-            "causal",
-            "objective",
-            "dim",
-            "n_layers",
-            "max_seq_len",
-            "norm",
-            "norm_eps",
-            "norm_gain",
-            "norm_position",
-            "embedding_norm",
-            "bias",
-            "bias_norm",
-            "tied_embeddings",
-            "readout_transform",
-            "readout_bias",
-            "init",
-            "residual",
-            "residual_change",
-            "residual_trainable",
-            "residual_profile",
-            "parametrization",
-            "mup_base_dim",
-            "mup_base_heads",
-            "mup_base_layers",
-            "mup_input_mult",
-            "mup_output_mult",
-            "value_residual",
-            "stream_lambdas",
-            "logit_softcap",
-            "readout_zero_init",
-            "query_zero_init",
-            "lora_rank",
-            "from_pretrained",
-            "from_saved",
-            "tokenizer_source_name",
-            "tokenizer_vocab_size",
-            "tokenizer_crop",
-        ]
-    )
+    of_whole_model: ClassVar[frozenset[str]] = OF_WHOLE_MODEL  # they refuse tuples
 
     def __post_init__(self) -> None:
         if self.head_dim is None and self.dim % self.n_heads:

@@ -75,8 +75,9 @@ class PerLayer:
 
     def each_layer(self) -> list[Self]:
         """Return the params of the first layers, up to the one after which all values have occurred together."""
+        params: Any = self
         longest = max(map(len, self.turns.values()), default=1)
-        return [self.at(i) for i in range(max(longest, min(self.at(0).n_layers, self.period)))]
+        return [self.at(i) for i in range(max(longest, min(params.n_layers, self.period)))]
 
     def values_of(self, name: str) -> tuple[Any, ...]:
         """Return the values of a field in the order in which they take turns."""

@@ -10,6 +10,7 @@ from model.context import Refused, layer_kinds
 from model.model_params import ModelParams
 from model.transformer.embeddings import NoPositions, acts_in_attention, position_kinds
 from model.transformer.norms import norms
+from model.transformer.rotary_scaling import scaling_problem
 from model.transformer.scaling import base_dim  # muP
 from model.transformer.transformerencoderlayer import activations
 
@@ -74,6 +75,8 @@ def problems_of_layer(p: ModelParams, turns: Collection[str]) -> Iterator[str]:
                 f"{where}{name}={value!r} does not work with layer_architecture={kind!r}; "
                 f"use {allowed_values(name, refused)}"
             )
+    if problem := scaling_problem(p.rotary_scaling, p.rotary_base):
+        yield f"layer {p.layer_index}: {problem}" if "rotary_scaling" in turns else problem
     if p.parametrization == "standard":
         return
     n_base_heads = p.mup_base_heads or p.n_heads  # muP

@@ -30,6 +30,7 @@ EVERYWHERE: dict[str, object] = {
     "embedding_norm": False,
     "readout_transform": False,
     "readout_bias": False,
+    "rotary_scaling": None,
     "norm_gain": True,
     "qk_norm": False,
     "attn_softcap": None,

@@ -14,6 +14,7 @@ from model.model_params import ModelParams
 from model.transformer.attention_parts import Softcap
 from model.transformer.linear import embedding, embedding_std
 from model.transformer.norms import make_norm
+from model.transformer.rotary_scaling import scaled_frequencies
 
 POSITION_TABLE = "embed.positions.table.weight"  # parameter of an LM with learned positions
 
@@ -92,9 +93,12 @@ class Rotary(nn.Module):
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()
-        angles = angles_of(model_params.max_seq_len, model_params.n_rotated, model_params.rotary_base)
-        self.register_buffer("cos_TA", angles.cos().to(torch.get_default_dtype()), persistent=False)
-        self.register_buffer("sin_TA", angles.sin().to(torch.get_default_dtype()), persistent=False)
+        p, dtype = model_params, torch.get_default_dtype()
+        frequencies_A = frequencies_of(p.n_rotated, p.rotary_base)
+        frequencies_A, size = scaled_frequencies(frequencies_A, p.rotary_base, p.rotary_scaling)
+        angles = torch.arange(p.max_seq_len, dtype=torch.float64)[:, None] * frequencies_A
+        self.register_buffer("cos_TA", (angles.cos() * size).to(dtype), persistent=False)
+        self.register_buffer("sin_TA", (angles.sin() * size).to(dtype), persistent=False)
 
     def forward(self, x_BHTK: Tensor, start: int = 0) -> Tensor:
         T, A = x_BHTK.shape[2], self.cos_TA.shape[1]
@@ -151,8 +155,12 @@ def distances(scores_BHTS: Tensor) -> Tensor:
 
 def angles_of(n_positions: int, dim: int, base: float) -> Tensor:
     """Return position * base^(-2i / dim) in float64, [n_positions, dim / 2 rounded up]."""
-    frequencies = base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    return torch.arange(n_positions, dtype=torch.float64)[:, None] * frequencies
+    return torch.arange(n_positions, dtype=torch.float64)[:, None] * frequencies_of(dim, base)
+
+
+def frequencies_of(dim: int, base: float) -> Tensor:
+    """Return base^(-2i / dim) in float64, dim / 2 numbers rounded up."""
+    return base ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
 
 
 class PositionKind(NamedTuple):

@@ -17,7 +17,8 @@ norms: Registry[Callable[[int, ModelParams], nn.Module]] = Registry("norm")
 def layernorm(width: int, model_params: ModelParams) -> nn.Module:
     """Normalize to mean 0 and variance 1 (Ba et al. 2016)."""
     p = model_params
-    return nn.LayerNorm(width, p.norm_eps, elementwise_affine=p.norm_gain, bias=p.has_bias(p.bias_norm))
+    has_bias = p.norm_gain and p.has_bias(p.bias_norm)
+    return nn.LayerNorm(width, p.norm_eps, elementwise_affine=p.norm_gain, bias=has_bias)
 
 
 @norms.register

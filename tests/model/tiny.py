@@ -104,6 +104,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "dim_ff": st.sampled_from([None, 0, 20]),
     "positions": st.sampled_from(["none", "learned", "sin", "rotary", "alibi"]),
     "rotary_base": st.sampled_from([100.0, 10_000.0]),
+    "rotary_scaling": st.sampled_from([None, None, "linear, factor=2"]),
     "rotary_frac": st.sampled_from([0.5, 1.0]),
     "sliding_window": st.sampled_from([None, 2, 5]),
     "norm": st.sampled_from(["layernorm", "rmsnorm"]),

@@ -127,7 +127,7 @@ def logits_of(lm: LM, ids: Tensor, hooks: list[Any]) -> Tensor:
 
 def ablated_loss(lm: LM, ids: Tensor, layer: int, head: int) -> float:
     """Ablate by a hook that zeroes the head's part of the output projection's input."""
-    size = lm.model_params.head_dim
+    size = lm.model_params.head_width
 
     def without(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
         gathered = args[0].clone()

@@ -39,7 +39,7 @@ def norm_by_hand(norm: nn.Module, x_D: Tensor, eps: float) -> Tensor:
     return normed if norm.weight is None else normed * norm.weight
 
 
-def turned(x_K: Tensor, position: int, n: int, base: float) -> Tensor:
+def turned(x_K: Tensor, position: float, n: int, base: float) -> Tensor:
     """The first n numbers as n / 2 complex ones, real parts first, each turned by an angle of its own."""
     number = torch.complex(x_K[: n // 2], x_K[n // 2 : n])
     angle = position * base ** (-torch.arange(n // 2, dtype=x_K.dtype) / (n // 2))
@@ -80,7 +80,8 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
                     )
                 if p.positions == "rotary":
                     n = int(K * p.rotary_frac)
-                    a, b = turned(q, t, n, p.rotary_base), turned(k, s, n, p.rotary_base)
+                    step = 1 if p.rotary_scaling is None else 0.5
+                    a, b = turned(q, t * step, n, p.rotary_base), turned(k, s * step, n, p.rotary_base)
                 else:
                     a, b = q, k
                 K0 = p.mup_base_dim / p.n_heads

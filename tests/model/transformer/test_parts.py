@@ -3,17 +3,20 @@
 Softcaps, sinks and gates are also part of the attention that tests/model/transformer/test_knobs.py computes by hand.
 """
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from model.hf.configs import config_settings
 from model.hf.weights import as_hf
 from model.lm import LM
 from model.perplexity import NOT_SCORED
+from model.problems import model_problems
 from tests.model.tiny import CharTokenizer, batch_of, default_dtype, random_ids, tiny_lm, tiny_params
 from train.train_params import TrainParams
 
@@ -160,6 +163,71 @@ def test_relu_squared_is_exported_to_transformers():
     x = torch.linspace(-2, 2, 9)
     layer = tiny_lm(activation="relu2").decoder.layers[0]
     assert_close(layer.activation(x), torch.tensor([v * v if v > 0 else 0.0 for v in x.tolist()]))
+
+
+SCALINGS = {  # ours, and the settings of transformers
+    "linear, factor=4": {"rope_type": "linear", "factor": 4.0},
+    # transformers raises the base by the length of the input: here twice that of training, so by 2 * 2 - (2 - 1)
+    "ntk, factor=3": {"rope_type": "dynamic", "factor": 2.0},
+    "llama3, factor=8, original=64": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn,factor=4,original=256": {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 256,
+    },
+    "yarn, factor=16, original=64, fast=8, slow=2": {
+        "rope_type": "yarn",
+        "factor": 16.0,
+        "beta_fast": 8.0,
+        "beta_slow": 2.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+@pytest.mark.parametrize("head_dim", [16, 64])
+def test_rotary_scalings_are_those_of_transformers(scaling, head_dim):
+    settings = SCALINGS[scaling] | {"rope_theta": 500.0}
+    config = LlamaConfig(
+        hidden_size=head_dim, num_attention_heads=1, max_position_embeddings=1024, rope_parameters=settings
+    )
+    of_length = {"seq_len": 2048} if settings["rope_type"] == "dynamic" else {}
+    expected_A, size = ROPE_INIT_FUNCTIONS[settings["rope_type"]](config, "cpu", **of_length)
+    params = tiny_params(
+        dim=head_dim, n_heads=1, positions="rotary", rotary_base=500.0, rotary_scaling=scaling
+    )
+    assert not list(model_problems(params))
+    rotary = tiny_lm(**asdict(params)).decoder.layers[0].mixer.positions
+    angles_TA = torch.arange(16.0)[:, None] * expected_A
+    assert_close(rotary.cos_TA.float(), angles_TA.cos() * size, rtol=0, atol=1e-5)
+    assert_close(rotary.sin_TA.float(), angles_TA.sin() * size, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "message"),
+    [
+        ("yarn", "rotary_scaling='yarn': yarn needs factor, original, as in 'yarn, factor=4'"),
+        ("llama4, factor=2", "'llama4' does not exist; did you mean 'llama3'?"),
+        ("linear, factor=x", "factor must be a number, not 'x'"),
+        ("linear, factr=2", "linear has no 'factr'; it has factor"),
+        ("ntk, factor=-1", "factor must be greater than 0"),
+        (
+            "llama3, factor=2, original=9, low=4",
+            "rotary_scaling='llama3, factor=2, original=9, low=4': high=4 must",
+        ),
+        ((None, "linear"), "layer 1: rotary_scaling='linear': linear needs factor"),
+    ],
+)
+def test_rotary_scalings_that_cannot_be_used_are_refused(scaling, message):
+    [problem] = model_problems(tiny_params(positions="rotary", rotary_scaling=scaling))
+    assert message in problem
 
 
 @pytest.mark.parametrize("name", [*NEUTRAL, "norm_gain", "head_dim"])

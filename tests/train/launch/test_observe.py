@@ -41,6 +41,16 @@ MUP = {"parametrization": "mup", "dim": 32}
 POST = {"norm_position": "post", "residual": "admin"}
 # A value of each field, and the other fields of a run that it changes.
 MODEL = {
+    "head_dim": (4, {}),
+    "rotary_scaling": ("linear, factor=2", {"positions": "rotary"}),
+    "norm_gain": (False, {}),
+    "attn_softcap": (1.0, {}),
+    "attn_sink": ("learned", {}),
+    "attn_gate": ("head", {}),
+    "value_residual": (True, {}),
+    "stream_lambdas": (True, {}),
+    "logit_softcap": (1.0, {}),
+    "out_zero_init": (True, {}),
     "layer_architecture": ("gated-conv", {}),
     "causal": (False, {"objective": "masked"}),
     "objective": ("masked", {}),
@@ -89,6 +99,7 @@ MODEL = {
     "lora_rank": (2, {}),
 }
 TRAIN = {
+    "z_loss": (0.1, {}),
     "lr": (2e-3, {}),
     "min_lr": (1e-4, {}),
     "lr_schedule": ("linear", {}),
@@ -179,7 +190,7 @@ def fingerprint(model: ModelParams, train: TrainParams) -> list:
     for seed in (1, 2):
         losses, _ = lm.get_losses(mycollate(random_ids(4, 10, seed=seed).tolist()), train)
         optimizer.zero_grad()
-        losses["main"].backward()
+        sum(losses.values()).backward()
         optimizer.step()
         found.append(("loss", losses["main"].detach()))
     found += [(name, w.clone()) for name, w in lm.state_dict().items()]
@@ -254,8 +265,8 @@ def test_copying_and_comparing_params_does_not_count_as_use():
     assert hash(params) == hash(tiny_params())
     assert reads == set()
     assert params.positions == "learned"
-    assert params.head_dim == 8
-    assert reads == {"positions", "dim", "n_heads"}
+    assert params.head_width == 8
+    assert reads == {"positions", "dim", "n_heads", "head_dim"}
 
 
 def test_a_layer_of_the_users_is_observed_like_ours(monkeypatch):
