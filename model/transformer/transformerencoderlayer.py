@@ -71,3 +71,6 @@ class TransformerEncoderLayer(Layer):
         x_BTF = ctx.tap("mlp_post", x_BTF)
         x = self.linear2(x_BTF)
         return self.dropout_ff(x)
+
+    def state_size(self, T: int) -> int | None:
+        return self.mixer.state_size(T) if hasattr(self.mixer, "state_size") else None

@@ -56,7 +56,7 @@ def losses(params: ModelParams, n_steps: int = 20, accumulate: int = 1, **train_
 ARCHITECTURES = [
     {},
     *({"layer_architecture": kind} for kind in KINDS[1:]),
-    {"layer_architecture": ("state-space", "custom-transformer"), "positions": "sin"},
+    {"layer_architecture": ("mamba2", "custom-transformer"), "positions": "sin"},
     {"norm_position": "post", "residual": "admin", "residual_trainable": True},
     {"norm_position": "sandwich", "n_kv_heads": 1, "gated": True, "positions": "rotary"},
     {"parallel_blocks": True, "separate_heads": True, "tied_embeddings": False, "positions": "alibi"},
@@ -387,16 +387,15 @@ def test_aligned_queries_and_keys_make_scores_of_one_size_in_heads_of_any_width(
     assert slope(parametrization="standard") >= 0.4
 
 
-def test_a_state_space_divides_its_scores_by_the_width_of_a_head():
-    lm = fresh(mup(layer_architecture="state-space", n_heads=2))
+def test_mamba2_divides_its_products_by_the_width_of_a_head():
+    lm = fresh(mup(layer_architecture="mamba2", n_heads=2))
     plain = fresh(replace(lm.model_params, parametrization="standard"))
     plain.load_state_dict(lm.state_dict())
     seen = []
     for model in (lm, plain):
-        model.decoder.layers[0].mixer.dt.weight.data.zero_()  # it reads a share of its input
-        with torch.no_grad(), model.record("layers.0.scores") as scores:
+        with torch.no_grad(), model.record("layers.0.q") as queries:
             model(random_ids(2, 9))
-        seen.append(scores["layers.0.scores"])
+        seen.append(queries["layers.0.q"])
     torch.testing.assert_close(seen[0], seen[1] / 4)
 
 

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from model.context import Cache, Context
 from model.lm import LM
-from model.transformer.mixers import GatedConv, LinearAttention, StateSpace
+from model.transformer.mixers import GatedConv, LinearAttention
 from tests.model.tiny import (
     KINDS,
     MIXERS,
@@ -58,30 +58,9 @@ def linear_attention_by_hand(mixer: LinearAttention, x_TD: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def state_space_by_hand(mixer: StateSpace, x_TD: Tensor) -> Tensor:
-    """h = exp(-dt a) h + dt b x', y = c h + d x, one state to a head."""
-    K = x_TD.shape[1] // mixer.n_heads
-    seen, h, out = [], {}, []
-    for x_D in x_TD:
-        seen.append(mixer.cbx(x_D))
-        u = conv_step(mixer.conv.weight_WC, seen)
-        c_D, b_D, u_D = (u / (1 + torch.exp(-u))).chunk(3)
-        dt_H = torch.log(1 + torch.exp(mixer.dt(x_D)))
-        y_D = torch.zeros_like(x_D)
-        for i in range(mixer.n_heads):
-            own = slice(i * K, i * K + K)
-            decay = torch.exp(-dt_H[i] * torch.exp(mixer.log_a_H[i]))
-            h[i] = decay * h.get(i, 0) + dt_H[i] * torch.outer(b_D[own], u_D[own])
-            y_D[own] = c_D[own] @ h[i] + mixer.d_H[i] * u_D[own]
-        gate = mixer.gate(x_D)
-        out.append(mixer.out(y_D * gate / (1 + torch.exp(-gate))))
-    return torch.stack(out)
-
-
 BY_HAND = {
     GatedConv: gated_conv_by_hand,
     LinearAttention: linear_attention_by_hand,
-    StateSpace: state_space_by_hand,
 }
 
 
