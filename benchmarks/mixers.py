@@ -56,7 +56,10 @@ def measure(name: str, length: int, rounds: int) -> None:
     ours, attention = Stack(2 * length, **MIXERS[name]), Stack(length, layer_architecture=BASELINE)
     for stack in (ours, attention):
         stack.seconds_of_step(x_BTD)
-    times = [[s.seconds_of_step(x) for s, x in ((ours, x_BTD), (attention, x_BTD), (ours, double_BTD))] for _ in range(rounds)]
+    times = [
+        [s.seconds_of_step(x) for s, x in ((ours, x_BTD), (attention, x_BTD), (ours, double_BTD))]
+        for _ in range(rounds)
+    ]
     milliseconds, theirs, _ = (1e3 * statistics.median(column) for column in zip(*times, strict=True))
     ratio = statistics.median(a / b for a, b, _ in times)
     growth = statistics.median(c / a for a, _, c in times)

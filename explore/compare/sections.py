@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from explore.compare.axes import axis_figures
-from explore.compare.figures import ReportPart, cost_figure, curve_figures, difference_figure
+from explore.compare.figures import ReportPart, cost_figure, curve_figures, difference_figure, state_figure
 from explore.compare.metrics import RunRow, is_number, measured, number_text
 from explore.compare.slices import slice_figures
 from explore.compare.variants import (
