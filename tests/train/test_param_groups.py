@@ -317,11 +317,13 @@ def activations(lm: LM, n_steps: int, lr: float, optimizer: str = "adamw") -> di
     return {name: value.abs().mean().item() for name, value in seen.items() if name.endswith(shown)}
 
 
-def slopes(params: ModelParams, times=(1, 2, 4), seeds=(0, 1), **train_fields) -> dict[str, float]:
-    """Return the slopes of log size against log width, by name. The width of a head stays the same."""
+def slopes(
+    params: ModelParams, times=(1, 2, 4), seeds=(0, 1), wider_heads=False, **train_fields
+) -> dict[str, float]:
+    """Return the slopes of log size against log width, by name. Heads become more or, with `wider_heads`, wider."""
     means = []
     for n in times:
-        p = replace(params, dim=n * params.dim, n_heads=n * params.n_heads)
+        p = replace(params, dim=n * params.dim, n_heads=params.n_heads * (1 if wider_heads else n))
         found = [activations(fresh(p, seed), n_steps=4, **train_fields) for seed in seeds]
         means.append({name: sum(one[name] for one in found) / len(found) for name in found[0]})
     x = torch.tensor(times).log2()
@@ -365,6 +367,14 @@ def test_activations_keep_their_size_in_layers_of_every_kind(kind):
     stream = [name for name in found if "resid" in name]
     assert max(abs(found[name]) for name in stream) <= 0.2, found
     assert max(standard[name] for name in stream) >= 0.5, standard
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["linear-attention", "deltanet", "gated-delta", "gla", "mamba2"])
+def test_activations_keep_their_size_in_states_of_growing_width(kind):
+    params = replace(WIDE, layer_architecture=kind, tied_embeddings=False, init="unit")
+    found = slopes(params, wider_heads=True, lr=2**-6)
+    assert max(abs(slope) for name, slope in found.items() if "resid" in name) <= 0.2, found
 
 
 def test_aligned_queries_and_keys_make_scores_of_one_size_in_heads_of_any_width():

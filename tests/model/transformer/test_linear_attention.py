@@ -6,13 +6,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.context import Cache, Context
+from model.shapes import MAX_BUILT_LAYERS, build_on_meta, size_of, state_size_of
 from model.transformer import linear_attention
 from model.transformer.decay import GatedLinearAttention, Mamba2
 from model.transformer.delta import DeltaNet, GatedDeltaNet
 from model.transformer.linear_attention import MIN_LOG_DECAY, mix
-from tests.model.tiny import default_dtype, perturb, random_ids, tiny_params
+from tests.model.tiny import KINDS, MIXERS, default_dtype, perturb, random_ids, tiny_lm, tiny_params
+from train.flops import UNCOUNTED
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 GRADIENT = {"rtol": 1e-8, "atol": 1e-10}
@@ -154,7 +157,7 @@ def test_a_mixer_is_the_recurrence_of_its_paper(make, fields, T, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [1, 64])
 def test_chunks_of_any_length_give_the_same(chunk, monkeypatch):
-    """The default lengths make several chunks here, the last one filled up."""
+    """The default lengths make several chunks here, the last one filled up. A cache carries the state over a pause."""
     monkeypatch.setattr(linear_attention.HeadDecay, "chunk", chunk)
     monkeypatch.setattr(linear_attention.ChannelDecay, "chunk", min(chunk, linear_attention.CHANNEL_CHUNK))
     torch.manual_seed(0)
@@ -168,8 +171,11 @@ def test_chunks_of_any_length_give_the_same(chunk, monkeypatch):
         (torch.full((1, 2, T, 4), MIN_LOG_DECAY, **options), None),
         (torch.full((1, 2, T), -200.0, **options), beta),
     ):
-        ctx = Context(random_ids(1, T), cache=Cache(T))
-        y = mix(q, k, v, log_decay, ctx, own_beta)
+        cache, parts = Cache(T), []
+        for part in (slice(0, 70), slice(70, 71), slice(71, T)):
+            betas = None if own_beta is None else own_beta[:, :, part]
+            inputs = [x[:, :, part] for x in (q, k, v, log_decay)]
+            parts.append(mix(*inputs, Context(random_ids(1, T), cache=cache), betas))
         S, expected = torch.zeros(2, 4, 4, **options), []
         for t in range(T):
             decay = log_decay[0, :, t].exp()
@@ -179,5 +185,76 @@ def test_chunks_of_any_length_give_the_same(chunk, monkeypatch):
                 u = beta[0, :, t, None] * (u - torch.einsum("hk,hkm->hm", k[0, :, t], S))
             S = S + torch.einsum("hk,hm->hkm", k[0, :, t], u)
             expected.append(torch.einsum("hk,hkm->hm", q[0, :, t], S))
-        assert_close(y[0], torch.stack(expected, dim=1), **EXACT)
-        assert_close(ctx.cache.kept["state"][0], S, **EXACT)
+        assert_close(torch.cat(parts, dim=2)[0], torch.stack(expected, dim=1), **EXACT)
+        assert_close(cache.kept["state"][0], S, **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fields", [{}, {"state_dim": 3, "n_kv_heads": 1}], ids=str)
+def test_the_state_size_is_what_the_cache_holds(kind, fields):
+    if kind == "torch-transformer":
+        fields = {}
+    lm = tiny_lm(layer_architecture=kind, n_heads=4, **fields)
+    cache = Cache(16)
+    lm(random_ids(3, 16), cache=cache)
+    assert state_size_of(lm) == sum(kept[0].numel() for kept in cache.kept.values())
+    assert size_of(lm.model_params, 30).state_size == state_size_of(lm)
+
+
+def test_a_window_bounds_the_state_of_attention():
+    layer = tiny_lm(sliding_window=5).decoder.layers[0]
+    assert [layer.state_size(T) for T in (2, 4, 100)] == [2 * 16 * 2, 2 * 16 * 4, 2 * 16 * 4]
+
+
+def test_the_state_of_a_stack_is_that_of_its_layers_and_unknown_if_one_is_unknown():
+    kinds = ("gla", "custom-transformer", "mamba2")
+    one_by_one = [state_size_of(tiny_lm(layer_architecture=kind, n_layers=1)) for kind in kinds]
+    assert state_size_of(tiny_lm(layer_architecture=kinds, n_layers=3)) == sum(one_by_one)
+    deep = tiny_params(layer_architecture=kinds, n_layers=3 * MAX_BUILT_LAYERS)
+    assert size_of(deep, 30).state_size == MAX_BUILT_LAYERS * sum(one_by_one)
+    lm = tiny_lm(layer_architecture=kinds, n_layers=3)
+    lm.decoder.layers[1] = nn.Identity()
+    assert state_size_of(lm) is None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in MIXERS if kind != "gated-conv"])
+def test_operations_grow_linearly_with_the_length_of_a_row(kind):
+    """Four times the length, in whole chunks, is four times the work, where that of attention grows faster."""
+
+    def growth(kind: str) -> float:
+        lm = build_on_meta(tiny_params(layer_architecture=kind, max_seq_len=512), 30)
+        return flops_of(lm, 512) / flops_of(lm, 128)
+
+    def flops_of(lm, T):
+        with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+            lm.decoder(torch.zeros(1, T, 16, device="meta"), Context(torch.zeros(1, T, device="meta")))
+        return counter.get_total_flops()
+
+    assert growth(kind) == 4
+    assert growth("custom-transformer") > 6
+
+
+def test_triangular_equations_are_counted():
+    matrices, right = torch.eye(6, device="meta").expand(2, 6, 6), torch.ones(2, 6, 5, device="meta")
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
+        torch.linalg.solve_triangular(matrices, right, upper=False)
+    # Each of 5 columns takes 0 + 1 + ... + 5 multiply-adds and 6 divisions: 36 operations.
+    assert counter.get_total_flops() == 2 * 5 * 36
+
+
+@pytest.mark.parametrize("kind", ["deltanet", "gated-delta", "gla", "mamba2"])
+def test_a_state_of_fixed_width_has_no_rule_in_mup(kind):
+    with pytest.raises(ValueError, match="state_dim=4 does not grow with the width"):
+        tiny_lm(layer_architecture=kind, state_dim=4, parametrization="mup", mup_base_dim=8)
+
+
+def test_a_decay_of_gla_has_a_floor_below_which_gradients_vanish():
+    mixer = perturbed_mixer(GatedLinearAttention)
+    with torch.no_grad():
+        mixer.decay.out.bias.fill_(-1_000.0)
+    x_BTD = torch.randn(1, 40, 16, dtype=torch.float64)
+    y_BTD = mixer(x_BTD, Context(random_ids(1, 40)))
+    assert_close(y_BTD[0], gla_by_hand(mixer, x_BTD[0]), **EXACT)
+    assert_close(
+        mixer.float()(x_BTD.float(), Context(random_ids(1, 40))).double(), y_BTD, rtol=1e-4, atol=1e-5
+    )
