@@ -124,7 +124,7 @@ def test_the_shape_watch_covers_attention_and_layers():
         "CausalConv.forward: x_BSC",
         "LinearAttention.forward: z1_BHTL",
         "delta_rule: overlap_BHNCC",
-        "HeadDecay.__init__: between_BHNCC",
+        "HeadDecay.__init__: between_AGNCC",
         "ChannelDecay.__init__: log_decay_BHTK",
         "add_values: added_BHNKM",
     ):

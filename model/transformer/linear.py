@@ -69,6 +69,7 @@ class NarrowMap(nn.Module):
         super().__init__()
         p = model_params
         self.width_mult = width_mult(p)  # muP
+        self.map: nn.Linear
         if p.lora_rank:
             self.map = linear(p.dim, n_out, p, bias=True)
             return

@@ -7,7 +7,7 @@ The positions of a chunk are computed at once, with scores as in attention. The 
 of one position is the recurrence itself: generation takes that step for every token, by the same code.
 
 Shape suffixes:  B batch  H head  T position  N chunk  C position in a chunk  K dim of a key  M dim of a value
-                 A one, or as many as K  R columns of K and M together
+                 A batch, or 1 for all rows  G head, or 1 for all heads  R dims of a key and a value together
 """
 
 import math
@@ -25,8 +25,8 @@ MIN_LOG_DECAY = -5.0  # of a channel: factors over half a chunk then stay below 
 
 
 def mix(
-    q_BHTK: Tensor,
-    k_BHTK: Tensor,
+    q_BGTK: Tensor,
+    k_BGTK: Tensor,
     v_BHTM: Tensor,
     log_decay: Tensor,
     ctx: Context,
@@ -39,20 +39,21 @@ def mix(
 
         u_t = beta_t (v_t - decay_t k_t S_(t-1))
 
-    Dimensions of size 1 broadcast. All is computed in at least float32, as small errors in the state add up.
+    Queries, keys and decays may be shared by all heads, decays also by all rows. Computes in at least float32, as small
+    errors in the state add up.
     """
-    with without_autocast(q_BHTK):
-        q, k, v = (at_least_float32(x) for x in (q_BHTK, k_BHTK, v_BHTM))
+    with without_autocast(q_BGTK):
+        q, k, v = (at_least_float32(x) for x in (q_BGTK, k_BGTK, v_BHTM))
         decay = (HeadDecay if log_decay.ndim == 3 else ChannelDecay)(at_least_float32(log_decay))
         T, past = v.shape[2], ctx.recall("state")
         if past is None:
             past = v.new_zeros(*v.shape[:2], k.shape[-1], v.shape[-1])
         if beta_BHT is None:
-            y_BHTM, state = add_values(decay, q, k, v, past)
+            y, state = add_values(decay, q, k, v, past)
         else:
-            y_BHTM, state = delta_rule(decay, q, k, v, at_least_float32(beta_BHT), past)
+            y, state = delta_rule(decay, q, k, v, at_least_float32(beta_BHT), past)
         ctx.keep("state", state)
-        return y_BHTM[:, :, :T].to(v_BHTM.dtype)
+        return y[:, :, :T].to(v_BHTM.dtype)
 
 
 class HeadDecay:
@@ -60,33 +61,32 @@ class HeadDecay:
 
     chunk = CHUNK
 
-    def __init__(self, log_decay_BHT: Tensor) -> None:
-        log_BHNC = in_chunks(log_decay_BHT, self.chunk)
-        C = log_BHNC.shape[-1]
+    def __init__(self, log_decay_AGT: Tensor) -> None:
+        log_AGNC = in_chunks(log_decay_AGT, self.chunk)
+        C = log_AGNC.shape[-1]
         # Summed again from each position: a difference of sums from the start would lose small terms after large ones.
-        between_BHNCC = log_BHNC[..., None].expand(*log_BHNC.shape, C).tril(-1).cumsum(dim=-2)
-        future_CC = log_BHNC.new_full((C, C), -math.inf).triu(1)
-        self.between_BHNCC = (
-            between_BHNCC + future_CC
-        ).exp()  # from position s (second) to t; 0 if s comes later
-        self.from_start_BHNC1 = log_BHNC.cumsum(dim=-1).exp()[..., None]
-        self.over_chunk_BHN11 = self.from_start_BHNC1[..., -1:, :]
+        between_AGNCC = log_AGNC[..., None].expand(*log_AGNC.shape, C).tril(-1).cumsum(dim=-2)
+        future_CC = log_AGNC.new_full((C, C), -math.inf).triu(1)
+        # From position s (the last dimension) to t: 0 where s comes later.
+        self.between_AGNCC = (between_AGNCC + future_CC).exp()
+        self.from_start_AGNC1 = log_AGNC.cumsum(dim=-1).exp()[..., None]
+        self.over_chunk_AGN11 = self.from_start_AGNC1[..., -1:, :]
 
-    def scores(self, q_BHNCK: Tensor, k_BHNCK: Tensor) -> Tensor:
+    def scores(self, q_BGNCK: Tensor, k_BGNCK: Tensor) -> Tensor:
         """Return the products of queries and earlier keys, with the decay between them."""
-        return (q_BHNCK @ k_BHNCK.mT) * self.between_BHNCC
+        return (q_BGNCK @ k_BGNCK.mT) * self.between_AGNCC
 
-    def from_start(self, q_BHNCK: Tensor) -> Tensor:
+    def from_start(self, q_BGNCK: Tensor) -> Tensor:
         """Return the queries that read the state before the chunk."""
-        return q_BHNCK * self.from_start_BHNC1
+        return q_BGNCK * self.from_start_AGNC1
 
-    def to_end(self, k_BHNCK: Tensor) -> Tensor:
+    def to_end(self, k_BGNCK: Tensor) -> Tensor:
         """Return the keys that write the state after the chunk."""
-        return k_BHNCK * self.between_BHNCC[..., -1, :, None]
+        return k_BGNCK * self.between_AGNCC[..., -1, :, None]
 
     def over_chunk(self, n: int) -> Tensor:
         """Return the decay of the state over chunk `n`, for each row of the state."""
-        return self.over_chunk_BHN11[:, :, n]
+        return self.over_chunk_AGN11[:, :, n]
 
 
 class ChannelDecay:
@@ -104,16 +104,16 @@ class ChannelDecay:
         self.from_middle_BHNCK = self.sum_BHNCK - self.sum_BHNCK[..., C // 2, None, :]
         self.over_chunk_BHNK1 = self.sum_BHNCK[..., -1, :, None].exp()
 
-    def scores(self, q_BHNCK: Tensor, k_BHNCK: Tensor) -> Tensor:
+    def scores(self, q_BGNCK: Tensor, k_BGNCK: Tensor) -> Tensor:
         return (
-            (q_BHNCK * self.from_middle_BHNCK.exp()) @ (k_BHNCK * (-self.from_middle_BHNCK).exp()).mT
+            (q_BGNCK * self.from_middle_BHNCK.exp()) @ (k_BGNCK * (-self.from_middle_BHNCK).exp()).mT
         ).tril()
 
-    def from_start(self, q_BHNCK: Tensor) -> Tensor:
-        return q_BHNCK * self.sum_BHNCK.exp()
+    def from_start(self, q_BGNCK: Tensor) -> Tensor:
+        return q_BGNCK * self.sum_BHNCK.exp()
 
-    def to_end(self, k_BHNCK: Tensor) -> Tensor:
-        return k_BHNCK * (self.sum_BHNCK[..., -1:, :] - self.sum_BHNCK).exp()
+    def to_end(self, k_BGNCK: Tensor) -> Tensor:
+        return k_BGNCK * (self.sum_BHNCK[..., -1:, :] - self.sum_BHNCK).exp()
 
     def over_chunk(self, n: int) -> Tensor:
         return self.over_chunk_BHNK1[:, :, n]
@@ -123,23 +123,23 @@ Decay = HeadDecay | ChannelDecay
 
 
 def add_values(
-    decay: Decay, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTM: Tensor, state_BHKM: Tensor
+    decay: Decay, q_BGTK: Tensor, k_BGTK: Tensor, v_BHTM: Tensor, state_BHKM: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs and the last state of S_t = decay_t S_(t-1) + k_t v_t."""
-    q_BHNCK, k_BHNCK, v_BHNCM = (in_chunks(x, decay.chunk) for x in (q_BHTK, k_BHTK, v_BHTM))
-    added_BHNKM = decay.to_end(k_BHNCK).mT @ v_BHNCM
+    q_BGNCK, k_BGNCK, v_BHNCM = (in_chunks(x, decay.chunk) for x in (q_BGTK, k_BGTK, v_BHTM))
+    added_BHNKM = decay.to_end(k_BGNCK).mT @ v_BHNCM
     states = []
     for n in range(added_BHNKM.shape[2]):
         states.append(state_BHKM)
         state_BHKM = decay.over_chunk(n) * state_BHKM + added_BHNKM[:, :, n]
-    y_BHNCM = decay.scores(q_BHNCK, k_BHNCK) @ v_BHNCM + decay.from_start(q_BHNCK) @ torch.stack(
+    y_BHNCM = decay.scores(q_BGNCK, k_BGNCK) @ v_BHNCM + decay.from_start(q_BGNCK) @ torch.stack(
         states, dim=2
     )
     return y_BHNCM.flatten(2, 3), state_BHKM
 
 
 def delta_rule(
-    decay: Decay, q_BHTK: Tensor, k_BHTK: Tensor, v_BHTM: Tensor, beta_BHT: Tensor, state_BHKM: Tensor
+    decay: Decay, q_BGTK: Tensor, k_BGTK: Tensor, v_BHTM: Tensor, beta_BHT: Tensor, state_BHKM: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs and the last state of S_t = decay_t S_(t-1) + k_t u_t, for u_t see `mix`.
 
@@ -148,21 +148,21 @@ def delta_rule(
 
         u_t + sum beta_t (k_t k_s) decay_st u_s = beta_t (v_t - decay_0t k_t S)
     """
-    q_BHNCK, k_BHNCK, v_BHNCM = (in_chunks(x, decay.chunk) for x in (q_BHTK, k_BHTK, v_BHTM))
+    q_BGNCK, k_BGNCK, v_BHNCM = (in_chunks(x, decay.chunk) for x in (q_BGTK, k_BGTK, v_BHTM))
     beta_BHNC1 = in_chunks(beta_BHT, decay.chunk)[..., None]
     # The diagonal is not read: it counts as 1.
-    overlap_BHNCC = beta_BHNC1 * decay.scores(k_BHNCK, k_BHNCK)
-    right_BHNCR = beta_BHNC1 * torch.cat([v_BHNCM, decay.from_start(k_BHNCK)], dim=-1)
+    overlap_BHNCC = beta_BHNC1 * decay.scores(k_BGNCK, k_BGNCK)
+    right_BHNCR = beta_BHNC1 * torch.cat([v_BHNCM, decay.from_start(k_BGNCK)], dim=-1)
     solved_BHNCR = torch.linalg.solve_triangular(overlap_BHNCC, right_BHNCR, upper=False, unitriangular=True)
-    new_BHNCM, erased_BHNCK = solved_BHNCR.split([v_BHNCM.shape[-1], k_BHNCK.shape[-1]], dim=-1)
-    written_BHNCK = decay.to_end(k_BHNCK)
+    new_BHNCM, erased_BHNCK = solved_BHNCR.split([v_BHNCM.shape[-1], k_BGNCK.shape[-1]], dim=-1)
+    written_BHNCK = decay.to_end(k_BGNCK)
     states, values = [], []
-    for n in range(k_BHNCK.shape[2]):
+    for n in range(k_BGNCK.shape[2]):
         states.append(state_BHKM)
         values.append(new_BHNCM[:, :, n] - erased_BHNCK[:, :, n] @ state_BHKM)
         state_BHKM = decay.over_chunk(n) * state_BHKM + written_BHNCK[:, :, n].mT @ values[-1]
     u_BHNCM, before_BHNKM = torch.stack(values, dim=2), torch.stack(states, dim=2)
-    y_BHNCM = decay.scores(q_BHNCK, k_BHNCK) @ u_BHNCM + decay.from_start(q_BHNCK) @ before_BHNKM
+    y_BHNCM = decay.scores(q_BGNCK, k_BGNCK) @ u_BHNCM + decay.from_start(q_BGNCK) @ before_BHNKM
     return y_BHNCM.flatten(2, 3), state_BHKM
 
 

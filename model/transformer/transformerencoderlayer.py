@@ -73,4 +73,5 @@ class TransformerEncoderLayer(Layer):
         return self.dropout_ff(x)
 
     def state_size(self, T: int) -> int | None:
-        return self.mixer.state_size(T) if hasattr(self.mixer, "state_size") else None
+        own_size = getattr(self.mixer, "state_size", None)
+        return None if own_size is None else own_size(T)
