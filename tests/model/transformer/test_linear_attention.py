@@ -40,12 +40,11 @@ def convolved(weight_WC: Tensor, x_TC: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def delta_by_hand(mixer: DeltaNet, x_TD: Tensor) -> Tensor:
+def delta_by_hand(mixer: DeltaNet, x_TD: Tensor, negative_eigenvalues=False, **_) -> Tensor:
     """S_t = a_t (I - beta_t k_t k_t') S_(t-1) + beta_t k_t v_t': equation 10 of the paper on Gated DeltaNet."""
     H, (keys, _, D) = mixer.n_heads, mixer.sizes
     q_TC, k_TC, v_TD = silu(convolved(mixer.conv.weight_WC, mixer.qkv(x_TD))).split([keys, keys, D], dim=1)
-    highest = 2 if mixer.max_beta == 2 else 1
-    beta_TH = highest * sigmoid(mixer.beta(x_TD))
+    beta_TH = (2 if negative_eigenvalues else 1) * sigmoid(mixer.beta(x_TD))
     a_TH = torch.ones_like(beta_TH)
     if isinstance(mixer, GatedDeltaNet):
         a_TH = torch.exp(-torch.exp(mixer.decay.log_a_H) * softplus(mixer.decay.dt(x_TD)))
@@ -66,11 +65,11 @@ def delta_by_hand(mixer: DeltaNet, x_TD: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def gla_by_hand(mixer: GatedLinearAttention, x_TD: Tensor) -> Tensor:
+def gla_by_hand(mixer: GatedLinearAttention, x_TD: Tensor, fixed_decay=False, **_) -> Tensor:
     """S_t = diag(a_t) S_(t-1) + k_t v_t', y_t = q_t S_t / sqrt(K): equation 3 of the paper, and section 4.4."""
     H, (keys, _, D) = mixer.n_heads, mixer.sizes
     q_TC, k_TC, v_TD = mixer.qkv(x_TD).split([keys, keys, D], dim=1)
-    if mixer.fixed:
+    if fixed_decay:
         a_TC = (1 - 2.0 ** (-5 - torch.arange(H).double())).repeat_interleave(keys // H).expand(len(x_TD), -1)
     else:
         a_TC = sigmoid(mixer.decay.out(mixer.decay.narrow(x_TD))) ** (1 / 16)
@@ -87,7 +86,7 @@ def gla_by_hand(mixer: GatedLinearAttention, x_TD: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def mamba2_by_hand(mixer: Mamba2, x_TD: Tensor) -> Tensor:
+def mamba2_by_hand(mixer: Mamba2, x_TD: Tensor, **_) -> Tensor:
     """h = exp(-dt a) h + dt b x', y = c h + d x, then the norm of y times the gate."""
     H, (N, _, D) = mixer.n_heads, mixer.sizes
     c_TN, b_TN, v_TD = silu(convolved(mixer.conv.weight_WC, mixer.cbx(x_TD))).split([N, N, D], dim=1)
@@ -143,7 +142,7 @@ def test_a_mixer_is_the_recurrence_of_its_paper(make, fields, T, monkeypatch):
     mixer = perturbed_mixer(make, **fields)
     x_BTD = torch.randn(2, T, 16, dtype=torch.float64, requires_grad=True)
     y_BTD = mixer(x_BTD, Context(random_ids(2, T)))
-    expected = torch.stack([BY_HAND[make](mixer, x_TD) for x_TD in x_BTD])
+    expected = torch.stack([BY_HAND[make](mixer, x_TD, **fields) for x_TD in x_BTD])
     assert_close(y_BTD, expected, **EXACT)
     direction, inputs = torch.randn_like(y_BTD), [x_BTD, *mixer.parameters()]
     for name, a, b in zip(
