@@ -120,7 +120,7 @@ def perturbed_mixer(make, **fields) -> nn.Module:
     return mixer
 
 
-@pytest.mark.parametrize("T", [1, 5, 13])
+@pytest.mark.parametrize("T", [1, 10])
 @pytest.mark.parametrize(
     ("make", "fields"),
     [
@@ -136,7 +136,7 @@ def perturbed_mixer(make, **fields) -> nn.Module:
     ids=str,
 )
 def test_a_mixer_is_the_recurrence_of_its_paper(make, fields, T, monkeypatch):
-    """In chunks of up to 4 positions: 5 are two unequal ones, 13 are four of 4 that zeros fill up."""
+    """In chunks of up to 4 positions: 10 are three of 4, the last one filled up by zeros."""
     monkeypatch.setattr(linear_attention.HeadDecay, "chunk", 4)
     monkeypatch.setattr(linear_attention.ChannelDecay, "chunk", 4)
     mixer = perturbed_mixer(make, **fields)
