@@ -164,6 +164,10 @@ class Layer(nn.Module):
     # False: positions that act inside attention need another layer kind in the stack.
     has_attention: ClassVar[bool] = True
 
+    def state_size(self, T: int) -> int | None:
+        """Return how many numbers generation needs of `T` earlier tokens of a row; None: unknown."""
+        return None
+
 
 MakeLayer = Callable[..., nn.Module]  # (model_params, dropout) -> a Layer or any other module
 layer_kinds: Registry[MakeLayer] = Registry("layer kind")

@@ -108,7 +108,10 @@ class ModelParams(PerLayer):
     mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
     readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
     query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
-    conv_width: PositiveInt = 4  # positions in a convolution of gated-conv and state-space
+    conv_width: PositiveInt = 4  # positions in the convolution of mixers that have one
+    state_dim: PositiveInt | None = None  # width of a head's keys in mixers with a state; None: dim / n_heads
+    negative_eigenvalues: bool = False  # of deltanet and gated-delta: what a step erases may change its sign
+    fixed_decay: bool = False  # of gla: each head has a constant decay, as in RetNet
     lora_rank: NonNegativeInt = 0  # train only products of this rank, added to the layers' linear maps
     from_pretrained: str | None = None  # start from weights and fields of a model on the hub or in a folder
     from_saved: str | None = None  # timestamp of the saved run to start from; with "@800", from its step 800

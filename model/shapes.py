@@ -1,6 +1,6 @@
 """Parameter names, shapes, sizes and muP roles of an LM, found without memory for its weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from common.text import first_line
+from model.context import Layer
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -75,21 +76,38 @@ class ModelSize(NamedTuple):
 
     n_params: int
     n_bytes: int  # of its parameters and buffers
+    state_size: int | None  # see `state_size_of`
 
 
 def size_of(model: ModelParams, n_tokens: int) -> ModelSize:
     """Return the size of a model without building all its layers. Raise ValueError if it cannot be built."""
     lm = build_on_meta(with_fewer_layers(model), n_tokens)
     n_repeated = model.n_layers - lm.model_params.n_layers
-    turn = size_of_module(nn.ModuleList(list(lm.decoder.layers)[: model.period]))
+    turn = list(lm.decoder.layers)[: model.period]
     n_turns = n_repeated // model.period
-    whole = size_of_module(lm)
-    return ModelSize(whole.n_params + n_turns * turn.n_params, whole.n_bytes + n_turns * turn.n_bytes)
+    whole, repeated = size_of_module(lm), size_of_module(nn.ModuleList(turn))
+    state, more_state = state_size_of(lm), sum_of_states(turn, model.max_seq_len)
+    return ModelSize(
+        whole.n_params + n_turns * repeated.n_params,
+        whole.n_bytes + n_turns * repeated.n_bytes,
+        None if state is None or more_state is None else state + n_turns * more_state,
+    )
 
 
 def size_of_module(module: nn.Module) -> ModelSize:
     parameters, buffers = list(module.parameters()), list(module.buffers())
-    return ModelSize(sum(p.numel() for p in parameters), sum(t.nbytes for t in [*parameters, *buffers]))
+    n_bytes = sum(t.nbytes for t in [*parameters, *buffers])
+    return ModelSize(sum(p.numel() for p in parameters), n_bytes, None)
+
+
+def state_size_of(lm: LM) -> int | None:
+    """Return how many numbers generation keeps of a row at its last token, in all layers; None if one does not say."""
+    return sum_of_states([layer for _, layer in lm.decoder.passes()], lm.model_params.max_seq_len)
+
+
+def sum_of_states(layers: Sequence[nn.Module], T: int) -> int | None:
+    sizes = [layer.state_size(T) if isinstance(layer, Layer) else None for layer in layers]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
 def base_shapes(lm: LM) -> Shapes:  # muP

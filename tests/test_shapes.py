@@ -111,7 +111,7 @@ def test_names_tell_shapes(fields, sizes):
 def test_the_shape_watch_covers_attention_and_layers():
     with Watch() as watch:
         use_a_model(positions="rotary")
-        use_a_model(layer_architecture=tuple(MIXERS), n_layers=3)
+        use_a_model(layer_architecture=tuple(MIXERS), n_layers=len(MIXERS))
     for where in (
         "Attention.attend: scores_BHTS",
         "Attention.attend: pattern_BHTS",
@@ -122,8 +122,11 @@ def test_the_shape_watch_covers_attention_and_layers():
         "Transformer.forward: x_BTD",
         "Attention.out_of_heads: heads_BHTD",
         "CausalConv.forward: x_BSC",
-        "LinearAttention.forward: past_BHKL",
-        "StateSpace.forward: past_BHKK",
+        "LinearAttention.forward: z1_BHTL",
+        "delta_rule: overlap_BHNCC",
+        "HeadDecay.__init__: between_AGNCC",
+        "ChannelDecay.__init__: log_decay_BHTK",
+        "add_values: added_BHNKM",
     ):
         assert where in watch.seen
 

@@ -243,25 +243,34 @@ def cost_figure(part: ReportPart) -> str:
 
     Return "" if the variants differ by less than 5 % in both.
     """
-    for column, label in (("flops", "training FLOPs"), ("n_params", "parameters")):
-        costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}
-        costs = {i: cost for i, cost in costs.items() if cost > 0 and math.isfinite(part.rows[i]["mean"])}
-        if not costs or max(costs.values()) < 1.05 * min(costs.values()):
-            continue
-        low, high = min(costs.values()), max(costs.values())
-        y = widened([part.rows[i]["mean"] for i in costs], 0.08)
-        plot = Plot((486, 300), (low / 1.15, high * 1.15), y, labels=(label, part.label), log_x=True)
-        colors = part.colors
-        for i, cost in sorted(costs.items(), key=lambda item: item[0] in colors):
-            row, color = part.rows[i], colors.get(i, OTHER)
-            if math.isfinite(row["low"]):
-                plot.y_interval(cost, row["low"], row["high"], color)
-            plot.dots([cost], [row["mean"]], color, 3.5)
-        return figure(
-            [plot.svg(f"{part.label} against {label}")],
-            f"{escape(part.label)} against {label}; colors as above.",
-        )
-    return ""
+    costs = (("flops", "training FLOPs"), ("n_params", "parameters"))
+    return next(filter(None, (figure_against(part, *cost) for cost in costs)), "")
+
+
+def state_figure(part: ReportPart) -> str:
+    """Return a figure of loss against the size of the state in generation, or "" if the variants hardly differ in it."""
+    return figure_against(part, "state_size", "state size")
+
+
+def figure_against(part: ReportPart, column: str, label: str) -> str:
+    """Return a figure of loss against a measured value, or "" if the variants differ by less than 5 % in it."""
+    costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}
+    costs = {i: cost for i, cost in costs.items() if cost > 0 and math.isfinite(part.rows[i]["mean"])}
+    if not costs or max(costs.values()) < 1.05 * min(costs.values()):
+        return ""
+    low, high = min(costs.values()), max(costs.values())
+    y = widened([part.rows[i]["mean"] for i in costs], 0.08)
+    plot = Plot((486, 300), (low / 1.15, high * 1.15), y, labels=(label, part.label), log_x=True)
+    colors = part.colors
+    for i, cost in sorted(costs.items(), key=lambda item: item[0] in colors):
+        row, color = part.rows[i], colors.get(i, OTHER)
+        if math.isfinite(row["low"]):
+            plot.y_interval(cost, row["low"], row["high"], color)
+        plot.dots([cost], [row["mean"]], color, 3.5)
+    return figure(
+        [plot.svg(f"{part.label} against {label}")],
+        f"{escape(part.label)} against {label}; colors as above.",
+    )
 
 
 def cost_of(variant: Variant, column: str) -> float:

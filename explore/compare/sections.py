@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from explore.compare.axes import axis_figures
-from explore.compare.figures import ReportPart, cost_figure, curve_figures, difference_figure
+from explore.compare.figures import ReportPart, cost_figure, curve_figures, difference_figure, state_figure
 from explore.compare.metrics import RunRow, is_number, measured, number_text
 from explore.compare.slices import slice_figures
 from explore.compare.variants import (
@@ -31,6 +31,7 @@ COSTS: dict[
     str, tuple[str, Callable[[float], str]]
 ] = {  # columns of the cost table by title: measured value and format
     "parameters": ("n_params", lambda value: f"{value:,.0f}"),
+    "state size": ("state_size", lambda value: f"{value:,.0f}"),
     "training FLOPs": ("flops", lambda value: quantity(value)),
     "tokens": ("trained_tokens", lambda value: quantity(value)),
     "steps": ("steps", lambda value: f"{value:,.0f}"),
@@ -111,7 +112,7 @@ def part_of(part: ReportPart) -> str:
         + f"<section><h2>Loss curves</h2>{curve_figures(part)}</section>"
         + section("Effect of each axis", axis_figures(part))
         + section("Accuracy by slice", slice_figures(part))
-        + f"<section><h2>Cost</h2>{cost_table(part)}{cost_figure(part)}</section>"
+        + f"<section><h2>Cost</h2>{cost_table(part)}{cost_figure(part)}{state_figure(part)}</section>"
         + section("Samples", samples(part))
     )
 

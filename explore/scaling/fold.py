@@ -88,7 +88,9 @@ def sub_layers(lm: LM) -> Iterator[SubLayer]:
             raise ValueError(
                 f"layer {i} is a {type(layer).__name__}; only a TransformerEncoderLayer can be folded"
             )
-        inside = [m for name, m in layer.mixer.named_modules() if name != "out" and isinstance(m, nn.Linear)]
+        maps = [(name, m) for name, m in layer.mixer.named_modules() if isinstance(m, nn.Linear)]
+        # A map named "out", here or inside a part, does not read the stream.
+        inside = [m for name, m in maps if name.rpartition(".")[2] != "out"]
         yield SubLayer(layer.residual_sa, inside, layer.norm1.after)
         if layer.model_params.ff_width:
             readers = [layer.linear1, *([] if layer.linear_up is None else [layer.linear_up])]

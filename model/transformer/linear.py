@@ -7,7 +7,7 @@ fastest from 1 / sqrt(n_in), and hardly at all from 0.02.
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from model.model_params import ModelParams
 from model.transformer.lora import LoRALinear
@@ -64,15 +64,23 @@ def readout(model_params: ModelParams, n_tokens: int) -> Readout:
     return layer
 
 
-def head_readout(model_params: ModelParams) -> nn.Linear:  # muP
-    """Return a map inside a layer from the stream, divided by width_mult, to one number for each head."""
-    p = model_params
-    if p.lora_rank:
-        return linear(p.dim, p.n_heads, p, bias=True)
-    layer = Readout(p.dim, p.n_heads)  # muP
-    nn.init.normal_(layer.weight, std=weight_std(base_dim(p), p))  # muP
-    nn.init.zeros_(layer.bias)
-    return layer
+class NarrowMap(nn.Module):
+    """A map inside a layer from the stream to a fixed size, such as one number for each head."""
+
+    def __init__(self, n_out: int, model_params: ModelParams) -> None:
+        super().__init__()
+        p = model_params
+        self.width_mult = width_mult(p)  # muP
+        self.map: nn.Linear
+        if p.lora_rank:
+            self.map = linear(p.dim, n_out, p, bias=True)
+            return
+        self.map = Readout(p.dim, n_out)  # muP
+        nn.init.normal_(self.map.weight, std=weight_std(base_dim(p), p))  # muP
+        nn.init.zeros_(self.map.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return self.map(x_BTD if self.width_mult == 1 else x_BTD / self.width_mult)  # muP
 
 
 def embedding_std(model_params: ModelParams) -> float:

@@ -110,6 +110,9 @@ class TorchTransformer(Layer):
         )
         return out_BSD[:, S - T :]
 
+    def state_size(self, T: int) -> int:
+        return T * self.block.self_attn.embed_dim
+
     def pattern(self, x_BSD: Tensor, future_SS: Tensor | None, padding_BS: Tensor | None) -> Tensor:
         """Return the attention pattern before dropout. torch's layer does not return it, so it is computed again."""
         x_BSD = self.block.norm1(x_BSD) if self.block.norm_first else x_BSD
@@ -152,6 +155,9 @@ class TorchRNN(Layer):
         x_BTD, state = self.rnn(x_BTD, self.past(ctx))
         self.keep(state, ctx)
         return self.dropout(x_BTD)
+
+    def state_size(self, T: int) -> int:
+        return self.rnn.hidden_size * (2 if isinstance(self.rnn, nn.LSTM) else 1)
 
     def past(self, ctx: Context) -> Tensor | tuple[Tensor, Tensor] | None:
         """Return the state that torch's module takes, or None at the start."""

@@ -78,3 +78,7 @@ class TransformerEncoderLayer(Layer):
         x_BTF = ctx.tap("mlp_post", x_BTF)
         x = self.linear2(x_BTF)
         return self.dropout_ff(x)
+
+    def state_size(self, T: int) -> int | None:
+        own_size = getattr(self.mixer, "state_size", None)
+        return None if own_size is None else own_size(T)

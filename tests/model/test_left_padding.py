@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from model.context import Cache
 from model.hf.weights import from_hf
 from tests.model.hf.hf_models import EVERY_FAMILY, random_hf
-from tests.model.tiny import perturb, random_ids, tiny_lm
+from tests.model.tiny import MIXERS, perturb, random_ids, tiny_lm
 
 PADS = (3, 0, 5)  # before each row
 T = 10
@@ -63,9 +63,7 @@ def test_equal_to_transformers_with_positions_from_the_mask(family):
     assert_close(from_hf(hf_model)(IDS, mask=MASK)[MASK], theirs[MASK], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "kind", ["gated-conv", "linear-attention", "state-space", "torch-gru", "torch-lstm", "torch-transformer"]
-)
+@pytest.mark.parametrize("kind", [*MIXERS, "torch-gru", "torch-lstm", "torch-transformer"])
 @torch.no_grad()
 def test_layers_that_would_see_the_padding_refuse_it(kind):
     lm = lm_of(layer_architecture=kind, positions="none")

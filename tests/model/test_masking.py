@@ -23,7 +23,7 @@ from model.model_params import ModelParams
 from model.observe import ignored_fields
 from model.perplexity import NOT_SCORED
 from model.problems import model_problems
-from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm, tiny_params
+from tests.model.tiny import MIXERS, CharTokenizer, perturb, random_ids, tiny_lm, tiny_params
 from train.train_params import TrainParams
 
 BOTH_SIDES = {"causal": False, "objective": "masked"}
@@ -161,7 +161,7 @@ def test_a_causal_model_accepts_a_padding_mask():
     assert_close(lm(ids, mask=mask.long())[mask], lm(ids)[mask], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["torch-gru", "torch-lstm", "gated-conv", "linear-attention", "state-space"])
+@pytest.mark.parametrize("kind", ["torch-gru", "torch-lstm", *MIXERS])
 def test_layer_kinds_that_are_causal_only_are_refused(kind):
     for kinds in (kind, ("custom-transformer", kind)):
         params = tiny_params(layer_architecture=kinds, **BOTH_SIDES)

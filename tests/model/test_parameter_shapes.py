@@ -14,7 +14,7 @@ from model.shapes import parameter_shapes
     "fields",
     [
         {},
-        {"layer_architecture": ("torch-lstm", "torch-transformer", "torch-gru", "gated-conv", "state-space")},
+        {"layer_architecture": ("torch-lstm", "torch-transformer", "torch-gru", "gated-conv", "gla")},
         {"lora_rank": 3, "tied_embeddings": False, "norm": "rmsnorm", "gated": True},
     ],
 )

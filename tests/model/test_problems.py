@@ -90,7 +90,11 @@ EVERYTHING = {  # set to other than its default
     "separate_heads": True,
     "attention": "fused",
     "conv_width": 3,
+    "state_dim": 3,
+    "negative_eigenvalues": True,
+    "fixed_decay": True,
 }
+OF_STATES = {"state_dim", "negative_eigenvalues", "fixed_decay"}
 OF_ATTENTION = {"n_kv_heads", "sliding_window", "qk_norm", "separate_heads", "attention"}
 OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"}
 
@@ -98,21 +102,25 @@ OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"
 @pytest.mark.parametrize(
     ("kind", "ignored"),
     [
-        ("custom-transformer", {"bias", "rotary_base", "conv_width"}),
-        ("gated-conv", OF_ATTENTION | {"bias", "rotary_base", "n_heads"}),
-        ("linear-attention", OF_ATTENTION | {"bias", "rotary_base", "conv_width"}),
-        ("state-space", OF_ATTENTION | {"bias", "rotary_base"}),
+        ("custom-transformer", OF_STATES | {"bias", "rotary_base", "conv_width"}),
+        ("gated-conv", OF_ATTENTION | OF_STATES | {"bias", "rotary_base", "n_heads"}),
+        ("linear-attention", OF_ATTENTION | OF_STATES | {"bias", "rotary_base", "conv_width"}),
+        ("deltanet", OF_ATTENTION | {"bias", "rotary_base", "fixed_decay"}),
+        ("gated-delta", OF_ATTENTION | {"bias", "rotary_base", "fixed_decay"}),
+        ("gla", OF_ATTENTION | {"bias", "rotary_base", "conv_width", "negative_eigenvalues"}),
+        ("mamba2", OF_ATTENTION | {"bias", "rotary_base", "negative_eigenvalues", "fixed_decay"}),
         *(
             (
                 kind,
                 OF_ATTENTION
+                | OF_STATES
                 | OF_FEED_FORWARD
                 | {"rotary_base", "n_heads", "conv_width", "bias_qkv", "bias_out"},
             )
             for kind in ("torch-lstm", "torch-gru")
         ),
-        (("custom-transformer", "gated-conv"), {"bias", "rotary_base"}),
-        (("torch-lstm", "gated-conv"), OF_ATTENTION | {"rotary_base", "n_heads"}),
+        (("custom-transformer", "gated-conv"), OF_STATES | {"bias", "rotary_base"}),
+        (("torch-lstm", "gated-conv"), OF_ATTENTION | OF_STATES | {"rotary_base", "n_heads"}),
     ],
     ids=lambda value: "fields" if isinstance(value, set) else str(value),  # a set has no order
 )

@@ -15,7 +15,7 @@ from model.model_params import ModelParams
 from model.problems import is_refused, model_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
-MIXERS = ["gated-conv", "linear-attention", "state-space"]
+MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
 KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
 COMBINATIONS = [
     *(("custom-transformer", positions) for positions in ("none", "learned", "sin", "rotary", "alibi")),
@@ -134,6 +134,9 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "separate_heads": st.booleans(),
     "attention": st.sampled_from(["explicit", "fused"]),
     "conv_width": st.integers(1, 5),
+    "state_dim": st.sampled_from([None, None, 3]),
+    "negative_eigenvalues": st.booleans(),
+    "fixed_decay": st.booleans(),
     "lora_rank": st.sampled_from([0, 0, 2]),
     "init": st.sampled_from(["small", "unit"]),
     "residual": st.sampled_from(["admin", "deepnet", "plain"]),

@@ -56,7 +56,7 @@ def losses(params: ModelParams, n_steps: int = 20, accumulate: int = 1, **train_
 ARCHITECTURES = [
     {},
     *({"layer_architecture": kind} for kind in KINDS[1:]),
-    {"layer_architecture": ("state-space", "custom-transformer"), "positions": "sin"},
+    {"layer_architecture": ("mamba2", "custom-transformer"), "positions": "sin"},
     {"norm_position": "post", "residual": "admin", "residual_trainable": True},
     {"norm_position": "sandwich", "n_kv_heads": 1, "gated": True, "positions": "rotary"},
     {"parallel_blocks": True, "separate_heads": True, "tied_embeddings": False, "positions": "alibi"},
@@ -317,11 +317,13 @@ def activations(lm: LM, n_steps: int, lr: float, optimizer: str = "adamw") -> di
     return {name: value.abs().mean().item() for name, value in seen.items() if name.endswith(shown)}
 
 
-def slopes(params: ModelParams, times=(1, 2, 4), seeds=(0, 1), **train_fields) -> dict[str, float]:
-    """Return the slopes of log size against log width, by name. The width of a head stays the same."""
+def slopes(
+    params: ModelParams, times=(1, 2, 4), seeds=(0, 1), wider_heads=False, **train_fields
+) -> dict[str, float]:
+    """Return the slopes of log size against log width, by name. Heads become more or, with `wider_heads`, wider."""
     means = []
     for n in times:
-        p = replace(params, dim=n * params.dim, n_heads=n * params.n_heads)
+        p = replace(params, dim=n * params.dim, n_heads=params.n_heads * (1 if wider_heads else n))
         found = [activations(fresh(p, seed), n_steps=4, **train_fields) for seed in seeds]
         means.append({name: sum(one[name] for one in found) / len(found) for name in found[0]})
     x = torch.tensor(times).log2()
@@ -368,6 +370,14 @@ def test_activations_keep_their_size_in_layers_of_every_kind(kind):
     assert max(standard[name] for name in stream) >= 0.5, standard
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["linear-attention", "deltanet", "gated-delta", "gla", "mamba2"])
+def test_activations_keep_their_size_in_states_of_growing_width(kind):
+    params = replace(WIDE, layer_architecture=kind, tied_embeddings=False, init="unit")
+    found = slopes(params, wider_heads=True, lr=2**-6)
+    assert max(abs(slope) for name, slope in found.items() if "resid" in name) <= 0.2, found
+
+
 def test_aligned_queries_and_keys_make_scores_of_one_size_in_heads_of_any_width():
     """Training aligns them. Random ones would not distinguish 1 / K from 1 / sqrt(K)."""
 
@@ -388,16 +398,15 @@ def test_aligned_queries_and_keys_make_scores_of_one_size_in_heads_of_any_width(
     assert slope(parametrization="standard") >= 0.4
 
 
-def test_a_state_space_divides_its_scores_by_the_width_of_a_head():
-    lm = fresh(mup(layer_architecture="state-space", n_heads=2))
+def test_mamba2_divides_its_products_by_the_width_of_a_head():
+    lm = fresh(mup(layer_architecture="mamba2", n_heads=2))
     plain = fresh(replace(lm.model_params, parametrization="standard"))
     plain.load_state_dict(lm.state_dict())
     seen = []
     for model in (lm, plain):
-        model.decoder.layers[0].mixer.dt.weight.data.zero_()  # it reads a share of its input
-        with torch.no_grad(), model.record("layers.0.scores") as scores:
+        with torch.no_grad(), model.record("layers.0.q") as queries:
             model(random_ids(2, 9))
-        seen.append(scores["layers.0.scores"])
+        seen.append(queries["layers.0.q"])
     torch.testing.assert_close(seen[0], seen[1] / 4)
 
 

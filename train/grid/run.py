@@ -17,6 +17,7 @@ class RunSize(NamedTuple):
     n_params: int = 0
     n_steps: int | None = 0  # None: as many as fit into max_seconds
     n_tokens: int | None = 0  # estimated: rows to be trained on, times their mean length
+    state_size: int | None = None  # numbers that generation keeps of a full row; None: unknown
 
 
 class DataFacts(NamedTuple):

@@ -14,7 +14,7 @@ from data.data_params import DataParams
 from data.tokenizer import Tokenizer
 from model.model_params import ModelParams
 from model.observe import observed
-from model.shapes import size_of
+from model.shapes import ModelSize, size_of
 from train.data import data_options, make_data
 from train.document import document, run_entry
 from train.flops import row_flops
@@ -92,16 +92,16 @@ def with_data(runs: list[Run], call: Call, tokenizers: dict[int, Tokenizer], err
 
 def with_sizes(runs: list[Run], call: Call, tokenizers: dict[int, Tokenizer], errors: list[str]) -> list[Run]:
     """Return the runs whose models can be built, with their sizes and identities."""
-    n_params: dict[tuple[str, int], int] = {}
+    sizes: dict[tuple[str, int], ModelSize] = {}
     text, found = Texts(), []
     for run in runs:
         model, tokenizer, places = run.params.model, tokenizers[run.number], run.places
         try:
-            if (key := (text(model), id(tokenizer))) not in n_params:
-                n_params[key] = size_of(model, tokenizer.n_tokens).n_params
+            if (key := (text(model), id(tokenizer))) not in sizes:
+                sizes[key] = size_of(model, tokenizer.n_tokens)
                 problems = weights_problems(model, tokenizer, call.out)
                 errors += [located(problem, places) for problem in problems]
-            size = size_of_run(run.params, run.data, n_params[key])
+            size = size_of_run(run.params, run.data, sizes[key])
         except ValueError as error:
             errors.append(located(str(error), places))
             continue
@@ -109,19 +109,19 @@ def with_sizes(runs: list[Run], call: Call, tokenizers: dict[int, Tokenizer], er
     return found
 
 
-def size_of_run(params: Params, data: DataFacts, n_params: int) -> RunSize:
+def size_of_run(params: Params, data: DataFacts, model: ModelSize) -> RunSize:
     """Return the size of a run. Raise ValueError if its length depends on operations that cannot be counted."""
     train = params.train
     flops = None
     if train.max_flops is not None:
         flops = row_flops(params.model, data.n_tokens, max(1, round(data.row_length)), train)
-    n_steps = count_steps(train, data.n_rows, RunCosts(data.row_length, n_params, flops))
+    n_steps = count_steps(train, data.n_rows, RunCosts(data.row_length, model.n_params, flops))
     if n_steps is None:
-        return RunSize(n_params, None, None)
+        return RunSize(model.n_params, None, None, model.state_size)
     per_epoch = math.ceil(data.n_rows / rows_per_step(train))
     epochs, rest = divmod(n_steps, per_epoch)  # the last step of an epoch may have fewer rows
     rows = epochs * data.n_rows + min(data.n_rows, rest * rows_per_step(train))
-    return RunSize(n_params, n_steps, round(rows * data.row_length))
+    return RunSize(model.n_params, n_steps, round(rows * data.row_length), model.state_size)
 
 
 def names_of(runs: list[Run]) -> list[str]:

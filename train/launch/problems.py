@@ -112,7 +112,7 @@ def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterat
     if any(model_problems(model)):
         return
     try:
-        n_params, n_bytes = size_of(model, n_tokens=2)
+        n_params, n_bytes, _ = size_of(model, n_tokens=2)
     except ValueError as error:
         yield str(error)
         return

@@ -10,7 +10,7 @@ from train.fitted_table import FittedTable, TableColumn
 from train.grid.config_text import VARIANT
 from train.grid.expand import axes
 from train.grid.params import measured_column
-from train.grid.run import Run
+from train.grid.run import Run, RunSize
 from train.probe import UNCHECKED
 from train.saving.outcome import Outcome, Value
 
@@ -56,12 +56,23 @@ def plan_table(runs: list[Run], times: Sequence[str], memory: Sequence[str]) -> 
         TableColumn("run", [str(number) for number in range(1, len(shown) + 1)]),
         *axis_columns(settings_of(runs)[:MAX_PLAN_ROWS]),
         TableColumn("parameters", [f"{size.n_params:,}" for size in sizes], rank=4),
+        *state_column(sizes),
         TableColumn("steps", [run.length.removesuffix(" steps") for run in shown], rank=3),
-        TableColumn("tokens (estimate)", ["?" if n is None else f"{n:,}" for _, _, n in sizes], rank=5),
+        TableColumn(
+            "tokens (estimate)",
+            ["?" if size.n_tokens is None else f"{size.n_tokens:,}" for size in sizes],
+            rank=5,
+        ),
         TableColumn("memory (estimate)", memory[: len(shown)], rank=2),
         TableColumn("time (estimate)", times[: len(shown)], rank=1),
     ]
     return FittedTable(columns, key="run")
+
+
+def state_column(sizes: list[RunSize]) -> list[TableColumn]:
+    """Return the column of state sizes, if they differ."""
+    cells = ["?" if size.state_size is None else f"{size.state_size:,}" for size in sizes]
+    return [TableColumn("state size", cells, rank=5)] if len(set(cells)) > 1 else []
 
 
 def axis_columns(settings: list[dict[str, str]]) -> list[TableColumn]:
@@ -74,6 +85,7 @@ class ResultColumn(NamedTuple):
 
     text: Callable[[Outcome], str]
     rank: int
+    if_equal: bool = True  # False: the column is left out where all its cells are equal
 
 
 RESULT_COLUMNS = {
@@ -85,6 +97,9 @@ RESULT_COLUMNS = {
     "chance": ResultColumn(lambda run: formatted(run.values.get("chance"), ".1%"), 9),
     "exact\nmatch": ResultColumn(lambda run: formatted(run.values.get("val_exact_match"), ".1%"), 3),
     "para-\nmeters": ResultColumn(lambda run: formatted(run.values.get("n_params"), ",.0f"), 5),
+    "state\nsize": ResultColumn(
+        lambda run: formatted(run.values.get("state_size"), ",.0f"), 8, if_equal=False
+    ),
     "tokens\n/s": ResultColumn(lambda run: formatted(run.values.get("tokens_per_second"), ",.0f"), 8),
     "seconds": ResultColumn(lambda run: formatted(run.values.get("wall_seconds"), ".1f"), 7),
 }
@@ -102,9 +117,9 @@ def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:
         TableColumn("run", [str(i + 1) for i in chosen], styles=styles),
         *(replace(column, styles=styles) for column in axis_columns([settings[i] for i in chosen])),
     ]
-    for title, (text, rank) in RESULT_COLUMNS.items():
+    for title, (text, rank, if_equal) in RESULT_COLUMNS.items():
         cells = [text(outcome) for outcome in shown]
-        if set(cells) != {"-"}:
+        if set(cells) != {"-"} and (if_equal or len(set(cells)) > 1):
             columns.append(TableColumn(title, cells, rank, styles=styles))
     if len(outcomes) > 1:
         columns = [mark_best(column, [i in best for i in chosen]) for column in columns]

@@ -155,7 +155,7 @@ def test_the_clean_stream_at_all_positions_restores_the_clean_run(params, data):
         assert_close(lm(corrupted), logits)
 
 
-@pytest.mark.parametrize("kind", ["custom-transformer", "torch-gru", "state-space"])
+@pytest.mark.parametrize("kind", ["custom-transformer", "torch-gru", "mamba2"])
 def test_patching_the_stream_moves_what_the_changed_token_says(kind):
     lm = lm_of(layer_architecture=kind)
     clean, corrupted = random_ids(2, 6), random_ids(2, 6)

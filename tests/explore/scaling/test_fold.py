@@ -7,7 +7,7 @@ from torch import nn
 from explore.scaling.fold import fold_residual
 from model.lm import LM
 from model.transformer.residual import omegas_by_residual
-from tests.model.tiny import CharTokenizer, batch_of, random_ids, tiny_lm, tiny_params
+from tests.model.tiny import MIXERS, CharTokenizer, batch_of, random_ids, tiny_lm, tiny_params
 from train.optimizers import make_optimizer
 from train.saving.weights import load_lm, unshared_state, write_weights
 from train.train_params import TrainParams
@@ -49,7 +49,7 @@ def test_a_trained_model_keeps_its_logits_without_omega(trainable, tied):
         {"positions": "rotary", "separate_heads": True, "norm": "rmsnorm", "residual": "deepnet"},
         {"positions": "none", "dim_ff": 0, "residual_trainable": True, "n_kv_heads": 1, "qk_norm": True},
         {"lora_rank": 2, "residual_trainable": True, "mup_input_mult": 2.0},
-        {"layer_architecture": ("state-space", "gated-conv", "linear-attention"), "n_layers": 3},
+        {"layer_architecture": tuple(MIXERS), "n_layers": len(MIXERS)},
         {
             "causal": False,
             "objective": "masked",

@@ -70,7 +70,7 @@ def test_counted_without_memory_where_transformers_asked_for_meta_tensors_first(
     try:
         with meta_device_safe_creation_ops(), torch.device("meta"):
             torch.empty(1)
-        check_counted_without_memory(tiny_lm(layer_architecture="state-space"))
+        check_counted_without_memory(tiny_lm(layer_architecture="mamba2"))
     finally:
         _device_constructors.cache_clear()
 

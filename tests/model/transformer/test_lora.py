@@ -9,13 +9,13 @@ from torch.nn import functional as F
 
 from model.lm import LM
 from model.transformer.lora import LoRALinear, is_lora, merge_lora, merged_weight
-from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm, tiny_params
+from tests.model.tiny import MIXERS, CharTokenizer, perturb, random_ids, tiny_lm, tiny_params
 
 LAYERS = {
     "ours": {},
     "gated, untied": {"gated": True, "activation": "silu", "tied_embeddings": False, "bias": False},
     "separate heads, grouped": {"separate_heads": True, "n_kv_heads": 1, "positions": "rotary"},
-    "three kinds": {"layer_architecture": ("gated-conv", "linear-attention", "state-space"), "n_layers": 3},
+    "all mixers": {"layer_architecture": tuple(MIXERS), "n_layers": len(MIXERS)},
 }
 each_kind = pytest.mark.parametrize("fields", LAYERS.values(), ids=LAYERS)
 

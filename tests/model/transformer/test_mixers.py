@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from model.context import Cache, Context
 from model.lm import LM
-from model.transformer.mixers import GatedConv, LinearAttention, StateSpace
+from model.transformer.mixers import GatedConv, LinearAttention
 from tests.model.tiny import (
     KINDS,
     MIXERS,
@@ -58,30 +58,9 @@ def linear_attention_by_hand(mixer: LinearAttention, x_TD: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def state_space_by_hand(mixer: StateSpace, x_TD: Tensor) -> Tensor:
-    """h = exp(-dt a) h + dt b x', y = c h + d x, one state to a head."""
-    K = x_TD.shape[1] // mixer.n_heads
-    seen, h, out = [], {}, []
-    for x_D in x_TD:
-        seen.append(mixer.cbx(x_D))
-        u = conv_step(mixer.conv.weight_WC, seen)
-        c_D, b_D, u_D = (u / (1 + torch.exp(-u))).chunk(3)
-        dt_H = torch.log(1 + torch.exp(mixer.dt(x_D)))
-        y_D = torch.zeros_like(x_D)
-        for i in range(mixer.n_heads):
-            own = slice(i * K, i * K + K)
-            decay = torch.exp(-dt_H[i] * torch.exp(mixer.log_a_H[i]))
-            h[i] = decay * h.get(i, 0) + dt_H[i] * torch.outer(b_D[own], u_D[own])
-            y_D[own] = c_D[own] @ h[i] + mixer.d_H[i] * u_D[own]
-        gate = mixer.gate(x_D)
-        out.append(mixer.out(y_D * gate / (1 + torch.exp(-gate))))
-    return torch.stack(out)
-
-
 BY_HAND = {
     GatedConv: gated_conv_by_hand,
     LinearAttention: linear_attention_by_hand,
-    StateSpace: state_space_by_hand,
 }
 
 
@@ -182,7 +161,9 @@ def test_the_stream_grows_no_faster_than_under_attention(kind, norm_position):
             lm(random_ids(4, 16))
         sizes[each] = [x.square().mean().sqrt() for x in seen.of_all_layers("resid_post")]
     for ours, attentions in zip(sizes[kind], sizes["custom-transformer"], strict=True):
-        assert 0.3 * attentions < ours < 1.2 * attentions
+        # A norm gives the outputs of these kinds size 1, as in their papers; means over positions are smaller.
+        most = 2.5 if kind in ("deltanet", "mamba2") else 1.2
+        assert 0.3 * attentions < ours < most * attentions
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -191,7 +172,8 @@ def test_every_mixer_learns_to_repeat(kind):
     torch.manual_seed(0)
     lm = LM(tiny_params(layer_architecture=kind, dim=32), CharTokenizer(14))
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2, weight_decay=0.0)
-    for step in range(60):
+    # Here one of two heads begins with a decay of e^-1.6, too fast to look three positions back.
+    for step in range(150 if kind in ("gated-delta", "mamba2") else 60):
         ids = random_ids(16, 3, 14, seed=step).repeat(1, 4)
         loss = lm.get_losses(batch_of(ids, torch.arange(12).ge(3).expand(16, 12)), None)[0]["main"]
         optimizer.zero_grad()
