@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import itemgetter
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class AveragedWeights:
                 "train_mode" in group
             ):  # the weights lie between the averages and the iterates z, by the first of betas
                 states = [(p, optimizer.state[p]) for p in group["params"] if p in optimizer.state]
-                beta, _ = group.get("betas")
+                beta, _ = itemgetter("betas")(group)
                 yield from ((p, p.lerp(state["z"], 1 - 1 / beta)) for p, state in states)
 
     @torch.no_grad()

