@@ -33,7 +33,7 @@ CASES = {
     "muon": {"optimizer": "muon"},
     "frozen": {"freeze": ("decoder.layers.[0-3].*",)},
     "wide": {"dim": 1024, "n_layers": 4, "n_heads": 8, "batch_size": 1, "max_seq_len": 64},
-    "deep, state-space": {"layer_architecture": "state-space", "n_layers": 6, "dim": 256, "n_heads": 4},
+    "deep, mamba2": {"layer_architecture": "mamba2", "n_layers": 6, "dim": 256, "n_heads": 4},
     "gru": {"layer_architecture": "torch-gru"},
     "torch": {"layer_architecture": "torch-transformer"},
     "experts of two kinds": {"layer_architecture": ("custom-transformer", "linear-attention")},

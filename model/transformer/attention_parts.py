@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from model.context import Context
 from model.model_params import ModelParams
-from model.transformer.linear import head_readout, linear
-from model.transformer.scaling import width_mult  # muP
+from model.transformer.linear import NarrowMap, linear
 
 
 class FirstInput(nn.Module):
@@ -60,11 +59,9 @@ class HeadGate(nn.Module):
 
     def __init__(self, model_params: ModelParams) -> None:
         super().__init__()
-        self.gate = head_readout(model_params)  # muP
-        self.width_mult = width_mult(model_params)  # muP
+        self.gate = NarrowMap(model_params.n_heads, model_params)
 
     def forward(self, z_BHTK: Tensor, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD if self.width_mult == 1 else x_BTD / self.width_mult  # muP
         gate_BTH = torch.sigmoid(self.gate(x_BTD))
         return z_BHTK * gate_BTH.mT[..., None]
 

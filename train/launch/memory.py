@@ -172,7 +172,7 @@ def memory_of_step(
     model: ModelParams, train: TrainParams, n_tokens: int, device: str = "cpu"
 ) -> Memory | None:
     """Return the memory of a training step on full rows. Layers repeat, so that only some are run."""
-    period = len(model.kinds)
+    period = model.period
     try:
         if model.n_layers <= 2 * period:
             found = measured_step(model, train, n_tokens, device)
