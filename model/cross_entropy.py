@@ -12,9 +12,8 @@ from torch.nn import functional as F
 from model.perplexity import NOT_SCORED
 
 CHUNK = 2**20  # logits in a chunk: a few MB, which stay in the processor's cache
-MIN_LOGITS = (
-    2**22
-)  # with fewer, copies cost little, and torch's own function keeps small runs bitwise what they were
+# Fewer logits cost little memory, and torch's own function keeps small runs bitwise what they were.
+MIN_LOGITS = 2**22
 
 
 def cross_entropy_sum(z_NV: Tensor, y_N: Tensor) -> Tensor:
