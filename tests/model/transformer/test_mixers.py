@@ -173,7 +173,7 @@ def test_every_mixer_learns_to_repeat(kind):
     lm = LM(tiny_params(layer_architecture=kind, dim=32), CharTokenizer(14))
     optimizer = torch.optim.AdamW(lm.parameters(), lr=1e-2, weight_decay=0.0)
     # Here one of two heads begins with a decay of e^-1.6, too fast to look three positions back.
-    for step in range(150 if kind in ("gated-delta", "mamba2") else 60):
+    for step in range(120 if kind in ("gated-delta", "mamba2") else 60):
         ids = random_ids(16, 3, 14, seed=step).repeat(1, 4)
         loss = lm.get_losses(batch_of(ids, torch.arange(12).ge(3).expand(16, 12)), None)[0]["main"]
         optimizer.zero_grad()
