@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from model.perplexity import NOT_SCORED
 
-CHUNK = 2**20  # logits in a chunk: a few MB, which stay in the processor's cache
+LOGITS_AT_ONCE = 2**20  # logits in a chunk: a few MB, which stay in the processor's cache
 # Fewer logits cost little memory, and torch's own function keeps small runs bitwise what they were.
 MIN_LOGITS = 2**22
 
@@ -58,4 +58,4 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def rows_of_chunk(z_NV: Tensor) -> int:
-    return max(1, CHUNK // z_NV.shape[1])
+    return max(1, LOGITS_AT_ONCE // z_NV.shape[1])

@@ -21,16 +21,16 @@ LOOPED = """
 VALUE_RESIDUAL = """
 --- a/model/model_params.py
 +++ b/model/model_params.py
-@@ -13,2 +13,3 @@ class ModelParams:
+@@ -60,2 +60,3 @@ class ModelParams:
      n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
-+    value_residual: bool = False  # mean of a layer's values and the first layer's (Zhou et al. 2024)
++    mean_values: bool = False  # mean of a layer's values and the first layer's (Zhou et al. 2024)
      n_heads: PositiveInt = 4  # per layer; must divide dim
 --- a/model/transformer/attention.py
 +++ b/model/transformer/attention.py
-@@ -46,1 +46,3 @@ class Attention(nn.Module):
-+        if self.model_params.value_residual:
+@@ -48,1 +48,3 @@ class Attention(nn.Module):
++        if self.model_params.mean_values:
 +            v_BGTK = (v_BGTK + ctx.shared.setdefault("v", v_BGTK)) / 2
-         v_BGTK = ctx.tap("v", v_BGTK)
+         v_BGTK = ctx.tap("v", self.value_residual(v_BGTK, ctx))
 """
 
 PRELUDE = """
@@ -101,7 +101,7 @@ assert completep.decoder.layers[0].residual_sa.branch_mult == 0.25
 assert {role.depth for name, role in roles_of(completep).items() if name.startswith("decoder.layers")} == {4.0}
 """,
     VALUE_RESIDUAL: """
-lm = tiny_lm(value_residual=True, n_layers=3, dtype=torch.float64)
+lm = tiny_lm(mean_values=True, n_layers=3, dtype=torch.float64)
 ids = random_ids(2, 9)
 with lm.record("v", "resid_pre") as seen:
     plain = lm(ids)
@@ -114,7 +114,7 @@ for i in range(3):
 assert torch.equal(lm(ids), plain), "nothing is left of an earlier pass"
 assert generate(lm, [[1, 4, 5]], 8, temperature=0) == generate(lm, [[1, 4, 5]], 8, temperature=0, use_cache=False)
 assert lm.cache_check.reason is None
-check_all(tiny_lm(value_residual=True, dtype=torch.float32, max_seq_len=12))
+check_all(tiny_lm(mean_values=True, dtype=torch.float32, max_seq_len=12))
 """,
 }
 

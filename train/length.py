@@ -1,13 +1,13 @@
 """Length of a run: optimizer steps from any of the fields in LENGTHS, and the share of a run that is done."""
 
 import math
-from dataclasses import replace
 from typing import NamedTuple
 
 from data.batch import mycollate, n_real_tokens
 from data.dataloader import LMDataModule
 from model.lm import LM, n_params
 from train.flops import flops_per_row
+from train.optimizers import replace_beta2
 from train.stopwatch import Stopwatch
 from train.train_params import TrainParams
 
@@ -86,7 +86,7 @@ def with_beta2(train: TrainParams, data: LMDataModule) -> TrainParams:
     if train.beta2_half_life is None:
         return train
     beta2 = 0.5 ** (rows_per_step(train) * mean_row_length(data) / train.beta2_half_life)
-    return replace(train, betas=(train.betas[0], beta2))
+    return replace_beta2(train, beta2)
 
 
 class RunLength:

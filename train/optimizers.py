@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -95,6 +96,11 @@ def takes_betas(params: TrainParams) -> bool:
     """Return True if the optimizer has betas for parameters outside the matrices of Muon."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 0.0}]
     return "betas" in optimizers[params.optimizer](groups, params).param_groups[0]
+
+
+def replace_beta2(params: TrainParams, beta2: float) -> TrainParams:
+    """Return the params with another second beta."""
+    return replace(params, betas=(params.betas[0], beta2))
 
 
 def make_optimizer(model: nn.Module, params: TrainParams) -> Optimizer:

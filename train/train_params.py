@@ -1,6 +1,5 @@
 """TrainParams: optimizer, schedule, length and hardware of a run."""
 
-from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -75,9 +74,7 @@ class TrainParams:
     lr_readout_mult: PositiveFloat = 1.0  # for the readout, if it is not the token embedding,
     lr_vector_mult: PositiveFloat = 1.0  # and for biases and gains
     z_loss: NonNegativeFloat = 0.0  # weight of the mean of log(sum of exp(logits))^2, an added loss
-    param_groups: ParamGroups = field(
-        default_factory=HashableDict
-    )  # factors by parameter name: {"embed.*": {"lr": 10}}
+    param_groups: ParamGroups = HashableDict()  # factors of lr and weight_decay, and betas, by pattern
     ema_decay: Fraction | None = None  # average weights over about 1 / (1 - ema_decay) steps; None: do not
     gradient_clip_val: PositiveFloat | None = 1.0  # largest norm of the whole gradient
     batch_size: PositiveInt = 32  # rows in one forward pass of a device

@@ -93,7 +93,8 @@ class ChannelDecay:
     """The same where every channel of the keys has a decay of its own.
 
     The decay from s to t is then part of the product over channels: q_t e^(sum to t) times k_s e^(-sum to s). Sums
-    start in the middle of the chunk, so that no factor overflows.
+    start in the middle of the chunk, so that no factor overflows. The start cancels, so it needs no gradient, which would
+    reach later positions by rounding.
     """
 
     chunk = CHANNEL_CHUNK
@@ -101,7 +102,7 @@ class ChannelDecay:
     def __init__(self, log_decay_BHTK: Tensor) -> None:
         self.sum_BHNCK = in_chunks(log_decay_BHTK, self.chunk).cumsum(dim=-2)
         C = self.sum_BHNCK.shape[-2]
-        self.from_middle_BHNCK = self.sum_BHNCK - self.sum_BHNCK[..., C // 2, None, :]
+        self.from_middle_BHNCK = self.sum_BHNCK - self.sum_BHNCK[..., C // 2, None, :].detach()
         self.over_chunk_BHNK1 = self.sum_BHNCK[..., -1, :, None].exp()
 
     def scores(self, q_BGNCK: Tensor, k_BGNCK: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from tests.model.tiny import tiny_lm
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(cross_entropy, "CHUNK", 3 * 11)  # three rows of 11 logits
+    monkeypatch.setattr(cross_entropy, "LOGITS_AT_ONCE", 3 * 11)  # three rows of 11 logits
     monkeypatch.setattr(cross_entropy, "MIN_LOGITS", 0)
 
 

@@ -183,6 +183,8 @@ def possible_together(fields: dict) -> dict:
     f["norm_gain"] |= f["norm_position"] == "sandwich"
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
+    if f["parametrization"] != "standard":
+        f["state_dim"] = None
     f["readout_zero_init"] &= not f["tied_embeddings"]
     return f
 

@@ -108,8 +108,10 @@ def test_every_parameter_has_one_role(fields):
         role, last = roles[name], name.split(".")[-1]
         if name.startswith("embed."):
             assert role == Role("embedding", m_out=2.0)
-        elif name == "unembed.weight" or ".dt.weight" in name:
+        elif name == "unembed.weight" or ".map.weight" in name:
             assert role == Role("readout", m_in=2.0)
+        elif name.endswith("decay.out.weight"):  # from GLA's rank to the channels
+            assert (role.kind, role.m_in) == ("embedding", 1.0)
         elif parameter.ndim == 1 or last == "weight_WC":
             assert role in (Role("vector", m_out=2.0), Role("vector")), name
         else:

@@ -151,7 +151,7 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
         ({"freeze": ("*",)}, "leaves nothing to train"),
         (
             {"lr_schedule": "cosin"},
-            "lr_schedule='cosin' is not registered; did you mean 'cosine'? there are: constant, linear, cosine, wsd, cyclic, plateau",
+            "lr_schedule='cosin' is not registered; did you mean 'cosine'? there are: constant, linear, cosine, wsd, cooldown, cyclic, plateau",
         ),
         (
             {"optimizer": "adam"},

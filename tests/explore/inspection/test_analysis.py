@@ -47,6 +47,7 @@ def test_logit_lens_equals_the_model_truncated_after_each_layer(params):
 @given(architectures(), st.integers(0, 7), st.integers(0, 29))
 def test_attributions_add_up_to_the_logit(params, position, token):
     assume(params.norm_position != "post" and not params.readout_transform)
+    assume(params.logit_softcap is None and not params.stream_lambdas)  # they are not linear in the parts
     lm = perturbed_lm(params)
     lm.tokenizer = Tokenizer()
     ids = random_ids(1, 8)
@@ -146,6 +147,7 @@ def test_attribution_refuses_batches_unknown_positions_and_unknown_tokens():
 @settings(max_examples=20, deadline=None)
 @given(architectures(), st.data())
 def test_the_clean_stream_at_all_positions_restores_the_clean_run(params, data):
+    assume(not params.stream_lambdas)  # every layer also sees the embeddings
     lm, clean, corrupted = perturbed_lm(params), random_ids(2, 7), random_ids(2, 7, seed=1)
     name = f"layers.{data.draw(st.integers(0, params.n_layers - 1))}.resid_pre"
     with lm.record(name) as seen:

@@ -189,7 +189,7 @@ def test_the_memory_of_the_cache_is_two_numbers_per_key_dimension_token_and_laye
         storages = {kept.untyped_storage().data_ptr(): kept.untyped_storage() for kept in cache.kept.values()}
         return sum(storage.nbytes() for storage in storages.values())
 
-    a_row = 2 * p.n_layers * p.kv_heads * p.head_dim * length * 4
+    a_row = 2 * p.n_layers * p.kv_heads * p.head_width * length * 4
     with torch.no_grad():
         lm(ids[:, :5], cache=cache)
         assert n_bytes() == n_rows * a_row

@@ -111,7 +111,7 @@ def without_final_norm(lm):
 
 def without_scale(layer):
     q = layer.mixer.qkv.weight[: layer.model_params.dim]
-    q.mul_(math.sqrt(layer.model_params.head_dim))
+    q.mul_(math.sqrt(layer.model_params.head_width))
 
 
 def tied_by_mistake(lm):

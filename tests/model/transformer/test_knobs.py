@@ -108,7 +108,8 @@ def gated_by_hand(mixer: Attention, out_TN: Tensor, x_TD: Tensor) -> Tensor:
     if p.attn_gate is None:
         return out_TN
     shrunk = 1.0 if p.parametrization == "standard" or p.attn_gate == "element" else p.mup_base_dim / p.dim
-    gate = 1 / (1 + (-mixer.gate.gate(x_TD * shrunk)).exp())
+    linear_map = mixer.gate.gate.map if p.attn_gate == "head" else mixer.gate.gate
+    gate = 1 / (1 + (-linear_map(x_TD * shrunk)).exp())
     return out_TN * gate.repeat_interleave(out_TN.shape[1] // gate.shape[1], dim=1)
 
 

@@ -162,7 +162,7 @@ def test_the_stream_grows_no_faster_than_under_attention(kind, norm_position):
         sizes[each] = [x.square().mean().sqrt() for x in seen.of_all_layers("resid_post")]
     for ours, attentions in zip(sizes[kind], sizes["custom-transformer"], strict=True):
         # A norm gives the outputs of these kinds size 1, as in their papers; means over positions are smaller.
-        most = 2.5 if kind in ("deltanet", "mamba2") else 1.2
+        most = 4 if kind in ("deltanet", "mamba2") else 1.2
         assert 0.3 * attentions < ours < most * attentions
 
 

@@ -98,7 +98,7 @@ NEUTRAL = {  # a part, and values of its parameters with which it changes nothin
     "attn_softcap": (1e8, {}),
     "logit_softcap": (1e8, {}),
     "attn_sink": ("learned", {"sink_H": -1e3}),
-    "attn_gate": ("head", {"gate.weight": 0.0, "gate.bias": 1e3}),
+    "attn_gate": ("head", {"gate.map.weight": 0.0, "gate.map.bias": 1e3}),
     "stream_lambdas": (True, {"of_stream": 1.0, "of_embeddings": 0.0}),
     "value_residual": (True, {"lambdas": (1.0, 0.0)}),
 }

@@ -96,6 +96,9 @@ MODEL = {
     "readout_zero_init": (True, {"tied_embeddings": False}),
     "query_zero_init": (True, {}),
     "conv_width": (2, {"layer_architecture": "gated-conv"}),
+    "state_dim": (3, {"layer_architecture": "gla"}),
+    "negative_eigenvalues": (True, {"layer_architecture": "deltanet"}),
+    "fixed_decay": (True, {"layer_architecture": "gla"}),
     "lora_rank": (2, {}),
 }
 TRAIN = {
@@ -166,6 +169,7 @@ OF_THE_WHOLE_RUN = {
         "hyperparams_log_freq",
         "checkpoint_every",
         "precision",
+        "recompute",  # the same numbers in less memory
         "compile",
     ),
     *("threads", "cpus", "gpus", "devices", "strategy", "data_workers"),
