@@ -117,6 +117,8 @@ def parsed(scaling: str) -> tuple[str, dict[str, float]]:
 
 def scaling_problem(scaling: str | None, base: float) -> str | None:
     """Return why a value of `rotary_scaling` cannot be used, or None."""
+    if scaling is None:
+        return None
     try:
         scaled_frequencies(torch.ones(2, dtype=torch.float64, device="cpu"), base, scaling)
     except ValueError as error:
