@@ -110,7 +110,8 @@ def test_a_dry_run_shows_the_grid_and_trains_nothing(tmp_path, capsys):
     rows = [line.split() for line in shown.splitlines() if re.match(r"\s+\d", line)]
     assert [row[1:3] for row in rows] == [["1", "32"], ["2", "32"], ["1", "64"], ["2", "64"]]
     assert rows[0][3] == rows[1][3] != rows[2][3], "parameters"
-    assert {row[4] for row in rows} == {"6"}, "steps: 400 samples less 2 x 2 %, in batches of 64"
+    assert rows[0][4] == rows[1][4] != rows[2][4], "state, the cache of keys and values"
+    assert {row[5] for row in rows} == {"6"}, "steps: 400 samples less 2 x 2 %, in batches of 64"
     assert not (tmp_path / "out" / "logs").exists()
 
 
