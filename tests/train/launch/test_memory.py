@@ -64,7 +64,7 @@ def test_recomputation_and_half_precision_need_less():
         memory_of_step(MODEL, replace(train, **fields), V).activations
         for fields in ({}, {"recompute": "layer"}, {"precision": "bf16-mixed"})
     )
-    assert recomputed < 0.4 * plain
+    assert recomputed < plain / 2, "one layer of three at a time"
     assert half < 0.9 * plain
 
 
