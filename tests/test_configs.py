@@ -18,6 +18,7 @@ FEWER = {  # of large grids one learning rate and seed, and no model that takes 
     "mup-flax-ptb": {"lr": "0.01", "dim": "[80,192]"},
     "completep-depth": {"lr": "0.01", "n_layers": "[2,4]"},
     "output-change": {"random_seed": "0", "n_layers": "3"},
+    "recall": {"random_seed": "1", "dim": "16"},
 }
 
 

@@ -83,7 +83,6 @@ def test_an_interrupted_run_resumes_bit_by_bit(compile_too, call, monkeypatch): 
 
 
 @pytest.mark.slow
-@pytest.mark.ci
 def test_the_benchmark_of_gpus_runs_on_the_cpu(capsys):
     pytest.importorskip("benchmarks.train")
     from benchmarks import gpu

@@ -131,8 +131,7 @@ def test_activations_keep_their_size_in_mup(name):
 
 
 @pytest.mark.slow
-@pytest.mark.ci
-@pytest.mark.parametrize("name", ["soap", "schedule-free"])
+@pytest.mark.parametrize("name", [pytest.param("soap", marks=pytest.mark.ci), "schedule-free"])
 def test_a_killed_run_ends_as_it_would_have(name, call):  # noqa: F811
     fields = [f"optimizer={name!r}", "lr_schedule='constant'", "checkpoint_every=5"]
     assert forked(lambda: call(*fields, out="whole", options=["--save"])) == 0
