@@ -156,13 +156,20 @@ def test_the_stream_grows_no_faster_than_under_attention(kind, norm_position):
     sizes = {}
     for each in ("custom-transformer", kind):
         torch.manual_seed(0)
-        params = tiny_params(layer_architecture=each, dim=64, n_layers=16, norm_position=norm_position)
+        # Its outputs are normalized even without norms of the layer.
+        has_own_norm = kind == "deltanet" and norm_position == "none" and each != kind
+        params = tiny_params(
+            layer_architecture=each,
+            dim=64,
+            n_layers=16,
+            norm_position="pre" if has_own_norm else norm_position,
+        )
         with (lm := LM(params, CharTokenizer())).record("resid_post") as seen:
             lm(random_ids(4, 16))
         sizes[each] = [x.square().mean().sqrt() for x in seen.of_all_layers("resid_post")]
     for ours, attentions in zip(sizes[kind], sizes["custom-transformer"], strict=True):
         # A norm gives the outputs of these kinds size 1, as in their papers; means over positions are smaller.
-        most = 4 if kind in ("deltanet", "mamba2") else 1.2
+        most = 2.5 if kind in ("deltanet", "mamba2") else 1.2
         assert 0.3 * attentions < ours < most * attentions
 
 
