@@ -77,7 +77,9 @@ def test_five_hundred_runs_are_estimated_within_seconds(tmp_path, capsys):
     started = time.process_time()
     options = [part for axis in axes for part in ("--set", axis)]
     assert call(tmp_path, "--dry-run", "--seed=[1,2,3,4,5]", *options) == 0
-    assert time.process_time() - started < 25, "4 of them are timed, 20 sizes need memory"
+    assert time.process_time() - started < 40, (
+        "4 of them are timed; memory is estimated for 5 s, and advice timed for as long"
+    )
     shown = capsys.readouterr().out
     assert len(re.findall(r"^ +\d+ .* (?:s|min)$", shown, re.MULTILINE)) == 500
 
