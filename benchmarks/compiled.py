@@ -14,13 +14,13 @@ import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from data.batch import Batch, mycollate
+from model.inputs import stand_in_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from train.compiled import CompiledForward, compile_forward, forget_graphs
@@ -87,8 +87,7 @@ def measure(name: str, precision: Any, rounds: int, cache: Path) -> None:
     params = ModelParams(
         dim=size.dim, n_layers=size.n_layers, n_heads=size.n_heads, max_seq_len=size.max_seq_len
     )
-    tokenizer: Any = SimpleNamespace(n_tokens=N_TOKENS, pad=0, bos=0, eos=0)
-    lm, train = LM(params, tokenizer).train(), TrainParams(precision=precision)
+    lm, train = LM(params, stand_in_tokenizer(N_TOKENS)).train(), TrainParams(precision=precision)
     batch = mycollate(torch.randint(N_TOKENS, (size.batch_size, size.max_seq_len + 1)).tolist())
     cold, _ = seconds_to_compile(lm, batch, train, cache)
     warm, forward = seconds_to_compile(lm, batch, train, cache)

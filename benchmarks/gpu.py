@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +35,6 @@ from torch.nn import functional as F
 import gpt2
 from common.repository import REPOSITORY
 from data.batch import mycollate
-from model.lm import LM
-from model.model_params import ModelParams
 from train.compiled import compile_forward
 from train.flops import flops_per_row, peak_flops, wait_for
 from train.logs import log_to_console
@@ -45,7 +42,7 @@ from train.optimizers import make_optimizer
 from train.train_params import TrainParams
 
 # isort: split
-from benchmarks.train import PlainGPT, Size, gpt2_like
+from benchmarks.train import PlainGPT, Size, gpt2_like, our_model
 
 GOAL_SHARE, GOAL_RATIO = 0.45, 1.0
 GPU_WARM_UP = 5  # steps before the clock starts
@@ -57,7 +54,7 @@ TRAIN = TrainParams(precision="bf16-mixed")
 
 
 class Setting(NamedTuple):
-    """What the parts of this benchmark are run with."""
+    """Settings of a benchmark: the device, the size of the models, the rounds, and a folder for what runs write."""
 
     device: torch.device
     size: Size
@@ -76,24 +73,9 @@ class Measured(NamedTuple):
 Loss = Callable[[], Tensor]
 
 
-def lm_of(size: Size, attention: Any) -> LM:
-    params = ModelParams(
-        dim=size.dim,
-        n_layers=size.n_layers,
-        n_heads=size.n_heads,
-        max_seq_len=size.max_seq_len,
-        positions="learned",
-        activation="gelu_tanh",
-        tied_embeddings=True,
-        attention=attention,
-    )
-    tokenizer: Any = SimpleNamespace(n_tokens=size.n_tokens, pad=0, bos=0, eos=0)
-    return LM(params, tokenizer)
-
-
 def our_loss(setting: Setting, attention: str, compiled: bool, rows_BT: Tensor) -> tuple[nn.Module, Loss]:
     """Return our model, and a function that computes its loss as a training step does."""
-    lm = lm_of(setting.size, attention).to(setting.device).train()
+    lm = our_model(setting.size, attention).to(setting.device).train()
     batch = mycollate(rows_BT.tolist())
     batch = type(batch)({name: tensor.to(setting.device) for name, tensor in batch.items()})
     if compiled:
@@ -167,7 +149,7 @@ def training(setting: Setting) -> None:
     size, device = setting.size, setting.device
     rows_BT = torch.randint(size.n_tokens, (size.batch_size, size.max_seq_len + 1))
     peak = peak_flops(device, TRAIN.precision)
-    flops = (flops_per_row(lm_of(size, "explicit"), size.max_seq_len) or 0) * size.batch_size
+    flops = (flops_per_row(our_model(size, "explicit"), size.max_seq_len) or 0) * size.batch_size
     print(f"matrix products in bf16: {peak / 1e12:.2f} TFLOP/s")
     found = {}
     for one in measured_modes(setting, rows_BT):

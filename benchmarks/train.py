@@ -21,11 +21,13 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -37,8 +39,10 @@ from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from data.batch import Batch
+from model.inputs import stand_in_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from train.compiled import compile_forward
 from train.flops import flops_per_row
 from train.optimizers import make_optimizer
 from train.run import lightning_trainer
@@ -53,6 +57,7 @@ MIN_BARE_RATIO = 0.95
 MIN_OUR_SHARE = 0.82
 MAX_MEMORY = 0.5  # of the peer with the least, with the large vocabulary
 
+COMPILED = Path(tempfile.gettempdir(), "whatif-benchmarks")  # compiled code of ours
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
 MAX_OPERATIONS = 25  # in a profile
 
@@ -153,7 +158,7 @@ def gpt2_like(size: Size, attention: str) -> GPT2LMHeadModel:
     ).train()
 
 
-def our_model(size: Size) -> LM:
+def our_model(size: Size, attention: Any = "explicit") -> LM:
     params = ModelParams(
         dim=size.dim,
         n_layers=size.n_layers,
@@ -162,9 +167,9 @@ def our_model(size: Size) -> LM:
         positions="learned",
         activation="gelu_tanh",
         tied_embeddings=True,
+        attention=attention,
     )
-    tokenizer: Any = SimpleNamespace(n_tokens=size.n_tokens, pad=0, bos=0, eos=0)
-    return LM(params, tokenizer)
+    return LM(params, stand_in_tokenizer(size.n_tokens))
 
 
 def clock() -> float:
@@ -180,14 +185,27 @@ def loop_model(name: str, size: Size, attention: str) -> nn.Module:
     return PlainGPT(size, attention) if name == "plain GPT" else gpt2_like(size, attention)
 
 
+def autocast_of(mode: Mode) -> Callable[[], AbstractContextManager[object]]:
+    return partial(torch.autocast, "cpu", torch.bfloat16) if mode.precision != "32-true" else nullcontext
+
+
+def compile_model(model: nn.Module, size: Size, mode: Mode) -> None:
+    """Compile a model: ours as a run with `compile=True` does, the others by torch's own method."""
+    if isinstance(model, LM):
+        train = TrainParams(batch_size=size.batch_size, precision=mode.precision)
+        with autocast_of(mode)():
+            model._compiled_call_impl = compile_forward(model, batches_of(size)[0], train, COMPILED)
+    else:
+        model.compile()
+
+
 def peer_turn(name: str, size: Size, mode: Mode) -> Turn:
     """Return the turn of a peer, or of our model without Lightning: a loop written by hand."""
     train = TrainParams(batch_size=size.batch_size)
     model = loop_model(name, size, mode.attention)
     if mode.execution == "compiled":
-        model.compile()
-    optimizer = make_optimizer(model, train)
-    autocast = partial(torch.autocast, "cpu", torch.bfloat16) if mode.precision != "32-true" else nullcontext
+        compile_model(model, size, mode)
+    optimizer, autocast = make_optimizer(model, train), autocast_of(mode)
     rows = [batch["x_indices"] for batch in batches_of(size)]
 
     def turn() -> float:
@@ -238,7 +256,7 @@ def our_turn(size: Size, mode: Mode) -> Turn:
     train = TrainParams(batch_size=size.batch_size, precision=mode.precision)
     lm, batches = our_model(size), PreparedBatches(batches_of(size))
     if mode.execution == "compiled":
-        lm.compile()
+        compile_model(lm, size, mode)
     data: Any = SimpleNamespace(max_seq_len=size.max_seq_len, eval_sets={})
 
     def turn() -> float:

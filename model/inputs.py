@@ -4,7 +4,8 @@ Shape suffixes:  B batch  T position
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from types import SimpleNamespace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -32,6 +33,11 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def tokens(self, ids: Sequence[int]) -> list[str]: ...
+
+
+def stand_in_tokenizer(n_tokens: int) -> Tokenizer:
+    """Return a tokenizer that only knows its size and special tokens, for models that are given ids."""
+    return cast(Tokenizer, SimpleNamespace(n_tokens=n_tokens, pad=0, bos=1, eos=2, mask=3))
 
 
 Input = str | Sequence[int] | Sequence[Sequence[int]] | Tensor

@@ -200,8 +200,9 @@ class LM(nn.Module):
         """Return the losses by name, as scalars, and the number of rows. Training minimizes the sum of the losses.
 
         "main" is the mean cross entropy of the scored tokens in nats. The others are the weighted losses that layers add
-        with `ctx.add_loss`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was called just before. This method sets
-        `self.n_scored` to the number of scored tokens, by which training weighs the batches of an optimizer step.
+        with `ctx.add_loss`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was
+        called just before. This method sets `self.n_scored` to the number of scored tokens, by which training weighs the
+        batches of an optimizer step.
         """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         total = cross_entropy_sum(z.flatten(0, 1), y.flatten())
@@ -213,8 +214,8 @@ class LM(nn.Module):
 
     def squared_log_z(self, y: Tensor, z: Tensor) -> Tensor:
         """Return the mean of log(sum(exp(logits)))^2 over scored tokens (PaLM: Chowdhery et al. 2022, section 5)."""
-        squares_BT = z.logsumexp(dim=-1).square()
-        return (squares_BT * (y != NOT_SCORED)).sum() / (y != NOT_SCORED).sum().clamp(min=1)
+        squares_BT, scored_BT = z.logsumexp(dim=-1).square(), y != NOT_SCORED
+        return (squares_BT * scored_BT).sum() / scored_BT.sum().clamp(min=1)
 
     def sample(
         self,

@@ -11,13 +11,13 @@ import sys
 from collections.abc import Collection, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from types import FrameType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from types import FrameType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from common.repository import REPOSITORY
-from model.inputs import Tokenizer
+from model.inputs import stand_in_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from model.transformer.residual import wants_profile
@@ -107,7 +107,7 @@ def run_observed(
     n_numbers = p.dim * p.max_seq_len
     n_numbers += sum(p.dim * (4 * p.dim + 3 * p.at(i).ff_width) for i in range(n_layers))
     params = observed(p, reads, outside)
-    tokenizer = SimpleNamespace(n_tokens=N_TOKENS, pad=0, bos=1, eos=2, mask=3)
+    tokenizer = stand_in_tokenizer(N_TOKENS)
     length = min(ROW_LENGTH, params.max_seq_len)
     ids_BT = torch.zeros(2, length + (params.objective != "masked"), dtype=torch.int64)
     real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
@@ -117,7 +117,7 @@ def run_observed(
         torch.set_num_threads(1)  # on a busy machine, synchronizing threads takes longer than the work
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             with torch.device("cpu" if n_numbers <= MAX_NUMBERS else "meta"):
-                lm = LM(params, cast(Tokenizer, tokenizer), dropout=0.1)
+                lm = LM(params, tokenizer, dropout=0.1)
             lm.train().get_losses(batch, train_params)
             wants_profile(lm, params)
     except Exception:  # an edit may read numbers, which meta tensors lack

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from common.text import first_line
 from model.context import Layer
-from model.inputs import Tokenizer
+from model.inputs import stand_in_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.base_shapes import Shapes, make_base_shapes  # muP
@@ -42,7 +41,7 @@ def build_on_meta(model: ModelParams, n_tokens: int) -> LM:
 
     Raise ValueError for sizes that cannot be built.
     """
-    tokenizer = cast(Tokenizer, SimpleNamespace(n_tokens=n_tokens))
+    tokenizer = stand_in_tokenizer(n_tokens)
     try:
         with torch.device("meta"), WithoutInit():
             return LM(model, tokenizer)

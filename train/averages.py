@@ -60,6 +60,11 @@ class AveragedWeights:
             parameter.copy_(weight)
         self.kept.clear()
 
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Replace the weights by the averages for good."""
+        self.swap_in(optimizer)
+        self.kept.clear()
+
     @contextmanager
     def in_place(self, optimizer: Optimizer) -> Iterator[None]:
         """Put the averages in the place of the weights inside the block."""

@@ -221,6 +221,12 @@ def group_settings(optimizer: Optimizer) -> list[GroupSettings]:
     ]
 
 
+def set_up_training(model: LM, params: TrainParams) -> None:
+    """Freeze parameters of `model`, and let it recompute activations, as `params` say."""
+    freeze(model, params)
+    model.decoder.recompute = params.recompute == "layer"
+
+
 def freeze(model: LM, params: TrainParams) -> None:
     """Exclude from training the parameters that `freeze` names and, with LoRA, all but LoRA's own."""
     frozen = frozen_names(

@@ -131,8 +131,7 @@ def use_averages(trainer: L.Trainer, lm_trainer: LMTrainer) -> float | None:
     trainer.validate(lm_trainer, batches, verbose=False)
     lm_trainer.is_unaveraged, lm_trainer.validated_at, lm_trainer.evaluated_at = False, -1, -1
     loss = lm_trainer.result["val_loss:main"]
-    lm_trainer.averaged.swap_in(lm_trainer.scheduler.optimizer)
-    lm_trainer.averaged.kept.clear()
+    lm_trainer.averaged.adopt(lm_trainer.scheduler.optimizer)
     return loss
 
 

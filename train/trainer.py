@@ -23,7 +23,7 @@ from train.evaluation import Evaluation, LoaderWhenDue, of_set
 from train.length import RunLength, with_beta2
 from train.logs import DETAIL, log
 from train.metrics import latest_values
-from train.optimizers import freeze, group_settings, make_optimizer
+from train.optimizers import group_settings, make_optimizer, set_up_training
 from train.saving.outcome import Ending
 from train.schedules import Schedule
 from train.sharding import FSDP, full_number, gathered, scale_gradients, shard
@@ -82,8 +82,7 @@ class LMTrainer(L.LightningModule):
         self.evaluated_at = -1  # the step of the last evaluation on the evaluation sets
         self.eval_result: dict[str, float] = {}  # of that evaluation
         self.slices: dict[str, list] = {}  # accuracy by slice: of the last validation, and by evaluation set
-        freeze(model, train_params)
-        model.decoder.recompute = train_params.recompute == "layer"
+        set_up_training(model, train_params)
         self.warned_of_lost_state = False
         self.initial_weights = set(self.state_dict())
         # Whatever is set or changed from here on is saved in resume checkpoints.

@@ -17,7 +17,7 @@ from model.context import Context, layer_kind
 from model.model_params import ModelParams
 from model.transformer.linear import NarrowMap, linear
 from model.transformer.linear_attention import MIN_LOG_DECAY, mix
-from model.transformer.mixers import CausalConv, CausalLayer
+from model.transformer.mixers import CausalConv, CausalLayer, split_heads
 from model.transformer.norms import make_norm
 from model.transformer.scaling import head_mult  # muP
 
@@ -90,7 +90,7 @@ class GatedLinearAttention(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         qkv = self.qkv(x_BTD).split(self.sizes, dim=-1)
-        q_BHTK, k_BHTK, v_BHTM, gate_BHTM = (self.by_head(x) for x in (*qkv, self.gate(x_BTD)))
+        q_BHTK, k_BHTK, v_BHTM, gate_BHTM = (split_heads(x, self.n_heads) for x in (*qkv, self.gate(x_BTD)))
         q_BHTK = ctx.tap("q", q_BHTK / math.sqrt(q_BHTK.shape[-1]))
         k_BHTK, v_BHTM = ctx.tap("k", k_BHTK), ctx.tap("v", v_BHTM)
         y_BHTM = mix(q_BHTK, k_BHTK, v_BHTM, ctx.tap("log_decay", self.log_decay(x_BTD)), ctx)
@@ -101,10 +101,7 @@ class GatedLinearAttention(nn.Module):
         """Return log decays, [B, H, T, K] or, if they are fixed, [1, H, T]."""
         if self.fixed:
             return self.fixed_H[None, :, None].expand(1, -1, x_BTD.shape[1])
-        return self.by_head(self.decay(x_BTD))
-
-    def by_head(self, x_BTD: Tensor) -> Tensor:
-        return x_BTD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        return split_heads(self.decay(x_BTD), self.n_heads)
 
     def state_size(self, T: int) -> int:
         keys, _, D = self.sizes
@@ -141,7 +138,7 @@ class Mamba2(nn.Module):
         c_BTK, b_BTK, v_BTD = F.silu(self.conv(self.cbx(x_BTD), ctx)).split(self.sizes, dim=-1)
         c_BTK = ctx.tap("q", c_BTK if self.head_mult == 1 else c_BTK / self.head_mult)  # muP
         b_BTK, v_BTD = ctx.tap("k", b_BTK), ctx.tap("v", v_BTD)
-        v_BHTM = v_BTD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        v_BHTM = split_heads(v_BTD, self.n_heads)
         dt_BHT, log_decay_BHT = self.decay(x_BTD)
         log_decay_BHT = ctx.tap("log_decay", log_decay_BHT)
         y_BHTM = mix(c_BTK[:, None], b_BTK[:, None], v_BHTM * dt_BHT[..., None], log_decay_BHT, ctx)

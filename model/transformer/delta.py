@@ -14,7 +14,7 @@ from model.model_params import ModelParams
 from model.transformer.decay import SelectiveDecay, StateLayer, key_width
 from model.transformer.linear import NarrowMap, linear
 from model.transformer.linear_attention import mix
-from model.transformer.mixers import CausalConv
+from model.transformer.mixers import CausalConv, split_heads
 from model.transformer.norms import make_norm
 
 EPS = 1e-6  # added to the square of a length, by which a vector is divided
@@ -41,7 +41,7 @@ class DeltaNet(nn.Module):
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         qkv = F.silu(self.conv(self.qkv(x_BTD), ctx)).split(self.sizes, dim=-1)
-        q_BHTK, k_BHTK, v_BHTM = (x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for x in qkv)
+        q_BHTK, k_BHTK, v_BHTM = (split_heads(x, self.n_heads) for x in qkv)
         q_BHTK, k_BHTK = ctx.tap("q", of_length_1(q_BHTK)), ctx.tap("k", of_length_1(k_BHTK))
         v_BHTM = ctx.tap("v", v_BHTM)
         beta_BHT = ctx.tap("beta", self.max_beta * self.beta(x_BTD).sigmoid().mT)
@@ -80,8 +80,7 @@ class GatedDeltaNet(DeltaNet):
         return ctx.tap("log_decay", self.decay(x_BTD)[1])
 
     def gated(self, y_BHTM: Tensor, x_BTD: Tensor) -> Tensor:
-        gate_BHTM = self.gate(x_BTD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        return y_BHTM * F.silu(gate_BHTM)
+        return y_BHTM * F.silu(split_heads(self.gate(x_BTD), self.n_heads))
 
 
 def of_length_1(x_BHTK: Tensor) -> Tensor:

@@ -99,6 +99,11 @@ class LinearAttention(nn.Module):
         return [q_weight], [k_weight], [v_weight]
 
 
+def split_heads(x_BTC: Tensor, n_heads: int) -> Tensor:
+    """Split the last dimension by head, [B, H, T, K]."""
+    return x_BTC.unflatten(-1, (n_heads, -1)).transpose(1, 2)
+
+
 def heads(x_BTC: Tensor, n: int, n_heads: int) -> tuple[Tensor, ...]:
     """Split the concatenated outputs of `n` maps by map and head, each [B, H, T, K]."""
     return x_BTC.unflatten(-1, (n, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind()

@@ -17,13 +17,14 @@ import torch
 
 from data.batch import Batch
 from model.lm import LM
+from train.compiled import compile_forward
 from train.data import make_data
 from train.flops import DTYPES, wait_for
 from train.grid.run import Call, Run
 from train.launch.estimate import step_params
 from train.launch.memory import USABLE, Memory, free_memory
 from train.launch.problems import train_problems
-from train.optimizers import freeze, make_optimizer
+from train.optimizers import make_optimizer, set_up_training
 from train.pretrained import saved_tokenizer
 from train.probe import own_randomness
 from train.processes import start_server_of_workers
@@ -81,15 +82,18 @@ class StepTimer:
         self.lm = LM(model, tokenizer=data.tokenizer, dropout=train.dropout).to(self.device).train()
         if train.precision == "64-true":
             self.lm.double()
-        freeze(self.lm, self.train)
-        self.lm.decoder.recompute = train.recompute == "layer"
+        set_up_training(self.lm, self.train)
         self.optimizer = make_optimizer(self.lm, self.train)
         self.known: set[tuple[str, int]] = set()  # precision and threads of steps so far
 
+    def autocast(self, precision: str) -> torch.autocast:
+        """Return the context in which a run with this precision computes its losses."""
+        mixed = precision.endswith("mixed")
+        return torch.autocast(self.device.type, DTYPES.get(precision, torch.float32), enabled=mixed)
+
     def step(self, precision: str) -> None:
         """Take an optimizer step, as a run with this precision does."""
-        mixed = precision.endswith("mixed")
-        with torch.autocast(self.device.type, DTYPES.get(precision, torch.float32), enabled=mixed):
+        with self.autocast(precision):
             losses, _ = self.lm.get_losses(self.batch, self.train)
             loss = torch.as_tensor(sum(losses.values()))
         self.optimizer.zero_grad()
@@ -271,10 +275,17 @@ def compiles(train: TrainParams) -> bool:
 
 
 def time_compiled(connection: Connection, run: Run, call: Call) -> None:
-    """Send the seconds of compiling, then the time of compiled steps over that of others, in turns."""
+    """Send the seconds of compiling, then the time of compiled steps over that of others, in turns.
+
+    Send nothing if the model does not compile.
+    """
     eager, compiled = StepTimer(run, call), StepTimer(run, call)
-    compiled.lm.compile()
     started = time.perf_counter()
+    with compiled.autocast(compiled.train.precision):
+        forward = compile_forward(compiled.lm, compiled.batch, compiled.train, call.cache)
+    if forward is None:
+        return
+    compiled.lm._compiled_call_impl = forward
     compiled.step(compiled.train.precision)
     connection.send(time.perf_counter() - started)
     for share in shares_of(eager.seconds, compiled.seconds)[:MIN_TURNS]:

@@ -43,7 +43,8 @@ def estimate(
 ) -> tuple[list[float | None], list[str]]:
     """Return the estimated seconds of each run, None if unknown, and a note for each timed run that cannot train.
 
-    A run that does not fit into the memory, as `fits` says, is not timed and gets a note. Nothing is written, and random generators keep their state.
+    A run that does not fit into the memory, as `fits` says, is not timed and gets a note. Nothing is written, and random
+    generators keep their state.
     """
     seconds: list[float | None] = [None] * len(plans)
     notes: list[str] = []

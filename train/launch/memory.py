@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import psutil
@@ -19,14 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from model.inputs import Tokenizer
+from model.inputs import stand_in_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from train.flops import DTYPES, SHORT_ROWS
 from train.grid.run import Call, Run
 from train.launch.estimate import step_params
 from train.launch.problems import memory_of_machine
-from train.optimizers import freeze, make_optimizer
+from train.optimizers import make_optimizer, set_up_training
 from train.sharding import FSDP
 from train.train_params import TrainParams
 
@@ -200,7 +199,7 @@ def simulated_step(
     model: ModelParams, train: TrainParams, n_tokens: int, device: str, length: int
 ) -> StepMemory:
     """Run a training step on rows of `length` predicted tokens in the order of Lightning's loop, and count bytes."""
-    tokenizer = cast(Tokenizer, SimpleNamespace(n_tokens=n_tokens, pad=0, bos=1, eos=2, mask=3))
+    tokenizer = stand_in_tokenizer(n_tokens)
     n_ids = length + (model.objective != "masked")
     dtype = DTYPES.get(train.precision, torch.float32)
     is_mixed, live = train.precision.endswith("mixed"), LiveBytes()
@@ -211,8 +210,7 @@ def simulated_step(
             real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         if train.precision == "64-true":
             lm.double()
-        freeze(lm, train)
-        lm.decoder.recompute = train.recompute == "layer"
+        set_up_training(lm, train)
         weights = sum({id(t): t.nbytes for t in (*lm.parameters(), *lm.buffers())}.values())
         trained = [parameter for parameter in lm.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(lm, train)

@@ -4,8 +4,7 @@ import functools
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import torch
@@ -13,7 +12,7 @@ import torch
 from common.text import did_you_mean, first_line
 from data.eval_sets import eval_set_problems
 from data.problems import data_problems
-from model.inputs import Tokenizer
+from model.inputs import stand_in_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from model.observe import turns_read_outside
@@ -40,7 +39,6 @@ from train.sharding import FSDP
 from train.train_params import TrainParams
 
 LAYER_BYTES = 50_000  # of a layer's Python objects, besides its numbers; 65 kB were measured
-TOKENIZER_OF_CHECKS = cast(Tokenizer, SimpleNamespace(n_tokens=8, pad=0, bos=1, eos=2, mask=3))
 MIN_DEVICES = 16  # processes allowed on any machine, however few cores it has
 
 
@@ -187,7 +185,7 @@ def recompute_problems(model: ModelParams, recompute: str, dropout: float) -> It
     if recompute == "none" or any(model_problems(model)):
         return
     try:
-        lm = LM(with_fewer_layers(model), TOKENIZER_OF_CHECKS, dropout)
+        lm = LM(with_fewer_layers(model), stand_in_tokenizer(8), dropout)
     except (ValueError, RuntimeError):
         return  # `size_problems` reports it
     if flaw := recompute_flaw(lm):
