@@ -110,16 +110,21 @@ def assert_equal_runs(here, there):
 
 @needs_ray
 def test_runs_on_a_cluster_equal_those_of_a_serial_grid(cluster, far, tmp_path, monkeypatch, notes):
-    """Text that only this machine has and a run to begin with travel, and what wandb keeps comes home, too."""
+    """Text that only this machine has and a run to begin with travel, and what wandb keeps comes home, too.
+
+    So do the results on an evaluation set.
+    """
     text = tmp_path / "data" / "mine" / "data.txt"
     text.parent.mkdir(parents=True)
     text.write_text("\n".join(f"the number {i} comes before {i + 1}" for i in range(2000)), encoding="utf-8")
     monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "data"))
-    options = ["--config=test-nlp", "--task=mine", *SHORT[1:]]
+    other = {"pydoc": {"dataset_name": "pydoc", "debug_crop": 4}}
+    options = ["--config=test-nlp", "--task=mine", f"--set=eval_sets={other}", *SHORT[1:]]
     assert train(tmp_path / "serial", *options, "--no-wandb") == 0
     ours = f"--ray={cluster.address}"
     assert train(tmp_path / "ray", *options, ours) == 0
     assert_equal_runs(tmp_path / "serial", tmp_path / "ray")
+    assert runs(str(tmp_path / "ray"), all=True)["val_loss[pydoc]"].notna().all()
     assert len(list((tmp_path / "ray" / "logs" / "wandb").glob("offline-run-*"))) == 2
     uploads = [line for line in notes if "Upload later by" in line]
     assert len(uploads) == 2
