@@ -22,7 +22,7 @@ from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
 from tests.train.little_run import CALL
-from tests.train.saving.test_claims import claimed_elsewhere
+from tests.train.saving.test_claims import claim_of_saved, claimed_elsewhere
 from train.grid.expand import GridError
 from train.grid.params import Params
 from train.grid.run import Run
@@ -206,13 +206,13 @@ def test_a_run_stopped_without_a_cluster_resumes_on_one(cluster, far, whole, tmp
 @needs_ray
 def test_a_run_that_another_call_trains_is_left_out(cluster, far, whole, tmp_path, notes):
     """This process has the claims of its runs, which workers train."""
-    abouts = [json.loads(path.read_text()) for path in sorted(whole.rglob("about.json"))]
+    claims = [claim_of_saved(path.parent) for path in sorted(whole.rglob("about.json"))]
     ours = [*WHOLE, "--resume", f"--ray={cluster.address}"]
-    with claimed_elsewhere(tmp_path, abouts[0]["identity"]):
+    with claimed_elsewhere(tmp_path, claims[0]):
         assert train(tmp_path, *ours) == 0
     assert "run 1: left out: another call trains it at the moment" in notes
     assert sorted(runs(str(tmp_path), all=True).random_seed) == [2, 3]
-    assert noted_folder(tmp_path, abouts[1]["identity"]).is_dir()
+    assert noted_folder(tmp_path, claims[1]).is_dir()
     assert train(tmp_path, *ours) == 0
     assert_equal_runs(tmp_path, whole)
 
