@@ -66,7 +66,7 @@ class LM(nn.Module):
         self.cache_check = CacheCheck()  # tells whether generation may use a cache
         self.n_scored: Tensor | None = None  # number of tokens in the means of the latest get_losses
         self.embed = Embedding(model_params, self.n_tokens, dropout)
-        self.decoder = Transformer(model_params, dropout)
+        self.decoder = Transformer(model_params, dropout, self.n_tokens)
         self.transform = readout_transform(model_params)
         self.unembed = readout(model_params, self.n_tokens)
         cap = model_params.logit_softcap

@@ -78,6 +78,7 @@ class ModelParams(PerLayer):
     attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
     value_residual: bool = False  # mix the values with those of the first layer
+    value_embeddings: bool = False  # add a further embedding of the token to the values
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block

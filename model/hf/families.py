@@ -37,6 +37,7 @@ EVERYWHERE: dict[str, object] = {
     "attn_sink": None,
     "attn_gate": None,
     "value_residual": False,
+    "value_embeddings": False,
     "stream_lambdas": False,
     "logit_softcap": None,
     "separate_heads": False,

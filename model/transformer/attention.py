@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from model.context import Context
 from model.model_params import ModelParams
-from model.transformer.attention_parts import attention_gate, attention_sink, value_residual
+from model.transformer.attention_parts import attention_gate, attention_sink, value_embedding, value_residual
 from model.transformer.embeddings import on_scores, position_kinds
 from model.transformer.linear import linear
 from model.transformer.lora import merged_weight
@@ -33,6 +33,7 @@ class Attention(nn.Module):
         self.on_scores = on_scores(p)
         self.sink = attention_sink(p)
         self.dropout = nn.Dropout(dropout)
+        self.value_embedding = value_embedding(p)
         self.value_residual = value_residual(p)
         self.gate = attention_gate(p)
         self.temperature = temperature(p)  # muP
@@ -45,6 +46,7 @@ class Attention(nn.Module):
         q_BHTK, k_BGTK, v_BGTK = qkv_BNTK.split([H, G, G], dim=1)
         q_BHTK = self.positions(ctx.tap("q", self.q_norm(q_BHTK)), ctx.start)
         k_BGTK = self.positions(ctx.tap("k", self.k_norm(k_BGTK)), ctx.start)
+        v_BGTK = self.value_embedding(v_BGTK, ctx)
         v_BGTK = ctx.tap("v", self.value_residual(v_BGTK, ctx))
         k_BHSK = self.shared(ctx.with_past("k", k_BGTK, dim=2))
         v_BHSK = self.shared(ctx.with_past("v", v_BGTK, dim=2))
@@ -118,7 +120,7 @@ class Attention(nn.Module):
         """Return the size of the keys and values of `T` tokens, or of those that a sliding window still shows."""
         p = self.model_params
         n_visible = T if p.sliding_window is None else min(T, p.sliding_window - 1)
-        return 2 * p.kv_heads * (p.dim // p.n_heads) * n_visible
+        return 2 * p.kv_heads * p.head_width * n_visible
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the weights of queries, keys and values, as views of the parameters."""

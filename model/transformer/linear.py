@@ -45,9 +45,12 @@ def weight_std(n_in: int, model_params: ModelParams, into_stream: bool = False) 
     return gain / math.sqrt(n_in * n_added)
 
 
-def embedding(n_rows: int, model_params: ModelParams) -> nn.Embedding:
-    """Return an nn.Embedding whose rows start as small as those of `readout`, so that the two can be tied."""
-    table = nn.Embedding(n_rows, model_params.dim)
+def embedding(n_rows: int, model_params: ModelParams, width: int | None = None) -> nn.Embedding:
+    """Return an nn.Embedding whose rows start as small as those of `readout`, so that the two can be tied.
+
+    `width` is the length of a row, by default dim.
+    """
+    table = nn.Embedding(n_rows, width or model_params.dim)
     nn.init.normal_(table.weight, std=embedding_std(model_params))
     return table
 

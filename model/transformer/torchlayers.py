@@ -33,6 +33,7 @@ class TorchTransformer(Layer):
         "norm_gain": {False},
         "out_zero_init": {True},
         "value_residual": {True},
+        "value_embeddings": {True},
         **dict.fromkeys(("attn_softcap", "attn_sink", "attn_gate"), all_except(None)),
         "separate_heads": {True},
         "mup_attn_mult": all_except(1.0),  # muP

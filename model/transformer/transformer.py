@@ -19,12 +19,14 @@ class Transformer(nn.Module):
 
     recompute = False  # training with recompute="layer": do not store the activations inside of layers
 
-    def __init__(self, model_params: ModelParams, dropout: float = 0.0) -> None:
+    def __init__(
+        self, model_params: ModelParams, dropout: float = 0.0, n_tokens: int | None = None
+    ) -> None:
         super().__init__()
         self.model_params = model_params
 
         def make_layer(i: int) -> nn.Module:
-            own_params = model_params.at(i, self.depth)
+            own_params = model_params.at(i, self.depth, n_tokens)
             return layer_kinds[own_params.layer_architecture](own_params, dropout)
 
         # Initial weights depend on the number of layers in a forward pass. Placeholders let `passes` count them first.

@@ -119,6 +119,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
     "value_residual": st.sampled_from([False, False, True]),
+    "value_embeddings": st.sampled_from([False, False, True]),
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),

@@ -61,6 +61,7 @@ ARCHITECTURES = [
     {"norm_position": "sandwich", "n_kv_heads": 1, "gated": True, "positions": "rotary"},
     {"parallel_blocks": True, "separate_heads": True, "tied_embeddings": False, "positions": "alibi"},
     {"dim": 24, "n_heads": 2, "attention": "fused", "qk_norm": True, "norm": "rmsnorm"},
+    {"value_embeddings": (True, False), "n_kv_heads": 1},
     {"lora_rank": 2, "dim_ff": 20, "mup_output_mult": 2.0, "mup_attn_mult": 3.0, "mup_input_mult": 0.5},
 ]
 
@@ -106,7 +107,7 @@ def test_every_parameter_has_one_role(fields):
     assert roles.keys() == dict(lm.named_parameters()).keys()
     for name, parameter in lm.named_parameters():
         role, last = roles[name], name.split(".")[-1]
-        if name.startswith("embed."):
+        if name.startswith("embed.") or ".value_embedding." in name:
             assert role == Role("embedding", m_out=2.0)
         elif name == "unembed.weight" or ".map.weight" in name:
             assert role == Role("readout", m_in=2.0)

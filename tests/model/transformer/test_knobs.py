@@ -57,11 +57,14 @@ def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Ten
     return list(heads[:n]), list(heads[n : n + m]), list(heads[n + m :])
 
 
-def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
+def attention_by_hand(mixer: Attention, x_TD: Tensor, ids_T: Tensor) -> Tensor:
     """Compute attention one query at a time, over the keys that it may see."""
     p = mixer.model_params
     T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
     queries, keys, values = maps_by_hand(mixer, x_TD)
+    if p.value_embeddings:
+        own = mixer.value_embedding.table.weight[ids_T].chunk(len(values), dim=-1)
+        values = [v + e for v, e in zip(values, own, strict=True)]
     if p.value_residual:  # this layer alone is its own first one
         values = [v * mixer.value_residual.lambdas.sum() for v in values]
     out = torch.zeros(T, p.n_heads * K, dtype=x_TD.dtype)
@@ -125,7 +128,7 @@ def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
     return layer.linear2(a * layer.linear_up(x_TD) if layer.model_params.gated else a)
 
 
-def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
+def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor, ids_T: Tensor) -> Tensor:
     p = layer.model_params
 
     def normed(norm: nn.Module, x_TD: Tensor) -> Tensor:
@@ -145,7 +148,7 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
     def after(norms, x_TD: Tensor) -> Tensor:
         return normed(norms.after, x_TD) if p.norm_position == "post" else x_TD
 
-    attended = added(layer.norm1, lambda x_TD: attention_by_hand(layer.mixer, x_TD), x_TD)
+    attended = added(layer.norm1, lambda x_TD: attention_by_hand(layer.mixer, x_TD, ids_T), x_TD)
     middle = after(layer.norm1, summed(layer.residual_sa, x_TD, attended))
     if p.dim_ff == 0:
         return middle
@@ -167,10 +170,10 @@ OUR_LAYER = architectures(layer_architecture="custom-transformer", n_layers=3)
 
 
 def check_by_hand(params: ModelParams, T: int) -> None:
-    layer = perturbed_layer(params.at(1))
+    layer, ids_BT = perturbed_layer(params.at(1, n_tokens=30)), random_ids(2, T)
     x_BTD = torch.randn(2, T, params.dim, dtype=torch.float64)
-    expected = torch.stack([layer_by_hand(layer, x_TD) for x_TD in x_BTD])
-    assert_close(layer(x_BTD, Context(random_ids(2, T))), expected, **EXACT)
+    expected = torch.stack([layer_by_hand(layer, *row) for row in zip(x_BTD, ids_BT, strict=True)])
+    assert_close(layer(x_BTD, Context(ids_BT)), expected, **EXACT)
 
 
 @settings(deadline=None, max_examples=40)

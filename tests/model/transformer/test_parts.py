@@ -17,7 +17,9 @@ from model.hf.weights import as_hf
 from model.lm import LM
 from model.perplexity import NOT_SCORED
 from model.problems import model_problems
+from model.shapes import size_of
 from tests.model.tiny import CharTokenizer, batch_of, default_dtype, random_ids, tiny_lm, tiny_params
+from train.launch.match import params_without_embeddings
 from train.train_params import TrainParams
 
 IDS = random_ids(2, 9)
@@ -36,6 +38,24 @@ def test_later_values_are_mixed_with_those_of_the_first_layer():
     for i in (1, 2):
         a, b = lm.decoder.layers[i].mixer.value_residual.lambdas
         assert_close(seen[f"layers.{i}.v"][:, 0], a * own[i] + b * own[0])
+
+
+def test_values_have_an_embedding_of_the_token_in_the_layers_that_ask_for_one():
+    lm = tiny_lm(n_layers=3, n_heads=4, n_kv_heads=2, value_embeddings=(False, True))
+    with torch.no_grad(), lm.record("resid_pre", "v") as seen:
+        lm(IDS)
+    tables = [name for name, _ in lm.named_parameters() if "value_embedding" in name]
+    assert tables == ["decoder.layers.1.mixer.value_embedding.table.weight"]
+    layer = lm.decoder.layers[1]
+    own = layer.mixer.qkv(layer.norm1.before(seen["layers.1.resid_pre"]))[..., -8:]
+    expected = own + lm.get_parameter(tables[0])[IDS]
+    assert_close(seen["layers.1.v"], torch.stack(expected.split(4, dim=-1), dim=1))
+
+
+def test_tables_of_values_do_not_count_as_parameters_of_layers():
+    plain, with_tables = tiny_params(), tiny_params(value_embeddings=(True, False))
+    assert params_without_embeddings(plain, 30) == params_without_embeddings(with_tables, 30)
+    assert size_of(with_tables, 30).n_params == size_of(plain, 30).n_params + 30 * 16
 
 
 def test_the_stream_is_mixed_with_the_embeddings_before_each_layer():
@@ -101,6 +121,7 @@ NEUTRAL = {  # a part, and values of its parameters with which it changes nothin
     "attn_gate": ("head", {"gate.map.weight": 0.0, "gate.map.bias": 1e3}),
     "stream_lambdas": (True, {"of_stream": 1.0, "of_embeddings": 0.0}),
     "value_residual": (True, {"lambdas": (1.0, 0.0)}),
+    "value_embeddings": (True, {"value_embedding.table.weight": 0.0}),
 }
 
 

@@ -48,6 +48,7 @@ MODEL = {
     "attn_sink": ("learned", {}),
     "attn_gate": ("head", {}),
     "value_residual": (True, {}),
+    "value_embeddings": (True, {}),
     "stream_lambdas": (True, {}),
     "logit_softcap": (1.0, {}),
     "out_zero_init": (True, {}),
