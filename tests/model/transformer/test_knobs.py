@@ -58,7 +58,7 @@ def mixed_by_hand(canon: nn.Module, x_TC: Tensor) -> Tensor:
     )
 
 
-def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def maps_by_hand(mixer: Attention, x_TD: Tensor, ids_T: Tensor) -> tuple[list[Tensor], ...]:
     """Queries, keys and values of every head, [T, K] each."""
     p = mixer.model_params
     if p.separate_heads:
@@ -67,19 +67,20 @@ def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Ten
         every = mixer.qkv(x_TD)
     heads = mixed_by_hand(mixer.canon_b, every).split(p.head_dim or p.dim // p.n_heads, dim=-1)
     n, m = p.n_heads, p.n_kv_heads or p.n_heads
-    return list(heads[:n]), list(heads[n : n + m]), list(heads[n + m :])
+    values = list(heads[n + m :])
+    if p.value_embeddings:
+        embedded = mixer.value_embedding.table.weight[ids_T].chunk(m, dim=-1)
+        values = [v + e for v, e in zip(values, embedded, strict=True)]
+    if p.value_residual:  # this layer alone is its own first one
+        values = [v * mixer.value_residual.lambdas.sum() for v in values]
+    return list(heads[:n]), list(heads[n : n + m]), values
 
 
 def attention_by_hand(mixer: Attention, canon_a: nn.Module, x_TD: Tensor, ids_T: Tensor) -> Tensor:
     """Compute attention one query at a time, over the keys that it may see."""
     p, x_TD = mixer.model_params, mixed_by_hand(canon_a, x_TD)
     T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
-    queries, keys, values = maps_by_hand(mixer, x_TD)
-    if p.value_embeddings:
-        own = mixer.value_embedding.table.weight[ids_T].chunk(len(values), dim=-1)
-        values = [v + e for v, e in zip(values, own, strict=True)]
-    if p.value_residual:  # this layer alone is its own first one
-        values = [v * mixer.value_residual.lambdas.sum() for v in values]
+    queries, keys, values = maps_by_hand(mixer, x_TD, ids_T)
     out = torch.zeros(T, p.n_heads * K, dtype=x_TD.dtype)
     for h, q_TK in enumerate(queries):
         own = h // (p.n_heads // len(keys))
