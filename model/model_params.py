@@ -137,10 +137,6 @@ class ModelParams(PerLayer):
                 f"positions='rotary' rotates pairs, but rotary_frac={self.rotary_frac} of the {width} dimensions of a "
                 f"head is {self.n_rotated}: it must be even and at least 2"
             )
-        if self.positions == "hard-alibi" and self.n_heads == 1:
-            raise ValueError(
-                "positions='hard-alibi' limits the first half of the heads, but n_heads=1 has no half"
-            )
         if self.parallel_blocks and self.norm_position == "post":
             raise ValueError(
                 "parallel_blocks=True adds both blocks at once, so norm_position='post' has no place between them; "
@@ -172,6 +168,10 @@ class ModelParams(PerLayer):
             )
 
     def check_attention(self) -> None:
+        if self.positions == "hard-alibi" and self.n_heads == 1:
+            raise ValueError(
+                "positions='hard-alibi' limits the first half of the heads, but n_heads=1 has no half"
+            )
         for name in ("attn_softcap", "attn_sink"):
             if self.attention == "fused" and (value := getattr(self, name)) is not None:
                 raise ValueError(
