@@ -14,10 +14,12 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import is_refused, model_problems
 from model.transformer.linear import initial_weights
+from model.transformer.share import share_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
 KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
+SHARES = ["norms", "attention, ff", "k=v", "q=k, o=v.T", "o=q.T,norms", "down=up.T"]
 POSITIONS = ["none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"]
 COMBINATIONS = [
     *(("custom-transformer", positions) for positions in POSITIONS),
@@ -124,6 +126,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "value_embeddings": st.sampled_from([False, False, True]),
     "canon": st.sampled_from([None, None, None, "abcd", "ac", "b"]),
     "n_loops": st.sampled_from([1, 1, 1, 2]),
+    "share": st.sampled_from([None, None, None, *SHARES]),
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),
@@ -222,6 +225,9 @@ def architectures(draw, **fixed) -> ModelParams:
         for name, refused in getattr(layer_kinds[own.layer_architecture], "refuses", {}).items():
             if is_refused(getattr(own, name), refused):
                 params = replace(params, **{name: getattr(ModelParams, name)})
+    may_share = params.kinds == ("custom-transformer",) and not params.turns and params.n_layers > 1
+    if not may_share or any(share_problems(params)) or not params.norm_gain or params.norm_position == "none":
+        params = replace(params, share=None)
     if params.norm_position == "none" and "gated-conv" in params.kinds:
         # Without norms its products of activations would overflow.
         params = replace(params, init="small")
