@@ -14,6 +14,8 @@ OF_WHOLE_MODEL = frozenset(
         "objective",
         "dim",
         "n_layers",
+        "n_loops",
+        "share",
         "max_seq_len",
         "norm",
         "norm_eps",
@@ -59,6 +61,8 @@ class ModelParams(PerLayer):
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
     n_heads: PositiveInt = 4  # per layer; must divide dim
+    n_loops: PositiveInt = 1  # how often a forward pass goes through the stack
+    share: str | None = None  # shared weights, as "k=v, o=q.T, norms"
     head_dim: PositiveInt | None = None  # width of a head, whatever dim is; None: dim / n_heads
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
@@ -78,6 +82,8 @@ class ModelParams(PerLayer):
     attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
     value_residual: bool = False  # mix the values with those of the first layer
+    value_embeddings: bool = False  # add a further embedding of the token to the values
+    canon: str | None = None  # letters of "abcd": where short convolutions mix neighboring positions
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
@@ -93,22 +99,22 @@ class ModelParams(PerLayer):
     readout_bias: bool = False  # of the readout, and of the map before it
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
-    init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
+    init: str = "small"  # initial weights; "unit": outputs of maps, and untied embeddings, begin at size 1
     out_zero_init: bool = False  # maps into the residual stream begin at 0
-    residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
+    residual: Literal["plain", "admin", "deepnet", "rezero", "layerscale"] = "plain"  # weights of x + f(x)
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
     residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector
     residual_profile: bool = False  # of "admin": set omega by variances in the first batches instead
     parametrization: Literal["standard", "mup", "completep"] = "standard"  # muP: how lr scales with size
     mup_base_dim: NonNegativeInt = 0  # muP: the dim at which it is "standard"; 0: this one
     mup_base_heads: NonNegativeInt = 0  # muP: n_heads at mup_base_dim; 0: the same
-    mup_base_layers: NonNegativeInt = 0  # muP: the n_layers at which "completep" is "mup"; 0: this one
+    mup_base_layers: NonNegativeInt = 0  # muP: the depth at which "completep" is "mup"; 0: this one
     mup_input_mult: PositiveFloat = 1.0  # muP: factor of the embeddings
     mup_output_mult: PositiveFloat = 1.0  # muP: factor of the logits
     mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
     readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
     query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
-    conv_width: PositiveInt = 4  # positions in the convolution of mixers that have one
+    conv_width: PositiveInt = 4  # positions in the convolution of canon, and of mixers that have one
     state_dim: PositiveInt | None = None  # width of a head's keys in mixers with a state; None: dim / n_heads
     negative_eigenvalues: bool = False  # of deltanet and gated-delta: what a step erases may change its sign
     fixed_decay: bool = False  # of gla: each head has a constant decay, as in RetNet
@@ -154,8 +160,10 @@ class ModelParams(PerLayer):
                 "causal=False with objective='next-token' would show each position the token that it predicts; "
                 "use objective='masked'"
             )
+        self.check_init()
         self.check_residual()
         self.check_attention()
+        self.check_canon()
         if not self.norm_gain and self.norm_position == "sandwich":
             raise ValueError(
                 "norm_gain=False with norm_position='sandwich': the norms after blocks begin with a small gain, "
@@ -163,18 +171,61 @@ class ModelParams(PerLayer):
             )
 
     def check_attention(self) -> None:
+        if self.positions == "hard-alibi" and self.n_heads == 1:
+            raise ValueError(
+                "positions='hard-alibi' limits the first half of the heads, but n_heads=1 has no half"
+            )
         for name in ("attn_softcap", "attn_sink"):
             if self.attention == "fused" and (value := getattr(self, name)) is not None:
                 raise ValueError(
                     f"attention='fused' is torch's kernel, which cannot apply {name}={value!r}; use attention='explicit'"
                 )
 
+    def check_init(self) -> None:
+        if self.init in ("small", "unit"):
+            return
+        if self.parametrization != "standard":  # muP
+            raise ValueError(
+                f"init={self.init!r} is for parametrization='standard', not {self.parametrization!r}; use init='small' or 'unit'"
+            )
+        if self.residual == "deepnet":
+            raise ValueError(
+                f"init={self.init!r} and residual='deepnet' both choose initial weights: use one of them"
+            )
+
+    def check_canon(self) -> None:
+        if self.canon is None:
+            return
+        if not self.canon or len(set(self.canon)) < len(self.canon) or set(self.canon) - set("abcd"):
+            raise ValueError(
+                f"canon={self.canon!r} must be some of the letters abcd, each once: a before attention, b on queries, "
+                "keys and values, c before the feed-forward block, d inside it"
+            )
+        if not self.causal:
+            raise ValueError(
+                f"canon={self.canon!r} mixes in earlier positions only, but causal=False; use canon=None"
+            )
+        if not self.ff_width and set(self.canon) & set("cd"):
+            raise ValueError(
+                f"canon={self.canon!r} has a place in the feed-forward block, but dim_ff=0 leaves it out; use a and b"
+            )
+
     def check_residual(self) -> None:
         if self.out_zero_init and self.residual == "deepnet":
             raise ValueError(
                 "out_zero_init=True and residual='deepnet' both choose initial weights: use one of them"
             )
-        if self.residual != "plain" and self.norm_position != "post":
+        if self.out_zero_init and self.residual == "rezero":
+            raise ValueError(
+                "out_zero_init=True with residual='rezero' multiplies 0 by 0, so that no gradient reaches a layer: use one "
+                "of them"
+            )
+        if self.residual_profile and self.n_loops > 1:
+            raise ValueError(
+                f"residual_profile=True sets an omega from what comes before it, which differs in each of n_loops={self.n_loops} "
+                "loops; use residual_profile=False"
+            )
+        if self.residual in ("admin", "deepnet") and self.norm_position != "post":
             raise ValueError(
                 f"residual={self.residual!r} needs norm_position='post', not {self.norm_position!r}: "
                 "only a norm after the sum keeps x * omega + f from growing"
@@ -186,8 +237,8 @@ class ModelParams(PerLayer):
 
     @property
     def depth(self) -> int:
-        """Number of layers in a forward pass: n_layers, unless `Transformer.passes` says otherwise."""
-        return self.n_layers if self.n_passes is None else self.n_passes
+        """Number of layers in a forward pass: n_layers * n_loops, unless `Transformer.passes` says otherwise."""
+        return self.n_layers * self.n_loops if self.n_passes is None else self.n_passes
 
     @property
     def head_width(self) -> int:

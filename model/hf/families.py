@@ -37,7 +37,12 @@ EVERYWHERE: dict[str, object] = {
     "attn_sink": None,
     "attn_gate": None,
     "value_residual": False,
+    "value_embeddings": False,
+    "canon": None,
     "stream_lambdas": False,
+    "n_loops": 1,
+    "share": None,
+    "residual": "plain",
     "logit_softcap": None,
     "separate_heads": False,
 }

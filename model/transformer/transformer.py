@@ -12,6 +12,7 @@ from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
 from model.transformer.recompute import caller_of_layers
 from model.transformer.residual import StreamMix, init_omegas
+from model.transformer.share import share_between
 
 
 class Transformer(nn.Module):
@@ -19,18 +20,19 @@ class Transformer(nn.Module):
 
     recompute = False  # training with recompute="layer": do not store the activations inside of layers
 
-    def __init__(self, model_params: ModelParams, dropout: float = 0.0) -> None:
+    def __init__(self, model_params: ModelParams, dropout: float = 0.0, n_tokens: int | None = None) -> None:
         super().__init__()
         self.model_params = model_params
 
         def make_layer(i: int) -> nn.Module:
-            own_params = model_params.at(i, self.depth)
+            own_params = model_params.at(i, self.depth, n_tokens)
             return layer_kinds[own_params.layer_architecture](own_params, dropout)
 
         # Initial weights depend on the number of layers in a forward pass. Placeholders let `passes` count them first.
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))
         self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
+        share_between(self.layers, model_params)
         self.norm = final_norm(model_params)
         self.mix = StreamMix(len(self.passes())) if model_params.stream_lambdas else None
         init_omegas([layer for _, layer in self.passes()], model_params)
@@ -43,7 +45,7 @@ class Transformer(nn.Module):
         A layer may occur several times, each time with another number. All code that iterates over layers uses this
         method.
         """
-        return list(enumerate(self.layers))
+        return list(enumerate([*self.layers] * self.model_params.n_loops))
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         run_layer = caller_of_layers(self.recompute, ctx)

@@ -13,12 +13,16 @@ from model.context import layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import is_refused, model_problems
+from model.transformer.linear import initial_weights
+from model.transformer.share import share_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
 KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
+SHARES = ["norms", "attention, ff", "k=v", "q=k, o=v.T", "o=q.T,norms", "down=up.T"]
+POSITIONS = ["none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"]
 COMBINATIONS = [
-    *(("custom-transformer", positions) for positions in ("none", "learned", "sin", "rotary", "alibi")),
+    *(("custom-transformer", positions) for positions in POSITIONS),
     *((kind, positions) for kind in KINDS[1:] for positions in ("none", "learned")),
 ]
 
@@ -102,7 +106,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "objective": st.sampled_from(["next-token", "next-token", "masked"]),
     "n_layers": st.integers(1, 3),
     "dim_ff": st.sampled_from([None, 0, 20]),
-    "positions": st.sampled_from(["none", "learned", "sin", "rotary", "alibi"]),
+    "positions": st.sampled_from(POSITIONS),
     "rotary_base": st.sampled_from([100.0, 10_000.0]),
     "rotary_scaling": st.sampled_from([None, None, "linear, factor=2"]),
     "rotary_frac": st.sampled_from([0.5, 1.0]),
@@ -119,6 +123,10 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
     "value_residual": st.sampled_from([False, False, True]),
+    "value_embeddings": st.sampled_from([False, False, True]),
+    "canon": st.sampled_from([None, None, None, "abcd", "ac", "b"]),
+    "n_loops": st.sampled_from([1, 1, 1, 2]),
+    "share": st.sampled_from([None, None, None, *SHARES]),
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),
@@ -138,8 +146,8 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "negative_eigenvalues": st.booleans(),
     "fixed_decay": st.booleans(),
     "lora_rank": st.sampled_from([0, 0, 2]),
-    "init": st.sampled_from(["small", "unit"]),
-    "residual": st.sampled_from(["admin", "deepnet", "plain"]),
+    "init": st.sampled_from(["small", "unit", *initial_weights]),
+    "residual": st.sampled_from(["admin", "deepnet", "plain", "rezero", "layerscale"]),
     "residual_change": st.sampled_from(["O(logn)", "O(1)", "O(n)"]),
     "residual_trainable": st.booleans(),
     "parametrization": st.sampled_from(["standard", "mup", "completep"]),
@@ -152,7 +160,9 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
 
 
 MAY_DIFFER = sorted(FIELDS.keys() - ModelParams.of_whole_model)  # by layer
-ACTING_IN_LAYERS = st.sampled_from(["none", "rotary", "alibi"])  # positions that may differ by layer
+ACTING_IN_LAYERS = st.sampled_from(
+    ["none", "rotary", "alibi", "hard-alibi", "t5"]
+)  # positions that may differ by layer
 
 
 @st.composite
@@ -170,21 +180,25 @@ def possible_together(fields: dict) -> dict:
     f = dict(fields)
     if f["norm_position"] == "post":
         f["parallel_blocks"] = False
-    else:
+    elif f["residual"] in ("admin", "deepnet"):
         f["residual"] = "plain"
     if f["objective"] == "next-token":
         f["causal"] = True
     if "fused" in str(f["attention"]):
         f |= {"attn_softcap": None, "attn_sink": None}
+    if not f["causal"] or "0" in str(f["dim_ff"]).replace("20", ""):
+        f["canon"] = None
     if isinstance(f["activation"], tuple):
         f["readout_transform"] = False
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
         f["activation"] = "relu"  # its squares would overflow
     f["norm_gain"] |= f["norm_position"] == "sandwich"
-    f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
+    f["out_zero_init"] = f["out_zero_init"] if f["residual"] not in ("deepnet", "rezero") else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
     if f["parametrization"] != "standard":
         f["state_dim"] = None
+    if f["parametrization"] != "standard" or f["residual"] == "deepnet":
+        f["init"] = "small" if f["init"] in ("xavier", "kaiming", "orthogonal") else "unit"
     f["readout_zero_init"] &= not f["tied_embeddings"]
     return f
 
@@ -201,6 +215,8 @@ def architectures(draw, **fixed) -> ModelParams:
     if fields["parametrization"] == "standard":
         fields["head_dim"] = draw(st.sampled_from([None, None, 12, (4, 12)]))
     fields = possible_together(fields)
+    if n_heads == 1 and "hard-alibi" in str(fields["positions"]):
+        fields["positions"] = "alibi"
     base = {"mup_base_dim": n_heads * 2, "mup_base_layers": 1}
     params = ModelParams(
         dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base
@@ -209,6 +225,9 @@ def architectures(draw, **fixed) -> ModelParams:
         for name, refused in getattr(layer_kinds[own.layer_architecture], "refuses", {}).items():
             if is_refused(getattr(own, name), refused):
                 params = replace(params, **{name: getattr(ModelParams, name)})
+    may_share = params.kinds == ("custom-transformer",) and not params.turns and params.n_layers > 1
+    if not may_share or any(share_problems(params)) or not params.norm_gain or params.norm_position == "none":
+        params = replace(params, share=None)
     if params.norm_position == "none" and "gated-conv" in params.kinds:
         # Without norms its products of activations would overflow.
         params = replace(params, init="small")

@@ -65,6 +65,7 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
             (group_problems, model, train),
             (role_problems, model, by_role(model, train)),  # muP
             (sharding_problems, train, by_role(model, train)),  # muP
+            (reuse_problems, model, train.strategy),
             (recompute_problems, model, train.recompute, train.dropout),
         ]
         for check, first, *rest in checks:
@@ -178,6 +179,13 @@ def sharding_problems(train: TrainParams, asks_roles: bool) -> Iterator[str]:  #
             "strategy='fsdp' supports neither muP nor optimizer='muon' nor factors such as lr_hidden_mult; "
             "use strategy='ddp'"
         )
+
+
+def reuse_problems(model: ModelParams, strategy: str) -> Iterator[str]:
+    """Yield an error message for strategy='fsdp' with weights that act in several places, as it gathers each layer once."""
+    for name, value in (("n_loops", model.n_loops), ("share", model.share)):
+        if strategy == FSDP and value not in (1, None):
+            yield f"strategy='fsdp' does not support {name}={value!r}; use strategy='ddp'"
 
 
 def recompute_problems(model: ModelParams, recompute: str, dropout: float) -> Iterator[str]:
