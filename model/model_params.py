@@ -82,6 +82,13 @@ class ModelParams(PerLayer):
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
+    n_experts: NonNegativeInt = (
+        0  # feed-forward blocks of a mixture, each of width dim_ff; 0: one block for all tokens
+    )
+    experts_per_token: PositiveInt = 2  # experts that a token passes, those with its highest scores
+    n_shared_experts: NonNegativeInt = 0  # more experts, which every token passes
+    balance: Literal["loss", "bias"] | None = "loss"  # how experts get equally many tokens
+    balance_rate: PositiveFloat | None = None  # weight of the loss, or step of the bias; None: 0.01 or 0.001
     bias: bool = True  # in every linear layer and norm of the stack
     bias_qkv: bool | None = None  # of queries, keys and values; None: as bias
     bias_out: bool | None = None  # of the map from heads to the stream; None: as bias
@@ -156,6 +163,7 @@ class ModelParams(PerLayer):
             )
         self.check_residual()
         self.check_attention()
+        self.check_experts()
         if not self.norm_gain and self.norm_position == "sandwich":
             raise ValueError(
                 "norm_gain=False with norm_position='sandwich': the norms after blocks begin with a small gain, "
@@ -168,6 +176,24 @@ class ModelParams(PerLayer):
                 raise ValueError(
                     f"attention='fused' is torch's kernel, which cannot apply {name}={value!r}; use attention='explicit'"
                 )
+
+    def check_experts(self) -> None:
+        if not self.n_experts:
+            return
+        if self.n_experts == 1:
+            raise ValueError("n_experts=1 leaves the router no choice; use 0 for one block for all tokens")
+        if self.experts_per_token > self.n_experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} is more than n_experts={self.n_experts}: a token cannot pass "
+                "an expert twice"
+            )
+        for name, value, why in (
+            ("dim_ff", 0, "leaves no feed-forward block to make experts of"),
+            ("lora_rank", self.lora_rank or None, "has no products for the matrices of experts"),
+            ("residual", "deepnet", "has no initial weights for experts; use residual='admin'"),
+        ):
+            if getattr(self, name) == value:
+                raise ValueError(f"n_experts={self.n_experts} with {name}={value!r}: it {why}")
 
     def check_residual(self) -> None:
         if self.out_zero_init and self.residual == "deepnet":

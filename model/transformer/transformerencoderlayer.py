@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from model.context import Context, Layer, layer_kind
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
+from model.transformer.experts import Experts
 from model.transformer.linear import linear
 from model.transformer.norms import Norms
 from model.transformer.residual import make_residual
@@ -46,10 +47,13 @@ class TransformerEncoderLayer(Layer):
         self.residual_sa = make_residual(p)
         if p.ff_width:
             self.norm2 = Norms(p)
-            self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
-            self.linear_up = linear(p.dim, p.ff_width, p, p.bias_ff) if p.gated else None
-            self.activation = activations[p.activation]
-            self.linear2 = linear(p.ff_width, p.dim, p, p.bias_ff, into_stream=True)
+            if p.n_experts:
+                self.experts = Experts(p, activations[p.activation])
+            else:
+                self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
+                self.linear_up = linear(p.dim, p.ff_width, p, p.bias_ff) if p.gated else None
+                self.activation = activations[p.activation]
+                self.linear2 = linear(p.ff_width, p.dim, p, p.bias_ff, into_stream=True)
             self.dropout_ff = nn.Dropout(dropout)
             self.residual_ff = make_residual(p)
 
@@ -72,6 +76,8 @@ class TransformerEncoderLayer(Layer):
         return self.dropout_sa(x)
 
     def _ff_block(self, x_BTD: Tensor, ctx: Context) -> Tensor:
+        if self.model_params.n_experts:
+            return self.dropout_ff(self.experts(x_BTD, ctx))
         x_BTF = self.activation(ctx.tap("mlp_pre", self.linear1(x_BTD)))
         if self.linear_up is not None:
             x_BTF = x_BTF * self.linear_up(x_BTD)

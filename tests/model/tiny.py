@@ -123,6 +123,11 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),
     "parallel_blocks": st.booleans(),
+    "n_experts": st.sampled_from([0, 0, 2, 5]),
+    "experts_per_token": st.sampled_from([1, 2]),
+    "n_shared_experts": st.sampled_from([0, 1]),
+    "balance": st.sampled_from([None, "loss", "bias"]),
+    "balance_rate": st.sampled_from([None, 0.1]),
     "activation": st.sampled_from(["relu", "gelu", "gelu_tanh", "silu", "relu2"]),
     "gated": st.booleans(),
     "bias": st.booleans(),
@@ -186,6 +191,9 @@ def possible_together(fields: dict) -> dict:
     if f["parametrization"] != "standard":
         f["state_dim"] = None
     f["readout_zero_init"] &= not f["tied_embeddings"]
+    without_ff = f["dim_ff"] == 0 or (isinstance(f["dim_ff"], tuple) and 0 in f["dim_ff"])
+    if f["lora_rank"] or f["residual"] == "deepnet" or without_ff:
+        f["n_experts"] = 0
     return f
 
 

@@ -25,6 +25,7 @@ from tests.model.tiny import (
     tiny_lm,
     tiny_params,
 )
+from tests.model.transformer.test_experts import experts_by_hand
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -114,6 +115,8 @@ def gated_by_hand(mixer: Attention, out_TN: Tensor, x_TD: Tensor) -> Tensor:
 
 
 def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
+    if layer.model_params.n_experts:
+        return experts_by_hand(layer.experts, x_TD)
     a = layer.linear1(x_TD)
     a = {
         "relu": lambda: a.clamp(min=0),
