@@ -70,16 +70,16 @@ class ModelParams(PerLayer):
     sliding_window: PositiveInt | None = None  # attend only to positions at a smaller distance than this
     norm: str = "layernorm"  # kind of all norms, the one after the last layer included
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
-    norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
+    norm_position: Literal["pre", "post", "sandwich", "inside", "none"] = "pre"  # where a block has norms
     embedding_norm: bool = False  # normalize the embeddings, before the first layer
     norm_gain: bool = True  # False: norms have no trained gain and no bias
-    qk_norm: bool = False  # normalize each head's queries and keys
+    qk_norm: bool | Literal["all-heads"] = False  # normalize queries and keys, by head or over all heads
     attn_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap), before the mask
     attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
     value_residual: bool = False  # mix the values with those of the first layer
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
-    parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
+    parallel_blocks: bool | Literal["one-norm"] = False  # attention and feed-forward block on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
     n_experts: NonNegativeInt = (
@@ -142,7 +142,7 @@ class ModelParams(PerLayer):
             )
         if self.parallel_blocks and self.norm_position == "post":
             raise ValueError(
-                "parallel_blocks=True adds both blocks at once, so norm_position='post' has no place between them; "
+                f"parallel_blocks={self.parallel_blocks!r} adds both blocks at once, so norm_position='post' has no place between them; "
                 "use another norm_position"
             )
         if self.from_pretrained is not None and self.from_saved is not None:
@@ -164,9 +164,17 @@ class ModelParams(PerLayer):
         self.check_residual()
         self.check_attention()
         self.check_experts()
-        if not self.norm_gain and self.norm_position == "sandwich":
+        self.check_norms()
+
+    def check_norms(self) -> None:
+        if self.parallel_blocks == "one-norm" and self.norm_position != "pre":
             raise ValueError(
-                "norm_gain=False with norm_position='sandwich': the norms after blocks begin with a small gain, "
+                f"parallel_blocks='one-norm' shares the norm before both blocks, but norm_position={self.norm_position!r}; "
+                "use norm_position='pre'"
+            )
+        if not self.norm_gain and self.norm_position in ("sandwich", "inside"):
+            raise ValueError(
+                f"norm_gain=False with norm_position={self.norm_position!r}: the norms after blocks begin with a small gain, "
                 "without which blocks outweigh the embeddings; use another norm_position"
             )
 

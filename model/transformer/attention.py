@@ -16,7 +16,7 @@ from model.transformer.attention_parts import attention_gate, attention_sink, va
 from model.transformer.embeddings import on_scores, position_kinds
 from model.transformer.linear import linear
 from model.transformer.lora import merged_weight
-from model.transformer.norms import make_norm
+from model.transformer.norms import head_norm
 from model.transformer.scaling import temperature  # muP
 
 
@@ -27,8 +27,7 @@ class Attention(nn.Module):
         super().__init__()
         self.model_params = p = model_params
         self.qkv = SeparateHeads(p) if p.separate_heads else fused_heads(p)
-        self.q_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
-        self.k_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = head_norm(p, p.n_heads), head_norm(p, p.kv_heads)
         self.positions = position_kinds[p.positions].on_heads(p)
         self.on_scores = on_scores(p)
         self.sink = attention_sink(p)
@@ -118,7 +117,7 @@ class Attention(nn.Module):
         """Return the size of the keys and values of `T` tokens, or of those that a sliding window still shows."""
         p = self.model_params
         n_visible = T if p.sliding_window is None else min(T, p.sliding_window - 1)
-        return 2 * p.kv_heads * (p.dim // p.n_heads) * n_visible
+        return 2 * p.kv_heads * p.head_width * n_visible
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the weights of queries, keys and values, as views of the parameters."""

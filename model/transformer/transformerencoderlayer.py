@@ -46,7 +46,7 @@ class TransformerEncoderLayer(Layer):
         self.dropout_sa = nn.Dropout(dropout)
         self.residual_sa = make_residual(p)
         if p.ff_width:
-            self.norm2 = Norms(p)
+            self.norm2 = self.norm1 if p.parallel_blocks == "one-norm" else Norms(p)
             if p.n_experts:
                 self.experts = Experts(p, activations[p.activation])
             else:

@@ -109,11 +109,11 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "sliding_window": st.sampled_from([None, 2, 5]),
     "norm": st.sampled_from(["layernorm", "rmsnorm"]),
     "norm_eps": st.sampled_from([1e-6, 1e-5]),
-    "norm_position": st.sampled_from(["pre", "post", "sandwich", "none"]),
+    "norm_position": st.sampled_from(["pre", "post", "sandwich", "inside", "none"]),
     "embedding_norm": st.booleans(),
     "readout_transform": st.booleans(),
     "readout_bias": st.booleans(),
-    "qk_norm": st.booleans(),
+    "qk_norm": st.sampled_from([False, True, "all-heads"]),
     "norm_gain": st.sampled_from([True, True, False]),
     "attn_softcap": st.sampled_from([None, None, 2.0]),
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
@@ -122,7 +122,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),
-    "parallel_blocks": st.booleans(),
+    "parallel_blocks": st.sampled_from([False, False, True, "one-norm"]),
     "n_experts": st.sampled_from([0, 0, 2, 5]),
     "experts_per_token": st.sampled_from([1, 2]),
     "n_shared_experts": st.sampled_from([0, 1]),
@@ -185,7 +185,9 @@ def possible_together(fields: dict) -> dict:
         f["readout_transform"] = False
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
         f["activation"] = "relu"  # its squares would overflow
-    f["norm_gain"] |= f["norm_position"] == "sandwich"
+    if f["norm_position"] != "pre" and "one-norm" in str(f["parallel_blocks"]):
+        f["parallel_blocks"] = False
+    f["norm_gain"] |= f["norm_position"] in ("sandwich", "inside")
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
     if f["parametrization"] != "standard":

@@ -14,6 +14,7 @@ from model.context import Context
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
 from model.transformer.embeddings import slopes_of
+from model.transformer.norms import NormOfAllHeads
 from model.transformer.residual import omegas_by_residual
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import (
@@ -58,11 +59,23 @@ def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Ten
     return list(heads[:n]), list(heads[n : n + m]), list(heads[n + m :])
 
 
+def normed_together(norm: nn.Module, heads: list[Tensor]) -> list[Tensor]:
+    """Each head, [T, K], after a norm over all heads of a position, if there is one."""
+    if not isinstance(norm, NormOfAllHeads):
+        return heads
+    rows = [
+        norm_by_hand(norm.norm, torch.cat(of_position), norm.norm.eps)
+        for of_position in zip(*heads, strict=True)
+    ]
+    return list(torch.stack(rows).chunk(len(heads), dim=-1))
+
+
 def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
     """Compute attention one query at a time, over the keys that it may see."""
     p = mixer.model_params
     T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
     queries, keys, values = maps_by_hand(mixer, x_TD)
+    queries, keys = normed_together(mixer.q_norm, queries), normed_together(mixer.k_norm, keys)
     if p.value_residual:  # this layer alone is its own first one
         values = [v * mixer.value_residual.lambdas.sum() for v in values]
     out = torch.zeros(T, p.n_heads * K, dtype=x_TD.dtype)
@@ -74,7 +87,7 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
                 k = keys[own][s]
                 if p.sliding_window is not None and abs(t - s) >= p.sliding_window:
                     continue
-                if p.qk_norm:
+                if p.qk_norm is True:
                     q, k = (
                         norm_by_hand(mixer.q_norm, q_TK[t], p.norm_eps),
                         norm_by_hand(mixer.k_norm, k, p.norm_eps),
@@ -137,8 +150,8 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
     def added(norms, block, x_TD: Tensor) -> Tensor:
         if p.norm_position in ("none", "post"):
             return block(x_TD)
-        out = block(normed(norms.before, x_TD))
-        return normed(norms.inside, out) if p.norm_position == "sandwich" else out
+        out = block(x_TD if p.norm_position == "inside" else normed(norms.before, x_TD))
+        return normed(norms.inside, out) if p.norm_position in ("sandwich", "inside") else out
 
     def summed(residual, x_TD: Tensor, f_TD: Tensor) -> Tensor:
         if p.residual == "plain":
@@ -152,7 +165,8 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
     middle = after(layer.norm1, summed(layer.residual_sa, x_TD, attended))
     if p.dim_ff == 0:
         return middle
-    ff = added(layer.norm2, lambda x_TD: ff_by_hand(layer, x_TD), x_TD if p.parallel_blocks else middle)
+    norm2 = layer.norm1 if p.parallel_blocks == "one-norm" else layer.norm2
+    ff = added(norm2, lambda x_TD: ff_by_hand(layer, x_TD), x_TD if p.parallel_blocks else middle)
     return after(layer.norm2, summed(layer.residual_ff, middle, ff))
 
 
