@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from data.batch import Batch
 from model.lm import LM
 from model.transformer.experts import Experts
 
@@ -13,10 +14,12 @@ class ExpertLoads:
     def __init__(self) -> None:
         self.by_layer: dict[int, Tensor] = {}  # by the number of the layer in Transformer.passes
 
-    def add(self, model: LM) -> None:
-        """Add the loads of the batch whose losses `model` has just computed."""
+    def add(self, model: LM, batch: Batch) -> None:
+        """Add the loads of `batch`, whose losses `model` has just computed."""
+        # A process without rows of its own gets a filler batch, in which no token is scored.
+        is_real = batch["target_mask"].any() if model.added_losses.expert_loads else False
         for i, load_E in model.added_losses.expert_loads.items():
-            self.by_layer[i] = self.by_layer[i] + load_E if i in self.by_layer else load_E
+            self.by_layer[i] = self.by_layer.get(i, 0) + load_E * is_real
 
     def end_step(self, model: LM, n_processes: int) -> dict[int, Tensor]:
         """Move the biases that balance experts. Return the loads of the step, and begin the next one."""

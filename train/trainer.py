@@ -148,7 +148,7 @@ class LMTrainer(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, _ = self.model.get_losses(batch, self.train_params)
-        self.expert_loads.add(self.model)
+        self.expert_loads.add(self.model, batch)
         for name, loss in self.count(batch, losses).items():
             self.log_stat(f"train_loss:{name}", loss)
         return torch.as_tensor(sum(losses.values())) * self.weight(losses)

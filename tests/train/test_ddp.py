@@ -71,6 +71,7 @@ EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-11}, {"rtol": 1e-3, "atol": 1e-5}
     ("strategy", "close", "fields"),
     [
         pytest.param("ddp", EXACT, {}, marks=pytest.mark.ci),
+        ("ddp", EXACT, {"n_experts": 4, "dim_ff": 16, "balance": "'bias'"}),
         # AdamW would make rounding errors as large as gradients where these ought to be zero.
         ("fsdp", ROUNDED, {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}),
     ],

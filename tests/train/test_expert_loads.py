@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from data.data_params import DataParams
 from model.model_params import ModelParams
+from tests.model.tiny import batch_of, random_ids
 from tests.train.little_run import CALL, train
 from train.expert_loads import ExpertLoads
 from train.grid.params import Params
@@ -72,7 +73,7 @@ def test_a_layer_that_runs_twice_counts_both_times(monkeypatch, tmp_path):
     monkeypatch.setattr(lm.decoder, "passes", lambda: [(0, lm.decoder.layers[0]), (1, lm.decoder.layers[0])])
     lm.added_losses.expert_loads = {0: torch.tensor([9.0, 1, 1, 1]), 1: torch.tensor([1.0, 1, 1, 20])}
     loads, before = ExpertLoads(), lm.decoder.layers[0].experts.bias_E.clone()
-    loads.add(lm)
+    loads.add(lm, batch_of(random_ids(2, 4)))
     found = loads.end_step(lm, n_processes=1)
     assert [load_E.sum().item() for load_E in found.values()] == [12, 23]
     moved = lm.decoder.layers[0].experts.bias_E - before
