@@ -33,6 +33,7 @@ from model.problems import model_problems
 from model.recording import Edit, Patch, Recording, Taps, tapping
 from model.transformer.attention_parts import Softcap
 from model.transformer.embeddings import Embedding
+from model.transformer.experts import Experts
 from model.transformer.linear import readout
 from model.transformer.mlm_head import readout_transform
 from model.transformer.transformer import Transformer
@@ -71,6 +72,7 @@ class LM(nn.Module):
         self.unembed = readout(model_params, self.n_tokens)
         cap = model_params.logit_softcap
         self.softcap = nn.Identity() if cap is None else Softcap(cap)
+        self.has_experts = any(isinstance(module, Experts) for module in self.modules())
         if model_params.tied_embeddings:
             self.unembed.weight = self.embed.tokens.weight
 
@@ -82,6 +84,8 @@ class LM(nn.Module):
         attn_requests: object = None,
         cache: Cache | None = None,
         mask: Tensor | None = None,
+        *,
+        counted: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Return logits [B, T, V] for a string, a list of ids, a 1-D tensor, or a batch of equal lengths.
 
@@ -94,6 +98,7 @@ class LM(nn.Module):
         With a cache, `x` still holds all tokens so far; only the tokens after the cached ones are computed.
         `mask` [B, T] is True at real tokens; no position attends to the others. Padding on the left does not count in
         positions, so the real tokens get the same logits as without it.
+        `counted` [B, T] is True where added losses and loads of experts count a token, by default where `mask` is.
         Raise ValueError for ids outside the vocabulary or more than max_seq_len tokens.
         """
         x = ids_of(x, self.tokenizer, self.device)
@@ -108,6 +113,7 @@ class LM(nn.Module):
         taps = [*self.taps, record] if record.patterns else self.taps
         real_BT = real_tokens(mask, x)
         ctx = Context(x, attn_requests, taps, cache, real_BT, left_padding(real_BT, self.model_params.causal))
+        ctx.counted_BT = real_BT if counted is None else counted
         new_BT = x[:, ctx.start :]
         stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start, ctx.padding_B)), ctx)
         if cache is not None and cache.last_logits_only:
@@ -115,8 +121,9 @@ class LM(nn.Module):
         z = ctx.tap("logits", self.softcap(self.unembed(self.transform(stream))))
         if cache is not None:
             cache.seen = x.shape[1]
-        if ctx.losses and self.added_losses.wanted:
+        if self.added_losses.wanted and (ctx.losses or ctx.expert_loads):
             self.added_losses.update(ctx.losses)
+            self.added_losses.expert_loads.update(ctx.expert_loads)
         if not record.patterns:
             return z
         result = {"logits": z}
@@ -184,9 +191,14 @@ class LM(nn.Module):
         if loss_requests is not None:
             x = loss_requests(x)
         self.added_losses.clear()
+        self.added_losses.expert_loads.clear()
         self.added_losses.wanted = True
+        masks = {}
+        if self.has_experts or not self.model_params.causal:
+            name = "counted" if self.model_params.causal else "mask"
+            masks[name] = batch["mask"][:, : x.shape[1]].to(x.device)
         try:
-            z = self(x) if self.model_params.causal else self(x, mask=batch["mask"][:, : x.shape[1]])
+            z = self(x, **masks)
         finally:
             self.added_losses.wanted = False
         return XYZ(x, y, z)

@@ -74,10 +74,10 @@ class ModelParams(PerLayer):
     sliding_window: PositiveInt | None = None  # attend only to positions at a smaller distance than this
     norm: str = "layernorm"  # kind of all norms, the one after the last layer included
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
-    norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
+    norm_position: Literal["pre", "post", "sandwich", "inside", "none"] = "pre"  # where a block has norms
     embedding_norm: bool = False  # normalize the embeddings, before the first layer
     norm_gain: bool = True  # False: norms have no trained gain and no bias
-    qk_norm: bool = False  # normalize each head's queries and keys
+    qk_norm: bool | Literal["all-heads"] = False  # normalize queries and keys, by head or over all heads
     attn_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap), before the mask
     attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
@@ -85,9 +85,14 @@ class ModelParams(PerLayer):
     value_embeddings: bool = False  # add a further embedding of the token to the values
     canon: str | None = None  # letters of "abcd": where short convolutions mix neighboring positions
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
-    parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
+    parallel_blocks: bool | Literal["one-norm"] = False  # attention and feed-forward block on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
+    n_experts: NonNegativeInt = 0  # feed-forward blocks of a mixture, each of width dim_ff; 0: no mixture
+    experts_per_token: PositiveInt = 2  # experts that a token passes, those with its highest scores
+    n_shared_experts: NonNegativeInt = 0  # more experts, which every token passes
+    balance: Literal["loss", "bias"] | None = "loss"  # how experts get equally many tokens
+    balance_rate: PositiveFloat | None = None  # weight of the loss, or step of the bias; None: 0.01 or 0.001
     bias: bool = True  # in every linear layer and norm of the stack
     bias_qkv: bool | None = None  # of queries, keys and values; None: as bias
     bias_out: bool | None = None  # of the map from heads to the stream; None: as bias
@@ -141,7 +146,7 @@ class ModelParams(PerLayer):
             )
         if self.parallel_blocks and self.norm_position == "post":
             raise ValueError(
-                "parallel_blocks=True adds both blocks at once, so norm_position='post' has no place between them; "
+                f"parallel_blocks={self.parallel_blocks!r} adds both blocks at once, so norm_position='post' has no place between them; "
                 "use another norm_position"
             )
         if self.from_pretrained is not None and self.from_saved is not None:
@@ -164,9 +169,18 @@ class ModelParams(PerLayer):
         self.check_residual()
         self.check_attention()
         self.check_canon()
-        if not self.norm_gain and self.norm_position == "sandwich":
+        self.check_experts()
+        self.check_norms()
+
+    def check_norms(self) -> None:
+        if self.parallel_blocks == "one-norm" and self.norm_position != "pre":
             raise ValueError(
-                "norm_gain=False with norm_position='sandwich': the norms after blocks begin with a small gain, "
+                f"parallel_blocks='one-norm' shares the norm before both blocks, but norm_position={self.norm_position!r}; "
+                "use norm_position='pre'"
+            )
+        if not self.norm_gain and self.norm_position in ("sandwich", "inside"):
+            raise ValueError(
+                f"norm_gain=False with norm_position={self.norm_position!r}: the norms after blocks begin with a small gain, "
                 "without which blocks outweigh the embeddings; use another norm_position"
             )
 
@@ -205,10 +219,33 @@ class ModelParams(PerLayer):
             raise ValueError(
                 f"canon={self.canon!r} mixes in earlier positions only, but causal=False; use canon=None"
             )
+        if self.n_experts and "d" in self.canon:
+            raise ValueError(
+                f"canon={self.canon!r} has a place inside the feed-forward block, but n_experts={self.n_experts} has many of "
+                "them; use a, b and c"
+            )
         if not self.ff_width and set(self.canon) & set("cd"):
             raise ValueError(
                 f"canon={self.canon!r} has a place in the feed-forward block, but dim_ff=0 leaves it out; use a and b"
             )
+
+    def check_experts(self) -> None:
+        if not self.n_experts:
+            return
+        if self.n_experts == 1:
+            raise ValueError("n_experts=1 leaves the router no choice; use 0 for one block for all tokens")
+        if self.experts_per_token > self.n_experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} is more than n_experts={self.n_experts}: a token cannot pass "
+                "an expert twice"
+            )
+        for name, value, why in (
+            ("dim_ff", 0, "leaves no feed-forward block to make experts of"),
+            ("lora_rank", self.lora_rank or None, "has no products for the matrices of experts"),
+            ("residual", "deepnet", "has no initial weights for experts; use residual='admin'"),
+        ):
+            if getattr(self, name) == value:
+                raise ValueError(f"n_experts={self.n_experts} with {name}={value!r}: it {why}")
 
     def check_residual(self) -> None:
         if self.out_zero_init and self.residual == "deepnet":

@@ -101,6 +101,8 @@ def sub_layers(lm: LM) -> Iterator[SubLayer]:
             raise ValueError(
                 f"layer {i} is a {type(layer).__name__}; only a TransformerEncoderLayer can be folded"
             )
+        if layer.model_params.n_experts:
+            raise ValueError(f"layer {i} has experts, whose weights folding does not rescale")
         maps = [(name, m) for name, m in layer.mixer.named_modules() if isinstance(m, nn.Linear)]
         # A map named "out", here or inside a part, does not read the stream.
         inside = [m for name, m in maps if name.rpartition(".")[2] != "out"]

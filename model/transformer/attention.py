@@ -17,7 +17,7 @@ from model.transformer.convolution import canon
 from model.transformer.embeddings import on_scores, position_kinds
 from model.transformer.linear import linear
 from model.transformer.lora import merged_weight
-from model.transformer.norms import make_norm
+from model.transformer.norms import head_norm
 from model.transformer.scaling import temperature  # muP
 from model.transformer.share import SharedHeads, map_of_heads, sharing_of
 
@@ -30,8 +30,7 @@ class Attention(nn.Module):
         self.model_params = p = model_params
         self.qkv = heads_of_stream(p)
         self.canon_b = canon("b", p, (p.n_heads + 2 * p.kv_heads) * p.head_width)
-        self.q_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
-        self.k_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
+        self.q_norm, self.k_norm = head_norm(p, p.n_heads), head_norm(p, p.kv_heads)
         self.positions = position_kinds[p.positions].on_heads(p)
         self.on_scores = on_scores(p)
         self.sink = attention_sink(p)

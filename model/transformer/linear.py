@@ -115,17 +115,18 @@ def readout(model_params: ModelParams, n_tokens: int) -> Readout:
 class NarrowMap(nn.Module):
     """A map inside a layer from the stream to a fixed size, such as one number for each head."""
 
-    def __init__(self, n_out: int, model_params: ModelParams) -> None:
+    def __init__(self, n_out: int, model_params: ModelParams, bias: bool = True) -> None:
         super().__init__()
         p = model_params
         self.width_mult = width_mult(p)  # muP
         self.map: nn.Linear
         if p.lora_rank:
-            self.map = linear(p.dim, n_out, p, bias=True)
+            self.map = linear(p.dim, n_out, p, bias)
             return
-        self.map = Readout(p.dim, n_out)  # muP
+        self.map = Readout(p.dim, n_out, bias)  # muP
         draw_normal(self.map.weight, weight_std(base_dim(p), p), p)  # muP
-        nn.init.zeros_(self.map.bias)
+        if bias:
+            nn.init.zeros_(self.map.bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return self.map(x_BTD if self.width_mult == 1 else x_BTD / self.width_mult)  # muP

@@ -26,7 +26,7 @@ from model.transformer.linear import linear
 # Parts of a layer that all layers may share, with the names of their modules.
 SHARED_PARTS = {
     "attention": ("mixer",),
-    "ff": ("linear1", "linear_up", "linear2"),
+    "ff": ("linear1", "linear_up", "linear2", "experts"),
     "norms": ("norm1", "norm2"),
 }
 EQUALITIES = [f"{a}={b}" for a, b in permutations("qkv", 2)] + ["o=q.T", "o=k.T", "o=v.T", "down=up.T"]
@@ -185,6 +185,10 @@ def share_problems(p: ModelParams) -> Iterator[str]:
             "which draws the weights of each map by its role",
         ),
         "gated": (found.down_is_up and any(p.values_of("gated")), "where two maps lead up"),
+        "n_experts": (
+            found.down_is_up and any(p.values_of("n_experts")),
+            "each of which has maps of its own",
+        ),
         "dim_ff": (found.down_is_up and no_ff, "which leaves out the feed-forward block"),
     }
     for name, (is_one, why) in obstacles.items():

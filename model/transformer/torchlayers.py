@@ -29,7 +29,7 @@ class TorchTransformer(Layer):
         "n_kv_heads": all_except(None),
         "head_dim": all_except(None),
         "sliding_window": all_except(None),
-        "qk_norm": {True},
+        "qk_norm": all_except(False),
         "norm_gain": {False},
         "out_zero_init": {True},
         "value_residual": {True},
@@ -41,7 +41,7 @@ class TorchTransformer(Layer):
         "mup_attn_mult": all_except(1.0),  # muP
         "dim_ff": {0},
         "gated": {True},
-        "parallel_blocks": {True},
+        "parallel_blocks": all_except(False),
         "norm": all_except("layernorm"),
         "norm_position": all_except("pre", "post"),
         "residual": all_except("plain"),

@@ -13,6 +13,7 @@ from model.context import Context, Layer, layer_kind
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
 from model.transformer.convolution import canon, sizes_of_canons
+from model.transformer.experts import Experts
 from model.transformer.linear import linear
 from model.transformer.norms import Norms
 from model.transformer.residual import make_residual
@@ -48,14 +49,17 @@ class TransformerEncoderLayer(Layer):
         self.dropout_sa = nn.Dropout(dropout)
         self.residual_sa = make_residual(p)
         if p.ff_width:
-            self.norm2 = Norms(p)
+            self.norm2 = self.norm1 if p.parallel_blocks == "one-norm" else Norms(p)
             self.canon_c = canon("c", p, p.dim)
-            self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
-            self.linear_up = linear(p.dim, p.ff_width, p, p.bias_ff) if p.gated else None
-            self.canon_d = canon("d", p, p.ff_width)
-            self.canon_d2 = canon("d2", p, p.ff_width) if p.gated else nn.Identity()
-            self.activation = activations[p.activation]
-            self.linear2 = down_map(p, self.linear1)
+            if p.n_experts:
+                self.experts = Experts(p, activations[p.activation])
+            else:
+                self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
+                self.linear_up = linear(p.dim, p.ff_width, p, p.bias_ff) if p.gated else None
+                self.canon_d = canon("d", p, p.ff_width)
+                self.canon_d2 = canon("d2", p, p.ff_width) if p.gated else nn.Identity()
+                self.activation = activations[p.activation]
+                self.linear2 = down_map(p, self.linear1)
             self.dropout_ff = nn.Dropout(dropout)
             self.residual_ff = make_residual(p)
 
@@ -79,6 +83,8 @@ class TransformerEncoderLayer(Layer):
 
     def _ff_block(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         x_BTD = self.canon_c(x_BTD, ctx)
+        if self.model_params.n_experts:
+            return self.dropout_ff(self.experts(x_BTD, ctx))
         x_BTF = self.activation(ctx.tap("mlp_pre", self.canon_d(self.linear1(x_BTD), ctx)))
         if self.linear_up is not None:
             x_BTF = x_BTF * self.canon_d2(self.linear_up(x_BTD), ctx)

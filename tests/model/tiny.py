@@ -113,11 +113,11 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "sliding_window": st.sampled_from([None, 2, 5]),
     "norm": st.sampled_from(["layernorm", "rmsnorm"]),
     "norm_eps": st.sampled_from([1e-6, 1e-5]),
-    "norm_position": st.sampled_from(["pre", "post", "sandwich", "none"]),
+    "norm_position": st.sampled_from(["pre", "post", "sandwich", "inside", "none"]),
     "embedding_norm": st.booleans(),
     "readout_transform": st.booleans(),
     "readout_bias": st.booleans(),
-    "qk_norm": st.booleans(),
+    "qk_norm": st.sampled_from([False, True, "all-heads"]),
     "norm_gain": st.sampled_from([True, True, False]),
     "attn_softcap": st.sampled_from([None, None, 2.0]),
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
@@ -130,7 +130,12 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),
-    "parallel_blocks": st.booleans(),
+    "parallel_blocks": st.sampled_from([False, False, True, "one-norm"]),
+    "n_experts": st.sampled_from([0, 0, 2, 5]),
+    "experts_per_token": st.sampled_from([1, 2]),
+    "n_shared_experts": st.sampled_from([0, 1]),
+    "balance": st.sampled_from([None, "loss", "bias"]),
+    "balance_rate": st.sampled_from([None, 0.1]),
     "activation": st.sampled_from(["relu", "gelu", "gelu_tanh", "silu", "relu2"]),
     "gated": st.booleans(),
     "bias": st.booleans(),
@@ -192,7 +197,9 @@ def possible_together(fields: dict) -> dict:
         f["readout_transform"] = False
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
         f["activation"] = "relu"  # its squares would overflow
-    f["norm_gain"] |= f["norm_position"] == "sandwich"
+    if f["norm_position"] != "pre" and "one-norm" in str(f["parallel_blocks"]):
+        f["parallel_blocks"] = False
+    f["norm_gain"] |= f["norm_position"] in ("sandwich", "inside")
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] not in ("deepnet", "rezero") else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
     if f["parametrization"] != "standard":
@@ -200,7 +207,15 @@ def possible_together(fields: dict) -> dict:
     if f["parametrization"] != "standard" or f["residual"] == "deepnet":
         f["init"] = "small" if f["init"] in ("xavier", "kaiming", "orthogonal") else "unit"
     f["readout_zero_init"] &= not f["tied_embeddings"]
-    return f
+    return f | experts_that_go_with(f)
+
+
+def experts_that_go_with(f: dict) -> dict:
+    """The values of n_experts and canon that the other fields leave."""
+    without_ff = f["dim_ff"] == 0 or (isinstance(f["dim_ff"], tuple) and 0 in f["dim_ff"])
+    if f["lora_rank"] or f["residual"] == "deepnet" or without_ff:
+        return {"n_experts": 0}
+    return {"canon": None} if f["n_experts"] and "d" in str(f["canon"]) else {}
 
 
 @st.composite

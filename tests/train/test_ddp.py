@@ -73,6 +73,7 @@ IN_FLOAT32 = {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}
     ("strategy", "close", "fields"),
     [
         pytest.param("ddp", EXACT, {}, marks=pytest.mark.ci),
+        ("ddp", EXACT, {"n_experts": 4, "dim_ff": 16, "balance": "'bias'"}),
         ("fsdp", ROUNDED, IN_FLOAT32),
     ],
 )

@@ -111,7 +111,7 @@ def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterat
     if any(model_problems(model)):
         return
     try:
-        n_params, n_bytes, _ = size_of(model, n_tokens=2)
+        n_params, n_bytes, *_ = size_of(model, n_tokens=2)
     except ValueError as error:
         yield str(error)
         return
@@ -153,6 +153,11 @@ def group_problems(model: ModelParams, train: TrainParams) -> Iterator[str]:
     if train.optimizer in OF_LIBRARY - SCALED_AS_ADAM and model.parametrization != "standard":  # muP
         rules = ", ".join(sorted({*optimizers} - OF_LIBRARY | SCALED_AS_ADAM))
         yield f"parametrization={model.parametrization!r} has no rule for optimizer={train.optimizer!r}; use one of: {rules}"
+    if train.optimizer == "muon" and any(own.n_experts for own in model.each_layer()):
+        yield (
+            f"optimizer='muon' updates single matrices, but those of n_experts={model.n_experts!r} are stacked; use another "
+            "optimizer"
+        )
     asked = train.param_groups and train.optimizer in optimizers and with_fewer_layers(model) == model
     if asked and not any(model_problems(model)) and not any(optimizer_problems(train)):
         try:

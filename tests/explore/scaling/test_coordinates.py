@@ -94,6 +94,22 @@ def test_a_control_that_passes_fails_the_check():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_experts": 4, "n_shared_experts": 1, "gated": True},
+        {"n_experts": 4, "experts_per_token": 1, "balance": "bias"},
+        {"norm_position": "inside", "qk_norm": "all-heads"},
+        {"parallel_blocks": "one-norm"},
+    ],
+    ids=str,
+)
+def test_mup_passes_with_parts_of_the_block(fields):
+    found = coord_check(models(replace(MUP, **fields)), [BATCH], optimizer, seeds=(0, 1))
+    assert found.passed, found
+
+
+@pytest.mark.slow
 def test_a_hidden_learning_rate_that_is_not_divided_is_seen(monkeypatch):
     monkeypatch.setattr(parametrization, "lr_factor", lambda role, rule: 1.0)
     assert not coord_check(models(), [BATCH], optimizer).passed

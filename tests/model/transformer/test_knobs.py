@@ -16,6 +16,7 @@ from model.model_params import ModelParams
 from model.transformer.attention import Attention
 from model.transformer.convolution import Canon
 from model.transformer.embeddings import slopes_of
+from model.transformer.norms import NormOfAllHeads
 from model.transformer.residual import omegas_by_residual
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import (
@@ -28,6 +29,7 @@ from tests.model.tiny import (
     tiny_lm,
     tiny_params,
 )
+from tests.model.transformer.test_experts import experts_by_hand
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -78,11 +80,23 @@ def maps_by_hand(mixer: Attention, x_TD: Tensor, ids_T: Tensor) -> tuple[list[Te
     return list(heads[:n]), list(heads[n : n + m]), values
 
 
+def normed_together(norm: nn.Module, heads: list[Tensor]) -> list[Tensor]:
+    """Each head, [T, K], after a norm over all heads of a position, if there is one."""
+    if not isinstance(norm, NormOfAllHeads):
+        return heads
+    rows = [
+        norm_by_hand(norm.norm, torch.cat(of_position), norm.norm.eps)
+        for of_position in zip(*heads, strict=True)
+    ]
+    return list(torch.stack(rows).chunk(len(heads), dim=-1))
+
+
 def attention_by_hand(mixer: Attention, canon_a: nn.Module, x_TD: Tensor, ids_T: Tensor) -> Tensor:
     """Compute attention one query at a time, over the keys that it may see."""
     p, x_TD = mixer.model_params, mixed_by_hand(canon_a, x_TD)
     T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
     queries, keys, values = maps_by_hand(mixer, x_TD, ids_T)
+    queries, keys = normed_together(mixer.q_norm, queries), normed_together(mixer.k_norm, keys)
     out = torch.zeros(T, p.n_heads * K, dtype=x_TD.dtype)
     for h, q_TK in enumerate(queries):
         own = h // (p.n_heads // len(keys))
@@ -92,7 +106,7 @@ def attention_by_hand(mixer: Attention, canon_a: nn.Module, x_TD: Tensor, ids_T:
                 k = keys[own][s]
                 if not may_see(p, h, abs(t - s)):
                     continue
-                if p.qk_norm:
+                if p.qk_norm is True:
                     q, k = (
                         norm_by_hand(mixer.q_norm, q_TK[t], p.norm_eps),
                         norm_by_hand(mixer.k_norm, k, p.norm_eps),
@@ -147,6 +161,8 @@ def gated_by_hand(mixer: Attention, out_TN: Tensor, x_TD: Tensor) -> Tensor:
 
 
 def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
+    if layer.model_params.n_experts:
+        return experts_by_hand(layer.experts, mixed_by_hand(layer.canon_c, x_TD))
     x_TD = mixed_by_hand(layer.canon_c, x_TD)
     a = mixed_by_hand(layer.canon_d, layer.linear1(x_TD))
     a = {
@@ -170,8 +186,8 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor, ids_T: Tensor) -
     def added(norms, block, x_TD: Tensor) -> Tensor:
         if p.norm_position in ("none", "post"):
             return block(x_TD)
-        out = block(normed(norms.before, x_TD))
-        return normed(norms.inside, out) if p.norm_position == "sandwich" else out
+        out = block(x_TD if p.norm_position == "inside" else normed(norms.before, x_TD))
+        return normed(norms.inside, out) if p.norm_position in ("sandwich", "inside") else out
 
     def summed(residual, x_TD: Tensor, f_TD: Tensor) -> Tensor:
         if p.residual == "plain":
@@ -189,7 +205,8 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor, ids_T: Tensor) -
     middle = after(layer.norm1, summed(layer.residual_sa, x_TD, attended))
     if p.dim_ff == 0:
         return middle
-    ff = added(layer.norm2, lambda x_TD: ff_by_hand(layer, x_TD), x_TD if p.parallel_blocks else middle)
+    norm2 = layer.norm1 if p.parallel_blocks == "one-norm" else layer.norm2
+    ff = added(norm2, lambda x_TD: ff_by_hand(layer, x_TD), x_TD if p.parallel_blocks else middle)
     return after(layer.norm2, summed(layer.residual_ff, middle, ff))
 
 
