@@ -38,6 +38,8 @@ OF_WHOLE_MODEL = frozenset(
         "mup_base_layers",
         "mup_input_mult",
         "mup_output_mult",
+        "n_predict",
+        "predict_weight",
         "value_residual",
         "stream_lambdas",
         "logit_softcap",
@@ -58,6 +60,10 @@ class ModelParams(PerLayer):
     layer_architecture: str = "custom-transformer"  # kind of the layers
     causal: bool = True  # False: a position attends to both sides, as in BERT
     objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
+    n_predict: PositiveInt = (
+        1  # tokens that each position learns to predict; each after the first has a layer
+    )
+    predict_weight: PositiveFloat = 1.0  # of n_predict: weight of the loss of each token after the first
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
     n_heads: PositiveInt = 4  # per layer; must divide dim
@@ -81,6 +87,7 @@ class ModelParams(PerLayer):
     attn_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap), before the mask
     attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
+    diff_attention: bool = False  # half of the heads subtract their patterns from those of the others
     value_residual: bool = False  # mix the values with those of the first layer
     value_embeddings: bool = False  # add a further embedding of the token to the values
     canon: str | None = None  # letters of "abcd": where short convolutions mix neighboring positions
@@ -119,6 +126,8 @@ class ModelParams(PerLayer):
     mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
     readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
     query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
+    kv_rank: PositiveInt | None = None  # of mla: width of the latent that the cache holds; None: dim / 4
+    q_rank: PositiveInt | None = None  # of mla: width between the stream and the queries; None: one map
     conv_width: PositiveInt = 4  # positions in the convolution of canon, and of mixers that have one
     state_dim: PositiveInt | None = None  # width of a head's keys in mixers with a state; None: dim / n_heads
     negative_eigenvalues: bool = False  # of deltanet and gated-delta: what a step erases may change its sign
@@ -165,6 +174,7 @@ class ModelParams(PerLayer):
                 "causal=False with objective='next-token' would show each position the token that it predicts; "
                 "use objective='masked'"
             )
+        self.check_objective()
         self.check_init()
         self.check_residual()
         self.check_attention()
@@ -184,16 +194,41 @@ class ModelParams(PerLayer):
                 "without which blocks outweigh the embeddings; use another norm_position"
             )
 
+    def check_objective(self) -> None:
+        if self.n_predict == 1:
+            return
+        if self.objective != "next-token":
+            raise ValueError(
+                f"n_predict={self.n_predict} needs objective='next-token', not {self.objective!r}: other objectives have "
+                "no further tokens"
+            )
+        no_rule = {
+            "residual": self.residual != "plain",
+            "parametrization": self.parametrization == "completep",
+            "n_experts": self.n_experts > 0,
+        }
+        for name in (name for name, refused in no_rule.items() if refused):
+            raise ValueError(
+                f"n_predict={self.n_predict} adds layers beside the stack, for which {name}={getattr(self, name)!r} "
+                "has no rule; use another one"
+            )
+
     def check_attention(self) -> None:
         if self.positions == "hard-alibi" and self.n_heads == 1:
             raise ValueError(
                 "positions='hard-alibi' limits the first half of the heads, but n_heads=1 has no half"
             )
-        for name in ("attn_softcap", "attn_sink"):
-            if self.attention == "fused" and (value := getattr(self, name)) is not None:
+        for name in ("attn_softcap", "attn_sink", "diff_attention"):
+            if self.attention == "fused" and (value := getattr(self, name)):
                 raise ValueError(
                     f"attention='fused' is torch's kernel, which cannot apply {name}={value!r}; use attention='explicit'"
                 )
+
+        if self.diff_attention and (self.n_heads % 2 or self.kv_heads % 2):
+            raise ValueError(
+                f"diff_attention=True makes pairs of heads, so n_heads={self.n_heads} and "
+                f"n_kv_heads={self.kv_heads} must be even"
+            )
 
     def check_init(self) -> None:
         if self.init in ("small", "unit"):

@@ -17,12 +17,13 @@ from model.transformer.linear import initial_weights
 from model.transformer.share import share_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
-MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
-KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
+MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2", "mlstm", "based"]
+KINDS = [*ATTENTIVE, "mla", "torch-lstm", "torch-gru", *MIXERS]
 SHARES = ["norms", "attention, ff", "k=v", "q=k, o=v.T", "o=q.T,norms", "down=up.T"]
 POSITIONS = ["none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"]
 COMBINATIONS = [
     *(("custom-transformer", positions) for positions in POSITIONS),
+    ("mla", "rotary"),
     *((kind, positions) for kind in KINDS[1:] for positions in ("none", "learned")),
 ]
 
@@ -122,6 +123,8 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attn_softcap": st.sampled_from([None, None, 2.0]),
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
+    "n_predict": st.sampled_from([1, 1, 2]),
+    "diff_attention": st.sampled_from([False, False, True]),
     "value_residual": st.sampled_from([False, False, True]),
     "value_embeddings": st.sampled_from([False, False, True]),
     "canon": st.sampled_from([None, None, None, "abcd", "ac", "b"]),
@@ -146,6 +149,8 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "tied_embeddings": st.booleans(),
     "separate_heads": st.booleans(),
     "attention": st.sampled_from(["explicit", "fused"]),
+    "kv_rank": st.sampled_from([None, None, 3]),
+    "q_rank": st.sampled_from([None, None, 5]),
     "conv_width": st.integers(1, 5),
     "state_dim": st.sampled_from([None, None, 3]),
     "negative_eigenvalues": st.booleans(),
@@ -190,32 +195,50 @@ def possible_together(fields: dict) -> dict:
     if f["objective"] == "next-token":
         f["causal"] = True
     if "fused" in str(f["attention"]):
-        f |= {"attn_softcap": None, "attn_sink": None}
+        f |= {"attn_softcap": None, "attn_sink": None, "diff_attention": False}
     if not f["causal"] or "0" in str(f["dim_ff"]).replace("20", ""):
         f["canon"] = None
     if isinstance(f["activation"], tuple):
         f["readout_transform"] = False
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
         f["activation"] = "relu"  # its squares would overflow
-    if f["norm_position"] != "pre" and "one-norm" in str(f["parallel_blocks"]):
-        f["parallel_blocks"] = False
     f["norm_gain"] |= f["norm_position"] in ("sandwich", "inside")
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] not in ("deepnet", "rezero") else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
-    if f["parametrization"] != "standard":
-        f["state_dim"] = None
-    if f["parametrization"] != "standard" or f["residual"] == "deepnet":
-        f["init"] = "small" if f["init"] in ("xavier", "kaiming", "orthogonal") else "unit"
     f["readout_zero_init"] &= not f["tied_embeddings"]
-    return f | experts_that_go_with(f)
+    for reset in (of_parametrization, of_experts, of_blocks):
+        f |= reset(f)
+    return f
 
 
-def experts_that_go_with(f: dict) -> dict:
-    """The values of n_experts and canon that the other fields leave."""
+def of_parametrization(f: dict) -> dict:
+    """Fields that the parametrization, or the residual connections, exclude."""
+    reset: dict = {}
+    if f["parametrization"] != "standard":
+        reset |= {"state_dim": None, "kv_rank": None, "q_rank": None}
+    if f["parametrization"] != "standard" or f["residual"] == "deepnet":
+        reset["init"] = "small" if f["init"] in ("xavier", "kaiming", "orthogonal") else "unit"
+    if f["objective"] != "next-token" or f["residual"] != "plain" or f["parametrization"] == "completep":
+        reset["n_predict"] = 1
+    return reset
+
+
+def of_experts(f: dict) -> dict:
+    """Experts where they are possible, and what excludes them."""
     without_ff = f["dim_ff"] == 0 or (isinstance(f["dim_ff"], tuple) and 0 in f["dim_ff"])
     if f["lora_rank"] or f["residual"] == "deepnet" or without_ff:
         return {"n_experts": 0}
-    return {"canon": None} if f["n_experts"] and "d" in str(f["canon"]) else {}
+    if not f["n_experts"]:
+        return {}
+    return {"n_predict": 1} | ({"canon": None} if "d" in str(f["canon"]) else {})
+
+
+def of_blocks(f: dict) -> dict:
+    return (
+        {"parallel_blocks": False}
+        if f["norm_position"] != "pre" and "one" in str(f["parallel_blocks"])
+        else {}
+    )
 
 
 @st.composite
@@ -224,6 +247,8 @@ def architectures(draw, **fixed) -> ModelParams:
     fields = draw(any_fields()) | fixed
     n_heads, n_kv_heads = draw(st.sampled_from([(1, 1), (2, None), (2, 1), (3, None), (4, 2), (6, 3)]))
     head_dim = draw(st.sampled_from([4, 8]))
+    if n_heads % 2 or (n_kv_heads or n_heads) % 2:
+        fields["diff_attention"] = False
     fields = possible_together(fields)
     if fields["residual"] != "plain" or "torch" in str(fields["layer_architecture"]):
         fields["parametrization"] = "standard"

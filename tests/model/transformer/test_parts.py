@@ -358,6 +358,7 @@ def test_rotary_scalings_that_cannot_be_used_are_refused(scaling, message):
 
 NOT_EXPORTED = {name: value for name, (value, _) in NEUTRAL.items()}
 NOT_EXPORTED |= {"n_loops": 2, "share": "norms", "head_dim": 4, "residual": "layerscale"}
+NOT_EXPORTED |= {"diff_attention": True, "n_predict": 2}
 
 
 @pytest.mark.parametrize("name", NOT_EXPORTED)
