@@ -19,6 +19,7 @@ from model.transformer.share import share_problems
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
 KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
+BY_SHAPE = ["xavier", "kaiming", "orthogonal"]
 SHARES = ["norms", "attention, ff", "k=v", "q=k, o=v.T", "o=q.T,norms", "down=up.T"]
 POSITIONS = ["none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"]
 COMBINATIONS = [
@@ -190,17 +191,27 @@ def possible_together(fields: dict) -> dict:
         f["canon"] = None
     if isinstance(f["activation"], tuple):
         f["readout_transform"] = False
-    if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
-        f["activation"] = "relu"  # its squares would overflow
+    if f["norm_position"] == "none":
+        f |= without_overflow(f)
     f["norm_gain"] |= f["norm_position"] == "sandwich"
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] not in ("deepnet", "rezero") else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
     if f["parametrization"] != "standard":
         f["state_dim"] = None
     if f["parametrization"] != "standard" or f["residual"] == "deepnet":
-        f["init"] = "small" if f["init"] in ("xavier", "kaiming", "orthogonal") else "unit"
+        f["init"] = "unit" if f["init"] == "unit" else "small"
     f["readout_zero_init"] &= not f["tied_embeddings"]
     return f
+
+
+def without_overflow(f: dict) -> dict:
+    """Fields of a model without norms, in which squares and large weights would overflow."""
+    squares = "relu2" in str(f["activation"])
+    return {
+        "n_loops": 1,
+        "init": "small" if f["init"] in BY_SHAPE else f["init"],
+        "activation": "relu" if squares else f["activation"],
+    }
 
 
 @st.composite
