@@ -32,9 +32,9 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))
         self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
-        share_between(self.layers, model_params)
         self.norm = final_norm(model_params)
         self.mix = StreamMix(len(self.passes())) if model_params.stream_lambdas else None
+        share_between(self.layers, model_params)
         init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
             zero_queries(self.layers)  # muP
