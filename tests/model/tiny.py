@@ -19,6 +19,7 @@ from model.transformer.share import share_problems
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2", "mlstm", "based"]
 KINDS = [*ATTENTIVE, "mla", "torch-lstm", "torch-gru", *MIXERS]
+BY_SHAPE = ["xavier", "kaiming", "orthogonal"]
 SHARES = ["norms", "attention, ff", "k=v", "q=k, o=v.T", "o=q.T,norms", "down=up.T"]
 POSITIONS = ["none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"]
 COMBINATIONS = [
@@ -200,8 +201,8 @@ def possible_together(fields: dict) -> dict:
         f["canon"] = None
     if isinstance(f["activation"], tuple):
         f["readout_transform"] = False
-    if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
-        f["activation"] = "relu"  # its squares would overflow
+    if f["norm_position"] == "none":
+        f |= without_overflow(f)
     f["norm_gain"] |= f["norm_position"] in ("sandwich", "inside")
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] not in ("deepnet", "rezero") else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
@@ -211,13 +212,23 @@ def possible_together(fields: dict) -> dict:
     return f
 
 
+def without_overflow(f: dict) -> dict:
+    """Fields of a model without norms, in which squares and large weights would overflow."""
+    squares = "relu2" in str(f["activation"])
+    return {
+        "n_loops": 1,
+        "init": "small" if f["init"] in BY_SHAPE else f["init"],
+        "activation": "relu" if squares else f["activation"],
+    }
+
+
 def of_parametrization(f: dict) -> dict:
     """Fields that the parametrization, or the residual connections, exclude."""
     reset: dict = {}
     if f["parametrization"] != "standard":
         reset |= {"state_dim": None, "kv_rank": None, "q_rank": None}
     if f["parametrization"] != "standard" or f["residual"] == "deepnet":
-        reset["init"] = "small" if f["init"] in ("xavier", "kaiming", "orthogonal") else "unit"
+        reset["init"] = "unit" if f["init"] == "unit" else "small"
     if f["objective"] != "next-token" or f["residual"] != "plain" or f["parametrization"] == "completep":
         reset["n_predict"] = 1
     return reset
