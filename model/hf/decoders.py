@@ -229,10 +229,8 @@ opt = Family(
         "max_seq_len": "max_position_embeddings",
         "tied_embeddings": "tie_word_embeddings",
         "norm_gain": "layer_norm_elementwise_affine",
-        "bias_qkv": "enable_bias",
-        "bias_out": "enable_bias",
-        "bias_ff": "enable_bias",
-    },
+    }
+    | {"bias_qkv": "enable_bias", "bias_out": "enable_bias", "bias_ff": "enable_bias"},
     fixed=EVERYWHERE
     | {"positions": "learned", "sliding_window": None, "parallel_blocks": False, "residual": "plain"}
     | {"norm": "layernorm", "norm_eps": 1e-5, "gated": False, "bias_norm": True},
@@ -240,9 +238,7 @@ opt = Family(
     names={
         "model.decoder.embed_tokens": "embed.tokens",
         "model.decoder.embed_positions": "embed.positions.table",
-        "model.decoder.layers.*.self_attn.q_proj": "decoder.layers.*.mixer.qkv",
-        "model.decoder.layers.*.self_attn.k_proj": "decoder.layers.*.mixer.qkv",
-        "model.decoder.layers.*.self_attn.v_proj": "decoder.layers.*.mixer.qkv",
+        **{f"model.decoder.layers.*.self_attn.{one}_proj": "decoder.layers.*.mixer.qkv" for one in "qkv"},
         "model.decoder.layers.*.self_attn.out_proj": "decoder.layers.*.mixer.out",
         # Before or after a block, by a setting.
         "model.decoder.layers.*.self_attn_layer_norm": (

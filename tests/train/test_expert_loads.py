@@ -10,7 +10,10 @@ from tests.model.tiny import batch_of, random_ids
 from tests.train.little_run import CALL, train
 from train.expert_loads import ExpertLoads
 from train.grid.params import Params
+from train.grid.run import Run, RunSize
 from train.launch.problems import group_problems
+from train.launch.tables import plan_table, result_table
+from train.saving.outcome import Ending, Outcome
 from train.train_params import TrainParams
 
 COPY = DataParams(dataset_name="copy", n_samples=150, task_args={"max_length": 6})
@@ -84,3 +87,15 @@ def test_a_layer_that_runs_twice_counts_both_times(monkeypatch, tmp_path):
 def test_muon_is_refused():
     [problem] = group_problems(ModelParams(n_experts=(0, 2)), TrainParams(optimizer="muon"))
     assert problem.startswith("optimizer='muon' updates single matrices, but those of n_experts=(0, 2)")
+
+
+@pytest.mark.parametrize(("n_active", "is_shown"), [((100, 100), False), ((100, 40), True)])
+def test_tables_show_active_parameters_where_there_are_experts(n_active, is_shown):
+    sizes = [RunSize(100, 10, 10, None, n) for n in n_active]
+    runs = [Run(Params(COPY, TrainParams(), ModelParams()), {}, "test", size=size) for size in sizes]
+    outcomes = [Outcome(Ending.FINISHED, values={"n_params": 100, "n_active_params": n}) for n in n_active]
+    for table in (plan_table(runs, ["1 s"] * 2, ["1 MB"] * 2), result_table(runs, outcomes)):
+        columns = {column.title: column.cells for column in table.columns}
+        assert ("active" in columns) == is_shown
+        if is_shown:
+            assert columns["active"][1] == "40"
