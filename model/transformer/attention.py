@@ -118,7 +118,7 @@ class Attention(nn.Module):
         """Return the size of the keys and values of `T` tokens, or of those that a sliding window still shows."""
         p = self.model_params
         n_visible = T if p.sliding_window is None else min(T, p.sliding_window - 1)
-        return 2 * p.kv_heads * (p.dim // p.n_heads) * n_visible
+        return 2 * p.kv_heads * p.head_width * n_visible
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the weights of queries, keys and values, as views of the parameters."""
