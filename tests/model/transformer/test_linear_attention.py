@@ -249,6 +249,13 @@ def test_a_state_of_fixed_width_has_no_rule_in_mup(kind):
         tiny_lm(layer_architecture=kind, state_dim=4, parametrization="mup", mup_base_dim=8)
 
 
+@pytest.mark.parametrize("make", [Mamba2, GatedDeltaNet])
+def test_decays_begin_between_those_of_mamba2(make):
+    decay = make(tiny_params(n_heads=4), 0.0).decay
+    assert_close(decay.log_a_H.exp(), torch.tensor([1.0, 6.0, 11.0, 16.0]))
+    assert_close(softplus(decay.dt.map.bias).log10(), torch.tensor([-3.0, -7 / 3, -5 / 3, -1.0]))
+
+
 def test_a_decay_of_gla_has_a_floor_below_which_gradients_vanish():
     mixer = perturbed_mixer(GatedLinearAttention)
     with torch.no_grad():

@@ -122,6 +122,14 @@ def test_a_part_with_neutral_weights_changes_nothing_and_with_others_it_does(nam
     assert_close(lm(IDS), plain(IDS))
 
 
+def test_trained_factors_begin_as_in_their_sources():
+    lm = LM(tiny_params(value_residual=True, stream_lambdas=True, attn_sink="learned"), CharTokenizer())
+    mixer, mix = lm.decoder.layers[1].mixer, lm.decoder.mix
+    assert mixer.value_residual.lambdas.tolist() == [0.5, 0.5]
+    assert mixer.sink.sink_H.tolist() == [0, 0]
+    assert (mix.of_stream.tolist(), mix.of_embeddings.tolist()) == ([1, 1], [0, 0])
+
+
 def test_a_head_with_a_sink_may_attend_to_nothing():
     lm = tiny_lm(attn_sink="learned")
     for layer in lm.decoder.layers:
