@@ -11,7 +11,7 @@ from model.transformer import decay, delta, mixers, torchlayers, transformerenco
 from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
 from model.transformer.recompute import caller_of_layers
-from model.transformer.residual import StreamMix, init_omegas
+from model.transformer.residual import init_omegas, stream_mix
 
 
 class Transformer(nn.Module):
@@ -32,7 +32,7 @@ class Transformer(nn.Module):
         self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
         self.norm = final_norm(model_params)
-        self.mix = StreamMix(len(self.passes())) if model_params.stream_lambdas else None
+        self.mix = stream_mix(model_params, len(self.passes()))
         init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
             zero_queries(self.layers)  # muP

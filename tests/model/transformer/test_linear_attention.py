@@ -188,6 +188,18 @@ def test_chunks_of_any_length_give_the_same(chunk, monkeypatch):
         assert_close(cache.kept["state"][0], S, **EXACT)
 
 
+def test_an_output_has_no_gradient_of_rounding_with_respect_to_later_inputs():
+    """The leak probe would take it for a leak."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 16, 4) for _ in range(3))
+    for shape, beta in (((1, 2, 16), None), ((1, 2, 16), torch.rand(1, 2, 16)), ((1, 2, 16, 4), None)):
+        inputs = [x.requires_grad_() for x in (q, k, v, -torch.rand(shape))]
+        y = mix(*inputs, Context(random_ids(1, 16)), beta)
+        for gradient in torch.autograd.grad(y[:, :, 3].sum(), inputs):
+            assert gradient[:, :, :4].any()
+            assert not gradient[:, :, 4:].any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [{}, {"state_dim": 3, "n_kv_heads": 1}], ids=str)
 def test_the_state_size_is_what_the_cache_holds(kind, fields):

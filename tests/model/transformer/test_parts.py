@@ -49,6 +49,15 @@ def test_the_stream_is_mixed_with_the_embeddings_before_each_layer():
         before = seen[f"layers.{i}.resid_post"]
 
 
+def test_completep_divides_what_lambdas_change_by_the_depth():
+    lm = tiny_lm(n_layers=6, stream_lambdas=True, parametrization="completep", mup_base_layers=2)
+    with torch.no_grad(), lm.record("embed", "layers.1.*") as seen:
+        lm(IDS)
+        before = lm(IDS, get_embeddings=True)["embeddings"][:, 0]
+    a, b = lm.decoder.mix.of_stream[1], lm.decoder.mix.of_embeddings[1]
+    assert_close(seen["layers.1.resid_pre"], before + ((a - 1) * before + b * seen["embed"]) / 3)
+
+
 def test_logits_are_capped():
     capped, plain = tiny_lm(logit_softcap=0.5), tiny_lm()
     z, z_capped = plain(IDS), capped(IDS)
