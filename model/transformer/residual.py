@@ -73,16 +73,25 @@ def initial_gain(model_params: ModelParams) -> Tensor:
 class StreamMix(nn.Module):
     """The input of each layer: a x + b x0, a trained mix of the stream and the embeddings, at first x.
 
-    From speed runs of nanoGPT (Jordan et al. 2024, modded-nanogpt), and in nanochat.
+    From speed runs of nanoGPT (Jordan et al. 2024, modded-nanogpt), and in nanochat. In CompleteP the change of x is
+    divided as the output of a block is, since the changes of all layers add up.
     """
 
-    def __init__(self, n_passes: int) -> None:
+    def __init__(self, n_passes: int, mult: float = 1.0) -> None:
         super().__init__()
+        self.mult = mult  # muP
         self.of_stream = nn.Parameter(torch.ones(n_passes))
         self.of_embeddings = nn.Parameter(torch.zeros(n_passes))
 
     def forward(self, x: Tensor, x0: Tensor, i: int) -> Tensor:
-        return self.of_stream[i] * x + self.of_embeddings[i] * x0
+        mixed = self.of_stream[i] * x + self.of_embeddings[i] * x0
+        return mixed if self.mult == 1 else x + (mixed - x) * self.mult  # muP
+
+
+def stream_mix(model_params: ModelParams, n_passes: int) -> StreamMix | None:
+    if not model_params.stream_lambdas:
+        return None
+    return StreamMix(n_passes, mult=1 / depth_mult(model_params.at(0, n_passes)))  # muP
 
 
 def initial_omega(n: int, change: str = "O(logn)") -> float:

@@ -23,7 +23,7 @@ from model.transformer import (  # noqa: F401 -- layer kinds
 from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
 from model.transformer.recompute import call_layer, caller_of_layers
-from model.transformer.residual import StreamMix, init_omegas
+from model.transformer.residual import init_omegas, stream_mix
 from model.transformer.share import share_between
 
 
@@ -49,7 +49,7 @@ class Transformer(nn.Module):
             [make_layer(max(0, model_params.n_layers - 1)) for _ in range(model_params.n_predict - 1)]
         )
         self.norm = final_norm(model_params)
-        self.mix = StreamMix(len(self.passes())) if model_params.stream_lambdas else None
+        self.mix = stream_mix(model_params, len(self.passes()))
         share_between(self.layers, model_params)
         init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP

@@ -232,11 +232,25 @@ def test_chunks_of_any_length_give_the_same(chunk, monkeypatch):
         assert_close(cache.kept["state"][0], S, **EXACT)
 
 
+def test_an_output_has_no_gradient_of_rounding_with_respect_to_later_inputs():
+    """The leak probe would take it for a leak."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 16, 4) for _ in range(3))
+    for shape, beta in (((1, 2, 16), None), ((1, 2, 16), torch.rand(1, 2, 16)), ((1, 2, 16, 4), None)):
+        inputs = [x.requires_grad_() for x in (q, k, v, -torch.rand(shape))]
+        y = mix(*inputs, Context(random_ids(1, 16)), beta)
+        for gradient in torch.autograd.grad(y[:, :, 3].sum(), inputs):
+            assert gradient[:, :, :4].any()
+            assert not gradient[:, :, 4:].any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [{}, {"state_dim": 3, "n_kv_heads": 1}], ids=str)
 def test_the_state_size_is_what_the_cache_holds(kind, fields):
     if kind in ("torch-transformer", "mla"):
         fields = {}
+    if kind == "custom-transformer" and fields:
+        fields = fields | {"head_dim": 12}
     lm = tiny_lm(layer_architecture=kind, n_heads=4, **fields)
     cache = Cache(16)
     lm(random_ids(3, 16), cache=cache)
@@ -289,6 +303,13 @@ def test_triangular_equations_are_counted():
 def test_a_state_of_fixed_width_has_no_rule_in_mup(kind):
     with pytest.raises(ValueError, match="state_dim=4 does not grow with the width"):
         tiny_lm(layer_architecture=kind, state_dim=4, parametrization="mup", mup_base_dim=8)
+
+
+@pytest.mark.parametrize("make", [Mamba2, GatedDeltaNet])
+def test_decays_begin_between_those_of_mamba2(make):
+    decay = make(tiny_params(n_heads=4), 0.0).decay
+    assert_close(decay.log_a_H.exp(), torch.tensor([1.0, 6.0, 11.0, 16.0]))
+    assert_close(softplus(decay.dt.map.bias).log10(), torch.tensor([-3.0, -7 / 3, -5 / 3, -1.0]))
 
 
 def test_a_decay_of_gla_has_a_floor_below_which_gradients_vanish():

@@ -114,6 +114,15 @@ def test_the_stream_is_mixed_with_the_embeddings_before_each_layer():
         before = seen[f"layers.{i}.resid_post"]
 
 
+def test_completep_divides_what_lambdas_change_by_the_depth():
+    lm = tiny_lm(n_layers=6, stream_lambdas=True, parametrization="completep", mup_base_layers=2)
+    with torch.no_grad(), lm.record("embed", "layers.1.*") as seen:
+        lm(IDS)
+        before = lm(IDS, get_embeddings=True)["embeddings"][:, 0]
+    a, b = lm.decoder.mix.of_stream[1], lm.decoder.mix.of_embeddings[1]
+    assert_close(seen["layers.1.resid_pre"], before + ((a - 1) * before + b * seen["embed"]) / 3)
+
+
 def test_logits_are_capped():
     capped, plain = tiny_lm(logit_softcap=0.5), tiny_lm()
     z, z_capped = plain(IDS), capped(IDS)
@@ -187,6 +196,14 @@ def test_a_part_with_neutral_weights_changes_nothing_and_with_others_it_does(nam
             if own.endswith(end):
                 parameter.data.copy_(torch.as_tensor(neutral))
     assert_close(lm(IDS), plain(IDS))
+
+
+def test_trained_factors_begin_as_in_their_sources():
+    lm = LM(tiny_params(value_residual=True, stream_lambdas=True, attn_sink="learned"), CharTokenizer())
+    mixer, mix = lm.decoder.layers[1].mixer, lm.decoder.mix
+    assert mixer.value_residual.lambdas.tolist() == [0.5, 0.5]
+    assert mixer.sink.sink_H.tolist() == [0, 0]
+    assert (mix.of_stream.tolist(), mix.of_embeddings.tolist()) == ([1, 1], [0, 0])
 
 
 def test_a_head_with_a_sink_may_attend_to_nothing():

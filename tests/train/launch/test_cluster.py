@@ -23,6 +23,7 @@ from explore.load import runs
 from model.model_params import ModelParams
 from tests.train.little_run import CALL
 from tests.train.saving.test_claims import claim_of_saved, claimed_elsewhere
+from tests.train.test_own_parts import file  # noqa: F401 -- a fixture
 from train.grid.expand import GridError
 from train.grid.params import Params
 from train.grid.run import Run
@@ -109,8 +110,15 @@ def assert_equal_runs(here, there):
 
 
 @needs_ray
-def test_runs_on_a_cluster_equal_those_of_a_serial_grid(cluster, far, tmp_path, monkeypatch, notes):
-    """Text that only this machine has and a run to begin with travel, and what wandb keeps comes home, too.
+def test_runs_on_a_cluster_equal_those_of_a_serial_grid(
+    cluster,
+    far,
+    file,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    notes,
+):
+    """Text and parts that only this machine has and a run to begin with travel, and what wandb keeps comes home, too.
 
     So do the results on an evaluation set.
     """
@@ -120,6 +128,7 @@ def test_runs_on_a_cluster_equal_those_of_a_serial_grid(cluster, far, tmp_path, 
     monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "data"))
     other = {"pydoc": {"dataset_name": "pydoc", "debug_crop": 4}}
     options = ["--config=test-nlp", "--task=mine", f"--set=eval_sets={other}", *SHORT[1:]]
+    options[:0] = [f"--with={file}", "--set=optimizer='slow_sgd'"]
     assert train(tmp_path / "serial", *options, "--no-wandb") == 0
     ours = f"--ray={cluster.address}"
     assert train(tmp_path / "ray", *options, ours) == 0
