@@ -178,7 +178,8 @@ class Evaluation:
         dice = torch.Generator().manual_seed(0)
         try:
             if unmasks:
-                return self.lm.sample(self.data.tokenizer.start, SAMPLE_LENGTH, generator=dice)
+                text: str = self.lm.sample(self.data.tokenizer.start, SAMPLE_LENGTH, generator=dice)
+                return text
             if self.prompts:
                 ids, _, answer_length = self.prompts[0]
                 [row] = generate(self.lm, [ids], answer_length, temperature=0)
