@@ -126,8 +126,9 @@ def attention_sink(model_params: ModelParams) -> nn.Module:
 def attention_gate(model_params: ModelParams) -> nn.Module:
     """Return what acts on the outputs of heads, called with these and the layer's input."""
     p = model_params
-    gates = {None: FirstInput, "head": lambda: HeadGate(p), "element": lambda: ElementGate(p)}
-    gate = gates[p.attn_gate]()
+    gate: nn.Module = FirstInput()
+    if p.attn_gate is not None:
+        gate = HeadGate(p) if p.attn_gate == "head" else ElementGate(p)
     return PairNorm(p, gate) if p.diff_attention else gate
 
 
