@@ -71,6 +71,7 @@ EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-11}, {"rtol": 1e-3, "atol": 1e-5}
     ("strategy", "close", "fields"),
     [
         pytest.param("ddp", EXACT, {}, marks=pytest.mark.ci),
+        ("ddp", EXACT, {"compile": True}),
         # AdamW would make rounding errors as large as gradients where these ought to be zero.
         ("fsdp", ROUNDED, {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}),
     ],
@@ -97,6 +98,7 @@ def test_two_processes_equal_one_with_the_double_batch(strategy, close, fields, 
         *("run 2 of 2", "step 6", "step 12", "run 2 (random_seed 2)"),
     ]
     assert "distributed" not in printed
+    assert ("compiled 1 graph" in printed) == fields.get("compile", False)
 
 
 LENGTHS_OF_TWO = [
