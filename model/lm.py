@@ -179,8 +179,8 @@ class LM(nn.Module):
         """Return inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
 
         `loss_requests`, a function of ids [B, T], changes the inputs but not the targets. `train_params` are the
-        TrainParams, or None for their defaults. With other objectives than "next-token", training hides different tokens each time, and
-        evaluation hides the same tokens of a row every time.
+        TrainParams, or None for their defaults. With another objective than "next-token", training hides different tokens
+        each time, and evaluation hides the same tokens of a row every time.
         """
         if self.model_params.hides_tokens:
             x, y = masked_batch(batch, self, train_params)
@@ -213,11 +213,11 @@ class LM(nn.Module):
     ) -> tuple[dict[str, Tensor], int]:
         """Return the losses by name, as scalars, and the number of rows. Training minimizes the sum of the losses.
 
-        "main" is the mean cross entropy of the scored tokens in nats; with objective="diffusion" the mean over all tokens
-        that may be hidden of the bound (see model/masking.py). The others are the weighted losses that layers add
-        with `ctx.add_loss`, "token2" ... of `n_predict`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was
-        called just before. This method sets `self.n_scored` to the number of scored tokens, by which training weighs the
-        batches of an optimizer step.
+        "main" is the mean cross entropy of the scored tokens in nats. With objective="diffusion" it is the mean of the
+        bound over all tokens that may be hidden (see model/masking.py). The others are the weighted losses that layers add
+        with `ctx.add_loss`, "token2" ... of `n_predict`, and "z" if `train_params.z_loss` is set. `xyz` is the result of
+        `get_batch_xyz`, if it was called just before. This method sets `self.n_scored` to the number of scored tokens, by
+        which training weighs the batches of an optimizer step.
         """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
         if self.model_params.objective == "diffusion":
@@ -359,7 +359,8 @@ class LM(nn.Module):
     def fill(self, text: str | Sequence[int], as_str: bool = True, return_probs: bool = False) -> Any:
         """Return a text with each mask token replaced by the most probable token: "we the <mask> of".
 
-        Only for the objectives "masked" and "diffusion". Ids are used unchanged. Each of several gaps is filled as if the others were open.
+        Only for the objectives "masked" and "diffusion". Ids are used unchanged. Each of several gaps is filled as if the
+        others were open.
         return_probs gives a pair (text, probabilities of the tokens filled in).
         Raise ValueError if there is no mask token to fill.
         """
@@ -388,8 +389,8 @@ class LM(nn.Module):
         the perplexities [samples, longest sample - 1], with dummy_res where no token is scored. Raise ValueError if no
         token is scored.
 
-        With the objectives "masked" and "diffusion" these are pseudo-perplexities (Salazar et al. 2020): each token is masked in turn, which
-        takes one row per token. A string becomes bos, its tokens and eos; eos is not scored.
+        With the objectives "masked" and "diffusion" these are pseudo-perplexities (Salazar et al. 2020): each token is
+        masked in turn, which takes one row per token. A string becomes bos, its tokens and eos; eos is not scored.
         """
         with torch.no_grad(), eval_mode(self):
             batches = samples if isinstance(samples, DataLoader) else self.batches_of(samples)
@@ -397,7 +398,10 @@ class LM(nn.Module):
         return summarize(rows, per_token, before_exp, dummy_res)
 
     def get_token_losses(self, batch: Mapping[str, Tensor]) -> TokenLosses:
-        """Return the cross entropy of each token of a batch. Other objectives than "next-token" mask each token alone, in turn."""
+        """Return the cross entropy of each token of a batch.
+
+        Objectives other than "next-token" mask each token alone, in turn.
+        """
         if self.model_params.hides_tokens:
             rows = unmasked_batch(batch, self)
             return TokenLosses(rows.ids[:, 1:], losses_in_turn(rows, self)[:, 1:])

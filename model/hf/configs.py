@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from model.hf import decoders
 from model.hf.encoders import bert, roberta
 from model.hf.families import Family
-from model.hf.translations import ROTARY_SCALINGS, turns
+from model.hf.translations import ROTARY_SCALINGS, ModelFields, turns
 from model.model_params import ModelParams
 from model.transformer.rotary_scaling import full_text
 
@@ -121,7 +121,7 @@ def settings_problems(family: Family, settings: Mapping[str, Any]) -> Iterator[s
 def fields_in(family: Family, settings: Mapping[str, object]) -> dict[str, object]:
     """Return our fields for the settings of a config. Raise ValueError for settings that cannot be translated."""
     fields = family.fixed | {ours: settings[theirs] for ours, theirs in family.settings.items()}
-    fields["activation"] = HF_ACTIVATIONS[str(settings[family.activation])]
+    fields |= {"activation": HF_ACTIVATIONS[str(settings[family.activation])]}
     for translation in family.translations:
         fields |= translation.read(settings)
     return fields
@@ -166,7 +166,7 @@ def settings_in(family: Family, fields: Mapping[str, Any]) -> dict[str, object]:
     activations = [theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == fields.get("activation")]
     settings = family.constants | settings | {family.activation: (activations or ["gelu"])[0]}
     for translation in family.translations:
-        settings |= translation.write(fields)
+        settings |= translation.write(ModelFields(**fields))
     return settings
 
 

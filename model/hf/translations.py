@@ -6,11 +6,13 @@ every config that it writes, and refuses a field that comes back changed.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from model.transformer.rotary_scaling import full_text, parsed
 
 Fields = Mapping[str, Any]  # ours; a field that differs by layer has a tuple with a value for each layer
+ModelFields = SimpleNamespace  # all of them, as attributes
 Settings = Mapping[str, Any]  # those of a config, with rotary ones at the top level
 UNUSED_WINDOW = 4096  # of a config without a layer that has one; some families need a number
 
@@ -19,7 +21,7 @@ class Translation(NamedTuple):
     """Two functions that are inverse to each other where both have a meaning."""
 
     read: Callable[[Settings], Fields]
-    write: Callable[[Fields], Settings]
+    write: Callable[[ModelFields], Settings]
 
 
 def in_layers(value: Any, n_layers: int) -> list[Any]:
@@ -43,8 +45,8 @@ def read_head_dim(settings: Settings) -> Fields:
     return {"head_dim": None if width is None or width * n_heads == settings["hidden_size"] else width}
 
 
-def write_head_dim(fields: Fields) -> Settings:
-    return {"head_dim": fields["head_dim"] or fields["dim"] // fields["n_heads"]}
+def write_head_dim(fields: ModelFields) -> Settings:
+    return {"head_dim": fields.head_dim or fields.dim // fields.n_heads}
 
 
 head_dim = Translation(read_head_dim, write_head_dim)
@@ -68,9 +70,14 @@ ROTARY_SCALINGS = {
 
 
 def read_scaling(settings: Settings) -> Fields:
+    return {"rotary_scaling": scaling_text(settings)}
+
+
+def scaling_text(settings: Settings) -> str | None:
+    """Return the rotary scaling of a config in our words."""
     name = settings.get("rope_type", "default")
     if name == "default":
-        return {"rotary_scaling": None}
+        return None
     if name not in ROTARY_SCALINGS:
         raise ValueError(
             f"rope_type={name!r}; allowed: {', '.join(map(repr, ('default', *ROTARY_SCALINGS)))}"
@@ -81,12 +88,12 @@ def read_scaling(settings: Settings) -> Fields:
     defaults = {"original_max_position_embeddings": settings.get("max_position_embeddings")}
     own = {ours: settings.get(theirs, defaults.get(theirs)) for ours, theirs in ROTARY_SCALINGS[name].items()}
     numbers = (f"{key}={value}" for key, value in own.items() if value is not None)
-    return {"rotary_scaling": full_text(", ".join([name, *numbers]))}
+    return full_text(", ".join([name, *numbers]))
 
 
-def write_scaling(fields: Fields) -> Settings:
-    name, own = parsed(first_set(fields["rotary_scaling"]) or "linear, factor=1")
-    if fields["rotary_scaling"] is None or name not in ROTARY_SCALINGS:
+def write_scaling(fields: ModelFields) -> Settings:
+    name, own = parsed(first_set(fields.rotary_scaling) or "linear, factor=1")
+    if fields.rotary_scaling is None or name not in ROTARY_SCALINGS:
         return {"rope_type": "default"}
     settings = {theirs: own[ours] for ours, theirs in ROTARY_SCALINGS[name].items() if ours in own}
     if (original := settings.get("original_max_position_embeddings")) is not None:
@@ -105,17 +112,17 @@ def read_windows(settings: Settings) -> Fields:
     return {"sliding_window": turns([window if kind.startswith("sliding") else None for kind in kinds])}
 
 
-def write_windows(fields: Fields) -> Settings:
-    windows = in_layers(fields["sliding_window"], fields["n_layers"])
+def write_windows(fields: ModelFields) -> Settings:
+    windows = in_layers(fields.sliding_window, fields.n_layers)
     kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
-    window = first_set(fields["sliding_window"]) or UNUSED_WINDOW
+    window = first_set(fields.sliding_window) or UNUSED_WINDOW
     return {"sliding_window": window, "layer_types": kinds}
 
 
 windows = Translation(read_windows, write_windows)
 
 
-def write_used_windows(fields: Fields) -> Settings:
+def write_used_windows(fields: ModelFields) -> Settings:
     settings = write_windows(fields)
     return {**settings, "use_sliding_window": "sliding_attention" in settings["layer_types"]}
 
@@ -130,10 +137,10 @@ def read_local_layers(settings: Settings) -> Fields:
     return {"sliding_window": turns(values)}
 
 
-def write_local_layers(fields: Fields) -> Settings:
-    windows = in_layers(fields["sliding_window"], fields["n_layers"])
+def write_local_layers(fields: ModelFields) -> Settings:
+    windows = in_layers(fields.sliding_window, fields.n_layers)
     kinds = ["global" if window is None else "local" for window in windows]
-    window = first_set(fields["sliding_window"]) or UNUSED_WINDOW
+    window = first_set(fields.sliding_window) or UNUSED_WINDOW
     return {"attention_types": [[kinds, 1]], "attention_layers": kinds, "window_size": window}
 
 
@@ -145,8 +152,8 @@ def read_rope_layers(settings: Settings) -> Fields:
     return {"positions": turns(["rotary" if one else "none" for one in has_rope])}
 
 
-def write_rope_layers(fields: Fields) -> Settings:
-    positions = in_layers(fields["positions"], fields["n_layers"])
+def write_rope_layers(fields: ModelFields) -> Settings:
+    positions = in_layers(fields.positions, fields.n_layers)
     return {"no_rope_layers": [int(one == "rotary") for one in positions]}
 
 
@@ -156,16 +163,16 @@ rope_layers = Translation(read_rope_layers, write_rope_layers)  # of SmolLM3, wh
 def read_ropes(settings: Settings) -> Fields:
     kinds = settings["layer_types"][: settings["num_hidden_layers"]]
     ropes = [settings[kind] for kind in kinds]
-    scalings = [read_scaling(settings | rope)["rotary_scaling"] for rope in ropes]
+    scalings = [scaling_text(settings | rope) for rope in ropes]
     return {"rotary_base": turns([rope["rope_theta"] for rope in ropes]), "rotary_scaling": turns(scalings)}
 
 
-def write_ropes(fields: Fields) -> Settings:
-    n, found = fields["n_layers"], dict[str, Settings]()
+def write_ropes(fields: ModelFields) -> Settings:
+    n, found = fields.n_layers, dict[str, Settings]()
     names = ("rotary_base", "rotary_scaling", "sliding_window")
-    for base, scaling, window in zip(*(in_layers(fields[name], n) for name in names), strict=True):
+    for base, scaling, window in zip(*(in_layers(getattr(fields, name), n) for name in names), strict=True):
         kind = "full_attention" if window is None else "sliding_attention"
-        found.setdefault(kind, {"rope_theta": base, **write_scaling({"rotary_scaling": scaling})})
+        found.setdefault(kind, {"rope_theta": base, **write_scaling(ModelFields(rotary_scaling=scaling))})
     unused = {"rope_type": "default", "rope_theta": 10_000.0}
     return {kind: found.get(kind, unused) for kind in ("full_attention", "sliding_attention")}
 
@@ -177,13 +184,18 @@ embedding_scale = Translation(
     lambda settings: {"mup_input_mult": settings["hidden_size"] ** 0.5},  # muP
     lambda fields: {},
 )
+
+
+def read_query_scale(settings: Settings) -> Fields:
+    width, scale = settings.get("head_dim", 1), settings["query_pre_attn_scalar"]
+    return {"mup_attn_mult": math.sqrt(width / scale)}  # muP
+
+
 query_scale = Translation(
-    lambda settings: {
-        "mup_attn_mult": math.sqrt(settings["head_dim"] / settings["query_pre_attn_scalar"])  # muP
-    },
+    read_query_scale,
     lambda fields: {
         "query_pre_attn_scalar": round(
-            (fields["head_dim"] or fields["dim"] // fields["n_heads"]) / fields["mup_attn_mult"] ** 2  # muP
+            (fields.head_dim or fields.dim // fields.n_heads) / fields.mup_attn_mult**2  # muP
         )
     },
 )
@@ -204,7 +216,7 @@ def read_rotary_dim(settings: Settings) -> Fields:
 
 rotary_dim = Translation(  # of GPT-J
     read_rotary_dim,
-    lambda fields: {"rotary_dim": int(fields["dim"] // fields["n_heads"] * fields["rotary_frac"])},
+    lambda fields: {"rotary_dim": int(fields.dim // fields.n_heads * fields.rotary_frac)},
 )
 
 
@@ -219,8 +231,8 @@ def read_norm_place(settings: Settings) -> Fields:
 norm_place = Translation(  # of OPT
     read_norm_place,
     lambda fields: {
-        "do_layer_norm_before": fields["norm_position"] == "pre",
-        "word_embed_proj_dim": fields["dim"],
+        "do_layer_norm_before": fields.norm_position == "pre",
+        "word_embed_proj_dim": fields.dim,
     },
 )
 
@@ -241,12 +253,12 @@ def read_experts(settings: Settings) -> Fields:
     }
 
 
-def write_experts(fields: Fields) -> Settings:
-    n = fields["n_layers"]
-    both = list(zip(in_layers(fields["n_experts"], n), in_layers(fields["dim_ff"], n), strict=True))
+def write_experts(fields: ModelFields) -> Settings:
+    n = fields.n_layers
+    both = list(zip(in_layers(fields.n_experts, n), in_layers(fields.dim_ff, n), strict=True))
     return {
-        "num_local_experts": first_set(fields["n_experts"]) or 0,
-        "num_experts_per_tok": fields["experts_per_token"],
+        "num_local_experts": first_set(fields.n_experts) or 0,
+        "num_experts_per_tok": fields.experts_per_token,
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i, (n_experts, _) in enumerate(both) if not n_experts],

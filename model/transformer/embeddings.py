@@ -250,7 +250,7 @@ def on_scores(model_params: ModelParams) -> nn.Sequential:
     if model_params.attn_softcap is not None:
         steps["softcap"] = Softcap(model_params.attn_softcap)
     if (positions := position_kinds[model_params.positions].on_scores) is not None:
-        steps["positions"] = positions(model_params)
+        steps["position_bias"] = positions(model_params)
     if model_params.sliding_window is not None:
         steps["window"] = Window(model_params.sliding_window)
     return nn.Sequential(steps)

@@ -46,6 +46,7 @@ NOT_SHAPING = {
     "from_pretrained",
     "from_saved",
     "residual_profile",
+    "predict_weight",
 }
 
 
