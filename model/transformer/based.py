@@ -63,7 +63,7 @@ def taylor_features(x_BHTK: Tensor) -> Tensor:
     """
     K = x_BHTK.shape[-1]
     i, j = torch.triu_indices(K, K, device=x_BHTK.device)
-    size_N = torch.where(i == j, math.sqrt(0.5), 1.0).to(x_BHTK.dtype)
+    size_N = x_BHTK.new_ones(len(i)).masked_fill(i == j, math.sqrt(0.5))
     pairs_BHTN = x_BHTK[..., i] * x_BHTK[..., j] * size_N
     return torch.cat([torch.ones_like(x_BHTK[..., :1]), x_BHTK, pairs_BHTN], dim=-1)
 

@@ -123,7 +123,8 @@ def test_long_inputs_are_safe_in_float32(kind):
         z.square().mean().backward()
         results.append([z, *(p.grad for p in lm.parameters())])
     for a, b in zip(*results, strict=True):
-        assert (a - b).norm() < 1e-4 * b.norm()
+        # Norms cancel a common factor of all input gates of mlstm, whose bias therefore has a gradient near 0.
+        assert (a - b).norm() < 1e-4 * b.norm() + 1e-7
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -170,7 +171,8 @@ def test_the_stream_grows_no_faster_than_under_attention(kind, norm_position):
     for ours, attentions in zip(sizes[kind], sizes["custom-transformer"], strict=True):
         # A norm gives the outputs of these kinds size 1, as in their papers; means over positions are smaller.
         most = 2.5 if kind in ("deltanet", "mamba2", "mlstm") else 1.2
-        assert 0.3 * attentions < ours < most * attentions
+        least = 0.25 if kind == "mlstm" else 0.3  # its gate begins by halving the outputs
+        assert least * attentions < ours < most * attentions
 
 
 @pytest.mark.parametrize("kind", MIXERS)
