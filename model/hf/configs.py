@@ -7,6 +7,7 @@ in `decoders.py` and `encoders.py`.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -121,7 +122,7 @@ def settings_problems(family: Family, settings: Mapping[str, Any]) -> Iterator[s
 def fields_in(family: Family, settings: Mapping[str, object]) -> dict[str, object]:
     """Return our fields for the settings of a config. Raise ValueError for settings that cannot be translated."""
     fields = family.fixed | {ours: settings[theirs] for ours, theirs in family.settings.items()}
-    fields["activation"] = HF_ACTIVATIONS[str(settings[family.activation])]
+    fields |= {"activation": HF_ACTIVATIONS[str(settings[family.activation])]}
     for translation in family.translations:
         fields |= translation.read(settings)
     return fields
@@ -166,7 +167,7 @@ def settings_in(family: Family, fields: Mapping[str, Any]) -> dict[str, object]:
     activations = [theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == fields.get("activation")]
     settings = family.constants | settings | {family.activation: (activations or ["gelu"])[0]}
     for translation in family.translations:
-        settings |= translation.write(fields)
+        settings |= translation.write(SimpleNamespace(**fields))
     return settings
 
 
