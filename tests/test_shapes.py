@@ -99,6 +99,9 @@ def use_a_model(**fields) -> None:
         ({"norm_position": "none", "dim_ff": 0}, {}),
         ({"parallel_blocks": True, "gated": True}, {}),
         ({"canon": "abcd", "value_embeddings": True}, {}),
+        ({"n_experts": 5, "n_shared_experts": 2, "gated": True}, {"E": 5, "C": 2}),
+        ({"n_experts": 5, "experts_per_token": 1, "balance": "bias"}, {"E": 5, "C": 1}),
+        ({"qk_norm": "all-heads", "norm_position": "inside", "n_kv_heads": 1}, {"G": 1}),
     ],
     ids=str,
 )

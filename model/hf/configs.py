@@ -7,6 +7,7 @@ in `decoders.py` and `encoders.py`.
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from types import SimpleNamespace
 from typing import Any, Protocol
 
 from pydantic import ValidationError
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 from model.hf import decoders
 from model.hf.encoders import bert, roberta
 from model.hf.families import Family
-from model.hf.translations import ROTARY_SCALINGS, ModelFields, turns
+from model.hf.translations import ROTARY_SCALINGS, turns
 from model.model_params import ModelParams
 from model.transformer.rotary_scaling import full_text
 
@@ -166,7 +167,7 @@ def settings_in(family: Family, fields: Mapping[str, Any]) -> dict[str, object]:
     activations = [theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == fields.get("activation")]
     settings = family.constants | settings | {family.activation: (activations or ["gelu"])[0]}
     for translation in family.translations:
-        settings |= translation.write(ModelFields(**fields))
+        settings |= translation.write(SimpleNamespace(**fields))
     return settings
 
 

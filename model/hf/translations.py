@@ -6,13 +6,11 @@ every config that it writes, and refuses a field that comes back changed.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from model.transformer.rotary_scaling import full_text, parsed
 
-Fields = Mapping[str, Any]  # ours; a field that differs by layer has a tuple with a value for each layer
-ModelFields = SimpleNamespace  # all of them, as attributes
+Fields = Any  # an object with our fields; one that differs by layer is a tuple with a value for each layer
 Settings = Mapping[str, Any]  # those of a config, with rotary ones at the top level
 UNUSED_WINDOW = 4096  # of a config without a layer that has one; some families need a number
 
@@ -20,8 +18,8 @@ UNUSED_WINDOW = 4096  # of a config without a layer that has one; some families 
 class Translation(NamedTuple):
     """Two functions that are inverse to each other where both have a meaning."""
 
-    read: Callable[[Settings], Fields]
-    write: Callable[[ModelFields], Settings]
+    read: Callable[[Settings], Mapping[str, Any]]  # the result is some of our fields
+    write: Callable[[Fields], Settings]
 
 
 def in_layers(value: Any, n_layers: int) -> list[Any]:
@@ -40,12 +38,12 @@ def first_set(value: Any) -> Any:
     return next((one for one in values if one), None)
 
 
-def read_head_dim(settings: Settings) -> Fields:
+def read_head_dim(settings: Settings) -> dict[str, Any]:
     width, n_heads = settings.get("head_dim"), settings["num_attention_heads"]
     return {"head_dim": None if width is None or width * n_heads == settings["hidden_size"] else width}
 
 
-def write_head_dim(fields: ModelFields) -> Settings:
+def write_head_dim(fields: Fields) -> Settings:
     return {"head_dim": fields.head_dim or fields.dim // fields.n_heads}
 
 
@@ -69,12 +67,8 @@ ROTARY_SCALINGS = {
 }
 
 
-def read_scaling(settings: Settings) -> Fields:
-    return {"rotary_scaling": scaling_text(settings)}
-
-
-def scaling_text(settings: Settings) -> str | None:
-    """Return the rotary scaling of a config in our words."""
+def scaling_of(settings: Settings) -> str | None:
+    """Return the rotary scaling of a config. Raise ValueError for one that we do not have."""
     name = settings.get("rope_type", "default")
     if name == "default":
         return None
@@ -91,9 +85,10 @@ def scaling_text(settings: Settings) -> str | None:
     return full_text(", ".join([name, *numbers]))
 
 
-def write_scaling(fields: ModelFields) -> Settings:
-    name, own = parsed(first_set(fields.rotary_scaling) or "linear, factor=1")
-    if fields.rotary_scaling is None or name not in ROTARY_SCALINGS:
+def settings_of_scaling(scaling: str | None) -> Settings:
+    """Return the settings of a rotary scaling, or those of none if transformers does not have it."""
+    name, own = parsed(scaling or "linear, factor=1")
+    if scaling is None or name not in ROTARY_SCALINGS:
         return {"rope_type": "default"}
     settings = {theirs: own[ours] for ours, theirs in ROTARY_SCALINGS[name].items() if ours in own}
     if (original := settings.get("original_max_position_embeddings")) is not None:
@@ -101,10 +96,13 @@ def write_scaling(fields: ModelFields) -> Settings:
     return {"rope_type": name, **settings}
 
 
-rotary_scaling = Translation(read_scaling, write_scaling)
+rotary_scaling = Translation(
+    lambda settings: {"rotary_scaling": scaling_of(settings)},
+    lambda fields: settings_of_scaling(first_set(fields.rotary_scaling)),
+)
 
 
-def read_windows(settings: Settings) -> Fields:
+def read_windows(settings: Settings) -> dict[str, Any]:
     kinds = settings["layer_types"][: settings["num_hidden_layers"]]
     if others := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
         raise ValueError(f"layer_types of {others[0]!r}; allowed: 'full_attention', 'sliding_attention'")
@@ -112,7 +110,7 @@ def read_windows(settings: Settings) -> Fields:
     return {"sliding_window": turns([window if kind.startswith("sliding") else None for kind in kinds])}
 
 
-def write_windows(fields: ModelFields) -> Settings:
+def write_windows(fields: Fields) -> Settings:
     windows = in_layers(fields.sliding_window, fields.n_layers)
     kinds = ["full_attention" if window is None else "sliding_attention" for window in windows]
     window = first_set(fields.sliding_window) or UNUSED_WINDOW
@@ -122,7 +120,7 @@ def write_windows(fields: ModelFields) -> Settings:
 windows = Translation(read_windows, write_windows)
 
 
-def write_used_windows(fields: ModelFields) -> Settings:
+def write_used_windows(fields: Fields) -> Settings:
     settings = write_windows(fields)
     return {**settings, "use_sliding_window": "sliding_attention" in settings["layer_types"]}
 
@@ -131,13 +129,13 @@ def write_used_windows(fields: ModelFields) -> Settings:
 used_windows = Translation(read_windows, write_used_windows)
 
 
-def read_local_layers(settings: Settings) -> Fields:
+def read_local_layers(settings: Settings) -> dict[str, Any]:
     window = settings["window_size"]
     values = [window if kind == "local" else None for kind in settings["attention_layers"]]
     return {"sliding_window": turns(values)}
 
 
-def write_local_layers(fields: ModelFields) -> Settings:
+def write_local_layers(fields: Fields) -> Settings:
     windows = in_layers(fields.sliding_window, fields.n_layers)
     kinds = ["global" if window is None else "local" for window in windows]
     window = first_set(fields.sliding_window) or UNUSED_WINDOW
@@ -147,12 +145,12 @@ def write_local_layers(fields: ModelFields) -> Settings:
 local_layers = Translation(read_local_layers, write_local_layers)  # of GPT-Neo
 
 
-def read_rope_layers(settings: Settings) -> Fields:
+def read_rope_layers(settings: Settings) -> dict[str, Any]:
     has_rope = settings["no_rope_layers"][: settings["num_hidden_layers"]]
     return {"positions": turns(["rotary" if one else "none" for one in has_rope])}
 
 
-def write_rope_layers(fields: ModelFields) -> Settings:
+def write_rope_layers(fields: Fields) -> Settings:
     positions = in_layers(fields.positions, fields.n_layers)
     return {"no_rope_layers": [int(one == "rotary") for one in positions]}
 
@@ -160,19 +158,19 @@ def write_rope_layers(fields: ModelFields) -> Settings:
 rope_layers = Translation(read_rope_layers, write_rope_layers)  # of SmolLM3, where 1 means with positions
 
 
-def read_ropes(settings: Settings) -> Fields:
+def read_ropes(settings: Settings) -> dict[str, Any]:
     kinds = settings["layer_types"][: settings["num_hidden_layers"]]
     ropes = [settings[kind] for kind in kinds]
-    scalings = [scaling_text(settings | rope) for rope in ropes]
+    scalings = [scaling_of({**settings, **rope}) for rope in ropes]
     return {"rotary_base": turns([rope["rope_theta"] for rope in ropes]), "rotary_scaling": turns(scalings)}
 
 
-def write_ropes(fields: ModelFields) -> Settings:
+def write_ropes(fields: Fields) -> Settings:
     n, found = fields.n_layers, dict[str, Settings]()
-    names = ("rotary_base", "rotary_scaling", "sliding_window")
-    for base, scaling, window in zip(*(in_layers(getattr(fields, name), n) for name in names), strict=True):
+    by_layer = (fields.rotary_base, fields.rotary_scaling, fields.sliding_window)
+    for base, scaling, window in zip(*(in_layers(values, n) for values in by_layer), strict=True):
         kind = "full_attention" if window is None else "sliding_attention"
-        found.setdefault(kind, {"rope_theta": base, **write_scaling(ModelFields(rotary_scaling=scaling))})
+        found.setdefault(kind, {"rope_theta": base, **settings_of_scaling(scaling)})
     unused = {"rope_type": "default", "rope_theta": 10_000.0}
     return {kind: found.get(kind, unused) for kind in ("full_attention", "sliding_attention")}
 
@@ -184,15 +182,10 @@ embedding_scale = Translation(
     lambda settings: {"mup_input_mult": settings["hidden_size"] ** 0.5},  # muP
     lambda fields: {},
 )
-
-
-def read_query_scale(settings: Settings) -> Fields:
-    width, scale = settings.get("head_dim", 1), settings["query_pre_attn_scalar"]
-    return {"mup_attn_mult": math.sqrt(width / scale)}  # muP
-
-
 query_scale = Translation(
-    read_query_scale,
+    lambda settings: {
+        "mup_attn_mult": math.sqrt(settings.get("head_dim") / settings["query_pre_attn_scalar"])  # muP
+    },
     lambda fields: {
         "query_pre_attn_scalar": round(
             (fields.head_dim or fields.dim // fields.n_heads) / fields.mup_attn_mult**2  # muP
@@ -206,7 +199,7 @@ unscaled_scores = Translation(
 )
 
 
-def read_rotary_dim(settings: Settings) -> Fields:
+def read_rotary_dim(settings: Settings) -> dict[str, Any]:
     n, width = settings["rotary_dim"], settings["n_embd"] // settings["n_head"]
     if n is None:
         raise ValueError("rotary_dim=None; allowed: a number")
@@ -220,7 +213,7 @@ rotary_dim = Translation(  # of GPT-J
 )
 
 
-def read_norm_place(settings: Settings) -> Fields:
+def read_norm_place(settings: Settings) -> dict[str, Any]:
     if settings["word_embed_proj_dim"] != settings["hidden_size"]:
         raise ValueError(
             f"word_embed_proj_dim={settings['word_embed_proj_dim']}; allowed: hidden_size={settings['hidden_size']}"
@@ -237,7 +230,7 @@ norm_place = Translation(  # of OPT
 )
 
 
-def read_experts(settings: Settings) -> Fields:
+def read_experts(settings: Settings) -> dict[str, Any]:
     if settings["num_experts_per_tok"] < 2 or not settings["norm_topk_prob"]:
         raise ValueError(
             f"norm_topk_prob={settings['norm_topk_prob']} and num_experts_per_tok={settings['num_experts_per_tok']}; "
@@ -253,7 +246,7 @@ def read_experts(settings: Settings) -> Fields:
     }
 
 
-def write_experts(fields: ModelFields) -> Settings:
+def write_experts(fields: Fields) -> Settings:
     n = fields.n_layers
     both = list(zip(in_layers(fields.n_experts, n), in_layers(fields.dim_ff, n), strict=True))
     return {

@@ -7,7 +7,8 @@ Transformers: Fedus et al. 2021, arXiv:2101.03961). Shared experts get every tok
 arXiv:2401.06066). No token is dropped.
 
 Shape suffixes:  B batch  T position  D model dim  N token: B * T  E expert  C expert chosen by a token
-                 M pair of a token and a chosen expert: N * C  F width of an expert
+                 M pair of a token and a chosen expert: N * C  F width of an expert  S width of all shared experts
+                 I input width  O output width
 """
 
 from collections.abc import Callable
@@ -130,12 +131,12 @@ class ExpertLinear(nn.Module):
         # The biases of all experts in one vector: it does not decay, as a matrix would.
         self.bias = nn.Parameter(torch.zeros(E * n_out)) if p.has_bias(p.bias_ff) else None
 
-    def forward(self, x_MD: Tensor, pairs: Pairs) -> Tensor:
-        y_MF = grouped_linear(x_MD, self.weight, pairs.ends_E)
+    def forward(self, x_MI: Tensor, pairs: Pairs) -> Tensor:
+        y_MO = grouped_linear(x_MI, self.weight, pairs.ends_E)
         if self.bias is None:
-            return y_MF
-        bias_EF = self.bias.view(len(self.weight), -1).to(y_MF.dtype)
-        return y_MF + bias_EF.index_select(0, pairs.expert_M)
+            return y_MO
+        bias_EO = self.bias.view(len(self.weight), -1).to(y_MO.dtype)
+        return y_MO + bias_EO.index_select(0, pairs.expert_M)
 
 
 class SharedExperts(nn.Module):
@@ -150,8 +151,8 @@ class SharedExperts(nn.Module):
         self.linear2 = linear(width, p.dim, p, p.bias_ff, into_stream=True)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTF = self.activation(self.linear1(x_BTD))
-        return self.linear2(x_BTF if self.linear_up is None else x_BTF * self.linear_up(x_BTD))
+        x_BTS = self.activation(self.linear1(x_BTD))
+        return self.linear2(x_BTS if self.linear_up is None else x_BTS * self.linear_up(x_BTD))
 
 
 def n_active_params(model: nn.Module) -> int:

@@ -24,7 +24,7 @@ def grouped_linear(x_MI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
 def grouped_product(x_MI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
     """Compute `grouped_linear` for operands of one dtype."""
     y_MO = x_MI.new_empty(len(x_MI), weight_EOI.shape[1])
-    for weight_OI, begin, end in zip(weight_EOI, *ranges_of(ends_E), strict=True):
+    for weight_OI, begin, end in zip(weight_EOI, *group_bounds(ends_E), strict=True):
         torch.mm(x_MI[begin:end], weight_OI.T, out=y_MO[begin:end])
     return y_MO
 
@@ -33,12 +33,12 @@ def grouped_product(x_MI: Tensor, weight_EOI: Tensor, ends_E: Tensor) -> Tensor:
 def grouped_outer(y_MO: Tensor, x_MI: Tensor, ends_E: Tensor) -> Tensor:
     """Return y.T @ x over the rows of each group, [E, O, I]: the gradient of the weights."""
     weight_EOI = x_MI.new_empty(len(ends_E), y_MO.shape[1], x_MI.shape[1])
-    for weight_OI, begin, end in zip(weight_EOI, *ranges_of(ends_E), strict=True):
+    for weight_OI, begin, end in zip(weight_EOI, *group_bounds(ends_E), strict=True):
         torch.mm(y_MO[begin:end].T, x_MI[begin:end], out=weight_OI)
     return weight_EOI
 
 
-def ranges_of(ends_E: Tensor) -> tuple[list[int], list[int]]:
+def group_bounds(ends_E: Tensor) -> tuple[list[int], list[int]]:
     """Return the first row of each group, and the row after its last one."""
     ends = ends_E.tolist()
     return [0, *ends[:-1]], ends

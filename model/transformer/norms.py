@@ -1,6 +1,6 @@
 """Kinds of norms, and their places in a block of a layer.
 
-Shape suffixes:  B batch  T position  H head  K dim of a head  N all heads: H * K
+Shape suffixes:  B batch  T position  N head of queries or keys  K dim of a head  W width of all heads: N * K
 """
 
 from collections.abc import Callable
@@ -41,13 +41,13 @@ class NormOfAllHeads(nn.Module):
         super().__init__()
         self.norm = make_norm(model_params, n_heads * model_params.head_width)
 
-    def forward(self, x_BHTK: Tensor) -> Tensor:
-        x_BTN = self.norm(x_BHTK.transpose(1, 2).flatten(2))
-        return x_BTN.unflatten(2, (x_BHTK.shape[1], -1)).transpose(1, 2)
+    def forward(self, x_BNTK: Tensor) -> Tensor:
+        y_BTW = self.norm(x_BNTK.transpose(1, 2).flatten(2))
+        return y_BTW.unflatten(2, (x_BNTK.shape[1], -1)).transpose(1, 2)
 
 
 def head_norm(model_params: ModelParams, n_heads: int) -> nn.Module:
-    """Return the norm of queries or keys [B, H, T, K]."""
+    """Return the norm of queries or keys [B, N, T, K]."""
     p = model_params
     if p.qk_norm == "all-heads":
         return NormOfAllHeads(p, n_heads)
