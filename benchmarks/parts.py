@@ -7,8 +7,8 @@ Print a row for each part, or for those that contain one of the words:
 - parameters: how many it adds to 2 layers of width 64.
 - muP: the coordinate check over widths 64, 128 and 256, where heads grow in number, on a text. The range of all
   exponents, "fails" with the worst one, or the sentence that refuses the part before training.
-- CompleteP: the same check over 2, 4, 8 and 16 layers. The sizes are those in the first and in the last layer.
-- step: the time of a training step of 4 layers of width 128, as a ratio to that without the part. The two take turns in
+- CompleteP: the same check over 4, 8 and 16 layers. The sizes are those in the first and in the last layer.
+- step: the time of a training step of 2 layers of width 128, as a ratio to that without the part. The two take turns in
   one process, and the figure is a median over rounds.
 
 A new part is one line of PARTS. `--slopes` and `--cost` leave out the other half: costs need a machine that does nothing
@@ -20,7 +20,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from tempfile import gettempdir
@@ -88,12 +88,14 @@ PARTS = [
     Part({"optimizer": "schedule-free"}, {"lr_schedule": "constant"}),
     Part({"cautious_decay": True}, {"weight_decay": 0.1}),
 ]
-WIDTHS, DEPTHS = (64, 128, 256), (2, 4, 8, 16)
+WIDTHS = (64, 128, 256)
+# The last of L layers sees the changes of only L - 1 layers, which are half of them if L is 2.
+DEPTHS = (4, 8, 16)
 HEAD = 16
-SMALL = {"dim": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 32, "activation": "relu"}
+SMALL: dict[str, Any] = {"dim": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 32, "activation": "relu"}
 MUP = {"parametrization": "mup", "mup_base_dim": 64, "mup_base_heads": 4}
 COMPLETEP = MUP | {"parametrization": "completep", "mup_base_layers": 2}
-COST = {"dim": 128, "n_heads": 4, "n_layers": 4, "max_seq_len": 128}
+COST = {"dim": 128, "n_heads": 4, "n_layers": 2, "max_seq_len": 128}
 LR, LION_LR = 2.0**-7, 2.0**-9
 # CompleteP divides the output of each block by the depth, so outputs, and the stream after the first one, change less.
 IN_LAYERS = ("q", "k", "v", "scores", "z", "mlp_pre", "mlp_post")
@@ -124,10 +126,11 @@ def loss_of(train: TrainParams, model: nn.Module, batch: Any) -> Tensor:
     return torch.stack([*model.get_losses(batch, train)[0].values()]).sum()
 
 
-def batch_of(model: ModelParams, n_rows: int) -> tuple[Any, Any]:
+@cache
+def batch_of(row_length: int, n_rows: int) -> tuple[Any, Any]:
     """Return a batch of a text, and the tokenizer."""
     text = DataParams(dataset_name="sotu", debug_crop=20, val_pct=10.0, test_pct=10.0)
-    data = make_data(text, model, Path(gettempdir()) / "whatif-benchmark")
+    data = make_data(text, ModelParams(max_seq_len=row_length), Path(gettempdir()) / "whatif-benchmark")
     return next(iter(data.train_dataloader(n_rows))), data.tokenizer
 
 
@@ -162,7 +165,7 @@ def verdict(of_size: Mapping[int, tuple[ModelParams, TrainParams]], measure: Any
         if problem := next(problems(model, train), None):
             return f"refused: {problem}"
     model, train = next(iter(of_size.values()))
-    batch, tokenizer = batch_of(model, 4)
+    batch, tokenizer = batch_of(model.max_seq_len, 4)
     models = {size: partial(LM, model, tokenizer) for size, (model, _) in of_size.items()}
     sizes, probe = measure_kind(
         "",
@@ -181,10 +184,8 @@ def verdict(of_size: Mapping[int, tuple[ModelParams, TrainParams]], measure: Any
 
 def n_added(part: Part) -> int:
     """Return the number of parameters that the part adds."""
-    with_part, without = (
-        LM(params_of(part, has_part, **SMALL)[0], batch_of(params_of(part, **SMALL)[0], 1)[1])
-        for has_part in (True, False)
-    )
+    _, tokenizer = batch_of(SMALL["max_seq_len"], 1)
+    with_part, without = (LM(params_of(part, has, **SMALL)[0], tokenizer) for has in (True, False))
     return sum(p.numel() for p in with_part.parameters()) - sum(p.numel() for p in without.parameters())
 
 
@@ -193,7 +194,7 @@ class Training:
 
     def __init__(self, model: ModelParams, train: TrainParams) -> None:
         torch.manual_seed(0)
-        self.batch, tokenizer = batch_of(model, 8)
+        self.batch, tokenizer = batch_of(model.max_seq_len, 8)
         self.lm, self.train = LM(model, tokenizer), train
         self.optimizer = make_optimizer(self.lm, train)
 
