@@ -197,5 +197,7 @@ def fields_of_layer(p: ModelParams) -> dict[str, object]:
         "bias_out": p.has_bias(p.bias_out),
         "bias_ff": p.has_bias(p.bias_ff),
         "bias_norm": p.has_bias(p.bias_norm),
-        "balance": p.balance or "loss",  # only the bias changes what a model computes
+        "n_shared_experts": p.n_shared_experts if p.n_experts else 0,
+        # Only the bias changes what a model computes.
+        "balance": "bias" if p.n_experts and p.balance == "bias" else "loss",
     }

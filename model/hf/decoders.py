@@ -134,7 +134,7 @@ qwen3 = Family(
 qwen3_moe = Family(
     settings={ours: theirs for ours, theirs in qwen3.settings.items() if ours != "dim_ff"}
     | {"sliding_window": "sliding_window"},
-    fixed=qwen3.fixed | {"n_shared_experts": 0, "balance": "loss"},
+    fixed=qwen3.fixed,
     translations=(head_dim, rotary_scaling, experts),
     names=qwen3.names
     | {

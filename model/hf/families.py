@@ -54,4 +54,6 @@ EVERYWHERE: dict[str, object] = {
     "logit_softcap": None,
     "separate_heads": False,
     "n_experts": 0,
+    "n_shared_experts": 0,
+    "balance": "loss",
 }
