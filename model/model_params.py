@@ -59,8 +59,8 @@ OF_WHOLE_MODEL = frozenset(
 class ModelParams(PerLayer):
     layer_architecture: str = "custom-transformer"  # kind of the layers
     causal: bool = True  # False: a position attends to both sides, as in BERT
-    objective: Literal["next-token", "masked", "diffusion"] = "next-token"  # others: predict hidden tokens
-    n_predict: PositiveInt = 1  # tokens that a position learns to predict; each after the first has a layer
+    objective: Literal["next-token", "masked", "diffusion"] = "next-token"  # the others: hidden tokens
+    n_predict: PositiveInt = 1  # tokens that each position learns to predict; further ones have a layer each
     predict_weight: PositiveFloat = 1.0  # of n_predict: weight of the loss of each token after the first
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
@@ -200,6 +200,8 @@ class ModelParams(PerLayer):
                 f"n_predict={self.n_predict} needs objective='next-token', not {self.objective!r}: other objectives have "
                 "no further tokens"
             )
+        if not self.n_layers:
+            raise ValueError(f"n_predict={self.n_predict} repeats the last layer, but n_layers=0 has none")
         no_rule = {
             "residual": self.residual != "plain",
             "parametrization": self.parametrization == "completep",

@@ -37,8 +37,8 @@ class TaylorAttention(nn.Module):
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         qkv = self.qkv(x_BTD).split(self.sizes, dim=-1)
         q_BHTK, k_BHTK, v_BHTM = (split_heads(x, self.n_heads) for x in qkv)
-        q_BHTK = ctx.tap("q", q_BHTK / (math.sqrt(q_BHTK.shape[-1]) * self.temperature))  # muP: 1 in the base
-        k_BHTK, v_BHTM = ctx.tap("k", k_BHTK), ctx.tap("v", v_BHTM)
+        q_BHTK, k_BHTK, v_BHTM = ctx.tap("q", q_BHTK), ctx.tap("k", k_BHTK), ctx.tap("v", v_BHTM)
+        q_BHTK = q_BHTK / (math.sqrt(q_BHTK.shape[-1]) * self.temperature)  # muP: 1 in the base
         # A column of ones beside the values adds up the weights themselves.
         v1_BHTL = torch.cat([v_BHTM, torch.ones_like(v_BHTM[..., :1])], dim=-1)
         no_decay = x_BTD.new_zeros(1, 1, x_BTD.shape[1])

@@ -50,8 +50,8 @@ class MLSTM(nn.Module):
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         qkv = self.qkv(x_BTD).split(self.sizes, dim=-1)
         q_BHTK, k_BHTK, v_BHTM, gate_BHTM = (split_heads(x, self.n_heads) for x in (*qkv, self.gate(x_BTD)))
-        q_BHTK, v_BHTM = ctx.tap("q", q_BHTK), ctx.tap("v", v_BHTM)
-        k_BHTK = ctx.tap("k", k_BHTK / (math.sqrt(k_BHTK.shape[-1]) * self.temperature))  # muP: 1 in the base
+        q_BHTK, k_BHTK, v_BHTM = ctx.tap("q", q_BHTK), ctx.tap("k", k_BHTK), ctx.tap("v", v_BHTM)
+        k_BHTK = k_BHTK / (math.sqrt(k_BHTK.shape[-1]) * self.temperature)  # muP: 1 in the base
         with without_autocast(x_BTD):
             log_f_BHT = ctx.tap("log_decay", F.logsigmoid(at_least_float32(self.forget_gate(x_BTD).mT)))
             log_i_BHT = ctx.tap("log_input", at_least_float32(self.input_gate(x_BTD).mT))

@@ -44,13 +44,13 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(nn.Identity() for _ in range(self.model_params.n_layers))
         self.depth = len(self.passes())
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
-        # Layers from which the second, third ... next token are predicted, in training only.
-        self.further = nn.ModuleList(
-            [make_layer(max(0, model_params.n_layers - 1)) for _ in range(model_params.n_predict - 1)]
-        )
         self.norm = final_norm(model_params)
         self.mix = stream_mix(model_params, len(self.passes()))
         share_between(self.layers, model_params)
+        # Layers from which the second, third ... next token are predicted, in training only.
+        self.further = nn.ModuleList(
+            [make_layer(model_params.n_layers - 1) for _ in range(model_params.n_predict - 1)]
+        )
         init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
             zero_queries(self)  # muP

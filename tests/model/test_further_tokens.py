@@ -63,6 +63,7 @@ def test_rows_too_short_for_a_further_token_have_no_loss_of_it():
     ("fields", "message"),
     [
         ({"objective": "masked"}, "needs objective='next-token', not 'masked'"),
+        ({"n_layers": 0}, "n_predict=2 repeats the last layer, but n_layers=0 has none"),
         ({"residual": "admin", "norm_position": "post"}, "residual='admin' has no rule"),
         ({"parametrization": "completep"}, "parametrization='completep' has no rule"),
     ],

@@ -124,7 +124,6 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attn_softcap": st.sampled_from([None, None, 2.0]),
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
-    "n_predict": st.sampled_from([1, 1, 2]),
     "diff_attention": st.sampled_from([False, False, True]),
     "value_residual": st.sampled_from([False, False, True]),
     "value_embeddings": st.sampled_from([False, False, True]),
@@ -229,8 +228,6 @@ def of_parametrization(f: dict) -> dict:
         reset |= {"state_dim": None, "kv_rank": None, "q_rank": None}
     if f["parametrization"] != "standard" or f["residual"] == "deepnet":
         reset["init"] = "unit" if f["init"] == "unit" else "small"
-    if f["objective"] != "next-token" or f["residual"] != "plain" or f["parametrization"] == "completep":
-        reset["n_predict"] = 1
     return reset
 
 
@@ -239,9 +236,7 @@ def of_experts(f: dict) -> dict:
     without_ff = f["dim_ff"] == 0 or (isinstance(f["dim_ff"], tuple) and 0 in f["dim_ff"])
     if f["lora_rank"] or f["residual"] == "deepnet" or without_ff:
         return {"n_experts": 0}
-    if not f["n_experts"]:
-        return {}
-    return {"n_predict": 1} | ({"canon": None} if "d" in str(f["canon"]) else {})
+    return {"canon": None} if f["n_experts"] and "d" in str(f["canon"]) else {}
 
 
 def of_blocks(f: dict) -> dict:
@@ -279,6 +274,8 @@ def architectures(draw, **fixed) -> ModelParams:
     may_share = params.kinds == ("custom-transformer",) and not params.turns and params.n_layers > 1
     if not may_share or any(share_problems(params)) or not params.norm_gain or params.norm_position == "none":
         params = replace(params, share=None)
+    if params.norm_position == "none" and "based" in params.kinds:
+        params = replace(params, norm_position="pre")  # its fourth powers of activations would overflow
     if params.norm_position == "none" and "gated-conv" in params.kinds:
         # Without norms its products of activations would overflow.
         params = replace(params, init="small")

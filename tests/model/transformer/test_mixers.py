@@ -158,7 +158,7 @@ def test_the_stream_grows_no_faster_than_under_attention(kind, norm_position):
     for each in ("custom-transformer", kind):
         torch.manual_seed(0)
         # Its outputs are normalized even without norms of the layer.
-        has_own_norm = kind in ("deltanet", "mlstm") and norm_position == "none" and each != kind
+        has_own_norm = kind == "deltanet" and norm_position == "none" and each != kind
         params = tiny_params(
             layer_architecture=each,
             dim=64,
