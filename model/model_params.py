@@ -77,6 +77,7 @@ class ModelParams(PerLayer):
     attn_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap), before the mask
     attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
+    diff_attention: bool = False  # half of the heads subtract their patterns from those of the others
     value_residual: bool = False  # mix the values with those of the first layer
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
@@ -163,11 +164,17 @@ class ModelParams(PerLayer):
             )
 
     def check_attention(self) -> None:
-        for name in ("attn_softcap", "attn_sink"):
-            if self.attention == "fused" and (value := getattr(self, name)) is not None:
+        for name in ("attn_softcap", "attn_sink", "diff_attention"):
+            if self.attention == "fused" and (value := getattr(self, name)):
                 raise ValueError(
                     f"attention='fused' is torch's kernel, which cannot apply {name}={value!r}; use attention='explicit'"
                 )
+
+        if self.diff_attention and (self.n_heads % 2 or self.kv_heads % 2):
+            raise ValueError(
+                f"diff_attention=True makes pairs of heads, so n_heads={self.n_heads} and "
+                f"n_kv_heads={self.kv_heads} must be even"
+            )
 
     def check_residual(self) -> None:
         if self.out_zero_init and self.residual == "deepnet":

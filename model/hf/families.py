@@ -36,6 +36,7 @@ EVERYWHERE: dict[str, object] = {
     "attn_softcap": None,
     "attn_sink": None,
     "attn_gate": None,
+    "diff_attention": False,
     "value_residual": False,
     "stream_lambdas": False,
     "logit_softcap": None,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.context import Context
 from model.model_params import ModelParams
+from model.transformer.diff_attention import PairNorm, PatternDifference
 from model.transformer.linear import NarrowMap, linear
 
 
@@ -96,13 +97,19 @@ class ValueResidual(nn.Module):
 
 
 def attention_sink(model_params: ModelParams) -> nn.Module:
-    return FirstInput() if model_params.attn_sink is None else Sink(model_params)
+    """Return what acts on the patterns, called with patterns and scores."""
+    p = model_params
+    sink = FirstInput() if p.attn_sink is None else Sink(p)
+    return PatternDifference(p, sink) if p.diff_attention else sink
 
 
 def attention_gate(model_params: ModelParams) -> nn.Module:
-    if model_params.attn_gate is None:
-        return FirstInput()
-    return HeadGate(model_params) if model_params.attn_gate == "head" else ElementGate(model_params)
+    """Return what acts on the outputs of heads, called with these and the layer's input."""
+    p = model_params
+    gate: nn.Module = FirstInput()
+    if p.attn_gate is not None:
+        gate = HeadGate(p) if p.attn_gate == "head" else ElementGate(p)
+    return PairNorm(p, gate) if p.diff_attention else gate
 
 
 def value_residual(model_params: ModelParams) -> nn.Module:

@@ -118,6 +118,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attn_softcap": st.sampled_from([None, None, 2.0]),
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
+    "diff_attention": st.sampled_from([False, False, True]),
     "value_residual": st.sampled_from([False, False, True]),
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
@@ -175,7 +176,7 @@ def possible_together(fields: dict) -> dict:
     if f["objective"] == "next-token":
         f["causal"] = True
     if "fused" in str(f["attention"]):
-        f |= {"attn_softcap": None, "attn_sink": None}
+        f |= {"attn_softcap": None, "attn_sink": None, "diff_attention": False}
     if isinstance(f["activation"], tuple):
         f["readout_transform"] = False
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
@@ -195,6 +196,8 @@ def architectures(draw, **fixed) -> ModelParams:
     fields = draw(any_fields()) | fixed
     n_heads, n_kv_heads = draw(st.sampled_from([(1, 1), (2, None), (2, 1), (3, None), (4, 2), (6, 3)]))
     head_dim = draw(st.sampled_from([4, 8]))
+    if n_heads % 2 or (n_kv_heads or n_heads) % 2:
+        fields["diff_attention"] = False
     fields = possible_together(fields)
     if fields["residual"] != "plain" or "torch" in str(fields["layer_architecture"]):
         fields["parametrization"] = "standard"

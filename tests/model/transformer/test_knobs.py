@@ -163,7 +163,8 @@ def perturbed_layer(params) -> TransformerEncoderLayer:
     return layer
 
 
-OUR_LAYER = architectures(layer_architecture="custom-transformer", n_layers=3)
+# Differential attention has tests of its own.
+OUR_LAYER = architectures(layer_architecture="custom-transformer", n_layers=3, diff_attention=False)
 
 
 def check_by_hand(params: ModelParams, T: int) -> None:

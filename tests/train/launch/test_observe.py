@@ -47,6 +47,7 @@ MODEL = {
     "attn_softcap": (1.0, {}),
     "attn_sink": ("learned", {}),
     "attn_gate": ("head", {}),
+    "diff_attention": (True, {}),
     "value_residual": (True, {}),
     "stream_lambdas": (True, {}),
     "logit_softcap": (1.0, {}),
