@@ -109,6 +109,8 @@ class ModelParams(PerLayer):
     mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
     readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
     query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
+    kv_rank: PositiveInt | None = None  # of mla: width of the latent that the cache holds; None: dim / 4
+    q_rank: PositiveInt | None = None  # of mla: width between the stream and the queries; None: one map
     conv_width: PositiveInt = 4  # positions in the convolution of mixers that have one
     state_dim: PositiveInt | None = None  # width of a head's keys in mixers with a state; None: dim / n_heads
     negative_eigenvalues: bool = False  # of deltanet and gated-delta: what a step erases may change its sign

@@ -7,7 +7,14 @@ from torch import Tensor, nn
 
 from model.context import Context, layer_kinds
 from model.model_params import ModelParams
-from model.transformer import decay, delta, mixers, torchlayers, transformerencoderlayer  # noqa: F401 -- layer kinds
+from model.transformer import (  # noqa: F401 -- layer kinds
+    decay,
+    delta,
+    latent_attention,
+    mixers,
+    torchlayers,
+    transformerencoderlayer,
+)
 from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
 from model.transformer.recompute import caller_of_layers

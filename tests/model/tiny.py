@@ -16,9 +16,10 @@ from model.problems import is_refused, model_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
-KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
+KINDS = [*ATTENTIVE, "mla", "torch-lstm", "torch-gru", *MIXERS]
 COMBINATIONS = [
     *(("custom-transformer", positions) for positions in ("none", "learned", "sin", "rotary", "alibi")),
+    ("mla", "rotary"),
     *((kind, positions) for kind in KINDS[1:] for positions in ("none", "learned")),
 ]
 
@@ -134,6 +135,8 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "tied_embeddings": st.booleans(),
     "separate_heads": st.booleans(),
     "attention": st.sampled_from(["explicit", "fused"]),
+    "kv_rank": st.sampled_from([None, None, 3]),
+    "q_rank": st.sampled_from([None, None, 5]),
     "conv_width": st.integers(1, 5),
     "state_dim": st.sampled_from([None, None, 3]),
     "negative_eigenvalues": st.booleans(),
@@ -185,7 +188,7 @@ def possible_together(fields: dict) -> dict:
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
     if f["parametrization"] != "standard":
-        f["state_dim"] = None
+        f |= {"state_dim": None, "kv_rank": None, "q_rank": None}
     f["readout_zero_init"] &= not f["tied_embeddings"]
     return f
 

@@ -191,7 +191,7 @@ def test_chunks_of_any_length_give_the_same(chunk, monkeypatch):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [{}, {"state_dim": 3, "n_kv_heads": 1}], ids=str)
 def test_the_state_size_is_what_the_cache_holds(kind, fields):
-    if kind == "torch-transformer":
+    if kind in ("torch-transformer", "mla"):
         fields = {}
     lm = tiny_lm(layer_architecture=kind, n_heads=4, **fields)
     cache = Cache(16)

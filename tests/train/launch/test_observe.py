@@ -96,6 +96,8 @@ MODEL = {
     "mup_attn_mult": (2.0, {}),
     "readout_zero_init": (True, {"tied_embeddings": False}),
     "query_zero_init": (True, {}),
+    "kv_rank": (3, {"layer_architecture": "mla"}),
+    "q_rank": (3, {"layer_architecture": "mla"}),
     "conv_width": (2, {"layer_architecture": "gated-conv"}),
     "state_dim": (3, {"layer_architecture": "gla"}),
     "negative_eigenvalues": (True, {"layer_architecture": "deltanet"}),
