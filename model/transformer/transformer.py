@@ -12,6 +12,7 @@ from model.transformer import (  # noqa: F401 -- layer kinds
     delta,
     latent_attention,
     mixers,
+    mlstm,
     torchlayers,
     transformerencoderlayer,
 )

@@ -123,7 +123,8 @@ def test_long_inputs_are_safe_in_float32(kind):
         z.square().mean().backward()
         results.append([z, *(p.grad for p in lm.parameters())])
     for a, b in zip(*results, strict=True):
-        assert (a - b).norm() < 1e-4 * b.norm()
+        # A norm hides what all input gates of mlstm have in common: that gradient, the smallest of all, is 0 but for eps.
+        assert (a - b).norm() < 1e-4 * b.norm().clamp_min(1e-4)
 
 
 @pytest.mark.parametrize("kind", MIXERS)
@@ -169,7 +170,7 @@ def test_the_stream_grows_no_faster_than_under_attention(kind, norm_position):
         sizes[each] = [x.square().mean().sqrt() for x in seen.of_all_layers("resid_post")]
     for ours, attentions in zip(sizes[kind], sizes["custom-transformer"], strict=True):
         # A norm gives the outputs of these kinds size 1, as in their papers; means over positions are smaller.
-        most = 2.5 if kind in ("deltanet", "mamba2") else 1.2
+        most = 2.5 if kind in ("deltanet", "mamba2", "mlstm") else 1.2
         assert 0.3 * attentions < ours < most * attentions
 
 
