@@ -30,6 +30,7 @@ MIXERS = {
     "retnet": {"layer_architecture": "gla", "fixed_decay": True},
     "mamba2": {"layer_architecture": "mamba2"},
     "mlstm": {"layer_architecture": "mlstm"},
+    "based": {"layer_architecture": "based", "state_dim": 16},
 }
 
 

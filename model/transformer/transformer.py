@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from model.context import Context, layer_kinds
 from model.model_params import ModelParams
 from model.transformer import (  # noqa: F401 -- layer kinds
+    based,
     decay,
     delta,
     latent_attention,

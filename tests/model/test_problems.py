@@ -113,6 +113,10 @@ OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"
         ("gla", OF_ATTENTION | {"bias", "rotary_base", "conv_width", "negative_eigenvalues"}),
         ("mamba2", OF_ATTENTION | {"bias", "rotary_base", "negative_eigenvalues", "fixed_decay"}),
         (
+            "based",
+            OF_ATTENTION | {"bias", "rotary_base", "conv_width", "negative_eigenvalues", "fixed_decay"},
+        ),
+        (
             "mlstm",
             OF_ATTENTION | {"bias", "rotary_base", "conv_width", "negative_eigenvalues", "fixed_decay"},
         ),

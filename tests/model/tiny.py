@@ -15,7 +15,7 @@ from model.model_params import ModelParams
 from model.problems import is_refused, model_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
-MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2", "mlstm"]
+MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2", "mlstm", "based"]
 KINDS = [*ATTENTIVE, "mla", "torch-lstm", "torch-gru", *MIXERS]
 COMBINATIONS = [
     *(("custom-transformer", positions) for positions in ("none", "learned", "sin", "rotary", "alibi")),

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.context import Cache, Context
 from model.shapes import MAX_BUILT_LAYERS, build_on_meta, size_of, state_size_of
 from model.transformer import linear_attention
+from model.transformer.based import TaylorAttention
 from model.transformer.decay import GatedLinearAttention, Mamba2
 from model.transformer.delta import DeltaNet, GatedDeltaNet
 from model.transformer.linear_attention import MIN_LOG_DECAY, mix
@@ -125,12 +126,29 @@ def mlstm_by_hand(mixer: MLSTM, x_TD: Tensor, **_) -> Tensor:
     return torch.stack(out)
 
 
+def based_by_hand(mixer: TaylorAttention, x_TD: Tensor, **_) -> Tensor:
+    """Equation 3 of the paper: the softmax with exp(a) replaced by 1 + a + a^2 / 2, over all earlier positions."""
+    H, (keys, _, D) = mixer.n_heads, mixer.sizes
+    q_TC, k_TC, v_TD = mixer.qkv(x_TD).split([keys, keys, D], dim=1)
+    out = []
+    for t in range(len(x_TD)):
+        heads = []
+        for h in range(H):
+            q, k, v = q_TC[t].chunk(H)[h], k_TC[: t + 1].chunk(H, dim=1)[h], v_TD[: t + 1].chunk(H, dim=1)[h]
+            a = k @ q / math.sqrt(len(q))
+            weights = 1 + a + a**2 / 2
+            heads.append(weights @ v / weights.sum())
+        out.append(mixer.out(torch.cat(heads)))
+    return torch.stack(out)
+
+
 BY_HAND = {
     DeltaNet: delta_by_hand,
     GatedDeltaNet: delta_by_hand,
     GatedLinearAttention: gla_by_hand,
     Mamba2: mamba2_by_hand,
     MLSTM: mlstm_by_hand,
+    TaylorAttention: based_by_hand,
 }
 
 
@@ -155,6 +173,8 @@ def perturbed_mixer(make, **fields) -> nn.Module:
         (Mamba2, {"n_heads": 4, "bias_qkv": False}),
         (Mamba2, {"state_dim": 5, "norm": "rmsnorm", "conv_width": 1}),
         (MLSTM, {"n_heads": 4, "bias_qkv": False}),
+        (TaylorAttention, {"n_heads": 4, "bias_qkv": False}),
+        (TaylorAttention, {"state_dim": 5}),
         (MLSTM, {"state_dim": 5, "norm": "rmsnorm"}),
     ],
     ids=str,
@@ -265,7 +285,7 @@ def test_triangular_equations_are_counted():
     assert counter.get_total_flops() == 2 * 5 * 36
 
 
-@pytest.mark.parametrize("kind", ["deltanet", "gated-delta", "gla", "mamba2", "mlstm"])
+@pytest.mark.parametrize("kind", ["deltanet", "gated-delta", "gla", "mamba2", "mlstm", "based"])
 def test_a_state_of_fixed_width_has_no_rule_in_mup(kind):
     with pytest.raises(ValueError, match="state_dim=4 does not grow with the width"):
         tiny_lm(layer_architecture=kind, state_dim=4, parametrization="mup", mup_base_dim=8)
