@@ -46,6 +46,7 @@ class AddedLosses(dict[str, Tensor]):
     """
 
     wanted = False  # True only in get_batch_xyz: generation does not use them
+    targets: Tensor | None = None  # ids [B, T] that the losses of n_predict need, if wanted
 
     def __reduce__(self) -> tuple:
         return AddedLosses, ()

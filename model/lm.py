@@ -114,6 +114,7 @@ class LM(nn.Module):
         z = ctx.tap("logits", self.softcap(self.unembed(self.transform(stream))))
         if cache is not None:
             cache.seen = x.shape[1]
+        self.add_losses_of_further_tokens(ctx, self.added_losses.targets)
         if ctx.losses and self.added_losses.wanted:
             self.added_losses.update(ctx.losses)
         if not record.patterns:
@@ -184,10 +185,11 @@ class LM(nn.Module):
             x = loss_requests(x)
         self.added_losses.clear()
         self.added_losses.wanted = True
+        self.added_losses.targets = y if self.model_params.n_predict > 1 else None
         try:
             z = self(x) if self.model_params.causal else self(x, mask=batch["mask"][:, : x.shape[1]])
         finally:
-            self.added_losses.wanted = False
+            self.added_losses.wanted, self.added_losses.targets = False, None
         return XYZ(x, y, z)
 
     def get_losses(
@@ -200,7 +202,7 @@ class LM(nn.Module):
         """Return the losses by name, as scalars, and the number of rows. Training minimizes the sum of the losses.
 
         "main" is the mean cross entropy of the scored tokens in nats. The others are the weighted losses that layers add
-        with `ctx.add_loss`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was
+        with `ctx.add_loss`, "token2" ... of `n_predict`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was
         called just before. This method sets `self.n_scored` to the number of scored tokens, by which training weighs the
         batches of an optimizer step.
         """
@@ -211,6 +213,21 @@ class LM(nn.Module):
         if train_params is not None and train_params.z_loss:
             losses["z"] = train_params.z_loss * self.squared_log_z(y, z)
         return losses, len(y)
+
+    def add_losses_of_further_tokens(self, ctx: Context, y: Tensor | None) -> None:
+        """Add the losses "token2", "token3" ... up to `n_predict` (Gloeckle et al. 2024, arXiv:2404.19737).
+
+        Each is the mean cross entropy of the scored tokens that many places ahead, times `predict_weight`. They share the
+        unembedding with "main". Without targets `y` nothing is computed.
+        """
+        if y is None:
+            return
+        for i, stream in enumerate(self.decoder.further_streams(ctx), start=1):
+            z = self.softcap(self.unembed(self.transform(stream)))
+            y_ahead = nn.functional.pad(y[:, i:], (0, min(i, y.shape[1])), value=NOT_SCORED)
+            total = cross_entropy_sum(z.flatten(0, 1), y_ahead.flatten())
+            mean = total / (y_ahead != NOT_SCORED).sum().clamp(min=1)
+            ctx.add_loss(f"token{i + 1}", mean, self.model_params.predict_weight)
 
     def squared_log_z(self, y: Tensor, z: Tensor) -> Tensor:
         """Return the mean of log(sum(exp(logits)))^2 over scored tokens (PaLM: Chowdhery et al. 2022, section 5)."""

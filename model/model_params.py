@@ -36,6 +36,8 @@ OF_WHOLE_MODEL = frozenset(
         "mup_base_layers",
         "mup_input_mult",
         "mup_output_mult",
+        "n_predict",
+        "predict_weight",
         "value_residual",
         "stream_lambdas",
         "logit_softcap",
@@ -56,6 +58,10 @@ class ModelParams(PerLayer):
     layer_architecture: str = "custom-transformer"  # kind of the layers
     causal: bool = True  # False: a position attends to both sides, as in BERT
     objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
+    n_predict: PositiveInt = (
+        1  # tokens that each position learns to predict; each after the first has a layer
+    )
+    predict_weight: PositiveFloat = 1.0  # of n_predict: weight of the loss of each token after the first
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
     n_heads: PositiveInt = 4  # per layer; must divide dim
@@ -157,12 +163,33 @@ class ModelParams(PerLayer):
                 "causal=False with objective='next-token' would show each position the token that it predicts; "
                 "use objective='masked'"
             )
+        self.check_objective()
         self.check_residual()
         self.check_attention()
         if not self.norm_gain and self.norm_position == "sandwich":
             raise ValueError(
                 "norm_gain=False with norm_position='sandwich': the norms after blocks begin with a small gain, "
                 "without which blocks outweigh the embeddings; use another norm_position"
+            )
+
+    def check_objective(self) -> None:
+        if self.n_predict == 1:
+            return
+        if self.objective != "next-token":
+            raise ValueError(
+                f"n_predict={self.n_predict} needs objective='next-token', not {self.objective!r}: other objectives have "
+                "no further tokens"
+            )
+        if not self.n_layers:
+            raise ValueError(f"n_predict={self.n_predict} repeats the last layer, but n_layers=0 has none")
+        no_rule = {
+            "residual": self.residual != "plain",
+            "parametrization": self.parametrization == "completep",
+        }
+        for name in (name for name, refused in no_rule.items() if refused):
+            raise ValueError(
+                f"n_predict={self.n_predict} adds layers beside the stack, for which {name}={getattr(self, name)!r} "
+                "has no rule; use another one"
             )
 
     def check_attention(self) -> None:

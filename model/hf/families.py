@@ -36,6 +36,7 @@ EVERYWHERE: dict[str, object] = {
     "attn_softcap": None,
     "attn_sink": None,
     "attn_gate": None,
+    "n_predict": 1,
     "diff_attention": False,
     "value_residual": False,
     "stream_lambdas": False,

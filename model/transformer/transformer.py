@@ -3,6 +3,9 @@
 Shape suffixes:  B batch  T position  D model dim
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from torch import Tensor, nn
 
 from model.context import Context, layer_kinds
@@ -19,7 +22,7 @@ from model.transformer import (  # noqa: F401 -- layer kinds
 )
 from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
-from model.transformer.recompute import caller_of_layers
+from model.transformer.recompute import call_layer, caller_of_layers
 from model.transformer.residual import StreamMix, init_omegas
 
 
@@ -42,9 +45,13 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
         self.norm = final_norm(model_params)
         self.mix = StreamMix(len(self.passes())) if model_params.stream_lambdas else None
+        # Layers from which the second, third ... next token are predicted, in training only.
+        self.further = nn.ModuleList(
+            [make_layer(model_params.n_layers - 1) for _ in range(model_params.n_predict - 1)]
+        )
         init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
-            zero_queries(self.layers)  # muP
+            zero_queries(self)  # muP
 
     def passes(self) -> list[tuple[int, nn.Module]]:
         """Return the layers in the order of one forward pass, each with the number that names its activations.
@@ -64,4 +71,14 @@ class Transformer(nn.Module):
             x_BTD = run_layer(layer, x_BTD, ctx)
             x_BTD = ctx.tap("resid_post", x_BTD)
         ctx.layer = None
+        if self.further:
+            ctx.shared["stack"] = x_BTD
         return ctx.tap("final_norm", self.norm(x_BTD))
+
+    def further_streams(self, ctx: Context) -> Iterator[Tensor]:
+        """Yield the streams that predict the second, third ... next token, after `forward` (see `n_predict`).
+
+        Each is the output of one layer on top of the stack, normalized. Its activations are not recorded.
+        """
+        for layer in self.further:
+            yield self.norm(call_layer(layer, ctx.shared["stack"], replace(ctx, taps=(), written=set())))

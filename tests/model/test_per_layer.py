@@ -122,6 +122,7 @@ def test_fields_of_the_whole_model_refuse_tuples(name):
 
 
 READ_IN_LAYERS_OR_BY_TRAINING = {
+    "predict_weight",
     "value_residual",  # all layers mix values with those of the first
     "mup_base_heads",
     "mup_base_layers",

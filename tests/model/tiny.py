@@ -119,6 +119,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attn_softcap": st.sampled_from([None, None, 2.0]),
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
+    "n_predict": st.sampled_from([1, 1, 2]),
     "diff_attention": st.sampled_from([False, False, True]),
     "value_residual": st.sampled_from([False, False, True]),
     "stream_lambdas": st.sampled_from([False, False, True]),
@@ -184,6 +185,8 @@ def possible_together(fields: dict) -> dict:
         f["readout_transform"] = False
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
         f["activation"] = "relu"  # its squares would overflow
+    if f["objective"] != "next-token" or f["residual"] != "plain" or f["parametrization"] == "completep":
+        f["n_predict"] = 1
     f["norm_gain"] |= f["norm_position"] == "sandwich"
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)

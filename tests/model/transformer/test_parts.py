@@ -230,8 +230,12 @@ def test_rotary_scalings_that_cannot_be_used_are_refused(scaling, message):
     assert message in problem
 
 
-@pytest.mark.parametrize("name", [*NEUTRAL, "norm_gain", "head_dim", "diff_attention"])
+@pytest.mark.parametrize("name", [*NEUTRAL, "norm_gain", "head_dim", "diff_attention", "n_predict"])
 def test_other_parts_are_not_exported(name):
-    value = NEUTRAL[name][0] if name in NEUTRAL else {"norm_gain": False, "head_dim": 4}.get(name, True)
+    value = (
+        NEUTRAL[name][0]
+        if name in NEUTRAL
+        else {"norm_gain": False, "head_dim": 4, "n_predict": 2}.get(name, True)
+    )
     with pytest.raises(ValueError, match=f"does not support {name}="):
         config_settings(tiny_params(**{name: value}))

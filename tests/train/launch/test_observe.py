@@ -47,6 +47,8 @@ MODEL = {
     "attn_softcap": (1.0, {}),
     "attn_sink": ("learned", {}),
     "attn_gate": ("head", {}),
+    "n_predict": (2, {}),
+    "predict_weight": (0.5, {"n_predict": 2}),
     "diff_attention": (True, {}),
     "value_residual": (True, {}),
     "stream_lambdas": (True, {}),
