@@ -20,13 +20,12 @@ from model.generation.sampling import (
     Stop,
     TokenSampler,
     eval_mode,
-    generate_rows,
     is_prompt,
     prompt_ids,
     stop_ids,
 )
 from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
-from model.masking import MASK_FRAC, fill_masks, losses_in_turn, mask_tokens, unmasked_batch
+from model.masking import diffusion_sum, fill_masks, losses_in_turn, masked_batch, unmasked_batch
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summarize, token_losses
 from model.problems import model_problems
@@ -36,6 +35,7 @@ from model.transformer.embeddings import Embedding
 from model.transformer.linear import readout
 from model.transformer.mlm_head import readout_transform
 from model.transformer.transformer import Transformer
+from model.unmasking import continue_rows
 
 LossRequests = Callable[[Tensor], Tensor]  # ids [B, T] -> the ids that the model gets instead
 
@@ -171,12 +171,11 @@ class LM(nn.Module):
         """Return inputs, targets and logits of a batch of data/dataloader.py, computed on the model's device.
 
         `loss_requests`, a function of ids [B, T], changes the inputs but not the targets. `train_params` are the
-        TrainParams, or None for their defaults. With objective="masked", training hides different tokens each time, and
+        TrainParams, or None for their defaults. With other objectives than "next-token", training hides different tokens each time, and
         evaluation hides the same tokens of a row every time.
         """
-        if self.model_params.objective == "masked":
-            mask_frac = MASK_FRAC if train_params is None else train_params.mask_frac
-            x, y = mask_tokens(unmasked_batch(batch, self), self, mask_frac)
+        if self.model_params.hides_tokens:
+            x, y = masked_batch(batch, self, train_params)
         else:
             x_indices, scored = batch["x_indices"].to(self.device), batch["target_mask"].to(self.device)
             x = x_indices[:, :-1]
@@ -201,14 +200,19 @@ class LM(nn.Module):
     ) -> tuple[dict[str, Tensor], int]:
         """Return the losses by name, as scalars, and the number of rows. Training minimizes the sum of the losses.
 
-        "main" is the mean cross entropy of the scored tokens in nats. The others are the weighted losses that layers add
+        "main" is the mean cross entropy of the scored tokens in nats; with objective="diffusion" the mean over all tokens
+        that may be hidden of the bound (see model/masking.py). The others are the weighted losses that layers add
         with `ctx.add_loss`, "token2" ... of `n_predict`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was
         called just before. This method sets `self.n_scored` to the number of scored tokens, by which training weighs the
         batches of an optimizer step.
         """
         _, y, z = xyz or self.get_batch_xyz(batch, loss_requests, train_params)
-        total = cross_entropy_sum(z.flatten(0, 1), y.flatten())
-        self.n_scored = (y != NOT_SCORED).sum()
+        if self.model_params.objective == "diffusion":
+            scored = unmasked_batch(batch, self).scored
+            total, self.n_scored = diffusion_sum(scored, y, z), scored.sum()
+        else:
+            total = cross_entropy_sum(z.flatten(0, 1), y.flatten())
+            self.n_scored = (y != NOT_SCORED).sum()
         losses = {"main": total / self.n_scored.clamp(min=1), **self.added_losses}
         if train_params is not None and train_params.z_loss:
             losses["z"] = train_params.z_loss * self.squared_log_z(y, z)
@@ -252,6 +256,7 @@ class LM(nn.Module):
         attn_requests: object = None,
         use_cache: bool = True,
         return_logprobs: bool = False,
+        n_steps: int | None = None,
     ) -> Any:
         """Return `pref` with a sampled continuation, up to a stop token or `max_seq_len` tokens in all.
 
@@ -266,6 +271,8 @@ class LM(nn.Module):
         - stop: ids, or texts of one token each, special ones included, that end a sample like `tokenizer.stops`.
         - parse_special: "<|im_end|>" in a prompt is that special token, not its text.
         - use_cache: False recomputes all tokens at each step. Edits that look at later tokens need this.
+        - n_steps: of objective="diffusion", which begins with mask tokens up to `max_seq_len`: the number of forward passes
+          in which they are replaced. None: one for each token. Temperature 0 replaces the most certain ones first.
 
         Raise ValueError for a setting out of range, or for a prompt that leaves no room for a new token.
         """
@@ -279,7 +286,7 @@ class LM(nn.Module):
             for prompt in prompts
             for ids in [prompt_ids(prompt, self, max_seq_len, parse_special)] * n_samples
         ]
-        continued = generate_rows(
+        continued = continue_rows(
             self,
             rows,
             [min(max_seq_len, self.model_params.max_seq_len)] * len(rows),
@@ -288,6 +295,7 @@ class LM(nn.Module):
             attn_requests=attn_requests,
             use_cache=use_cache,
             return_logprobs=return_logprobs,
+            n_steps=n_steps,
         )
         decode = self.tokenizer.decode if as_str else list
         samples: list[Any] = [
@@ -338,11 +346,11 @@ class LM(nn.Module):
     def fill(self, text: str | Sequence[int], as_str: bool = True, return_probs: bool = False) -> Any:
         """Return a text with each mask token replaced by the most probable token: "we the <mask> of".
 
-        Only for objective="masked". Ids are used unchanged. Each of several gaps is filled as if the others were open.
+        Only for the objectives "masked" and "diffusion". Ids are used unchanged. Each of several gaps is filled as if the others were open.
         return_probs gives a pair (text, probabilities of the tokens filled in).
         Raise ValueError if there is no mask token to fill.
         """
-        if self.model_params.objective != "masked":
+        if not self.model_params.hides_tokens:
             raise ValueError(
                 "lm.fill needs objective='masked'; with objective='next-token', use lm.sample to continue a text"
             )
@@ -367,7 +375,7 @@ class LM(nn.Module):
         the perplexities [samples, longest sample - 1], with dummy_res where no token is scored. Raise ValueError if no
         token is scored.
 
-        With objective="masked" these are pseudo-perplexities (Salazar et al. 2020): each token is masked in turn, which
+        With the objectives "masked" and "diffusion" these are pseudo-perplexities (Salazar et al. 2020): each token is masked in turn, which
         takes one row per token. A string becomes bos, its tokens and eos; eos is not scored.
         """
         with torch.no_grad(), eval_mode(self):
@@ -376,8 +384,8 @@ class LM(nn.Module):
         return summarize(rows, per_token, before_exp, dummy_res)
 
     def get_token_losses(self, batch: Mapping[str, Tensor]) -> TokenLosses:
-        """Return the cross entropy of each token of a batch. With objective="masked" each token is masked alone, in turn."""
-        if self.model_params.objective == "masked":
+        """Return the cross entropy of each token of a batch. Other objectives than "next-token" mask each token alone, in turn."""
+        if self.model_params.hides_tokens:
             rows = unmasked_batch(batch, self)
             return TokenLosses(rows.ids[:, 1:], losses_in_turn(rows, self)[:, 1:])
         _, y, z = self.get_batch_xyz(batch)
@@ -388,7 +396,7 @@ class LM(nn.Module):
     ) -> Iterator[dict[str, Tensor]]:
         """Yield strings, or lists of ids, in batches like those of a DataLoader."""
         samples = [samples] if isinstance(samples, str) else samples
-        masked = self.model_params.objective == "masked"
+        masked = self.model_params.hides_tokens
         return in_batches(samples, self.tokenizer, self.model_params.max_seq_len if masked else None)
 
     @property

@@ -1,14 +1,19 @@
-"""The masked objective: choose the tokens of a row to hide and predict, and replace them.
+"""The objectives "masked" and "diffusion": choose the tokens of a row to hide and predict, and replace them.
 
 As in BERT (Devlin et al. 2019, section 3.1), `mask_frac` of a row's tokens are hidden. 80 % of them become the mask
 token, 10 % become a random token, and 10 % stay. The model predicts all of them.
+
+A masked diffusion model (Sahoo et al. 2024, arXiv:2406.07524; LLaDA, Nie et al. 2025, arXiv:2502.09992) hides a share t of them,
+uniform from 0 to 1, all behind the mask token. Its loss is an upper bound of the negative log-likelihood of the n scored tokens
+of a row: the cross entropies of hidden tokens with the weight 1 / t, in expectation. Here exactly ceil(t n) tokens are
+hidden, with the weight n / ceil(t n). The expectation is the same, with less noise (LLaDA, equation 6).
 
 Shape suffixes:  B batch  T position  V vocabulary  N place to predict
 """
 
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,20 +55,57 @@ def unmasked_batch(batch: Mapping[str, Tensor], lm: LanguageModel) -> UnmaskedBa
     return UnmaskedBatch(ids_BT, F.pad(scored_BT[:, 1:], (1, 0)), real_BT)
 
 
+def masked_batch(batch: Mapping[str, Tensor], lm: LanguageModel, train_params: Any = None) -> MaskedBatch:
+    """Return inputs and targets of a batch by the objective of `lm`."""
+    rows = unmasked_batch(batch, lm)
+    if lm.model_params.objective == "diffusion":
+        return diffuse(rows, lm)
+    return mask_tokens(rows, lm, MASK_FRAC if train_params is None else train_params.mask_frac)
+
+
 def mask_tokens(rows: UnmaskedBatch, lm: LanguageModel, mask_frac: float = MASK_FRAC) -> MaskedBatch:
     """Hide `mask_frac` of the scored tokens of every row, at least one. In training the choice is random each time."""
-    B, T = rows.ids.shape
-    device = rows.ids.device
-    # Drawn on the device, as a copy to it would wait for the steps before.
-    # Drawn in float32, so that the same tokens are hidden at every precision.
-    noise = torch.rand(B, 3, T, dtype=torch.float32, device=device) if lm.training else noise_of(rows)
-    which_BT, how_BT, token_BT = noise.to(device).unbind(dim=1)
+    which_BT, how_BT, token_BT = draw_noise(rows, lm.training).unbind(dim=1)
     n_B1 = (rows.scored.sum(dim=1, keepdim=True) * mask_frac).round().clamp(min=1)
-    rank_BT = which_BT.masked_fill(~rows.scored, 1.0).argsort(dim=1).argsort(dim=1)
-    chosen_BT = rows.scored & (rank_BT < n_B1)
+    chosen_BT = choose(which_BT, rows.scored, n_B1)
     x_BT = torch.where(how_BT < REPLACED, (token_BT * lm.tokenizer.n_tokens).long(), rows.ids)
     x_BT = x_BT.masked_fill(how_BT < MASKED, mask_id(lm.tokenizer))
     return MaskedBatch(torch.where(chosen_BT, x_BT, rows.ids), torch.where(chosen_BT, rows.ids, NOT_SCORED))
+
+
+def diffuse(rows: UnmaskedBatch, lm: LanguageModel) -> MaskedBatch:
+    """Hide a share of the scored tokens of every row, at least one: uniform from 0 to 1, drawn for each row."""
+    which_BT, share_BT, _ = draw_noise(rows, lm.training).unbind(dim=1)
+    n_B1 = (rows.scored.sum(dim=1, keepdim=True) * share_BT[:, :1]).ceil().clamp(min=1)
+    chosen_BT = choose(which_BT, rows.scored, n_B1)
+    x_BT = rows.ids.masked_fill(chosen_BT, mask_id(lm.tokenizer))
+    return MaskedBatch(x_BT, torch.where(chosen_BT, rows.ids, NOT_SCORED))
+
+
+def diffusion_sum(scored_BT: Tensor, y_BT: Tensor, z_BTV: Tensor) -> Tensor:
+    """Return the sum over rows of the bound of -log p(scored tokens), in nats.
+
+    `scored_BT` are the tokens that may be hidden, `y_BT` the hidden ones.
+    """
+    losses_BT = F.cross_entropy(z_BTV.transpose(1, 2), y_BT, ignore_index=NOT_SCORED, reduction="none")
+    n_hidden_B = (y_BT != NOT_SCORED).sum(dim=1).clamp(min=1)
+    return (losses_BT.sum(dim=1) * scored_BT.sum(dim=1) / n_hidden_B).sum()
+
+
+def draw_noise(rows: UnmaskedBatch, is_training: bool) -> Tensor:
+    """Return numbers from 0 to 1, [B, 3, T]: new ones in training, those of `noise_of` otherwise."""
+    B, T = rows.ids.shape
+    # Drawn on the device, as a copy to it would wait for the steps before.
+    # Drawn in float32, so that the same tokens are hidden at every precision.
+    if is_training:
+        return torch.rand(B, 3, T, dtype=torch.float32, device=rows.ids.device)
+    return noise_of(rows).to(rows.ids.device)
+
+
+def choose(which_BT: Tensor, scored_BT: Tensor, n_B1: Tensor) -> Tensor:
+    """Return a mask of `n_B1` scored tokens of each row: those with the lowest numbers in `which_BT`."""
+    rank_BT = which_BT.masked_fill(~scored_BT, 1.0).argsort(dim=1).argsort(dim=1)
+    return scored_BT & (rank_BT < n_B1)
 
 
 def noise_of(rows: UnmaskedBatch) -> Tensor:

@@ -57,7 +57,9 @@ OF_WHOLE_MODEL = frozenset(
 class ModelParams(PerLayer):
     layer_architecture: str = "custom-transformer"  # kind of the layers
     causal: bool = True  # False: a position attends to both sides, as in BERT
-    objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
+    objective: Literal["next-token", "masked", "diffusion"] = (
+        "next-token"  # the others: predict hidden tokens
+    )
     n_predict: PositiveInt = (
         1  # tokens that each position learns to predict; each after the first has a layer
     )
@@ -161,7 +163,7 @@ class ModelParams(PerLayer):
         if not self.causal and self.objective == "next-token":
             raise ValueError(
                 "causal=False with objective='next-token' would show each position the token that it predicts; "
-                "use objective='masked'"
+                "use objective='masked' or 'diffusion'"
             )
         self.check_objective()
         self.check_residual()
@@ -224,6 +226,11 @@ class ModelParams(PerLayer):
     def depth(self) -> int:
         """Number of layers in a forward pass: n_layers, unless `Transformer.passes` says otherwise."""
         return self.n_layers if self.n_passes is None else self.n_passes
+
+    @property
+    def hides_tokens(self) -> bool:
+        """True if the objective is to predict hidden tokens of a row, not the next one."""
+        return self.objective != "next-token"
 
     @property
     def head_width(self) -> int:

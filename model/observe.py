@@ -109,7 +109,7 @@ def run_observed(
     params = observed(p, reads, outside)
     tokenizer = stand_in_tokenizer(N_TOKENS)
     length = min(ROW_LENGTH, params.max_seq_len)
-    ids_BT = torch.zeros(2, length + (params.objective != "masked"), dtype=torch.int64)
+    ids_BT = torch.zeros(2, length + (not params.hides_tokens), dtype=torch.int64)
     real_BT = torch.ones_like(ids_BT, dtype=torch.bool)
     batch = {"x_indices": ids_BT, "mask": real_BT, "target_mask": real_BT}
     n_threads = torch.get_num_threads()

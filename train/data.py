@@ -26,7 +26,7 @@ def data_options(model: ModelParams) -> DataOptions:
     return {
         "tokenizer_spec": tokenizer_spec(model),
         "max_seq_len": model.max_seq_len,
-        "mask": model.objective == "masked",
+        "mask": model.hides_tokens,
     }
 
 

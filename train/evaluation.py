@@ -56,7 +56,8 @@ class Evaluation:
     """Sums of losses and correct predictions over batches. They stay on the device until `result` reads them.
 
     `val_loss:main` is the plain loss of the objective, computed here from the logits. It is the mean cross entropy of
-    scored tokens, or of masked tokens with objective="masked".
+    scored tokens, or of masked tokens with objective="masked". With objective="diffusion" it is the bound of the mean
+    cross entropy of all tokens that may be hidden.
 
     Losses of `get_losses`, which training minimizes, are reported beside it. Further ones are `val_loss:{name}`. If
     their "main" is not the plain loss, the sum of all is `val_loss:trained`.
@@ -68,9 +69,10 @@ class Evaluation:
         self.plain: list[Tensor] = []  # the plain loss of each batch, left on the device
         self.n_right: list[Tensor] = []
         self.n_scored: list[Tensor] = []
+        self.weights: list[Tensor] = []  # number of tokens in the plain loss of each batch
         self.trained: dict[str, list[Tensor]] = defaultdict(list)  # what get_losses returns for each batch
         self.trained_weights: list[Tensor] = []  # and the number of tokens in its means
-        self.is_masked = lm.model_params.objective == "masked"  # fills gaps, and generates nothing
+        self.is_masked = lm.model_params.hides_tokens  # fills gaps, and generates nothing
         asks = data.task is not None and not self.is_masked
         self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
         self.by_sample: list[Tensor] = []  # of each batch of a task: right and scored tokens by sample
@@ -80,7 +82,11 @@ class Evaluation:
         """Add the losses and correct predictions of a batch."""
         xyz = self.lm.get_batch_xyz(batch, train_params=train_params)
         n_scored = (xyz.y != NOT_SCORED).sum()
-        self.plain.append(plain_loss(xyz, n_scored))
+        plain, weight = plain_loss(xyz, n_scored), n_scored
+        if self.lm.model_params.objective == "diffusion":
+            plain, weight = diffusion_bound(xyz, batch["target_mask"].to(n_scored.device))
+        self.plain.append(plain)
+        self.weights.append(weight)
         self.n_right.append((xyz.z.argmax(dim=-1) == xyz.y).sum())
         self.n_scored.append(n_scored)
         if self.data.task is not None:
@@ -100,10 +106,10 @@ class Evaluation:
         Bits per byte count 8 bits for every byte behind an unknown token, which the loss does not cover.
         A masked model has neither bits per byte nor exact match: it predicts only some tokens, and not in order.
         """
-        n_scored = fetch(self.n_scored)  # losses are weighted by tokens, not by batch
-        plain, total = float(fetch(self.plain) @ n_scored), float(n_scored.sum())
-        means = {"val_loss:main": plain / total} | self.trained_means()
-        means["val_accuracy"] = int(torch.stack(self.n_right).sum()) / total
+        weights = fetch(self.weights)  # losses are weighted by tokens, not by batch
+        plain = float(fetch(self.plain) @ weights)
+        means = {"val_loss:main": plain / float(weights.sum())} | self.trained_means()
+        means["val_accuracy"] = int(torch.stack(self.n_right).sum()) / float(fetch(self.n_scored).sum())
         if self.data.val_bytes and not self.is_masked:
             bits = plain / math.log(2) + 8 * self.data.val_unknown_bytes
             means["val_bits_per_byte"] = bits / self.data.val_bytes
@@ -161,18 +167,23 @@ class Evaluation:
     def sample(self) -> str:
         """Return an example of the model's output as text.
 
-        For a task it is the most probable answer to a validation prompt, for a text 100 sampled tokens. A masked model
-        fills the first validation row; its predictions stand between « and ».
+        For a task it is the most probable answer to a validation prompt, for a text 100 sampled tokens. A masked model, and
+        a diffusion model on a task, fills the first validation row; its predictions stand between « and ».
         """
-        if self.is_masked:
+        p = self.lm.model_params
+        unmasks = p.objective == "diffusion" and self.data.task is None and p.max_seq_len > 1
+        if self.is_masked and not unmasks:
             return self.gaps_filled()
+        # A separate generator, so that training is unaffected.
+        dice = torch.Generator().manual_seed(0)
         try:
+            if unmasks:
+                text: str = self.lm.sample(self.data.tokenizer.start, SAMPLE_LENGTH, generator=dice)
+                return text
             if self.prompts:
                 ids, _, answer_length = self.prompts[0]
                 [row] = generate(self.lm, [ids], answer_length, temperature=0)
             else:
-                # A separate generator, so that training is unaffected.
-                dice = torch.Generator().manual_seed(0)
                 [row] = generate(self.lm, [self.data.tokenizer.start], SAMPLE_LENGTH, generator=dice)
         except NoNextToken as error:  # the run diverged, which the trainer reports
             return f"({error})"
@@ -219,6 +230,21 @@ def plain_loss(xyz: XYZ, n_scored: Tensor) -> Tensor:
     _, y, z = xyz
     total = F.cross_entropy(z.flatten(0, 1), y.flatten(), ignore_index=NOT_SCORED, reduction="sum")
     return total / n_scored.clamp(min=1)
+
+
+def diffusion_bound(xyz: XYZ, target_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the bound of the loss of a token in nats, and the number of tokens that may be hidden in the batch.
+
+    Of n such tokens of a row, k are hidden: their cross entropies count n / k.
+    """
+    _, y, z = xyz
+    may_hide = target_mask[:, : y.shape[1]].clone()
+    may_hide[:, 0] = False
+    n_rows = may_hide.sum(dim=1)
+    share = (y != NOT_SCORED).sum(dim=1) / n_rows
+    losses = F.cross_entropy(z.transpose(1, 2), y, ignore_index=NOT_SCORED, reduction="none").sum(dim=1)
+    total = torch.where(n_rows > 0, losses / share, 0.0).sum()
+    return total / n_rows.sum().clamp(min=1), n_rows.sum()
 
 
 def fetch(scalars: list[Tensor]) -> Tensor:

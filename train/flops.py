@@ -72,7 +72,7 @@ def count_operations(
     tokenizer = SimpleNamespace(n_tokens=n_tokens, pad=0, bos=0, eos=0, mask=0)
     with torch.device("meta"):
         lm = LM(model, cast(Tokenizer, tokenizer)).train()
-    is_masked = model.objective == "masked"  # else the last token of a row is predicted and not shown
+    is_masked = model.hides_tokens  # else the last token of a row is predicted and not shown
     batch = mycollate([[0] * (length if is_masked else length + 1)])
     for parameter, is_trained in zip(lm.parameters(), trained, strict=True):
         parameter.requires_grad_(is_trained)

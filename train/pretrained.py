@@ -195,7 +195,7 @@ def weights_fit(model: ModelParams, source: PretrainedSource) -> bool:
     """
     if source.tokenizer is not None and tokenizer_spec(model) != tokenizer_spec(source.params):
         return False
-    if source.tokenizer is not None and model.objective == "masked" and source.tokenizer.mask is None:
+    if source.tokenizer is not None and model.hides_tokens and source.tokenizer.mask is None:
         return False  # the weights have no row for a mask token
     ours, theirs = (
         parameter_shapes(with_fewer_layers(params), n_tokens=2) for params in (model, source.params)

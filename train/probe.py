@@ -269,7 +269,7 @@ def predictions(lm: LM, ids_BT: Tensor) -> XYZ:
     which tokens it hides depends on all of them.
     """
     reseed()
-    if lm.model_params.objective == "masked":
+    if lm.model_params.hides_tokens:
         return XYZ(ids_BT, torch.full_like(ids_BT, NOT_SCORED), lm(ids_BT.to(lm.device)))
     return lm.get_batch_xyz(mycollate(torch.cat([ids_BT, ids_BT[:, -1:]], dim=1).tolist()))
 

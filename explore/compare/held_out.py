@@ -80,8 +80,8 @@ def why_not(params: Params, one: HeldOut, other: HeldOut) -> str:
         return "one of the two codes does not record what the loss was measured on"
     if not (one.text and other.text):
         return "the change gives this task other held-out samples, so the losses are those of different questions"
-    if params.model.objective == "masked":
-        return "the change gives this text other held-out rows, and masked models have no bits per byte"
+    if params.model.hides_tokens:
+        return "the change gives this text other held-out rows, and models of hidden tokens have no bits per byte"
     if one.text == other.text and one.vocabulary == other.vocabulary:
         return "the two codes score different tokens of the same held-out text"
     return ""

@@ -370,6 +370,8 @@ def why_not_comparable(
         return f"leak of the baseline: {baseline.leak}"
     one, other = (next(iter(v.runs.values())) for v in (variant, baseline))
     found = read_metric_name(metric)
+    if found.depends_on_tokenizer and str(one.get("objective")) != str(other.get("objective")):
+        return "the objectives differ, so their losses and accuracies do not compare"
     if found.depends_on_tokenizer and any(str(one.get(name)) != str(other.get(name)) for name in TOKENIZER):
         return "the tokenizers differ, so losses per token do not compare; use metric='bits_per_byte'"
     if (

@@ -61,9 +61,10 @@ class GrowingRows:
         attn_requests: object,
         use_cache: bool,
     ) -> None:
-        if lm.model_params.objective == "masked":
+        if lm.model_params.hides_tokens:
             raise ValueError(
-                "a model with objective='masked' cannot continue a text; use lm.fill(text) to fill its gaps"
+                f"a model with objective={lm.model_params.objective!r} cannot continue a text; use lm.fill(text) to fill "
+                "its gaps"
             )
         self.lm = fast_copy(lm, n_rows)
         self.attn_requests = attn_requests

@@ -100,7 +100,7 @@ BIAS = st.sampled_from([None, None, False, True])
 FIELDS = {  # of the architecture, but for the sizes below; what excludes each other is sorted out there
     "layer_architecture": st.sampled_from(KINDS),
     "causal": st.sampled_from([True, True, False]),
-    "objective": st.sampled_from(["next-token", "next-token", "masked"]),
+    "objective": st.sampled_from(["next-token", "next-token", "masked", "diffusion"]),
     "n_layers": st.integers(1, 3),
     "dim_ff": st.sampled_from([None, 0, 20]),
     "positions": st.sampled_from(["none", "learned", "sin", "rotary", "alibi"]),

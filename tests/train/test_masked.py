@@ -206,3 +206,16 @@ def test_the_first_loss_is_that_of_guessing(run):
     out, timestamp = run
     _, _, stats, _ = model_explorer.get_model_by_timestamp(timestamp, out=out)
     assert stats["stat/train_loss:main"][0].v == pytest.approx(math.log(301), rel=0.05)
+
+
+@pytest.mark.slow
+def test_a_diffusion_run_samples_by_unmasking(tmp_path, capsys):
+    fields = [*OF_TEXT, "objective='diffusion'", "tokenizer_vocab_size=300"]
+    assert call(tmp_path, "--save", fields=fields) == 0
+    shown = capsys.readouterr()
+    assert "objective='diffusion': losses are bounds" in shown.out + shown.err
+    [timestamp] = model_explorer.runs(out=str(tmp_path), all=True).index
+    model_explorer.verify_stable_load(timestamp, out=str(tmp_path))
+    lm, _, stats, _ = model_explorer.get_model_by_timestamp(timestamp, out=str(tmp_path))
+    assert not [name for name in stats if "bits_per_byte" in name or "trained" in name]
+    assert lm.tokenizer.mask not in lm.sample("the", max_seq_len=20, as_str=False, n_steps=4)

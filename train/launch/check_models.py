@@ -204,7 +204,7 @@ def one_batch_is_learned_by_heart(lm: LM, params: Params) -> CheckOutcome:
     counts_V = ids_BT[:, 1:].flatten().bincount().double()
     shares_N = counts_V[counts_V > 0] / counts_V.sum()
     of_frequencies = -(shares_N * shares_N.log()).sum().item()  # the lowest loss that ignores the input
-    if params.model.objective == "masked":
+    if params.model.hides_tokens:
         ids_BT = ids_BT.repeat(SEVERAL_GAPS, 1)
     for loss in learning(lm, params, mycollate(ids_BT.tolist()), MAX_STEPS):
         if loss <= of_frequencies / 2:

@@ -200,7 +200,7 @@ def simulated_step(
 ) -> StepMemory:
     """Run a training step on rows of `length` predicted tokens in the order of Lightning's loop, and count bytes."""
     tokenizer = stand_in_tokenizer(n_tokens)
-    n_ids = length + (model.objective != "masked")
+    n_ids = length + (not model.hides_tokens)
     dtype = DTYPES.get(train.precision, torch.float32)
     is_mixed, live = train.precision.endswith("mixed"), LiveBytes()
     with torch.random.fork_rng(devices=[]), FakeTensorMode(), live, torch.enable_grad():

@@ -265,6 +265,11 @@ def say_objectives(runs: list[Run]) -> None:
             "objective='masked': losses are those of masked tokens, which cannot be compared with losses of next tokens; "
             "there is neither bits per byte nor exact match, and a validation fills gaps in place of a sample"
         )
+    if any(run.params.model.objective == "diffusion" for run in runs):
+        log.info(
+            "objective='diffusion': losses are bounds of the loss of a token, which cannot be compared with losses of other "
+            "objectives; accuracy is that of hidden tokens, and there is neither bits per byte nor exact match"
+        )
 
 
 def say_unused(runs: list[Run]) -> None:

@@ -151,7 +151,8 @@ def row_style(outcome: Outcome, is_best: bool) -> str:
 
 def data_of_run(run: Run) -> str:
     """Return a text that is equal for runs whose losses can be compared: same data, tokenizer and objective."""
-    return repr((run.params.data, data_options(run.params.model)))
+    model = run.params.model
+    return repr((run.params.data, model.objective, data_options(model)))
 
 
 def best_runs(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[int]:

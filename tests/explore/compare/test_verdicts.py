@@ -239,6 +239,14 @@ def test_losses_of_different_tokenizers_are_not_compared():
     assert "the tokenizers differ" in compare(table).verdict[1]
 
 
+def test_losses_of_different_objectives_are_not_compared():
+    table = runs(BETTER)
+    table["objective"] = np.where(table.positions == "a", "diffusion", "next-token")
+    assert compare(table).verdict[1] == (
+        "cannot tell: the objectives differ, so their losses and accuracies do not compare"
+    )
+
+
 def test_equal_losses_get_no_verdict():
     same = {"a": BETTER["a"], "b": BETTER["a"]}
     assert verdict(runs(same)) == "cannot tell: the same loss at every seed"
