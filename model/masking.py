@@ -67,7 +67,7 @@ def mask_tokens(rows: UnmaskedBatch, lm: LanguageModel, mask_frac: float = MASK_
     """Hide `mask_frac` of the scored tokens of every row, at least one. In training the choice is random each time."""
     which_BT, how_BT, token_BT = draw_noise(rows, lm.training).unbind(dim=1)
     n_B1 = (rows.scored.sum(dim=1, keepdim=True) * mask_frac).round().clamp(min=1)
-    chosen_BT = choose(which_BT, rows.scored, n_B1)
+    chosen_BT = tokens_to_hide(which_BT, rows.scored, n_B1)
     x_BT = torch.where(how_BT < REPLACED, (token_BT * lm.tokenizer.n_tokens).long(), rows.ids)
     x_BT = x_BT.masked_fill(how_BT < MASKED, mask_id(lm.tokenizer))
     return MaskedBatch(torch.where(chosen_BT, x_BT, rows.ids), torch.where(chosen_BT, rows.ids, NOT_SCORED))
@@ -77,7 +77,7 @@ def diffuse(rows: UnmaskedBatch, lm: LanguageModel) -> MaskedBatch:
     """Hide a share of the scored tokens of every row, at least one: uniform from 0 to 1, drawn for each row."""
     which_BT, share_BT, _ = draw_noise(rows, lm.training).unbind(dim=1)
     n_B1 = (rows.scored.sum(dim=1, keepdim=True) * share_BT[:, :1]).ceil().clamp(min=1)
-    chosen_BT = choose(which_BT, rows.scored, n_B1)
+    chosen_BT = tokens_to_hide(which_BT, rows.scored, n_B1)
     x_BT = rows.ids.masked_fill(chosen_BT, mask_id(lm.tokenizer))
     return MaskedBatch(x_BT, torch.where(chosen_BT, rows.ids, NOT_SCORED))
 
@@ -102,7 +102,7 @@ def draw_noise(rows: UnmaskedBatch, is_training: bool) -> Tensor:
     return noise_of(rows).to(rows.ids.device)
 
 
-def choose(which_BT: Tensor, scored_BT: Tensor, n_B1: Tensor) -> Tensor:
+def tokens_to_hide(which_BT: Tensor, scored_BT: Tensor, n_B1: Tensor) -> Tensor:
     """Return a mask of `n_B1` scored tokens of each row: those with the lowest numbers in `which_BT`."""
     rank_BT = which_BT.masked_fill(~scored_BT, 1.0).argsort(dim=1).argsort(dim=1)
     return scored_BT & (rank_BT < n_B1)

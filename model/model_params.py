@@ -57,12 +57,8 @@ OF_WHOLE_MODEL = frozenset(
 class ModelParams(PerLayer):
     layer_architecture: str = "custom-transformer"  # kind of the layers
     causal: bool = True  # False: a position attends to both sides, as in BERT
-    objective: Literal["next-token", "masked", "diffusion"] = (
-        "next-token"  # the others: predict hidden tokens
-    )
-    n_predict: PositiveInt = (
-        1  # tokens that each position learns to predict; each after the first has a layer
-    )
+    objective: Literal["next-token", "masked", "diffusion"] = "next-token"  # the others: hidden tokens
+    n_predict: PositiveInt = 1  # tokens that each position learns to predict; further ones have a layer each
     predict_weight: PositiveFloat = 1.0  # of n_predict: weight of the loss of each token after the first
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only

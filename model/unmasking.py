@@ -77,7 +77,7 @@ def unmask_rows(
         z_BTV = lm(ids_BT, attn_requests=attn_requests, mask=real_BT).cpu()
         z_BTV[..., mask] = -math.inf  # the mask token stands for no token
         n_B = open_BT.sum(dim=1) - n_open_B * (n_steps - 1 - step) // n_steps
-        fill_BT = open_BT & (rank(certainty(z_BTV, open_BT, sampler)) < n_B[:, None])
+        fill_BT = open_BT & (places_in_order(certainty(z_BTV, open_BT, sampler)) < n_B[:, None])
         row_N, at_N = fill_BT.nonzero(as_tuple=True)
         if len(row_N):
             z_NV = usable_logits(z_BTV[row_N, at_N])
@@ -95,7 +95,7 @@ def certainty(z_BTV: Tensor, open_BT: Tensor, sampler: TokenSampler) -> Tensor:
     return found_BT.masked_fill(~open_BT, -1.0)
 
 
-def rank(x_BT: Tensor) -> Tensor:
+def places_in_order(x_BT: Tensor) -> Tensor:
     """Return the place of each number in the order of its row, from 0 for the highest one."""
     return x_BT.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 

@@ -119,7 +119,6 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attn_softcap": st.sampled_from([None, None, 2.0]),
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
-    "n_predict": st.sampled_from([1, 1, 2]),
     "diff_attention": st.sampled_from([False, False, True]),
     "value_residual": st.sampled_from([False, False, True]),
     "stream_lambdas": st.sampled_from([False, False, True]),
@@ -185,8 +184,6 @@ def possible_together(fields: dict) -> dict:
         f["readout_transform"] = False
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
         f["activation"] = "relu"  # its squares would overflow
-    if f["objective"] != "next-token" or f["residual"] != "plain" or f["parametrization"] == "completep":
-        f["n_predict"] = 1
     f["norm_gain"] |= f["norm_position"] == "sandwich"
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
@@ -218,6 +215,8 @@ def architectures(draw, **fixed) -> ModelParams:
         for name, refused in getattr(layer_kinds[own.layer_architecture], "refuses", {}).items():
             if is_refused(getattr(own, name), refused):
                 params = replace(params, **{name: getattr(ModelParams, name)})
+    if params.norm_position == "none" and "based" in params.kinds:
+        params = replace(params, norm_position="pre")  # its fourth powers of activations would overflow
     if params.norm_position == "none" and "gated-conv" in params.kinds:
         # Without norms its products of activations would overflow.
         params = replace(params, init="small")

@@ -46,6 +46,8 @@ NOT_SHAPING = {
     "from_pretrained",
     "from_saved",
     "residual_profile",
+    "n_predict",  # adds layers that only the losses use
+    "predict_weight",
 }
 
 
