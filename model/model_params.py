@@ -79,6 +79,7 @@ class ModelParams(PerLayer):
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
     value_residual: bool = False  # mix the values with those of the first layer
     value_embeddings: bool = False  # add a further embedding of the token to the values
+    canon: str | None = None  # letters of "abcd": where short convolutions mix neighboring positions
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
     parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
@@ -109,7 +110,7 @@ class ModelParams(PerLayer):
     mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
     readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
     query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
-    conv_width: PositiveInt = 4  # positions in the convolution of mixers that have one
+    conv_width: PositiveInt = 4  # positions in the convolution of canon, and of mixers that have one
     state_dim: PositiveInt | None = None  # width of a head's keys in mixers with a state; None: dim / n_heads
     negative_eigenvalues: bool = False  # of deltanet and gated-delta: what a step erases may change its sign
     fixed_decay: bool = False  # of gla: each head has a constant decay, as in RetNet
@@ -157,6 +158,7 @@ class ModelParams(PerLayer):
             )
         self.check_residual()
         self.check_attention()
+        self.check_canon()
         if not self.norm_gain and self.norm_position == "sandwich":
             raise ValueError(
                 "norm_gain=False with norm_position='sandwich': the norms after blocks begin with a small gain, "
@@ -169,6 +171,23 @@ class ModelParams(PerLayer):
                 raise ValueError(
                     f"attention='fused' is torch's kernel, which cannot apply {name}={value!r}; use attention='explicit'"
                 )
+
+    def check_canon(self) -> None:
+        if self.canon is None:
+            return
+        if not self.canon or len(set(self.canon)) < len(self.canon) or set(self.canon) - set("abcd"):
+            raise ValueError(
+                f"canon={self.canon!r} must be some of the letters abcd, each once: a before attention, b on queries, "
+                "keys and values, c before the feed-forward block, d inside it"
+            )
+        if not self.causal:
+            raise ValueError(
+                f"canon={self.canon!r} mixes in earlier positions only, but causal=False; use canon=None"
+            )
+        if not self.ff_width and set(self.canon) & set("cd"):
+            raise ValueError(
+                f"canon={self.canon!r} has a place in the feed-forward block, but dim_ff=0 leaves it out; use a and b"
+            )
 
     def check_residual(self) -> None:
         if self.out_zero_init and self.residual == "deepnet":

@@ -38,6 +38,7 @@ EVERYWHERE: dict[str, object] = {
     "attn_gate": None,
     "value_residual": False,
     "value_embeddings": False,
+    "canon": None,
     "stream_lambdas": False,
     "logit_softcap": None,
     "separate_heads": False,

@@ -1,7 +1,7 @@
 """Self-attention, causal unless causal=False, written as in the paper (Vaswani et al. 2017, section 3.2).
 
 Shape suffixes:  B batch  T position  S position attended to  D model dim  H head  G head of keys and values
-                 K dim of a head  N head of queries, keys or values
+                 K dim of a head  N head of queries, keys or values  C dim of all of these together
 """
 
 import math
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from model.context import Context
 from model.model_params import ModelParams
 from model.transformer.attention_parts import attention_gate, attention_sink, value_embedding, value_residual
+from model.transformer.convolution import canon
 from model.transformer.embeddings import on_scores, position_kinds
 from model.transformer.linear import linear
 from model.transformer.lora import merged_weight
@@ -27,6 +28,7 @@ class Attention(nn.Module):
         super().__init__()
         self.model_params = p = model_params
         self.qkv = SeparateHeads(p) if p.separate_heads else fused_heads(p)
+        self.canon_b = canon("b", p, (p.n_heads + 2 * p.kv_heads) * p.head_width)
         self.q_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
         self.k_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
         self.positions = position_kinds[p.positions].on_heads(p)
@@ -42,7 +44,8 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         B, T, _ = x_BTD.shape
         H, G = self.model_params.n_heads, self.model_params.kv_heads
-        qkv_BNTK = self.qkv(x_BTD).view(B, T, H + 2 * G, self.model_params.head_width).transpose(1, 2)
+        qkv_BTC = self.canon_b(self.qkv(x_BTD), ctx)
+        qkv_BNTK = qkv_BTC.view(B, T, H + 2 * G, self.model_params.head_width).transpose(1, 2)
         q_BHTK, k_BGTK, v_BGTK = qkv_BNTK.split([H, G, G], dim=1)
         q_BHTK = self.positions(ctx.tap("q", self.q_norm(q_BHTK)), ctx.start)
         k_BGTK = self.positions(ctx.tap("k", self.k_norm(k_BGTK)), ctx.start)

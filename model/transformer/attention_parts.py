@@ -105,7 +105,9 @@ class ValueEmbedding(nn.Module):
         super().__init__()
         p = model_params
         if p.n_tokens is None:
-            raise ValueError("value_embeddings=True needs the size of the vocabulary: params.at(i, n_tokens=...)")
+            raise ValueError(
+                "value_embeddings=True needs the size of the vocabulary: params.at(i, n_tokens=...)"
+            )
         self.table = embedding(p.n_tokens, p, p.kv_heads * p.head_width)
 
     def forward(self, v_BGTK: Tensor, ctx: Context) -> Tensor:

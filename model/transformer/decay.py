@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from model.context import Context, layer_kind
 from model.model_params import ModelParams
+from model.transformer.convolution import CausalConv
 from model.transformer.linear import NarrowMap, linear
 from model.transformer.linear_attention import MIN_LOG_DECAY, mix
-from model.transformer.mixers import CausalConv, CausalLayer, split_heads
+from model.transformer.mixers import CausalLayer, split_heads
 from model.transformer.norms import make_norm
 from model.transformer.scaling import head_mult  # muP
 

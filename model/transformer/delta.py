@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from model.context import Context, layer_kind
 from model.model_params import ModelParams
+from model.transformer.convolution import CausalConv
 from model.transformer.decay import SelectiveDecay, StateLayer, key_width
 from model.transformer.linear import NarrowMap, linear
 from model.transformer.linear_attention import mix
-from model.transformer.mixers import CausalConv, split_heads
+from model.transformer.mixers import split_heads
 from model.transformer.norms import make_norm
 
 EPS = 1e-6  # added to the square of a length, by which a vector is divided

@@ -34,6 +34,7 @@ class TorchTransformer(Layer):
         "out_zero_init": {True},
         "value_residual": {True},
         "value_embeddings": {True},
+        "canon": all_except(None),
         **dict.fromkeys(("attn_softcap", "attn_sink", "attn_gate"), all_except(None)),
         "separate_heads": {True},
         "mup_attn_mult": all_except(1.0),  # muP

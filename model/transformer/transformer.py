@@ -19,9 +19,7 @@ class Transformer(nn.Module):
 
     recompute = False  # training with recompute="layer": do not store the activations inside of layers
 
-    def __init__(
-        self, model_params: ModelParams, dropout: float = 0.0, n_tokens: int | None = None
-    ) -> None:
+    def __init__(self, model_params: ModelParams, dropout: float = 0.0, n_tokens: int | None = None) -> None:
         super().__init__()
         self.model_params = model_params
 

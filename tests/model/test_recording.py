@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import model.recording
 from model.context import Cache, Context, Layer, layer_kind, layer_kinds
 from model.recording import at
-from model.transformer.mixers import CausalConv
+from model.transformer.convolution import CausalConv
 from tests.model.tiny import KINDS, architectures, perturbed_lm, random_ids, tiny_lm, tiny_params
 
 HEADS = ["q", "k", "v", "scores", "pattern", "z", "head_out"]

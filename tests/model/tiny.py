@@ -120,6 +120,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
     "value_residual": st.sampled_from([False, False, True]),
     "value_embeddings": st.sampled_from([False, False, True]),
+    "canon": st.sampled_from([None, None, None, "abcd", "ac", "b"]),
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),
@@ -177,6 +178,8 @@ def possible_together(fields: dict) -> dict:
         f["causal"] = True
     if "fused" in str(f["attention"]):
         f |= {"attn_softcap": None, "attn_sink": None}
+    if not f["causal"] or "0" in str(f["dim_ff"]).replace("20", ""):
+        f["canon"] = None
     if isinstance(f["activation"], tuple):
         f["readout_transform"] = False
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 from model.context import Context
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
+from model.transformer.convolution import Canon
 from model.transformer.embeddings import slopes_of
 from model.transformer.residual import omegas_by_residual
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
@@ -47,26 +48,39 @@ def turned(x_K: Tensor, position: float, n: int, base: float) -> Tensor:
     return torch.cat([number.real, number.imag, x_K[n:]])
 
 
-def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def mixed_by_hand(canon: nn.Module, x_TC: Tensor) -> Tensor:
+    """Add to each position a weighted sum of itself and the ones before it. The last weight is its own."""
+    if not isinstance(canon, Canon):
+        return x_TC
+    w_WC = canon.weight_WC.flip(0)
+    return torch.stack(
+        [x_TC[t] + sum(w_WC[i] * x_TC[t - i] for i in range(min(len(w_WC), t + 1))) for t in range(len(x_TC))]
+    )
+
+
+def maps_by_hand(mixer: Attention, x_TD: Tensor, ids_T: Tensor) -> tuple[list[Tensor], ...]:
     """Queries, keys and values of every head, [T, K] each."""
     p = mixer.model_params
     if p.separate_heads:
-        return tuple([head(x_TD) for head in heads] for heads in (mixer.qkv.q, mixer.qkv.k, mixer.qkv.v))
-    heads = mixer.qkv(x_TD).split(p.head_dim or p.dim // p.n_heads, dim=-1)
+        every = torch.cat([head(x_TD) for name in "qkv" for head in getattr(mixer.qkv, name)], dim=-1)
+    else:
+        every = mixer.qkv(x_TD)
+    heads = mixed_by_hand(mixer.canon_b, every).split(p.head_dim or p.dim // p.n_heads, dim=-1)
     n, m = p.n_heads, p.n_kv_heads or p.n_heads
-    return list(heads[:n]), list(heads[n : n + m]), list(heads[n + m :])
-
-
-def attention_by_hand(mixer: Attention, x_TD: Tensor, ids_T: Tensor) -> Tensor:
-    """Compute attention one query at a time, over the keys that it may see."""
-    p = mixer.model_params
-    T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
-    queries, keys, values = maps_by_hand(mixer, x_TD)
+    values = list(heads[n + m :])
     if p.value_embeddings:
-        own = mixer.value_embedding.table.weight[ids_T].chunk(len(values), dim=-1)
-        values = [v + e for v, e in zip(values, own, strict=True)]
+        embedded = mixer.value_embedding.table.weight[ids_T].chunk(m, dim=-1)
+        values = [v + e for v, e in zip(values, embedded, strict=True)]
     if p.value_residual:  # this layer alone is its own first one
         values = [v * mixer.value_residual.lambdas.sum() for v in values]
+    return list(heads[:n]), list(heads[n : n + m]), values
+
+
+def attention_by_hand(mixer: Attention, canon_a: nn.Module, x_TD: Tensor, ids_T: Tensor) -> Tensor:
+    """Compute attention one query at a time, over the keys that it may see."""
+    p, x_TD = mixer.model_params, mixed_by_hand(canon_a, x_TD)
+    T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
+    queries, keys, values = maps_by_hand(mixer, x_TD, ids_T)
     out = torch.zeros(T, p.n_heads * K, dtype=x_TD.dtype)
     for h, q_TK in enumerate(queries):
         own = h // (p.n_heads // len(keys))
@@ -117,7 +131,8 @@ def gated_by_hand(mixer: Attention, out_TN: Tensor, x_TD: Tensor) -> Tensor:
 
 
 def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
-    a = layer.linear1(x_TD)
+    x_TD = mixed_by_hand(layer.canon_c, x_TD)
+    a = mixed_by_hand(layer.canon_d, layer.linear1(x_TD))
     a = {
         "relu": lambda: a.clamp(min=0),
         "gelu": lambda: a * (1 + torch.erf(a / math.sqrt(2))) / 2,
@@ -125,7 +140,9 @@ def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
         "relu2": lambda: a.clamp(min=0) ** 2,
         "silu": lambda: a / (1 + torch.exp(-a)),
     }[layer.model_params.activation]()
-    return layer.linear2(a * layer.linear_up(x_TD) if layer.model_params.gated else a)
+    if layer.model_params.gated:
+        a = a * mixed_by_hand(layer.canon_d2, layer.linear_up(x_TD))
+    return layer.linear2(a)
 
 
 def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor, ids_T: Tensor) -> Tensor:
@@ -148,7 +165,9 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor, ids_T: Tensor) -
     def after(norms, x_TD: Tensor) -> Tensor:
         return normed(norms.after, x_TD) if p.norm_position == "post" else x_TD
 
-    attended = added(layer.norm1, lambda x_TD: attention_by_hand(layer.mixer, x_TD, ids_T), x_TD)
+    attended = added(
+        layer.norm1, lambda x_TD: attention_by_hand(layer.mixer, layer.canon_a, x_TD, ids_T), x_TD
+    )
     middle = after(layer.norm1, summed(layer.residual_sa, x_TD, attended))
     if p.dim_ff == 0:
         return middle

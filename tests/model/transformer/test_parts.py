@@ -12,12 +12,14 @@ from torch.testing import assert_close
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from model.context import Cache, Context
 from model.hf.configs import config_settings
 from model.hf.weights import as_hf
 from model.lm import LM
 from model.perplexity import NOT_SCORED
 from model.problems import model_problems
-from model.shapes import size_of
+from model.shapes import size_of, state_size_of
+from model.transformer.convolution import Canon
 from tests.model.tiny import CharTokenizer, batch_of, default_dtype, random_ids, tiny_lm, tiny_params
 from train.launch.match import params_without_embeddings
 from train.train_params import TrainParams
@@ -56,6 +58,46 @@ def test_tables_of_values_do_not_count_as_parameters_of_layers():
     plain, with_tables = tiny_params(), tiny_params(value_embeddings=(True, False))
     assert params_without_embeddings(plain, 30) == params_without_embeddings(with_tables, 30)
     assert size_of(with_tables, 30).n_params == size_of(plain, 30).n_params + 30 * 16
+
+
+CANONS = {  # the place of each letter, and its channels in the model below
+    "a": {"canon_a": 16},
+    "b": {"mixer.canon_b": 32},
+    "c": {"canon_c": 16},
+    "d": {"canon_d": 20, "canon_d2": 20},
+}
+
+
+@pytest.mark.parametrize("letters", ["a", "bc", "dcba"])
+def test_a_canon_layer_is_a_causal_convolution_beside_its_input(letters):
+    lm = tiny_lm(canon=letters, gated=True, dim_ff=20, n_kv_heads=1, n_layers=1)
+    found = {
+        name.removeprefix("decoder.layers.0."): m for name, m in lm.named_modules() if isinstance(m, Canon)
+    }
+    assert {name: m.weight_WC.shape[1] for name, m in found.items()} == {
+        name: n for letter in letters for name, n in CANONS[letter].items()
+    }
+    for canon in found.values():
+        C = canon.weight_WC.shape[1]
+        conv = nn.Conv1d(C, C, 4, groups=C, padding=3, bias=False, dtype=torch.float64)
+        conv.weight.data = canon.weight_WC.data.T[:, None]
+        x_BTC = torch.randn(2, 9, C, dtype=torch.float64)
+        expected = x_BTC + conv(x_BTC.mT)[..., :9].mT
+        assert_close(canon(x_BTC, Context(IDS)), expected)
+    cache = Cache(16)
+    assert_close(torch.stack([lm(IDS[:, :t], cache=cache)[:, -1] for t in range(1, 10)], dim=1), lm(IDS))
+    kept = sum(x[0].numel() for x in cache.kept.values())
+    assert state_size_of(lm) == kept == 2 * 8 * 16 + 3 * sum(m.weight_WC.shape[1] for m in found.values())
+
+
+def test_padding_would_enter_canon_layers_and_mixers_have_no_place_b():
+    mask, lm = torch.tensor([[False] + [True] * 8]).expand(2, 9), tiny_lm(canon=(None, "c"))
+    assert_close(lm(IDS, mask=mask.flip(1))[:, :8], lm(IDS[:, :8]))
+    with pytest.raises(ValueError, match=r"padding at the left .* state of layers.1.canon_c"):
+        lm(IDS, mask=mask)
+    with pytest.raises(ValueError, match="layer 1: canon='ab' does not work with layer_architecture='gla'"):
+        tiny_lm(canon=("b", "ab"), layer_architecture=("custom-transformer", "gla"))
+    assert tiny_lm(canon="acd", layer_architecture="gla")(IDS).isfinite().all()
 
 
 def test_the_stream_is_mixed_with_the_embeddings_before_each_layer():
@@ -122,6 +164,7 @@ NEUTRAL = {  # a part, and values of its parameters with which it changes nothin
     "stream_lambdas": (True, {"of_stream": 1.0, "of_embeddings": 0.0}),
     "value_residual": (True, {"lambdas": (1.0, 0.0)}),
     "value_embeddings": (True, {"value_embedding.table.weight": 0.0}),
+    "canon": ("abcd", {"weight_WC": 0.0}),
 }
 
 
@@ -157,6 +200,10 @@ def test_a_head_with_a_sink_may_attend_to_nothing():
     [
         ({"attention": "fused", "attn_softcap": 5.0}, "cannot apply attn_softcap=5.0"),
         ({"attention": "fused", "attn_sink": "learned"}, "cannot apply attn_sink='learned'"),
+        ({"canon": "abx"}, "canon='abx' must be some of the letters abcd"),
+        ({"canon": ("ab", "aa")}, "layer 1: canon='aa' must be some of the letters"),
+        ({"canon": "a", "causal": False, "objective": "masked"}, "mixes in earlier positions only"),
+        ({"canon": ("ad", "ac"), "dim_ff": (16, 0)}, "layer 1: canon='ac' has a place in the feed-forward"),
         ({"norm_gain": False, "norm_position": "sandwich"}, "the norms after blocks begin with a small gain"),
         (
             {"out_zero_init": True, "residual": "deepnet", "norm_position": "post"},

@@ -49,6 +49,7 @@ MODEL = {
     "attn_gate": ("head", {}),
     "value_residual": (True, {}),
     "value_embeddings": (True, {}),
+    "canon": ("ac", {}),
     "stream_lambdas": (True, {}),
     "logit_softcap": (1.0, {}),
     "out_zero_init": (True, {}),
