@@ -97,7 +97,9 @@ class ModelParams(PerLayer):
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
     init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
     out_zero_init: bool = False  # maps into the residual stream begin at 0
-    residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
+    residual: Literal["plain", "admin", "deepnet", "rezero", "layerscale"] = (
+        "plain"  # how x and f(x) are added
+    )
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
     residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector
     residual_profile: bool = False  # of "admin": set omega by variances in the first batches instead
@@ -194,7 +196,12 @@ class ModelParams(PerLayer):
             raise ValueError(
                 "out_zero_init=True and residual='deepnet' both choose initial weights: use one of them"
             )
-        if self.residual != "plain" and self.norm_position != "post":
+        if self.out_zero_init and self.residual == "rezero":
+            raise ValueError(
+                "out_zero_init=True with residual='rezero' multiplies 0 by 0, so that no gradient reaches a layer: use one "
+                "of them"
+            )
+        if self.residual in ("admin", "deepnet") and self.norm_position != "post":
             raise ValueError(
                 f"residual={self.residual!r} needs norm_position='post', not {self.norm_position!r}: "
                 "only a norm after the sum keeps x * omega + f from growing"

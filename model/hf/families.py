@@ -40,6 +40,7 @@ EVERYWHERE: dict[str, object] = {
     "value_embeddings": False,
     "canon": None,
     "stream_lambdas": False,
+    "residual": "plain",
     "logit_softcap": None,
     "separate_heads": False,
 }

@@ -1,5 +1,6 @@
-"""Residual connections: x + f(x), and x * omega + f(x), by which Admin and DeepNet train deep post-norm stacks.
+"""Residual connections: x + f(x), x + gain * f(x), and x * omega + f(x) for deep post-norm stacks.
 
+ReZero: Bachlechner et al. 2020, arXiv:2003.04887. LayerScale: Touvron et al. 2021, arXiv:2103.17239.
 Admin: Liu et al. 2020, arXiv:2004.08249. DeepNet: Wang et al. 2022, arXiv:2203.00555. In your own network:
 
     self.residual = as_module(n)  # n: the residual connections of the network, two to a transformer layer
@@ -47,6 +48,26 @@ class Residual(nn.Module):
     def branch(self, f: Tensor) -> Tensor:  # muP
         """Scale the output of a branch as CompleteP does."""
         return f if self.branch_mult == 1 else f * self.branch_mult  # muP
+
+
+class ScaledResidual(Residual):
+    """Residual connection with a trained gain: (x, f) -> x + gain * f."""
+
+    def __init__(self, gain: Tensor, branch_mult: float = 1.0) -> None:
+        super().__init__(branch_mult=branch_mult)
+        self.gain = nn.Parameter(gain)
+
+    def branch(self, f: Tensor) -> Tensor:
+        """Scale the output of a branch by the gain."""
+        return super().branch(self.gain.to(f.dtype) * f)
+
+
+def initial_gain(model_params: ModelParams) -> Tensor:
+    """Return the gain of ReZero, the number 0, or that of LayerScale: a vector that is smaller in deeper models."""
+    p = model_params
+    if p.residual == "rezero":
+        return torch.zeros(())
+    return torch.full((p.dim,), 0.1 if p.depth <= 18 else 1e-5 if p.depth <= 24 else 1e-6)
 
 
 class StreamMix(nn.Module):
@@ -115,6 +136,8 @@ def make_residual(model_params: ModelParams) -> Residual:
     p, branch_mult = model_params, 1 / depth_mult(model_params)  # muP
     if p.residual == "plain":
         return Residual(branch_mult=branch_mult)  # muP
+    if p.residual in ("rezero", "layerscale"):
+        return ScaledResidual(initial_gain(p), branch_mult)
     return Residual(1.0, dim=p.dim if p.residual_trainable else None, branch_mult=branch_mult)  # muP
 
 

@@ -141,7 +141,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "fixed_decay": st.booleans(),
     "lora_rank": st.sampled_from([0, 0, 2]),
     "init": st.sampled_from(["small", "unit"]),
-    "residual": st.sampled_from(["admin", "deepnet", "plain"]),
+    "residual": st.sampled_from(["admin", "deepnet", "plain", "rezero", "layerscale"]),
     "residual_change": st.sampled_from(["O(logn)", "O(1)", "O(n)"]),
     "residual_trainable": st.booleans(),
     "parametrization": st.sampled_from(["standard", "mup", "completep"]),
@@ -172,7 +172,7 @@ def possible_together(fields: dict) -> dict:
     f = dict(fields)
     if f["norm_position"] == "post":
         f["parallel_blocks"] = False
-    else:
+    elif f["residual"] in ("admin", "deepnet"):
         f["residual"] = "plain"
     if f["objective"] == "next-token":
         f["causal"] = True
@@ -185,7 +185,7 @@ def possible_together(fields: dict) -> dict:
     if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
         f["activation"] = "relu"  # its squares would overflow
     f["norm_gain"] |= f["norm_position"] == "sandwich"
-    f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
+    f["out_zero_init"] = f["out_zero_init"] if f["residual"] not in ("deepnet", "rezero") else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
     if f["parametrization"] != "standard":
         f["state_dim"] = None

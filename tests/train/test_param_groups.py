@@ -61,7 +61,7 @@ ARCHITECTURES = [
     {"norm_position": "sandwich", "n_kv_heads": 1, "gated": True, "positions": "rotary"},
     {"parallel_blocks": True, "separate_heads": True, "tied_embeddings": False, "positions": "alibi"},
     {"dim": 24, "n_heads": 2, "attention": "fused", "qk_norm": True, "norm": "rmsnorm"},
-    {"value_embeddings": (True, False), "n_kv_heads": 1, "canon": "abcd"},
+    {"value_embeddings": (True, False), "n_kv_heads": 1, "canon": "abcd", "residual": "layerscale"},
     {"lora_rank": 2, "dim_ff": 20, "mup_output_mult": 2.0, "mup_attn_mult": 3.0, "mup_input_mult": 0.5},
 ]
 

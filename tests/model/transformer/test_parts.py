@@ -298,8 +298,12 @@ def test_rotary_scalings_that_cannot_be_used_are_refused(scaling, message):
     assert message in problem
 
 
-@pytest.mark.parametrize("name", [*NEUTRAL, "norm_gain", "head_dim"])
+NOT_EXPORTED = {name: value for name, (value, _) in NEUTRAL.items()}
+NOT_EXPORTED |= {"norm_gain": False, "head_dim": 4, "residual": "layerscale"}
+
+
+@pytest.mark.parametrize("name", NOT_EXPORTED)
 def test_other_parts_are_not_exported(name):
-    value = NEUTRAL[name][0] if name in NEUTRAL else {"norm_gain": False, "head_dim": 4}[name]
+    value = NOT_EXPORTED[name]
     with pytest.raises(ValueError, match=f"does not support {name}="):
         config_settings(tiny_params(**{name: value}))
