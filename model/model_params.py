@@ -168,6 +168,10 @@ class ModelParams(PerLayer):
             )
 
     def check_attention(self) -> None:
+        if self.positions == "hard-alibi" and self.n_heads == 1:
+            raise ValueError(
+                "positions='hard-alibi' limits the first half of the heads, but n_heads=1 has no half"
+            )
         for name in ("attn_softcap", "attn_sink"):
             if self.attention == "fused" and (value := getattr(self, name)) is not None:
                 raise ValueError(

@@ -17,8 +17,9 @@ from model.problems import is_refused, model_problems
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
 KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
+POSITIONS = ["none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"]
 COMBINATIONS = [
-    *(("custom-transformer", positions) for positions in ("none", "learned", "sin", "rotary", "alibi")),
+    *(("custom-transformer", positions) for positions in POSITIONS),
     *((kind, positions) for kind in KINDS[1:] for positions in ("none", "learned")),
 ]
 
@@ -102,7 +103,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "objective": st.sampled_from(["next-token", "next-token", "masked"]),
     "n_layers": st.integers(1, 3),
     "dim_ff": st.sampled_from([None, 0, 20]),
-    "positions": st.sampled_from(["none", "learned", "sin", "rotary", "alibi"]),
+    "positions": st.sampled_from(POSITIONS),
     "rotary_base": st.sampled_from([100.0, 10_000.0]),
     "rotary_scaling": st.sampled_from([None, None, "linear, factor=2"]),
     "rotary_frac": st.sampled_from([0.5, 1.0]),
@@ -154,7 +155,9 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
 
 
 MAY_DIFFER = sorted(FIELDS.keys() - ModelParams.of_whole_model)  # by layer
-ACTING_IN_LAYERS = st.sampled_from(["none", "rotary", "alibi"])  # positions that may differ by layer
+ACTING_IN_LAYERS = st.sampled_from(
+    ["none", "rotary", "alibi", "hard-alibi", "t5"]
+)  # positions that may differ by layer
 
 
 @st.composite
@@ -205,6 +208,8 @@ def architectures(draw, **fixed) -> ModelParams:
     if fields["parametrization"] == "standard":
         fields["head_dim"] = draw(st.sampled_from([None, None, 12, (4, 12)]))
     fields = possible_together(fields)
+    if n_heads == 1 and "hard-alibi" in str(fields["positions"]):
+        fields["positions"] = "alibi"
     base = {"mup_base_dim": n_heads * 2, "mup_base_layers": 1}
     params = ModelParams(
         dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base

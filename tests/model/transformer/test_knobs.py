@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from model.context import Context
 from model.model_params import ModelParams
@@ -18,6 +19,7 @@ from model.transformer.embeddings import slopes_of
 from model.transformer.residual import omegas_by_residual
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import (
+    POSITIONS,
     architectures,
     default_dtype,
     perturb,
@@ -88,7 +90,7 @@ def attention_by_hand(mixer: Attention, canon_a: nn.Module, x_TD: Tensor, ids_T:
             q, scores, seen = q_TK[t], [], []
             for s in range(t + 1 if p.causal else T):
                 k = keys[own][s]
-                if p.sliding_window is not None and abs(t - s) >= p.sliding_window:
+                if not may_see(p, h, abs(t - s)):
                     continue
                 if p.qk_norm:
                     q, k = (
@@ -106,9 +108,7 @@ def attention_by_hand(mixer: Attention, canon_a: nn.Module, x_TD: Tensor, ids_T:
                 score = p.mup_attn_mult * scale * (a @ b)
                 if p.attn_softcap is not None:
                     score = p.attn_softcap * (1 - 2 / (1 + (2 * score / p.attn_softcap).exp()))  # tanh
-                scores.append(
-                    score - slopes_of(p.n_heads)[h] * abs(t - s) if p.positions == "alibi" else score
-                )
+                scores.append(score + bias_by_hand(mixer, h, s - t))
                 seen.append(values[own][s])
             if p.attn_sink is not None:
                 scores.append(
@@ -117,6 +117,22 @@ def attention_by_hand(mixer: Attention, canon_a: nn.Module, x_TD: Tensor, ids_T:
             pattern = torch.stack(scores).softmax(dim=0)[: len(seen)]
             out[t, h * K : h * K + K] = sum(w * v for w, v in zip(pattern, seen, strict=True))
     return mixer.out(gated_by_hand(mixer, out, x_TD))
+
+
+def may_see(p: ModelParams, h: int, distance: int) -> bool:
+    if p.positions == "hard-alibi" and h < p.n_heads // 2 and distance > h + 1:
+        return False
+    return p.sliding_window is None or distance < p.sliding_window
+
+
+def bias_by_hand(mixer: Attention, h: int, offset: int) -> Tensor | float:
+    p = mixer.model_params
+    if p.positions == "alibi":
+        return -slopes_of(p.n_heads)[h] * abs(offset)
+    if p.positions == "t5":
+        bucket = T5Attention._relative_position_bucket(torch.tensor([[offset]]), bidirectional=not p.causal)
+        return mixer.on_scores.positions.bias_NH[bucket.item(), h]
+    return 0.0
 
 
 def gated_by_hand(mixer: Attention, out_TN: Tensor, x_TD: Tensor) -> Tensor:
@@ -312,7 +328,7 @@ def test_without_a_feed_forward_block_there_are_no_parameters_of_one():
     assert {name.split(".")[0] for name in gone} == {"norm2", "linear1", "linear2"}
 
 
-@pytest.mark.parametrize("positions", ["none", "learned", "sin", "rotary", "alibi"])
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_positions_matter_unless_there_are_none(positions):
     lm = tiny_lm(positions=positions, n_layers=1)
     after_ab, after_ba = lm([1, 5, 6, 7])[0, -1], lm([1, 6, 5, 7])[0, -1]

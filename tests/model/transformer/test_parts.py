@@ -11,6 +11,7 @@ from torch import nn
 from torch.testing import assert_close
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from model.context import Cache, Context
 from model.hf.configs import config_settings
@@ -20,6 +21,7 @@ from model.perplexity import NOT_SCORED
 from model.problems import model_problems
 from model.shapes import size_of, state_size_of
 from model.transformer.convolution import Canon
+from model.transformer.embeddings import t5_ranges
 from tests.model.tiny import CharTokenizer, batch_of, default_dtype, random_ids, tiny_lm, tiny_params
 from train.launch.match import params_without_embeddings
 from train.train_params import TrainParams
@@ -200,6 +202,10 @@ def test_a_head_with_a_sink_may_attend_to_nothing():
     [
         ({"attention": "fused", "attn_softcap": 5.0}, "cannot apply attn_softcap=5.0"),
         ({"attention": "fused", "attn_sink": "learned"}, "cannot apply attn_sink='learned'"),
+        (
+            {"positions": ("rotary", "hard-alibi"), "n_heads": (2, 1)},
+            "layer 1: positions='hard-alibi' limits",
+        ),
         ({"canon": "abx"}, "canon='abx' must be some of the letters abcd"),
         ({"canon": ("ab", "aa")}, "layer 1: canon='aa' must be some of the letters"),
         ({"canon": "a", "causal": False, "objective": "masked"}, "mixes in earlier positions only"),
@@ -231,6 +237,19 @@ def test_relu_squared_is_exported_to_transformers():
     x = torch.linspace(-2, 2, 9)
     layer = tiny_lm(activation="relu2").decoder.layers[0]
     assert_close(layer.activation(x), torch.tensor([v * v if v > 0 else 0.0 for v in x.tolist()]))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_ranges_of_distances_are_those_of_t5(causal):
+    offsets_TS = torch.arange(-300, 301)[None]
+    theirs = T5Attention._relative_position_bucket(offsets_TS, bidirectional=not causal)
+    assert torch.equal(t5_ranges(offsets_TS, causal), theirs)
+
+
+def test_hard_alibi_limits_the_first_half_of_the_heads():
+    attns = tiny_lm(positions="hard-alibi", n_heads=4)(IDS, get_attns=True)["attns"][0, 1]
+    for h, seen in enumerate((2, 3, 9, 9)):
+        assert torch.equal(attns[h] > 0, torch.ones(9, 9, dtype=torch.bool).tril().triu(1 - seen))
 
 
 SCALINGS = {  # ours, and the settings of transformers
