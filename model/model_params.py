@@ -95,11 +95,9 @@ class ModelParams(PerLayer):
     readout_bias: bool = False  # of the readout, and of the map before it
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
-    init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
+    init: str = "small"  # initial weights; "unit": outputs of maps, and untied embeddings, begin at size 1
     out_zero_init: bool = False  # maps into the residual stream begin at 0
-    residual: Literal["plain", "admin", "deepnet", "rezero", "layerscale"] = (
-        "plain"  # how x and f(x) are added
-    )
+    residual: Literal["plain", "admin", "deepnet", "rezero", "layerscale"] = "plain"  # weights of x + f(x)
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
     residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector
     residual_profile: bool = False  # of "admin": set omega by variances in the first batches instead
@@ -158,6 +156,7 @@ class ModelParams(PerLayer):
                 "causal=False with objective='next-token' would show each position the token that it predicts; "
                 "use objective='masked'"
             )
+        self.check_init()
         self.check_residual()
         self.check_attention()
         self.check_canon()
@@ -177,6 +176,18 @@ class ModelParams(PerLayer):
                 raise ValueError(
                     f"attention='fused' is torch's kernel, which cannot apply {name}={value!r}; use attention='explicit'"
                 )
+
+    def check_init(self) -> None:
+        if self.init in ("small", "unit"):
+            return
+        if self.parametrization != "standard":  # muP
+            raise ValueError(
+                f"init={self.init!r} is for parametrization='standard', not {self.parametrization!r}; use init='small' or 'unit'"
+            )
+        if self.residual == "deepnet":
+            raise ValueError(
+                f"init={self.init!r} and residual='deepnet' both choose initial weights: use one of them"
+            )
 
     def check_canon(self) -> None:
         if self.canon is None:

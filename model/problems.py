@@ -9,6 +9,7 @@ from common.text import did_you_mean
 from model.context import Refused, layer_kinds
 from model.model_params import ModelParams
 from model.transformer.embeddings import NoPositions, acts_in_attention, position_kinds
+from model.transformer.linear import initial_weights
 from model.transformer.norms import norms
 from model.transformer.rotary_scaling import scaling_problem
 from model.transformer.scaling import base_dim  # muP
@@ -19,6 +20,7 @@ MODEL_REGISTRIES: dict[str, Mapping[str, object]] = {
     "positions": position_kinds,
     "norm": norms,
     "activation": activations,
+    "init": initial_weights,
 }
 FIELDS = {field.name: field for field in fields(ModelParams)}
 

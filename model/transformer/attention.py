@@ -162,7 +162,7 @@ def future(scores_BHTS: Tensor) -> Tensor:
 def fused_heads(model_params: ModelParams) -> nn.Linear:
     """Return the map from the stream to the queries of all heads, then their keys, then their values."""
     p = model_params
-    return linear(p.dim, (p.n_heads + 2 * p.kv_heads) * p.head_width, p, p.bias_qkv)
+    return linear(p.dim, [n * p.head_width for n in (p.n_heads, p.kv_heads, p.kv_heads)], p, p.bias_qkv)
 
 
 class SeparateHeads(nn.Module):

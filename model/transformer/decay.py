@@ -78,7 +78,7 @@ class GatedLinearAttention(nn.Module):
         super().__init__()
         p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
         self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), D]
-        self.qkv = linear(D, sum(self.sizes), p, p.bias_qkv)
+        self.qkv = linear(D, self.sizes, p, p.bias_qkv)
         self.fixed = p.fixed_decay
         if self.fixed:
             fixed_H = torch.log1p(-(2.0 ** (-5 - torch.arange(self.n_heads))))
@@ -126,7 +126,7 @@ class Mamba2(nn.Module):
         super().__init__()
         p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
         self.sizes = [key_width(p), key_width(p), D]
-        self.cbx = linear(D, sum(self.sizes), p, p.bias_qkv)
+        self.cbx = linear(D, self.sizes, p, p.bias_qkv)
         self.conv = CausalConv(p, sum(self.sizes))
         self.decay = SelectiveDecay(p)
         self.d_H = nn.Parameter(torch.ones(self.n_heads))

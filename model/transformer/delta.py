@@ -33,7 +33,7 @@ class DeltaNet(nn.Module):
         super().__init__()
         p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
         self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), D]
-        self.qkv = linear(D, sum(self.sizes), p, p.bias_qkv)
+        self.qkv = linear(D, self.sizes, p, p.bias_qkv)
         self.conv = CausalConv(p, sum(self.sizes))
         self.beta = NarrowMap(self.n_heads, p)
         self.max_beta = 2.0 if p.negative_eigenvalues else 1.0

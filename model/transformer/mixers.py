@@ -26,7 +26,7 @@ class GatedConv(nn.Module):
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
         p, D = model_params, model_params.dim
-        self.bcx = linear(D, 3 * D, p, p.bias_qkv)
+        self.bcx = linear(D, [D, D, D], p, p.bias_qkv)
         self.conv = CausalConv(p, D)
         self.out = linear(D, D, p, p.bias_out, into_stream=True)
 
@@ -48,7 +48,7 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.n_heads = model_params.n_heads
         p, D = model_params, model_params.dim
-        self.qkv = linear(D, 3 * D, p, p.bias_qkv)
+        self.qkv = linear(D, [D, D, D], p, p.bias_qkv)
         self.out = linear(D, D, p, p.bias_out, into_stream=True)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:

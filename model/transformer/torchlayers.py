@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.context import Context, Layer, all_except, layer_kind
 from model.model_params import ModelParams
 from model.transformer.embeddings import acts_in_attention
-from model.transformer.linear import weight_std
+from model.transformer.linear import draw_weights
 from model.transformer.scaling import depth_mult, temperature, width_mult  # muP
 from model.transformer.transformerencoderlayer import activations
 
@@ -81,10 +81,10 @@ class TorchTransformer(Layer):
 
     def init_as_ours(self, model_params: ModelParams) -> None:
         attention = self.block.self_attn
-        for weight in (attention.in_proj_weight, self.block.linear1.weight):
-            nn.init.normal_(weight, std=weight_std(weight.shape[1], model_params))
+        draw_weights(attention.in_proj_weight, model_params, sizes=[model_params.dim] * 3)
+        draw_weights(self.block.linear1.weight, model_params)
         for weight in (attention.out_proj.weight, self.block.linear2.weight):
-            nn.init.normal_(weight, std=weight_std(weight.shape[1], model_params, into_stream=True))
+            draw_weights(weight, model_params, into_stream=True)
         if model_params.query_zero_init:  # muP
             nn.init.zeros_(attention.in_proj_weight[: model_params.dim])  # muP
         for parameter in self.parameters():

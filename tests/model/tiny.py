@@ -13,6 +13,7 @@ from model.context import layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import is_refused, model_problems
+from model.transformer.linear import initial_weights
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
@@ -141,7 +142,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "negative_eigenvalues": st.booleans(),
     "fixed_decay": st.booleans(),
     "lora_rank": st.sampled_from([0, 0, 2]),
-    "init": st.sampled_from(["small", "unit"]),
+    "init": st.sampled_from(["small", "unit", *initial_weights]),
     "residual": st.sampled_from(["admin", "deepnet", "plain", "rezero", "layerscale"]),
     "residual_change": st.sampled_from(["O(logn)", "O(1)", "O(n)"]),
     "residual_trainable": st.booleans(),
@@ -192,6 +193,8 @@ def possible_together(fields: dict) -> dict:
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
     if f["parametrization"] != "standard":
         f["state_dim"] = None
+    if f["parametrization"] != "standard" or f["residual"] == "deepnet":
+        f["init"] = "small" if f["init"] in ("xavier", "kaiming", "orthogonal") else "unit"
     f["readout_zero_init"] &= not f["tied_embeddings"]
     return f
 

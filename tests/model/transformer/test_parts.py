@@ -3,6 +3,7 @@
 Softcaps, sinks and gates are also part of the attention that tests/model/transformer/test_knobs.py computes by hand.
 """
 
+import math
 from dataclasses import asdict, replace
 
 import pytest
@@ -206,6 +207,8 @@ def test_a_head_with_a_sink_may_attend_to_nothing():
             {"positions": ("rotary", "hard-alibi"), "n_heads": (2, 1)},
             "layer 1: positions='hard-alibi' limits",
         ),
+        ({"init": "gpt2", "parametrization": "mup"}, "init='gpt2' is for parametrization='standard'"),
+        ({"init": "xavier", "residual": "deepnet", "norm_position": "post"}, "both choose initial weights"),
         ({"canon": "abx"}, "canon='abx' must be some of the letters abcd"),
         ({"canon": ("ab", "aa")}, "layer 1: canon='aa' must be some of the letters"),
         ({"canon": "a", "causal": False, "objective": "masked"}, "mixes in earlier positions only"),
@@ -250,6 +253,42 @@ def test_hard_alibi_limits_the_first_half_of_the_heads():
     attns = tiny_lm(positions="hard-alibi", n_heads=4)(IDS, get_attns=True)["attns"][0, 1]
     for h, seen in enumerate((2, 3, 9, 9)):
         assert torch.equal(attns[h] > 0, torch.ones(9, 9, dtype=torch.bool).tril().triu(1 - seen))
+
+
+def kept(parts: torch.Tensor, *sizes: int) -> torch.Tensor:
+    """The products of the rows of each of several matrices side by side, less what they are if rows are orthonormal."""
+    return torch.stack([part @ part.T - torch.eye(len(part)) for part in parts.split(sizes)])
+
+
+@pytest.mark.parametrize("kind", ["custom-transformer", "torch-transformer"])
+def test_named_initial_weights_are_those_of_their_name(kind):
+    def weights(init: str) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        lm = LM(tiny_params(dim=64, init=init, layer_architecture=kind), CharTokenizer(1000))
+        p = dict(lm.named_parameters())
+        names = ("mixer.qkv.weight", "mixer.out.weight", "linear1.weight", "linear2.weight")
+        if kind == "torch-transformer":
+            names = (
+                "self_attn.in_proj_weight",
+                "self_attn.out_proj.weight",
+                "linear1.weight",
+                "linear2.weight",
+            )
+            names = tuple(f"block.{name}" for name in names)
+        return [p["embed.tokens.weight"], *(p[f"decoder.layers.1.{name}"] for name in names)]
+
+    def stds(init: str, *expected: float) -> None:
+        assert [w.std().item() for w in weights(init)[-len(expected) :]] == pytest.approx(expected, rel=0.04)
+
+    stds("gpt2", 0.02, 0.02, 0.01, 0.02, 0.01)  # into the stream: / sqrt(2 * 2 layers)
+    stds("trunc_normal", *[0.02 * 0.8796] * 5)  # of normal numbers up to two deviations
+    assert max(w.abs().max() for w in weights("trunc_normal")) <= 0.04
+    stds("xavier", *(math.sqrt(2 / n) for n in (128, 128, 320, 320)))
+    assert max(w.abs().max() for w in weights("xavier")[1:]) <= math.sqrt(6 / 128)
+    stds("kaiming", *(math.sqrt(2 / n) for n in (64, 64, 64, 256)))
+    _, qkv, out, up, down = weights("orthogonal")
+    for x in (kept(qkv, 64, 64, 64), kept(out, 64), kept(up.T, 64), kept(down, 64)):
+        assert_close(x, torch.zeros_like(x), rtol=0, atol=1e-5)
 
 
 SCALINGS = {  # ours, and the settings of transformers
