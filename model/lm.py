@@ -89,6 +89,7 @@ class LM(nn.Module):
         - "logits" [B, T, V].
         - "embeddings" [B, n_layers, T, D], the output of every layer in the stack.
         - "attns" [B, n_layers, n_heads, T, T] (query, then key), of the layers that have attention.
+        With n_loops, there are n_layers * n_loops of both.
 
         With a cache, `x` still holds all tokens so far; only the tokens after the cached ones are computed.
         `mask` [B, T] is True at real tokens; no position attends to the others. Padding on the left does not count in

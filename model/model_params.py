@@ -14,6 +14,7 @@ OF_WHOLE_MODEL = frozenset(
         "objective",
         "dim",
         "n_layers",
+        "n_loops",
         "max_seq_len",
         "norm",
         "norm_eps",
@@ -59,6 +60,7 @@ class ModelParams(PerLayer):
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
     n_heads: PositiveInt = 4  # per layer; must divide dim
+    n_loops: PositiveInt = 1  # how often a forward pass goes through the stack
     head_dim: PositiveInt | None = None  # width of a head, whatever dim is; None: dim / n_heads
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
@@ -104,7 +106,7 @@ class ModelParams(PerLayer):
     parametrization: Literal["standard", "mup", "completep"] = "standard"  # muP: how lr scales with size
     mup_base_dim: NonNegativeInt = 0  # muP: the dim at which it is "standard"; 0: this one
     mup_base_heads: NonNegativeInt = 0  # muP: n_heads at mup_base_dim; 0: the same
-    mup_base_layers: NonNegativeInt = 0  # muP: the n_layers at which "completep" is "mup"; 0: this one
+    mup_base_layers: NonNegativeInt = 0  # muP: the depth at which "completep" is "mup"; 0: this one
     mup_input_mult: PositiveFloat = 1.0  # muP: factor of the embeddings
     mup_output_mult: PositiveFloat = 1.0  # muP: factor of the logits
     mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
@@ -216,6 +218,11 @@ class ModelParams(PerLayer):
                 "out_zero_init=True with residual='rezero' multiplies 0 by 0, so that no gradient reaches a layer: use one "
                 "of them"
             )
+        if self.residual_profile and self.n_loops > 1:
+            raise ValueError(
+                f"residual_profile=True sets an omega from what comes before it, which differs in each of n_loops={self.n_loops} "
+                "loops; use residual_profile=False"
+            )
         if self.residual in ("admin", "deepnet") and self.norm_position != "post":
             raise ValueError(
                 f"residual={self.residual!r} needs norm_position='post', not {self.norm_position!r}: "
@@ -228,8 +235,8 @@ class ModelParams(PerLayer):
 
     @property
     def depth(self) -> int:
-        """Number of layers in a forward pass: n_layers, unless `Transformer.passes` says otherwise."""
-        return self.n_layers if self.n_passes is None else self.n_passes
+        """Number of layers in a forward pass: n_layers * n_loops, unless `Transformer.passes` says otherwise."""
+        return self.n_layers * self.n_loops if self.n_passes is None else self.n_passes
 
     @property
     def head_width(self) -> int:

@@ -67,7 +67,7 @@ class PerLayer:
     def at(self, layer_index: int, n_passes: int | None = None, n_tokens: int | None = None) -> Self:
         """Return the params for layer `layer_index`, where every field has one value.
 
-        `n_passes` is the number of layers in a forward pass, by default n_layers. `n_tokens` is the size of the
+        `n_passes` is the number of layers in a forward pass, by default n_layers * n_loops. `n_tokens` is the size of the
         vocabulary, which layers with a table of tokens need.
         """
         own = {name: values[layer_index % len(values)] for name, values in self.turns.items()}

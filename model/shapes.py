@@ -89,7 +89,7 @@ def size_of(model: ModelParams, n_tokens: int) -> ModelSize:
     return ModelSize(
         whole.n_params + n_turns * repeated.n_params,
         whole.n_bytes + n_turns * repeated.n_bytes,
-        None if state is None or more_state is None else state + n_turns * more_state,
+        None if state is None or more_state is None else state + n_turns * model.n_loops * more_state,
     )
 
 

@@ -46,6 +46,10 @@ def fold_residual(lm: LM) -> LM:
         raise ValueError(
             f"residual={lm.model_params.residual!r} has no omega to fold; 'admin' and 'deepnet' have one"
         )
+    if len(lm.decoder.passes()) > len(lm.decoder.layers):
+        raise ValueError(
+            "a layer that runs several times in a forward pass gets its input from several norms: its omega cannot be folded"
+        )
     twin, p = copy.deepcopy(lm).double(), plain_residual(lm.model_params)
     # The norm that computes x. None: x is the sum of the embeddings.
     norm: nn.Module | None = twin.embed.norm if p.embedding_norm else None

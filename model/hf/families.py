@@ -40,6 +40,7 @@ EVERYWHERE: dict[str, object] = {
     "value_embeddings": False,
     "canon": None,
     "stream_lambdas": False,
+    "n_loops": 1,
     "residual": "plain",
     "logit_softcap": None,
     "separate_heads": False,

@@ -43,7 +43,7 @@ class Transformer(nn.Module):
         A layer may occur several times, each time with another number. All code that iterates over layers uses this
         method.
         """
-        return list(enumerate(self.layers))
+        return list(enumerate([*self.layers] * self.model_params.n_loops))
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         run_layer = caller_of_layers(self.recompute, ctx)

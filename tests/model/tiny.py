@@ -123,6 +123,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "value_residual": st.sampled_from([False, False, True]),
     "value_embeddings": st.sampled_from([False, False, True]),
     "canon": st.sampled_from([None, None, None, "abcd", "ac", "b"]),
+    "n_loops": st.sampled_from([1, 1, 1, 2]),
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),

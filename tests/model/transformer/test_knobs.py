@@ -175,7 +175,7 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor, ids_T: Tensor) -
 
     def summed(residual, x_TD: Tensor, f_TD: Tensor) -> Tensor:
         if p.residual == "plain":
-            return x_TD + (f_TD / p.n_layers if p.parametrization == "completep" else f_TD)
+            return x_TD + (f_TD / p.depth if p.parametrization == "completep" else f_TD)
         if p.residual in ("rezero", "layerscale"):
             return x_TD + residual.gain * f_TD
         return x_TD * residual.omega + f_TD

@@ -50,6 +50,7 @@ MODEL = {
     "value_residual": (True, {}),
     "value_embeddings": (True, {}),
     "canon": ("ac", {}),
+    "n_loops": (2, {}),
     "stream_lambdas": (True, {}),
     "logit_softcap": (1.0, {}),
     "out_zero_init": (True, {}),
