@@ -15,6 +15,7 @@ OF_WHOLE_MODEL = frozenset(
         "dim",
         "n_layers",
         "n_loops",
+        "share",
         "max_seq_len",
         "norm",
         "norm_eps",
@@ -61,6 +62,7 @@ class ModelParams(PerLayer):
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
     n_heads: PositiveInt = 4  # per layer; must divide dim
     n_loops: PositiveInt = 1  # how often a forward pass goes through the stack
+    share: str | None = None  # shared weights, as "k=v, o=q.T, norms"
     head_dim: PositiveInt | None = None  # width of a head, whatever dim is; None: dim / n_heads
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none

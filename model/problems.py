@@ -13,6 +13,7 @@ from model.transformer.linear import initial_weights
 from model.transformer.norms import norms
 from model.transformer.rotary_scaling import scaling_problem
 from model.transformer.scaling import base_dim  # muP
+from model.transformer.share import share_problems
 from model.transformer.transformerencoderlayer import activations
 
 MODEL_REGISTRIES: dict[str, Mapping[str, object]] = {
@@ -30,7 +31,7 @@ def model_problems(model_params: ModelParams) -> Iterator[str]:
 
     A model without problems may still be refused by the `__init__` of a layer, with a ValueError.
     """
-    names = list(unknown_names(model_params))
+    names = [*unknown_names(model_params), *share_problems(model_params)]
     yield from names or refused_values(model_params)
 
 

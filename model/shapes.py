@@ -82,13 +82,14 @@ def size_of(model: ModelParams, n_tokens: int) -> ModelSize:
     """Return the size of a model without building all its layers. Raise ValueError if it cannot be built."""
     lm = build_on_meta(with_fewer_layers(model), n_tokens)
     n_repeated = model.n_layers - lm.model_params.n_layers
-    turn = list(lm.decoder.layers)[: model.period]
-    n_turns = n_repeated // model.period
-    whole, repeated = size_of_module(lm), size_of_module(nn.ModuleList(turn))
+    layers, n_turns = lm.decoder.layers, n_repeated // model.period
+    turn = list(layers)[: model.period]
+    # Without the last turn, so that weights that all layers share do not count.
+    whole, all_layers, fewer = map(size_of_module, (lm, layers, layers[: len(layers) - model.period]))
     state, more_state = state_size_of(lm), sum_of_states(turn, model.max_seq_len)
     return ModelSize(
-        whole.n_params + n_turns * repeated.n_params,
-        whole.n_bytes + n_turns * repeated.n_bytes,
+        whole.n_params + n_turns * (all_layers.n_params - fewer.n_params),
+        whole.n_bytes + n_turns * (all_layers.n_bytes - fewer.n_bytes),
         None if state is None or more_state is None else state + n_turns * model.n_loops * more_state,
     )
 

@@ -41,6 +41,7 @@ EVERYWHERE: dict[str, object] = {
     "canon": None,
     "stream_lambdas": False,
     "n_loops": 1,
+    "share": None,
     "residual": "plain",
     "logit_softcap": None,
     "separate_heads": False,

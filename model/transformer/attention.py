@@ -19,6 +19,7 @@ from model.transformer.linear import linear
 from model.transformer.lora import merged_weight
 from model.transformer.norms import make_norm
 from model.transformer.scaling import temperature  # muP
+from model.transformer.share import SharedHeads, map_of_heads, sharing_of
 
 
 class Attention(nn.Module):
@@ -27,7 +28,7 @@ class Attention(nn.Module):
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
         self.model_params = p = model_params
-        self.qkv = SeparateHeads(p) if p.separate_heads else fused_heads(p)
+        self.qkv = heads_of_stream(p)
         self.canon_b = canon("b", p, (p.n_heads + 2 * p.kv_heads) * p.head_width)
         self.q_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
         self.k_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
@@ -39,7 +40,7 @@ class Attention(nn.Module):
         self.value_residual = value_residual(p)
         self.gate = attention_gate(p)
         self.temperature = temperature(p)  # muP
-        self.out = linear(p.n_heads * p.head_width, p.dim, p, p.bias_out, into_stream=True)
+        self.out = map_of_heads(p, self.qkv)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         B, T, _ = x_BTD.shape
@@ -127,16 +128,12 @@ class Attention(nn.Module):
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the weights of queries, keys and values, as views of the parameters."""
-        if isinstance(self.qkv, SeparateHeads):
-            return weights_of_heads(self.qkv.q), weights_of_heads(self.qkv.k), weights_of_heads(self.qkv.v)
+        if isinstance(self.qkv, SeparateHeads | SharedHeads):
+            return self.qkv.weights()
         p = self.model_params
         n_rows = [n * p.head_width for n in (p.n_heads, p.kv_heads, p.kv_heads)]
         q_weight, k_weight, v_weight = self.qkv.weight.split(n_rows)
         return [q_weight], [k_weight], [v_weight]
-
-
-def weights_of_heads(heads: nn.ModuleList) -> list[Tensor]:
-    return [head.get_parameter("weight") for head in heads]
 
 
 @torch.no_grad()
@@ -160,7 +157,7 @@ def future(scores_BHTS: Tensor) -> Tensor:
 
 
 def fused_heads(model_params: ModelParams) -> nn.Linear:
-    """Return the map from the stream to the queries of all heads, then their keys, then their values."""
+    """Return this map as a single matrix."""
     p = model_params
     return linear(p.dim, [n * p.head_width for n in (p.n_heads, p.kv_heads, p.kv_heads)], p, p.bias_qkv)
 
@@ -181,3 +178,16 @@ class SeparateHeads(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return torch.cat([head(x_BTD) for head in (*self.q, *self.k, *self.v)], dim=-1)
+
+    def weights(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        q_weights, k_weights, v_weights = (
+            [head.get_parameter("weight") for head in heads] for heads in (self.q, self.k, self.v)
+        )
+        return q_weights, k_weights, v_weights
+
+
+def heads_of_stream(model_params: ModelParams) -> nn.Linear | SharedHeads | SeparateHeads:
+    """Return the map from the stream to the queries of all heads, then their keys, then their values."""
+    if sharing_of(model_params.share).of_heads:
+        return SharedHeads(model_params)
+    return SeparateHeads(model_params) if model_params.separate_heads else fused_heads(model_params)

@@ -17,6 +17,7 @@ from model.model_params import ModelParams
 from model.transformer.convolution import CausalConv
 from model.transformer.linear import linear
 from model.transformer.linear_attention import mix
+from model.transformer.share import sharing_of
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
 
@@ -87,11 +88,21 @@ def has_place_in_attention(letters: str | None) -> bool:
     return "b" in (letters or "")
 
 
+def shares_heads(share: str | None) -> bool:
+    """Return True for a value of `share` that names maps of attention."""
+    return sharing_of(share).of_heads
+
+
 class CausalLayer(TransformerEncoderLayer):
     """Base class of layers whose mixer is always causal."""
 
     has_attention = False
-    refuses = {"causal": {False}, "head_dim": all_except(None), "canon": has_place_in_attention}
+    refuses = {
+        "causal": {False},
+        "head_dim": all_except(None),
+        "canon": has_place_in_attention,
+        "share": shares_heads,
+    }
 
 
 @layer_kind("gated-conv")

@@ -35,6 +35,7 @@ class TorchTransformer(Layer):
         "value_residual": {True},
         "value_embeddings": {True},
         "canon": all_except(None),
+        "share": all_except(None),
         **dict.fromkeys(("attn_softcap", "attn_sink", "attn_gate"), all_except(None)),
         "separate_heads": {True},
         "mup_attn_mult": all_except(1.0),  # muP

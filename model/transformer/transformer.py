@@ -12,6 +12,7 @@ from model.transformer.attention import zero_queries  # muP
 from model.transformer.norms import final_norm
 from model.transformer.recompute import caller_of_layers
 from model.transformer.residual import StreamMix, init_omegas
+from model.transformer.share import share_between
 
 
 class Transformer(nn.Module):
@@ -33,6 +34,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList([make_layer(i) for i in range(self.model_params.n_layers)])
         self.norm = final_norm(model_params)
         self.mix = StreamMix(len(self.passes())) if model_params.stream_lambdas else None
+        share_between(self.layers, model_params)
         init_omegas([layer for _, layer in self.passes()], model_params)
         if model_params.query_zero_init:  # muP
             zero_queries(self.layers)  # muP

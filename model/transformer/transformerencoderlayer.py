@@ -16,6 +16,7 @@ from model.transformer.convolution import canon, sizes_of_canons
 from model.transformer.linear import linear
 from model.transformer.norms import Norms
 from model.transformer.residual import make_residual
+from model.transformer.share import down_map
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ class TransformerEncoderLayer(Layer):
             self.canon_d = canon("d", p, p.ff_width)
             self.canon_d2 = canon("d2", p, p.ff_width) if p.gated else nn.Identity()
             self.activation = activations[p.activation]
-            self.linear2 = linear(p.ff_width, p.dim, p, p.bias_ff, into_stream=True)
+            self.linear2 = down_map(p, self.linear1)
             self.dropout_ff = nn.Dropout(dropout)
             self.residual_ff = make_residual(p)
 

@@ -14,10 +14,13 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import is_refused, model_problems
 from model.transformer.linear import initial_weights
+from model.transformer.share import share_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
 MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
 KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
+BY_SHAPE = ["xavier", "kaiming", "orthogonal"]
+SHARES = ["norms", "attention, ff", "k=v", "q=k, o=v.T", "o=q.T,norms", "down=up.T"]
 POSITIONS = ["none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"]
 COMBINATIONS = [
     *(("custom-transformer", positions) for positions in POSITIONS),
@@ -124,6 +127,7 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "value_embeddings": st.sampled_from([False, False, True]),
     "canon": st.sampled_from([None, None, None, "abcd", "ac", "b"]),
     "n_loops": st.sampled_from([1, 1, 1, 2]),
+    "share": st.sampled_from([None, None, None, *SHARES]),
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),
@@ -187,17 +191,27 @@ def possible_together(fields: dict) -> dict:
         f["canon"] = None
     if isinstance(f["activation"], tuple):
         f["readout_transform"] = False
-    if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
-        f["activation"] = "relu"  # its squares would overflow
+    if f["norm_position"] == "none":
+        f |= without_overflow(f)
     f["norm_gain"] |= f["norm_position"] == "sandwich"
     f["out_zero_init"] = f["out_zero_init"] if f["residual"] not in ("deepnet", "rezero") else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
     if f["parametrization"] != "standard":
         f["state_dim"] = None
     if f["parametrization"] != "standard" or f["residual"] == "deepnet":
-        f["init"] = "small" if f["init"] in ("xavier", "kaiming", "orthogonal") else "unit"
+        f["init"] = "unit" if f["init"] == "unit" else "small"
     f["readout_zero_init"] &= not f["tied_embeddings"]
     return f
+
+
+def without_overflow(f: dict) -> dict:
+    """Fields of a model without norms, in which squares and large weights would overflow."""
+    squares = "relu2" in str(f["activation"])
+    return {
+        "n_loops": 1,
+        "init": "small" if f["init"] in BY_SHAPE else f["init"],
+        "activation": "relu" if squares else f["activation"],
+    }
 
 
 @st.composite
@@ -222,6 +236,9 @@ def architectures(draw, **fixed) -> ModelParams:
         for name, refused in getattr(layer_kinds[own.layer_architecture], "refuses", {}).items():
             if is_refused(getattr(own, name), refused):
                 params = replace(params, **{name: getattr(ModelParams, name)})
+    may_share = params.kinds == ("custom-transformer",) and not params.turns and params.n_layers > 1
+    if not may_share or any(share_problems(params)) or not params.norm_gain or params.norm_position == "none":
+        params = replace(params, share=None)
     if params.norm_position == "none" and "gated-conv" in params.kinds:
         # Without norms its products of activations would overflow.
         params = replace(params, init="small")

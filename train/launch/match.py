@@ -160,7 +160,8 @@ def params_without_embeddings(model: ModelParams, n_tokens: int) -> int | None:
         if not any(fnmatchcase(name, pattern) for pattern in UNCOUNTED_PARAMETERS)
     }
     n_built, period = lm.model_params.n_layers, model.period
-    turn = tuple(f"decoder.layers.{i}." for i in range(period))
+    # The last ones, so that weights that all layers share do not count.
+    turn = tuple(f"decoder.layers.{i}." for i in range(max(0, n_built - period), n_built))
     of_turn = sum(n for name, n in counted.items() if name.startswith(turn))
     return sum(counted.values()) + (model.n_layers - n_built) // period * of_turn
 

@@ -65,7 +65,7 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
             (group_problems, model, train),
             (role_problems, model, by_role(model, train)),  # muP
             (sharding_problems, train, by_role(model, train)),  # muP
-            (loop_problems, model, train.strategy),
+            (reuse_problems, model, train.strategy),
             (recompute_problems, model, train.recompute, train.dropout),
         ]
         for check, first, *rest in checks:
@@ -181,10 +181,11 @@ def sharding_problems(train: TrainParams, asks_roles: bool) -> Iterator[str]:  #
         )
 
 
-def loop_problems(model: ModelParams, strategy: str) -> Iterator[str]:
-    """Yield an error message if strategy='fsdp' would gather the weights of a layer several times in a forward pass."""
-    if strategy == FSDP and model.n_loops > 1:
-        yield f"strategy='fsdp' does not support n_loops={model.n_loops}; use strategy='ddp'"
+def reuse_problems(model: ModelParams, strategy: str) -> Iterator[str]:
+    """Yield an error message for strategy='fsdp' with weights that act in several places, as it gathers each layer once."""
+    for name, value in (("n_loops", model.n_loops), ("share", model.share)):
+        if strategy == FSDP and value not in (1, None):
+            yield f"strategy='fsdp' does not support {name}={value!r}; use strategy='ddp'"
 
 
 def recompute_problems(model: ModelParams, recompute: str, dropout: float) -> Iterator[str]:

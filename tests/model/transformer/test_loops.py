@@ -14,7 +14,7 @@ from model.shapes import roles_of, size_of, state_size_of
 from tests.model.tiny import CharTokenizer, random_ids, tiny_lm, tiny_params
 from train.flops import flops_per_row
 from train.launch.memory import memory_of_step
-from train.launch.problems import loop_problems
+from train.launch.problems import reuse_problems
 from train.train_params import TrainParams
 
 IDS = random_ids(2, 9)
@@ -97,7 +97,9 @@ def test_what_a_loop_makes_ambiguous_is_refused():
         tiny_params(**post, residual_profile=True)
     with pytest.raises(ValueError, match="its omega cannot be folded"):
         fold_residual(tiny_lm(**post))
-    assert list(loop_problems(tiny_params(n_loops=2), "fsdp")) == [
+    assert list(reuse_problems(tiny_params(n_loops=2), "fsdp")) == [
         "strategy='fsdp' does not support n_loops=2; use strategy='ddp'"
     ]
-    assert not list(loop_problems(tiny_params(), "fsdp")) + list(loop_problems(tiny_params(n_loops=2), "ddp"))
+    assert not list(reuse_problems(tiny_params(), "fsdp")) + list(
+        reuse_problems(tiny_params(n_loops=2), "ddp")
+    )

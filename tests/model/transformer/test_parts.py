@@ -357,7 +357,7 @@ def test_rotary_scalings_that_cannot_be_used_are_refused(scaling, message):
 
 
 NOT_EXPORTED = {name: value for name, (value, _) in NEUTRAL.items()}
-NOT_EXPORTED |= {"n_loops": 2, "norm_gain": False, "head_dim": 4, "residual": "layerscale"}
+NOT_EXPORTED |= {"n_loops": 2, "share": "norms", "norm_gain": False, "head_dim": 4, "residual": "layerscale"}
 
 
 @pytest.mark.parametrize("name", NOT_EXPORTED)

@@ -51,6 +51,7 @@ MODEL = {
     "value_embeddings": (True, {}),
     "canon": ("ac", {}),
     "n_loops": (2, {}),
+    "share": ("norms", {}),
     "stream_lambdas": (True, {}),
     "logit_softcap": (1.0, {}),
     "out_zero_init": (True, {}),
