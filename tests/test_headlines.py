@@ -37,7 +37,7 @@ def test_at_a_high_learning_rate_width_helps_in_mup_and_hurts_in_standard(tmp_pa
 
 
 def test_muon_keeps_its_learning_rate_in_mup_as_it_does_not_in_standard(tmp_path):
-    found = trained(tmp_path, "mup-muon", dim="[64,256]", lr=2**-4, early_stop_nsamples=320)
+    found = trained(tmp_path, "mup-muon", dim="[64,256]", lr=2**-4)
     loss = losses(found, "parametrization", "dim")
     assert loss["standard", 64] == loss["mup", 64], "at the base they are one model"
     assert loss["standard", 256] - loss["mup", 256] >= 0.04

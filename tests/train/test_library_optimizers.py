@@ -31,6 +31,14 @@ def params_of(name: str, **fields) -> TrainParams:
 
 
 @pytest.mark.parametrize("name", sorted(OF_LIBRARY))
+def test_it_has_the_settings_of_the_params_and_decoupled_decay(name):
+    params = params_of(name, betas=(0.7, 0.8), adam_eps=1e-5, weight_decay=0.3)
+    group = make_optimizer(fresh(), params).param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-2, (0.7, 0.8), 1e-5, 0.3)
+    assert group.get("weight_decouple", True)
+
+
+@pytest.mark.parametrize("name", sorted(OF_LIBRARY))
 def test_it_goes_on_from_its_state_bit_by_bit(name):
     params = params_of(name)
     assert not [*train_problems(params)]
