@@ -17,7 +17,7 @@ from train.grid.params import Params
 from train.grid.run import Call, Run
 from train.launch.options import parse_arguments, refuse_options
 from train.logs import log, log_to_console, log_to_file, status
-from train.processes import INTERRUPTED, rank, silence_rank, start_server_of_workers
+from train.processes import INTERRUPTED, import_all, rank, silence_rank, start_server_of_workers
 
 if TYPE_CHECKING:  # these import torch, which is slow
     from explore.compare.verdicts import CompareOptions
@@ -185,6 +185,7 @@ def checked_grid(args: argparse.Namespace) -> CheckedGrid:
         read = read_configs(args, files)
         status.show("checking the grid")
         # These modules import torch, which is slow. What the text alone shows has been said.
+        import_all("train.launch.against", "train.launch.plan", "train.launch.sweep")
         from train.launch import against, plan, sweep
 
         call = sweep.make_call(args, wandb_username)

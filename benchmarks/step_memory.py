@@ -3,9 +3,10 @@
     python -m benchmarks.step_memory [name ...]
 
 Each run trains in a process of its own. Its memory is the peak of its resident set, less what the process has before
-the model is built, when a tiny run has loaded all libraries. Each run trains twice: once with a C library that gives
-back all memory at once ("tensors"), and once with its default settings, where it keeps some ("process").
-Target: the estimate is within 15 % of the tensors. That of the process was 1.4 to 2 times the estimate.
+the model is built, when a tiny run has loaded all libraries. "estimate" is that of --dry-run: the bytes of all tensors,
+and what the C library keeps, which --dry-run measures in a few steps of its own. "tensors" is what a process takes
+whose C library gives back all memory at once.
+Target: the estimate is within 15 % of the process.
 """
 
 import os
@@ -17,10 +18,11 @@ from pathlib import Path
 from data.data_params import DataParams
 from model.model_params import ModelParams
 from train.grid.params import Params
-from train.launch.memory import MMAP_THRESHOLD
+from train.launch.growth import growth
 from train.train_params import TrainParams
 
-N_STEPS = 3
+N_STEPS = 12
+MMAP_THRESHOLD = "MALLOC_MMAP_THRESHOLD_"  # bytes; larger tensors are given back when they are freed
 SIZE = {"dim": 384, "n_layers": 4, "n_heads": 6, "max_seq_len": 256, "batch_size": 8}
 CASES = {
     "float32": {},
@@ -48,16 +50,9 @@ def params_of(name: str) -> Params:
     return Params(text, length, ModelParams()).changed(**SIZE | CASES[name])
 
 
-def resident(field: str) -> int:
-    """Return the bytes of this process: VmRSS now, VmHWM at most."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def train(name: str, root: Path) -> None:
-    """Train a run, and print its estimated memory and the one seen."""
+def train(params: Params, root: Path) -> list[float]:
+    """Train a run, and return the bytes by which this process grows."""
     from train.data import make_data
-    from train.launch.memory import memory_of_step
     from train.run import lightning_trainer, make_lm
     from train.stats import Stats
     from train.trainer import LMTrainer
@@ -69,43 +64,54 @@ def train(name: str, root: Path) -> None:
         batches = data.train_dataloader(params.train.batch_size)
         trainer.fit(LMTrainer(lm, data, params.train, Stats(), N_STEPS), batches)
 
-    params = params_of(name)
-    fit(
-        params.changed(dim=32, n_layers=2, n_heads=2, batch_size=1)
-    )  # libraries are loaded and set themselves up
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = resident("VmRSS")
-    fit(params)
-    seen = resident("VmHWM") - before
-    n_tokens = make_data(params.data, params.model, root).tokenizer.n_tokens
-    found = memory_of_step(params.model, params.train, n_tokens)
-    assert found is not None
-    print(found.total, seen, *found)
+    # The libraries are loaded and set themselves up.
+    fit(params.changed(dim=32, n_layers=2, n_heads=2, batch_size=1))
+    with growth() as measured:
+        fit(params)
+    assert measured.n_bytes is not None, "this system does not tell the memory of a process"
+    return [measured.n_bytes]
 
 
-def seen(name: str, folder: str, threshold: dict[str, str]) -> list[float]:
-    """Return the estimate, what is seen, and the parts of the estimate, in MB."""
-    command = [sys.executable, "-m", "benchmarks.step_memory", "--train", name, folder]
-    environment = os.environ | threshold
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+def estimate(params: Params, root: Path) -> list[float]:
+    """Return the estimate of --dry-run and its parts."""
+    from tests.train.little_run import CALL
+    from train.grid.run import Run
+    from train.launch.estimate import estimate
+    from train.launch.memory import memory_of_runs, with_kept
+    from train.launch.plan import measure_data
+
+    facts = measure_data(params.data, params.model, root, None)[1]
+    run = Run(params, {}, "benchmark", data=facts)
+    memories = memory_of_runs([run])
+    found = with_kept([run], memories, estimate([run], CALL._replace(out=root), None).grown)[0]
+    assert found is not None, "the memory is unknown"
+    return [found.total, *found]
+
+
+def megabytes(what: str, name: str, folder: str, **variables: str) -> list[float]:
+    """Run `train` or `estimate` in a process of its own. Return its result in MB."""
+    command = [sys.executable, "-m", "benchmarks.step_memory", what, name, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | variables)
     return [float(word) / 1e6 for word in done.stdout.split()]
 
 
 def main() -> None:
-    print(f"{'run':24}{'estimate':>12}{'tensors':>12}{'ratio':>8}{'process':>12}   parts of the estimate")
+    print(f"{'run':24}{'estimate':>12}{'process':>12}{'ratio':>8}{'tensors':>12}   parts of the estimate")
     with tempfile.TemporaryDirectory() as folder:
         for name in sys.argv[1:] or CASES:
-            total, tensors, *parts = seen(name, folder, {MMAP_THRESHOLD: "100000"})
-            process = seen(name, folder, {})[1]
+            total, *parts = megabytes("--estimate", name, folder)
+            [process] = megabytes("--train", name, folder)
+            [tensors] = megabytes("--train", name, folder, **{MMAP_THRESHOLD: "100000"})
             shown = " ".join(f"{part:,.0f}" for part in parts)
             print(
-                f"{name:24}{total:9,.0f} MB{tensors:9,.0f} MB{total / tensors:8.2f}{process:9,.0f} MB   {shown}",
+                f"{name:24}{total:9,.0f} MB{process:9,.0f} MB{total / process:8.2f}{tensors:9,.0f} MB   {shown}",
                 flush=True,
             )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--train"]:
-        train(sys.argv[2], Path(sys.argv[3]))
+    if sys.argv[1:2] in (["--train"], ["--estimate"]):
+        work = train if sys.argv[1] == "--train" else estimate
+        print(*work(params_of(sys.argv[2]), Path(sys.argv[3])))
     else:
         main()

@@ -129,7 +129,7 @@ def source_files(file: Path, package: str) -> set[Path]:
         if path in found:
             continue
         found.add(path)
-        for name in with_parents([package, *imported_names(path, package)]):
+        for name in with_parents([package, *imported_names(path.read_bytes(), package)]):
             module = sys.modules.get(name)
             origin = Path(getattr(module, "__file__", None) or "").resolve()
             in_project = (
@@ -181,9 +181,14 @@ def definition_of(function: Callable[..., object]) -> Callable[..., object]:
     return function if inspect.isroutine(function) or isinstance(function, type) else type(function)
 
 
-def imported_names(file: Path, package: str) -> Iterator[str]:
-    """Yield the absolute dotted name of each import in `file`; some name functions or classes instead of modules."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
+@functools.cache
+def imported_names(source: bytes, package: str) -> frozenset[str]:
+    """Return the absolute dotted name of each import in a file; some name functions or classes instead of modules."""
+    return frozenset(names_of_imports(ast.parse(source), package))
+
+
+def names_of_imports(tree: ast.Module, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (package or not node.level):

@@ -30,7 +30,7 @@ class RunEntry(TypedDict, total=False):
     identity: str  # a hash that is the same for runs with the same params and text
     size: dict[str, Any]  # parameters, optimizer steps and tokens, known before it trains
     seconds: float | None  # --dry-run: the estimated time
-    memory: dict[str, float] | None  # --dry-run: bytes of weights, gradients, optimizer and activations
+    memory: dict[str, float] | None  # --dry-run: bytes of each part of its memory
     ended: str  # "finished", "early stop: ...", "diverged: ...", "interrupted" or "failed: ..."
     earlier: bool  # an earlier call trained it
     values: dict[str, Any]  # final numbers: val_loss, val_accuracy, wall_seconds and others

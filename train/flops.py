@@ -5,6 +5,7 @@ Shape suffixes:  B row  T position
 
 import math
 import time
+from collections import defaultdict
 from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 from typing import cast
@@ -18,6 +19,7 @@ from data.batch import mycollate
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
+from model.observe import observed
 from model.shapes import build_on_meta
 from model.transformer.grouped import flops_of_product
 from train.optimizers import freeze
@@ -69,11 +71,32 @@ def row_flops(model: ModelParams, n_tokens: int, length: int, train: TrainParams
     return flops_per_row(lm, length, train)
 
 
-@lru_cache
+# Counts so far: by all but the TrainParams, the fields of these that the losses read, and the count with their values.
+counts: defaultdict[tuple[object, ...], list[tuple[dict[str, object], int]]] = defaultdict(list)
+
+
 def count_operations(
     model: ModelParams, train: TrainParams | None, n_tokens: int, trained: tuple[bool, ...], length: int
 ) -> int:
-    """Count the operations of a forward and a backward pass over one row, on a meta-device copy of the model."""
+    """Return the operations of a forward and a backward pass over one row.
+
+    The count of an earlier run holds if all fields of `train` that its losses read are the same.
+    """
+    known = counts[model, train is None, n_tokens, trained, length]
+    for fields, count in known:
+        if all(getattr(train, name) == value for name, value in fields.items()):
+            return count
+    reads: set[str] = set()
+    watched = None if train is None else observed(train, reads)
+    count = count_on_meta(model, watched, n_tokens, trained, length)
+    known.append(({name: getattr(train, name) for name in reads}, count))
+    return count
+
+
+def count_on_meta(
+    model: ModelParams, train: TrainParams | None, n_tokens: int, trained: tuple[bool, ...], length: int
+) -> int:
+    """Count the operations of `count_operations` on a meta-device copy of the model."""
     tokenizer = SimpleNamespace(n_tokens=n_tokens, pad=0, bos=0, eos=0, mask=0)
     with torch.device("meta"):
         lm = LM(model, cast(Tokenizer, tokenizer)).train()

@@ -58,16 +58,36 @@ def test_recurrent_layers_of_long_rows_are_counted_from_short_ones(kind):
 
 
 def test_flops_that_cannot_be_counted_are_none(monkeypatch):
-    count_operations.cache_clear()
+    flops.counts.clear()
     monkeypatch.setattr(LM, "forward", lambda self, x: x if 10 in x else 0)
     assert flops_per_row(make(), T) is None
-    count_operations.cache_clear()
+    flops.counts.clear()
+
+
+def test_runs_that_differ_in_what_their_losses_do_not_read_are_counted_once(monkeypatch):
+    def counts_of(*rates: float) -> tuple[list[int], int]:
+        flops.counts.clear()
+        made = [flops_per_row(lm, T, TrainParams(lr=lr)) for lr in rates]
+        return made, sum(map(len, flops.counts.values()))
+
+    lm, get_losses = make(), LM.get_losses
+    assert counts_of(0.1, 0.2) == ([by_hand(T)] * 2, 1)
+
+    def with_rate(self, batch, train_params, *more):
+        losses, n = get_losses(self, batch, train_params, *more)
+        again, _ = get_losses(self, batch, train_params, *more)
+        return losses | ({"more": again["main"]} if train_params.lr > 0.1 else {}), n
+
+    monkeypatch.setattr(LM, "get_losses", with_rate)
+    (low, high, same), n_counted = counts_of(0.1, 0.2, 0.1)
+    assert low == same < high
+    assert n_counted == 2
 
 
 def test_counting_leaves_the_model_and_randomness_alone():
     lm = make()
     state, numbers = {k: v.clone() for k, v in lm.state_dict().items()}, torch.get_rng_state()
-    count_operations.cache_clear()
+    flops.counts.clear()
     flops_per_row(lm, T)
     assert all(torch.equal(v, state[k]) for k, v in lm.state_dict().items())
     assert torch.equal(torch.get_rng_state(), numbers)

@@ -17,6 +17,7 @@ from train.data import make_data
 from train.evaluation import Evaluation
 from train.flops import row_flops
 from train.grid.run import Call, Run
+from train.launch.growth import growth
 from train.pretrained import saved_tokenizer
 from train.probe import in_one_line, own_randomness, probe
 from train.run import cpu_threads, lightning_trainer
@@ -38,16 +39,24 @@ class Pace(NamedTuple):
     generation: float  # the rest of a validation: metrics, answers and a sample
 
 
-def estimate(
-    plans: Sequence[Run], call: Call, fits: Sequence[bool] | None = None
-) -> tuple[list[float | None], list[str]]:
-    """Return the estimated seconds of each run, None if unknown, and a note for each timed run that cannot train.
+class Estimate(NamedTuple):
+    """What the timed steps of some runs tell about all of them."""
+
+    seconds: list[float | None]  # of each run; None: unknown
+    notes: list[str]  # for each timed run that cannot train
+    grown: dict[
+        int, int
+    ]  # bytes by which this process grew, by index of the timed run, where the system tells
+
+
+def estimate(plans: Sequence[Run], call: Call, fits: Sequence[bool] | None = None) -> Estimate:
+    """Estimate the seconds of each run. Time the steps of some.
 
     A run that does not fit into the memory, as `fits` says, is not timed and gets a note. Nothing is written, and random
     generators keep their state.
     """
     seconds: list[float | None] = [None] * len(plans)
-    notes: list[str] = []
+    notes, grown = list[str](), dict[int, int]()
     flops = [batch_flops(run) for run in plans]
     families: defaultdict[str, list[int]] = defaultdict(list)
     for i, run in enumerate(plans):
@@ -62,13 +71,16 @@ def estimate(
         paces: dict[float, Pace] = {}
         for size, i in ends.items():
             try:
-                paces[size] = time_steps(plans[i], call, TIMING_SECONDS / 2 / len(families))
+                with growth() as measured:
+                    paces[size] = time_steps(plans[i], call, TIMING_SECONDS / 2 / len(families))
+                if measured.n_bytes is not None:
+                    grown[i] = measured.n_bytes
             except Exception as error:  # it is the user's own code, or too large for this machine
                 notes.append(f"a training step of run {plans[i].number} fails: {in_one_line(error)}")
         for i in runs:
             if paces and (flops[i] not in ends or flops[i] in paces):
                 seconds[i] = estimated_seconds(plans[i], scaled(flops[i], paces))
-    return seconds, notes
+    return Estimate(seconds, notes, grown)
 
 
 def family(run: Run) -> str:

@@ -1,10 +1,9 @@
 """Estimate the memory of a run: count the bytes that are alive during a training step on tensors without numbers."""
 
 import math
-import os
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,10 +30,10 @@ from train.train_params import TrainParams
 
 USABLE = 0.85  # of the free memory: estimates are that accurate
 T = TypeVar("T")
-# The C library keeps most of what tensors of a step give back. A process takes up to so many times its activations;
-# with a small MMAP_THRESHOLD in its environment only 1.04 times, but then it trains more slowly. See
-# benchmarks/step_memory.py.
-KEPT_BY_LIBRARY, MMAP_THRESHOLD = 2.0, "MALLOC_MMAP_THRESHOLD_"
+# On a CPU the C library keeps memory that a step gives back, in pieces that later tensors do not fit into. Where no step
+# was measured, a process takes so much more, as a share of its activations: 0.6 to 1.0 in benchmarks/step_memory.py.
+KEPT_SHARE = 0.8
+MIN_MEASURED = 1e8  # bytes of activations: the growth of a smaller run is mostly that of libraries
 MAX_MEMORY_SECONDS = 5.0  # for the estimates of all runs
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -46,6 +45,7 @@ class Memory(NamedTuple):
     gradients: float
     optimizer: float
     activations: float  # and all else that a step makes
+    kept: float = 0.0  # that the C library keeps of earlier tensors, on a CPU
 
     @property
     def total(self) -> float:
@@ -123,10 +123,26 @@ def device_type() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def memory_of_process(memory: Memory) -> float:
-    """Return the bytes that a process may take in all, with those that the C library keeps on a CPU."""
-    keeps = device_type() == "cpu" and MMAP_THRESHOLD not in os.environ
-    return memory.total + memory.activations * (KEPT_BY_LIBRARY - 1) * keeps
+def with_kept(
+    runs: Sequence[Run], memories: Sequence[Memory | None], grown: Mapping[int, int]
+) -> list[Memory | None]:
+    """Return the memory of each run with what the C library keeps, by the growth of this process in measured steps.
+
+    `grown` are bytes by index of the run. Runs that were not measured keep as large a share as the nearest that was.
+    """
+    shares = {
+        memory.activations: max(0.0, grown[i] - memory.total) / memory.activations
+        for i, (run, memory) in enumerate(zip(runs, memories, strict=True))
+        if i in grown and memory and memory.activations >= MIN_MEASURED and run.params.train.devices == 1
+    }
+
+    def kept(activations: float) -> float:
+        if device_type() != "cpu":
+            return 0.0
+        nearest = min(shares, key=lambda size: abs(size - activations), default=None)
+        return activations * (KEPT_SHARE if nearest is None else shares[nearest])
+
+    return [memory and memory._replace(kept=kept(memory.activations)) for memory in memories]
 
 
 def too_large(memory: Memory | None) -> bool:
@@ -143,11 +159,9 @@ def lines_about(runs: Sequence[Run], memories: Sequence[Memory | None], call: Ca
     assert memory is not None
     parts = ", ".join(f"{name} {as_bytes(size)}" for name, size in memory._asdict().items())
     lines = [f"run {run.number} takes the most memory, about {as_bytes(memory.total)}: {parts}"]
-    if (at_most := memory_of_process(memory)) > memory.total:
-        lines[0] += f"; its process may keep {as_bytes(at_most)}"
     free = free_memory() / call.jobs
     where = "of the GPU" if torch.cuda.is_available() else "of this machine"
-    fitting = fitting_batches(run, USABLE * free)
+    fitting = fitting_batches(run, USABLE * free, memory.kept / memory.activations)
     if fitting is None:
         return [
             *lines,
@@ -289,13 +303,16 @@ class Fitting(NamedTuple):
     accumulate_grad_batches: int
 
 
-def fitting_batches(run: Run, free: float) -> Fitting | None:
-    """Return the batch sizes with which a run fits into `free` bytes; None if none does, or nothing is known."""
+def fitting_batches(run: Run, free: float, kept_share: float = 0.0) -> Fitting | None:
+    """Return the batch sizes with which a run fits into `free` bytes; None if none does, or nothing is known.
+
+    The C library keeps `kept_share` times the activations.
+    """
     _, train, model = run.params
 
     def needed(batch_size: int) -> float:
         found = memory_of_step(model, replace(train, batch_size=batch_size), run.data.n_tokens, device_type())
-        return math.inf if found is None else memory_of_process(found)
+        return math.inf if found is None else found.total + kept_share * found.activations
 
     # Memory grows at most linearly from some size on: two sizes give a first guess, which is then corrected.
     low, at_low, size = 1, needed(1), max(2, train.batch_size)

@@ -347,7 +347,8 @@ def report_plan(runs: list[Run], call: Call, *, times: bool = True) -> int:
     trained = [run for run in runs if run.first_step.trains and times]
     bytes_of = memory.memory_of_runs(trained)
     fits = [not memory.too_large(one) for one in bytes_of]
-    seconds, notes = estimate(trained, call, fits)
+    seconds, notes, grown = estimate(trained, call, fits)
+    bytes_of = memory.with_kept(trained, bytes_of, grown)
     known = {run.number: pair for run, *pair in zip(trained, seconds, bytes_of, strict=True)}
     entries = [(run, *known.get(run.number, (None, None))) for run in runs]
     document.add(runs=[run_entry(run, seconds=time, memory=size) for run, time, size in entries])

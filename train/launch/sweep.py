@@ -20,7 +20,7 @@ from train.launch.display import GridDisplay, Shown
 from train.launch.tables import closing_lines
 from train.launch.workers import SideBySide, n_jobs, say_threads
 from train.logs import DETAIL, log, shorten_traceback, status
-from train.processes import let_rank0_report, rank
+from train.processes import import_all, let_rank0_report, rank
 from train.progress import Report
 from train.saving.code import Code, own_files
 from train.saving.earlier_runs import claimed, clear_stillborn, earlier_outcome
@@ -91,7 +91,7 @@ def display_of(runs: Sequence[Run], call: Call) -> GridDisplay:
 def load_code_that_trains(call: Call) -> None:
     """Import Lightning and the code that uses it, which takes seconds. Make sure that it is the code to be recorded."""
     with status("loading Lightning"):
-        import train.run  # noqa: F401
+        import_all("train.run")
     if call.save and rank() == 0:
         refuse_edited_code()
 

@@ -121,7 +121,7 @@ def test_the_smallest_and_the_largest_of_each_family_are_timed(monkeypatch):
 
     monkeypatch.setattr(estimate, "time_steps", measure)
     plans = [plan(dim=dim) for dim in (64, 32, 128, 96, 32)] + [plan(dim=64, precision="bf16-mixed")]
-    seconds, notes = estimate.estimate(plans, None)
+    seconds, notes, _ = estimate.estimate(plans, None)
     assert timed == [(32, "32-true"), (128, "32-true"), (64, "bf16-mixed")]
     assert notes == []
     assert seconds[1] == seconds[4] == 1 + 100 * 32

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
@@ -12,8 +13,16 @@ from model.lm import LM
 from tests.model.tiny import CharTokenizer, batch_of, random_ids, tiny_params
 from train.grid.params import Params
 from train.grid.run import DataFacts, Run
-from train.launch import memory
-from train.launch.memory import fitting_batches, measured_step, memory_of_step, spread_over_devices
+from train.launch.growth import growth
+from train.launch.memory import (
+    KEPT_SHARE,
+    Memory,
+    fitting_batches,
+    measured_step,
+    memory_of_step,
+    spread_over_devices,
+    with_kept,
+)
 from train.optimizers import make_optimizer
 from train.train_params import TrainParams
 
@@ -98,8 +107,7 @@ def test_code_that_needs_numbers_has_an_unknown_memory(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.ci
-def test_the_largest_batch_that_fits(monkeypatch):
-    monkeypatch.setattr(memory, "MMAP_THRESHOLD", "PATH")  # as if it were set
+def test_the_largest_batch_that_fits():
     train = replace(TRAIN, batch_size=60, accumulate_grad_batches=2)
     run = Run(Params(DataParams(), train, MODEL), {}, "trial", data=DataFacts(n_tokens=V))
 
@@ -110,3 +118,27 @@ def test_the_largest_batch_that_fits(monkeypatch):
     assert 36 <= found.largest <= 37
     assert (found.batch_size, found.accumulate_grad_batches) == (30, 4)
     assert fitting_batches(run, 0.9 * needed(1)) is None
+
+
+def test_the_growth_of_a_process_is_the_memory_that_it_touches():
+    with growth() as measured:
+        held = np.ones(50_000_000, np.uint8)
+        del held
+    assert measured.n_bytes == pytest.approx(50e6, rel=0.1)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the C library does not matter")
+def test_what_the_c_library_keeps_is_that_of_the_nearest_run_that_was_measured():
+    run = Run(Params(DataParams(), TRAIN, MODEL), {}, "trial")
+    small, large = (Memory(1e8, 1e8, 2e8, activations) for activations in (2e8, 9e8))
+    memories = [small, large._replace(activations=8e8), None, large]
+    found = with_kept([run] * 4, memories, {0: int(7e8), 3: int(22e8)})
+    assert [None if one is None else one.total for one in found] == pytest.approx([7e8, 20e8, None, 22e8])
+    unmeasured, _ = with_kept([run] * 2, [small, Memory(1, 1, 2, 3)], {1: int(7e8)})
+    assert unmeasured.kept == KEPT_SHARE * 2e8, "the growth of a tiny run says nothing"
+
+
+def test_what_is_kept_leaves_room_for_smaller_batches():
+    run = Run(Params(DataParams(), TRAIN, MODEL), {}, "trial", data=DataFacts(n_tokens=V))
+    free = 4 * memory_of_step(MODEL, replace(TRAIN, batch_size=8), V).total
+    assert fitting_batches(run, free, kept_share=3.0).largest < fitting_batches(run, free).largest
