@@ -69,9 +69,7 @@ class Context:
     cache: Cache | None = None
     real_BT: Tensor | None = None  # False at padding, which no real token attends to; None: no padding
     padding_B: Tensor | None = None  # padding positions at the start of each row; None: no padding there
-    counted_BT: Tensor | None = (
-        None  # False where added losses and statistics leave a token out; None: nowhere
-    )
+    counted_BT: Tensor | None = None  # False: not in added losses and statistics; None: all tokens are
     layer: int | None = None  # number of the active layer in Transformer.passes; None outside the layers
     shared: dict[str, Any] = field(default_factory=dict)  # values that layers share in a forward pass
     losses: dict[str, Tensor] = field(default_factory=dict)  # by `add_loss`

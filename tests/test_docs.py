@@ -66,7 +66,7 @@ def test_a_field_has_its_type_its_allowed_values_and_its_meaning():
     assert table["n_kv_heads"][0] == "int or None"
     assert table["layer_architecture"][0] == "str"
     assert table["dim"][2] == "> 0"
-    assert table["objective"][2] == "`next-token`, `masked`"
+    assert table["objective"][2] == "`next-token`, `masked`, `diffusion`"
     assert table["dim"][3] == "width of the residual stream"
     described = sum(bool(cells[3]) for cells in table.values())
     assert described > 0.9 * len(table)

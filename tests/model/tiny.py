@@ -267,6 +267,11 @@ def architectures(draw, **fixed) -> ModelParams:
     params = ModelParams(
         dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base
     )
+    return without_refused_fields(params)
+
+
+def without_refused_fields(params: ModelParams) -> ModelParams:
+    """The params with the defaults of fields that layer kinds refuse, or with which activations would overflow."""
     for own in params.each_layer():
         for name, refused in getattr(layer_kinds[own.layer_architecture], "refuses", {}).items():
             if is_refused(getattr(own, name), refused):

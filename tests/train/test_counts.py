@@ -5,7 +5,6 @@ import random
 import pytest
 import torch
 
-import model.lm
 import model.masking
 from data.data_params import DataParams
 from data.tokenizer import char_tokenizer
@@ -47,25 +46,18 @@ def mixed_lengths(tmp_path, monkeypatch):
     return DataParams(dataset_name="mixlen", packed=False)
 
 
-@pytest.mark.parametrize("objective", ["masked", "next-token"])
+@pytest.mark.parametrize("objective", ["masked", "diffusion", "next-token"])
 def test_accumulation_weighs_by_the_tokens_that_are_hidden(objective, mixed_lengths, tmp_path, monkeypatch):
-    original = model.masking.mask_tokens
-
-    def same_tokens(rows, lm, train_params):  # however the rows are batched
-        training, lm.training = lm.training, False
-        try:
-            return original(rows, lm, train_params)
-        finally:
-            lm.training = training
-
-    monkeypatch.setattr(model.lm, "mask_tokens", same_tokens)
+    original = model.masking.draw_noise
+    # The same tokens are hidden, however the rows are batched.
+    monkeypatch.setattr(model.masking, "draw_noise", lambda rows, is_training: original(rows, False))
     params = ModelParams(
         dim=16,
         n_layers=1,
         n_heads=2,
         max_seq_len=40,
         objective=objective,
-        causal=objective != "masked",
+        causal=objective == "next-token",
         tokenizer_source_name="char",
     )
     assert_splits_agree(tmp_path, data=mixed_lengths, model=params)
