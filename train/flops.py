@@ -6,9 +6,10 @@ Shape suffixes:  B row  T position
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache, lru_cache, partial
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ def solve_flops(matrix_shape: torch.Size, right_shape: torch.Size, *args: object
     return math.prod(matrix_shape) * right_shape[-1]
 
 
-UNCOUNTED = {  # operations that torch does not count
+UNCOUNTED: dict[Any, Callable[..., int]] = {  # operations that torch does not count
     torch.ops.aten.linalg_solve_triangular: solve_flops,
     torch.ops.whatif.grouped_product: flops_of_product,
     torch.ops.whatif.grouped_outer: flops_of_product,

@@ -121,7 +121,7 @@ mistral = Family(
     translations=(head_dim, rotary_scaling),
     names=llama.names,
 )
-QK_NORMS = {
+QK_NORMS: dict[str, str | tuple[str, ...]] = {
     f"model.layers.*.self_attn.{name}": f"decoder.layers.*.mixer.{name}" for name in ("q_norm", "k_norm")
 }
 qwen3 = Family(

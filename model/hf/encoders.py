@@ -20,9 +20,12 @@ BERT_LAYERS = {
 def bert_names(model: str) -> dict[str, str | tuple[str, ...]]:
     """Map the module names that all BERTs share to ours; `model` is their prefix."""
     embeddings = {"word_embeddings": "tokens", "position_embeddings": "positions.table", "LayerNorm": "norm"}
-    return {f"{model}.embeddings.{theirs}": f"embed.{ours}" for theirs, ours in embeddings.items()} | {
-        f"{model}.encoder.layer.*.{theirs}": f"decoder.layers.*.{ours}"
-        for theirs, ours in BERT_LAYERS.items()
+    return {
+        **{f"{model}.embeddings.{theirs}": f"embed.{ours}" for theirs, ours in embeddings.items()},
+        **{
+            f"{model}.encoder.layer.*.{theirs}": f"decoder.layers.*.{ours}"
+            for theirs, ours in BERT_LAYERS.items()
+        },
     }
 
 

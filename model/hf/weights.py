@@ -327,7 +327,7 @@ def weight_pair(
     elif family.conv1d and theirs.dim() == 2:
         theirs = theirs.T
     rows_of = ROWS_OF_QKV.get(module.rpartition(".")[2])
-    rows = rows_of(p) if rows_of else ...
+    rows: Any = rows_of(p) if rows_of else ...
     if family.rotates_neighbors and rows_of in (queries, keys):
         rows = halves_from_neighbors(p, rows)
     if ours[rows].shape != theirs.shape:

@@ -179,10 +179,11 @@ class SeparateHeads(nn.Module):
         return torch.cat([head(x_BTD) for head in (*self.q, *self.k, *self.v)], dim=-1)
 
     def weights(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        q_weights, k_weights, v_weights = (
-            [head.get_parameter("weight") for head in heads] for heads in (self.q, self.k, self.v)
-        )
-        return q_weights, k_weights, v_weights
+        return weights_of_heads(self.q), weights_of_heads(self.k), weights_of_heads(self.v)
+
+
+def weights_of_heads(heads: nn.ModuleList) -> list[Tensor]:
+    return [head.get_parameter("weight") for head in heads]
 
 
 def heads_of_stream(model_params: ModelParams) -> nn.Linear | SharedHeads | SeparateHeads:
