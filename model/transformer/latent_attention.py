@@ -17,7 +17,7 @@ from model.context import Context, all_except, layer_kind
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
 from model.transformer.linear import linear
-from model.transformer.mixers import split_heads
+from model.transformer.mixers import has_place_in_attention, shares_heads, split_heads
 from model.transformer.norms import make_norm
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
@@ -85,9 +85,12 @@ class LatentAttentionLayer(TransformerEncoderLayer):
     make_mixer = LatentAttention
     refuses = {
         "n_kv_heads": all_except(None),
-        "qk_norm": {True},
+        "qk_norm": all_except(False),
         "separate_heads": {True},
         "value_residual": {True},
+        "value_embeddings": {True},
+        "canon": has_place_in_attention,
+        "share": shares_heads,
     }
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:

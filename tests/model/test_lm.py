@@ -254,6 +254,16 @@ def test_no_layers_at_all_is_a_bigram_model():
             for kind in KINDS[1:]
             if kind != "mla"
         ),
+        *(
+            ({"layer_architecture": "mla", name: value}, f"{name}={value!r} .*layer_architecture='mla'")
+            for name, value in {
+                "qk_norm": "all-heads",
+                "value_residual": True,
+                "value_embeddings": True,
+                "canon": "ab",
+                "share": "k=v",
+            }.items()
+        ),
     ],
 )
 def test_impossible_architectures_are_refused(fields, message):
