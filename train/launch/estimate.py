@@ -40,13 +40,12 @@ class Pace(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What the timed steps of some runs tell about all of them."""
+    """Estimates for all runs, from the timed steps of some."""
 
     seconds: list[float | None]  # of each run; None: unknown
     notes: list[str]  # for each timed run that cannot train
-    grown: dict[
-        int, int
-    ]  # bytes by which this process grew, by index of the timed run, where the system tells
+    # Bytes by which this process grew, by index of the timed run. Empty where the system does not tell.
+    grown: dict[int, int]
 
 
 def estimate(plans: Sequence[Run], call: Call, fits: Sequence[bool] | None = None) -> Estimate:
