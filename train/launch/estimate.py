@@ -40,14 +40,12 @@ class Pace(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """Estimates for all runs, from the timed steps of some.
-
-    `grown` is empty where the system does not tell the memory of a process.
-    """
+    """Estimates for all runs, from the timed steps of some."""
 
     seconds: list[float | None]  # of each run; None: unknown
     notes: list[str]  # for each timed run that cannot train
-    grown: dict[int, int]  # bytes by which this process grew, by index of the timed run
+    # Bytes by which this process grew, by index of the timed run. Empty where the system does not tell.
+    grown: dict[int, int]
 
 
 def estimate(plans: Sequence[Run], call: Call, fits: Sequence[bool] | None = None) -> Estimate:
