@@ -145,7 +145,7 @@ def bias_by_hand(mixer: Attention, h: int, offset: int) -> Tensor | float:
         return -slopes_of(p.n_heads)[h] * abs(offset)
     if p.positions == "t5":
         bucket = T5Attention._relative_position_bucket(torch.tensor([[offset]]), bidirectional=not p.causal)
-        return mixer.on_scores.position_bias.bias_NH[bucket.item(), h]
+        return mixer.on_scores.positions.bias_NH[bucket.item(), h]
     return 0.0
 
 
