@@ -1,6 +1,6 @@
 """Measure a training step: ours against HuggingFace's GPT-2 and against a plain GPT written here.
 
-    python -m benchmarks.train [--rounds 5] [--sizes 6x384 4x128 2x64 vocabulary] [--eager] [--profile]
+    python -m benchmarks.train [--rounds 5] [--sizes 6x384 4x128 2x64 vocabulary] [--eager] [--search] [--profile]
 
 A step is forward, backward, clipping and optimizer, on the same prepared batches of random tokens. Ours is timed as a
 user gets it: Lightning's loop around LMTrainer with default params, including its statistics and the schedule, without
@@ -8,11 +8,13 @@ loading data and without validation. The peers run in the shortest loop, without
 more, to show what they cost.
 
 Each model first runs in all its modes (eager or compiled, float32 or bf16 autocast, for peers also explicit or fused
-attention), and the fastest mode takes part. The models then take turns in one process. A ratio compares consecutive
-turns; the tables show medians over rounds, and the lowest and the highest. With the large vocabulary every turn is a
-process of its own, whose peak memory counts from the moment before it builds the model. If a machine multiplies bf16
-matrices more slowly than float32 ones, the modes in bf16 are left out. With one thread (OMP_NUM_THREADS=1) the clock is
-the processor time of this process, which other programs disturb less.
+attention), and the fastest mode takes part. This search compiles for minutes. Its times are kept in the temporary
+folder, so that a later call for the same size only measures, in a minute or two; `--search` searches again. The models
+then take turns in one process. A ratio compares consecutive turns; the tables show medians over rounds, and the lowest
+and the highest. With the large vocabulary every turn is a process of its own, whose peak memory counts from the moment
+before it builds the model. If a machine multiplies bf16 matrices more slowly than float32 ones, the modes in bf16 are
+left out. With one thread (OMP_NUM_THREADS=1) the clock is the processor time of this process, which other programs
+disturb less.
 """
 
 import argparse
@@ -42,7 +44,7 @@ from data.batch import Batch
 from model.inputs import stand_in_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
-from train.compiled import compile_forward
+from train.compiled import compile_forward, forget_graphs
 from train.flops import flops_per_row
 from train.optimizers import make_optimizer
 from train.run import lightning_trainer
@@ -54,10 +56,12 @@ WARM_UP = 3  # steps before the clock starts
 MIN_SHARES = {"plain GPT": 0.60, "HuggingFace": 0.50}  # of the peak, at 6x384: a slower peer would flatter us
 BARE = "bare loop"  # our model in the loop of the peers: the difference to ours is Lightning, LMTrainer and our loss
 MIN_BARE_RATIO = 0.95
+MAX_COMPILE_GAIN = 1.6  # no model here gains more
 MIN_OUR_SHARE = 0.82
 MAX_MEMORY = 0.5  # of the peer with the least, with the large vocabulary
 
-COMPILED = Path(tempfile.gettempdir(), "whatif-benchmarks")  # compiled code of ours
+# Compiled code of ours, and the times that a search found.
+COMPILED = Path(tempfile.gettempdir(), "whatif-benchmarks")
 PRODUCTS = ("aten::addmm", "aten::mm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
 MAX_OPERATIONS = 25  # in a profile
 
@@ -332,50 +336,79 @@ def run_alone(name: str, size: str, *mode: str) -> None:
     print(json.dumps([seconds, (peak - before) / 1e6]))
 
 
-class Chosen(NamedTuple):
-    """A model in its fastest mode."""
+class Tried(NamedTuple):
+    """A first turn of a model in one of its modes."""
 
-    name: str
     mode: Mode
-    turn: Callable[[], tuple[float, float]]  # seconds and MB; 0 MB where memory is not measured
+    seconds: float  # of a step
+    memory: float  # MB; 0 where memory is not measured
 
 
-def candidates(name: str, size: str, modes: Iterable[Mode]) -> Iterator[tuple[tuple[float, float], Chosen]]:
-    """Yield the model in each of its modes, with the seconds and the memory of a first turn."""
-    for mode in modes:
-        if size == "vocabulary":
-            turn = partial(turn_in_process, name, size, mode)
-        else:
-            turn = partial(with_no_memory, make_turn(name, SIZES[size], mode))
-        result = turn()
-        memory = f", {result[1]:,.0f} MB" if result[1] else ""
-        print(f"  {name} ({mode}): {1e3 * result[0]:.1f} ms{memory}", flush=True)
-        yield result, Chosen(name, mode, turn)
+MeasuredTurn = Callable[[], tuple[float, float]]  # seconds and MB, as in Tried
 
 
-def with_no_memory(turn: Turn) -> tuple[float, float]:
+def measured_turn(name: str, size: str, mode: Mode) -> MeasuredTurn:
+    """Return the turn of a model in a mode."""
+    if size == "vocabulary":
+        return partial(turn_in_process, name, size, mode)
+    return partial(without_memory, make_turn(name, SIZES[size], mode))
+
+
+def without_memory(turn: Turn) -> tuple[float, float]:
     return turn(), 0.0
 
 
+def try_modes(name: str, size: str, modes: Iterable[Mode], is_new: bool) -> list[Tried]:
+    """Return a first turn in each mode, the uncompiled ones first: of an earlier call, unless `is_new`, or else run now.
+
+    Compiling is left out where it would have to gain more than MAX_COMPILE_GAIN.
+    """
+    file = COMPILED / f"{name} {size}, {torch.get_num_threads()} threads.json"
+    known = {} if is_new or not file.exists() else json.loads(file.read_text())
+    found: list[Tried] = []
+    for mode in sorted(modes, key=lambda mode: mode.execution == "compiled"):
+        eager = [one.seconds for one in found if one.mode == mode._replace(execution="eager")]
+        if eager and eager[0] > MAX_COMPILE_GAIN * min(one.seconds for one in found):
+            continue
+        if str(mode) not in known:
+            known[str(mode)] = measured_turn(name, size, mode)()
+            COMPILED.mkdir(exist_ok=True)
+            file.write_text(json.dumps(known))
+        seconds, memory = known[str(mode)]
+        print(
+            f"  {name} ({mode}): {1e3 * seconds:.1f} ms{f', {memory:,.0f} MB' if memory else ''}", flush=True
+        )
+        found.append(Tried(mode, seconds, memory))
+    return found
+
+
 def measure(
-    size: str, rounds: int, executions: Sequence[str], precisions: Sequence[str], peaks: dict[str, float]
+    size: str,
+    rounds: int,
+    executions: Sequence[str],
+    precisions: Sequence[str],
+    peaks: dict[str, float],
+    search: bool,
 ) -> None:
     """Measure and judge one size."""
+    torch._dynamo.reset()  # else torch would take what differs between sizes for variables
+    forget_graphs()
     s = SIZES[size]
     print(
         f"{size}: {s.n_layers} layers of {s.dim}, T {s.max_seq_len}, B {s.batch_size}, {s.n_tokens:,} tokens"
     )
     tried = {
-        name: [*candidates(name, size, modes_of(name, executions, precisions))]
+        name: try_modes(name, size, modes_of(name, executions, precisions), search)
         for name in ("ours", BARE, *MIN_SHARES)
     }
-    chosen = {name: min(found, key=lambda one: one[0][0])[1] for name, found in tried.items()}
-    turns = [{name: one.turn() for name, one in chosen.items()} for _ in range(rounds)]
+    chosen = {name: min(found, key=lambda one: one.seconds).mode for name, found in tried.items()}
+    takers = {name: measured_turn(name, size, mode) for name, mode in chosen.items()}
+    turns = [{name: take() for name, take in takers.items()} for _ in range(rounds)]
     times = {name: [1e3 * turn[name][0] for turn in turns] for name in chosen}
     shares = shares_of_peak(s, times, max(peaks.values()))
-    for name, one in chosen.items():
+    for name, mode in chosen.items():
         print(
-            f"  {name:11} ({one.mode}): {statistics.median(times[name]):.1f} ms a step "
+            f"  {name:11} ({mode}): {statistics.median(times[name]):.1f} ms a step "
             f"({min(times[name]):.1f} to {max(times[name]):.1f}), {shares[name]:.0%} of the peak"
         )
     judge_speed(s, times)
@@ -385,7 +418,7 @@ def measure(
             judge(f"{name} is a fair peer: share of the peak", shares[name], least)
     if size == "vocabulary":
         own = statistics.median(turn["ours"][1] for turn in turns)
-        least = min(result[1] for name in MIN_SHARES for result, _ in tried[name])
+        least = min(one.memory for name in MIN_SHARES for one in tried[name])
         more = f"{least:,.0f} / {own:,.0f} MB"
         judge("memory of the most frugal peer / ours", least / own, 1 / MAX_MEMORY, more)
 
@@ -429,6 +462,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=[*SIZES])
     parser.add_argument("--eager", action="store_true", help="leave out compiled modes, which take minutes")
+    parser.add_argument("--search", action="store_true", help="run all modes again to find the fastest")
     parser.add_argument("--profile", action="store_true", help="show where the time of our eager step goes")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -446,4 +480,4 @@ if __name__ == "__main__":
                 profile(size, precisions)
             else:
                 executions = ["eager"] if arguments.eager else ["eager", "compiled"]
-                measure(size, arguments.rounds, executions, precisions, peaks)
+                measure(size, arguments.rounds, executions, precisions, peaks, arguments.search)
