@@ -1,17 +1,20 @@
 """strategy = "fsdp": each process keeps a shard of all weights, and gathers a layer only to compute with it (FSDP2)."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from model.lm import LM
 
 FSDP = "fsdp"
+CLIP_EPS = 1e-6  # that torch adds to a norm before it clips
 
 
 def shard(lm: LM, mesh: DeviceMesh) -> None:
@@ -48,6 +51,17 @@ def scale_gradients(module: nn.Module, factor: Tensor) -> None:
         if (gradient := parameter.grad) is not None:
             local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
             local.mul_(factor)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> None:
+    """Scale the gradients, sharded or not, so that their norm is at most `max_norm`.
+
+    On a CPU a smaller norm ends it there: multiplying all gradients by 1 would take a pass over them.
+    """
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if norm.device.type != "cpu" or not float(full_number(norm)) + CLIP_EPS <= max_norm:
+        clip_grads_with_norm_(parameters, max_norm, norm)
 
 
 def unshard(lm: LM, dropout: float) -> LM:

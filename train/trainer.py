@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -26,7 +26,7 @@ from train.metrics import latest_values
 from train.optimizers import group_settings, make_optimizer, set_up_training
 from train.saving.outcome import Ending
 from train.schedules import Schedule
-from train.sharding import FSDP, full_number, gathered, scale_gradients, shard
+from train.sharding import FSDP, clip_gradients, full_number, gathered, scale_gradients, shard
 from train.state import Attributes
 from train.stats import Stats
 from train.stopwatch import Stopwatch
@@ -54,6 +54,7 @@ class LMTrainer(L.LightningModule):
         super().__init__()
         self.training_time = training_time or Stopwatch()
         self.is_leaving = False  # the run ends before its next batch
+        self.trained: list[nn.Parameter] = []  # the parameters of the optimizer, in the order of the model
         # Lightning makes `hparams` at its first use, and saves it itself.
         assert not self.hparams
         not_saved = {*vars(self)}
@@ -98,6 +99,7 @@ class LMTrainer(L.LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(self.model, with_beta2(self.train_params, self.data))
         if self.train_params.ema_decay is not None:
             optimizer.register_step_post_hook(lambda *_: self.averaged.update())
@@ -270,7 +272,7 @@ class LMTrainer(L.LightningModule):
     ) -> None:
         # Lightning's own refuses fused optimizers under bf16, for the sake of loss scalers that bf16 does not have.
         if gradient_clip_val:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            clip_gradients(self.trained, gradient_clip_val)
 
     def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
         ends_a_step = self.global_step != self.n_steps_done

@@ -4,7 +4,6 @@ Shape suffixes:  B batch  T position  D model dim  F feed-forward width
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from model.context import Context, Layer, layer_kind
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
+from model.transformer.gelu import gelu_tanh
 from model.transformer.linear import linear
 from model.transformer.norms import Norms
 from model.transformer.residual import make_residual
@@ -25,7 +25,7 @@ def relu_squared(x: Tensor) -> Tensor:
 activations: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
-    "gelu_tanh": partial(F.gelu, approximate="tanh"),  # GPT-2's
+    "gelu_tanh": gelu_tanh,  # GPT-2's
     "silu": F.silu,
     "relu2": relu_squared,
 }

@@ -6,10 +6,12 @@ import shutil
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from model.context import Context, Layer, layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
+from model.transformer.gelu import gelu_tanh
 from tests.model.tiny import CharTokenizer, batch_of, random_ids, tiny_params
 from tests.test_readme import EDITS, PRELUDE, apply_to_copy, forked, in_copy
 from tests.train.test_trainer import equal, train, weights
@@ -92,6 +94,25 @@ def compare(params: ModelParams) -> tuple[int, int]:
 )
 def test_architectures_are_one_graph(fields, traced):
     assert compare(tiny_params(**fields)) == (1, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gelu_of_compiled_code_is_as_exact_as_that_of_torch(dtype, monkeypatch):
+    x = torch.linspace(-12, 12, 4001, dtype=torch.float64).to(dtype).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    F.gelu(exact, approximate="tanh").sum().backward()
+    errors = []
+    for is_compiling in (False, True):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda is_compiling=is_compiling: is_compiling)
+        y = gelu_tanh(x)
+        [slope] = torch.autograd.grad(y.sum(), x)
+        assert y.dtype == slope.dtype == dtype
+        of_y = (y - F.gelu(exact, approximate="tanh")).abs().max()
+        errors.append((of_y.item(), (slope - exact.grad).abs().max().item()))
+    torch_errors, our_errors = errors
+    assert all(ours <= 3 * theirs + 1e-13 for ours, theirs in zip(our_errors, torch_errors, strict=True)), (
+        errors
+    )
 
 
 class Sharing(Layer):
