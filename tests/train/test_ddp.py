@@ -73,6 +73,7 @@ IN_FLOAT32 = {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}
     ("strategy", "close", "fields"),
     [
         pytest.param("ddp", EXACT, {}, marks=pytest.mark.ci),
+        ("ddp", EXACT, {"compile": True}),
         ("fsdp", ROUNDED, IN_FLOAT32),
     ],
 )
@@ -98,6 +99,7 @@ def test_two_processes_equal_one_with_the_double_batch(strategy, close, fields, 
         *("run 2 of 2", "step 6", "step 12", "run 2 (random_seed 2)"),
     ]
     assert "distributed" not in printed
+    assert ("compiled 1 graph" in printed) == fields.get("compile", False)
 
 
 LENGTHS_OF_TWO = [
