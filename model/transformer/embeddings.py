@@ -246,11 +246,11 @@ def acts_in_attention(positions: str) -> bool:
 
 def on_scores(model_params: ModelParams) -> nn.Sequential:
     """Return the steps that a cap, positions and the sliding window apply to attention scores; often none."""
-    steps: OrderedDict[str, nn.Module] = OrderedDict()
+    steps: list[tuple[str, nn.Module]] = []
     if model_params.attn_softcap is not None:
-        steps["softcap"] = Softcap(model_params.attn_softcap)
+        steps.append(("softcap", Softcap(model_params.attn_softcap)))
     if (positions := position_kinds[model_params.positions].on_scores) is not None:
-        steps["positions"] = positions(model_params)
+        steps.append(("positions", positions(model_params)))
     if model_params.sliding_window is not None:
-        steps["window"] = Window(model_params.sliding_window)
-    return nn.Sequential(steps)
+        steps.append(("window", Window(model_params.sliding_window)))
+    return nn.Sequential(OrderedDict(steps))
