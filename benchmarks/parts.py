@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 import matplotlib as mpl
 import pandas as pd
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from data.data_params import DataParams
@@ -151,16 +152,20 @@ def batch_of(row_length: int, n_rows: int) -> tuple[Any, Any]:
 
 
 def slopes_over_widths(part: Part) -> str:
-    of_width = {}
-    for width in WIDTHS:
-        sizes = SMALL | MUP | {"dim": width, "n_heads": width // HEAD}
-        of_width[width] = params_of(part, **sizes)
-    return verdict(of_width, measure_sizes)
+    sizes = {width: SMALL | MUP | {"dim": width, "n_heads": width // HEAD} for width in WIDTHS}
+    return slopes_over(part, sizes, measure_sizes)
 
 
 def slopes_over_depths(part: Part) -> str:
-    of_depth = {depth: params_of(part, **SMALL | COMPLETEP | {"n_layers": depth}) for depth in DEPTHS}
-    return verdict(of_depth, sizes_in_first_and_last_layer).replace("width^", "depth^")
+    sizes = {depth: SMALL | COMPLETEP | {"n_layers": depth} for depth in DEPTHS}
+    return slopes_over(part, sizes, sizes_in_first_and_last_layer).replace("width^", "depth^")
+
+
+def slopes_over(part: Part, sizes: Mapping[int, Mapping[str, Any]], measure: Any) -> str:
+    try:
+        return verdict({size: params_of(part, **fields) for size, fields in sizes.items()}, measure)
+    except ValidationError as error:
+        return f"refused: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
 
 
 def sizes_in_first_and_last_layer(*arguments: Any, **options: Any) -> pd.DataFrame:
