@@ -33,7 +33,7 @@ T = TypeVar("T")
 # On a CPU the C library keeps memory that a step gives back, in pieces that later tensors do not fit into. Where no step
 # was measured, a process takes so much more, as a share of its activations: 0.6 to 1.0 in benchmarks/step_memory.py.
 KEPT_SHARE = 0.8
-MIN_MEASURED = 1e8  # bytes of activations: the growth of a smaller run is mostly that of libraries
+MIN_MEASURED = 1e8  # bytes of a run: the growth of a smaller one is mostly that of libraries
 MAX_MEMORY_SECONDS = 5.0  # for the estimates of all runs
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -133,7 +133,7 @@ def with_kept(
     shares = {
         memory.activations: max(0.0, grown[i] - memory.total) / memory.activations
         for i, (run, memory) in enumerate(zip(runs, memories, strict=True))
-        if i in grown and memory and memory.activations >= MIN_MEASURED and run.params.train.devices == 1
+        if i in grown and memory and memory.total >= MIN_MEASURED and run.params.train.devices == 1
     }
 
     def kept(activations: float) -> float:
