@@ -8,7 +8,7 @@ from explore.html import attention_film, attention_html
 from explore.inspection.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
 from explore.inspection.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
 from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
-from explore.plots import head_film, plot_metric, plot_metrics, show_lm_attns
+from explore.plots import head_film, plot_expert_load, plot_metric, plot_metrics, show_lm_attns
 from explore.scaling.coordinates import coord_check
 from explore.scaling.fold import fold_residual
 from explore.scaling.stability import stability
@@ -37,6 +37,7 @@ __all__ = [
     "loss_by_position",
     "loss_by_token",
     "over_checkpoints",
+    "plot_expert_load",
     "plot_metric",
     "plot_metrics",
     "report",

@@ -29,6 +29,8 @@ MIXERS = {
     "gla": {"layer_architecture": "gla"},
     "retnet": {"layer_architecture": "gla", "fixed_decay": True},
     "mamba2": {"layer_architecture": "mamba2"},
+    "mlstm": {"layer_architecture": "mlstm"},
+    "based": {"layer_architecture": "based", "state_dim": 16},
 }
 
 

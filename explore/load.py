@@ -44,7 +44,7 @@ from train.stats import Stat
 from train.train_params import TrainParams
 
 DATASET = fields(DataParams)[0].name  # the column of the task or text
-NUMBERS = ("val_loss", "val_accuracy", "n_params")  # that a table of runs shows
+NUMBERS = ("val_loss", "val_accuracy", "n_params", "n_active_params")  # that a table of runs shows
 
 
 class RunParams(TypedDict):
@@ -179,6 +179,8 @@ def shown_columns(rows: Sequence[RunRow]) -> list[str]:
     """Return the columns that a table of runs shows."""
     varied = [name for name in varied_fields([row for row in rows if has_ended(row)]) if name != DATASET]
     numbers = [name for name in NUMBERS if any_of(rows, name)]
+    if all(measured(row, "n_active_params") in (None, measured(row, "n_params")) for row in rows):
+        numbers = [name for name in numbers if name != "n_active_params"]
     return [
         *dict.fromkeys(
             [measured_column("config"), DATASET, *varied, CODE, *numbers, measured_column("ended")]

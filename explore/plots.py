@@ -3,7 +3,7 @@
 Shape suffixes:  L layer  H head  T position  S position attended to
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -33,6 +33,8 @@ TOKEN_INCHES = 0.13  # height of a line of that text
 MAX_TOKEN_CHARS = 13  # longer tokens are cut
 MAX_GRID_INCHES = 13.0  # maximum width of a row of patterns
 FILM_COLUMNS = 6  # panels in a row of a film
+EXPERT_LOAD = "stat/expert_load:layers."  # beginning of the names of statistics
+MAX_LEGEND_EXPERTS = 8  # a legend of more would hide the lines
 # As in page/weights.js, the shade depends on the square root of a weight. Negative weights are amber. Later positions
 # are blank, or red if they have weight.
 SCALE = PowerNorm(0.5, 0, 1)
@@ -82,6 +84,43 @@ def plot_metrics(
 
 
 plot_metric = plot_metrics
+
+
+def plot_expert_load(timestamp: str, filename: str | None = None, out: str | None = None) -> Figure:
+    """Plot the load of each expert over the number of trained samples: a panel for each layer, a line for each expert.
+
+    The load is the share of tokens that an expert gets over the mean share: all lines are at 1 in a balanced layer.
+    Arguments are those of `plot_metrics`. Raise ValueError for an unknown run, or one without experts.
+    """
+    folder = find_run(timestamp, out)
+    by_layer = loads_by_layer(Stats.load(folder / "stats.json").train_stats)
+    if not by_layer:
+        raise ValueError(f"{folder.name} has no expert_load: none of its layers has n_experts above 0")
+    size = (7, 0.6 + 2.2 * len(by_layer))
+    figure, axes = plt.subplots(len(by_layer), figsize=size, squeeze=False, sharex=True, layout="constrained")
+    for ax, (layer, loads) in zip(axes[:, 0], by_layer.items(), strict=True):
+        for expert, values in loads.items():
+            draw_metric(ax, values, label=expert)
+        ax.set_ylabel(f"load in layer {layer}")
+        ax.set_ylim(bottom=0)
+    axes[-1, 0].set_xlabel("trained samples")
+    n_experts = max(map(len, by_layer.values()))
+    if n_experts <= MAX_LEGEND_EXPERTS:
+        axes[0, 0].legend(title="expert", fontsize="x-small", ncols=n_experts, frameon=False)
+    if filename is not None:
+        save_figure(figure, output_root(out) / "metrics" / f"{filename}.png")
+    show(figure, is_result=True)
+    return figure
+
+
+def loads_by_layer(stats: Mapping[str, list[Stat]]) -> dict[str, dict[str, list[Stat]]]:
+    """Return the statistics `expert_load:layers.LAYER.EXPERT`, by layer and expert."""
+    found: dict[str, dict[str, list[Stat]]] = {}
+    for name, values in stats.items():
+        if name.startswith(EXPERT_LOAD):
+            layer, expert = name.removeprefix(EXPERT_LOAD).split(".")
+            found.setdefault(layer, {})[expert] = values
+    return found
 
 
 def read_metrics(folder: Path, metrics: Sequence[str]) -> list[list[Stat]]:

@@ -16,7 +16,7 @@ from learn.outline import Outline
 from model.context import Context, Layer, all_except, layer_kind
 from model.model_params import ModelParams
 from model.transformer.embeddings import acts_in_attention
-from model.transformer.linear import weight_std
+from model.transformer.linear import draw_weights
 
 FILE = Outline("gpt2").student.name
 # Fields that may be set: sizes, and fields that act outside the layers. The student's file decides the rest.
@@ -62,9 +62,7 @@ class StudentLayer(Layer):
         for name, parameter in self.block.named_parameters():
             if parameter.dim() == 2:  # other parameters keep the student's initial values
                 into_stream = name.endswith(("out.weight", "down.weight"))
-                nn.init.normal_(
-                    parameter, std=weight_std(parameter.shape[1], model_params, into_stream=into_stream)
-                )
+                draw_weights(parameter, model_params, into_stream)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 

@@ -40,12 +40,17 @@ class Cache:
 
 
 class AddedLosses(dict[str, Tensor]):
-    """Weighted losses that layers added in the last forward pass of `LM.get_batch_xyz`.
+    """Weighted losses that layers added in the last forward pass of `LM.get_batch_xyz`, and the loads of their experts.
 
     A copy of a model starts without any.
     """
 
     wanted = False  # True only in get_batch_xyz: generation does not use them
+    targets: Tensor | None = None  # ids [B, T] that the losses of n_predict need, if wanted
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expert_loads: dict[int, Tensor] = {}  # tokens of each expert, by layer
 
     def __reduce__(self) -> tuple:
         return AddedLosses, ()
@@ -64,9 +69,13 @@ class Context:
     cache: Cache | None = None
     real_BT: Tensor | None = None  # False at padding, which no real token attends to; None: no padding
     padding_B: Tensor | None = None  # padding positions at the start of each row; None: no padding there
+    counted_BT: Tensor | None = (
+        None  # False where added losses and statistics leave a token out; None: nowhere
+    )
     layer: int | None = None  # number of the active layer in Transformer.passes; None outside the layers
     shared: dict[str, Any] = field(default_factory=dict)  # values that layers share in a forward pass
     losses: dict[str, Tensor] = field(default_factory=dict)  # by `add_loss`
+    expert_loads: dict[int, Tensor] = field(default_factory=dict)  # by layer, from `add_expert_load`
     written: set[tuple[str, int | None, str]] = field(default_factory=set)  # see `claim`
 
     @property
@@ -112,6 +121,11 @@ class Context:
             )
         added = weight * value
         self.losses[name] = self.losses[name] + added if name in self.losses else added
+
+    def add_expert_load(self, load_E: Tensor) -> None:
+        """Record how many tokens each expert of this layer gets. Training logs the loads and balances them."""
+        self.claim("expert load", "expert_load")
+        self.expert_loads[self.layer or 0] = load_E.detach()
 
     def with_past(self, name: str, x: Tensor, dim: int) -> Tensor:
         """Return the cached tensor of earlier tokens under this name, concatenated with `x` along `dim`."""

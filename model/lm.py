@@ -33,6 +33,7 @@ from model.problems import model_problems
 from model.recording import Edit, Patch, Recording, Taps, tapping
 from model.transformer.attention_parts import Softcap
 from model.transformer.embeddings import Embedding
+from model.transformer.experts import Experts
 from model.transformer.linear import readout
 from model.transformer.mlm_head import readout_transform
 from model.transformer.transformer import Transformer
@@ -66,11 +67,12 @@ class LM(nn.Module):
         self.cache_check = CacheCheck()  # tells whether generation may use a cache
         self.n_scored: Tensor | None = None  # number of tokens in the means of the latest get_losses
         self.embed = Embedding(model_params, self.n_tokens, dropout)
-        self.decoder = Transformer(model_params, dropout)
+        self.decoder = Transformer(model_params, dropout, self.n_tokens)
         self.transform = readout_transform(model_params)
         self.unembed = readout(model_params, self.n_tokens)
         cap = model_params.logit_softcap
         self.softcap = nn.Identity() if cap is None else Softcap(cap)
+        self.has_experts = any(isinstance(module, Experts) for module in self.modules())
         if model_params.tied_embeddings:
             self.unembed.weight = self.embed.tokens.weight
 
@@ -82,6 +84,8 @@ class LM(nn.Module):
         attn_requests: object = None,
         cache: Cache | None = None,
         mask: Tensor | None = None,
+        *,
+        counted: Tensor | None = None,
     ) -> Tensor | dict[str, Tensor]:
         """Return logits [B, T, V] for a string, a list of ids, a 1-D tensor, or a batch of equal lengths.
 
@@ -89,10 +93,12 @@ class LM(nn.Module):
         - "logits" [B, T, V].
         - "embeddings" [B, n_layers, T, D], the output of every layer in the stack.
         - "attns" [B, n_layers, n_heads, T, T] (query, then key), of the layers that have attention.
+        With n_loops, there are n_layers * n_loops of both.
 
         With a cache, `x` still holds all tokens so far; only the tokens after the cached ones are computed.
         `mask` [B, T] is True at real tokens; no position attends to the others. Padding on the left does not count in
         positions, so the real tokens get the same logits as without it.
+        `counted` [B, T] is True where added losses and loads of experts count a token, by default where `mask` is.
         Raise ValueError for ids outside the vocabulary or more than max_seq_len tokens.
         """
         x = ids_of(x, self.tokenizer, self.device)
@@ -107,6 +113,7 @@ class LM(nn.Module):
         taps = [*self.taps, record] if record.patterns else self.taps
         real_BT = real_tokens(mask, x)
         ctx = Context(x, attn_requests, taps, cache, real_BT, left_padding(real_BT, self.model_params.causal))
+        ctx.counted_BT = real_BT if counted is None else counted
         new_BT = x[:, ctx.start :]
         stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start, ctx.padding_B)), ctx)
         if cache is not None and cache.last_logits_only:
@@ -114,8 +121,10 @@ class LM(nn.Module):
         z = ctx.tap("logits", self.softcap(self.unembed(self.transform(stream))))
         if cache is not None:
             cache.seen = x.shape[1]
-        if ctx.losses and self.added_losses.wanted:
+        self.add_losses_of_further_tokens(ctx, self.added_losses.targets)
+        if self.added_losses.wanted and (ctx.losses or ctx.expert_loads):
             self.added_losses.update(ctx.losses)
+            self.added_losses.expert_loads.update(ctx.expert_loads)
         if not record.patterns:
             return z
         result = {"logits": z}
@@ -183,11 +192,17 @@ class LM(nn.Module):
         if loss_requests is not None:
             x = loss_requests(x)
         self.added_losses.clear()
+        self.added_losses.expert_loads.clear()
         self.added_losses.wanted = True
+        self.added_losses.targets = y if self.model_params.n_predict > 1 else None
+        masks = {}
+        if self.has_experts or not self.model_params.causal:
+            name = "counted" if self.model_params.causal else "mask"
+            masks[name] = batch["mask"][:, : x.shape[1]].to(x.device)
         try:
-            z = self(x) if self.model_params.causal else self(x, mask=batch["mask"][:, : x.shape[1]])
+            z = self(x, **masks)
         finally:
-            self.added_losses.wanted = False
+            self.added_losses.wanted, self.added_losses.targets = False, None
         return XYZ(x, y, z)
 
     def get_losses(
@@ -200,7 +215,7 @@ class LM(nn.Module):
         """Return the losses by name, as scalars, and the number of rows. Training minimizes the sum of the losses.
 
         "main" is the mean cross entropy of the scored tokens in nats. The others are the weighted losses that layers add
-        with `ctx.add_loss`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was
+        with `ctx.add_loss`, "token2" ... of `n_predict`, and "z" if `train_params.z_loss` is set. `xyz` is the result of `get_batch_xyz`, if it was
         called just before. This method sets `self.n_scored` to the number of scored tokens, by which training weighs the
         batches of an optimizer step.
         """
@@ -211,6 +226,21 @@ class LM(nn.Module):
         if train_params is not None and train_params.z_loss:
             losses["z"] = train_params.z_loss * self.squared_log_z(y, z)
         return losses, len(y)
+
+    def add_losses_of_further_tokens(self, ctx: Context, y: Tensor | None) -> None:
+        """Add the losses "token2", "token3" ... up to `n_predict` (Gloeckle et al. 2024, arXiv:2404.19737).
+
+        Each is the mean cross entropy of the scored tokens that many places ahead, times `predict_weight`. They share the
+        unembedding with "main". Without targets `y` nothing is computed.
+        """
+        if y is None:
+            return
+        for i, stream in enumerate(self.decoder.further_streams(ctx), start=1):
+            z = self.softcap(self.unembed(self.transform(stream)))
+            y_ahead = nn.functional.pad(y[:, i:], (0, min(i, y.shape[1])), value=NOT_SCORED)
+            total = cross_entropy_sum(z.flatten(0, 1), y_ahead.flatten())
+            mean = total / (y_ahead != NOT_SCORED).sum().clamp(min=1)
+            ctx.add_loss(f"token{i + 1}", mean, self.model_params.predict_weight)
 
     def squared_log_z(self, y: Tensor, z: Tensor) -> Tensor:
         """Return the mean of log(sum(exp(logits)))^2 over scored tokens (PaLM: Chowdhery et al. 2022, section 5)."""

@@ -14,6 +14,8 @@ OF_WHOLE_MODEL = frozenset(
         "objective",
         "dim",
         "n_layers",
+        "n_loops",
+        "share",
         "max_seq_len",
         "norm",
         "norm_eps",
@@ -36,6 +38,8 @@ OF_WHOLE_MODEL = frozenset(
         "mup_base_layers",
         "mup_input_mult",
         "mup_output_mult",
+        "n_predict",
+        "predict_weight",
         "value_residual",
         "stream_lambdas",
         "logit_softcap",
@@ -56,9 +60,15 @@ class ModelParams(PerLayer):
     layer_architecture: str = "custom-transformer"  # kind of the layers
     causal: bool = True  # False: a position attends to both sides, as in BERT
     objective: Literal["next-token", "masked"] = "next-token"  # masked: hidden tokens are predicted
+    n_predict: PositiveInt = (
+        1  # tokens that each position learns to predict; each after the first has a layer
+    )
+    predict_weight: PositiveFloat = 1.0  # of n_predict: weight of the loss of each token after the first
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
     n_heads: PositiveInt = 4  # per layer; must divide dim
+    n_loops: PositiveInt = 1  # how often a forward pass goes through the stack
+    share: str | None = None  # shared weights, as "k=v, o=q.T, norms"
     head_dim: PositiveInt | None = None  # width of a head, whatever dim is; None: dim / n_heads
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
     dim_ff: NonNegativeInt | None = None  # width inside the feed-forward block; None: 4 * dim; 0: none
@@ -70,18 +80,26 @@ class ModelParams(PerLayer):
     sliding_window: PositiveInt | None = None  # attend only to positions at a smaller distance than this
     norm: str = "layernorm"  # kind of all norms, the one after the last layer included
     norm_eps: PositiveFloat = 1e-5  # added to the variance before its root is taken
-    norm_position: Literal["pre", "post", "sandwich", "none"] = "pre"  # before blocks, after sums, or around
+    norm_position: Literal["pre", "post", "sandwich", "inside", "none"] = "pre"  # where a block has norms
     embedding_norm: bool = False  # normalize the embeddings, before the first layer
     norm_gain: bool = True  # False: norms have no trained gain and no bias
-    qk_norm: bool = False  # normalize each head's queries and keys
+    qk_norm: bool | Literal["all-heads"] = False  # normalize queries and keys, by head or over all heads
     attn_softcap: PositiveFloat | None = None  # scores become cap * tanh(scores / cap), before the mask
     attn_sink: Literal["learned", "off-by-one"] | None = None  # one more score in the softmax
     attn_gate: Literal["head", "element"] | None = None  # multiply heads by a sigmoid of the layer's input
+    diff_attention: bool = False  # half of the heads subtract their patterns from those of the others
     value_residual: bool = False  # mix the values with those of the first layer
+    value_embeddings: bool = False  # add a further embedding of the token to the values
+    canon: str | None = None  # letters of "abcd": where short convolutions mix neighboring positions
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
-    parallel_blocks: bool = False  # attention and feed-forward block side by side, on the same input
+    parallel_blocks: bool | Literal["one-norm"] = False  # attention and feed-forward block on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
+    n_experts: NonNegativeInt = 0  # feed-forward blocks of a mixture, each of width dim_ff; 0: no mixture
+    experts_per_token: PositiveInt = 2  # experts that a token passes, those with its highest scores
+    n_shared_experts: NonNegativeInt = 0  # more experts, which every token passes
+    balance: Literal["loss", "bias"] | None = "loss"  # how experts get equally many tokens
+    balance_rate: PositiveFloat | None = None  # weight of the loss, or step of the bias; None: 0.01 or 0.001
     bias: bool = True  # in every linear layer and norm of the stack
     bias_qkv: bool | None = None  # of queries, keys and values; None: as bias
     bias_out: bool | None = None  # of the map from heads to the stream; None: as bias
@@ -93,22 +111,24 @@ class ModelParams(PerLayer):
     readout_bias: bool = False  # of the readout, and of the map before it
     separate_heads: bool = False  # each head's query, key and value matrices are parameters of their own
     attention: Literal["explicit", "fused"] = "explicit"  # fused: torch's kernel, which ignores edits
-    init: Literal["small", "unit"] = "small"  # unit: outputs of maps, and untied embeddings, begin at size 1
+    init: str = "small"  # initial weights; "unit": outputs of maps, and untied embeddings, begin at size 1
     out_zero_init: bool = False  # maps into the residual stream begin at 0
-    residual: Literal["plain", "admin", "deepnet"] = "plain"  # x + f, or x * omega + f, for deep post-norm
+    residual: Literal["plain", "admin", "deepnet", "rezero", "layerscale"] = "plain"  # weights of x + f(x)
     residual_change: Literal["O(logn)", "O(1)", "O(n)"] = "O(logn)"  # of "admin": change of n blocks' output
     residual_trainable: bool = False  # of "admin" and "deepnet": train omega, as a vector
     residual_profile: bool = False  # of "admin": set omega by variances in the first batches instead
     parametrization: Literal["standard", "mup", "completep"] = "standard"  # muP: how lr scales with size
     mup_base_dim: NonNegativeInt = 0  # muP: the dim at which it is "standard"; 0: this one
     mup_base_heads: NonNegativeInt = 0  # muP: n_heads at mup_base_dim; 0: the same
-    mup_base_layers: NonNegativeInt = 0  # muP: the n_layers at which "completep" is "mup"; 0: this one
+    mup_base_layers: NonNegativeInt = 0  # muP: the depth at which "completep" is "mup"; 0: this one
     mup_input_mult: PositiveFloat = 1.0  # muP: factor of the embeddings
     mup_output_mult: PositiveFloat = 1.0  # muP: factor of the logits
     mup_attn_mult: PositiveFloat = 1.0  # muP: factor of the attention scores
     readout_zero_init: bool = False  # muP: the readout begins at 0; not if it is the token embedding
     query_zero_init: bool = False  # muP: queries begin at 0, so that attention begins as a mean
-    conv_width: PositiveInt = 4  # positions in the convolution of mixers that have one
+    kv_rank: PositiveInt | None = None  # of mla: width of the latent that the cache holds; None: dim / 4
+    q_rank: PositiveInt | None = None  # of mla: width between the stream and the queries; None: one map
+    conv_width: PositiveInt = 4  # positions in the convolution of canon, and of mixers that have one
     state_dim: PositiveInt | None = None  # width of a head's keys in mixers with a state; None: dim / n_heads
     negative_eigenvalues: bool = False  # of deltanet and gated-delta: what a step erases may change its sign
     fixed_decay: bool = False  # of gla: each head has a constant decay, as in RetNet
@@ -135,7 +155,7 @@ class ModelParams(PerLayer):
             )
         if self.parallel_blocks and self.norm_position == "post":
             raise ValueError(
-                "parallel_blocks=True adds both blocks at once, so norm_position='post' has no place between them; "
+                f"parallel_blocks={self.parallel_blocks!r} adds both blocks at once, so norm_position='post' has no place between them; "
                 "use another norm_position"
             )
         if self.from_pretrained is not None and self.from_saved is not None:
@@ -154,27 +174,130 @@ class ModelParams(PerLayer):
                 "causal=False with objective='next-token' would show each position the token that it predicts; "
                 "use objective='masked'"
             )
+        self.check_objective()
+        self.check_init()
         self.check_residual()
         self.check_attention()
-        if not self.norm_gain and self.norm_position == "sandwich":
+        self.check_canon()
+        self.check_experts()
+        self.check_norms()
+
+    def check_norms(self) -> None:
+        if self.parallel_blocks == "one-norm" and self.norm_position != "pre":
             raise ValueError(
-                "norm_gain=False with norm_position='sandwich': the norms after blocks begin with a small gain, "
+                f"parallel_blocks='one-norm' shares the norm before both blocks, but norm_position={self.norm_position!r}; "
+                "use norm_position='pre'"
+            )
+        if not self.norm_gain and self.norm_position in ("sandwich", "inside"):
+            raise ValueError(
+                f"norm_gain=False with norm_position={self.norm_position!r}: the norms after blocks begin with a small gain, "
                 "without which blocks outweigh the embeddings; use another norm_position"
             )
 
+    def check_objective(self) -> None:
+        if self.n_predict == 1:
+            return
+        if self.objective != "next-token":
+            raise ValueError(
+                f"n_predict={self.n_predict} needs objective='next-token', not {self.objective!r}: other objectives have "
+                "no further tokens"
+            )
+        no_rule = {
+            "residual": self.residual != "plain",
+            "parametrization": self.parametrization == "completep",
+            "n_experts": self.n_experts > 0,
+        }
+        for name in (name for name, refused in no_rule.items() if refused):
+            raise ValueError(
+                f"n_predict={self.n_predict} adds layers beside the stack, for which {name}={getattr(self, name)!r} "
+                "has no rule; use another one"
+            )
+
     def check_attention(self) -> None:
-        for name in ("attn_softcap", "attn_sink"):
-            if self.attention == "fused" and (value := getattr(self, name)) is not None:
+        if self.positions == "hard-alibi" and self.n_heads == 1:
+            raise ValueError(
+                "positions='hard-alibi' limits the first half of the heads, but n_heads=1 has no half"
+            )
+        for name in ("attn_softcap", "attn_sink", "diff_attention"):
+            if self.attention == "fused" and (value := getattr(self, name)):
                 raise ValueError(
                     f"attention='fused' is torch's kernel, which cannot apply {name}={value!r}; use attention='explicit'"
                 )
+
+        if self.diff_attention and (self.n_heads % 2 or self.kv_heads % 2):
+            raise ValueError(
+                f"diff_attention=True makes pairs of heads, so n_heads={self.n_heads} and "
+                f"n_kv_heads={self.kv_heads} must be even"
+            )
+
+    def check_init(self) -> None:
+        if self.init in ("small", "unit"):
+            return
+        if self.parametrization != "standard":  # muP
+            raise ValueError(
+                f"init={self.init!r} is for parametrization='standard', not {self.parametrization!r}; use init='small' or 'unit'"
+            )
+        if self.residual == "deepnet":
+            raise ValueError(
+                f"init={self.init!r} and residual='deepnet' both choose initial weights: use one of them"
+            )
+
+    def check_canon(self) -> None:
+        if self.canon is None:
+            return
+        if not self.canon or len(set(self.canon)) < len(self.canon) or set(self.canon) - set("abcd"):
+            raise ValueError(
+                f"canon={self.canon!r} must be some of the letters abcd, each once: a before attention, b on queries, "
+                "keys and values, c before the feed-forward block, d inside it"
+            )
+        if not self.causal:
+            raise ValueError(
+                f"canon={self.canon!r} mixes in earlier positions only, but causal=False; use canon=None"
+            )
+        if self.n_experts and "d" in self.canon:
+            raise ValueError(
+                f"canon={self.canon!r} has a place inside the feed-forward block, but n_experts={self.n_experts} has many of "
+                "them; use a, b and c"
+            )
+        if not self.ff_width and set(self.canon) & set("cd"):
+            raise ValueError(
+                f"canon={self.canon!r} has a place in the feed-forward block, but dim_ff=0 leaves it out; use a and b"
+            )
+
+    def check_experts(self) -> None:
+        if not self.n_experts:
+            return
+        if self.n_experts == 1:
+            raise ValueError("n_experts=1 leaves the router no choice; use 0 for one block for all tokens")
+        if self.experts_per_token > self.n_experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} is more than n_experts={self.n_experts}: a token cannot pass "
+                "an expert twice"
+            )
+        for name, value, why in (
+            ("dim_ff", 0, "leaves no feed-forward block to make experts of"),
+            ("lora_rank", self.lora_rank or None, "has no products for the matrices of experts"),
+            ("residual", "deepnet", "has no initial weights for experts; use residual='admin'"),
+        ):
+            if getattr(self, name) == value:
+                raise ValueError(f"n_experts={self.n_experts} with {name}={value!r}: it {why}")
 
     def check_residual(self) -> None:
         if self.out_zero_init and self.residual == "deepnet":
             raise ValueError(
                 "out_zero_init=True and residual='deepnet' both choose initial weights: use one of them"
             )
-        if self.residual != "plain" and self.norm_position != "post":
+        if self.out_zero_init and self.residual == "rezero":
+            raise ValueError(
+                "out_zero_init=True with residual='rezero' multiplies 0 by 0, so that no gradient reaches a layer: use one "
+                "of them"
+            )
+        if self.residual_profile and self.n_loops > 1:
+            raise ValueError(
+                f"residual_profile=True sets an omega from what comes before it, which differs in each of n_loops={self.n_loops} "
+                "loops; use residual_profile=False"
+            )
+        if self.residual in ("admin", "deepnet") and self.norm_position != "post":
             raise ValueError(
                 f"residual={self.residual!r} needs norm_position='post', not {self.norm_position!r}: "
                 "only a norm after the sum keeps x * omega + f from growing"
@@ -186,8 +309,8 @@ class ModelParams(PerLayer):
 
     @property
     def depth(self) -> int:
-        """Number of layers in a forward pass: n_layers, unless `Transformer.passes` says otherwise."""
-        return self.n_layers if self.n_passes is None else self.n_passes
+        """Number of layers in a forward pass: n_layers * n_loops, unless `Transformer.passes` says otherwise."""
+        return self.n_layers * self.n_loops if self.n_passes is None else self.n_passes
 
     @property
     def head_width(self) -> int:

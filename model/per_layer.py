@@ -23,6 +23,7 @@ class PerLayer:
     of_whole_model: ClassVar[frozenset[str]] = frozenset()
     layer_index: ClassVar[int | None] = None  # set by `at`: index of the layer that these params are for
     n_passes: ClassVar[int | None] = None  # set by `at`: number of layers in a forward pass
+    n_tokens: ClassVar[int | None] = None  # set by `at`: size of the vocabulary
 
     @model_validator(mode="wrap")
     @classmethod
@@ -63,14 +64,16 @@ class PerLayer:
         """Number of layers after which the values of all fields repeat."""
         return math.lcm(*map(len, self.turns.values()))
 
-    def at(self, layer_index: int, n_passes: int | None = None) -> Self:
+    def at(self, layer_index: int, n_passes: int | None = None, n_tokens: int | None = None) -> Self:
         """Return the params for layer `layer_index`, where every field has one value.
 
-        `n_passes` is the number of layers in a forward pass, by default n_layers.
+        `n_passes` is the number of layers in a forward pass, by default n_layers * n_loops. `n_tokens` is the size of the
+        vocabulary, which layers with a table of tokens need.
         """
         own = {name: values[layer_index % len(values)] for name, values in self.turns.items()}
         params = object.__new__(type(self))
-        vars(params).update(vars(self), **own, layer_index=layer_index, n_passes=n_passes)
+        of_layer = {"layer_index": layer_index, "n_passes": n_passes, "n_tokens": n_tokens}
+        vars(params).update(vars(self), **own, **of_layer)
         return params
 
     def each_layer(self) -> list[Self]:

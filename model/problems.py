@@ -9,9 +9,11 @@ from common.text import did_you_mean
 from model.context import Refused, layer_kinds
 from model.model_params import ModelParams
 from model.transformer.embeddings import NoPositions, acts_in_attention, position_kinds
+from model.transformer.linear import initial_weights
 from model.transformer.norms import norms
 from model.transformer.rotary_scaling import scaling_problem
 from model.transformer.scaling import base_dim  # muP
+from model.transformer.share import share_problems
 from model.transformer.transformerencoderlayer import activations
 
 MODEL_REGISTRIES: dict[str, Mapping[str, object]] = {
@@ -19,6 +21,7 @@ MODEL_REGISTRIES: dict[str, Mapping[str, object]] = {
     "positions": position_kinds,
     "norm": norms,
     "activation": activations,
+    "init": initial_weights,
 }
 FIELDS = {field.name: field for field in fields(ModelParams)}
 
@@ -28,7 +31,7 @@ def model_problems(model_params: ModelParams) -> Iterator[str]:
 
     A model without problems may still be refused by the `__init__` of a layer, with a ValueError.
     """
-    names = list(unknown_names(model_params))
+    names = [*unknown_names(model_params), *share_problems(model_params)]
     yield from names or refused_values(model_params)
 
 

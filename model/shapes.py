@@ -15,6 +15,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.base_shapes import Shapes, make_base_shapes  # muP
 from model.mup.parametrization import Role, roles  # muP
+from model.transformer.experts import n_active_params
 from model.transformer.scaling import base_dim, depth_mult  # muP
 
 MAX_BUILT_LAYERS = 128  # layers that a check builds; the layers of deeper models repeat these
@@ -76,27 +77,30 @@ class ModelSize(NamedTuple):
     n_params: int
     n_bytes: int  # of its parameters and buffers
     state_size: int | None  # see `state_size_of`
+    n_active: int  # parameters that a token passes: fewer with experts
 
 
 def size_of(model: ModelParams, n_tokens: int) -> ModelSize:
     """Return the size of a model without building all its layers. Raise ValueError if it cannot be built."""
     lm = build_on_meta(with_fewer_layers(model), n_tokens)
     n_repeated = model.n_layers - lm.model_params.n_layers
-    turn = list(lm.decoder.layers)[: model.period]
-    n_turns = n_repeated // model.period
-    whole, repeated = size_of_module(lm), size_of_module(nn.ModuleList(turn))
+    layers, n_turns = lm.decoder.layers, n_repeated // model.period
+    turn = list(layers)[: model.period]
+    # Without the last turn, so that weights that all layers share do not count.
+    whole, all_layers, fewer = map(size_of_module, (lm, layers, layers[: len(layers) - model.period]))
     state, more_state = state_size_of(lm), sum_of_states(turn, model.max_seq_len)
     return ModelSize(
-        whole.n_params + n_turns * repeated.n_params,
-        whole.n_bytes + n_turns * repeated.n_bytes,
-        None if state is None or more_state is None else state + n_turns * more_state,
+        whole.n_params + n_turns * (all_layers.n_params - fewer.n_params),
+        whole.n_bytes + n_turns * (all_layers.n_bytes - fewer.n_bytes),
+        None if state is None or more_state is None else state + n_turns * model.n_loops * more_state,
+        whole.n_active + n_turns * (all_layers.n_active - fewer.n_active),
     )
 
 
 def size_of_module(module: nn.Module) -> ModelSize:
     parameters, buffers = list(module.parameters()), list(module.buffers())
     n_bytes = sum(t.nbytes for t in [*parameters, *buffers])
-    return ModelSize(sum(p.numel() for p in parameters), n_bytes, None)
+    return ModelSize(sum(p.numel() for p in parameters), n_bytes, None, n_active_params(module))
 
 
 def state_size_of(lm: LM) -> int | None:

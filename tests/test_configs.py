@@ -15,6 +15,7 @@ FEW = {"early_stop_nsamples": "32", "batch_size": "8", "val_every": "None", "thr
 FEWER = {  # of large grids one learning rate and seed, and no model that takes long
     "admin-deep": {"n_layers": "2"},
     "mup-width": {"lr": "0.01", "dim": "[64,128]"},
+    "mup-muon": {"lr": "0.01", "dim": "[64,128]"},
     "mup-flax-ptb": {"lr": "0.01", "dim": "[80,192]"},
     "completep-depth": {"lr": "0.01", "n_layers": "[2,4]"},
     "output-change": {"random_seed": "0", "n_layers": "3"},

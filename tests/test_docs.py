@@ -115,7 +115,7 @@ def test_layer_kinds_are_those_of_the_decorators():
 
 def test_positions_are_those_that_a_model_takes():
     table = rows(parts["positions"]())
-    assert set(table) == {"none", "learned", "sin", "rotary", "alibi"}
+    assert set(table) == {"none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"}
     assert "angles" in table["rotary"][0]
     assert "distance" in table["alibi"][0]
 

@@ -36,6 +36,13 @@ def test_at_a_high_learning_rate_width_helps_in_mup_and_hurts_in_standard(tmp_pa
     assert loss["mup", 64] - loss["mup", 256] >= 0.02
 
 
+def test_muon_keeps_its_learning_rate_in_mup_as_it_does_not_in_standard(tmp_path):
+    found = trained(tmp_path, "mup-muon", dim="[64,256]", lr=2**-4, early_stop_nsamples=320)
+    loss = losses(found, "parametrization", "dim")
+    assert loss["standard", 64] == loss["mup", 64], "at the base they are one model"
+    assert loss["standard", 256] - loss["mup", 256] >= 0.04
+
+
 def test_sixteen_layers_train_at_the_learning_rate_of_two_in_completep_only(tmp_path):
     found = trained(tmp_path, "completep-depth", n_layers=16, lr=2**-5, early_stop_nsamples=480)
     loss = losses(found, "parametrization")

@@ -98,6 +98,7 @@ def use_a_model(**fields) -> None:
         ({"norm_position": "sandwich", "norm": "rmsnorm", "bias": False}, {}),
         ({"norm_position": "none", "dim_ff": 0}, {}),
         ({"parallel_blocks": True, "gated": True}, {}),
+        ({"canon": "abcd", "value_embeddings": True}, {}),
     ],
     ids=str,
 )

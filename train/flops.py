@@ -19,6 +19,7 @@ from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 from model.shapes import build_on_meta
+from model.transformer.grouped import flops_of_product
 from train.optimizers import freeze
 from train.train_params import TrainParams
 
@@ -34,7 +35,11 @@ def solve_flops(matrix_shape: torch.Size, right_shape: torch.Size, *args: object
     return math.prod(matrix_shape) * right_shape[-1]
 
 
-UNCOUNTED = {torch.ops.aten.linalg_solve_triangular: solve_flops}  # operations that torch does not count
+UNCOUNTED = {  # operations that torch does not count
+    torch.ops.aten.linalg_solve_triangular: solve_flops,
+    torch.ops.whatif.grouped_product: flops_of_product,
+    torch.ops.whatif.grouped_outer: flops_of_product,
+}
 
 
 def flops_per_row(lm: LM, n_tokens: int, train: TrainParams | None = None) -> int | None:

@@ -16,6 +16,7 @@ from data.tokenizer import Tokenizer
 from model.generation.sampling import eval_mode
 from model.lm import LM, n_params
 from model.shapes import state_size_of
+from model.transformer.experts import n_active_params
 from model.transformer.residual import profile_omegas, wants_profile
 from train.callbacks import (
     Clock,
@@ -227,6 +228,7 @@ def final_values(lm_trainer: LMTrainer, lm: LM, clock: Clock) -> dict[str, Value
         "unknown_bytes": data.val_unknown_bytes / data.val_bytes if data.val_bytes else None,
         "val_exact_match": result.get("val_exact_match"),
         "n_params": n_params(lm),
+        "n_active_params": n_active_params(lm),
         "state_size": state_size_of(lm),
         "tokens_per_second": lm_trainer.n_tokens / seconds,
         "wall_seconds": clock.whole_run.seconds,

@@ -20,6 +20,7 @@ from model.recording import first_nonfinite
 from train.averages import AveragedWeights
 from train.divergence import Divergence
 from train.evaluation import Evaluation, LoaderWhenDue, of_set
+from train.expert_loads import ExpertLoads
 from train.length import RunLength, with_beta2
 from train.logs import DETAIL, log
 from train.metrics import latest_values
@@ -54,6 +55,8 @@ class LMTrainer(L.LightningModule):
         super().__init__()
         self.training_time = training_time or Stopwatch()
         self.is_leaving = False  # the run ends before its next batch
+        # Of the current optimizer step. Checkpoints, which are written between steps, do not hold it.
+        self.expert_loads = ExpertLoads()
         # Lightning makes `hparams` at its first use, and saves it itself.
         assert not self.hparams
         not_saved = {*vars(self)}
@@ -144,6 +147,7 @@ class LMTrainer(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         losses, _ = self.model.get_losses(batch, self.train_params)
+        self.expert_loads.add(self.model, batch)
         for name, loss in self.count(batch, losses).items():
             self.log_stat(f"train_loss:{name}", loss)
         return torch.as_tensor(sum(losses.values())) * self.weight(losses)
@@ -218,8 +222,10 @@ class LMTrainer(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if self.is_step_split:
             self.mean_over_step()
+        loads = self.expert_loads.end_step(self.model, self.trainer.world_size)
         if self.length.is_due(self.train_params.hyperparams_log_freq, self.global_step):
             self.log_hyperparams_and_time()
+            self.log_expert_loads(loads)
 
     @torch.no_grad()
     def log_hyperparams_and_time(self) -> None:
@@ -242,6 +248,12 @@ class LMTrainer(L.LightningModule):
                 self.weights_before[layer] = norm, trained, [parameter.clone() for parameter in trained]
         for layer, group in gradients.items():
             self.log_stat(f"grad_norm:{layer}", get_total_norm(group))
+
+    def log_expert_loads(self, loads: dict[int, Tensor]) -> None:
+        """Log the load of each expert, the share of tokens that it gets over the mean share: 1 in a balanced layer."""
+        for layer, load_E in loads.items():
+            for expert, load in enumerate(load_E / load_E.mean().clamp(min=1e-9)):
+                self.log_stat(f"expert_load:layers.{layer}.{expert}", load)
 
     @torch.no_grad()
     def log_updates(self) -> None:

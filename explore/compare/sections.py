@@ -31,6 +31,7 @@ COSTS: dict[
     str, tuple[str, Callable[[float], str]]
 ] = {  # columns of the cost table by title: measured value and format
     "parameters": ("n_params", lambda value: f"{value:,.0f}"),
+    "active parameters": ("n_active_params", lambda value: f"{value:,.0f}"),
     "state size": ("state_size", lambda value: f"{value:,.0f}"),
     "training FLOPs": ("flops", lambda value: quantity(value)),
     "tokens": ("trained_tokens", lambda value: quantity(value)),

@@ -42,10 +42,7 @@ def fold_residual(lm: LM) -> LM:
 
     Raise ValueError if there is no omega, if an omega is 0, or if the logits would change because of an edited layer.
     """
-    if not omegas_by_residual(lm):
-        raise ValueError(
-            f"residual={lm.model_params.residual!r} has no omega to fold; 'admin' and 'deepnet' have one"
-        )
+    check_foldable(lm)
     twin, p = copy.deepcopy(lm).double(), plain_residual(lm.model_params)
     # The norm that computes x. None: x is the sum of the embeddings.
     norm: nn.Module | None = twin.embed.norm if p.embedding_norm else None
@@ -72,6 +69,22 @@ def fold_residual(lm: LM) -> LM:
     return folded
 
 
+def check_foldable(lm: LM) -> None:
+    """Raise ValueError if a model has no omega, or one that cannot be moved elsewhere."""
+    if not omegas_by_residual(lm):
+        raise ValueError(
+            f"residual={lm.model_params.residual!r} has no omega to fold; 'admin' and 'deepnet' have one"
+        )
+    if len(lm.decoder.passes()) > len(lm.decoder.layers):
+        raise ValueError(
+            "a layer that runs several times in a forward pass gets its input from several norms: its omega cannot be folded"
+        )
+    if lm.model_params.share is not None:
+        raise ValueError(
+            f"share={lm.model_params.share!r}: folding would change a shared map in only one place"
+        )
+
+
 def plain_residual(model_params: ModelParams) -> ModelParams:
     return replace(
         model_params,
@@ -88,6 +101,8 @@ def sub_layers(lm: LM) -> Iterator[SubLayer]:
             raise ValueError(
                 f"layer {i} is a {type(layer).__name__}; only a TransformerEncoderLayer can be folded"
             )
+        if layer.model_params.n_experts:
+            raise ValueError(f"layer {i} has experts, whose weights folding does not rescale")
         maps = [(name, m) for name, m in layer.mixer.named_modules() if isinstance(m, nn.Linear)]
         # A map named "out", here or inside a part, does not read the stream.
         inside = [m for name, m in maps if name.rpartition(".")[2] != "out"]

@@ -241,7 +241,7 @@ def too_close(rows: list[StabilityRow], sub_layers: int) -> list[str]:
 
 def expected_growth(model: ModelParams) -> str:
     """Return the growth of an architecture's output change in theory, or "" if it is unknown (arXiv:2004.08249)."""
-    if model.norm_position != "post":
+    if model.norm_position != "post" or model.residual in ("rezero", "layerscale"):
         return ""
     if model.residual == "admin":
         return model.residual_change if not model.residual_profile else "O(logn)"

@@ -17,7 +17,7 @@ BERT_LAYERS = {
 }
 
 
-def bert_names(model: str) -> dict[str, str]:
+def bert_names(model: str) -> dict[str, str | tuple[str, ...]]:
     """Map the module names that all BERTs share to ours; `model` is their prefix."""
     embeddings = {"word_embeddings": "tokens", "position_embeddings": "positions.table", "LayerNorm": "norm"}
     return {f"{model}.embeddings.{theirs}": f"embed.{ours}" for theirs, ours in embeddings.items()} | {
@@ -70,4 +70,5 @@ roberta = Family(
     token_types="roberta.embeddings.token_type_embeddings",
     unused="lm_head",
     first_position=2,  # row 0 is unused, row 1 is for padding
+    counts_rows=True,
 )

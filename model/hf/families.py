@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from model.hf.translations import Translation
+
 
 @dataclass(frozen=True)
 class Family:
@@ -10,15 +12,22 @@ class Family:
     # Names of settings in a config, by our field. Where two fields share a name, the last one is written.
     settings: dict[str, str]
     fixed: dict[str, object]  # values of our fields that are the same in all models of the family
-    names: dict[str, str]  # their module names and ours; * is the number of a layer
+    # Their module names and ours; * is the number of a layer. Of several names, the one that a model of ours has holds.
+    names: dict[str, str | tuple[str, ...]]
+    translations: tuple[Translation, ...] = ()  # settings that are not one of our fields each
     activation: str = "hidden_act"  # name of the setting for the activation
     constants: dict[str, object] = field(default_factory=dict)  # settings of every config that we write
     conv1d: bool = False  # True if matrices in layers are [in, out]
     needed: dict[str, object] = field(default_factory=dict)  # like NEEDED, for this family alone
+    gain_offset: float = 0.0  # added to the gains of norms: 1 where they are stored as a difference from 1
+    rotates_neighbors: bool = (
+        False  # rotary positions turn dimensions 2i and 2i + 1 of a head, not i and i + half
+    )
     masked: bool = False  # a masked language model, not a causal one
     token_types: str = ""  # name of their table of token types; our positions contain its first row
     unused: str = ""  # their module whose bias is unused or is shared with its decoder
     first_position: int = 0  # row of their position table for the first token
+    counts_rows: bool = False  # their number of positions includes the rows before the first token
 
 
 EVERYWHERE: dict[str, object] = {
@@ -30,14 +39,21 @@ EVERYWHERE: dict[str, object] = {
     "embedding_norm": False,
     "readout_transform": False,
     "readout_bias": False,
-    "rotary_scaling": None,
     "norm_gain": True,
     "qk_norm": False,
     "attn_softcap": None,
     "attn_sink": None,
     "attn_gate": None,
+    "n_predict": 1,
+    "diff_attention": False,
     "value_residual": False,
+    "value_embeddings": False,
+    "canon": None,
     "stream_lambdas": False,
+    "n_loops": 1,
+    "share": None,
+    "residual": "plain",
     "logit_softcap": None,
     "separate_heads": False,
+    "n_experts": 0,
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from common.text import first_line
 from model.generation.sampling import eval_mode
 from model.hf.configs import config_settings, families, params_from_config
+from model.hf.families import Family
 from model.inputs import Tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -160,7 +161,7 @@ def architecture_of(hf_model: PreTrainedModel) -> ModelParams:
     }
     if len(scalings) == 1:
         attn_mult = scalings.pop() * math.sqrt(params.head_width)
-        if not math.isclose(attn_mult, 1) and attn_mult > 0:
+        if not math.isclose(attn_mult, params.mup_attn_mult) and attn_mult > 0:
             params = replace(params, mup_attn_mult=attn_mult)
     return params
 
@@ -176,7 +177,7 @@ def copy_weights(hf_model: PreTrainedModel, lm: LM) -> None:
     found = list(weight_pairs(hf_model, lm))
     check_written(hf_model, lm, found)
     for pair in found:
-        pair.ours[pair.rows] = pair.theirs.to(pair.ours)
+        pair.ours[pair.rows] = pair.theirs.to(pair.ours) + pair.offset
     if (types := token_types(hf_model)) is not None:
         positions = lm.get_parameter(POSITION_TABLE).detach()
         positions += types[0].to(positions)
@@ -248,16 +249,38 @@ def by_head(p: ModelParams) -> Tensor:
     return torch.arange(3 * p.dim).view(3, p.n_heads, p.head_width).transpose(0, 1).flatten()
 
 
+def queries(p: ModelParams) -> slice:
+    return slice(0, p.n_heads * p.head_width)
+
+
+def keys(p: ModelParams) -> slice:
+    return slice(p.n_heads * p.head_width, (p.n_heads + p.kv_heads) * p.head_width)
+
+
+def values(p: ModelParams) -> slice:
+    return slice((p.n_heads + p.kv_heads) * p.head_width, None)
+
+
 # The rows of our qkv that a module of theirs holds. Our rows are the queries of all heads, then keys, then values.
 ROWS_OF_QKV: dict[str, Callable[[ModelParams], Any]] = {
-    "q_proj": lambda p: slice(0, p.dim),
-    "k_proj": lambda p: slice(p.dim, p.dim + p.kv_heads * p.head_width),
-    "v_proj": lambda p: slice(p.dim + p.kv_heads * p.head_width, None),
-    "query": lambda p: slice(0, p.dim),
-    "key": lambda p: slice(p.dim, 2 * p.dim),
-    "value": lambda p: slice(2 * p.dim, None),
+    "q_proj": queries,
+    "k_proj": keys,
+    "v_proj": values,
+    "query": queries,
+    "key": keys,
+    "value": values,
     "query_key_value": by_head,
 }
+# The parts of a weight of experts, stacked in the second dimension.
+PARTS_OF_EXPERTS = {"gate_up_proj": ("linear1.weight", "linear_up.weight"), "down_proj": ("linear2.weight",)}
+
+
+def halves_from_neighbors(p: ModelParams, rows: slice) -> Tensor:
+    """Return the rows of our queries or keys in the order of a model that rotates dimensions 2i and 2i + 1 together."""
+    n = p.n_rotated // 2
+    own_K = torch.arange(p.head_width)
+    own_K[: 2 * n] = torch.stack([own_K[:n], own_K[n : 2 * n]], dim=1).flatten()
+    return (torch.arange(rows.start, rows.stop, p.head_width)[:, None] + own_K).flatten()
 
 
 class WeightPair(NamedTuple):
@@ -267,6 +290,7 @@ class WeightPair(NamedTuple):
     theirs: Tensor
     ours: Tensor
     rows: Any  # index into `ours`: the rows of `theirs`, in their order
+    offset: float  # ours less theirs
 
 
 def weight_pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[WeightPair]:
@@ -280,33 +304,54 @@ def weight_pairs(hf_model: PreTrainedModel, lm: LM) -> Iterator[WeightPair]:
         module, _, kind = their_name.rpartition(".")
         if module in (family.token_types, family.unused):
             continue
-        name = f"{our_module(module, family.names, layers)}.{kind}"
-        if name not in parameters:
-            raise ValueError(
-                f"{their_name} of {type(hf_model).__name__} has no place in this LM: it has no {name}"
-            )
-        theirs, ours = parameter.detach(), parameters[name].detach()
-        theirs = theirs[family.first_position :] if name == POSITION_TABLE else theirs
-        if not name.startswith("decoder.layers."):
-            theirs = theirs[: len(ours)]
-        elif family.conv1d and theirs.dim() == 2:
-            theirs = theirs.T
-        rows_of = ROWS_OF_QKV.get(module.rpartition(".")[2])
-        rows = rows_of(lm.model_params) if rows_of else ...
-        if ours[rows].shape != theirs.shape:
-            raise ValueError(
-                f"{their_name} of {tuple(theirs.shape)} does not fit {name} of {tuple(ours[rows].shape)}"
-            )
-        yield WeightPair(name, theirs, ours, rows)
+        kinds = PARTS_OF_EXPERTS.get(kind, (kind,))
+        parts = (parameter.detach(),) if len(kinds) == 1 else parameter.detach().chunk(len(kinds), dim=1)
+        for own_kind, theirs in zip(kinds, parts, strict=True):
+            names = [f"{name}.{own_kind}" for name in our_modules(module, family.names, layers)]
+            name = next((name for name in names if name in parameters), names[0])
+            if name not in parameters:
+                raise ValueError(
+                    f"{their_name} of {type(hf_model).__name__} has no place in this LM: it has no {name}"
+                )
+            yield weight_pair(their_name, theirs, name, parameters[name].detach(), family, lm.model_params)
 
 
-def our_module(theirs: str, names: dict[str, str], layers: Sequence[int]) -> str:
-    """Return our name for one of their modules, or their name if we have none. `layers` are our `layer_indices`."""
+def weight_pair(
+    their_name: str, theirs: Tensor, name: str, ours: Tensor, family: Family, p: ModelParams
+) -> WeightPair:
+    """Return a weight with its place. Raise ValueError if it does not fit."""
+    module, _, kind = their_name.rpartition(".")
+    theirs = theirs[family.first_position :] if name == POSITION_TABLE else theirs
+    if not name.startswith("decoder.layers."):
+        theirs = theirs[: len(ours)]
+    elif family.conv1d and theirs.dim() == 2:
+        theirs = theirs.T
+    rows_of = ROWS_OF_QKV.get(module.rpartition(".")[2])
+    rows = rows_of(p) if rows_of else ...
+    if family.rotates_neighbors and rows_of in (queries, keys):
+        rows = halves_from_neighbors(p, rows)
+    if ours[rows].shape != theirs.shape:
+        raise ValueError(
+            f"{their_name} of {tuple(theirs.shape)} does not fit {name} of {tuple(ours[rows].shape)}"
+        )
+    is_gain = kind == "weight" and "norm" in name
+    return WeightPair(name, theirs, ours, rows, family.gain_offset if is_gain else 0.0)
+
+
+def our_modules(
+    theirs: str, names: Mapping[str, str | tuple[str, ...]], layers: Sequence[int]
+) -> Sequence[str]:
+    """Return our possible names for one of their modules, or their name if we have none.
+
+    `layers` are our `layer_indices`.
+    """
     layer = re.search(r"\.(\d+)\.", theirs)
     if layer is None:
-        return names.get(theirs, theirs)
+        ours = names.get(theirs, theirs)
+        return (ours,) if isinstance(ours, str) else ours
     ours = names.get(theirs.replace(layer[0], ".*."), theirs)
-    return ours.replace("*", str(layers[int(layer[1])]))
+    several = (ours,) if isinstance(ours, str) else ours
+    return [one.replace("*", str(layers[int(layer[1])])) for one in several]
 
 
 @torch.no_grad()
@@ -323,7 +368,7 @@ def as_hf(lm: LM) -> PreTrainedModel:
         hf_model = auto_class(config.model_type).from_config(config, dtype=lm.unembed.weight.dtype).eval()
     left = dict(lm.named_parameters())
     for pair in list(weight_pairs(hf_model, lm)):
-        pair.theirs.copy_(pair.ours[pair.rows])
+        pair.theirs.copy_(pair.ours[pair.rows] - pair.offset)
         left.pop(pair.name, None)
     if (types := token_types(hf_model)) is not None:
         types.zero_()
@@ -346,7 +391,8 @@ def logit_difference(hf_model: PreTrainedModel, lm: LM) -> float | None:
     Rows of their vocabulary without a token do not count.
     """
     p, generator = lm.model_params, torch.Generator().manual_seed(0)
-    n = min(p.max_seq_len, max(MIN_COMPARED, min((p.sliding_window or 0) + 8, MAX_COMPARED)))
+    window = max(window or 0 for window in p.values_of("sliding_window"))
+    n = min(p.max_seq_len, max(MIN_COMPARED, min(window + 8, MAX_COMPARED)))
     ids = torch.randint(lm.n_tokens, (2, n), generator=generator)
     if (pad := hf_model.config.pad_token_id) is not None:  # RoBERTa computes positions from pad tokens
         ids = torch.where(ids == pad, (pad + 1) % lm.n_tokens, ids)

@@ -1,7 +1,7 @@
 """Self-attention, causal unless causal=False, written as in the paper (Vaswani et al. 2017, section 3.2).
 
 Shape suffixes:  B batch  T position  S position attended to  D model dim  H head  G head of keys and values
-                 K dim of a head  N head of queries, keys or values
+                 K dim of a head  N head of queries, keys or values  C dim of all of these together
 """
 
 import math
@@ -12,12 +12,14 @@ from torch.nn import functional as F
 
 from model.context import Context
 from model.model_params import ModelParams
-from model.transformer.attention_parts import attention_gate, attention_sink, value_residual
+from model.transformer.attention_parts import attention_gate, attention_sink, value_embedding, value_residual
+from model.transformer.convolution import canon
 from model.transformer.embeddings import on_scores, position_kinds
 from model.transformer.linear import linear
 from model.transformer.lora import merged_weight
-from model.transformer.norms import make_norm
+from model.transformer.norms import head_norm
 from model.transformer.scaling import temperature  # muP
+from model.transformer.share import SharedHeads, map_of_heads, sharing_of
 
 
 class Attention(nn.Module):
@@ -26,25 +28,28 @@ class Attention(nn.Module):
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
         self.model_params = p = model_params
-        self.qkv = SeparateHeads(p) if p.separate_heads else fused_heads(p)
-        self.q_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
-        self.k_norm = make_norm(p, p.head_width) if p.qk_norm else nn.Identity()
+        self.qkv = heads_of_stream(p)
+        self.canon_b = canon("b", p, (p.n_heads + 2 * p.kv_heads) * p.head_width)
+        self.q_norm, self.k_norm = head_norm(p, p.n_heads), head_norm(p, p.kv_heads)
         self.positions = position_kinds[p.positions].on_heads(p)
         self.on_scores = on_scores(p)
         self.sink = attention_sink(p)
         self.dropout = nn.Dropout(dropout)
+        self.value_embedding = value_embedding(p)
         self.value_residual = value_residual(p)
         self.gate = attention_gate(p)
         self.temperature = temperature(p)  # muP
-        self.out = linear(p.n_heads * p.head_width, p.dim, p, p.bias_out, into_stream=True)
+        self.out = map_of_heads(p, self.qkv)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         B, T, _ = x_BTD.shape
         H, G = self.model_params.n_heads, self.model_params.kv_heads
-        qkv_BNTK = self.qkv(x_BTD).view(B, T, H + 2 * G, self.model_params.head_width).transpose(1, 2)
+        qkv_BTC = self.canon_b(self.qkv(x_BTD), ctx)
+        qkv_BNTK = qkv_BTC.view(B, T, H + 2 * G, self.model_params.head_width).transpose(1, 2)
         q_BHTK, k_BGTK, v_BGTK = qkv_BNTK.split([H, G, G], dim=1)
         q_BHTK = self.positions(ctx.tap("q", self.q_norm(q_BHTK)), ctx.start)
         k_BGTK = self.positions(ctx.tap("k", self.k_norm(k_BGTK)), ctx.start)
+        v_BGTK = self.value_embedding(v_BGTK, ctx)
         v_BGTK = ctx.tap("v", self.value_residual(v_BGTK, ctx))
         k_BHSK = self.shared(ctx.with_past("k", k_BGTK, dim=2))
         v_BHSK = self.shared(ctx.with_past("v", v_BGTK, dim=2))
@@ -118,20 +123,16 @@ class Attention(nn.Module):
         """Return the size of the keys and values of `T` tokens, or of those that a sliding window still shows."""
         p = self.model_params
         n_visible = T if p.sliding_window is None else min(T, p.sliding_window - 1)
-        return 2 * p.kv_heads * (p.dim // p.n_heads) * n_visible
+        return 2 * p.kv_heads * p.head_width * n_visible
 
     def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Return the weights of queries, keys and values, as views of the parameters."""
-        if isinstance(self.qkv, SeparateHeads):
-            return weights_of_heads(self.qkv.q), weights_of_heads(self.qkv.k), weights_of_heads(self.qkv.v)
+        if isinstance(self.qkv, SeparateHeads | SharedHeads):
+            return self.qkv.weights()
         p = self.model_params
         n_rows = [n * p.head_width for n in (p.n_heads, p.kv_heads, p.kv_heads)]
         q_weight, k_weight, v_weight = self.qkv.weight.split(n_rows)
         return [q_weight], [k_weight], [v_weight]
-
-
-def weights_of_heads(heads: nn.ModuleList) -> list[Tensor]:
-    return [head.get_parameter("weight") for head in heads]
 
 
 @torch.no_grad()
@@ -155,9 +156,9 @@ def future(scores_BHTS: Tensor) -> Tensor:
 
 
 def fused_heads(model_params: ModelParams) -> nn.Linear:
-    """Return the map from the stream to the queries of all heads, then their keys, then their values."""
+    """Return this map as a single matrix."""
     p = model_params
-    return linear(p.dim, (p.n_heads + 2 * p.kv_heads) * p.head_width, p, p.bias_qkv)
+    return linear(p.dim, [n * p.head_width for n in (p.n_heads, p.kv_heads, p.kv_heads)], p, p.bias_qkv)
 
 
 class SeparateHeads(nn.Module):
@@ -176,3 +177,16 @@ class SeparateHeads(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         return torch.cat([head(x_BTD) for head in (*self.q, *self.k, *self.v)], dim=-1)
+
+    def weights(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        q_weights, k_weights, v_weights = (
+            [head.get_parameter("weight") for head in heads] for heads in (self.q, self.k, self.v)
+        )
+        return q_weights, k_weights, v_weights
+
+
+def heads_of_stream(model_params: ModelParams) -> nn.Linear | SharedHeads | SeparateHeads:
+    """Return the map from the stream to the queries of all heads, then their keys, then their values."""
+    if sharing_of(model_params.share).of_heads:
+        return SharedHeads(model_params)
+    return SeparateHeads(model_params) if model_params.separate_heads else fused_heads(model_params)

@@ -1,9 +1,9 @@
-"""Optional parts of attention: a cap of its scores, a sink, a gate, and the values of the first layer.
+"""Optional parts of attention: a cap of its scores, a sink, a gate, and what is added to its values.
 
 Each is a small module of its own. Where a field is off, its function returns a module that changes nothing.
 
 Shape suffixes:  B batch  T position  S position attended to  D model dim  H head  G head of keys and values
-                 K dim of a head
+                 K dim of a head  C dim of all heads of values together
 """
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from model.context import Context
 from model.model_params import ModelParams
-from model.transformer.linear import NarrowMap, linear
+from model.transformer.diff_attention import PairNorm, PatternDifference
+from model.transformer.linear import NarrowMap, embedding, linear
 
 
 class FirstInput(nn.Module):
@@ -95,14 +96,43 @@ class ValueResidual(nn.Module):
         return own * v_BGTK + first * first_BGTK
 
 
+class ValueEmbedding(nn.Module):
+    """Add a further embedding of each token to its values: v + e[token], with a table for each layer.
+
+    From speed runs of nanoGPT (Jordan et al. 2024, modded-nanogpt), and in nanochat.
+    """
+
+    def __init__(self, model_params: ModelParams) -> None:
+        super().__init__()
+        p = model_params
+        if p.n_tokens is None:
+            raise ValueError(
+                "value_embeddings=True needs the size of the vocabulary: params.at(i, n_tokens=...)"
+            )
+        self.table = embedding(p.n_tokens, p, p.kv_heads * p.head_width)
+
+    def forward(self, v_BGTK: Tensor, ctx: Context) -> Tensor:
+        e_BTC = self.table(ctx.ids_BT[:, ctx.start :])
+        return v_BGTK + e_BTC.unflatten(-1, (v_BGTK.shape[1], -1)).transpose(1, 2)
+
+
 def attention_sink(model_params: ModelParams) -> nn.Module:
-    return FirstInput() if model_params.attn_sink is None else Sink(model_params)
+    """Return what acts on the patterns, called with patterns and scores."""
+    p = model_params
+    sink = FirstInput() if p.attn_sink is None else Sink(p)
+    return PatternDifference(p, sink) if p.diff_attention else sink
 
 
 def attention_gate(model_params: ModelParams) -> nn.Module:
-    if model_params.attn_gate is None:
-        return FirstInput()
-    return HeadGate(model_params) if model_params.attn_gate == "head" else ElementGate(model_params)
+    """Return what acts on the outputs of heads, called with these and the layer's input."""
+    p = model_params
+    gates = {None: FirstInput, "head": lambda: HeadGate(p), "element": lambda: ElementGate(p)}
+    gate = gates[p.attn_gate]()
+    return PairNorm(p, gate) if p.diff_attention else gate
+
+
+def value_embedding(model_params: ModelParams) -> nn.Module:
+    return ValueEmbedding(model_params) if model_params.value_embeddings else FirstInput()
 
 
 def value_residual(model_params: ModelParams) -> nn.Module:

@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 from model.context import Context, layer_kind
 from model.model_params import ModelParams
+from model.transformer.convolution import CausalConv
 from model.transformer.linear import NarrowMap, linear
 from model.transformer.linear_attention import MIN_LOG_DECAY, mix
-from model.transformer.mixers import CausalConv, CausalLayer, split_heads
+from model.transformer.mixers import CausalLayer, split_heads
 from model.transformer.norms import make_norm
 from model.transformer.scaling import head_mult  # muP
 
@@ -77,7 +78,7 @@ class GatedLinearAttention(nn.Module):
         super().__init__()
         p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
         self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), D]
-        self.qkv = linear(D, sum(self.sizes), p, p.bias_qkv)
+        self.qkv = linear(D, self.sizes, p, p.bias_qkv)
         self.fixed = p.fixed_decay
         if self.fixed:
             fixed_H = torch.log1p(-(2.0 ** (-5 - torch.arange(self.n_heads))))
@@ -125,7 +126,7 @@ class Mamba2(nn.Module):
         super().__init__()
         p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
         self.sizes = [key_width(p), key_width(p), D]
-        self.cbx = linear(D, sum(self.sizes), p, p.bias_qkv)
+        self.cbx = linear(D, self.sizes, p, p.bias_qkv)
         self.conv = CausalConv(p, sum(self.sizes))
         self.decay = SelectiveDecay(p)
         self.d_H = nn.Parameter(torch.ones(self.n_heads))

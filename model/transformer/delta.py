@@ -11,10 +11,11 @@ from torch.nn import functional as F
 
 from model.context import Context, layer_kind
 from model.model_params import ModelParams
+from model.transformer.convolution import CausalConv
 from model.transformer.decay import SelectiveDecay, StateLayer, key_width
 from model.transformer.linear import NarrowMap, linear
 from model.transformer.linear_attention import mix
-from model.transformer.mixers import CausalConv, split_heads
+from model.transformer.mixers import split_heads
 from model.transformer.norms import make_norm
 
 EPS = 1e-6  # added to the square of a length, by which a vector is divided
@@ -32,7 +33,7 @@ class DeltaNet(nn.Module):
         super().__init__()
         p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
         self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), D]
-        self.qkv = linear(D, sum(self.sizes), p, p.bias_qkv)
+        self.qkv = linear(D, self.sizes, p, p.bias_qkv)
         self.conv = CausalConv(p, sum(self.sizes))
         self.beta = NarrowMap(self.n_heads, p)
         self.max_beta = 2.0 if p.negative_eigenvalues else 1.0

@@ -1,10 +1,11 @@
 """Token embeddings, and positions of every kind.
 
 Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head  S position attended to
-                 A angle: half the rotated numbers of a head
+                 A angle: half the rotated numbers of a head  N range of distances
 """
 
 import math
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,8 @@ from model.transformer.linear import embedding, embedding_std
 from model.transformer.norms import make_norm
 from model.transformer.rotary_scaling import scaled_frequencies
 
+T5_BUCKETS = 32  # ranges of distances in T5
+T5_MAX_DISTANCE = 128  # all distances from here on are one range
 POSITION_TABLE = "embed.positions.table.weight"  # parameter of an LM with learned positions
 
 
@@ -135,6 +138,49 @@ def slopes_of(n_heads: int) -> list[float]:
     return slopes + [2 ** (-4 * (2 * i + 1) / below) for i in range(n_heads - below)]
 
 
+class HardAlibi(nn.Module):
+    """Head h = 1, 2 ... of the first half sees h positions back, the other half sees all (Jelassi et al. 2024)."""
+
+    limits_H11: Tensor
+
+    def __init__(self, model_params: ModelParams) -> None:
+        super().__init__()
+        limits_H = torch.full((model_params.n_heads,), math.inf)
+        n_limited = model_params.n_heads // 2
+        limits_H[:n_limited] = 1 + torch.arange(n_limited)
+        self.register_buffer("limits_H11", limits_H[:, None, None], persistent=False)
+
+    def forward(self, scores_BHTS: Tensor) -> Tensor:
+        return scores_BHTS.masked_fill(distances(scores_BHTS) > self.limits_H11, -math.inf)
+
+
+class T5Bias(nn.Module):
+    """Adds a trained number to each score, for each head and range of distances, at first 0 (Raffel et al. 2020).
+
+    With causal=False both sides have ranges of their own. Every layer has its own numbers, where T5 has one set.
+    """
+
+    def __init__(self, model_params: ModelParams) -> None:
+        super().__init__()
+        self.causal = model_params.causal
+        self.bias_NH = nn.Parameter(torch.zeros(T5_BUCKETS, model_params.n_heads))
+
+    def forward(self, scores_BHTS: Tensor) -> Tensor:
+        ranges_TS = t5_ranges(offsets(scores_BHTS), self.causal)
+        return scores_BHTS + self.bias_NH[ranges_TS].permute(2, 0, 1)
+
+
+def t5_ranges(offsets_TS: Tensor, causal: bool) -> Tensor:
+    """Return the number of the range of each offset (key less query): short distances alone, longer ones by logarithm."""
+    n = T5_BUCKETS if causal else T5_BUCKETS // 2
+    distances_TS = (-offsets_TS).clamp(min=0) if causal else offsets_TS.abs()
+    n_alone = n // 2
+    logs_TS = torch.log(distances_TS.clamp(min=1) / n_alone) / math.log(T5_MAX_DISTANCE / n_alone)
+    long_TS = (n_alone + (logs_TS * (n - n_alone)).long()).clamp(max=n - 1)
+    ranges_TS = torch.where(distances_TS < n_alone, distances_TS, long_TS)
+    return ranges_TS if causal else ranges_TS + n * (offsets_TS > 0)
+
+
 class Window(nn.Module):
     """Sliding window: mask keys that are `sliding_window` or more positions away."""
 
@@ -147,10 +193,15 @@ class Window(nn.Module):
 
 
 def distances(scores_BHTS: Tensor) -> Tensor:
-    """Return the distance in positions of each key from each query, [T, S]. The last query and key share a position."""
+    """Return the distance in positions of each key from each query, [T, S]."""
+    return offsets(scores_BHTS).abs()
+
+
+def offsets(scores_BHTS: Tensor) -> Tensor:
+    """Return the position of each key less that of each query, [T, S]. The last query and key share a position."""
     T, S = scores_BHTS.shape[-2:]
     positions_S = torch.arange(S, device=scores_BHTS.device)
-    return (positions_S[S - T :, None] - positions_S).abs()
+    return positions_S - positions_S[S - T :, None]
 
 
 def angles_of(n_positions: int, dim: int, base: float) -> Tensor:
@@ -183,6 +234,8 @@ position_kinds = {
     "sin": PositionKind(on_embeddings=Sinusoidal),
     "rotary": PositionKind(on_heads=Rotary),
     "alibi": PositionKind(on_scores=Alibi),
+    "hard-alibi": PositionKind(on_scores=HardAlibi),
+    "t5": PositionKind(on_scores=T5Bias),
 }
 
 
@@ -193,11 +246,11 @@ def acts_in_attention(positions: str) -> bool:
 
 def on_scores(model_params: ModelParams) -> nn.Sequential:
     """Return the steps that a cap, positions and the sliding window apply to attention scores; often none."""
-    steps: list[nn.Module] = []
+    steps: OrderedDict[str, nn.Module] = OrderedDict()
     if model_params.attn_softcap is not None:
-        steps.append(Softcap(model_params.attn_softcap))
+        steps["softcap"] = Softcap(model_params.attn_softcap)
     if (positions := position_kinds[model_params.positions].on_scores) is not None:
-        steps.append(positions(model_params))
+        steps["positions"] = positions(model_params)
     if model_params.sliding_window is not None:
-        steps.append(Window(model_params.sliding_window))
-    return nn.Sequential(*steps)
+        steps["window"] = Window(model_params.sliding_window)
+    return nn.Sequential(steps)

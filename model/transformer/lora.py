@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,14 @@ class LoRALinear(nn.Linear):
         return super().forward(x) + x @ self.lora_a.T @ self.lora_b.T
 
 
-def merged_weight(linear: nn.Linear) -> Tensor:
+class HasWeight(Protocol):
+    """A linear map."""
+
+    @property
+    def weight(self) -> Tensor: ...
+
+
+def merged_weight(linear: HasWeight) -> Tensor:
     """Return the matrix that `linear` multiplies its input by. With LoRA it is the sum of weight and product."""
     if isinstance(linear, LoRALinear):
         return linear.weight + linear.lora_b @ linear.lora_a

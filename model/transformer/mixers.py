@@ -5,10 +5,8 @@ at once. With a cache it carries a state, so every generated token costs the sam
 `delta.py` and `decay.py`.
 
 Shape suffixes:  B batch  T position  S position seen  D model dim  H head  K dim of a head  L one more than K
-                 C channel  W width of a convolution  P one less than W
+                 C channel
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
@@ -16,35 +14,11 @@ from torch.nn import functional as F
 
 from model.context import Context, all_except, layer_kind
 from model.model_params import ModelParams
+from model.transformer.convolution import CausalConv
 from model.transformer.linear import linear
 from model.transformer.linear_attention import mix
+from model.transformer.share import sharing_of
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
-
-
-class CausalConv(nn.Module):
-    """Depthwise causal convolution: in each channel a weighted sum of the last `conv_width` positions."""
-
-    def __init__(self, model_params: ModelParams, n_channels: int) -> None:
-        super().__init__()
-        width = model_params.conv_width
-        self.weight_WC = nn.Parameter(torch.randn(width, n_channels) / math.sqrt(width))
-
-    def forward(self, x_BTC: Tensor, ctx: Context) -> Tensor:
-        B, T, C = x_BTC.shape
-        past_BPC = ctx.recall("conv")
-        if past_BPC is None:
-            past_BPC = x_BTC.new_zeros(B, len(self.weight_WC) - 1, C)
-        x_BSC = torch.cat([past_BPC, x_BTC], dim=1)
-        ctx.keep("conv", x_BSC[:, T:])
-        out_BTC = torch.zeros_like(x_BTC)
-        # On a CPU this is faster than nn.Conv1d with a group for each channel.
-        for i, w_C in enumerate(self.weight_WC):
-            out_BTC = out_BTC + w_C * x_BSC[:, i : i + T]
-        return out_BTC
-
-    def state_size(self, T: int) -> int:
-        width, n_channels = self.weight_WC.shape
-        return (width - 1) * n_channels
 
 
 class GatedConv(nn.Module):
@@ -53,7 +27,7 @@ class GatedConv(nn.Module):
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
         p, D = model_params, model_params.dim
-        self.bcx = linear(D, 3 * D, p, p.bias_qkv)
+        self.bcx = linear(D, [D, D, D], p, p.bias_qkv)
         self.conv = CausalConv(p, D)
         self.out = linear(D, D, p, p.bias_out, into_stream=True)
 
@@ -75,7 +49,7 @@ class LinearAttention(nn.Module):
         super().__init__()
         self.n_heads = model_params.n_heads
         p, D = model_params, model_params.dim
-        self.qkv = linear(D, 3 * D, p, p.bias_qkv)
+        self.qkv = linear(D, [D, D, D], p, p.bias_qkv)
         self.out = linear(D, D, p, p.bias_out, into_stream=True)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
@@ -109,11 +83,26 @@ def heads(x_BTC: Tensor, n: int, n_heads: int) -> tuple[Tensor, ...]:
     return x_BTC.unflatten(-1, (n, n_heads, -1)).permute(2, 0, 3, 1, 4).unbind()
 
 
+def has_place_in_attention(letters: str | None) -> bool:
+    """Return True for a value of `canon` with a place on queries, keys and values, which mixers do not have."""
+    return "b" in (letters or "")
+
+
+def shares_heads(share: str | None) -> bool:
+    """Return True for a value of `share` that names maps of attention."""
+    return sharing_of(share).of_heads
+
+
 class CausalLayer(TransformerEncoderLayer):
     """Base class of layers whose mixer is always causal."""
 
     has_attention = False
-    refuses = {"causal": {False}, "head_dim": all_except(None)}
+    refuses = {
+        "causal": {False},
+        "head_dim": all_except(None),
+        "canon": has_place_in_attention,
+        "share": shares_heads,
+    }
 
 
 @layer_kind("gated-conv")

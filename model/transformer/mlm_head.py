@@ -6,7 +6,7 @@ Shape suffixes:  B batch  T position  D model dim
 from torch import Tensor, nn
 
 from model.model_params import ModelParams
-from model.transformer.linear import weight_std
+from model.transformer.linear import draw_weights
 from model.transformer.norms import make_norm
 from model.transformer.transformerencoderlayer import activations
 
@@ -18,7 +18,7 @@ class ReadoutTransform(nn.Module):
         super().__init__()
         p = model_params
         self.linear = nn.Linear(p.dim, p.dim, bias=p.readout_bias)
-        nn.init.normal_(self.linear.weight, std=weight_std(p.dim, p))
+        draw_weights(self.linear.weight, p)
         if self.linear.bias is not None:
             nn.init.zeros_(self.linear.bias)
         self.activation = activations[p.activation]

@@ -1,5 +1,6 @@
-"""Residual connections: x + f(x), and x * omega + f(x), by which Admin and DeepNet train deep post-norm stacks.
+"""Residual connections: x + f(x), x + gain * f(x), and x * omega + f(x) for deep post-norm stacks.
 
+ReZero: Bachlechner et al. 2020, arXiv:2003.04887. LayerScale: Touvron et al. 2021, arXiv:2103.17239.
 Admin: Liu et al. 2020, arXiv:2004.08249. DeepNet: Wang et al. 2022, arXiv:2203.00555. In your own network:
 
     self.residual = as_module(n)  # n: the residual connections of the network, two to a transformer layer
@@ -49,19 +50,48 @@ class Residual(nn.Module):
         return f if self.branch_mult == 1 else f * self.branch_mult  # muP
 
 
+class ScaledResidual(Residual):
+    """Residual connection with a trained gain: (x, f) -> x + gain * f."""
+
+    def __init__(self, gain: Tensor, branch_mult: float = 1.0) -> None:
+        super().__init__(branch_mult=branch_mult)
+        self.gain = nn.Parameter(gain)
+
+    def branch(self, f: Tensor) -> Tensor:
+        """Scale the output of a branch by the gain."""
+        return super().branch(self.gain.to(f.dtype) * f)
+
+
+def initial_gain(model_params: ModelParams) -> Tensor:
+    """Return the gain of ReZero, the number 0, or that of LayerScale: a vector that is smaller in deeper models."""
+    p = model_params
+    if p.residual == "rezero":
+        return torch.zeros(())
+    return torch.full((p.dim,), 0.1 if p.depth <= 18 else 1e-5 if p.depth <= 24 else 1e-6)
+
+
 class StreamMix(nn.Module):
     """The input of each layer: a x + b x0, a trained mix of the stream and the embeddings, at first x.
 
-    From speed runs of nanoGPT (Jordan et al. 2024, modded-nanogpt), and in nanochat.
+    From speed runs of nanoGPT (Jordan et al. 2024, modded-nanogpt), and in nanochat. In CompleteP the change of x is
+    divided as the output of a block is, since the changes of all layers add up.
     """
 
-    def __init__(self, n_passes: int) -> None:
+    def __init__(self, n_passes: int, mult: float = 1.0) -> None:
         super().__init__()
+        self.mult = mult  # muP
         self.of_stream = nn.Parameter(torch.ones(n_passes))
         self.of_embeddings = nn.Parameter(torch.zeros(n_passes))
 
     def forward(self, x: Tensor, x0: Tensor, i: int) -> Tensor:
-        return self.of_stream[i] * x + self.of_embeddings[i] * x0
+        mixed = self.of_stream[i] * x + self.of_embeddings[i] * x0
+        return mixed if self.mult == 1 else x + (mixed - x) * self.mult  # muP
+
+
+def stream_mix(model_params: ModelParams, n_passes: int) -> StreamMix | None:
+    if not model_params.stream_lambdas:
+        return None
+    return StreamMix(n_passes, mult=1 / depth_mult(model_params.at(0, n_passes)))  # muP
 
 
 def initial_omega(n: int, change: str = "O(logn)") -> float:
@@ -115,6 +145,8 @@ def make_residual(model_params: ModelParams) -> Residual:
     p, branch_mult = model_params, 1 / depth_mult(model_params)  # muP
     if p.residual == "plain":
         return Residual(branch_mult=branch_mult)  # muP
+    if p.residual in ("rezero", "layerscale"):
+        return ScaledResidual(initial_gain(p), branch_mult)
     return Residual(1.0, dim=p.dim if p.residual_trainable else None, branch_mult=branch_mult)  # muP
 
 

@@ -38,7 +38,7 @@ def linear(frequencies_A: Tensor, base: float, *, factor: float) -> Frequencies:
 def ntk(frequencies_A: Tensor, base: float, *, factor: float) -> Frequencies:
     """Raise the base, so that the highest frequency stays and the lowest is divided by `factor` ("NTK-aware")."""
     n = max(len(frequencies_A) - 1, 1)
-    return Frequencies(frequencies_A * factor ** (-torch.arange(len(frequencies_A), dtype=torch.float64) / n))
+    return Frequencies(frequencies_A * factor ** (-indices_of(frequencies_A) / n))
 
 
 @rotary_scalings.register
@@ -73,9 +73,14 @@ def yarn(
         return n * math.log(original / (2 * math.pi * turns)) / math.log(base)
 
     first, last = max(math.floor(index_of(fast)), 0), min(math.ceil(index_of(slow)), 2 * n - 1)
-    divided_A = ((torch.arange(n, dtype=torch.float64) - first) / max(last - first, 1e-3)).clamp(0, 1)
+    divided_A = ((indices_of(frequencies_A) - first) / max(last - first, 1e-3)).clamp(0, 1)
     size = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     return Frequencies(frequencies_A * (1 - divided_A + divided_A / factor), size)
+
+
+def indices_of(frequencies_A: Tensor) -> Tensor:
+    """Return 0, 1, 2 ... on the device of the frequencies, which may differ from the default device."""
+    return torch.arange(len(frequencies_A), dtype=torch.float64, device=frequencies_A.device)
 
 
 def scaled_frequencies(frequencies_A: Tensor, base: float, scaling: str | None) -> Frequencies:
@@ -113,6 +118,15 @@ def parsed(scaling: str) -> tuple[str, dict[str, float]]:
     if missing := [key for key, is_needed in known.items() if is_needed and key not in settings]:
         raise ValueError(f"{where}: {name} needs {', '.join(missing)}, as in '{name}, {missing[0]}=4'")
     return name, settings
+
+
+def full_text(scaling: str) -> str:
+    """Return the value of `rotary_scaling` with all settings, in their order. Raise ValueError if it is not understood."""
+    name, settings = parsed(scaling)
+    arguments = inspect.signature(rotary_scalings[name]).parameters.values()
+    named = [argument for argument in arguments if argument.kind is inspect.Parameter.KEYWORD_ONLY]
+    values = (repr(settings.get(one.name, one.default)).removesuffix(".0") for one in named)
+    return ", ".join([name, *(f"{one.name}={value}" for one, value in zip(named, values, strict=True))])
 
 
 def scaling_problem(scaling: str | None, base: float) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.context import Context, Layer, all_except, layer_kind
 from model.model_params import ModelParams
 from model.transformer.embeddings import acts_in_attention
-from model.transformer.linear import weight_std
+from model.transformer.linear import draw_weights
 from model.transformer.scaling import depth_mult, temperature, width_mult  # muP
 from model.transformer.transformerencoderlayer import activations
 
@@ -29,16 +29,19 @@ class TorchTransformer(Layer):
         "n_kv_heads": all_except(None),
         "head_dim": all_except(None),
         "sliding_window": all_except(None),
-        "qk_norm": {True},
+        "qk_norm": all_except(False),
         "norm_gain": {False},
         "out_zero_init": {True},
         "value_residual": {True},
+        "value_embeddings": {True},
+        "canon": all_except(None),
+        "share": all_except(None),
         **dict.fromkeys(("attn_softcap", "attn_sink", "attn_gate"), all_except(None)),
         "separate_heads": {True},
         "mup_attn_mult": all_except(1.0),  # muP
         "dim_ff": {0},
         "gated": {True},
-        "parallel_blocks": {True},
+        "parallel_blocks": all_except(False),
         "norm": all_except("layernorm"),
         "norm_position": all_except("pre", "post"),
         "residual": all_except("plain"),
@@ -79,10 +82,10 @@ class TorchTransformer(Layer):
 
     def init_as_ours(self, model_params: ModelParams) -> None:
         attention = self.block.self_attn
-        for weight in (attention.in_proj_weight, self.block.linear1.weight):
-            nn.init.normal_(weight, std=weight_std(weight.shape[1], model_params))
+        draw_weights(attention.in_proj_weight, model_params, sizes=[model_params.dim] * 3)
+        draw_weights(self.block.linear1.weight, model_params)
         for weight in (attention.out_proj.weight, self.block.linear2.weight):
-            nn.init.normal_(weight, std=weight_std(weight.shape[1], model_params, into_stream=True))
+            draw_weights(weight, model_params, into_stream=True)
         if model_params.query_zero_init:  # muP
             nn.init.zeros_(attention.in_proj_weight[: model_params.dim])  # muP
         for parameter in self.parameters():

@@ -12,9 +12,12 @@ from torch.nn import functional as F
 from model.context import Context, Layer, layer_kind
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
+from model.transformer.convolution import canon, sizes_of_canons
+from model.transformer.experts import Experts
 from model.transformer.linear import linear
 from model.transformer.norms import Norms
 from model.transformer.residual import make_residual
+from model.transformer.share import down_map
 
 
 def relu_squared(x: Tensor) -> Tensor:
@@ -41,15 +44,22 @@ class TransformerEncoderLayer(Layer):
         super().__init__()
         self.model_params = p = model_params
         self.norm1 = Norms(p)
+        self.canon_a = canon("a", p, p.dim)
         self.mixer = self.make_mixer(p, dropout)
         self.dropout_sa = nn.Dropout(dropout)
         self.residual_sa = make_residual(p)
         if p.ff_width:
-            self.norm2 = Norms(p)
-            self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
-            self.linear_up = linear(p.dim, p.ff_width, p, p.bias_ff) if p.gated else None
-            self.activation = activations[p.activation]
-            self.linear2 = linear(p.ff_width, p.dim, p, p.bias_ff, into_stream=True)
+            self.norm2 = self.norm1 if p.parallel_blocks == "one-norm" else Norms(p)
+            self.canon_c = canon("c", p, p.dim)
+            if p.n_experts:
+                self.experts = Experts(p, activations[p.activation])
+            else:
+                self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
+                self.linear_up = linear(p.dim, p.ff_width, p, p.bias_ff) if p.gated else None
+                self.canon_d = canon("d", p, p.ff_width)
+                self.canon_d2 = canon("d2", p, p.ff_width) if p.gated else nn.Identity()
+                self.activation = activations[p.activation]
+                self.linear2 = down_map(p, self.linear1)
             self.dropout_ff = nn.Dropout(dropout)
             self.residual_ff = make_residual(p)
 
@@ -68,17 +78,20 @@ class TransformerEncoderLayer(Layer):
         return self.norm2.after(self.residual_ff(mid_BTD, ff_BTD))
 
     def _sa_block(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        x = self.mixer(x_BTD, ctx)
+        x = self.mixer(self.canon_a(x_BTD, ctx), ctx)
         return self.dropout_sa(x)
 
     def _ff_block(self, x_BTD: Tensor, ctx: Context) -> Tensor:
-        x_BTF = self.activation(ctx.tap("mlp_pre", self.linear1(x_BTD)))
+        x_BTD = self.canon_c(x_BTD, ctx)
+        if self.model_params.n_experts:
+            return self.dropout_ff(self.experts(x_BTD, ctx))
+        x_BTF = self.activation(ctx.tap("mlp_pre", self.canon_d(self.linear1(x_BTD), ctx)))
         if self.linear_up is not None:
-            x_BTF = x_BTF * self.linear_up(x_BTD)
+            x_BTF = x_BTF * self.canon_d2(self.linear_up(x_BTD), ctx)
         x_BTF = ctx.tap("mlp_post", x_BTF)
         x = self.linear2(x_BTF)
         return self.dropout_ff(x)
 
     def state_size(self, T: int) -> int | None:
         own_size = getattr(self.mixer, "state_size", None)
-        return None if own_size is None else own_size(T)
+        return None if own_size is None else own_size(T) + sizes_of_canons(self, T)

@@ -88,6 +88,14 @@ def test_runs_is_a_table_of_params_and_final_numbers(root):
     assert Path(table.folder[FIRST]) == folder_of(root)
 
 
+@pytest.mark.parametrize(("n_active", "is_shown"), [(40, True), (100, False)])
+def test_active_parameters_are_shown_where_there_are_experts(root, n_active, is_shown):
+    for name, value in (("n_params", 100), ("n_active_params", n_active)):
+        edit_json(folder_of(root) / "about.json", "summary", name, value=value)
+    assert ("n_active_params" in repr(model_explorer.runs(str(root)))) == is_shown
+    assert model_explorer.runs(str(root)).n_active_params[FIRST] == n_active
+
+
 def test_runs_are_filtered_by_params(root):
     def dims(**filters):
         return list(model_explorer.runs(str(root), all=True, **filters).dim)

@@ -1,5 +1,6 @@
 """Figures show the numbers they are made of, are saved where they should be, and are not left open."""
 
+import json
 from itertools import pairwise
 
 import matplotlib.pyplot as plt
@@ -13,7 +14,7 @@ from explore.inspection.patterns import Patterns
 from explore.plots import draw_attentions, head_film
 from model.lm import LM
 from model.model_params import ModelParams
-from tests.explore.test_load import FIRST, SECOND
+from tests.explore.test_load import FIRST, SECOND, folder_of
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +56,22 @@ def test_several_runs_and_metrics_share_a_figure(root, capsys):
 def test_a_metric_may_be_named_as_people_type_it(root, typed):
     figure = model_explorer.plot_metrics("latest", typed, out=str(root))
     assert lines_of(figure.axes[0]) == {SECOND: ([0, 8, 16, 24, 32], [4.0 - step / 16 for step in range(5)])}
+
+
+def test_the_load_of_experts_has_a_panel_for_each_layer(root):
+    path = folder_of(root) / "stats.json"
+    stats = json.loads(path.read_text())
+    for layer in (1, 3):
+        for expert in range(2):
+            loads = [[step, 8 * step, 100 + step, 1 + layer * expert] for step in range(3)]
+            stats[f"stat/expert_load:layers.{layer}.{expert}"] = loads
+    path.write_text(json.dumps(stats))
+    figure = model_explorer.plot_expert_load(FIRST, filename="load", out=str(root))
+    assert [ax.get_ylabel() for ax in figure.axes] == ["load in layer 1", "load in layer 3"]
+    assert lines_of(figure.axes[1]) == {"0": ([0, 8, 16], [1, 1, 1]), "1": ([0, 8, 16], [4, 4, 4])}
+    assert (root / "metrics" / "load.png").exists()
+    with pytest.raises(ValueError, match=f"{SECOND} has no expert_load: none of its layers has n_experts"):
+        model_explorer.plot_expert_load(SECOND, out=str(root))
 
 
 def test_a_wrong_metric_or_run_is_named(root):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from model.context import Cache
 from model.hf.weights import from_hf
 from tests.model.hf.hf_models import EVERY_FAMILY, random_hf
-from tests.model.tiny import MIXERS, perturb, random_ids, tiny_lm
+from tests.model.tiny import MIXERS, POSITIONS, perturb, random_ids, tiny_lm
 
 PADS = (3, 0, 5)  # before each row
 T = 10
@@ -24,7 +24,7 @@ def lm_of(**fields):
 
 @pytest.mark.parametrize("attention", ["explicit", "fused"])
 @pytest.mark.parametrize("sliding_window", [None, 3])
-@pytest.mark.parametrize("positions", ["none", "learned", "sin", "rotary", "alibi"])
+@pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("kind", [{}, BERT], ids=["causal", "masked"])
 @torch.no_grad()
 def test_logits_are_those_without_padding(kind, positions, sliding_window, attention):
@@ -35,7 +35,7 @@ def test_logits_are_those_without_padding(kind, positions, sliding_window, atten
         assert_close(padded[row, n:], lm(IDS[row : row + 1, n:])[0], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("positions", ["none", "learned", "sin", "rotary", "alibi"])
+@pytest.mark.parametrize("positions", POSITIONS)
 @torch.no_grad()
 def test_with_a_cache_one_token_at_a_time(positions):
     lm, cache = lm_of(positions=positions), Cache(T)

@@ -89,11 +89,14 @@ EVERYTHING = {  # set to other than its default
     "tied_embeddings": False,
     "separate_heads": True,
     "attention": "fused",
+    "kv_rank": 3,
+    "q_rank": 3,
     "conv_width": 3,
     "state_dim": 3,
     "negative_eigenvalues": True,
     "fixed_decay": True,
 }
+OF_LATENTS = {"kv_rank", "q_rank"}
 OF_STATES = {"state_dim", "negative_eigenvalues", "fixed_decay"}
 OF_ATTENTION = {"n_kv_heads", "sliding_window", "qk_norm", "separate_heads", "attention"}
 OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"}
@@ -109,6 +112,14 @@ OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"
         ("gated-delta", OF_ATTENTION | {"bias", "rotary_base", "fixed_decay"}),
         ("gla", OF_ATTENTION | {"bias", "rotary_base", "conv_width", "negative_eigenvalues"}),
         ("mamba2", OF_ATTENTION | {"bias", "rotary_base", "negative_eigenvalues", "fixed_decay"}),
+        (
+            "based",
+            OF_ATTENTION | {"bias", "rotary_base", "conv_width", "negative_eigenvalues", "fixed_decay"},
+        ),
+        (
+            "mlstm",
+            OF_ATTENTION | {"bias", "rotary_base", "conv_width", "negative_eigenvalues", "fixed_decay"},
+        ),
         *(
             (
                 kind,
@@ -127,7 +138,7 @@ OF_FEED_FORWARD = {"dim_ff", "activation", "gated", "bias_ff", "parallel_blocks"
 def test_fields_that_no_layer_uses_are_reported(kind, ignored):
     params = tiny_params(layer_architecture=kind, **EVERYTHING)
     # RMSNorm has no bias; `bias` is of no use where each part has a field of its own.
-    ignored = ignored | {"bias_norm"}
+    ignored = ignored | {"bias_norm"} | OF_LATENTS
     expected = [f"{name}={value!r}" for name, value in EVERYTHING.items() if name in ignored]
     assert sorted(ignored_fields(params)) == sorted(expected)
 

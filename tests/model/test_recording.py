@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import model.recording
 from model.context import Cache, Context, Layer, layer_kind, layer_kinds
 from model.recording import at
-from model.transformer.mixers import CausalConv
+from model.transformer.convolution import CausalConv
 from tests.model.tiny import KINDS, architectures, perturbed_lm, random_ids, tiny_lm, tiny_params
 
 HEADS = ["q", "k", "v", "scores", "pattern", "z", "head_out"]
@@ -279,7 +279,8 @@ def test_no_patch_is_ignored(params, data):
         size = 1 + x[x.isfinite()].abs().max()  # without norms the stream can be large
         return x + size * torch.randn(x.shape, generator=noise, dtype=x.dtype)  # the future's -inf stays
 
-    theirs = type(lm.decoder.layers[int(name.split(".")[1])]).__name__ if name.startswith("layers.") else ""
+    passes = dict(lm.decoder.passes())
+    theirs = type(passes[int(name.split(".")[1])]).__name__ if name.startswith("layers.") else ""
     if theirs == "TorchTransformer" and name.endswith("pattern"):
         with pytest.raises(ValueError, match="can be recorded, but not patched"), lm.patch({name: noisy}):
             lm(ids)

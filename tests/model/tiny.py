@@ -13,12 +13,18 @@ from model.context import layer_kinds
 from model.lm import LM
 from model.model_params import ModelParams
 from model.problems import is_refused, model_problems
+from model.transformer.linear import initial_weights
+from model.transformer.share import share_problems
 
 ATTENTIVE = ["custom-transformer", "torch-transformer"]
-MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2"]
-KINDS = [*ATTENTIVE, "torch-lstm", "torch-gru", *MIXERS]
+MIXERS = ["gated-conv", "linear-attention", "deltanet", "gated-delta", "gla", "mamba2", "mlstm", "based"]
+KINDS = [*ATTENTIVE, "mla", "torch-lstm", "torch-gru", *MIXERS]
+BY_SHAPE = ["xavier", "kaiming", "orthogonal"]
+SHARES = ["norms", "attention, ff", "k=v", "q=k, o=v.T", "o=q.T,norms", "down=up.T"]
+POSITIONS = ["none", "learned", "sin", "rotary", "alibi", "hard-alibi", "t5"]
 COMBINATIONS = [
-    *(("custom-transformer", positions) for positions in ("none", "learned", "sin", "rotary", "alibi")),
+    *(("custom-transformer", positions) for positions in POSITIONS),
+    ("mla", "rotary"),
     *((kind, positions) for kind in KINDS[1:] for positions in ("none", "learned")),
 ]
 
@@ -102,27 +108,38 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "objective": st.sampled_from(["next-token", "next-token", "masked"]),
     "n_layers": st.integers(1, 3),
     "dim_ff": st.sampled_from([None, 0, 20]),
-    "positions": st.sampled_from(["none", "learned", "sin", "rotary", "alibi"]),
+    "positions": st.sampled_from(POSITIONS),
     "rotary_base": st.sampled_from([100.0, 10_000.0]),
     "rotary_scaling": st.sampled_from([None, None, "linear, factor=2"]),
     "rotary_frac": st.sampled_from([0.5, 1.0]),
     "sliding_window": st.sampled_from([None, 2, 5]),
     "norm": st.sampled_from(["layernorm", "rmsnorm"]),
     "norm_eps": st.sampled_from([1e-6, 1e-5]),
-    "norm_position": st.sampled_from(["pre", "post", "sandwich", "none"]),
+    "norm_position": st.sampled_from(["pre", "post", "sandwich", "inside", "none"]),
     "embedding_norm": st.booleans(),
     "readout_transform": st.booleans(),
     "readout_bias": st.booleans(),
-    "qk_norm": st.booleans(),
+    "qk_norm": st.sampled_from([False, True, "all-heads"]),
     "norm_gain": st.sampled_from([True, True, False]),
     "attn_softcap": st.sampled_from([None, None, 2.0]),
     "attn_sink": st.sampled_from([None, None, "learned", "off-by-one"]),
     "attn_gate": st.sampled_from([None, None, "head", "element"]),
+    "n_predict": st.sampled_from([1, 1, 2]),
+    "diff_attention": st.sampled_from([False, False, True]),
     "value_residual": st.sampled_from([False, False, True]),
+    "value_embeddings": st.sampled_from([False, False, True]),
+    "canon": st.sampled_from([None, None, None, "abcd", "ac", "b"]),
+    "n_loops": st.sampled_from([1, 1, 1, 2]),
+    "share": st.sampled_from([None, None, None, *SHARES]),
     "stream_lambdas": st.sampled_from([False, False, True]),
     "logit_softcap": st.sampled_from([None, None, 5.0]),
     "out_zero_init": st.sampled_from([False, False, True]),
-    "parallel_blocks": st.booleans(),
+    "parallel_blocks": st.sampled_from([False, False, True, "one-norm"]),
+    "n_experts": st.sampled_from([0, 0, 2, 5]),
+    "experts_per_token": st.sampled_from([1, 2]),
+    "n_shared_experts": st.sampled_from([0, 1]),
+    "balance": st.sampled_from([None, "loss", "bias"]),
+    "balance_rate": st.sampled_from([None, 0.1]),
     "activation": st.sampled_from(["relu", "gelu", "gelu_tanh", "silu", "relu2"]),
     "gated": st.booleans(),
     "bias": st.booleans(),
@@ -133,13 +150,15 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
     "tied_embeddings": st.booleans(),
     "separate_heads": st.booleans(),
     "attention": st.sampled_from(["explicit", "fused"]),
+    "kv_rank": st.sampled_from([None, None, 3]),
+    "q_rank": st.sampled_from([None, None, 5]),
     "conv_width": st.integers(1, 5),
     "state_dim": st.sampled_from([None, None, 3]),
     "negative_eigenvalues": st.booleans(),
     "fixed_decay": st.booleans(),
     "lora_rank": st.sampled_from([0, 0, 2]),
-    "init": st.sampled_from(["small", "unit"]),
-    "residual": st.sampled_from(["admin", "deepnet", "plain"]),
+    "init": st.sampled_from(["small", "unit", *initial_weights]),
+    "residual": st.sampled_from(["admin", "deepnet", "plain", "rezero", "layerscale"]),
     "residual_change": st.sampled_from(["O(logn)", "O(1)", "O(n)"]),
     "residual_trainable": st.booleans(),
     "parametrization": st.sampled_from(["standard", "mup", "completep"]),
@@ -152,7 +171,9 @@ FIELDS = {  # of the architecture, but for the sizes below; what excludes each o
 
 
 MAY_DIFFER = sorted(FIELDS.keys() - ModelParams.of_whole_model)  # by layer
-ACTING_IN_LAYERS = st.sampled_from(["none", "rotary", "alibi"])  # positions that may differ by layer
+ACTING_IN_LAYERS = st.sampled_from(
+    ["none", "rotary", "alibi", "hard-alibi", "t5"]
+)  # positions that may differ by layer
 
 
 @st.composite
@@ -170,23 +191,65 @@ def possible_together(fields: dict) -> dict:
     f = dict(fields)
     if f["norm_position"] == "post":
         f["parallel_blocks"] = False
-    else:
+    elif f["residual"] in ("admin", "deepnet"):
         f["residual"] = "plain"
     if f["objective"] == "next-token":
         f["causal"] = True
     if "fused" in str(f["attention"]):
-        f |= {"attn_softcap": None, "attn_sink": None}
+        f |= {"attn_softcap": None, "attn_sink": None, "diff_attention": False}
+    if not f["causal"] or "0" in str(f["dim_ff"]).replace("20", ""):
+        f["canon"] = None
     if isinstance(f["activation"], tuple):
         f["readout_transform"] = False
-    if f["norm_position"] == "none" and "relu2" in str(f["activation"]):
-        f["activation"] = "relu"  # its squares would overflow
-    f["norm_gain"] |= f["norm_position"] == "sandwich"
-    f["out_zero_init"] = f["out_zero_init"] if f["residual"] != "deepnet" else False
+    if f["norm_position"] == "none":
+        f |= without_overflow(f)
+    f["norm_gain"] |= f["norm_position"] in ("sandwich", "inside")
+    f["out_zero_init"] = f["out_zero_init"] if f["residual"] not in ("deepnet", "rezero") else False
     f["value_residual"] &= not isinstance(f.get("head_dim"), tuple)
-    if f["parametrization"] != "standard":
-        f["state_dim"] = None
     f["readout_zero_init"] &= not f["tied_embeddings"]
+    for reset in (of_parametrization, of_experts, of_blocks):
+        f |= reset(f)
     return f
+
+
+def without_overflow(f: dict) -> dict:
+    """Fields of a model without norms, in which squares and large weights would overflow."""
+    squares = "relu2" in str(f["activation"])
+    return {
+        "n_loops": 1,
+        "init": "small" if f["init"] in BY_SHAPE else f["init"],
+        "activation": "relu" if squares else f["activation"],
+    }
+
+
+def of_parametrization(f: dict) -> dict:
+    """Fields that the parametrization, or the residual connections, exclude."""
+    reset: dict = {}
+    if f["parametrization"] != "standard":
+        reset |= {"state_dim": None, "kv_rank": None, "q_rank": None}
+    if f["parametrization"] != "standard" or f["residual"] == "deepnet":
+        reset["init"] = "unit" if f["init"] == "unit" else "small"
+    if f["objective"] != "next-token" or f["residual"] != "plain" or f["parametrization"] == "completep":
+        reset["n_predict"] = 1
+    return reset
+
+
+def of_experts(f: dict) -> dict:
+    """Experts where they are possible, and what excludes them."""
+    without_ff = f["dim_ff"] == 0 or (isinstance(f["dim_ff"], tuple) and 0 in f["dim_ff"])
+    if f["lora_rank"] or f["residual"] == "deepnet" or without_ff:
+        return {"n_experts": 0}
+    if not f["n_experts"]:
+        return {}
+    return {"n_predict": 1} | ({"canon": None} if "d" in str(f["canon"]) else {})
+
+
+def of_blocks(f: dict) -> dict:
+    return (
+        {"parallel_blocks": False}
+        if f["norm_position"] != "pre" and "one" in str(f["parallel_blocks"])
+        else {}
+    )
 
 
 @st.composite
@@ -195,12 +258,16 @@ def architectures(draw, **fixed) -> ModelParams:
     fields = draw(any_fields()) | fixed
     n_heads, n_kv_heads = draw(st.sampled_from([(1, 1), (2, None), (2, 1), (3, None), (4, 2), (6, 3)]))
     head_dim = draw(st.sampled_from([4, 8]))
+    if n_heads % 2 or (n_kv_heads or n_heads) % 2:
+        fields["diff_attention"] = False
     fields = possible_together(fields)
     if fields["residual"] != "plain" or "torch" in str(fields["layer_architecture"]):
         fields["parametrization"] = "standard"
     if fields["parametrization"] == "standard":
         fields["head_dim"] = draw(st.sampled_from([None, None, 12, (4, 12)]))
     fields = possible_together(fields)
+    if n_heads == 1 and "hard-alibi" in str(fields["positions"]):
+        fields["positions"] = "alibi"
     base = {"mup_base_dim": n_heads * 2, "mup_base_layers": 1}
     params = ModelParams(
         dim=n_heads * head_dim, n_heads=n_heads, n_kv_heads=n_kv_heads, max_seq_len=16, **fields, **base
@@ -209,6 +276,9 @@ def architectures(draw, **fixed) -> ModelParams:
         for name, refused in getattr(layer_kinds[own.layer_architecture], "refuses", {}).items():
             if is_refused(getattr(own, name), refused):
                 params = replace(params, **{name: getattr(ModelParams, name)})
+    may_share = params.kinds == ("custom-transformer",) and not params.turns and params.n_layers > 1
+    if not may_share or any(share_problems(params)) or not params.norm_gain or params.norm_position == "none":
+        params = replace(params, share=None)
     if params.norm_position == "none" and "gated-conv" in params.kinds:
         # Without norms its products of activations would overflow.
         params = replace(params, init="small")

@@ -81,6 +81,7 @@ KINDS = {
         "eval_sets={'long': {'n_samples': 20, 'task_args': {'min_length': 9, 'max_length': 10}}}",
         "eval_every=2",
     ],
+    "experts balanced by biases": ["n_experts=4", "balance='bias'", "dim_ff=16"],
     "masked, seeing both sides": ["causal=False", "objective='masked'", "mask_frac=0.3"],
     "recurrent, in bf16, with weights kept": [
         "layer_architecture='torch-gru'",

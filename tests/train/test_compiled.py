@@ -87,6 +87,8 @@ def compare(params: ModelParams) -> tuple[int, int]:
         {"positions": "rotary", "n_kv_heads": 1, "gated": True, "norm": "rmsnorm"},
         {"positions": "alibi", "attention": "fused"},
         {"separate_heads": True, "sliding_window": 3},
+        {"n_experts": 4, "balance": "bias", "n_shared_experts": 1},
+        {"n_experts": 4, "experts_per_token": 1, "gated": True},
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
-from tests.train.saving.test_claims import claimed_elsewhere
+from tests.train.saving.test_claims import claim_of_saved, claimed_elsewhere
 from train.data import make_data
 from train.launch.problems import sharding_problems
 from train.optimizers import by_role
@@ -73,6 +73,7 @@ IN_FLOAT32 = {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}
     ("strategy", "close", "fields"),
     [
         pytest.param("ddp", EXACT, {}, marks=pytest.mark.ci),
+        ("ddp", EXACT, {"n_experts": 4, "dim_ff": 16, "balance": "'bias'"}),
         ("fsdp", ROUNDED, IN_FLOAT32),
     ],
 )
@@ -198,8 +199,8 @@ def test_two_processes_leave_out_together_what_another_call_trains(tmp_path):
     """The first and the last of four runs: before the second process has started, and after."""
     two = {"batch_size": 7, "devices": 2, "random_seed": [1, 2, 3, 4]}
     _, whole = train(tmp_path / "whole", **two)
-    identities = [json.loads((folder / "about.json").read_text())["identity"] for folder in whole]
-    with claimed_elsewhere(tmp_path / "shared", identities[0], identities[3]):
+    claims = [*map(claim_of_saved, whole)]
+    with claimed_elsewhere(tmp_path / "shared", claims[0], claims[3]):
         said, trained = train(tmp_path / "shared", "--resume", **two)
     assert [line for line in said.splitlines() if "left out" in line] == [
         f"run {number}: left out: another call trains it at the moment" for number in (1, 4)

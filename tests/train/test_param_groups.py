@@ -61,6 +61,13 @@ ARCHITECTURES = [
     {"norm_position": "sandwich", "n_kv_heads": 1, "gated": True, "positions": "rotary"},
     {"parallel_blocks": True, "separate_heads": True, "tied_embeddings": False, "positions": "alibi"},
     {"dim": 24, "n_heads": 2, "attention": "fused", "qk_norm": True, "norm": "rmsnorm"},
+    {
+        "value_embeddings": (True, False),
+        "n_kv_heads": 1,
+        "canon": "abcd",
+        "residual": "layerscale",
+        "positions": "t5",
+    },
     {"lora_rank": 2, "dim_ff": 20, "mup_output_mult": 2.0, "mup_attn_mult": 3.0, "mup_input_mult": 0.5},
 ]
 
@@ -106,13 +113,13 @@ def test_every_parameter_has_one_role(fields):
     assert roles.keys() == dict(lm.named_parameters()).keys()
     for name, parameter in lm.named_parameters():
         role, last = roles[name], name.split(".")[-1]
-        if name.startswith("embed."):
+        if name.startswith("embed.") or ".value_embedding." in name:
             assert role == Role("embedding", m_out=2.0)
         elif name == "unembed.weight" or ".map.weight" in name:
             assert role == Role("readout", m_in=2.0)
         elif name.endswith("decay.out.weight"):  # from GLA's rank to the channels
             assert (role.kind, role.m_in) == ("embedding", 1.0)
-        elif parameter.ndim == 1 or last == "weight_WC":
+        elif parameter.ndim == 1 or last in ("weight_WC", "bias_NH"):
             assert role in (Role("vector", m_out=2.0), Role("vector")), name
         else:
             assert (role.kind, role.m_in) == ("hidden", 1.0 if last == "lora_b" else 2.0), name

@@ -18,6 +18,7 @@ class RunSize(NamedTuple):
     n_steps: int | None = 0  # None: as many as fit into max_seconds
     n_tokens: int | None = 0  # estimated: rows to be trained on, times their mean length
     state_size: int | None = None  # numbers that generation keeps of a full row; None: unknown
+    n_active: int = 0  # parameters that a token passes
 
 
 class DataFacts(NamedTuple):

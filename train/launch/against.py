@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from common.repository import REPOSITORY
 from data.corpora import data_folder
@@ -26,7 +26,7 @@ from train.grid.params import SECTION_OF, SECTIONS
 from train.grid.run import Call, Run
 from train.logs import log
 from train.processes import INTERRUPTED, rank
-from train.saving.code import Code
+from train.saving.code import OWN, Code
 from train.saving.outcome import Outcome
 from train.saving.run_folder import PARTIAL, read_about, read_json, run_folders
 
@@ -158,7 +158,7 @@ def saved_outcomes(
     """Return, for each of `runs`, how its latest saved run with the baseline's code ended. None if there is none.
 
     Such a run has the identity of `run` and the baseline's code, or `train_baseline` trained it: then the fields decide.
-    `any_text` ignores whether its text was the same.
+    `any_text` ignores whether its text and the user's own files were the same.
     """
     by_identity = {run.identity: i for i, run in enumerate(runs)}
     wanted = [{**baseline.defaults, **fields} for fields in chosen_fields(runs, baseline)]
@@ -173,7 +173,7 @@ def saved_outcomes(
             if place is None and option in about.get("command", []):
                 saved = saved_fields(folder)
                 place = next((i for i, fields in enumerate(wanted) if is_part(fields, saved)), None)
-                if place is not None and not any_text and about.get("content") != runs[place].data.content:
+                if place is not None and not any_text and not is_current(about, baseline, runs[place]):
                     place = None
         except ValueError:  # a damaged folder, or one of an older version
             continue
@@ -181,6 +181,16 @@ def saved_outcomes(
             outcome = Outcome.from_row(about["summary"], folder)
             found[place] = found[place] if outcome.interrupted else outcome
     return found
+
+
+def is_current(about: Mapping[str, Any], baseline: Baseline, run: Run) -> bool:
+    """Return True if a saved run used the text of `run`, and the parts of the user's own files as they are now."""
+
+    def own_parts(code: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in code.items() if name.startswith(OWN)}
+
+    code = baseline.code.hashes(run.params.flat())
+    return about.get("content") == run.data.content and own_parts(about["code"]) == own_parts(code)
 
 
 def saved_fields(folder: Path) -> dict[str, object]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from functools import cache, partial
 from itertools import chain, zip_longest
 from typing import Any
@@ -13,7 +14,8 @@ from train.flops import row_flops
 from train.grid.run import Run
 
 MATCH_TOLERANCE = 0.02  # largest relative difference from the target
-UNCOUNTED_PARAMETERS = ("embed.", "unembed.", "transform.")  # parameters that "params" leaves out
+# Parameters that "params" leaves out.
+UNCOUNTED_PARAMETERS = ("embed.*", "unembed.*", "transform.*", "*.value_embedding.*")
 MAX_WIDTH = 2**20
 MAX_TRIES = 16  # neighbors of a width to try if a model cannot be built with it
 UNITS = {"params": "parameters without embeddings", "flops": "FLOPs a token"}
@@ -153,10 +155,13 @@ def params_without_embeddings(model: ModelParams, n_tokens: int) -> int | None:
     except ValueError:
         return None
     counted = {
-        name: p.numel() for name, p in lm.named_parameters() if not name.startswith(UNCOUNTED_PARAMETERS)
+        name: p.numel()
+        for name, p in lm.named_parameters()
+        if not any(fnmatchcase(name, pattern) for pattern in UNCOUNTED_PARAMETERS)
     }
     n_built, period = lm.model_params.n_layers, model.period
-    turn = tuple(f"decoder.layers.{i}." for i in range(period))
+    # The last ones, so that weights that all layers share do not count.
+    turn = tuple(f"decoder.layers.{i}." for i in range(max(0, n_built - period), n_built))
     of_turn = sum(n for name, n in counted.items() if name.startswith(turn))
     return sum(counted.values()) + (model.n_layers - n_built) // period * of_turn
 

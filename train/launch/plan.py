@@ -117,11 +117,12 @@ def size_of_run(params: Params, data: DataFacts, model: ModelSize) -> RunSize:
         flops = row_flops(params.model, data.n_tokens, max(1, round(data.row_length)), train)
     n_steps = count_steps(train, data.n_rows, RunCosts(data.row_length, model.n_params, flops))
     if n_steps is None:
-        return RunSize(model.n_params, None, None, model.state_size)
+        return RunSize(model.n_params, None, None, model.state_size, model.n_active)
     per_epoch = math.ceil(data.n_rows / rows_per_step(train))
     epochs, rest = divmod(n_steps, per_epoch)  # the last step of an epoch may have fewer rows
     rows = epochs * data.n_rows + min(data.n_rows, rest * rows_per_step(train))
-    return RunSize(model.n_params, n_steps, round(rows * data.row_length), model.state_size)
+    n_tokens = round(rows * data.row_length)
+    return RunSize(model.n_params, n_steps, n_tokens, model.state_size, model.n_active)
 
 
 def names_of(runs: list[Run]) -> list[str]:

@@ -65,6 +65,7 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
             (group_problems, model, train),
             (role_problems, model, by_role(model, train)),  # muP
             (sharding_problems, train, by_role(model, train)),  # muP
+            (reuse_problems, model, train.strategy),
             (recompute_problems, model, train.recompute, train.dropout),
         ]
         for check, first, *rest in checks:
@@ -110,7 +111,7 @@ def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterat
     if any(model_problems(model)):
         return
     try:
-        n_params, n_bytes, _ = size_of(model, n_tokens=2)
+        n_params, n_bytes, *_ = size_of(model, n_tokens=2)
     except ValueError as error:
         yield str(error)
         return
@@ -152,6 +153,11 @@ def group_problems(model: ModelParams, train: TrainParams) -> Iterator[str]:
     if train.optimizer in OF_LIBRARY - SCALED_AS_ADAM and model.parametrization != "standard":  # muP
         rules = ", ".join(sorted({*optimizers} - OF_LIBRARY | SCALED_AS_ADAM))
         yield f"parametrization={model.parametrization!r} has no rule for optimizer={train.optimizer!r}; use one of: {rules}"
+    if train.optimizer == "muon" and any(own.n_experts for own in model.each_layer()):
+        yield (
+            f"optimizer='muon' updates single matrices, but those of n_experts={model.n_experts!r} are stacked; use another "
+            "optimizer"
+        )
     asked = train.param_groups and train.optimizer in optimizers and with_fewer_layers(model) == model
     if asked and not any(model_problems(model)) and not any(optimizer_problems(train)):
         try:
@@ -178,6 +184,13 @@ def sharding_problems(train: TrainParams, asks_roles: bool) -> Iterator[str]:  #
             "strategy='fsdp' supports neither muP nor optimizer='muon' nor factors such as lr_hidden_mult; "
             "use strategy='ddp'"
         )
+
+
+def reuse_problems(model: ModelParams, strategy: str) -> Iterator[str]:
+    """Yield an error message for strategy='fsdp' with weights that act in several places, as it gathers each layer once."""
+    for name, value in (("n_loops", model.n_loops), ("share", model.share)):
+        if strategy == FSDP and value not in (1, None):
+            yield f"strategy='fsdp' does not support {name}={value!r}; use strategy='ddp'"
 
 
 def recompute_problems(model: ModelParams, recompute: str, dropout: float) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Tables of a grid's runs: before training, for --dry-run, and after it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -56,6 +56,7 @@ def plan_table(runs: list[Run], times: Sequence[str], memory: Sequence[str]) -> 
         TableColumn("run", [str(number) for number in range(1, len(shown) + 1)]),
         *axis_columns(settings_of(runs)[:MAX_PLAN_ROWS]),
         TableColumn("parameters", [f"{size.n_params:,}" for size in sizes], rank=4),
+        *active_column(sizes),
         *state_column(sizes),
         TableColumn("steps", [run.length.removesuffix(" steps") for run in shown], rank=3),
         TableColumn(
@@ -67,6 +68,13 @@ def plan_table(runs: list[Run], times: Sequence[str], memory: Sequence[str]) -> 
         TableColumn("time (estimate)", times[: len(shown)], rank=1),
     ]
     return FittedTable(columns, key="run")
+
+
+def active_column(sizes: list[RunSize]) -> list[TableColumn]:
+    """Return the column of the parameters that a token passes, if a run has experts."""
+    if all(size.n_active == size.n_params for size in sizes):
+        return []
+    return [TableColumn("active", [f"{size.n_active:,}" for size in sizes], rank=4)]
 
 
 def state_column(sizes: list[RunSize]) -> list[TableColumn]:
@@ -97,12 +105,19 @@ RESULT_COLUMNS = {
     "chance": ResultColumn(lambda run: formatted(run.values.get("chance"), ".1%"), 9),
     "exact\nmatch": ResultColumn(lambda run: formatted(run.values.get("val_exact_match"), ".1%"), 3),
     "para-\nmeters": ResultColumn(lambda run: formatted(run.values.get("n_params"), ",.0f"), 5),
+    "active": ResultColumn(lambda run: formatted(fewer_active(run.values), ",.0f"), 5),
     "state\nsize": ResultColumn(
         lambda run: formatted(run.values.get("state_size"), ",.0f"), 8, if_equal=False
     ),
     "tokens\n/s": ResultColumn(lambda run: formatted(run.values.get("tokens_per_second"), ",.0f"), 8),
     "seconds": ResultColumn(lambda run: formatted(run.values.get("wall_seconds"), ".1f"), 7),
 }
+
+
+def fewer_active(values: Mapping[str, Value]) -> Value:
+    """Return the number of parameters that a token passes, or None if it passes all of them."""
+    n_active = values.get("n_active_params")
+    return None if n_active == values.get("n_params") else n_active
 
 
 def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:

@@ -24,6 +24,7 @@ class Summary(TypedDict, total=False):
     val_exact_match: Number
     chance: Number
     n_params: Number
+    n_active_params: Number
     state_size: Number
     steps: Number
     trained_samples: Number

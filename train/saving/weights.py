@@ -25,6 +25,7 @@ from train.logs import log
 from train.saving.durable import replacing
 
 MAX_TABLES = 2**32  # bytes of the buffers that a model computes itself
+MAX_COPIES = 1_000  # layers that share their weights
 MAX_LINE = 300  # characters of an error in one line
 CHECKPOINT = re.compile(r"step-([0-9]{7,18})\.safetensors")
 
@@ -46,7 +47,9 @@ def load_lm(path: Path, params: ModelParams, tokenizer: Tokenizer) -> LM:
     try:
         with safe_open(path, "pt") as file:
             found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        with torch.device("meta"), at_most_parameters(2 * len(found) + 100):  # shared ones count each time
+        n_copies = min(params.n_layers, MAX_COPIES) if params.share else 1
+        limit = (2 * len(found) + 100) * n_copies  # shared ones count each time
+        with torch.device("meta"), at_most_parameters(limit):
             empty = LM(params, tokenizer)  # has shapes, but no memory, however large it is
         check_shapes(found, empty)
         if sum(table.nbytes for table in empty.buffers()) > MAX_TABLES:

@@ -86,11 +86,47 @@ def test_mup_passes_and_the_standard_control_fails():
     )
 
 
+PARTS = [
+    {"value_embeddings": True, "tied_embeddings": True},
+    {"canon": "abcd"},
+    {"residual": "rezero"},
+    {"residual": "layerscale"},
+    {"positions": "t5"},
+    {"positions": "hard-alibi"},
+    {"n_loops": 2},
+    {"share": "k=v, o=q.T, norms"},
+    {"share": "attention, down=up.T"},
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", PARTS, ids=str)
+def test_mup_is_right_for_parts_of_the_block(fields):
+    found = coord_check(models(replace(MUP, **fields)), [BATCH], optimizer)
+    assert found.passed, found
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 def test_a_control_that_passes_fails_the_check():
     found = coord_check({"a": models(), "b": models()}, [BATCH], optimizer, n_steps=2, controls=["a"])
     assert found.verdict.startswith("fail: a was expected to fail, but passes")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_experts": 4, "n_shared_experts": 1, "gated": True},
+        {"n_experts": 4, "experts_per_token": 1, "balance": "bias"},
+        {"norm_position": "inside", "qk_norm": "all-heads"},
+        {"parallel_blocks": "one-norm"},
+    ],
+    ids=str,
+)
+def test_mup_passes_with_parts_of_the_block(fields):
+    found = coord_check(models(replace(MUP, **fields)), [BATCH], optimizer, seeds=(0, 1))
+    assert found.passed, found
 
 
 @pytest.mark.slow

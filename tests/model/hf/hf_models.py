@@ -1,5 +1,6 @@
 """Tiny random models of transformers, of every family that our layers can be."""
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from tests.model.tiny import default_dtype, perturb
 
 N_TOKENS, N_POSITIONS, N_SEEDS = 50, 24, 6
+FURTHER = (pytest.mark.slow, pytest.mark.ci)
 SHARED = {
     "num_hidden_layers": [1, 2, 3],
     "hidden_size": [32, 48],
@@ -23,16 +25,44 @@ LLAMA_LIKE = SHARED | {
     "rope_theta": [10_000.0, 300.0],
     "rms_norm_eps": [1e-6, 1e-2],
 }
-OPTIONS = {  # by model_type, the settings and their values, all of which turn up
-    "gpt2": {
-        "n_layer": [1, 2, 3],
-        "n_embd": [32, 48],
-        "n_head": [1, 2, 4],
-        "n_inner": [None, 40],
-        "activation_function": ["gelu_new", "gelu", "relu", "silu", "gelu_pytorch_tanh", "swish"],
-        "layer_norm_epsilon": [1e-5, 1e-2],
-        "tie_word_embeddings": [True, False],
+SCALINGS: list[dict] = [
+    {"rope_type": "linear", "factor": 4.0},
+    {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 12,
     },
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 6, "beta_fast": 8.0},
+]
+QWEN3 = LLAMA_LIKE | {
+    "head_dim": [8, 16],
+    "attention_bias": [False, True],
+    "use_sliding_window": [False, True, True],
+    "sliding_window": [1, 5],
+}
+GEMMA = {
+    **{name: values for name, values in LLAMA_LIKE.items() if name not in ("hidden_act", "rope_theta")},
+    "hidden_activation": ["gelu_pytorch_tanh", "silu"],
+    "head_dim": [8, 16],
+    "query_pre_attn_scalar": [8, 20],
+    "sliding_window": [1, 5],
+    "attn_logit_softcapping": [None, 2.0],
+    "final_logit_softcapping": [None, 3.0],
+    "attention_bias": [False, True],
+}
+GPT2_LIKE: dict[str, list] = {
+    "n_layer": [1, 2, 3],
+    "n_embd": [32, 48],
+    "n_head": [1, 2, 4],
+    "n_inner": [None, 40],
+    "activation_function": ["gelu_new", "gelu", "relu", "silu", "gelu_pytorch_tanh", "swish"],
+    "layer_norm_epsilon": [1e-5, 1e-2],
+    "tie_word_embeddings": [True, False],
+}
+OPTIONS = {  # by model_type, the settings and their values, all of which turn up
+    "gpt2": GPT2_LIKE,
     "gpt_neox": SHARED
     | {
         "hidden_size": [32, 64],
@@ -44,15 +74,70 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
         "use_parallel_residual": [True, True, False],
         "attention_bias": [True, False],
     },
-    "llama": LLAMA_LIKE | {"attention_bias": [False, True], "mlp_bias": [False, False, True]},
+    "llama": LLAMA_LIKE
+    | {"attention_bias": [False, True], "mlp_bias": [False, False, True], "head_dim": [None, 6]}
+    | {"rope_scaling": [None, *SCALINGS]},
     "qwen2": LLAMA_LIKE
-    | {"use_sliding_window": [False, True, True], "sliding_window": [1, 5], "max_window_layers": [0, 0, 9]},
-    "mistral": LLAMA_LIKE | {"sliding_window": [None, 1, 3, 8, 23, 40]},
+    | {"use_sliding_window": [False, True, True], "sliding_window": [1, 5], "max_window_layers": [0, 1, 9]},
+    "mistral": LLAMA_LIKE | {"sliding_window": [None, 1, 3, 8, 23, 40], "head_dim": [None, 6]},
+    "qwen3": QWEN3 | {"max_window_layers": [0, 1, 9]},
+    "qwen3_moe": QWEN3
+    | {"num_experts": [4, 6], "num_experts_per_tok": [2, 3], "moe_intermediate_size": [24, 8]}
+    | {"mlp_only_layers": [[], [0]], "decoder_sparse_step": [1, 1, 2], "norm_topk_prob": [True]},
+    "gemma2": GEMMA | {"rope_theta": [10_000.0, 300.0]},
+    "gemma3_text": {name: values for name, values in GEMMA.items() if name != "attn_logit_softcapping"}
+    | {
+        "sliding_window_pattern": [1, 2, 6],
+        "rope_parameters": [
+            {"full_attention": {"rope_type": "default", "rope_theta": 300.0}},
+            {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+            },
+        ],
+    },
+    "olmo2": LLAMA_LIKE | {"attention_bias": [False, True], "rope_scaling": [None, *SCALINGS]},
+    "smollm3": LLAMA_LIKE
+    | {"attention_bias": [False, True], "mlp_bias": [False, True], "no_rope_layer_interval": [1, 2, 4]}
+    | {"use_sliding_window": [False, True], "sliding_window": [3, 5]},
+    "gptj": GPT2_LIKE | {"n_embd": [32, 64], "rotary_dim": [4, 6, 8]},
+    "opt": {
+        "num_hidden_layers": [1, 2, 3],
+        "hidden_size": [32, 48],
+        "ffn_dim": [40, 72],
+        "num_attention_heads": [1, 2, 4],
+        "activation_function": ["relu", "gelu"],
+        "do_layer_norm_before": [True, False],
+        "enable_bias": [True, True, False],
+        "layer_norm_elementwise_affine": [True, True, False],
+        "tie_word_embeddings": [True, False],
+    },
+    "gpt_neo": {
+        "attention_types": [
+            [[["global", "local"], 1]],
+            [[["local"], 3]],
+            [[["global"], 1], [["local"], 2]],
+        ],
+        "hidden_size": [32, 48],
+        "num_heads": [1, 2, 4],
+        "intermediate_size": [None, 40],
+        "window_size": [1, 5, 40],
+        "activation_function": ["gelu_new", "relu"],
+        "layer_norm_epsilon": [1e-5, 1e-2],
+        "tie_word_embeddings": [True, False],
+    },
 }
 FAMILIES = list(OPTIONS)
+FIRST_FAMILIES = ("gpt2", "gpt_neox", "llama", "qwen2", "mistral")
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)
 EVERY_MODEL = pytest.mark.parametrize(
-    ("family", "seed"), [(family, seed) for family in FAMILIES for seed in range(N_SEEDS)]
+    ("family", "seed"),
+    [
+        # The everyday tests take two models of each later family.
+        pytest.param(family, seed, marks=() if family in FIRST_FAMILIES or seed < 2 else FURTHER)
+        for family in FAMILIES
+        for seed in range(N_SEEDS)
+    ],
 )
 
 
@@ -62,9 +147,12 @@ def random_settings(family: str, seed: int) -> dict:
     columns = {name: (values * N_SEEDS)[:N_SEEDS] for name, values in OPTIONS[family].items()}
     for column in columns.values():
         rng.shuffle(column)
-    settings = {name: column[seed] for name, column in columns.items()}
+    # A config changes the dicts that it is given.
+    settings = copy.deepcopy({name: column[seed] for name, column in columns.items()})
     if "heads" in settings:
         settings["num_attention_heads"], settings["num_key_value_heads"] = settings.pop("heads")
+    if family == "gpt_neo":
+        settings["num_layers"] = sum(len(kinds) * n for kinds, n in settings["attention_types"])
     return settings
 
 
@@ -77,11 +165,14 @@ def make_hf(family: str, *, size: float = 0.1, seed: int = 0, **settings) -> Pre
             "max_position_embeddings": N_POSITIONS,
             "bos_token_id": 1,
             "eos_token_id": 2,
+            "pad_token_id": None,  # its embedding would get no gradient
         }
         | settings,
     )
     torch.manual_seed(seed)
-    hf_model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    hf_model = AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    )
     perturb(hf_model, size)
     return hf_model.to(torch.get_default_dtype()).eval()
 

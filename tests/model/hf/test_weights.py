@@ -41,14 +41,17 @@ def assert_gradients_equal(hf_model, lm, tolerance):
     """Compare the gradients of one loss, parameter by parameter. Theirs are copied in place of weights."""
     loss_of(hf_model(IDS).logits).backward()
     loss_of(lm(IDS)).backward()
-    theirs, ours = copy.deepcopy(hf_model), copy.deepcopy(lm)
-    for parameter, original in zip(theirs.parameters(), hf_model.parameters(), strict=True):
-        parameter.data = original.grad
-    for parameter in ours.parameters():
+    theirs, ours, zero = copy.deepcopy(hf_model), copy.deepcopy(lm), copy.deepcopy(lm)
+    for parameter in [*ours.parameters(), *zero.parameters()]:
         parameter.data.fill_(math.nan)
-    copy_weights(theirs, ours)
-    for (name, expected), parameter in zip(ours.named_parameters(), lm.parameters(), strict=True):
-        assert_close(parameter.grad, expected.data, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+    for factor, lm_of_gradients in ((1, ours), (0, zero)):  # of zeros only the offset of gains is left
+        for parameter, original in zip(theirs.parameters(), hf_model.parameters(), strict=True):
+            parameter.data = original.grad * factor
+        copy_weights(theirs, lm_of_gradients)
+    parameters = zip(ours.named_parameters(), zero.parameters(), lm.parameters(), strict=True)
+    for (name, expected), offset, parameter in parameters:
+        gradient = expected.data - offset.data
+        assert_close(parameter.grad, gradient, rtol=0, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
     assert max(parameter.grad.abs().max() for parameter in lm.parameters()) > 0.01
 
 
@@ -92,8 +95,8 @@ def test_the_random_models_cover_all_options(family):
     drawn = [random_settings(family, seed) for seed in range(N_SEEDS)]
     for name, values in OPTIONS[family].items():
         names = {"heads": ("num_attention_heads", "num_key_value_heads")}.get(name, (name,))
-        found = {tuple(settings[n] for n in names) for settings in drawn}
-        assert found == {value if name == "heads" else (value,) for value in values}
+        found = {repr(tuple(settings[n] for n in names)) for settings in drawn}
+        assert found == {repr(value if name == "heads" else (value,)) for value in values}
 
 
 def fresh_lm(hf_model, n_tokens=N_TOKENS, **fields):
@@ -192,7 +195,9 @@ def test_models_without_our_readout_are_refused(kind):
         from_hf(kind(random_hf("gpt2", 0).config))
 
 
-ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
+ROPE = {"rope_theta": 1e4, "rope_type": "dynamic", "factor": 2.0}
+YARN = {"rope_theta": 1e4, "rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 8}
+HEADS = {"hidden_size": 32, "num_attention_heads": 4}
 
 
 @pytest.mark.parametrize(
@@ -202,18 +207,44 @@ ROPE = {"rope_theta": 1e4, "rope_type": "linear", "factor": 2.0}
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights=False; allowed: True"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
         ("gpt2", {"add_cross_attention": True}, "add_cross_attention=True"),
-        ("gpt_neox", {"rope_parameters": ROPE}, "gpt_neox with rope_type='linear'; allowed: 'default'"),
+        (
+            "gpt_neox",
+            {"rope_parameters": ROPE},
+            "gpt_neox with rope_type='dynamic'; allowed: 'default', 'lin",
+        ),
         (
             "gpt_neox",
             {"num_attention_heads": 4, "hidden_size": 48},
             "is 3: it must be even",
         ),
-        ("llama", {"rope_parameters": ROPE}, "rope_type='linear'"),
-        ("llama", {"hidden_size": 32, "num_attention_heads": 4, "head_dim": 16}, "head_dim=16; allowed: 8"),
+        ("llama", {"rope_parameters": ROPE}, "rope_type='dynamic'"),
+        (
+            "llama",
+            {"rope_parameters": YARN | {"attention_factor": 2.0}},
+            "attention_factor=2.0 beside rope_type='yarn'",
+        ),
         ("llama", {"hidden_act": "mish"}, "hidden_act='mish'"),
-        ("qwen2", {"use_sliding_window": True, "sliding_window": 4}, "layer_types=.*; allowed: one kind"),
-        ("mistral", {"hidden_size": 32, "num_attention_heads": 8, "head_dim": 16}, "head_dim=16; allowed: 4"),
-        ("gemma2", {}, "our layers do not support model_type='gemma2'; they support: gpt2, gpt_neox, llama"),
+        (
+            "qwen2",
+            {"layer_types": ["chunked_attention"] * 32},
+            "layer_types of 'chunked_attention'; allowed: 'full",
+        ),
+        ("olmo2", HEADS | {"head_dim": 16}, "head_dim=16; allowed: 8"),
+        ("gemma3_text", {"attn_logit_softcapping": 5.0}, "attn_logit_softcapping=5.0; allowed: None"),
+        (
+            "gemma2",
+            {"use_bidirectional_attention": True},
+            "use_bidirectional_attention=True; allowed: None, False",
+        ),
+        ("qwen3_moe", {"norm_topk_prob": False}, "norm_topk_prob=False and num_experts_per_tok=8"),
+        ("qwen3_moe", {"norm_topk_prob": True, "num_experts_per_tok": 1}, "num_experts_per_tok=1"),
+        (
+            "opt",
+            {"word_embed_proj_dim": 512, "hidden_size": 1024},
+            "word_embed_proj_dim=512; allowed: hidden_size",
+        ),
+        ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm=True; allowed: False"),
+        ("falcon", {}, "our layers do not support model_type='falcon'; they support: gpt2, gpt_neox, gptj"),
     ],
     ids=str,
 )
@@ -250,6 +281,9 @@ def test_the_fields_of_the_families_as_they_are_published():
     )
 
 
+ALSO = {"opt": "gpt2", "qwen3_moe": "qwen3", "smollm3": "llama"}
+
+
 @EVERY_MODEL
 def test_there_and_back(family, seed, tmp_path):
     """Saved weights give the first logits in transformers, and bitwise the same weights when we load them again."""
@@ -258,9 +292,9 @@ def test_there_and_back(family, seed, tmp_path):
     as_hf(lm).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert_close(loaded(IDS).logits, hf_model(IDS).logits, rtol=0, atol=1e-5)
-    # Without a window, Mistral is the same architecture as Llama.
+    # Some models are of another family, too: Mistral without a window is a Llama.
     as_llama = family == "mistral" and lm.model_params.sliding_window is None
-    assert loaded.config.model_type == ("llama" if as_llama else family)
+    assert loaded.config.model_type in ("llama" if as_llama else family, ALSO.get(family))
     again = from_hf(load_hf(str(tmp_path)))
     assert torch.equal(again(IDS), lm(IDS))
     assert explicit_fields(again.model_params) == explicit_fields(lm.model_params) | {
@@ -280,6 +314,15 @@ LIKE_LLAMA = {"positions": "rotary", "norm": "rmsnorm", "gated": True, "activati
         ("llama", LIKE_LLAMA | {"bias": True, "n_kv_heads": 2, "dim_ff": 24}),
         ("qwen2", LIKE_LLAMA | {"bias_qkv": True}),
         ("mistral", LIKE_LLAMA | {"sliding_window": 5}),
+        ("qwen3", LIKE_LLAMA | {"qk_norm": True, "head_dim": 6, "sliding_window": (5, None)}),
+        (
+            "qwen3_moe",
+            LIKE_LLAMA | {"qk_norm": True, "n_experts": (0, 4), "dim_ff": (40, 24), "balance": None},
+        ),
+        ("olmo2", LIKE_LLAMA | {"qk_norm": "all-heads", "norm_position": "inside"}),
+        ("smollm3", LIKE_LLAMA | {"positions": ("rotary", "none")}),
+        ("llama", LIKE_LLAMA | {"rotary_scaling": "llama3, factor=4, original=8"}),
+        ("opt", {"norm_position": "post", "activation": "relu"}),
     ],
 )
 def test_an_lm_of_our_own_goes_to_transformers(family, fields):
@@ -304,7 +347,12 @@ def test_in_bfloat16():
     ("fields", "message"),
     [
         ({"positions": "alibi"}, "gpt2, the nearest, does not support positions='alibi'$"),
-        ({"norm_position": "post"}, "gpt2, the nearest, does not support norm_position='post'$"),
+        ({"sliding_window": (3, 4)}, r"gpt2, the nearest, does not support sliding_window=\(3, 4\)$"),
+        (
+            LIKE_LLAMA | {"qk_norm": True, "n_experts": 4, "balance": "bias"},
+            "qwen3_moe, the nearest, does not support balance='bias'$",
+        ),
+        ({"norm_position": "none"}, "gpt2, the nearest, does not support norm_position='none'$"),
         ({"qk_norm": True}, "qk_norm=True"),
         (
             {"positions": "none", "dim": 20, "n_heads": 4},

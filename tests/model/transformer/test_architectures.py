@@ -95,7 +95,7 @@ def check_every_parameter_gets_a_gradient(lm: LM) -> None:
     for name, parameter in lm.named_parameters():
         assert parameter.grad is not None, name
         if not re.search(
-            r"\.k\.\d\.bias$|k_norm\.bias$", name
+            r"\.k\.\d\.bias$|maps\.k\.bias$|k_norm\.bias$", name
         ):  # the softmax does not see what is added to all keys
             assert parameter.grad.abs().max() > 0, name
 

@@ -9,14 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from model.context import Context
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
+from model.transformer.convolution import Canon
 from model.transformer.embeddings import slopes_of
+from model.transformer.norms import NormOfAllHeads
 from model.transformer.residual import omegas_by_residual
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.tiny import (
+    POSITIONS,
     architectures,
     default_dtype,
     perturb,
@@ -25,6 +29,7 @@ from tests.model.tiny import (
     tiny_lm,
     tiny_params,
 )
+from tests.model.transformer.test_experts import experts_by_hand
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
@@ -47,23 +52,51 @@ def turned(x_K: Tensor, position: float, n: int, base: float) -> Tensor:
     return torch.cat([number.real, number.imag, x_K[n:]])
 
 
-def maps_by_hand(mixer: Attention, x_TD: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+def mixed_by_hand(canon: nn.Module, x_TC: Tensor) -> Tensor:
+    """Add to each position a weighted sum of itself and the ones before it. The last weight is its own."""
+    if not isinstance(canon, Canon):
+        return x_TC
+    w_WC = canon.weight_WC.flip(0)
+    return torch.stack(
+        [x_TC[t] + sum(w_WC[i] * x_TC[t - i] for i in range(min(len(w_WC), t + 1))) for t in range(len(x_TC))]
+    )
+
+
+def maps_by_hand(mixer: Attention, x_TD: Tensor, ids_T: Tensor) -> tuple[list[Tensor], ...]:
     """Queries, keys and values of every head, [T, K] each."""
     p = mixer.model_params
     if p.separate_heads:
-        return tuple([head(x_TD) for head in heads] for heads in (mixer.qkv.q, mixer.qkv.k, mixer.qkv.v))
-    heads = mixer.qkv(x_TD).split(p.head_dim or p.dim // p.n_heads, dim=-1)
+        every = torch.cat([head(x_TD) for name in "qkv" for head in getattr(mixer.qkv, name)], dim=-1)
+    else:
+        every = mixer.qkv(x_TD)
+    heads = mixed_by_hand(mixer.canon_b, every).split(p.head_dim or p.dim // p.n_heads, dim=-1)
     n, m = p.n_heads, p.n_kv_heads or p.n_heads
-    return list(heads[:n]), list(heads[n : n + m]), list(heads[n + m :])
-
-
-def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
-    """Compute attention one query at a time, over the keys that it may see."""
-    p = mixer.model_params
-    T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
-    queries, keys, values = maps_by_hand(mixer, x_TD)
+    values = list(heads[n + m :])
+    if p.value_embeddings:
+        embedded = mixer.value_embedding.table.weight[ids_T].chunk(m, dim=-1)
+        values = [v + e for v, e in zip(values, embedded, strict=True)]
     if p.value_residual:  # this layer alone is its own first one
         values = [v * mixer.value_residual.lambdas.sum() for v in values]
+    return list(heads[:n]), list(heads[n : n + m]), values
+
+
+def normed_together(norm: nn.Module, heads: list[Tensor]) -> list[Tensor]:
+    """Each head, [T, K], after a norm over all heads of a position, if there is one."""
+    if not isinstance(norm, NormOfAllHeads):
+        return heads
+    rows = [
+        norm_by_hand(norm.norm, torch.cat(of_position), norm.norm.eps)
+        for of_position in zip(*heads, strict=True)
+    ]
+    return list(torch.stack(rows).chunk(len(heads), dim=-1))
+
+
+def attention_by_hand(mixer: Attention, canon_a: nn.Module, x_TD: Tensor, ids_T: Tensor) -> Tensor:
+    """Compute attention one query at a time, over the keys that it may see."""
+    p, x_TD = mixer.model_params, mixed_by_hand(canon_a, x_TD)
+    T, K = len(x_TD), p.head_dim or p.dim // p.n_heads
+    queries, keys, values = maps_by_hand(mixer, x_TD, ids_T)
+    queries, keys = normed_together(mixer.q_norm, queries), normed_together(mixer.k_norm, keys)
     out = torch.zeros(T, p.n_heads * K, dtype=x_TD.dtype)
     for h, q_TK in enumerate(queries):
         own = h // (p.n_heads // len(keys))
@@ -71,9 +104,9 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
             q, scores, seen = q_TK[t], [], []
             for s in range(t + 1 if p.causal else T):
                 k = keys[own][s]
-                if p.sliding_window is not None and abs(t - s) >= p.sliding_window:
+                if not may_see(p, h, abs(t - s)):
                     continue
-                if p.qk_norm:
+                if p.qk_norm is True:
                     q, k = (
                         norm_by_hand(mixer.q_norm, q_TK[t], p.norm_eps),
                         norm_by_hand(mixer.k_norm, k, p.norm_eps),
@@ -89,9 +122,7 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
                 score = p.mup_attn_mult * scale * (a @ b)
                 if p.attn_softcap is not None:
                     score = p.attn_softcap * (1 - 2 / (1 + (2 * score / p.attn_softcap).exp()))  # tanh
-                scores.append(
-                    score - slopes_of(p.n_heads)[h] * abs(t - s) if p.positions == "alibi" else score
-                )
+                scores.append(score + bias_by_hand(mixer, h, s - t))
                 seen.append(values[own][s])
             if p.attn_sink is not None:
                 scores.append(
@@ -100,6 +131,22 @@ def attention_by_hand(mixer: Attention, x_TD: Tensor) -> Tensor:
             pattern = torch.stack(scores).softmax(dim=0)[: len(seen)]
             out[t, h * K : h * K + K] = sum(w * v for w, v in zip(pattern, seen, strict=True))
     return mixer.out(gated_by_hand(mixer, out, x_TD))
+
+
+def may_see(p: ModelParams, h: int, distance: int) -> bool:
+    if p.positions == "hard-alibi" and h < p.n_heads // 2 and distance > h + 1:
+        return False
+    return p.sliding_window is None or distance < p.sliding_window
+
+
+def bias_by_hand(mixer: Attention, h: int, offset: int) -> Tensor | float:
+    p = mixer.model_params
+    if p.positions == "alibi":
+        return -slopes_of(p.n_heads)[h] * abs(offset)
+    if p.positions == "t5":
+        bucket = T5Attention._relative_position_bucket(torch.tensor([[offset]]), bidirectional=not p.causal)
+        return mixer.on_scores.positions.bias_NH[bucket.item(), h]
+    return 0.0
 
 
 def gated_by_hand(mixer: Attention, out_TN: Tensor, x_TD: Tensor) -> Tensor:
@@ -114,7 +161,10 @@ def gated_by_hand(mixer: Attention, out_TN: Tensor, x_TD: Tensor) -> Tensor:
 
 
 def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
-    a = layer.linear1(x_TD)
+    if layer.model_params.n_experts:
+        return experts_by_hand(layer.experts, mixed_by_hand(layer.canon_c, x_TD))
+    x_TD = mixed_by_hand(layer.canon_c, x_TD)
+    a = mixed_by_hand(layer.canon_d, layer.linear1(x_TD))
     a = {
         "relu": lambda: a.clamp(min=0),
         "gelu": lambda: a * (1 + torch.erf(a / math.sqrt(2))) / 2,
@@ -122,10 +172,12 @@ def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
         "relu2": lambda: a.clamp(min=0) ** 2,
         "silu": lambda: a / (1 + torch.exp(-a)),
     }[layer.model_params.activation]()
-    return layer.linear2(a * layer.linear_up(x_TD) if layer.model_params.gated else a)
+    if layer.model_params.gated:
+        a = a * mixed_by_hand(layer.canon_d2, layer.linear_up(x_TD))
+    return layer.linear2(a)
 
 
-def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
+def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor, ids_T: Tensor) -> Tensor:
     p = layer.model_params
 
     def normed(norm: nn.Module, x_TD: Tensor) -> Tensor:
@@ -134,22 +186,27 @@ def layer_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
     def added(norms, block, x_TD: Tensor) -> Tensor:
         if p.norm_position in ("none", "post"):
             return block(x_TD)
-        out = block(normed(norms.before, x_TD))
-        return normed(norms.inside, out) if p.norm_position == "sandwich" else out
+        out = block(x_TD if p.norm_position == "inside" else normed(norms.before, x_TD))
+        return normed(norms.inside, out) if p.norm_position in ("sandwich", "inside") else out
 
     def summed(residual, x_TD: Tensor, f_TD: Tensor) -> Tensor:
         if p.residual == "plain":
-            return x_TD + (f_TD / p.n_layers if p.parametrization == "completep" else f_TD)
+            return x_TD + (f_TD / p.depth if p.parametrization == "completep" else f_TD)
+        if p.residual in ("rezero", "layerscale"):
+            return x_TD + residual.gain * f_TD
         return x_TD * residual.omega + f_TD
 
     def after(norms, x_TD: Tensor) -> Tensor:
         return normed(norms.after, x_TD) if p.norm_position == "post" else x_TD
 
-    attended = added(layer.norm1, lambda x_TD: attention_by_hand(layer.mixer, x_TD), x_TD)
+    attended = added(
+        layer.norm1, lambda x_TD: attention_by_hand(layer.mixer, layer.canon_a, x_TD, ids_T), x_TD
+    )
     middle = after(layer.norm1, summed(layer.residual_sa, x_TD, attended))
     if p.dim_ff == 0:
         return middle
-    ff = added(layer.norm2, lambda x_TD: ff_by_hand(layer, x_TD), x_TD if p.parallel_blocks else middle)
+    norm2 = layer.norm1 if p.parallel_blocks == "one-norm" else layer.norm2
+    ff = added(norm2, lambda x_TD: ff_by_hand(layer, x_TD), x_TD if p.parallel_blocks else middle)
     return after(layer.norm2, summed(layer.residual_ff, middle, ff))
 
 
@@ -163,14 +220,15 @@ def perturbed_layer(params) -> TransformerEncoderLayer:
     return layer
 
 
-OUR_LAYER = architectures(layer_architecture="custom-transformer", n_layers=3)
+# Differential attention has tests of its own.
+OUR_LAYER = architectures(layer_architecture="custom-transformer", n_layers=3, diff_attention=False)
 
 
 def check_by_hand(params: ModelParams, T: int) -> None:
-    layer = perturbed_layer(params.at(1))
+    layer, ids_BT = perturbed_layer(params.at(1, n_tokens=30)), random_ids(2, T)
     x_BTD = torch.randn(2, T, params.dim, dtype=torch.float64)
-    expected = torch.stack([layer_by_hand(layer, x_TD) for x_TD in x_BTD])
-    assert_close(layer(x_BTD, Context(random_ids(2, T))), expected, **EXACT)
+    expected = torch.stack([layer_by_hand(layer, *row) for row in zip(x_BTD, ids_BT, strict=True)])
+    assert_close(layer(x_BTD, Context(ids_BT)), expected, **EXACT)
 
 
 @settings(deadline=None, max_examples=40)
@@ -288,7 +346,7 @@ def test_without_a_feed_forward_block_there_are_no_parameters_of_one():
     assert {name.split(".")[0] for name in gone} == {"norm2", "linear1", "linear2"}
 
 
-@pytest.mark.parametrize("positions", ["none", "learned", "sin", "rotary", "alibi"])
+@pytest.mark.parametrize("positions", POSITIONS)
 def test_positions_matter_unless_there_are_none(positions):
     lm = tiny_lm(positions=positions, n_layers=1)
     after_ab, after_ba = lm([1, 5, 6, 7])[0, -1], lm([1, 6, 5, 7])[0, -1]

@@ -11,9 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.context import Cache, Context
 from model.shapes import MAX_BUILT_LAYERS, build_on_meta, size_of, state_size_of
 from model.transformer import linear_attention
+from model.transformer.based import TaylorAttention
 from model.transformer.decay import GatedLinearAttention, Mamba2
 from model.transformer.delta import DeltaNet, GatedDeltaNet
 from model.transformer.linear_attention import MIN_LOG_DECAY, mix
+from model.transformer.mlstm import MLSTM
 from tests.model.tiny import KINDS, MIXERS, default_dtype, perturb, random_ids, tiny_lm, tiny_params
 from train.flops import UNCOUNTED
 
@@ -104,11 +106,49 @@ def mamba2_by_hand(mixer: Mamba2, x_TD: Tensor, **_) -> Tensor:
     return torch.stack(out)
 
 
+def mlstm_by_hand(mixer: MLSTM, x_TD: Tensor, **_) -> Tensor:
+    """Equations 19 to 27 of the paper, without its stabilizer; then the norm and the gate of xLSTM-7B."""
+    H, (keys, _, D) = mixer.n_heads, mixer.sizes
+    q_TC, k_TC, v_TD = mixer.qkv(x_TD).split([keys, keys, D], dim=1)
+    f_TH, i_TH = sigmoid(mixer.forget_gate(x_TD)), torch.exp(mixer.input_gate(x_TD))
+    out = []
+    states, sums = [x_TD.new_zeros(keys // H, D // H)] * H, [x_TD.new_zeros(keys // H)] * H
+    for t in range(len(x_TD)):
+        heads = []
+        for h in range(H):
+            q, k, v = (x[t].chunk(H)[h] for x in (q_TC, k_TC, v_TD))
+            k = k / math.sqrt(len(k))
+            states[h] = f_TH[t, h] * states[h] + i_TH[t, h] * torch.outer(k, v)
+            sums[h] = f_TH[t, h] * sums[h] + i_TH[t, h] * k
+            y = mixer.norm(q @ states[h] / (q @ sums[h]).abs().clamp_min(1))
+            heads.append(y * sigmoid(mixer.gate(x_TD[t]).chunk(H)[h]))
+        out.append(mixer.out(torch.cat(heads)))
+    return torch.stack(out)
+
+
+def based_by_hand(mixer: TaylorAttention, x_TD: Tensor, **_) -> Tensor:
+    """Equation 3 of the paper: the softmax with exp(a) replaced by 1 + a + a^2 / 2, over all earlier positions."""
+    H, (keys, _, D) = mixer.n_heads, mixer.sizes
+    q_TC, k_TC, v_TD = mixer.qkv(x_TD).split([keys, keys, D], dim=1)
+    out = []
+    for t in range(len(x_TD)):
+        heads = []
+        for h in range(H):
+            q, k, v = q_TC[t].chunk(H)[h], k_TC[: t + 1].chunk(H, dim=1)[h], v_TD[: t + 1].chunk(H, dim=1)[h]
+            a = k @ q / math.sqrt(len(q))
+            weights = 1 + a + a**2 / 2
+            heads.append(weights @ v / weights.sum())
+        out.append(mixer.out(torch.cat(heads)))
+    return torch.stack(out)
+
+
 BY_HAND = {
     DeltaNet: delta_by_hand,
     GatedDeltaNet: delta_by_hand,
     GatedLinearAttention: gla_by_hand,
     Mamba2: mamba2_by_hand,
+    MLSTM: mlstm_by_hand,
+    TaylorAttention: based_by_hand,
 }
 
 
@@ -132,6 +172,10 @@ def perturbed_mixer(make, **fields) -> nn.Module:
         (GatedLinearAttention, {"fixed_decay": True, "norm": "rmsnorm"}),
         (Mamba2, {"n_heads": 4, "bias_qkv": False}),
         (Mamba2, {"state_dim": 5, "norm": "rmsnorm", "conv_width": 1}),
+        (MLSTM, {"n_heads": 4, "bias_qkv": False}),
+        (TaylorAttention, {"n_heads": 4, "bias_qkv": False}),
+        (TaylorAttention, {"state_dim": 5}),
+        (MLSTM, {"state_dim": 5, "norm": "rmsnorm"}),
     ],
     ids=str,
 )
@@ -188,11 +232,25 @@ def test_chunks_of_any_length_give_the_same(chunk, monkeypatch):
         assert_close(cache.kept["state"][0], S, **EXACT)
 
 
+def test_an_output_has_no_gradient_of_rounding_with_respect_to_later_inputs():
+    """The leak probe would take it for a leak."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 16, 4) for _ in range(3))
+    for shape, beta in (((1, 2, 16), None), ((1, 2, 16), torch.rand(1, 2, 16)), ((1, 2, 16, 4), None)):
+        inputs = [x.requires_grad_() for x in (q, k, v, -torch.rand(shape))]
+        y = mix(*inputs, Context(random_ids(1, 16)), beta)
+        for gradient in torch.autograd.grad(y[:, :, 3].sum(), inputs):
+            assert gradient[:, :, :4].any()
+            assert not gradient[:, :, 4:].any()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fields", [{}, {"state_dim": 3, "n_kv_heads": 1}], ids=str)
 def test_the_state_size_is_what_the_cache_holds(kind, fields):
-    if kind == "torch-transformer":
+    if kind in ("torch-transformer", "mla"):
         fields = {}
+    if kind == "custom-transformer" and fields:
+        fields = fields | {"head_dim": 12}
     lm = tiny_lm(layer_architecture=kind, n_heads=4, **fields)
     cache = Cache(16)
     lm(random_ids(3, 16), cache=cache)
@@ -241,10 +299,17 @@ def test_triangular_equations_are_counted():
     assert counter.get_total_flops() == 2 * 5 * 36
 
 
-@pytest.mark.parametrize("kind", ["deltanet", "gated-delta", "gla", "mamba2"])
+@pytest.mark.parametrize("kind", ["deltanet", "gated-delta", "gla", "mamba2", "mlstm", "based"])
 def test_a_state_of_fixed_width_has_no_rule_in_mup(kind):
     with pytest.raises(ValueError, match="state_dim=4 does not grow with the width"):
         tiny_lm(layer_architecture=kind, state_dim=4, parametrization="mup", mup_base_dim=8)
+
+
+@pytest.mark.parametrize("make", [Mamba2, GatedDeltaNet])
+def test_decays_begin_between_those_of_mamba2(make):
+    decay = make(tiny_params(n_heads=4), 0.0).decay
+    assert_close(decay.log_a_H.exp(), torch.tensor([1.0, 6.0, 11.0, 16.0]))
+    assert_close(softplus(decay.dt.map.bias).log10(), torch.tensor([-3.0, -7 / 3, -5 / 3, -1.0]))
 
 
 def test_a_decay_of_gla_has_a_floor_below_which_gradients_vanish():
@@ -257,3 +322,19 @@ def test_a_decay_of_gla_has_a_floor_below_which_gradients_vanish():
     assert_close(
         mixer.float()(x_BTD.float(), Context(random_ids(1, 40))).double(), y_BTD, rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize(("log_input", "log_forget"), [(300.0, 5.0), (-300.0, 5.0), (0.0, -50.0)])
+def test_gates_of_mlstm_are_exact_where_their_exponentials_overflow(log_input, log_forget):
+    """In float32, against the equations in float64, whose numbers reach e^300."""
+    mixer = perturbed_mixer(MLSTM)
+    with torch.no_grad():
+        mixer.input_gate.map.bias.fill_(log_input)
+        mixer.forget_gate.map.bias.fill_(log_forget)
+    x_BTD = torch.randn(1, 70, 16, dtype=torch.float64)
+    expected = mlstm_by_hand(mixer, x_BTD[0])
+    x_BTD = x_BTD.float().requires_grad_()
+    y_BTD = mixer.float()(x_BTD, Context(random_ids(1, 70)))
+    y_BTD.sum().backward()
+    assert_close(y_BTD[0].double(), expected, rtol=1e-3, atol=1e-4)
+    assert x_BTD.grad.isfinite().all()

@@ -13,6 +13,7 @@ from model.lm import LM
 from model.model_params import ModelParams
 from model.transformer.residual import (
     Residual,
+    ScaledResidual,
     as_buffer,
     as_module,
     as_parameter,
@@ -194,12 +195,44 @@ def test_queries_stay_zero_under_deepnet():
     assert k[0].all()
 
 
+@pytest.mark.parametrize("kind", ["rezero", "layerscale"])
+@pytest.mark.parametrize("norm_position", ["pre", "post", "none"])
+def test_a_trained_gain_scales_what_a_block_adds(kind, norm_position):
+    lm = tiny_lm(residual=kind, norm_position=norm_position)
+    with torch.no_grad(), lm.record("resid_*", "attn_out", "mlp_out") as seen:
+        lm(random_ids(2, 7))
+    layer, ctx = lm.decoder.layers[1], Context(random_ids(2, 7))
+    x = seen["layers.1.resid_pre"]
+    added = layer.residual_sa.gain * layer._sa_block(layer.norm1.before(x), ctx)
+    torch.testing.assert_close(seen["layers.1.attn_out"], added)
+    mid = layer.norm1.after(x + added)
+    torch.testing.assert_close(seen["layers.1.resid_mid"], mid)
+    added = layer.residual_ff.gain * layer._ff_block(layer.norm2.before(mid), ctx)
+    torch.testing.assert_close(seen["layers.1.resid_post"], layer.norm2.after(mid + added))
+
+
+def test_layers_begin_as_the_identity_with_rezero_and_nearly_with_layerscale():
+    zero = fresh_lm(tiny_params(residual="rezero"))
+    with zero.record("embed", "resid_post") as seen:
+        zero(random_ids(2, 7))
+    assert all(torch.equal(x, seen["embed"]) for x in seen.values())
+    for n_layers, gain in ((2, 0.1), (18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)):
+        residual = (
+            fresh_lm(tiny_params(residual="layerscale", n_layers=n_layers)).decoder.layers[0].residual_ff
+        )
+        assert residual.gain.tolist() == pytest.approx([gain] * 16)
+    under_autocast = ScaledResidual(torch.ones(3)).branch(torch.ones(2, 3, dtype=torch.bfloat16))
+    assert under_autocast.dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
         ({"norm_position": "pre"}, "norm_position='post'"),
         ({"norm_position": "none", "residual": "deepnet"}, "norm_position='post'"),
         ({"parametrization": "completep"}, "two rules for depth"),
+        ({"residual": "layerscale", "parametrization": "completep"}, "two rules for depth"),
+        ({"residual": "rezero", "out_zero_init": True}, "multiplies 0 by 0"),
         ({"layer_architecture": "torch-transformer"}, "does not work"),
         ({"parallel_blocks": True}, "parallel_blocks"),
     ],

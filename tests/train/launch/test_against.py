@@ -10,6 +10,7 @@ import pytest
 from common.repository import REPOSITORY
 from tests.explore.compare.fake_runs import DEFAULT
 from tests.project_copy import SCORES, ProjectCopy
+from tests.train.test_own_parts import PARTS
 from train.grid.expand import GridError, field_defaults, read_grid
 from train.grid.params import SECTIONS, Params
 from train.launch.against import config_text, defaults_at, export
@@ -88,6 +89,24 @@ def test_a_baseline_is_trained_once_and_git_is_left_alone(project):
         assert "with the code of HEAD (first): 2 of 2 runs are saved" in said
         assert ("--resume: 2 finished" in said) == (n_finished == 2)
         assert "exactly the loss that it had before" not in said
+
+
+@slow
+def test_both_codes_use_the_same_parts_of_a_users_file(project, tmp_path):
+    file = tmp_path / "my_parts.py"
+    file.write_text(PARTS)
+    project.edit("model/transformer/attention.py", SCORES, SCORES.replace("(q_BHTK", "1 * (q_BHTK", 1))
+    options = [*TINY, f"--with={file}", "--set=optimizer='slow_sgd'", "--against"]
+    code, said = project.main(*options)
+    assert code == 0, said
+    assert "no worse: every run has exactly the loss that it had before" in said
+    _, said = project.main(*options)
+    assert "2 of 2 runs are saved" in said
+    # Runs of an earlier version of the file are not taken for those of the present one.
+    file.write_text(PARTS.replace("lr / 10", "lr * 10"))
+    _, said = project.main(*options)
+    assert "0 of 2 runs are saved, 2 to train" in said
+    assert "no worse: every run has exactly the loss that it had before" in said
 
 
 @slow

@@ -22,7 +22,8 @@ from data.data_params import DataParams
 from explore.load import runs
 from model.model_params import ModelParams
 from tests.train.little_run import CALL
-from tests.train.saving.test_claims import claimed_elsewhere
+from tests.train.saving.test_claims import claim_of_saved, claimed_elsewhere
+from tests.train.test_own_parts import file  # noqa: F401 -- a fixture
 from train.grid.expand import GridError
 from train.grid.params import Params
 from train.grid.run import Run
@@ -109,8 +110,15 @@ def assert_equal_runs(here, there):
 
 
 @needs_ray
-def test_runs_on_a_cluster_equal_those_of_a_serial_grid(cluster, far, tmp_path, monkeypatch, notes):
-    """Text that only this machine has and a run to begin with travel, and what wandb keeps comes home, too.
+def test_runs_on_a_cluster_equal_those_of_a_serial_grid(
+    cluster,
+    far,
+    file,  # noqa: F811
+    tmp_path,
+    monkeypatch,
+    notes,
+):
+    """Text and parts that only this machine has and a run to begin with travel, and what wandb keeps comes home, too.
 
     So do the results on an evaluation set.
     """
@@ -120,6 +128,7 @@ def test_runs_on_a_cluster_equal_those_of_a_serial_grid(cluster, far, tmp_path, 
     monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "data"))
     other = {"pydoc": {"dataset_name": "pydoc", "debug_crop": 4}}
     options = ["--config=test-nlp", "--task=mine", f"--set=eval_sets={other}", *SHORT[1:]]
+    options[:0] = [f"--with={file}", "--set=optimizer='slow_sgd'"]
     assert train(tmp_path / "serial", *options, "--no-wandb") == 0
     ours = f"--ray={cluster.address}"
     assert train(tmp_path / "ray", *options, ours) == 0
@@ -206,13 +215,13 @@ def test_a_run_stopped_without_a_cluster_resumes_on_one(cluster, far, whole, tmp
 @needs_ray
 def test_a_run_that_another_call_trains_is_left_out(cluster, far, whole, tmp_path, notes):
     """This process has the claims of its runs, which workers train."""
-    abouts = [json.loads(path.read_text()) for path in sorted(whole.rglob("about.json"))]
+    claims = [claim_of_saved(path.parent) for path in sorted(whole.rglob("about.json"))]
     ours = [*WHOLE, "--resume", f"--ray={cluster.address}"]
-    with claimed_elsewhere(tmp_path, abouts[0]["identity"]):
+    with claimed_elsewhere(tmp_path, claims[0]):
         assert train(tmp_path, *ours) == 0
     assert "run 1: left out: another call trains it at the moment" in notes
     assert sorted(runs(str(tmp_path), all=True).random_seed) == [2, 3]
-    assert noted_folder(tmp_path, abouts[1]["identity"]).is_dir()
+    assert noted_folder(tmp_path, claims[1]).is_dir()
     assert train(tmp_path, *ours) == 0
     assert_equal_runs(tmp_path, whole)
 

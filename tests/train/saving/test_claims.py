@@ -1,5 +1,6 @@
 """Two calls with --resume on one grid at once: each run is trained once, whichever call comes to it and however that ends."""
 
+import json
 import os
 import signal
 import time
@@ -61,6 +62,12 @@ def call(tmp_path, monkeypatch):
     call.out, call.claims, call.meanwhile = out, claims, lambda: None
     call.trained = lambda: [int(line) for line in note.read_text().split()] if note.exists() else []
     return call
+
+
+def claim_of_saved(folder: Path) -> str:
+    """The claim to a run like the saved one, by the same code."""
+    about = json.loads((folder / "about.json").read_text())
+    return f"{about['identity']}-{code_id(about['code'])}"
 
 
 def in_child(function) -> int:
