@@ -7,6 +7,9 @@ from pydantic.dataclasses import dataclass
 
 from model.per_layer import PerLayer
 
+# Numbers of modules, each of which is built. More would take minutes to check.
+MAX_MODULES = 1_000
+Copies = Annotated[int, Field(gt=0, le=MAX_MODULES)]
 # Fields that code outside the layers reads, so that they have one value for all layers.
 OF_WHOLE_MODEL = frozenset(
     [
@@ -60,12 +63,12 @@ class ModelParams(PerLayer):
     layer_architecture: str = "custom-transformer"  # kind of the layers
     causal: bool = True  # False: a position attends to both sides, as in BERT
     objective: Literal["next-token", "masked", "diffusion"] = "next-token"  # the others: hidden tokens
-    n_predict: PositiveInt = 1  # tokens that each position learns to predict; further ones have a layer each
+    n_predict: Copies = 1  # tokens that each position learns to predict; further ones have a layer each
     predict_weight: PositiveFloat = 1.0  # of n_predict: weight of the loss of each token after the first
     dim: PositiveInt = 128  # width of the residual stream
     n_layers: NonNegativeInt = 4  # layers of the stack; 0 leaves embeddings and unembedding only
     n_heads: PositiveInt = 4  # per layer; must divide dim
-    n_loops: PositiveInt = 1  # how often a forward pass goes through the stack
+    n_loops: Copies = 1  # how often a forward pass goes through the stack
     share: str | None = None  # shared weights, as "k=v, o=q.T, norms"
     head_dim: PositiveInt | None = None  # width of a head, whatever dim is; None: dim / n_heads
     n_kv_heads: PositiveInt | None = None  # heads of keys and values, each for several queries; None: n_heads
@@ -93,7 +96,7 @@ class ModelParams(PerLayer):
     parallel_blocks: bool | Literal["one-norm"] = False  # attention and feed-forward block on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
-    n_experts: NonNegativeInt = 0  # feed-forward blocks of a mixture, each of width dim_ff; 0: no mixture
+    n_experts: Annotated[int, Field(ge=0, le=MAX_MODULES)] = 0  # blocks of a mixture, of width dim_ff; 0: none
     experts_per_token: PositiveInt = 2  # experts that a token passes, those with its highest scores
     n_shared_experts: NonNegativeInt = 0  # more experts, which every token passes
     balance: Literal["loss", "bias"] | None = "loss"  # how experts get equally many tokens
