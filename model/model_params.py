@@ -96,7 +96,9 @@ class ModelParams(PerLayer):
     parallel_blocks: bool | Literal["one-norm"] = False  # attention and feed-forward block on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
-    n_experts: Annotated[int, Field(ge=0, le=MAX_MODULES)] = 0  # blocks of a mixture, of width dim_ff; 0: none
+    n_experts: Annotated[int, Field(ge=0, le=MAX_MODULES)] = (
+        0  # blocks of a mixture, of width dim_ff; 0: none
+    )
     experts_per_token: PositiveInt = 2  # experts that a token passes, those with its highest scores
     n_shared_experts: NonNegativeInt = 0  # more experts, which every token passes
     balance: Literal["loss", "bias"] | None = "loss"  # how experts get equally many tokens

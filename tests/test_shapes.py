@@ -28,14 +28,16 @@ from tests.model.tiny import (
 FOLDER = str(Path(model.__file__).parent)
 SHAPED = re.compile(r"_([A-Z]+)$")
 FIXED = {"D": 24, "H": 3, "K": 8, "L": 9, "V": 31, "F": 40}  # the sizes that belong to the model below
+# Letters with other sizes in some functions: all heads of mla share a part of their keys, and features are keys to `mix`.
+OPEN: dict[str, dict[str, int | None]] = {"mla": {"H": None, "K": None}, "based": {"K": None}}
 
 
 class Watch:
     """Inside, checks the locals of every function of model/ as it returns; complaints are in `lies`."""
 
-    def __init__(self, *places: str, **sizes: int) -> None:
+    def __init__(self, *places: str, **sizes: int | None) -> None:
         self.places = places or (FOLDER,)
-        self.sizes = FIXED | sizes
+        self.sizes = {letter: size for letter, size in (FIXED | sizes).items() if size is not None}
         self.seen: set[str] = set()
         self.lies: list[str] = []
 
@@ -85,8 +87,11 @@ def use_a_model(**fields) -> None:
 @pytest.mark.parametrize(
     ("fields", "sizes"),
     [
-        *(({"layer_architecture": kind, "positions": positions}, {}) for kind, positions in COMBINATIONS),
-        ({"layer_architecture": tuple(KINDS), "n_layers": len(KINDS)}, {}),
+        *(
+            ({"layer_architecture": kind, "positions": positions}, OPEN.get(kind, {}))
+            for kind, positions in COMBINATIONS
+        ),
+        ({"layer_architecture": tuple(KINDS), "n_layers": len(KINDS)}, OPEN["mla"]),
         ({"positions": "rotary"}, {"A": 4}),
         ({"positions": "rotary", "rotary_frac": 0.5}, {"A": 2}),
         ({"n_kv_heads": 1}, {"G": 1}),

@@ -124,8 +124,8 @@ class ExpertLinear(nn.Module):
         super().__init__()
         p, E = model_params, model_params.n_experts
         self.weight = nn.Parameter(torch.empty(E, n_out, n_in))
-        for weight_FD in self.weight:
-            draw_weights(weight_FD, p, into_stream)
+        for weight in self.weight:
+            draw_weights(weight, p, into_stream)
         if into_stream and p.out_zero_init:
             nn.init.zeros_(self.weight)
         # The biases of all experts in one vector: it does not decay, as a matrix would.

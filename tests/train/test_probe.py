@@ -129,7 +129,7 @@ def test_sound_models_pass_all_checks(fields):
     outcomes = results(params_of(**fields))
     skipped = {name for name, result in outcomes.items() if result == "skip"}
     assert set(outcomes.values()) <= {"pass", "skip"}, outcomes
-    has_all_three = fields.get("layer_architecture", "custom-transformer") == "custom-transformer"
+    has_all_three = fields.get("layer_architecture", "mla") in ("custom-transformer", "mla")
     assert skipped == (set() if has_all_three and fields != {"n_layers": 0} else {PATTERN})
 
 
