@@ -10,6 +10,7 @@ from model.per_layer import PerLayer
 # Numbers of modules, each of which is built. More would take minutes to check.
 MAX_MODULES = 1_000
 Copies = Annotated[int, Field(gt=0, le=MAX_MODULES)]
+CopiesOrNone = Annotated[int, Field(ge=0, le=MAX_MODULES)]
 # Fields that code outside the layers reads, so that they have one value for all layers.
 OF_WHOLE_MODEL = frozenset(
     [
@@ -96,9 +97,7 @@ class ModelParams(PerLayer):
     parallel_blocks: bool | Literal["one-norm"] = False  # attention and feed-forward block on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
     gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
-    n_experts: Annotated[int, Field(ge=0, le=MAX_MODULES)] = (
-        0  # blocks of a mixture, of width dim_ff; 0: none
-    )
+    n_experts: CopiesOrNone = 0  # blocks of a mixture, of width dim_ff; 0: none
     experts_per_token: PositiveInt = 2  # experts that a token passes, those with its highest scores
     n_shared_experts: NonNegativeInt = 0  # more experts, which every token passes
     balance: Literal["loss", "bias"] | None = "loss"  # how experts get equally many tokens
