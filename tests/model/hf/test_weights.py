@@ -350,7 +350,7 @@ def test_in_bfloat16():
         ({"sliding_window": (3, 4)}, r"gpt2, the nearest, does not support sliding_window=\(3, 4\)$"),
         (
             LIKE_LLAMA | {"qk_norm": True, "n_experts": 4, "balance": "bias"},
-            "qwen3, the nearest, does not support n_experts=4$",
+            "qwen3_moe, the nearest, does not support balance='bias'$",
         ),
         ({"norm_position": "none"}, "gpt2, the nearest, does not support norm_position='none'$"),
         ({"qk_norm": True}, "qk_norm=True"),
