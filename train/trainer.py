@@ -9,7 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -57,7 +57,6 @@ class LMTrainer(L.LightningModule):
         self.is_leaving = False  # the run ends before its next batch
         # Of the current optimizer step. Checkpoints, which are written between steps, do not hold it.
         self.expert_loads = ExpertLoads()
-        self.trained: list[nn.Parameter] = []  # the parameters of the optimizer, in the order of the model
         # Lightning makes `hparams` at its first use, and saves it itself.
         assert not self.hparams
         not_saved = {*vars(self)}
@@ -92,16 +91,6 @@ class LMTrainer(L.LightningModule):
         # Whatever is set or changed from here on is saved in resume checkpoints.
         self.attributes = Attributes(self, without=not_saved)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute as a module does, except the name of the current hook, which Lightning sets 50 times a step.
-
-        torch's method takes a tenth of the time of a very small step to find out that it is no parameter.
-        """
-        if name == "_current_fx_name":
-            vars(self)[name] = value
-        else:
-            super().__setattr__(name, value)
-
     def log_stat(self, name: str, value: float | Tensor) -> None:
         """Log a number or one-element tensor as `stat/name` for the saved run and wandb. Never waits for the device."""
         self.stats.log(name, full_number(value), step=self.global_step, n_samples=self.n_samples)
@@ -112,7 +101,6 @@ class LMTrainer(L.LightningModule):
             shard(self.model, self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        self.trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         optimizer = make_optimizer(self.model, with_beta2(self.train_params, self.data))
         if self.train_params.ema_decay is not None:
             optimizer.register_step_post_hook(lambda *_: self.averaged.update())
@@ -294,7 +282,7 @@ class LMTrainer(L.LightningModule):
     ) -> None:
         # Lightning's own refuses fused optimizers under bf16, for the sake of loss scalers that bf16 does not have.
         if gradient_clip_val:
-            clip_gradients(self.trained, gradient_clip_val)
+            clip_gradients([*self.parameters()], gradient_clip_val)
 
     def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
         ends_a_step = self.global_step != self.n_steps_done
