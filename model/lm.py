@@ -194,10 +194,12 @@ class LM(nn.Module):
         self.added_losses.expert_loads.clear()
         self.added_losses.wanted = True
         self.added_losses.targets = y if self.model_params.n_predict > 1 else None
-        masks = {}
-        if self.has_experts or not self.model_params.causal:
-            name = "counted" if self.model_params.causal else "mask"
-            masks[name] = batch["mask"][:, : x.shape[1]].to(x.device)
+        masks, real_BT = {}, batch["mask"].to(x.device)
+        if not self.model_params.causal:
+            masks["mask"] = real_BT[:, : x.shape[1]]
+        elif self.has_experts:
+            # The last token of a row predicts nothing, whether the batch has longer rows or not.
+            masks["counted"] = real_BT if self.model_params.hides_tokens else real_BT[:, 1:]
         try:
             z = self(x, **masks)
         finally:

@@ -277,6 +277,7 @@ def without_refused_fields(params: ModelParams) -> ModelParams:
             if is_refused(getattr(own, name), refused):
                 params = replace(params, **{name: getattr(ModelParams, name)})
     may_share = params.kinds == ("custom-transformer",) and not params.turns and params.n_layers > 1
+    may_share = may_share and params.ff_width > 0
     if not may_share or any(share_problems(params)) or not params.norm_gain or params.norm_position == "none":
         params = replace(params, share=None)
     if params.norm_position == "none" and "based" in params.kinds:
