@@ -194,12 +194,12 @@ class LM(nn.Module):
         self.added_losses.expert_loads.clear()
         self.added_losses.wanted = True
         self.added_losses.targets = y if self.model_params.n_predict > 1 else None
-        masks, real_BT = {}, batch["mask"].to(x.device)
-        if not self.model_params.causal:
-            masks["mask"] = real_BT[:, : x.shape[1]]
-        elif self.has_experts:
-            # The last token of a row predicts nothing, whether the batch has longer rows or not.
-            masks["counted"] = real_BT if self.model_params.hides_tokens else real_BT[:, 1:]
+        masks = {}
+        if self.has_experts or not self.model_params.causal:
+            # With "next-token" the last token of a row predicts nothing, whether the batch has longer rows or not.
+            first = 0 if self.model_params.hides_tokens else 1
+            name = "counted" if self.model_params.causal else "mask"
+            masks[name] = batch["mask"][:, first : first + x.shape[1]].to(x.device)
         try:
             z = self(x, **masks)
         finally:
