@@ -24,6 +24,8 @@ class ExpertLoads:
     def end_step(self, model: LM, n_processes: int) -> dict[int, Tensor]:
         """Move the biases that balance experts. Return the loads of the step, and begin the next one."""
         loads, self.by_layer = self.by_layer, {}
+        if not loads:
+            return loads
         if n_processes > 1:
             for i in sorted(loads):
                 torch.distributed.all_reduce(loads[i])

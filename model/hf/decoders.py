@@ -1,6 +1,6 @@
 """Causal families as tables: GPT-2, GPT-J, GPT-Neo, GPT-NeoX, OPT, and those of Llama's kind."""
 
-from model.hf.families import EVERYWHERE, Family
+from model.hf.families import EVERYWHERE, SHARED_SIZES, Family
 from model.hf.translations import (
     embedding_scale,
     experts,
@@ -17,16 +17,7 @@ from model.hf.translations import (
     windows,
 )
 
-ROTARY = {
-    "dim": "hidden_size",
-    "n_layers": "num_hidden_layers",
-    "n_kv_heads": "num_attention_heads",
-    "n_heads": "num_attention_heads",
-    "dim_ff": "intermediate_size",
-    "max_seq_len": "max_position_embeddings",
-    "rotary_base": "rope_theta",
-    "tied_embeddings": "tie_word_embeddings",
-}
+ROTARY = SHARED_SIZES | {"rotary_base": "rope_theta"}
 
 gpt2 = Family(
     settings={
@@ -220,16 +211,8 @@ gptj = Family(
     rotates_neighbors=True,
 )
 opt = Family(
-    settings={
-        "dim": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_kv_heads": "num_attention_heads",
-        "n_heads": "num_attention_heads",
-        "dim_ff": "ffn_dim",
-        "max_seq_len": "max_position_embeddings",
-        "tied_embeddings": "tie_word_embeddings",
-        "norm_gain": "layer_norm_elementwise_affine",
-    }
+    settings=SHARED_SIZES
+    | {"dim_ff": "ffn_dim", "norm_gain": "layer_norm_elementwise_affine"}
     | {"bias_qkv": "enable_bias", "bias_out": "enable_bias", "bias_ff": "enable_bias"},
     fixed=EVERYWHERE
     | {"positions": "learned", "sliding_window": None, "parallel_blocks": False, "residual": "plain"}
@@ -260,33 +243,19 @@ opt = Family(
     first_position=2,
 )
 gpt_neo = Family(
-    settings={
-        "dim": "hidden_size",
-        "n_layers": "num_layers",
-        "n_kv_heads": "num_heads",
-        "n_heads": "num_heads",
-        "dim_ff": "intermediate_size",
-        "max_seq_len": "max_position_embeddings",
-        "norm_eps": "layer_norm_epsilon",
-        "tied_embeddings": "tie_word_embeddings",
-    },
+    settings=SHARED_SIZES
+    | {"n_layers": "num_layers", "n_kv_heads": "num_heads", "n_heads": "num_heads"}
+    | {"norm_eps": "layer_norm_epsilon"},
     fixed=EVERYWHERE
     | {"positions": "learned", "parallel_blocks": False, "norm": "layernorm", "gated": False}
     | {"bias_qkv": False, "bias_out": True, "bias_ff": True, "bias_norm": True},
     translations=(local_layers, unscaled_scores),
-    names={
-        "transformer.wte": "embed.tokens",
-        "transformer.wpe": "embed.positions.table",
-        "transformer.h.*.ln_1": "decoder.layers.*.norm1.before",
+    names={theirs: ours for theirs, ours in gpt2.names.items() if ".attn." not in theirs}
+    | {
         "transformer.h.*.attn.attention.q_proj": "decoder.layers.*.mixer.qkv",
         "transformer.h.*.attn.attention.k_proj": "decoder.layers.*.mixer.qkv",
         "transformer.h.*.attn.attention.v_proj": "decoder.layers.*.mixer.qkv",
         "transformer.h.*.attn.attention.out_proj": "decoder.layers.*.mixer.out",
-        "transformer.h.*.ln_2": "decoder.layers.*.norm2.before",
-        "transformer.h.*.mlp.c_fc": "decoder.layers.*.linear1",
-        "transformer.h.*.mlp.c_proj": "decoder.layers.*.linear2",
-        "transformer.ln_f": "decoder.norm",
-        "lm_head": "unembed",
     },
     activation="activation_function",
 )

@@ -3,7 +3,7 @@
 An LM of ours with this architecture is exported as a BERT.
 """
 
-from model.hf.families import EVERYWHERE, Family
+from model.hf.families import EVERYWHERE, SHARED_SIZES, Family
 
 BERT_LAYERS = {
     "attention.self.query": "mixer.qkv",
@@ -30,16 +30,7 @@ def bert_names(model: str) -> dict[str, str | tuple[str, ...]]:
 
 
 bert = Family(
-    settings={
-        "dim": "hidden_size",
-        "n_layers": "num_hidden_layers",
-        "n_kv_heads": "num_attention_heads",
-        "n_heads": "num_attention_heads",
-        "dim_ff": "intermediate_size",
-        "max_seq_len": "max_position_embeddings",
-        "norm_eps": "layer_norm_eps",
-        "tied_embeddings": "tie_word_embeddings",
-    },
+    settings=SHARED_SIZES | {"norm_eps": "layer_norm_eps"},
     fixed=EVERYWHERE
     | {"causal": False, "objective": "masked", "norm_position": "post", "residual": "plain"}
     | {"embedding_norm": True, "readout_transform": True, "readout_bias": True}

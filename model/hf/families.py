@@ -28,6 +28,16 @@ class Family:
     counts_rows: bool = False  # their number of positions includes the rows before the first token
 
 
+# Names of sizes that most families share, in the order in which they are written.
+SHARED_SIZES = {
+    "dim": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_kv_heads": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "dim_ff": "intermediate_size",
+    "max_seq_len": "max_position_embeddings",
+    "tied_embeddings": "tie_word_embeddings",
+}
 EVERYWHERE: dict[str, object] = {
     "layer_architecture": "custom-transformer",
     "causal": True,

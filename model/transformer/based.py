@@ -12,25 +12,23 @@ Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head's que
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.context import Context, layer_kind
 from model.model_params import ModelParams
-from model.transformer.decay import StateLayer, key_width
+from model.transformer.decay import StateLayer, StateMixer
 from model.transformer.linear import linear
 from model.transformer.linear_attention import mix
 from model.transformer.mixers import split_heads
 from model.transformer.scaling import temperature  # muP
 
 
-class TaylorAttention(nn.Module):
+class TaylorAttention(StateMixer):
     """Linear attention with the features 1, x_i and x_i x_j, normalized like a softmax."""
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
-        super().__init__()
-        p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
-        self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), D]
-        self.qkv = linear(D, sum(self.sizes), p, p.bias_qkv)
+        super().__init__(model_params)
+        p, D = model_params, model_params.dim
         self.temperature = temperature(p)  # muP
         self.out = linear(D, D, p, p.bias_out, into_stream=True)
 
@@ -50,10 +48,6 @@ class TaylorAttention(nn.Module):
         keys, _, D = self.sizes
         K, M = keys // self.n_heads, D // self.n_heads
         return self.n_heads * (1 + K + K * (K + 1) // 2) * (M + 1)
-
-    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        q_weight, k_weight, v_weight = self.qkv.weight.split(self.sizes)
-        return [q_weight], [k_weight], [v_weight]
 
 
 def taylor_features(x_BHTK: Tensor) -> Tensor:

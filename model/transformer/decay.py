@@ -31,6 +31,20 @@ def key_width(model_params: ModelParams) -> int:
     return model_params.state_dim or model_params.dim // model_params.n_heads
 
 
+class StateMixer(nn.Module):
+    """Base class of mixers with a state whose queries, keys and values come from one linear map."""
+
+    def __init__(self, model_params: ModelParams) -> None:
+        super().__init__()
+        p, self.n_heads = model_params, model_params.n_heads
+        self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), p.dim]
+        self.qkv = linear(p.dim, self.sizes, p, p.bias_qkv)
+
+    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        q_weight, k_weight, v_weight = self.qkv.weight.split(self.sizes)
+        return [q_weight], [k_weight], [v_weight]
+
+
 class SelectiveDecay(nn.Module):
     """Steps dt > 0 and log decays -a dt, one to a head, that depend on the input (Mamba-2, arXiv:2405.21060)."""
 
@@ -63,7 +77,7 @@ class ChannelDecays(nn.Module):
         return (F.logsigmoid(self.out(self.narrow(x_BTD))) / GLA_SLOWNESS).clamp_min(MIN_LOG_DECAY)
 
 
-class GatedLinearAttention(nn.Module):
+class GatedLinearAttention(StateMixer):
     """Gated linear attention: every channel of the keys has a decay that depends on the input.
 
         decay = sigmoid(W2 W1 x)^(1/16), but at least e^-5
@@ -75,10 +89,8 @@ class GatedLinearAttention(nn.Module):
     fixed_H: Tensor
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
-        super().__init__()
-        p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
-        self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), D]
-        self.qkv = linear(D, self.sizes, p, p.bias_qkv)
+        super().__init__(model_params)
+        p, D = model_params, model_params.dim
         self.fixed = p.fixed_decay
         if self.fixed:
             fixed_H = torch.log1p(-(2.0 ** (-5 - torch.arange(self.n_heads))))
@@ -107,10 +119,6 @@ class GatedLinearAttention(nn.Module):
     def state_size(self, T: int) -> int:
         keys, _, D = self.sizes
         return keys * D // self.n_heads
-
-    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        q_weight, k_weight, v_weight = self.qkv.weight.split(self.sizes)
-        return [q_weight], [k_weight], [v_weight]
 
 
 class Mamba2(nn.Module):

@@ -6,13 +6,13 @@
 Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head's queries and keys  M of its values
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.context import Context, layer_kind
 from model.model_params import ModelParams
 from model.transformer.convolution import CausalConv
-from model.transformer.decay import SelectiveDecay, StateLayer, key_width
+from model.transformer.decay import SelectiveDecay, StateLayer, StateMixer
 from model.transformer.linear import NarrowMap, linear
 from model.transformer.linear_attention import mix
 from model.transformer.mixers import split_heads
@@ -21,7 +21,7 @@ from model.transformer.norms import make_norm
 EPS = 1e-6  # added to the square of a length, by which a vector is divided
 
 
-class DeltaNet(nn.Module):
+class DeltaNet(StateMixer):
     """Queries and keys of length 1 after a short convolution; a step beta from 0 to 1, or to 2; no decay.
 
     The step multiplies the state by a matrix whose eigenvalues are 1 and 1 - beta, which lies in (0, 1) or, with
@@ -30,10 +30,8 @@ class DeltaNet(nn.Module):
     """
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
-        super().__init__()
-        p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
-        self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), D]
-        self.qkv = linear(D, self.sizes, p, p.bias_qkv)
+        super().__init__(model_params)
+        p, D = model_params, model_params.dim
         self.conv = CausalConv(p, sum(self.sizes))
         self.beta = NarrowMap(self.n_heads, p)
         self.max_beta = 2.0 if p.negative_eigenvalues else 1.0
@@ -59,10 +57,6 @@ class DeltaNet(nn.Module):
     def state_size(self, T: int) -> int:
         keys, _, D = self.sizes
         return keys * D // self.n_heads + self.conv.state_size(T)
-
-    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        q_weight, k_weight, v_weight = self.qkv.weight.split(self.sizes)
-        return [q_weight], [k_weight], [v_weight]
 
 
 class GatedDeltaNet(DeltaNet):

@@ -43,7 +43,7 @@ class LatentAttention(Attention):
         self.queries = map_to_queries(p, H * (K + self.n_turned))
         self.down = linear(p.dim, self.rank + self.n_turned, p, p.bias_qkv)
         self.kv_norm = make_norm(p, self.rank)
-        self.up = linear(self.rank, 2 * H * K, p, bias=False)
+        self.up = linear(self.rank, [H * K, H * K], p, bias=False)
 
     def forward(self, x_BTD: Tensor, ctx: Context) -> Tensor:
         H, K, A = self.model_params.n_heads, self.model_params.head_width, self.n_turned

@@ -15,12 +15,12 @@ Shape suffixes:  B batch  T position  D model dim  H head  K dim of a head's que
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from model.context import Context, layer_kind
 from model.model_params import ModelParams
-from model.transformer.decay import StateLayer, key_width
+from model.transformer.decay import StateLayer, StateMixer
 from model.transformer.linear import NarrowMap, linear
 from model.transformer.linear_attention import at_least_float32, mix, without_autocast
 from model.transformer.mixers import split_heads
@@ -28,17 +28,15 @@ from model.transformer.norms import make_norm
 from model.transformer.scaling import temperature  # muP
 
 
-class MLSTM(nn.Module):
+class MLSTM(StateMixer):
     """mLSTM with a norm for each head and a sigmoid gate of the output, as in xLSTM-7B (arXiv:2503.13427).
 
     As there, no convolution precedes queries and keys. Forget gates begin between sigmoid(3) and sigmoid(6).
     """
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
-        super().__init__()
-        p, D, self.n_heads = model_params, model_params.dim, model_params.n_heads
-        self.sizes = [self.n_heads * key_width(p), self.n_heads * key_width(p), D]
-        self.qkv = linear(D, sum(self.sizes), p, p.bias_qkv)
+        super().__init__(model_params)
+        p, D = model_params, model_params.dim
         self.input_gate = NarrowMap(self.n_heads, p)
         self.forget_gate = NarrowMap(self.n_heads, p)
         self.forget_gate.map.bias.data.copy_(3 + 3 * torch.arange(self.n_heads) / max(self.n_heads - 1, 1))
@@ -72,10 +70,6 @@ class MLSTM(nn.Module):
     def state_size(self, T: int) -> int:
         keys, _, D = self.sizes
         return keys * (D // self.n_heads + 1) + self.n_heads
-
-    def query_key_value(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        q_weight, k_weight, v_weight = self.qkv.weight.split(self.sizes)
-        return [q_weight], [k_weight], [v_weight]
 
 
 @torch.no_grad()

@@ -308,6 +308,14 @@ def test_named_initial_weights_are_those_of_their_name(kind):
         assert_close(x, torch.zeros_like(x), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["custom-transformer", "mla", "gla", "deltanet", "mlstm", "based"])
+def test_named_weights_of_queries_keys_and_values_are_drawn_one_by_one(kind):
+    lm = LM(tiny_params(layer_architecture=kind, init="orthogonal"), CharTokenizer())
+    for [weight] in lm.decoder.layers[0].mixer.query_key_value():
+        values = torch.linalg.svdvals(weight)
+        assert_close(values, torch.ones_like(values))
+
+
 SCALINGS = {  # ours, and the settings of transformers
     "linear, factor=4": {"rope_type": "linear", "factor": 4.0},
     # transformers raises the base by the length of the input: here twice that of training, so by 2 * 2 - (2 - 1)
