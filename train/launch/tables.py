@@ -1,7 +1,7 @@
 """Tables of a grid's runs: before training, for --dry-run, and after it."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -94,6 +94,7 @@ class ResultColumn(NamedTuple):
     text: Callable[[Outcome], str]
     rank: int
     if_equal: bool = True  # False: the column is left out where all its cells are equal
+    beside: str = ""  # title of another column; left out where all its cells are those of that one
 
 
 RESULT_COLUMNS = {
@@ -105,19 +106,15 @@ RESULT_COLUMNS = {
     "chance": ResultColumn(lambda run: formatted(run.values.get("chance"), ".1%"), 9),
     "exact\nmatch": ResultColumn(lambda run: formatted(run.values.get("val_exact_match"), ".1%"), 3),
     "para-\nmeters": ResultColumn(lambda run: formatted(run.values.get("n_params"), ",.0f"), 5),
-    "active": ResultColumn(lambda run: formatted(fewer_active(run.values), ",.0f"), 5),
+    "active": ResultColumn(
+        lambda run: formatted(run.values.get("n_active_params"), ",.0f"), 5, beside="para-\nmeters"
+    ),
     "state\nsize": ResultColumn(
         lambda run: formatted(run.values.get("state_size"), ",.0f"), 8, if_equal=False
     ),
     "tokens\n/s": ResultColumn(lambda run: formatted(run.values.get("tokens_per_second"), ",.0f"), 8),
     "seconds": ResultColumn(lambda run: formatted(run.values.get("wall_seconds"), ".1f"), 7),
 }
-
-
-def fewer_active(values: Mapping[str, Value]) -> Value:
-    """Return the number of parameters that a token passes, or None if it passes all of them."""
-    n_active = values.get("n_active_params")
-    return None if n_active == values.get("n_params") else n_active
 
 
 def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:
@@ -132,9 +129,11 @@ def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:
         TableColumn("run", [str(i + 1) for i in chosen], styles=styles),
         *(replace(column, styles=styles) for column in axis_columns([settings[i] for i in chosen])),
     ]
-    for title, (text, rank, if_equal) in RESULT_COLUMNS.items():
-        cells = [text(outcome) for outcome in shown]
-        if set(cells) != {"-"} and (if_equal or len(set(cells)) > 1):
+    cells_of: dict[str, list[str]] = {}
+    for title, (text, rank, if_equal, beside) in RESULT_COLUMNS.items():
+        cells = cells_of[title] = [text(outcome) for outcome in shown]
+        repeats = cells == cells_of.get(beside)
+        if set(cells) != {"-"} and not repeats and (if_equal or len(set(cells)) > 1):
             columns.append(TableColumn(title, cells, rank, styles=styles))
     if len(outcomes) > 1:
         columns = [mark_best(column, [i in best for i in chosen]) for column in columns]
