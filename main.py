@@ -324,6 +324,7 @@ def check_runs(args: argparse.Namespace, read: list[FileOfGrid], call: Call) -> 
     from train.launch import plan, problems
 
     runs = check_grid(read, partial(problems.grid_problems, root=call.out), plan.gpu_problems(args.gpu_id))
+    refuse_report_options(args, runs, call)
     runs = plan.prepare(runs, call)
     if args.noise and len({run.params.train.random_seed for run in runs}) < 2:
         raise GridError(["--noise needs several seeds: --seed=[1,2,3,4,5]"])
@@ -383,8 +384,6 @@ def refuse_report_options(args: argparse.Namespace, runs: Sequence[Run], call: C
     """Raise GridError if the report of a grid cannot have the options of the command line."""
     if not (options := report_options(args)):
         return
-    if not call.save:
-        raise GridError(["--baseline and --compare are about the report of saved runs: add --save"])
     from explore.compare.report import check_options
 
     try:

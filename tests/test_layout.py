@@ -1,6 +1,8 @@
 """The structure of the code: which way imports point, where heavy libraries live, no field named as text."""
 
 import ast
+import re
+from collections import Counter
 
 import pytest
 
@@ -235,3 +237,21 @@ def test_a_name_has_one_meaning():
             owners.setdefault(name, []).append(file)
     assert {name: found for name, found in owners.items() if len(found) > 1} == {}
     assert set(owners) >= {"LM", "REPOSITORY", "train_run"}
+
+
+def test_every_function_is_used():
+    """A function at the top of a file is named in a second place, or registered by a decorator."""
+    texts = [
+        path.read_text()
+        for path in REPOSITORY.rglob("*.*")
+        if path.suffix in (".py", ".md", ".toml", ".ipynb")
+    ]
+    n_named = Counter(word for text in texts for word in re.findall(r"\w+", text))
+    functions = [
+        (file, node)
+        for file, tree in FILES.items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list
+    ]
+    assert len(functions) > 1_000
+    assert [f"{file}: {node.name}" for file, node in functions if n_named[node.name] < 2] == []

@@ -55,6 +55,8 @@ def files(folder: Path) -> list[str]:
         (["--config=test-nlp", "--set", "tokenizer_source_name=bert-base-uncased"], r"tokenizer_source_name=.bert-base-uncased. is not on this machine"),
         (["--config=test-nlp", "--set", "debug_crop=2"], r"debug_crop=2"),
         (["--config=test-synth", "--gpu-id=99"], r"^--gpu-id=99: this machine has \d+ GPUs"),
+        (["--config=test-synth", "--baseline=dim=64"], r"^--baseline and --compare are about the report of saved runs: add --save"),
+        (["--config=test-synth", "--save", "--set", "dim=[64,32]", "--baseline=dim=65"], r"^no report is possible: there is no variant 'dim=65'"),
     ],
 )  # fmt: skip
 def test_a_call_that_cannot_work_is_refused_and_leaves_nothing(
