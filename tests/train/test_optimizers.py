@@ -256,12 +256,12 @@ def test_an_optimizer_that_is_not_installed_is_refused_with_the_command(monkeypa
 class ScheduleFreeByHand(torch.optim.Optimizer):
     """Algorithm 1 of arXiv:2405.15682. The gradient is taken at y, and x is the mean of all z.
 
-    Its state has the names of the library's: z, and the weights are y.
+    Its state has the names of the library's: z, and the weights are y. The library adds `eps_of_square` in the root.
     """
 
-    def __init__(self, groups, lr, betas, eps):
+    def __init__(self, groups, lr, betas, eps, eps_of_square=0.0):
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "train_mode": True})
-        self.n_steps = 0
+        self.n_steps, self.eps_of_square = 0, eps_of_square
 
     @torch.no_grad()
     def step(self):
@@ -273,7 +273,8 @@ class ScheduleFreeByHand(torch.optim.Optimizer):
                 if not state:
                     state.update(z=y.clone(), x=y.clone(), v=0.0)
                 state["v"] = b2 * state["v"] + (1 - b2) * y.grad**2
-                update = y.grad / ((state["v"] / (1 - b2**self.n_steps)).sqrt() + group["eps"])
+                mean_square = state["v"] / (1 - b2**self.n_steps) + self.eps_of_square
+                update = y.grad / (mean_square.sqrt() + group["eps"])
                 state["z"] = state["z"] - group["lr"] * (update + group["weight_decay"] * y)
                 state["x"] = state["x"] + (state["z"] - state["x"]) / self.n_steps
                 y.copy_((1 - b1) * state["z"] + b1 * state["x"])
