@@ -61,6 +61,7 @@ PARTS = [
     Part({"qk_norm": True}),
     Part({"parallel_blocks": True}),
     Part({"out_zero_init": True}),
+    Part({"init": "orthogonal"}),
     Part({"attn_softcap": 5.0}),
     Part({"logit_softcap": 15.0}),
     Part({"z_loss": 1e-3}),

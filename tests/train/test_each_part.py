@@ -36,6 +36,8 @@ def failures(part: Part, long: bool) -> dict[str, str]:
     return {name: found for name, (result, found) in outcomes.items() if result == "FAIL"}
 
 
+@pytest.mark.slow
+@pytest.mark.ci
 @every_part
 def test_it_passes_the_checks_of_check(part):
     assert failures(part, long=False) == {}
@@ -70,6 +72,7 @@ def test_it_generates_the_same_without_a_cache(part):
         assert lm.cache_check.reason is None
 
 
+@pytest.mark.slow
 @every_part
 def test_its_operations_are_counted(part):
     """At least those of each linear map, forward and for both gradients: 2 for each multiply-add."""
