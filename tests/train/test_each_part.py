@@ -7,10 +7,11 @@ from torch.testing import assert_close
 
 from benchmarks.parts import OF_TRAINING, PARTS, Part
 from data.data_params import DataParams
+from data.tokenizer import char_tokenizer
 from model.hf.weights import as_hf
 from model.lm import LM
 from model.model_params import ModelParams
-from tests.model.tiny import CharTokenizer, perturbed_lm, random_ids, tiny_params
+from tests.model.tiny import perturbed_lm, random_ids, tiny_params
 from train.flops import flops_per_row
 from train.grid.params import Params
 from train.launch.check_models import checks_of, outcome_of
@@ -29,7 +30,8 @@ def model_with(part: Part) -> ModelParams:
 def failures(part: Part, long: bool) -> dict[str, str]:
     params = Params(DataParams(dataset_name="copy"), TrainParams(), model_with(part))
     torch.manual_seed(0)
-    lm = LM(params.model, CharTokenizer(30), dropout=0.2)
+    tokenizer = char_tokenizer("abcdefghijklmnopqrstuvwxyz")
+    lm = LM(params.model, tokenizer.with_mask() if params.model.hides_tokens else tokenizer, dropout=0.2)
     assert probe(lm) == Probe(None, [])
     chosen = {name: check for name, check in checks_of(params).items() if (name in LONG) == long}
     outcomes = {name: outcome_of(check, lm, params) for name, check in chosen.items()}
