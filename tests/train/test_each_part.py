@@ -69,7 +69,9 @@ def test_recording_changes_nothing_and_what_is_recorded_can_be_put_back(part):
 def test_it_generates_the_same_without_a_cache(part):
     lm = perturbed_lm(model_with(part))
     if lm.model_params.objective == "next-token":
-        found = [lm.sample([1, 5, 6], 14, temperature=0, use_cache=use, as_str=False) for use in (True, False)]
+        found = [
+            lm.sample([1, 5, 6], 14, temperature=0, use_cache=use, as_str=False) for use in (True, False)
+        ]
         assert found[0] == found[1]
         assert lm.cache_check.reason is None
 
@@ -89,9 +91,12 @@ def test_its_operations_are_counted(part):
 @torch.no_grad()
 def test_export_computes_the_same_or_is_refused(part):
     lm, ids = perturbed_lm(model_with(part), dtype=torch.float32), random_ids(2, 9)
+    hf_model, refusal = None, ""
     try:
         hf_model = as_hf(lm)
     except ValueError as error:
-        assert any(name in str(error) for name in (*part.fields, *part.beside)), error
+        refusal = str(error)
+    if hf_model is None:
+        assert any(name in refusal for name in (*part.fields, *part.beside)), refusal
     else:
         assert_close(hf_model(ids).logits, lm(ids), rtol=1e-5, atol=1e-5)

@@ -260,7 +260,9 @@ class ScheduleFreeByHand(torch.optim.Optimizer):
     """
 
     def __init__(self, groups, lr, betas, eps, eps_of_square=0.0):
-        super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "train_mode": True})
+        super().__init__(
+            groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "train_mode": True}
+        )
         self.n_steps, self.eps_of_square = 0, eps_of_square
 
     @torch.no_grad()

@@ -361,7 +361,9 @@ def test_rotary_scalings_are_those_of_transformers(scaling, head_dim):
     assert_close(rotary.sin_TA.float(), angles_TA.sin() * size, rtol=0, atol=1e-5)
 
 
-def scaled_by_hand(f: float, i: int, d: int, kind: str, factor: float, original=0.0, fast=32, slow=1) -> float:
+def scaled_by_hand(
+    f: float, i: int, d: int, kind: str, *, factor: float, original=0.0, fast=32, slow=1
+) -> float:
     """Frequency i of d / 2, in the notation of the papers and, for llama3, of Meta's code."""
     if kind == "linear":
         return f / factor
@@ -388,7 +390,9 @@ def test_rotary_scalings_are_those_of_the_papers(scaling):
     lm = tiny_lm(dim=64, n_heads=1, positions="rotary", rotary_base=500.0, rotary_scaling=scaling)
     rotary = lm.decoder.layers[0].mixer.positions
     frequencies = [scaled_by_hand(500.0 ** (-i / 32), i, 64, kind, **settings) for i in range(32)]
-    angles_TA = torch.arange(16.0, dtype=torch.float64)[:, None] * torch.tensor(frequencies, dtype=torch.float64)
+    angles_TA = torch.arange(16.0, dtype=torch.float64)[:, None] * torch.tensor(
+        frequencies, dtype=torch.float64
+    )
     size = 0.1 * math.log(settings["factor"]) + 1 if kind == "yarn" else 1.0
     assert_close(rotary.cos_TA, angles_TA.cos() * size, rtol=0, atol=1e-12)
     assert_close(rotary.sin_TA, angles_TA.sin() * size, rtol=0, atol=1e-12)

@@ -488,7 +488,8 @@ def test_fields_that_only_other_variants_set_need_no_note(texts, tmp_path, notes
     at_default = planned(copy, tmp_path, places=["experts_per_token"])
     announce([dense, experts, ignored, at_default], CALL)
     assert notes == [
-        f"run {number}: experts_per_token={n} has no effect: nothing in this run uses it" for number, n in ((3, 1), (4, 2))
+        f"run {number}: experts_per_token={n} has no effect: nothing in this run uses it"
+        for number, n in ((3, 1), (4, 2))
     ]
 
 
