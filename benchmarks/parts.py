@@ -61,6 +61,7 @@ PARTS = [
     Part({"qk_norm": True}),
     Part({"parallel_blocks": True}),
     Part({"out_zero_init": True}),
+    Part({"init": "orthogonal"}),
     Part({"attn_softcap": 5.0}),
     Part({"logit_softcap": 15.0}),
     Part({"z_loss": 1e-3}),
@@ -80,12 +81,18 @@ PARTS = [
     Part({"share": "attention, ff, norms"}),
     Part({"n_experts": 8}, {"dim_ff": 64}),
     Part({"n_experts": 8, "balance": "bias"}, {"dim_ff": 64}),
+    Part({"n_experts": 8, "n_shared_experts": 1}, {"dim_ff": 64}),
     Part({"n_predict": 2}),
+    Part({"objective": "diffusion", "causal": False}),
     Part({"head_dim": 32}),
     Part({"n_kv_heads": 2}),
     Part({"positions": "rotary"}),
-    Part({"positions": "t5"}),
+    Part({"positions": "alibi"}),
     Part({"positions": "hard-alibi"}),
+    Part({"positions": "t5"}),
+    Part({"rotary_scaling": "linear, factor=4"}, {"positions": "rotary"}),
+    Part({"rotary_scaling": "ntk, factor=4"}, {"positions": "rotary"}),
+    Part({"rotary_scaling": "llama3, factor=4, original=16"}, {"positions": "rotary"}),
     Part({"rotary_scaling": "yarn, factor=4, original=16"}, {"positions": "rotary"}),
     Part({"sliding_window": (8, None)}),
     Part({"layer_architecture": "gated-conv"}),
@@ -103,6 +110,9 @@ PARTS = [
     Part({"optimizer": "muon"}),
     Part({"optimizer": "soap"}),
     Part({"optimizer": "schedule-free"}, {"lr_schedule": "constant"}),
+    Part({"optimizer": "adopt"}),
+    Part({"optimizer": "laprop"}),
+    Part({"optimizer": "lamb"}),
     Part({"cautious_decay": True}, {"weight_decay": 0.1}),
 ]
 WIDTHS = (64, 128, 256)
@@ -144,10 +154,11 @@ def loss_of(train: TrainParams, model: nn.Module, batch: Any) -> Tensor:
 
 
 @cache
-def batch_of(row_length: int, n_rows: int) -> tuple[Any, Any]:
+def batch_of(row_length: int, n_rows: int, objective: Any = "next-token") -> tuple[Any, Any]:
     """Return a batch of a text, and the tokenizer."""
     text = DataParams(dataset_name="sotu", debug_crop=20, val_pct=10.0, test_pct=10.0)
-    data = make_data(text, ModelParams(max_seq_len=row_length), Path(gettempdir()) / "whatif-benchmark")
+    model = ModelParams(max_seq_len=row_length, objective=objective)
+    data = make_data(text, model, Path(gettempdir()) / "whatif-benchmark")
     return next(iter(data.train_dataloader(n_rows))), data.tokenizer
 
 
@@ -186,7 +197,7 @@ def verdict(of_size: Mapping[int, tuple[ModelParams, TrainParams]], measure: Any
         if problem := next(problems(model, train), None):
             return f"refused: {problem}"
     model, train = next(iter(of_size.values()))
-    batch, tokenizer = batch_of(model.max_seq_len, 4)
+    batch, tokenizer = batch_of(model.max_seq_len, 4, model.objective)
     models = {size: partial(LM, model, tokenizer) for size, (model, _) in of_size.items()}
     sizes, probe = measure_kind(
         "",
@@ -205,8 +216,9 @@ def verdict(of_size: Mapping[int, tuple[ModelParams, TrainParams]], measure: Any
 
 def n_added(part: Part) -> int:
     """Return the number of parameters that the part adds."""
-    _, tokenizer = batch_of(SMALL["max_seq_len"], 1)
-    with_part, without = (LM(params_of(part, has, **SMALL)[0], tokenizer) for has in (True, False))
+    models = [params_of(part, has_part, **SMALL)[0] for has_part in (True, False)]
+    _, tokenizer = batch_of(SMALL["max_seq_len"], 1, models[0].objective)
+    with_part, without = (LM(model, tokenizer) for model in models)
     return sum(p.numel() for p in with_part.parameters()) - sum(p.numel() for p in without.parameters())
 
 
@@ -215,7 +227,7 @@ class Training:
 
     def __init__(self, model: ModelParams, train: TrainParams) -> None:
         torch.manual_seed(0)
-        self.batch, tokenizer = batch_of(model.max_seq_len, 8)
+        self.batch, tokenizer = batch_of(model.max_seq_len, 8, model.objective)
         self.lm, self.train = LM(model, tokenizer), train
         self.optimizer = make_optimizer(self.lm, train)
 

@@ -25,6 +25,7 @@ class TableColumn:
     goes_below: bool = False  # where there is no room, the part after the first colon stands below the table
     is_left: bool = False  # flush left
     styles: Sequence[str] = ()  # of the cells, such as "red"
+    beside: str = ""  # title of another column; `without_repeats` leaves out one with the same cells
 
     @property
     def width(self) -> int:
@@ -39,6 +40,12 @@ class TableColumn:
     @property
     def is_constant(self) -> bool:
         return len(self.cells) > 1 and len(self.values) == 1
+
+
+def without_repeats(columns: Sequence[TableColumn]) -> list[TableColumn]:
+    """Leave out the columns whose cells are all those of the column that they stand beside."""
+    cells = {column.title: [*column.cells] for column in columns}
+    return [column for column in columns if [*column.cells] != cells.get(column.beside)]
 
 
 @dataclass(frozen=True)

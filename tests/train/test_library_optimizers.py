@@ -11,11 +11,11 @@ import torch
 from tests.model.tiny import tiny_params
 from tests.train.killed import forked, killed_at
 from tests.train.test_checkpoint import assert_same, call, outcome  # noqa: F401 -- a fixture
-from tests.train.test_optimizers import averaged_run, fresh, take_steps
+from tests.train.test_optimizers import ScheduleFreeByHand, averaged_run, fresh, take_steps
 from tests.train.test_param_groups import WIDE, slopes
 from train.averages import AveragedWeights
 from train.launch.problems import group_problems, train_problems
-from train.optimizers import OF_LIBRARY, SCALED_AS_ADAM, make_optimizer
+from train.optimizers import OF_LIBRARY, SCALED_AS_ADAM, make_optimizer, optimizers
 from train.train_params import TrainParams
 
 pytestmark = [
@@ -54,6 +54,66 @@ def test_it_goes_on_from_its_state_bit_by_bit(name):
         take_steps(model, rule, 12, seed=1)
     assert all(torch.equal(p, other.get_parameter(n)) for n, p in lm.named_parameters())
     assert all(not torch.equal(p, first[n]) for n, p in lm.named_parameters())
+
+
+def test_schedule_free_is_its_algorithm():
+    params = params_of("schedule-free", betas=(0.7, 0.9), weight_decay=0.3)
+    lm, twin = fresh(), fresh()
+    theirs = make_optimizer(lm, params)
+    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in theirs.param_groups]
+    of_twin = dict(zip(lm.parameters(), twin.parameters(), strict=True))
+    groups = [group | {"params": [of_twin[p] for p in group["params"]]} for group in groups]
+    take_steps(lm, theirs, 6)
+    settings = {"lr": 1e-2, "betas": (0.7, 0.9), "eps": params.adam_eps}
+    take_steps(twin, ScheduleFreeByHand(groups, **settings, eps_of_square=1e-15), 6)
+    for p, by_hand in of_twin.items():
+        if p.abs().sum() and p.grad.abs().max() > 1e-12:  # gradients of keys' biases are noise
+            torch.testing.assert_close(p, by_hand, rtol=0, atol=1e-9)
+
+
+def soap_by_hand(weight, gradient_of, params: TrainParams, n_steps: int):
+    """Algorithm 3 of arXiv:2409.11321: Adam in the eigenbases of G G' and G' G. The first gradient only begins these."""
+    (b1, b2), w_MN = params.betas, weight
+    left = right = momentum = squares = 0.0
+    for t in range(n_steps):
+        g = gradient_of(w_MN)
+        if t == 0:
+            left, right = (1 - b2) * g @ g.T, (1 - b2) * g.T @ g
+            bases = [torch.linalg.eigh(one).eigenvectors.flip(1) for one in (left, right)]
+            continue
+        momentum = b1 * momentum + (1 - b1) * g
+        squares = b2 * squares + (1 - b2) * (bases[0].T @ g @ bases[1]) ** 2
+        turned = bases[0].T @ (momentum / (1 - b1**t)) @ bases[1]
+        update = turned / ((squares / (1 - b2**t)).sqrt() + params.adam_eps / (1 - b2**t) ** 0.5)
+        w_MN = (w_MN - params.lr * bases[0] @ update @ bases[1].T) * (1 - params.lr * params.weight_decay)
+        left, right = (b2 * old + (1 - b2) * new for old, new in ((left, g @ g.T), (right, g.T @ g)))
+        if t % 10 == 0:
+            for i, one in enumerate((left, right)):
+                order = (bases[i].T @ one @ bases[i]).diagonal().argsort(descending=True)
+                squares = squares.index_select(i, order)
+                bases[i] = torch.linalg.qr((one @ bases[i])[:, order]).Q
+    return w_MN
+
+
+@pytest.mark.parametrize(("n_steps", "error"), [(11, 1e-10), (31, 1e-5)])
+def test_soap_is_its_algorithm(n_steps, error):
+    """The library renews the bases in float32, from step 12 on."""
+    torch.manual_seed(0)
+    start, target = torch.randn(2, 5, 5, dtype=torch.float64)
+    # In its own eigenbasis the first gradient is diagonal. A large eps keeps Adam from blowing up the zeros beside it.
+    params = params_of("soap", betas=(0.7, 0.9), weight_decay=0.3, adam_eps=1e-3)
+    weight = torch.nn.Parameter(start.clone())
+    optimizer = optimizers["soap"]([{"params": [weight], "weight_decay": 0.3}], params)
+
+    def loss(w):
+        return (w - target).cosh().sum()
+
+    for _ in range(n_steps):
+        optimizer.zero_grad()
+        loss(weight).backward()
+        optimizer.step()
+    found = soap_by_hand(start, torch.func.grad(loss), params, n_steps)
+    torch.testing.assert_close(weight.detach(), found, rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("name", sorted(OF_LIBRARY))

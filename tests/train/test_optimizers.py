@@ -2,7 +2,9 @@
 
 import copy
 import math
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -249,6 +251,70 @@ def test_an_optimizer_that_is_not_installed_is_refused_with_the_command(monkeypa
     assert problem == (
         "optimizer='soap' needs the package pytorch-optimizer: pip install -r requirements-optimizers.txt"
     )
+
+
+class ScheduleFreeByHand(torch.optim.Optimizer):
+    """Algorithm 1 of arXiv:2405.15682. The gradient is taken at y, and x is the mean of all z.
+
+    Its state has the names of the library's: z, and the weights are y. The library adds `eps_of_square` in the root.
+    """
+
+    def __init__(self, groups, lr, betas, eps, eps_of_square=0.0):
+        super().__init__(
+            groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "train_mode": True}
+        )
+        self.n_steps, self.eps_of_square = 0, eps_of_square
+
+    @torch.no_grad()
+    def step(self):
+        self.n_steps += 1
+        for group in self.param_groups:
+            b1, b2 = group["betas"]
+            for y in group["params"]:
+                state = self.state[y]
+                if not state:
+                    state.update(z=y.clone(), x=y.clone(), v=0.0)
+                state["v"] = b2 * state["v"] + (1 - b2) * y.grad**2
+                mean_square = state["v"] / (1 - b2**self.n_steps) + self.eps_of_square
+                update = y.grad / (mean_square.sqrt() + group["eps"])
+                state["z"] = state["z"] - group["lr"] * (update + group["weight_decay"] * y)
+                state["x"] = state["x"] + (state["z"] - state["x"]) / self.n_steps
+                y.copy_((1 - b1) * state["z"] + b1 * state["x"])
+
+
+@pytest.mark.parametrize("n_steps", [1, 5])
+def test_averages_of_schedule_free_are_the_means_of_its_iterates(monkeypatch, n_steps):
+    library = SimpleNamespace(ScheduleFreeAdamW=ScheduleFreeByHand)
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", library)
+    lm = fresh()
+    optimizer = make_optimizer(lm, TrainParams(optimizer="schedule-free", lr=1e-2, betas=(0.7, 0.9)))
+    take_steps(lm, optimizer, n_steps)
+    with AveragedWeights(lm, None).in_place(optimizer):
+        for p in lm.parameters():
+            torch.testing.assert_close(p.detach(), optimizer.state[p]["x"], rtol=0, atol=1e-12)
+
+
+LIBRARY = {  # the class of each of its optimizers, and settings beside those of Adam
+    "soap": ("SOAP", {}),
+    "schedule-free": ("ScheduleFreeAdamW", {}),
+    "adopt": ("ADOPT", {"weight_decouple": True}),
+    "laprop": ("LaProp", {"weight_decouple": True}),
+    "lamb": ("Lamb", {"weight_decouple": True}),
+}
+
+
+@pytest.mark.parametrize("name", sorted(OF_LIBRARY))
+def test_an_optimizer_of_the_library_gets_the_settings_of_the_params(name, monkeypatch):
+    kind, others = LIBRARY[name]
+
+    def make(groups, **settings):
+        assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
+        assert settings == {"lr": 1e-2, "betas": (0.7, 0.8), "eps": 1e-5} | others
+        return torch.optim.SGD(groups, lr=settings["lr"])
+
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", SimpleNamespace(**{kind: make}))
+    params = TrainParams(optimizer=name, lr=1e-2, betas=(0.7, 0.8), adam_eps=1e-5, weight_decay=0.3)
+    assert isinstance(make_optimizer(fresh(), params), torch.optim.SGD)
 
 
 def test_only_matrices_decay():

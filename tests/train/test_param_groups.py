@@ -419,6 +419,23 @@ def test_mamba2_divides_its_products_by_the_width_of_a_head():
     torch.testing.assert_close(seen[0], seen[1] / 4)
 
 
+@pytest.mark.parametrize("kind", ["custom-transformer", "mla", "mlstm", "based"])
+def test_products_of_queries_and_keys_are_divided_by_the_width_of_a_head(kind):
+    """Heads are four times as wide as in the base, so that muP divides by a further factor of two."""
+    lm = fresh(mup(layer_architecture=kind, n_heads=2, n_layers=1))
+    plain = fresh(replace(lm.model_params, parametrization="standard"))
+    plain.load_state_dict(lm.state_dict())
+    for weight in plain.decoder.layers[0].mixer.query_key_value()[0]:
+        weight.data.div_(2)
+    with torch.no_grad(), lm.record("layers.0.*") as seen:
+        lm(random_ids(2, 9))
+    # Maps to one number for each head are divided, too, but that is not what this test is about.
+    gates = {name: value for name, value in seen.items() if name.endswith(("log_input", "log_decay"))}
+    with torch.no_grad(), plain.patch(gates), plain.record("layers.0.z") as found:
+        plain(random_ids(2, 9))
+    torch.testing.assert_close(found["layers.0.z"], seen["layers.0.z"])
+
+
 @pytest.mark.parametrize("fields", [{}, {"mup_attn_mult": 2.0}], ids=str)
 def test_the_fused_kernel_divides_scores_as_the_explicit_attention_does(fields):
     lm = fresh(replace(WIDE, dim=128, mup_base_heads=0, **fields)).double()

@@ -67,14 +67,15 @@ def unused_fields(model: ModelParams, train: TrainParams, also: Collection[str] 
         for name, value in unread(params, reads | (elsewhere if params is train else set()), also).items():
             users = users_of(name, model, train, also)
             if users or name not in elsewhere:
-                found.append(Unused(f"{name}={value!r}", reason_unused(users, name, model)))
+                found.append(Unused(f"{name}={value!r}", reason_unused(users, model)))
     return found
 
 
-def reason_unused(users: list[str], name: str, model: ModelParams) -> str:
-    is_of_model = any(field.name == name for field in fields(ModelParams))
-    nobody = f"no layer uses it with layer_architecture={model.layer_architecture!r}"
-    nobody = nobody if is_of_model else "nothing in this run uses it"
+def reason_unused(users: list[str], model: ModelParams) -> str:
+    """Return why a field has no effect. `users` are choices with which it would; the layer kind is named if it is one."""
+    nobody = "nothing in this run uses it"
+    if any(user.startswith("layer_architecture=") for user in users):
+        nobody = f"no layer uses it with layer_architecture={model.layer_architecture!r}"
     return f"{nobody}; {' or '.join(users)} would" if users else nobody
 
 

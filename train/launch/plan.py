@@ -274,17 +274,19 @@ def say_objectives(runs: list[Run]) -> None:
 
 
 def say_unused(runs: list[Run]) -> None:
-    """Log every field that is set, or is an axis of its config, and has no effect on a run."""
+    """Log every field that has no effect on a run, if the run sets it: to another value than its default, or as an axis."""
     text = Texts()
     runs_of: defaultdict[str, list[Params]] = defaultdict(list)
     for run in runs:
         runs_of[run.config].append(run.params)
     axes_by_config = {config: axes_of(params) for config, params in runs_of.items()}
-    unused: dict[tuple[str, str, str], list[Unused]] = {}
+    unused: dict[tuple[tuple[str, ...], str, str], list[Unused]] = {}
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for number, run in enumerate(runs, 1):
         _, train, model = run.params
-        axes, key = axes_by_config[run.config], (run.config, text(model), text(train))
+        # A field that only other variants set is at its default here: it needs no note.
+        axes = axes_by_config[run.config].intersection(run.places)
+        key = tuple(sorted(axes)), text(model), text(train)
         if key not in unused:
             unused[key] = unused_fields(model, train, axes)
         for field in unused[key] + unused_data_fields(run.params, run.data.reads, axes):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from train.data import data_options
-from train.fitted_table import FittedTable, TableColumn
+from train.fitted_table import FittedTable, TableColumn, without_repeats
 from train.grid.config_text import VARIANT
 from train.grid.expand import axes
 from train.grid.params import measured_column
@@ -56,7 +56,7 @@ def plan_table(runs: list[Run], times: Sequence[str], memory: Sequence[str]) -> 
         TableColumn("run", [str(number) for number in range(1, len(shown) + 1)]),
         *axis_columns(settings_of(runs)[:MAX_PLAN_ROWS]),
         TableColumn("parameters", [f"{size.n_params:,}" for size in sizes], rank=4),
-        *active_column(sizes),
+        TableColumn("active", [f"{size.n_active:,}" for size in sizes], rank=4, beside="parameters"),
         *state_column(sizes),
         TableColumn("steps", [run.length.removesuffix(" steps") for run in shown], rank=3),
         TableColumn(
@@ -67,14 +67,7 @@ def plan_table(runs: list[Run], times: Sequence[str], memory: Sequence[str]) -> 
         TableColumn("memory (estimate)", memory[: len(shown)], rank=2),
         TableColumn("time (estimate)", times[: len(shown)], rank=1),
     ]
-    return FittedTable(columns, key="run")
-
-
-def active_column(sizes: list[RunSize]) -> list[TableColumn]:
-    """Return the column of the parameters that a token passes, if a run has experts."""
-    if all(size.n_active == size.n_params for size in sizes):
-        return []
-    return [TableColumn("active", [f"{size.n_active:,}" for size in sizes], rank=4)]
+    return FittedTable(without_repeats(columns), key="run")
 
 
 def state_column(sizes: list[RunSize]) -> list[TableColumn]:
@@ -94,7 +87,7 @@ class ResultColumn(NamedTuple):
     text: Callable[[Outcome], str]
     rank: int
     if_equal: bool = True  # False: the column is left out where all its cells are equal
-    beside: str = ""  # title of another column; left out where all its cells are those of that one
+    beside: str = ""  # as in a TableColumn
 
 
 RESULT_COLUMNS = {
@@ -129,12 +122,11 @@ def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:
         TableColumn("run", [str(i + 1) for i in chosen], styles=styles),
         *(replace(column, styles=styles) for column in axis_columns([settings[i] for i in chosen])),
     ]
-    cells_of: dict[str, list[str]] = {}
     for title, (text, rank, if_equal, beside) in RESULT_COLUMNS.items():
-        cells = cells_of[title] = [text(outcome) for outcome in shown]
-        repeats = cells == cells_of.get(beside)
-        if set(cells) != {"-"} and not repeats and (if_equal or len(set(cells)) > 1):
-            columns.append(TableColumn(title, cells, rank, styles=styles))
+        cells = [text(outcome) for outcome in shown]
+        if set(cells) != {"-"} and (if_equal or len(set(cells)) > 1):
+            columns.append(TableColumn(title, cells, rank, styles=styles, beside=beside))
+    columns = without_repeats(columns)
     if len(outcomes) > 1:
         columns = [mark_best(column, [i in best for i in chosen]) for column in columns]
     ended = [str(run) + (", best" if run.values.get("weights") == "best" else "") for run in shown]

@@ -1,6 +1,7 @@
 """The coordinate check: muP passes, standard does not, each planted bug is seen, and any module can be checked."""
 
 import math
+import re
 from dataclasses import replace
 from functools import partial
 
@@ -14,6 +15,7 @@ from torch import nn
 
 import explore.scaling.coordinates as coordinates
 import model.mup.parametrization as parametrization
+from benchmarks import parts
 from explore.scaling.coordinates import (
     FINITE,
     aligned_probe,
@@ -104,6 +106,13 @@ PARTS = [
 def test_mup_is_right_for_parts_of_the_block(fields):
     found = coord_check(models(replace(MUP, **fields)), [BATCH], optimizer)
     assert found.passed, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", [part for part in parts.PARTS if part.fields], ids=lambda part: part.name)
+def test_mup_is_right_for_every_part_or_refuses_it(part):
+    """The figures of docs/parts.md."""
+    assert re.fullmatch(r"-?\d\.\d\d to -?\d\.\d\d|refused: .*", parts.slopes_over_widths(part))
 
 
 @pytest.mark.slow

@@ -89,6 +89,14 @@ def test_lambda_begins_at_the_papers_value():
         assert layer.mixer.sink.weight().item() == pytest.approx(lambda_init(params.at(i)), abs=0.1)
 
 
+def test_lambda_divides_its_products_by_the_width_of_a_head_in_mup():
+    part = mixer_of_layer(0, parametrization="mup", mup_base_dim=4, mup_base_heads=2).sink
+    first, second = (part.q1_K @ part.k1_K).exp(), (part.q2_K @ part.k2_K).exp()
+    assert part.weight().item() != pytest.approx((first - second + 0.2).item())
+    # A head has 4 numbers, and 2 in the base.
+    assert part.weight().item() == pytest.approx((first.sqrt() - second.sqrt() + 0.2).item())
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -361,6 +361,43 @@ def test_rotary_scalings_are_those_of_transformers(scaling, head_dim):
     assert_close(rotary.sin_TA.float(), angles_TA.sin() * size, rtol=0, atol=1e-5)
 
 
+def scaled_by_hand(
+    f: float, i: int, d: int, kind: str, *, factor: float, original=0.0, fast=32, slow=1
+) -> float:
+    """Frequency i of d / 2, in the notation of the papers and, for llama3, of Meta's code."""
+    if kind == "linear":
+        return f / factor
+    if kind == "ntk":
+        return (500.0 * factor ** (d / (d - 2))) ** (-2 * i / d)
+    if kind == "llama3":
+        wavelength = 2 * math.pi / f
+        if wavelength < original / 4:
+            return f
+        if wavelength > original:
+            return f / factor
+        smooth = (original / wavelength - 1) / 3
+        return (1 - smooth) * f / factor + smooth * f
+    low, high = (d * math.log(original / (n * 2 * math.pi)) / (2 * math.log(500.0)) for n in (fast, slow))
+    low, high = max(math.floor(low), 0), min(math.ceil(high), d - 1)
+    ramp = min(max((i - low) / (high - low), 0), 1)
+    return f / factor * ramp + f * (1 - ramp)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_rotary_scalings_are_those_of_the_papers(scaling):
+    kind, *settings = scaling.split(",")
+    settings = {name.strip(): float(value) for name, _, value in (one.partition("=") for one in settings)}
+    lm = tiny_lm(dim=64, n_heads=1, positions="rotary", rotary_base=500.0, rotary_scaling=scaling)
+    rotary = lm.decoder.layers[0].mixer.positions
+    frequencies = [scaled_by_hand(500.0 ** (-i / 32), i, 64, kind, **settings) for i in range(32)]
+    angles_TA = torch.arange(16.0, dtype=torch.float64)[:, None] * torch.tensor(
+        frequencies, dtype=torch.float64
+    )
+    size = 0.1 * math.log(settings["factor"]) + 1 if kind == "yarn" else 1.0
+    assert_close(rotary.cos_TA, angles_TA.cos() * size, rtol=0, atol=1e-12)
+    assert_close(rotary.sin_TA, angles_TA.sin() * size, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     ("scaling", "message"),
     [

@@ -1,6 +1,7 @@
 """Fields that have an effect are found by running a run's parts once; every built-in field has one somewhere."""
 
 import ast
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -243,7 +244,9 @@ def test_fields_with_an_effect_are_not_reported_as_unused_and_change_the_run(nam
         ({"wsd_decay_frac": 0.1}, "wsd_decay_frac=0.1 has no effect: nothing in this run uses it; lr_schedule='wsd' would"),
         ({"lr_plateau_patience": 3}, "lr_plateau_patience=3 has no effect: nothing in this run uses it; lr_schedule='plateau' would"),
         ({"betas": (0.5, 0.6), "optimizer": "sgd"}, "betas=(0.5, 0.6) has no effect: nothing in this run uses it; optimizer='adamw' or optimizer='muon' or optimizer='lion' would"),
-        ({"rotary_base": 5.0}, "rotary_base=5.0 has no effect: no layer uses it with layer_architecture='custom-transformer'; positions='rotary' would"),
+        ({"conv_width": 2}, "conv_width=2 has no effect: no layer uses it with layer_architecture='custom-transformer'; layer_architecture='gated-conv' or layer_architecture='mamba2' or layer_architecture='deltanet' or layer_architecture='gated-delta' would"),
+        ({"experts_per_token": 1}, "experts_per_token=1 has no effect: nothing in this run uses it"),
+        ({"rotary_base": 5.0}, "rotary_base=5.0 has no effect: nothing in this run uses it; positions='rotary' would"),
     ],
     ids=lambda value: "" if isinstance(value, str) else str(value),
 )  # fmt: skip
@@ -423,9 +426,11 @@ def test_a_field_that_the_user_adds_to_the_data_is_observed(texts, tmp_path, mon
         assert said(params, tmp_path) == ["forgotten=1 has no effect: dataset_name='sotu' does not use it"]
 
 
-def planned(params: Params, cache, config: str = "test") -> Run:
+def planned(params: Params, cache, config: str = "test", places: Iterable[str] | None = None) -> Run:
+    """A run that sets all fields, or those of `places`."""
     _, facts = measure_data(params.data, params.model, cache, None)
-    return Run(params, {}, config, size=RunSize(n_steps=10**9), data=facts)
+    places = dict.fromkeys(params.flat() if places is None else places)
+    return Run(params, places, config, size=RunSize(n_steps=10**9), data=facts)
 
 
 def test_data_that_was_built_without_observation_gets_no_report(texts, tmp_path):
@@ -470,6 +475,22 @@ def test_a_field_that_needs_an_option_is_reported_without_it(
     params = Params(DataParams(dataset_name="copy"), TrainParams(**fields), ModelParams())
     announce([planned(params, tmp_path)], CALL._replace(**options))
     assert notes == expected
+
+
+def test_fields_that_only_other_variants_set_need_no_note(texts, tmp_path, notes):
+    copy = data_run(COPY | {"n_samples": 200}).changed(n_heads=2)
+    mixture = {"n_experts": 4, "experts_per_token": 1}
+    dense = planned(copy.changed(dim_ff=96), tmp_path, places=["dim_ff"])
+    experts = planned(copy.changed(**mixture), tmp_path, places=mixture)
+    announce([dense, experts], CALL)
+    assert notes == []
+    ignored = planned(copy.changed(experts_per_token=1), tmp_path, places=["experts_per_token"])
+    at_default = planned(copy, tmp_path, places=["experts_per_token"])
+    announce([dense, experts, ignored, at_default], CALL)
+    assert notes == [
+        f"run {number}: experts_per_token={n} has no effect: nothing in this run uses it"
+        for number, n in ((3, 1), (4, 2))
+    ]
 
 
 def test_fields_in_which_two_configs_differ_are_axes_of_neither(texts, tmp_path, notes):
