@@ -31,6 +31,7 @@ from explore.compare.verdicts import (
     ComparisonRow,
     compare_variants,
     comparison_rows,
+    p_as_text,
     style_of_verdict,
 )
 from explore.html import Page, fill_template
@@ -301,7 +302,7 @@ def difference_as_text(row: ComparisonRow, metric: str = "val_loss") -> str:
     """Return the difference with its interval and p-value as text, or "" if it is unknown."""
     if math.isnan(row["difference_low"]):
         return ""
-    p = "" if math.isnan(row["p"]) else f", p {row['p']:.2g}"
+    p = "" if math.isnan(row["p"]) else f", p {p_as_text(row['p'])}"
     difference, low, high = (
         number_text(row[name], "+") for name in ("difference", "difference_low", "difference_high")
     )
