@@ -15,6 +15,9 @@ def nearest(word: str, names: Iterable[str], n: int = 1, cutoff: float = 0.6) ->
     return get_close_matches(word, list(names), n, cutoff)
 
 
+OWN_NAME = "; --with FILE adds your own"  # end of a hint for names that a file of the user may register
+
+
 def did_you_mean(word: str, names: Iterable[str], *, list_all: bool = False) -> str:
     """Return a hint for an unknown `word`: the nearest of `names`, or else all of them. `list_all` returns both."""
     names = list(names)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from common.text import did_you_mean
+from common.text import OWN_NAME, did_you_mean
 from data.corpora import corpus_names, data_folder_fault, is_local, log_once, own_folder, read_corpus
 from data.data_params import DataParams
 from data.syntheticdata import MARKS, Sample, Task, tasks, text_without_marks
@@ -57,7 +57,7 @@ def data_problems(
         yield from problem_of(f"dataset_name={name!r}", check_corpus, data_params)
     else:
         there_is = did_you_mean(name, sorted([*tasks, *corpus_names()]), list_all=True)
-        yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}"
+        yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}{OWN_NAME}"
 
 
 def problem_of(about: str, check: Callable[..., object], *args: object) -> Iterator[str]:

@@ -676,7 +676,10 @@ def auto_tokenizer(name: str, revision: str | None, online: bool, setting: str) 
         reason = first_line(error)
     hint = did_you_mean(name, sorted(recipes), list_all=True)
     if Path(name).is_dir():
-        raise ValueError(f"{setting} is a folder without a tokenizer: {reason}")
+        raise ValueError(
+            f"{setting} is a folder without a tokenizer that can be read ({reason.rstrip(':')}): save the model's tokenizer "
+            "there, by tokenizer.save_pretrained(folder)"
+        )
     if not online:
         raise ValueError(
             f"{setting} is not on this machine and the hub cannot be reached: {hint}, a folder that holds a tokenizer, "

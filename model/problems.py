@@ -5,7 +5,7 @@ from dataclasses import fields
 from types import NoneType
 from typing import Literal, get_args, get_origin
 
-from common.text import did_you_mean
+from common.text import OWN_NAME, did_you_mean
 from model.context import Refused, layer_kinds
 from model.model_params import ModelParams
 from model.transformer.embeddings import NoPositions, acts_in_attention, position_kinds
@@ -44,7 +44,8 @@ def unknown_names(p: ModelParams) -> Iterator[str]:
 def unknown_name(name: str, existing: Collection[str], setting: str) -> Iterator[str]:
     if name not in existing:
         what = setting if setting.endswith(f"={name!r}") else f"{setting}: {name!r}"
-        yield f"{what} does not exist; {did_you_mean(name, existing, list_all=True)}"
+        own = OWN_NAME if existing is layer_kinds or existing is norms else ""
+        yield f"{what} does not exist; {did_you_mean(name, existing, list_all=True)}{own}"
 
 
 def refused_values(p: ModelParams) -> Iterator[str]:

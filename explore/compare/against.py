@@ -13,7 +13,16 @@ import pandas as pd
 from scipy import stats
 
 from explore.compare.variants import RunRow, Variant, gather, with_plural
-from explore.compare.verdicts import ALPHA, MAX_SEEDS, Match, correct, match, style_of_verdict, verdict
+from explore.compare.verdicts import (
+    ALPHA,
+    MAX_SEEDS,
+    Match,
+    correct,
+    match,
+    p_as_text,
+    style_of_verdict,
+    verdict,
+)
 from train.fitted_table import FittedTable, TableColumn
 
 MARGIN_FRACTION = 1 / 3  # of the standard deviation over seeds: the default margin
@@ -184,7 +193,7 @@ def where_found(points: Sequence[Point], word: str) -> str:
     largest = max(found, key=lambda point: 0 if math.isnan(point.difference) else abs(point.difference))
     where = f" at {len(found)} of {len(points)} points, most at {largest.variant}" if len(points) > 1 else ""
     reason = largest.verdict.removeprefix(word).removeprefix(": ")
-    size = f"loss {largest.difference:+.3g}, p {largest.p:.2g}"
+    size = f"loss {largest.difference:+.3g}, p {p_as_text(largest.p)}"
     return f"{where}: {reason if math.isnan(largest.difference) else size}"
 
 
@@ -215,7 +224,7 @@ def table_of_points(verdict: CodeVerdict, ref: str) -> FittedTable:
             column("now", lambda point: number(point.mean, ".4f"), rank=1),
             column("difference", lambda point: number(point.difference, signed)),
             column("95 % interval", interval, rank=2),
-            column("p", lambda point: number(point.p, ".2g")),
+            column("p", lambda point: p_as_text(point.p)),
             column("verdict", lambda point: point.verdict, is_text=True),
         ]
     )

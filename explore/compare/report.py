@@ -1,7 +1,7 @@
 """Report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from html import escape
@@ -31,6 +31,7 @@ from explore.compare.verdicts import (
     ComparisonRow,
     compare_variants,
     comparison_rows,
+    p_as_text,
     style_of_verdict,
 )
 from explore.html import Page, fill_template
@@ -119,7 +120,7 @@ def report_grid(
     """Write the report of a config whose grid has just run. `runs` and `outcomes` are those of the grid.
 
     The report covers all saved runs of the config, those of earlier calls included, and runs of this grid that failed
-    without a folder. Without `prints`, only its place is printed.
+    without a folder. The baseline is the first variant of the grid. Without `prints`, only the report's place is printed.
     `options` are keyword arguments of compare().
     """
     saved = folders_of(name, root) | {one.folder for one in outcomes if one.folder is not None}
@@ -128,7 +129,14 @@ def report_grid(
         if outcome.folder is None and outcome.failed:
             failed.append(row_of_unsaved(params, outcome))
             rows = [row for row in rows if not is_remnant(row, params)]
-    return write_report(tidy(rows + failed), name, root, options, prints)
+    rows += failed
+    table, places = tidy(rows), places_in_grid(runs, rows)
+    if prints and (n_others := places.count(len(runs))):
+        print_message(
+            f"the report includes {with_plural(n_others, 'saved run')} that this grid does not have"
+        )
+    order = sorted(range(len(rows)), key=places.__getitem__)
+    return write_report(table, name, root, options, prints, compared=table.iloc[order])
 
 
 def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOptions) -> None:
@@ -139,6 +147,16 @@ def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOp
         for run in runs
     ]
     compare_variants(tidy(rows_of_folders(folders_of(name, root)) + rows), **options)
+
+
+def places_in_grid(runs: Sequence[Params], rows: Sequence[RunRow]) -> list[int]:
+    """Return for each row the index of the run that has its params, or the number of runs if there is none."""
+
+    def key(row: Mapping[str, object]) -> str:
+        return repr([row.get(name) for name in SECTION_OF])
+
+    places = {key(params.flat()): place for place, params in enumerate(runs)}
+    return [places.get(key(row), len(runs)) for row in rows]
 
 
 def is_remnant(row: RunRow, params: Params) -> bool:
@@ -166,17 +184,24 @@ def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
 
 
 def write_report(
-    table: pd.DataFrame, name: str, root: Path, options: CompareOptions, prints: bool = True
+    table: pd.DataFrame,
+    name: str,
+    root: Path,
+    options: CompareOptions,
+    prints: bool = True,
+    compared: pd.DataFrame | None = None,
 ) -> Page:
     """Write results.csv, report.html and report.md to reports/{name}/, print the comparison, and return the page.
 
-    With `by` in `options`, the main effect of that field is printed, and stands at the top of the page.
+    `compared` is the table with its rows in another order: the first variant is the baseline. With `by` in `options`,
+    the main effect of that field is printed, and stands at the top of the page.
     """
+    compared = table if compared is None else compared
     by = options.get("by")
     # The other comparison asks another question, to which the baseline of the main effect need not fit.
     plain = {key: value for key, value in options.items() if by is None or key not in ("by", "baseline")}
-    variants, comparison = compare_variants(table, **plain)  # type: ignore[arg-type]
-    effect = None if by is None else compare_variants(table, **options)[1]
+    variants, comparison = compare_variants(compared, **plain)  # type: ignore[arg-type]
+    effect = None if by is None else compare_variants(compared, **options)[1]
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")
@@ -277,7 +302,7 @@ def difference_as_text(row: ComparisonRow, metric: str = "val_loss") -> str:
     """Return the difference with its interval and p-value as text, or "" if it is unknown."""
     if math.isnan(row["difference_low"]):
         return ""
-    p = "" if math.isnan(row["p"]) else f", p {row['p']:.2g}"
+    p = "" if math.isnan(row["p"]) else f", p {p_as_text(row['p'])}"
     difference, low, high = (
         number_text(row[name], "+") for name in ("difference", "difference_low", "difference_high")
     )

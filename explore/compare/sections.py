@@ -22,6 +22,7 @@ from explore.compare.variants import (
     varied_fields,
     with_plural,
 )
+from explore.compare.verdicts import p_as_text
 from train.grid.params import SECTION_OF
 
 MAX_PAGE_ROWS = 500  # rows of the table of all runs
@@ -169,7 +170,7 @@ def best_table(part: ReportPart) -> str:
         if compared:
             cells += [
                 number_cell(row["difference"], lambda value: number_text(value, "+")),
-                number_cell(row["p"], "{:.2g}".format),
+                number_cell(row["p"], p_as_text),
             ]
             cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
         lines.append("".join(cells))

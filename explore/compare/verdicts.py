@@ -561,6 +561,14 @@ def comparison_rows(comparison: pd.DataFrame) -> list[ComparisonRow]:
     return cast(list[ComparisonRow], comparison.to_dict("records"))
 
 
+def p_as_text(p: float) -> str:
+    """Return p with two digits, or with as many as show on which side of ALPHA it lies. Return "-" for NaN."""
+    if math.isnan(p):
+        return "-"
+    texts = (f"{p:.{digits}g}" for digits in range(2, 18))
+    return next(text for text in texts if (float(text) < ALPHA) == (p < ALPHA))
+
+
 def style_of_verdict(text: str) -> str:
     """Return the style of a text that contains a verdict: green for better, red for worse, yellow if undecided."""
     found = re.search(r"\b(better|worse|cannot tell)\b", text)

@@ -28,9 +28,10 @@ from model.lm import LM
 from model.mup.scores import aligned_score
 from model.transformer.attention import Attention
 
-MEASURED_ACTIVATIONS = {
-    *("embed", "q", "k", "v", "scores", "z", "attn_out"),
-    *("mlp_pre", "mlp_post", "mlp_out", "resid_post", "final_norm", "logits"),
+# Activations of our layers that the check leaves out. It measures all others, and so those that an edit names by ctx.tap.
+NOT_MEASURED = {
+    *("resid_pre", "resid_mid", "head_out", "pattern", "router", "latent"),
+    *("beta", "log_decay", "log_input"),
 }
 LOW, HIGH = -0.6, 0.2  # band of allowed slopes; random initial values may shrink as 1 / sqrt(width)
 # These activations, and the output of a model that is not an LM, may still shrink at t = SETTLED.
@@ -165,7 +166,7 @@ def named_activations(model: nn.Module, batch: object) -> dict[str, Tensor]:
     The output of the other model itself has the name "output".
     """
     if isinstance(model, LM):
-        names = [name for name in model.activation_names() if name.rpartition(".")[2] in MEASURED_ACTIVATIONS]
+        names = [name for name in model.activation_names() if name.rpartition(".")[2] not in NOT_MEASURED]
         with eval_mode(model), model.record(*names) as seen:
             model(inputs_of(model, batch))
         return dict(seen)

@@ -230,7 +230,10 @@ def check_fit(hf_model: PreTrainedModel, lm: LM) -> None:
         )
     vocabulary = hf_model.config.vocab_size
     if not 0 <= vocabulary - lm.n_tokens <= max_padding(vocabulary):
-        raise ValueError(f"the tokenizer has {lm.n_tokens} tokens, but the weights are for {vocabulary}")
+        raise ValueError(
+            f"the tokenizer has {lm.n_tokens} tokens, but the weights are for {vocabulary}: take the model's own tokenizer, "
+            "or none: gpt2.from_hf(model)"
+        )
 
 
 def max_padding(vocabulary: int) -> int:

@@ -199,6 +199,15 @@ def test_an_edited_folder_is_read_again(tmp_path):
     assert before.encode_batch([TEXT]) != [raw_ids(tmp_path, TEXT)]
 
 
+def test_a_folder_of_weights_alone_is_refused_with_what_to_do(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"a folder without a tokenizer .*save_pretrained\(folder\)"
+    ) as caught:
+        pretrained_tokenizer(str(tmp_path))
+    assert ":)" not in str(caught.value)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": 3}'])
 def test_a_damaged_file_is_one_sentence(content, tmp_path):
     (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")

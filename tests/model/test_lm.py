@@ -242,7 +242,7 @@ def test_no_layers_at_all_is_a_bigram_model():
     [
         (
             {"layer_architecture": "torch-lstn"},
-            "layer_architecture='torch-lstn' does not exist; did you mean 'torch-lstm'",
+            "layer_architecture='torch-lstn' does not exist; did you mean 'torch-lstm'.*; --with FILE adds your own",
         ),
         ({"positions": "rope"}, "positions='rope' does not exist; .*there are: none, learned, sin, rotary"),
         ({"activation": "GELU"}, "activation='GELU' does not exist; .*there are: relu, gelu"),

@@ -152,8 +152,9 @@ def test_the_example_of_the_docs_registers_what_it_says(file):
     page = (REPOSITORY / "docs" / "edits.md").read_text(encoding="utf-8")
     [example] = re.findall(r"## Parts in a file of your own.*?```python\n(.*?)```", page, re.DOTALL)
     file.write_text(example)
-    assert load_parts(file) == ["half-linear", "nesterov"]
-    lm = fresh(tiny_params(layer_architecture=("half-linear", "custom-transformer"))).float()
+    assert load_parts(file) == ["gated-input", "half-linear", "nesterov"]
+    lm = fresh(tiny_params(layer_architecture=("half-linear", "gated-input"))).float()
+    assert "layers.1.gate" in lm.activation_names()
     before = lm.embed.tokens.weight.clone()
     take_steps(lm, make_optimizer(lm, TrainParams(optimizer="nesterov")), 1)
     assert not torch.equal(before, lm.embed.tokens.weight)

@@ -376,7 +376,9 @@ def refusal(params_class: type, key: str, value: object) -> str | None:
         params_class(**{key: value})
     except ValidationError as error:
         reasons = [
-            e["msg"].replace("Input should", "it should") for e in error.errors() if e["loc"][:1] == (key,)
+            e["msg"].replace("Input should", "it should").replace("a valid boolean", "True or False")
+            for e in error.errors()
+            if e["loc"][:1] == (key,)
         ]
         return "; ".join(dict.fromkeys(reasons)) or None
     return None

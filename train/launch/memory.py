@@ -167,12 +167,16 @@ def lines_about(runs: Sequence[Run], memories: Sequence[Memory | None], call: Ca
             *lines,
             f"run {run.number}: not even batch_size=1 fits into the {as_bytes(free)} that are free",
         ]
-    return [
-        *lines,
+    line = (
         f"the free memory {where}, {as_bytes(free)}{' for each of the jobs' * (call.jobs > 1)}, is enough for "
-        f"batch_size={fitting.largest}; a step of {fitting.batch_size * fitting.accumulate_grad_batches} rows fits as "
-        f"batch_size={fitting.batch_size}, accumulate_grad_batches={fitting.accumulate_grad_batches}",
-    ]
+        f"batch_size={fitting.largest}"
+    )
+    if fitting.batch_size != run.params.train.batch_size:
+        line += (
+            f"; a step of {fitting.batch_size * fitting.accumulate_grad_batches} rows fits as "
+            f"batch_size={fitting.batch_size}, accumulate_grad_batches={fitting.accumulate_grad_batches}"
+        )
+    return [*lines, line]
 
 
 def as_bytes(n: float) -> str:

@@ -323,8 +323,17 @@ def axes_of(runs: list[Params]) -> set[str]:
 
 
 def list_of_numbers(numbers: list[str]) -> str:
-    hidden = len(numbers) - MAX_SAID
-    return ", ".join(numbers[:MAX_SAID]) + (f" and {hidden} more" if hidden > 0 else "")
+    """Return ascending numbers as text, four or more in a row as a range."""
+    parts: list[list[str]] = []
+    for number in numbers:
+        if parts and int(number) == int(parts[-1][-1]) + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    shown = parts[:MAX_SAID]
+    texts = [f"{part[0]} to {part[-1]}" if len(part) > 3 else ", ".join(part) for part in shown]
+    hidden = len(numbers) - sum(map(len, shown))
+    return ", ".join(texts) + (f" and {hidden} more" if hidden else "")
 
 
 def say_steps(runs: list[Run]) -> None:

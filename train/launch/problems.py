@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from common.text import did_you_mean, first_line
+from common.text import OWN_NAME, did_you_mean, first_line
 from data.eval_sets import eval_set_problems
 from data.problems import data_problems
 from model.inputs import stand_in_tokenizer
@@ -81,10 +81,10 @@ def train_problems(train: TrainParams) -> Iterator[str]:
     """Yield an error message for each setting that is not registered or that this machine does not support."""
     if train.lr_schedule not in schedules:
         hint = did_you_mean(train.lr_schedule, schedules, list_all=True)
-        yield f"lr_schedule={train.lr_schedule!r} is not registered; {hint}"
+        yield f"lr_schedule={train.lr_schedule!r} is not registered; {hint}{OWN_NAME}"
     if train.optimizer not in optimizers:
         hint = did_you_mean(train.optimizer, optimizers, list_all=True)
-        yield f"optimizer={train.optimizer!r} is not registered; {hint}"
+        yield f"optimizer={train.optimizer!r} is not registered; {hint}{OWN_NAME}"
     else:
         yield from optimizer_problems(train)
     for name, check in (("stop_when", Condition), ("patience_metric", metric_and_sign)):

@@ -299,3 +299,18 @@ def test_ten_thousand_runs_report_in_a_minute(tmp_path):
     html = model_explorer.report("demo", out=str(tmp_path)).html
     assert time.process_time() - started < 60
     assert len(html) < 5e6
+
+
+def test_the_baseline_is_the_first_variant_of_the_grid_whatever_was_saved_before(tmp_path, capsys):
+    """A single run with a changed field, saved before the grid, is no baseline of the grid."""
+    fake_run(tmp_path, "demo", 0, DEFAULT.changed(positions="sin"))
+    params = [
+        DEFAULT.changed(positions=kind, random_seed=seed) for seed in range(3) for kind in ("none", "rotary")
+    ]
+    folders = [fake_run(tmp_path, "demo", 10 - i, one) for i, one in enumerate(params)]  # not in this order
+    outcomes = [Outcome(Ending.FINISHED, values={"n_params": 1}, folder=folder) for folder in folders]
+    report_grid("demo", params, outcomes, tmp_path)
+    page = (tmp_path / "reports" / "demo" / "report.md").read_text()
+    [baseline] = [line for line in page.splitlines() if line.endswith("| baseline |")]
+    assert "positions=none" in baseline
+    assert "includes 1 saved run that this grid does not have" in capsys.readouterr().out

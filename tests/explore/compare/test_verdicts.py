@@ -9,7 +9,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from explore.compare.verdicts import compare
+from explore.compare.verdicts import ALPHA, compare, p_as_text
 
 pytestmark = pytest.mark.usefixtures("without_collecting")
 RATES = (0.001, 0.01)
@@ -282,3 +282,12 @@ def test_no_runs_and_one_variant():
 def test_mistakes_are_one_sentence(options, words):
     with pytest.raises(ValueError, match=words):
         compare(runs(BETTER), **options)
+
+
+@pytest.mark.parametrize(
+    ("p", "text"),
+    [(0.0039, "0.0039"), (0.0496, "0.0496"), (0.049999, "0.049999"), (0.05, "0.05"), (0.0501, "0.05")],
+)
+def test_a_p_value_below_the_level_is_never_shown_as_equal_to_it(p, text):
+    assert p_as_text(p) == text
+    assert (float(text) < ALPHA) == (p < ALPHA)

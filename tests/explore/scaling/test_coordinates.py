@@ -238,6 +238,16 @@ def test_sizes_are_those_of_the_model_before_each_update():
     assert not {name for name in table["module"] if "resid_pre" in name or "head_out" in name}
 
 
+def test_an_activation_that_an_edit_names_is_measured():
+    lm = make(MUP, 64)
+    layer = lm.decoder.layers[0]
+    plain = layer._ff_block
+    layer._ff_block = lambda x, ctx: plain(ctx.tap("my_gate", x * 3), ctx)
+    names = {name.rpartition(".")[2] for name in coordinates.named_activations(lm, BATCH)}
+    expected = "embed q k v scores z attn_out my_gate mlp_pre mlp_post mlp_out resid_post final_norm logits"
+    assert names == {*expected.split()}
+
+
 def test_masked_scores_do_not_count_in_a_size():
     assert size(torch.tensor([1.0, -3.0, -math.inf])) == 2
     assert math.isnan(size(torch.tensor([-math.inf])))

@@ -96,7 +96,7 @@ def test_comments_strings_and_lists_over_lines(config):
         ("ModelParams\ndim = 32.5", "configs/trial.txt:2: ModelParams cannot have dim = 32.5: it should be a valid integer"),
         ("ModelParams\ndim = True", "configs/trial.txt:2: ModelParams cannot have dim = True: it should be a valid integer"),
         ("TrainParams\nbetas = [0.9]", "cannot have betas = 0.9: it should be a valid tuple; a list is an axis: write a single value as a tuple"),
-        ("ModelParams\nbias = 1", "configs/trial.txt:2: ModelParams cannot have bias = 1: it should be a valid boolean"),
+        ("ModelParams\nbias = 1", "configs/trial.txt:2: ModelParams cannot have bias = 1: it should be True or False"),
         ("ModelParams\nn_layers = -1", "cannot have n_layers = -1: it should be greater than or equal to 0"),
         ("TrainParams\nlr = 1e999", "configs/trial.txt:2: TrainParams cannot have lr = inf: it should be a finite number"),
         ("ModelParams\nattention = 'fast'", "cannot have attention = 'fast': it should be 'explicit' or 'fused'"),

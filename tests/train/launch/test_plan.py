@@ -7,7 +7,7 @@ from model.model_params import ModelParams
 from tests.train.little_run import CALL
 from train.grid.expand import GridError, Run
 from train.grid.params import Params
-from train.launch.plan import prepare
+from train.launch.plan import list_of_numbers, prepare
 from train.train_params import TrainParams
 
 DATA = DataParams("pydoc", debug_crop=6, val_pct=20.0)
@@ -38,3 +38,16 @@ def test_the_initial_weights_of_every_model_are_tried(tmp_path, monkeypatch):
     runs = [run_of(activation=activation) for activation in ("relu", "gelu", "silu")]
     with pytest.raises(GridError, match=r"^defaults: cannot be loaded$"):
         prepare(runs, CALL._replace(out=tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([1, 2, 3], "1, 2, 3"),
+        ([1, 2, 3, 4, 7, 8], "1 to 4, 7, 8"),
+        (range(1, 301), "1 to 300"),
+        ([*range(1, 90, 2), 200, 201], f"{', '.join(map(str, range(1, 80, 2)))} and 7 more"),
+    ],
+)
+def test_numbers_of_runs_in_a_row_are_a_range(numbers, text):
+    assert list_of_numbers([str(number) for number in numbers]) == text
