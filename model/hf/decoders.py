@@ -1,10 +1,13 @@
-"""Causal families as tables: GPT-2, GPT-J, GPT-Neo, GPT-NeoX, OPT, and those of Llama's kind."""
+"""Causal families as tables: GPT-2, GPT-J, GPT-Neo, GPT-NeoX, OPT, Falcon, StarCoder2, and those of Llama's kind."""
 
 from model.hf.families import EVERYWHERE, SHARED_SIZES, Family
 from model.hf.translations import (
     embedding_scale,
+    expert_counts,
     experts,
+    falcon_blocks,
     head_dim,
+    legacy_gelu,
     local_layers,
     norm_place,
     query_scale,
@@ -134,6 +137,25 @@ qwen3_moe = Family(
     },
     constants=qwen3.constants | {"use_sliding_window": True},
 )
+mixtral = Family(
+    settings=mistral.settings,
+    fixed=mistral.fixed,
+    translations=(head_dim, rotary_scaling, expert_counts),
+    names=llama.names
+    | {
+        "model.layers.*.mlp.gate": "decoder.layers.*.experts.router.map",
+        "model.layers.*.mlp.experts": "decoder.layers.*.experts",
+    },
+)
+gemma = Family(
+    settings=ROTARY | OF_LLAMA | {"bias_qkv": "attention_bias", "bias_out": "attention_bias"},
+    fixed=llama.fixed | {"bias_ff": False},
+    translations=(head_dim, rotary_scaling, embedding_scale, legacy_gelu),
+    names=llama.names,
+    constants={"pad_token_id": None},
+    needed={"use_bidirectional_attention": (None, False)},
+    gain_offset=1.0,
+)
 gemma2 = Family(
     settings=ROTARY
     | OF_LLAMA
@@ -258,4 +280,44 @@ gpt_neo = Family(
         "transformer.h.*.attn.attention.out_proj": "decoder.layers.*.mixer.out",
     },
     activation="activation_function",
+)
+starcoder2 = Family(
+    settings=ROTARY
+    | {"n_kv_heads": "num_key_value_heads", "norm_eps": "norm_epsilon", "sliding_window": "sliding_window"}
+    | {"bias_qkv": "use_bias", "bias_out": "use_bias", "bias_ff": "use_bias"},
+    fixed=EVERYWHERE
+    | {"positions": "rotary", "rotary_frac": 1.0, "parallel_blocks": False}
+    | {"norm": "layernorm", "gated": False, "bias_norm": True},
+    translations=(rotary_scaling,),
+    names={theirs: ours for theirs, ours in llama.names.items() if ".mlp." not in theirs}
+    | {
+        "model.layers.*.mlp.c_fc": "decoder.layers.*.linear1",
+        "model.layers.*.mlp.c_proj": "decoder.layers.*.linear2",
+    },
+)
+falcon = Family(
+    settings=ROTARY
+    | {"dim_ff": "ffn_hidden_size", "norm_eps": "layer_norm_epsilon"}
+    | {"bias_qkv": "bias", "bias_out": "bias", "bias_ff": "bias"},
+    fixed=EVERYWHERE
+    | {"positions": "rotary", "rotary_frac": 1.0, "sliding_window": None}
+    | {"norm": "layernorm", "gated": False, "bias_norm": True},
+    translations=(rotary_scaling, falcon_blocks),
+    names={
+        "transformer.word_embeddings": "embed.tokens",
+        "transformer.h.*.self_attention.query_key_value": "decoder.layers.*.mixer.qkv",
+        "transformer.h.*.self_attention.dense": "decoder.layers.*.mixer.out",
+        # One norm before both blocks or before the first, or two with names of their own.
+        "transformer.h.*.input_layernorm": "decoder.layers.*.norm1.before",
+        "transformer.h.*.post_attention_layernorm": "decoder.layers.*.norm2.before",
+        "transformer.h.*.ln_attn": "decoder.layers.*.norm1.before",
+        "transformer.h.*.ln_mlp": "decoder.layers.*.norm2.before",
+        "transformer.h.*.mlp.dense_h_to_4h": "decoder.layers.*.linear1",
+        "transformer.h.*.mlp.dense_4h_to_h": "decoder.layers.*.linear2",
+        "transformer.ln_f": "decoder.norm",
+        "lm_head": "unembed",
+    },
+    activation="activation",
+    # They divide ALiBi's biases by the root of the width of a head, and round them to bfloat16.
+    needed={"alibi": (False, None)},
 )

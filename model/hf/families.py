@@ -66,4 +66,7 @@ EVERYWHERE: dict[str, object] = {
     "n_experts": 0,
     "n_shared_experts": 0,
     "balance": "loss",
+    "mup_input_mult": 1.0,  # muP
+    "mup_attn_mult": 1.0,  # muP
+    "mup_output_mult": 1.0,  # muP
 }

@@ -261,3 +261,62 @@ def write_experts(fields: Fields) -> Settings:
 
 
 experts = Translation(read_experts, write_experts)  # of Qwen3-MoE
+
+
+def read_expert_counts(settings: Settings) -> dict[str, Any]:
+    if settings["num_experts_per_tok"] < 2:
+        raise ValueError(f"num_experts_per_tok={settings['num_experts_per_tok']}; allowed: 2 or more")
+    return {
+        "n_experts": settings["num_local_experts"],
+        "experts_per_token": settings["num_experts_per_tok"],
+    }
+
+
+expert_counts = Translation(  # of families whose layers all have experts
+    read_expert_counts,
+    lambda fields: {
+        "num_local_experts": first_set(fields.n_experts) or 0,
+        "num_experts_per_tok": first_set(fields.experts_per_token),
+    },
+)
+# Gemma reads gelu as its tanh form.
+legacy_gelu = Translation(
+    lambda settings: {"activation": "gelu_tanh"} if settings["hidden_act"] == "gelu" else {},
+    lambda fields: {},
+)
+
+
+def read_falcon_blocks(settings: Settings) -> dict[str, Any]:
+    is_new, is_parallel = settings["new_decoder_architecture"], settings["parallel_attn"]
+    n_norms, n_heads = settings["num_ln_in_parallel_attn"], settings["num_attention_heads"]
+    n_kv_heads = settings["num_kv_heads"]
+    if is_new and not is_parallel:
+        raise ValueError(f"parallel_attn={is_parallel} beside new_decoder_architecture={is_new}; allowed: True")
+    if not is_new:
+        n_kv_heads = 1 if settings["multi_query"] else n_heads
+    allowed = (None, 1, 2) if is_new else (None, 1)
+    if is_parallel and n_norms not in allowed:
+        raise ValueError(
+            f"num_ln_in_parallel_attn={n_norms} beside new_decoder_architecture={is_new}; allowed: {allowed}"
+        )
+    two_norms = is_new and n_norms != 1
+    return {
+        "n_kv_heads": n_kv_heads,
+        "parallel_blocks": False if not is_parallel else True if two_norms else "one-norm",
+    }
+
+
+def write_falcon_blocks(fields: Fields) -> Settings:
+    n_kv_heads, n_heads = first_set(fields.n_kv_heads), first_set(fields.n_heads)
+    is_parallel = fields.parallel_blocks in (True, "one-norm")
+    is_new = is_parallel and (fields.parallel_blocks is True or n_kv_heads not in (1, n_heads))
+    return {
+        "new_decoder_architecture": is_new,
+        "parallel_attn": is_parallel,
+        "num_ln_in_parallel_attn": None if not is_new else 2 if fields.parallel_blocks is True else 1,
+        "multi_query": n_kv_heads == 1,
+        "num_kv_heads": n_kv_heads if is_new else n_heads,
+    }
+
+
+falcon_blocks = Translation(read_falcon_blocks, write_falcon_blocks)

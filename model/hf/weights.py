@@ -245,8 +245,11 @@ def layer_indices(lm: LM) -> list[int]:
 
 
 def by_head(p: ModelParams) -> Tensor:
-    """Return row indices of our qkv ordered by head: query, key and value of the first head, then of the second."""
-    return torch.arange(3 * p.dim).view(3, p.n_heads, p.head_width).transpose(0, 1).flatten()
+    """Return row indices of our qkv ordered by head of keys: its queries, its key and its value, then the next one's."""
+    parts = torch.arange((p.n_heads + 2 * p.kv_heads) * p.head_width).split(
+        [n * p.head_width for n in (p.n_heads, p.kv_heads, p.kv_heads)]
+    )
+    return torch.cat([part.view(p.kv_heads, -1) for part in parts], dim=1).flatten()
 
 
 def queries(p: ModelParams) -> slice:

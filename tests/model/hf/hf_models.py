@@ -52,6 +52,16 @@ GEMMA = {
     "final_logit_softcapping": [None, 3.0],
     "attention_bias": [False, True],
 }
+GROUPS = {  # settings whose values go together, by the name of the group
+    "heads": ("num_attention_heads", "num_key_value_heads"),
+    "blocks": (  # of Falcon
+        "new_decoder_architecture",
+        "parallel_attn",
+        "multi_query",
+        "num_kv_heads",
+        "num_ln_in_parallel_attn",
+    ),
+}
 GPT2_LIKE: dict[str, list] = {
     "n_layer": [1, 2, 3],
     "n_embd": [32, 48],
@@ -84,6 +94,15 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
     "qwen3_moe": QWEN3
     | {"num_experts": [4, 6], "num_experts_per_tok": [2, 3], "moe_intermediate_size": [24, 8]}
     | {"mlp_only_layers": [[], [0]], "decoder_sparse_step": [1, 1, 2], "norm_topk_prob": [True]},
+    "mixtral": LLAMA_LIKE
+    | {"num_local_experts": [2, 4, 6], "num_experts_per_tok": [2, 3], "sliding_window": [None, 1, 5]}
+    | {"head_dim": [None, 6], "router_aux_loss_coef": [0.5, 0.0]},
+    "gemma": {
+        name: values
+        for name, values in GEMMA.items()
+        if name in LLAMA_LIKE or name in ("head_dim", "attention_bias")
+    }
+    | {"rope_theta": [10_000.0, 300.0], "hidden_act": ["gelu", "gelu_pytorch_tanh", "silu"]},
     "gemma2": GEMMA | {"rope_theta": [10_000.0, 300.0]},
     "gemma3_text": {name: values for name, values in GEMMA.items() if name != "attn_logit_softcapping"}
     | {
@@ -100,6 +119,26 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
     "smollm3": LLAMA_LIKE
     | {"attention_bias": [False, True], "mlp_bias": [False, True], "no_rope_layer_interval": [1, 2, 4]}
     | {"use_sliding_window": [False, True], "sliding_window": [3, 5]},
+    "starcoder2": {name: values for name, values in LLAMA_LIKE.items() if name != "rms_norm_eps"}
+    | {"norm_epsilon": [1e-5, 1e-2], "use_bias": [True, False], "sliding_window": [None, 1, 5]}
+    | {"rope_scaling": [None, *SCALINGS]},
+    "falcon": {name: values for name, values in SHARED.items() if not name.startswith(("inter", "hidden_act"))}
+    | {
+        "blocks": [
+            (True, True, True, 2, None),
+            (True, True, False, 4, 1),
+            (False, True, True, None, None),
+            (False, True, False, None, 1),
+            (False, False, True, None, None),
+            (False, False, False, None, 2),
+        ],
+        "num_attention_heads": [4, 8],
+        "ffn_hidden_size": [None, 40],
+        "activation": ["gelu", "relu"],
+        "bias": [True, False],
+        "layer_norm_epsilon": [1e-5, 1e-2],
+        "rope_theta": [10_000.0, 300.0],
+    },
     "gptj": GPT2_LIKE | {"n_embd": [32, 64], "rotary_dim": [4, 6, 8]},
     "opt": {
         "num_hidden_layers": [1, 2, 3],
@@ -149,8 +188,8 @@ def random_settings(family: str, seed: int) -> dict:
         rng.shuffle(column)
     # A config changes the dicts that it is given.
     settings = copy.deepcopy({name: column[seed] for name, column in columns.items()})
-    if "heads" in settings:
-        settings["num_attention_heads"], settings["num_key_value_heads"] = settings.pop("heads")
+    for group in GROUPS.keys() & settings.keys():
+        settings |= dict(zip(GROUPS[group], settings.pop(group), strict=True))
     if family == "gpt_neo":
         settings["num_layers"] = sum(len(kinds) * n for kinds, n in settings["attention_types"])
     return settings

@@ -21,6 +21,7 @@ from tests.model.hf.hf_models import (
     EVERY_FAMILY,
     EVERY_MODEL,
     N_SEEDS,
+    GROUPS,
     N_TOKENS,
     OPTIONS,
     all_in_float64,
@@ -94,9 +95,9 @@ def test_parity_in_float64(family, seed):
 def test_the_random_models_cover_all_options(family):
     drawn = [random_settings(family, seed) for seed in range(N_SEEDS)]
     for name, values in OPTIONS[family].items():
-        names = {"heads": ("num_attention_heads", "num_key_value_heads")}.get(name, (name,))
+        names = GROUPS.get(name, (name,))
         found = {repr(tuple(settings[n] for n in names)) for settings in drawn}
-        assert found == {repr(value if name == "heads" else (value,)) for value in values}
+        assert found == {repr(value if name in GROUPS else (value,)) for value in values}
 
 
 def fresh_lm(hf_model, n_tokens=N_TOKENS, **fields):
