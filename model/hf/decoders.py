@@ -6,10 +6,12 @@ from model.hf.translations import (
     expert_counts,
     experts,
     falcon_blocks,
+    fixed_quick_gelu,
     head_dim,
     legacy_gelu,
     local_layers,
     norm_place,
+    parallel_blocks,
     query_scale,
     rope_layers,
     ropes,
@@ -19,6 +21,7 @@ from model.hf.translations import (
     used_windows,
     windows,
 )
+from model.transformer.gated import GATE_LIMIT
 
 ROTARY = SHARED_SIZES | {"rotary_base": "rope_theta"}
 
@@ -56,15 +59,11 @@ gpt2 = Family(
 gpt_neox = Family(
     settings=ROTARY
     | {"rotary_frac": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
-    | {
-        "parallel_blocks": "use_parallel_residual",
-        "bias_qkv": "attention_bias",
-        "bias_out": "attention_bias",
-    },
+    | {"bias_qkv": "attention_bias", "bias_out": "attention_bias"},
     fixed=EVERYWHERE
     | {"positions": "rotary", "sliding_window": None}
     | {"norm": "layernorm", "gated": False, "bias_ff": True, "bias_norm": True},
-    translations=(rotary_scaling,),
+    translations=(rotary_scaling, parallel_blocks),
     names={
         "gpt_neox.embed_in": "embed.tokens",
         "gpt_neox.layers.*.input_layernorm": "decoder.layers.*.norm1.before",
@@ -146,6 +145,19 @@ mixtral = Family(
         "model.layers.*.mlp.gate": "decoder.layers.*.experts.router.map",
         "model.layers.*.mlp.experts": "decoder.layers.*.experts",
     },
+)
+gpt_oss = Family(
+    settings=ROTARY | OF_LLAMA | {"bias_qkv": "attention_bias", "bias_out": "attention_bias"},
+    fixed=llama.fixed | {"attn_sink": "learned", "router_bias": True, "bias_ff": True, "gated": "clamped"},
+    translations=(head_dim, rotary_scaling, windows, expert_counts, fixed_quick_gelu),
+    names=llama.names
+    | {
+        "model.layers.*.self_attn": "decoder.layers.*.mixer.sink",
+        "model.layers.*.mlp.router": "decoder.layers.*.experts.router.map",
+        "model.layers.*.mlp.experts": "decoder.layers.*.experts",
+    },
+    needed={"swiglu_alpha": 1.702, "swiglu_limit": GATE_LIMIT},
+    interleaved_experts=True,
 )
 gemma = Family(
     settings=ROTARY | OF_LLAMA | {"bias_qkv": "attention_bias", "bias_out": "attention_bias"},

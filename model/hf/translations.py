@@ -38,17 +38,27 @@ def first_set(value: Any) -> Any:
     return next((one for one in values if one), None)
 
 
+def width_of_heads(fields: Fields) -> int:
+    return first_set(fields.head_dim) or fields.dim // first_set(fields.n_heads)
+
+
 def read_head_dim(settings: Settings) -> dict[str, Any]:
     width, n_heads = settings.get("head_dim"), settings["num_attention_heads"]
     return {"head_dim": None if width is None or width * n_heads == settings["hidden_size"] else width}
 
 
 def write_head_dim(fields: Fields) -> Settings:
-    return {"head_dim": fields.head_dim or fields.dim // fields.n_heads}
+    return {"head_dim": width_of_heads(fields)}
 
 
 head_dim = Translation(read_head_dim, write_head_dim)
 
+YARN = {
+    "factor": "factor",
+    "original": "original_max_position_embeddings",
+    "slow": "beta_slow",
+    "fast": "beta_fast",
+}
 # Settings of a rotary scaling in a config, by ours.
 ROTARY_SCALINGS = {
     "linear": {"factor": "factor"},
@@ -58,13 +68,11 @@ ROTARY_SCALINGS = {
         "low": "low_freq_factor",
         "high": "high_freq_factor",
     },
-    "yarn": {
-        "factor": "factor",
-        "original": "original_max_position_embeddings",
-        "slow": "beta_slow",
-        "fast": "beta_fast",
-    },
+    "yarn": YARN,
+    "yarn_unrounded": YARN,
 }
+
+ROPE_TYPES = [name for name in ROTARY_SCALINGS if name != "yarn_unrounded"]  # where truncate is a setting
 
 
 def scaling_of(settings: Settings) -> str | None:
@@ -72,13 +80,13 @@ def scaling_of(settings: Settings) -> str | None:
     name = settings.get("rope_type", "default")
     if name == "default":
         return None
-    if name not in ROTARY_SCALINGS:
-        raise ValueError(
-            f"rope_type={name!r}; allowed: {', '.join(map(repr, ('default', *ROTARY_SCALINGS)))}"
-        )
-    for other in ("attention_factor", "mscale", "mscale_all_dim", "truncate"):
-        if settings.get(other) not in (None, other == "truncate"):
+    if name not in ROPE_TYPES:
+        raise ValueError(f"rope_type={name!r}; allowed: {', '.join(map(repr, ('default', *ROPE_TYPES)))}")
+    for other in ("attention_factor", "mscale", "mscale_all_dim"):
+        if settings.get(other) is not None:
             raise ValueError(f"{other}={settings[other]!r} beside rope_type={name!r}; allowed: None")
+    if name == "yarn" and not settings.get("truncate", True):
+        name = "yarn_unrounded"
     defaults = {"original_max_position_embeddings": settings.get("max_position_embeddings")}
     own = {ours: settings.get(theirs, defaults.get(theirs)) for ours, theirs in ROTARY_SCALINGS[name].items()}
     numbers = (f"{key}={value}" for key, value in own.items() if value is not None)
@@ -93,7 +101,11 @@ def settings_of_scaling(scaling: str | None) -> Settings:
     settings = {theirs: own[ours] for ours, theirs in ROTARY_SCALINGS[name].items() if ours in own}
     if (original := settings.get("original_max_position_embeddings")) is not None:
         settings["original_max_position_embeddings"] = int(original)
-    return {"rope_type": name, **settings}
+    return (
+        {"rope_type": "yarn", **settings, "truncate": False}
+        if name == "yarn_unrounded"
+        else {"rope_type": name, **settings}
+    )
 
 
 rotary_scaling = Translation(
@@ -162,6 +174,8 @@ def read_ropes(settings: Settings) -> dict[str, Any]:
     kinds = settings["layer_types"][: settings["num_hidden_layers"]]
     ropes = [settings[kind] for kind in kinds]
     scalings = [scaling_of({**settings, **rope}) for rope in ropes]
+    if "yarn_unrounded" in str(scalings):  # transformers looks for it elsewhere
+        raise ValueError("truncate=False beside rope_type='yarn' of some layers; allowed: True")
     return {"rotary_base": turns([rope["rope_theta"] for rope in ropes]), "rotary_scaling": turns(scalings)}
 
 
@@ -187,9 +201,7 @@ query_scale = Translation(
         "mup_attn_mult": math.sqrt(settings.get("head_dim") / settings["query_pre_attn_scalar"])  # muP
     },
     lambda fields: {
-        "query_pre_attn_scalar": round(
-            (fields.head_dim or fields.dim // fields.n_heads) / fields.mup_attn_mult**2  # muP
-        )
+        "query_pre_attn_scalar": round(width_of_heads(fields) / first_set(fields.mup_attn_mult) ** 2)  # muP
     },
 )
 # GPT-Neo does not divide scores by the root of the width of a head.
@@ -209,7 +221,14 @@ def read_rotary_dim(settings: Settings) -> dict[str, Any]:
 
 rotary_dim = Translation(  # of GPT-J
     read_rotary_dim,
-    lambda fields: {"rotary_dim": int(fields.dim // fields.n_heads * fields.rotary_frac)},
+    lambda fields: {
+        "rotary_dim": int(fields.dim // first_set(fields.n_heads) * first_set(fields.rotary_frac))
+    },
+)
+
+parallel_blocks = Translation(  # of GPT-NeoX
+    lambda settings: {"parallel_blocks": settings["use_parallel_residual"]},
+    lambda fields: {"use_parallel_residual": fields.parallel_blocks is True},
 )
 
 
@@ -251,7 +270,7 @@ def write_experts(fields: Fields) -> Settings:
     both = list(zip(in_layers(fields.n_experts, n), in_layers(fields.dim_ff, n), strict=True))
     return {
         "num_local_experts": first_set(fields.n_experts) or 0,
-        "num_experts_per_tok": fields.experts_per_token,
+        "num_experts_per_tok": first_set(fields.experts_per_token),
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i, (n_experts, _) in enumerate(both) if not n_experts],
@@ -279,6 +298,10 @@ expert_counts = Translation(  # of families whose layers all have experts
         "num_experts_per_tok": first_set(fields.experts_per_token),
     },
 )
+# gpt-oss always has this activation, whatever its config says.
+fixed_quick_gelu = Translation(
+    lambda settings: {"activation": "quick_gelu"}, lambda fields: {"hidden_act": "silu"}
+)
 # Gemma reads gelu as its tanh form.
 legacy_gelu = Translation(
     lambda settings: {"activation": "gelu_tanh"} if settings["hidden_act"] == "gelu" else {},
@@ -291,7 +314,9 @@ def read_falcon_blocks(settings: Settings) -> dict[str, Any]:
     n_norms, n_heads = settings["num_ln_in_parallel_attn"], settings["num_attention_heads"]
     n_kv_heads = settings["num_kv_heads"]
     if is_new and not is_parallel:
-        raise ValueError(f"parallel_attn={is_parallel} beside new_decoder_architecture={is_new}; allowed: True")
+        raise ValueError(
+            f"parallel_attn={is_parallel} beside new_decoder_architecture={is_new}; allowed: True"
+        )
     if not is_new:
         n_kv_heads = 1 if settings["multi_query"] else n_heads
     allowed = (None, 1, 2) if is_new else (None, 1)

@@ -36,6 +36,7 @@ SCALINGS: list[dict] = [
     },
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 6, "beta_fast": 8.0},
 ]
+UNROUNDED = SCALINGS[2] | {"truncate": False}
 QWEN3 = LLAMA_LIKE | {
     "head_dim": [8, 16],
     "attention_bias": [False, True],
@@ -86,7 +87,7 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
     },
     "llama": LLAMA_LIKE
     | {"attention_bias": [False, True], "mlp_bias": [False, False, True], "head_dim": [None, 6]}
-    | {"rope_scaling": [None, *SCALINGS]},
+    | {"rope_scaling": [None, *SCALINGS, UNROUNDED]},
     "qwen2": LLAMA_LIKE
     | {"use_sliding_window": [False, True, True], "sliding_window": [1, 5], "max_window_layers": [0, 1, 9]},
     "mistral": LLAMA_LIKE | {"sliding_window": [None, 1, 3, 8, 23, 40], "head_dim": [None, 6]},
@@ -95,8 +96,14 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
     | {"num_experts": [4, 6], "num_experts_per_tok": [2, 3], "moe_intermediate_size": [24, 8]}
     | {"mlp_only_layers": [[], [0]], "decoder_sparse_step": [1, 1, 2], "norm_topk_prob": [True]},
     "mixtral": LLAMA_LIKE
-    | {"num_local_experts": [2, 4, 6], "num_experts_per_tok": [2, 3], "sliding_window": [None, 1, 5]}
+    | {"num_local_experts": [4, 6], "num_experts_per_tok": [2, 3], "sliding_window": [None, 1, 5]}
     | {"head_dim": [None, 6], "router_aux_loss_coef": [0.5, 0.0]},
+    "gpt_oss": {
+        name: values for name, values in LLAMA_LIKE.items() if name not in ("hidden_act", "rope_theta")
+    }
+    | {"head_dim": [8, 16], "attention_bias": [True, False], "sliding_window": [1, 5]}
+    | {"num_local_experts": [4, 6], "num_experts_per_tok": [2, 3]}
+    | {"rope_parameters": [None, *(one | {"rope_theta": 300.0} for one in (*SCALINGS, UNROUNDED))]},
     "gemma": {
         name: values
         for name, values in GEMMA.items()
@@ -122,7 +129,9 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
     "starcoder2": {name: values for name, values in LLAMA_LIKE.items() if name != "rms_norm_eps"}
     | {"norm_epsilon": [1e-5, 1e-2], "use_bias": [True, False], "sliding_window": [None, 1, 5]}
     | {"rope_scaling": [None, *SCALINGS]},
-    "falcon": {name: values for name, values in SHARED.items() if not name.startswith(("inter", "hidden_act"))}
+    "falcon": {
+        name: values for name, values in SHARED.items() if not name.startswith(("inter", "hidden_act"))
+    }
     | {
         "blocks": [
             (True, True, True, 2, None),
