@@ -225,7 +225,8 @@ smollm3 = Family(
 gptj = Family(
     settings=gpt2.settings,
     fixed=EVERYWHERE
-    | {"positions": "rotary", "rotary_base": 10_000.0, "sliding_window": None, "parallel_blocks": "one-norm"}
+    | {"positions": "rotary", "rotary_base": 10_000.0, "rotary_scaling": None}
+    | {"sliding_window": None, "parallel_blocks": "one-norm"}
     | {"norm": "layernorm", "gated": False, "readout_bias": True}
     | {"bias_qkv": False, "bias_out": False, "bias_ff": True, "bias_norm": True},
     translations=(rotary_dim,),

@@ -22,6 +22,7 @@ from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.hf.hf_models import (
     EVERY_FAMILY,
     EVERY_MODEL,
+    FURTHER,
     GROUPS,
     N_SEEDS,
     N_TOKENS,
@@ -429,6 +430,10 @@ def test_in_bfloat16():
             {"n_kv_heads": 1, "positions": "rotary", "rotary_frac": 0.5},
             "gpt_neox, the nearest, does not support n_kv_heads=1$",
         ),
+        (
+            LIKE_LLAMA | {"n_experts": 4, "experts_per_token": 1},
+            "llama, the nearest, does not support n_experts=4$",
+        ),
         (LIKE_LLAMA | {"activation": "gelu", "mup_input_mult": 4.0}, "mup_input_mult=4.0$"),
         ({"separate_heads": True}, "separate_heads=True"),
         ({"bias_out": False}, "gpt2, the nearest, does not support bias_out=False$"),
@@ -447,7 +452,7 @@ def test_params_of_no_family_are_refused(fields, message):
 
 
 BASES = {
-    "neox": {"positions": "rotary", "parallel_blocks": True},
+    "gpt_neox": {"positions": "rotary", "parallel_blocks": True},
     "gptj": {"positions": "rotary", "parallel_blocks": "one-norm", "readout_bias": True, "rotary_frac": 0.5}
     | {"bias_qkv": False, "bias_out": False},
     "qwen3_moe": LIKE_LLAMA | {"qk_norm": True, "n_experts": 4},
@@ -457,8 +462,13 @@ BASES = {
 }
 
 
-NO_MATTER = {"attention", "balance", "balance_rate", "out_zero_init"}  # outputs do not depend on them
-NO_MATTER |= {"kv_rank", "q_rank", "conv_width", "state_dim", "negative_eigenvalues", "fixed_decay"}
+NO_MATTER = {  # outputs do not depend on them, or they stand in other fields
+    *("attention", "balance", "balance_rate", "predict_weight", "bias", "lora_rank", "init"),
+    *("out_zero_init", "query_zero_init", "readout_zero_init", "parametrization"),
+    *(f"mup_base_{size}" for size in ("dim", "heads", "layers")),
+    *(f"residual_{what}" for what in ("change", "trainable", "profile")),
+    *("kv_rank", "q_rank", "conv_width", "state_dim", "negative_eigenvalues", "fixed_decay"),
+}
 
 
 def valid_params(**fields):
@@ -468,32 +478,36 @@ def valid_params(**fields):
         return None
 
 
-@pytest.mark.parametrize("base", BASES)
-def test_no_value_of_a_layer_is_lost_or_breaks_a_config(base):
-    """Each field in turn has each of its values in the second layer: a config says it, or a sentence refuses it."""
-    changes = [(name, value) for name, (value, _) in MODEL.items() if name not in ModelParams.of_whole_model]
-    changes += [
-        ("experts_per_token", 1),
-        ("parallel_blocks", "one-norm"),
-        ("qk_norm", "all-heads"),
-        ("n_heads", 2),
-    ]
-    n_written = 0
-    for name, changed in changes:
-        fields = {"n_heads": 4} | BASES[base]
-        before = getattr(tiny_params(**fields).at(0), name)
-        if (params := valid_params(**fields | {name: (before, changed)})) is None:
-            continue
-        try:
-            settings = config_settings(params)
-        except ValueError:
-            continue
-        again = params_from_config(AutoConfig.for_model(**settings, vocab_size=30))
-        assert config_settings(again) == settings
-        changed_fields = {name: explicit_fields(params)[name]}
-        assert name in NO_MATTER or changed_fields == {name: explicit_fields(again)[name]}
-        n_written += 1
-    assert n_written
+def changes_of(name, before):
+    """Values of a field other than `before`, for all layers and for every other one."""
+    named = {"experts_per_token": [1], "parallel_blocks": [True, "one-norm"], "qk_norm": [True, "all-heads"]}
+    for value in named.get(name, [MODEL[name][0]]):
+        yield value
+        if name not in ModelParams.of_whole_model:
+            yield before, value
+
+
+@pytest.mark.parametrize(
+    "base", [pytest.param(base, marks=() if base == "gptj" else FURTHER) for base in BASES]
+)
+def test_no_field_is_lost_and_none_breaks_a_config(base):
+    """Each field in turn has other values, in some layers too: a config says so, or the model is refused."""
+    fields = {"n_heads": 4} | BASES[base]
+    plain = tiny_params(**fields)
+    no_matter = NO_MATTER | ({"bias_norm"} if plain.norm == "rmsnorm" else set())
+    assert config_settings(plain)["model_type"] == base
+    for name in MODEL:
+        for changed in changes_of(name, getattr(plain.at(0), name)):
+            if (params := valid_params(**fields | {name: changed})) is None:
+                continue
+            try:
+                settings = config_settings(params)
+            except ValueError:
+                continue
+            again = params_from_config(AutoConfig.for_model(**settings, vocab_size=30))
+            assert config_settings(again) == settings
+            found, expected = (explicit_fields(one)[name] for one in (again, params))
+            assert name in no_matter or found == expected, f"{name}={changed!r}"
 
 
 def test_edits_that_params_do_not_show_are_refused(monkeypatch):
