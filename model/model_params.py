@@ -96,7 +96,7 @@ class ModelParams(PerLayer):
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
     parallel_blocks: bool | Literal["one-norm"] = False  # attention and feed-forward block on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
-    gated: bool | Literal["clamped"] = False  # times a second map of the input (GLU); "clamped": gpt-oss's
+    gated: bool | Literal["clamped"] = False  # times a second map of the input; "clamped": as gpt-oss
     n_experts: CopiesOrNone = 0  # blocks of a mixture, of width dim_ff; 0: none
     experts_per_token: PositiveInt = 2  # experts that a token passes, those with its highest scores
     n_shared_experts: NonNegativeInt = 0  # more experts, which every token passes

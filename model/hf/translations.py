@@ -98,14 +98,14 @@ def settings_of_scaling(scaling: str | None) -> Settings:
     name, own = parsed(scaling or "linear, factor=1")
     if scaling is None or name not in ROTARY_SCALINGS:
         return {"rope_type": "default"}
-    settings = {theirs: own[ours] for ours, theirs in ROTARY_SCALINGS[name].items() if ours in own}
+    settings: dict[str, Any] = {
+        theirs: own[ours] for ours, theirs in ROTARY_SCALINGS[name].items() if ours in own
+    }
     if (original := settings.get("original_max_position_embeddings")) is not None:
         settings["original_max_position_embeddings"] = int(original)
-    return (
-        {"rope_type": "yarn", **settings, "truncate": False}
-        if name == "yarn_unrounded"
-        else {"rope_type": name, **settings}
-    )
+    if name == "yarn_unrounded":
+        name, settings["truncate"] = "yarn", False
+    return {"rope_type": name, **settings}
 
 
 rotary_scaling = Translation(

@@ -22,7 +22,7 @@ from tests.model.tiny import random_ids
 
 IDS = random_ids(2, N_POSITIONS - 4, N_TOKENS - 3) + 3
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-# Some of them change nothing but what is computed beside the logits, or in training.
+# Names, or what changes the random weights of a model.
 IRRELEVANT = {
     "architectures",
     "dtype",
