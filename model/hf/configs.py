@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from model.hf import decoders
 from model.hf.encoders import bert, roberta
 from model.hf.families import Family
-from model.hf.translations import ROTARY_SCALINGS, first_set, turns
+from model.hf.translations import ROTARY_SCALINGS, turns
 from model.model_params import ModelParams
 from model.transformer.rotary_scaling import full_text
 
@@ -200,7 +200,7 @@ def explicit_fields(model_params: ModelParams) -> dict[str, object]:
     """
     layers = [fields_of_layer(model_params.at(i)) for i in range(max(1, model_params.n_layers))]
     fields = {name: turns([layer[name] for layer in layers]) for name in layers[0]}
-    return fields if first_set(fields["n_experts"]) else fields | {"experts_per_token": 2}
+    return fields if any(model_params.values_of("n_experts")) else fields | {"experts_per_token": 2}
 
 
 def fields_of_layer(p: ModelParams) -> dict[str, object]:
