@@ -96,10 +96,11 @@ class ModelParams(PerLayer):
     stream_lambdas: bool = False  # a layer's input is a trained mix of the stream and the embeddings
     parallel_blocks: bool | Literal["one-norm"] = False  # attention and feed-forward block on the same input
     activation: str = "gelu"  # nonlinearity of the feed-forward block
-    gated: bool = False  # multiply the activation by a second map of the same input (GLU; with silu SwiGLU)
+    gated: bool | Literal["clamped"] = False  # times a second map of the input; "clamped": as gpt-oss
     n_experts: CopiesOrNone = 0  # blocks of a mixture, of width dim_ff; 0: none
     experts_per_token: PositiveInt = 2  # experts that a token passes, those with its highest scores
     n_shared_experts: NonNegativeInt = 0  # more experts, which every token passes
+    router_bias: bool = False  # of the router of experts
     balance: Literal["loss", "bias"] | None = "loss"  # how experts get equally many tokens
     balance_rate: PositiveFloat | None = None  # weight of the loss, or step of the bias; None: 0.01 or 0.001
     bias: bool = True  # in every linear layer and norm of the stack

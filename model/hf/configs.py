@@ -27,6 +27,7 @@ HF_ACTIVATIONS = {  # their names and ours; a config is written with the first o
     "relu": "relu",
     "silu": "silu",
     "relu2": "relu2",
+    "quick_gelu": "quick_gelu",
     "swish": "silu",
 }
 NEEDED = {  # the only value that our layers support, for settings that not every config has
@@ -35,9 +36,12 @@ NEEDED = {  # the only value that our layers support, for settings that not ever
     "add_cross_attention": False,
 }
 ROPE = {  # settings in the rope_parameters of a config; Gemma 3 has two sets of them
-    *("rope_type", "rope_theta", "partial_rotary_factor"),
+    *("rope_type", "rope_theta", "partial_rotary_factor", "truncate"),
     *(theirs for scaling in ROTARY_SCALINGS.values() for theirs in scaling.values()),
     *("full_attention", "sliding_attention"),
+}
+REFUSED = {  # families that are almost ours, and why they are refused
+    "modernbert": "whose first layer has no norm before attention, and whose head has a bias in one of two maps",
 }
 HF_MAX_POSITIONS = "max_position_embeddings"
 families = {
@@ -51,10 +55,15 @@ families = {
     "mistral": decoders.mistral,
     "qwen3": decoders.qwen3,
     "qwen3_moe": decoders.qwen3_moe,
+    "mixtral": decoders.mixtral,
+    "gpt_oss": decoders.gpt_oss,
+    "gemma": decoders.gemma,
     "gemma2": decoders.gemma2,
     "gemma3_text": decoders.gemma3_text,
     "olmo2": decoders.olmo2,
     "smollm3": decoders.smollm3,
+    "starcoder2": decoders.starcoder2,
+    "falcon": decoders.falcon,
     "bert": bert,
     "roberta": roberta,
 }
@@ -74,9 +83,12 @@ def params_from_config(config: HFConfig) -> ModelParams:
     Raise ValueError for an architecture that our layers cannot represent.
     """
     if config.model_type not in families:
-        kind = ", an encoder-decoder" if getattr(config, "is_encoder_decoder", False) else ""
+        kind = REFUSED.get(config.model_type, "")
+        if getattr(config, "is_encoder_decoder", False):
+            kind = "an encoder-decoder"
         raise ValueError(
-            f"our layers do not support model_type={config.model_type!r}{kind}; they support: {', '.join(families)}"
+            f"our layers do not support model_type={config.model_type!r}{kind and ', ' + kind}; "
+            f"they support: {', '.join(families)}"
         )
     family, settings = families[config.model_type], flat_settings(config)
     for problem in settings_problems(family, settings):
@@ -137,7 +149,10 @@ def config_settings(model_params: ModelParams) -> dict[str, object]:
     differences: dict[str, list[str]] = {}
     for model_type, family in families.items():
         settings = settings_in(family, ours)
-        theirs = fields_in(family, settings)
+        try:
+            theirs = fields_in(family, settings)
+        except ValueError:  # it has no settings that come close
+            continue
         differing = [
             f"{name}={ours[name]!r}" for name, value in theirs.items() if not same(ours[name], value)
         ]
@@ -184,7 +199,8 @@ def explicit_fields(model_params: ModelParams) -> dict[str, object]:
     A field that differs by layer has a tuple with the value of each layer.
     """
     layers = [fields_of_layer(model_params.at(i)) for i in range(max(1, model_params.n_layers))]
-    return {name: turns([layer[name] for layer in layers]) for name in layers[0]}
+    fields = {name: turns([layer[name] for layer in layers]) for name in layers[0]}
+    return fields if any(model_params.values_of("n_experts")) else fields | {"experts_per_token": 2}
 
 
 def fields_of_layer(p: ModelParams) -> dict[str, object]:
@@ -198,6 +214,7 @@ def fields_of_layer(p: ModelParams) -> dict[str, object]:
         "bias_ff": p.has_bias(p.bias_ff),
         "bias_norm": p.has_bias(p.bias_norm),
         "n_shared_experts": p.n_shared_experts if p.n_experts else 0,
+        "router_bias": p.router_bias and p.n_experts > 0,
         # Only the bias changes what a model computes.
         "balance": "bias" if p.n_experts and p.balance == "bias" else "loss",
     }

@@ -1,12 +1,17 @@
-"""Causal families as tables: GPT-2, GPT-J, GPT-Neo, GPT-NeoX, OPT, and those of Llama's kind."""
+"""Causal families as tables: GPT-2, GPT-J, GPT-Neo, GPT-NeoX, OPT, Falcon, StarCoder2, and those of Llama's kind."""
 
 from model.hf.families import EVERYWHERE, SHARED_SIZES, Family
 from model.hf.translations import (
     embedding_scale,
+    expert_counts,
     experts,
+    falcon_blocks,
+    fixed_quick_gelu,
     head_dim,
+    legacy_gelu,
     local_layers,
     norm_place,
+    parallel_blocks,
     query_scale,
     rope_layers,
     ropes,
@@ -16,6 +21,7 @@ from model.hf.translations import (
     used_windows,
     windows,
 )
+from model.transformer.gated import GATE_LIMIT
 
 ROTARY = SHARED_SIZES | {"rotary_base": "rope_theta"}
 
@@ -53,15 +59,11 @@ gpt2 = Family(
 gpt_neox = Family(
     settings=ROTARY
     | {"rotary_frac": "partial_rotary_factor", "norm_eps": "layer_norm_eps"}
-    | {
-        "parallel_blocks": "use_parallel_residual",
-        "bias_qkv": "attention_bias",
-        "bias_out": "attention_bias",
-    },
+    | {"bias_qkv": "attention_bias", "bias_out": "attention_bias"},
     fixed=EVERYWHERE
     | {"positions": "rotary", "sliding_window": None}
     | {"norm": "layernorm", "gated": False, "bias_ff": True, "bias_norm": True},
-    translations=(rotary_scaling,),
+    translations=(rotary_scaling, parallel_blocks),
     names={
         "gpt_neox.embed_in": "embed.tokens",
         "gpt_neox.layers.*.input_layernorm": "decoder.layers.*.norm1.before",
@@ -134,6 +136,38 @@ qwen3_moe = Family(
     },
     constants=qwen3.constants | {"use_sliding_window": True},
 )
+mixtral = Family(
+    settings=mistral.settings,
+    fixed=mistral.fixed,
+    translations=(head_dim, rotary_scaling, expert_counts),
+    names=llama.names
+    | {
+        "model.layers.*.mlp.gate": "decoder.layers.*.experts.router.map",
+        "model.layers.*.mlp.experts": "decoder.layers.*.experts",
+    },
+)
+gpt_oss = Family(
+    settings=ROTARY | OF_LLAMA | {"bias_qkv": "attention_bias", "bias_out": "attention_bias"},
+    fixed=llama.fixed | {"attn_sink": "learned", "router_bias": True, "bias_ff": True, "gated": "clamped"},
+    translations=(head_dim, rotary_scaling, windows, expert_counts, fixed_quick_gelu),
+    names=llama.names
+    | {
+        "model.layers.*.self_attn": "decoder.layers.*.mixer.sink",
+        "model.layers.*.mlp.router": "decoder.layers.*.experts.router.map",
+        "model.layers.*.mlp.experts": "decoder.layers.*.experts",
+    },
+    needed={"swiglu_alpha": 1.702, "swiglu_limit": GATE_LIMIT},
+    interleaved_experts=True,
+)
+gemma = Family(
+    settings=ROTARY | OF_LLAMA | {"bias_qkv": "attention_bias", "bias_out": "attention_bias"},
+    fixed=llama.fixed | {"bias_ff": False},
+    translations=(head_dim, rotary_scaling, embedding_scale, legacy_gelu),
+    names=llama.names,
+    constants={"pad_token_id": None},
+    needed={"use_bidirectional_attention": (None, False)},
+    gain_offset=1.0,
+)
 gemma2 = Family(
     settings=ROTARY
     | OF_LLAMA
@@ -191,7 +225,8 @@ smollm3 = Family(
 gptj = Family(
     settings=gpt2.settings,
     fixed=EVERYWHERE
-    | {"positions": "rotary", "rotary_base": 10_000.0, "sliding_window": None, "parallel_blocks": "one-norm"}
+    | {"positions": "rotary", "rotary_base": 10_000.0, "rotary_scaling": None}
+    | {"sliding_window": None, "parallel_blocks": "one-norm"}
     | {"norm": "layernorm", "gated": False, "readout_bias": True}
     | {"bias_qkv": False, "bias_out": False, "bias_ff": True, "bias_norm": True},
     translations=(rotary_dim,),
@@ -258,4 +293,44 @@ gpt_neo = Family(
         "transformer.h.*.attn.attention.out_proj": "decoder.layers.*.mixer.out",
     },
     activation="activation_function",
+)
+starcoder2 = Family(
+    settings=ROTARY
+    | {"n_kv_heads": "num_key_value_heads", "norm_eps": "norm_epsilon", "sliding_window": "sliding_window"}
+    | {"bias_qkv": "use_bias", "bias_out": "use_bias", "bias_ff": "use_bias"},
+    fixed=EVERYWHERE
+    | {"positions": "rotary", "rotary_frac": 1.0, "parallel_blocks": False}
+    | {"norm": "layernorm", "gated": False, "bias_norm": True},
+    translations=(rotary_scaling,),
+    names={theirs: ours for theirs, ours in llama.names.items() if ".mlp." not in theirs}
+    | {
+        "model.layers.*.mlp.c_fc": "decoder.layers.*.linear1",
+        "model.layers.*.mlp.c_proj": "decoder.layers.*.linear2",
+    },
+)
+falcon = Family(
+    settings=ROTARY
+    | {"dim_ff": "ffn_hidden_size", "norm_eps": "layer_norm_epsilon"}
+    | {"bias_qkv": "bias", "bias_out": "bias", "bias_ff": "bias"},
+    fixed=EVERYWHERE
+    | {"positions": "rotary", "rotary_frac": 1.0, "sliding_window": None}
+    | {"norm": "layernorm", "gated": False, "bias_norm": True},
+    translations=(rotary_scaling, falcon_blocks),
+    names={
+        "transformer.word_embeddings": "embed.tokens",
+        "transformer.h.*.self_attention.query_key_value": "decoder.layers.*.mixer.qkv",
+        "transformer.h.*.self_attention.dense": "decoder.layers.*.mixer.out",
+        # One norm before both blocks or before the first, or two with names of their own.
+        "transformer.h.*.input_layernorm": "decoder.layers.*.norm1.before",
+        "transformer.h.*.post_attention_layernorm": "decoder.layers.*.norm2.before",
+        "transformer.h.*.ln_attn": "decoder.layers.*.norm1.before",
+        "transformer.h.*.ln_mlp": "decoder.layers.*.norm2.before",
+        "transformer.h.*.mlp.dense_h_to_4h": "decoder.layers.*.linear1",
+        "transformer.h.*.mlp.dense_4h_to_h": "decoder.layers.*.linear2",
+        "transformer.ln_f": "decoder.norm",
+        "lm_head": "unembed",
+    },
+    activation="activation",
+    # They divide ALiBi's biases by the root of the width of a head, and round them to bfloat16.
+    needed={"alibi": (False, None)},
 )

@@ -20,6 +20,7 @@ class Family:
     conv1d: bool = False  # True if matrices in layers are [in, out]
     needed: dict[str, object] = field(default_factory=dict)  # like NEEDED, for this family alone
     gain_offset: float = 0.0  # added to the gains of norms: 1 where they are stored as a difference from 1
+    interleaved_experts: bool = False  # experts: matrices are [in, out]; columns of gate and up take turns
     rotates_neighbors: bool = False  # rotary positions turn pairs (2i, 2i + 1), not (i, i + half)
     masked: bool = False  # a masked language model, not a causal one
     token_types: str = ""  # name of their table of token types; our positions contain its first row
@@ -65,5 +66,9 @@ EVERYWHERE: dict[str, object] = {
     "separate_heads": False,
     "n_experts": 0,
     "n_shared_experts": 0,
+    "router_bias": False,
     "balance": "loss",
+    "mup_input_mult": 1.0,  # muP
+    "mup_attn_mult": 1.0,  # muP
+    "mup_output_mult": 1.0,  # muP
 }

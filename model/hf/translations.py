@@ -38,17 +38,27 @@ def first_set(value: Any) -> Any:
     return next((one for one in values if one), None)
 
 
+def width_of_heads(fields: Fields) -> int:
+    return first_set(fields.head_dim) or fields.dim // first_set(fields.n_heads)
+
+
 def read_head_dim(settings: Settings) -> dict[str, Any]:
     width, n_heads = settings.get("head_dim"), settings["num_attention_heads"]
     return {"head_dim": None if width is None or width * n_heads == settings["hidden_size"] else width}
 
 
 def write_head_dim(fields: Fields) -> Settings:
-    return {"head_dim": fields.head_dim or fields.dim // fields.n_heads}
+    return {"head_dim": width_of_heads(fields)}
 
 
 head_dim = Translation(read_head_dim, write_head_dim)
 
+YARN = {
+    "factor": "factor",
+    "original": "original_max_position_embeddings",
+    "slow": "beta_slow",
+    "fast": "beta_fast",
+}
 # Settings of a rotary scaling in a config, by ours.
 ROTARY_SCALINGS = {
     "linear": {"factor": "factor"},
@@ -58,13 +68,11 @@ ROTARY_SCALINGS = {
         "low": "low_freq_factor",
         "high": "high_freq_factor",
     },
-    "yarn": {
-        "factor": "factor",
-        "original": "original_max_position_embeddings",
-        "slow": "beta_slow",
-        "fast": "beta_fast",
-    },
+    "yarn": YARN,
+    "yarn_unrounded": YARN,
 }
+
+ROPE_TYPES = [name for name in ROTARY_SCALINGS if name != "yarn_unrounded"]  # where truncate is a setting
 
 
 def scaling_of(settings: Settings) -> str | None:
@@ -72,13 +80,13 @@ def scaling_of(settings: Settings) -> str | None:
     name = settings.get("rope_type", "default")
     if name == "default":
         return None
-    if name not in ROTARY_SCALINGS:
-        raise ValueError(
-            f"rope_type={name!r}; allowed: {', '.join(map(repr, ('default', *ROTARY_SCALINGS)))}"
-        )
-    for other in ("attention_factor", "mscale", "mscale_all_dim", "truncate"):
-        if settings.get(other) not in (None, other == "truncate"):
+    if name not in ROPE_TYPES:
+        raise ValueError(f"rope_type={name!r}; allowed: {', '.join(map(repr, ('default', *ROPE_TYPES)))}")
+    for other in ("attention_factor", "mscale", "mscale_all_dim"):
+        if settings.get(other) is not None:
             raise ValueError(f"{other}={settings[other]!r} beside rope_type={name!r}; allowed: None")
+    if name == "yarn" and not settings.get("truncate", True):
+        name = "yarn_unrounded"
     defaults = {"original_max_position_embeddings": settings.get("max_position_embeddings")}
     own = {ours: settings.get(theirs, defaults.get(theirs)) for ours, theirs in ROTARY_SCALINGS[name].items()}
     numbers = (f"{key}={value}" for key, value in own.items() if value is not None)
@@ -90,9 +98,13 @@ def settings_of_scaling(scaling: str | None) -> Settings:
     name, own = parsed(scaling or "linear, factor=1")
     if scaling is None or name not in ROTARY_SCALINGS:
         return {"rope_type": "default"}
-    settings = {theirs: own[ours] for ours, theirs in ROTARY_SCALINGS[name].items() if ours in own}
+    settings: dict[str, Any] = {
+        theirs: own[ours] for ours, theirs in ROTARY_SCALINGS[name].items() if ours in own
+    }
     if (original := settings.get("original_max_position_embeddings")) is not None:
         settings["original_max_position_embeddings"] = int(original)
+    if name == "yarn_unrounded":
+        name, settings["truncate"] = "yarn", False
     return {"rope_type": name, **settings}
 
 
@@ -162,6 +174,8 @@ def read_ropes(settings: Settings) -> dict[str, Any]:
     kinds = settings["layer_types"][: settings["num_hidden_layers"]]
     ropes = [settings[kind] for kind in kinds]
     scalings = [scaling_of({**settings, **rope}) for rope in ropes]
+    if "yarn_unrounded" in str(scalings):  # transformers looks for it elsewhere
+        raise ValueError("truncate=False beside rope_type='yarn' of some layers; allowed: True")
     return {"rotary_base": turns([rope["rope_theta"] for rope in ropes]), "rotary_scaling": turns(scalings)}
 
 
@@ -187,9 +201,7 @@ query_scale = Translation(
         "mup_attn_mult": math.sqrt(settings.get("head_dim") / settings["query_pre_attn_scalar"])  # muP
     },
     lambda fields: {
-        "query_pre_attn_scalar": round(
-            (fields.head_dim or fields.dim // fields.n_heads) / fields.mup_attn_mult**2  # muP
-        )
+        "query_pre_attn_scalar": round(width_of_heads(fields) / first_set(fields.mup_attn_mult) ** 2)  # muP
     },
 )
 # GPT-Neo does not divide scores by the root of the width of a head.
@@ -209,7 +221,14 @@ def read_rotary_dim(settings: Settings) -> dict[str, Any]:
 
 rotary_dim = Translation(  # of GPT-J
     read_rotary_dim,
-    lambda fields: {"rotary_dim": int(fields.dim // fields.n_heads * fields.rotary_frac)},
+    lambda fields: {
+        "rotary_dim": int(fields.dim // first_set(fields.n_heads) * first_set(fields.rotary_frac))
+    },
+)
+
+parallel_blocks = Translation(  # of GPT-NeoX
+    lambda settings: {"parallel_blocks": settings["use_parallel_residual"]},
+    lambda fields: {"use_parallel_residual": fields.parallel_blocks is True},
 )
 
 
@@ -251,7 +270,7 @@ def write_experts(fields: Fields) -> Settings:
     both = list(zip(in_layers(fields.n_experts, n), in_layers(fields.dim_ff, n), strict=True))
     return {
         "num_local_experts": first_set(fields.n_experts) or 0,
-        "num_experts_per_tok": fields.experts_per_token,
+        "num_experts_per_tok": first_set(fields.experts_per_token),
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
         "mlp_only_layers": [i for i, (n_experts, _) in enumerate(both) if not n_experts],
@@ -261,3 +280,68 @@ def write_experts(fields: Fields) -> Settings:
 
 
 experts = Translation(read_experts, write_experts)  # of Qwen3-MoE
+
+
+def read_expert_counts(settings: Settings) -> dict[str, Any]:
+    if settings["num_experts_per_tok"] < 2:
+        raise ValueError(f"num_experts_per_tok={settings['num_experts_per_tok']}; allowed: 2 or more")
+    return {
+        "n_experts": settings["num_local_experts"],
+        "experts_per_token": settings["num_experts_per_tok"],
+    }
+
+
+expert_counts = Translation(  # of families whose layers all have experts
+    read_expert_counts,
+    lambda fields: {
+        "num_local_experts": first_set(fields.n_experts) or 0,
+        "num_experts_per_tok": first_set(fields.experts_per_token),
+    },
+)
+# gpt-oss always has this activation, whatever its config says.
+fixed_quick_gelu = Translation(
+    lambda settings: {"activation": "quick_gelu"}, lambda fields: {"hidden_act": "silu"}
+)
+# Gemma reads gelu as its tanh form.
+legacy_gelu = Translation(
+    lambda settings: {"activation": "gelu_tanh"} if settings["hidden_act"] == "gelu" else {},
+    lambda fields: {},
+)
+
+
+def read_falcon_blocks(settings: Settings) -> dict[str, Any]:
+    is_new, is_parallel = settings["new_decoder_architecture"], settings["parallel_attn"]
+    n_norms, n_heads = settings["num_ln_in_parallel_attn"], settings["num_attention_heads"]
+    n_kv_heads = settings["num_kv_heads"]
+    if is_new and not is_parallel:
+        raise ValueError(
+            f"parallel_attn={is_parallel} beside new_decoder_architecture={is_new}; allowed: True"
+        )
+    if not is_new:
+        n_kv_heads = 1 if settings["multi_query"] else n_heads
+    allowed = (None, 1, 2) if is_new else (None, 1)
+    if is_parallel and n_norms not in allowed:
+        raise ValueError(
+            f"num_ln_in_parallel_attn={n_norms} beside new_decoder_architecture={is_new}; allowed: {allowed}"
+        )
+    two_norms = is_new and n_norms != 1
+    return {
+        "n_kv_heads": n_kv_heads,
+        "parallel_blocks": False if not is_parallel else True if two_norms else "one-norm",
+    }
+
+
+def write_falcon_blocks(fields: Fields) -> Settings:
+    n_kv_heads, n_heads = first_set(fields.n_kv_heads), first_set(fields.n_heads)
+    is_parallel = fields.parallel_blocks in (True, "one-norm")
+    is_new = is_parallel and (fields.parallel_blocks is True or n_kv_heads not in (1, n_heads))
+    return {
+        "new_decoder_architecture": is_new,
+        "parallel_attn": is_parallel,
+        "num_ln_in_parallel_attn": None if not is_new else 2 if fields.parallel_blocks is True else 1,
+        "multi_query": n_kv_heads == 1,
+        "num_kv_heads": n_kv_heads if is_new else n_heads,
+    }
+
+
+falcon_blocks = Translation(read_falcon_blocks, write_falcon_blocks)

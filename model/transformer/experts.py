@@ -11,7 +11,6 @@ Shape suffixes:  B batch  T position  D model dim  N token: B * T  E expert  C e
                  I input width  O output width
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,11 +18,11 @@ from torch import Tensor, nn
 
 from model.context import Context
 from model.model_params import ModelParams
+from model.transformer.gated import Activation, factor_of_gate
 from model.transformer.grouped import grouped_linear
 from model.transformer.linear import NarrowMap, draw_weights, linear
 
 BALANCE_RATES = {"loss": 0.01, "bias": 0.001}  # Switch Transformers; DeepSeek-V3 (arXiv:2412.19437)
-Activation = Callable[[Tensor], Tensor]
 
 
 class Pairs(NamedTuple):
@@ -46,9 +45,10 @@ class Experts(nn.Module):
     def __init__(self, model_params: ModelParams, activation: Activation) -> None:
         super().__init__()
         self.model_params = p = model_params
-        self.router = NarrowMap(p.n_experts, p, bias=False)
+        self.router = NarrowMap(p.n_experts, p, bias=p.router_bias)
         self.linear1 = ExpertLinear(p.dim, p.ff_width, p)
         self.linear_up = ExpertLinear(p.dim, p.ff_width, p) if p.gated else None
+        self.factor = factor_of_gate(p)
         self.activation = activation
         self.linear2 = ExpertLinear(p.ff_width, p.dim, p, into_stream=True)
         self.shared = SharedExperts(p, activation) if p.n_shared_experts else None
@@ -81,7 +81,7 @@ class Experts(nn.Module):
         x_MD = x_ND[:, None].expand(-1, n_chosen, -1).flatten(0, 1).index_select(0, order_M)
         x_MF = self.activation(self.linear1(x_MD, pairs))
         if self.linear_up is not None:
-            x_MF = x_MF * self.linear_up(x_MD, pairs)
+            x_MF = x_MF * self.factor(self.linear_up(x_MD, pairs))
         y_MD = self.linear2(x_MF, pairs).index_select(0, order_M.argsort())
         return (y_MD.unflatten(0, (-1, n_chosen)) * weight_NC[..., None].to(y_MD.dtype)).sum(dim=1)
 
@@ -147,12 +147,15 @@ class SharedExperts(nn.Module):
         p, width = model_params, model_params.n_shared_experts * model_params.ff_width
         self.linear1 = linear(p.dim, width, p, p.bias_ff)
         self.linear_up = linear(p.dim, width, p, p.bias_ff) if p.gated else None
+        self.factor = factor_of_gate(p)
         self.activation = activation
         self.linear2 = linear(width, p.dim, p, p.bias_ff, into_stream=True)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         x_BTS = self.activation(self.linear1(x_BTD))
-        return self.linear2(x_BTS if self.linear_up is None else x_BTS * self.linear_up(x_BTD))
+        if self.linear_up is not None:
+            x_BTS = x_BTS * self.factor(self.linear_up(x_BTD))
+        return self.linear2(x_BTS)
 
 
 def n_active_params(model: nn.Module) -> int:

@@ -64,16 +64,41 @@ def yarn(
     fast: float = 32.0,
 ) -> Frequencies:
     """Divide frequencies with few turns in `original` positions, keep those with many (Peng et al. 2023, arXiv:2309.00071)."""
+    first, last = partly_divided(frequencies_A, base, original, slow, fast)
+    return divided_between(frequencies_A, factor, math.floor(first), math.ceil(last))
+
+
+@rotary_scalings.register
+def yarn_unrounded(
+    frequencies_A: Tensor,
+    base: float,
+    *,
+    factor: float,
+    original: float,
+    slow: float = 1.0,
+    fast: float = 32.0,
+) -> Frequencies:
+    """As `yarn`, but without rounding the indices between which frequencies are divided in part (gpt-oss)."""
+    return divided_between(frequencies_A, factor, *partly_divided(frequencies_A, base, original, slow, fast))
+
+
+def partly_divided(
+    frequencies_A: Tensor, base: float, original: float, slow: float, fast: float
+) -> tuple[float, float]:
+    """Return the indices of the frequencies that turn `fast` times and `slow` times in `original` positions."""
     if fast <= slow:
         raise ValueError(f"fast={fast:g} must be greater than slow={slow:g}")
-    n = len(frequencies_A)
 
     def index_of(turns: float) -> float:
-        """Return the index of the frequency that turns so often in `original` positions."""
-        return n * math.log(original / (2 * math.pi * turns)) / math.log(base)
+        return len(frequencies_A) * math.log(original / (2 * math.pi * turns)) / math.log(base)
 
-    first, last = max(math.floor(index_of(fast)), 0), min(math.ceil(index_of(slow)), 2 * n - 1)
-    divided_A = ((indices_of(frequencies_A) - first) / max(last - first, 1e-3)).clamp(0, 1)
+    return index_of(fast), index_of(slow)
+
+
+def divided_between(frequencies_A: Tensor, factor: float, first: float, last: float) -> Frequencies:
+    """Keep the frequencies up to index `first`, divide those from index `last` on, and those between in part."""
+    first, last = max(first, 0), min(last, 2 * len(frequencies_A) - 1)
+    divided_A = ((indices_of(frequencies_A) - first) / (last - first or 1e-3)).clamp(0, 1)
     size = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
     return Frequencies(frequencies_A * (1 - divided_A + divided_A / factor), size)
 

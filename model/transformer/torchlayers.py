@@ -40,7 +40,7 @@ class TorchTransformer(Layer):
         "separate_heads": {True},
         "mup_attn_mult": all_except(1.0),  # muP
         "dim_ff": {0},
-        "gated": {True},
+        "gated": {True, "clamped"},
         "parallel_blocks": all_except(False),
         "norm": all_except("layernorm"),
         "norm_position": all_except("pre", "post"),

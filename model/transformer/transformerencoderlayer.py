@@ -5,6 +5,7 @@ Shape suffixes:  B batch  T position  D model dim  F feed-forward width
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +14,7 @@ from model.model_params import ModelParams
 from model.transformer.attention import Attention
 from model.transformer.convolution import canon, sizes_of_canons
 from model.transformer.experts import Experts
+from model.transformer.gated import Activation, factor_of_gate, limited
 from model.transformer.gelu import gelu_tanh
 from model.transformer.linear import linear
 from model.transformer.norms import Norms
@@ -25,12 +27,18 @@ def relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-activations: dict[str, Callable[[Tensor], Tensor]] = {
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return x * sigmoid(1.702 x), an approximation of gelu (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+activations: dict[str, Activation] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,  # GPT-2's
     "silu": F.silu,
     "relu2": relu_squared,
+    "quick_gelu": quick_gelu,
 }
 
 
@@ -52,13 +60,14 @@ class TransformerEncoderLayer(Layer):
             self.norm2 = self.norm1 if p.parallel_blocks == "one-norm" else Norms(p)
             self.canon_c = canon("c", p, p.dim)
             if p.n_experts:
-                self.experts = Experts(p, activations[p.activation])
+                self.experts = Experts(p, limited(activations[p.activation], p))
             else:
                 self.linear1 = linear(p.dim, p.ff_width, p, p.bias_ff)
                 self.linear_up = linear(p.dim, p.ff_width, p, p.bias_ff) if p.gated else None
                 self.canon_d = canon("d", p, p.ff_width)
                 self.canon_d2 = canon("d2", p, p.ff_width) if p.gated else nn.Identity()
-                self.activation = activations[p.activation]
+                self.activation = limited(activations[p.activation], p)
+                self.factor = factor_of_gate(p)
                 self.linear2 = down_map(p, self.linear1)
             self.dropout_ff = nn.Dropout(dropout)
             self.residual_ff = make_residual(p)
@@ -87,7 +96,7 @@ class TransformerEncoderLayer(Layer):
             return self.dropout_ff(self.experts(x_BTD, ctx))
         x_BTF = self.activation(ctx.tap("mlp_pre", self.canon_d(self.linear1(x_BTD), ctx)))
         if self.linear_up is not None:
-            x_BTF = x_BTF * self.canon_d2(self.linear_up(x_BTD), ctx)
+            x_BTF = x_BTF * self.factor(self.canon_d2(self.linear_up(x_BTD), ctx))
         x_BTF = ctx.tap("mlp_post", x_BTF)
         x = self.linear2(x_BTF)
         return self.dropout_ff(x)

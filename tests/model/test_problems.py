@@ -213,7 +213,11 @@ def own_kinds():
             "norm_position='none' does not work with layer_architecture='mine'; use one of: pre, sandwich",
         ),
         ({"norm": all_except("rmsnorm")}, {}, "norm='layernorm' does not .*; use norm='rmsnorm'"),
-        ({"gated": {True}}, {"gated": True}, "gated=True does not .*; use gated=False"),
+        (
+            {"separate_heads": {True}},
+            {"separate_heads": True},
+            "separate_heads=True does not .*; use separate_heads=False",
+        ),
         ({"n_heads": {3, 2}}, {"n_heads": 2}, "n_heads=2 does not .*; use another value than 2, 3"),
         ({"n_heads": lambda n: n % 4}, {"n_heads": 2}, "n_heads=2 does not .*; use n_heads=4"),
         ({"bias": {True, False}}, {}, "bias=True does not .*; use another layer kind"),

@@ -127,6 +127,7 @@ def test_a_control_that_passes_fails_the_check():
     "fields",
     [
         {"n_experts": 4, "n_shared_experts": 1, "gated": True},
+        {"n_experts": 4, "router_bias": True, "gated": "clamped"},
         {"n_experts": 4, "experts_per_token": 1, "balance": "bias"},
         {"norm_position": "inside", "qk_norm": "all-heads"},
         {"parallel_blocks": "one-norm"},

@@ -36,6 +36,7 @@ SCALINGS: list[dict] = [
     },
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 6, "beta_fast": 8.0},
 ]
+UNROUNDED = SCALINGS[2] | {"truncate": False}
 QWEN3 = LLAMA_LIKE | {
     "head_dim": [8, 16],
     "attention_bias": [False, True],
@@ -51,6 +52,16 @@ GEMMA = {
     "attn_logit_softcapping": [None, 2.0],
     "final_logit_softcapping": [None, 3.0],
     "attention_bias": [False, True],
+}
+GROUPS = {  # settings whose values go together, by the name of the group
+    "heads": ("num_attention_heads", "num_key_value_heads"),
+    "blocks": (  # of Falcon
+        "new_decoder_architecture",
+        "parallel_attn",
+        "multi_query",
+        "num_kv_heads",
+        "num_ln_in_parallel_attn",
+    ),
 }
 GPT2_LIKE: dict[str, list] = {
     "n_layer": [1, 2, 3],
@@ -76,7 +87,7 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
     },
     "llama": LLAMA_LIKE
     | {"attention_bias": [False, True], "mlp_bias": [False, False, True], "head_dim": [None, 6]}
-    | {"rope_scaling": [None, *SCALINGS]},
+    | {"rope_scaling": [None, *SCALINGS, UNROUNDED]},
     "qwen2": LLAMA_LIKE
     | {"use_sliding_window": [False, True, True], "sliding_window": [1, 5], "max_window_layers": [0, 1, 9]},
     "mistral": LLAMA_LIKE | {"sliding_window": [None, 1, 3, 8, 23, 40], "head_dim": [None, 6]},
@@ -84,6 +95,21 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
     "qwen3_moe": QWEN3
     | {"num_experts": [4, 6], "num_experts_per_tok": [2, 3], "moe_intermediate_size": [24, 8]}
     | {"mlp_only_layers": [[], [0]], "decoder_sparse_step": [1, 1, 2], "norm_topk_prob": [True]},
+    "mixtral": LLAMA_LIKE
+    | {"num_local_experts": [4, 6], "num_experts_per_tok": [2, 3], "sliding_window": [None, 1, 5]}
+    | {"head_dim": [None, 6], "router_aux_loss_coef": [0.5, 0.0]},
+    "gpt_oss": {
+        name: values for name, values in LLAMA_LIKE.items() if name not in ("hidden_act", "rope_theta")
+    }
+    | {"head_dim": [8, 16], "attention_bias": [True, False], "sliding_window": [1, 5]}
+    | {"num_local_experts": [4, 6], "num_experts_per_tok": [2, 3]}
+    | {"rope_parameters": [None, *(one | {"rope_theta": 300.0} for one in (*SCALINGS, UNROUNDED))]},
+    "gemma": {
+        name: values
+        for name, values in GEMMA.items()
+        if name in LLAMA_LIKE or name in ("head_dim", "attention_bias")
+    }
+    | {"rope_theta": [10_000.0, 300.0], "hidden_act": ["gelu", "gelu_pytorch_tanh", "silu"]},
     "gemma2": GEMMA | {"rope_theta": [10_000.0, 300.0]},
     "gemma3_text": {name: values for name, values in GEMMA.items() if name != "attn_logit_softcapping"}
     | {
@@ -100,6 +126,28 @@ OPTIONS = {  # by model_type, the settings and their values, all of which turn u
     "smollm3": LLAMA_LIKE
     | {"attention_bias": [False, True], "mlp_bias": [False, True], "no_rope_layer_interval": [1, 2, 4]}
     | {"use_sliding_window": [False, True], "sliding_window": [3, 5]},
+    "starcoder2": {name: values for name, values in LLAMA_LIKE.items() if name != "rms_norm_eps"}
+    | {"norm_epsilon": [1e-5, 1e-2], "use_bias": [True, False], "sliding_window": [None, 1, 5]}
+    | {"rope_scaling": [None, *SCALINGS]},
+    "falcon": {
+        name: values for name, values in SHARED.items() if not name.startswith(("inter", "hidden_act"))
+    }
+    | {
+        "blocks": [
+            (True, True, True, 2, None),
+            (True, True, False, 4, 1),
+            (False, True, True, None, None),
+            (False, True, False, None, 1),
+            (False, False, True, None, None),
+            (False, False, False, None, 2),
+        ],
+        "num_attention_heads": [4, 8],
+        "ffn_hidden_size": [None, 40],
+        "activation": ["gelu", "relu"],
+        "bias": [True, False],
+        "layer_norm_epsilon": [1e-5, 1e-2],
+        "rope_theta": [10_000.0, 300.0],
+    },
     "gptj": GPT2_LIKE | {"n_embd": [32, 64], "rotary_dim": [4, 6, 8]},
     "opt": {
         "num_hidden_layers": [1, 2, 3],
@@ -149,8 +197,8 @@ def random_settings(family: str, seed: int) -> dict:
         rng.shuffle(column)
     # A config changes the dicts that it is given.
     settings = copy.deepcopy({name: column[seed] for name, column in columns.items()})
-    if "heads" in settings:
-        settings["num_attention_heads"], settings["num_key_value_heads"] = settings.pop("heads")
+    for group in GROUPS.keys() & settings.keys():
+        settings |= dict(zip(GROUPS[group], settings.pop(group), strict=True))
     if family == "gpt_neo":
         settings["num_layers"] = sum(len(kinds) * n for kinds, n in settings["attention_types"])
     return settings

@@ -7,19 +7,23 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2Model
 
-from model.hf.configs import explicit_fields
+from model.hf.configs import config_settings, explicit_fields
 from model.hf.weights import as_hf, copy_weights, from_hf, load_hf, params_from_config, pretrained_params
 from model.lm import LM
+from model.model_params import ModelParams
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 from tests.model.hf.hf_models import (
     EVERY_FAMILY,
     EVERY_MODEL,
+    FURTHER,
+    GROUPS,
     N_SEEDS,
     N_TOKENS,
     OPTIONS,
@@ -28,7 +32,8 @@ from tests.model.hf.hf_models import (
     random_hf,
     random_settings,
 )
-from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm
+from tests.model.tiny import CharTokenizer, perturb, random_ids, tiny_lm, tiny_params
+from tests.train.launch.test_observe import MODEL
 
 IDS = random_ids(3, 24, N_TOKENS)
 
@@ -94,9 +99,9 @@ def test_parity_in_float64(family, seed):
 def test_the_random_models_cover_all_options(family):
     drawn = [random_settings(family, seed) for seed in range(N_SEEDS)]
     for name, values in OPTIONS[family].items():
-        names = {"heads": ("num_attention_heads", "num_key_value_heads")}.get(name, (name,))
+        names = GROUPS.get(name, (name,))
         found = {repr(tuple(settings[n] for n in names)) for settings in drawn}
-        assert found == {repr(value if name == "heads" else (value,)) for value in values}
+        assert found == {repr(value if name in GROUPS else (value,)) for value in values}
 
 
 def fresh_lm(hf_model, n_tokens=N_TOKENS, **fields):
@@ -244,7 +249,36 @@ HEADS = {"hidden_size": 32, "num_attention_heads": 4}
             "word_embed_proj_dim=512; allowed: hidden_size",
         ),
         ("opt", {"_remove_final_layer_norm": True}, "_remove_final_layer_norm=True; allowed: False"),
-        ("falcon", {}, "our layers do not support model_type='falcon'; they support: gpt2, gpt_neox, gptj"),
+        ("falcon", {"alibi": True}, "a falcon with alibi=True; allowed: False, None"),
+        (
+            "falcon",
+            {"new_decoder_architecture": True, "parallel_attn": False},
+            "parallel_attn=False beside new_decoder_architecture=True; allowed: True",
+        ),
+        (
+            "falcon",
+            {"new_decoder_architecture": True, "num_ln_in_parallel_attn": 3},
+            r"num_ln_in_parallel_attn=3 beside new_decoder_architecture=True; allowed: \(None, 1, 2\)",
+        ),
+        (
+            "falcon",
+            {"num_ln_in_parallel_attn": 2},
+            r"num_ln_in_parallel_attn=2 beside new_decoder_architecture=False; allowed: \(None, 1\)",
+        ),
+        ("starcoder2", HEADS | {"num_key_value_heads": 2, "head_dim": 16}, "head_dim=16; allowed: 8"),
+        ("mixtral", {"num_experts_per_tok": 1}, "a mixtral with num_experts_per_tok=1; allowed: 2 or more"),
+        ("mixtral", {"num_local_experts": 1}, "n_experts=1 leaves the router no choice"),
+        ("gpt_oss", {"num_experts_per_tok": 1}, "a gpt_oss with num_experts_per_tok=1; allowed: 2 or more"),
+        ("gpt_oss", {"swiglu_limit": 10.0}, r"a gpt_oss with swiglu_limit=10.0; allowed: 7.0"),
+        ("gpt_oss", {"swiglu_alpha": 1.0}, r"a gpt_oss with swiglu_alpha=1.0; allowed: 1.702"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"full_attention": YARN | {"truncate": False}}},
+            "a gemma3_text with truncate=False beside rope_type='yarn' of some layers; allowed: True",
+        ),
+        ("gemma", {"use_bidirectional_attention": True}, "a gemma with use_bidirectional_attention=True"),
+        ("bloom", {}, "our layers do not support model_type='bloom'; they support: gpt2, gpt_neox, gptj"),
+        ("modernbert", {}, "model_type='modernbert', whose first layer has no norm before attention"),
     ],
     ids=str,
 )
@@ -281,7 +315,13 @@ def test_the_fields_of_the_families_as_they_are_published():
     )
 
 
-ALSO = {"opt": "gpt2", "qwen3_moe": "qwen3", "smollm3": "llama"}
+ALSO = {
+    "opt": ["gpt2"],
+    "qwen3_moe": ["qwen3"],
+    "smollm3": ["llama"],
+    "starcoder2": ["gpt_neox"],
+    "falcon": ["gpt_neox", "starcoder2"],
+}
 
 
 @EVERY_MODEL
@@ -294,7 +334,7 @@ def test_there_and_back(family, seed, tmp_path):
     assert_close(loaded(IDS).logits, hf_model(IDS).logits, rtol=0, atol=1e-5)
     # Some models are of another family, too: Mistral without a window is a Llama.
     as_llama = family == "mistral" and lm.model_params.sliding_window is None
-    assert loaded.config.model_type in ("llama" if as_llama else family, ALSO.get(family))
+    assert loaded.config.model_type in ("llama" if as_llama else family, *ALSO.get(family, ()))
     again = from_hf(load_hf(str(tmp_path)))
     assert torch.equal(again(IDS), lm(IDS))
     assert explicit_fields(again.model_params) == explicit_fields(lm.model_params) | {
@@ -303,6 +343,17 @@ def test_there_and_back(family, seed, tmp_path):
 
 
 LIKE_LLAMA = {"positions": "rotary", "norm": "rmsnorm", "gated": True, "activation": "silu", "bias": False}
+
+LIKE_GPT_OSS = {
+    "n_experts": 4,
+    "gated": "clamped",
+    "activation": "quick_gelu",
+    "router_bias": True,
+    "bias_ff": True,
+    "attn_sink": "learned",
+    "sliding_window": (5, None),
+    "rotary_scaling": "yarn_unrounded, factor=4, original=8",
+}
 
 
 @pytest.mark.parametrize(
@@ -319,6 +370,22 @@ LIKE_LLAMA = {"positions": "rotary", "norm": "rmsnorm", "gated": True, "activati
             "qwen3_moe",
             LIKE_LLAMA | {"qk_norm": True, "n_experts": (0, 4), "dim_ff": (40, 24), "balance": None},
         ),
+        ("mixtral", LIKE_LLAMA | {"n_experts": 4, "sliding_window": 5, "balance": None}),
+        ("gpt_oss", LIKE_LLAMA | LIKE_GPT_OSS),
+        ("gemma", LIKE_LLAMA | {"mup_input_mult": 4.0, "head_dim": 6}),
+        ("starcoder2", {"positions": "rotary", "sliding_window": 5, "n_kv_heads": 2}),
+        (
+            "falcon",
+            {
+                "positions": "rotary",
+                "parallel_blocks": "one-norm",
+                "n_kv_heads": 1,
+                "bias": False,
+                "bias_norm": True,
+            },
+        ),
+        ("falcon", {"positions": "rotary", "parallel_blocks": "one-norm", "n_kv_heads": 2}),
+        ("falcon", {"positions": "rotary", "parallel_blocks": True, "n_kv_heads": 2}),
         ("olmo2", LIKE_LLAMA | {"qk_norm": "all-heads", "norm_position": "inside"}),
         ("smollm3", LIKE_LLAMA | {"positions": ("rotary", "none")}),
         ("llama", LIKE_LLAMA | {"rotary_scaling": "llama3, factor=4, original=8"}),
@@ -359,7 +426,15 @@ def test_in_bfloat16():
             "gpt2, the nearest, does not support positions='none'$",
         ),  # odd heads
         ({"n_kv_heads": 1}, "gpt2, the nearest, does not support n_kv_heads=1$"),
-        ({"n_kv_heads": 1, "positions": "rotary"}, "gpt_neox, the nearest, does not support n_kv_heads=1$"),
+        (
+            {"n_kv_heads": 1, "positions": "rotary", "rotary_frac": 0.5},
+            "gpt_neox, the nearest, does not support n_kv_heads=1$",
+        ),
+        (
+            LIKE_LLAMA | {"n_experts": 4, "experts_per_token": 1},
+            "llama, the nearest, does not support n_experts=4$",
+        ),
+        (LIKE_LLAMA | {"activation": "gelu", "mup_input_mult": 4.0}, "mup_input_mult=4.0$"),
         ({"separate_heads": True}, "separate_heads=True"),
         ({"bias_out": False}, "gpt2, the nearest, does not support bias_out=False$"),
         ({"layer_architecture": ("custom-transformer", "gated-conv")}, "layer_architecture="),
@@ -374,6 +449,65 @@ def test_params_of_no_family_are_refused(fields, message):
     with pytest.raises(ValueError, match=message) as error:
         as_hf(tiny_lm(**fields))
     assert "\n" not in str(error.value)
+
+
+BASES = {
+    "gpt_neox": {"positions": "rotary", "parallel_blocks": True},
+    "gptj": {"positions": "rotary", "parallel_blocks": "one-norm", "readout_bias": True, "rotary_frac": 0.5}
+    | {"bias_qkv": False, "bias_out": False},
+    "qwen3_moe": LIKE_LLAMA | {"qk_norm": True, "n_experts": 4},
+    "gpt_oss": LIKE_LLAMA | LIKE_GPT_OSS,
+    "gemma2": LIKE_LLAMA | {"norm_position": "sandwich", "mup_input_mult": 4.0},
+    "falcon": {"positions": "rotary", "parallel_blocks": "one-norm", "n_kv_heads": 2},
+}
+
+
+NO_MATTER = {  # outputs do not depend on them, or they stand in other fields
+    *("attention", "balance", "balance_rate", "predict_weight", "bias", "lora_rank", "init"),
+    *("out_zero_init", "query_zero_init", "readout_zero_init", "parametrization"),
+    *(f"mup_base_{size}" for size in ("dim", "heads", "layers")),
+    *(f"residual_{what}" for what in ("change", "trainable", "profile")),
+    *("kv_rank", "q_rank", "conv_width", "state_dim", "negative_eigenvalues", "fixed_decay"),
+}
+
+
+def valid_params(**fields):
+    try:
+        return tiny_params(**fields)
+    except ValidationError:
+        return None
+
+
+def changes_of(name, before):
+    """Values of a field other than `before`, for all layers and for every other one."""
+    named = {"experts_per_token": [1], "parallel_blocks": [True, "one-norm"], "qk_norm": [True, "all-heads"]}
+    for value in named.get(name, [MODEL[name][0]]):
+        yield value
+        if name not in ModelParams.of_whole_model:
+            yield before, value
+
+
+@pytest.mark.parametrize(
+    "base", [pytest.param(base, marks=() if base == "gptj" else FURTHER) for base in BASES]
+)
+def test_no_field_is_lost_and_none_breaks_a_config(base):
+    """Each field in turn has other values, in some layers too: a config says so, or the model is refused."""
+    fields = {"n_heads": 4} | BASES[base]
+    plain = tiny_params(**fields)
+    no_matter = NO_MATTER | ({"bias_norm"} if plain.norm == "rmsnorm" else set())
+    assert config_settings(plain)["model_type"] == base
+    for name in MODEL:
+        for changed in changes_of(name, getattr(plain.at(0), name)):
+            if (params := valid_params(**fields | {name: changed})) is None:
+                continue
+            try:
+                settings = config_settings(params)
+            except ValueError:
+                continue
+            again = params_from_config(AutoConfig.for_model(**settings, vocab_size=30))
+            assert config_settings(again) == settings
+            found, expected = (explicit_fields(one)[name] for one in (again, params))
+            assert name in no_matter or found == expected, f"{name}={changed!r}"
 
 
 def test_edits_that_params_do_not_show_are_refused(monkeypatch):

@@ -54,18 +54,20 @@ def experts_by_hand(experts: Experts, x_TD: Tensor) -> Tensor:
         y_D = linear.weight[e] @ x_D
         return y_D if linear.bias is None else y_D + linear.bias.chunk(p.n_experts)[e]
 
+    def gated(h_F: Tensor, up_F: Tensor) -> Tensor:
+        return h_F * (up_F.clamp(-7, 7) + 1 if p.gated == "clamped" else up_F)
+
     def expert(e: int, x_D: Tensor) -> Tensor:
         h_F = experts.activation(map_of("linear1", e, x_D))
-        h_F = h_F * map_of("linear_up", e, x_D) if p.gated else h_F
-        return map_of("linear2", e, h_F)
+        return map_of("linear2", e, gated(h_F, map_of("linear_up", e, x_D)) if p.gated else h_F)
 
     def shared(x_D: Tensor) -> Tensor:
         h_F = experts.activation(experts.shared.linear1(x_D))
-        return experts.shared.linear2(h_F * experts.shared.linear_up(x_D) if p.gated else h_F)
+        return experts.shared.linear2(gated(h_F, experts.shared.linear_up(x_D)) if p.gated else h_F)
 
     rows = []
     for x_D in x_TD:
-        scores = (experts.router.map.weight @ (x_D * shrunk)).exp()
+        scores = experts.router.map(x_D * shrunk).exp()
         scores = scores / scores.sum()
         ranks = scores if experts.bias_E is None else scores + experts.bias_E
         chosen = sorted(range(p.n_experts), key=lambda e: -ranks[e].item())[: p.experts_per_token]
@@ -81,6 +83,7 @@ def experts_by_hand(experts: Experts, x_TD: Tensor) -> Tensor:
         {"gated": True, "bias": False},
         {"experts_per_token": 1, "balance": None},
         {"experts_per_token": 3, "n_shared_experts": 2, "gated": True, "balance": "bias"},
+        {"n_shared_experts": 1, "gated": "clamped", "router_bias": True},
     ],
     ids=str,
 )

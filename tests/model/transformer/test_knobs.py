@@ -165,15 +165,19 @@ def ff_by_hand(layer: TransformerEncoderLayer, x_TD: Tensor) -> Tensor:
         return experts_by_hand(layer.experts, mixed_by_hand(layer.canon_c, x_TD))
     x_TD = mixed_by_hand(layer.canon_c, x_TD)
     a = mixed_by_hand(layer.canon_d, layer.linear1(x_TD))
+    is_clamped = layer.model_params.gated == "clamped"
+    a = a.clamp(max=7) if is_clamped else a
     a = {
         "relu": lambda: a.clamp(min=0),
         "gelu": lambda: a * (1 + torch.erf(a / math.sqrt(2))) / 2,
         "gelu_tanh": lambda: a * (1 + torch.tanh(math.sqrt(2 / math.pi) * (a + 0.044715 * a**3))) / 2,
         "relu2": lambda: a.clamp(min=0) ** 2,
         "silu": lambda: a / (1 + torch.exp(-a)),
+        "quick_gelu": lambda: a / (1 + torch.exp(-1.702 * a)),
     }[layer.model_params.activation]()
     if layer.model_params.gated:
-        a = a * mixed_by_hand(layer.canon_d2, layer.linear_up(x_TD))
+        b = mixed_by_hand(layer.canon_d2, layer.linear_up(x_TD))
+        a = a * (b.clamp(-7, 7) + 1 if is_clamped else b)
     return layer.linear2(a)
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
-from transformers import LlamaConfig
+from transformers import GptOssConfig, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from model.context import Cache, Context
@@ -259,6 +260,15 @@ def test_relu_squared_is_exported_to_transformers():
     assert_close(layer.activation(x), torch.tensor([v * v if v > 0 else 0.0 for v in x.tolist()]))
 
 
+def test_a_clamped_gate_is_that_of_gpt_oss():
+    theirs = GptOssExperts(GptOssConfig(hidden_size=4, intermediate_size=2, num_local_experts=2))
+    values = torch.linspace(-12, 12, 25, dtype=torch.float64)
+    gate, up = torch.meshgrid(values, values, indexing="ij")
+    layer = tiny_lm(gated="clamped", activation="quick_gelu").decoder.layers[0]
+    expected = theirs._apply_gate(torch.stack([gate, up], dim=-1).flatten(1))
+    assert_close(layer.activation(gate) * layer.factor(up), expected)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_ranges_of_distances_are_those_of_t5(causal):
     offsets_TS = torch.arange(-300, 301)[None]
@@ -338,6 +348,12 @@ SCALINGS = {  # ours, and the settings of transformers
         "beta_fast": 8.0,
         "beta_slow": 2.0,
         "original_max_position_embeddings": 64,
+    },
+    "yarn_unrounded, factor=32, original=256": {
+        "rope_type": "yarn",
+        "factor": 32.0,
+        "truncate": False,
+        "original_max_position_embeddings": 256,
     },
 }
 

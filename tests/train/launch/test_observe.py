@@ -61,6 +61,7 @@ MODEL = {
     "n_experts": (4, {}),
     "experts_per_token": (1, {"n_experts": 4}),
     "n_shared_experts": (1, {"n_experts": 4}),
+    "router_bias": (True, {"n_experts": 4}),
     "balance": (None, {"n_experts": 4}),
     "balance_rate": (0.5, {"n_experts": 4}),
     "out_zero_init": (True, {}),
