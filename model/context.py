@@ -175,6 +175,8 @@ class Layer(nn.Module):
     refuses: ClassVar[Mapping[str, Refused]] = {}
     # False: positions that act inside attention need another layer kind in the stack.
     has_attention: ClassVar[bool] = True
+    # True: with a cache the layer computes earlier positions again, so a prompt is faster at once than in pieces.
+    computes_past_again: ClassVar[bool] = False
 
     def state_size(self, T: int) -> int | None:
         """Return how many numbers generation needs of `T` earlier tokens of a row; None: unknown."""
