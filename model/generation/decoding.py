@@ -70,7 +70,7 @@ class GrowingRows:
         self.lm = fast_copy(lm, n_rows)
         self.attn_requests = attn_requests
         self.ids_BT = torch.tensor(rows, dtype=torch.int64, device=lm.device)
-        self.cache = Cache(room, last_logits_only=True) if use_cache and not lm.taps else None
+        self.cache = Cache(room, n_logits=1) if use_cache and not lm.taps else None
         if self.cache is not None and attn_requests is None:
             reason = lm.cache_check.reason_to_skip(lm, self.lm, self.ids_BT, room)
             if reason is not None:
@@ -105,16 +105,19 @@ def last_logits(
     lm: LanguageModel, ids_BT: Tensor, cache: Cache | None = None, attn_requests: object = None
 ) -> Tensor:
     """Return the logits after the last token of every row, [B, V]. A long prompt passes the model in pieces."""
-    for end in ends_of_pieces(lm, ids_BT.shape[1], cache):
+    length = ids_BT.shape[1]
+    for end in ends_of_pieces(lm, length, cache):
+        if cache is not None:
+            cache.n_logits = int(end == length)
         logits_BTV = lm(ids_BT[:, :end], attn_requests=attn_requests, cache=cache)
     return logits_BTV[:, -1]
 
 
 def ends_of_pieces(lm: LanguageModel, length: int, cache: Cache | None) -> list[int]:
-    """Return the lengths of text after which the model computes logits, the last one is `length`.
+    """Return the lengths up to which a prompt passes the model, piece after piece; the last one is `length`.
 
-    The tokens of a piece attend to the keys so far, so that scores of later keys are not computed. This halves the work
-    of attention, and its temporaries fit into the caches of a CPU.
+    The tokens of a piece attend to the keys so far, so scores of later keys are not computed. This saves up to half of
+    the work of attention, and memory. Other devices than a CPU get a prompt at once: small products do not fill them.
     """
     n_new = length if cache is None else length - cache.seen
     if cache is None or n_new <= MAX_PIECE or lm.device.type != "cpu":
@@ -211,7 +214,7 @@ def reason_against_cache(lm: LanguageModel, ids_BT: Tensor, length: int) -> str 
     shape, dice = (len(ids_BT), length), torch.Generator().manual_seed(0)
     more = torch.randint(lm.tokenizer.n_tokens, shape, generator=dice).to(ids_BT)
     ids_BT = torch.cat([ids_BT, more], dim=1)[:, :length]
-    cache = Cache(length, last_logits_only=True)
+    cache = Cache(length, n_logits=1)
     for end in range(max(1, length - COMPARED_STEPS), length + 1):
         plain_BV = last_logits(lm, ids_BT[:, :end])
         try:

@@ -147,19 +147,31 @@ IN_PIECES = [
 @pytest.mark.parametrize("fields", IN_PIECES, ids=str)
 def test_a_long_prompt_in_pieces_is_continued_as_without_a_cache(fields, monkeypatch):
     monkeypatch.setattr(decoding, "MAX_PIECE", 4)
-    lm, lengths, prompts = tiny_lm(seed=2, **fields), Lengths(), random_ids(2, 10).tolist()
+    lm, lengths, prompts = tiny_lm(seed=2, **fields), [], random_ids(2, 10).tolist()
+    lm.embed.register_forward_hook(lambda module, inputs, x: lengths.append(x.shape[1]))
     expected = lm.sample(prompts, 13, as_str=False, temperature=0, use_cache=False, return_logprobs=True)
-    lm.decoder.layers.insert(0, lengths)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = lm.sample(prompts, 13, as_str=False, temperature=0, return_logprobs=True)
     for (ids, logprobs), (expected_ids, expected_logprobs) in zip(found, expected, strict=True):
         assert ids == expected_ids
         assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-10)
-    is_whole = fields.get("layer_architecture") == "torch-transformer"
     n_steps = max(map(len, (logprobs for _, logprobs in found))) - 1
-    first = [10] if is_whole else [3, 3, 4]
-    assert lengths.seen[-len(first) - n_steps :] == first + [1] * n_steps
+    first = [10] if fields.get("layer_architecture") == "torch-transformer" else [3, 3, 4]
+    assert lengths[-len(first) - n_steps :] == first + [1] * n_steps
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_pieces_of_a_prompt_get_no_logits(n_rows, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIECE", 4)
+    lm, lengths, prompts = tiny_lm(dtype=torch.float32), [], random_ids(n_rows, 10).tolist()
+    lm.unembed.forward = lambda x, forward=lm.unembed.forward: lengths.append(x.shape[1]) or forward(x)
+    generate(lm, prompts, 1)
+    lengths.clear()
+    generate(lm, prompts, 1)
+    assert lengths == [0, 0, 1]
+    del lm.unembed.forward
+    assert generate(lm, prompts, 3, temperature=0) == generate(lm, prompts, 3, temperature=0, use_cache=False)
 
 
 def test_a_prompt_of_one_piece_passes_at_once():
