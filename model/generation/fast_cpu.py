@@ -21,9 +21,8 @@ from model.transformer.embeddings import NoPositions
 FAST_KINDS = (nn.Linear, nn.LayerNorm, nn.Dropout, nn.Identity, nn.Sequential, NoPositions)
 FORWARDS: dict[type[nn.Module], Callable[..., Any]] = {kind: kind.forward for kind in FAST_KINDS}
 MIN_PROMPT_ROWS = 64  # weights packed for one row are packed for a prompt, too, if it has as many tokens
-MAX_PACKED_BYTES = (
-    2**31
-)  # of weights, which packed forms hold once more, or twice after a long prompt of one row
+# Of weights. Their packed form is in memory, too, and a second one after a long prompt of one row.
+MAX_PACKED_BYTES = 2**31
 MAX_KEPT_BYTES = 2**28  # of weights whose packed form is kept for the next call
 
 M = TypeVar("M", bound=Any)  # LM, which imports this file
