@@ -53,6 +53,7 @@ class StudentLayer(Layer):
         },
         "positions": acts_in_attention,
     }
+    computes_past_again = True
 
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()

@@ -26,9 +26,9 @@ class Uncacheable(ValueError):
 class Cache:
     """State of layers after the tokens so far, by name, batch first. Generation continues from it."""
 
-    def __init__(self, length: int, last_logits_only: bool = False) -> None:
+    def __init__(self, length: int, n_logits: int | None = None) -> None:
         self.length = length  # largest number of tokens
-        self.last_logits_only = last_logits_only  # the unembedding gets the last position alone
+        self.n_logits = n_logits  # the unembedding gets as many of the last positions; None: all
         self.seen = 0  # number of tokens so far
         self.kept: dict[str, Tensor] = {}
 
@@ -175,6 +175,8 @@ class Layer(nn.Module):
     refuses: ClassVar[Mapping[str, Refused]] = {}
     # False: positions that act inside attention need another layer kind in the stack.
     has_attention: ClassVar[bool] = True
+    # True: with a cache the layer computes earlier positions again, so a prompt is faster at once than in pieces.
+    computes_past_again: ClassVar[bool] = False
 
     def state_size(self, T: int) -> int | None:
         """Return how many numbers generation needs of `T` earlier tokens of a row; None: unknown."""

@@ -116,8 +116,8 @@ class LM(nn.Module):
         ctx.counted_BT = real_BT if counted is None else counted
         new_BT = x[:, ctx.start :]
         stream = self.decoder(ctx.tap("embed", self.embed(new_BT, ctx.start, ctx.padding_B)), ctx)
-        if cache is not None and cache.last_logits_only:
-            stream = stream[:, -1:]
+        if cache is not None and cache.n_logits is not None:
+            stream = stream[:, stream.shape[1] - cache.n_logits :]
         z = ctx.tap("logits", self.softcap(self.unembed(self.transform(stream))))
         if cache is not None:
             cache.seen = x.shape[1]

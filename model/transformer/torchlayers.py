@@ -48,6 +48,8 @@ class TorchTransformer(Layer):
         **dict.fromkeys(("bias_qkv", "bias_out", "bias_ff", "bias_norm"), all_except(None)),
     }
 
+    computes_past_again = True
+
     def __init__(self, model_params: ModelParams, dropout: float) -> None:
         super().__init__()
         self.check_mup(model_params)  # muP

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.context import Context
-from model.generation.fast_cpu import MAX_PACKED_ROWS, FastLinear, fast_copy, packed_weights
+from model.generation.fast_cpu import MIN_PROMPT_ROWS, FastLinear, fast_copy, packed_weights
 from model.transformer.lora import LoRALinear
 from model.transformer.scaling import Readout
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
@@ -54,7 +54,7 @@ def n_threads(request):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("n_rows", [1, 2, 7, 16, MAX_PACKED_ROWS])
+@pytest.mark.parametrize("n_rows", [1, 2, 7, 16, 70])
 @torch.no_grad()
 def test_fast_linears_equal_linear(n_rows, bias, n_threads):
     model = evaluated(nn.Linear(48, 34, bias=bias))
@@ -71,17 +71,29 @@ def test_fast_linears_equal_linear(n_rows, bias, n_threads):
 
 
 @torch.no_grad()
-def test_many_rows_and_other_dtypes_use_the_original_product():
+def test_prompts_use_packed_weights_and_other_dtypes_do_not():
     model = evaluated(nn.Linear(8, 8))
-    many = torch.randn(MAX_PACKED_ROWS + 1, 8)
+    prompt = torch.randn(1, MIN_PROMPT_ROWS, 8)
     for n_rows in (1, 2):
         fast = fast_copy(model, n_rows)
-        assert fast_products(lambda fast=fast: fast(many)) == 0
-        assert_close(fast(many), many @ model[0].weight.T + model[0].bias)
+        assert fast_products(lambda fast=fast: fast(prompt)) == 1
+        assert_close(fast(prompt), prompt @ model[0].weight.T + model[0].bias)
+        assert_close(fast(prompt[:, :-1]), fast(prompt)[:, :-1])
         with pytest.raises(RuntimeError, match="dtype"):
             fast(torch.randn(1, 8, dtype=torch.float64))
-    assert fast_products(lambda: fast_copy(model, MAX_PACKED_ROWS + 1)(many[:1])) == 0
-    assert fast_products(lambda: fast_copy(model.double(), 1)(many[:1].double())) == 0
+    # Packing takes longer than the product of a short prompt.
+    assert fast_products(lambda: fast_copy(model, 1)(prompt[:, :-1])) == 0
+    assert fast_products(lambda: fast_copy(model.double(), 1)(prompt[:, :1].double())) == 0
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+@pytest.mark.parametrize("n_positions", [1, MIN_PROMPT_ROWS])
+def test_gradients_of_inputs_are_those_of_linear(n_positions, n_rows):
+    model = evaluated(nn.Linear(8, 8))
+    x = torch.randn(n_rows, n_positions, 8, requires_grad=True)
+    [gradient] = torch.autograd.grad(fast_copy(model, n_rows)(x).square().sum(), x)
+    [expected] = torch.autograd.grad(model(x).square().sum(), x)
+    assert_close(gradient, expected)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from model.context import Cache, Context, Layer, Uncacheable
+from model.generation import decoding
 from model.generation.decoding import NoNextToken, logits_agree
 from model.generation.sampling import generate
 from model.lm import LM
@@ -133,6 +134,58 @@ def test_with_a_cache_each_token_goes_through_the_layers_once():
     assert lengths.seen == [3, 4, 5, 6, 7, 8]
 
 
+IN_PIECES = [
+    *({"layer_architecture": kind} for kind in KINDS),
+    {"positions": "rotary", "sliding_window": 5, "n_kv_heads": 1},
+    {"positions": "alibi", "canon": "abcd", "attn_sink": "learned"},
+    {"positions": "t5", "n_loops": 2, "value_residual": True},
+    {"attention": "fused", "value_embeddings": True},
+    {"n_experts": 4, "diff_attention": True},
+]
+
+
+@pytest.mark.parametrize("fields", IN_PIECES, ids=str)
+def test_a_long_prompt_in_pieces_is_continued_as_without_a_cache(fields, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIECE", 4)
+    lm, lengths, prompts = tiny_lm(seed=2, **fields), [], random_ids(2, 10).tolist()
+    lm.embed.register_forward_hook(lambda module, inputs, x: lengths.append(x.shape[1]))
+    expected = lm.sample(prompts, 13, as_str=False, temperature=0, use_cache=False, return_logprobs=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = lm.sample(prompts, 13, as_str=False, temperature=0, return_logprobs=True)
+    for (ids, logprobs), (expected_ids, expected_logprobs) in zip(found, expected, strict=True):
+        assert ids == expected_ids
+        assert_close(logprobs, expected_logprobs, rtol=0, atol=1e-10)
+    n_steps = max(map(len, (logprobs for _, logprobs in found))) - 1
+    first = [10] if fields.get("layer_architecture") == "torch-transformer" else [3, 3, 4]
+    assert lengths[-len(first) - n_steps :] == first + [1] * n_steps
+
+
+@pytest.mark.parametrize("n_rows", [1, 3])
+def test_pieces_of_a_prompt_get_no_logits(n_rows, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIECE", 4)
+    lm, lengths, prompts = tiny_lm(dtype=torch.float32), [], random_ids(n_rows, 10).tolist()
+    lm.unembed.forward = lambda x, forward=lm.unembed.forward: lengths.append(x.shape[1]) or forward(x)
+    generate(lm, prompts, 1)
+    lengths.clear()
+    generate(lm, prompts, 1)
+    assert lengths == [0, 0, 1]
+    del lm.unembed.forward
+    assert generate(lm, prompts, 3, temperature=0) == generate(lm, prompts, 3, temperature=0, use_cache=False)
+
+
+def test_a_prompt_of_one_piece_passes_at_once():
+    lm, lengths, prompt = tiny_lm(max_seq_len=300), Lengths(), random_ids(1, decoding.MAX_PIECE).tolist()
+    lm.decoder.layers.insert(0, lengths)
+    generate(lm, prompt, 1, temperature=0)
+    assert lengths.seen[-1] == decoding.MAX_PIECE
+    generate(lm, [[*prompt[0], 4]], 1, temperature=0)
+    assert sum(lengths.seen[-2:]) == decoding.MAX_PIECE + 1
+    lengths.seen.clear()
+    generate(lm, [[*prompt[0], 4]], 1, temperature=0, use_cache=False)
+    assert lengths.seen == [decoding.MAX_PIECE + 1]
+
+
 def test_rows_that_are_done_leave_the_batch():
     lm = tiny_lm()
     sizes = []
@@ -251,6 +304,13 @@ class WholeBatch(Layer):
         return x_BTD + ctx.ids_BT.max() * torch.linspace(0, 1, x_BTD.shape[2]).to(x_BTD)
 
 
+class OffInPieces(nn.Module):
+    """A few positions at once get another output than one alone, and than many."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        return x_BTD.flip(-1) if x_BTD.shape[1] in (2, 3, 4) else x_BTD
+
+
 class Gated(nn.Module):
     """Layer without effect before it is trained."""
 
@@ -319,6 +379,14 @@ def test_a_layer_that_looks_far_back_is_detected():
     with pytest.warns(UserWarning, match="logits differ"):
         row = generate(lm, prompt, 13, temperature=0)
     assert row == generate(lm, prompt, 13, temperature=0, use_cache=False)
+
+
+def test_a_layer_that_does_not_take_pieces_is_detected(monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIECE", 4)
+    lm, prompts = lm_with(OffInPieces()), random_ids(2, 10).tolist()
+    with pytest.warns(UserWarning, match="logits differ"):
+        rows = generate(lm, prompts, 3, temperature=0)
+    assert rows == generate(lm, prompts, 3, temperature=0, use_cache=False)
 
 
 def test_a_layer_that_fails_with_one_position_is_detected():
