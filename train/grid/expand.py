@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from common.text import nearest
 from data.data_params import DataParams
 from model.model_params import ModelParams
+from train.grid.claims import Expectations, check_claims, read_expectations
 from train.grid.config_text import (
     VARIANT,
     Config,
@@ -76,6 +77,7 @@ class FileOfGrid(NamedTuple):
     config: Config
     runs: list[Run]
     errors: Errors
+    expectations: Expectations = Expectations()
 
 
 def read_grid(
@@ -117,7 +119,10 @@ def expand_grid(
         config = without_replaced_length(config, chosen)
         rules = read_rules(config, chosen, errors)
         runs = Expansion(config, rules, errors, each, defaults).runs(config.settings | chosen)
-        read.append(FileOfGrid(config, runs, errors))
+        expectations = read_expectations(config, errors)
+        if runs and not errors.lines:
+            check_claims(expectations.claims, runs, errors)
+        read.append(FileOfGrid(config, runs, errors, expectations))
     # Errors of the command line come first, and once.
     read.insert(0, FileOfGrid(Config("", {}, {}), [], on_command_line))
     if any(part.errors.is_misread for part in read):
