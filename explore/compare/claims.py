@@ -56,6 +56,10 @@ class Judgement(NamedTuple):
     verdict: str  # "holds", "fails", or "cannot tell" with a reason or a number of seeds
     decision: Decision
 
+    def entry(self) -> dict[str, object]:
+        """Return the judgement as an entry of the JSON document."""
+        return {name: value for name, value in self._asdict().items() if name != "decision"}
+
 
 class Measured(NamedTuple):
     """What the runs give for a claim."""

@@ -7,11 +7,11 @@ A claim compares numbers, in the grammar of the Grid section. A call in it picks
 """
 
 import ast
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from common.text import did_you_mean
 from train.grid.config_text import VARIANT, Config, Errors, Place, value_of
 from train.grid.expressions import FUNCTIONS, Expression, parse, source_of
 from train.grid.params import MEASURING, SECTION_OF, field_hint
@@ -21,6 +21,7 @@ from train.grid.run import Run
 CLAIMS = 'claims takes an expression for each name, as in {"two layers can": "val_accuracy(n_layers=2) >= 0.95"}'
 COST_UNITS = ("steps", "flops", "seconds")
 TIMES = tuple(f"{unit}_to" for unit in COST_UNITS)  # called with a condition: steps_to("val_accuracy >= 0.95")
+TIME_TO = re.compile(rf"({'|'.join(COST_UNITS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)")  # the column of such a call
 # Called with two columns: how the second changes with the first, over all runs that are picked.
 TRENDS = ("slope", "spearman")
 SPREADS = ("spread",)  # called with a column: its largest value minus the smallest, over all runs that are picked
@@ -170,9 +171,10 @@ def read_pick(call: ast.Call, name: str) -> Pick:
     if len(words) > 1:
         raise ValueError(f"`{text}` has several texts; a column takes at most the name of an evaluation set")
     if name in TIMES:
-        if not words:
+        column = f"{name}: {words[0] if words else ''}"
+        if not TIME_TO.fullmatch(column):
             raise ValueError(f'`{text}`: {name} takes a condition, as in {name}("val_accuracy >= 0.95")')
-        return Pick(text, (f"{name}: {words[0]}",), fields)
+        return Pick(text, (column,), fields)
     return Pick(text, (f"{name}[{words[0]}]" if words else name,), fields)
 
 

@@ -61,9 +61,14 @@ class GridError(ValueError):
 
 
 def config_files(name: str, folder: Path) -> list[Path]:
-    """Return `name`.txt and every `name`-*.txt of `folder`, sorted. Raise GridError if there are none."""
+    """Return `name`.txt and every `name`-*.txt of `folder`, sorted. Raise GridError if there are none.
+
+    A name in a folder of `folder`, such as reproduce/copy, stands for that file alone.
+    """
+    inside, _, name = name.rpartition("/")
+    folder = folder / inside
     stems = sorted(path.stem for path in folder.glob("*.txt"))
-    chosen = [stem for stem in stems if stem == name or stem.startswith(f"{name}-")]
+    chosen = [stem for stem in stems if stem == name or (not inside and stem.startswith(f"{name}-"))]
     if not chosen:
         names = {part for stem in stems for part in (stem, stem.split("-")[0])}
         hint = "".join(f"did you mean {near!r}? " for near in nearest(name, names))
@@ -141,7 +146,7 @@ def check_grid(
     elsewhere, reported with the others.
     """
     lines, notes = [*known], []
-    for config, runs, errors in read:
+    for config, runs, errors, _ in read:
         errors.notes += other_meanings(config, runs)
         for message, places in problems(runs) if runs else ():
             errors.add_located(message, places)

@@ -28,8 +28,8 @@ Exit codes
   0    done
   1    a run or a check failed
   2    nothing was run: the input has an error, or outputs cannot be written
-  3    --against: worse
-  4    --against: cannot tell
+  3    --against: worse; --reproduce: a claim fails
+  4    --against and --reproduce: cannot tell
   130  interrupted
 """
 
@@ -75,6 +75,14 @@ def add_what_to_do(group: argparse._MutuallyExclusiveGroup) -> None:
         "--report",
         metavar="NAME",
         help="report on the runs that --config=NAME --save kept, train nothing: --report=test",
+    )
+    add(
+        "--reproduce",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="list published results with what was seen here, or train one of them anew and judge its claims: "
+        "--reproduce, --reproduce=induction",
     )
     add("--configs", action="store_true", help="list the configs, with the number of their runs: --configs")
     add(
