@@ -14,8 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from explore.compare.against import Decision
 from explore.compare.metrics import RunRow, float_in, number_text
@@ -27,6 +25,7 @@ from explore.compare.verdicts import (
     WINNERS,
     at_seeds,
     complete_seeds,
+    holm,
     mean_and_error,
     near_optimal_p_values,
     style_of_verdict,
@@ -88,16 +87,12 @@ def judge(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[Judgement]:
             found.append(str(reason))
     known = [one for one in found if isinstance(one, Measured)]
     pairs = [p_values(one) for one in known]
-    holds, fails = (corrected([getattr(pair, name) for pair in pairs]) for name in TwoP._fields)
+    holds, fails = (holm([getattr(pair, name) for pair in pairs]) for name in TwoP._fields)
     ends = iter(zip(holds, fails, strict=True))
     return [
         unknown(claim, one) if isinstance(one, str) else judgement(claim, one, TwoP(*next(ends)), len(known))
         for claim, one in zip(claims, found, strict=True)
     ]
-
-
-def corrected(p_values: Sequence[float]) -> list[float]:
-    return [float(p) for p in multipletests(p_values, ALPHA, method="holm")[1]] if p_values else []
 
 
 def measure(claim: Claim, rows: Sequence[RunRow]) -> Measured:
@@ -130,7 +125,9 @@ def values_of_pick(pick: Pick, rows: Sequence[RunRow]) -> tuple[dict[int, float]
     picked = [row for row in rows if pick.takes({**row, "variant": row.get(measured_column("variant"))})]
     if not picked:
         raise Unknown(f"no run of `{pick.text}` has ended")
-    tuned = [name for name in TUNED if name not in pick.fields and name not in pick.columns and not is_spread(pick)]
+    tuned = [
+        name for name in TUNED if name not in pick.fields and name not in pick.columns and not is_spread(pick)
+    ]
     try:
         variants = gather(pd.DataFrame(picked, dtype=object), tuned, pick.columns[-1])[0]
     except ValueError as error:
@@ -142,7 +139,9 @@ def values_of_pick(pick: Pick, rows: Sequence[RunRow]) -> tuple[dict[int, float]
     choices = math.prod(near_optimal_settings(one) for one in ready)
     if not pick.function:
         if len(ready) > 1:
-            raise Unknown(f"`{pick.text}` picks {len(ready)} variants: {'; '.join(one.name for one in ready[:3])}")
+            raise Unknown(
+                f"`{pick.text}` picks {len(ready)} variants: {'; '.join(one.name for one in ready[:3])}"
+            )
         return of_variants[0], choices
     seeds = set.intersection(*(set(one) for one in of_variants))
     return {seed: over_runs(pick, ready, of_variants, seed) for seed in seeds}, choices
@@ -156,7 +155,9 @@ def values_by_seed(one: Variant) -> dict[int, float]:
     """Return the metric at the best setting by seed: infinite, or its negative, for runs that diverged or failed."""
     losses_S = one.losses_LS[0 if one.best is None else one.best]
     return {
-        seed: one.sign * float(loss) for seed, loss in zip(one.seeds, losses_S, strict=True) if not math.isnan(loss)
+        seed: one.sign * float(loss)
+        for seed, loss in zip(one.seeds, losses_S, strict=True)
+        if not math.isnan(loss)
     }
 
 
@@ -168,7 +169,9 @@ def near_optimal_settings(one: Variant) -> float:
     return max(1.0, float(np.minimum(1, WINNERS * near_optimal_p_values(at_seeds(one, seeds))).sum()))
 
 
-def over_runs(pick: Pick, variants: Sequence[Variant], values: Sequence[Mapping[int, float]], seed: int) -> float:
+def over_runs(
+    pick: Pick, variants: Sequence[Variant], values: Sequence[Mapping[int, float]], seed: int
+) -> float:
     """Return the trend or the spread over all picked runs of a seed."""
     y = np.array([of_variant[seed] for of_variant in values])
     if is_spread(pick):
@@ -229,7 +232,9 @@ def sign_test(margin_S: np.ndarray) -> TwoP:
 
 
 def judgement(claim: Claim, one: Measured, p: TwoP, n_tests: int) -> Judgement:
-    smallest = min(one.margins, key=lambda margin_S: float(np.nan_to_num(margin_S, nan=-math.inf).mean()))
+    smallest = min(
+        one.margins, key=lambda margin_S: -math.inf if np.isnan(margin_S).any() else margin_S.mean()
+    )
     mean, low, high = bounds(smallest)
     if p.is_false < ALPHA:
         verdict, decision = "holds", Decision.NO_WORSE
@@ -277,7 +282,7 @@ def seeds_that_would(margin_S: np.ndarray, one: Measured, n_tests: int) -> str:
     level = ALPHA / (one.factor * n_tests * len(one.margins))
     if math.isfinite(error) and error > CONSTANT * abs(mean):
         effect = abs(mean) / (error * math.sqrt(n_now))
-        enough = TTestPower().power(effect, n, level, alternative="larger") >= POWER
+        enough = stats.nct.sf(stats.t.isf(level, n - 1), n - 1, effect * np.sqrt(n)) >= POWER
     else:
         enough = 0.5**n < level
     if not np.any(enough):
@@ -299,10 +304,14 @@ def table_of_claims(judgements: Sequence[Judgement]) -> FittedTable:
     return FittedTable(
         [
             TableColumn("claim", [one.name for one in judgements], wraps=True, is_left=True, styles=styles),
-            TableColumn("expected", [one.expected for one in judgements], 1, wraps=True, is_left=True, styles=styles),
+            TableColumn(
+                "expected", [one.expected for one in judgements], 1, wraps=True, is_left=True, styles=styles
+            ),
             TableColumn("seen", [one.seen for one in judgements], is_left=True, styles=styles),
             TableColumn("seeds", [str(one.n_seeds) for one in judgements], 2, styles=styles),
-            TableColumn("verdict", [one.verdict for one in judgements], wraps=True, is_left=True, styles=styles),
+            TableColumn(
+                "verdict", [one.verdict for one in judgements], wraps=True, is_left=True, styles=styles
+            ),
         ]
     )
 

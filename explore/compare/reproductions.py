@@ -17,9 +17,8 @@ from explore.compare.claims import Judgement, judge
 from explore.compare.metrics import RunRow, Time, all_stats, is_number, measured, read_metric, time_to
 from train.fitted_table import FittedTable, TableColumn
 from train.grid.claims import TIME_TO, Claim, Expectations
-from train.grid.config_text import VARIANT
 from train.grid.expand import GridError, config_files, expand_grid
-from train.grid.params import SECTION_OF, Params, measured_column
+from train.grid.params import SECTION_OF
 from train.saving.code import hash_of_text
 from train.saving.durable import replacing
 from train.saving.provenance import code_of_this_process
@@ -54,7 +53,9 @@ def keep(file: Path, claims: Sequence[Claim], rows: Sequence[RunRow]) -> None:
         {
             "fields": {name: value for name, value in own.items() if name not in common},
             "metrics": {name: short(value) for name, value in row.items() if is_kept(name, value)},
-            "times": {column: time_to(row, read_metric(column)) for column in times if TIME_TO.fullmatch(column)},
+            "times": {
+                column: time_to(row, read_metric(column)) for column in times if TIME_TO.fullmatch(column)
+            },
             "curve": curve_of(row),
             "code": code_hash(own),
             "date": f"{datetime.now():%Y-%m-%d}",
@@ -125,7 +126,7 @@ def all_reproductions(configs: Path, records: Path) -> list[Reproduction]:
 
 def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
     """Return the table of all claims of the shipped configs, with what was seen."""
-    lines = []
+    lines: list[tuple[str, str, Judgement, str]] = []
     for one in found:
         for judgement in one.judgements:
             when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else "never"
@@ -141,5 +142,8 @@ def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
     }
     ranks = {"expected": 2, "run on": 1}
     return FittedTable(
-        [TableColumn(title, cells, ranks.get(title, 0), wraps=title != "seen", is_left=True) for title, cells in titles.items()]
+        [
+            TableColumn(title, cells, ranks.get(title, 0), wraps=title != "seen", is_left=True)
+            for title, cells in titles.items()
+        ]
     )

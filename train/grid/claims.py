@@ -18,13 +18,21 @@ from train.grid.params import MEASURING, SECTION_OF, field_hint
 from train.grid.rules import text_of
 from train.grid.run import Run
 
-CLAIMS = 'claims takes an expression for each name, as in {"two layers can": "val_accuracy(n_layers=2) >= 0.95"}'
+CLAIMS = (
+    'claims takes an expression for each name, as in {"two layers can": "val_accuracy(n_layers=2) >= 0.95"}'
+)
 COST_UNITS = ("steps", "flops", "seconds")
-TIMES = tuple(f"{unit}_to" for unit in COST_UNITS)  # called with a condition: steps_to("val_accuracy >= 0.95")
-TIME_TO = re.compile(rf"({'|'.join(COST_UNITS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)")  # the column of such a call
+TIMES = tuple(
+    f"{unit}_to" for unit in COST_UNITS
+)  # called with a condition: steps_to("val_accuracy >= 0.95")
+TIME_TO = re.compile(
+    rf"({'|'.join(COST_UNITS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)"
+)  # the column of such a call
 # Called with two columns: how the second changes with the first, over all runs that are picked.
 TRENDS = ("slope", "spearman")
-SPREADS = ("spread",)  # called with a column: its largest value minus the smallest, over all runs that are picked
+SPREADS = (
+    "spread",
+)  # called with a column: its largest value minus the smallest, over all runs that are picked
 SEED = "random_seed"
 TUNED = ("lr",)  # a pick takes the best of the values that the grid tries
 COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
@@ -149,11 +157,8 @@ def with_names(node: ast.expr, picks: dict[str, Pick]) -> ast.expr:
 
 def read_pick(call: ast.Call, name: str) -> Pick:
     """Return the pick that a call of `name` stands for. Raise ValueError if it is none."""
-    text, fields = ast.unparse(call), {}
-    for keyword in call.keywords:
-        if keyword.arg is None:
-            raise ValueError(f"`{text}` has **, which is not allowed")
-        fields[keyword.arg] = value_of(keyword.value)
+    text = ast.unparse(call)
+    fields = {str(keyword.arg): value_of(keyword.value) for keyword in call.keywords}
     texts = [text_of(argument) for argument in call.args]
     if None in texts:
         raise ValueError(f"`{text}`: values need the names of their fields, as in {name}(n_layers=2)")

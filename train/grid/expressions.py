@@ -149,7 +149,9 @@ def is_allowed(node: ast.AST) -> bool:
 
 def is_call_by_name(node: ast.AST) -> bool:
     """Return True for a call of a name, with or without keywords, and for a keyword."""
-    return isinstance(node, ast.keyword) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
+    if isinstance(node, ast.keyword):
+        return node.arg is not None
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
 
 
 def has_identity(operators: list[ast.cmpop]) -> bool:

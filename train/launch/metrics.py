@@ -40,7 +40,10 @@ def metric_problems(runs: list[Run], call: Call) -> Iterator[tuple[Run, str]]:
                     f"{shown}: evaluation sets are evaluated at the end of a run only, unless eval_every is set",
                 )
             elif name not in found.statistics:
-                yield run, f"{shown}: there is no metric {name!r}; {did_you_mean(name, sorted(found.statistics))}"
+                yield (
+                    run,
+                    f"{shown}: there is no metric {name!r}; {did_you_mean(name, sorted(found.statistics))}",
+                )
 
 
 def metrics_named(train: TrainParams) -> Iterator[tuple[str, str]]:
@@ -77,9 +80,13 @@ def claim_problems(runs: Sequence[Run], expected: Mapping[str, Expectations], ca
         for claim, pick, column in columns_named(expectations):
             time = TIME_TO.fullmatch(column)
             name = time[2] if time else column
-            if name in (ALWAYS if time else {*COLUMNS, *final_metrics, *(SECTION_OF if pick.function else ())}):
+            if name in (
+                ALWAYS if time else {*COLUMNS, *final_metrics, *(SECTION_OF if pick.function else ())}
+            ):
                 continue
-            values = ((run, run.params.flat() | {VARIANT: run.variant}) for run in runs if run.config == config)
+            values = (
+                (run, run.params.flat() | {VARIANT: run.variant}) for run in runs if run.config == config
+            )
             run = next(run for run, own in values if pick.takes(own))
             if run.number not in recorded:
                 recorded[run.number] = recorded_in_trial(run, call)

@@ -9,9 +9,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from explore.compare.verdicts import compare
+from explore.compare.verdicts import compare, holm
 
-pytestmark = pytest.mark.usefixtures("without_collecting")
 RATES = (0.001, 0.01)
 
 
@@ -282,3 +281,9 @@ def test_no_runs_and_one_variant():
 def test_mistakes_are_one_sentence(options, words):
     with pytest.raises(ValueError, match=words):
         compare(runs(BETTER), **options)
+
+
+def test_holms_correction_is_that_of_statsmodels():
+    p = np.random.default_rng(0).uniform(size=20) ** 3
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm([]) == []
