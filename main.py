@@ -180,7 +180,7 @@ def run_grid(args: argparse.Namespace) -> int:
         for line in sweep.last_lines(runs, outcomes, call):
             log.info(line)
     document.add(runs=[outcome_entry(run, outcome) for run, outcome in zip(runs, outcomes, strict=False)])
-    judgements = judge_claims(expected, runs, outcomes) if rank() == 0 else []
+    judgements = judge_claims(expected, runs, outcomes, call.out) if rank() == 0 else []
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
         save_report(args, runs, [*outcomes, *before], call, judgements)
     code = sweep.exit_code(outcomes)
@@ -239,19 +239,19 @@ def look_at_grid(
 
 
 def judge_claims(
-    expected: dict[str, Expectations], runs: Sequence[Run], outcomes: "Sequence[Outcome]"
+    expected: dict[str, Expectations], runs: Sequence[Run], outcomes: "Sequence[Outcome]", out: Path
 ) -> "list[Judgement]":
     """Judge the claims of the configs by the runs of this call, and log the judgements."""
     if not any(one.claims for one in expected.values()):
         return []
-    from explore.compare.claims import judge, table_of_claims
+    from explore.compare.claims import fill_metrics, judge, table_of_claims
     from explore.compare.report import rows_of_grid
 
     judgements = []
     for config, one in expected.items():
         own = [(run.params, end) for run, end in zip(runs, outcomes, strict=False) if run.config == config]
         rows = rows_of_grid([params for params, _ in own], [end for _, end in own])
-        judgements += judge(one.claims, rows)
+        judgements += judge(one.claims, fill_metrics(one.claims, rows, out))
     document.add(claims=[one.entry() for one in judgements])
     log.info(table_of_claims(judgements))
     return judgements

@@ -8,7 +8,8 @@ Shape suffixes:  L setting of the tuned fields  S seed
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ import pandas as pd
 from scipy import stats
 
 from explore.compare.against import Decision
-from explore.compare.metrics import RunRow, float_in, number_text
-from explore.compare.variants import Variant, gather, with_plural
+from explore.compare.metrics import RunRow, float_in, measured, number_text
+from explore.compare.variants import Variant, ended_badly, gather, with_plural
 from explore.compare.verdicts import (
     ALPHA,
     MAX_SEEDS,
@@ -30,6 +31,8 @@ from explore.compare.verdicts import (
     near_optimal_p_values,
     style_of_verdict,
 )
+from explore.load import open_run
+from train.final_metrics import final_metrics, values_of_metrics
 from train.fitted_table import FittedTable, TableColumn
 from train.grid.claims import TIMES, TUNED, Claim, Comparison, Pick
 from train.grid.params import measured_column
@@ -93,6 +96,24 @@ def judge(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[Judgement]:
         unknown(claim, one) if isinstance(one, str) else judgement(claim, one, TwoP(*next(ends)), len(known))
         for claim, one in zip(claims, found, strict=True)
     ]
+
+
+def fill_metrics(claims: Sequence[Claim], rows: Sequence[RunRow], root: Path) -> list[RunRow]:
+    """Return the rows with the registered metrics that claims name. Of runs saved without them, the weights are read."""
+    picks = [pick for claim in claims for pick in claim.picks.values()]
+    names = {column for pick in picks for column in pick.columns if column in final_metrics}
+    return [
+        row if names <= row.keys() or ended_badly(row) else row | saved_metrics(row, names, root)
+        for row in rows
+    ]
+
+
+def saved_metrics(row: RunRow, names: Collection[str], root: Path) -> RunRow:
+    folder = measured(row, "folder")
+    if folder is None:
+        return {}
+    opened = open_run(Path(str(folder)), root)
+    return {**values_of_metrics([name for name in names if name not in row], opened.lm, opened.dataset)}
 
 
 def measure(claim: Claim, rows: Sequence[RunRow]) -> Measured:
