@@ -21,7 +21,7 @@ from train.logs import log, log_to_console, log_to_file, status
 from train.processes import INTERRUPTED, import_all, rank, silence_rank, start_server_of_workers
 
 if TYPE_CHECKING:  # these import torch, which is slow
-    from explore.compare.claims import Judgement
+    from explore.compare.claims import ClaimVerdict
     from explore.compare.verdicts import CompareOptions
     from train.launch.against import Baseline
     from train.saving.outcome import Outcome
@@ -132,7 +132,7 @@ def list_reproductions(args: argparse.Namespace) -> int:
     from explore.compare.reproductions import all_reproductions, table_of_reproductions
 
     found = all_reproductions(CONFIGS, RECORDS)
-    document.add(claims=[judgement.entry() for one in found for judgement in one.judgements])
+    document.add(claims=[verdict.entry() for one in found for verdict in one.verdicts])
     log.info(table_of_reproductions(found))
     return 0
 
@@ -180,9 +180,9 @@ def run_grid(args: argparse.Namespace) -> int:
         for line in sweep.last_lines(runs, outcomes, call):
             log.info(line)
     document.add(runs=[outcome_entry(run, outcome) for run, outcome in zip(runs, outcomes, strict=False)])
-    judgements = judge_claims(expected, runs, outcomes, call.out) if rank() == 0 else []
+    verdicts = judge_claims(expected, runs, outcomes, call.out) if rank() == 0 else []
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
-        save_report(args, runs, [*outcomes, *before], call, judgements)
+        save_report(args, runs, [*outcomes, *before], call, verdicts)
     code = sweep.exit_code(outcomes)
     if rank() or code == INTERRUPTED:
         return code
@@ -191,7 +191,7 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.noise:
         say_noise(runs, outcomes)
     if args.reproduce:
-        return code or judge_reproduction(args.reproduce, expected, runs, outcomes, judgements)
+        return code or judge_reproduction(args.reproduce, expected, runs, outcomes, verdicts)
     if baseline is None or any(outcome.failed for outcome in outcomes):
         return code
     return judge_code(args, baseline, runs, (outcomes, before), call)
@@ -240,21 +240,21 @@ def look_at_grid(
 
 def judge_claims(
     expected: dict[str, Expectations], runs: Sequence[Run], outcomes: "Sequence[Outcome]", out: Path
-) -> "list[Judgement]":
-    """Judge the claims of the configs by the runs of this call, and log the judgements."""
+) -> "list[ClaimVerdict]":
+    """Judge the claims of the configs by the runs of this call, and log the verdicts."""
     if not any(one.claims for one in expected.values()):
         return []
-    from explore.compare.claims import fill_metrics, judge, table_of_claims
+    from explore.compare.claims import fill_metrics, judge_all, table_of_claims
     from explore.compare.report import rows_of_grid
 
-    judgements = []
+    verdicts = []
     for config, one in expected.items():
         own = [(run.params, end) for run, end in zip(runs, outcomes, strict=False) if run.config == config]
         rows = rows_of_grid([params for params, _ in own], [end for _, end in own])
-        judgements += judge(one.claims, fill_metrics(one.claims, rows, out))
-    document.add(claims=[one.entry() for one in judgements])
-    log.info(table_of_claims(judgements))
-    return judgements
+        verdicts += judge_all(one.claims, fill_metrics(one.claims, rows, out))
+    document.add(claims=[one.entry() for one in verdicts])
+    log.info(table_of_claims(verdicts))
+    return verdicts
 
 
 def outcome_entry(run: Run, outcome: "Outcome") -> dict[str, object]:
@@ -268,7 +268,7 @@ def save_report(
     runs: Sequence[Run],
     outcomes: "Sequence[Outcome]",
     call: Call,
-    judgements: "Sequence[Judgement]" = (),
+    verdicts: "Sequence[ClaimVerdict]" = (),
 ) -> None:
     """Write the report of a grid that has run."""
     from explore.compare.report import report_grid
@@ -277,7 +277,7 @@ def save_report(
         params, options = [run.params for run in runs], report_options(args)
         prints = args.against is None
         name = runs_folder(args.config)
-        report_grid(name, params, outcomes, call.out, prints=prints, judgements=judgements, **options)
+        report_grid(name, params, outcomes, call.out, prints=prints, claims=verdicts, **options)
     except (OSError, ValueError) as error:
         log.error(f"no report: {error}")
 
@@ -287,16 +287,16 @@ def judge_reproduction(
     expected: dict[str, Expectations],
     runs: Sequence[Run],
     outcomes: "Sequence[Outcome]",
-    judgements: "Sequence[Judgement]",
+    verdicts: "Sequence[ClaimVerdict]",
 ) -> int:
     """Keep the runs of a published result in the repository. Return the exit code by its claims."""
-    from explore.compare.claims import overall
+    from explore.compare.claims import decision_on
     from explore.compare.report import rows_of_grid
     from explore.compare.reproductions import keep
 
     rows = rows_of_grid([run.params for run in runs], outcomes)
     keep(RECORDS / f"{name}.json", [claim for one in expected.values() for claim in one.claims], rows)
-    return overall(judgements)
+    return decision_on(verdicts)
 
 
 def say_noise(runs: Sequence[Run], outcomes: "Sequence[Outcome]") -> None:

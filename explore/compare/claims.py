@@ -44,8 +44,8 @@ class Unknown(ValueError):
     """Raised with the reason why a claim cannot be judged."""
 
 
-class Judgement(NamedTuple):
-    """A claim and what the runs say about it."""
+class ClaimVerdict(NamedTuple):
+    """The verdict on a claim, and what it rests on."""
 
     name: str
     expected: str  # the claim, as it is written
@@ -59,12 +59,12 @@ class Judgement(NamedTuple):
     decision: Decision
 
     def entry(self) -> dict[str, object]:
-        """Return the judgement as an entry of the JSON document."""
+        """Return the verdict as an entry of the JSON document."""
         return {name: value for name, value in self._asdict().items() if name != "decision"}
 
 
 class Measured(NamedTuple):
-    """What the runs give for a claim."""
+    """The numbers that runs give for a claim."""
 
     sides: list[np.ndarray]  # the numbers that it compares [S]
     margins: list[np.ndarray]  # by how much each comparison holds [S]
@@ -80,7 +80,7 @@ class TwoP(NamedTuple):
     is_true: float
 
 
-def judge(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[Judgement]:
+def judge_all(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[ClaimVerdict]:
     """Return the judgement on each claim about these runs, which are rows of `runs()`."""
     found: list[Measured | str] = []
     for claim in claims:
@@ -93,7 +93,7 @@ def judge(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[Judgement]:
     holds, fails = (holm([getattr(pair, name) for pair in pairs]) for name in TwoP._fields)
     ends = iter(zip(holds, fails, strict=True))
     return [
-        unknown(claim, one) if isinstance(one, str) else judgement(claim, one, TwoP(*next(ends)), len(known))
+        unknown(claim, one) if isinstance(one, str) else verdict_on(claim, one, TwoP(*next(ends)), len(known))
         for claim, one in zip(claims, found, strict=True)
     ]
 
@@ -252,30 +252,30 @@ def sign_test(margin_S: np.ndarray) -> TwoP:
     return TwoP(float(stats.binom.sf(n_held - 1, n, 0.5)), float(stats.binom.cdf(n_held, n, 0.5)))
 
 
-def judgement(claim: Claim, one: Measured, p: TwoP, n_tests: int) -> Judgement:
+def verdict_on(claim: Claim, one: Measured, p: TwoP, n_tests: int) -> ClaimVerdict:
     smallest = min(
         one.margins, key=lambda margin_S: -math.inf if np.isnan(margin_S).any() else margin_S.mean()
     )
-    mean, low, high = bounds(smallest)
+    mean, low, high = bounds_of_margin(smallest)
     if p.is_false < ALPHA:
         verdict, decision = "holds", Decision.NO_WORSE
     elif p.is_true < ALPHA:
         verdict, decision = "fails", Decision.WORSE
     else:
-        verdict, decision = f"cannot tell; {seeds_that_would(smallest, one, n_tests)}", Decision.CANNOT_TELL
-    return Judgement(
+        verdict, decision = f"cannot tell; {seeds_that_tell(smallest, one, n_tests)}", Decision.CANNOT_TELL
+    return ClaimVerdict(
         claim.name, claim.text, seen(claim, one), mean, low, high, len(smallest), min(p), verdict, decision
     )
 
 
-def unknown(claim: Claim, reason: str) -> Judgement:
+def unknown(claim: Claim, reason: str) -> ClaimVerdict:
     nan = math.nan
-    return Judgement(
+    return ClaimVerdict(
         claim.name, claim.text, "-", nan, nan, nan, 0, nan, f"cannot tell: {reason}", Decision.CANNOT_TELL
     )
 
 
-def bounds(margin_S: np.ndarray) -> tuple[float, float, float]:
+def bounds_of_margin(margin_S: np.ndarray) -> tuple[float, float, float]:
     """Return the mean over seeds and two one-sided bounds of it, each at level 1 - ALPHA."""
     with np.errstate(invalid="ignore"):
         mean, error = map(float, mean_and_error(margin_S))
@@ -295,7 +295,7 @@ def seen(claim: Claim, one: Measured) -> str:
     return text
 
 
-def seeds_that_would(margin_S: np.ndarray, one: Measured, n_tests: int) -> str:
+def seeds_that_tell(margin_S: np.ndarray, one: Measured, n_tests: int) -> str:
     """Return how many more seeds would probably tell, if the numbers stay as they are."""
     mean, error = map(float, mean_and_error(margin_S))
     n_now = len(margin_S)
@@ -311,27 +311,27 @@ def seeds_that_would(margin_S: np.ndarray, one: Measured, n_tests: int) -> str:
     return f"about {with_plural(int(n[np.argmax(enough)]) - n_now, 'more seed')} would"
 
 
-def overall(judgements: Sequence[Judgement]) -> Decision:
+def decision_on(verdicts: Sequence[ClaimVerdict]) -> Decision:
     """Return the exit code of a call that judges claims: all hold, one fails, or some cannot be told."""
-    found = {one.decision for one in judgements}
+    found = {one.decision for one in verdicts}
     if Decision.WORSE in found:
         return Decision.WORSE
     return Decision.NO_WORSE if found <= {Decision.NO_WORSE} else Decision.CANNOT_TELL
 
 
-def table_of_claims(judgements: Sequence[Judgement]) -> FittedTable:
+def table_of_claims(verdicts: Sequence[ClaimVerdict]) -> FittedTable:
     """Return the table of claims for a terminal."""
-    styles = [style_of_claim(one.verdict) for one in judgements]
+    styles = [style_of_claim(one.verdict) for one in verdicts]
     return FittedTable(
         [
-            TableColumn("claim", [one.name for one in judgements], wraps=True, is_left=True, styles=styles),
+            TableColumn("claim", [one.name for one in verdicts], wraps=True, is_left=True, styles=styles),
             TableColumn(
-                "expected", [one.expected for one in judgements], 1, wraps=True, is_left=True, styles=styles
+                "expected", [one.expected for one in verdicts], 1, wraps=True, is_left=True, styles=styles
             ),
-            TableColumn("seen", [one.seen for one in judgements], is_left=True, styles=styles),
-            TableColumn("seeds", [str(one.n_seeds) for one in judgements], 2, styles=styles),
+            TableColumn("seen", [one.seen for one in verdicts], is_left=True, styles=styles),
+            TableColumn("seeds", [str(one.n_seeds) for one in verdicts], 2, styles=styles),
             TableColumn(
-                "verdict", [one.verdict for one in judgements], wraps=True, is_left=True, styles=styles
+                "verdict", [one.verdict for one in verdicts], wraps=True, is_left=True, styles=styles
             ),
         ]
     )

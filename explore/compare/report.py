@@ -10,7 +10,7 @@ from typing import Unpack
 
 import pandas as pd
 
-from explore.compare.claims import Judgement
+from explore.compare.claims import ClaimVerdict
 from explore.compare.code import CodeOfRun, code_diffs, with_code_labels
 from explore.compare.csv_files import write_csv
 from explore.compare.curves import read_curves
@@ -115,13 +115,13 @@ def report_grid(
     root: Path,
     *,
     prints: bool = True,
-    judgements: Sequence[Judgement] = (),
+    claims: Sequence[ClaimVerdict] = (),
     **options: Unpack[CompareOptions],
 ) -> Page:
     """Write the report of a config whose grid has just run. `runs` and `outcomes` are those of the grid.
 
     The report covers all saved runs of the config, those of earlier calls included, and runs of this grid that failed
-    without a folder. `judgements` on claims stand at its top. Without `prints`, only its place is printed.
+    without a folder. `claims` are verdicts on the claims of the config, which stand at its top. Without `prints`, only its place is printed.
     `options` are keyword arguments of compare().
     """
     saved = folders_of(name, root) | {one.folder for one in outcomes if one.folder is not None}
@@ -130,7 +130,7 @@ def report_grid(
         if outcome.folder is None and outcome.failed:
             failed.append(row_of_unsaved(params, outcome))
             rows = [row for row in rows if not is_remnant(row, params)]
-    return write_report(tidy(rows + failed), name, root, options, prints, judgements)
+    return write_report(tidy(rows + failed), name, root, options, prints, claims)
 
 
 def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOptions) -> None:
@@ -173,7 +173,7 @@ def write_report(
     root: Path,
     options: CompareOptions,
     prints: bool = True,
-    judgements: Sequence[Judgement] = (),
+    claims: Sequence[ClaimVerdict] = (),
 ) -> Page:
     """Write results.csv, report.html and report.md to reports/{name}/, print the comparison, and return the page.
 
@@ -187,13 +187,23 @@ def write_report(
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")
-    page = Page(page_of(name, table, variants, comparison, effect, judgements), title=f"Report: {name}")
+    page = Page(page_of(name, table, variants, comparison, effect, claims), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
     shown, notes = comparison if effect is None else effect, comparison.attrs["notes"]
     heading = [] if effect is None else [f"main effect of {by}, over all other fields and seeds"]
     verdicts = [f"- {line}" for line in sentences(shown)]
-    claims = [f"- {one.name}: {one.verdict}. Expected {one.expected}, seen {one.seen}" for one in judgements]
-    lines = [f"# Report: {name}", "", *claims, *notes, *heading, "", *markdown_table(shown), "", *verdicts]
+    claim_lines = [f"- {one.name}: {one.verdict}. Expected {one.expected}, seen {one.seen}" for one in claims]
+    lines = [
+        f"# Report: {name}",
+        "",
+        *claim_lines,
+        *notes,
+        *heading,
+        "",
+        *markdown_table(shown),
+        "",
+        *verdicts,
+    ]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     rows = [{**row, "metric": options.get("metric", "val_loss")} for row in comparison_rows(shown)]
     document.add(verdicts=rows, report=folder / "report.html")
@@ -237,7 +247,7 @@ def page_of(
     variants: Sequence[Variant],
     comparison: pd.DataFrame,
     effect: pd.DataFrame | None = None,
-    judgements: Sequence[Judgement] = (),
+    claims: Sequence[ClaimVerdict] = (),
 ) -> str:
     """Return the HTML of the report. `effect` is a comparison by one field, over all others."""
     rows = comparison_rows(comparison)
@@ -254,7 +264,7 @@ def page_of(
     bodies = sections(values, parts, table, notes, left_out)
     if effect is not None:
         bodies["parts"] = main_effect(effect) + bodies["parts"]
-    bodies["notes"] = claims_section(judgements) + bodies["notes"]
+    bodies["notes"] = claims_section(claims) + bodies["notes"]
     return fill_template("report.html", ["report.js"], bodies)
 
 
@@ -299,11 +309,11 @@ def censored_note(row: ComparisonRow) -> str:
     return f" ({with_plural(row['n_censored'], 'run')} never)" if row["n_censored"] else ""
 
 
-def claims_section(judgements: Sequence[Judgement]) -> str:
+def claims_section(claims: Sequence[ClaimVerdict]) -> str:
     """Return the section of the page about claims, or "" if there are none."""
-    if not judgements:
+    if not claims:
         return ""
-    cells = [(one.name, one.expected, one.seen, str(one.n_seeds), one.verdict) for one in judgements]
+    cells = [(one.name, one.expected, one.seen, str(one.n_seeds), one.verdict) for one in claims]
     body = ["".join(text_cell(cell) for cell in line) for line in cells]
     return f"<section><h2>Claims</h2>{html_table(['claim', 'expected', 'seen', 'seeds', 'verdict'], body)}</section>"
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from explore.compare.claims import Judgement, judge
+from explore.compare.claims import ClaimVerdict, judge_all
 from explore.compare.metrics import RunRow, Time, all_stats, is_number, measured, read_metric, time_to
 from train.fitted_table import FittedTable, TableColumn
 from train.grid.claims import TIME_TO, Claim, Expectations
@@ -22,8 +22,9 @@ from train.grid.params import SECTION_OF
 from train.saving.code import hash_of_text
 from train.saving.durable import replacing
 from train.saving.provenance import code_of_this_process
+from train.saving.run_folder import as_tuples
 
-FOLDER = "reproduce"  # of the configs
+REPRODUCE = "reproduce"  # of the configs
 RECORD_FORMAT = 1  # of the files
 CURVE_POINTS = 40  # of a run's validations that are kept
 LEFT_OUT = ("sample", "folder", "timestamp")  # measured values that say nothing about a claim
@@ -40,8 +41,8 @@ class Reproduction(NamedTuple):
     has_todays_code: bool
 
     @property
-    def judgements(self) -> list[Judgement]:
-        return judge(self.expectations.claims, self.rows)
+    def verdicts(self) -> list[ClaimVerdict]:
+        return judge_all(self.expectations.claims, self.rows)
 
 
 def keep(file: Path, claims: Sequence[Claim], rows: Sequence[RunRow]) -> None:
@@ -91,7 +92,7 @@ def code_hash(values: Mapping[str, object]) -> str:
 
 def read_reproduction(name: str, configs: Path, records: Path) -> Reproduction:
     """Return a config of the folder reproduce with its kept runs. Raise GridError if the config has errors."""
-    read = expand_grid(config_files(f"{FOLDER}/{name}", configs))
+    read = expand_grid(config_files(f"{REPRODUCE}/{name}", configs))
     if errors := [line for part in read for line in part.errors.lines]:
         raise GridError(errors)
     expectations = read[-1].expectations
@@ -114,21 +115,16 @@ def row_of_record(one: Mapping[str, Any], common: Mapping[str, Any]) -> RunRow:
     return {**one["metrics"], **times, **fields_of(one, common)}
 
 
-def as_tuples(value: object) -> object:
-    """Return a value of a field as it is in Python: JSON has no tuples."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
-
-
 def all_reproductions(configs: Path, records: Path) -> list[Reproduction]:
-    names = sorted(path.stem for path in (configs / FOLDER).glob("*.txt"))
+    names = sorted(path.stem for path in (configs / REPRODUCE).glob("*.txt"))
     return [read_reproduction(name, configs, records) for name in names]
 
 
 def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
     """Return the table of all claims of the shipped configs, with what was seen."""
-    lines: list[tuple[str, str, Judgement, str]] = []
+    lines: list[tuple[str, str, ClaimVerdict, str]] = []
     for one in found:
-        for judgement in one.judgements:
+        for judgement in one.verdicts:
             when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else "never"
             name = one.name if not lines or lines[-1][0] != one.name else ""
             lines.append((one.name, name, judgement, when))

@@ -22,20 +22,16 @@ CLAIMS = (
     'claims takes an expression for each name, as in {"two layers can": "val_accuracy(n_layers=2) >= 0.95"}'
 )
 COST_UNITS = ("steps", "flops", "seconds")
-TIMES = tuple(
-    f"{unit}_to" for unit in COST_UNITS
-)  # called with a condition: steps_to("val_accuracy >= 0.95")
-TIME_TO = re.compile(
-    rf"({'|'.join(COST_UNITS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)"
-)  # the column of such a call
+# Called with a condition: steps_to("val_accuracy >= 0.95"). The column of such a call matches TIME_TO.
+TIMES = tuple(f"{unit}_to" for unit in COST_UNITS)
+TIME_TO = re.compile(rf"({'|'.join(COST_UNITS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)")
 # Called with two columns: how the second changes with the first, over all runs that are picked.
 TRENDS = ("slope", "spearman")
-SPREADS = (
-    "spread",
-)  # called with a column: its largest value minus the smallest, over all runs that are picked
+# Called with a column: its largest value minus the smallest, over all runs that are picked.
+SPREADS = ("spread",)
 SEED = "random_seed"
 TUNED = ("lr",)  # a pick takes the best of the values that the grid tries
-COMPARISONS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
+OPERATORS_OF_CLAIMS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">="}
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ class Expectations(NamedTuple):
 
 def read_expectations(config: Config, errors: Errors) -> Expectations:
     """Return the valid part of the Expect section of `config`. Errors are added to `errors`."""
-    source, minutes = literal(config, "source", errors), literal(config, "minutes", errors)
+    source, minutes = literal_in(config, "source", errors), literal_in(config, "minutes", errors)
     if not isinstance(source, str | None):
         errors.add(config.expect["source"][1], f"source takes text, not {source!r:.80}")
     if isinstance(minutes, bool) or not isinstance(minutes, int | float | None):
@@ -90,7 +86,7 @@ def read_expectations(config: Config, errors: Errors) -> Expectations:
     return Expectations(str(source or ""), minutes if isinstance(minutes, int | float) else None, claims)
 
 
-def literal(config: Config, key: str, errors: Errors) -> object:
+def literal_in(config: Config, key: str, errors: Errors) -> object:
     if key not in config.expect:
         return None
     node, place = config.expect[key]
@@ -125,15 +121,15 @@ def read_claims(config: Config, errors: Errors) -> Iterator[Claim]:
 def read_claim(name: str, text: str, place: Place) -> Claim:
     """Return the claim that `text` makes. Raise ValueError if it is none."""
     tree = parse(text, with_keywords=True).body
-    if not isinstance(tree, ast.Compare) or any(type(op) not in COMPARISONS for op in tree.ops):
-        allowed = ", ".join(COMPARISONS.values())
+    if not isinstance(tree, ast.Compare) or any(type(op) not in OPERATORS_OF_CLAIMS for op in tree.ops):
+        allowed = ", ".join(OPERATORS_OF_CLAIMS.values())
         raise ValueError(f"`{text}` is no comparison; write two numbers with one of {allowed} between them")
     picks: dict[str, Pick] = {}
     sides = [with_names(side, picks) for side in (tree.left, *tree.comparators)]
     if not picks:
         raise ValueError(f"`{text}` names no column of runs, as val_loss(n_layers=2) does")
     expressions = [Expression(ast.unparse(side), picks) for side in sides]
-    operators = [COMPARISONS[type(op)] for op in tree.ops]
+    operators = [OPERATORS_OF_CLAIMS[type(op)] for op in tree.ops]
     pairs = zip(expressions, operators, expressions[1:], strict=False)
     return Claim(name, text, place, picks, [Comparison(*pair) for pair in pairs])
 

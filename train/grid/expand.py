@@ -67,7 +67,8 @@ def config_files(name: str, folder: Path) -> list[Path]:
     """
     inside, _, name = name.rpartition("/")
     folder = folder / inside
-    stems = sorted(path.stem for path in folder.glob("*.txt"))
+    is_known = not inside or inside.isidentifier()
+    stems = sorted(path.stem for path in folder.glob("*.txt")) if is_known else []
     chosen = [stem for stem in stems if stem == name or (not inside and stem.startswith(f"{name}-"))]
     if not chosen:
         names = {part for stem in stems for part in (stem, stem.split("-")[0])}

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from explore.compare.against import Decision
-from explore.compare.claims import judge, overall
+from explore.compare.claims import decision_on, judge_all
 from explore.compare.metrics import Time
 from train.grid.claims import Claim, read_claim
 from train.grid.config_text import Place
@@ -31,7 +31,7 @@ def rows(
 
 
 def verdict(text: str, runs: list[dict]) -> str:
-    [one] = judge([claim(text)], runs)
+    [one] = judge_all([claim(text)], runs)
     return one.verdict
 
 
@@ -49,7 +49,7 @@ def test_certain_verdicts():
 def test_the_p_value_is_that_of_a_one_sided_t_test_of_pairs():
     rng = np.random.default_rng(0)
     a, b = rng.normal(1.0, 0.1, 5), rng.normal(1.1, 0.1, 5)
-    [one] = judge([claim("val_loss(dim=64) < val_loss(dim=32)")], rows({64: list(a), 32: list(b)}))
+    [one] = judge_all([claim("val_loss(dim=64) < val_loss(dim=32)")], rows({64: list(a), 32: list(b)}))
     assert one.p == pytest.approx(stats.ttest_rel(b, a, alternative="greater").pvalue)
     assert one.margin == pytest.approx(float((b - a).mean()))
     low = stats.ttest_rel(b, a, alternative="greater").confidence_interval(0.95).low
@@ -62,7 +62,7 @@ def test_a_true_claim_fails_in_at_most_5_percent_and_a_false_one_is_found():
 
     def share(one: Claim, mean: float, n: int = 300) -> float:
         runs = (rows({64: list(rng.normal(mean, 1, 5)), 32: list(rng.normal(3, 1, 5))}) for _ in range(n))
-        return np.mean([judge([one], own)[0].verdict == "fails" for own in runs])
+        return np.mean([judge_all([one], own)[0].verdict == "fails" for own in runs])
 
     noise = 3 * math.sqrt(0.05 * 0.95 / 300)
     assert share(number, 3.0) < 0.05 + noise
@@ -72,8 +72,8 @@ def test_a_true_claim_fails_in_at_most_5_percent_and_a_false_one_is_found():
 
 def test_several_claims_are_corrected_together():
     runs = rows({64: [2.9, 2.8, 2.75, 2.95], 32: [3.0, 3.1, 2.9, 3.05]})
-    alone = judge([claim("val_loss(dim=64) < 3")], runs)[0]
-    among = judge(
+    alone = judge_all([claim("val_loss(dim=64) < 3")], runs)[0]
+    among = judge_all(
         [claim("val_loss(dim=64) < 3")] + [claim(f"val_loss(dim=32) < {2 + i}") for i in range(4)], runs
     )[0]
     assert among.p == pytest.approx(3 * alone.p)  # two of the five have smaller ones
@@ -82,19 +82,19 @@ def test_several_claims_are_corrected_together():
 def test_the_best_learning_rate_is_taken_and_its_choice_costs():
     lrs = (1e-3, 1e-2)
     clear = rows({64: [1.0, 3.0, 1.1, 3.1, 0.9, 2.9]}, lrs=lrs)
-    [one] = judge([claim("val_loss(dim=64) < 1.5")], clear)
+    [one] = judge_all([claim("val_loss(dim=64) < 1.5")], clear)
     assert one.seen == "1.0000 < 1.5000"
     close = rows({64: [1.0, 1.1, 1.1, 1.0, 0.9, 0.9]}, lrs=lrs)
-    [two] = judge([claim("val_loss(dim=64) < 1.5")], close)
+    [two] = judge_all([claim("val_loss(dim=64) < 1.5")], close)
     assert two.p == pytest.approx(2 * one.p, rel=0.7)
     assert two.p > 1.5 * one.p
-    assert judge([claim("val_loss(dim=64, lr=1e-2) < 1.5")], clear)[0].seen == "3.0000 > 1.5000"
+    assert judge_all([claim("val_loss(dim=64, lr=1e-2) < 1.5")], clear)[0].seen == "3.0000 > 1.5000"
 
 
 def test_trends_and_spreads_over_runs():
     runs = rows({16: [4.0, 4.1], 32: [2.0, 2.05], 64: [1.0, 1.02]})
     assert verdict("slope('dim', 'val_loss', log=True) < -0.9", runs) == "holds"
-    assert judge([claim("slope('dim', 'val_loss', log=True) < -0.9")], runs)[0].seen.startswith("-1.00")
+    assert judge_all([claim("slope('dim', 'val_loss', log=True) < -0.9")], runs)[0].seen.startswith("-1.00")
     assert verdict("spearman('dim', 'val_loss') <= -1", runs) == "holds"
     assert verdict("spread('val_loss') > 2", runs) == "holds"
     assert verdict("slope('lr', 'val_loss') > 2", runs).endswith("lr has the same value in all runs")
@@ -126,6 +126,6 @@ def test_one_seed_tells_nothing():
 def test_the_exit_code_of_all_claims():
     runs = rows({64: [1.0, 1.1, 0.9, 1.0]})
     good, bad, open_ = (claim(f"val_loss(dim=64) < {x}") for x in (2, 0, 1.001))
-    assert overall(judge([good], runs)) is Decision.NO_WORSE
-    assert overall(judge([good, open_], runs)) is Decision.CANNOT_TELL
-    assert overall(judge([good, open_, bad], runs)) is Decision.WORSE
+    assert decision_on(judge_all([good], runs)) is Decision.NO_WORSE
+    assert decision_on(judge_all([good, open_], runs)) is Decision.CANNOT_TELL
+    assert decision_on(judge_all([good, open_, bad], runs)) is Decision.WORSE
