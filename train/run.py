@@ -226,6 +226,7 @@ def final_values(lm_trainer: LMTrainer, lm: LM, clock: Clock) -> dict[str, Value
         "val_loss": result["val_loss:main"],
         "val_accuracy": result["val_accuracy"],
         "chance": data.chance,
+        "reference_loss": data.reference_loss,
         "bits_per_byte": result.get("val_bits_per_byte"),
         "unknown_bytes": data.val_unknown_bytes / data.val_bytes if data.val_bytes else None,
         "val_exact_match": result.get("val_exact_match"),
