@@ -46,7 +46,14 @@ class Pick:
 
     def takes(self, values: Mapping[str, object]) -> bool:
         """Return True if a run with these values of fields is picked."""
-        return all(name in values and values[name] == value for name, value in self.fields.items())
+        return all(name in values and is_value(values[name], value) for name, value in self.fields.items())
+
+
+def is_value(found: object, wanted: object) -> bool:
+    """Return True if a field has the wanted value. A dict may have further keys."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        return all(key in found and found[key] == value for key, value in wanted.items())
+    return found == wanted
 
 
 class Comparison(NamedTuple):

@@ -131,7 +131,7 @@ def parse(text: str, with_keywords: bool = False) -> ast.Expression:
         hint = "; to compare write ==" if re.search(r"[^=<>!]=[^=]", text) else ""
         raise ValueError(f"syntax error: {re.sub(r' [(].*[)]$', '', reason)}{hint}") from None
     for node in ast.walk(tree):
-        if not (is_allowed(node) or (with_keywords and is_call_by_name(node))):
+        if not (is_allowed(node) or (with_keywords and is_of_call(node))):
             raise ValueError(f"`{source_of(node)}` is not allowed in an expression; allowed are {ALLOWED}")
     return tree
 
@@ -147,11 +147,11 @@ def is_allowed(node: ast.AST) -> bool:
     return isinstance(node, SYNTAX)
 
 
-def is_call_by_name(node: ast.AST) -> bool:
-    """Return True for a call of a name, with or without keywords, and for a keyword."""
+def is_of_call(node: ast.AST) -> bool:
+    """Return True for a call of a name, with or without keywords, and for a keyword or a dict."""
     if isinstance(node, ast.keyword):
         return node.arg is not None
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    return isinstance(node, ast.Dict) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
 
 
 def has_identity(operators: list[ast.cmpop]) -> bool:

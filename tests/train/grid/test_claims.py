@@ -53,6 +53,9 @@ def test_what_a_call_stands_for():
     assert pick("val_loss(sliding_window=(64,) * 3 + (None,))").fields == {
         "sliding_window": (64, 64, 64, None)
     }
+    of_group = pick("val_loss(task_args={'group': 'A5'})")
+    assert of_group.takes({"task_args": {"group": "A5", "length": 3}})
+    assert not of_group.takes({"task_args": {"group": "S5"}})
     assert pick("abs(val_loss(dim=-1 + 65))").fields == {"dim": 64}
 
 
