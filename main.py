@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from train.document import document, run_entry, stdout_for_document
+from train.grid.claims import Expectations
 from train.grid.expand import FileOfGrid, GridError, check_grid, config_files, expand_grid
 from train.grid.params import Params
 from train.grid.run import Call, Run
@@ -20,6 +21,7 @@ from train.logs import log, log_to_console, log_to_file, status
 from train.processes import INTERRUPTED, import_all, rank, silence_rank, start_server_of_workers
 
 if TYPE_CHECKING:  # these import torch, which is slow
+    from explore.compare.claims import ClaimVerdict
     from explore.compare.verdicts import CompareOptions
     from train.launch.against import Baseline
     from train.saving.outcome import Outcome
@@ -28,6 +30,7 @@ MAIN_PROJ = "base"  # first part of the wandb project and save folder of every r
 wandb_username = None  # your wandb account; None: wandb's own default
 
 CONFIGS = Path(__file__).resolve().parent / "configs"
+RECORDS = Path(__file__).resolve().parent / "reproductions"
 
 
 class Namer:
@@ -104,8 +107,12 @@ def load_own_parts(paths: list[str]) -> None:
 
 def command_of(args: argparse.Namespace) -> Callable[[argparse.Namespace], int]:
     """Return the function that does what the command line asks for, and returns the exit code."""
+    if args.reproduce:
+        args.config, args.save, args.resume = f"reproduce/{args.reproduce}", True, args.resume or "same"
     if args.config is not None:
         return run_grid
+    if args.reproduce is not None:
+        return list_reproductions
     return list_names if args.report is None else report_saved_runs
 
 
@@ -118,6 +125,16 @@ def list_names(args: argparse.Namespace) -> int:
     from train.launch import discover  # imports torch
 
     return discover.show_tasks() if args.tasks else discover.show_fields(args.fields)
+
+
+def list_reproductions(args: argparse.Namespace) -> int:
+    """Show the claims of the configs in configs/reproduce with what was seen. Return the exit code."""
+    from explore.compare.reproductions import all_reproductions, table_of_reproductions
+
+    found = all_reproductions(CONFIGS, RECORDS)
+    document.add(claims=[verdict.entry() for one in found for verdict in one.verdicts])
+    log.info(table_of_reproductions(found))
+    return 0
 
 
 def sentence_about(error: OSError, out: str | None) -> str:
@@ -138,11 +155,12 @@ class CheckedGrid(NamedTuple):
     call: Call
     namer: partial[Namer]
     baseline: "Baseline | None"  # with --against
+    expected: dict[str, Expectations]  # by config
 
 
 def run_grid(args: argparse.Namespace) -> int:
     """Check all runs of the grid, then train them and report on them. Return the exit code."""
-    runs, call, namer, baseline = checked_grid(args)
+    runs, call, namer, baseline, expected = checked_grid(args)
     if (code := look_at_grid(args, runs, call, baseline)) is not None:
         return code
     from train.launch import against, plan, sweep, tables
@@ -162,8 +180,9 @@ def run_grid(args: argparse.Namespace) -> int:
         for line in sweep.last_lines(runs, outcomes, call):
             log.info(line)
     document.add(runs=[outcome_entry(run, outcome) for run, outcome in zip(runs, outcomes, strict=False)])
+    verdicts = judge_claims(expected, runs, outcomes, call.out) if rank() == 0 else []
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
-        save_report(args, runs, [*outcomes, *before], call)
+        save_report(args, runs, [*outcomes, *before], call, verdicts)
     code = sweep.exit_code(outcomes)
     if rank() or code == INTERRUPTED:
         return code
@@ -171,6 +190,8 @@ def run_grid(args: argparse.Namespace) -> int:
         return check_scaling(args, runs, outcomes)
     if args.noise:
         say_noise(runs, outcomes)
+    if args.reproduce:
+        return code or judge_reproduction(args.reproduce, expected, runs, outcomes, verdicts)
     if baseline is None or any(outcome.failed for outcome in outcomes):
         return code
     return judge_code(args, baseline, runs, (outcomes, before), call)
@@ -190,10 +211,11 @@ def checked_grid(args: argparse.Namespace) -> CheckedGrid:
 
         call = sweep.make_call(args, wandb_username)
         baseline = None if args.against is None else against.export(args.against, call.out)
-        runs = check_runs(args, read, call)
+        expected = {Path(part.config.source).stem: part.expectations for part in read}
+        runs = check_runs(args, read, call, expected)
         namer = partial(Namer, args=args)
         plan.check_names(runs, namer, call)
-    return CheckedGrid(runs, call, namer, baseline)
+    return CheckedGrid(runs, call, namer, baseline, expected)
 
 
 def look_at_grid(
@@ -216,6 +238,25 @@ def look_at_grid(
     return check_scaling(args, runs) if args.coord_check or args.stability else None
 
 
+def judge_claims(
+    expected: dict[str, Expectations], runs: Sequence[Run], outcomes: "Sequence[Outcome]", out: Path
+) -> "list[ClaimVerdict]":
+    """Judge the claims of the configs by the runs of this call, and log the verdicts."""
+    if not any(one.claims for one in expected.values()):
+        return []
+    from explore.compare.claims import fill_metrics, judge_all, table_of_claims
+    from explore.compare.report import rows_of_grid
+
+    verdicts = []
+    for config, one in expected.items():
+        own = [(run.params, end) for run, end in zip(runs, outcomes, strict=False) if run.config == config]
+        rows = rows_of_grid([params for params, _ in own], [end for _, end in own])
+        verdicts += judge_all(one.claims, fill_metrics(one.claims, rows, out))
+    document.add(claims=[one.entry() for one in verdicts])
+    log.info(table_of_claims(verdicts))
+    return verdicts
+
+
 def outcome_entry(run: Run, outcome: "Outcome") -> dict[str, object]:
     """Return a run that has ended, for the document."""
     ended = {"ended": outcome.stopped, "earlier": outcome.is_earlier}
@@ -223,7 +264,11 @@ def outcome_entry(run: Run, outcome: "Outcome") -> dict[str, object]:
 
 
 def save_report(
-    args: argparse.Namespace, runs: Sequence[Run], outcomes: "Sequence[Outcome]", call: Call
+    args: argparse.Namespace,
+    runs: Sequence[Run],
+    outcomes: "Sequence[Outcome]",
+    call: Call,
+    verdicts: "Sequence[ClaimVerdict]" = (),
 ) -> None:
     """Write the report of a grid that has run."""
     from explore.compare.report import report_grid
@@ -231,9 +276,27 @@ def save_report(
     try:
         params, options = [run.params for run in runs], report_options(args)
         prints = args.against is None
-        report_grid(runs_folder(args.config), params, outcomes, call.out, prints=prints, **options)
+        name = runs_folder(args.config)
+        report_grid(name, params, outcomes, call.out, prints=prints, claims=verdicts, **options)
     except (OSError, ValueError) as error:
         log.error(f"no report: {error}")
+
+
+def judge_reproduction(
+    name: str,
+    expected: dict[str, Expectations],
+    runs: Sequence[Run],
+    outcomes: "Sequence[Outcome]",
+    verdicts: "Sequence[ClaimVerdict]",
+) -> int:
+    """Keep the runs of a published result in the repository. Return the exit code by its claims."""
+    from explore.compare.claims import decision_on
+    from explore.compare.report import rows_of_grid
+    from explore.compare.reproductions import keep
+
+    rows = rows_of_grid([run.params for run in runs], outcomes)
+    keep(RECORDS / f"{name}.json", [claim for one in expected.values() for claim in one.claims], rows)
+    return decision_on(verdicts)
 
 
 def say_noise(runs: Sequence[Run], outcomes: "Sequence[Outcome]") -> None:
@@ -319,13 +382,17 @@ def description_of_grid(files: list[Path], read: list[FileOfGrid]) -> str:
     return f"{', '.join(names[:3] if more else names)}{more}: {n_runs:,} run{'s' * (n_runs != 1)}"
 
 
-def check_runs(args: argparse.Namespace, read: list[FileOfGrid], call: Call) -> list[Run]:
+def check_runs(
+    args: argparse.Namespace, read: list[FileOfGrid], call: Call, expected: dict[str, Expectations]
+) -> list[Run]:
     """Return the runs of the grid, with their data and sizes. Raise GridError with all errors in the input."""
-    from train.launch import plan, problems
+    from train.launch import metrics, plan, problems
 
     runs = check_grid(read, partial(problems.grid_problems, root=call.out), plan.gpu_problems(args.gpu_id))
     refuse_report_options(args, runs, call)
-    runs = plan.prepare(runs, call)
+    runs = metrics.with_metrics(plan.prepare(runs, call), expected)
+    if errors := list(metrics.claim_problems(runs, expected, call)):
+        raise GridError(errors)
     if args.noise and len({run.params.train.random_seed for run in runs}) < 2:
         raise GridError(["--noise needs several seeds: --seed=[1,2,3,4,5]"])
     if args.transfer:

@@ -2,7 +2,7 @@
 
 A Batch is a dict of tensors of shape [B, T+1]. `x_indices`: token ids of the rows, bos and eos included. `mask`: True
 at real tokens, False at padding. `target_mask`: True where the prediction of this token is scored, so never at
-position 0.
+position 0. `shown`, only in batches of tasks that hide answers: the ids that the model sees in place of `x_indices`.
 
 A batch stores no counts, so it can be cropped anywhere. Count rows and tokens from its tensors.
 """
@@ -32,10 +32,11 @@ class Batch(dict[str, Tensor]):
 
 
 class Row(NamedTuple):
-    """The token ids of one row, and which of them are scored."""
+    """The token ids of one row, which of them are scored, and which of them the model does not see."""
 
     ids: Sequence[int]
     scored: Sequence[bool]
+    hidden: Sequence[bool] = ()  # empty: it sees all
 
 
 class Block(NamedTuple):
@@ -44,6 +45,7 @@ class Block(NamedTuple):
     x_BT: np.ndarray
     mask_BT: np.ndarray
     target_mask_BT: np.ndarray
+    hidden_BT: np.ndarray | None = None  # None: the model sees all tokens
 
 
 def mycollate(samples: Block | Sequence[Row] | Sequence[Sequence[int]], pad: int = 0) -> Batch:
@@ -53,11 +55,14 @@ def mycollate(samples: Block | Sequence[Row] | Sequence[Sequence[int]], pad: int
     is scored.
     """
     block = samples if isinstance(samples, Block) else pad_rows([as_row(sample) for sample in samples], pad)
-    return Batch(
+    batch = Batch(
         x_indices=torch.from_numpy(block.x_BT),
         mask=torch.from_numpy(block.mask_BT),
         target_mask=torch.from_numpy(block.target_mask_BT),
     )
+    if block.hidden_BT is not None:
+        batch["shown"] = torch.from_numpy(np.where(block.hidden_BT, pad, block.x_BT))
+    return batch
 
 
 def as_row(sample: Row | Sequence[int]) -> Row:
@@ -67,11 +72,14 @@ def as_row(sample: Row | Sequence[int]) -> Row:
 def pad_rows(rows: list[Row], pad: int) -> Block:
     """Return rows of any length as one Block, padded to the longest row with the id `pad`."""
     shape = len(rows), max((len(row.ids) for row in rows), default=0)
-    block = Block(np.full(shape, pad, np.int64), np.zeros(shape, bool), np.zeros(shape, bool))
-    for i, (ids, scored) in enumerate(rows):
+    hidden_BT = np.zeros(shape, bool) if any(row.hidden for row in rows) else None
+    block = Block(np.full(shape, pad, np.int64), np.zeros(shape, bool), np.zeros(shape, bool), hidden_BT)
+    for i, (ids, scored, hidden) in enumerate(rows):
         block.x_BT[i, : len(ids)] = ids
         block.mask_BT[i, : len(ids)] = True
         block.target_mask_BT[i, : len(ids)] = scored
+        if hidden_BT is not None:
+            hidden_BT[i, : len(hidden)] = hidden
     block.target_mask_BT[:, :1] = False
     return block
 
@@ -87,15 +95,11 @@ def parts(batch: Batch, b: int, rank: int = 0, world: int = 1) -> Iterator[Batch
     Process `rank` of `world` gets every `world`-th piece, and every process gets the same number. If the rows run out,
     a process gets a copy of another piece in which no token is scored.
     """
-    x_BT, mask_BT, target_mask_BT = batch["x_indices"], batch["mask"], batch["target_mask"]
-    for first in range(0, len(x_BT), b * world):
-        idle = first + rank * b >= len(x_BT)
+    n_rows = len(batch["x_indices"])
+    for first in range(0, n_rows, b * world):
+        idle = first + rank * b >= n_rows
         start = first if idle else first + rank * b
-        rows = slice(start, start + b)
-        width = int(mask_BT[rows].sum(dim=1).max())
-        scored_BT = torch.zeros_like(target_mask_BT[rows]) if idle else target_mask_BT[rows]
-        yield Batch(
-            x_indices=x_BT[rows, :width],
-            mask=mask_BT[rows, :width],
-            target_mask=scored_BT[:, :width],
-        )
+        part = Batch({name: tensor[start : start + b] for name, tensor in batch.items()})
+        if idle:
+            part["target_mask"] = torch.zeros_like(part["target_mask"])
+        yield part.cut(max(1, int(part["mask"].sum(dim=1).max()) - 1))

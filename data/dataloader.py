@@ -215,6 +215,16 @@ class LMDataModule:
                 found.update(batch[name].numpy().tobytes())
         return HeldOut(found.hexdigest(), self.tokenizer.fingerprint, *self.data.held_out_text)
 
+    @property
+    def reference_loss(self) -> float | None:
+        """The loss in nats of the best predictor of a task that knows one, on the validation split."""
+        return self.data.reference_loss if isinstance(self.data, TaskData) else None
+
+    @property
+    def hides_answers(self) -> bool:
+        """True for a task with answers that the model does not see."""
+        return isinstance(self.data, TaskData) and self.data.hides_answers
+
     def prompts(self, n: int) -> list[TaskPrompt]:
         """Return the prompts of the first `n` validation samples of a task: the tokens before the first scored one."""
         assert isinstance(self.data, TaskData), "text has no prompts"

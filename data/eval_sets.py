@@ -93,8 +93,10 @@ class EvalTask(TaskData):
             raise nothing_left(self.n_dropped)
         marked = [read_marks(sample) for sample in self.samples.rows]
         self.longest = max(len(one.tokens) for one in marked)
+        self.reference_loss = None
+        self.hides_answers = any(True in one.hidden for one in marked)
         self.check_vocabulary({token for one in marked for token in one.tokens})
-        chance = self.task.chance(**params.task_args) if self.task.chance else None
+        chance = self.task.chance(**self.task.arguments(params.task_args)) if self.task.chance else None
         self.chance = most_common_target(marked) if chance is None else chance
 
     def check_vocabulary(self, tokens: set[str]) -> None:

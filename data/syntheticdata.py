@@ -1,11 +1,13 @@
 """Synthetic tasks: a registered function draws one sample, and its name is the task's name.
 
 The function takes a random generator and keyword arguments for the difficulty; its docstring begins with a sample. It
-returns a string, whose characters are its tokens, or a list of tokens. Tokens between « and » are scored; without these
-marks all are. If the last token is scored, the end-of-sequence token is scored, too.
+returns a string, whose characters are its tokens, or a list of tokens. Tokens between « and » are scored; without marks
+all are. If the last token is scored, the end-of-sequence token is scored, too. Tokens between ‹ and › are scored, and the
+model never sees them: a padding token stands in their place. So an answer cannot help with the next one.
 """
 
 import inspect
+import itertools
 import random
 import string
 from collections import Counter
@@ -15,7 +17,8 @@ from typing import NamedTuple, TypeVar, overload
 from common.registry import Registry
 
 Sample = str | list[str]
-MARKS = ("«", "»")  # around scored tokens
+MARKS = ("«", "»", "‹", "›")  # around scored tokens, and around those that the model does not see
+OPENING, CLOSING = MARKS[::2], MARKS[1::2]
 
 
 class Task(NamedTuple):
@@ -24,12 +27,21 @@ class Task(NamedTuple):
     name: str
     draw: Callable[..., Sample]  # (rng, **task_args) -> a sample
     check: Callable[[str, str], bool] | None  # (prompt, answer) -> is a generated answer right?
-    # (**task_args) -> chance level of the accuracy; None: the share of the most common target
+    # (**arguments) -> chance level of the accuracy; None: the share of the most common target
     chance: Callable[..., float] | None
     # (**task_args) -> all samples of a finite task, to split by row
     rows: Callable[..., Iterator[Sample]] | None
     # Properties of a sample by which results show the accuracy: a function of the sample, by name
     slices: Mapping[str, Callable[[Sample], int]] = {}
+    # (sample, **arguments) -> the nats of each scored token under the best predictor that knows how samples are drawn
+    reference: Callable[..., list[float]] | None = None
+
+    def arguments(self, task_args: Mapping[str, object]) -> dict[str, object]:
+        """Return all arguments of a sample: `task_args`, and the defaults of the others."""
+        defaults = {name: one.default for name, one in inspect.signature(self.draw).parameters.items()}
+        return {
+            name: value for name, value in defaults.items() if value is not inspect.Parameter.empty
+        } | dict(task_args)
 
 
 tasks: Registry[Task] = Registry("task")
@@ -46,6 +58,7 @@ def registered(
     chance: Callable[..., float] | None = None,
     rows: Callable[..., Iterator[Sample]] | None = None,
     slices: Mapping[str, Callable[[Sample], int]] | None = None,
+    reference: Callable[..., list[float]] | None = None,
 ) -> Callable[[Draw], Draw]: ...
 def registered(
     draw: Draw | None = None,
@@ -54,13 +67,14 @@ def registered(
     chance: Callable[..., float] | None = None,
     rows: Callable[..., Iterator[Sample]] | None = None,
     slices: Mapping[str, Callable[[Sample], int]] | None = None,
+    reference: Callable[..., list[float]] | None = None,
 ) -> Draw | Callable[[Draw], Draw]:
     """Register the decorated function as a task: `@registered`, or `@registered(check=...)` to set fields of Task."""
 
     def register(draw: Draw) -> Draw:
         check_takes_rng(draw)
         of_length = {"length": length_before_answer} if slices is None else slices
-        return tasks.add(draw, Task(draw.__name__, draw, check, chance, rows, of_length))
+        return tasks.add(draw, Task(draw.__name__, draw, check, chance, rows, of_length, reference))
 
     return register(draw) if draw else register
 
@@ -86,20 +100,22 @@ class Marked(NamedTuple):
     tokens: list[str]
     scored: list[bool]
     end_scored: bool
+    hidden: list[bool]  # True where the model does not see a token
 
 
 def read_marks(sample: Sample) -> Marked:
     """Split a sample into its tokens and its marks."""
-    if "«" not in sample:
-        return Marked(list(sample), [True] * len(sample), True)
-    tokens, scored, inside = [], [], False
+    if not any(mark in sample for mark in OPENING):
+        return Marked(list(sample), [True] * len(sample), True, [False] * len(sample))
+    tokens, scored, hidden, mark = [], [], [], ""
     for token in sample:
         if token in MARKS:
-            inside = token == "«"
+            mark = token if token in OPENING else ""
         else:
             tokens.append(token)
-            scored.append(inside)
-    return Marked(tokens, scored, inside or sample[-1] == "»")
+            scored.append(mark != "")
+            hidden.append(mark == "‹")
+    return Marked(tokens, scored, mark != "" or sample[-1] == "»", hidden)
 
 
 def length_before_answer(sample: Sample) -> int:
@@ -107,14 +123,14 @@ def length_before_answer(sample: Sample) -> int:
 
     Colons and an equals sign at the end do not count: the length of `abc::«abc»` is 3.
     """
-    tokens = list(sample[: sample.index("«")]) if "«" in sample else [*sample]
+    tokens = list(itertools.takewhile(lambda token: token not in OPENING, sample))
     return len("".join(tokens).rstrip(":=")) if isinstance(sample, str) else len(tokens)
 
 
 def text_without_marks(sample: Sample) -> str:
     """Return the text of a sample without marks: equal for samples with the same tokens."""
     joined = sample if isinstance(sample, str) else " ".join(sample)
-    return joined.replace("«", "").replace("»", "")
+    return joined.translate(dict.fromkeys(map(ord, MARKS)))
 
 
 def solved_by(solve: Callable[[str], str]) -> Callable[[str, str], bool]:
@@ -193,12 +209,22 @@ def frequencies(word: str) -> str:
 
 
 @registered(check=solved_by(frequencies))
-def histogram(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10) -> str:
-    """abcaa::«31133»   The count of each letter in the word (A for 10, B for 11 and so on; at most 35 letters)."""
+def histogram(
+    rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10, layout: str = "after"
+) -> str:
+    """abcaa::«31133»   The count of each letter in the word (A for 10, B for 11 and so on; at most 35 letters).
+
+    With `layout="beside"` the count of each letter is asked for right behind it, in a second copy of the word, and the model
+    does not see the counts: abcaa::a‹3›b‹1›...
+    """
     if max_length >= len(COUNTS):
         raise ValueError(f"max_length must be under {len(COUNTS)}, not {max_length}")
+    if layout not in ("after", "beside"):
+        raise ValueError(f"layout must be 'after' or 'beside', not {layout!r}")
     word = letters(rng, min_length, max_length, n_letters)
-    return f"{word}::«{frequencies(word)}»"
+    if layout == "after":
+        return f"{word}::«{frequencies(word)}»"
+    return f"{word}::" + "".join(f"{one}‹{n}›" for one, n in zip(word, frequencies(word), strict=True))
 
 
 def frequencies_of_frequencies(word: str) -> str:
@@ -243,12 +269,47 @@ def n_digits(sample: Sample) -> int:
     return max(map(len, "".join(sample).partition("=")[0].split("+")))
 
 
-@registered(check=solved_by(total), slices={"digits": n_digits})
-def long_addition(rng: random.Random, min_digits: int = 1, max_digits: int = 10) -> str:
-    """37+985=«1022»   The sum of two numbers; the number of digits is drawn first, so that short ones occur, too."""
+def is_total(prompt: str, answer: str) -> bool:
+    """Return True if `answer` is the sum in `prompt`, forwards or, of numbers of a fixed width, backwards."""
+    addition = prompt.rstrip("=")
+    right = total(addition)
+    widths = {len(number) for number in addition.split("+")}
+    return answer == right or (len(widths) == 1 and answer == right.zfill(widths.pop() + 1)[::-1])
+
+
+def n_carries(sample: Sample) -> int:
+    """Return in how many places the sum of two numbers carries."""
+    a, b = (number[::-1] for number in "".join(sample).partition("=")[0].split("+"))
+    carry = count = 0
+    for x, y in itertools.zip_longest(a, b, fillvalue="0"):
+        carry = int(x) + int(y) + carry > 9
+        count += carry
+    return count
+
+
+@registered(check=is_total, slices={"digits": n_digits, "carries": n_carries})
+def long_addition(
+    rng: random.Random,
+    min_digits: int = 1,
+    max_digits: int = 10,
+    fixed_width: bool = False,
+    reverse: bool = False,
+) -> str:
+    """37+985=«1022»   The sum of two numbers; the number of digits is drawn first, so that short ones occur, too.
+
+    With `fixed_width` numbers have leading zeros: `max_digits` digits, and the sum one more. With `reverse` the sum then
+    begins with its last digit, as in Lee et al. 2023 (arXiv:2307.03381).
+    """
     check_bounds(0, min_digits=min_digits, max_digits=max_digits)
+    if reverse and not fixed_width:
+        raise ValueError(
+            "reverse=True needs fixed_width=True: without a width nobody knows where the sum ends"
+        )
     a, b = (rng.randrange(10 ** rng.randint(min_digits, max_digits)) for _ in range(2))
-    return f"{a}+{b}=«{total(f'{a}+{b}')}»"
+    if not fixed_width:
+        return f"{a}+{b}=«{a + b}»"
+    answer = str(a + b).zfill(max_digits + 1)
+    return f"{a:0{max_digits}}+{b:0{max_digits}}=«{answer[::-1] if reverse else answer}»"
 
 
 @registered
@@ -267,7 +328,7 @@ def all_modular_sums(p: int = 59) -> Iterator[list[str]]:
     return (modular_sum(a, b, p) for a in range(p) for b in range(p))
 
 
-def one_of_p(p: int = 59) -> float:
+def one_of_p(p: int) -> float:
     return 1 / p
 
 
@@ -304,28 +365,33 @@ def induction(
     return [*block, copies[0], "«", *copies[1:], "»", "."]
 
 
-def one_of_the_values_left(n_pairs: int = 4, **_: object) -> float:
-    """Return the accuracy of guessing among those values of the sample that no query has asked for yet.
+def one_of_the_values_left(n_pairs: int, show_answer: bool, **_: object) -> float:
+    """Return the accuracy of guessing among those values of the sample that no answer has shown yet.
 
     A model that reads the values of a sample but ignores the keys reaches this accuracy. A guess among all values of
     the vocabulary is right far less often, so an untrained model starts below `chance`.
     """
-    return sum(1 / left for left in range(1, n_pairs + 1)) / n_pairs
+    return sum(1 / left for left in range(1, n_pairs + 1)) / n_pairs if show_answer else 1 / n_pairs
 
 
 def n_queries(sample: Sample) -> int:
-    return sample.count("«")
+    return sample.count("«") + sample.count("‹")
 
 
 @registered(chance=one_of_the_values_left, slices={"pairs": n_queries})
 def mqar(
-    rng: random.Random, n_pairs: int = 4, length: int = 32, vocab_size: int = 64, power: float = 0.01
+    rng: random.Random,
+    n_pairs: int = 4,
+    length: int = 32,
+    vocab_size: int = 64,
+    power: float = 0.01,
+    show_answer: bool = True,
 ) -> list[str]:
     """5 40 9 33 0 0 9 « 33 » 0 0 5 « 40 » 0   Multi-query associative recall: each key again, and its value.
 
     As in zoology (Arora et al. 2023), keys come from the lower half of the vocabulary, values from the upper half. A
     power law draws the slot of each query without replacement; all other slots hold 0. Unlike there, the value also
-    follows in the input after its prediction.
+    follows in the input after its prediction. With `show_answer=False` it does not, so that chance is 1 / n_pairs.
     """
     if not 4 <= 4 * n_pairs <= length < vocab_size:
         raise ValueError(
@@ -335,8 +401,9 @@ def mqar(
     values = rng.sample(range(vocab_size // 2, vocab_size), n_pairs)
     n_slots = (length - 2 * n_pairs) // 2
     slots = distinct_choices(rng, [(slot + 1) ** (power - 1) for slot in range(n_slots)], n_pairs)
+    begin, end = "«»" if show_answer else "‹›"
     asked = {
-        slot: (str(key), "«", str(value), "»") for slot, key, value in zip(slots, keys, values, strict=True)
+        slot: (str(key), begin, str(value), end) for slot, key, value in zip(slots, keys, values, strict=True)
     }
     pairs = [str(token) for pair in zip(keys, values, strict=True) for token in pair]
     return [*pairs, *(token for slot in range(n_slots) for token in asked.get(slot, ("0", "0"))), "0"]
@@ -350,3 +417,20 @@ def distinct_choices(rng: random.Random, weights: Sequence[float], k: int) -> li
         chosen += rng.choices(range(len(left)), left)
         left[chosen[-1]] = 0
     return chosen
+
+
+# Tasks in files of their own, which are read when one of them is looked up.
+for module, names in {
+    "data.state_tracking": ("group_word", "dyck", "flip_flop", "cumulative_parity", "cumulative_majority"),
+    "data.recall_tasks": (
+        "recall",
+        "fuzzy_recall",
+        "associative_recall",
+        "selective_copying",
+        "memorization",
+    ),
+    "data.in_context": ("markov_chain", "linear_regression", "few_shot", "bigram_backcopy"),
+    "data.expressions": ("mano", "lano"),
+}.items():
+    for name in names:
+        tasks.add_lazy(name, module)

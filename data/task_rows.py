@@ -186,7 +186,7 @@ def short_hash(sample: Sample) -> int:
 
 def task_key(task: Task, data_params: DataParams) -> tuple[object, ...]:
     """Return everything that a task's samples depend on: name, code, and every field that differs from its default."""
-    functions = [f for f in (task.draw, task.rows, task.chance) if f is not None]
+    functions = [f for f in (task.draw, task.rows, task.chance, task.reference) if f is not None]
     return task.name, sorted(map(function_digest, functions)), changed_fields(data_params)
 
 
@@ -222,7 +222,14 @@ class TaskData:
         folder = cached(cache, "vocabulary", task_key(task, data_params), self.explore)
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         self.longest: int = facts["longest"]
-        self.chance: float = task.chance(**data_params.task_args) if task.chance else facts["chance"]
+        # The mean loss of the task's reference over the validation split, in nats; None without one.
+        self.reference_loss: float | None = facts.get("reference_loss")
+        self.hides_answers: bool = facts.get(
+            "hides_answers", False
+        )  # the model does not see what it has answered
+        self.chance: float = (
+            task.chance(**task.arguments(data_params.task_args)) if task.chance else facts["chance"]
+        )
         self.tokenizer = tokenizer or Tokenizer.load(folder)
 
     def explore(self, folder: Path) -> None:
@@ -230,13 +237,17 @@ class TaskData:
 
         Read all validation samples, and training samples until MAX_WITHOUT_NEW_TOKEN in a row bring no new token.
         """
-        targets, words, longest, quiet = Counter[str](), set[str](), 0, 0
+        targets, words, longest, quiet, hides = Counter[str](), set[str](), 0, 0, False
+        nats: list[float] = []
         for sample in self.split("val"):
-            tokens, scored, end_scored = read_marks(sample)
+            tokens, scored, end_scored, hidden = read_marks(sample)
+            hides = hides or any(hidden)
             targets.update(token for token, is_scored in zip(tokens, scored, strict=True) if is_scored)
             targets[OWN_SPECIALS[2]] += end_scored
             words.update(tokens)
             longest = max(longest, len(tokens))
+            if self.task.reference is not None:
+                nats += self.task.reference(sample, **self.task.arguments(self.data_params.task_args))
         for sample in self.split("train"):
             tokens = read_marks(sample).tokens
             quiet = 0 if set(tokens) - words else quiet + 1
@@ -245,7 +256,9 @@ class TaskData:
             if quiet == MAX_WITHOUT_NEW_TOKEN:
                 break
         (char_tokenizer if isinstance(sample, str) else word_tokenizer)(words).save(folder)
-        facts = {"longest": longest, "chance": max(targets.values()) / max(1, targets.total())}
+        chance = max(targets.values()) / max(1, targets.total())
+        reference = sum(nats) / len(nats) if nats else None
+        facts = {"longest": longest, "chance": chance, "hides_answers": hides, "reference_loss": reference}
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
     def split(self, split: str) -> Iterator[Sample]:
@@ -264,7 +277,7 @@ class TaskData:
 
     def marked_row(self, split: str, i: int) -> Row:
         """Return sample `i` as a row: bos, its tokens, eos. Raise ValueError for a token outside the vocabulary."""
-        tokens, scored, end_scored = read_marks(self.samples.sample(split, i))
+        tokens, scored, end_scored, hidden = read_marks(self.samples.sample(split, i))
         t = self.tokenizer
         ids = t.ids_of(tokens)
         if t.unk in ids:
@@ -272,7 +285,8 @@ class TaskData:
                 f"{task_heading(self.data_params)} draws the token {tokens[ids.index(t.unk)]!r} too rarely for the vocabulary: "
                 "draw it more often, or not at all"
             )
-        return Row([*t.begin, *ids, *t.end], [False, *scored, end_scored])
+        hides = [False, *hidden, False] if self.hides_answers else ()
+        return Row([*t.begin, *ids, *t.end], [False, *scored, end_scored], hides)
 
     def prompts(self, n: int) -> list[TaskPrompt]:
         """Return the tokens before the first scored one in each of the first `n` validation samples."""
@@ -302,7 +316,7 @@ class TaskRows(Dataset):
         row = Row([], [])
         first = range(len(self))[i] * self.per_row
         for j in range(first, min(first + self.per_row, self.n_samples)):
-            ids, scored = self.data.marked_row(self.split, j)
+            ids, scored, hidden = self.data.marked_row(self.split, j)
             check_fits(len(ids) - 2, self.data.data_params, self.room - 1)
             # A sample may be longer than every sample that `explore` has read.
             if len(row.ids) + len(ids) > self.room:
@@ -310,7 +324,7 @@ class TaskRows(Dataset):
                     f"packed=True has room for samples of up to {self.data.longest} tokens, the longest found at the start, but "
                     f"{task_heading(self.data.data_params)} has one of {len(ids) - 2}; use packed=False"
                 )
-            row = Row([*row.ids, *ids], [*row.scored, *scored])
+            row = Row([*row.ids, *ids], [*row.scored, *scored], [*row.hidden, *hidden])
         return row
 
     def __getitems__(self, indices: list[int]) -> list[Row]:

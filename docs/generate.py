@@ -94,7 +94,15 @@ def document() -> str:
     """Return a table of the keys of each part of the JSON document: type and meaning."""
     path = Path(inspect.getfile(train.document)).resolve()
     comments, tables = comments_in(path), []
-    for name in ("Content", "RunEntry", "VerdictEntry", "CheckEntry", "NoiseEntry", "FasterEntry"):
+    for name in (
+        "Content",
+        "RunEntry",
+        "VerdictEntry",
+        "CheckEntry",
+        "NoiseEntry",
+        "ClaimEntry",
+        "FasterEntry",
+    ):
         keys = [node for node in class_body(path, name) if isinstance(node, ast.AnnAssign)]
         rows = [
             row(

@@ -186,7 +186,7 @@ class LM(nn.Module):
             x, y = masked_batch(batch, self, train_params)
         else:
             x_indices, scored = batch["x_indices"].to(self.device), batch["target_mask"].to(self.device)
-            x = x_indices[:, :-1]
+            x = batch.get("shown", x_indices).to(self.device)[:, :-1]
             y = x_indices[:, 1:].masked_fill(~scored[:, 1:], NOT_SCORED)
         if loss_requests is not None:
             x = loss_requests(x)

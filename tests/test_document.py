@@ -20,6 +20,7 @@ for part in (
     document.VerdictEntry,
     document.CheckEntry,
     document.NoiseEntry,
+    document.ClaimEntry,
     document.Content,
 ):
     part.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)

@@ -19,7 +19,7 @@ from data.tokenizer import recipes
 from tests.marks import SLOW, all_slow_but
 from tests.project_copy import ProjectCopy
 from tests.train.killed import forked
-from train.grid.config_text import GRID_KEYS
+from train.grid.config_text import EXPECT_KEYS, GRID_KEYS
 from train.grid.expand import read_grid
 from train.grid.params import SECTION_OF
 from train.launch import advice, estimate, memory
@@ -378,4 +378,4 @@ def test_fields_in_examples_exist():
     assert len(examples) > 5
     for example in examples:
         for key in re.findall(r"^(\w+) =", example, re.MULTILINE):
-            assert key in SECTION_OF or key in GRID_KEYS
+            assert key in SECTION_OF or key in GRID_KEYS or key in EXPECT_KEYS

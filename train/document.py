@@ -81,6 +81,20 @@ class NoiseEntry(TypedDict, total=False):
     seeds_for: dict[str, int | None]  # seeds that show a difference, by its share of the loss
 
 
+class ClaimEntry(TypedDict, total=False):
+    """The judgement on a claim of the config."""
+
+    name: str
+    expected: str  # the claim as it is written
+    seen: str  # the numbers that it compares
+    margin: float | None  # by how much it holds, in the mean over seeds; negative if it does not
+    margin_low: float | None  # bounds of that, each with 95 % confidence
+    margin_high: float | None
+    n_seeds: int
+    p: float | None  # corrected for the number of claims
+    verdict: str  # "holds", "fails", or "cannot tell" with a reason
+
+
 class FasterEntry(TypedDict, total=False):
     """--dry-run: a setting with which this machine trains the grid faster, as measured."""
 
@@ -102,6 +116,7 @@ class Content(TypedDict, total=False):
     verdicts: list[VerdictEntry]
     checks: list[CheckEntry]
     noise: list[NoiseEntry]
+    claims: list[ClaimEntry]
     judgement: str  # --against: the verdict in one sentence
     faster: list[FasterEntry]
     not_measured: list[str]  # --dry-run: settings that may be faster, each with the reason

@@ -73,7 +73,8 @@ class Evaluation:
         self.trained: dict[str, list[Tensor]] = defaultdict(list)  # what get_losses returns for each batch
         self.trained_weights: list[Tensor] = []  # and the number of tokens in its means
         self.is_masked = lm.model_params.hides_tokens  # fills gaps, and generates nothing
-        asks = data.task is not None and not self.is_masked
+        # A model that never sees its answers cannot generate them one after another.
+        asks = data.task is not None and not self.is_masked and not data.hides_answers
         self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
         self.by_sample: list[Tensor] = []  # of each batch of a task: right and scored tokens by sample
 
@@ -104,7 +105,8 @@ class Evaluation:
 
         Text adds bits per byte; checked tasks add exact match.
         Bits per byte count 8 bits for every byte behind an unknown token, which the loss does not cover.
-        A masked model has neither bits per byte nor exact match: it predicts only some tokens, and not in order.
+        A masked model has neither bits per byte nor exact match: it predicts only some tokens, and not in order. Of a task that
+        hides its answers, exact match is the share of samples whose scored tokens are all right.
         """
         weights = fetch(self.weights)  # losses are weighted by tokens, not by batch
         plain = float(fetch(self.plain) @ weights)
@@ -113,7 +115,10 @@ class Evaluation:
         if self.data.val_bytes and not self.is_masked:
             bits = plain / math.log(2) + 8 * self.data.val_unknown_bytes
             means["val_bits_per_byte"] = bits / self.data.val_bytes
-        if self.prompts and self.data.task is not None and self.data.task.check is not None:
+        if self.data.hides_answers and not self.is_masked:
+            right_N, scored_N = torch.cat(self.by_sample, dim=1).flatten(1)
+            means["val_exact_match"] = float((right_N == scored_N).float().mean())
+        elif self.prompts and self.data.task is not None and self.data.task.check is not None:
             means["val_exact_match"] = self.exact_match(self.data.task.check)
         return means
 
@@ -172,7 +177,7 @@ class Evaluation:
         """
         p = self.lm.model_params
         unmasks = p.objective == "diffusion" and self.data.task is None and p.max_seq_len > 1
-        if self.is_masked and not unmasks:
+        if (self.is_masked and not unmasks) or self.data.hides_answers:
             return self.gaps_filled()
         # A separate generator, so that training is unaffected.
         dice = torch.Generator().manual_seed(0)
@@ -191,13 +196,13 @@ class Evaluation:
 
     @torch.no_grad()
     def gaps_filled(self) -> str:
-        """Return the first validation row with its predictions in the gaps."""
+        """Return the first validation row with its predictions in the gaps, or in the place of hidden answers."""
         batch = mycollate([self.data.rows("val")[0]], pad=self.lm.tokenizer.pad)
         with eval_mode(self.lm):
             [x], [y], [z] = self.lm.get_batch_xyz(batch)
-        is_gap = (y != NOT_SCORED).tolist()
-        ids = torch.where(y == NOT_SCORED, x, z.argmax(dim=-1)).tolist()
-        return self.data.marked_text(Row(ids, is_gap))
+        shown = x if self.is_masked else batch["x_indices"][0, 1:].to(y.device)
+        ids = torch.where(y == NOT_SCORED, shown, z.argmax(dim=-1)).tolist()
+        return self.data.marked_text(Row(ids, (y != NOT_SCORED).tolist()))
 
 
 def slice_rows(

@@ -1,4 +1,4 @@
-"""Own parts: Python files outside the repository that register layers, norms, optimizers, schedules, tasks and texts."""
+"""Own parts: Python files outside the repository that register layers, norms, optimizers, schedules, tasks, texts and metrics."""
 
 import atexit
 import shutil
@@ -15,12 +15,16 @@ from data.corpora import corpora
 from data.syntheticdata import tasks
 from model.context import layer_kinds
 from model.transformer.norms import norms
+from train.final_metrics import final_metrics
 from train.grid.run import OwnFile
 from train.optimizers import optimizers
 from train.saving.code import own_files
 from train.schedules import schedules
 
-PART_REGISTRIES: tuple[Registry[Any], ...] = (layer_kinds, norms, optimizers, schedules, tasks, corpora)
+PART_REGISTRIES: tuple[Registry[Any], ...] = (
+    *(layer_kinds, norms, optimizers, schedules),
+    *(tasks, corpora, final_metrics),
+)
 
 
 def load_parts(path: str | Path) -> list[str]:

@@ -30,6 +30,7 @@ from train.callbacks import (
 from train.checkpoint import AtomicCheckpointIO, ResumePoint
 from train.data import make_data
 from train.evaluation import SLICES_FILE, write_slices
+from train.final_metrics import values_of_metrics
 from train.flops import flops_per_row, peak_flops
 from train.grid.params import Params
 from train.grid.run import Call, Run
@@ -90,6 +91,7 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
         lm = unshard(lm_trainer.model, train.dropout)
         values = measured_variant(run) | final_values(lm_trainer, lm, clock)
         last = "last" if unaveraged is None else "averaged"
+        values |= values_of_metrics(run.metrics, lm, data)
         values |= {"leak": leak, "weights": "best" if keep_best and keep_best.best_weights else last}
         values |= {} if unaveraged is None else {"unaveraged_val_loss": unaveraged}
         outcome = Outcome.of(lm_trainer.stopped, values, was_pressed=interrupt.is_pressed)
@@ -224,6 +226,7 @@ def final_values(lm_trainer: LMTrainer, lm: LM, clock: Clock) -> dict[str, Value
         "val_loss": result["val_loss:main"],
         "val_accuracy": result["val_accuracy"],
         "chance": data.chance,
+        "reference_loss": data.reference_loss,
         "bits_per_byte": result.get("val_bits_per_byte"),
         "unknown_bytes": data.val_unknown_bytes / data.val_bytes if data.val_bytes else None,
         "val_exact_match": result.get("val_exact_match"),

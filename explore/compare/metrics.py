@@ -10,7 +10,6 @@ Rank tests for censored pairs would need at least six seeds: of five, the smalle
 
 import math
 import operator
-import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import NamedTuple, TypeGuard
 import numpy as np
 
 from common.text import did_you_mean
+from train.grid.claims import COST_UNITS, TIME_TO
 from train.grid.params import SECTION_OF, measured_column
 from train.metrics import HIGHER_IS_BETTER
 from train.saving.weights import regular_file
@@ -28,14 +28,12 @@ RunRow = dict[str, object]  # a run: its params by field, and its measured value
 LOSSES = ("val_loss", "bits_per_byte")
 # Parts of the names of metrics of which higher values are better.
 HIGHER_WORDS = (*HIGHER_IS_BETTER, "tokens_per_second", "achieved_flops")
-COST_UNITS = ("steps", "flops", "seconds")
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
     ">": operator.gt,
     ">=": operator.ge,
 }
-TIME_TO = re.compile(rf"({'|'.join(COST_UNITS)})_to\s*:\s*(\S+?)\s*(<=|>=|<|>)\s*(\S+)")
 EXAMPLE = "steps_to: val_loss < 3.3"
 
 
@@ -109,6 +107,8 @@ def time_to(row: RunRow, metric: Metric) -> Time | None:
 
     The statistic counts at the moments at which it was logged: no value between them is assumed.
     """
+    if isinstance(known := row.get(metric.text), Time):
+        return known
     stats = all_stats(str(measured(row, "folder")))
     found = next((stats[name] for name in statistic_names(metric.name) if name in stats), None)
     if found is None:

@@ -10,6 +10,7 @@ from typing import Unpack
 
 import pandas as pd
 
+from explore.compare.claims import ClaimVerdict
 from explore.compare.code import CodeOfRun, code_diffs, with_code_labels
 from explore.compare.csv_files import write_csv
 from explore.compare.curves import read_curves
@@ -115,12 +116,14 @@ def report_grid(
     root: Path,
     *,
     prints: bool = True,
+    claims: Sequence[ClaimVerdict] = (),
     **options: Unpack[CompareOptions],
 ) -> Page:
     """Write the report of a config whose grid has just run. `runs` and `outcomes` are those of the grid.
 
     The report covers all saved runs of the config, those of earlier calls included, and runs of this grid that failed
-    without a folder. The baseline is the first variant of the grid. Without `prints`, only the report's place is printed.
+    without a folder. The baseline is the first variant of the grid. `claims` are verdicts on the claims of the config, which
+    stand at its top. Without `prints`, only the report's place is printed.
     `options` are keyword arguments of compare().
     """
     saved = folders_of(name, root) | {one.folder for one in outcomes if one.folder is not None}
@@ -136,7 +139,7 @@ def report_grid(
             f"the report includes {with_plural(n_others, 'saved run')} that this grid does not have"
         )
     order = sorted(range(len(rows)), key=places.__getitem__)
-    return write_report(table, name, root, options, prints, compared=table.iloc[order])
+    return write_report(table, name, root, options, prints, claims, table.iloc[order])
 
 
 def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOptions) -> None:
@@ -189,6 +192,7 @@ def write_report(
     root: Path,
     options: CompareOptions,
     prints: bool = True,
+    claims: Sequence[ClaimVerdict] = (),
     compared: pd.DataFrame | None = None,
 ) -> Page:
     """Write results.csv, report.html and report.md to reports/{name}/, print the comparison, and return the page.
@@ -205,12 +209,23 @@ def write_report(
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")
-    page = Page(page_of(name, table, variants, comparison, effect), title=f"Report: {name}")
+    page = Page(page_of(name, table, variants, comparison, effect, claims), title=f"Report: {name}")
     (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
     shown, notes = comparison if effect is None else effect, comparison.attrs["notes"]
     heading = [] if effect is None else [f"main effect of {by}, over all other fields and seeds"]
     verdicts = [f"- {line}" for line in sentences(shown)]
-    lines = [f"# Report: {name}", "", *notes, *heading, "", *markdown_table(shown), "", *verdicts]
+    claim_lines = [f"- {one.name}: {one.verdict}. Expected {one.expected}, seen {one.seen}" for one in claims]
+    lines = [
+        f"# Report: {name}",
+        "",
+        *claim_lines,
+        *notes,
+        *heading,
+        "",
+        *markdown_table(shown),
+        "",
+        *verdicts,
+    ]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     rows = [{**row, "metric": options.get("metric", "val_loss")} for row in comparison_rows(shown)]
     document.add(verdicts=rows, report=folder / "report.html")
@@ -254,6 +269,7 @@ def page_of(
     variants: Sequence[Variant],
     comparison: pd.DataFrame,
     effect: pd.DataFrame | None = None,
+    claims: Sequence[ClaimVerdict] = (),
 ) -> str:
     """Return the HTML of the report. `effect` is a comparison by one field, over all others."""
     rows = comparison_rows(comparison)
@@ -270,6 +286,7 @@ def page_of(
     bodies = sections(values, parts, table, notes, left_out)
     if effect is not None:
         bodies["parts"] = main_effect(effect) + bodies["parts"]
+    bodies["notes"] = claims_section(claims) + bodies["notes"]
     return fill_template("report.html", ["report.js"], bodies)
 
 
@@ -312,6 +329,15 @@ def difference_as_text(row: ComparisonRow, metric: str = "val_loss") -> str:
 def censored_note(row: ComparisonRow) -> str:
     """Return how many runs never got to the limit of a metric such as "steps_to: val_loss < 3", or ""."""
     return f" ({with_plural(row['n_censored'], 'run')} never)" if row["n_censored"] else ""
+
+
+def claims_section(claims: Sequence[ClaimVerdict]) -> str:
+    """Return the section of the page about claims, or "" if there are none."""
+    if not claims:
+        return ""
+    cells = [(one.name, one.expected, one.seen, str(one.n_seeds), one.verdict) for one in claims]
+    body = ["".join(text_cell(cell) for cell in line) for line in cells]
+    return f"<section><h2>Claims</h2>{html_table(['claim', 'expected', 'seen', 'seeds', 'verdict'], body)}</section>"
 
 
 def main_effect(effect: pd.DataFrame) -> str:

@@ -23,12 +23,12 @@ from explore.compare.metrics import (
     read_metric,
     time_to,
 )
+from train.grid.claims import SEED
 from train.grid.config_text import VARIANT
 from train.grid.params import MEASURING, SECTION_OF, Params, field_hint, measured_column
 from train.saving.outcome import Ending, ending_of
 from train.train_params import TrainParams
 
-SEED = "random_seed"
 DATA = "DataParams"  # the section whose fields separate incomparable losses
 CODE = "code"  # the measured value that identifies the code that trained a run
 

@@ -12,7 +12,6 @@ from typing import NamedTuple, TypedDict, cast
 import numpy as np
 import pandas as pd
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
 from common.text import did_you_mean
@@ -478,6 +477,13 @@ def paired_t_test(result: Match, pairs: Sequence[PairedRuns], metric: Metric) ->
     result.p = min(1.0, p * result.factor)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values corrected for their number (Holm 1979). statsmodels' function takes a second on a busy heap."""
+    p, order = np.array(p_values, dtype=float), np.argsort(p_values)
+    steps = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return [float(step) for step in steps[np.argsort(order)]]
+
+
 def correct(matches: Sequence[Match]) -> int:
     """Apply Holm's correction to all tested matches, and return their number.
 
@@ -486,9 +492,8 @@ def correct(matches: Sequence[Match]) -> int:
     """
     tested = [match for match in matches if not match.reason and not math.isnan(match.p)]
     if tested:
-        corrected = multipletests([match.p for match in tested], ALPHA, method="holm")[1]
-        for match, p in zip(tested, corrected, strict=True):
-            match.corrected = float(p)
+        for match, p in zip(tested, holm([match.p for match in tested]), strict=True):
+            match.corrected = p
             factor = match.corrected / match.p if match.corrected < 1 else len(tested)
             match.interval = interval(match.difference_S, ALPHA / (factor * match.factor))
     return len(tested)

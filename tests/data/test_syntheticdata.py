@@ -88,7 +88,7 @@ def test_modular_addition():
 def test_induction_repeats_with_a_varying_period_and_scores_the_later_copies():
     periods = set()
     for sample in draw_many("induction"):
-        tokens, scored, end_scored = read_marks(sample)
+        tokens, scored, end_scored, _ = read_marks(sample)
         period = scored.index(True) - 1  # the block's end comes as a surprise
         periods.add(period)
         assert len(tokens) == 65
@@ -104,7 +104,7 @@ def test_induction_repeats_with_a_varying_period_and_scores_the_later_copies():
 def test_mqar_asks_each_key_once_at_an_even_slot_and_scores_its_value():
     slots = Counter()
     for sample in draw_many("mqar", n_pairs=4, length=32, vocab_size=64):
-        tokens, scored, end_scored = read_marks(sample)
+        tokens, scored, end_scored, _ = read_marks(sample)
         ids = [int(token) for token in tokens]
         keys, values = ids[:8:2], ids[1:8:2]
         assert len(set(keys)) == len(set(values)) == 4
@@ -117,7 +117,13 @@ def test_mqar_asks_each_key_once_at_an_even_slot_and_scores_its_value():
         assert len(ids) == 33
         slots.update((i - 9) // 2 for i in asked)
     assert slots[0] > 2 * slots[11]  # near gaps are the likelier ones
-    assert tasks["mqar"].chance(n_pairs=4) == pytest.approx((1 / 4 + 1 / 3 + 1 / 2 + 1) / 4)
+    assert tasks["mqar"].chance(n_pairs=4, show_answer=True) == pytest.approx((1 / 4 + 1 / 3 + 1 / 2 + 1) / 4)
+    assert tasks["mqar"].chance(n_pairs=4, show_answer=False) == 1 / 4
+    strict = draw_many("mqar", n_pairs=4, show_answer=False)
+    assert [text_without_marks(sample) for sample in strict] == list(
+        map(text_without_marks, draw_many("mqar", n_pairs=4))
+    )
+    assert all(read_marks(sample).hidden == read_marks(sample).scored for sample in strict)
     with pytest.raises(ValueError, match=r"4 \* n_pairs <= length"):
         draw_many("mqar", 1, n_pairs=9)
 
@@ -131,18 +137,20 @@ def test_distinct_choices_follow_their_weights():
 
 
 @pytest.mark.parametrize(
-    ("sample", "tokens", "scored", "end_scored"),
+    ("sample", "tokens", "scored", "end_scored", "hidden"),
     [
-        ("ab:«ba»", "ab:ba", "00011", True),
-        ("a«b»c«d»e", "abcde", "01010", False),
-        ("abc", "abc", "111", True),
-        ("a«b", "ab", "01", True),
-        ("a«»", "a", "0", True),
-        (["12", "«", "3", "»", "."], ["12", "3", "."], "010", False),
+        ("ab:«ba»", "ab:ba", "00011", True, "00000"),
+        ("a«b»c«d»e", "abcde", "01010", False, "00000"),
+        ("abc", "abc", "111", True, "000"),
+        ("a«b", "ab", "01", True, "00"),
+        ("a«»", "a", "0", True, "0"),
+        (["12", "«", "3", "»", "."], ["12", "3", "."], "010", False, "000"),
+        ("a‹b›c«d»e‹f›", "abcdef", "010101", False, "010001"),
     ],
 )
-def test_marks_of_a_sample_are_read(sample, tokens, scored, end_scored):
-    assert read_marks(sample) == (list(tokens), [flag == "1" for flag in scored], end_scored)
+def test_marks_of_a_sample_are_read(sample, tokens, scored, end_scored, hidden):
+    flags = [[flag == "1" for flag in flags] for flags in (scored, hidden)]
+    assert read_marks(sample) == (list(tokens), flags[0], end_scored, flags[1])
 
 
 def test_registering_a_task_takes_one_place(monkeypatch):
@@ -158,6 +166,6 @@ def test_registering_a_task_takes_one_place(monkeypatch):
         """b"""
         return "b"
 
-    assert mine["plain"] == ("plain", plain, None, None, None, {"length": length_before_answer})
+    assert mine["plain"] == ("plain", plain, None, None, None, {"length": length_before_answer}, None)
     assert mine["special"].check("b", "b")
     assert mine["special"].chance() == 0.5

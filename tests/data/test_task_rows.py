@@ -5,12 +5,17 @@ import time
 import tracemalloc
 
 import pytest
+import torch
 
 from data import task_rows as samples
+from data.batch import Batch, parts
 from data.data_params import DataParams
+from data.dataloader import LMDataModule, TokenizerSpec
 from data.syntheticdata import Task, tasks, text_without_marks
 from data.task_rows import DrawnSamples, ListedSamples, TaskData, TaskRows
 from data.tokenizer import char_tokenizer
+from model.lm import LM
+from model.model_params import ModelParams
 
 
 def params(name="copy", **changes):
@@ -144,7 +149,7 @@ def test_rows_hold_bos_sample_and_eos_with_the_answer_scored(tmp_path):
     data = data_of(tmp_path)
     t = data.tokenizer
     for i in range(50):
-        ids, scored = data.rows("val", 64)[i]
+        ids, scored, _ = data.rows("val", 64)[i]
         question = data.samples.sample("val", i).split("«")[0]
         assert ids == [t.bos, *t(question)[1:], *t(question[:-2])[1:], t.eos]
         assert scored == [False] * (len(question) + 1) + [True] * (len(question) - 1)  # the end is scored too
@@ -226,3 +231,41 @@ def test_prompts_stop_before_the_answer(tmp_path):
         assert prompt.text == data.samples.sample("val", i).split("«")[0]
         assert prompt.ids == data.tokenizer(prompt.text)
     assert len(data.prompts(10_000)) == 50
+
+
+def test_hidden_answers_are_targets_that_no_input_shows(tmp_path):
+    """The inputs have padding in the place of hidden answers, packed or not; all else is as without hiding."""
+    batches = {}
+    for show in (True, False):
+        for packed in (False, True):
+            params = DataParams(
+                "mqar", {"show_answer": show, "length": 24}, n_samples=300, val_pct=20.0, packed=packed
+            )
+            data = LMDataModule(params, TokenizerSpec("char"), 64, cache=tmp_path)
+            batches[show, packed] = next(iter(data.val_dataloader(8)))
+            assert data.hides_answers is not show
+    for packed in (False, True):
+        seen, hidden = batches[True, packed], batches[False, packed]
+        assert "shown" not in seen
+        scored = hidden["target_mask"]
+        assert scored.sum() == 8 * 4 * (2 if packed else 1)
+        assert torch.equal(hidden["x_indices"], seen["x_indices"])
+        assert torch.equal(scored, seen["target_mask"])
+        assert (hidden["shown"][scored] == data.tokenizer.pad).all()
+        assert torch.equal(hidden["shown"][~scored], hidden["x_indices"][~scored])
+        assert hidden.cut(20)["shown"].shape == (8, 21)
+        assert [part["shown"].shape[0] for part in parts(hidden, 4)] == [4, 4]
+
+
+def test_the_model_gets_inputs_without_hidden_answers(tmp_path):
+    """Other answers change targets and losses, but no logit."""
+    params = DataParams("mqar", {"show_answer": False, "length": 24}, n_samples=300, val_pct=20.0)
+    data = LMDataModule(params, TokenizerSpec("char"), 64, cache=tmp_path)
+    lm = LM(ModelParams(dim=16, n_heads=2, n_layers=1, max_seq_len=64), tokenizer=data.tokenizer)
+    batch = next(iter(data.val_dataloader(8)))
+    other = Batch(batch)
+    other["x_indices"] = torch.where(batch["target_mask"], batch["x_indices"].roll(1, 0), batch["x_indices"])
+    one, two = (lm.get_batch_xyz(which) for which in (batch, other))
+    assert torch.equal(one.z, two.z)
+    assert not torch.equal(one.y, two.y)
+    assert torch.equal(one.x, batch["shown"][:, :-1])

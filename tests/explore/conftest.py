@@ -1,6 +1,5 @@
 """Little saved runs, untrained: what the explorer does with a run does not depend on how good it is."""
 
-import gc
 import json
 import shutil
 from datetime import datetime
@@ -97,9 +96,3 @@ def watched(chromium, tmp_path):
     urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
     assert urls
     assert all(url.startswith(f"file://{tmp_path}/") for url in urls)
-
-
-@pytest.fixture
-def without_collecting(monkeypatch):
-    """statsmodels' correction collects garbage each time, which takes longer than all the rest."""
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)

@@ -15,8 +15,11 @@ from train.grid.params import FOREIGN_NAMES, MEASURING, SECTION_OF, SECTIONS, fi
 
 GRID_SECTION = "Grid"  # the section about the grid itself
 GRID_KEYS = ("together", "skip", "derive", "variants", "match")
+EXPECT_SECTION = "Expect"  # the section about its results; see train/grid/claims.py
+EXPECT_KEYS = ("source", "minutes", "claims")
+KEYS_OF = {GRID_SECTION: GRID_KEYS, EXPECT_SECTION: EXPECT_KEYS}  # sections whose values stay syntax trees
 VARIANT = "variant"  # in an option it selects variants; in an expression it is the name of the run's variant
-HEADERS = (*SECTIONS, GRID_SECTION)
+HEADERS = (*SECTIONS, *KEYS_OF)
 # The start of a header or of `key = ...`. True, False or None alone on a line belongs to a list.
 STATEMENT = re.compile(r"^(?=(?!True\b|False\b|None\b)[A-Za-z_]\w*[ \t]*(?:=|#|$))", re.MULTILINE)
 # Python's spelling of values that are often written in other ways.
@@ -45,11 +48,19 @@ class Setting(NamedTuple):
 
 
 class Config(NamedTuple):
-    """The content of a config file: settings of fields, and the syntax trees of its Grid section."""
+    """The content of a config file: settings of fields, and the syntax trees of its other sections."""
 
     source: str
     settings: dict[str, Setting]
-    grid: dict[str, tuple[ast.expr, Place]]
+    trees: dict[str, dict[str, tuple[ast.expr, Place]]]  # by section and key
+
+    @property
+    def grid(self) -> dict[str, tuple[ast.expr, Place]]:
+        return self.trees.get(GRID_SECTION, {})
+
+    @property
+    def expect(self) -> dict[str, tuple[ast.expr, Place]]:
+        return self.trees.get(EXPECT_SECTION, {})
 
 
 class Errors:
@@ -110,7 +121,7 @@ def read_config(file: Path, errors: Errors) -> Config:
                     read_assignment(config, section, key, value, errors, place=place)
             case _:
                 errors.add(place, f"expected `key = value` or a section name ({', '.join(HEADERS)})")
-    if not (config.settings or config.grid or errors.lines):
+    if not (config.settings or config.trees or errors.lines):
         errors.notes.append(f"{source} sets nothing: every field has its default")
     return config
 
@@ -148,18 +159,17 @@ def read_assignment(
     config: Config, section: str, key: str, node: ast.expr, errors: Errors, *, place: Place
 ) -> None:
     """Add the setting `key = ...` under `section` to `config`."""
-    known = (
-        GRID_KEYS if section == GRID_SECTION else [k for k, owner in SECTION_OF.items() if owner == section]
-    )
+    known = KEYS_OF.get(section) or [k for k, owner in SECTION_OF.items() if owner == section]
     if key not in known:
-        owner = SECTION_OF.get(key) or (GRID_SECTION if key in GRID_KEYS else None)
+        owner = SECTION_OF.get(key) or next((name for name, keys in KEYS_OF.items() if key in keys), None)
         hint = f"it belongs under {owner}" if owner else foreign_name(key, section) or field_hint(key, known)
         errors.add(place, f"{section} has no {key!r}; {hint}", key, is_misread=True)
         return
-    if section == GRID_SECTION:
-        if key in config.grid:
-            errors.add(place, f"{key!r} is set twice, first at {config.grid[key][1]}", key)
-        config.grid.setdefault(key, (node, place))
+    if section in KEYS_OF:
+        trees = config.trees.setdefault(section, {})
+        if key in trees:
+            errors.add(place, f"{key!r} is set twice, first at {trees[key][1]}", key)
+        trees.setdefault(key, (node, place))
     elif setting := read_setting(key, node, place, errors):
         if key in config.settings:
             errors.add(place, f"{key!r} is set twice, first at {config.settings[key].place}", key)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from common.text import nearest
 from data.data_params import DataParams
 from model.model_params import ModelParams
+from train.grid.claims import Expectations, check_claims, read_expectations
 from train.grid.config_text import (
     VARIANT,
     Config,
@@ -60,9 +61,15 @@ class GridError(ValueError):
 
 
 def config_files(name: str, folder: Path) -> list[Path]:
-    """Return `name`.txt and every `name`-*.txt of `folder`, sorted. Raise GridError if there are none."""
-    stems = sorted(path.stem for path in folder.glob("*.txt"))
-    chosen = [stem for stem in stems if stem == name or stem.startswith(f"{name}-")]
+    """Return `name`.txt and every `name`-*.txt of `folder`, sorted. Raise GridError if there are none.
+
+    A name in a folder of `folder`, such as reproduce/copy, stands for that file alone.
+    """
+    inside, _, name = name.rpartition("/")
+    folder = folder / inside
+    is_known = not inside or inside.isidentifier()
+    stems = sorted(path.stem for path in folder.glob("*.txt")) if is_known else []
+    chosen = [stem for stem in stems if stem == name or (not inside and stem.startswith(f"{name}-"))]
     if not chosen:
         names = {part for stem in stems for part in (stem, stem.split("-")[0])}
         hint = "".join(f"did you mean {near!r}? " for near in nearest(name, names))
@@ -76,6 +83,7 @@ class FileOfGrid(NamedTuple):
     config: Config
     runs: list[Run]
     errors: Errors
+    expectations: Expectations = Expectations()
 
 
 def read_grid(
@@ -117,7 +125,10 @@ def expand_grid(
         config = without_replaced_length(config, chosen)
         rules = read_rules(config, chosen, errors)
         runs = Expansion(config, rules, errors, each, defaults).runs(config.settings | chosen)
-        read.append(FileOfGrid(config, runs, errors))
+        expectations = read_expectations(config, errors)
+        if runs and not errors.lines:
+            check_claims(expectations.claims, runs, errors)
+        read.append(FileOfGrid(config, runs, errors, expectations))
     # Errors of the command line come first, and once.
     read.insert(0, FileOfGrid(Config("", {}, {}), [], on_command_line))
     if any(part.errors.is_misread for part in read):
@@ -136,7 +147,7 @@ def check_grid(
     elsewhere, reported with the others.
     """
     lines, notes = [*known], []
-    for config, runs, errors in read:
+    for config, runs, errors, _ in read:
         errors.notes += other_meanings(config, runs)
         for message, places in problems(runs) if runs else ():
             errors.add_located(message, places)

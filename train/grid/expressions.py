@@ -117,8 +117,11 @@ class Expression:
         return f" at {shown}" if shown else ""
 
 
-def parse(text: str) -> ast.Expression:
-    """Return the syntax tree of an expression. Raise ValueError if it contains anything that is not allowed."""
+def parse(text: str, with_keywords: bool = False) -> ast.Expression:
+    """Return the syntax tree of an expression. Raise ValueError if it contains anything that is not allowed.
+
+    `with_keywords` allows calls to have some.
+    """
     if len(text) > MAX_EXPRESSION_CHARS:
         raise ValueError(f"it is longer than {MAX_EXPRESSION_CHARS:,} characters")
     try:
@@ -128,7 +131,7 @@ def parse(text: str) -> ast.Expression:
         hint = "; to compare write ==" if re.search(r"[^=<>!]=[^=]", text) else ""
         raise ValueError(f"syntax error: {re.sub(r' [(].*[)]$', '', reason)}{hint}") from None
     for node in ast.walk(tree):
-        if not is_allowed(node):
+        if not (is_allowed(node) or (with_keywords and is_of_call(node))):
             raise ValueError(f"`{source_of(node)}` is not allowed in an expression; allowed are {ALLOWED}")
     return tree
 
@@ -142,6 +145,13 @@ def is_allowed(node: ast.AST) -> bool:
         case ast.Compare(ops=operators, comparators=values) if has_identity(operators):
             return all(isinstance(value, ast.Constant) and value.value is None for value in values)
     return isinstance(node, SYNTAX)
+
+
+def is_of_call(node: ast.AST) -> bool:
+    """Return True for a call of a name, with or without keywords, and for a keyword or a dict."""
+    if isinstance(node, ast.keyword):
+        return node.arg is not None
+    return isinstance(node, ast.Dict) or (isinstance(node, ast.Call) and isinstance(node.func, ast.Name))
 
 
 def has_identity(operators: list[ast.cmpop]) -> bool:

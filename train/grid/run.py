@@ -82,6 +82,7 @@ class Run:
     data: DataFacts = field(default_factory=DataFacts)
     first_step: Step = NEW
     match: SizeMatch | None = None  # where the grid matches sizes
+    metrics: tuple[str, ...] = ()  # registered metrics that claims about the run name
 
     @property
     def length(self) -> str:

@@ -28,8 +28,8 @@ Exit codes
   0    done
   1    a run or a check failed
   2    nothing was run: the input has an error, or outputs cannot be written
-  3    --against: worse
-  4    --against: cannot tell
+  3    --against: worse; --reproduce: a claim fails
+  4    --against and --reproduce: cannot tell
   130  interrupted
 """
 
@@ -75,6 +75,14 @@ def add_what_to_do(group: argparse._MutuallyExclusiveGroup) -> None:
         "--report",
         metavar="NAME",
         help="report on the runs that --config=NAME --save kept, train nothing: --report=test",
+    )
+    add(
+        "--reproduce",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="list published results with what was seen here, or train one of them anew and judge its claims: "
+        "--reproduce, --reproduce=induction",
     )
     add("--configs", action="store_true", help="list the configs, with the number of their runs: --configs")
     add(
@@ -236,7 +244,9 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise GridError(["--margin and --bisect need --against"])
     if args.margin is not None and not 0 < args.margin < math.inf:
         raise GridError([f"--margin={args.margin:g} must be a number of nats above 0"])
-    saves = args.report or args.save or args.resume or args.against is not None
+    if args.reproduce and (args.set or args.task or args.ablate):
+        raise GridError(["--reproduce takes the config as it is: to change it, use --config=reproduce/NAME"])
+    saves = args.report or args.reproduce or args.save or args.resume or args.against is not None
     if not saves and (args.baseline is not None or args.compare is not None):
         raise GridError(["--baseline and --compare are about the report of saved runs: add --save"])
     others = ["report", "noise", "check", "transfer", "coord_check", "stability"]

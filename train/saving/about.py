@@ -23,6 +23,7 @@ class Summary(TypedDict, total=False):
     val_accuracy: Number
     val_exact_match: Number
     chance: Number
+    reference_loss: Number
     n_params: Number
     n_active_params: Number
     state_size: Number

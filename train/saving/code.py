@@ -24,7 +24,7 @@ NOT_COUNTED = ("train/launch/", "train/saving/", "train/logs.py", "train/progres
 # Files that only runs with this field set import.
 ON_DEMAND = {"model/hf/": "from_pretrained"}
 # Decorators that register a function or class under a name that configs use.
-REGISTER = {"registered", "register", "register_tokenizer", "layer_kind"}
+REGISTER = {"registered", "register", "register_tokenizer", "layer_kind", "metric"}
 TEXT_ID = re.compile("[0-9a-f]{20}")
 
 

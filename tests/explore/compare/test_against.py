@@ -10,7 +10,6 @@ from scipy import stats
 from explore.compare.against import Decision, decide
 from tests.explore.compare.test_verdicts import noisy, runs
 
-pytestmark = pytest.mark.usefixtures("without_collecting")
 RATE = (0.001,)
 
 

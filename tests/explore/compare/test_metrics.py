@@ -18,8 +18,6 @@ from tests.explore.compare.test_verdicts import BETTER, noisy
 from tests.explore.compare.test_verdicts import runs as table_of
 from train.grid.run import Run
 
-pytestmark = pytest.mark.usefixtures("without_collecting")
-
 
 def test_a_higher_accuracy_is_better_and_a_lower_loss_on_an_evaluation_set():
     table = table_of(BETTER)

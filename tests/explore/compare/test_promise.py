@@ -6,8 +6,6 @@ import pytest
 
 from explore.compare.verdicts import compare
 
-pytestmark = pytest.mark.usefixtures("without_collecting")
-
 CLEAR = (
     5.0,
     0.0,

@@ -7,7 +7,7 @@ import pytest
 from explore.compare.metrics import Time
 from explore.compare.verdicts import compare
 
-pytestmark = pytest.mark.usefixtures("without_collecting", "times_in_the_table")
+pytestmark = pytest.mark.usefixtures("times_in_the_table")
 
 LENGTH = 1000.0  # steps of a run
 ONE_BLOCK: tuple[dict, ...] = ({},)

@@ -9,9 +9,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from explore.compare.verdicts import ALPHA, compare, p_as_text
+from explore.compare.verdicts import ALPHA, compare, holm, p_as_text
 
-pytestmark = pytest.mark.usefixtures("without_collecting")
 RATES = (0.001, 0.01)
 
 
@@ -291,3 +290,9 @@ def test_mistakes_are_one_sentence(options, words):
 def test_a_p_value_below_the_level_is_never_shown_as_equal_to_it(p, text):
     assert p_as_text(p) == text
     assert (float(text) < ALPHA) == (p < ALPHA)
+
+
+def test_holms_correction_is_that_of_statsmodels():
+    p = np.random.default_rng(0).uniform(size=20) ** 3
+    assert holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    assert holm([]) == []

@@ -90,7 +90,7 @@ def test_comments_strings_and_lists_over_lines(config):
     [
         ("ModelParams\ndimm = 3", "configs/trial.txt:2: ModelParams has no 'dimm'; did you mean 'dim'?"),
         ("ModelParms\ndim = 3", "configs/trial.txt:1: there is no section 'ModelParms'; did you mean 'ModelParams'?"),
-        ("\ndim = 32", "configs/trial.txt:2: 'dim' stands before any section (DataParams, TrainParams, ModelParams, Grid)"),
+        ("\ndim = 32", "configs/trial.txt:2: 'dim' stands before any section (DataParams, TrainParams, ModelParams, Grid, Expect)"),
         ("ModelParams\nlr = 1e-3", "configs/trial.txt:2: ModelParams has no 'lr'; it belongs under TrainParams"),
         ("TrainParams\nlr = '3e-4'", "configs/trial.txt:2: TrainParams cannot have lr = '3e-4': it should be a valid number"),
         ("ModelParams\ndim = 32.5", "configs/trial.txt:2: ModelParams cannot have dim = 32.5: it should be a valid integer"),

@@ -1,0 +1,139 @@
+"""--reproduce: claims are refused, trained for, judged, kept and listed, with exit codes."""
+
+import json
+import re
+
+import pytest
+
+import main
+from tests.model.tiny import tiny_lm
+from train.final_metrics import final_metrics, metric, values_of_metrics
+
+CONFIG = """DataParams
+dataset_name = "copy"
+n_samples = 400
+
+TrainParams
+max_steps = 4
+threads = 1
+random_seed = [1, 2]
+
+ModelParams
+n_layers = [1, 2]
+dim = 16
+n_heads = 2
+max_seq_len = 48
+
+Expect
+source = "nobody"
+minutes = 1
+claims = {
+    "layers count": "n_params(n_layers=2) > n_params(n_layers=1)",
+    "four steps teach nothing": "val_accuracy(n_layers=2) < 0.9",
+    "the loss is small": "LOSS",
+}
+"""
+
+
+@pytest.fixture
+def reproduce(tmp_path, monkeypatch, capsys):
+    """Writes configs/reproduce/tiny.txt with a claim, calls main with options, and returns its exit code and output."""
+    folder = tmp_path / "configs" / "reproduce"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(main, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(main, "RECORDS", tmp_path / "reproductions")
+
+    def call(option: str, *others: str, loss: str = "val_loss(n_layers=1) < 100") -> tuple[int, str]:
+        (folder / "tiny.txt").write_text(CONFIG.replace("LOSS", loss))
+        code = main.main([option, "--no-wandb", "--out", str(tmp_path / "out"), *others])
+        output = capsys.readouterr()
+        return code, output.out + output.err
+
+    return call
+
+
+def test_a_result_is_trained_once_judged_kept_and_listed(reproduce, tmp_path):
+    code, output = reproduce("--reproduce=tiny")
+    assert code == 0, output
+    assert len(re.findall("holds", output)) == 3
+    record = json.loads((tmp_path / "reproductions" / "tiny.json").read_text())
+    assert [one["fields"] for one in record["runs"]] == [
+        {"random_seed": seed, "n_layers": n} for seed in (1, 2) for n in (1, 2)
+    ]
+    assert "Claims" in (tmp_path / "out" / "reports" / "reproduce" / "tiny" / "report.html").read_text()
+
+    code, output = reproduce("--reproduce=tiny", loss="val_loss(n_layers=1) < 1")
+    assert code == 3
+    assert "finished earlier" in output
+    assert re.search(r"the loss is small .*fails", output)
+
+    code, output = reproduce("--reproduce")
+    assert code == 0
+    assert output.count("holds") == 3
+    assert "other code" not in output
+    changed = {**record, "runs": [{**one, "code": "0"} for one in record["runs"]]}
+    (tmp_path / "reproductions" / "tiny.json").write_text(json.dumps(changed))
+    assert "other code" in reproduce("--reproduce")[1]
+
+
+def test_a_result_without_runs_is_listed_as_open(reproduce):
+    code, output = reproduce("--reproduce")
+    assert (code, output.count("never")) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("val_los(n_layers=1) < 3", "there is no column 'val_los'; did you mean 'val_loss'"),
+        ("val_accuracy('long', n_layers=1) < 3", "there is no column 'val_accuracy[long]'"),
+        (
+            "steps_to('val_los < 3', n_layers=1) < 3",
+            "there is no statistic 'val_los'; did you mean 'val_loss'",
+        ),
+        ("slope('n_parms', 'val_loss') < 3", "there is no column 'n_parms'; did you mean 'n_params'"),
+    ],
+)
+def test_unknown_names_are_refused_before_training(reproduce, tmp_path, loss, message):
+    code, output = reproduce("--reproduce=tiny", loss=loss)
+    assert code == 2
+    assert re.search(rf"reproduce/tiny\.txt:22: claim 'the loss is small': .*{re.escape(message)}", output), (
+        output
+    )
+    assert not (tmp_path / "out" / "saved-models").exists()
+
+
+def test_a_config_is_reproduced_as_it_is(reproduce):
+    assert reproduce("--reproduce=tiny", "--set", "lr=1")[0] == 2
+    assert "did you mean 'tiny'" in reproduce("--reproduce=tny")[1]
+
+
+def test_a_registered_metric_becomes_a_column_of_the_runs_that_claims_are_about(
+    reproduce, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(final_metrics, "entries", dict(final_metrics.entries))
+
+    @metric
+    def n_weights(lm, data):
+        assert not lm.training
+        return sum(parameter.numel() for parameter in lm.parameters())
+
+    loss = "n_weights(n_layers=1) <= n_params(n_layers=1)"
+    for first in (True, False):  # trained with the claim, and without it before
+        if not first:
+            reproduce("--reproduce=tiny", "--out", str(tmp_path / "before"))
+        code, output = reproduce(
+            "--reproduce=tiny", "--out", str(tmp_path / f"{'out' if first else 'before'}"), loss=loss
+        )
+        assert code == 0, output
+        assert output.count("holds") == 3
+        assert ("finished earlier" in output) is not first
+
+
+def test_a_metric_that_fails_loses_no_run(monkeypatch):
+    monkeypatch.setattr(final_metrics, "entries", dict(final_metrics.entries))
+
+    @metric
+    def hopeless(lm, data):
+        raise RuntimeError("no idea")
+
+    assert values_of_metrics(["hopeless"], tiny_lm(), None) == {"hopeless": None}
