@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.registry import Registry
 from model.context import Context, Layer, layer_kind
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
@@ -25,13 +26,16 @@ def relu_squared(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-activations: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": gelu_tanh,  # GPT-2's
-    "silu": F.silu,
-    "relu2": relu_squared,
-}
+activations: Registry[Callable[[Tensor], Tensor]] = Registry("activation")
+activations.update(
+    {
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "gelu_tanh": gelu_tanh,  # GPT-2's
+        "silu": F.silu,
+        "relu2": relu_squared,
+    }
+)
 
 
 @layer_kind("custom-transformer")
