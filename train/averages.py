@@ -38,7 +38,9 @@ class AveragedWeights:
         if self.decay is not None:
             return [self.model.get_parameter(name) for name in self.moving]
         groups = [group for group in optimizer.param_groups if averages_weights(group)]
-        return [parameter for group in groups for parameter in group["params"] if parameter in optimizer.state]
+        return [
+            parameter for group in groups for parameter in group["params"] if parameter in optimizer.state
+        ]
 
     @torch.no_grad()
     def swap_in(self, optimizer: Any) -> None:

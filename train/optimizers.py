@@ -20,6 +20,7 @@ from model.shapes import roles_of
 from model.transformer.lora import is_lora
 from train.averages import averages_weights
 from train.cautious import decay_cautiously
+from train.library import by_name, library_names, trial_fault
 from train.lion import Lion
 from train.muon import MuonWithAdamW
 from train.sharding import FSDP
@@ -78,11 +79,8 @@ def is_of_library(name: str) -> bool:
 
 def find_optimizer(name: str) -> MakeOptimizer:
     """Return the registered optimizer, or else that of pytorch_optimizer. Raise UnknownName if there is none."""
-    if name not in optimizers and find_spec(LIBRARY) is not None:
-        from train.library_optimizers import by_name
-
-        if (make := by_name(name)) is not None:
-            return make
+    if name not in optimizers and find_spec(LIBRARY) is not None and (make := by_name(name)) is not None:
+        return make
     return optimizers[name]
 
 
@@ -95,11 +93,11 @@ def missing_optimizer(params: TrainParams) -> str | None:
         if name in OF_LIBRARY:
             return f"optimizer={name!r} needs the package pytorch-optimizer: {INSTALL}"
         hint = did_you_mean(name, optimizers, list_all=True)
-        return f"optimizer={name!r} is not registered; {hint}; the package pytorch-optimizer has more: {INSTALL}"
+        return (
+            f"optimizer={name!r} is not registered; {hint}; the package pytorch-optimizer has more: {INSTALL}"
+        )
     if name in OF_LIBRARY:
         return None
-    from train.library_optimizers import library_names, trial_fault
-
     if name not in library_names():
         near = nearest(name, [*optimizers, *library_names()])
         hint = "".join(f"did you mean {one!r}? " for one in near) + f"there are: {', '.join(optimizers)}"

@@ -155,7 +155,9 @@ def test_every_optimizer_of_the_library_has_a_name_or_is_refused_in_a_sentence(n
 
 def test_settings_that_an_optimizer_of_the_library_does_not_have_are_refused():
     [problem] = train_problems(params_of("prodigi"))
-    assert problem.startswith("optimizer='prodigi' is not registered; did you mean 'prodigy'? there are: adamw, ")
+    assert problem.startswith(
+        "optimizer='prodigi' is not registered; did you mean 'prodigy'? there are: adamw, "
+    )
     assert problem.endswith("and those of pytorch-optimizer")
     [problem] = train_problems(params_of("adan", beta2_half_life=1e3))
     assert "optimizer='adan' has none" in problem, "it has three betas"
