@@ -2,11 +2,13 @@
 
 import io
 import pickle
+import random
 from collections.abc import Callable
 from functools import lru_cache, partial
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,12 +30,18 @@ def from_library(kind: str, groups: list[dict], params: TrainParams) -> Optimize
 
     make: Any = load_optimizer(kind)
     known = signature(make).parameters
-    settings = {ours: getattr(params, field) for ours, field in FIELD_OF_SETTING.items() if ours in known}
-    if "betas" in known and len(known["betas"].default) != len(params.betas):
-        del settings["betas"]
-    if "weight_decouple" in known:
-        settings["weight_decouple"] = True
-    return make(groups, **settings)
+    settings = {
+        ours: getattr(params, field)
+        for ours, field in FIELD_OF_SETTING.items()
+        if ours in known and size_of_setting(known[ours].default) == size_of_setting(getattr(params, field))
+    }
+    decoupled = {name: True for name in known if name == "weight_decouple"}
+    return make(groups, **settings, **decoupled)
+
+
+def size_of_setting(value: object) -> int:
+    """Return the number of numbers in a setting: some optimizers have more betas than two."""
+    return len(value) if isinstance(value, tuple) else 1
 
 
 def library_names() -> list[str]:
@@ -54,18 +62,22 @@ def trial_fault(params: TrainParams) -> str | None:
 
     Steps on a small matrix and a vector show it: some optimizers need the model, a second gradient or more settings.
     """
-    with torch.random.fork_rng(devices=[]):
-        try:
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
             return fault_of_steps(params)
-        except pickle.UnpicklingError:
-            return "its state is more than numbers and tensors, so a resumed run could not load it"
-        except Exception as error:  # the library raises many kinds
-            return first_line(error)
+    except pickle.UnpicklingError:
+        return "its state is more than numbers and tensors, so a resumed run could not load it"
+    except Exception as error:  # the library raises many kinds
+        return first_line(error)
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def fault_of_steps(params: TrainParams) -> str | None:
     """Return what is wrong with the steps of an optimizer, or with those after its state was saved and loaded."""
-    torch.manual_seed(0)
+    seed_generators(0)
     weights = small_weights()
     before = [weight.clone() for weight in weights]
     optimizer = trial_optimizer(weights, params)
@@ -83,9 +95,15 @@ def fault_of_steps(params: TrainParams) -> str | None:
     resumed = trial_optimizer(others, params)
     resumed.load_state_dict(torch.load(file, weights_only=True))
     for group, rule in ((weights, optimizer), (others, resumed)):
-        torch.manual_seed(1)
+        seed_generators(1)  # resume checkpoints hold their states
         take_trial_steps(group, rule)
     return None if all(map(torch.equal, weights, others)) else "a resumed run would go on otherwise"
+
+
+def seed_generators(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 -- some optimizers draw from it
 
 
 def small_weights() -> list[nn.Parameter]:
