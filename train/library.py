@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from common.text import first_line
@@ -125,7 +125,7 @@ def take_trial_steps(weights: list[nn.Parameter], optimizer: Optimizer) -> int:
     asked = 0
 
     @torch.enable_grad()
-    def closure() -> Tensor:
+    def closure() -> Any:
         nonlocal asked
         asked += 1
         optimizer.zero_grad()
