@@ -20,6 +20,7 @@ FEWER = {  # of large grids one learning rate and seed, and no model that takes 
     "completep-depth": {"lr": "0.01", "n_layers": "[2,4]"},
     "output-change": {"random_seed": "0", "n_layers": "3"},
     "recall": {"random_seed": "1", "dim": "16"},
+    "ahead": {"random_seed": "1"},
     **{name: {"random_seed": "1"} for name in CONFIGS if name.startswith("study-")},
 }
 

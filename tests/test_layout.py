@@ -45,7 +45,7 @@ MAY_IMPORT = {
 }
 ONLY_IN = {
     "wandb": {"train/stats.py"},
-    "pytorch_optimizer": {"train/library_optimizers.py"},
+    "pytorch_optimizer": {"train/library.py"},
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
     "statsmodels": {"explore/compare/verdicts.py"},

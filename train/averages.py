@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from operator import itemgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 
 class AveragedWeights:
-    """Averages of a model's weights: those of the optimizer, if it is schedule-free, or a moving one with `decay`.
+    """Averages of a model's weights: those of the optimizer, if it has any, or a moving one with `decay`.
 
     The averages take the place of the weights between `swap_in` and `swap_out`. Training goes on from the exact weights
     that it had, whenever and however often the averages are used.
@@ -33,29 +33,30 @@ class AveragedWeights:
             return
         torch._foreach_lerp_([*self.moving.values()], [trained[name] for name in self.moving], 1 - self.decay)
 
-    def averages(self, optimizer: Optimizer) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield each averaged parameter with its average."""
+    def averaged_parameters(self, optimizer: Optimizer) -> list[Tensor]:
+        """Return the parameters that have an average: none before the first step, or if the run has no averages."""
         if self.decay is not None:
-            yield from ((self.model.get_parameter(name), average) for name, average in self.moving.items())
-            return
-        for group in optimizer.param_groups:
-            if (
-                "train_mode" in group
-            ):  # the weights lie between the averages and the iterates z, by the first of betas
-                states = [(p, optimizer.state[p]) for p in group["params"] if p in optimizer.state]
-                beta, _ = itemgetter("betas")(group)
-                yield from ((p, p.lerp(state["z"], 1 - 1 / beta)) for p, state in states)
+            return [self.model.get_parameter(name) for name in self.moving]
+        groups = [group for group in optimizer.param_groups if averages_weights(group)]
+        return [
+            parameter for group in groups for parameter in group["params"] if parameter in optimizer.state
+        ]
 
     @torch.no_grad()
-    def swap_in(self, optimizer: Optimizer) -> None:
+    def swap_in(self, optimizer: Any) -> None:
         """Put the averages in the place of the weights. A run without averages keeps its weights."""
-        for parameter, average in self.averages(optimizer):
-            self.kept.append((parameter, parameter.detach().clone()))
+        self.kept = [(p, p.detach().clone()) for p in self.averaged_parameters(optimizer)]
+        if self.decay is None and self.kept:
+            optimizer.eval()
+        for (parameter, _), average in zip(self.kept, self.moving.values(), strict=False):
             parameter.copy_(average)
 
     @torch.no_grad()
-    def swap_out(self) -> None:
+    def swap_out(self, optimizer: Any) -> None:
         """Restore the weights that train."""
+        if self.decay is None and self.kept:
+            optimizer.train()
+        # Exactly as they were: the optimizer's own way back rounds.
         for parameter, weight in self.kept:
             parameter.copy_(weight)
         self.kept.clear()
@@ -72,10 +73,18 @@ class AveragedWeights:
         try:
             yield
         finally:
-            self.swap_out()
+            self.swap_out(optimizer)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.moving
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.moving = state
+
+
+def averages_weights(group: dict[str, Any]) -> bool:
+    """Return True if an optimizer averages the weights of a parameter group itself, as schedule-free ones do.
+
+    By the convention of pytorch_optimizer, eval() then puts the averages in the place of the weights.
+    """
+    return "train_mode" in group

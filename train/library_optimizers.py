@@ -1,19 +1,10 @@
-"""Optimizers of the package pytorch_optimizer, which is imported when a run uses one of them."""
-
-from typing import Any
+"""Optimizers of the package pytorch_optimizer that have names of their own here."""
 
 from torch.optim import Optimizer
 
+from train.library import from_library
 from train.optimizers import optimizers
 from train.train_params import TrainParams
-
-
-def from_library(kind: str, groups: list[dict], params: TrainParams, **settings: Any) -> Optimizer:
-    """Return an optimizer of the library, by the name of its class, with the settings of Adam."""
-    import pytorch_optimizer
-
-    make = getattr(pytorch_optimizer, kind)
-    return make(groups, lr=params.lr, betas=params.betas, eps=params.adam_eps, **settings)
 
 
 @optimizers.register
@@ -31,16 +22,16 @@ def schedule_free(groups: list[dict], params: TrainParams) -> Optimizer:
 @optimizers.register
 def adopt(groups: list[dict], params: TrainParams) -> Optimizer:
     """ADOPT: Adam that converges with any beta2 (arXiv:2411.02853)."""
-    return from_library("ADOPT", groups, params, weight_decouple=True)
+    return from_library("ADOPT", groups, params)
 
 
 @optimizers.register
 def laprop(groups: list[dict], params: TrainParams) -> Optimizer:
     """LaProp: Adam that normalizes gradients before it averages them (arXiv:2002.04839)."""
-    return from_library("LaProp", groups, params, weight_decouple=True)
+    return from_library("LaProp", groups, params)
 
 
 @optimizers.register
 def lamb(groups: list[dict], params: TrainParams) -> Optimizer:
     """LAMB: Adam whose update of each tensor has the size of the tensor, for large batches (arXiv:1904.00962)."""
-    return from_library("Lamb", groups, params, weight_decouple=True)
+    return from_library("Lamb", groups, params)

@@ -12,20 +12,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.registry import Registry
-from common.text import nearest
+from common.text import did_you_mean, nearest
 from model.lm import LM
 from model.model_params import ModelParams
 from model.mup.parametrization import ParameterKind, UpdateRule, param_groups  # muP
 from model.shapes import roles_of
 from model.transformer.lora import is_lora
+from train.averages import averages_weights
 from train.cautious import decay_cautiously
+from train.library import by_name, library_names, trial_fault
 from train.lion import Lion
 from train.muon import MuonWithAdamW
 from train.sharding import FSDP
 from train.train_params import TrainParams
 
+MakeOptimizer = Callable[[list[dict], TrainParams], Optimizer]
 # The function is given parameter groups and the params. Its name is a value of `optimizer`.
-optimizers: Registry[Callable[[list[dict], TrainParams], Optimizer]] = Registry("optimizer")
+optimizers: Registry[MakeOptimizer] = Registry("optimizer")
 
 
 @optimizers.register
@@ -56,7 +59,9 @@ def lion(groups: list[dict], params: TrainParams) -> Optimizer:
     return Lion(groups, lr=params.lr, betas=params.betas)
 
 
-# Optimizers of the package pytorch_optimizer, which requirements-optimizers.txt installs.
+# Optimizers of the package pytorch_optimizer. Its others are found by the names of their classes.
+LIBRARY = "pytorch_optimizer"
+INSTALL = "pip install -r requirements-optimizers.txt"
 optimizers.add_lazy("soap", "train.library_optimizers")
 optimizers.add_lazy("schedule-free", "train.library_optimizers")
 optimizers.add_lazy("adopt", "train.library_optimizers")
@@ -67,35 +72,75 @@ OF_LIBRARY = frozenset(optimizers) - frozenset(optimizers.loaded())
 SCALED_AS_ADAM = {"schedule-free", "adopt", "laprop"}
 
 
-def optimizer_problems(params: TrainParams) -> Iterator[str]:
-    """Yield an error message for an optimizer that is not installed, and for settings that it does not support."""
+def is_of_library(name: str) -> bool:
+    """Return True for an optimizer of pytorch_optimizer, and for a name that is not registered."""
+    return name in OF_LIBRARY or name not in optimizers
+
+
+def find_optimizer(name: str) -> MakeOptimizer:
+    """Return the registered optimizer, or else that of pytorch_optimizer. Raise UnknownName if there is none."""
+    if name not in optimizers and find_spec(LIBRARY) is not None and (make := by_name(name)) is not None:
+        return make
+    return optimizers[name]
+
+
+def missing_optimizer(params: TrainParams) -> str | None:
+    """Return an error message for an optimizer that does not exist, is not installed or cannot be used, or None."""
     name = params.optimizer
-    if name in OF_LIBRARY and find_spec("pytorch_optimizer") is None:
-        yield (
-            f"optimizer={name!r} needs the package pytorch-optimizer: pip install -r requirements-optimizers.txt"
+    if not is_of_library(name):
+        return None
+    if find_spec(LIBRARY) is None:
+        if name in OF_LIBRARY:
+            return f"optimizer={name!r} needs the package pytorch-optimizer: {INSTALL}"
+        hint = did_you_mean(name, optimizers, list_all=True)
+        return (
+            f"optimizer={name!r} is not registered; {hint}; the package pytorch-optimizer has more: {INSTALL}"
         )
+    if name in OF_LIBRARY:
+        return None
+    if name not in library_names():
+        near = nearest(name, [*optimizers, *library_names()])
+        hint = "".join(f"did you mean {one!r}? " for one in near) + f"there are: {', '.join(optimizers)}"
+        return f"optimizer={name!r} is not registered; {hint}, and those of pytorch-optimizer"
+    if fault := trial_fault(replace(params, random_seed=0)):
+        return f"optimizer={name!r} of pytorch-optimizer does not work here: {fault}; use another one"
+    return None
+
+
+def optimizer_problems(params: TrainParams) -> Iterator[str]:
+    """Yield an error message for an optimizer that cannot be used, and for settings that it does not support."""
+    name = params.optimizer
+    if problem := missing_optimizer(params):
+        yield problem
         return
-    if name in OF_LIBRARY and params.strategy == FSDP:
+    is_schedule_free = name.replace("-", "").startswith("schedulefree")
+    if is_of_library(name) and params.strategy == FSDP:
         yield f"optimizer={name!r} is not tested with strategy='fsdp'; use strategy='ddp'"
-    if name == "schedule-free" and params.lr_schedule != "constant":
+    if is_schedule_free and params.lr_schedule != "constant":
         yield (
             f"optimizer={name!r} averages weights in place of a schedule, but lr_schedule={params.lr_schedule!r}; set "
             "lr_schedule='constant', with a warm-up if you like"
         )
-    if name == "schedule-free" and params.ema_decay is not None:
-        yield f"optimizer={name!r} averages weights itself, so that ema_decay={params.ema_decay} has no place"
     if name == "schedule-free" and not params.betas[0]:
         yield f"optimizer={name!r} needs betas[0] above 0, not betas={params.betas}"
-    if params.cautious_decay and name in ("sgd", "schedule-free"):
+        return
+    if params.ema_decay is not None and averages_weights(first_group(params)):
+        yield f"optimizer={name!r} averages weights itself, so that ema_decay={params.ema_decay} has no place"
+    if params.cautious_decay and (name == "sgd" or is_schedule_free):
         yield f"cautious_decay=True needs decoupled weight decay, but that of optimizer={name!r} is part of the gradient"
     if params.beta2_half_life is not None and not takes_betas(params):
         yield f"beta2_half_life={params.beta2_half_life} sets the second of betas, but optimizer={name!r} has none"
 
 
 def takes_betas(params: TrainParams) -> bool:
-    """Return True if the optimizer has betas for parameters outside the matrices of Muon."""
+    """Return True if the optimizer has our pair of betas for parameters outside the matrices of Muon."""
+    return first_group(params).get("betas") == params.betas
+
+
+def first_group(params: TrainParams) -> dict[str, Any]:
+    """Return the parameter group that the optimizer makes of a single vector, with all its settings."""
     groups = [{"params": [nn.Parameter(torch.zeros(1))], "weight_decay": 0.0}]
-    return "betas" in optimizers[params.optimizer](groups, params).param_groups[0]
+    return find_optimizer(params.optimizer)(groups, params).param_groups[0]
 
 
 def replace_beta2(params: TrainParams, beta2: float) -> TrainParams:
@@ -105,7 +150,7 @@ def replace_beta2(params: TrainParams, beta2: float) -> TrainParams:
 
 def make_optimizer(model: nn.Module, params: TrainParams) -> Optimizer:
     """Return the optimizer of `params` over all trainable parameters of `model`. Only matrices decay."""
-    optimizer = optimizers[params.optimizer](make_groups(model, params), params)
+    optimizer = find_optimizer(params.optimizer)(make_groups(model, params), params)
     if params.cautious_decay:
         decay_cautiously(optimizer)
     return optimizer

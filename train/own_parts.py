@@ -1,4 +1,4 @@
-"""Own parts: Python files outside the repository that register layers, norms, optimizers, schedules, tasks, texts and metrics."""
+"""Own parts: Python files outside the repository that register what configs name, such as layers, optimizers and tasks."""
 
 import atexit
 import shutil
@@ -13,8 +13,10 @@ from typing import Any
 from common.registry import Lazy, Registry
 from data.corpora import corpora
 from data.syntheticdata import tasks
+from data.tokenizer import recipes
 from model.context import layer_kinds
 from model.transformer.norms import norms
+from model.transformer.transformerencoderlayer import activations
 from train.final_metrics import final_metrics
 from train.grid.run import OwnFile
 from train.optimizers import optimizers
@@ -22,9 +24,17 @@ from train.saving.code import own_files
 from train.schedules import schedules
 
 PART_REGISTRIES: tuple[Registry[Any], ...] = (
-    *(layer_kinds, norms, optimizers, schedules),
-    *(tasks, corpora, final_metrics),
+    layer_kinds,
+    norms,
+    activations,
+    optimizers,
+    schedules,
+    tasks,
+    corpora,
+    recipes,
+    final_metrics,
 )
+MODULE_NAME = "own_parts_"  # begins the name of the module that a file becomes
 
 
 def load_parts(path: str | Path) -> list[str]:
@@ -46,23 +56,24 @@ def register_parts(own: OwnFile) -> list[str]:
         return part_names(own)
     if own.name in own_files and own_files[own.name].path != own.path:
         raise ValueError(f"{own.path}: {own_files[own.name].path} has the same name; rename one of them")
-    remove_parts(own.name)
+    unregister(own.name)
     before = [dict(registry.entries) for registry in PART_REGISTRIES]
     try:
         run_file(own)
         for registry, entries in zip(PART_REGISTRIES, before, strict=True):
             for name, entry in entries.items():
-                if registry.entries[name] is not entry and not isinstance(entry, Lazy):
+                if is_replaced(entry, registry.entries[name]):
                     raise ValueError(
                         f"it registers the {registry.kind} {name!r}, which exists already; rename it"
                     )
     except BaseException as error:
+        own_files.pop(own.name, None)
         for registry, entries in zip(PART_REGISTRIES, before, strict=True):
-            registry.entries = entries
-        if not isinstance(error, Exception):
+            restore(registry, entries)
+        if isinstance(error, KeyboardInterrupt):
             raise
-        raise ValueError(f"{place_in(own, error)}: {type(error).__name__}: {error}") from error
-    own_files[own.name] = own
+        raise ValueError(f"{place_in(own, error)}: {what_failed(own, error)}") from error
+    own_files[own.name] = own  # at its earlier place, as a later file may use it
     names_by_file[own.name] = [
         (registry, name)
         for registry, entries in zip(PART_REGISTRIES, before, strict=True)
@@ -84,9 +95,29 @@ def part_names(own: OwnFile) -> list[str]:
     return sorted(name for _, name in names_by_file[own.name])
 
 
+def restore(registry: Registry[Any], entries: dict[str, Any]) -> None:
+    """Give a registry its earlier entries, but keep lazy ones that were loaded: their modules are not imported again."""
+    now = registry.entries
+    registry.entries = {
+        name: entry if is_replaced(entry, now.get(name)) else now[name] for name, entry in entries.items()
+    }
+
+
+def is_replaced(entry: object, now: object) -> bool:
+    """Return True if a file has replaced an entry. A lazy entry is not replaced when its own module is imported."""
+    if isinstance(entry, Lazy):
+        return now is not entry and getattr(now, "__module__", None) != entry.module
+    return now is not entry
+
+
 def remove_parts(file_name: str) -> None:
-    """Remove the parts that an earlier version of a file registered."""
+    """Remove a file of the user's own and its parts."""
     own_files.pop(file_name, None)
+    unregister(file_name)
+
+
+def unregister(file_name: str) -> None:
+    """Remove the parts that an earlier version of a file registered."""
     for registry, name in names_by_file.pop(file_name, []):
         registry.entries.pop(name, None)
 
@@ -99,7 +130,7 @@ def run_file(own: OwnFile) -> None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
         path = Path(folder, own.name)
         path.write_bytes(own.source)
-    name = f"own_parts_{path.stem}"
+    name = f"{MODULE_NAME}{path.stem}"
     spec = spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ValueError("its name should end in .py")
@@ -108,7 +139,20 @@ def run_file(own: OwnFile) -> None:
     exec(compile(own.source, str(path), "exec"), vars(module))  # noqa: S102 -- the user asks for it
 
 
-def place_in(own: OwnFile, error: Exception) -> str:
+def what_failed(own: OwnFile, error: BaseException) -> str:
+    """Return the error of a file in words, with what to do if it imports a file that lies beside it."""
+    message = f"{type(error).__name__}: {error}".removesuffix(": ")
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        beside = Path(own.path).with_name(f"{error.name}.py")
+        if beside.is_file():
+            return (
+                f"it imports {beside.name}, which lies beside it, but only files given by --with count as code and travel: give "
+                f"{beside.name} first, as a --with of its own, and import it by the name {MODULE_NAME}{error.name}"
+            )
+    return message
+
+
+def place_in(own: OwnFile, error: BaseException) -> str:
     """Return "my_parts.py:12", the line of the file in which an error arose, if there is one."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f"{own.path}:{error.lineno}"

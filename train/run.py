@@ -126,8 +126,7 @@ def use_averages(trainer: L.Trainer, lm_trainer: LMTrainer) -> float | None:
 
     Return the validation loss without averages. A run without averages keeps its weights, and None is returned.
     """
-    averages = [*lm_trainer.averaged.averages(lm_trainer.scheduler.optimizer)]
-    if not averages:
+    if not lm_trainer.averaged.averaged_parameters(lm_trainer.scheduler.optimizer):
         return None
     lm_trainer.is_unaveraged = True
     batches = lm_trainer.data.val_dataloader(lm_trainer.train_params.batch_size)

@@ -390,7 +390,7 @@ class LMTrainer(L.LightningModule):
     def on_validation_end(self) -> None:
         # After callbacks, which may keep the weights that were validated.
         if self.trainer.state.fn == "fit":
-            self.averaged.swap_out()
+            self.averaged.swap_out(self.scheduler.optimizer)
 
     @property
     def averages(self) -> AbstractContextManager[None]:

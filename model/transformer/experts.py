@@ -75,7 +75,10 @@ class Experts(nn.Module):
         """Return the weighted sum over the chosen experts of each token."""
         n_chosen = expert_NC.shape[1]
         order_M = expert_NC.flatten().argsort(stable=True)
-        ends_E = load_of(torch.ones_like(expert_NC), expert_NC, self.model_params.n_experts).cumsum(0)
+        load_E = load_of(torch.ones_like(expert_NC), expert_NC, self.model_params.n_experts)
+        ends_E = load_E.cumsum(0)
+        if ends_E.is_cuda:  # all products of the layer and their gradients read it: wait for the GPU once
+            ends_E = ends_E.cpu()
         pairs = Pairs(expert_NC.flatten()[order_M], ends_E)
         # Each pair gets a copy of its token, so that the gradients of the copies are added in a fixed order.
         x_MD = x_ND[:, None].expand(-1, n_chosen, -1).flatten(0, 1).index_select(0, order_M)

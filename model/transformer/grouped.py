@@ -1,7 +1,7 @@
 """Products of rows with the matrix of their group, for experts: the rows of a group lie together.
 
 These are two operators of torch, so that FLOPs are counted for the rows that exist, and torch.compile makes one graph
-for groups of any size. On a GPU each product waits for the sizes of the groups.
+for groups of any size. `ends_E` should lie on the CPU, also for products on a GPU: each product reads it.
 
 Shape suffixes:  M row  E group  I input width  O output width
 """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from common.registry import Registry
 from model.context import Context, Layer, layer_kind
 from model.model_params import ModelParams
 from model.transformer.attention import Attention
@@ -32,14 +33,17 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
-activations: dict[str, Activation] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": gelu_tanh,  # GPT-2's
-    "silu": F.silu,
-    "relu2": relu_squared,
-    "quick_gelu": quick_gelu,
-}
+activations: Registry[Activation] = Registry("activation")
+activations.update(
+    {
+        "relu": F.relu,
+        "gelu": F.gelu,
+        "gelu_tanh": gelu_tanh,  # GPT-2's
+        "silu": F.silu,
+        "relu2": relu_squared,
+        "quick_gelu": quick_gelu,
+    }
+)
 
 
 @layer_kind("custom-transformer")

@@ -75,7 +75,10 @@ IN_FLOAT32 = {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}
         pytest.param("ddp", EXACT, {}, marks=pytest.mark.ci),
         ("ddp", EXACT, {"n_experts": 4, "dim_ff": 16, "balance": "'bias'"}),
         ("ddp", EXACT, {"compile": True}),
+        ("ddp", EXACT, {"beta2_half_life": 500.0}),
         ("fsdp", ROUNDED, IN_FLOAT32),
+        ("fsdp", ROUNDED, {"n_experts": 4, "dim_ff": 16, "balance": "'bias'", **IN_FLOAT32}),
+        ("fsdp", ROUNDED, {"n_experts": 3, "dim_ff": 16, "balance": None, "gated": True, **IN_FLOAT32}),
     ],
 )
 def test_two_processes_equal_one_with_the_double_batch(strategy, close, fields, tmp_path):

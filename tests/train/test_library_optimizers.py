@@ -187,6 +187,52 @@ def test_mup_refuses_optimizers_without_a_rule():
     assert refused == OF_LIBRARY - SCALED_AS_ADAM == {"soap", "lamb"}
 
 
+NOT_FOR_US = {
+    "lbfgs": "doesn't support per-parameter options",
+    "adahessian": "",  # a second derivative
+    "adammini": "",  # takes the model
+    "ranger21": "num_iterations",
+    "scion": "its state is more than numbers and tensors",
+}
+
+
+@pytest.mark.parametrize("name", ["prodigy", "adan", "came", "kron", *NOT_FOR_US])
+def test_every_optimizer_of_the_library_has_a_name_or_is_refused_in_a_sentence(name):
+    problems = [*train_problems(params_of(name))]
+    if name in NOT_FOR_US:
+        [problem] = problems
+        assert problem.startswith(f"optimizer={name!r} of pytorch-optimizer does not work here: ")
+        assert NOT_FOR_US[name] in problem
+        assert "\n" not in problem
+        return
+    assert not problems
+    lm = fresh()
+    before = {n: p.detach().clone() for n, p in lm.named_parameters()}
+    take_steps(lm, make_optimizer(lm, params_of(name)), 3)
+    assert all(p.isfinite().all() and not torch.equal(p, before[n]) for n, p in lm.named_parameters())
+
+
+def test_settings_that_an_optimizer_of_the_library_does_not_have_are_refused():
+    [problem] = train_problems(params_of("prodigi"))
+    assert problem.startswith(
+        "optimizer='prodigi' is not registered; did you mean 'prodigy'? there are: adamw, "
+    )
+    assert problem.endswith("and those of pytorch-optimizer")
+    [problem] = train_problems(params_of("adan", beta2_half_life=1e3))
+    assert "optimizer='adan' has none" in problem, "it has three betas"
+    [problem] = group_problems(tiny_params(parametrization="mup"), params_of("prodigy"))
+    assert "has no rule for optimizer='prodigy'" in problem
+    for name in ("schedulefreesgd", "splus"):
+        assert any("averages weights itself" in p for p in train_problems(params_of(name, ema_decay=0.9)))
+
+
+@pytest.mark.parametrize("name", ["schedulefreesgd", "schedulefreeradam", "splus"])
+def test_averages_of_other_optimizers_are_validated(name, tmp_path):
+    _, averaged = averaged_run(tmp_path, optimizer=name, lr_schedule="constant")
+    assert averaged.values["weights"] == "averaged"
+    assert averaged.values["unaveraged_val_loss"] != averaged.values["val_loss"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(SCALED_AS_ADAM))
 def test_activations_keep_their_size_in_mup(name):

@@ -251,6 +251,9 @@ def test_an_optimizer_that_is_not_installed_is_refused_with_the_command(monkeypa
     assert problem == (
         "optimizer='soap' needs the package pytorch-optimizer: pip install -r requirements-optimizers.txt"
     )
+    [problem] = train_problems(TrainParams(optimizer="prodigy"))
+    assert problem.startswith("optimizer='prodigy' is not registered; there are: adamw, sgd, muon")
+    assert problem.endswith("pytorch-optimizer has more: pip install -r requirements-optimizers.txt")
 
 
 class ScheduleFreeByHand(torch.optim.Optimizer):

@@ -11,7 +11,7 @@ from explore.load import get_model_by_timestamp, runs
 from model.context import layer_kinds
 from model.transformer.norms import norms
 from tests.marks import SLOW
-from tests.model.tiny import tiny_params
+from tests.model.tiny import random_ids, tiny_lm, tiny_params
 from tests.train.test_optimizers import fresh, take_steps
 from train.grid.run import OwnFile
 from train.optimizers import make_optimizer, optimizers
@@ -122,6 +122,16 @@ def test_a_name_that_is_gone_from_the_file_is_gone(file):
         ),
         ("1 +\n", ":1: SyntaxError"),
         ("x = 1\nx.y\n", ":2: AttributeError: 'int' object has no attribute 'y'"),
+        ("import sys\nsys.exit(0)\n", ":2: SystemExit: 0"),
+        ("import not_there\n", ":1: ModuleNotFoundError: No module named 'not_there'"),
+        (
+            "from train.optimizers import optimizers\n\n@optimizers.register\ndef soap(groups, params):\n    pass\n",
+            "the optimizer 'soap', which exists",
+        ),
+        (
+            "from model.transformer.transformerencoderlayer import activations\n\nactivations['relu'] = abs\n",
+            "the activation 'relu', which exists",
+        ),
     ],
 )
 def test_a_bad_file_is_refused_and_leaves_nothing(text, said, file):
@@ -133,6 +143,47 @@ def test_a_bad_file_is_refused_and_leaves_nothing(text, said, file):
     assert norms["rmsnorm"] is rmsnorm
     assert "halving" not in layer_kinds
     assert not own_files
+
+
+def test_a_lazy_entry_that_a_bad_file_loaded_is_still_there(file):
+    file.write_text("from learn.layer import StudentLayer\n\nraise ValueError('late')\n")
+    with pytest.raises(ValueError, match="late"):
+        load_parts(file)
+    assert callable(layer_kinds["student"])
+
+
+def test_activations_and_tokenizers_are_parts(file):
+    file.write_text(
+        "from data.tokenizer import char_tokenizer, register_tokenizer\n"
+        "from model.transformer.transformerencoderlayer import activations\n\n"
+        "@activations.register\ndef cube(x):\n    return x**3\n\n"
+        "@register_tokenizer\ndef few(texts, spec):\n    return char_tokenizer('ab')\n"
+    )
+    assert load_parts(file) == ["cube", "few"]
+    used = hashes(activation="cube")
+    assert list(used) == ["with/my_parts.py", "with/my_parts.py:cube"]
+    assert tiny_lm(activation="cube")(random_ids(1, 4)).isfinite().all()
+
+
+def test_a_file_beside_it_is_given_first_and_has_a_name_to_import(file, tmp_path):
+    helper = tmp_path / "factors.py"
+    helper.write_text("HALF = 0.5\n")
+    file.write_text("import factors\n\n" + PARTS)
+    with pytest.raises(ValueError, match=r"give factors\.py first, as a --with of its own") as error:
+        load_parts(file)
+    name = str(error.value).split()[-1]
+    file.write_text(PARTS.replace("FACTOR = 0.5", f"import {name}\nFACTOR = {name}.HALF"))
+    try:
+        load_parts(helper)
+        assert load_parts(file) == ["halving", "slow_sgd", "threes"]
+        before = hashes(optimizer="slow_sgd")
+        helper.write_text("HALF = 0.25\n")
+        load_parts(helper)
+        assert list(own_files) == ["factors.py", "my_parts.py"], "workers load them in this order"
+        changed = hashes(optimizer="slow_sgd")
+        assert [part for part in before if changed[part] != before[part]] == ["with/factors.py"]
+    finally:
+        remove_parts("factors.py")
 
 
 def test_a_missing_file_is_refused_by_the_command_line(tmp_path, capsys):

@@ -34,6 +34,7 @@ ALL_REGISTRIES: dict[str, Mapping[str, Any]] = {
 # Files that run while a run is observed, or that only check and compare. Fields read in other files have an effect.
 OBSERVED_FILES = {
     "optimizers.py",
+    "library.py",
     "library_optimizers.py",
     "schedules.py",
     "problems.py",

@@ -28,6 +28,7 @@ from train.optimizers import (
     by_role,
     freeze,
     frozen_names,
+    is_of_library,
     make_groups,
     optimizer_problems,
     optimizers,
@@ -82,11 +83,7 @@ def train_problems(train: TrainParams) -> Iterator[str]:
     if train.lr_schedule not in schedules:
         hint = did_you_mean(train.lr_schedule, schedules, list_all=True)
         yield f"lr_schedule={train.lr_schedule!r} is not registered; {hint}{OWN_NAME}"
-    if train.optimizer not in optimizers:
-        hint = did_you_mean(train.optimizer, optimizers, list_all=True)
-        yield f"optimizer={train.optimizer!r} is not registered; {hint}{OWN_NAME}"
-    else:
-        yield from optimizer_problems(train)
+    yield from optimizer_problems(train)
     for name, check in (("stop_when", Condition), ("patience_metric", metric_and_sign)):
         try:
             if (text := getattr(train, name)) is not None:
@@ -150,7 +147,10 @@ def freeze_problems(model: ModelParams, freeze: tuple[str, ...]) -> Iterator[str
 
 def group_problems(model: ModelParams, train: TrainParams) -> Iterator[str]:
     """Yield an error message for an optimizer without rules of muP, and for a pattern of `param_groups` without effect."""
-    if train.optimizer in OF_LIBRARY - SCALED_AS_ADAM and model.parametrization != "standard":  # muP
+    if any(optimizer_problems(train)):
+        return
+    has_rule = not is_of_library(train.optimizer) or train.optimizer in SCALED_AS_ADAM  # muP
+    if not has_rule and model.parametrization != "standard":  # muP
         rules = ", ".join(sorted({*optimizers} - OF_LIBRARY | SCALED_AS_ADAM))
         yield f"parametrization={model.parametrization!r} has no rule for optimizer={train.optimizer!r}; use one of: {rules}"
     if train.optimizer == "muon" and any(own.n_experts for own in model.each_layer()):
@@ -158,8 +158,8 @@ def group_problems(model: ModelParams, train: TrainParams) -> Iterator[str]:
             f"optimizer='muon' updates single matrices, but those of n_experts={model.n_experts!r} are stacked; use another "
             "optimizer"
         )
-    asked = train.param_groups and train.optimizer in optimizers and with_fewer_layers(model) == model
-    if asked and not any(model_problems(model)) and not any(optimizer_problems(train)):
+    asked = train.param_groups and with_fewer_layers(model) == model
+    if asked and not any(model_problems(model)):
         try:
             lm = build_on_meta(model, n_tokens=2)
             freeze(lm, train)

@@ -95,6 +95,21 @@ def test_modules_that_are_no_layers_and_layers_that_repeat_are_recomputed(monkey
     assert_same(lm)
 
 
+@pytest.mark.parametrize("balance", ["loss", "bias"])
+def test_experts_choose_the_same_and_their_loads_count_once(balance):
+    torch.manual_seed(0)
+    lm = LM(tiny_params(n_experts=4, dim_ff=12, balance=balance), CharTokenizer(), dropout=0.1)
+    assert_same(lm)
+    loads = {}
+    for recompute in (False, True):
+        gradients(lm, recompute)
+        loads[recompute] = lm.added_losses.expert_loads
+    assert loads[True].keys() == loads[False].keys() == set(range(len(lm.decoder.layers)))
+    for i, load_E in loads[False].items():
+        assert load_E.any()
+        assert torch.equal(load_E, loads[True][i])
+
+
 def test_recorded_activations_are_those_without_recomputation():
     torch.manual_seed(0)
     lm = LM(tiny_params(), CharTokenizer())
