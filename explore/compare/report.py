@@ -139,7 +139,7 @@ def report_grid(
             f"the report includes {with_plural(n_others, 'saved run')} that this grid does not have"
         )
     order = sorted(range(len(rows)), key=places.__getitem__)
-    return write_report(table, name, root, options, prints, claims, table.iloc[order])
+    return write_report(table, name, root, options, prints=prints, claims=claims, compared=table.iloc[order])
 
 
 def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOptions) -> None:
@@ -191,6 +191,7 @@ def write_report(
     name: str,
     root: Path,
     options: CompareOptions,
+    *,
     prints: bool = True,
     claims: Sequence[ClaimVerdict] = (),
     compared: pd.DataFrame | None = None,
