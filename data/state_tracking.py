@@ -12,7 +12,8 @@ from itertools import accumulate, permutations
 from data.syntheticdata import Sample, check_bounds, registered, text_without_marks
 
 Permutation = tuple[int, ...]
-BRACKETS = ("()", "[]", "{}", "<>", "aA", "bB", "cC", "dD")  # opening and closing, by kind
+# Opening and closing, by kind.
+BRACKETS = tuple((pair[0], pair[1]) for pair in ("()", "[]", "{}", "<>", "aA", "bB", "cC", "dD"))
 
 
 def is_even(order: Permutation) -> bool:
@@ -32,7 +33,7 @@ def elements_of(group: str) -> tuple[Permutation, ...]:
 
 
 @cache
-def numbers_of(group: str) -> dict[Permutation, int]:
+def number_of_element(group: str) -> dict[Permutation, int]:
     return {element: i for i, element in enumerate(elements_of(group))}
 
 
@@ -61,7 +62,7 @@ def group_word(
     check_bounds(1, min_length=min_length, max_length=max_length)
     factors = rng.choices(elements_of(group), k=rng.randint(min_length, max_length))
     products = accumulate(factors, product)
-    number = numbers_of(group)
+    number = number_of_element(group)
     names = [
         (str(number[one]), "‹", str(number[so_far]), "›")
         for one, so_far in zip(factors, products, strict=True)
