@@ -1,9 +1,10 @@
 """Measure the time of a grid of 16 tiny runs: ours one after another, ours with --jobs=2, and separate scripts.
 
-    python -m benchmarks.grid [--rounds 3]
+    python -m benchmarks.grid [--rounds 3] [--attention explicit]
 
 The script is bare PyTorch with the same model and is started anew for every run, as people sweep with nanoGPT. It
-reads the same tokenized rows. A run has 2 layers of width 64 and 300 steps.
+reads the same tokenized rows. A run has 2 layers of width 64 and 300 steps. The script uses torch's fused attention.
+Ours is explicit by default, as a user gets it; `--attention fused` gives ours the kernel of the script.
 Targets: --jobs=2 is at least 3 times as fast as the scripts, and 1.5 times as fast as ours one after another.
 """
 
@@ -103,7 +104,7 @@ def seconds(*commands: list[str]) -> float:
     return time.perf_counter() - start
 
 
-def measure(root: Path, rounds: int) -> None:
+def measure(root: Path, rounds: int, attention: str) -> None:
     config, script = REPOSITORY / "configs" / "benchmark-grid.txt", root / "script.py"
     script.write_text(SCRIPT)
     rows = rows_for_script(root)
@@ -113,7 +114,7 @@ def measure(root: Path, rounds: int) -> None:
     ours = ["main.py", "--config=benchmark-grid", "--no-wandb", "--out", str(root)]
     times = []
     try:
-        config.write_text(CONFIG)
+        config.write_text(f"{CONFIG}attention = {attention!r}\n")
         for _ in range(rounds):
             times.append((seconds(ours), seconds([*ours, "--jobs=2"]), seconds(*scripts)))
             print(
@@ -131,6 +132,7 @@ def measure(root: Path, rounds: int) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--attention", choices=("explicit", "fused"), default="explicit")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), arguments.rounds)
+        measure(Path(folder), arguments.rounds, arguments.attention)

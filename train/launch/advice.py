@@ -4,12 +4,15 @@ Two ways to train take turns, so that other programs slow down both. A gain coun
 """
 
 import multiprocessing
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from statistics import median
 from typing import NamedTuple
 
@@ -39,6 +42,7 @@ TURNS_SECONDS = 1.5  # after which there are no more turns than MIN_TURNS
 TURN_SECONDS = 0.12
 MAX_SHARE = 0.95  # of the time: smaller gains are not mentioned
 MAX_START_SECONDS = 60.0  # for processes to start, and for each of their answers
+MAX_END_SECONDS = 10.0  # for a process to end by itself
 
 
 class Faster(NamedTuple):
@@ -210,13 +214,10 @@ def side_by_side(n: int, run: Run, call: Call, threads: int) -> Iterator[Callabl
         yield together
     finally:
         for process, _ in workers:
-            process.terminate()
-            process.join()
+            end_process(process)
 
 
-def start_process(
-    target: Callable[..., None], *args: object
-) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+def start_process(target: Callable[..., None], *args: object) -> tuple[BaseProcess, Connection]:
     """Start a process of the server that also forks the workers of --jobs. Return it, and a connection to it."""
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
@@ -224,6 +225,19 @@ def start_process(
     process.start()
     theirs.close()
     return process, ours
+
+
+def end_process(process: BaseProcess) -> None:
+    """Terminate a process, and kill it if it does not end soon."""
+    process.terminate()
+    process.join(MAX_END_SECONDS)
+    process.kill()
+    process.join()
+
+
+def exit_when_terminated() -> None:
+    """Let this process end in order when it is terminated: it stops its compilers and removes its semaphores."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
 
 def received(connection: Connection, seconds: float) -> float:
@@ -261,8 +275,7 @@ def try_compile(found: Advice, run: Run, total: float, call: Call) -> None:
         )
         return
     finally:
-        process.terminate()
-        process.join()
+        end_process(process)
     keep_gain(found.faster, f"compile=True (after {compiling:.0f} s of compiling)", shares)
 
 
@@ -279,6 +292,7 @@ def time_compiled(connection: Connection, run: Run, call: Call) -> None:
 
     Send nothing if the model does not compile.
     """
+    exit_when_terminated()
     eager, compiled = StepTimer(run, call), StepTimer(run, call)
     started = time.perf_counter()
     with compiled.autocast(compiled.train.precision):

@@ -1,5 +1,8 @@
 """What --dry-run says would be faster: only gains beyond noise, measured; and what it did not measure."""
 
+import multiprocessing
+import signal
+import time
 from itertools import cycle
 
 import pytest
@@ -30,6 +33,35 @@ def test_a_gain_counts_if_it_is_there_in_every_turn(base, other, gain):
     found = []
     keep_gain(found, "x", shares_of(base, other))
     assert [one.share for one in found] == ([] if gain is None else [pytest.approx(gain)])
+
+
+def clean_up_at_the_end(connection):
+    advice.exit_when_terminated()
+    try:
+        connection.send("started")
+        time.sleep(60)
+    finally:
+        connection.send("cleaned up")
+
+
+def hang(connection):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection.send("started")
+    time.sleep(60)
+
+
+def test_a_terminated_process_cleans_up_and_one_that_hangs_is_killed(monkeypatch):
+    """A compiling process that died of SIGTERM left its compiler running and a semaphore behind."""
+    monkeypatch.setattr(advice, "MAX_END_SECONDS", 0.5)
+    context = multiprocessing.get_context("fork")
+    for target, last, exit_code in ((clean_up_at_the_end, "cleaned up", 0), (hang, None, -signal.SIGKILL)):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=target, args=(theirs,))
+        process.start()
+        assert ours.recv() == "started"
+        advice.end_process(process)
+        assert process.exitcode == exit_code
+        assert (ours.recv() if ours.poll() else None) == last
 
 
 def dry_run(tmp_path, capsys) -> str:
