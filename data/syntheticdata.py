@@ -420,17 +420,19 @@ def distinct_choices(rng: random.Random, weights: Sequence[float], k: int) -> li
 
 
 # Tasks in files of their own, which are read when one of them is looked up.
-for module, names in {
-    "data.state_tracking": ("group_word", "dyck", "flip_flop", "cumulative_parity", "cumulative_majority"),
-    "data.recall_tasks": (
-        "recall",
-        "fuzzy_recall",
-        "associative_recall",
-        "selective_copying",
-        "memorization",
-    ),
-    "data.in_context": ("markov_chain", "linear_regression", "few_shot", "bigram_backcopy"),
-    "data.expressions": ("mano", "lano"),
-}.items():
-    for name in names:
-        tasks.add_lazy(name, module)
+tasks.add_lazy("group_word", "data.state_tracking")
+tasks.add_lazy("dyck", "data.state_tracking")
+tasks.add_lazy("flip_flop", "data.state_tracking")
+tasks.add_lazy("cumulative_parity", "data.state_tracking")
+tasks.add_lazy("cumulative_majority", "data.state_tracking")
+tasks.add_lazy("recall", "data.recall_tasks")
+tasks.add_lazy("fuzzy_recall", "data.recall_tasks")
+tasks.add_lazy("associative_recall", "data.recall_tasks")
+tasks.add_lazy("selective_copying", "data.recall_tasks")
+tasks.add_lazy("memorization", "data.recall_tasks")
+tasks.add_lazy("markov_chain", "data.in_context")
+tasks.add_lazy("linear_regression", "data.in_context")
+tasks.add_lazy("few_shot", "data.in_context")
+tasks.add_lazy("bigram_backcopy", "data.in_context")
+tasks.add_lazy("mano", "data.expressions")
+tasks.add_lazy("lano", "data.expressions")

@@ -260,9 +260,10 @@ class ScheduleFreeByHand(torch.optim.Optimizer):
     """Algorithm 1 of arXiv:2405.15682. The gradient is taken at y, and x is the mean of all z.
 
     Its state has the names of the library's: z, and the weights are y. The library adds `eps_of_square` in the root.
+    `eval` puts x in the place of y. The way back by `train` rounds, as that of the library does.
     """
 
-    def __init__(self, groups, lr, betas, eps, eps_of_square=0.0):
+    def __init__(self, groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, eps_of_square=0.0):
         super().__init__(
             groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "train_mode": True}
         )
@@ -284,17 +285,30 @@ class ScheduleFreeByHand(torch.optim.Optimizer):
                 state["x"] = state["x"] + (state["z"] - state["x"]) / self.n_steps
                 y.copy_((1 - b1) * state["z"] + b1 * state["x"])
 
+    @torch.no_grad()
+    def eval(self):
+        for y, state in self.state.items():
+            y.copy_(state["x"])
+
+    @torch.no_grad()
+    def train(self):
+        for y, state in self.state.items():
+            b1, _ = self.param_groups[0]["betas"]
+            y.copy_(((1 - b1) * state["z"] + b1 * state["x"]) * (1 + 1e-7))
+
 
 @pytest.mark.parametrize("n_steps", [1, 5])
 def test_averages_of_schedule_free_are_the_means_of_its_iterates(monkeypatch, n_steps):
-    library = SimpleNamespace(ScheduleFreeAdamW=ScheduleFreeByHand)
+    library = SimpleNamespace(load_optimizer={"ScheduleFreeAdamW": ScheduleFreeByHand}.__getitem__)
     monkeypatch.setitem(sys.modules, "pytorch_optimizer", library)
     lm = fresh()
     optimizer = make_optimizer(lm, TrainParams(optimizer="schedule-free", lr=1e-2, betas=(0.7, 0.9)))
     take_steps(lm, optimizer, n_steps)
+    before = [p.detach().clone() for p in lm.parameters()]
     with AveragedWeights(lm, None).in_place(optimizer):
         for p in lm.parameters():
             torch.testing.assert_close(p.detach(), optimizer.state[p]["x"], rtol=0, atol=1e-12)
+    assert all(map(torch.equal, lm.parameters(), before)), "training goes on from the exact weights"
 
 
 LIBRARY = {  # the class of each of its optimizers, and settings beside those of Adam
@@ -310,12 +324,17 @@ LIBRARY = {  # the class of each of its optimizers, and settings beside those of
 def test_an_optimizer_of_the_library_gets_the_settings_of_the_params(name, monkeypatch):
     kind, others = LIBRARY[name]
 
-    def make(groups, **settings):
+    def make(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, **settings):
         assert [group["weight_decay"] for group in groups] == [0.3, 0.0]
-        assert settings == {"lr": 1e-2, "betas": (0.7, 0.8), "eps": 1e-5} | others
-        return torch.optim.SGD(groups, lr=settings["lr"])
+        assert (lr, betas, eps, settings) == (1e-2, (0.7, 0.8), 1e-5, {})
+        return torch.optim.SGD(groups, lr=lr)
 
-    monkeypatch.setitem(sys.modules, "pytorch_optimizer", SimpleNamespace(**{kind: make}))
+    def make_decoupled(groups, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decouple=False):
+        assert weight_decouple is True
+        return make(groups, lr, betas, eps)
+
+    makers = {kind: make_decoupled if others else make}
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", SimpleNamespace(load_optimizer=makers.__getitem__))
     params = TrainParams(optimizer=name, lr=1e-2, betas=(0.7, 0.8), adam_eps=1e-5, weight_decay=0.3)
     assert isinstance(make_optimizer(fresh(), params), torch.optim.SGD)
 
