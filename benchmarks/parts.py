@@ -96,6 +96,7 @@ PARTS = [
     Part({"rotary_scaling": "ntk, factor=4"}, {"positions": "rotary"}),
     Part({"rotary_scaling": "llama3, factor=4, original=16"}, {"positions": "rotary"}),
     Part({"rotary_scaling": "yarn, factor=4, original=16"}, {"positions": "rotary"}),
+    Part({"rotary_scaling": "yarn_unrounded, factor=4, original=16"}, {"positions": "rotary"}),
     Part({"sliding_window": (8, None)}),
     Part({"layer_architecture": "gated-conv"}),
     Part({"layer_architecture": "linear-attention"}),

@@ -538,8 +538,8 @@ def comparison_row(match: Match, n_tests: int) -> ComparisonRow:
         if not losses_S.size:
             losses_S = variant.losses_LS[variant.best][~np.isnan(variant.losses_LS[variant.best])]
     sign = variant.sign
-    low, high = sorted(sign * end for end in interval(losses_S))
-    difference_low, difference_high = sorted(sign * end for end in match.interval)
+    low, high = sorted(sign * end + 0.0 for end in interval(losses_S))
+    difference_low, difference_high = sorted(sign * end + 0.0 for end in match.interval)
     best = "" if variant.best is None else variant.settings[variant.best]
     return {
         "data": variant.data,
@@ -550,10 +550,10 @@ def comparison_row(match: Match, n_tests: int) -> ComparisonRow:
         "n_seeds": int(variant.complete_S.sum()),
         "n_bad": int(np.isinf(variant.losses_LS).sum()),
         "n_censored": sum(setting == best for setting, _ in variant.censored),
-        "mean": sign * float(losses_S.mean()) if losses_S.size else math.inf,
+        "mean": sign * float(losses_S.mean()) + 0.0 if losses_S.size else math.inf,  # no -0.0
         "low": low,
         "high": high,
-        "difference": sign * match.difference,
+        "difference": sign * match.difference + 0.0,
         "difference_low": difference_low,
         "difference_high": difference_high,
         "p": match.corrected,

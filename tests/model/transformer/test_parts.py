@@ -394,7 +394,9 @@ def scaled_by_hand(
         smooth = (original / wavelength - 1) / 3
         return (1 - smooth) * f / factor + smooth * f
     low, high = (d * math.log(original / (n * 2 * math.pi)) / (2 * math.log(500.0)) for n in (fast, slow))
-    low, high = max(math.floor(low), 0), min(math.ceil(high), d - 1)
+    if kind == "yarn":
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, d - 1)
     ramp = min(max((i - low) / (high - low), 0), 1)
     return f / factor * ramp + f * (1 - ramp)
 
@@ -409,7 +411,7 @@ def test_rotary_scalings_are_those_of_the_papers(scaling):
     angles_TA = torch.arange(16.0, dtype=torch.float64)[:, None] * torch.tensor(
         frequencies, dtype=torch.float64
     )
-    size = 0.1 * math.log(settings["factor"]) + 1 if kind == "yarn" else 1.0
+    size = 0.1 * math.log(settings["factor"]) + 1 if kind.startswith("yarn") else 1.0
     assert_close(rotary.cos_TA, angles_TA.cos() * size, rtol=0, atol=1e-12)
     assert_close(rotary.sin_TA, angles_TA.sin() * size, rtol=0, atol=1e-12)
 
