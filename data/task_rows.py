@@ -224,9 +224,8 @@ class TaskData:
         self.longest: int = facts["longest"]
         # The mean loss of the task's reference over the validation split, in nats; None without one.
         self.reference_loss: float | None = facts.get("reference_loss")
-        self.hides_answers: bool = facts.get(
-            "hides_answers", False
-        )  # the model does not see what it has answered
+        # True: the model does not see what it has answered.
+        self.hides_answers: bool = facts.get("hides_answers", False)
         self.chance: float = (
             task.chance(**task.arguments(data_params.task_args)) if task.chance else facts["chance"]
         )

@@ -36,6 +36,7 @@ OBSERVED_FILES = {
     "optimizers.py",
     "library.py",
     "library_optimizers.py",
+    "metrics.py",
     "schedules.py",
     "problems.py",
     "plan.py",
