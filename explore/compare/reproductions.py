@@ -26,6 +26,7 @@ from train.saving.run_folder import as_tuples
 
 REPRODUCE = "reproduce"  # of the configs
 RECORD_FORMAT = 1  # of the files
+NEVER = "never"  # in the column of dates
 CURVE_POINTS = 40  # of a run's validations that are kept
 LEFT_OUT = ("sample", "folder", "timestamp")  # measured values that say nothing about a claim
 
@@ -124,16 +125,16 @@ def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
     """Return the table of all claims of the shipped configs, with what was seen."""
     lines: list[tuple[str, str, ClaimVerdict, str]] = []
     for one in found:
-        for judgement in one.verdicts:
-            when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else "never"
+        for verdict in one.verdicts:
+            when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else NEVER
             name = one.name if not lines or lines[-1][0] != one.name else ""
-            lines.append((one.name, name, judgement, when))
+            lines.append((one.name, name, verdict, when))
     titles = {
         "config": [name for _, name, _, _ in lines],
-        "claim": [judgement.name for _, _, judgement, _ in lines],
-        "expected": [judgement.expected for _, _, judgement, _ in lines],
-        "seen": [judgement.seen for _, _, judgement, _ in lines],
-        "verdict": [judgement.verdict for _, _, judgement, _ in lines],
+        "claim": [verdict.name for _, _, verdict, _ in lines],
+        "expected": [verdict.expected for _, _, verdict, _ in lines],
+        "seen": [verdict.seen for _, _, verdict, _ in lines],
+        "verdict": ["not run yet" if when == NEVER else verdict.verdict for _, _, verdict, when in lines],
         "run on": [when for *_, when in lines],
     }
     ranks = {"expected": 2, "run on": 1}
