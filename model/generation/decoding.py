@@ -109,8 +109,8 @@ def last_logits(
     for end in ends_of_pieces(lm, length, cache):
         if cache is not None:
             cache.n_logits = int(end == length)
-        logits_BTV = lm(ids_BT[:, :end], attn_requests=attn_requests, cache=cache)
-    return logits_BTV[:, -1]
+        logits = lm(ids_BT[:, :end], attn_requests=attn_requests, cache=cache)
+    return logits[:, -1]
 
 
 def ends_of_pieces(lm: LanguageModel, length: int, cache: Cache | None) -> list[int]:

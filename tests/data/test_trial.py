@@ -30,6 +30,13 @@ ALLOWED = {
     ("min_digits", "long_addition", 0),
     ("p_masked", "maskedcopy", 0),
     *(("power", "mqar", value) for value in (0, -1, 2.5)),
+    *(("alpha", "markov_chain", value) for value in (10**9, 2.5)),
+    *(("zipf", "few_shot", value) for value in (0, 10**9, 2.5)),
+    *((argument, "recall", 0) for argument in ("n_noise", "p_noise")),
+    *(("n_noise", "recall", 10**9), ("n_members", "few_shot", 10**9), ("p", "mano", 10**9)),
+    *(("max_depth", "dyck", 10**9), ("max_prefix", "lano", 10**9), ("n_tasks", "linear_regression", 10**9)),
+    *(("n_tasks", "linear_regression", 0), ("burst", "few_shot", 0), ("min_operations", "mano", 0)),
+    ("p_ignore", "flip_flop", 0),
 }
 
 
