@@ -103,7 +103,7 @@ def add_changes(group: argparse._ArgumentGroup) -> None:
         default=[],
         dest="own_parts",
         metavar="FILE",
-        help="use the layers, norms, activations, optimizers, schedules, tasks, texts and tokenizers that this Python file registers: --with my_parts.py",
+        help="use the layers, norms, activations, optimizers, schedules, tasks, texts, tokenizers and metrics that this Python file registers: --with my_parts.py",
     )
     add("--task", metavar="NAME", help="use this task or text in place of the config's: --task=copy")
     add(
