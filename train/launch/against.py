@@ -217,7 +217,9 @@ def train_baseline(
     environment = os.environ | {"WHATIF_DATA": str(data_folder() or "")}
     with tempfile.TemporaryDirectory(prefix="whatif-") as folder:
         text = config_text(chosen_fields(runs, baseline))
-        Path(folder, f"{name}.txt").write_text(text, encoding="utf-8")
+        file = Path(folder, f"{name}.txt")  # the name may begin with a folder, as in reproduce/sort
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
         launcher = Path(folder, "baseline.py")
         launcher.write_text(LAUNCHER, encoding="utf-8")
         command = [sys.executable, str(launcher), f"--config={name}", "--save", f"--out={call.out}", *options]
