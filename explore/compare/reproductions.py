@@ -26,7 +26,7 @@ from train.saving.run_folder import as_tuples
 
 REPRODUCE = "reproduce"  # of the configs
 RECORD_FORMAT = 1  # of the files
-NEVER = "never"  # in the column of dates
+NO_DATE = "never"  # in the column of dates
 CURVE_POINTS = 40  # of a run's validations that are kept
 LEFT_OUT = ("sample", "folder", "timestamp")  # measured values that say nothing about a claim
 
@@ -126,7 +126,7 @@ def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
     lines: list[tuple[str, str, ClaimVerdict, str]] = []
     for one in found:
         for verdict in one.verdicts:
-            when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else NEVER
+            when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else NO_DATE
             name = one.name if not lines or lines[-1][0] != one.name else ""
             lines.append((one.name, name, verdict, when))
     titles = {
@@ -134,7 +134,7 @@ def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
         "claim": [verdict.name for _, _, verdict, _ in lines],
         "expected": [verdict.expected for _, _, verdict, _ in lines],
         "seen": [verdict.seen for _, _, verdict, _ in lines],
-        "verdict": ["not run yet" if when == NEVER else verdict.verdict for _, _, verdict, when in lines],
+        "verdict": ["not run yet" if when == NO_DATE else verdict.verdict for _, _, verdict, when in lines],
         "run on": [when for *_, when in lines],
     }
     ranks = {"expected": 2, "run on": 1}
