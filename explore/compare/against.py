@@ -4,7 +4,7 @@ The same grid ran with both. At each grid point, runs of the same seed are compa
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from explore.compare.verdicts import (
     p_as_text,
     style_of_verdict,
     verdict,
+    what_would,
 )
 from train.fitted_table import FittedTable, TableColumn
 
@@ -89,7 +90,7 @@ def decide(
     n_tests = correct(matches)
     margin = margin if margin is not None else MARGIN_FRACTION * seeds_deviation(others)
     points = [point_of(match, n_tests, margin) for match in matches]
-    decision = overall(points)
+    decision = overall(point.decision for point in points)
     return CodeVerdict(decision, points, margin, metric, sentence_of(decision, points, margin, metric))
 
 
@@ -151,14 +152,12 @@ def seeds_that_would(match: Match, n_tests: int, margin: float) -> str:
     deviation = float(match.difference_S.std(ddof=1))
     half = deviation / np.sqrt(n) * stats.t.isf(ALPHA / (2 * match.factor * n_tests), n - 1)
     enough = (match.difference + half < margin) | (match.difference - half > 0)
-    if not enough.any():
-        return f"not even {MAX_SEEDS:,} seeds would"
-    return f"about {with_plural(int(n[enough.argmax()]) - match.n_seeds, 'more seed')} would"
+    return what_would(int(n[enough.argmax()]) - match.n_seeds if enough.any() else None)
 
 
-def overall(points: Sequence[Point]) -> Decision:
-    """Return the judgement on all points: worse if one is worse, no worse if all are no worse."""
-    found = {point.decision for point in points}
+def overall(decisions: Iterable[Decision]) -> Decision:
+    """Return the judgement on all: worse if one is worse, no worse if all are no worse."""
+    found = set(decisions)
     if Decision.WORSE in found:
         return Decision.WORSE
     return Decision.NO_WORSE if found == {Decision.NO_WORSE} else Decision.CANNOT_TELL

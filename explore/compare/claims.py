@@ -16,20 +16,20 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from explore.compare.against import Decision
+from explore.compare.against import Decision, overall
 from explore.compare.metrics import RunRow, float_in, measured, number_text
-from explore.compare.variants import Variant, ended_badly, gather, with_plural
+from explore.compare.variants import Variant, ended_badly, gather
 from explore.compare.verdicts import (
     ALPHA,
-    MAX_SEEDS,
-    POWER,
     WINNERS,
     at_seeds,
     complete_seeds,
     holm,
     mean_and_error,
+    more_for_effect,
     near_optimal_p_values,
     style_of_verdict,
+    what_would,
 )
 from explore.load import open_run
 from train.final_metrics import final_metrics, values_of_metrics
@@ -37,6 +37,8 @@ from train.fitted_table import FittedTable, TableColumn
 from train.grid.claims import TIMES, TUNED, Claim, Comparison, Pick
 from train.grid.params import measured_column
 
+FLIPPED = {"<": ">", "<=": ">", ">": "<", ">=": "<"}  # what is seen where a comparison does not hold
+CLAIM_RANKS = {"seeds": 3, "expected": 2, "run on": 1}  # of columns that a narrow terminal may leave out
 CONSTANT = 1e-9  # numbers over seeds count as equal up to this share of their mean
 
 
@@ -81,7 +83,7 @@ class TwoP(NamedTuple):
 
 
 def judge_all(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[ClaimVerdict]:
-    """Return the judgement on each claim about these runs, which are rows of `runs()`."""
+    """Return the verdict on each claim about these runs, which are rows of `runs()`."""
     found: list[Measured | str] = []
     for claim in claims:
         try:
@@ -143,7 +145,7 @@ def margin_of(comparison: Comparison, numbers: Mapping[str, float]) -> float:
 
 def values_of_pick(pick: Pick, rows: Sequence[RunRow]) -> tuple[dict[int, float], float]:
     """Return the number of a pick by seed, and the number of learning rates that are about as good as the best one."""
-    picked = [row for row in rows if pick.takes({**row, "variant": row.get(measured_column("variant"))})]
+    picked = [row for row in rows if pick.takes(row)]
     if not picked:
         raise Unknown(f"no run of `{pick.text}` has ended")
     tuned = [
@@ -174,7 +176,7 @@ def is_spread(pick: Pick) -> bool:
 
 def values_by_seed(one: Variant) -> dict[int, float]:
     """Return the metric at the best setting by seed: infinite, or its negative, for runs that diverged or failed."""
-    losses_S = one.losses_LS[0 if one.best is None else one.best]
+    losses_S = one.losses_LS[one.best or 0]
     return {
         seed: one.sign * float(loss)
         for seed, loss in zip(one.seeds, losses_S, strict=True)
@@ -210,8 +212,7 @@ def over_runs(
 
 def x_of(one: Variant, column: str, seed: int) -> float:
     """Return a field or a measured number of a variant's run."""
-    setting = one.settings[0 if one.best is None else one.best]
-    row = one.runs[setting, seed]
+    row = one.runs[one.settings[one.best or 0], seed]
     return float_in(row, column if column in row else measured_column(column))
 
 
@@ -242,9 +243,12 @@ def p_of_comparison(margin_S: np.ndarray, operator: str, steps_only: bool) -> Tw
     if error <= CONSTANT * abs(mean):
         if steps_only and mean:
             return sign_test(margin_S)
-        holds = mean > 0 or (mean == 0 and operator.endswith("="))
-        return TwoP(0.0, 1.0) if holds else TwoP(1.0, 0.0)
+        return TwoP(0.0, 1.0) if holds_in_the_mean(mean, operator) else TwoP(1.0, 0.0)
     return TwoP(float(stats.t.sf(mean / error, n - 1)), float(stats.t.cdf(mean / error, n - 1)))
+
+
+def holds_in_the_mean(mean: float, operator: str) -> bool:
+    return mean > 0 or (mean == 0 and operator.endswith("="))
 
 
 def sign_test(margin_S: np.ndarray) -> TwoP:
@@ -285,54 +289,56 @@ def bounds_of_margin(margin_S: np.ndarray) -> tuple[float, float, float]:
 
 def seen(claim: Claim, one: Measured) -> str:
     """Return the means of the numbers that a claim compares, such as "0.9921 >= 0.9500"."""
-    words = [number_text(float(side_S.mean())) for side_S in one.sides]
-    pairs = zip(one.operators, words[1:], strict=True)
-    flipped = {"<": ">", "<=": ">", ">": "<", ">=": "<"}
-    text = words[0]
-    for i, (operator, word) in enumerate(pairs):
-        holds = one.margins[i].mean() > 0 or (one.margins[i].mean() == 0 and operator.endswith("="))
-        text += f" {operator if holds else flipped[operator]} {word}"
+    first, *others = (number_text(float(side_S.mean())) for side_S in one.sides)
+    text = first
+    for margin_S, operator, other in zip(one.margins, one.operators, others, strict=True):
+        mean = float(margin_S.mean())
+        if not holds_in_the_mean(mean, operator):
+            operator = "==" if mean == 0 else FLIPPED[operator]
+        text += f" {operator} {other}"
     return text
 
 
 def seeds_that_tell(margin_S: np.ndarray, one: Measured, n_tests: int) -> str:
     """Return how many more seeds would probably tell, if the numbers stay as they are."""
     mean, error = map(float, mean_and_error(margin_S))
-    n_now = len(margin_S)
-    n = np.arange(n_now + 1, MAX_SEEDS + 1)
-    level = ALPHA / (one.factor * n_tests * len(one.margins))
+    n_seeds, level = len(margin_S), ALPHA / (one.factor * n_tests * len(one.margins))
     if math.isfinite(error) and error > CONSTANT * abs(mean):
-        effect = abs(mean) / (error * math.sqrt(n_now))
-        enough = stats.nct.sf(stats.t.isf(level, n - 1), n - 1, effect * np.sqrt(n)) >= POWER
-    else:
-        enough = 0.5**n < level
-    if not np.any(enough):
-        return f"not even {MAX_SEEDS:,} seeds would"
-    return f"about {with_plural(int(n[np.argmax(enough)]) - n_now, 'more seed')} would"
+        return what_would(more_for_effect(abs(mean) / (error * math.sqrt(n_seeds)), n_seeds, level, "larger"))
+    # A sign test: p = 1 / 2**n if all seeds are on one side.
+    return what_would(max(1, math.floor(1 - math.log2(level)) - n_seeds))
 
 
 def decision_on(verdicts: Sequence[ClaimVerdict]) -> Decision:
     """Return the exit code of a call that judges claims: all hold, one fails, or some cannot be told."""
-    found = {one.decision for one in verdicts}
-    if Decision.WORSE in found:
-        return Decision.WORSE
-    return Decision.NO_WORSE if found <= {Decision.NO_WORSE} else Decision.CANNOT_TELL
+    return overall([one.decision for one in verdicts] or [Decision.NO_WORSE])
+
+
+def claim_cells(verdicts: Sequence[ClaimVerdict]) -> list[list[str]]:
+    """Return the header of the table of claims, and its rows."""
+    rows = [[one.name, one.expected, one.seen, str(one.n_seeds), one.verdict] for one in verdicts]
+    return [["claim", "expected", "seen", "seeds", "verdict"], *rows]
 
 
 def table_of_claims(verdicts: Sequence[ClaimVerdict]) -> FittedTable:
     """Return the table of claims for a terminal."""
-    styles = [style_of_claim(one.verdict) for one in verdicts]
+    return fitted_claims(claim_cells(verdicts), [style_of_claim(one.verdict) for one in verdicts])
+
+
+def fitted_claims(cells: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> FittedTable:
+    """Return a table with claims for a terminal. The first of `cells` are its header."""
+    header, *rows = cells
     return FittedTable(
         [
-            TableColumn("claim", [one.name for one in verdicts], wraps=True, is_left=True, styles=styles),
             TableColumn(
-                "expected", [one.expected for one in verdicts], 1, wraps=True, is_left=True, styles=styles
-            ),
-            TableColumn("seen", [one.seen for one in verdicts], is_left=True, styles=styles),
-            TableColumn("seeds", [str(one.n_seeds) for one in verdicts], 2, styles=styles),
-            TableColumn(
-                "verdict", [one.verdict for one in verdicts], wraps=True, is_left=True, styles=styles
-            ),
+                title,
+                [row[i] for row in rows],
+                CLAIM_RANKS.get(title, 0),
+                wraps=title not in ("seen", "seeds"),
+                is_left=title != "seeds",
+                styles=styles,
+            )
+            for i, title in enumerate(header)
         ]
     )
 

@@ -10,7 +10,7 @@ from typing import Unpack
 
 import pandas as pd
 
-from explore.compare.claims import ClaimVerdict
+from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.code import CodeOfRun, code_diffs, with_code_labels
 from explore.compare.csv_files import write_csv
 from explore.compare.curves import read_curves
@@ -336,18 +336,20 @@ def claims_section(claims: Sequence[ClaimVerdict]) -> str:
     """Return the section of the page about claims, or "" if there are none."""
     if not claims:
         return ""
-    cells = [(one.name, one.expected, one.seen, str(one.n_seeds), one.verdict) for one in claims]
-    body = ["".join(text_cell(cell) for cell in line) for line in cells]
-    return f"<section><h2>Claims</h2>{html_table(['claim', 'expected', 'seen', 'seeds', 'verdict'], body)}</section>"
+    return f"<section><h2>Claims</h2>{table_of_texts(claim_cells(claims))}</section>"
+
+
+def table_of_texts(cells: Sequence[Sequence[str]]) -> str:
+    """Return a table of texts as HTML. The first of `cells` are its header."""
+    header, *lines = cells
+    return html_table(header, ["".join(map(text_cell, line)) for line in lines])
 
 
 def main_effect(effect: pd.DataFrame) -> str:
     """Return the section of the page about the main effect of one field."""
-    header, *lines = comparison_cells(effect)
-    body = ["".join(text_cell(cell) for cell in line) for line in lines]
     words = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(effect))
     title = escape(f"Main effect of {effect.attrs['by']}, over all other fields and seeds")
-    return f"<section><h2>{title}</h2>{html_table(header, body)}<ul>{words}</ul></section>"
+    return f"<section><h2>{title}</h2>{table_of_texts(comparison_cells(effect))}<ul>{words}</ul></section>"
 
 
 def markdown_table(comparison: pd.DataFrame) -> list[str]:

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import psutil
 
-from explore.compare.claims import ClaimVerdict, judge_all
+from explore.compare.claims import ClaimVerdict, fitted_claims, judge_all
 from explore.compare.metrics import RunRow, Time, all_stats, is_number, measured, read_metric, time_to
-from train.fitted_table import FittedTable, TableColumn
+from train.fitted_table import FittedTable
 from train.grid.claims import TIME_TO, Claim, Expectations
 from train.grid.expand import GridError, config_files, expand_grid
 from train.grid.params import SECTION_OF
@@ -123,24 +123,10 @@ def all_reproductions(configs: Path, records: Path) -> list[Reproduction]:
 
 def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
     """Return the table of all claims of the shipped configs, with what was seen."""
-    lines: list[tuple[str, str, ClaimVerdict, str]] = []
+    cells = [["config", "claim", "expected", "seen", "verdict", "run on"]]
     for one in found:
-        for verdict in one.verdicts:
-            when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else NO_DATE
-            name = one.name if not lines or lines[-1][0] != one.name else ""
-            lines.append((one.name, name, verdict, when))
-    titles = {
-        "config": [name for _, name, _, _ in lines],
-        "claim": [verdict.name for _, _, verdict, _ in lines],
-        "expected": [verdict.expected for _, _, verdict, _ in lines],
-        "seen": [verdict.seen for _, _, verdict, _ in lines],
-        "verdict": ["not run yet" if when == NO_DATE else verdict.verdict for _, _, verdict, when in lines],
-        "run on": [when for *_, when in lines],
-    }
-    ranks = {"expected": 2, "run on": 1}
-    return FittedTable(
-        [
-            TableColumn(title, cells, ranks.get(title, 0), wraps=title != "seen", is_left=True)
-            for title, cells in titles.items()
-        ]
-    )
+        when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else NO_DATE
+        for i, verdict in enumerate(one.verdicts):
+            judged = verdict.verdict if one.date else "not run yet"
+            cells.append(["" if i else one.name, verdict.name, verdict.expected, verdict.seen, judged, when])
+    return fitted_claims(cells)

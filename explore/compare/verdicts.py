@@ -512,9 +512,16 @@ def verdict(match: Match, n_tests: int) -> str:
     more = more_seeds(match, ALPHA / match.factor / n_tests)
     if more is not None:
         more = -(-more // match.n_blocks)
-    if more is None:
-        return f"cannot tell; not even {MAX_SEEDS:,} seeds would"
-    return f"cannot tell; about {with_plural(more, 'more seed')} would"
+    return f"cannot tell; {what_would(more)}"
+
+
+def what_would(more: int | None) -> str:
+    """Return how many more seeds would tell, in words. None: more than MAX_SEEDS."""
+    return (
+        f"not even {MAX_SEEDS:,} seeds would"
+        if more is None
+        else f"about {with_plural(more, 'more seed')} would"
+    )
 
 
 def more_seeds(match: Match, level: float) -> int | None:
@@ -524,9 +531,17 @@ def more_seeds(match: Match, level: float) -> int | None:
     """
     if math.isinf(match.effect):  # a sign test
         return max(1, math.floor(1 - math.log2(level)) + 1 - match.n_seeds)
+    return more_for_effect(abs(match.effect), match.n_seeds, level)
+
+
+def more_for_effect(effect: float, n_seeds: int, level: float, alternative: str = "two-sided") -> int | None:
+    """Return how many seeds more than `n_seeds` show an effect, in standard deviations, with POWER by a t test.
+
+    Return None if even MAX_SEEDS seeds would not.
+    """
     n = np.arange(2, MAX_SEEDS + 1)
-    enough = TTestPower().power(abs(match.effect), n, level) >= POWER
-    return max(1, int(n[enough.argmax()]) - match.n_seeds) if enough.any() else None
+    enough = TTestPower().power(effect, n, level, alternative=alternative) >= POWER
+    return max(1, int(n[enough.argmax()]) - n_seeds) if enough.any() else None
 
 
 def comparison_row(match: Match, n_tests: int) -> ComparisonRow:
