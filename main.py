@@ -180,9 +180,9 @@ def run_grid(args: argparse.Namespace) -> int:
         for line in sweep.last_lines(runs, outcomes, call):
             log.info(line)
     document.add(runs=[outcome_entry(run, outcome) for run, outcome in zip(runs, outcomes, strict=False)])
-    verdicts = judge_claims(expected, runs, outcomes, call.out) if rank() == 0 else []
+    claim_results = judge_claims(expected, runs, outcomes, call.out) if rank() == 0 else ClaimResults([], [])
     if call.save and rank() == 0 and any(outcome.folder for outcome in outcomes):
-        save_report(args, runs, [*outcomes, *before], call, verdicts)
+        save_report(args, runs, [*outcomes, *before], call, claim_results.verdicts)
     code = sweep.exit_code(outcomes)
     if rank() or code == INTERRUPTED:
         return code
@@ -191,7 +191,7 @@ def run_grid(args: argparse.Namespace) -> int:
     if args.noise:
         say_noise(runs, outcomes)
     if args.reproduce:
-        return code or judge_reproduction(args.reproduce, expected, runs, outcomes, verdicts)
+        return code or judge_reproduction(args.reproduce, expected, claim_results)
     if baseline is None or any(outcome.failed for outcome in outcomes):
         return code
     return judge_code(args, baseline, runs, (outcomes, before), call)
@@ -238,23 +238,32 @@ def look_at_grid(
     return check_scaling(args, runs) if args.coord_check or args.stability else None
 
 
+class ClaimResults(NamedTuple):
+    """The runs of a call, and the verdicts on the claims about them."""
+
+    verdicts: "list[ClaimVerdict]"
+    rows: list[dict[str, object]]  # as in `runs()`
+
+
 def judge_claims(
     expected: dict[str, Expectations], runs: Sequence[Run], outcomes: "Sequence[Outcome]", out: Path
-) -> "list[ClaimVerdict]":
+) -> ClaimResults:
     """Judge the claims of the configs by the runs of this call, and log the verdicts."""
+    claim_results = ClaimResults([], [])
     if not any(one.claims for one in expected.values()):
-        return []
+        return claim_results
     from explore.compare.claims import fill_metrics, judge_all, table_of_claims
     from explore.compare.report import rows_of_grid
 
-    verdicts = []
     for config, one in expected.items():
         own = [(run.params, end) for run, end in zip(runs, outcomes, strict=False) if run.config == config]
         rows = rows_of_grid([params for params, _ in own], [end for _, end in own])
-        verdicts += judge_all(one.claims, fill_metrics(one.claims, rows, out))
-    document.add(claims=[one.entry() for one in verdicts])
-    log.info(table_of_claims(verdicts))
-    return verdicts
+        rows = fill_metrics(one.claims, rows, out)
+        claim_results.rows.extend(rows)
+        claim_results.verdicts.extend(judge_all(one.claims, rows))
+    document.add(claims=[one.entry() for one in claim_results.verdicts])
+    log.info(table_of_claims(claim_results.verdicts))
+    return claim_results
 
 
 def outcome_entry(run: Run, outcome: "Outcome") -> dict[str, object]:
@@ -282,21 +291,14 @@ def save_report(
         log.error(f"no report: {error}")
 
 
-def judge_reproduction(
-    name: str,
-    expected: dict[str, Expectations],
-    runs: Sequence[Run],
-    outcomes: "Sequence[Outcome]",
-    verdicts: "Sequence[ClaimVerdict]",
-) -> int:
+def judge_reproduction(name: str, expected: dict[str, Expectations], claim_results: ClaimResults) -> int:
     """Keep the runs of a published result in the repository. Return the exit code by its claims."""
     from explore.compare.claims import decision_on
-    from explore.compare.report import rows_of_grid
     from explore.compare.reproductions import keep
 
-    rows = rows_of_grid([run.params for run in runs], outcomes)
-    keep(RECORDS / f"{name}.json", [claim for one in expected.values() for claim in one.claims], rows)
-    return decision_on(verdicts)
+    claims = [claim for one in expected.values() for claim in one.claims]
+    keep(RECORDS / f"{name}.json", claims, claim_results.rows)
+    return decision_on(claim_results.verdicts)
 
 
 def say_noise(runs: Sequence[Run], outcomes: "Sequence[Outcome]") -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from datetime import datetime
 
 import pytest
 
@@ -60,6 +61,7 @@ def test_a_result_is_trained_once_judged_kept_and_listed(reproduce, tmp_path):
     assert [one["fields"] for one in record["runs"]] == [
         {"random_seed": seed, "n_layers": n} for seed in (1, 2) for n in (1, 2)
     ]
+    assert {one["date"] for one in record["runs"]} == {f"{datetime.now():%Y-%m-%d}"}
     assert "Claims" in (tmp_path / "out" / "reports" / "reproduce" / "tiny" / "report.html").read_text()
 
     code, output = reproduce("--reproduce=tiny", loss="val_loss(n_layers=1) < 1")
@@ -104,6 +106,7 @@ def test_unknown_names_are_refused_before_training(reproduce, tmp_path, loss, me
 
 def test_a_config_is_reproduced_as_it_is(reproduce):
     assert reproduce("--reproduce=tiny", "--set", "lr=1")[0] == 2
+    assert reproduce("--reproduce=tiny", "--resume=anyway")[0] == 2
     assert "did you mean 'tiny'" in reproduce("--reproduce=tny")[1]
 
 
@@ -127,6 +130,7 @@ def test_a_registered_metric_becomes_a_column_of_the_runs_that_claims_are_about(
         assert code == 0, output
         assert output.count("holds") == 3
         assert ("finished earlier" in output) is not first
+        assert reproduce("--reproduce", loss=loss)[1].count("holds") == 3, "the record has the metric, too"
 
 
 def test_a_metric_that_fails_loses_no_run(monkeypatch):
@@ -137,3 +141,17 @@ def test_a_metric_that_fails_loses_no_run(monkeypatch):
         raise RuntimeError("no idea")
 
     assert values_of_metrics(["hopeless"], tiny_lm(), None) == {"hopeless": None}
+
+
+def test_a_pick_by_a_size_that_match_changes_is_refused(reproduce, monkeypatch):
+    """`match` chooses dim_ff after the text is read, so the size that the text sets has no run."""
+    grid = 'Grid\nmatch = "params"\n\nExpect'
+    axes = "dim_ff = 64\ngated = [True, False]\nn_layers = 1\n"
+    changed = CONFIG.replace("Expect", grid).replace("n_layers = [1, 2]\n", axes)
+    claims = 'claims = {"one": "val_loss(gated=False, dim_ff=64) < 100"}\n'
+    monkeypatch.setattr(
+        "tests.test_reproduce.CONFIG", re.sub(r"claims = \{.*\}\n", claims, changed, flags=re.S)
+    )
+    code, output = reproduce("--reproduce=tiny")
+    assert code == 2
+    assert "`val_loss(gated=False, dim_ff=64)` picks no run, since match has chosen other sizes" in output

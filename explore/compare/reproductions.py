@@ -1,4 +1,4 @@
-"""Reproductions: the runs that judged the claims of a shipped config, kept in reproductions/NAME.json without weights.
+"""Reproductions: the runs that text the claims of a shipped config, kept in reproductions/NAME.json without weights.
 
 The files are part of the repository, so a fresh clone shows every claim with what was seen. Each run has its fields, its
 final numbers, the times that claims ask for, a short curve, and a hash of the code that trained it.
@@ -7,7 +7,6 @@ final numbers, the times that claims ask for, a short curve, and a hash of the c
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,7 +59,7 @@ def keep(file: Path, claims: Sequence[Claim], rows: Sequence[RunRow]) -> None:
             },
             "curve": curve_of(row),
             "code": code_hash(own),
-            "date": f"{datetime.now():%Y-%m-%d}",
+            "date": str(measured(row, "timestamp"))[:10],
         }
         for own, row in zip(fields, rows, strict=True)
     ]
@@ -127,6 +126,6 @@ def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
     for one in found:
         when = f"{one.date}{'' if one.has_todays_code else ', other code'}" if one.date else NO_DATE
         for i, verdict in enumerate(one.verdicts):
-            judged = verdict.verdict if one.date else "not run yet"
-            cells.append(["" if i else one.name, verdict.name, verdict.expected, verdict.seen, judged, when])
+            text = verdict.verdict if one.date else "not run yet"
+            cells.append(["" if i else one.name, verdict.name, verdict.expected, verdict.seen, text, when])
     return fitted_claims(cells)

@@ -188,11 +188,16 @@ def read_pick(call: ast.Call, name: str) -> Pick:
 
 def check_claims(claims: Sequence[Claim], runs: Sequence[Run], errors: Errors) -> None:
     """Add an error for every pick of `claims` that none of the `runs` has, or several have that are not the same but for seeds."""
-    values = [run.params.flat() | {VARIANT: run.variant} for run in runs]
+    values = [fields_and_variant(run) for run in runs]
     for claim in claims:
         for pick in claim.picks.values():
             if problem := problem_of_pick(pick, values):
                 errors.add(claim.place, f"claim {claim.name!r}: `{pick.text}` {problem}")
+
+
+def fields_and_variant(run: Run) -> dict[str, object]:
+    """Return the values by which a claim picks a run."""
+    return run.params.flat() | {VARIANT: run.variant}
 
 
 def problem_of_pick(pick: Pick, values: Sequence[Mapping[str, object]]) -> str | None:

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from common.text import did_you_mean, first_line
 from train.final_metrics import final_metrics
-from train.grid.claims import TIME_TO, Claim, Expectations, Pick
-from train.grid.config_text import VARIANT
+from train.grid.claims import TIME_TO, Claim, Expectations, Pick, fields_and_variant
 from train.grid.params import SECTION_OF, Texts
 from train.grid.run import Call, Run
 from train.metrics import STEP, Condition, metric_and_sign, typed_name
@@ -80,17 +79,18 @@ def claim_problems(runs: Sequence[Run], expected: Mapping[str, Expectations], ca
         for claim, pick, column in columns_named(expectations):
             time = TIME_TO.fullmatch(column)
             name = time[2] if time else column
-            if name in (
-                ALWAYS if time else {*COLUMNS, *final_metrics, *(SECTION_OF if pick.function else ())}
-            ):
+            where = f"{claim.place}: claim {claim.name!r}: `{pick.text}`"
+            picked = [run for run in runs if run.config == config and pick.takes(fields_and_variant(run))]
+            if not picked:
+                yield f"{where} picks no run, since match has chosen other sizes; name another field"
                 continue
-            values = (
-                (run, run.params.flat() | {VARIANT: run.variant}) for run in runs if run.config == config
-            )
-            run = next(run for run, own in values if pick.takes(own))
+            known = ALWAYS if time else {*COLUMNS, *final_metrics}
+            if name in known or (name in SECTION_OF and pick.function):
+                continue
+            run = picked[0]
             if run.number not in recorded:
                 recorded[run.number] = recorded_in_trial(run, call)
-            found, where = recorded[run.number], f"{claim.place}: claim {claim.name!r}: `{pick.text}`"
+            found = recorded[run.number]
             if isinstance(found, str):
                 yield f"{where}: the columns of this run are unknown, as a training step fails: {found}"
             elif name not in (known := found.statistics if time else found.columns):

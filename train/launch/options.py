@@ -246,6 +246,8 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise GridError([f"--margin={args.margin:g} must be a number of nats above 0"])
     if args.reproduce and (args.set or args.task or args.ablate):
         raise GridError(["--reproduce takes the config as it is: to change it, use --config=reproduce/NAME"])
+    if args.reproduce and args.resume == "anyway":
+        raise GridError(["--reproduce keeps results of today's code, so --resume=anyway has no place"])
     saves = args.report or args.reproduce or args.save or args.resume or args.against is not None
     if not saves and (args.baseline is not None or args.compare is not None):
         raise GridError(["--baseline and --compare are about the report of saved runs: add --save"])

@@ -117,6 +117,7 @@ def test_times_that_are_all_the_same_need_a_sign_test():
     exact = rows({64: [1.0, 1.0, 1.0]}, "val_accuracy")
     assert verdict("val_accuracy(dim=64) >= 1", exact) == "holds"
     assert verdict("val_accuracy(dim=64) > 1", exact) == "fails"
+    assert judge_all([claim("val_accuracy(dim=64) > 1")], exact)[0].seen == "1.0000 == 1.0000"
 
 
 def test_one_seed_tells_nothing():
