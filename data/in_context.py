@@ -11,7 +11,7 @@ from functools import cache
 import numpy as np
 from scipy import stats
 
-from data.syntheticdata import Sample, check_bounds, read_marks, registered
+from data.syntheticdata import Sample, check_bounds, n_queries, read_marks, registered
 
 
 def dirichlet(rng: random.Random, n: int, alpha: float) -> list[float]:
@@ -166,11 +166,7 @@ def bigrams(vocab_size: int) -> list[list[float]]:
     return [dirichlet(dice, vocab_size, 0.3) for _ in range(vocab_size)]
 
 
-def n_triggers(sample: Sample) -> int:
-    return sample.count("«")
-
-
-@registered(slices={"triggers": n_triggers})
+@registered(slices={"triggers": n_queries})
 def bigram_backcopy(
     rng: random.Random, vocab_size: int = 32, length: int = 64, n_trigger_tokens: int = 3
 ) -> list[str]:

@@ -8,7 +8,7 @@ import random
 import string
 from functools import cache
 
-from data.syntheticdata import Sample, check_bounds, registered
+from data.syntheticdata import check_bounds, n_queries, registered
 
 
 def halves(vocab_size: int) -> tuple[list[str], list[str]]:
@@ -27,11 +27,7 @@ def asked(key: list[str], value: list[str]) -> list[str]:
     return [*key, "«", *value, "»"]
 
 
-def n_scored_values(sample: Sample) -> int:
-    return sample.count("«")
-
-
-@registered(chance=one_value, slices={"queries": n_scored_values})
+@registered(chance=one_value, slices={"queries": n_queries})
 def recall(
     rng: random.Random, vocab_size: int = 16, length: int = 64, n_noise: int = 0, p_noise: float = 0.2
 ) -> list[str]:
@@ -56,9 +52,9 @@ def recall(
     return [*sample, "."]
 
 
-@registered(chance=one_value, slices={"queries": n_scored_values})
+@registered(chance=one_value, slices={"queries": n_queries})
 def fuzzy_recall(rng: random.Random, vocab_size: int = 16, length: int = 64, max_motif: int = 3) -> list[str]:
-    """3 5 , 11 2 , 4 , 9 , 3 5 , « 11 2 »   As recall, with keys and values of one to three tokens; commas part them."""
+    """3 5 , 11 2 , 4 , 9 , 3 5 , « 11 2 »   Recall of values of one to three tokens, by keys of one to three."""
     keys, values = halves(vocab_size)
     check_bounds(1, max_motif=max_motif, half_of_the_vocabulary=len(keys))
     room = 2 * max_motif + 2  # of a pair with its commas

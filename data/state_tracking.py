@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import cache
 from itertools import accumulate, permutations
 
-from data.syntheticdata import Sample, check_bounds, registered, text_without_marks
+from data.syntheticdata import Sample, check_bounds, n_queries, read_marks, registered, text_without_marks
 
 Permutation = tuple[int, ...]
 # Opening and closing, by kind.
@@ -74,10 +74,8 @@ def group_word(
 
 def depth_of(sample: Sample) -> int:
     """Return the largest number of open brackets."""
-    openings = {kind[0] for kind in BRACKETS}
-    shown = [
-        token for i, token in enumerate(sample) if token not in "‹›" and (i == 0 or sample[i - 1] != "‹")
-    ]
+    openings, marked = {kind[0] for kind in BRACKETS}, read_marks(sample)
+    shown = (token for token, hidden in zip(marked.tokens, marked.hidden, strict=True) if not hidden)
     return max(accumulate(1 if token in openings else -1 for token in shown))
 
 
@@ -137,25 +135,23 @@ def flip_flop(rng: random.Random, length: int = 64, p_ignore: float = 0.8) -> st
     return text
 
 
-def tagged(bits: list[str], tag: Callable[[int, int], bool]) -> str:
-    """Return bits, each followed by 1 or 0: the tag of the number of ones so far and of the number of bits."""
+def tagged_bits(rng: random.Random, min_length: int, max_length: int, tag: Callable[[int, int], bool]) -> str:
+    """Return random bits, each followed by 1 or 0: the tag of the number of ones so far and of the number of bits."""
+    check_bounds(1, min_length=min_length, max_length=max_length)
+    bits = rng.choices("01", k=rng.randint(min_length, max_length))
     counts = accumulate(int(bit) for bit in bits)
     return "".join(
         f"{bit}‹{tag(ones, n):d}›" for n, (bit, ones) in enumerate(zip(bits, counts, strict=True), start=1)
     )
 
 
-@registered(chance=one_half, slices={"length": lambda sample: sample.count("‹")})
+@registered(chance=one_half, slices={"length": n_queries})
 def cumulative_parity(rng: random.Random, min_length: int = 20, max_length: int = 20) -> str:
     """1‹1›0‹1›1‹0›   After each bit 1 if the number of ones so far is odd, else 0."""
-    check_bounds(1, min_length=min_length, max_length=max_length)
-    bits = rng.choices("01", k=rng.randint(min_length, max_length))
-    return tagged(bits, lambda ones, n: ones % 2 == 1)
+    return tagged_bits(rng, min_length, max_length, lambda ones, n: ones % 2 == 1)
 
 
-@registered(chance=one_half, slices={"length": lambda sample: sample.count("‹")})
+@registered(chance=one_half, slices={"length": n_queries})
 def cumulative_majority(rng: random.Random, min_length: int = 20, max_length: int = 20) -> str:
     """1‹1›0‹1›0‹0›   After each bit 1 if at least half of the bits so far are ones, else 0."""
-    check_bounds(1, min_length=min_length, max_length=max_length)
-    bits = rng.choices("01", k=rng.randint(min_length, max_length))
-    return tagged(bits, lambda ones, n: 2 * ones >= n)
+    return tagged_bits(rng, min_length, max_length, lambda ones, n: 2 * ones >= n)

@@ -328,7 +328,7 @@ def all_modular_sums(p: int = 59) -> Iterator[list[str]]:
     return (modular_sum(a, b, p) for a in range(p) for b in range(p))
 
 
-def one_of_p(p: int) -> float:
+def one_of_p(p: int, **_: object) -> float:
     return 1 / p
 
 

@@ -238,6 +238,7 @@ class TaskData:
         """
         targets, words, longest, quiet, hides = Counter[str](), set[str](), 0, 0, False
         nats: list[float] = []
+        arguments = self.task.arguments(self.data_params.task_args)
         for sample in self.split("val"):
             tokens, scored, end_scored, hidden = read_marks(sample)
             hides = hides or any(hidden)
@@ -246,7 +247,7 @@ class TaskData:
             words.update(tokens)
             longest = max(longest, len(tokens))
             if self.task.reference is not None:
-                nats += self.task.reference(sample, **self.task.arguments(self.data_params.task_args))
+                nats += self.task.reference(sample, **arguments)
         for sample in self.split("train"):
             tokens = read_marks(sample).tokens
             quiet = 0 if set(tokens) - words else quiet + 1

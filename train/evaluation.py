@@ -116,7 +116,7 @@ class Evaluation:
             bits = plain / math.log(2) + 8 * self.data.val_unknown_bytes
             means["val_bits_per_byte"] = bits / self.data.val_bytes
         if self.data.hides_answers and not self.is_masked:
-            right_N, scored_N = torch.cat(self.by_sample, dim=1).flatten(1)
+            right_N, scored_N = self.right_and_scored()
             means["val_exact_match"] = float((right_N == scored_N).float().mean())
         elif self.prompts and self.data.task is not None and self.data.task.check is not None:
             means["val_exact_match"] = self.exact_match(self.data.task.check)
@@ -140,8 +140,11 @@ class Evaluation:
         """Return the accuracy by slice of the samples, in rows. Empty for text."""
         if not self.by_sample:
             return []
-        counts_2N = torch.cat(self.by_sample, dim=1).cpu().flatten(1).numpy()
-        return slice_rows(self.data.slices("val"), *counts_2N)
+        return slice_rows(self.data.slices("val"), *self.right_and_scored().numpy())
+
+    def right_and_scored(self) -> Tensor:
+        """Return the numbers of right and of scored tokens of all samples so far, [2, N], on the CPU."""
+        return torch.cat(self.by_sample, dim=1).cpu().flatten(1)
 
     def trained_means(self) -> dict[str, float]:
         """Return the further losses of get_losses, and the sum of all if its "main" is not the plain loss."""

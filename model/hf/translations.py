@@ -174,7 +174,8 @@ def read_ropes(settings: Settings) -> dict[str, Any]:
     kinds = settings["layer_types"][: settings["num_hidden_layers"]]
     ropes = [settings[kind] for kind in kinds]
     scalings = [scaling_of({**settings, **rope}) for rope in ropes]
-    if "yarn_unrounded" in str(scalings):  # transformers looks for it elsewhere
+    if any(scaling and scaling.startswith("yarn_unrounded") for scaling in scalings):
+        # transformers looks for `truncate` elsewhere.
         raise ValueError("truncate=False beside rope_type='yarn' of some layers; allowed: True")
     return {"rotary_base": turns([rope["rope_theta"] for rope in ropes]), "rotary_scaling": turns(scalings)}
 
