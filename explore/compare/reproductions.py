@@ -1,4 +1,4 @@
-"""Reproductions: the runs that text the claims of a shipped config, kept in reproductions/NAME.json without weights.
+"""Reproductions: the runs by which the claims of a shipped config were judged, kept in reproductions/NAME.json without weights.
 
 The files are part of the repository, so a fresh clone shows every claim with what was seen. Each run has its fields, its
 final numbers, the times that claims ask for, a short curve, and a hash of the code that trained it.
