@@ -91,18 +91,19 @@ def output_change(
     """Return the mean squared change of the output if every weight in the matrices of `model` changes by +-`delta`.
 
     Embeddings stay as they are. The output of an LM is its residual stream after the final norm. The weights are restored
-    before the call returns.
+    before the call returns or fails.
     """
     with eval_mode(model):
         before, weights = output(model, x), matrices(model)
         originals = [weight.clone() for weight in weights]
-        for weight in weights:
-            noise = torch.randn(weight.shape, generator=generator).to(weight)
-            weight.sub_(delta * noise.sign())
-        change = (output(model, x) - before).double().square().mean().item()
-        for weight, original in zip(weights, originals, strict=True):
-            weight.copy_(original)
-    return change
+        try:
+            for weight in weights:
+                noise = torch.randn(weight.shape, generator=generator).to(weight)
+                weight.sub_(delta * noise.sign())
+            return (output(model, x) - before).double().square().mean().item()
+        finally:
+            for weight, original in zip(weights, originals, strict=True):
+                weight.copy_(original)
 
 
 def output(model: nn.Module, x: object) -> Tensor:
