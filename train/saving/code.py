@@ -76,8 +76,10 @@ class Code:
             name = new.pop()
             if name not in found and (root / name).is_file():
                 found[name] = read_source((root / name).read_bytes(), name)
-                for module in (*found[name].modules, *found[name].lazy_modules.values()):
+                for module in found[name].modules:
                     new += files_of(module)
+                lazy = (path for module in found[name].lazy_modules.values() for path in files_of(module))
+                new += (path for path in lazy if not path.startswith(NOT_COUNTED))
         return cls(found)
 
     def keep(self, out: Path) -> None:
@@ -169,14 +171,16 @@ def code_part(node: ast.AST) -> CodePart:
 
 
 class Counted(ast.NodeTransformer):
-    """Removes docstrings and log lines. A body that is empty without them becomes `pass`."""
+    """Removes docstrings, log lines and names of metrics. A body that is empty without them becomes `pass`."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         value = node.value
         is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
         function = value.func if isinstance(value, ast.Call) else None
         is_log = isinstance(function, ast.Attribute) and last_name(function.value) == "log"
-        return None if is_text or is_log else node
+        # Metrics are computed after the training, and only if a claim names them.
+        is_metric = function is not None and ast.unparse(function) == "final_metrics.add_lazy"
+        return None if is_text or is_log or is_metric else node
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         super().generic_visit(node)
