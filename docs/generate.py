@@ -20,6 +20,7 @@ from model.lm import LM  # noqa: F401  (it registers the layer kinds)
 from model.per_layer import PerLayer
 from model.transformer.embeddings import position_kinds
 from model.transformer.rotary_scaling import rotary_scalings as registered_scalings
+from train.final_metrics import final_metrics
 from train.grid.params import SECTIONS
 from train.launch.discover import REGISTRIES as ALL_REGISTRIES
 from train.launch.discover import class_body, comments_in, described_fields, summary_of
@@ -150,6 +151,13 @@ def optimizers() -> str:
 @part
 def schedules() -> str:
     return named_table("schedule", registered_schedules)
+
+
+@part
+def metrics() -> str:
+    """Return a table of the final metrics that we register, without those of a user or a test."""
+    shipped = {name: one for name, one in final_metrics.items() if one.__module__.startswith("explore.")}
+    return named_table("metric", shipped)
 
 
 @part

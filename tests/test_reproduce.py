@@ -5,9 +5,15 @@ import re
 from datetime import datetime
 
 import pytest
+import torch
 
 import main
+from data.data_params import DataParams
+from explore.scaling.stability import output_change
+from model.lm import LM
+from model.model_params import ModelParams
 from tests.model.tiny import tiny_lm
+from train.data import make_data
 from train.final_metrics import final_metrics, metric, values_of_metrics
 
 CONFIG = """DataParams
@@ -131,6 +137,24 @@ def test_a_registered_metric_becomes_a_column_of_the_runs_that_claims_are_about(
         assert output.count("holds") == 3
         assert ("finished earlier" in output) is not first
         assert reproduce("--reproduce", loss=loss)[1].count("holds") == 3, "the record has the metric, too"
+
+
+def test_the_output_change_of_a_run_without_training_is_that_of_its_first_weights(
+    reproduce, monkeypatch, tmp_path
+):
+    untrained = CONFIG.replace("max_steps = 4", "max_steps = 1\nlr = 1e-9\nmin_lr = 0")
+    monkeypatch.setattr("tests.test_reproduce.CONFIG", untrained)
+    code, output = reproduce("--reproduce=tiny", loss="output_change(n_layers=1) < 1")
+    assert code in (0, 4), output
+    record = json.loads((tmp_path / "reproductions" / "tiny.json").read_text())
+    for run in record["runs"]:
+        model = ModelParams(dim=16, n_heads=2, max_seq_len=48, n_layers=run["fields"]["n_layers"])
+        data = make_data(DataParams(dataset_name="copy", n_samples=400), model, tmp_path)
+        torch.manual_seed(run["fields"]["random_seed"])
+        lm = LM(model, tokenizer=data.tokenizer)
+        x_BT = next(iter(data.train_dataloader(16)))["x_indices"][:, :-1]
+        expected = output_change(lm, x_BT, generator=torch.Generator().manual_seed(0))
+        assert run["metrics"]["output_change"] == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_metric_that_fails_loses_no_run(monkeypatch):

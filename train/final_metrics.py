@@ -35,3 +35,22 @@ def values_of_metrics(names: Iterable[str], lm: LM, data: LMDataModule) -> dict[
             log.warning(f"no {name}: {first_line(error)}")
             values[name] = None
     return values
+
+
+final_metrics.add_lazy("fourier_share", "explore.claim_metrics")
+final_metrics.add_lazy("sink_share", "explore.claim_metrics")
+final_metrics.add_lazy("largest_sink_share", "explore.claim_metrics")
+final_metrics.add_lazy("induction_score", "explore.claim_metrics")
+final_metrics.add_lazy("largest_attention_score", "explore.claim_metrics")
+final_metrics.add_lazy("mean_log_z", "explore.claim_metrics")
+final_metrics.add_lazy("output_change", "explore.claim_metrics")
+final_metrics.add_lazy("unigram_loss", "explore.claim_metrics")
+final_metrics.add_lazy("bigram_loss", "explore.claim_metrics")
+final_metrics.add_lazy("token_entropy", "explore.claim_metrics")
+final_metrics.add_lazy("regression_error", "explore.regression_metrics")
+final_metrics.add_lazy("ridge_error", "explore.regression_metrics")
+final_metrics.add_lazy("dmmse_error", "explore.regression_metrics")
+final_metrics.add_lazy("regression_error_on_new_maps", "explore.regression_metrics")
+final_metrics.add_lazy("ridge_error_on_new_maps", "explore.regression_metrics")
+final_metrics.add_lazy("last_regression_error", "explore.regression_metrics")
+final_metrics.add_lazy("last_ridge_error", "explore.regression_metrics")

@@ -77,6 +77,8 @@ KEPT = {
     "explore": [("explore/plots.py", "MAX_TOKEN_CHARS = ", "MAX_TOKEN_CHARS = 1 + ")],
     "pretrained models": [("model/hf/configs.py", "HF_MAX_POSITIONS = ", "HF_MAX_POSITIONS = '' + ")],
     "a student's layer": [("learn/layer.py", "SOFTMAX = {", "SOFTMAX = {None, ")],
+    "a further metric": [("train/final_metrics.py", "\nfinal_metrics.add_lazy(", '\nfinal_metrics.add_lazy("mine", "explore.mine")\nfinal_metrics.add_lazy(')],
+    "a metric": [("explore/claim_metrics.py", "N_KEY_FREQUENCIES = 6", "N_KEY_FREQUENCIES = 5")],
     "another optimizer": [("train/optimizers.py", "return torch.optim.SGD(", "return torch.optim.SGD(2 * ")],
     "a file that nobody imports": [("model/mine.py", "", "x = 1")],
 }  # fmt: skip
