@@ -78,7 +78,7 @@ def nothing_left(n_dropped: int) -> ValueError:
 
 
 class EvalTask(TaskData):
-    """The samples of a task for evaluation: different from each other, and from all training samples."""
+    """The samples of a task for evaluation, none of which occurs in training."""
 
     def __init__(self, params: DataParams, training: TaskData, cache: Path, tokenizer: Tokenizer) -> None:
         self.data_params = params
@@ -110,9 +110,10 @@ class EvalTask(TaskData):
 
     def draw(self, folder: Path, training: TaskData, cache: Path) -> None:
         """Draw the samples, drop those that occur in training, and write the others to `folder`."""
-        drawn = {short_hash(sample): sample for sample in distinct_samples(self.task, self.data_params)}
-        in_training = np.isin(np.array([*drawn], np.uint64), training_hashes(training, cache))
-        kept = [sample for sample, found in zip(drawn.values(), in_training, strict=True) if not found]
+        drawn = [*evaluation_samples(self.task, self.data_params)]
+        hashes = np.array([short_hash(sample) for sample in drawn], np.uint64)
+        in_training = np.isin(hashes, training_hashes(training, cache))
+        kept = [sample for sample, found in zip(drawn, in_training, strict=True) if not found]
         facts = {"n_dropped": int(in_training.sum()), "samples": kept}
         (folder / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
 
@@ -128,10 +129,11 @@ def most_common_target(marked: Sequence[Marked]) -> float:
     return max(targets.values(), default=0) / max(1, targets.total())
 
 
-def distinct_samples(task: Task, params: DataParams) -> Iterator[Sample]:
-    """Yield up to n_samples different samples: the rows of a finite task in random order, else drawn ones.
+def evaluation_samples(task: Task, params: DataParams) -> Iterator[Sample]:
+    """Yield up to n_samples samples: the rows of a finite task in random order, else different drawn ones.
 
-    A task may have fewer: the drawing ends after MAX_DRAWS draws without a new sample.
+    A task may have fewer: the drawing ends after MAX_DRAWS draws without a new sample. A row that a finite task lists twice
+    counts twice, as in the verification set of AdderBoard.
     """
     n = number_of_samples(params)
     if task.rows:

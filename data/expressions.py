@@ -6,7 +6,7 @@ Source: Allen-Zhu 2025, arXiv:2512.17351, tasks Mano and Lano.
 import random
 from functools import lru_cache
 
-from data.syntheticdata import Sample, check_bounds, one_of_p, registered
+from data.syntheticdata import Sample, check_bounds, registered
 
 OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
@@ -26,7 +26,7 @@ def n_operations_of(sample: Sample) -> int:
     return sum(token in OPERATIONS for token in sample)
 
 
-@registered(chance=one_of_p, slices={"operations": n_operations_of})
+@registered(slices={"operations": n_operations_of})
 def mano(rng: random.Random, min_operations: int = 1, max_operations: int = 6, p: int = 23) -> list[str]:
     """len2 + * 3 9 17 = « 21 » .   The value of an expression in prefix form modulo p, with +, - and *.
 

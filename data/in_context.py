@@ -56,10 +56,16 @@ def bin_values(n_bins: int, width: float) -> np.ndarray:
     return width * stats.norm.ppf((np.arange(n_bins) + 0.5) / n_bins)
 
 
-def ridge_losses(sample: Sample, dims: int, n_bins: int, **_: object) -> list[float]:
-    """Return the nats of each scored value under ridge regression on the values of the bins.
+PREDICTORS = ("ridge", "least-squares")
 
-    Weights have a standard normal prior. What the bins round off counts as noise of the values.
+
+def regression_losses(
+    sample: Sample, dims: int, n_bins: int, predictor: str = "ridge", **_: object
+) -> list[float]:
+    """Return the nats of each scored value under ridge regression or least squares on the values of the bins.
+
+    For ridge, weights have a standard normal prior. What the bins round off counts as noise of the values. Least squares has
+    the solution of the smallest norm, without shrinkage. In directions that no point has shown, both know the prior alone.
     """
     numbers = [int(token[1:]) for token in read_marks(sample).tokens if token[0] in "xy"]
     width = math.sqrt(dims)
@@ -69,13 +75,28 @@ def ridge_losses(sample: Sample, dims: int, n_bins: int, **_: object) -> list[fl
     noise = rounding_variance(dims, n_bins)
     losses = []
     for i, (x_D, bin_) in enumerate(zip(points_PD, bins_P, strict=True)):
-        seen_PD = points_PD[:i]
-        precision_DD = np.eye(dims) + seen_PD.T @ seen_PD / noise
-        mean_D = np.linalg.solve(precision_DD, seen_PD.T @ values_P[:i] / noise)
-        deviation = math.sqrt(noise + x_D @ np.linalg.solve(precision_DD, x_D))
+        covariance_DD = covariance_of_weights(points_PD[:i], noise, predictor)
+        mean_D = covariance_DD @ points_PD[:i].T @ values_P[:i] / noise
+        if predictor == "least-squares":
+            # Added after the mean: the directions without points do not change it.
+            covariance_DD = covariance_DD + unseen_directions(points_PD[:i])
+        deviation = math.sqrt(noise + x_D @ covariance_DD @ x_D)
         below_N = np.concatenate([[0.0], stats.norm.cdf(edges_N, mean_D @ x_D, deviation), [1.0]])
         losses.append(-math.log(max(below_N[bin_ + 1] - below_N[bin_], 1e-12)))
     return losses
+
+
+def covariance_of_weights(seen_PD: np.ndarray, noise: float, predictor: str) -> np.ndarray:
+    """Return the covariance of the weights [D, D] given the points that were seen."""
+    precision_DD = seen_PD.T @ seen_PD / noise
+    if predictor == "ridge":
+        return np.linalg.inv(np.eye(seen_PD.shape[1]) + precision_DD)
+    return np.linalg.pinv(precision_DD, hermitian=True)
+
+
+def unseen_directions(seen_PD: np.ndarray) -> np.ndarray:
+    """Return the projection [D, D] to the directions in which no point lies."""
+    return np.eye(seen_PD.shape[1]) - np.linalg.pinv(seen_PD) @ seen_PD
 
 
 @cache
@@ -90,16 +111,24 @@ def rounding_variance(dims: int, n_bins: int) -> float:
     return float(((rounded_PD * w_PD).sum(axis=1) - rounded_P).var())
 
 
-@registered(slices={}, reference=ridge_losses)
+@registered(slices={}, reference=regression_losses)
 def linear_regression(
-    rng: random.Random, dims: int = 4, n_points: int = 12, n_bins: int = 16, n_tasks: int = 0
+    rng: random.Random,
+    dims: int = 4,
+    n_points: int = 12,
+    n_bins: int = 16,
+    n_tasks: int = 0,
+    predictor: str = "ridge",
 ) -> list[str]:
     """x3 x9 « y5 » x0 x14 « y12 » .   Points and their values under a linear map that is drawn for each sample.
 
     In-context linear regression (Garg et al. 2022, arXiv:2208.01066) with coordinates and values sorted into bins of equal
     probability. `n_tasks` maps are drawn once for all samples, as in Raventós et al. 2023 (arXiv:2306.15063); 0: a new one
-    each time. The reference is ridge regression on the values of the bins.
+    each time. `reference_loss` is that of ridge regression on the values of the bins, the best predictor with `n_tasks=0`, or
+    with `predictor="least-squares"` that of least squares. The predictor changes no sample.
     """
+    if predictor not in PREDICTORS:
+        raise ValueError(f"predictor must be one of {', '.join(PREDICTORS)}, not {predictor!r}")
     if dims < 1 or n_points < 1 or n_bins < 2 or n_tasks < 0:
         raise ValueError(
             f"linear_regression needs {dims=} and {n_points=} from 1, {n_bins=} from 2 and {n_tasks=} from 0"

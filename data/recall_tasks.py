@@ -1,4 +1,4 @@
-"""Recall and copying as in MAD (Poli et al. 2024, arXiv:2403.17844), and associative recall with a single query.
+"""Recall and copying as in MAD (Poli et al. 2024, arXiv:2403.17844), and variants of associative recall.
 
 Keys and values are numbers from two halves of a vocabulary, and what belongs to what is drawn for each sample. Scored values
 are in the input, too, once they have been predicted.
@@ -8,7 +8,7 @@ import random
 import string
 from functools import cache
 
-from data.syntheticdata import check_bounds, n_queries, registered
+from data.syntheticdata import Sample, check_bounds, n_queries, registered
 
 
 def halves(vocab_size: int) -> tuple[list[str], list[str]]:
@@ -82,6 +82,78 @@ def associative_recall(rng: random.Random, n_pairs: int = 8, vocab_size: int = 3
     value_of = {key: rng.choice(values) for key in rng.sample(keys, n_pairs)}
     query = rng.choice(list(value_of))
     return [*(token for pair in value_of.items() for token in pair), *asked([query], [value_of[query]]), "."]
+
+
+def one_shown_value(n_keys: int, n_reassigned: int, **_: object) -> float:
+    """Return the accuracy of guessing one of the values in the sample."""
+    return 1 / (n_keys + n_reassigned)
+
+
+@registered(chance=one_shown_value, slices={"keys": n_queries})
+def reassigned_recall(
+    rng: random.Random, n_keys: int = 8, n_reassigned: int = 4, vocab_size: int = 64
+) -> list[str]:
+    """3 40 7 51 3 38 7 ‹ 51 › 3 ‹ 38 ›   Multi-query recall in which some keys get a second value: the last one counts.
+
+    `n_reassigned` of the keys occur twice, each time with another value. A model that returns the first value of a key is
+    right for the others only. All pairs stand in random order, before the queries.
+    """
+    keys, values = halves(vocab_size)
+    check_bounds(1, n_keys=n_keys, half_of_the_vocabulary=len(keys))
+    check_bounds(0, n_reassigned=n_reassigned, n_keys=n_keys)
+    check_bounds(1, n_keys_and_reassigned=n_keys + n_reassigned, half_of_the_vocabulary=len(values))
+    chosen = rng.sample(keys, n_keys)
+    order = chosen + rng.sample(chosen, n_reassigned)
+    rng.shuffle(order)
+    pairs = [*zip(order, rng.sample(values, len(order)), strict=True)]
+    last_value = dict(pairs)
+    rng.shuffle(chosen)
+    queries = [token for key in chosen for token in (key, "‹", last_value[key], "›")]
+    return [*(token for pair in pairs for token in pair), *queries]
+
+
+def one_of_the_grid(n_names: int, **_: object) -> float:
+    """Return the accuracy of guessing one of the values in the sample."""
+    return 1 / n_names**2
+
+
+@registered(chance=one_of_the_grid, slices={"queries": n_queries})
+def compositional_recall(
+    rng: random.Random, n_names: int = 3, n_asked: int = 4, n_values: int = 32
+) -> list[str]:
+    """a0 b1 v7 a1 b1 v4 a0 b1 ‹ v7 ›   Multi-query recall by keys of two tokens, of which neither alone decides.
+
+    Each of `n_names` first tokens occurs with each of `n_names` second ones, so that one token of the key leaves `n_names`
+    values. `n_asked` of the keys are asked for.
+    """
+    check_bounds(1, n_asked=n_asked, n_keys=n_names**2)
+    check_bounds(2, n_names=n_names, n_values=n_values)
+    check_bounds(4, n_keys=n_names**2, n_values=n_values)
+    keys = [(f"a{i}", f"b{j}") for i in range(n_names) for j in range(n_names)]
+    rng.shuffle(keys)
+    value_of = {key: f"v{i}" for key, i in zip(keys, rng.sample(range(n_values), len(keys)), strict=True)}
+    queries = [token for key in rng.sample(keys, n_asked) for token in (*key, "‹", value_of[key], "›")]
+    return [*(token for key in keys for token in (*key, value_of[key])), *queries]
+
+
+def one_of_the_vocabulary(vocab_size: int, **_: object) -> float:
+    return 1 / vocab_size
+
+
+def distance_to_mark(sample: Sample) -> int:
+    """Return the number of tokens from the first mark to the second."""
+    first, second = (i for i, token in enumerate(sample) if token == "⇒")
+    return second - first
+
+
+@registered(chance=one_of_the_vocabulary, slices={"distance": distance_to_mark})
+def induction_head(rng: random.Random, length: int = 30, vocab_size: int = 16) -> list[str]:
+    """3 9 ⇒ 7 2 5 ⇒ « 7 » .   Random tokens and a mark among them; at the end, what followed the mark (H3: Fu et al. 2022)."""
+    if length < 3 or vocab_size < 2:
+        raise ValueError(f"induction_head needs {length=} from 3 and {vocab_size=} from 2")
+    tokens = [str(rng.randrange(vocab_size)) for _ in range(length - 2)]
+    place = rng.randrange(len(tokens))
+    return [*tokens[:place], "⇒", *tokens[place:], *asked(["⇒"], [tokens[place]]), "."]
 
 
 @registered(slices={})

@@ -151,7 +151,7 @@ def cumulative_parity(rng: random.Random, min_length: int = 20, max_length: int 
     return tagged_bits(rng, min_length, max_length, lambda ones, n: ones % 2 == 1)
 
 
-@registered(chance=one_half, slices={"length": n_queries})
+@registered(slices={"length": n_queries})
 def cumulative_majority(rng: random.Random, min_length: int = 20, max_length: int = 20) -> str:
     """1‹1›0‹1›0‹0›   After each bit 1 if at least half of the bits so far are ones, else 0."""
     return tagged_bits(rng, min_length, max_length, lambda ones, n: 2 * ones >= n)

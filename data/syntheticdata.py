@@ -26,7 +26,8 @@ class Task(NamedTuple):
 
     name: str
     draw: Callable[..., Sample]  # (rng, **task_args) -> a sample
-    check: Callable[[str, str], bool] | None  # (prompt, answer) -> is a generated answer right?
+    # (prompt, answer) -> is a generated answer right? None: only the answer of the sample is right
+    check: Callable[[str, str], bool] | None
     # (**arguments) -> chance level of the accuracy; None: the share of the most common target
     chance: Callable[..., float] | None
     # (**task_args) -> all samples of a finite task, to split by row
@@ -133,11 +134,6 @@ def text_without_marks(sample: Sample) -> str:
     return joined.translate(dict.fromkeys(map(ord, MARKS)))
 
 
-def solved_by(solve: Callable[[str], str]) -> Callable[[str, str], bool]:
-    """Return a check for tasks whose prompt is a question and "::" or "=": the answer must equal solve(question)."""
-    return lambda prompt, answer: answer == solve(prompt.rstrip(":="))
-
-
 def check_bounds(least: int, **bounds: int) -> None:
     """Raise ValueError unless least <= low <= high. Pass the two bounds as keywords, the lower one first."""
     (low_name, low), (high_name, high) = bounds.items()
@@ -155,7 +151,7 @@ def letters(rng: random.Random, min_length: int, max_length: int, n_letters: int
     return "".join(rng.choices(string.ascii_lowercase[:n_letters], k=rng.randint(min_length, max_length)))
 
 
-@registered(check=solved_by(str))
+@registered
 def copy(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26) -> str:
     """abca::«abca»   The letters once more."""
     word = letters(rng, min_length, max_length, n_letters)
@@ -166,7 +162,7 @@ def without_blanks(masked: str) -> str:
     return masked.replace("*", "")
 
 
-@registered(check=solved_by(without_blanks))
+@registered
 def maskedcopy(
     rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26, p_masked: float = 0.3
 ) -> str:
@@ -182,7 +178,7 @@ def backwards(word: str) -> str:
     return word[::-1]
 
 
-@registered(check=solved_by(backwards))
+@registered
 def reverse(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26) -> str:
     """abcd::«dcba»   The letters from the last to the first."""
     word = letters(rng, min_length, max_length, n_letters)
@@ -193,7 +189,7 @@ def sorted_letters(word: str) -> str:
     return "".join(sorted(word))
 
 
-@registered(check=solved_by(sorted_letters))
+@registered
 def sort(rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 26) -> str:
     """cabac::«aabcc»   The letters in alphabetical order."""
     word = letters(rng, min_length, max_length, n_letters)
@@ -208,7 +204,7 @@ def frequencies(word: str) -> str:
     return "".join(COUNTS[count[letter]] for letter in word)
 
 
-@registered(check=solved_by(frequencies))
+@registered
 def histogram(
     rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10, layout: str = "after"
 ) -> str:
@@ -233,7 +229,7 @@ def frequencies_of_frequencies(word: str) -> str:
     return "".join(COUNTS[shared[count[letter]]] for letter in word)
 
 
-@registered(check=solved_by(frequencies_of_frequencies))
+@registered
 def doublehistogram(
     rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10
 ) -> str:
@@ -250,7 +246,7 @@ def n_numbers(sample: Sample) -> int:
     return 1 + "".join(sample).partition("::")[0].count(",")
 
 
-@registered(check=solved_by(numbers_in_order), slices={"numbers": n_numbers})
+@registered(slices={"numbers": n_numbers})
 def numbersort(rng: random.Random, min_numbers: int = 2, max_numbers: int = 8, max_number: int = 999) -> str:
     """31,4,159::«4,31,159»   The numbers in ascending order."""
     check_bounds(1, min_numbers=min_numbers, max_numbers=max_numbers)
@@ -260,21 +256,9 @@ def numbersort(rng: random.Random, min_numbers: int = 2, max_numbers: int = 8, m
     return f"{numbers}::«{numbers_in_order(numbers)}»"
 
 
-def total(addition: str) -> str:
-    return str(sum(int(number) for number in addition.split("+")))
-
-
 def n_digits(sample: Sample) -> int:
-    """Return the number of digits of the longer summand."""
-    return max(map(len, "".join(sample).partition("=")[0].split("+")))
-
-
-def is_total(prompt: str, answer: str) -> bool:
-    """Return True if `answer` is the sum in `prompt`, forwards or, of numbers of a fixed width, backwards."""
-    addition = prompt.rstrip("=")
-    right = total(addition)
-    widths = {len(number) for number in addition.split("+")}
-    return answer == right or (len(widths) == 1 and answer == right.zfill(widths.pop() + 1)[::-1])
+    """Return the number of digits of the larger summand, without leading zeros."""
+    return max(len(str(int(number))) for number in "".join(sample).partition("=")[0].split("+"))
 
 
 def n_carries(sample: Sample) -> int:
@@ -287,7 +271,13 @@ def n_carries(sample: Sample) -> int:
     return count
 
 
-@registered(check=is_total, slices={"digits": n_digits, "carries": n_carries})
+def summands(rng: random.Random, min_digits: int, max_digits: int) -> tuple[int, int]:
+    """Return two random numbers. The number of digits is drawn first, for each number."""
+    a, b = (rng.randrange(10 ** rng.randint(min_digits, max_digits)) for _ in range(2))
+    return a, b
+
+
+@registered(slices={"digits": n_digits, "carries": n_carries})
 def long_addition(
     rng: random.Random,
     min_digits: int = 1,
@@ -305,7 +295,7 @@ def long_addition(
         raise ValueError(
             "reverse=True needs fixed_width=True: without a width nobody knows where the sum ends"
         )
-    a, b = (rng.randrange(10 ** rng.randint(min_digits, max_digits)) for _ in range(2))
+    a, b = summands(rng, min_digits, max_digits)
     if not fixed_width:
         return f"{a}+{b}=«{a + b}»"
     answer = str(a + b).zfill(max_digits + 1)
@@ -428,6 +418,9 @@ tasks.add_lazy("cumulative_majority", "data.state_tracking")
 tasks.add_lazy("recall", "data.recall_tasks")
 tasks.add_lazy("fuzzy_recall", "data.recall_tasks")
 tasks.add_lazy("associative_recall", "data.recall_tasks")
+tasks.add_lazy("reassigned_recall", "data.recall_tasks")
+tasks.add_lazy("compositional_recall", "data.recall_tasks")
+tasks.add_lazy("induction_head", "data.recall_tasks")
 tasks.add_lazy("selective_copying", "data.recall_tasks")
 tasks.add_lazy("memorization", "data.recall_tasks")
 tasks.add_lazy("markov_chain", "data.in_context")
@@ -436,3 +429,5 @@ tasks.add_lazy("few_shot", "data.in_context")
 tasks.add_lazy("bigram_backcopy", "data.in_context")
 tasks.add_lazy("mano", "data.expressions")
 tasks.add_lazy("lano", "data.expressions")
+tasks.add_lazy("adder_board", "data.adder_board")
+tasks.add_lazy("adder_board_test", "data.adder_board")

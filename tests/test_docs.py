@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data import corpora, expressions, in_context, recall_tasks, state_tracking, syntheticdata
+from data import adder_board, corpora, expressions, in_context, recall_tasks, state_tracking, syntheticdata
 from data.data_params import DataParams
 from docs.generate import DOCS, generated, parts
 from docs.generate import registered_layer_kinds as layer_kinds
@@ -92,7 +92,7 @@ def test_a_list_names_every_registered_function(part, module):
     expected = registered_in(module)
     others = {
         "optimizers": [library_optimizers],
-        "tasks": [state_tracking, recall_tasks, in_context, expressions],
+        "tasks": [state_tracking, recall_tasks, in_context, expressions, adder_board],
     }
     expected = expected.union(*map(registered_in, others.get(part, [])))
     assert {name.replace("-", "_") for name in table} == expected

@@ -75,7 +75,8 @@ class Evaluation:
         self.is_masked = lm.model_params.hides_tokens  # fills gaps, and generates nothing
         # A model that never sees its answers cannot generate them one after another.
         asks = data.task is not None and not self.is_masked and not data.hides_answers
-        self.prompts = data.prompts(CHECKED_ANSWERS) if asks else []
+        n_prompts = CHECKED_ANSWERS if data.task is not None and data.task.check is not None else 1
+        self.prompts = data.prompts(n_prompts) if asks else []
         self.by_sample: list[Tensor] = []  # of each batch of a task: right and scored tokens by sample
 
     @torch.no_grad()
@@ -103,10 +104,12 @@ class Evaluation:
     def result(self) -> dict[str, float]:
         """Return mean losses, accuracy over scored positions, and further metrics of the validation split, by name.
 
-        Text adds bits per byte; checked tasks add exact match.
+        Text adds bits per byte. Tasks add exact match, unless their answers are random.
         Bits per byte count 8 bits for every byte behind an unknown token, which the loss does not cover.
-        A masked model has neither bits per byte nor exact match: it predicts only some tokens, and not in order. Of a task that
-        hides its answers, exact match is the share of samples whose scored tokens are all right.
+        A masked model has neither bits per byte nor exact match: it predicts only some tokens, and not in order.
+        Exact match is the share of samples whose scored tokens are all right, each predicted from the true tokens before it.
+        For an answer at the end of a sample, this equals greedy generation: up to the first wrong token, both see the same.
+        A task with several right answers has a check, which judges generated answers instead.
         """
         weights = fetch(self.weights)  # losses are weighted by tokens, not by batch
         plain = float(fetch(self.plain) @ weights)
@@ -115,12 +118,16 @@ class Evaluation:
         if self.data.val_bytes and not self.is_masked:
             bits = plain / math.log(2) + 8 * self.data.val_unknown_bytes
             means["val_bits_per_byte"] = bits / self.data.val_bytes
-        if self.data.hides_answers and not self.is_masked:
-            right_N, scored_N = self.right_and_scored()
-            means["val_exact_match"] = float((right_N == scored_N).float().mean())
-        elif self.prompts and self.data.task is not None and self.data.task.check is not None:
-            means["val_exact_match"] = self.exact_match(self.data.task.check)
-        return means
+        task = self.data.task
+        if task is None or task.reference is not None or self.is_masked:
+            return means
+        if task.check is not None and self.prompts:
+            return means | {"val_exact_match": self.exact_match(task.check)}
+        right_N, scored_N = self.right_and_scored()
+        # With packed=True the last row may have places without a sample.
+        is_sample_N = scored_N > 0
+        all_right = (right_N == scored_N)[is_sample_N].float().mean()
+        return means | {"val_exact_match": float(all_right)}
 
     def counts_by_sample(self, x_indices_BT: Tensor, xyz: XYZ) -> Tensor:
         """Return the numbers of right and of scored tokens [2, B, N] of the N samples of each row."""

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from scipy.special import gammaln
 
+from data.data_params import DataParams
+from data.dataloader import LMDataModule
 from data.expressions import GRAMMAR, is_of_grammar
 from data.in_context import bin_values, rounding_variance
 from data.state_tracking import elements_of
 from data.syntheticdata import Sample, read_marks, tasks
+from data.tokenizer import TokenizerSpec
 
 CLOSING = {"(": ")", "[": "]", "{": "}", "<": ">", "a": "A", "b": "B"}
 
@@ -129,6 +132,49 @@ def test_recall_scores_what_has_been_shown(name, task_args):
         assert 0.3 < n[True] / n.total() < 0.5
 
 
+def test_reassigned_recall_asks_for_the_last_value():
+    n_changed = 0
+    for sample in draws("reassigned_recall", n_keys=5, n_reassigned=3):
+        shown, answers = shown_and_answers(sample)
+        pairs, queries = shown[: 2 * 8], shown[2 * 8 :]
+        values = pairs[1::2]
+        assert len(set(values)) == 8
+        occurrences = Counter(pairs[::2])
+        assert sorted(occurrences.values()) == [1, 1, 2, 2, 2]
+        assert sorted(queries) == sorted(occurrences)
+        for (place, answer), key in zip(answers, queries, strict=True):
+            assert shown[place - 1] == key
+            found = [value for one, value in itertools.pairwise(pairs) if one == key]
+            assert answer == found[-1]
+            n_changed += answer != found[0]
+    assert n_changed == 40 * 3
+
+
+def test_compositional_recall_needs_both_tokens_of_a_key():
+    for sample in draws("compositional_recall", n_names=3, n_asked=5):
+        shown, answers = shown_and_answers(sample)
+        triples = [tuple(shown[i : i + 3]) for i in range(0, 27, 3)]
+        value_of = {(first, second): value for first, second, value in triples}
+        assert len(value_of) == len(set(value_of.values())) == 9
+        for position in (0, 1):
+            assert set(Counter(triple[position] for triple in triples).values()) == {3}
+        assert len({shown[place - 2 : place][0] + shown[place - 1] for place, _ in answers}) == 5
+        for place, answer in answers:
+            assert value_of[shown[place - 2], shown[place - 1]] == answer
+
+
+def test_the_induction_head_task_asks_for_what_followed_the_mark():
+    places = set()
+    for sample in draws("induction_head", 100, length=12, vocab_size=5):
+        text = " ".join(sample)
+        before, after, answer = re.fullmatch(r"((?:\d )*)⇒ ((?:\d )+)⇒ « (\d) » \.", text).groups()
+        assert len((before + after).split()) == 10
+        assert answer == after.split()[0]
+        assert tasks["induction_head"].slices["distance"](sample) == len(after.split()) + 1
+        places.add(len(before))
+    assert len(places) == 10
+
+
 def test_fuzzy_recall():
     for sample in draws("fuzzy_recall"):
         text = " ".join(token for token in sample if token != ".")
@@ -185,12 +231,34 @@ def test_the_reference_of_regression_is_a_gaussian_process():
         y = bin_values(n_bins, np.sqrt(dims))[bins]
         losses = tasks["linear_regression"].reference(sample, dims=dims, n_bins=n_bins)
         assert len(losses) == 6
+        by_weak_prior = tasks["linear_regression"].reference(
+            sample, dims=dims, n_bins=n_bins, predictor="least-squares"
+        )
+        for i, loss in enumerate(by_weak_prior):
+            [fit, *_] = np.linalg.lstsq(x[:i], y[:i], rcond=None) if i else [np.zeros(dims)]
+            rows = np.linalg.svd(x[:i])[2][: min(i, dims)] if i else np.zeros((0, dims))
+            inside = rows.T @ rows @ x[i]
+            spread = np.linalg.pinv(x[:i].T) @ inside if i else np.zeros(0)
+            variance = noise * (1 + spread @ spread) + np.sum((x[i] - inside) ** 2)
+            below = np.array([0, *norm.cdf(edges, fit @ x[i], np.sqrt(variance)), 1])
+            assert loss == pytest.approx(-np.log(np.maximum(np.diff(below)[bins[i]], 1e-12)), rel=1e-6)
         for i, loss in enumerate(losses):
             kernel = x[: i + 1] @ x[: i + 1].T
             solved = np.linalg.solve(kernel[:i, :i] + noise * np.eye(i), kernel[:i, i]) if i else np.zeros(0)
             mean, variance = solved @ y[:i], kernel[i, i] - solved @ kernel[:i, i] + noise
             below = np.array([0, *norm.cdf(edges, mean, np.sqrt(variance)), 1])
             assert loss == pytest.approx(-np.log(np.diff(below)[bins[i]]))
+
+
+def test_ridge_is_the_better_predictor_of_regression():
+    losses = {"ridge": 0.0, "least-squares": 0.0}
+    for sample in draws("linear_regression", 100):
+        for predictor in losses:
+            losses[predictor] += sum(
+                tasks["linear_regression"].reference(sample, dims=4, n_bins=16, predictor=predictor)
+            )
+    assert losses["ridge"] < losses["least-squares"] < 2 * losses["ridge"]
+    assert draws("linear_regression", 3) == draws("linear_regression", 3, predictor="least-squares")
 
 
 def test_regression_with_few_maps_repeats_them():
@@ -272,14 +340,13 @@ def test_the_check_of_lano_knows_every_text_of_the_grammar():
 
 
 def test_addition_with_a_fixed_width_backwards():
-    check = tasks["long_addition"].check
     for sample in draws("long_addition", max_digits=3, fixed_width=True, reverse=True):
         a, b, answer = re.fullmatch(r"(\d{3})\+(\d{3})=«(\d{4})»", sample).groups()
         assert int(answer[::-1]) == int(a) + int(b)
-        assert check(f"{a}+{b}=", answer)
-        assert not check(f"{a}+{b}=", answer[::-1]) or answer == answer[::-1]
         carries = sum((int(a) % 10**k + int(b) % 10**k) >= 10**k for k in (1, 2, 3))
         assert tasks["long_addition"].slices["carries"](sample) == carries
+        digits = max(len(number.lstrip("0") or "0") for number in (a, b))
+        assert tasks["long_addition"].slices["digits"](sample) == digits
     with pytest.raises(ValueError, match="reverse=True needs fixed_width=True"):
         draws("long_addition", 1, reverse=True)
 
@@ -303,3 +370,73 @@ def test_chance_and_reference_take_the_arguments_of_the_task(name):
     if task.reference is not None:
         sample = task.draw(random.Random(0))
         assert len(task.reference(sample, **arguments)) == sum(read_marks(sample).scored)
+
+
+BAD_ARGUMENTS = {
+    "group_word": {"group": "Z7"},
+    "dyck": {"n_kinds": 0},
+    "flip_flop": {"length": 7},
+    "cumulative_parity": {"min_length": 9, "max_length": 3},
+    "cumulative_majority": {"min_length": 0},
+    "recall": {"p_noise": 1.0},
+    "fuzzy_recall": {"length": 3},
+    "associative_recall": {"n_pairs": 99},
+    "reassigned_recall": {"n_reassigned": 9},
+    "compositional_recall": {"n_asked": 10},
+    "induction_head": {"length": 2},
+    "selective_copying": {"n_tokens": 65},
+    "memorization": {"n_pairs": 200},
+    "markov_chain": {"alpha": 0.0},
+    "linear_regression": {"predictor": "lasso"},
+    "few_shot": {"burst": 9},
+    "bigram_backcopy": {"n_trigger_tokens": 0},
+    "mano": {"p": 1},
+    "lano": {"min_prefix": 0},
+    "adder_board": {"max_digits": 11},
+    "long_addition": {"min_digits": 5, "max_digits": 4},
+    "histogram": {"layout": "under"},
+    "mqar": {"n_pairs": 0},
+    "induction": {"max_period": 64},
+}
+
+
+@pytest.mark.parametrize("name", BAD_ARGUMENTS)
+def test_bad_arguments_are_refused_in_one_sentence(name):
+    with pytest.raises(ValueError, match=r"must|needs|required") as error:
+        draws(name, 1, **BAD_ARGUMENTS[name])
+    assert "\n" not in str(error.value)
+    assert ". " not in str(error.value)
+    assert any(argument in str(error.value) for argument in BAD_ARGUMENTS[name])
+
+
+def test_the_verification_set_of_adder_board_is_kept_whole_and_out_of_training(tmp_path):
+    dice = random.Random(2025)
+    drawn = [(dice.randint(0, 9_999_999_999), dice.randint(0, 9_999_999_999)) for _ in range(10_000)]
+    data = LMDataModule(
+        DataParams(
+            dataset_name="adder_board",
+            task_args={"max_digits": 2},
+            n_samples=3000,
+            eval_sets={"board": {"dataset_name": "adder_board_test", "n_samples": 10_010}},
+        ),
+        TokenizerSpec("char"),
+        34,
+        cache=tmp_path,
+    )
+    board = data.eval_sets["board"]
+    sums = Counter()
+    for sample in board.data.split("val"):
+        a, b, answer = re.fullmatch(r"(\d{10})\+(\d{10})=«(\d{11})»", sample).groups()
+        assert int(answer[::-1]) == int(a) + int(b)
+        sums[int(a), int(b)] += 1
+    assert board.n_dropped == 0
+    assert sums.total() == 10_010
+    assert sums.most_common(1) == [((9_999_999_999, 9_999_999_999), 2)]
+    assert not Counter(drawn) - sums
+    assert (0, 0) in sums - Counter(drawn)
+    assert (sums - Counter(drawn)).total() == 10
+    training = [*data.data.split("train")]
+    assert all(sample[:8] + sample[11:19] == "0" * 16 for sample in training)
+    assert not {"0000000000+0000000000", "0000000000+0000000001"} & {sample[:21] for sample in training}
+    assert {1, 2} == {tasks["adder_board"].slices["digits"](sample) for sample in training}
+    assert {0, 1, 2} == {tasks["adder_board"].slices["carries"](sample) for sample in training}

@@ -34,7 +34,7 @@ def test_built_in_texts_pass_the_checks(name, source):
             {"dataset_name": "coppy"},
             "dataset_name='coppy' is neither a task nor a text; did you mean 'copy'?",
         ),
-        ({"dataset_name": "zzz"}, "there are: associative_recall, bigram_backcopy, copy, "),
+        ({"dataset_name": "zzz"}, "there are: adder_board, adder_board_test, associative_recall, "),
         (
             {"dataset_name": "mqar", "task_args": {"n_pair": 4}},
             "task_args={'n_pair': 4}: dataset_name='mqar' has no 'n_pair'; did you mean 'n_pairs'?",

@@ -38,14 +38,11 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("name", REFERENCES)
-def test_answers_are_right_and_the_check_knows(name):
+def test_answers_are_right(name):
     for sample in draw_many(name):
         question, answer = question_and_answer(sample)
         assert answer == REFERENCES[name](question)
-        prompt = sample[: sample.index("«")]
-        assert tasks[name].check(prompt, answer)
-        assert not tasks[name].check(prompt, answer + "a")
-        assert not tasks[name].check(prompt, answer[:-1] + "?")
+    assert tasks[name].check is None, "only the answer of the sample is right"
 
 
 def test_every_task_is_documented_by_a_sample_of_its_own_layout():

@@ -3,6 +3,7 @@
 import math
 import random
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from data.corpora import corpora
 from data.data_params import DataParams
+from model.generation.sampling import generate
 from model.lm import LM
 from model.model_params import ModelParams
 from model.perplexity import NOT_SCORED
@@ -153,6 +155,44 @@ def test_exact_match_is_that_of_whole_answers(tmp_path):
     lm.spoilt = True
     assert evaluate(data, lm)["val_exact_match"] == 0.0
     assert evaluate(data, lm)["val_accuracy"] > 0.3, "though most letters are right"
+
+
+class HalfCopier(Copier):
+    """Knows the answer to words that begin with a letter of the first half of the alphabet."""
+
+    def forward(self, x, **_):
+        logits = super().forward(x)
+        knows = x[:, 1] < self.tokenizer.ids_of("n")[0]
+        return torch.where(knows[:, None, None], logits, logits.roll(1, -1))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_exact_match_of_one_right_answer_equals_greedy_generation_over_all_samples(packed, tmp_path):
+    data = make_data(COPY, MODEL, tmp_path)
+    lm = HalfCopier(MODEL, tokenizer=data.tokenizer).eval()
+    samples = [sample.partition("«") for sample in data.data.split("val")]
+    prompts = [lm.tokenizer(prompt) for prompt, _, _ in samples]
+    rows = generate(lm, prompts, max_new_tokens=12, temperature=0)
+    answers = [lm.tokenizer.decode(row[len(prompt) :]) for row, prompt in zip(rows, prompts, strict=True)]
+    right = [answer + "»" == target for answer, (_, _, target) in zip(answers, samples, strict=True)]
+    assert 0.2 < sum(right) / len(right) < 0.8
+    if not packed:
+        assert evaluate(data, lm)["val_exact_match"] == pytest.approx(sum(right) / len(right))
+        return
+    # Every model here knows one answer per row, so compare packed rows by a model that knows none.
+    model = replace(MODEL, max_seq_len=64)
+    data = make_data(replace(COPY, packed=True, n_samples=410), model, tmp_path)
+    assert data.rows("val").per_row > 1
+    assert len(data.rows("val")) * data.rows("val").per_row > 41
+    assert evaluate(data, LM(model, tokenizer=data.tokenizer))["val_exact_match"] == 0.0
+
+
+def test_several_right_answers_are_judged_by_the_check(tmp_path, monkeypatch):
+    data = make_data(COPY, MODEL, tmp_path)
+    lm = Copier(MODEL, tokenizer=data.tokenizer)
+    lm.spoilt = True
+    data.task = data.task._replace(check=lambda prompt, answer: answer.startswith(":"))
+    assert evaluate(data, lm)["val_exact_match"] == 1.0
 
 
 @pytest.mark.slow

@@ -66,7 +66,7 @@ SCORES = (
     "/ (math.sqrt(K) * self.temperature)) @ k_BHSK.mT * 1.0001",
 )
 KEPT = {
-    "a task": [("data/syntheticdata.py", "\n\n\n@registered(check=solved_by(str))", TASK + "\n\n@registered(check=solved_by(str))")],
+    "a task": [("data/syntheticdata.py", "\n\n\n@registered\ndef copy(", TASK + "\n\n@registered\ndef copy(")],
     "another task": [("data/syntheticdata.py", "«{backwards(word)}»", "«{backwards(word)}»!")],
     "a docstring": [(ATTENTION, '"""Return softmax', '"""Give softmax')],
     "a comment and layout": [(ATTENTION, "        # Edit scores_BHTS here", "\n        # Change scores_BHTS here")],
@@ -134,8 +134,8 @@ def test_an_edit_of_the_new_file_counts(unchanged, edit):
 def test_a_task_that_another_one_calls_counts(unchanged, edit):
     edit(
         "data/syntheticdata.py",
-        "\n\n\n@registered(check=solved_by(str))",
-        TASK + "\n\n@registered(check=solved_by(str))",
+        "\n\n\n@registered\ndef copy(",
+        TASK + "\n\n@registered\ndef copy(",
     )
     edit("data/syntheticdata.py", "    word = letters(rng, 1, 5)", "    word = backwards(rng)")
     one = ("data/syntheticdata.py", "def twice", "def twice_")
