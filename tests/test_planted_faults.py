@@ -69,8 +69,8 @@ FAULTS = {
         "((angles + frequencies_A).sin() * size)",
     ),
     "leak": Fault(
-        'DataParams\ndataset_name = "parity"\ntask_args = {"min_length": 20}\nn_samples = 8000\n'
-        + TRAINING.replace("STEPS", "150")
+        'DataParams\ndataset_name = "parity"\ntask_args = {"min_length": 20, "max_length": 20}\nn_samples = 8000\n'
+        + TRAINING.replace("STEPS", "200")
         + "n_layers = 1\nmax_seq_len = 40\n"
         'Expect\nclaims = {"one layer does not learn parity": "val_accuracy() <= 0.6"}\n',
         "data/syntheticdata.py",

@@ -85,7 +85,7 @@ def test_a_result_is_trained_once_judged_kept_and_listed(reproduce, tmp_path):
 
 def test_a_result_without_runs_is_listed_as_open(reproduce):
     code, output = reproduce("--reproduce")
-    assert (code, output.count("never")) == (0, 3)
+    assert (code, output.count("never"), output.count("not run yet")) == (0, 1, 3)
     assert "3 have no runs yet" in output
 
 

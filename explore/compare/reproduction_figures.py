@@ -34,7 +34,7 @@ STYLE = (
     ".dot{fill:currentColor}.seed{fill:currentColor;opacity:.45}"
     ".rule{fill:none;stroke:#8a94a3;stroke-width:1.2;stroke-dasharray:5 4}"
 )
-NAMES = {
+AXIS_LABELS = {
     "val_loss": "validation loss, nats a token",
     "val_accuracy": "validation accuracy",
     "val_exact_match": "exact match on the validation set",
@@ -57,23 +57,23 @@ def figure_of(claims: Sequence[Claim], rows: Sequence[RunRow]) -> str:
     varied = [name for name in varied_fields(rows) if name not in (SEED, *TUNED)]
     if TIME_TO.fullmatch(column):
         name = read_metric(column).name
-        return curves_figure(name, curve_series(best_runs(rows, column), varied, name))
+        return curves_figure(name, curve_series(runs_at_best(rows, column), varied, name))
     columns = columns_shown(column, claims, rows)
-    variants = {name: gathered(rows, name) for name in columns}
+    variants = {name: measured_variants(rows, name) for name in columns}
     if pick.function in TRENDS:
         return lines_figure(pick.columns[0], variants, varied, claims)
     axis = numeric_axis(rows, varied, claims)
     return lines_figure(axis, variants, varied, claims) if axis else dots_figure(variants, varied, claims)
 
 
-def gathered(rows: Sequence[RunRow], column: str) -> list[Variant]:
+def measured_variants(rows: Sequence[RunRow], column: str) -> list[Variant]:
     """Return the variants of a grid, measured by a column: those that have it in some run."""
     return gather(pd.DataFrame(rows, dtype=object), TUNED, column)[0]
 
 
-def best_runs(rows: Sequence[RunRow], column: str) -> list[list[RunRow]]:
+def runs_at_best(rows: Sequence[RunRow], column: str) -> list[list[RunRow]]:
     """Return the runs of each variant at its best setting."""
-    return [one.runs_of(one.best or 0) for one in gathered(rows, column)]
+    return [one.runs_of(one.best or 0) for one in measured_variants(rows, column)]
 
 
 def columns_shown(first: str, claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[str]:
@@ -102,7 +102,7 @@ def numeric_axis(rows: Sequence[RunRow], varied: Sequence[str], claims: Sequence
     return ""
 
 
-def label_of(row: RunRow, fields: Sequence[str], others: Sequence[RunRow]) -> str:
+def variant_label(row: RunRow, fields: Sequence[str], others: Sequence[RunRow]) -> str:
     """Return the name of a variant: the values of the fields that vary, of dicts only the keys that do."""
     parts = []
     for name in fields:
@@ -128,7 +128,7 @@ def lines_figure(
     for column, of_column in variants.items():
         firsts = [next(iter(one.runs.values())) for one in of_column]
         for one, first in zip(of_column, firsts, strict=True):
-            name = ", ".join(filter(None, [label_of(first, fields, firsts), column if several else ""]))
+            name = ", ".join(filter(None, [variant_label(first, fields, firsts), column if several else ""]))
             by_seed = values_by_seed(one)
             if by_seed:
                 found.setdefault(name, []).append((x_of(one, axis, next(iter(by_seed))), [*by_seed.values()]))
@@ -146,21 +146,21 @@ def lines_figure(
         SIZE,
         ends,
         widened([*ys, *limits]),
-        labels=(axis, name_of([*variants])),
+        labels=(axis, axis_label([*variants])),
         log_x=log,
         x_ticks=ticks,
     )
     for limit in limits:
         plot.line(ends, [limit, limit], "", kind="rule")
-    for i, one in enumerate(series):
+    for i, line in enumerate(series):
         color = color_of(i)
-        means = [mean_of(values) for _, values in one.points]
-        for x, values in one.points:
+        at, means = [x for x, _ in line.points], [mean_of(values) for _, values in line.points]
+        for x, values in line.points:
             plot.dots([x] * len(values), values, color, 2.2, "seed")
         if is_field:
-            plot.line([x for x, _ in one.points], means, color)
-        plot.dots([x for x, _ in one.points], means, color, 3.5)
-    return framed(plot, [one.name for one in series], f"{name_of([*variants])} over {axis}", limits)
+            plot.line(at, means, color)
+        plot.dots(at, means, color, 3.5)
+    return framed(plot, [one.name for one in series], f"{axis_label([*variants])} over {axis}", limits)
 
 
 def dots_figure(
@@ -171,7 +171,7 @@ def dots_figure(
     for column, of_column in variants.items():
         firsts = [next(iter(one.runs.values())) for one in of_column]
         for one, first in zip(of_column, firsts, strict=True):
-            of_label = values.setdefault(label_of(first, varied, firsts) or "all runs", {})
+            of_label = values.setdefault(variant_label(first, varied, firsts) or "all runs", {})
             of_label[column] = list(values_by_seed(one).values())
     values = dict(list(values.items())[:MAX_ROWS])
     numbers = [value for of_label in values.values() for found in of_label.values() for value in found]
@@ -183,7 +183,7 @@ def dots_figure(
         (SIZE[0], 50 + ROW_HEIGHT * len(labels)),
         widened([*numbers, *limits]),
         (-0.6, len(labels) - 0.4),
-        labels=(name_of([*variants]), ""),
+        labels=(axis_label([*variants]), ""),
         left=min(left, SIZE[0] / 2),
         y_ticks=heights,
     )
@@ -197,7 +197,7 @@ def dots_figure(
             plot.dots(found, [at] * len(found), color_of(i), 2.6, "seed")
             plot.dots([mean_of(found)], [at], color_of(i), 4.2)
     names = [*variants] if len(variants) > 1 else []
-    return framed(plot, names, f"{name_of([*variants])} of each variant", limits)
+    return framed(plot, names, f"{axis_label([*variants])} of each variant", limits)
 
 
 def row_label(name: str, of_label: Mapping[str, Sequence[float]]) -> str:
@@ -213,7 +213,7 @@ def curve_series(
     for runs in groups:
         found = [curves[statistic] for run in runs if statistic in (curves := curves_of(run))]
         if found:
-            yield label_of(runs[0], varied, firsts) or "all runs", found
+            yield variant_label(runs[0], varied, firsts) or "all runs", found
 
 
 def curves_of(row: RunRow) -> Mapping[str, list[tuple[int, float]]]:
@@ -230,15 +230,15 @@ def curves_figure(statistic: str, series: Iterator[tuple[str, list[list[tuple[in
     points = [point for _, curves in found for curve in curves for point in curve]
     steps, values = zip(*points, strict=True)
     y = widened(without_beginning(values) if "loss" in statistic else values)
-    plot = Plot(SIZE, widened(steps, 0.02), y, labels=("optimizer steps", name_of([statistic])))
+    plot = Plot(SIZE, widened(steps, 0.02), y, labels=("optimizer steps", axis_label([statistic])))
     for i, (_, curves) in enumerate(found):
         for curve in curves:
-            plot.line(*zip(*curve, strict=True), color_of(i), kind="thin")
+            plot.line([step for step, _ in curve], [value for _, value in curve], color_of(i), kind="thin")
         common = set.intersection(*({step for step, _ in curve} for curve in curves))
         known = [dict(curve) for curve in curves]
         xs = sorted(common)
         plot.line(xs, [mean_of([one[x] for one in known]) for x in xs], color_of(i))
-    return framed(plot, [name for name, _ in found], f"{name_of([statistic])} over steps")
+    return framed(plot, [name for name, _ in found], f"{axis_label([statistic])} over steps")
 
 
 def without_beginning(values: Sequence[float]) -> list[float]:
@@ -253,7 +253,7 @@ def limits_of(columns: Mapping[str, object], claims: Sequence[Claim]) -> list[fl
         for left, _, right in claim.comparisons:
             for side, other in ((left, right), (right, left)):
                 pick = claim.picks.get(side.text)
-                if is_value_of(pick, columns) and (number := number_in(other.text)) is not None:
+                if is_value_of(pick, columns) and (number := literal_number(other.text)) is not None:
                     limits.append(number)
     return list(dict.fromkeys(limits))
 
@@ -262,7 +262,7 @@ def is_value_of(pick: Pick | None, columns: Mapping[str, object]) -> bool:
     return pick is not None and not pick.function and pick.columns[0] in columns
 
 
-def number_in(text: str) -> float | None:
+def literal_number(text: str) -> float | None:
     try:
         return float(text)
     except ValueError:
@@ -277,9 +277,9 @@ def color_of(i: int) -> str:
     return SERIES_COLORS[i] if i < MAX_SERIES else "#b4bcc8"
 
 
-def name_of(columns: Sequence[str]) -> str:
+def axis_label(columns: Sequence[str]) -> str:
     """Return the label of an axis that shows the columns."""
-    shown = {NAMES.get(name.partition("[")[0], name.partition("[")[0]) for name in columns}
+    shown = {AXIS_LABELS.get(name.partition("[")[0], name.partition("[")[0]) for name in columns}
     if len(shown) > 1:
         return unit_of(columns[0])
     [name] = shown

@@ -222,19 +222,19 @@ def counts_of(found: Sequence[Reproduction]) -> str:
 
 
 def table_of_reproductions(found: Sequence[Reproduction]) -> FittedTable:
-    """Return the table of all claims of the shipped configs by topic, with what was seen."""
-    cells = [["config", "claim", "expected", "seen", "verdict", "run on"]]
+    """Return the table of all claims of the shipped configs, by topic and config, with what was seen."""
+    cells = [["claim", "expected", "seen", "verdict", "run on"]]
     styles = []
     for topic, group in groupby(found, lambda one: one.expectations.topic):
-        cells.append([topic or "no topic", "", "", "", "", ""])
+        cells.append([topic or "no topic", "", "", "", ""])
         styles.append("bold")
         for one in group:
-            name = f"  {one.name}{OUTDATED * one.is_outdated}"
-            for i, verdict in enumerate(one.verdicts):
-                text = verdict.verdict if one.date else NOT_RUN
-                seen = [verdict.seen, text, one.date or NO_DATE]
-                cells.append(["" if i else name, verdict.name, verdict.expected, *seen])
-                styles.append(style_of_claim(text) if one.date else "")
+            cells.append([f"  {one.name}{OUTDATED * one.is_outdated}", "", "", "", one.date or NO_DATE])
+            styles.append("")
+            for verdict in one.verdicts:
+                verdict_text = verdict.verdict.partition(";")[0].partition(":")[0] if one.date else NOT_RUN
+                cells.append([f"    {verdict.name}", verdict.expected, verdict.seen, verdict_text, ""])
+                styles.append(style_of_claim(verdict_text) if one.date else "")
     return fitted_claims(cells, styles, notes_on(found))
 
 

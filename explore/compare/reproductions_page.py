@@ -62,8 +62,13 @@ def section_of(one: Reproduction) -> Iterator[str]:
     yield from (f"Source: {with_links(escaped(expected.source))}. {command} ({minutes}; {when}).", "")
     yield from ("| claim | expected | seen | verdict |", "|---|---|---|---|")
     for verdict in one.verdicts:
-        judged = verdict.verdict if one.date else NOT_RUN
-        cells = [escaped(verdict.name), as_code(verdict.expected), as_code(verdict.seen), escaped(judged)]
+        verdict_text = verdict.verdict if one.date else NOT_RUN
+        cells = [
+            escaped(verdict.name),
+            as_code(verdict.expected),
+            as_code(verdict.seen),
+            escaped(verdict_text),
+        ]
         yield f"| {' | '.join(cells)} |"
     if one.date:
         for verdict in one.verdicts:

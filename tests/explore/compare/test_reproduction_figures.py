@@ -5,8 +5,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from explore.compare.reproduction_figures import figure_of
 from explore.compare.metrics import Time
+from explore.compare.reproduction_figures import figure_of
 from train.grid.claims import read_claim
 from train.grid.config_text import Place
 
