@@ -132,7 +132,7 @@ def list_reproductions(args: argparse.Namespace) -> int:
     from explore.compare.reproductions import all_reproductions, table_of_reproductions
 
     found = all_reproductions(CONFIGS, RECORDS)
-    document.add(claims=[verdict.entry() for one in found for verdict in one.verdicts])
+    document.add(claims=[entry for one in found for entry in one.entries()])
     log.info(table_of_reproductions(found))
     return 0
 

@@ -1,4 +1,4 @@
-"""Write the parts of docs/ that follow from the code: `python3 -m docs.generate`. A test holds them true.
+"""Write the parts of docs/ that follow from the code and from kept runs: `python3 -m docs.generate`. A test holds them true.
 
 A page marks such a part by a line `<!-- generated: NAME -->` before it and `<!-- end -->` after it.
 """
@@ -8,6 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields as fields_of
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import train.document
 from common.repository import REPOSITORY
 from data.corpora import corpora
 from data.syntheticdata import tasks as registered_tasks
+from explore.compare.reproductions import Reproduction, all_reproductions
+from explore.compare.reproductions_page import FIGURES, page_part
+from explore.compare.reproductions_page import figures as figures_of
 from model.context import layer_kinds as all_layer_kinds
 from model.lm import LM  # noqa: F401  (it registers the layer kinds)
 from model.per_layer import PerLayer
@@ -28,6 +32,7 @@ from train.optimizers import optimizers as registered_optimizers
 from train.schedules import schedules as registered_schedules
 
 DOCS = REPOSITORY / "docs"
+CONFIGS, RECORDS = REPOSITORY / "configs", REPOSITORY / "reproductions"
 PACKAGES = ("common", "data", "model", "train", "explore", "learn")
 
 # A process may have registered further ones: the student's, or those of tests.
@@ -183,6 +188,17 @@ def positions() -> str:
     return named_table("positions", kinds)
 
 
+@part
+def reproductions() -> str:
+    """Return the published results with what was seen here. Their figures are files; see `write_figures`."""
+    return page_part(published_results())
+
+
+@cache
+def published_results() -> list[Reproduction]:
+    return all_reproductions(CONFIGS, RECORDS)
+
+
 def acting(on_heads: type, on_embeddings: type) -> type:
     return on_embeddings if on_heads is position_kinds["none"].on_heads else on_heads
 
@@ -210,7 +226,19 @@ def generated(page: str) -> str:
     )
 
 
+def write_figures(folder: Path) -> None:
+    """Write the figures of published results to `folder`, and delete those that are no longer made."""
+    made = figures_of(published_results())
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.svg"):
+        if path.name not in made:
+            path.unlink()
+    for name, text in made.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 def main() -> None:
+    write_figures(DOCS / FIGURES)
     for path in sorted(DOCS.glob("*.md")):
         path.write_text(generated(path.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -32,6 +32,7 @@ n_heads = 2
 max_seq_len = 48
 
 Expect
+topic = "tiny models"
 source = "nobody"
 minutes = 1
 claims = {
@@ -79,14 +80,68 @@ def test_a_result_is_trained_once_judged_kept_and_listed(reproduce, tmp_path):
     assert code == 0
     assert output.count("holds") == 3
     assert "other code" not in output
+    assert "tiny models" in output
+    assert "3 claims of 1 config: 3 hold, 0 fail, 0 cannot be told" in output
     changed = {**record, "runs": [{**one, "code": "0"} for one in record["runs"]]}
     (tmp_path / "reproductions" / "tiny.json").write_text(json.dumps(changed))
-    assert "other code" in reproduce("--reproduce")[1]
+    output = reproduce("--reproduce")[1]
+    assert "  tiny* " in output
+    assert "other code" in output
 
 
 def test_a_result_without_runs_is_listed_as_open(reproduce):
     code, output = reproduce("--reproduce")
-    assert (code, output.count("never")) == (0, 3)
+    assert (code, output.count("never"), output.count("not run yet")) == (0, 1, 3)
+    assert "3 have no runs yet" in output
+
+
+def test_runs_of_another_config_are_marked(reproduce, tmp_path):
+    reproduce("--reproduce=tiny")
+    file = tmp_path / "reproductions" / "tiny.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps(record | {"runs": record["runs"][1:]}))
+    assert "  tiny* " in reproduce("--reproduce")[1], "a run is missing"
+    file.write_text(json.dumps(record | {"common": record["common"] | {"lr": 0.5}}))
+    assert "  tiny* " in reproduce("--reproduce")[1], "the learning rate was another one"
+    file.write_text(json.dumps(record | {"format": 0}))
+    code, output = reproduce("--reproduce")
+    assert code == 2
+    assert "tiny.json has format 0, not 1; --reproduce=tiny replaces it" in output
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (ValueError, 1)])
+def test_a_record_stays_if_a_run_does_not_end(reproduce, tmp_path, monkeypatch, error, code):
+    reproduce("--reproduce=tiny", "--jobs=2")
+    file = tmp_path / "reproductions" / "tiny.json"
+    record = file.read_text()
+    assert len(json.loads(record)["runs"]) == 4
+
+    def fails(*args, **options):
+        raise error
+
+    monkeypatch.setattr("train.run.fit", fails)
+    assert reproduce("--reproduce=tiny", "--out", str(tmp_path / "clone"))[0] == code
+    assert file.read_text() == record
+
+
+def test_the_document_says_what_is_known_of_each_claim(reproduce, tmp_path):
+    reproduce("--reproduce=tiny")
+    output = reproduce("--reproduce", "--json")[1]
+    found, _ = json.JSONDecoder().raw_decode(output)
+    first = found["claims"][0]
+    assert first["verdict"] == "holds"
+    known = {
+        name: first[name] for name in ("config", "topic", "source", "minutes", "date", "has_todays_code")
+    }
+    date = f"{datetime.now():%Y-%m-%d}"
+    assert known == {
+        "config": "tiny",
+        "topic": "tiny models",
+        "source": "nobody",
+        "minutes": 1,
+        "date": date,
+        "has_todays_code": True,
+    }
 
 
 @pytest.mark.parametrize(
@@ -104,7 +159,7 @@ def test_a_result_without_runs_is_listed_as_open(reproduce):
 def test_unknown_names_are_refused_before_training(reproduce, tmp_path, loss, message):
     code, output = reproduce("--reproduce=tiny", loss=loss)
     assert code == 2
-    assert re.search(rf"reproduce/tiny\.txt:22: claim 'the loss is small': .*{re.escape(message)}", output), (
+    assert re.search(rf"reproduce/tiny\.txt:23: claim 'the loss is small': .*{re.escape(message)}", output), (
         output
     )
     assert not (tmp_path / "out" / "saved-models").exists()
@@ -112,6 +167,7 @@ def test_unknown_names_are_refused_before_training(reproduce, tmp_path, loss, me
 
 def test_a_config_is_reproduced_as_it_is(reproduce):
     assert reproduce("--reproduce=tiny", "--set", "lr=1")[0] == 2
+    assert reproduce("--reproduce=tiny", "--seed=7")[0] == 2
     assert reproduce("--reproduce=tiny", "--resume=anyway")[0] == 2
     assert "did you mean 'tiny'" in reproduce("--reproduce=tny")[1]
 

@@ -325,8 +325,10 @@ def table_of_claims(verdicts: Sequence[ClaimVerdict]) -> FittedTable:
     return fitted_claims(claim_cells(verdicts), [style_of_claim(one.verdict) for one in verdicts])
 
 
-def fitted_claims(cells: Sequence[Sequence[str]], styles: Sequence[str] = ()) -> FittedTable:
-    """Return a table with claims for a terminal. The first of `cells` are its header."""
+def fitted_claims(
+    cells: Sequence[Sequence[str]], styles: Sequence[str] = (), notes: Sequence[str] = ()
+) -> FittedTable:
+    """Return a table with claims for a terminal. The first of `cells` are its header, and `notes` stand below it."""
     header, *rows = cells
     return FittedTable(
         [
@@ -339,7 +341,8 @@ def fitted_claims(cells: Sequence[Sequence[str]], styles: Sequence[str] = ()) ->
                 styles=styles,
             )
             for i, title in enumerate(header)
-        ]
+        ],
+        notes,
     )
 
 

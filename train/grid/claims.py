@@ -80,17 +80,24 @@ class Expectations(NamedTuple):
     source: str = ""  # the paper that the claims are from
     minutes: float | None = None  # that the grid takes on two CPU cores
     claims: Sequence[Claim] = ()
+    topic: str = ""  # under which lists of published results show it
 
 
 def read_expectations(config: Config, errors: Errors) -> Expectations:
     """Return the valid part of the Expect section of `config`. Errors are added to `errors`."""
-    source, minutes = literal_in(config, "source", errors), literal_in(config, "minutes", errors)
-    if not isinstance(source, str | None):
-        errors.add(config.expect["source"][1], f"source takes text, not {source!r:.80}")
+    topic, source = (text_in(config, key, errors) for key in ("topic", "source"))
+    minutes = literal_in(config, "minutes", errors)
     if isinstance(minutes, bool) or not isinstance(minutes, int | float | None):
         errors.add(config.expect["minutes"][1], f"minutes takes a number, not {minutes!r:.80}")
     claims = list(read_claims(config, errors))
-    return Expectations(str(source or ""), minutes if isinstance(minutes, int | float) else None, claims)
+    return Expectations(source, minutes if isinstance(minutes, int | float) else None, claims, topic)
+
+
+def text_in(config: Config, key: str, errors: Errors) -> str:
+    value = literal_in(config, key, errors)
+    if not isinstance(value, str | None):
+        errors.add(config.expect[key][1], f"{key} takes text, not {value!r:.80}")
+    return str(value or "")
 
 
 def literal_in(config: Config, key: str, errors: Errors) -> object:

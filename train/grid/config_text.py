@@ -16,7 +16,7 @@ from train.grid.params import FOREIGN_NAMES, MEASURING, SECTION_OF, SECTIONS, fi
 GRID_SECTION = "Grid"  # the section about the grid itself
 GRID_KEYS = ("together", "skip", "derive", "variants", "match")
 EXPECT_SECTION = "Expect"  # the section about its results; see train/grid/claims.py
-EXPECT_KEYS = ("source", "minutes", "claims")
+EXPECT_KEYS = ("topic", "source", "minutes", "claims")
 KEYS_OF = {GRID_SECTION: GRID_KEYS, EXPECT_SECTION: EXPECT_KEYS}  # sections whose values stay syntax trees
 VARIANT = "variant"  # in an option it selects variants; in an expression it is the name of the run's variant
 HEADERS = (*SECTIONS, *KEYS_OF)

@@ -40,6 +40,7 @@ __all__ = [
     "Run",
     "axes",
     "check_grid",
+    "comment_at_top",
     "config_files",
     "expand_grid",
     "located",
@@ -75,6 +76,14 @@ def config_files(name: str, folder: Path) -> list[Path]:
         hint = "".join(f"did you mean {near!r}? " for near in nearest(name, names))
         raise GridError([f"--config={name}: no such config in {folder}; {hint}there are: {', '.join(stems)}"])
     return [folder / f"{stem}.txt" for stem in chosen]
+
+
+def comment_at_top(file: Path) -> str:
+    """Return the comment with which a config begins, as one line."""
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    return " ".join(
+        line.lstrip("# ").strip() for line in itertools.takewhile(lambda line: line.startswith("#"), lines)
+    )
 
 
 class FileOfGrid(NamedTuple):

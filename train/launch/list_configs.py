@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from train.fitted_table import FittedTable, TableColumn
-from train.grid.expand import GridError, expand_grid
+from train.grid.expand import GridError, comment_at_top, expand_grid
 from train.logs import log
 
 
@@ -33,10 +33,4 @@ def number_of_runs(file: Path) -> str:
 
 def first_comment(file: Path) -> str:
     """Return the first sentence of the comment at the top of a config."""
-    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-    top = []
-    for line in lines:
-        if not line.startswith("#"):
-            break
-        top.append(line.lstrip("# ").strip())
-    return re.split(r"(?<=[.?!]) ", " ".join(top), maxsplit=1)[0]
+    return re.split(r"(?<=[.?!]) ", comment_at_top(file), maxsplit=1)[0]

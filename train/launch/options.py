@@ -244,13 +244,13 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise GridError(["--margin and --bisect need --against"])
     if args.margin is not None and not 0 < args.margin < math.inf:
         raise GridError([f"--margin={args.margin:g} must be a number of nats above 0"])
-    if args.reproduce and (args.set or args.task or args.ablate):
+    if args.reproduce and (args.set or args.task or args.ablate or args.seed is not None):
         raise GridError(["--reproduce takes the config as it is: to change it, use --config=reproduce/NAME"])
     if args.reproduce and args.resume == "anyway":
         raise GridError(["--reproduce keeps results of today's code, so --resume=anyway has no place"])
     saves = args.report or args.reproduce or args.save or args.resume or args.against is not None
     if not saves and (args.baseline is not None or args.compare is not None):
         raise GridError(["--baseline and --compare are about the report of saved runs: add --save"])
-    others = ["report", "noise", "check", "transfer", "coord_check", "stability"]
+    others = ["report", "reproduce", "noise", "check", "transfer", "coord_check", "stability"]
     if args.against is not None and (found := [name for name in others if getattr(args, name)]):
         raise GridError([f"--against and --{found[0].replace('_', '-')} are judged in separate calls"])

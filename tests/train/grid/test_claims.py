@@ -26,10 +26,11 @@ def read(tmp_path):
 
 def test_a_section_with_source_minutes_and_claims(read):
     expected, errors = read(
-        'source = "Weiss et al. 2021"\nminutes = 1.5\n'
+        'topic = "algorithms"\nsource = "Weiss et al. 2021"\nminutes = 1.5\n'
         'claims = {"deep": "val_loss(n_layers=2, dim=32) < val_loss(n_layers=1, dim=32) - 0.1"}'
     )
-    assert (expected.source, expected.minutes, errors) == ("Weiss et al. 2021", 1.5, [])
+    found = (expected.topic, expected.source, expected.minutes, errors)
+    assert found == ("algorithms", "Weiss et al. 2021", 1.5, [])
     [claim] = expected.claims
     assert list(claim.picks.values()) == [
         Pick("val_loss(n_layers=2, dim=32)", ("val_loss",), {"n_layers": 2, "dim": 32}),
@@ -100,6 +101,7 @@ def test_a_wrong_claim_is_refused_at_its_place(read, claim, message):
         ("claims = {'a': 3}", "claims takes an expression for each name"),
         ("minutes = 'three'", "minutes takes a number, not 'three'"),
         ("source = 3", "source takes text, not 3"),
+        ("topic = ['a']", "topic takes text, not ['a']"),
         ("claim = {}", "Expect has no 'claim'; did you mean 'claims'?"),
         ("match = 'params'", "it belongs under Grid"),
     ],

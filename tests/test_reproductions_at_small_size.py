@@ -1,0 +1,86 @@
+"""Published results at small size: the claims of the quickest configs hold after a few seconds; at full size, all are as kept."""
+
+import json
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pytest
+
+import main
+from docs.generate import published_results
+from explore.compare.claims import decision_on
+from tests.marks import all_slow_but
+
+
+class Small(NamedTuple):
+    """Fields that make a config small, and how far each number may then be on the wrong side of a claim."""
+
+    fields: Mapping[str, object]
+    slack: float = 0.0
+
+
+COMMON = {"threads": 1, "val_every": None, "random_seed": [1, 2]}
+SMALL = {
+    "sort": Small(
+        {"task_args": {"max_length": 8}, "n_samples": 30_000, "val_pct": 2.0, "max_steps": 400, "lr": 5e-3},
+        slack=0.05,
+    ),
+    "strict-mqar": Small(
+        {
+            "task_args": {"n_pairs": 4, "length": 16, "vocab_size": 20, "show_answer": False},
+            "n_samples": 30_000,
+            "max_steps": 400,
+            "max_seq_len": 24,
+            "lr": 5e-3,
+        },
+        slack=0.1,
+    ),
+    "induction": Small(
+        {
+            "task_args": {"length": 32, "min_period": 8, "max_period": 16, "vocab_size": 32},
+            "n_samples": 30_000,
+            "epochs": 1,
+            "max_steps": None,
+            "early_stop_nsamples": None,
+            "lr": 5e-3,
+            "max_seq_len": 36,
+        },
+        slack=0.1,
+    ),
+    "parity-length": Small(
+        {
+            "task_args": {"min_length": 1, "max_length": 10},
+            "eval_sets": {"long": {"task_args": {"min_length": 20, "max_length": 20}}},
+            "n_samples": 20_000,
+            "max_seq_len": 42,
+            "max_steps": 300,
+            "lr": 1e-2,
+        },
+        slack=0.05,
+    ),
+    "markov-chains": Small({"n_samples": 20_000, "max_steps": 300, "lr": 5e-3, "val_pct": 1.0}, slack=0.02),
+}
+FAST = ("sort", "strict-mqar", "parity-length", "markov-chains")  # at most 20 seconds each, on one idle core
+
+
+@pytest.mark.parametrize("name", all_slow_but(FAST, SMALL))
+def test_claims_hold_at_small_size(name, tmp_path, capfd):
+    fields, slack = SMALL[name]
+    settings = [part for key, value in (COMMON | fields).items() for part in ("--set", f"{key}={value!r}")]
+    code = main.main(
+        [f"--config=reproduce/{name}", "--no-wandb", "--json", "--out", str(tmp_path), *settings]
+    )
+    found = json.loads(capfd.readouterr().out)
+    assert code == 0, found["errors"]
+    assert {claim["name"]: claim["seen"] for claim in found["claims"] if not claim["margin"] >= -slack} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(file.stem for file in (main.CONFIGS / "reproduce").glob("*.txt")))
+def test_claims_are_as_kept_at_full_size(name, tmp_path, monkeypatch):
+    kept = {one.name: one for one in published_results()}[name]
+    if not kept.date:
+        pytest.skip("no runs are kept")
+    monkeypatch.setattr(main, "RECORDS", tmp_path)
+    code = main.main([f"--reproduce={name}", "--no-wandb", "--jobs=2", "--out", str(tmp_path)])
+    assert code == decision_on(kept.verdicts)
