@@ -149,7 +149,11 @@ def one_label(n_labels: int, **_: object) -> float:
     return 1 / n_labels
 
 
-@registered(chance=one_label, slices={})
+def members_and_labels(n_classes: int, n_members: int, n_labels: int, **_: object) -> list[str]:
+    return [*(f"c{i}" for i in range(n_classes * n_members)), *(f"l{i}" for i in range(n_labels))]
+
+
+@registered(chance=one_label, slices={}, tokens=members_and_labels)
 def few_shot(
     rng: random.Random,
     n_classes: int = 64,
@@ -195,7 +199,11 @@ def bigrams(vocab_size: int) -> list[list[float]]:
     return [dirichlet(dice, vocab_size, 0.3) for _ in range(vocab_size)]
 
 
-@registered(slices={"triggers": n_queries})
+def words_and_triggers(vocab_size: int, n_trigger_tokens: int, **_: object) -> list[str]:
+    return [*map(str, range(vocab_size)), *(f"t{i}" for i in range(n_trigger_tokens))]
+
+
+@registered(slices={"triggers": n_queries}, tokens=words_and_triggers)
 def bigram_backcopy(
     rng: random.Random, vocab_size: int = 32, length: int = 64, n_trigger_tokens: int = 3
 ) -> list[str]:

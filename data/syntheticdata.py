@@ -11,7 +11,7 @@ import itertools
 import random
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar, overload
 
 from common.registry import Registry
@@ -36,6 +36,8 @@ class Task(NamedTuple):
     slices: Mapping[str, Callable[[Sample], int]] = {}
     # (sample, **arguments) -> the nats of each scored token under the best predictor that knows how samples are drawn
     reference: Callable[..., list[float]] | None = None
+    # (**arguments) -> tokens that belong to the vocabulary although few samples have them
+    tokens: Callable[..., Iterable[str]] | None = None
 
     def arguments(self, task_args: Mapping[str, object]) -> dict[str, object]:
         """Return all arguments of a sample: `task_args`, and the defaults of the others."""
@@ -60,6 +62,7 @@ def registered(
     rows: Callable[..., Iterator[Sample]] | None = None,
     slices: Mapping[str, Callable[[Sample], int]] | None = None,
     reference: Callable[..., list[float]] | None = None,
+    tokens: Callable[..., Iterable[str]] | None = None,
 ) -> Callable[[Draw], Draw]: ...
 def registered(
     draw: Draw | None = None,
@@ -69,13 +72,14 @@ def registered(
     rows: Callable[..., Iterator[Sample]] | None = None,
     slices: Mapping[str, Callable[[Sample], int]] | None = None,
     reference: Callable[..., list[float]] | None = None,
+    tokens: Callable[..., Iterable[str]] | None = None,
 ) -> Draw | Callable[[Draw], Draw]:
     """Register the decorated function as a task: `@registered`, or `@registered(check=...)` to set fields of Task."""
 
     def register(draw: Draw) -> Draw:
         check_takes_rng(draw)
         of_length = {"length": length_before_answer} if slices is None else slices
-        return tasks.add(draw, Task(draw.__name__, draw, check, chance, rows, of_length, reference))
+        return tasks.add(draw, Task(draw.__name__, draw, check, chance, rows, of_length, reference, tokens))
 
     return register(draw) if draw else register
 
@@ -204,7 +208,12 @@ def frequencies(word: str) -> str:
     return "".join(COUNTS[count[letter]] for letter in word)
 
 
-@registered
+def possible_counts(max_length: int, **_: object) -> str:
+    """Return the tokens of all counts in a word. The largest ones are rare."""
+    return COUNTS[1 : max_length + 1]
+
+
+@registered(tokens=possible_counts)
 def histogram(
     rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10, layout: str = "after"
 ) -> str:
@@ -229,7 +238,7 @@ def frequencies_of_frequencies(word: str) -> str:
     return "".join(COUNTS[shared[count[letter]]] for letter in word)
 
 
-@registered
+@registered(tokens=possible_counts)
 def doublehistogram(
     rng: random.Random, min_length: int = 5, max_length: int = 20, n_letters: int = 10
 ) -> str:
@@ -287,19 +296,14 @@ def long_addition(
 ) -> str:
     """37+985=«1022»   The sum of two numbers; the number of digits is drawn first, so that short ones occur, too.
 
-    With `fixed_width` numbers have leading zeros: `max_digits` digits, and the sum one more. With `reverse` the sum then
-    begins with its last digit, as in Lee et al. 2023 (arXiv:2307.03381).
+    With `fixed_width` numbers have leading zeros: `max_digits` digits, and the sum one more. With `reverse` the sum begins
+    with its last digit, as in Lee et al. 2023 (arXiv:2307.03381).
     """
     check_bounds(0, min_digits=min_digits, max_digits=max_digits)
-    if reverse and not fixed_width:
-        raise ValueError(
-            "reverse=True needs fixed_width=True: without a width nobody knows where the sum ends"
-        )
     a, b = summands(rng, min_digits, max_digits)
-    if not fixed_width:
-        return f"{a}+{b}=«{a + b}»"
-    answer = str(a + b).zfill(max_digits + 1)
-    return f"{a:0{max_digits}}+{b:0{max_digits}}=«{answer[::-1] if reverse else answer}»"
+    width = max_digits if fixed_width else 0
+    answer = f"{a + b:0{width + 1}}"
+    return f"{a:0{width}}+{b:0{width}}=«{answer[::-1] if reverse else answer}»"
 
 
 @registered

@@ -186,7 +186,7 @@ def short_hash(sample: Sample) -> int:
 
 def task_key(task: Task, data_params: DataParams) -> tuple[object, ...]:
     """Return everything that a task's samples depend on: name, code, and every field that differs from its default."""
-    functions = [f for f in (task.draw, task.rows, task.chance, task.reference) if f is not None]
+    functions = [f for f in (task.draw, task.rows, task.chance, task.reference, task.tokens) if f is not None]
     return task.name, sorted(map(function_digest, functions)), changed_fields(data_params)
 
 
@@ -236,9 +236,10 @@ class TaskData:
 
         Read all validation samples, and training samples until MAX_WITHOUT_NEW_TOKEN in a row bring no new token.
         """
-        targets, words, longest, quiet, hides = Counter[str](), set[str](), 0, 0, False
-        nats: list[float] = []
         arguments = self.task.arguments(self.data_params.task_args)
+        words = set(self.task.tokens(**arguments)) if self.task.tokens else set[str]()
+        targets, longest, quiet, hides = Counter[str](), 0, 0, False
+        nats: list[float] = []
         for sample in self.split("val"):
             tokens, scored, end_scored, hidden = read_marks(sample)
             hides = hides or any(hidden)
@@ -283,7 +284,7 @@ class TaskData:
         if t.unk in ids:
             raise ValueError(
                 f"{task_heading(self.data_params)} draws the token {tokens[ids.index(t.unk)]!r} too rarely for the vocabulary: "
-                "draw it more often, or not at all"
+                "draw it more often or not at all, or name it in the task's `tokens`"
             )
         hides = [False, *hidden, False] if self.hides_answers else ()
         return Row([*t.begin, *ids, *t.end], [False, *scored, end_scored], hides)

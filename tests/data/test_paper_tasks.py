@@ -347,8 +347,12 @@ def test_addition_with_a_fixed_width_backwards():
         assert tasks["long_addition"].slices["carries"](sample) == carries
         digits = max(len(number.lstrip("0") or "0") for number in (a, b))
         assert tasks["long_addition"].slices["digits"](sample) == digits
-    with pytest.raises(ValueError, match="reverse=True needs fixed_width=True"):
-        draws("long_addition", 1, reverse=True)
+
+
+def test_addition_backwards_without_a_fixed_width():
+    for sample in draws("long_addition", max_digits=3, reverse=True):
+        a, b, answer = re.fullmatch(r"(\d{1,3})\+(\d{1,3})=«(\d{1,4})»", sample).groups()
+        assert answer == f"{int(a) + int(b)}"[::-1]
 
 
 def test_a_histogram_with_counts_beside_the_letters():

@@ -13,7 +13,7 @@ from data.data_params import DataParams
 from data.dataloader import LMDataModule, TokenizerSpec
 from data.syntheticdata import Task, tasks, text_without_marks
 from data.task_rows import DrawnSamples, ListedSamples, TaskData, TaskRows
-from data.tokenizer import char_tokenizer
+from data.tokenizer import OWN_SPECIALS, char_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
 
@@ -213,6 +213,22 @@ def test_the_vocabulary_finds_rare_tokens(tmp_path):
 
     data = TaskData(Task("rare", rare, None, None, None), params(n_samples=50_000, val_pct=0.1), tmp_path)
     assert data.tokenizer.n_tokens == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "task_args", "n_tokens"),
+    [
+        ("histogram", {"min_length": 1, "max_length": 30, "n_letters": 2}, 2 + 1 + 30),
+        ("doublehistogram", {"min_length": 1, "max_length": 30, "n_letters": 2}, 2 + 1 + 30),
+        ("few_shot", {"n_classes": 900, "zipf": 2.0}, 900 * 4 + 8 + 1),
+        ("bigram_backcopy", {"vocab_size": 200}, 200 + 3 + 1),
+    ],
+)
+def test_the_vocabulary_has_tokens_that_no_sample_may_show(tmp_path, name, task_args, n_tokens):
+    data = TaskData(tasks[name], params(dataset_name=name, task_args=task_args, n_samples=200), tmp_path)
+    assert data.tokenizer.n_tokens == n_tokens + len(OWN_SPECIALS)
+    rows = data.rows("train", 200)
+    [rows[i] for i in range(len(rows))]
 
 
 def test_a_token_too_rare_for_the_vocabulary_is_named(tmp_path):
