@@ -205,11 +205,16 @@ def words_and_triggers(vocab_size: int, n_trigger_tokens: int, **_: object) -> l
 
 @registered(slices={"triggers": n_queries}, tokens=words_and_triggers)
 def bigram_backcopy(
-    rng: random.Random, vocab_size: int = 32, length: int = 64, n_trigger_tokens: int = 3
+    rng: random.Random,
+    vocab_size: int = 32,
+    length: int = 64,
+    n_trigger_tokens: int = 3,
+    all_scored: bool = False,
 ) -> list[str]:
     """9 4 17 t0 « 17 » 8 3 t2 « 3 » 5 .   A fixed Markov chain, in which a trigger is followed by the token before it.
 
-    Bigram-Backcopy (Guo et al. 2024, arXiv:2410.13835), where attention sinks arise at tokens that are no triggers.
+    Bigram-Backcopy (Guo et al. 2024, arXiv:2410.13835), where attention sinks arise at tokens that are no triggers. The paper
+    trains on all tokens, as `all_scored` does; for accuracy, let an evaluation set score the copies alone.
     """
     if vocab_size < 2 or length < 4 or not 1 <= n_trigger_tokens < vocab_size:
         raise ValueError(
@@ -221,7 +226,8 @@ def bigram_backcopy(
     while n < length:
         [token] = rng.choices(range(vocab_size), rows[token])
         is_trigger = token < n_trigger_tokens
-        sample += [f"t{token}", "«", last_word(sample), "»"] if is_trigger else [str(token)]
+        copy = [last_word(sample)] if all_scored else ["«", last_word(sample), "»"]
+        sample += [f"t{token}", *copy] if is_trigger else [str(token)]
         token = int(last_word(sample)) if is_trigger else token
         n += 1 + is_trigger
     return [*sample, "."]

@@ -306,6 +306,14 @@ def test_bigram_backcopy_copies_behind_triggers():
             assert after == before or not is_scored
 
 
+def test_bigram_backcopy_can_score_all_tokens():
+    for marked, sample in zip(
+        draws("bigram_backcopy"), draws("bigram_backcopy", all_scored=True), strict=True
+    ):
+        assert sample == read_marks(marked).tokens
+        assert all(read_marks(sample).scored)
+
+
 def test_mano_values():
     for sample in draws("mano"):
         text = " ".join(read_marks(sample).tokens)
