@@ -5,8 +5,22 @@ from explore.compare.slices import slices
 from explore.compare.verdicts import compare
 from explore.diff import diff
 from explore.html import attention_film, attention_html
-from explore.inspection.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
-from explore.inspection.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
+from explore.inspection.analysis import (
+    ablate,
+    activation_patching,
+    at,
+    direct_logit_attribution,
+    logit_lens,
+    run_until,
+)
+from explore.inspection.circuits import circuit_svd, composition_scores
+from explore.inspection.scores import (
+    detect_heads,
+    head_scores,
+    loss_by_position,
+    loss_by_token,
+    over_checkpoints,
+)
 from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
 from explore.plots import head_film, plot_expert_load, plot_metric, plot_metrics, show_lm_attns
 from explore.scaling.coordinates import coord_check
@@ -23,8 +37,11 @@ __all__ = [
     "attention_film",
     "attention_html",
     "checkpoints",
+    "circuit_svd",
     "compare",
+    "composition_scores",
     "coord_check",
+    "detect_heads",
     "diff",
     "direct_logit_attribution",
     "fold_residual",
@@ -42,6 +59,7 @@ __all__ = [
     "plot_metrics",
     "report",
     "results",
+    "run_until",
     "runs",
     "show_lm_attns",
     "slices",

@@ -96,6 +96,23 @@ class Patch(PatternTap):
         return x
 
 
+class Reached(Exception):
+    """Raised to end a forward pass at the activation of StopAt."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+class StopAt(PatternTap):
+    """Ends the forward pass at an activation."""
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        if self.wants(name):
+            raise Reached(x)
+        return x
+
+
 class Nonfinite(PatternTap):
     """Notes the name of the first activation with a NaN or an infinity. In scores -inf is the mask and is allowed."""
 

@@ -18,7 +18,7 @@ from model.generation.sampling import eval_mode
 from model.inputs import Input, ids_of
 from model.lm import LM
 from model.perplexity import NOT_SCORED
-from model.recording import Recording, at
+from model.recording import Reached, Recording, StopAt, at, tapping
 from model.transformer.attention import Attention
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
@@ -31,6 +31,20 @@ def eval_no_grad(lm: LM) -> Iterator[None]:
     """Put `lm` into evaluation mode and disable gradients inside the `with` block."""
     with torch.no_grad(), eval_mode(lm):
         yield
+
+
+def run_until(lm: LM, sample: Input, name: str) -> Tensor:
+    """Run a model up to one activation and return it. Nothing after it is computed.
+
+    "layers.3.resid_pre" stops before layer 3. Recordings and patches around the call hold. The model is in evaluation mode,
+    and gradients flow if they are enabled. Raise ValueError for an unknown name.
+    """
+    with eval_mode(lm), tapping(lm, lm.taps, StopAt([name])):
+        try:
+            lm(sample)
+        except Reached as reached:
+            return reached.x
+    raise AssertionError("tapping raises if no activation has the name")
 
 
 def logit_lens(lm: LM, sample: Input) -> Tensor:
