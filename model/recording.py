@@ -219,6 +219,17 @@ class Taps(list[Tap]):
         return Taps, ()
 
 
+@contextmanager
+def without_recordings(taps: Taps) -> Iterator[bool]:
+    """Suspend recordings inside the block; patches stay. The value is True if there are recordings."""
+    before = list(taps)
+    taps[:] = [tap for tap in before if not isinstance(tap, Recording)]
+    try:
+        yield len(taps) < len(before)
+    finally:
+        taps[:] = before
+
+
 T = TypeVar("T", bound=PatternTap)
 
 
