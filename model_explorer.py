@@ -4,6 +4,7 @@ from explore.compare.report import report, results
 from explore.compare.slices import slices
 from explore.compare.verdicts import compare
 from explore.diff import diff
+from explore.heatmap import heatmap
 from explore.html import attention_film, attention_html
 from explore.inspection.analysis import (
     ablate,
@@ -48,6 +49,7 @@ __all__ = [
     "get_model_by_timestamp",
     "head_film",
     "head_scores",
+    "heatmap",
     "load_all",
     "load_parts",
     "logit_lens",

@@ -32,15 +32,17 @@ MAX_WEIGHTS = 200_000_000  # a browser runs out of memory above this number
 class Page:
     """A self-contained HTML page. A notebook shows it as a cell's value; `html` is its text."""
 
+    height = HEIGHT
+
     def __init__(self, html: str, title: str = "Attention patterns") -> None:
         self.html = html
         self.title = title
 
     def _repr_html_(self) -> str:
-        """Return the page in an iframe of fixed height, which keeps its styles from affecting the notebook."""
+        """Return the page in an iframe of fixed height (`height` pixels), which keeps its styles from affecting the notebook."""
         return (
             f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts" title="{escape(self.title)}" '
-            f'style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
+            f'style="width: 100%; height: {min(self.height, HEIGHT)}px; border: 0"></iframe>'
         )
 
     def __repr__(self) -> str:

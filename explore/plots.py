@@ -3,6 +3,7 @@
 Shape suffixes:  L layer  H head  T position  S position attended to
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.backends import BackendFilter, backend_registry
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, PowerNorm
+from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from common.text import did_you_mean
 from explore.compare.variants import CODE, fields_as_label, varied_fields
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
+from explore.inspection.tables import HeatPanel
 from explore.load import find_run, row_of_folder
 from explore.scaling.report import Line, Panel
 from model.generation.sampling import eval_mode
@@ -40,6 +42,9 @@ MAX_LEGEND_EXPERTS = 8  # a legend of more would hide the lines
 SCALE = PowerNorm(0.5, 0, 1)
 BLUES = ["#e9eef6", "#b9d3eb", "#6fafd8", "#2877b6", "#08306b"]
 HEAT = LinearSegmentedColormap.from_list("heat", BLUES).with_extremes(under="#dd8a1e")
+COLUMN_INCHES = 3.25  # width of a column of a paper in two columns
+DIVERGING = LinearSegmentedColormap.from_list("diverging", ["#1f5fa8", "#ffffff", "#b34a00"])
+DARK_SHARE = 0.85  # of the largest distance from the center: from here on, texts on the color are white
 LEAK = LinearSegmentedColormap.from_list("leak", ["#ff9c8f", "#e4483f", "#c01820", "#9d0b14", "#67000d"])
 
 
@@ -343,8 +348,8 @@ def draw_grid(
     return figure, axes
 
 
-def short_token(token: str) -> str:
-    return token if len(token) <= MAX_TOKEN_CHARS else token[: MAX_TOKEN_CHARS - 1] + "…"
+def short_token(token: str, longest: int = MAX_TOKEN_CHARS) -> str:
+    return token if len(token) <= longest else token[: longest - 1] + "…"
 
 
 def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:
@@ -360,6 +365,68 @@ def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:
     leak_TS = future_TS & (pattern_TS != 0)
     if leak_TS.any():
         ax.imshow(np.ma.masked_where(~leak_TS, pattern_TS), cmap=LEAK, norm=SCALE)
+
+
+def draw_heatmap(
+    panels: Sequence[HeatPanel], center: float, limit: float, title: str = "", width: float | None = None
+) -> Figure:
+    """Draw panels of numbers as colors that diverge around `center`, up to `limit` away from it.
+
+    All panels share the scale. They stand side by side, or one below the other if `width` (inches) is too narrow.
+    """
+    cell = 0.55 if any(panel.texts for panel in panels) else 0.2  # inches
+    widths = [1.0 + cell * len(panel.columns) for panel in panels]
+    stacked = width is not None and width < sum(widths) and len(panels) > 1
+    scale = 1.0 if width is None else min(1.0, width / (0.6 + (max(widths) if stacked else sum(widths))))
+    heights = [0.8 + 0.2 * max(scale, 0.6) * len(panel.rows) for panel in panels]
+    height = sum(heights) if stacked else max(heights)
+    figure, axes = plt.subplots(
+        *((len(panels), 1) if stacked else (1, len(panels))),
+        figsize=(width or 0.6 + sum(widths), height + 0.3 * bool(title)),
+        squeeze=False,
+        gridspec_kw={"height_ratios": heights} if stacked else {"width_ratios": widths},
+        layout="constrained",
+    )
+    norm = Normalize(center - limit, center + limit)
+    for ax, panel in zip(axes.flat, panels, strict=True):
+        ax.imshow(np.ma.masked_invalid(panel.values_RC), cmap=DIVERGING, norm=norm, aspect="auto")
+        ax.set_title(panel.title, fontsize=FONT, parse_math=False)
+        for axis, names in ((ax.xaxis, panel.columns), (ax.yaxis, panel.rows)):
+            every = max(
+                1, math.ceil(len(names) * FONT / 60 / (height if axis is ax.yaxis else sum(widths) * scale))
+            )
+            shown = [short_token(name, 20) for name in names[::every]]
+            axis.set_ticks(
+                range(0, len(names), every), shown, fontsize=FONT * max(0.7, scale), parse_math=False
+            )
+        ax.tick_params(axis="x", rotation=90, length=0)
+        ax.tick_params(axis="y", length=0)
+        ax.spines[:].set_visible(False)
+        write_texts(ax, panel, center, limit, FONT * max(0.5, scale))
+    bar = figure.colorbar(ScalarMappable(norm, DIVERGING), ax=axes, shrink=0.9, pad=0.02)
+    bar.ax.tick_params(labelsize=FONT)
+    if all(np.nanmin(panel.values_RC) >= center for panel in panels):
+        bar.ax.set_ylim(center, center + limit)
+    figure.suptitle(title, fontsize=FONT + 1, parse_math=False)
+    plt.close(figure)  # so that a notebook shows it only as a cell's value
+    return figure
+
+
+def write_texts(ax: Axes, panel: HeatPanel, center: float, limit: float, size: float) -> None:
+    for y, row in enumerate(panel.texts or []):
+        for x, text in enumerate(row):
+            is_dark = abs(panel.values_RC[y, x] - center) > DARK_SHARE * limit
+            color = "white" if is_dark else "black"
+            ax.text(
+                x,
+                y,
+                short_token(text),
+                ha="center",
+                va="center",
+                fontsize=size,
+                color=color,
+                parse_math=False,
+            )
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -109,7 +109,9 @@ def composition_scores(lm: LM, reads: Literal["Q", "K", "V"]) -> pd.DataFrame:
     ]
     names = [(i, head) for i, matrices in layers.items() for head in range(len(matrices.q_HDK))]
     index = pd.MultiIndex.from_tuples(names, names=["layer", "head"])
-    return pd.DataFrame(torch.cat(rows).cpu().numpy(), index, index)
+    table = pd.DataFrame(torch.cat(rows).cpu().numpy(), index, index)
+    table.attrs["title"] = f"rows write, columns read ({reads})"
+    return table
 
 
 def scores_between(writer: tuple[Tensor, Tensor], reader: tuple[Tensor, Tensor]) -> Tensor:
