@@ -5,7 +5,7 @@ from explore.compare.slices import slices
 from explore.compare.verdicts import compare
 from explore.diff import diff
 from explore.heatmap import heatmap
-from explore.html import attention_film, attention_html
+from explore.html import attention_film, attention_html, side_by_side
 from explore.inspection.analysis import (
     ablate,
     activation_patching,
@@ -64,6 +64,7 @@ __all__ = [
     "run_until",
     "runs",
     "show_lm_attns",
+    "side_by_side",
     "slices",
     "stability",
     "transfer_report",

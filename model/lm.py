@@ -68,6 +68,7 @@ class LM(nn.Module):
         for problem in model_problems(model_params):
             raise ValueError(problem)
         self.model_params = model_params
+        self.name = ""  # the run or pretrained model that the weights come from, for titles
         self.tokenizer = tokenizer
         self.n_tokens = tokenizer.n_tokens
         self.taps = Taps()  # active observers and patches of activations

@@ -117,6 +117,24 @@ def agreement(
     return 1 - distance_HTS.sum(axis=(1, 2)) / len(expected_TS)
 
 
+def pattern_scores(pattern_HTS: np.ndarray, tokens: Sequence[object]) -> dict[str, np.ndarray]:
+    """Return scores [H] of the patterns of some heads on one sequence, by name.
+
+    The first three are the shares of `detect_heads`. "sink" is the mean attention of later tokens to the first one, and
+    "entropy" that of a query's weights in nats, 0 if all are on one key.
+    """
+    weights_HTS = np.nan_to_num(pattern_HTS, posinf=0, neginf=0).clip(0)
+    total_H = np.maximum(weights_HTS.sum(axis=(1, 2)), 1e-9)
+    found = {
+        name: (weights_HTS * expected_TS).sum(axis=(1, 2)) / total_H
+        for name, expected_TS in expected_patterns(tokens).items()
+    }
+    found["sink"] = weights_HTS[:, 1:, 0].mean(axis=1) if len(tokens) > 1 else weights_HTS[:, 0, 0]
+    logs_HTS = np.log(np.where(weights_HTS > 0, weights_HTS, 1))
+    found["entropy"] = -(weights_HTS * logs_HTS).sum(axis=2).mean(axis=1)
+    return found
+
+
 def expected_patterns(tokens: Sequence[object]) -> dict[str, np.ndarray]:
     """Return where heads of known kinds attend, 1 or 0 for each query and key: [T, T].
 
