@@ -5,7 +5,7 @@ from explore.compare.slices import slices
 from explore.compare.verdicts import compare
 from explore.diff import diff
 from explore.heatmap import heatmap
-from explore.html import attention_film, attention_html, side_by_side
+from explore.html import attention_film, attention_html, attention_pair
 from explore.inspection.analysis import (
     ablate,
     activation_patching,
@@ -37,6 +37,7 @@ __all__ = [
     "at",
     "attention_film",
     "attention_html",
+    "attention_pair",
     "checkpoints",
     "circuit_svd",
     "compare",
@@ -64,7 +65,6 @@ __all__ = [
     "run_until",
     "runs",
     "show_lm_attns",
-    "side_by_side",
     "slices",
     "stability",
     "transfer_report",

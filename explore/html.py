@@ -79,7 +79,7 @@ def attention_film(
     return attention_page(film_of(checkpoints, sample), filename, out)
 
 
-def side_by_side(
+def attention_pair(
     left: AttentionPage, right: AttentionPage, filename: str | None = None, out: str | None = None
 ) -> AttentionPage:
     """Return a page with two attention pages: of two models, or of one model on two texts.
@@ -134,7 +134,7 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
         future_HTS = np.triu(np.nan_to_num(weights_HTS), 1) * patterns.causal
         kinds |= unusual_kinds(weights_HTS, future_HTS)
         leaks_H = np.maximum(leaks_H, np.abs(future_HTS).max(axis=(1, 2)))
-    title = f"{patterns.model or 'Attention patterns'}: {text_of(patterns.tokens)}"
+    title = f"{patterns.model or 'Attention patterns'}: {title_of_text(patterns.tokens)}"
     data = {
         "name": patterns.model or "Attention",
         "about": about_patterns(patterns),
@@ -155,7 +155,7 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
     return fill_template("attention.html", ATTENTION_SCRIPTS, {"title": escape(title), **values})
 
 
-def text_of(tokens: Sequence[str]) -> str:
+def title_of_text(tokens: Sequence[str]) -> str:
     """Return the beginning of the text as a title."""
     text = "".join(tokens).replace("·", " ")
     return text if len(text) <= MAX_TITLE_CHARS else f"{text[: MAX_TITLE_CHARS - 1]}…"

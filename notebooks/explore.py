@@ -268,4 +268,4 @@ model_explorer.attention_html(lm_gpt2, "as business managers know")
 
 # %%
 texts = "hello::hello", "jolly::jolly"
-model_explorer.side_by_side(*(model_explorer.attention_html(lm, text) for text in texts))
+model_explorer.attention_pair(*(model_explorer.attention_html(lm, text) for text in texts))

@@ -81,7 +81,13 @@ def test_the_table_of_runs_and_the_samples_are_there(cells):
 
 @pytest.mark.ci
 def test_the_notebook_shows_pages_and_tables_of_activations(cells):
-    pages = ["attention_film(", "attention_html(lm_gpt2", "side_by_side(", "heatmap(lens", "heatmap(attribution"]
+    pages = [
+        "attention_film(",
+        "attention_html(lm_gpt2",
+        "attention_pair(",
+        "heatmap(lens",
+        "heatmap(attribution",
+    ]
     pages += ["ablate(", "activation_patching(", "composition_scores("]
     for code in pages:
         page = outputs(cells, code)[-1]

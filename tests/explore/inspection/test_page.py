@@ -9,7 +9,7 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from explore.html import AttentionPage, fill_page, side_by_side
+from explore.html import AttentionPage, attention_pair, fill_page
 from explore.inspection.patterns import Patterns, visible
 from explore.inspection.scores import pattern_scores
 
@@ -358,7 +358,7 @@ def test_a_head_is_saved_as_a_drawing(opened, tmp_path):
 
 
 def test_two_pages_side_by_side_follow_each_other(opened, chromium, tmp_path):
-    pair = side_by_side(
+    pair = attention_pair(
         AttentionPage(two_layers(model="left")), AttentionPage(two_layers(seed=5, model="right"))
     )
     (tmp_path / "pair.html").write_text(pair.html, encoding="utf-8")
