@@ -129,7 +129,7 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
                 "take a shorter sample or fewer checkpoints"
             )
         packed += packer.compress(encode_weights(weights_HTS))
-        scores.append(rounded_scores(weights_HTS, patterns.tokens))
+        scores.append(rounded_scores(patterns))
         norms.append(relative_norms(patterns))
         future_HTS = np.triu(np.nan_to_num(weights_HTS), 1) * patterns.causal
         kinds |= unusual_kinds(weights_HTS, future_HTS)
@@ -161,11 +161,15 @@ def title_of_text(tokens: Sequence[str]) -> str:
     return text if len(text) <= MAX_TITLE_CHARS else f"{text[: MAX_TITLE_CHARS - 1]}…"
 
 
-def rounded_scores(weights_HTS: np.ndarray, tokens: Sequence[str]) -> dict[str, list[float]]:
-    """Return the scores of all heads by name, rounded for the page."""
+def rounded_scores(patterns: Patterns) -> dict[str, list[float]]:
+    """Return the scores of all heads by name, rounded for the page. One layer after the other, to save memory."""
+    by_layer = [pattern_scores(pattern_HTS, patterns.tokens) for pattern_HTS in patterns.of_layer.values()]
     return {
-        name.replace("_", " "): values_H.astype(float).round(4).tolist()
-        for name, values_H in pattern_scores(weights_HTS, tokens).items()
+        name.replace("_", " "): np.concatenate([scores[name] for scores in by_layer])
+        .astype(float)
+        .round(4)
+        .tolist()
+        for name in by_layer[0]
     }
 
 
