@@ -16,7 +16,7 @@ from torch import Tensor
 
 from explore.html import Page, fill_template
 from explore.inspection.tables import HeatPanel, heat_panels, logit_lens_panel, tokens_of
-from explore.plots import COLUMN_INCHES, DARK_SHARE, draw_heatmap, save_figure
+from explore.plots import DARK_SHARE, column_width, draw_heatmap, save_figure
 from model.inputs import Input
 from model.lm import LM
 
@@ -87,7 +87,7 @@ class HeatMap(Page):
             path.write_text(self.html, encoding="utf-8")
             print(f"saved {path}")
             return
-        width = width or (COLUMN_INCHES if path.suffix in (".svg", ".pdf") else None)
+        width = width or column_width(path.name)
         save_figure(draw_heatmap(self.panels, self.center, self.limit, self.title, width), path)
 
 

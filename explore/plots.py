@@ -91,7 +91,7 @@ def plot_metrics(
         label: [read_metrics(folder, metrics, x) for folder in members]
         for label, members in groups_of(folders).items()
     }
-    width = width or (COLUMN_INCHES if is_vector(filename) else 7.0)
+    width = width or column_width(filename) or 7.0
     figure, axes = plt.subplots(
         len(metrics),
         figsize=(width, 0.6 + width * 0.4 * len(metrics)),
@@ -303,11 +303,13 @@ def show_lm_attns(
     *,
     out: str | None = None,
     file_type: Literal["png", "svg", "pdf"] = "png",
+    width: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Show the attention patterns of one sequence, a row of heads for each layer, and return (out_embeds, attns).
 
     `layers` and `heads` are the numbers to show; the default is all that have patterns. With `folder_name`, save the
     figure in attentions/{folder_name}/ under the output root (`out`), as a file of `file_type`.
+    `width` is in inches; by default .svg and .pdf fit a column of a paper.
 
     out_embeds [1, T, V] are the logits. attns [1, n_layers, n_heads, T, S] are all patterns, with a row for each query
     T over its keys S. Raise ValueError for a batch, and for layers or heads without patterns.
@@ -315,7 +317,9 @@ def show_lm_attns(
     patterns = attention_patterns(lm, sample)
     layers = select_numbers("layers", layers, patterns.heads)
     heads = select_numbers("heads", heads, range(max(patterns.heads.values())))
-    figure = draw_attentions(patterns, layers, heads)
+    figure = draw_attentions(
+        patterns, layers, heads, width or column_width(folder_name and f"{folder_name}.{file_type}")
+    )
     if folder_name is not None:
         name = f"layers-{'-'.join(map(str, layers))}--heads-{'-'.join(map(str, heads))}.{file_type}"
         save_figure(figure, output_root(out) / "attentions" / folder_name / name)
@@ -332,21 +336,22 @@ def head_film(
     head: int,
     filename: str | None = None,
     out: str | None = None,
+    *,
+    width: float | None = None,
 ) -> Figure:
     """Draw how the attention pattern of one head on one sequence changes over training.
 
-    There is a panel for each (step, lm) of `checkpoints`.
-
-    With `filename`, save the figure in attentions/ under the output root (`out`), as .png unless the name ends in .svg or
-    .pdf. Raise ValueError if
-    `sample` is a batch, if there are no checkpoints or they do not match, or if that head has no pattern.
+    There is a panel for each (step, lm) of `checkpoints`. With `filename`, save the figure in attentions/ under the
+    output root (`out`), as .png unless the name ends in .svg or .pdf. `width` is in inches; by default .svg and .pdf fit
+    a column of a paper. Raise ValueError if `sample` is a batch, if there are no checkpoints or they do not match, or if
+    that head has no pattern.
     """
     panels = {}
     for step, patterns in film_of(checkpoints, sample):
         select_numbers("layer", [layer], patterns.heads)
         select_numbers("head", [head], range(patterns.heads[layer]))
         panels[step] = patterns.of_layer[layer][head]
-    figure = draw_film(panels, patterns, f"layer {layer}, head {head}")
+    figure = draw_film(panels, patterns, f"layer {layer}, head {head}", width or column_width(filename))
     if filename is not None:
         save_figure(figure, figure_path(out, "attentions", filename))
     show(figure, is_result=True)
@@ -362,50 +367,58 @@ def select_numbers(name: str, selected: Sequence[int] | None, existing: Iterable
     return numbers
 
 
-def draw_attentions(patterns: Patterns, layers: Sequence[int], heads: Sequence[int]) -> Figure:
+def draw_attentions(
+    patterns: Patterns, layers: Sequence[int], heads: Sequence[int], width: float | None = None
+) -> Figure:
     """Draw a row of panels for each layer, with a column for each head."""
     rows = [
         [patterns.of_layer[layer][head] if head < patterns.heads[layer] else None for head in heads]
         for layer in layers
     ]
-    figure, axes = draw_grid(rows, patterns.tokens, patterns.causal)
+    figure, axes = draw_grid(rows, patterns.tokens, patterns.causal, width=width)
     for ax, layer in zip(axes[:, 0], layers, strict=True):
-        ax.set_ylabel(f"layer {layer}: query", fontsize=FONT)
+        ax.set_ylabel(f"layer {layer}: query" if width is None else f"layer {layer}", fontsize=FONT)
     for ax, head in zip(axes[0], heads, strict=True):
         ax.set_title(f"head {head}", fontsize=FONT)
     return figure
 
 
-def draw_film(panels: dict[int, np.ndarray], patterns: Patterns, name: str) -> Figure:
+def draw_film(
+    panels: dict[int, np.ndarray], patterns: Patterns, name: str, width: float | None = None
+) -> Figure:
     """Draw a panel for each step, FILM_COLUMNS in a row. `patterns` gives the tokens."""
     shown: list[np.ndarray | None] = [*panels.values()]
-    n = min(FILM_COLUMNS, len(panels))
+    n = min(FILM_COLUMNS if width is None else max(1, int(width)), len(panels))
     shown += [None] * (-len(panels) % n)
     rows = [shown[i : i + n] for i in range(0, len(shown), n)]
-    figure, axes = draw_grid(rows, patterns.tokens, patterns.causal, between=0.3)
+    figure, axes = draw_grid(rows, patterns.tokens, patterns.causal, between=0.3, width=width)
     for ax, step in zip(axes.flat, panels, strict=False):
         ax.set_title(f"step {step:,}", fontsize=FONT)
     for ax in axes[:, 0]:
-        ax.set_ylabel(f"{name}: query", fontsize=FONT)
+        ax.set_ylabel(f"{name}: query" if width is None else "query", fontsize=FONT)
     return figure
 
 
 def draw_grid(
-    rows: Sequence[Sequence[np.ndarray | None]], tokens: Sequence[str], causal: bool, between: float = 0.0
+    rows: Sequence[Sequence[np.ndarray | None]],
+    tokens: Sequence[str],
+    causal: bool,
+    between: float = 0.0,
+    width: float | None = None,
 ) -> tuple[Figure, np.ndarray]:
     """Draw panels on one color scale; return figure and axes.
 
     Tokens label the left (queries) and the bottom (keys) if there is room. `between` is the space between rows in
-    inches.
+    inches, and `width` that of the figure; by default it follows from the number of tokens and columns.
     """
-    labels, n_rows, n_columns = [short_token(token) for token in tokens], len(rows), len(rows[0])
-    room = MAX_GRID_INCHES / n_columns  # inches for a pattern
-    has_labels = len(labels) * TOKEN_INCHES <= room
-    size = max(len(labels) * TOKEN_INCHES, min(room, 2.0)) if has_labels else min(room, 4.0)
-    width = 1.05 * size * n_columns + 2.4
-    height = 1.05 * size * n_rows + between * (n_rows - 1) + 1.7
+    n_rows, n_columns = len(rows), len(rows[0])
+    size, beside, labels = grid_size([short_token(token) for token in tokens], n_columns, width)
+    below = 1.3 if width is None else beside - 0.9
+    width = width or 1.05 * size * n_columns + beside
+    height = 1.05 * size * n_rows + between * (n_rows - 1) + below + 0.4
     # Explicit margins, since layout="constrained" takes 20 seconds for the 144 heads of GPT-2.
-    edges = {"left": 1.5 / width, "right": 1 - 0.9 / width, "bottom": 1.3 / height, "top": 1 - 0.4 / height}
+    edges = {"left": 1 - (0.9 + 1.05 * size * n_columns) / width, "right": 1 - 0.9 / width}
+    edges |= {"bottom": below / height, "top": 1 - 0.4 / height}
     figure, axes = plt.subplots(
         n_rows,
         n_columns,
@@ -417,15 +430,28 @@ def draw_grid(
         draw_pattern(ax, pattern_TS, causal)
     for ax in axes[-1]:
         ax.set_xlabel("key", fontsize=FONT)
-        if has_labels:
+        if labels:
             ax.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
     for ax in axes[:, 0]:
-        if has_labels:
+        if labels:
             ax.set_yticks(range(len(labels)), labels, parse_math=False)
-    beside = axes[0, -1].inset_axes((1 + 0.1 / size, 0, 0.1 / size, 1))
-    scale = figure.colorbar(ScalarMappable(SCALE, HEAT), cax=beside, ticks=[0, 0.1, 0.25, 0.5, 1])
+    bar = axes[0, -1].inset_axes((1 + 0.1 / size, 0, 0.1 / size, 1))
+    scale = figure.colorbar(ScalarMappable(SCALE, HEAT), cax=bar, ticks=[0, 0.1, 0.25, 0.5, 1])
     scale.ax.tick_params(labelsize=FONT)
     return figure, axes
+
+
+def grid_size(labels: list[str], n_columns: int, width: float | None) -> tuple[float, float, list[str]]:
+    """Return the inches of a pattern, those of labels and color bar beside the patterns, and the labels if they fit."""
+    wanted = len(labels) * TOKEN_INCHES
+    if width is None:
+        room = MAX_GRID_INCHES / n_columns
+        return (max(wanted, min(room, 2.0)), 2.4, labels) if wanted <= room else (min(room, 4.0), 2.4, [])
+    beside = 1.4 + 0.07 * max(map(len, labels))
+    size = (width - beside) / 1.05 / n_columns
+    if wanted <= size:
+        return size, beside, labels
+    return (width - 1.4) / 1.05 / n_columns, 1.4, []
 
 
 def short_token(token: str, longest: int = MAX_TOKEN_CHARS) -> str:
@@ -507,6 +533,11 @@ def write_texts(ax: Axes, panel: HeatPanel, center: float, limit: float, size: f
                 color=color,
                 parse_math=False,
             )
+
+
+def column_width(filename: str | None) -> float | None:
+    """Return the width of a figure for a paper in inches, or None for a figure that is not saved as .svg or .pdf."""
+    return COLUMN_INCHES if is_vector(filename) else None
 
 
 def is_vector(filename: str | None) -> bool:

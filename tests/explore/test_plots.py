@@ -261,6 +261,19 @@ def test_layers_without_patterns_are_left_out(tmp_path, monkeypatch):
     plt.close(drawn[0])
 
 
+@pytest.mark.parametrize("n_heads", [1, 4])
+@pytest.mark.parametrize("tokens", [["<bos>", "antidisestablishment", "a", "b"], None])
+def test_attention_patterns_fit_a_column_of_a_paper(n_heads, tokens):
+    figure = draw_attentions(patterns_of(causal(2, n_heads, 4), tokens), [0, 1], range(n_heads), width=3.25)
+    assert figure.get_figwidth() == 3.25
+    figure.canvas.draw()
+    for ax in figure.axes:
+        box = ax.get_tightbbox(figure.canvas.get_renderer())
+        assert box.x0 >= figure.bbox.x0 - 1
+        assert box.x1 <= figure.bbox.x1 + 1
+    plt.close(figure)
+
+
 def checkpoints(n: int) -> list[tuple[int, LM]]:
     models = []
     for step in range(n):
