@@ -67,7 +67,14 @@ function choose(change, isFollowing = false) {
   render();
   if (isFollowing) return;
   if (partner !== null) partner.postMessage(viewAsText(), "*");
-  else if (self === top) history.replaceState(null, "", `#${viewAsText()}`);
+  else if (self === top) keepInUrl();
+}
+
+let keeping = null; // the timer of the next change of the URL, as browsers allow only so many
+
+function keepInUrl() {
+  clearTimeout(keeping);
+  keeping = setTimeout(() => history.replaceState(null, "", `#${viewAsText()}`), 100);
 }
 
 let partner = null; // the page around this one, if it shows another beside it

@@ -323,6 +323,7 @@ def test_the_url_holds_the_state(opened):
     page.all("#text button")[3].click()
     page.one("input[value=to]").click()
     page.one("#values").click()
+    page.wait("location.hash.includes('values=1')")
     url = page.driver.current_url
     name, most = page.one("#name").text, page.one("#most").text
     assert name.startswith("mean of 2 heads")
