@@ -4,9 +4,24 @@ from explore.compare.report import report, results
 from explore.compare.slices import slices
 from explore.compare.verdicts import compare
 from explore.diff import diff
-from explore.html import attention_film, attention_html
-from explore.inspection.analysis import ablate, activation_patching, at, direct_logit_attribution, logit_lens
-from explore.inspection.scores import head_scores, loss_by_position, loss_by_token, over_checkpoints
+from explore.heatmap import heatmap
+from explore.html import attention_film, attention_html, attention_pair
+from explore.inspection.analysis import (
+    ablate,
+    activation_patching,
+    at,
+    direct_logit_attribution,
+    logit_lens,
+    run_until,
+)
+from explore.inspection.circuits import circuit_svd, composition_scores
+from explore.inspection.scores import (
+    detect_heads,
+    head_scores,
+    loss_by_position,
+    loss_by_token,
+    over_checkpoints,
+)
 from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
 from explore.plots import head_film, plot_expert_load, plot_metric, plot_metrics, show_lm_attns
 from explore.scaling.coordinates import coord_check
@@ -22,15 +37,20 @@ __all__ = [
     "at",
     "attention_film",
     "attention_html",
+    "attention_pair",
     "checkpoints",
+    "circuit_svd",
     "compare",
+    "composition_scores",
     "coord_check",
+    "detect_heads",
     "diff",
     "direct_logit_attribution",
     "fold_residual",
     "get_model_by_timestamp",
     "head_film",
     "head_scores",
+    "heatmap",
     "load_all",
     "load_parts",
     "logit_lens",
@@ -42,6 +62,7 @@ __all__ = [
     "plot_metrics",
     "report",
     "results",
+    "run_until",
     "runs",
     "show_lm_attns",
     "slices",

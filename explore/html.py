@@ -16,31 +16,36 @@ from pathlib import Path
 import numpy as np
 
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
+from explore.inspection.scores import pattern_scores
 from model.inputs import Input
 from model.lm import LM
 from train.saving.run_folder import output_root
 
+ATTENTION_SCRIPTS = ("weights.js", "heads.js", "view.js")
 PAGE = Path(__file__).parent / "page"
 HEIGHT = 760  # pixels of a page in a notebook
 # A weight is stored as an int16: its square root, on which its color depends, in steps of 1 / LEVELS.
 LEVELS = 2047  # the error of a weight w is at most sqrt(w) / LEVELS: 0.0005 for w = 1
 MAX_CODE = 32767  # largest int16: weights above (MAX_CODE / LEVELS)² = 256 are clipped
 NAN_CODE = -32768  # stands for NaN and infinite weights
+MAX_TITLE_CHARS = 60
 MAX_WEIGHTS = 200_000_000  # a browser runs out of memory above this number
 
 
 class Page:
     """A self-contained HTML page. A notebook shows it as a cell's value; `html` is its text."""
 
+    height = HEIGHT
+
     def __init__(self, html: str, title: str = "Attention patterns") -> None:
         self.html = html
         self.title = title
 
     def _repr_html_(self) -> str:
-        """Return the page in an iframe of fixed height, which keeps its styles from affecting the notebook."""
+        """Return the page in an iframe of fixed height (`height` pixels), which keeps its styles from affecting the notebook."""
         return (
-            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts" title="{escape(self.title)}" '
-            f'style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
+            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts allow-downloads" title="{escape(self.title)}" '
+            f'style="width: 100%; height: {min(self.height, HEIGHT)}px; border: 0"></iframe>'
         )
 
     def __repr__(self) -> str:
@@ -74,11 +79,33 @@ def attention_film(
     return attention_page(film_of(checkpoints, sample), filename, out)
 
 
+def attention_pair(
+    left: AttentionPage, right: AttentionPage, filename: str | None = None, out: str | None = None
+) -> AttentionPage:
+    """Return a page with two attention pages: of two models, or of one model on two texts.
+
+    Heads, filters and options that you choose on one side are chosen on the other side, too. With `filename`, save the
+    page as attentions/{filename}.html under the output root (`out`).
+    """
+    frames = "".join(
+        f'<iframe srcdoc="{escape(page.html)}" sandbox="allow-scripts allow-downloads" title="{side}"></iframe>'
+        for side, page in (("left", left), ("right", right))
+    )
+    # The frames obey this page's policy as well as their own.
+    inner = [digest_of(read_scripts(ATTENTION_SCRIPTS))]
+    values = {"title": "Attention patterns, side by side", "frames": frames}
+    return save_page(AttentionPage(fill_template("pair.html", ["pair.js"], values, inner)), filename, out)
+
+
 def attention_page(
     film: Iterable[tuple[int | None, Patterns]], filename: str | None, out: str | None
 ) -> AttentionPage:
     """Return the page of (step, patterns) pairs. With `filename`, save it."""
-    page = AttentionPage(fill_page(film))
+    return save_page(AttentionPage(fill_page(film)), filename, out)
+
+
+def save_page(page: AttentionPage, filename: str | None, out: str | None) -> AttentionPage:
+    """Return `page`. With `filename`, save it in attentions/ under the output root (`out`)."""
     if filename is not None:
         path = output_root(out) / "attentions" / f"{filename}.html"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +117,7 @@ def attention_page(
 def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
     """Return the HTML of the page. In memory are the compressed weights of all steps, and the patterns of one."""
     packer, packed, steps = zlib.compressobj(), bytearray(), []
+    scores, norms = [], []
     kinds: set[str] = set()
     leaks_H = np.zeros(1)
     for step, patterns in film:
@@ -101,14 +129,20 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
                 "take a shorter sample or fewer checkpoints"
             )
         packed += packer.compress(encode_weights(weights_HTS))
+        scores.append(rounded_scores(patterns))
+        norms.append(relative_norms(patterns))
         future_HTS = np.triu(np.nan_to_num(weights_HTS), 1) * patterns.causal
         kinds |= unusual_kinds(weights_HTS, future_HTS)
         leaks_H = np.maximum(leaks_H, np.abs(future_HTS).max(axis=(1, 2)))
+    title = f"{patterns.model or 'Attention patterns'}: {title_of_text(patterns.tokens)}"
     data = {
+        "name": patterns.model or "Attention",
         "about": about_patterns(patterns),
         "tokens": patterns.tokens,
         "layers": list(patterns.heads.items()),
         "steps": steps,
+        "scores": scores,  # by step, name and head
+        "norms": norms,  # by step, head and key
         "causal": patterns.causal,
         "levels": LEVELS,
         "kinds": sorted(kinds),
@@ -118,9 +152,38 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
         "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
         "weights": base64.b64encode(packed + packer.flush()).decode(),
     }
-    return fill_template(
-        "attention.html", ["weights.js", "view.js"], {"title": "Attention patterns", **values}
-    )
+    return fill_template("attention.html", ATTENTION_SCRIPTS, {"title": escape(title), **values})
+
+
+def title_of_text(tokens: Sequence[str]) -> str:
+    """Return the beginning of the text as a title."""
+    text = "".join(tokens).replace("·", " ")
+    return text if len(text) <= MAX_TITLE_CHARS else f"{text[: MAX_TITLE_CHARS - 1]}…"
+
+
+def rounded_scores(patterns: Patterns) -> dict[str, list[float]]:
+    """Return the scores of all heads by name, rounded for the page. One layer after the other, to save memory."""
+    by_layer = [pattern_scores(pattern_HTS, patterns.tokens) for pattern_HTS in patterns.of_layer.values()]
+    return {
+        name.replace("_", " "): np.concatenate([scores[name] for scores in by_layer])
+        .astype(float)
+        .round(4)
+        .tolist()
+        for name in by_layer[0]
+    }
+
+
+def relative_norms(patterns: Patterns) -> list[list[float] | None]:
+    """Return the norms of the values of each head over the largest one, by key. None stands for a head without values."""
+    found: list[list[float] | None] = []
+    for layer, n_heads in patterns.heads.items():
+        norms_HS = patterns.value_norms.get(layer)
+        if norms_HS is None or not np.isfinite(norms_HS).all():
+            found += [None] * n_heads
+        else:
+            largest_H1 = np.maximum(norms_HS.max(axis=1, keepdims=True), 1e-30)
+            found += (norms_HS / largest_H1).astype(float).round(4).tolist()
+    return found
 
 
 def about_patterns(patterns: Patterns) -> str:
@@ -153,14 +216,26 @@ def encode_weights(weights_HTS: np.ndarray) -> bytes:
     return low_high[:, 1].tobytes() + low_high[:, 0].tobytes()
 
 
-def fill_template(template: str, scripts: Sequence[str], values: dict[str, str]) -> str:
+def fill_template(
+    template: str, scripts: Sequence[str], values: dict[str, str], digests: Sequence[str] = ()
+) -> str:
     """Return a template of page/ with the common head, the scripts and `values` in its placeholders.
 
-    The values must be safe HTML: this function escapes nothing.
+    The values must be safe HTML: this function escapes nothing. The page's policy allows its own scripts, and those
+    with one of `digests`.
     """
-    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in scripts)
-    digest = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script = read_scripts(scripts)
+    allowed = "' '".join([digest_of(script), *digests])
     page, head = ((PAGE / name).read_text(encoding="utf-8") for name in (template, "head.html"))
-    for name, value in {"head": head.rstrip(), "digest": digest, **values, "script": script}.items():
+    for name, value in {"head": head.rstrip(), "digest": allowed, **values, "script": script}.items():
         page = page.replace(f"<!--{name}-->", value)
     return page
+
+
+def read_scripts(names: Sequence[str]) -> str:
+    return "\n".join((PAGE / name).read_text(encoding="utf-8") for name in names)
+
+
+def digest_of(script: str) -> str:
+    """Return the hash by which a content security policy allows a script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

@@ -27,9 +27,17 @@ from model.generation.sampling import (
 from model.inputs import Input, Tokenizer, ids_of, left_padding, real_tokens, too_long
 from model.masking import diffusion_sum, fill_masks, losses_in_turn, masked_batch, unmasked_batch
 from model.model_params import ModelParams
-from model.perplexity import NOT_SCORED, Perplexities, TokenLosses, in_batches, summarize, token_losses
+from model.perplexity import (
+    NOT_SCORED,
+    Perplexities,
+    TokenLosses,
+    in_batches,
+    pad_ids,
+    summarize,
+    token_losses,
+)
 from model.problems import model_problems
-from model.recording import Edit, Patch, Recording, Taps, tapping
+from model.recording import Edit, Patch, Recording, Taps, tapping, without_recordings
 from model.transformer.attention_parts import Softcap
 from model.transformer.embeddings import Embedding
 from model.transformer.experts import Experts
@@ -60,6 +68,7 @@ class LM(nn.Module):
         for problem in model_problems(model_params):
             raise ValueError(problem)
         self.model_params = model_params
+        self.name = ""  # the run or pretrained model that the weights come from, for titles
         self.tokenizer = tokenizer
         self.n_tokens = tokenizer.n_tokens
         self.taps = Taps()  # active observers and patches of activations
@@ -151,6 +160,8 @@ class LM(nn.Module):
 
         Without patterns all are recorded. A pattern is a name, with * for anything.
         A pattern without a dot matches in every layer. Inside a patch the patched values are recorded.
+        A recording around `sample` or `beam_search` holds the activations of all tokens of the results, in one batch that is
+        padded on the right: generation runs unrecorded, then the finished rows pass the model once.
         Raise ValueError at the end for a pattern that matched nothing.
         """
         return tapping(self, self.taps, Recording(patterns or ["*"]))
@@ -301,17 +312,20 @@ class LM(nn.Module):
             for prompt in prompts
             for ids in [prompt_ids(prompt, self, max_seq_len, parse_special)] * n_samples
         ]
-        continued = continue_rows(
-            self,
-            rows,
-            [min(max_seq_len, self.model_params.max_seq_len)] * len(rows),
-            sampler,
-            stop=stops,
-            attn_requests=attn_requests,
-            use_cache=use_cache,
-            return_logprobs=return_logprobs,
-            n_steps=n_steps,
-        )
+        with without_recordings(self.taps) as is_recorded:
+            continued = continue_rows(
+                self,
+                rows,
+                [min(max_seq_len, self.model_params.max_seq_len)] * len(rows),
+                sampler,
+                stop=stops,
+                attn_requests=attn_requests,
+                use_cache=use_cache,
+                return_logprobs=return_logprobs,
+                n_steps=n_steps,
+            )
+        if is_recorded:
+            self.record_rows([ids for ids, _ in continued], attn_requests)
         decode = self.tokenizer.decode if as_str else list
         samples: list[Any] = [
             (decode(ids), logprobs) if return_logprobs else decode(ids) for ids, logprobs in continued
@@ -347,16 +361,32 @@ class LM(nn.Module):
         Results equal those of HuggingFace's `generate`. `stop` and `parse_special` are as in `sample`.
         """
         search = Search(n_beams, n_best, length_penalty, early_stopping)
-        beams = beam_search(
-            self,
-            prompt_ids(pref, self, max_seq_len, parse_special),
-            min(max_seq_len, self.model_params.max_seq_len),
-            search,
-            stop=stop_ids(stop, self.tokenizer),
-            attn_requests=attn_requests,
-            use_cache=use_cache,
-        )
+        with without_recordings(self.taps) as is_recorded:
+            beams = beam_search(
+                self,
+                prompt_ids(pref, self, max_seq_len, parse_special),
+                min(max_seq_len, self.model_params.max_seq_len),
+                search,
+                stop=stop_ids(stop, self.tokenizer),
+                attn_requests=attn_requests,
+                use_cache=use_cache,
+            )
+        if is_recorded:
+            self.record_rows([ids for ids, _ in beams], attn_requests)
         return [Beam(self.tokenizer.decode(ids) if as_str else ids, score) for ids, score in beams]
+
+    @torch.no_grad()
+    def record_rows(self, rows: Sequence[Sequence[int]], attn_requests: object) -> None:
+        """Run finished rows through the model once, for recordings around a call that generates them.
+
+        Shorter rows are padded on the right. An activation of a causal model does not depend on what follows.
+        """
+        ids_BT = pad_ids(rows, self.tokenizer.pad).to(self.device)
+        lengths_B1 = torch.tensor([[len(row)] for row in rows])
+        mask_BT = torch.arange(ids_BT.shape[1]) < lengths_B1
+        mask = None if mask_BT.all() else mask_BT.to(self.device)
+        with eval_mode(self):
+            self(ids_BT, attn_requests=attn_requests, mask=mask)
 
     def fill(self, text: str | Sequence[int], as_str: bool = True, return_probs: bool = False) -> Any:
         """Return a text with each mask token replaced by the most probable token: "we the <mask> of".

@@ -96,6 +96,23 @@ class Patch(PatternTap):
         return x
 
 
+class Reached(Exception):
+    """Raised to end a forward pass at the activation of StopAt."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__()
+        self.x = x
+
+
+class StopAt(PatternTap):
+    """Ends the forward pass at an activation."""
+
+    def __call__(self, name: str, x: Tensor) -> Tensor:
+        if self.wants(name):
+            raise Reached(x)
+        return x
+
+
 class Nonfinite(PatternTap):
     """Notes the name of the first activation with a NaN or an infinity. In scores -inf is the mask and is allowed."""
 
@@ -200,6 +217,17 @@ class Taps(list[Tap]):
 
     def __reduce__(self) -> tuple:
         return Taps, ()
+
+
+@contextmanager
+def without_recordings(taps: Taps) -> Iterator[bool]:
+    """Suspend recordings inside the block; patches stay. The value is True if there are recordings."""
+    before = list(taps)
+    taps[:] = [tap for tap in before if not isinstance(tap, Recording)]
+    try:
+        yield len(taps) < len(before)
+    finally:
+        taps[:] = before
 
 
 T = TypeVar("T", bound=PatternTap)

@@ -207,15 +207,15 @@ with lm.patch({"layers.1.z": model_explorer.at(0.0, heads=0)}):  # without one h
 
 # %%
 lens = model_explorer.logit_lens(lm, "hello::hel")
-[lm.tokenizer.tokens(layer[-1].topk(3).indices.tolist()) for layer in lens[0]]
+model_explorer.heatmap(lens, lm, "hello::hel")  # each cell shows the most likely token
 
 # %%
 attribution = model_explorer.direct_logit_attribution(lm, "hello::hel")
 print(attribution.sum(), lm("hello::hel")[0, -1].max())
-attribution
+model_explorer.heatmap(attribution)
 
 # %%
-model_explorer.ablate(lm, dataset.val_dataloader(16)).unstack()
+model_explorer.heatmap(model_explorer.ablate(lm, dataset.val_dataloader(16)))
 
 # %% [markdown]
 # Two words that differ in their third letter, and the model is to say it. Where is it known at each position? Each cell is its
@@ -223,9 +223,22 @@ model_explorer.ablate(lm, dataset.val_dataloader(16)).unstack()
 
 # %%
 right = lm.tokenizer("l")[-1]
-model_explorer.activation_patching(
+table = model_explorer.activation_patching(
     lm, "hello::he", "hexlo::he", lambda logits: logits[0, -1].log_softmax(-1)[right]
-).round(2)
+)
+model_explorer.heatmap(table)
+
+# %% [markdown]
+# ## Circuits in the weights
+#
+# How much the keys of each head read what each earlier head writes, and the directions that one head writes.
+
+# %%
+model_explorer.heatmap(model_explorer.composition_scores(lm, "K"))
+
+# %%
+svd = model_explorer.circuit_svd(lm, "OV", layer=0, head=0)
+[lm.tokenizer.tokens(logits.topk(5).indices.tolist()) for logits in lm.unembed(svd.right.T)[:3]]
 
 # %% [markdown]
 # ## How heads form
@@ -252,3 +265,7 @@ model_explorer.attention_film(model_explorer.checkpoints(timestamp), "hello::hel
 
 # %%
 model_explorer.attention_html(lm_gpt2, "as business managers know")
+
+# %%
+texts = "hello::hello", "jolly::jolly"
+model_explorer.attention_pair(*(model_explorer.attention_html(lm, text) for text in texts))

@@ -81,10 +81,18 @@ def test_the_table_of_runs_and_the_samples_are_there(cells):
 
 @pytest.mark.ci
 def test_the_notebook_shows_pages_and_tables_of_activations(cells):
-    for code in ("attention_film(", "attention_html("):
-        [page] = outputs(cells, code)
+    pages = [
+        "attention_film(",
+        "attention_html(lm_gpt2",
+        "attention_pair(",
+        "heatmap(lens",
+        "heatmap(attribution",
+    ]
+    pages += ["ablate(", "activation_patching(", "composition_scores("]
+    for code in pages:
+        page = outputs(cells, code)[-1]
         assert page["data"]["text/html"].startswith("<iframe"), code
-    for code in (".unstack()", "activation_patching(", "over_checkpoints(", "loss_by_position("):
+    for code in ("over_checkpoints(", "loss_by_position("):
         [table] = outputs(cells, code)
         assert "<table" in table["data"]["text/html"], code
 

@@ -94,7 +94,7 @@ class TrainParams:
     mask_frac: Annotated[float, Field(gt=0, le=1)] = 0.15  # share of tokens to predict, if "masked"
     freeze: tuple[str, ...] = ()  # patterns of parameters that do not train, such as "decoder.layers.0.*"
     random_seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # initial weights, dropout, order of the batches
-    hyperparams_log_freq: Interval = 100  # steps, or share of the run, between entries for lr and norms
+    hyperparams_log_freq: Interval = 100  # steps, or share of the run, between entries for norms and times
     checkpoint_every: Interval | None = None  # steps, or share, between kept weights; only with --save
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = "32-true"
     recompute: Literal["none", "layer"] = "none"  # layer: store less, and compute each layer twice

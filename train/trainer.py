@@ -223,15 +223,15 @@ class LMTrainer(L.LightningModule):
         if self.is_step_split:
             self.mean_over_step()
         loads = self.expert_loads.end_step(self.model, self.trainer.world_size)
+        self.log_stat("lr", self.scheduler.get_last_lr()[0])
         if self.length.is_due(self.train_params.hyperparams_log_freq, self.global_step):
             self.log_hyperparams_and_time()
             self.log_expert_loads(loads)
 
     @torch.no_grad()
     def log_hyperparams_and_time(self) -> None:
-        """Log learning rates, times and norms at every `hyperparams_log_freq`. Gradients are not yet clipped."""
+        """Log times, norms and settings of groups at every `hyperparams_log_freq`. Gradients are not yet clipped."""
         lm = self.model
-        self.log_stat("lr", self.scheduler.get_last_lr()[0])
         self.log_stat("train_seconds", self.train_seconds)
         self.log_groups()
         weights: defaultdict[str, list[Tensor]] = defaultdict(list)

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from explore.inspection.patterns import visible
 from model.generation.sampling import eval_mode
 from model.inputs import Input, ids_of
 from model.lm import LM
 from model.perplexity import NOT_SCORED
-from model.recording import Recording, at
+from model.recording import Reached, Recording, StopAt, at, tapping
 from model.transformer.attention import Attention
 from model.transformer.transformerencoderlayer import TransformerEncoderLayer
 
@@ -31,6 +32,20 @@ def eval_no_grad(lm: LM) -> Iterator[None]:
     """Put `lm` into evaluation mode and disable gradients inside the `with` block."""
     with torch.no_grad(), eval_mode(lm):
         yield
+
+
+def run_until(lm: LM, sample: Input, name: str) -> Tensor:
+    """Run a model up to one activation and return it. Nothing after it is computed.
+
+    "layers.3.resid_pre" stops before layer 3. Recordings and patches around the call hold. The model is in evaluation mode,
+    and gradients flow if they are enabled. Raise ValueError for an unknown name.
+    """
+    with eval_mode(lm), tapping(lm, lm.taps, StopAt([name])):
+        try:
+            lm(sample)
+        except Reached as reached:
+            return reached.x
+    raise AssertionError("tapping raises if no activation has the name")
 
 
 def logit_lens(lm: LM, sample: Input) -> Tensor:
@@ -90,7 +105,9 @@ def direct_logit_attribution(
     if token not in range(lm.n_tokens):
         raise ValueError(f"token={token!r}: token ids go from 0 to {lm.n_tokens - 1}")
     name = lm.tokenizer.tokens([token])[0]
-    return pd.Series(contributions_PV[:, token].tolist(), [*parts, "final_norm"], name=name)
+    series = pd.Series(contributions_PV[:, token].tolist(), [*parts, "final_norm"], name=name)
+    series.attrs["title"] = f"contributions to the logit of {visible(name)}"
+    return series
 
 
 def parts_of_stream(lm: LM, seen: Recording, position: int) -> dict[str, Tensor]:
@@ -199,7 +216,8 @@ def activation_patching(
 
     `metric` maps logits [B, T, V] to a number. `name` is the activation to patch. The table has a row for each layer
     and a column for each position. For an activation with heads ("z", "head_out", "pattern" ...), it has a row for each
-    (layer, head). Every cell takes a forward pass. Raise ValueError if the two inputs differ in shape.
+    (layer, head). Every cell takes a forward pass. Its attrs hold the "tokens" and, as "center", the metric of the
+    corrupted run without a patch. Raise ValueError if the two inputs differ in shape.
     """
     clean_BT, corrupted_BT = (ids_of(x, lm.tokenizer, lm.device) for x in (clean, corrupted))
     if clean_BT.shape != corrupted_BT.shape:
@@ -217,7 +235,13 @@ def activation_patching(
         positions = pd.RangeIndex(clean_BT.shape[1], name="position")
         found = activation_places(seen)
         rows = [[patched(place, position) for position in positions] for place in found]
-    return pd.DataFrame(rows, index_of(found), positions)
+        center = float(metric(lm(corrupted_BT)))
+    table = pd.DataFrame(rows, index_of(found), positions)
+    if len(clean_BT) == 1:
+        texts = [map(visible, lm.tokenizer.tokens(ids_BT[0].tolist())) for ids_BT in (clean_BT, corrupted_BT)]
+        table.attrs["tokens"] = [a if a == b else f"{a}/{b}" for a, b in zip(*texts, strict=True)]
+    table.attrs["center"] = center
+    return table
 
 
 def ablate(lm: LM, samples: Samples, name: str = "z", by: Literal["zero", "mean"] = "zero") -> pd.Series:

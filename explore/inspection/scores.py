@@ -1,10 +1,10 @@
 """Scores of heads, losses by position and token, and any such result over the checkpoints of a run.
 
-Shape suffixes:  B batch  T position  S position attended to  H head
+Shape suffixes:  B batch  H head  T position  S position attended to
 """
 
-from collections.abc import Callable, Iterable
-from typing import TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from explore.inspection.analysis import Samples, batches_of, eval_no_grad
+from explore.inspection.patterns import attention_patterns
+from model.inputs import Input, ids_of
 from model.lm import LM
 from model.perplexity import NO_LOSS
 
@@ -59,6 +61,91 @@ def repeated_sequences(lm: LM, n_samples: int, length: int | None, seed: int) ->
 def stripe(pattern_BHTS: Tensor, back: int, n: int) -> Tensor:
     """Return the mean attention [H] of the last `n` queries to the key `back` positions before each."""
     return pattern_BHTS.diagonal(-back, dim1=-2, dim2=-1)[..., -n:].mean(dim=(0, 2))
+
+
+def detect_heads(
+    lm: LM,
+    sample: Input,
+    pattern: Tensor | np.ndarray | None = None,
+    *,
+    measure: Literal["share", "distance"] = "share",
+    exclude_first: bool = False,
+    exclude_self: bool = False,
+) -> pd.DataFrame:
+    """Return how well each head's attention on one sequence of your own agrees with expected patterns.
+
+    The table has a row for each (layer, head). Its columns are "previous_token", "duplicate_token" and "induction", or
+    "pattern" if you give one: the attention [T, T] (query, key) that you expect. `measure` compares the two:
+
+    - "share": the share of the head's attention that lies on the pattern, usually of zeros and ones.
+    - "distance": 1 - the sum of absolute differences / T. It is 1 for equal patterns, and -1 if no query agrees.
+
+    `exclude_first` ignores attention to the first token, and `exclude_self` that of tokens to themselves. These are the
+    measures "mul" and "abs" of TransformerLens. Raise ValueError for a batch, an unknown measure or another shape.
+    """
+    if measure not in ("share", "distance"):
+        raise ValueError(f"measure={measure!r} must be 'share' or 'distance'")
+    patterns = attention_patterns(lm, sample)
+    T = len(patterns.tokens)
+    if pattern is None:
+        expected = expected_patterns(ids_of(sample, lm.tokenizer, lm.device)[0].tolist())
+    else:
+        expected = {"pattern": np.asarray(pattern, dtype=np.float32)}
+        if expected["pattern"].shape != (T, T):
+            raise ValueError(f"pattern has shape {expected['pattern'].shape}, but the sample needs {(T, T)}")
+    counted_TS = np.ones((T, T), dtype=np.float32)
+    counted_TS[:, 0] -= exclude_first
+    counted_TS[range(T), range(T)] *= not exclude_self
+    tables = {}
+    for layer, pattern_HTS in patterns.of_layer.items():
+        columns = {
+            name: agreement(pattern_HTS, expected_TS, counted_TS, measure)
+            for name, expected_TS in expected.items()
+        }
+        tables[layer] = pd.DataFrame(columns).rename_axis("head")
+    return pd.concat(tables, names=["layer"])
+
+
+def agreement(
+    pattern_HTS: np.ndarray, expected_TS: np.ndarray, counted_TS: np.ndarray, measure: str
+) -> np.ndarray:
+    """Return the agreement [H] of patterns with the expected one, where `counted_TS` is 1. See `detect_heads`."""
+    counted_HTS = pattern_HTS * counted_TS
+    if measure == "share":
+        return (counted_HTS * expected_TS).sum(axis=(1, 2)) / counted_HTS.sum(axis=(1, 2))
+    distance_HTS = np.abs(pattern_HTS - expected_TS) * counted_TS
+    return 1 - distance_HTS.sum(axis=(1, 2)) / len(expected_TS)
+
+
+def pattern_scores(pattern_HTS: np.ndarray, tokens: Sequence[object]) -> dict[str, np.ndarray]:
+    """Return scores [H] of the patterns of some heads on one sequence, by name.
+
+    The first three are the shares of `detect_heads`. "sink" is the mean attention of later tokens to the first one, and
+    "entropy" that of a query's weights in nats, 0 if all are on one key.
+    """
+    weights_HTS = np.nan_to_num(pattern_HTS, posinf=0, neginf=0).clip(0)
+    total_H = np.maximum(weights_HTS.sum(axis=(1, 2)), 1e-9)
+    found = {
+        name: (weights_HTS * expected_TS).sum(axis=(1, 2)) / total_H
+        for name, expected_TS in expected_patterns(tokens).items()
+    }
+    found["sink"] = weights_HTS[:, 1:, 0].mean(axis=1) if len(tokens) > 1 else weights_HTS[:, 0, 0]
+    logs_HTS = np.log(np.where(weights_HTS > 0, weights_HTS, 1))
+    found["entropy"] = -(weights_HTS * logs_HTS).sum(axis=2).mean(axis=1)
+    return found
+
+
+def expected_patterns(tokens: Sequence[object]) -> dict[str, np.ndarray]:
+    """Return where heads of known kinds attend, 1 or 0 for each query and key: [T, T].
+
+    "previous_token" is the position before, "duplicate_token" every earlier position with the same token, and "induction"
+    every position after one of these (Olsson et al. 2022).
+    """
+    _, numbers = np.unique(np.array(tokens), return_inverse=True)
+    duplicate_TS = np.tril(numbers[:, None] == numbers, -1).astype(np.float32)
+    induction_TS = np.pad(duplicate_TS, ((0, 0), (1, 0)))[:, :-1]
+    previous_TS = np.eye(len(numbers), k=-1, dtype=np.float32)
+    return {"previous_token": previous_TS, "duplicate_token": duplicate_TS, "induction": induction_TS}
 
 
 def loss_by_position(lm: LM, samples: Samples) -> pd.DataFrame:

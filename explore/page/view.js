@@ -2,9 +2,10 @@
 
 // ---- the parts of the page
 
-// A width for T cells in this room: whole pixels for each, if there are so many.
+// A width for T cells in this room: whole pixels for each, unless that would leave much of the room empty.
 function fitting(room, largestCell) {
-  return T <= room ? T * Math.min(largestCell, Math.floor(room / T)) : room;
+  const whole = T * Math.min(largestCell, Math.floor(room / T));
+  return T <= 20 || whole > 0.95 * room ? whole : Math.min(room, T * largestCell);
 }
 
 function make(tag, properties, ...children) {
@@ -13,18 +14,21 @@ function make(tag, properties, ...children) {
   return element;
 }
 
-function nameOf(head) {
-  return `layer ${heads[head].layer}, head ${heads[head].head}`;
-}
-
 const pictures = heads.map((_, i) => {
   const canvas = make("canvas");
-  const button = make("button", { ariaLabel: nameOf(i) }, canvas);
-  button.onclick = () => choose({ head: i });
-  button.onpointermove = (event) => tell(i, ...cellAt(event, canvas), event.clientX, event.clientY);
+  const button = make("button", { ariaLabel: nameOf(i) }, canvas, make("small"));
+  button.onclick = (event) => choose({ heads: event.shiftKey ? toggled(i) : [i] });
+  button.onpointermove = (event) => tell([i], ...cellAt(event, canvas), event.clientX, event.clientY);
   button.onpointerleave = leave;
   return button;
 });
+
+// The chosen heads with this one, or without it if it is one of them.
+function toggled(head) {
+  const others = view.heads.filter((i) => i !== head);
+  return others.length < view.heads.length && others.length ? others : [...others, head];
+}
+
 const inSight = new Set(); // the pictures that are scrolled into view: only they are painted
 const sight = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
@@ -39,14 +43,14 @@ const sight = new IntersectionObserver((entries) => {
 
 function paintPicture(button) {
   const canvas = button.firstChild;
-  paint(canvas, pictures.indexOf(button), Math.round(canvas.clientWidth * devicePixelRatio));
+  paint(canvas, [pictures.indexOf(button)], Math.round(canvas.clientWidth * devicePixelRatio));
 }
 
 const chips = tokens.map((token, i) => {
   const chip = make("button", {}, make("bdi", { textContent: token }));
   chip.onclick = () => choose({ token: view.token === i ? null : i });
   chip.onpointermove = (event) => {
-    if (view.token !== null) tell(view.head, ...cellWith(i), event.clientX, event.clientY);
+    if (view.token !== null) tell(view.heads, ...cellWith(i), event.clientX, event.clientY);
   };
   chip.onpointerleave = leave;
   return chip;
@@ -55,11 +59,30 @@ const labels = { queries: [], keys: [] };
 
 // ---- from `view` to the screen
 
-function choose(change) {
+function choose(change, isFollowing = false) {
   Object.assign(view, change);
-  if ("step" in change) inSight.forEach(paintPicture);
+  if ("step" in change || "values" in change) inSight.forEach(paintPicture);
+  if ("step" in change || "order" in change || "least" in change) arrange();
   if (view.token !== null) bringIntoView(chips[view.token]);
   render();
+  if (isFollowing) return;
+  if (partner !== null) partner.postMessage(viewAsText(), "*");
+  else if (self === top) keepInUrl();
+}
+
+let keeping = null; // the timer of the next change of the URL, as browsers allow only so many
+
+function keepInUrl() {
+  clearTimeout(keeping);
+  keeping = setTimeout(() => history.replaceState(null, "", `#${viewAsText()}`), 100);
+}
+
+let partner = null; // the page around this one, if it shows another beside it
+
+function follow(event) {
+  if (event.source !== parent || typeof event.data !== "string") return;
+  if (event.data === "follow") partner = event.source;
+  else if (codes) choose({ ...viewFrom(event.data), token: view.token, step: view.step }, true);
 }
 
 // Moves the text alone: the browser's own way would move the notebook around the page, too.
@@ -78,7 +101,11 @@ function render() {
   const step = page.steps[view.step];
   byId("when").textContent = step === null ? "" : `step ${step.toLocaleString("en")}`;
   byId("step").value = view.step;
-  pictures.forEach((button, i) => pressed(button, i === view.head, i === view.head));
+  pictures.forEach((button, i) => pressed(button, view.heads.includes(i), i === view.heads[0]));
+  byId("order").value = view.order;
+  byId("least").value = view.least;
+  byId("values").checked = view.values;
+  document.querySelector(`#way [value=${view.from ? "from" : "to"}]`).checked = true;
   chips.forEach((chip, i) => pressed(chip, i === view.token, i === (view.token ?? 0)));
   renderPlot();
   renderText();
@@ -92,13 +119,15 @@ function pressed(button, isPressed, takesTab) {
 function renderPlot() {
   const plot = byId("plot");
   const pattern = byId("pattern");
-  byId("name").textContent = nameOf(view.head);
-  pattern.ariaLabel = `${nameOf(view.head)}: a row for each query; arrow keys read single weights`;
-  const size = fitting(Math.max(160, Math.min(plot.clientWidth, plot.clientHeight) - 104), 40);
-  paint(pattern, view.head, Math.round(size * devicePixelRatio));
+  byId("name").textContent = nameOfAll(view.heads);
+  pattern.ariaLabel = `${nameOfAll(view.heads)}: a row for each query; arrow keys read single weights`;
+  const [width, height] = [plot.clientWidth - 104, plot.clientHeight];
+  const isCrowded = Math.min(width, height - 104) / T < 8; // there is no room for the names of tokens
+  const size = fitting(Math.max(160, Math.min(width, height - (isCrowded ? 40 : 104))), 40);
+  paint(pattern, view.heads, Math.round(size * devicePixelRatio));
   plot.style.setProperty("--size", `${size}px`);
   plot.style.setProperty("--cell", `${size / T}px`);
-  plot.classList.toggle("crowded", size / T < 8);
+  plot.classList.toggle("crowded", isCrowded);
   around(byId("chosen"), view.from, view.token);
 }
 
@@ -110,7 +139,7 @@ function around(frame, isRow, token) {
 }
 
 function renderText() {
-  const weights = chips.map((_, i) => (view.token === null ? 0 : codeOf(view.head, ...cellWith(i))));
+  const weights = chips.map((_, i) => (view.token === null ? 0 : codeOf(view.heads, ...cellWith(i))));
   chips.forEach((chip, i) => {
     const [query, key] = cellWith(i);
     const color = view.token === null ? 0 : colorOf(weights[i], inFuture(query, key));
@@ -119,7 +148,7 @@ function renderText() {
     chip.classList.toggle("blank", view.token !== null && !color);
   });
   const most = byId("most");
-  most.textContent = "Click a token to see what it attends to, a small picture to enlarge it.";
+  most.textContent = "Click a token to see what it attends to, a small picture to enlarge it; with Shift, to average several.";
   if (view.token === null) return;
   most.replaceChildren(make("bdi", { textContent: tokens[view.token] }), ` (${view.token}) `);
   most.append(view.from ? "attends most to " : "is attended to most by ");
@@ -139,13 +168,13 @@ function cellAt(event, canvas) {
   return offsets.map((offset) => Math.max(0, Math.min(T - 1, Math.floor((offset / box.width) * T))));
 }
 
-function tell(head, query, key, x, y) {
-  const code = codeOf(head, query, key);
+function tell(selected, query, key, x, y) {
+  const code = codeOf(selected, query, key);
   const isFuture = inFuture(query, key);
   const tip = byId("tip");
   const weight = written(weightOf(code)) + (isFuture ? " on the future" : "");
   tip.replaceChildren(make("b", { textContent: isFuture && code === 0 ? "the future" : weight }));
-  if (head !== view.head) tip.append(`  ${nameOf(head)}`);
+  if (selected.length === 1 && !view.heads.includes(selected[0])) tip.append(`  ${nameOf(selected[0])}`);
   tip.append(`\nquery ${query} `, make("bdi", { textContent: tokens[query] }));
   tip.append(`\nkey ${key} `, make("bdi", { textContent: tokens[key] }));
   tip.classList.toggle("alarm", isFuture && code !== 0);
@@ -179,7 +208,7 @@ function moveCursor(event) {
   cursor = cursor.map((at, i) => Math.max(0, Math.min(T - 1, at + ARROWS[event.key][i])));
   const box = byId("pattern").getBoundingClientRect();
   const [y, x] = cursor.map((at) => ((at + 0.5) * box.width) / T);
-  tell(view.head, ...cursor, box.left + x, box.top + y);
+  tell(view.heads, ...cursor, box.left + x, box.top + y);
 }
 
 // Arrow keys go from one button to the next; `placeOf` says in which row and column it stands.
@@ -216,19 +245,42 @@ function pause() {
 
 // ---- once, at the beginning
 
-function build() {
+let places = new Map(); // [row, column] of the shown heads
+
+// Puts the small pictures into the grid. In the order of a score, each has its name and its score below it.
+function arrange() {
+  byId("heads").replaceChildren();
+  const byLayer = view.order === "layer";
+  if (byLayer) labelLayers();
+  const shown = shownHeads();
+  places = placesOf(shown);
+  for (const [i, [row, column]] of places) {
+    pictures[i].lastChild.textContent = byLayer ? "" : `${heads[i].layer}.${heads[i].head}: ${scoreOf(i).toFixed(2)}`;
+    place(pictures[i], row + 2, column + 2);
+  }
+  byId("filter").hidden = byLayer;
+  byId("count").textContent = `${shown.length} of ${heads.length}, from ${(view.least * (byLayer ? 0 : largestScore())).toFixed(2)}`;
+}
+
+function labelLayers() {
   const label = (properties, row, column) => place(make("span", properties), row, column);
   label({ className: "layer", textContent: "head" }, 1, 1);
   [...new Set(heads.map(({ head }) => head))].forEach((head) => label({ textContent: head }, 1, head + 2));
   page.layers.forEach(([layer], row) => label({ className: "layer", textContent: `layer ${layer}` }, row + 2, 1));
-  pictures.forEach((button, i) => place(button, heads[i].row + 2, heads[i].head + 2));
+}
+
+function build() {
+  arrange();
   byId("text").append(...chips);
+  for (const score of SCORES) byId("order").append(make("option", { value: score, textContent: score }));
+  byId("values").disabled = !hasValues;
   for (const axis of ["queries", "keys"]) {
     labels[axis] = tokens.map((token, i) => make("span", { textContent: token, style: `--at: ${i}` }));
     byId(axis).append(...labels[axis]);
   }
   byId("film").hidden = page.steps.length === 1;
   byId("step").max = page.steps.length - 1;
+  byId("title").textContent = page.name;
   byId("about").textContent = page.about;
   explainColors();
   warn();
@@ -261,7 +313,8 @@ function warn() {
 
 function layOut() {
   const widest = Math.max(...page.layers.map(([, n]) => n));
-  const room = Math.floor((document.body.clientWidth / 2 - 90) / widest) - 6;
+  const share = T < 80 ? 0.5 : 0.38; // long texts need a larger large picture
+  const room = Math.floor((document.body.clientWidth * share - 90) / widest) - 6;
   byId("heads").style.setProperty("--small", `${fitting(Math.max(24, Math.min(128, room)), 24)}px`);
   inSight.forEach(paintPicture);
   renderPlot();
@@ -280,11 +333,17 @@ function dress(isDark) {
 
 function listen() {
   const pattern = byId("pattern");
-  pattern.onpointermove = (event) => tell(view.head, ...cellAt(event, pattern), event.clientX, event.clientY);
+  pattern.onpointermove = (event) => tell(view.heads, ...cellAt(event, pattern), event.clientX, event.clientY);
   pattern.onpointerleave = pattern.onblur = leave;
   pattern.onkeydown = moveCursor;
   pattern.onclick = (event) => choose({ token: cellAt(event, pattern)[view.from ? 0 : 1] });
-  byId("heads").onkeydown = arrowsMove(pictures, (i) => [heads[i].row, heads[i].head]);
+  byId("heads").onkeydown = arrowsMove(pictures, (i) => places.get(i) ?? []);
+  byId("order").onchange = (event) => choose({ order: event.target.value, least: 0 });
+  byId("least").oninput = (event) => choose({ least: Number(event.target.value) });
+  byId("mean").onclick = () => choose({ heads: shownHeads() });
+  byId("values").onchange = (event) => choose({ values: event.target.checked });
+  byId("save").onclick = saveDrawing;
+  window.onhashchange = () => choose(viewFrom(location.hash.slice(1)));
   byId("text").onkeydown = arrowsMove(chips, (i) => [0, i]);
   byId("way").onchange = (event) => choose({ from: event.target.value === "from" });
   byId("step").oninput = (event) => choose({ step: Number(event.target.value) });
@@ -297,7 +356,9 @@ function listen() {
 }
 
 async function begin() {
+  window.onmessage = follow; // the page around this one may greet it while the weights are unpacked
   codes = await inflated(byId("weights").textContent);
+  if (self === top && location.hash) Object.assign(view, viewFrom(location.hash.slice(1)));
   build();
   listen();
   const darkness = matchMedia("(prefers-color-scheme: dark)");

@@ -6,8 +6,10 @@ const page = JSON.parse(byId("data").textContent);
 const tokens = page.tokens;
 const T = tokens.length;
 const heads = page.layers.flatMap(([layer, n], row) => Array.from({ length: n }, (_, head) => ({ layer, head, row })));
-const view = { step: 0, head: 0, token: null, from: true }; // all that can be chosen; what is seen follows from it
-let codes; // the bytes of all weights, see coded() in html.py
+// All that can be chosen; what is seen follows from it. The large picture is the mean of `heads`.
+const view = { step: 0, heads: [0], token: null, from: true, order: "layer", least: 0, values: false };
+const hasValues = page.norms.every((ofStep) => ofStep.every((norms) => norms !== null));
+let codes; // the bytes of all weights, see encode_weights in html.py
 
 // ---- numbers
 
@@ -19,13 +21,26 @@ async function inflated(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-function codeOf(head, query, key) {
+function codeOfHead(head, query, key) {
   const n = heads.length * T * T;
   const at = view.step * 2 * n + (head * T + query) * T + key;
   return ((codes[at] << 24) >> 16) | codes[at + n];
 }
 
 const NOT_A_NUMBER = -32768;
+
+// The code of the mean weight of heads, each times the relative norm of its value if the view says so.
+function codeOf(selected, query, key) {
+  if (selected.length === 1 && !view.values) return codeOfHead(selected[0], query, key);
+  let sum = 0;
+  for (const head of selected) {
+    const code = codeOfHead(head, query, key);
+    if (code === NOT_A_NUMBER) return code;
+    sum += weightOf(code) * (view.values ? page.norms[view.step][head][key] : 1);
+  }
+  const mean = sum / selected.length;
+  return Math.sign(mean) * Math.sqrt(Math.abs(mean)) * page.levels;
+}
 
 function weightOf(code) {
   return code === NOT_A_NUMBER ? NaN : Math.sign(code) * (code / page.levels) ** 2;
@@ -89,14 +104,14 @@ function inkOn(color) {
 // ---- pictures of heads
 
 // With more tokens than pixels, a pixel shows the largest weight in it; one on the future before all others.
-function paint(canvas, head, pixels) {
+function paint(canvas, selected, pixels) {
   const n = Math.min(T, pixels);
-  const largest = new Int32Array(n * n).fill(-1);
+  const largest = new Float64Array(n * n).fill(-1);
   const colors = new Uint32Array(n * n);
   for (let query = 0; query < T; query++) {
     const row = Math.floor((query * n) / T) * n;
     for (let key = 0; key < T; key++) {
-      const code = codeOf(head, query, key);
+      const code = codeOf(selected, query, key);
       const isFuture = inFuture(query, key);
       if (isFuture && code === 0) continue;
       const rank = Math.abs(code) + (isFuture ? 1 << 16 : 0);

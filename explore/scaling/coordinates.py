@@ -316,8 +316,8 @@ def coordinate_report(
         sentences.append(with_variant(variant, sentence))
         problems += [problem if variant in controls else with_variant(variant, problem)] if problem else []
         undecided += [with_variant(variant, doubt)] * bool(doubt)
-        panels.append(panels_of(variant, own))
-    figure = draw_panels(panels, ("width", "mean size"))
+        panels += panel_rows(variant, own)
+    figure = draw_panels(panels, ("width", "size / narrowest"))
     return ScalingReport("coord-check", table, sentences, problems, figure, undecided)
 
 
@@ -367,8 +367,7 @@ def findings(own: pd.DataFrame, probe: Slope) -> list[Finding]:
     ]
     for module, of, t, slope in fitted_slopes(own):
         what = "the change of " * (of == "update") + module
-        settles = of == "size" and t == SETTLED and not is_free(module)
-        one = finding(what, slope, -HIGH if settles else LOW, HIGH, f" at t={t}")
+        one = finding(what, slope, *allowed_slopes(module, of, t), f" at t={t}")
         found += [one] if one else []
     return sorted(found, key=lambda one: (not one.broken, -one.excess))
 
@@ -403,6 +402,12 @@ def slopes(sizes: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def allowed_slopes(module: str, of: str, t: int) -> tuple[float, float]:
+    """Return the band of slopes that are allowed for an activation, or for its change, at step `t`."""
+    settles = of == "size" and t == SETTLED and not is_free(module)
+    return -HIGH if settles else LOW, HIGH
+
+
 def is_free(module: object) -> bool:
     """Return whether an activation may still shrink with the width at t = SETTLED."""
     return module == "output" or str(module).rpartition(".")[2] in FREE
@@ -416,13 +421,35 @@ def highest_value(table: pd.DataFrame) -> float:
     return float(table.filter(like="t=").max(axis=None))
 
 
-def panels_of(variant: str, own: pd.DataFrame) -> list[Panel]:
-    """Return a panel for each step, with a line for each activation."""
-    panels = []
-    for t, at_t in own.groupby("t"):
-        lines = []
-        for module, of_module in at_t.groupby("module", sort=False):
-            means = of_module.groupby("width")["size"].mean()
-            lines.append(Line(str(module), [int(width) for width in means.index], means.to_list()))
-        panels.append(Panel(f"{variant}, t = {t}" if variant else f"t = {t}", lines))
-    return panels
+def panel_rows(variant: str, own: pd.DataFrame) -> list[list[Panel]]:
+    """Return a panel for each activation, with a row for each layer."""
+    rows: dict[str, list[Panel]] = {}
+    for module, of_module in own.groupby("module", sort=False):
+        rows.setdefault(str(module).rpartition(".")[0], []).append(panel_of(variant, str(module), of_module))
+    return list(rows.values())
+
+
+def panel_of(variant: str, module: str, of_module: pd.DataFrame) -> Panel:
+    """Return a panel with the sizes of one activation at each step, relative to the narrowest model.
+
+    Sizes that break their band are red, and so are changes since the first step that do. Gray bands show what is allowed.
+    """
+    lines = []
+    for _, of, t, slope in fitted_slopes(of_module):
+        low, high = allowed_slopes(module, of, t)
+        found = finding(module, slope, low, high)
+        is_bad = found is not None and found.broken
+        if of == "size" or is_bad:
+            means = of_module[of_module["t"] == t].groupby("width")[of].mean()
+            name = f"t = {t}" if of == "size" else f"change, t = {t}"
+            relative = [float(mean / means.iloc[0]) if means.iloc[0] else math.nan for mean in means]
+            lines.append(Line(name, [int(width) for width in means.index], relative, is_bad=is_bad))
+    widths = sorted(int(width) for width in of_module["width"].unique())
+    shares = [width / widths[0] for width in widths]
+    bands = [
+        Line(f"allowed ({LOW} to {HIGH})", widths, (), [x**LOW for x in shares], [x**HIGH for x in shares])
+    ]
+    if not is_free(module):
+        settled = [x**-HIGH for x in shares]
+        bands.append(Line(f"allowed at t = {SETTLED}", widths, (), settled, bands[0].high))
+    return Panel(f"{variant}\n{module}" if variant else module, lines, bands)

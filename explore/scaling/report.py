@@ -36,11 +36,13 @@ class Line(NamedTuple):
     high: Sequence[float] = ()
     best: int | None = None  # index of a point to mark
     clipped: Sequence[int] = ()  # indices of points above the range of the panel, drawn at its upper edge
+    is_bad: bool = False  # drawn in red
 
 
 class Panel(NamedTuple):
     title: str
     lines: list[Line]
+    bands: Sequence[Line] = ()  # gray: where lines are allowed, between `low` and `high`
 
 
 @dataclass

@@ -48,8 +48,8 @@ class LanguageModel(Protocol):
 class GrowingRows:
     """A batch of ids, all rows of one length, that grows token by token.
 
-    `room` is the largest number of tokens in a row, and `n_rows` the largest number of rows. Recording and patching
-    need all positions at every step, so the cache is then off. The model must be in evaluation mode.
+    `room` is the largest number of tokens in a row, and `n_rows` the largest number of rows. Patches need all positions
+    at every step, so the cache is then off. The model must be in evaluation mode.
     """
 
     def __init__(

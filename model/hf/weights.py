@@ -133,6 +133,7 @@ def from_hf(
         params = replace(params, tokenizer_source_name=hf_model.config.name_or_path)
     tokenizer = with_stops(tokenizer or IdsOnly(hf_model.config), end_tokens(hf_model))
     lm = LM(params, tokenizer).to(hf_model.device, hf_model.dtype)
+    lm.name = hf_model.config.name_or_path or ""
     copy_weights(hf_model, lm)
     if check_logits and (difference := logit_difference(hf_model, lm)) is not None:
         raise ValueError(

@@ -13,12 +13,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import gpt2
 from data.tokenizer import char_tokenizer, word_tokenizer
 from explore.html import LEVELS, attention_film, attention_html, fill_page
 from explore.inspection.patterns import Patterns, attention_patterns, visible
+from explore.inspection.scores import detect_heads
 from model.context import Layer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -199,8 +201,8 @@ def test_a_notebook_shows_a_page_in_an_iframe():
     [(tag, attrs)] = parsed.tags
     attrs = dict(attrs)
     assert tag == "iframe"
-    assert attrs["srcdoc"] == page.html == html.unescape(attrs["srcdoc"])
-    assert attrs["sandbox"] == "allow-scripts"
+    assert attrs["srcdoc"] == page.html
+    assert attrs["sandbox"] == "allow-scripts allow-downloads"
     assert re.search(r"height: \d+px", attrs["style"])
 
 
@@ -211,6 +213,37 @@ def test_the_page_is_complete_and_runs_one_script_only():
     [policy] = [dict(attrs)["content"] for tag, attrs in Scripts(page).tags if "http-equiv" in dict(attrs)]
     digest = base64.b64encode(hashlib.sha256(Scripts(page).texts[-1].encode()).digest()).decode()
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
+
+
+def test_the_title_names_model_run_and_text():
+    lm = little_lm()
+    lm.name = "2024-04-22--16-17-00, step <500>"
+    page = attention_html(lm, "abc " * 4).html
+    name = "2024-04-22--16-17-00, step <500>: custom-transformer, 2 layers of dim 8"
+    assert contents(page)[0]["name"] == name
+    title = re.search("<title>(.*)</title>", page)
+    assert html.unescape(title[1]) == f"{name}: <bos>abc abc abc abc "
+
+
+def test_the_page_has_scores_and_relative_norms_of_values():
+    lm = little_lm(n_heads=4, n_kv_heads=2)
+    data, _ = contents(attention_html(lm, "abcabc").html)
+    [scores] = data["scores"]
+    assert list(scores) == ["previous token", "duplicate token", "induction", "sink", "entropy"]
+    table = detect_heads(lm, "abcabc")
+    for name in ("previous_token", "duplicate_token", "induction"):
+        assert scores[name.replace("_", " ")] == pytest.approx(table[name].tolist(), abs=1e-4)
+    pattern_HTS = np.concatenate(list(attention_patterns(lm, "abcabc").of_layer.values()))
+    assert scores["sink"] == pytest.approx(pattern_HTS[:, 1:, 0].mean(axis=1), abs=1e-4)
+    entropy_HT = [[stats.entropy(row) for row in pattern_TS] for pattern_TS in pattern_HTS]
+    assert scores["entropy"] == pytest.approx(np.mean(entropy_HT, axis=1), abs=1e-4)
+    with torch.no_grad(), lm.record("v") as seen:
+        lm("abcabc")
+    norms = torch.cat([seen[f"layers.{i}.v"][0].norm(dim=-1).repeat_interleave(2, dim=0) for i in (0, 1)])
+    expected = norms / norms.amax(dim=1, keepdim=True)
+    np.testing.assert_allclose(data["norms"][0], expected, atol=1e-4)
+    lm = little_lm(layer_architecture="torch-transformer")
+    assert contents(attention_html(lm, "abc").html)[0]["norms"] == [[None] * 4]
 
 
 EVIL = [

@@ -1,7 +1,9 @@
 """Figures show the numbers they are made of, are saved where they should be, and are not left open."""
 
 import json
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +16,7 @@ from explore.inspection.patterns import Patterns
 from explore.plots import draw_attentions, head_film
 from model.lm import LM
 from model.model_params import ModelParams
-from tests.explore.test_load import FIRST, SECOND, folder_of
+from tests.explore.test_load import FIRST, SECOND, edit_json, folder_of
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,72 @@ def test_several_runs_and_metrics_share_a_figure(root, capsys):
     assert lines_of(figure.axes[0])["dim=16"][1][4] == 4.0 - 4 / 16
     assert (root / "metrics" / "both.png").read_bytes().startswith(b"\x89PNG")
     assert str(root / "metrics" / "both.png") in capsys.readouterr().out
+
+
+def with_seeds(root, *seeds: int) -> list[str]:
+    """Copy the first run for each seed, whose losses are higher by the seed. Return the timestamps of all."""
+    found = [FIRST]
+    for seed in seeds:
+        timestamp = f"2024-04-22--16-18-{seed:02}"
+        path = Path(shutil.copytree(folder_of(root), folder_of(root, timestamp)))
+        edit_json(path / "params.json", "train", "random_seed", value=seed)
+        stats = json.loads((path / "stats.json").read_text())
+        for stat in stats["stat/val_loss:main"]:
+            stat[3] += seed
+        (path / "stats.json").write_text(json.dumps(stats))
+        found.append(timestamp)
+    return found
+
+
+def test_runs_that_differ_in_the_seed_are_one_line_with_a_band(root):
+    same = with_seeds(root, 1, 2)
+    figure = model_explorer.plot_metrics([*same, SECOND], "val_loss", out=str(root))
+    [ax] = figure.axes
+    assert list(lines_of(ax)) == ["dim=8, 3 seeds", "dim=16"]
+    x, y = lines_of(ax)["dim=8, 3 seeds"]
+    assert x == [0, 8, 16, 24, 32]
+    assert y == pytest.approx([5.0 - step / 8 for step in range(5)])
+    [band] = ax.collections
+    heights = band.get_paths()[0].vertices[:, 1]
+    margin = 4.302653 / 3**0.5  # Student's t of two degrees of freedom, times a standard deviation of 1
+    assert (heights.min(), heights.max()) == pytest.approx((4.5 - margin, 5 + margin))
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["dim=8, 3 seeds", "dim=16"]
+    assert ax.get_legend() is None
+    figure.savefig(root / "loss.png")  # lays it out
+    assert legend.get_window_extent().x0 >= ax.get_window_extent().x1 - 1  # outside
+    plt.close(figure)
+    [ax] = model_explorer.plot_metrics(same, out=str(root)).axes
+    assert list(lines_of(ax)) == ["3 seeds"]
+    assert ax.get_title() == "3 seeds"
+
+
+def test_runs_that_differ_in_nothing_are_named_by_their_timestamps(root):
+    [again] = with_seeds(root, 3)[1:]
+    edit_json(folder_of(root, again) / "params.json", "train", "random_seed", value=0)
+    figure = model_explorer.plot_metrics([FIRST, again, SECOND], out=str(root))
+    assert list(lines_of(figure.axes[0])) == [f"dim=8 {FIRST}", f"dim=8 {again}", "dim=16"]
+
+
+def test_axes_and_smoothing_are_arguments(root):
+    figure = model_explorer.plot_metrics(FIRST, "loss", out=str(root), x="steps", log="xy", smooth=2)
+    [ax] = figure.axes
+    x, y = lines_of(ax)[FIRST]
+    assert x == [0, 1, 2, 3, 4]
+    assert y == pytest.approx([4.0, *(4.0 - (2 * step - 1) / 16 for step in range(1, 5))])
+    assert (ax.get_xlabel(), ax.get_xscale(), ax.get_yscale()) == ("optimizer steps", "log", "log")
+    for wrong in ({"x": "tokens"}, {"log": "z"}, {"smooth": 0}):
+        with pytest.raises(ValueError, match="x must be one of samples, steps, log one of"):
+            model_explorer.plot_metrics(FIRST, out=str(root), **wrong)
+
+
+@pytest.mark.parametrize("kind", ["svg", "pdf"])
+def test_figures_for_papers_fit_a_column(root, kind):
+    figure = model_explorer.plot_metrics([FIRST, SECOND], filename=f"loss.{kind}", out=str(root))
+    assert (root / "metrics" / f"loss.{kind}").exists()
+    assert figure.get_figwidth() == 3.25
+    figure = model_explorer.plot_metrics(FIRST, filename=f"wide.{kind}", out=str(root), width=5.5)
+    assert figure.get_figwidth() == 5.5
 
 
 @pytest.mark.parametrize("typed", ["stat/val_loss:main", "val_loss:main", "val_loss", "loss"])
@@ -100,6 +168,9 @@ def test_show_lm_attns_saves_one_figure(lm, tmp_path, capsys):
     assert path.name == "layers-0--heads-0-3.png"
     assert path.read_bytes().startswith(b"\x89PNG")
     assert str(path) in capsys.readouterr().out
+    model_explorer.show_lm_attns(lm, "a", folder_name="paper", out=str(tmp_path), file_type="pdf")
+    [path] = (tmp_path / "attentions" / "paper").iterdir()
+    assert path.read_bytes().startswith(b"%PDF")
 
 
 @pytest.mark.parametrize(
@@ -188,6 +259,19 @@ def test_layers_without_patterns_are_left_out(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"layers=\[0\]: there are patterns of 1, 3"):
         model_explorer.show_lm_attns(lm, "abc", layers=[0])
     plt.close(drawn[0])
+
+
+@pytest.mark.parametrize("n_heads", [1, 4])
+@pytest.mark.parametrize("tokens", [["<bos>", "antidisestablishment", "a", "b"], None])
+def test_attention_patterns_fit_a_column_of_a_paper(n_heads, tokens):
+    figure = draw_attentions(patterns_of(causal(2, n_heads, 4), tokens), [0, 1], range(n_heads), width=3.25)
+    assert figure.get_figwidth() == 3.25
+    figure.canvas.draw()
+    for ax in figure.axes:
+        box = ax.get_tightbbox(figure.canvas.get_renderer())
+        assert box.x0 >= figure.bbox.x0 - 1
+        assert box.x1 <= figure.bbox.x1 + 1
+    plt.close(figure)
 
 
 def checkpoints(n: int) -> list[tuple[int, LM]]:

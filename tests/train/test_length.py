@@ -256,7 +256,7 @@ def test_intervals_count_optimizer_steps(tmp_path):
         hyperparams_log_freq=3,
         val_every=0.5,
     )
-    assert [stat.s for stat in run.stats.train_stats["stat/lr"]] == [0, 3, 6, 9]
+    assert [stat.s for stat in run.stats.train_stats["stat/train_seconds"]] == [0, 3, 6, 9]
     assert [stat.s for stat in run.stats.train_stats["stat/val_loss:main"]] == [6, 12]
 
 

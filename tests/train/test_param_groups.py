@@ -589,7 +589,8 @@ def run(tmp_path, model: ModelParams, **train_fields):
 
 def test_settings_of_each_group_are_among_the_statistics(tmp_path):
     stats = run(tmp_path, SMALL, weight_decay=0.1, warmup_steps=2, lr_schedule="constant").stats.train_stats
-    lr = [stat.v for stat in stats["stat/lr"]]
+    at_step = {stat.s: stat.v for stat in stats["stat/lr"]}
+    lr = [at_step[stat.s] for stat in stats["stat/lr:embedding"]]
     assert lr[-1] == 1e-2
     assert lr[0] < lr[-1]
     assert [stat.v for stat in stats["stat/lr:embedding"]] == lr

@@ -303,6 +303,7 @@ def load_run(folder: Path, step: int | None = None) -> Loaded:
     """
     params, tokenizer, about = read_run(folder)
     lm = load_lm(weights_file(folder, step), params.model, tokenizer)
+    lm.name = folder.name if step is None else f"{folder.name}, step {step:,}"
     return Loaded(lm, tokenizer, params, Stats.load(regular_file(folder / "stats.json")).train_stats, about)
 
 
@@ -310,7 +311,9 @@ def load_checkpoints(folder: Path) -> Iterator[tuple[int, LM]]:
     """Yield (step, model) for all kept weights, loaded one at a time. Raise ValueError as `load_run` does."""
     params, tokenizer, _ = read_run(folder)
     for step, path in checkpoint_files(folder).items():
-        yield step, load_lm(path, params.model, tokenizer)
+        lm = load_lm(path, params.model, tokenizer)
+        lm.name = folder.name
+        yield step, lm
 
 
 def read_run(folder: Path) -> tuple[Params, Tokenizer, dict[str, Any]]:

@@ -1,15 +1,17 @@
 """The attention page in a real browser: it shows the right numbers, asks nobody for anything, and obeys no token."""
 
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from explore.html import AttentionPage, fill_page
+from explore.html import AttentionPage, attention_pair, fill_page
 from explore.inspection.patterns import Patterns, visible
+from explore.inspection.scores import pattern_scores
 
 
 @pytest.fixture
@@ -246,6 +248,154 @@ def test_the_slider_goes_through_training(opened):
     assert not opened(page_of(films[0])).one("#film").is_displayed()
 
 
+def two_layers(seed: int = 0, model: str = "") -> str:
+    """A page of five heads of five tokens, in the layers 0 and 3; the values of token 2 are the longest."""
+    patterns = {0: causal(2, 5, 5, seed=seed), 3: causal(3, 5, 5, seed=seed + 1)}
+    norms = {layer: np.tile([1, 1, 4, 2, 1], (len(pattern), 1)) for layer, pattern in patterns.items()}
+    return fill_page([(None, Patterns(list("ababa"), patterns, 4, True, norms, model))])
+
+
+def names_of_heads(page) -> list[str]:
+    return [button.get_attribute("aria-label") for button in page.all("#heads button")]
+
+
+def test_heads_are_ordered_and_filtered_by_a_score(opened):
+    patterns = np.concatenate([causal(2, 5, 5), causal(3, 5, 5, seed=1)])
+    names = ["layer 0, head 0", "layer 0, head 1", *(f"layer 3, head {head}" for head in range(3))]
+    page = opened(two_layers())
+    assert names_of_heads(page) == names
+    assert not page.one("#least").is_displayed()
+    scores = pattern_scores(patterns, list("ababa"))
+    for kind, option in [("induction", "induction"), ("previous_token", "previous token"), ("sink", "sink")]:
+        Select(page.one("#order")).select_by_value(option)
+        order = np.argsort(-scores[kind], kind="stable")
+        assert names_of_heads(page) == [names[i] for i in order]
+        first = page.one("#heads small").text
+        assert float(first.split(": ")[1]) == pytest.approx(scores[kind].max(), abs=0.01)
+    page.press(Keys.TAB)
+    slider = page.one("#least")
+    page.run("arguments[0].value = 0.9; arguments[0].dispatchEvent(new Event('input'))", slider)
+    kept = [i for i in order if scores["sink"][i] >= 0.9 * scores["sink"].max() - 1e-4]
+    assert names_of_heads(page) == [names[i] for i in kept]
+    assert page.one("#count").text.startswith(f"{len(kept)} of 5, from ")
+    Select(page.one("#order")).select_by_value("layer")
+    assert names_of_heads(page) == names
+
+
+def test_several_heads_are_averaged(opened):
+    pattern = causal(2, 5, 5)
+    page = opened(two_layers())
+    buttons = page.all("#heads button")
+    ActionChains(page.driver).key_down(Keys.SHIFT).click(buttons[1]).key_up(Keys.SHIFT).perform()
+    assert page.one("#name").text == "mean of 2 heads: 0.0, 0.1"
+    shown = page.hover(page.one("#pattern"), 0.3, 0.9).splitlines()
+    assert float(shown[0]) == pytest.approx(pattern[:, 4, 1].mean(), abs=1e-3)
+    assert [button.get_attribute("aria-pressed") for button in buttons[:3]] == ["true", "true", "false"]
+    ActionChains(page.driver).key_down(Keys.SHIFT).click(buttons[0]).key_up(Keys.SHIFT).perform()
+    assert page.one("#name").text == "layer 0, head 1"
+    page.one("#mean").click()
+    assert page.one("#name").text == "mean of 5 heads: 0.0, 0.1, 3.0, 3.1, 3.2"
+    every = np.concatenate([pattern, causal(3, 5, 5, seed=1)])
+    shown = page.hover(page.one("#pattern"), 0.3, 0.9).splitlines()
+    assert float(shown[0]) == pytest.approx(every[:, 4, 1].mean(), abs=1e-3)
+    buttons[2].click()
+    assert page.one("#name").text == "layer 3, head 0"
+
+
+def test_weights_are_multiplied_by_the_norms_of_values(opened):
+    pattern = causal(2, 5, 5)
+    page = opened(two_layers())
+    page.one("#values").click()
+    for key, norm in enumerate([0.25, 0.25, 1, 0.5, 0.25]):
+        shown = page.hover(page.one("#pattern"), (key + 0.5) / 5, 0.9).splitlines()
+        assert float(shown[0]) == pytest.approx(pattern[0, 4, key] * norm, abs=1e-3)
+    page = opened(page_of(pattern))
+    assert not page.one("#values").is_enabled()
+
+
+def test_the_url_holds_the_state(opened):
+    page = opened(two_layers())
+    Select(page.one("#order")).select_by_value("sink")
+    first, second = names_of_heads(page)[1:3]
+    buttons = page.all("#heads button")
+    buttons[1].click()
+    ActionChains(page.driver).key_down(Keys.SHIFT).click(buttons[2]).key_up(Keys.SHIFT).perform()
+    page.all("#text button")[3].click()
+    page.one("input[value=to]").click()
+    page.one("#values").click()
+    page.wait("location.hash.includes('values=1')")
+    url = page.driver.current_url
+    name, most = page.one("#name").text, page.one("#most").text
+    assert name.startswith("mean of 2 heads")
+    page.driver.get("about:blank")
+    page.driver.get(url)
+    page.when_ready()
+    assert (page.one("#name").text, page.one("#most").text) == (name, most)
+    assert names_of_heads(page)[1:3] == [first, second]
+    assert page.one("#values").is_selected()
+    page.run(
+        "location.hash = 'heads=9.9 3.1&token=77&order=no&least=7&step=5'"
+    )  # what does not exist is ignored
+    page.wait("document.querySelector('#name').textContent === 'layer 3, head 1'")
+    assert page.all("#text [aria-pressed=true]") == []
+    assert len(names_of_heads(page)) == 5
+
+
+def test_a_head_is_saved_as_a_drawing(opened, tmp_path):
+    pattern = causal(1, len(EVIL), len(EVIL))
+    page = opened(page_of(pattern, EVIL))
+    folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.driver.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
+    drawing = ElementTree.fromstring(page.run("return drawing()"))
+    page.one("#save").click()
+    path = tmp_path / "layer-0-head-0.svg"
+    WebDriverWait(page.driver, 20, 0.05).until(lambda _: path.exists())
+    assert ElementTree.fromstring(path.read_text(encoding="utf-8")).tag == drawing.tag
+    space = {"svg": "http://www.w3.org/2000/svg"}
+    titles = [title.text for title in drawing.iterfind(".//svg:rect/svg:title", space)]
+    assert len(titles) == len(EVIL) * (len(EVIL) + 1) / 2
+    assert titles[1] == f"{visible(EVIL[1])} → {visible(EVIL[0])}: {pattern[0, 1, 0]:.3f}"
+    assert {element.tag.rpartition("}")[2] for element in drawing.iter()} == {"svg", "text", "rect", "title"}
+
+
+def test_two_pages_side_by_side_follow_each_other(opened, chromium, tmp_path):
+    pair = attention_pair(
+        AttentionPage(two_layers(model="left")), AttentionPage(two_layers(seed=5, model="right"))
+    )
+    (tmp_path / "pair.html").write_text(pair.html, encoding="utf-8")
+    chromium.get((tmp_path / "pair.html").as_uri())
+    page = Page(chromium)
+    frames = page.all("iframe")
+    for frame, title in zip(frames, ("left", "right"), strict=True):
+        chromium.switch_to.frame(frame)
+        page.when_ready()
+        assert page.one("#title").text == title
+        chromium.switch_to.default_content()
+    chromium.switch_to.frame(frames[0])
+    page.wait("partner !== null")
+    Select(page.one("#order")).select_by_value("entropy")
+    chromium.find_element(By.CSS_SELECTOR, "[aria-label='layer 3, head 2']").click()
+    chromium.switch_to.default_content()
+    chromium.switch_to.frame(frames[1])
+    page.wait("document.querySelector('#name').textContent === 'layer 3, head 2'")
+    assert page.one("#order").get_attribute("value") == "entropy"
+    page.all("#heads button")[0].click()
+    name = page.one("#name").text
+    chromium.switch_to.default_content()
+    chromium.switch_to.frame(frames[0])
+    page.wait("document.querySelector('#name').textContent === arguments[0]", name)
+    chromium.switch_to.default_content()
+
+
+@pytest.mark.parametrize("n_tokens", [100, 150, 220])
+def test_a_long_text_uses_the_height_of_the_window(opened, n_tokens):
+    page = opened(page_of(causal(4, n_tokens, n_tokens)))
+    pattern, plot = page.one("#pattern"), page.one("#plot")
+    assert pattern.size["height"] >= 0.95 * min(plot.size["height"] - 40, plot.size["width"] - 104)
+    assert pattern.size["height"] > 0.55 * page.run("return innerHeight")
+    assert page.run("return document.documentElement.scrollHeight <= innerHeight")
+
+
 EVIL = [
     "</script><img src=x onerror=document.title='hacked'>",
     "<script>document.title='hacked'</script>",
@@ -268,7 +418,7 @@ def test_tokens_with_markup_do_nothing(opened):
         assert chip.text == visible(EVIL[i])
         page.hover(page.one("#pattern"), 0.01, (i + 0.5) / len(EVIL))
         assert f"query {i} {visible(EVIL[i])}" in page.one("#tip").text
-    assert page.driver.title == "Attention patterns"
+    assert page.driver.title.startswith("Attention patterns: </script><img src=x")
     assert page.all("img, iframe, b b, #text script") == []
     assert len(page.all("script")) == 3
     assert page.run("return document.body.lastElementChild.tagName") == "SCRIPT"

@@ -7,6 +7,9 @@ from tokenizers.models import WordLevel
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from explore.inspection.analysis import run_until
+from explore.inspection.circuits import circuit_svd, composition_scores
+from explore.inspection.scores import detect_heads
 from model.hf.weights import from_hf
 from model.recording import at
 from tests.model.tiny import perturb, random_ids
@@ -14,6 +17,9 @@ from tests.model.tiny import perturb, random_ids
 lens = pytest.importorskip(
     "transformer_lens.model_bridge", reason="transformer-lens is not installed (requirements-lens.txt)"
 )
+
+from transformer_lens.head_detector import detect_head  # noqa: E402 -- where it is installed
+from transformer_lens.SVDInterpreter import SVDInterpreter  # noqa: E402
 
 pytestmark = pytest.mark.extras
 
@@ -101,3 +107,83 @@ def test_a_patched_run_equals_transformer_lens(twins, head):
         with ours.patch({"layers.1.z": at(0, heads=head)}):
             assert_close(ours(ids), expected, rtol=1e-5, atol=1e-5)
         assert not torch.allclose(ours(ids), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("reads", ["Q", "K", "V"])
+def test_composition_scores_equal_transformer_lens(twins, reads):
+    ours, theirs = twins
+    expected = theirs.all_composition_scores(reads)
+    table = composition_scores(ours, reads)
+    scores = expected.scores.flatten(2).flatten(0, 1)
+    assert_close(torch.tensor(table.to_numpy()), scores, rtol=1e-5, atol=1e-6)
+    assert [f"L{layer}H{head}" for layer, head in table.columns] == expected.head_labels
+
+
+@pytest.mark.parametrize("circuit", ["QK", "OV"])
+def test_singular_vectors_of_circuits_equal_transformer_lens(twins, circuit):
+    ours, theirs = twins
+    for layer, head in [(0, 0), (2, 3)]:
+        matrix = (theirs.QK if circuit == "QK" else theirs.OV)[layer, head]
+        u, values, v = matrix.svd()
+        svd = circuit_svd(ours, circuit, layer, head)
+        assert_close(svd.values, values, rtol=1e-5, atol=1e-5)
+        signs = (svd.left * u).sum(dim=0).sign()
+        assert_close(svd.left * signs, u, rtol=1e-3, atol=1e-4)
+        assert_close(svd.right * signs, v, rtol=1e-3, atol=1e-4)
+        assert_close(svd.left * svd.values @ svd.right.T, matrix.AB, rtol=1e-4, atol=1e-5)
+
+
+def test_output_directions_as_logits_equal_transformer_lens(twins):
+    ours, theirs = twins
+    expected = SVDInterpreter(theirs).get_singular_vectors("OV", layer_index=1, head_index=2, num_vectors=6)
+    with torch.no_grad():
+        logits = ours.unembed(circuit_svd(ours, "OV", 1, 2).right.T).T
+    signs = (logits * expected[:, 0]).sum(dim=0).sign()
+    assert_close(logits * signs, expected[:, 0], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_a_run_until_a_layer_equals_transformer_lens(twins, layer):
+    ours, theirs = twins
+    ids = random_ids(2, 9, n_tokens=61)
+    with torch.no_grad():
+        expected = theirs(ids, stop_at_layer=layer)
+        assert_close(run_until(ours, ids, f"layers.{layer}.resid_pre"), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("excluded", [{}, {"exclude_first": True}, {"exclude_self": True}])
+def test_detected_heads_equal_transformer_lens(twins, excluded, monkeypatch):
+    ours, theirs = twins
+    ids = torch.tensor([[0, 7, 3, 7, 3, 3, 11, 7, 3]])
+    monkeypatch.setattr(theirs, "to_tokens", lambda text: ids)
+    their_options = {
+        {"exclude_first": "exclude_bos", "exclude_self": "exclude_current_token"}[name]: value
+        for name, value in excluded.items()
+    }
+    for measure, theirs_measure, rounding in [("share", "mul", 1e-6), ("distance", "abs", 5.1e-4)]:
+        table = detect_heads(ours, ids, measure=measure, **excluded)
+        for kind in ("previous_token", "duplicate_token", "induction"):
+            expected = detect_head(
+                theirs, "text", f"{kind}_head", error_measure=theirs_measure, **their_options
+            )
+            got = torch.tensor(table[kind].to_numpy()).unflatten(0, (3, 4))
+            assert_close(got, expected, rtol=0, atol=rounding, check_dtype=False)
+    own = torch.rand(len(ids[0]), len(ids[0]), generator=torch.Generator().manual_seed(0)).tril()
+    expected = detect_head(theirs, "text", own, error_measure="abs")
+    got = torch.tensor(detect_heads(ours, ids, own, measure="distance")["pattern"].to_numpy())
+    assert_close(got.unflatten(0, (3, 4)), expected, rtol=0, atol=5.1e-4, check_dtype=False)
+
+
+def test_gradients_of_activations_equal_transformer_lens(twins):
+    ours, theirs = twins
+    ids, found = random_ids(2, 9, n_tokens=61), {}
+    theirs.reset_hooks()
+    theirs.add_hook(
+        "blocks.1.attn.hook_z", lambda grad, hook: found.__setitem__("z", grad.clone()) or None, dir="bwd"
+    )
+    theirs(ids)[:, -1, 5].sum().backward()
+    theirs.reset_hooks()
+    with ours.record("layers.1.z") as seen:
+        logits = ours(ids)
+    [gradient] = torch.autograd.grad(logits[:, -1, 5].sum(), [seen["layers.1.z"]])
+    assert_close(gradient, found["z"].transpose(1, 2), rtol=1e-4, atol=1e-5)

@@ -16,8 +16,11 @@ from torch import nn
 import explore.scaling.coordinates as coordinates
 import model.mup.parametrization as parametrization
 from benchmarks import parts
+from explore.plots import RED
 from explore.scaling.coordinates import (
     FINITE,
+    HIGH,
+    LOW,
     aligned_probe,
     coord_check,
     coordinate_report,
@@ -306,6 +309,35 @@ def test_a_verdict_is_saved_with_its_table_and_figure(tmp_path):
     found.save(tmp_path / "reports")
     assert sorted(path.suffix for path in (tmp_path / "reports").iterdir()) == [".csv", ".png", ".svg"]
     assert pd.read_csv(tmp_path / "reports" / "coord-check.csv")["t=4"][0] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_figure_has_a_panel_for_each_activation_and_the_offender_is_red():
+    found = coordinate_report(
+        power_law(**{"embed": 0.0, "layers.0.z": 1.0, "layers.0.scores": -0.5}), NO_PROBE
+    )
+    panels = {ax.get_title(): ax for ax in found.figure.axes if ax.get_title()}
+    assert list(panels) == ["embed", "layers.0.z", "layers.0.scores"]
+    reds = {
+        name: [np.array_equal(line.get_color(), RED) for line in ax.get_lines()]
+        for name, ax in panels.items()
+    }
+    n_lines = 8  # a line and its clipped points for each step
+    assert reds == {
+        "embed": [False] * n_lines,
+        "layers.0.z": [True] * n_lines,
+        "layers.0.scores": [False] * n_lines,
+    }
+    assert {name for name, ax in panels.items() if ax.title.get_color() == RED} == {"layers.0.z"}
+    assert panels["layers.0.z"].get_lines()[0].get_ydata() == pytest.approx([1, 2, 4])
+    band = panels["layers.0.scores"].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == pytest.approx((4**LOW, 4**HIGH))
+    assert [len(ax.collections) for ax in panels.values()] == [2, 2, 1]  # scores may go on shrinking
+    [legend] = found.figure.legends
+    assert [text.get_text() for text in legend.get_texts()][4:] == [
+        "not allowed",
+        "allowed (-0.6 to 0.2)",
+        "allowed at t = 4",
+    ]
 
 
 def noisy_law(power: float, noise: float, widths=(64, 128, 256), seeds=range(4), module="a") -> pd.DataFrame:

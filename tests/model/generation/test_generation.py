@@ -211,7 +211,7 @@ def test_the_unembedding_computes_the_logits_of_the_last_position_alone():
     assert set(lengths) == {1}
     with lm.record("logits") as seen:
         lm.sample("abcde", 7, temperature=0)
-    assert seen["logits"].shape[1] == 6  # recording gets them all
+    assert seen["logits"].shape[1] == 7  # recording gets them all
 
 
 def test_an_unembedding_that_reads_other_positions_gets_them_all():
@@ -480,9 +480,43 @@ def test_patches_and_recordings_hold_while_generating():
         patched = generate(lm, PROMPTS, 9, temperature=0)
         assert patched == generate(lm, PROMPTS, 9, temperature=0, use_cache=False)
     assert patched != generate(lm, PROMPTS, 9, temperature=0)
-    with lm.record("pattern") as seen:
+    with lm.patch(shift), lm.record() as seen:
         row = lm.sample("ab", 9, as_str=False, temperature=0)
-    assert seen["layers.1.pattern"].shape[-2:] == (len(row) - 1, len(row) - 1)
+        with lm.record() as plain:
+            lm(row)
+    assert [*seen] == [*plain]
+    for name in plain:
+        torch.testing.assert_close(seen[name], plain[name])
+
+
+@pytest.mark.parametrize("kind", ["custom-transformer", "torch-lstm", "mamba2"])
+def test_a_recording_holds_all_tokens_of_all_samples(kind):
+    lm = tiny_lm(seed=2, layer_architecture=kind, positions="none").train()
+    lm.tokenizer.stops = tuple(range(2, 20))
+    with lm.record("resid_post", "logits") as seen:
+        rows = lm.sample(["a", "abcab", "ab"], 12, as_str=False, temperature=0)
+    assert len({len(row) for row in rows}) > 1
+    assert lm.training
+    assert [len(x) for x in seen.values()] == [3, 3, 3]
+    lm.eval()
+    for i, row in enumerate(rows):
+        with lm.record("resid_post", "logits") as plain:
+            lm(row)
+        for name in plain:
+            torch.testing.assert_close(seen[name][i, : len(row)], plain[name][0])
+    with lm.record("logits") as seen:
+        best = lm.beam_search("ab", 9, as_str=False, n_best=2)
+    torch.testing.assert_close(seen["logits"][0, : len(best[0].sample)], lm(best[0].sample)[0])
+
+
+def test_recording_does_not_slow_generation_down():
+    lm, seen_by_layer = tiny_lm(), []
+    lm.decoder.layers[0].register_forward_hook(lambda layer, args, x: seen_by_layer.append(x.shape[1]))
+    lm.sample("ab", 12, temperature=0)  # the cache is compared
+    seen_by_layer.clear()
+    with lm.record("pattern"):
+        row = lm.sample("ab", 12, as_str=False, temperature=0)
+    assert seen_by_layer == [3, *[1] * (len(row) - 4), len(row)]
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
