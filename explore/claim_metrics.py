@@ -7,7 +7,7 @@ Shape suffixes:  B batch  T position  S position attended to  D model dim  H hea
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,11 +33,11 @@ def validation_batches(data: LMDataModule, max_rows: int | None = MAX_VAL_ROWS) 
         yield mycollate(rows.__getitems__(list(indices)), pad=data.tokenizer.pad)
 
 
-def arguments_of(data: LMDataModule, task: str) -> dict[str, int]:
+def arguments_of(data: LMDataModule, task: str) -> dict[str, Any]:
     """Return all arguments of a task whose arguments are numbers. Raise ValueError if the data are those of another one."""
     if data.task is None or data.dataset_name != task:
         raise ValueError(f"it needs dataset_name={task!r}, not {data.dataset_name!r}")
-    return data.task.arguments(data.data_params.task_args)  # type: ignore[return-value]
+    return data.task.arguments(data.data_params.task_args)
 
 
 @metric

@@ -8,8 +8,9 @@ Shape suffixes:  B batch  T position  D input dimension  V vocabulary  R sample 
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def last_ridge_error(lm: LM, data: LMDataModule) -> float:
 class RegressionPoints:
     """Samples of `linear_regression` as numbers. Predictions of their values are arrays [R, P]."""
 
-    def __init__(self, samples: Sequence[Sample], arguments: dict[str, int]) -> None:
+    def __init__(self, samples: Sequence[Sample], arguments: Mapping[str, Any]) -> None:
         self.dims, self.n_bins, self.n_tasks = (arguments[name] for name in ("dims", "n_bins", "n_tasks"))
         self.tokens = [read_marks(sample).tokens for sample in samples]
         bins = np.array([[int(token[1:]) for token in tokens[:-1]] for tokens in self.tokens])

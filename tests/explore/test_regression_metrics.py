@@ -107,6 +107,6 @@ def test_ridge_agrees_with_the_reference_of_the_task():
         flat = [
             part for token in changed for part in (["«", token[1:-1], "»"] if token[0] == "«" else [token])
         ]
-        losses.append(in_context.ridge_losses(flat, dims=3, n_bins=16)[-1])
+        losses.append(in_context.regression_losses(flat, dims=3, n_bins=16)[-1])
     likely = bin_values(16, math.sqrt(3))[int(np.argmin(losses))]
     assert abs(likely - points.of_ridge()[0, -1]) < 0.6
