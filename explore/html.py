@@ -153,12 +153,12 @@ def encode_weights(weights_HTS: np.ndarray) -> bytes:
     return low_high[:, 1].tobytes() + low_high[:, 0].tobytes()
 
 
-def fill_template(template: str, scripts: Sequence[str], values: dict[str, str]) -> str:
+def fill_template(template: str, scripts: Sequence[str], values: dict[str, str], library: str = "") -> str:
     """Return a template of page/ with the common head, the scripts and `values` in its placeholders.
 
-    The values must be safe HTML: this function escapes nothing.
+    The values must be safe HTML: this function escapes nothing. `library` is JavaScript that runs before the scripts.
     """
-    script = "\n".join((PAGE / name).read_text(encoding="utf-8") for name in scripts)
+    script = "\n".join([library, *((PAGE / name).read_text(encoding="utf-8") for name in scripts)])
     digest = "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page, head = ((PAGE / name).read_text(encoding="utf-8") for name in (template, "head.html"))
     for name, value in {"head": head.rstrip(), "digest": digest, **values, "script": script}.items():

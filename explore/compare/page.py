@@ -1,0 +1,57 @@
+"""The HTML page of a report: one file that needs no network, with charts, all runs and their origin."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from html import escape
+
+import pandas as pd
+
+from explore.compare.charts import vega_script
+from explore.compare.claims import ClaimVerdict
+from explore.compare.curves import read_curves
+from explore.compare.page_data import as_json, page_document
+from explore.compare.parts import Figures, ReportPart
+from explore.compare.sections import claims_section, ranked_rows, sections, table_of_texts
+from explore.compare.variants import Variant, has_ended, measured, varied_fields
+from explore.compare.verdict_text import comparison_cells, sentences
+from explore.compare.verdicts import comparison_rows
+from explore.html import Page, fill_template
+
+
+def report_page(
+    name: str,
+    table: pd.DataFrame,
+    variants: Sequence[Variant],
+    comparison: pd.DataFrame,
+    effect: pd.DataFrame | None = None,
+    claims: Sequence[ClaimVerdict] = (),
+) -> Page:
+    """Return the page of the report. `effect` is a comparison by one field, over all others."""
+    listed = ranked_rows(table)
+    folders = {str(measured(row, "folder")) for row in listed}
+    rows, parts, run_stats = comparison_rows(comparison), [], {}
+    for data in dict.fromkeys(variant.data for variant in variants):
+        chosen = [i for i, variant in enumerate(variants) if variant.data == data]
+        own = [variants[i] for i in chosen]
+        curves = read_curves(own, folders)
+        run_stats.update(curves.runs)
+        metric = comparison.attrs["metric"]
+        parts.append(ReportPart(data, own, [rows[i] for i in chosen], curves.averages, metric))
+    values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
+    values["condition"] = comparison.attrs["at"]
+    figures = Figures()
+    bodies = sections(values, parts, table, comparison.attrs["notes"], comparison.attrs["left_out"], figures)
+    if effect is not None:
+        bodies["answer"] = main_effect(effect) + bodies["answer"]
+    bodies["answer"] += claims_section(claims)
+    varied = varied_fields([row for row in listed if has_ended(row)])
+    bodies["data"] = as_json(page_document(listed, varied, parts, run_stats, figures.entries))
+    page = fill_template("report.html", ["charts.js", "report.js"], bodies, library=vega_script())
+    return Page(page, title=f"Report: {name}")
+
+
+def main_effect(effect: pd.DataFrame) -> str:
+    """Return the part of the answer about the main effect of one field."""
+    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(effect))
+    title = escape(f"Main effect of {effect.attrs['by']}, over all other fields and seeds")
+    return f"<h3>{title}</h3>{table_of_texts(comparison_cells(effect))}<ul>{words}</ul>"

@@ -1,0 +1,190 @@
+// The charts of a report: their data from the document of the page, values under the mouse, and saving as SVG or PNG.
+"use strict";
+
+const OTHERS = "all other runs";
+const MAX_DRAWN = 40_000; // points of a chart
+const NEAR = 30; // pixels between the mouse and the point that it shows
+const views = new Map(); // view and figure by the element of the figure
+
+// ---- loss curves
+
+const TITLES = { steps: "steps", tokens: "tokens", flops: "training FLOPs", seconds: "seconds of training" };
+
+function xOf(i, step) {
+  const curve = doc.curves[i], clock = curve.clock;
+  if (state.x === "steps") return step;
+  if (state.x !== "seconds" || !clock || clock.s.length < 2) return curve[state.x] === undefined ? null : step * curve[state.x];
+  const k = Math.min(clock.s.length - 1, Math.max(1, clock.s.findIndex((s) => s >= step) + 1 || Infinity));
+  const share = (step - clock.s[k - 1]) / (clock.s[k] - clock.s[k - 1] || 1);
+  return Math.max(0, clock.v[k - 1] + share * (clock.v[k] - clock.v[k - 1]));
+}
+
+function smoothed(values) {
+  let mean = 0, weight = 0;
+  const kept = Number(state.smooth);
+  return values?.map((value) => {
+    if (value === null) return null;
+    [mean, weight] = [kept * mean + (1 - kept) * value, kept * weight + (1 - kept)];
+    return mean / weight;
+  });
+}
+
+// The lowest and the highest of neighboring points.
+function thinned(rows, n) {
+  if (rows.length <= n) return rows;
+  const size = Math.ceil((2 * rows.length) / n), kept = [];
+  for (let start = 0; start < rows.length; start += size) {
+    const part = rows.slice(start, start + size).sort((a, b) => a.y - b.y);
+    kept.push(...[part[0], part.at(-1)].sort((a, b) => a.x - b.x));
+  }
+  return kept;
+}
+
+function curveRows(figure) {
+  const part = doc.parts[figure.part], single = figure.runs !== undefined;
+  const lines = single || state.lines === "runs"
+    ? (figure.runs ?? [...visible]).filter((i) => (single || part.groups[i] || doc.parts.length === 1) && doc.curves[i][state.loss])
+      .map((i) => ({ ...doc.curves[i][state.loss], runs: [i], name: doc.runs[i].id, group: single ? doc.runs[i].id : (part.groups[i] ?? OTHERS) }))
+    : part.means.filter((mean) => mean.loss === state.loss && mean.runs.some((i) => visible.has(i)));
+  lines.sort((a, b) => (b.group === OTHERS) - (a.group === OTHERS));
+  return lines.flatMap((line, key) => {
+    const [y, low, high] = [line.v, line.low, line.high].map(smoothed), run = line.runs[0];
+    const width = [state.run, state.other].includes(doc.runs[run].id) && !single ? 3.5 : line.group === OTHERS || line.runs.length === 1 ? 1 : 2;
+    const rows = y.map((value, k) => ({ x: xOf(run, line.s[k]), y: value, low: low?.[k], high: high?.[k], key, name: line.name, group: line.group, run, width }));
+    return thinned(rows.filter((row) => row.y !== null && row.x !== null && (!state.logx || row.x > 0) && (!state.logy || row.y > 0)), Math.max(20, MAX_DRAWN / lines.length));
+  });
+}
+
+function rangeOf(figure, rows) {
+  if (figure.ranges && !state.logy) return figure.ranges[state.loss];
+  const lows = rows.map((row) => (row.low > 0 || !state.logy ? row.low : undefined) ?? row.y), highs = rows.map((row) => row.high ?? row.y);
+  const [low, high] = [lows.reduce((a, b) => Math.min(a, b), Infinity), highs.reduce((a, b) => Math.max(a, b), -Infinity)];
+  return low < high ? [low, high] : [0.5, 1];
+}
+
+// ---- charts
+
+const probe = element("i", { hidden: true });
+document.body.append(probe);
+function color(name) {
+  probe.style.color = `var(--${name.slice(1)})`;
+  return getComputedStyle(probe).color;
+}
+
+function specOf(figure) {
+  const isCurves = figure.chart === "curves", log = (state.logx && "x") + (state.logy && "y");
+  const tokens = { ...figure.tokens };
+  if (isCurves) Object.assign(tokens, { "@x": TITLES[state.x], "@y": `${state.loss === "val" ? "validation" : "training"} loss` });
+  if (tokens["@colors"]) tokens["@colors"] = tokens["@colors"].map(color);
+  const spec = doc.charts[isCurves && log ? `curves-${log}` : figure.chart];
+  return JSON.parse(JSON.stringify(spec), (_, value) => {
+    if (typeof value === "string" && value.startsWith("@")) return Object.hasOwn(tokens, value) ? tokens[value] : color(value);
+    return Array.isArray(value) && value.length === 1 && Object.values(tokens).includes(value[0]) && Array.isArray(value[0]) ? value[0] : value;
+  });
+}
+
+const expanded = ({ columns, rows }) => rows.map((row) => Object.fromEntries(columns.map((name, i) => [name, row[i]])));
+
+function heatRows(figure) {
+  const [a, b, loss] = [figure.tokens["@x"], figure.tokens["@y"], "loss"].map((name) => figure.pairs.columns.indexOf(name));
+  return figure.labels[figure.tokens["@y"]].flatMap((labelB, placeB) => figure.labels[figure.tokens["@x"]].map((labelA, placeA) => {
+    const found = figure.pairs.rows.filter((row) => row[a] === placeA && row[b] === placeB).map((row) => row[loss]);
+    return { a: labelA, b: labelB, runs: found.length, loss: found.length ? found.reduce((sum, x) => sum + x, 0) / found.length : null };
+  }));
+}
+
+function dataOf(figure) {
+  if (figure.chart === "curves") return { curves: curveRows(figure), hover: [] };
+  if (figure.chart === "heat") return { heat: heatRows(figure) };
+  return Object.fromEntries(Object.entries(figure.data).map(([name, table]) => [name, expanded(table)]));
+}
+
+function drop(box) {
+  views.get(box)?.view.finalize();
+  views.delete(box);
+}
+
+function draw(box, figure) {
+  drop(box);
+  if (!box.querySelector(".view")) addTools(box, figure);
+  const data = dataOf(figure), container = box.querySelector(".view");
+  container.replaceChildren();
+  const view = new vega.View(vega.parse(specOf(figure), null, { ast: true }), { expr: vega.expressionInterpreter, renderer: "svg", container, hover: true });
+  views.set(box, { view, figure });
+  view.tooltip((_, event, __, value) => showTip(event, value));
+  for (const [name, rows] of Object.entries(data)) view.data(name, rows);
+  for (const [name, value] of Object.entries(figure.signals ?? {})) view.signal(name, value);
+  if (figure.chart === "curves") {
+    view.signal("yrange", rangeOf(figure, data.curves));
+    followMouse(view, data.curves);
+    keepZoom(view, figure);
+  }
+  view.run();
+}
+
+function redraw(chart) {
+  for (const [box, { figure }] of [...views]) if (!chart || figure.chart === chart) draw(box, figure);
+}
+
+function addTools(box, figure) {
+  const tools = element("div", { className: "tools" });
+  if (figure.chart === "heat") {
+    for (const axis of ["@x", "@y"]) {
+      const names = figure.pairs.columns.slice(0, -1);
+      const choice = element("select", {}, ...names.map((name) => element("option", { value: name, textContent: name, selected: name === figure.tokens[axis] })));
+      choice.onchange = () => { figure.tokens[axis] = choice.value; draw(box, figure); };
+      tools.append(element("label", {}, axis === "@x" ? "across " : "down ", choice));
+    }
+  }
+  for (const kind of ["svg", "png"]) {
+    const save = async () => download(await views.get(box).view.toImageURL(kind, 2), `${figure.chart}.${kind}`);
+    tools.append(element("button", { className: kind === "svg" ? "end" : "", textContent: kind.toUpperCase(), title: `Save the chart as ${kind.toUpperCase()}`, onclick: save }));
+  }
+  box.prepend(tools, element("div", { className: "view" }));
+}
+
+function showTip(event, value) {
+  const tip = byId("tip");
+  tip.hidden = value === null || value === undefined || value === "";
+  if (tip.hidden) return;
+  tip.textContent = typeof value === "object" ? Object.entries(value).map(([name, shown]) => `${name}: ${shown}`).join("\n") : value;
+  tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, innerWidth - tip.offsetWidth - 8))}px`;
+  tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 8))}px`;
+}
+
+// A line itself knows only its first point, so the nearest point of all lines is looked for.
+function followMouse(view, rows) {
+  let near = null;
+  view.addEventListener("pointermove", (event) => {
+    const frame = view.container().querySelector("svg").getBoundingClientRect(), [left, top] = view.origin();
+    const [x, y] = [view.scale("x"), view.scale("y")], hidden = view.signal("hidden")?.group ?? [];
+    const [atX, atY] = [event.clientX - frame.left - left, event.clientY - frame.top - top];
+    const before = near;
+    let least = NEAR ** 2;
+    near = null;
+    for (const row of rows) {
+      const distance = (x(row.x) - atX) ** 2 + (y(row.y) - atY) ** 2;
+      if (distance < least && !hidden.includes(row.group)) [near, least] = [row, distance];
+    }
+    if (near === before && near === null) return;
+    view.data("hover", near ? [near] : []).run();
+    const known = near && { "": near.name, [TITLES[state.x]]: text(near.x), loss: text(near.y) };
+    if (near?.low !== undefined && near.low !== null) known["95 % interval"] = `${text(near.low)} to ${text(near.high)}`;
+    showTip(event, known);
+  });
+  view.addEventListener("pointerout", (event) => { near = null; showTip(event, null); });
+  view.addEventListener("click", (event, item) => near && !item?.mark?.name?.startsWith("group_legend") && choose(near.run, event.shiftKey));
+}
+
+// The first chart of losses has its zoom in the address of the page.
+function keepZoom(view, figure) {
+  if (figure.part !== 0) return;
+  const zoom = state.zoom.split(",").map(Number);
+  if (zoom.length === 4 && zoom.every(Number.isFinite)) view.signal("zoom_x", zoom.slice(0, 2)).signal("zoom_y", zoom.slice(2));
+  const save = (_, __) => {
+    const ends = [view.signal("zoom_x"), view.signal("zoom_y")];
+    setState({ zoom: ends.every(Boolean) ? ends.flat().map((end) => Number(end.toPrecision(6))).join(",") : "" });
+  };
+  view.addSignalListener("zoom_x", save);
+  view.addSignalListener("zoom_y", save);
+}
