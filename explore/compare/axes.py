@@ -164,7 +164,13 @@ def heat_figure(part: ReportPart, axes: Sequence[str], figures: Figures) -> str:
     labels = {name: named[name].labels for name in small}
     caption = f"Mean {escape(part.label)} at each pair of values, over all other fields and seeds."
     return figures.add(
-        "heat", {"heat": []}, {"@x": small[0], "@y": small[1]}, caption, pairs=table, labels=labels
+        "heat",
+        {"heat": []},
+        {"@x": small[0], "@y": small[1]},
+        caption,
+        pairs=table,
+        labels=labels,
+        reversed=part.sign < 0,
     )
 
 

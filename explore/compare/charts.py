@@ -109,6 +109,11 @@ def group_color(shape: str = "stroke", columns: int = 2) -> alt.Color:
     return alt.Color("group:N", scale=alt.Scale(domain=[GROUPS], range=[COLORS]), legend=legend)
 
 
+def quantity_axis() -> alt.Axis:
+    """Return an axis of steps, tokens or FLOPs: plain numbers up to 10,000, then with k, M, G."""
+    return alt.Axis(labelExpr="format(datum.value, datum.value < 1e4 ? '~r' : '~s')")
+
+
 def named(data: str) -> alt.Chart:
     return alt.Chart(alt.NamedData(data))
 
@@ -116,7 +121,7 @@ def named(data: str) -> alt.Chart:
 def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "log"]) -> AnyChart:
     """Return the chart of losses: bands, lines, and the point under the mouse. `yrange` is the range of the losses."""
     hidden, y_range = hidden_groups(), alt.param(name="yrange", value=[0.5, 1])
-    x = alt.X("x:Q", title=X_TITLE, axis=alt.Axis(format="~s"), scale=alt.Scale(type=x_scale, nice=False))
+    x = alt.X("x:Q", title=X_TITLE, axis=quantity_axis(), scale=alt.Scale(type=x_scale, nice=False))
     y_of = alt.Scale(type=y_scale, domain=alt.ExprRef("yrange"), zero=False, nice=False)
     shown = named("curves").transform_filter(~hidden)
     # The key alone would do, but a line mark sorts its points unless it has an order.
@@ -162,7 +167,7 @@ def cost_chart() -> AnyChart:
     x = alt.X(
         "cost:Q",
         title=X_TITLE,
-        axis=alt.Axis(format="~s"),
+        axis=quantity_axis(),
         scale=alt.Scale(type="log", nice=False, padding=20),
     )
     y = alt.Scale(zero=False)

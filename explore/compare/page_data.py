@@ -24,7 +24,7 @@ MAX_DIFFS = 400_000  # characters of all diffs together
 MAX_CLOCK_POINTS = 20  # points of the curve from steps to seconds
 SHORT = {VALIDATION: "val", TRAINING: "train"}
 # Measured values that a run's details show in another form, or not at all.
-HIDDEN = ("folder", "sample", "code")
+HIDDEN = ("folder", "sample", "status", "stopped", "weights")
 TITLES = {"val_loss": "loss", "val_accuracy": "accuracy", "n_params": "parameters", "wall_seconds": "seconds"}
 # Columns that are shown until the reader chooses.
 SHOWN = ("val_loss", "val_accuracy", "n_params", "steps", "wall_seconds")

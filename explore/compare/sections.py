@@ -143,6 +143,8 @@ def further_figures(part: ReportPart, figures: Figures) -> str:
 
 def answer_of(part: ReportPart, figures: Figures) -> str:
     """Return the winner, by how much and how sure that is, and the table of the variants."""
+    if len(part.rows) == 1:
+        return winner(part)
     return f"{winner(part)}{verdicts(part)}{best_table(part)}{difference_figure(part, figures)}"
 
 

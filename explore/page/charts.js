@@ -49,7 +49,7 @@ function curveRows(figure) {
   lines.sort((a, b) => (b.group === OTHERS) - (a.group === OTHERS));
   return lines.flatMap((line, key) => {
     const [y, low, high] = [line.v, line.low, line.high].map(smoothed), run = line.runs[0];
-    const width = [state.run, state.other].includes(doc.runs[run].id) && !single ? 3.5 : line.group === OTHERS || line.runs.length === 1 ? 1 : 2;
+    const width = [state.run, state.other].includes(doc.runs[run].id) && !single ? 3.5 : line.group === OTHERS || (state.lines === "runs" && lines.length > 20) ? 1 : 1.8;
     const rows = y.map((value, k) => ({ x: xOf(run, line.s[k]), y: value, low: low?.[k], high: high?.[k], key, name: line.name, group: line.group, run, width }));
     return thinned(rows.filter((row) => row.y !== null && row.x !== null && (!state.logx || row.x > 0) && (!state.logy || row.y > 0)), Math.max(20, MAX_DRAWN / lines.length));
   });
@@ -75,6 +75,7 @@ function specOf(figure) {
   const isCurves = figure.chart === "curves", log = (state.logx && "x") + (state.logy && "y");
   const tokens = { ...figure.tokens };
   if (isCurves) Object.assign(tokens, { "@x": TITLES[state.x], "@y": `${state.loss === "val" ? "validation" : "training"} loss` });
+  if (figure.reversed) Object.assign(tokens, { "@low": color("@high"), "@high": color("@low") });
   if (tokens["@colors"]) tokens["@colors"] = tokens["@colors"].map(color);
   const spec = doc.charts[isCurves && log ? `curves-${log}` : figure.chart];
   return JSON.parse(JSON.stringify(spec), (_, value) => {
@@ -117,9 +118,9 @@ function draw(box, figure) {
   if (figure.chart === "curves") {
     view.signal("yrange", rangeOf(figure, data.curves));
     followMouse(view, data.curves);
-    keepZoom(view, figure);
   }
   view.run();
+  if (figure.part === 0) keepZoom(view);
 }
 
 function redraw(chart) {
@@ -138,7 +139,7 @@ function addTools(box, figure) {
   }
   for (const kind of ["svg", "png"]) {
     const save = async () => download(await views.get(box).view.toImageURL(kind, 2), `${figure.chart}.${kind}`);
-    tools.append(element("button", { className: kind === "svg" ? "end" : "", textContent: kind.toUpperCase(), title: `Save the chart as ${kind.toUpperCase()}`, onclick: save }));
+    tools.append(element("button", { className: kind === "svg" ? "save end" : "save", textContent: kind.toUpperCase(), title: `Save the chart as ${kind.toUpperCase()}`, onclick: save }));
   }
   box.prepend(tools, element("div", { className: "view" }));
 }
@@ -177,14 +178,13 @@ function followMouse(view, rows) {
 }
 
 // The first chart of losses has its zoom in the address of the page.
-function keepZoom(view, figure) {
-  if (figure.part !== 0) return;
+async function keepZoom(view) {
+  await view.runAsync(); // the selection follows its signals only after the first run
   const zoom = state.zoom.split(",").map(Number);
-  if (zoom.length === 4 && zoom.every(Number.isFinite)) view.signal("zoom_x", zoom.slice(0, 2)).signal("zoom_y", zoom.slice(2));
-  const save = (_, __) => {
+  if (zoom.length === 4 && zoom.every(Number.isFinite)) await view.signal("zoom_x", zoom.slice(0, 2)).signal("zoom_y", zoom.slice(2)).runAsync();
+  const save = () => {
     const ends = [view.signal("zoom_x"), view.signal("zoom_y")];
     setState({ zoom: ends.every(Boolean) ? ends.flat().map((end) => Number(end.toPrecision(6))).join(",") : "" });
   };
-  view.addSignalListener("zoom_x", save);
-  view.addSignalListener("zoom_y", save);
+  for (const name of ["zoom_x", "zoom_y"]) view.addSignalListener(name, save);
 }

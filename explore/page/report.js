@@ -6,11 +6,17 @@ const INPUTS = { q: "filter", x: "x", loss: "loss", lines: "lines", smooth: "smo
 const FIRST_STATE = { q: "", sort: "", cols: "", x: "steps", loss: "val", lines: "means", smooth: "0", logx: "", logy: "", run: "", other: "", zoom: "" };
 const state = { ...FIRST_STATE, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
 const byId = (id) => document.getElementById(id);
-const text = (value) =>
-  value === null ? "–" : typeof value !== "number" ? value
-    : Number.isInteger(value) && Math.abs(value) >= 1e4 ? value.toLocaleString("en") : String(Number(value.toPrecision(5)));
+const UNITS = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e8, "M"]];
 const valueAt = (column, i) => (column.values ? column.values[i] : column.value) ?? null;
 const indexOf = (id) => doc.runs.findIndex((run) => run.id === id);
+
+function text(value) {
+  if (typeof value !== "number") return value ?? "–";
+  const [unit, letter] = UNITS.find(([least]) => Math.abs(value) >= least) ?? [1, ""];
+  if (letter) return `${Number((value / (letter === "M" ? 1e6 : unit)).toPrecision(4))} ${letter}`;
+  const rounded = Number.isInteger(value) ? value : Number(value.toPrecision(5));
+  return Math.abs(rounded) >= 1e4 ? rounded.toLocaleString("en") : String(rounded);
+}
 
 function element(tag, attributes = {}, ...children) {
   const made = Object.assign(document.createElement(tag), attributes);
@@ -94,7 +100,8 @@ function matches(i) {
     const [, name, operator, wanted] = term.match(/^(.+?)(!=|<=|>=|=|<|>)(.+)$/) ?? [];
     const column = doc.columns.find((one) => one.name === name || one.title === name);
     if (!column) {
-      const shown = [...chosenColumns().map((one) => text(valueAt(one, i))), doc.runs[i].ended, doc.runs[i].id];
+      const searched = doc.columns.filter((one) => one.shown || chosenColumns().includes(one));
+      const shown = [...searched.map((one) => text(valueAt(one, i))), doc.runs[i].ended, doc.runs[i].id];
       return shown.join(" ").toLowerCase().includes(term.toLowerCase());
     }
     const value = valueAt(column, i), number = Number(wanted);
@@ -199,7 +206,7 @@ function setState(changes) {
 
 function onInput(name, input) {
   input[input.type === "checkbox" ? "checked" : "value"] = state[name];
-  input.oninput = () => {
+  input[input.tagName === "SELECT" ? "onchange" : "oninput"] = () => {
     const isView = name !== "q" && name !== "smooth";
     setState({ [name]: input.type === "checkbox" ? (input.checked ? "1" : "") : input.value, ...(isView ? { zoom: "" } : {}) });
     if (name === "q") filterRuns();
@@ -207,7 +214,16 @@ function onInput(name, input) {
   };
 }
 
+// Steps are kept as differences, which are shorter.
+function decodeSteps() {
+  for (const series of doc.curves.flatMap((curve) => [curve.val, curve.train, curve.clock]).filter(Boolean)) {
+    let step = 0;
+    series.s = series.s.map((more) => (step += more));
+  }
+}
+
 async function start() {
+  decodeSteps();
   drawTable();
   filterRuns();
   drawColumns();
