@@ -11,6 +11,7 @@ from explore.compare.claims import ClaimVerdict
 from explore.compare.curves import read_curves
 from explore.compare.page_data import as_json, page_document
 from explore.compare.parts import Figures, ReportPart
+from explore.compare.samples import example_of
 from explore.compare.sections import claims_section, ranked_rows, sections, table_of_texts
 from explore.compare.variants import Variant, has_ended, measured, varied_fields
 from explore.compare.verdict_text import comparison_cells, sentences
@@ -39,13 +40,15 @@ def report_page(
         parts.append(ReportPart(data, own, [rows[i] for i in chosen], curves.averages, metric))
     values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
     values["condition"] = comparison.attrs["at"]
-    figures = Figures()
-    bodies = sections(values, parts, table, comparison.attrs["notes"], comparison.attrs["left_out"], figures)
+    figures, examples = Figures(), [example_of(part) for part in parts]
+    bodies = sections(
+        values, parts, table, comparison.attrs["notes"], comparison.attrs["left_out"], examples, figures
+    )
     if effect is not None:
         bodies["answer"] = main_effect(effect) + bodies["answer"]
     bodies["answer"] += claims_section(claims)
     varied = varied_fields([row for row in listed if has_ended(row)])
-    bodies["data"] = as_json(page_document(listed, varied, parts, run_stats, figures.entries))
+    bodies["data"] = as_json(page_document(listed, varied, parts, run_stats, examples, figures.entries))
     page = fill_template("report.html", ["charts.js", "report.js"], bodies, library=vega_script())
     return Page(page, title=f"Report: {name}")
 

@@ -9,6 +9,7 @@ from data.data_params import DataParams
 from explore.compare.charts import chart_specs
 from explore.compare.curves import TRAIN_SECONDS, TRAINING, VALIDATION, RunStats, read_stats, thinned_run
 from explore.compare.parts import OTHERS, ReportPart, finite_or_none
+from explore.compare.samples import TaskExample, sample_of
 from explore.compare.sections import describe_ending
 from explore.compare.variants import RunRow, is_number, measured, value_as_label
 from model.model_params import ModelParams
@@ -35,6 +36,7 @@ def page_document(
     varied: Sequence[str],
     parts: Sequence[ReportPart],
     run_stats: dict[str, RunStats],
+    examples: Sequence[TaskExample | None],
     figures: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     """Return all that the script of the page needs. `rows` are the runs that it lists, in this order."""
@@ -46,7 +48,7 @@ def page_document(
         "charts": {name: specs[name] for name in used},
         "figures": list(figures),
         "columns": columns_of(rows, varied),
-        "runs": [about_run(row, texts) for row in rows],
+        "runs": [about_run(row, texts, examples) for row in rows],
         "curves": [curves_of_run(row, found) for row, found in zip(rows, stats, strict=True)],
         "parts": [part_entry(part, rows) for part in parts],
         "texts": texts.texts,
@@ -131,13 +133,13 @@ def cut_text(text: str) -> str:
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ..."
 
 
-def about_run(row: RunRow, texts: TextTable) -> dict[str, Any]:
+def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | None]) -> dict[str, Any]:
     """Return how a run came about: what its about.json records, its diff and its sample."""
     folder = measured(row, "folder")
     entry: dict[str, Any] = {"id": str(measured(row, "timestamp")), "ended": describe_ending(row)}
     if isinstance(measured(row, "leak"), str):
         entry["ended"] += ", leak"
-    if isinstance(sample := measured(row, "sample"), str) and sample:
+    if sample := sample_of(row, examples):
         entry["sample"] = cut_text(sample)
     if not isinstance(folder, str) or not folder:
         return entry

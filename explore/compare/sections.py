@@ -13,6 +13,7 @@ from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
 from explore.compare.metrics import RunRow, is_number, measured, number_text
 from explore.compare.parts import Figures, ReportPart, cost_of, table_data
+from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
 from explore.compare.svg import widened
 from explore.compare.variants import (
@@ -30,7 +31,6 @@ from train.grid.params import SECTION_OF
 
 MAX_PAGE_ROWS = 500  # rows of the table of all runs
 MAX_VARIANTS = 200  # rows of the tables of variants
-MAX_SAMPLES = 12  # samples shown without a click
 MAX_DIFFERENCES = 40  # variants beside a chart
 COSTS: dict[
     str, tuple[str, Callable[[float], str]]
@@ -53,6 +53,8 @@ def sections(
     table: pd.DataFrame,
     notes: Sequence[str],
     left_out: Sequence[str],
+    *,
+    examples: Sequence[TaskExample | None],
     figures: Figures,
 ) -> dict[str, str]:
     """Return the HTML for each placeholder of page/report.html. `values` are texts for further placeholders."""
@@ -67,7 +69,10 @@ def sections(
             with_title(part, parts, curve_figure(part, i, figures)) for i, part in enumerate(parts)
         ),
         "varied": varied_list(done, varied),
-        "parts": "".join(with_title(part, parts, further_figures(part, figures)) for part in parts),
+        "parts": "".join(
+            with_title(part, parts, further_figures(part, example, figures))
+            for part, example in zip(parts, examples, strict=True)
+        ),
         "problems": problem_lists(done, varied, [v for part in parts for v in part.variants], left_out),
         "hidden": hidden_note(len(rows) - MAX_PAGE_ROWS, "runs"),
     }
@@ -130,14 +135,14 @@ def with_title(part: ReportPart, parts: Sequence[ReportPart], body: str) -> str:
     return (f"<h3 class=data>{escape(part.data)}</h3>" if len(parts) > 1 else "") + body
 
 
-def further_figures(part: ReportPart, figures: Figures) -> str:
+def further_figures(part: ReportPart, example: TaskExample | None, figures: Figures) -> str:
     """Return the sections about the fields, slices, costs and samples of a part."""
     costs = cost_table(part) + cost_figures(part, figures)
     return (
         section("Effect of each field", axis_figures(part, figures))
         + section("Accuracy by slice", slice_figures(part, figures))
         + section("Cost", costs)
-        + section("Samples", samples(part))
+        + section("Samples", samples_section(part, example))
     )
 
 
@@ -357,24 +362,6 @@ def mean_over_runs(runs: Iterable[RunRow], name: str) -> float:
 def numbers_of(runs: Iterable[RunRow], name: str) -> list[float]:
     """Return the measured values `name` of all runs that have one. A failed or killed run may lack it."""
     return [float(value) for run in runs if is_number(value := measured(run, name))]
-
-
-def samples(part: ReportPart) -> str:
-    """Return the text that the best run of each variant generated in its last validation."""
-    items = []
-    for i in part.order:
-        variant = part.variants[i]
-        runs = [] if variant.best is None else variant.runs_of(variant.best)
-        texts = [text for run in runs if isinstance(text := measured(run, "sample"), str) and text]
-        if texts:
-            items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(texts[0])}</pre>")
-    if len(items) <= MAX_SAMPLES:
-        return "".join(items)
-    rest = "".join(items[MAX_SAMPLES:])
-    return (
-        "".join(items[:MAX_SAMPLES])
-        + f"<details><summary>{len(items) - MAX_SAMPLES} more</summary>{rest}</details>"
-    )
 
 
 def problem_lists(
