@@ -12,7 +12,7 @@ from explore.compare.curves import read_curves
 from explore.compare.page_data import as_json, page_document
 from explore.compare.parts import Figures, ReportPart
 from explore.compare.samples import example_of
-from explore.compare.sections import claims_section, ranked_rows, sections, table_of_texts
+from explore.compare.sections import claims_section, is_running, ranked_rows, sections, table_of_texts
 from explore.compare.variants import Variant, has_ended, measured, varied_fields
 from explore.compare.verdict_text import comparison_cells, sentences
 from explore.compare.verdicts import comparison_rows
@@ -26,8 +26,13 @@ def report_page(
     comparison: pd.DataFrame,
     effect: pd.DataFrame | None = None,
     claims: Sequence[ClaimVerdict] = (),
+    *,
+    refresh: float | None = None,
 ) -> Page:
-    """Return the page of the report. `effect` is a comparison by one field, over all others."""
+    """Return the page of the report. `effect` is a comparison by one field, over all others.
+
+    With `refresh`, the page loads itself again after so many seconds.
+    """
     listed = ranked_rows(table)
     folders = {str(measured(row, "folder")) for row in listed}
     rows, parts, run_stats = comparison_rows(comparison), [], {}
@@ -41,14 +46,14 @@ def report_page(
     values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
     values["condition"] = comparison.attrs["at"]
     figures, examples = Figures(), [example_of(part) for part in parts]
-    bodies = sections(
-        values, parts, table, comparison.attrs["notes"], comparison.attrs["left_out"], examples, figures
-    )
+    notes, left_out = comparison.attrs["notes"], comparison.attrs["left_out"]
+    bodies = sections(values, parts, table, notes, left_out, examples=examples, figures=figures)
     if effect is not None:
         bodies["answer"] = main_effect(effect) + bodies["answer"]
     bodies["answer"] += claims_section(claims)
-    varied = varied_fields([row for row in listed if has_ended(row)])
-    bodies["data"] = as_json(page_document(listed, varied, parts, run_stats, examples, figures.entries))
+    varied = varied_fields([row for row in listed if has_ended(row) or is_running(row)])
+    document = page_document(listed, varied, parts, run_stats, examples, figures.entries)
+    bodies["data"] = as_json(document | {"refresh": refresh})
     page = fill_template("report.html", ["charts.js", "report.js"], bodies, library=vega_script())
     return Page(page, title=f"Report: {name}")
 

@@ -10,7 +10,7 @@ from explore.compare.charts import chart_specs
 from explore.compare.curves import TRAIN_SECONDS, TRAINING, VALIDATION, RunStats, read_stats, thinned_run
 from explore.compare.parts import OTHERS, ReportPart, finite_or_none
 from explore.compare.samples import TaskExample, sample_of
-from explore.compare.sections import describe_ending
+from explore.compare.sections import describe_ending, is_running
 from explore.compare.variants import RunRow, is_number, measured, value_as_label
 from model.model_params import ModelParams
 from train.grid.params import SECTION_OF, Params, measured_column
@@ -22,6 +22,7 @@ from train.train_params import TrainParams
 MAX_TEXT = 2_000  # characters of a text of a run
 MAX_DIFF = 20_000  # characters of the diff of a run
 MAX_DIFFS = 400_000  # characters of all diffs together
+MIN_CURVE = 3  # validations from which on their curve is shown first, not that of the training loss
 MAX_CLOCK_POINTS = 20  # points of the curve from steps to seconds
 SHORT = {VALIDATION: "val", TRAINING: "train"}
 # Measured values that a run's details show in another form, or not at all.
@@ -48,10 +49,16 @@ def page_document(
         "charts": {name: specs[name] for name in used},
         "figures": list(figures),
         "columns": columns_of(rows, varied),
-        "runs": [about_run(row, texts, examples) for row in rows],
+        "runs": [
+            about_run(row, texts, examples) | progress_of(row, found)
+            for row, found in zip(rows, stats, strict=True)
+        ],
         "curves": [curves_of_run(row, found) for row, found in zip(rows, stats, strict=True)],
-        "parts": [part_entry(part, rows) for part in parts],
+        "parts": [part_entry(part, rows) for part in parts] or [{"groups": {}, "means": []}],
         "texts": texts.texts,
+        "firstLoss": "val"
+        if any(len(found.get(VALIDATION, [])) >= MIN_CURVE for found in stats)
+        else "train",
     }
 
 
@@ -159,6 +166,14 @@ def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | No
     if diff := read_diff(Path(folder)):
         entry["diff"] = texts.add_diff(diff)
     return entry
+
+
+def progress_of(row: RunRow, found: RunStats) -> dict[str, Any]:
+    """Return how far a run is that trains. Return an empty dict for any other run."""
+    if not is_running(row):
+        return {}
+    step = max((values[-1].s for values in found.values() if values), default=0)
+    return {"running": True, "ended": f"training, step {step}"}
 
 
 def read_diff(folder: Path) -> str:

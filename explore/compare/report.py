@@ -1,5 +1,8 @@
 """Report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
+import contextlib
+import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +36,7 @@ from train.document import document
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.grid.run import Run
 from train.logs import link_to, print_message
+from train.saving.durable import replacing
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import code_of_this_process
 from train.saving.record import measured_variant
@@ -40,6 +44,8 @@ from train.saving.run_folder import output_root, run_folders
 
 # First columns of results.csv. Varied fields, numbers and other params follow.
 FIRST = ("timestamp", "status")
+REFRESH_SECONDS = 10.0  # between two pages of --watch
+MAX_START_SECONDS = 300.0  # for the first run of --watch to begin
 
 
 class NoRuns(ValueError):
@@ -95,6 +101,36 @@ def report(name: str, out: str | None = None, **options: Unpack[CompareOptions])
         folder = root / "saved-models" / name
         raise NoRuns(f"there are no saved runs in {folder}{others} (train with --save to keep runs)")
     return write_report(table, name, root, options)
+
+
+def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> None:
+    """Write report.html anew every few seconds while runs under saved-models/{name}/ train, with these runs.
+
+    The page loads itself again meanwhile. It starts before the first run does, and ends with a complete report once none
+    trains any more. The arguments are those of report(). Raise NoRuns if there are no runs to report on then.
+    """
+    os.nice(10)  # training comes first
+    root = output_root(out)
+    page = root / "reports" / name / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    print_message(link_to(page, "watch: "))
+    started, was_training = time.monotonic(), False
+    while True:
+        began = time.monotonic()
+        table = results(name, out)
+        status = table[measured_column("status")]
+        trains = bool((status == "training").any())
+        if not trains and (was_training or began - started > MAX_START_SECONDS):
+            break
+        was_training = trains
+        if len(table):
+            with contextlib.suppress(
+                ValueError
+            ):  # options that fit only later, such as a baseline not yet trained
+                variants, comparison = compare_variants(table, **options)
+                write_page(page, name, table, variants, comparison, refresh=REFRESH_SECONDS)
+        time.sleep(max(REFRESH_SECONDS, 2 * (time.monotonic() - began)))
+    report(name, out, **options)
 
 
 def report_grid(
@@ -225,10 +261,10 @@ def write_report(
     return page
 
 
-def write_page(path: Path, *contents: Any) -> Page | None:
+def write_page(path: Path, *contents: Any, refresh: float | None = None) -> Page | None:
     """Write the page of a report. Without the libraries of its charts, say so and return None.
 
-    `contents` are the arguments of report_page().
+    `contents` and `refresh` are the arguments of report_page().
     """
     try:
         # These libraries are slow to load, and no run needs them.
@@ -236,8 +272,9 @@ def write_page(path: Path, *contents: Any) -> Page | None:
     except ImportError as error:
         print_message(f"no {path.name}: {first_line(error)} (pip install altair vl-convert-python)")
         return None
-    page = report_page(*contents)
-    path.write_text(page.html, encoding="utf-8", errors="backslashreplace")
+    page = report_page(*contents, refresh=refresh)
+    with replacing(path) as partial:  # a browser may read it at any moment
+        partial.write_text(page.html, encoding="utf-8", errors="backslashreplace")
     return page
 
 

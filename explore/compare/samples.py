@@ -23,7 +23,9 @@ class TaskExample(NamedTuple):
 
     def answer_in(self, sample: str) -> str | None:
         """Return what the model added to the prompt, or None if `sample` has another prompt."""
-        return sample[len(self.prompt) :] if self.prompt and sample.startswith(self.prompt) else None
+        return (
+            sample[len(self.prompt) :].lstrip(" ") if self.prompt and sample.startswith(self.prompt) else None
+        )
 
 
 def example_of(part: ReportPart) -> TaskExample | None:

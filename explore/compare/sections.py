@@ -12,7 +12,7 @@ from explore.compare.axes import axis_figures
 from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
 from explore.compare.metrics import RunRow, is_number, measured, number_text
-from explore.compare.parts import Figures, ReportPart, cost_of, table_data
+from explore.compare.parts import COLORS, GROUPS, Figures, ReportPart, cost_of, table_data
 from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
 from explore.compare.svg import widened
@@ -64,10 +64,12 @@ def sections(
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary_section(done, rows),
         "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes) + diffs_section(table),
-        "answer": "".join(with_title(part, parts, answer_of(part, figures)) for part in parts),
+        "answer": "".join(with_title(part, parts, answer_of(part, figures)) for part in parts)
+        or "<p>No run has ended yet.</p>",
         "curves": "".join(
             with_title(part, parts, curve_figure(part, i, figures)) for i, part in enumerate(parts)
-        ),
+        )
+        or live_figure(figures),
         "varied": varied_list(done, varied),
         "parts": "".join(
             with_title(part, parts, further_figures(part, example, figures))
@@ -78,13 +80,17 @@ def sections(
     }
 
 
+def is_running(row: RunRow) -> bool:
+    return measured(row, "status") == "training"
+
+
 def ranked_rows(table: pd.DataFrame) -> list[RunRow]:
     """Return the runs that the page lists: those that train first, then by loss. Runs without a loss are the last."""
     rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
     def key(row: RunRow) -> tuple[bool, float]:
         loss = measured(row, "val_loss")
-        return measured(row, "status") != "training", loss if is_number(loss) else math.inf
+        return not is_running(row), loss if is_number(loss) else math.inf
 
     return sorted(rows, key=key)[:MAX_PAGE_ROWS]
 
@@ -101,8 +107,11 @@ def diffs_section(table: pd.DataFrame) -> str:
 def summary_section(done: Sequence[RunRow], rows: Sequence[RunRow]) -> str:
     seconds, flops = (numbers_of(done, name) for name in ("wall_seconds", "flops"))
     facts = [with_plural(len(done), "run")]
-    if len(rows) > len(done):
-        facts.append(f"{len(rows) - len(done)} incomplete")
+    n_running = sum(map(is_running, rows))
+    if n_running:
+        facts.append(f"{n_running} training")
+    if len(rows) > len(done) + n_running:
+        facts.append(f"{len(rows) - len(done) - n_running} incomplete")
     facts.append(f"{duration_as_text(sum(seconds))} of training")
     if flops:
         facts.append(f"{quantity(sum(flops))} FLOPs")
@@ -114,6 +123,8 @@ def summary_section(done: Sequence[RunRow], rows: Sequence[RunRow]) -> str:
 
 def varied_list(done: Sequence[RunRow], varied: Sequence[str]) -> str:
     """Return lists of the varied fields with their values, and of the fields that all runs share."""
+    if not done:
+        return "<p>No run has ended yet.</p>"
     items = []
     for name in varied:
         values = Counter(value_as_label(row.get(name)) for row in done)
@@ -212,6 +223,11 @@ def curve_figure(part: ReportPart, number: int, figures: Figures) -> str:
     )
     ranges = {"val": loss_range(part, VALIDATION), "train": loss_range(part, TRAINING)}
     return figures.add("curves", {}, part.tokens("", ""), caption, part=number, ranges=ranges)
+
+
+def live_figure(figures: Figures) -> str:
+    """Return the chart of the loss curves of runs of which none has ended."""
+    return figures.add("curves", {}, {GROUPS: [], COLORS: []}, "Runs that train.", part=0)
 
 
 def loss_range(part: ReportPart, loss: str) -> tuple[float, float]:

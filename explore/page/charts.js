@@ -2,6 +2,7 @@
 "use strict";
 
 const OTHERS = "all other runs";
+const RUNNING = "training"; // the group of runs that train
 const MAX_DRAWN = 40_000; // points of a chart
 const NEAR = 30; // pixels between the mouse and the point that it shows
 const views = new Map(); // view and figure by the element of the figure
@@ -40,12 +41,17 @@ function thinned(rows, n) {
   return kept;
 }
 
+const lineOfRun = (i, group) => ({ ...doc.curves[i][state.loss], runs: [i], name: doc.runs[i].id, group });
+
 function curveRows(figure) {
   const part = doc.parts[figure.part], single = figure.runs !== undefined;
   const lines = single || state.lines === "runs"
-    ? (figure.runs ?? [...visible]).filter((i) => (single || part.groups[i] || doc.parts.length === 1) && doc.curves[i][state.loss])
-      .map((i) => ({ ...doc.curves[i][state.loss], runs: [i], name: doc.runs[i].id, group: single ? doc.runs[i].id : (part.groups[i] ?? OTHERS) }))
+    ? (figure.runs ?? [...visible]).filter((i) => (single || part.groups[i] || doc.runs[i].running || doc.parts.length === 1) && doc.curves[i][state.loss])
+      .map((i) => lineOfRun(i, single ? doc.runs[i].id : doc.runs[i].running ? RUNNING : (part.groups[i] ?? OTHERS)))
     : part.means.filter((mean) => mean.loss === state.loss && mean.runs.some((i) => visible.has(i)));
+  if (!single && state.lines !== "runs") {
+    for (const i of visible) if (doc.runs[i].running && doc.curves[i][state.loss]) lines.push(lineOfRun(i, RUNNING));
+  }
   lines.sort((a, b) => (b.group === OTHERS) - (a.group === OTHERS));
   return lines.flatMap((line, key) => {
     const [y, low, high] = [line.v, line.low, line.high].map(smoothed), run = line.runs[0];
@@ -74,6 +80,10 @@ function color(name) {
 function specOf(figure) {
   const isCurves = figure.chart === "curves", log = (state.logx && "x") + (state.logy && "y");
   const tokens = { ...figure.tokens };
+  if (isCurves && figure.part !== undefined && doc.runs.some((run) => run.running)) {
+    tokens["@groups"] = [...tokens["@groups"], RUNNING];
+    tokens["@colors"] = [...tokens["@colors"], "@accent"];
+  }
   if (isCurves) Object.assign(tokens, { "@x": TITLES[state.x], "@y": `${state.loss === "val" ? "validation" : "training"} loss` });
   if (figure.reversed) Object.assign(tokens, { "@low": color("@high"), "@high": color("@low") });
   if (tokens["@colors"]) tokens["@colors"] = tokens["@colors"].map(color);

@@ -3,7 +3,7 @@
 
 const doc = JSON.parse(document.getElementById("data").textContent);
 const INPUTS = { q: "filter", x: "x", loss: "loss", lines: "lines", smooth: "smooth", logx: "logx", logy: "logy" };
-const FIRST_STATE = { q: "", sort: "", cols: "", x: "steps", loss: "val", lines: "means", smooth: "0", logx: "", logy: "", run: "", other: "", zoom: "" };
+const FIRST_STATE = { q: "", sort: "", cols: "", x: "steps", loss: doc.firstLoss, lines: "means", smooth: "0", logx: "", logy: "", run: "", other: "", zoom: "" };
 const state = { ...FIRST_STATE, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
 const byId = (id) => document.getElementById(id);
 const UNITS = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e8, "M"]];

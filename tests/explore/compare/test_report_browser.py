@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from functools import partial
 from itertools import product
 
 import pytest
@@ -12,7 +13,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from common.repository import REPOSITORY
-from explore.compare.report import report
+from explore.compare.report import report, write_page
 from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"&<!--script-->"
@@ -375,6 +376,20 @@ def test_the_address_holds_the_state_of_the_page(opened, tmp_path):
     assert len(lines(driver)) == 20
     type_filter(driver, "lr=0.01")
     assert "q=lr%3D0.01" in driver.current_url
+
+
+def test_a_page_of_runs_that_train_loads_itself_again_and_keeps_its_state(opened, tmp_path, monkeypatch):
+    monkeypatch.setattr("explore.compare.report.write_page", partial(write_page, refresh=2.0))
+    fake_grid(tmp_path, **GRIDS["12 runs"])
+    driver = opened()
+    type_filter(driver, "rotary")
+    driver.execute_script("scrollTo(0, 400); window.isOld = true")
+    WebDriverWait(driver, 10).until(lambda _: not driver.execute_script("return window.isOld"))
+    wait_until_ready(driver)
+    assert driver.execute_script("return scrollY") == 400
+    assert driver.find_element(By.ID, "filter").get_attribute("value") == "rotary"
+    assert len(shown_runs(driver)) == 4
+    driver.get("about:blank")
 
 
 def test_the_csv_has_the_filtered_runs_and_no_formulas(opened, tmp_path):
