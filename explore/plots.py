@@ -15,6 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from torch import Tensor
 
 from common.text import did_you_mean
@@ -33,6 +34,9 @@ TOKEN_INCHES = 0.13  # height of a line of that text
 MAX_TOKEN_CHARS = 13  # longer tokens are cut
 MAX_GRID_INCHES = 13.0  # maximum width of a row of patterns
 FILM_COLUMNS = 6  # panels in a row of a film
+VECTOR = (".pdf", ".svg")  # endings of files of figures for a paper
+COLUMN_INCHES = 3.35  # width of a column of a paper of two columns
+PAPER_FONT_SIZE = 7.5  # points
 EXPERT_LOAD = "stat/expert_load:layers."  # beginning of the names of statistics
 MAX_LEGEND_EXPERTS = 8  # a legend of more would hide the lines
 # As in page/weights.js, the shade depends on the square root of a weight. Negative weights are amber. Later positions
@@ -53,8 +57,8 @@ def plot_metrics(
 
     `timestamps` may be "latest". `metrics` are names in a run's `train_stats`, in full or as people type them:
     "val_loss", "train_loss", "accuracy". Lines are labelled by the fields in which the runs differ. With `filename`,
-    save the figure as metrics/{filename}.png under the output root (`out`). A notebook shows the figure as a cell's
-    value. Raise ValueError for an unknown run or metric.
+    save the figure as metrics/{filename}.png under the output root (`out`). A name that ends in .pdf or .svg gives such
+    a file, as wide as a column of a paper. A notebook shows the figure as a cell's value. Raise ValueError for an unknown run or metric.
     """
     timestamps = [timestamps] if isinstance(timestamps, str) else list(timestamps)
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
@@ -78,7 +82,10 @@ def plot_metrics(
     else:
         axes[0, 0].legend(fontsize="small", frameon=False)
     if filename is not None:
-        save_figure(figure, output_root(out) / "metrics" / f"{filename}.png")
+        path = figure_path(output_root(out) / "metrics", filename)
+        if path.suffix in VECTOR:
+            fit_column(figure)
+        save_figure(figure, path)
     show(figure, is_result=True)
     return figure
 
@@ -108,7 +115,10 @@ def plot_expert_load(timestamp: str, filename: str | None = None, out: str | Non
     if n_experts <= MAX_LEGEND_EXPERTS:
         axes[0, 0].legend(title="expert", fontsize="x-small", ncols=n_experts, frameon=False)
     if filename is not None:
-        save_figure(figure, output_root(out) / "metrics" / f"{filename}.png")
+        path = figure_path(output_root(out) / "metrics", filename)
+        if path.suffix in VECTOR:
+            fit_column(figure)
+        save_figure(figure, path)
     show(figure, is_result=True)
     return figure
 
@@ -263,7 +273,7 @@ def head_film(
         panels[step] = patterns.of_layer[layer][head]
     figure = draw_film(panels, patterns, f"layer {layer}, head {head}")
     if filename is not None:
-        save_figure(figure, output_root(out) / "attentions" / f"{filename}.png")
+        save_figure(figure, figure_path(output_root(out) / "attentions", filename))
     show(figure, is_result=True)
     return figure
 
@@ -362,10 +372,24 @@ def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:
         ax.imshow(np.ma.masked_where(~leak_TS, pattern_TS), cmap=LEAK, norm=SCALE)
 
 
+def figure_path(folder: Path, filename: str) -> Path:
+    """Return the file of a figure: PDF or SVG if its name ends so, else PNG."""
+    return folder / (filename if filename.endswith(VECTOR) else f"{filename}.png")
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     print(f"saved {path}")
+
+
+def fit_column(figure: Figure) -> None:
+    """Make a figure as wide as a column of a paper, with the text of one."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(COLUMN_INCHES, height * max(0.6, COLUMN_INCHES / width))
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_fontsize(min(text.get_fontsize(), PAPER_FONT_SIZE))
 
 
 def show(figure: Figure, *, is_result: bool) -> None:

@@ -15,6 +15,7 @@ from explore.compare.parts import COLORS, GROUPS, X_TITLE, Y_TITLE
 Spec = dict[str, Any]
 AnyChart = alt.LayerChart | alt.FacetChart
 CHART_HEIGHT = 330  # pixels of a chart
+PAGE_FONT = "system-ui, sans-serif"
 LEGEND = "group_legend"  # beginning of the names of the marks of which Vega-Lite makes a legend that can be clicked
 INTERPRETER = "2.0.0"  # version of vega-interpreter in vl_convert
 # The interpreter evaluates expressions without compiling them. A strict content security policy forbids to compile.
@@ -53,6 +54,16 @@ def chart_specs() -> dict[str, Spec]:
     return {name: vega_spec(chart) for name, chart in charts.items()}
 
 
+def as_svg(spec: Spec) -> str:
+    """Return a chart with its data as SVG."""
+    return vl_convert.vega_to_svg(spec)
+
+
+def as_pdf(spec: Spec) -> bytes:
+    """Return a chart with its data as PDF."""
+    return vl_convert.vega_to_pdf(spec)
+
+
 def vega_spec(chart: AnyChart) -> Spec:
     """Compile a chart to Vega, with the page's colors and a legend whose entries can be clicked."""
     axis = alt.AxisConfig(
@@ -68,7 +79,7 @@ def vega_spec(chart: AnyChart) -> Spec:
     config = alt.Config(
         aria=False,
         background="@page",
-        font="system-ui, sans-serif",
+        font=PAGE_FONT,
         axis=axis,
         view=alt.ViewConfig(stroke="@faint"),
         legend=alt.LegendConfig(labelColor="@ink", titleColor="@ink"),

@@ -19,6 +19,15 @@ from explore.compare.verdicts import comparison_rows
 from explore.html import Page, fill_template
 
 
+class ReportPage(Page):
+    """The page of a report, with the parts and the charts that it was made from."""
+
+    def __init__(self, html: str, title: str, parts: Sequence[ReportPart], figures: Figures) -> None:
+        super().__init__(html, title)
+        self.parts = parts
+        self.figures = figures
+
+
 def report_page(
     name: str,
     table: pd.DataFrame,
@@ -28,7 +37,7 @@ def report_page(
     claims: Sequence[ClaimVerdict] = (),
     *,
     refresh: float | None = None,
-) -> Page:
+) -> ReportPage:
     """Return the page of the report. `effect` is a comparison by one field, over all others.
 
     With `refresh`, the page loads itself again after so many seconds.
@@ -55,7 +64,7 @@ def report_page(
     document = page_document(listed, varied, parts, run_stats, examples, figures.entries)
     bodies["data"] = as_json(document | {"refresh": refresh})
     page = fill_template("report.html", ["charts.js", "report.js"], bodies, library=vega_script())
-    return Page(page, title=f"Report: {name}")
+    return ReportPage(page, f"Report: {name}", parts, figures)
 
 
 def main_effect(effect: pd.DataFrame) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import pandas as pd
 
@@ -87,11 +87,18 @@ def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
     return table
 
 
-def report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> Page | None:
+def report(
+    name: str,
+    out: str | None = None,
+    style: Literal["page", "paper"] = "page",
+    **options: Unpack[CompareOptions],
+) -> Page | None:
     """Compare the runs saved under saved-models/{name}/, and write results.csv, report.html and report.md to reports/{name}/.
 
     Print a table and the verdicts. A notebook shows the returned page as a cell's value. `out` is the output root
-    (`--out`). `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete.
+    (`--out`). `style="paper"` also writes each chart to reports/{name}/figures/ as PDF and SVG, as wide as a column of a
+    paper. `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete. Return None
+    if the libraries of the charts are missing: then there is no page.
     """
     root = output_root(out)
     table = results(name, out)
@@ -100,7 +107,10 @@ def report(name: str, out: str | None = None, **options: Unpack[CompareOptions])
         others = f"; {with_plural(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
         folder = root / "saved-models" / name
         raise NoRuns(f"there are no saved runs in {folder}{others} (train with --save to keep runs)")
-    return write_report(table, name, root, options)
+    page = write_report(table, name, root, options)
+    if style == "paper" and page is not None:
+        write_paper_figures(page, root / "reports" / name / "figures")
+    return page
 
 
 def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> None:
@@ -276,6 +286,16 @@ def write_page(path: Path, *contents: Any, refresh: float | None = None) -> Page
     with replacing(path) as partial:  # a browser may read it at any moment
         partial.write_text(page.html, encoding="utf-8", errors="backslashreplace")
     return page
+
+
+def write_paper_figures(page: Page, folder: Path) -> None:
+    """Write the charts of a page for a paper."""
+    from explore.compare.page import ReportPage
+    from explore.compare.paper import write_figures
+
+    assert isinstance(page, ReportPage)
+    paths = write_figures(folder, page.parts, page.figures.entries)
+    print_message(f"{with_plural(len(paths), 'figure file')} in {folder}")
 
 
 def print_comparison(comparison: pd.DataFrame) -> None:
