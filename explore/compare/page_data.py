@@ -50,7 +50,7 @@ def page_document(
         "figures": list(figures),
         "columns": columns_of(rows, varied),
         "runs": [
-            about_run(row, texts, examples) | progress_of(row, found)
+            about_run(row, texts, examples) | progress_of_run(row, found)
             for row, found in zip(rows, stats, strict=True)
         ],
         "curves": [curves_of_run(row, found) for row, found in zip(rows, stats, strict=True)],
@@ -168,7 +168,7 @@ def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | No
     return entry
 
 
-def progress_of(row: RunRow, found: RunStats) -> dict[str, Any]:
+def progress_of_run(row: RunRow, found: RunStats) -> dict[str, Any]:
     """Return how far a run is that trains. Return an empty dict for any other run."""
     if not is_running(row):
         return {}

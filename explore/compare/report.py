@@ -45,7 +45,7 @@ from train.saving.run_folder import output_root, run_folders
 # First columns of results.csv. Varied fields, numbers and other params follow.
 FIRST = ("timestamp", "status")
 REFRESH_SECONDS = 10.0  # between two pages of --watch
-MAX_START_SECONDS = 300.0  # for the first run of --watch to begin
+MAX_WAIT_SECONDS = 300.0  # for the first run of --watch to begin
 
 
 class NoRuns(ValueError):
@@ -130,7 +130,7 @@ def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOpt
         table = results(name, out)
         status = table[measured_column("status")]
         trains = bool((status == "training").any())
-        if not trains and (was_training or began - started > MAX_START_SECONDS):
+        if not trains and (was_training or began - started > MAX_WAIT_SECONDS):
             break
         was_training = trains
         if len(table):

@@ -11,7 +11,7 @@ from pathlib import Path
 from common.repository import REPOSITORY
 from train.logs import link_to, log
 
-MAX_END_SECONDS = 10.0  # for the second process to end, before it is killed
+MAX_STOP_SECONDS = 10.0  # for the second process to end, before it is killed
 
 
 @contextmanager
@@ -43,6 +43,6 @@ def report_watched(config: str, folder: Path, root: Path, own_parts: Sequence[st
                 log.warning(f"--watch ended early: {reason[-1] if reason else 'its process was killed'}")
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(MAX_END_SECONDS)
+                process.wait(MAX_STOP_SECONDS)
             process.kill()
             process.wait()

@@ -29,7 +29,7 @@ def wait_for(condition, seconds: float = 60.0):
 def hurried(monkeypatch):
     """Watching without pauses, and without a lower priority for the process of the tests."""
     monkeypatch.setattr(report_module, "REFRESH_SECONDS", 0.05)
-    monkeypatch.setattr(report_module, "MAX_START_SECONDS", 0.2)
+    monkeypatch.setattr(report_module, "MAX_WAIT_SECONDS", 0.2)
     monkeypatch.setattr("os.nice", lambda _: 0)
 
 
