@@ -39,7 +39,7 @@ class Page:
     def _repr_html_(self) -> str:
         """Return the page in an iframe of fixed height, which keeps its styles from affecting the notebook."""
         return (
-            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts" title="{escape(self.title)}" '
+            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts allow-downloads" title="{escape(self.title)}" '
             f'style="width: 100%; height: {HEIGHT}px; border: 0"></iframe>'
         )
 

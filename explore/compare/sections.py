@@ -202,7 +202,10 @@ def next_steps(part: ReportPart) -> str:
     if part.tuned == ["lr"] and len(variant.settings) == 1 and is_number(lr := run.get("lr")):
         tried = ",".join(f"{lr * factor:.3g}" for factor in (1 / 3, 1, 3))
         steps.append(("Is the learning rate right?", f"--set lr=[{tried}]"))
-    steps.append(("Does a change help?", '--set \'positions=["none","rotary"]\' --seed=[1,2,3]'))
+    if "positions" not in part.varied:
+        steps.append(("Does a change help?", '--set \'positions=["none","rotary"]\' --seed=[1,2,3]'))
+    if not steps:
+        return ""
     items = "".join(f"<li>{escape(why)} <code>{escape(command)}</code></li>" for why, command in steps)
     return f"<p>To try next, with the same command:</p><ul>{items}</ul>"
 
@@ -216,11 +219,13 @@ def curve_figure(part: ReportPart, number: int, figures: Figures) -> str:
         if any(len(v.settings) > 1 for v in part.variants)
         else ""
     )
-    caption = (
-        f"Each variant{best}: mean over seeds and, from {MIN_BAND_SEEDS} seeds on, its 95 % interval. "
-        "The steep beginning lies above the chart. Click a legend entry to hide it, a line to see its run. "
-        "Drag to move, Ctrl and the wheel to zoom, double click to reset. Filters of the table hold here, too."
-    )
+    caption = f"Each variant{best}: mean over seeds and, from {MIN_BAND_SEEDS} seeds on, its 95 % interval. "
+    caption += "The steep beginning lies above the chart. "
+    if number == 0:
+        caption += (
+            "Click a legend entry to hide it, a line to see its run. Drag to move, Ctrl and the wheel to zoom, double "
+            "click to reset. Filters of the table hold here, too."
+        )
     ranges = {"val": loss_range(part, VALIDATION), "train": loss_range(part, TRAINING)}
     return figures.add("curves", {}, part.tokens("", ""), caption, part=number, ranges=ranges)
 

@@ -200,7 +200,7 @@ def test_a_notebook_shows_a_page_in_an_iframe():
     attrs = dict(attrs)
     assert tag == "iframe"
     assert attrs["srcdoc"] == page.html == html.unescape(attrs["srcdoc"])
-    assert attrs["sandbox"] == "allow-scripts"
+    assert attrs["sandbox"] == "allow-scripts allow-downloads"
     assert re.search(r"height: \d+px", attrs["style"])
 
 

@@ -314,6 +314,29 @@ def test_a_report_of_runs_that_all_failed(tmp_path):
     assert "16 failed or diverged" in html
 
 
+def test_one_run_says_what_to_try_next(tmp_path):
+    fake_grid(tmp_path)
+    html = model_explorer.report("demo", out=str(tmp_path)).html
+    for command in ("--seed=[1,2,3] --noise", "--set lr=[0.000333,0.001,0.003]"):
+        assert f"<code>{command}</code>" in html
+    fake_grid(tmp_path / "more", random_seed=[1, 2, 3], lr=[1e-3, 3e-3])
+    html = model_explorer.report("demo", out=str(tmp_path / "more")).html
+    assert "--noise" not in html
+    assert "--set lr=" not in html
+
+
+def test_the_answer_names_winner_difference_and_certainty(tmp_path):
+    fake_grid(tmp_path, **SMALL)
+    html = model_explorer.report("demo", out=str(tmp_path)).html
+    answer = re.sub("<.*?>", "", html.partition("<p class=answer>")[2].partition("</p>")[0])
+    pattern = r"positions=rotary at lr=0.003 has the best final loss: [\d.]+ \(95 % interval [\d.]+ to [\d.]+\), -[\d.]+ from the "
+    pattern += r"baseline \(95 % interval -[\d.]+ to [+-][\d.]+, p [\d.]+\)\. Verdict: \w+"
+    assert re.match(pattern, answer)
+    fake_grid(tmp_path / "few", positions=["rotary", "learned"], random_seed=[1, 2, 3])
+    html = model_explorer.report("demo", out=str(tmp_path / "few")).html
+    assert "It is the baseline: no variant has a better mean." in html
+
+
 @pytest.mark.slow
 def test_ten_thousand_runs_report_in_a_minute(tmp_path):
     dims = [8 * i for i in range(4, 54)]
