@@ -41,6 +41,12 @@ function thinned(rows, n) {
   return kept;
 }
 
+// What lies far outside of the zoom is left out, so that what is inside has more points.
+function zoomedRange(figure) {
+  const [low, high] = figure.part === 0 && state.zoom ? state.zoom.split(",").map(Number) : [-Infinity, Infinity];
+  return [low - (high - low || 0), high + (high - low || 0)].map((end, i) => (Number.isFinite(end) ? end : [-Infinity, Infinity][i]));
+}
+
 const lineOfRun = (i, group) => ({ ...doc.curves[i][state.loss], runs: [i], name: doc.runs[i].id, group });
 
 function curveRows(figure) {
@@ -52,12 +58,13 @@ function curveRows(figure) {
   if (!single && state.lines !== "runs") {
     for (const i of visible) if (doc.runs[i].running && doc.curves[i][state.loss]) lines.push(lineOfRun(i, RUNNING));
   }
+  const [from, to] = zoomedRange(figure);
   lines.sort((a, b) => (b.group === OTHERS) - (a.group === OTHERS));
   return lines.flatMap((line, key) => {
     const [y, low, high] = [line.v, line.low, line.high].map(smoothed), run = line.runs[0];
     const width = [state.run, state.other].includes(doc.runs[run].id) && !single ? 3.5 : line.group === OTHERS || (state.lines === "runs" && lines.length > 20) ? 1 : 1.8;
     const rows = y.map((value, k) => ({ x: xOf(run, line.s[k]), y: value, low: low?.[k], high: high?.[k], key, name: line.name, group: line.group, run, width }));
-    return thinned(rows.filter((row) => row.y !== null && row.x !== null && (!state.logx || row.x > 0) && (!state.logy || row.y > 0)), Math.max(20, MAX_DRAWN / lines.length));
+    return thinned(rows.filter((row) => row.y !== null && row.x !== null && row.x >= from && row.x <= to && (!state.logx || row.x > 0) && (!state.logy || row.y > 0)), Math.max(20, MAX_DRAWN / lines.length));
   });
 }
 
@@ -130,7 +137,7 @@ function draw(box, figure) {
     followMouse(view, data.curves);
   }
   view.run();
-  if (figure.part === 0) keepZoom(view);
+  if (figure.part === 0) keepZoom(view, box, figure, data.curves);
 }
 
 function redraw(chart) {
@@ -188,13 +195,20 @@ function followMouse(view, rows) {
 }
 
 // The first chart of losses has its zoom in the address of the page.
-async function keepZoom(view) {
+async function keepZoom(view, box, figure, rows) {
   await view.runAsync(); // the selection follows its signals only after the first run
   const zoom = state.zoom.split(",").map(Number);
   if (zoom.length === 4 && zoom.every(Number.isFinite)) await view.signal("zoom_x", zoom.slice(0, 2)).signal("zoom_y", zoom.slice(2)).runAsync();
+  let timer;
   const save = () => {
     const ends = [view.signal("zoom_x"), view.signal("zoom_y")];
     setState({ zoom: ends.every(Boolean) ? ends.flat().map((end) => Number(end.toPrecision(6))).join(",") : "" });
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      rows.length = 0;
+      for (const row of curveRows(figure)) rows.push(row);
+      if (views.get(box)?.view === view) view.data("curves", rows).run();
+    }, 300);
   };
   for (const name of ["zoom_x", "zoom_y"]) view.addSignalListener(name, save);
 }

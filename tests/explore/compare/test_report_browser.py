@@ -287,6 +287,60 @@ def test_the_mouse_shows_name_and_value_and_zooms(opened, tmp_path):
     assert lines(driver) == before
 
 
+def test_the_mouse_shows_the_values_of_dots(opened, tmp_path):
+    fake_grid(tmp_path, **GRIDS["12 runs"])
+    driver = opened()
+    dots = driver.find_elements(By.CSS_SELECTOR, "figure.effect svg .mark-symbol.role-mark path")
+    assert len(dots) == 12 + 3
+    driver.execute_script("arguments[0].scrollIntoView({ block: 'center' })", dots[0])
+    ActionChains(driver).move_to_element(dots[0]).perform()
+    tip = driver.find_element(By.ID, "tip").text
+    assert "run: random_seed=" in tip
+    assert "loss: " in tip
+
+
+def test_zoom_shows_more_points_of_many_runs(opened, tmp_path):
+    fake_grid(tmp_path, n_points=1000, lr=[1e-3, 3e-3], dim=[32, 64, 128, 256], random_seed=[*range(20)])
+    url = "#loss=train&lines=runs"
+    driver = opened(hash=url)
+    whole = [path.count("L") for path in lines(driver)]
+    assert len(whole) == 160
+    assert max(whole) <= 260
+    driver.get("about:blank")
+    driver.get((tmp_path / "reports" / "demo" / "report.html").as_uri() + url + "&zoom=500,600,2,4")
+    wait_until_ready(driver)
+    time.sleep(1)
+    inside = "return doc.runs.length && curveRows(doc.figures.find((one) => one.chart === 'curves')).filter((row) => row.x >= 500 && row.x <= 600 && row.key === 0).length"
+    assert driver.execute_script(inside) >= 35
+
+
+def test_a_notebook_shows_the_page(watched, tmp_path):
+    fake_grid(tmp_path, **GRIDS["12 runs"])
+    page = report("demo", out=str(tmp_path))
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><body>{page._repr_html_()}")
+    watched.get((tmp_path / "notebook.html").as_uri())
+    watched.switch_to.frame(0)
+    wait_until_ready(watched)
+    choose(watched, "lines", "runs")
+    assert len(lines(watched)) == 12
+    watched.switch_to.default_content()
+
+
+def test_the_print_is_light(opened, tmp_path):
+    fake_grid(tmp_path, **GRIDS["12 runs"])
+    driver = opened()
+    media = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    script = "dispatchEvent(new Event(arguments[0])); return getComputedStyle(document.body).backgroundColor"
+    assert driver.execute_script(script, "beforeprint") == "rgb(255, 255, 255)"
+    time.sleep(0.3)
+    color = "return getComputedStyle(document.querySelector('figure.curves svg')).backgroundColor"
+    assert driver.execute_script(color) == "rgb(255, 255, 255)"
+    assert driver.execute_script(script, "afterprint") != "rgb(255, 255, 255)"
+    assert driver.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 def rounded(paths: list[str]) -> list[list[int]]:
     return [[round(float(number) / 5) for number in re.findall(r"-?[\d.]+", path)] for path in paths]
 

@@ -94,3 +94,26 @@ def test_live_statistics_are_losses_that_a_report_reads(tmp_path):
 def test_live_statistics_of_a_folder_that_is_gone_are_no_error(tmp_path):
     with live_stats(LiveStats(), tmp_path / "gone", seconds=0.01):
         time.sleep(0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.ci
+def test_a_grid_that_is_watched_ends_with_its_report(tmp_path, capsys):
+    options = [
+        "--no-wandb",
+        "--save",
+        "--watch",
+        "--out",
+        str(tmp_path),
+        "--set",
+        "threads=1",
+        "--set",
+        "n_samples=300",
+    ]
+    assert main.main(["--config=test-synth", *options, "--seed=[1,2]"]) == 0
+    page = tmp_path / "reports" / "test-synth" / "report.html"
+    out = capsys.readouterr().out
+    assert f"watch: {page}" in out
+    document = document_of(page.read_text())
+    assert document["refresh"] is None
+    assert [run["ended"] for run in document["runs"]] == ["finished", "finished"]
