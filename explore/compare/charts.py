@@ -122,7 +122,8 @@ def group_color(shape: str = "stroke", columns: int = 2) -> alt.Color:
 
 def quantity_axis() -> alt.Axis:
     """Return an axis of steps, tokens or FLOPs: plain numbers up to 10,000, then with k, M, G."""
-    return alt.Axis(labelExpr="format(datum.value, datum.value < 1e4 ? '~r' : '~s')")
+    expression = "format(datum.value, datum.value < 1e4 ? '~r' : '~s')"
+    return alt.Axis(labelExpr=expression, labelOverlap="greedy", labelSeparation=6)
 
 
 def named(data: str) -> alt.Chart:

@@ -50,8 +50,8 @@ def page_document(
         "figures": list(figures),
         "columns": columns_of(rows, varied),
         "runs": [
-            about_run(row, texts, examples) | progress_of_run(row, found)
-            for row, found in zip(rows, stats, strict=True)
+            about_run(row, texts, examples) | progress_of_run(row, found) | {"id": run_id(row, i)}
+            for i, (row, found) in enumerate(zip(rows, stats, strict=True))
         ],
         "curves": [curves_of_run(row, found) for row, found in zip(rows, stats, strict=True)],
         "parts": [part_entry(part, rows) for part in parts] or [{"groups": {}, "means": []}],
@@ -140,10 +140,15 @@ def cut_text(text: str) -> str:
     return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + " ..."
 
 
+def run_id(row: RunRow, i: int) -> str:
+    """Return the timestamp of a run, or a number if it failed before it had a folder."""
+    return str(measured(row, "timestamp") or f"unsaved run {i + 1}")
+
+
 def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | None]) -> dict[str, Any]:
     """Return how a run came about: what its about.json records, its diff and its sample."""
     folder = measured(row, "folder")
-    entry: dict[str, Any] = {"id": str(measured(row, "timestamp")), "ended": describe_ending(row)}
+    entry: dict[str, Any] = {"ended": describe_ending(row)}
     if isinstance(measured(row, "leak"), str):
         entry["ended"] += ", leak"
     if sample := sample_of(row, examples):
@@ -209,7 +214,7 @@ def points(values: Sequence[Stat]) -> dict[str, list]:
 
 def part_entry(part: ReportPart, rows: Sequence[RunRow]) -> dict[str, Any]:
     """Return the averaged curves of a part, and the group of each of its runs by the run's index on the page."""
-    index = {str(measured(row, "timestamp")): i for i, row in enumerate(rows)}
+    index = {str(timestamp): i for i, row in enumerate(rows) if (timestamp := measured(row, "timestamp"))}
     groups: dict[int, str] = {}
     members: dict[tuple[int, int], list[int]] = {}
     for i, variant in enumerate(part.variants):

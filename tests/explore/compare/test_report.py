@@ -246,7 +246,10 @@ def test_the_report_after_a_grid_shows_the_saved_runs_of_earlier_calls_too(tmp_p
         Outcome(Ending.INTERRUPTED),
     ]
     params = [DEFAULT.changed(random_seed=seed) for seed in (9, 8, 10, 11)]
-    report_grid("demo", params, outcomes, tmp_path)
+    page = report_grid("demo", params, outcomes, tmp_path)
+    listed = [run["id"] for run in document_of(page.html)["runs"]]
+    assert len(set(listed)) == len(listed)
+    assert "unsaved run" in listed[-1]
     rows = rows_of(tmp_path / "reports" / "demo" / "results.csv")
     assert [row["folder"] for row in rows] == [*map(str, [*earlier, other, now]), ""]
     assert rows[-1]["status"] == "failed: OSError: disk"
