@@ -49,22 +49,31 @@ function zoomedRange(figure) {
 
 const lineOfRun = (i, group) => ({ ...doc.curves[i][state.loss], runs: [i], name: doc.runs[i].id, group });
 
+// The lines of a chart: the runs of the details, all runs of a part, or means with the chosen runs and those that train.
+function linesOf(figure) {
+  const withCurve = (i) => doc.curves[i][state.loss];
+  if (figure.runs) return figure.runs.filter(withCurve).map((i) => lineOfRun(i, doc.runs[i].id));
+  const part = doc.parts[figure.part];
+  const isHere = (i) => part.groups[i] || doc.runs[i].running || doc.parts.length === 1;
+  const runs = [...visible].filter((i) => withCurve(i) && isHere(i) && (state.lines === "runs" || doc.runs[i].running || isChosen(i)));
+  const means = part.means.filter((mean) => mean.loss === state.loss && mean.runs.some((i) => visible.has(i)));
+  const lines = runs.map((i) => lineOfRun(i, doc.runs[i].running ? RUNNING : (part.groups[i] ?? OTHERS)));
+  return state.lines === "runs" ? lines : [...means, ...lines];
+}
+
+const isChosen = (i) => doc.runs[i].id === state.run || doc.runs[i].id === state.other;
+
 function curveRows(figure) {
-  const part = doc.parts[figure.part], single = figure.runs !== undefined;
-  const lines = single || state.lines === "runs"
-    ? (figure.runs ?? [...visible]).filter((i) => (single || part.groups[i] || doc.runs[i].running || doc.parts.length === 1) && doc.curves[i][state.loss])
-      .map((i) => lineOfRun(i, single ? doc.runs[i].id : doc.runs[i].running ? RUNNING : (part.groups[i] ?? OTHERS)))
-    : part.means.filter((mean) => mean.loss === state.loss && mean.runs.some((i) => visible.has(i)));
-  if (!single && state.lines !== "runs") {
-    for (const i of visible) if (doc.runs[i].running && doc.curves[i][state.loss]) lines.push(lineOfRun(i, RUNNING));
-  }
-  const [from, to] = zoomedRange(figure);
-  lines.sort((a, b) => (b.group === OTHERS) - (a.group === OTHERS));
+  const lines = linesOf(figure), [from, to] = zoomedRange(figure), isOther = (line) => line.group === OTHERS;
+  const isDrawn = ({ x, y }) => y !== null && x !== null && x >= from && x <= to && (!state.logx || x > 0) && (!state.logy || y > 0);
+  const isThin = (line) => isOther(line) || (state.lines === "runs" && lines.length > 20);
+  lines.sort((a, b) => isOther(b) - isOther(a));
   return lines.flatMap((line, key) => {
-    const [y, low, high] = [line.v, line.low, line.high].map(smoothed), run = line.runs[0];
-    const width = [state.run, state.other].includes(doc.runs[run].id) && !single ? 3.5 : line.group === OTHERS || (state.lines === "runs" && lines.length > 20) ? 1 : 1.8;
-    const rows = y.map((value, k) => ({ x: xOf(run, line.s[k]), y: value, low: low?.[k], high: high?.[k], key, name: line.name, group: line.group, run, width }));
-    return thinned(rows.filter((row) => row.y !== null && row.x !== null && row.x >= from && row.x <= to && (!state.logx || row.x > 0) && (!state.logy || row.y > 0)), Math.max(20, MAX_DRAWN / lines.length));
+    const [ys, lows, highs] = [line.v, line.low, line.high].map(smoothed), run = line.runs[0];
+    const width = !figure.runs && line.runs.length === 1 && isChosen(run) ? 3 : isThin(line) ? 1 : 1.8;
+    const own = { key, name: line.name, group: line.group, run, width };
+    const rows = ys.map((y, k) => ({ x: xOf(run, line.s[k]), y, low: lows?.[k], high: highs?.[k], ...own }));
+    return thinned(rows.filter(isDrawn), Math.max(20, MAX_DRAWN / lines.length));
   });
 }
 
@@ -127,7 +136,8 @@ function draw(box, figure) {
   if (!box.querySelector(".view")) addTools(box, figure);
   const data = dataOf(figure), container = box.querySelector(".view");
   container.replaceChildren();
-  const view = new vega.View(vega.parse(specOf(figure), null, { ast: true }), { expr: vega.expressionInterpreter, renderer: "svg", container, hover: true });
+  const runtime = vega.parse(specOf(figure), null, { ast: true });
+  const view = new vega.View(runtime, { expr: vega.expressionInterpreter, renderer: "svg", container, hover: true });
   views.set(box, { view, figure });
   view.tooltip((_, event, __, value) => showTip(event, value));
   for (const [name, rows] of Object.entries(data)) view.data(name, rows);
@@ -140,8 +150,8 @@ function draw(box, figure) {
   if (figure.part === 0) keepZoom(view, box, figure, data.curves);
 }
 
-function redraw(chart) {
-  for (const [box, { figure }] of [...views]) if (!chart || figure.chart === chart) draw(box, figure);
+function redraw(isDue = () => true) {
+  for (const [box, { figure }] of [...views]) if (isDue(figure)) draw(box, figure);
 }
 
 function addTools(box, figure) {
@@ -149,14 +159,16 @@ function addTools(box, figure) {
   if (figure.chart === "heat") {
     for (const axis of ["@x", "@y"]) {
       const names = figure.pairs.columns.slice(0, -1);
-      const choice = element("select", {}, ...names.map((name) => element("option", { value: name, textContent: name, selected: name === figure.tokens[axis] })));
+      const option = (name) => element("option", { value: name, textContent: name, selected: name === figure.tokens[axis] });
+      const choice = element("select", {}, ...names.map(option));
       choice.onchange = () => { figure.tokens[axis] = choice.value; draw(box, figure); };
       tools.append(element("label", {}, axis === "@x" ? "across " : "down ", choice));
     }
   }
   for (const kind of ["svg", "png"]) {
     const save = async () => download(await views.get(box).view.toImageURL(kind, 2), `${figure.chart}.${kind}`);
-    tools.append(element("button", { className: kind === "svg" ? "save end" : "save", textContent: kind.toUpperCase(), title: `Save the chart as ${kind.toUpperCase()}`, onclick: save }));
+    const title = `Save the chart as ${kind.toUpperCase()}`, className = kind === "svg" ? "save end" : "save";
+    tools.append(element("button", { className, title, textContent: kind.toUpperCase(), onclick: save }));
   }
   box.prepend(tools, element("div", { className: "view" }));
 }
@@ -198,7 +210,9 @@ function followMouse(view, rows) {
 async function keepZoom(view, box, figure, rows) {
   await view.runAsync(); // the selection follows its signals only after the first run
   const zoom = state.zoom.split(",").map(Number);
-  if (zoom.length === 4 && zoom.every(Number.isFinite)) await view.signal("zoom_x", zoom.slice(0, 2)).signal("zoom_y", zoom.slice(2)).runAsync();
+  if (zoom.length === 4 && zoom.every(Number.isFinite)) {
+    await view.signal("zoom_x", zoom.slice(0, 2)).signal("zoom_y", zoom.slice(2)).runAsync();
+  }
   let timer;
   const save = () => {
     const ends = [view.signal("zoom_x"), view.signal("zoom_y")];

@@ -3,7 +3,10 @@
 
 const doc = JSON.parse(document.getElementById("data").textContent);
 const INPUTS = { q: "filter", x: "x", loss: "loss", lines: "lines", smooth: "smooth", logx: "logx", logy: "logy" };
-const FIRST_STATE = { q: "", sort: "", cols: "", x: "steps", loss: doc.firstLoss, lines: "means", smooth: "0", logx: "", logy: "", run: "", other: "", zoom: "" };
+const FIRST_STATE = {
+  q: "", sort: "", cols: "", run: "", other: "",
+  x: "steps", loss: doc.firstLoss, lines: "means", smooth: "0", logx: "", logy: "", zoom: "",
+};
 const state = { ...FIRST_STATE, ...Object.fromEntries(new URLSearchParams(location.hash.slice(1))) };
 const byId = (id) => document.getElementById(id);
 const UNITS = [[1e18, "E"], [1e15, "P"], [1e12, "T"], [1e9, "G"], [1e8, "M"]];
@@ -86,7 +89,8 @@ function drawTable() {
       if (typeof value === "number") cell.dataset.v = value;
       return cell;
     });
-    const row = element("tr", { onclick: (event) => choose(i, event.shiftKey) }, ...cells, element("td", { textContent: run.ended }), element("td", { textContent: run.id }));
+    const ends = [run.ended, run.id].map((shown) => element("td", { textContent: shown }));
+    const row = element("tr", { onclick: (event) => choose(i, event.shiftKey) }, ...cells, ...ends);
     row.dataset.run = i;
     return row;
   });
@@ -155,44 +159,75 @@ function choose(i, asOther) {
   setState(asOther && state.run && state.run !== id ? { other: id } : { run: state.run === id ? "" : id, other: "" });
   filterRuns();
   drawDetails();
+  redraw((figure) => figure.part !== undefined); // the chosen run stands out
+}
+
+// A number stands for a text that several runs share.
+function told(i, name) {
+  const value = doc.runs[i][name] ?? null;
+  return typeof value === "number" ? doc.texts[value] : value;
+}
+
+// Of one run: what is known and is no default. Of two: where they differ.
+function detailLines(runs) {
+  const isTold = (values, column) => values.some((value) => value !== (column.default ?? null));
+  const differ = (values) => values.length === 2 && values[0] !== values[1];
+  const known = doc.columns.map((column) => [column, runs.map((i) => valueAt(column, i))]);
+  const fields = known.filter(([column, values]) => (runs.length === 2 ? differ(values) : isTold(values, column)));
+  const origin = ["ended", "commit", "versions", "command", "folder"].map((name) => [name, ...runs.map((i) => told(i, name) ?? "–"), ""]);
+  return [
+    ...fields.map(([column, values]) => [column.title, ...values.map(text), "default" in column ? text(column.default) : ""]),
+    ...origin.filter(([, ...values]) => runs.length === 1 || differ(values.slice(0, 2))),
+  ];
+}
+
+function tableOf(titles, lines) {
+  const head = element("tr", {}, ...titles.map((title) => element("th", { textContent: title })));
+  const rows = lines.map((line) => element("tr", {}, ...line.map((cell) => element("td", { textContent: cell }))));
+  return element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
+}
+
+function otherRuns() {
+  const options = doc.runs.map(({ id }) => element("option", { value: id, textContent: id, selected: id === state.other }));
+  const choice = element("select", { id: "beside" }, element("option", { value: "", textContent: "no other run" }), ...options);
+  choice.onchange = () => {
+    setState({ other: choice.value });
+    filterRuns();
+    drawDetails();
+  };
+  return choice;
 }
 
 function drawDetails() {
   const box = byId("detail"), runs = [state.run, state.other].map(indexOf).filter((i) => i >= 0);
-  const told = (i, name) => (doc.runs[i][name] === undefined ? null : typeof doc.runs[i][name] === "number" ? doc.texts[doc.runs[i][name]] : doc.runs[i][name]);
   drop(box.querySelector("figure"));
   if (runs.length === 0) return box.replaceChildren();
-  const two = runs.length === 2, known = (values) => values.some((value) => value !== null);
-  const lines = doc.columns.map((column) => {
-    const values = runs.map((i) => valueAt(column, i));
-    const isDefault = "default" in column && values.every((value) => value === (column.default ?? null));
-    if (two ? values[0] === values[1] : isDefault || !known(values)) return null;
-    return [column.title, ...values.map(text), ...("default" in column ? [text(column.default)] : [""])];
-  }).filter(Boolean);
-  const origin = ["ended", "commit", "versions", "command", "folder"].map((name) => [name, ...runs.map((i) => told(i, name) ?? "–"), ""]);
-  const table = element("table", {}, element("thead", {}, element("tr", {}, ...["", ...runs.map((i) => doc.runs[i].id), "default"].map((title) => element("th", { textContent: title })))),
-    element("tbody", {}, ...[...lines, ...origin.filter((line) => !two || line[1] !== line[2])].map((line) => element("tr", {}, ...line.map((cell) => element("td", { textContent: cell }))))));
-  const others = element("select", { id: "beside" }, element("option", { value: "", textContent: "no other run" }), ...doc.runs.map((run) => element("option", { value: run.id, textContent: run.id, selected: run.id === state.other })));
-  others.onchange = () => { setState({ other: others.value }); filterRuns(); drawDetails(); };
-  const quoted = runs.map((i) => JSON.stringify(doc.runs[i].id)), folded = (title, content) => element("details", {}, element("summary", { textContent: title }), element("pre", { textContent: content }));
-  const code = two ? `print(model_explorer.diff(${quoted}))` : `lm, dataset, train_stats, params = model_explorer.get_model_by_timestamp(${quoted})`;
-  const figure = element("figure", {}, element("figcaption", { textContent: two ? "The curves of both runs." : "The curve of the run, every point that was kept." }));
+  const two = runs.length === 2, ids = runs.map((i) => doc.runs[i].id), quoted = ids.map((id) => JSON.stringify(id));
+  const heading = (textContent) => element("h3", { textContent }), block = (textContent) => element("pre", { textContent });
+  const code = two ? `print(model_explorer.diff(${quoted}))`
+    : `lm, dataset, train_stats, params = model_explorer.get_model_by_timestamp(${quoted})`;
+  const figure = element("figure", {}, element("figcaption", { textContent: two ? "The curves of both runs." : "The curve of the run." }));
+  const close = element("button", { textContent: "Close", onclick: () => choose(runs[0], false) });
   box.replaceChildren(
-    element("h3", { textContent: two ? "Two runs: where they differ" : `Run ${state.run}: what differs from the default, and what was measured` }),
-    element("div", { className: "tools" }, element("label", {}, "side by side with ", others), element("button", { textContent: "Close", onclick: () => choose(runs[0], false) })),
-    element("div", { className: "wide" }, table), figure,
-    ...runs.filter((i) => told(i, "sample")).flatMap((i) => [element("h3", { textContent: `Sample of ${doc.runs[i].id}` }), element("pre", { textContent: told(i, "sample") })]),
-    ...runs.filter((i) => told(i, "diff")).map((i) => folded(`Difference of ${doc.runs[i].id} from its commit`, told(i, "diff"))),
-    element("h3", { textContent: "Open it in Python" }), element("pre", { textContent: `import model_explorer\n\n${code}` }));
-  const tokens = { "@groups": runs.map((i) => doc.runs[i].id), "@colors": ["@c1", "@c2"].slice(0, runs.length) };
-  draw(figure, { chart: "curves", runs, tokens });
+    heading(two ? "Two runs: where they differ" : `Run ${ids[0]}: what differs from the default, and what was measured`),
+    element("div", { className: "tools" }, element("label", {}, "side by side with ", otherRuns()), close),
+    element("div", { className: "wide" }, tableOf(["", ...ids, "default"], detailLines(runs))),
+    figure,
+    ...runs.filter((i) => told(i, "sample")).flatMap((i) => [heading(`Sample of ${doc.runs[i].id}`), block(told(i, "sample"))]),
+    ...runs.filter((i) => told(i, "diff")).map((i) =>
+      element("details", {}, element("summary", { textContent: `Difference of ${doc.runs[i].id} from its commit` }), block(told(i, "diff")))),
+    heading("Open it in Python"), block(`import model_explorer\n\n${code}`));
+  draw(figure, { chart: "curves", runs, tokens: { "@groups": ids, "@colors": ["@c1", "@c2"].slice(0, runs.length) } });
 }
 
 function drawOrigin() {
   const entries = ["commit", "versions", "command"].flatMap((name) => {
     const counts = new Map();
     for (const run of doc.runs) if (name in run) counts.set(run[name], (counts.get(run[name]) ?? 0) + 1);
-    return [...counts].slice(0, 20).flatMap(([place, n]) => [element("dt", { textContent: `${name} (${n} run${n > 1 ? "s" : ""})` }), element("dd", { textContent: doc.texts[place] })]);
+    return [...counts].slice(0, 20).flatMap(([place, n]) => [
+      element("dt", { textContent: `${name} (${n} run${n > 1 ? "s" : ""})` }),
+      element("dd", { textContent: doc.texts[place] }),
+    ]);
   });
   byId("origin").replaceChildren(entries.length ? element("dl", {}, ...entries) : "Not recorded.");
 }
@@ -210,7 +245,7 @@ function onInput(name, input) {
     const isView = name !== "q" && name !== "smooth";
     setState({ [name]: input.type === "checkbox" ? (input.checked ? "1" : "") : input.value, ...(isView ? { zoom: "" } : {}) });
     if (name === "q") filterRuns();
-    redraw("curves");
+    redraw((figure) => figure.chart === "curves");
   };
 }
 

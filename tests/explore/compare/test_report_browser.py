@@ -393,6 +393,7 @@ def test_a_click_on_a_run_shows_its_details_and_with_shift_two_side_by_side(open
     assert ["positions", "rotary", "learned"] in cells
     assert detail.find_elements(By.CSS_SELECTOR, "svg .mark-line path")
     assert "the state of run 4 is strong" in text
+    assert len(lines(driver)) == 4, "its curve is among the means"
     other = shown_runs(driver).index(folders[1].name)
     ActionChains(driver).key_down(Keys.SHIFT).click(rows[other]).key_up(Keys.SHIFT).perform()
     assert "Two runs: where they differ" in detail.text
