@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -175,7 +176,8 @@ def run_grid(args: argparse.Namespace) -> int:
         )
         if baseline is not None and not before and rank() == 0:
             return 1
-        outcomes = sweep.train_runs(runs, namer, call)
+        with watch_of(args, call):
+            outcomes = sweep.train_runs(runs, namer, call)
         log.info(tables.result_table(runs, outcomes))
         for line in sweep.last_lines(runs, outcomes, call):
             log.info(line)
@@ -195,6 +197,17 @@ def run_grid(args: argparse.Namespace) -> int:
     if baseline is None or any(outcome.failed for outcome in outcomes):
         return code
     return judge_code(args, baseline, runs, (outcomes, before), call)
+
+
+def watch_of(args: argparse.Namespace, call: Call) -> AbstractContextManager[None]:
+    """Return a context in which the page of the report is kept up to date, with --watch."""
+    if not args.watch or rank():
+        return nullcontext()
+    from train.launch.watch import report_watched
+
+    return report_watched(
+        args.config, call.out / "reports" / runs_folder(args.config), call.out, args.own_parts
+    )
 
 
 def checked_grid(args: argparse.Namespace) -> CheckedGrid:
@@ -427,10 +440,11 @@ def report_saved_runs(args: argparse.Namespace) -> int:
     """Report on saved runs. Return the exit code."""
     if args.coord_check or args.stability:
         raise GridError(["--coord-check and --stability need a --config, not saved runs (--report)"])
-    from explore.compare.report import report
+    from explore.compare.report import report, watch_report
 
     try:
-        report(runs_folder(args.report), args.out, **report_options(args))
+        write = watch_report if args.watch else report
+        write(runs_folder(args.report), args.out, **report_options(args))
         if args.transfer:
             return check_scaling(args)
     except ValueError as error:

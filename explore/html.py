@@ -217,14 +217,19 @@ def encode_weights(weights_HTS: np.ndarray) -> bytes:
 
 
 def fill_template(
-    template: str, scripts: Sequence[str], values: dict[str, str], digests: Sequence[str] = ()
+    template: str,
+    scripts: Sequence[str],
+    values: dict[str, str],
+    digests: Sequence[str] = (),
+    *,
+    library: str = "",
 ) -> str:
     """Return a template of page/ with the common head, the scripts and `values` in its placeholders.
 
-    The values must be safe HTML: this function escapes nothing. The page's policy allows its own scripts, and those
-    with one of `digests`.
+    The values must be safe HTML: this function escapes nothing. `library` is JavaScript that runs before the scripts. The
+    page's policy allows its own scripts, and those with one of `digests`.
     """
-    script = read_scripts(scripts)
+    script = "\n".join([library, read_scripts(scripts)])
     allowed = "' '".join([digest_of(script), *digests])
     page, head = ((PAGE / name).read_text(encoding="utf-8") for name in (template, "head.html"))
     for name, value in {"head": head.rstrip(), "digest": allowed, **values, "script": script}.items():

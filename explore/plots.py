@@ -18,6 +18,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from torch import Tensor
 
 from common.text import did_you_mean
@@ -39,6 +40,7 @@ TOKEN_INCHES = 0.13  # height of a line of that text
 MAX_TOKEN_CHARS = 13  # longer tokens are cut
 MAX_GRID_INCHES = 13.0  # maximum width of a row of patterns
 FILM_COLUMNS = 6  # panels in a row of a film
+PAPER_FONT_SIZE = 7.5  # points
 EXPERT_LOAD = "stat/expert_load:layers."  # beginning of the names of statistics
 MAX_LEGEND_EXPERTS = 8  # a legend of more would hide the lines
 # As in page/weights.js, the shade depends on the square root of a weight. Negative weights are amber. Later positions
@@ -141,7 +143,10 @@ def plot_expert_load(timestamp: str, filename: str | None = None, out: str | Non
             handles, names, title="expert", loc="outside right upper", fontsize="x-small", frameon=False
         )
     if filename is not None:
-        save_figure(figure, figure_path(out, "metrics", filename))
+        path = figure_path(out, "metrics", filename)
+        if is_vector(filename):
+            fit_column(figure)
+        save_figure(figure, path)
     show(figure, is_result=True)
     return figure
 
@@ -554,6 +559,15 @@ def save_figure(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, bbox_inches="tight")
     print(f"saved {path}")
+
+
+def fit_column(figure: Figure) -> None:
+    """Make a figure as wide as a column of a paper, with the text of one."""
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(COLUMN_INCHES, height * max(0.6, COLUMN_INCHES / width))
+    for text in figure.findobj(Text):
+        if isinstance(text, Text):
+            text.set_fontsize(min(text.get_fontsize(), PAPER_FONT_SIZE))
 
 
 def show(figure: Figure, *, is_result: bool) -> None:

@@ -48,6 +48,8 @@ ONLY_IN = {
     "pytorch_optimizer": {"train/library.py"},
     "matplotlib": {"explore/plots.py"},
     "datasets": {"data/corpora.py"},
+    "altair": {"explore/compare/charts.py"},
+    "vl_convert": {"explore/compare/charts.py"},
     "statsmodels": {"explore/compare/verdicts.py"},
     "transformers": {
         "data/tokenizer.py",

@@ -1,4 +1,4 @@
-"""Figures of the effect of each axis of a grid on the final loss."""
+"""Charts of the fields of a grid: the effect of each on the final loss, of two at once, and of all at once."""
 
 import math
 from collections.abc import Sequence
@@ -7,80 +7,77 @@ from typing import NamedTuple
 
 import numpy as np
 
-from explore.compare.figures import ACCENT, MAX_CURVES, MAX_LABELS, OTHER, ReportPart, figure, final_range
-from explore.compare.svg import Plot, widened
-from explore.compare.variants import SEED, is_number, value_as_label
+from explore.compare.parts import (
+    OTHERS,
+    Figures,
+    ReportPart,
+    range_without_outliers,
+    table_data,
+)
+from explore.compare.svg import widened
+from explore.compare.variants import SEED, RunRow, fields_as_label, is_number, value_as_label
 from explore.compare.verdicts import interval
 
-MAX_DOTS = 600  # dots of a plot
+MAX_DOTS = 600  # dots of a chart
+MAX_LINES = 200  # lines of a chart
+MAX_EVEN = 12  # values of a field that are evenly spaced; more numbers are drawn to scale
+MAX_AXIS_LABELS = 40  # values of a field that have a label in a chart of all fields
+MIN_PARALLEL = 2  # fields from which on a chart of all fields says more than one for each
 
 
-def axis_figures(part: ReportPart) -> str:
-    """Return a plot for each varied field except the seed, or "" if there is none."""
-    plots = [tuned_plot(part, name) for name in part.varied if [name] == part.tuned]
-    plots += [axis_plot(part, name) for name in part.varied if name != SEED and [name] != part.tuned]
-    caption = (
-        f"{escape(part.label_of_losses.capitalize())}. The tuned field has a line for each variant, the mean over seeds. Any other field has a dot for each "
-        "run, and in color the lowest mean over seeds that each value reached. × marks a run that failed, diverged, or lies "
-        "above the plot."
-    )
-    return figure(plots, caption) if plots else ""
+def axis_figures(part: ReportPart, figures: Figures) -> str:
+    """Return charts of each varied field except the seed, of pairs of fields, and of all fields."""
+    tuned = [tuned_figure(part, name, figures) for name in part.varied if [name] == part.tuned]
+    names = [name for name in part.varied if name != SEED and [name] != part.tuned]
+    effects = [effect_figure(part, name, figures) for name in names]
+    axes = [name for name in part.varied if name != SEED]
+    plots = "".join(tuned + effects)
+    pairs = heat_figure(part, axes, figures) if len(axes) >= 2 else ""
+    all_fields = parallel_figure(part, axes, figures) if len(axes) >= MIN_PARALLEL else ""
+    return f"<div class=plots>{plots}</div>{pairs}{all_fields}" if plots else ""
 
 
-class Axis(NamedTuple):
-    """Positions of the values of a field on an x axis."""
+class FieldAxis(NamedTuple):
+    """The values of a field on an axis."""
 
-    at: dict[str, float]  # position by the value's label
-    range: tuple[float, float]
-    ticks: dict[float, str] | None  # label by position; None: round numbers
-    log: bool
-    in_order: bool  # the values are numbers, so a line may connect them
+    labels: list[str]  # in their order
+    is_even: bool  # evenly spaced, by label; else to scale
+    are_numbers: bool  # so a line may connect them
+
+    @property
+    def chart(self) -> str:
+        """The end of the name of the chart."""
+        return "" if self.is_even else "-many"
+
+    def at(self, value: object) -> str | float:
+        return value_as_label(value) if self.is_even or not is_number(value) else float(value)
+
+    def place(self, value: object) -> int:
+        return self.labels.index(value_as_label(value))
 
 
-def axis_of(values: Sequence[object]) -> Axis:
-    """Return the axis for these values: evenly spaced, or to scale if they are more than 12 numbers."""
+def axis_of(values: Sequence[object]) -> FieldAxis:
+    """Return the axis for these values: evenly spaced, or to scale if they are more than MAX_EVEN numbers."""
     different = {value_as_label(value): value for value in values}
     numbers = {text: value for text, value in different.items() if is_number(value)}
-    all_numbers = len(numbers) == len(different)
-    labels = sorted(numbers, key=numbers.__getitem__) if all_numbers else list(different)
-    if not all_numbers or len(labels) <= 12:
-        at = {text: float(i) for i, text in enumerate(labels)}
-        names = labels[:: max(1, math.ceil(len(labels) / MAX_LABELS))]
-        return Axis(at, (-0.5, len(at) - 0.5), {at[text]: text for text in names}, False, all_numbers)
-    at = {text: float(numbers[text]) for text in labels}
-    low, high = min(at.values()), max(at.values())
-    if low > 0 and high / low > 30:
-        return Axis(at, (low / 1.2, high * 1.2), None, True, True)
-    return Axis(at, widened([low, high]), None, False, True)
+    are_numbers = len(numbers) == len(different)
+    labels = sorted(numbers, key=numbers.__getitem__) if are_numbers else list(different)
+    return FieldAxis(labels, not are_numbers or len(labels) <= MAX_EVEN, are_numbers)
 
 
-def tuned_plot(part: ReportPart, field: str) -> str:
-    """Plot the mean final loss over the values of the tuned field, a line for each variant."""
-    axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
-    colors = part.colors
-    means = [[mean_loss(losses) for losses in variant.losses_LS] for variant in part.variants]
-    ends = [interval(losses[np.isfinite(losses)])[0] for i in colors for losses in part.variants[i].losses_LS]
-    y = final_range([*(mean for row in means for mean in row), *ends])
-    plot = Plot(
-        (486, 300), axis.range, y, labels=(field, part.label_of_losses), log_x=axis.log, x_ticks=axis.ticks
-    )
-    for i in sorted(range(len(means)), key=lambda i: i in colors)[-MAX_CURVES:]:
-        variant, color = part.variants[i], colors.get(i, OTHER)
-        x_of = [
-            axis.at[value_as_label(variant.runs_of(j)[0].get(field))] for j in range(len(variant.settings))
-        ]
-        points = sorted(zip(x_of, means[i], variant.losses_LS, strict=True), key=lambda point: point[0])
-        if i in colors:
-            for x, _, losses_S in points:
-                low, high = interval(losses_S[np.isfinite(losses_S)])
-                if math.isfinite(low):
-                    plot.y_interval(x, low, high, color)
-        xs, ys = [point[0] for point in points], [point[1] for point in points]
-        plot.line(xs, ys, color, variant.name, kind="line" if i in colors else "thin")
-        if i in colors:
-            plot.dots(xs, ys, color, 2.5)
-        plot.crosses([x for x, mean in zip(xs, ys, strict=True) if not mean <= y[1]], color, variant.name)
-    return plot.svg(f"final loss over {field}")
+def runs_of_part(part: ReportPart) -> list[tuple[RunRow, float]]:
+    """Return each run of a part with its value of the metric."""
+    return [
+        (variant.runs[setting, seed], variant.sign * float(loss))
+        for variant in part.variants
+        for setting, losses_S in zip(variant.settings, variant.losses_LS, strict=True)
+        for seed, loss in zip(variant.seeds, losses_S, strict=True)
+        if not math.isnan(loss)
+    ]
+
+
+def values_of_field(part: ReportPart, field: str) -> list[object]:
+    return [run.get(field) for variant in part.variants for run in variant.runs.values()]
 
 
 def mean_loss(losses_S: np.ndarray) -> float:
@@ -89,33 +86,120 @@ def mean_loss(losses_S: np.ndarray) -> float:
     return float(ran_S.mean()) if ran_S.size else math.nan
 
 
-def axis_plot(part: ReportPart, field: str) -> str:
-    """Plot the final loss over the values of a field: a dot for each run, and the lowest mean with each value."""
-    axis = axis_of([run.get(field) for v in part.variants for run in v.runs.values()])
-    dots: list[tuple[float, float]] = []
-    best: dict[float, float] = {}
+def tuned_figure(part: ReportPart, field: str, figures: Figures) -> str:
+    """Return the chart of the mean loss over the values of the tuned field, a line for each variant."""
+    axis, rows = axis_of(values_of_field(part, field)), []
+    shown = [*[i for i in part.order if i not in part.colored][:MAX_LINES], *part.colored]
+    for i in shown:
+        variant, group = part.variants[i], part.group_of[i]
+        for j, losses_S in enumerate(variant.losses_LS):
+            finite_S = losses_S[np.isfinite(losses_S)]
+            low, high = interval(finite_S) if group != OTHERS and len(finite_S) > 1 else (math.nan, math.nan)
+            value = variant.runs_of(j)[0].get(field)
+            row = {"place": axis.place(value), "at": axis.at(value), "group": group, "name": variant.name}
+            row |= {"loss": part.sign * mean_loss(losses_S), "low": part.sign * low, "high": part.sign * high}
+            rows.append(row | {"width": 1 if group == OTHERS else 2})
+    rows.sort(key=lambda row: row["place"])
+    caption = f"Mean {escape(part.label)} over seeds and its 95 % interval, for each {escape(field)} that was tried."
+    means = [float(row["loss"]) for row in rows]
+    y_range = range_without_outliers(means) if part.sign > 0 else widened(means)
+    tokens = part.tokens(field)
+    return figures.add(
+        f"tuned{axis.chart}", {"tuned": table_data(rows)}, tokens, caption, signals={"yrange": y_range}
+    )
+
+
+def effect_figure(part: ReportPart, field: str, figures: Figures) -> str:
+    """Return the chart of the loss over the values of a field: a dot for each run, and the best mean at each value."""
+    axis = axis_of(values_of_field(part, field))
+    best: dict[str, float] = {}
+    values: dict[str, object] = {}
     for variant in part.variants:
         for j, losses_S in enumerate(variant.losses_LS):
-            at = axis.at[value_as_label(variant.runs_of(j)[0].get(field))]
-            best[at] = min(best.get(at, math.inf), mean_loss(losses_S))
-            dots += [(at, float(loss)) for loss in losses_S if not math.isnan(loss)]
-    y = final_range([loss for _, loss in dots], at_least=max(best.values()))
-    width = min(980.0, max(320.0, 40.0 + 46.0 * len(axis.ticks or [])))
-    plot = Plot(
-        (width, 300), axis.range, y, labels=(field, part.label_of_losses), log_x=axis.log, x_ticks=axis.ticks
+            value = variant.runs_of(j)[0].get(field)
+            label = value_as_label(value)
+            values[label] = value
+            mean = mean_loss(losses_S)
+            if not math.isnan(mean):
+                best[label] = min(best.get(label, math.inf), mean)
+    labels = [label for label in axis.labels if label in best]
+    best_rows = [
+        {"at": axis.at(values[label]), "loss": part.sign * best[label], "joined": int(axis.are_numbers)}
+        for label in labels
+    ]
+    runs = runs_of_part(part)
+    runs.sort(key=lambda pair: axis.place(pair[0].get(field)))
+    others = [name for name in part.varied if name != field]
+    dots = [
+        {
+            "at": axis.at(run.get(field)),
+            "loss": loss,
+            "run": fields_as_label(run, others),
+            "spread": round(0.7 * (i * 0.618 % 1) - 0.35, 3),
+        }
+        for i, (run, loss) in enumerate(runs[:: math.ceil(len(runs) / MAX_DOTS) or 1])
+    ]
+    losses = [loss for _, loss in runs]
+    at_least = max(best.values(), default=math.nan)
+    y_range = range_without_outliers(losses, at_least) if part.sign > 0 else widened(losses)
+    n_bad = sum(not math.isfinite(loss) for loss in losses)
+    bad = f" {n_bad} failed or diverged." if n_bad else ""
+    caption = f"A dot for each run; in color the best mean over seeds at each {escape(field)}.{bad}"
+    data = {"dots": table_data(dots), "best": table_data(best_rows)}
+    return figures.add(f"effect{axis.chart}", data, part.tokens(field), caption, signals={"yrange": y_range})
+
+
+def heat_figure(part: ReportPart, axes: Sequence[str], figures: Figures) -> str:
+    """Return the heat map of two fields, which the reader chooses."""
+    named = {name: axis_of(values_of_field(part, name)) for name in axes}
+    small = [name for name in axes if len(named[name].labels) <= MAX_AXIS_LABELS]
+    if len(small) < 2:
+        return ""
+    runs = [
+        [*(named[name].place(run.get(name)) for name in small), loss]
+        for run, loss in runs_of_part(part)
+        if math.isfinite(loss)
+    ]
+    table = {"columns": [*small, "loss"], "rows": [[*row[:-1], float(f"{row[-1]:.6g}")] for row in runs]}
+    labels = {name: named[name].labels for name in small}
+    caption = f"Mean {escape(part.label)} at each pair of values, over all other fields and seeds."
+    return figures.add(
+        "heat",
+        {"heat": []},
+        {"@x": small[0], "@y": small[1]},
+        caption,
+        pairs=table,
+        labels=labels,
+        reversed=part.sign < 0,
     )
-    shown_dots = dots[:: math.ceil(len(dots) / MAX_DOTS)]
-    spread = 0.0 if axis.ticks is None else 0.3
-    xs = [x + spread * (i * 0.618 % 1 - 0.5) for i, (x, _) in enumerate(shown_dots)]
-    inside = [(x, loss) for x, (_, loss) in zip(xs, shown_dots, strict=True) if loss <= y[1]]
-    plot.dots([x for x, _ in inside], [loss for _, loss in inside], OTHER)
-    plot.crosses(
-        [x for x, (_, loss) in zip(xs, shown_dots, strict=True) if not loss <= y[1]],
-        OTHER,
-        "above, or failed",
-    )
-    xs = sorted(best)
-    if axis.in_order:
-        plot.line(xs, [best[x] for x in xs], ACCENT)
-    plot.dots(xs, [best[x] for x in xs], ACCENT, 3.5)
-    return plot.svg(f"final loss by {field}")
+
+
+def parallel_figure(part: ReportPart, axes: Sequence[str], figures: Figures) -> str:
+    """Return the parallel coordinates of the runs: a line through the values of all fields and the loss."""
+    named = {name: axis_of(values_of_field(part, name)) for name in axes}
+    runs = [(run, loss) for run, loss in runs_of_part(part) if math.isfinite(loss)]
+    runs = sorted(runs, key=lambda pair: -part.sign * pair[1])[-MAX_DOTS:]
+    if not runs:
+        return ""
+    losses = sorted({loss for _, loss in runs}, reverse=part.sign > 0)
+    rank = {loss: i / max(1, len(losses) - 1) for i, loss in enumerate(losses)}
+    lines, marks = [], []
+    for i, (run, loss) in enumerate(runs):
+        places = {
+            name: spread_place(axis.place(run.get(name)), len(axis.labels)) for name, axis in named.items()
+        }
+        places[part.label] = rank[loss]
+        lines += [{"run": i, "axis": name, "at": at, "rank": 1 - rank[loss]} for name, at in places.items()]
+    for name, axis in named.items():
+        step = math.ceil(len(axis.labels) / 15)
+        for place, label in list(enumerate(axis.labels))[::step]:
+            marks.append({"axis": name, "at": spread_place(place, len(axis.labels)), "label": label})
+    for place in sorted({0, len(losses) // 2, len(losses) - 1}):
+        marks.append({"axis": part.label, "at": rank[losses[place]], "label": f"{losses[place]:.4g}"})
+    caption = "Each line is a run; the better its rank, the stronger its color. The best is at the top."
+    data = {"parallel": table_data(lines), "labels": table_data(marks)}
+    return figures.add("parallel", data, {}, caption)
+
+
+def spread_place(place: int, n: int) -> float:
+    return round(place / (n - 1), 4) if n > 1 else 0.5

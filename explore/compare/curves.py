@@ -1,6 +1,6 @@
-"""Loss curves of saved runs: mean and confidence interval over the seeds of a variant."""
+"""Loss curves of saved runs: those of each run, and mean and confidence interval over the seeds of a variant."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,37 +13,56 @@ from train.saving.weights import regular_file
 from train.stats import Stat, Stats
 
 VALIDATION, TRAINING = "stat/val_loss:main", "stat/train_loss:main"
-MAX_CURVE_POINTS = 60  # of more points, neighbors are averaged
+TRAIN_SECONDS = "stat/train_seconds"
+MAX_MEAN_POINTS = 100  # of a mean over seeds: of more points, neighbors are averaged
+MAX_RUN_POINTS = 400  # of the curve of one run: the extremes of neighboring points are kept
+MIN_BAND_SEEDS = 3  # an interval of two seeds is too wide to say anything
 
 
 class Curve(NamedTuple):
     """A loss over trained samples, in arrays [N]: mean over seeds and its 95 % interval.
 
-    The interval is NaN at points that only one run reached.
+    The interval is NaN at points that fewer than MIN_BAND_SEEDS runs reached.
     """
 
     x: np.ndarray
+    steps: np.ndarray
     mean: np.ndarray
     low: np.ndarray
     high: np.ndarray
     n_seeds: int
 
 
-def read_curves(variants: Sequence[Variant]) -> dict[str, dict[tuple[int, int], Curve]]:
-    """Return the validation and the training curves by (index of the variant, index of its setting)."""
-    curves: dict[str, dict[tuple[int, int], Curve]] = {VALIDATION: {}, TRAINING: {}}
+RunStats = Mapping[str, list[Stat]]  # statistics of a run by name
+
+
+class Curves(NamedTuple):
+    """Averages by name of the loss, then by index of the variant and of its setting; and curves of single runs by folder."""
+
+    averages: dict[str, dict[tuple[int, int], Curve]]
+    runs: dict[str, RunStats]
+
+
+def read_curves(variants: Sequence[Variant], folders: Collection[str] = ()) -> Curves:
+    """Return the averaged curves of the variants, and the curves of those of their runs that lie in `folders`."""
+    averages: dict[str, dict[tuple[int, int], Curve]] = {VALIDATION: {}, TRAINING: {}}
+    runs: dict[str, RunStats] = {}
     for i, variant in enumerate(variants):
         for j in range(len(variant.settings)):
-            read = [stats_of(run) for run in variant.runs_of(j)]
-            for name, found in curves.items():
-                curve = average_curves([run[name] for run in read if run.get(name)])
+            rows = variant.runs_of(j)
+            read = [read_stats(run) for run in rows]
+            for row, found in zip(rows, read, strict=True):
+                if (folder := str(measured(row, "folder"))) in folders:
+                    runs[folder] = thinned_run(found)
+            for name, of_setting in averages.items():
+                curve = average_curves([averaged(run[name]) for run in read if run.get(name)])
                 if curve is not None:
-                    found[i, j] = curve
-    return curves
+                    of_setting[i, j] = curve
+    return Curves(averages, runs)
 
 
-def stats_of(run: RunRow) -> dict[str, list[Stat]]:
-    """Return both losses of a run, thinned. Return an empty dict if its statistics are missing or unreadable."""
+def read_stats(run: RunRow) -> RunStats:
+    """Return both losses of a run and its seconds. Return an empty dict if they are missing or unreadable."""
     folder = measured(run, "folder")
     if not isinstance(folder, str):
         return {}
@@ -51,14 +70,31 @@ def stats_of(run: RunRow) -> dict[str, list[Stat]]:
         found = Stats.load(regular_file(Path(folder) / "stats.json")).train_stats
     except (OSError, ValueError):
         return {}
-    return {name: thin_curve(found[name]) for name in (VALIDATION, TRAINING) if name in found}
+    return {name: found[name] for name in (VALIDATION, TRAINING, TRAIN_SECONDS) if name in found}
 
 
-def thin_curve(values: list[Stat]) -> list[Stat]:
-    """Return at most MAX_CURVE_POINTS values, each the mean of neighboring ones."""
-    if len(values) <= MAX_CURVE_POINTS:
+def thinned_run(found: RunStats) -> RunStats:
+    """Return the statistics of a run with at most MAX_RUN_POINTS values of each."""
+    return {name: thinned(values) for name, values in found.items()}
+
+
+def thinned(values: Sequence[Stat], n: int = MAX_RUN_POINTS) -> list[Stat]:
+    """Return at most `n` of the finite values: the first, the last, and the lowest and the highest of neighboring ones."""
+    finite = [stat for stat in values if np.isfinite(stat.v)]
+    if len(finite) <= n:
+        return finite
+    kept = {0, len(finite) - 1}
+    for places in np.array_split(np.arange(len(finite)), n // 2 - 1):
+        part = [finite[place].v for place in places]
+        kept |= {int(places[np.argmin(part)]), int(places[np.argmax(part)])}
+    return [finite[place] for place in sorted(kept)]
+
+
+def averaged(values: list[Stat]) -> list[Stat]:
+    """Return at most MAX_MEAN_POINTS values, each the mean of neighboring ones."""
+    if len(values) <= MAX_MEAN_POINTS:
         return values
-    edges = np.linspace(0, len(values), MAX_CURVE_POINTS + 1).astype(int)
+    edges = np.linspace(0, len(values), MAX_MEAN_POINTS + 1).astype(int)
     means = np.add.reduceat([stat.v for stat in values], edges[:-1]) / np.diff(edges)
     return [values[end - 1]._replace(v=float(mean)) for end, mean in zip(edges[1:], means, strict=True)]
 
@@ -68,7 +104,8 @@ def average_curves(runs: Sequence[list[Stat]]) -> Curve | None:
 
     Return None if the curves have no points.
     """
-    x = sorted({stat.n for run in runs for stat in run})
+    steps_of = {stat.n: stat.s for run in runs for stat in run}
+    x = sorted(steps_of)
     if not x:
         return None
     values = np.full((len(runs), len(x)), np.nan)
@@ -76,8 +113,8 @@ def average_curves(runs: Sequence[list[Stat]]) -> Curve | None:
     for row, run in zip(values, runs, strict=True):
         for stat in run:
             row[place[stat.n]] = stat.v if np.isfinite(stat.v) else np.nan
-    if len(x) > MAX_CURVE_POINTS:  # the seeds were thinned at different points
-        keep = np.linspace(0, len(x) - 1, MAX_CURVE_POINTS).astype(int)
+    if len(x) > MAX_MEAN_POINTS:  # the seeds were thinned at different points
+        keep = np.linspace(0, len(x) - 1, MAX_MEAN_POINTS).astype(int)
         values = np.array([np.interp(x, *known_points(x, row), left=np.nan, right=np.nan) for row in values])[
             :, keep
         ]
@@ -86,9 +123,10 @@ def average_curves(runs: Sequence[list[Stat]]) -> Curve | None:
     n = exists.sum(axis=0)
     mean = np.where(exists, values, 0).sum(axis=0) / np.where(n, n, np.nan)
     squares = (np.where(exists, values - mean, 0) ** 2).sum(axis=0)
-    enough = np.where(n > 1, n, np.nan)
+    enough = np.where(n >= MIN_BAND_SEEDS, n, np.nan)
     margin = stats.t.isf(ALPHA / 2, enough - 1) * np.sqrt(squares / (enough - 1) / enough)
-    return Curve(np.array(x, dtype=float), mean, mean - margin, mean + margin, len(runs))
+    steps = np.array([steps_of[one] for one in x], dtype=float)
+    return Curve(np.array(x, dtype=float), steps, mean, mean - margin, mean + margin, len(runs))
 
 
 def known_points(x: Sequence[float], row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,57 +1,51 @@
 """Report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
-import math
+import contextlib
+import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
-from html import escape
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Literal, Unpack
 
 import pandas as pd
 
-from explore.compare.claims import ClaimVerdict, claim_cells
+from common.text import first_line
+from explore.compare.claims import ClaimVerdict
 from explore.compare.code import CodeOfRun, code_diffs, with_code_labels
 from explore.compare.csv_files import write_csv
-from explore.compare.curves import read_curves
-from explore.compare.figures import ReportPart
-from explore.compare.metrics import number_text, sign_of
-from explore.compare.sections import html_table, sections, text_cell
 from explore.compare.variants import (
     CODE,
     RunRow,
-    Variant,
     has_ended,
     measured,
     row_of,
     varied_fields,
     with_plural,
 )
+from explore.compare.verdict_text import markdown_table, sentences, variants_table
 from explore.compare.verdicts import (
     CompareOptions,
-    ComparisonRow,
     compare_variants,
     comparison_rows,
-    p_as_text,
     style_of_verdict,
 )
-from explore.html import Page, fill_template
+from explore.html import Page
 from explore.load import row_of_folder
 from train.document import document
-from train.fitted_table import FittedTable, TableColumn
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.grid.run import Run
 from train.logs import link_to, print_message
+from train.saving.durable import replacing
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import code_of_this_process
 from train.saving.record import measured_variant
 from train.saving.run_folder import output_root, run_folders
 
-MAX_TERMINAL_ROWS = 40  # rows of a table on the terminal
 # First columns of results.csv. Varied fields, numbers and other params follow.
 FIRST = ("timestamp", "status")
-# Columns of the comparison that a narrow terminal may leave out, the highest first.
-RANKS = {"best": 1, "seeds": 2, "pairs": 2, "95 % interval": 3}
+REFRESH_SECONDS = 10.0  # between two pages of --watch
+MAX_WAIT_SECONDS = 300.0  # for the first run of --watch to begin
 
 
 class NoRuns(ValueError):
@@ -93,11 +87,18 @@ def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
     return table
 
 
-def report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> Page:
+def report(
+    name: str,
+    out: str | None = None,
+    style: Literal["page", "paper"] = "page",
+    **options: Unpack[CompareOptions],
+) -> Page | None:
     """Compare the runs saved under saved-models/{name}/, and write results.csv, report.html and report.md to reports/{name}/.
 
     Print a table and the verdicts. A notebook shows the returned page as a cell's value. `out` is the output root
-    (`--out`). `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete.
+    (`--out`). `style="paper"` also writes each chart to reports/{name}/figures/ as PDF and SVG, as wide as a column of a
+    paper. `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete. Return None
+    if the libraries of the charts are missing: then there is no page.
     """
     root = output_root(out)
     table = results(name, out)
@@ -106,7 +107,40 @@ def report(name: str, out: str | None = None, **options: Unpack[CompareOptions])
         others = f"; {with_plural(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
         folder = root / "saved-models" / name
         raise NoRuns(f"there are no saved runs in {folder}{others} (train with --save to keep runs)")
-    return write_report(table, name, root, options)
+    page = write_report(table, name, root, options)
+    if style == "paper" and page is not None:
+        write_paper_figures(page, root / "reports" / name / "figures")
+    return page
+
+
+def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> None:
+    """Write report.html anew every few seconds while runs under saved-models/{name}/ train, with these runs.
+
+    The page loads itself again meanwhile. It starts before the first run does, and ends with a complete report once none
+    trains any more. The arguments are those of report(). Raise NoRuns if there are no runs to report on then.
+    """
+    os.nice(10)  # training comes first
+    root = output_root(out)
+    page = root / "reports" / name / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    print_message(link_to(page, "watch: "))
+    started, was_training = time.monotonic(), False
+    while True:
+        began = time.monotonic()
+        table = results(name, out)
+        status = table[measured_column("status")]
+        trains = bool((status == "training").any())
+        if not trains and (was_training or began - started > MAX_WAIT_SECONDS):
+            break
+        was_training = trains
+        if len(table):
+            with contextlib.suppress(
+                ValueError
+            ):  # options that fit only later, such as a baseline not yet trained
+                variants, comparison = compare_variants(table, **options)
+                write_page(page, name, table, variants, comparison, refresh=REFRESH_SECONDS)
+        time.sleep(max(REFRESH_SECONDS, 2 * (time.monotonic() - began)))
+    report(name, out, **options)
 
 
 def report_grid(
@@ -118,7 +152,7 @@ def report_grid(
     prints: bool = True,
     claims: Sequence[ClaimVerdict] = (),
     **options: Unpack[CompareOptions],
-) -> Page:
+) -> Page | None:
     """Write the report of a config whose grid has just run. `runs` and `outcomes` are those of the grid.
 
     The report covers all saved runs of the config, those of earlier calls included, and runs of this grid that failed
@@ -195,7 +229,7 @@ def write_report(
     prints: bool = True,
     claims: Sequence[ClaimVerdict] = (),
     compared: pd.DataFrame | None = None,
-) -> Page:
+) -> Page | None:
     """Write results.csv, report.html and report.md to reports/{name}/, print the comparison, and return the page.
 
     `compared` is the table with its rows in another order: the first variant is the baseline. With `by` in `options`,
@@ -210,8 +244,7 @@ def write_report(
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")
-    page = Page(page_of(name, table, variants, comparison, effect, claims), title=f"Report: {name}")
-    (folder / "report.html").write_text(page.html, encoding="utf-8", errors="backslashreplace")
+    page = write_page(folder / "report.html", name, table, variants, comparison, effect, claims)
     shown, notes = comparison if effect is None else effect, comparison.attrs["notes"]
     heading = [] if effect is None else [f"main effect of {by}, over all other fields and seeds"]
     verdicts = [f"- {line}" for line in sentences(shown)]
@@ -229,13 +262,40 @@ def write_report(
     ]
     (folder / "report.md").write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     rows = [{**row, "metric": options.get("metric", "val_loss")} for row in comparison_rows(shown)]
-    document.add(verdicts=rows, report=folder / "report.html")
+    document.add(verdicts=rows, report=folder / ("report.md" if page is None else "report.html"))
     if prints:
         for line in [*notes, *heading]:
             print_message(line)
         print_comparison(shown)
-    print_message(link_to(folder / "report.html", "report: "))
+    print_message(link_to(folder / ("report.md" if page is None else "report.html"), "report: "))
     return page
+
+
+def write_page(path: Path, *contents: Any, refresh: float | None = None) -> Page | None:
+    """Write the page of a report. Without the libraries of its charts, say so and return None.
+
+    `contents` and `refresh` are the arguments of report_page().
+    """
+    try:
+        # These libraries are slow to load, and no run needs them.
+        from explore.compare.page import report_page
+    except ImportError as error:
+        print_message(f"no {path.name}: {first_line(error)} (pip install altair vl-convert-python)")
+        return None
+    page = report_page(*contents, refresh=refresh)
+    with replacing(path) as partial:  # a browser may read it at any moment
+        partial.write_text(page.html, encoding="utf-8", errors="backslashreplace")
+    return page
+
+
+def write_paper_figures(page: Page, folder: Path) -> None:
+    """Write the charts of a page for a paper."""
+    from explore.compare.page import ReportPage
+    from explore.compare.paper import write_figures
+
+    assert isinstance(page, ReportPage)
+    paths = write_figures(folder, page.parts, page.figures.entries)
+    print_message(f"{with_plural(len(paths), 'figure file')} in {folder}")
 
 
 def print_comparison(comparison: pd.DataFrame) -> None:
@@ -244,152 +304,3 @@ def print_comparison(comparison: pd.DataFrame) -> None:
         print_message(variants_table(comparison))
     for line in sentences(comparison):
         print_message(line, style_of_verdict(line))
-
-
-def variants_table(comparison: pd.DataFrame) -> FittedTable:
-    """Return the table of the comparison for a terminal, the lowest loss first."""
-    header, *rows = comparison_cells(comparison)
-    styles = [style_of_verdict(row[-1]) for row in rows]
-    columns = [
-        TableColumn(
-            title,
-            [row[i] for row in rows],
-            rank=RANKS.get(title, 0),
-            wraps=i == len(header) - 1,
-            is_left=title in ("data", "variant"),
-            styles=styles,
-        )
-        for i, title in enumerate(header)
-    ]
-    return FittedTable(columns)
-
-
-def page_of(
-    name: str,
-    table: pd.DataFrame,
-    variants: Sequence[Variant],
-    comparison: pd.DataFrame,
-    effect: pd.DataFrame | None = None,
-    claims: Sequence[ClaimVerdict] = (),
-) -> str:
-    """Return the HTML of the report. `effect` is a comparison by one field, over all others."""
-    rows = comparison_rows(comparison)
-    parts = []
-    for data in dict.fromkeys(variant.data for variant in variants):
-        chosen = [i for i, variant in enumerate(variants) if variant.data == data]
-        own = [variants[i] for i in chosen]
-        parts.append(
-            ReportPart(data, own, [rows[i] for i in chosen], read_curves(own), comparison.attrs["metric"])
-        )
-    values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
-    notes, left_out = comparison.attrs["notes"], comparison.attrs["left_out"]
-    values["condition"] = comparison.attrs["at"]
-    bodies = sections(values, parts, table, notes, left_out)
-    if effect is not None:
-        bodies["parts"] = main_effect(effect) + bodies["parts"]
-    bodies["notes"] = claims_section(claims) + bodies["notes"]
-    return fill_template("report.html", ["report.js"], bodies)
-
-
-def sentences(comparison: pd.DataFrame) -> list[str]:
-    """Return the verdicts, one line each. Notes on best settings at an edge and on runs left out follow."""
-    lines, rows, metric = [], comparison_rows(comparison), comparison.attrs["metric"]
-    for row in rows:
-        if row["verdict"] != "baseline":
-            where = f" ({row['data']})" if row["data"] else ""
-            lines.append(f"{row['variant']}{where}: {row['verdict']}{difference_as_text(row, metric)}")
-    hidden = len(lines) - MAX_TERMINAL_ROWS
-    if hidden > 0:
-        lines = [*lines[:MAX_TERMINAL_ROWS], f"... and {hidden} more"]
-    if not lines and len(comparison):
-        lines.append("nothing to compare: the runs differ only in seeds and tuned fields")
-    at_edge = [row for row in rows if row["edge"]]
-    if at_edge:
-        first = f"{at_edge[0]['best']} is the {at_edge[0]['edge']} tried with {at_edge[0]['variant']}"
-        n_more = len(at_edge) - 1
-        more = f"; also at an edge: {with_plural(n_more, 'more variant')}" if n_more else ""
-        lines.append(f"the best may lie beyond the values tried: {first}{more}")
-    return lines + comparison.attrs["left_out"]
-
-
-def name_of_metric(metric: str) -> str:
-    return "loss" if metric == "val_loss" else metric
-
-
-def difference_as_text(row: ComparisonRow, metric: str = "val_loss") -> str:
-    """Return the difference with its interval and p-value as text, or "" if it is unknown."""
-    if math.isnan(row["difference_low"]):
-        return ""
-    p = "" if math.isnan(row["p"]) else f", p {p_as_text(row['p'])}"
-    difference, low, high = (
-        number_text(row[name], "+") for name in ("difference", "difference_low", "difference_high")
-    )
-    return f"; {name_of_metric(metric)} {difference} (95 % interval {low} to {high}{p})"
-
-
-def censored_note(row: ComparisonRow) -> str:
-    """Return how many runs never got to the limit of a metric such as "steps_to: val_loss < 3", or ""."""
-    return f" ({with_plural(row['n_censored'], 'run')} never)" if row["n_censored"] else ""
-
-
-def claims_section(claims: Sequence[ClaimVerdict]) -> str:
-    """Return the section of the page about claims, or "" if there are none."""
-    if not claims:
-        return ""
-    return f"<section><h2>Claims</h2>{table_of_texts(claim_cells(claims))}</section>"
-
-
-def table_of_texts(cells: Sequence[Sequence[str]]) -> str:
-    """Return a table of texts as HTML. The first of `cells` are its header."""
-    header, *lines = cells
-    return html_table(header, ["".join(map(text_cell, line)) for line in lines])
-
-
-def main_effect(effect: pd.DataFrame) -> str:
-    """Return the section of the page about the main effect of one field."""
-    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences(effect))
-    title = escape(f"Main effect of {effect.attrs['by']}, over all other fields and seeds")
-    return f"<section><h2>{title}</h2>{table_of_texts(comparison_cells(effect))}<ul>{words}</ul></section>"
-
-
-def markdown_table(comparison: pd.DataFrame) -> list[str]:
-    """Return the lines of a markdown table of the comparison, the best variant first."""
-    header, *rows = comparison_cells(comparison)
-    lines = [header, ["---"] * len(header), *rows]
-    text = [
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |"
-        for line in lines
-    ]
-    hidden = len(comparison) - MAX_TERMINAL_ROWS
-    return text + [f"... and {hidden} more"] * (hidden > 0)
-
-
-def comparison_cells(comparison: pd.DataFrame) -> list[list[str]]:
-    """Return the header of the table of the comparison, and its rows, the best variant first."""
-    metric, by = comparison.attrs["metric"], comparison.attrs["by"]
-    header = [
-        "variant",
-        "best",
-        "seeds" if by is None else "pairs",
-        name_of_metric(metric),
-        "95 % interval",
-        "against the baseline",
-    ]
-    if (comparison["data"] != "").any():
-        header.insert(0, "data")
-    rows = []
-    rising = sign_of(metric) > 0
-    ranked = comparison.sort_values(["data", "mean"], ascending=[True, rising], kind="stable")
-    ranked = ranked.head(MAX_TERMINAL_ROWS)
-    for row in comparison_rows(ranked):
-        inside = "-" if math.isnan(row["low"]) else f"{number_text(row['low'])} to {number_text(row['high'])}"
-        cells = [
-            row["variant"],
-            row["best"] or "-",
-            str(row["n_seeds"]),
-            number_text(row["mean"]) + censored_note(row),
-            inside,
-            row["verdict"],
-        ]
-        rows.append([row["data"], *cells] if len(header) > len(cells) else cells)
-    return [header, *rows]

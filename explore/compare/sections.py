@@ -9,9 +9,13 @@ import numpy as np
 import pandas as pd
 
 from explore.compare.axes import axis_figures
-from explore.compare.figures import ReportPart, cost_figure, curve_figures, difference_figure, state_figure
+from explore.compare.claims import ClaimVerdict, claim_cells
+from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
 from explore.compare.metrics import RunRow, is_number, measured, number_text
+from explore.compare.parts import COLORS, GROUPS, Figures, ReportPart, cost_of, table_data
+from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
+from explore.compare.svg import widened
 from explore.compare.variants import (
     Variant,
     differing_fields,
@@ -27,7 +31,7 @@ from train.grid.params import SECTION_OF
 
 MAX_PAGE_ROWS = 500  # rows of the table of all runs
 MAX_VARIANTS = 200  # rows of the tables of variants
-MAX_SAMPLES = 12  # samples shown without a click
+MAX_DIFFERENCES = 40  # variants beside a chart
 COSTS: dict[
     str, tuple[str, Callable[[float], str]]
 ] = {  # columns of the cost table by title: measured value and format
@@ -49,20 +53,46 @@ def sections(
     table: pd.DataFrame,
     notes: Sequence[str],
     left_out: Sequence[str],
+    *,
+    examples: Sequence[TaskExample | None],
+    figures: Figures,
 ) -> dict[str, str]:
     """Return the HTML for each placeholder of page/report.html. `values` are texts for further placeholders."""
     rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     done = [row for row in rows if has_ended(row)]
     varied = varied_fields(done)
-    bodies = "".join(part_of(part) for part in parts)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary_section(done, rows),
         "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes) + diffs_section(table),
+        "answer": "".join(with_title(part, parts, answer_of(part, figures)) for part in parts)
+        or "<p>No run has ended yet.</p>",
+        "curves": "".join(
+            with_title(part, parts, curve_figure(part, i, figures)) for i, part in enumerate(parts)
+        )
+        or live_figure(figures),
         "varied": varied_list(done, varied),
-        "parts": bodies,
+        "parts": "".join(
+            with_title(part, parts, further_figures(part, example, figures))
+            for part, example in zip(parts, examples, strict=True)
+        ),
         "problems": problem_lists(done, varied, [v for part in parts for v in part.variants], left_out),
-        "runs": runs_table(done, varied),
+        "hidden": hidden_note(len(rows) - MAX_PAGE_ROWS, "runs"),
     }
+
+
+def is_running(row: RunRow) -> bool:
+    return measured(row, "status") == "training"
+
+
+def ranked_rows(table: pd.DataFrame) -> list[RunRow]:
+    """Return the runs that the page lists: those that train first, then by loss. Runs without a loss are the last."""
+    rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+    def key(row: RunRow) -> tuple[bool, float]:
+        loss = measured(row, "val_loss")
+        return not is_running(row), loss if is_number(loss) else math.inf
+
+    return sorted(rows, key=key)[:MAX_PAGE_ROWS]
 
 
 def diffs_section(table: pd.DataFrame) -> str:
@@ -77,8 +107,11 @@ def diffs_section(table: pd.DataFrame) -> str:
 def summary_section(done: Sequence[RunRow], rows: Sequence[RunRow]) -> str:
     seconds, flops = (numbers_of(done, name) for name in ("wall_seconds", "flops"))
     facts = [with_plural(len(done), "run")]
-    if len(rows) > len(done):
-        facts.append(f"{len(rows) - len(done)} incomplete")
+    n_running = sum(map(is_running, rows))
+    if n_running:
+        facts.append(f"{n_running} training")
+    if len(rows) > len(done) + n_running:
+        facts.append(f"{len(rows) - len(done) - n_running} incomplete")
     facts.append(f"{duration_as_text(sum(seconds))} of training")
     if flops:
         facts.append(f"{quantity(sum(flops))} FLOPs")
@@ -90,6 +123,8 @@ def summary_section(done: Sequence[RunRow], rows: Sequence[RunRow]) -> str:
 
 def varied_list(done: Sequence[RunRow], varied: Sequence[str]) -> str:
     """Return lists of the varied fields with their values, and of the fields that all runs share."""
+    if not done:
+        return "<p>No run has ended yet.</p>"
     items = []
     for name in varied:
         values = Counter(value_as_label(row.get(name)) for row in done)
@@ -106,21 +141,163 @@ def varied_list(done: Sequence[RunRow], varied: Sequence[str]) -> str:
     return f"{varying}<details><summary>What all runs share</summary><dl>{fixed}</dl></details>"
 
 
-def part_of(part: ReportPart) -> str:
-    title = f"<h2 class=data>{escape(part.data)}</h2>" if part.data else ""
+def with_title(part: ReportPart, parts: Sequence[ReportPart], body: str) -> str:
+    """Return the body below the name of the part's data, if there are several parts."""
+    return (f"<h3 class=data>{escape(part.data)}</h3>" if len(parts) > 1 else "") + body
+
+
+def further_figures(part: ReportPart, example: TaskExample | None, figures: Figures) -> str:
+    """Return the sections about the fields, slices, costs and samples of a part."""
+    costs = cost_table(part) + cost_figures(part, figures)
     return (
-        title
-        + f"<section><h2>Comparison</h2>{verdicts(part)}{differences_of(part)}{best_table(part)}</section>"
-        + f"<section><h2>Loss curves</h2>{curve_figures(part)}</section>"
-        + section("Effect of each axis", axis_figures(part))
-        + section("Accuracy by slice", slice_figures(part))
-        + f"<section><h2>Cost</h2>{cost_table(part)}{cost_figure(part)}{state_figure(part)}</section>"
-        + section("Samples", samples(part))
+        section("Effect of each field", axis_figures(part, figures))
+        + section("Accuracy by slice", slice_figures(part, figures))
+        + section("Cost", costs)
+        + section("Samples", samples_section(part, example))
     )
 
 
-def differences_of(part: ReportPart) -> str:
-    return difference_figure(part.rows, part.order, part.label, part.variants[0].sign)
+def answer_of(part: ReportPart, figures: Figures) -> str:
+    """Return the winner, by how much and how sure that is, and the table of the variants."""
+    if len(part.rows) == 1:
+        return winner(part)
+    return f"{winner(part)}{verdicts(part)}{best_table(part)}{difference_figure(part, figures)}"
+
+
+def winner(part: ReportPart) -> str:
+    """Return in a sentence which variant is best, by how much, and how sure that is. Of one variant, say what to try."""
+    row = part.rows[part.order[0]]
+    metric = part.label
+    mean = f"{number_text(row['mean'])}" + (
+        f" (95 % interval {number_text(row['low'])} to {number_text(row['high'])})"
+        if math.isfinite(row["low"])
+        else ""
+    )
+    if not math.isfinite(row["mean"]):
+        return "<p class=answer>No setting of any variant finished all of its runs.</p>"
+    if len(part.rows) == 1:
+        n = len(part.variants[0].runs)
+        return (
+            f"<p class=answer>{with_plural(n, 'run')}: {escape(metric)} <b>{mean}</b>.</p>{next_steps(part)}"
+        )
+    name, best = f"<b>{escape(row['variant'])}</b>", f" at {escape(row['best'])}" if row["best"] else ""
+    lead = f"{name}{best} has the best {escape(metric)}: {mean}"
+    if row["verdict"] == "baseline":
+        return f"<p class=answer>{lead}. It is the baseline: no variant has a better mean.</p>"
+    by = "" if math.isnan(row["difference"]) else f", {number_text(row['difference'], '+')} from the baseline"
+    if math.isfinite(row["difference_low"]):
+        low, high = (number_text(row["difference_low"], "+"), number_text(row["difference_high"], "+"))
+        p = "" if math.isnan(row["p"]) else f", p {p_as_text(row['p'])}"
+        by += f" (95 % interval {low} to {high}{p})"
+    return f"<p class=answer>{lead}{by}. Verdict: <b class={kind_of(row['verdict'])}>{escape(row['verdict'])}</b>.</p>"
+
+
+def next_steps(part: ReportPart) -> str:
+    """Return what to try after runs of one variant: seeds, neighboring learning rates, something to compare with."""
+    variant = part.variants[0]
+    run = next(iter(variant.runs.values()))
+    steps = []
+    if len(variant.seeds) < MIN_BAND_SEEDS:
+        steps.append(("How far do seeds alone move this number?", "--seed=[1,2,3] --noise"))
+    if part.tuned == ["lr"] and len(variant.settings) == 1 and is_number(lr := run.get("lr")):
+        tried = ",".join(f"{lr * factor:.3g}" for factor in (1 / 3, 1, 3))
+        steps.append(("Is the learning rate right?", f"--set lr=[{tried}]"))
+    if "positions" not in part.varied:
+        steps.append(("Does a change help?", '--set \'positions=["none","rotary"]\' --seed=[1,2,3]'))
+    if not steps:
+        return ""
+    items = "".join(f"<li>{escape(why)} <code>{escape(command)}</code></li>" for why, command in steps)
+    return f"<p>To try next, with the same command:</p><ul>{items}</ul>"
+
+
+def curve_figure(part: ReportPart, number: int, figures: Figures) -> str:
+    """Return the chart of the loss curves of a part."""
+    if not any(part.curves.values()):
+        return "<p>The statistics of these runs are missing or unreadable.</p>"
+    best = (
+        f" at its best {escape(part.variants[0].tuned)}"
+        if any(len(v.settings) > 1 for v in part.variants)
+        else ""
+    )
+    caption = f"Each variant{best}: mean over seeds and, from {MIN_BAND_SEEDS} seeds on, its 95 % interval. "
+    caption += "The steep beginning lies above the chart. "
+    if number == 0:
+        caption += (
+            "Click a legend entry to hide it, a line to see its run. Drag to move, Ctrl and the wheel to zoom, double "
+            "click to reset. Filters of the table hold here, too."
+        )
+    ranges = {"val": loss_range(part, VALIDATION), "train": loss_range(part, TRAINING)}
+    return figures.add("curves", {}, part.tokens("", ""), caption, part=number, ranges=ranges)
+
+
+def live_figure(figures: Figures) -> str:
+    """Return the chart of the loss curves of runs of which none has ended."""
+    return figures.add("curves", {}, {GROUPS: [], COLORS: []}, "Runs that train.", part=0)
+
+
+def loss_range(part: ReportPart, loss: str) -> tuple[float, float]:
+    """Return the y range, from the lowest loss to the median loss after a tenth of the training.
+
+    Cut off the steep beginning, so that the final losses are distinguishable.
+    """
+    ends = {key: curve.mean[np.isfinite(curve.mean)] for key, curve in part.curves[loss].items()}
+    means = [mean for mean in ends.values() if mean.size]
+    if not means:
+        return 0.0, 1.0
+    early = float(np.median([mean[min(len(mean) - 1, math.ceil(len(mean) / 10))] for mean in means]))
+    lasts = [float(mean[-1]) for (i, j), mean in ends.items() if mean.size and part.variants[i].best == j]
+    return widened([min(float(mean.min()) for mean in means), early, *lasts], 0.06)
+
+
+def difference_figure(part: ReportPart, figures: Figures) -> str:
+    """Return a chart of each variant's difference from the baseline with its interval, or "" if none is known."""
+    tested = [part.rows[i] for i in part.order if math.isfinite(part.rows[i]["difference_low"])][
+        :MAX_DIFFERENCES
+    ]
+    if not tested:
+        return ""
+    largest = 2.5 * max(abs(row["difference"]) for row in tested)
+    rows = []
+    for row in tested:
+        low, high = row["difference_low"], row["difference_high"]
+        ends = (
+            {"low": max(-largest, low), "high": min(largest, high)} if largest else {"low": low, "high": high}
+        )
+        interval = f"{number_text(low, '+')} to {number_text(high, '+')}"
+        known = {"name": row["variant"], "difference": row["difference"], "interval": interval}
+        rows.append(known | ends | {"kind": kind_of(row["verdict"]), "verdict": row["verdict"]})
+    better = "lower" if part.sign > 0 else "higher"
+    title = f"difference in {part.label} from the baseline ({better} is better)"
+    caption = (
+        f"Difference of the mean {escape(part.label)} over the seeds of both, and its 95 % interval. Intervals and "
+        "verdicts are corrected for the number of comparisons."
+    )
+    data = {"differences": table_data(rows), "zero": table_data([{"x": 0}])}
+    return figures.add("differences", data, {"@x": title}, caption)
+
+
+def cost_figures(part: ReportPart, figures: Figures) -> str:
+    """Return charts of loss against FLOPs, or parameters if the FLOPs are nearly equal, and against the state size."""
+    costs = (("flops", "training FLOPs"), ("n_params", "parameters"))
+    first = next(filter(None, (cost_figure(part, *cost, figures) for cost in costs)), "")
+    return first + cost_figure(part, "state_size", "state size in generation", figures)
+
+
+def cost_figure(part: ReportPart, column: str, label: str, figures: Figures) -> str:
+    """Return a chart of loss against a measured value, or "" if the variants differ by less than 5 % in it."""
+    costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}
+    costs = {i: cost for i, cost in costs.items() if cost > 0 and math.isfinite(part.rows[i]["mean"])}
+    if not costs or max(costs.values()) < 1.05 * min(costs.values()):
+        return ""
+    rows = []
+    for i, cost in sorted(costs.items(), key=lambda item: item[0] in part.colored):
+        row = part.rows[i]
+        known = {"name": row["variant"], "group": part.group_of[i], "cost": cost, "loss": row["mean"]}
+        rows.append(known | {"low": row["low"], "high": row["high"]})
+    caption = (
+        f"{escape(part.label.capitalize())} against {escape(label)}, at the best setting of each variant."
+    )
+    return figures.add("cost", {"costs": table_data(rows)}, part.tokens(label), caption)
 
 
 def section(title: str, body: str) -> str:
@@ -208,24 +385,6 @@ def numbers_of(runs: Iterable[RunRow], name: str) -> list[float]:
     return [float(value) for run in runs if is_number(value := measured(run, name))]
 
 
-def samples(part: ReportPart) -> str:
-    """Return the text that the best run of each variant generated in its last validation."""
-    items = []
-    for i in part.order:
-        variant = part.variants[i]
-        runs = [] if variant.best is None else variant.runs_of(variant.best)
-        texts = [text for run in runs if isinstance(text := measured(run, "sample"), str) and text]
-        if texts:
-            items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(texts[0])}</pre>")
-    if len(items) <= MAX_SAMPLES:
-        return "".join(items)
-    rest = "".join(items[MAX_SAMPLES:])
-    return (
-        "".join(items[:MAX_SAMPLES])
-        + f"<details><summary>{len(items) - MAX_SAMPLES} more</summary>{rest}</details>"
-    )
-
-
 def problem_lists(
     done: Sequence[RunRow], varied: Sequence[str], variants: Sequence[Variant], left_out: Sequence[str]
 ) -> str:
@@ -245,8 +404,10 @@ def problem_lists(
 
 
 def describe_ending(row: RunRow) -> str:
-    """Return in words how a run ended."""
-    return str(measured(row, "stopped") if measured(row, "status") == "complete" else measured(row, "status"))
+    """Return in words how a run ended, or that it is still training."""
+    complete = measured(row, "status") == "complete"
+    ended = str(measured(row, "stopped") if complete else measured(row, "status"))
+    return ended + (", best weights" if measured(row, "weights") == "best" else "")
 
 
 def describe_run(row: RunRow, varied: Sequence[str]) -> str:
@@ -260,27 +421,6 @@ def html_list(title: str, lines: Sequence[str]) -> str:
     return (
         f"<h3>{title} ({len(lines)})</h3><ul>{items}</ul>{hidden_note(len(lines) - MAX_PAGE_ROWS, 'lines')}"
     )
-
-
-def runs_table(done: Sequence[RunRow], varied: Sequence[str]) -> str:
-    numbers = ("loss", "accuracy", "parameters", "steps", "seconds")
-    header = [*varied, *map(Right, numbers), "ended", "run"]
-    ranked = sorted(done, key=lambda row: loss if is_number(loss := measured(row, "val_loss")) else math.inf)
-    lines = []
-    for row in ranked[:MAX_PAGE_ROWS]:
-        ended = describe_ending(row) + (", best weights" if measured(row, "weights") == "best" else "")
-        cells = [
-            *(text_cell(value_as_label(row.get(name))) for name in varied),
-            number_cell(measured(row, "val_loss"), "{:.4f}".format),
-            number_cell(measured(row, "val_accuracy"), "{:.1%}".format),
-            number_cell(measured(row, "n_params"), "{:,.0f}".format),
-            number_cell(measured(row, "steps"), "{:,.0f}".format),
-            number_cell(measured(row, "wall_seconds"), "{:,.1f}".format),
-            text_cell(ended + (", leak" if isinstance(measured(row, "leak"), str) else "")),
-            text_cell(str(measured(row, "timestamp"))),
-        ]
-        lines.append("".join(cells))
-    return html_table(header, lines) + hidden_note(len(done) - MAX_PAGE_ROWS, "runs")
 
 
 class Right(str):
@@ -325,3 +465,14 @@ def duration_as_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
+def claims_section(claims: Sequence[ClaimVerdict]) -> str:
+    """Return the claims of the config with their verdicts, or "" if there are none."""
+    return f"<h3>Claims</h3>{table_of_texts(claim_cells(claims))}" if claims else ""
+
+
+def table_of_texts(cells: Sequence[Sequence[str]]) -> str:
+    """Return a table of texts as HTML. The first of `cells` are its header."""
+    header, *lines = cells
+    return html_table(header, ["".join(map(text_cell, line)) for line in lines])

@@ -1,6 +1,7 @@
-"""Accuracy by slice of a task's samples, such as their length: tables of saved runs, and figures of a report."""
+"""Accuracy by slice of a task's samples, such as their length: tables of saved runs, and charts of a report."""
 
 import csv
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from explore.compare.figures import OTHER, ReportPart, figure, legend
+from explore.compare.curves import MIN_BAND_SEEDS
 from explore.compare.metrics import measured
-from explore.compare.svg import Plot, widened
+from explore.compare.parts import Figures, ReportPart, table_data
 from explore.compare.verdicts import interval
 from train.evaluation import SLICES_FILE
 from train.saving.run_folder import find_run
@@ -57,25 +58,19 @@ def slice_of(row: Mapping[str, str]) -> SliceOfRun:
     return SliceOfRun(**{name: kind(row.get(name)) for name, kind in kinds})
 
 
-def slice_figures(part: ReportPart) -> str:
-    """Return a plot of the accuracy against each slice, with the range of the training samples shaded.
+def slice_figures(part: ReportPart, figures: Figures) -> str:
+    """Return a chart of the accuracy against each slice, with the range of the training samples shaded.
 
     That range is the one of the validation split, whose samples are drawn like those to train on.
     """
-    read = {i: runs_slices(part, i) for i in range(len(part.variants))}
+    read = {i: runs_slices(part, i) for i in part.colored}
     rows = [row for runs in read.values() for run in runs for row in run]
     names = [
         name
         for name in dict.fromkeys(row.slice for row in rows)
         if len({row.value for row in rows if row.slice == name}) > 1
     ]
-    plots = [slice_plot(part, read, name, rows) for name in names]
-    colors = {part.variants[i].name: color for i, color in part.colors.items()}
-    caption = (
-        "Accuracy of scored tokens on validation and evaluation samples, each variant at its best setting: mean and 95 % "
-        "interval over seeds. The shaded range is that of the training samples."
-    )
-    return figure(plots, caption, legend(colors)) if plots else ""
+    return "".join(slice_figure(part, read, name, figures) for name in names)
 
 
 def runs_slices(part: ReportPart, i: int) -> list[list[SliceOfRun]]:
@@ -85,28 +80,33 @@ def runs_slices(part: ReportPart, i: int) -> list[list[SliceOfRun]]:
     return [read_slices(Path(str(folder))) for run in runs if (folder := measured(run, "folder"))]
 
 
-def slice_plot(
-    part: ReportPart, read: Mapping[int, list[list[SliceOfRun]]], name: str, rows: Sequence[SliceOfRun]
+def slice_figure(
+    part: ReportPart, read: Mapping[int, list[list[SliceOfRun]]], name: str, figures: Figures
 ) -> str:
-    values = [row.value for row in rows if row.slice == name]
-    trained = [row.value for row in rows if row.slice == name and not row.eval_set]
-    plot = Plot((486, 300), widened([min(values), max(values)]), (0.0, 1.02), labels=(name, "accuracy"))
-    if trained:
-        plot.band([min(trained), max(trained)], [0.0, 0.0], [1.02, 1.02], OTHER)
-    for i in [*(i for i in read if i not in part.colors), *part.colors]:
+    every = [row for runs in read.values() for run in runs for row in run if row.slice == name]
+    trained = [row.value for row in every if not row.eval_set]
+    rows = []
+    for i in part.colored:
         by_value = defaultdict(list)
         for run in read[i]:
             for value, accuracy in accuracies(run, name).items():
                 by_value[value].append(accuracy)
-        x = sorted(by_value)
-        means = [float(np.mean(by_value[value])) for value in x]
-        label, color = part.variants[i].name, part.colors.get(i, OTHER)
-        if i in part.colors:
-            ends = [interval(np.array(by_value[value])) for value in x]
-            known = [j for j, (low, _) in enumerate(ends) if np.isfinite(low)]
-            plot.band([x[j] for j in known], [ends[j][0] for j in known], [ends[j][1] for j in known], color)
-        plot.line(x, means, color, label, kind="line" if i in part.colors else "thin")
-    return plot.svg(f"accuracy against {name}")
+        for value, found in sorted(by_value.items()):
+            low, high = interval(np.array(found)) if len(found) >= MIN_BAND_SEEDS else (math.nan, math.nan)
+            row = {
+                "x": value,
+                "accuracy": float(np.mean(found)),
+                "low": max(0.0, low),
+                "high": min(1.0, high),
+            }
+            rows.append(row | {"group": part.group_of[i], "name": part.variants[i].name})
+    caption = (
+        "Accuracy of scored tokens on validation and evaluation samples, each variant at its best setting: mean and, from "
+        "three seeds on, 95 % interval. The shaded range is that of the training samples."
+    )
+    shaded = [{"low": min(trained), "high": max(trained)}] if trained else []
+    data = {"slices": table_data(rows), "trained": table_data(shaded)}
+    return figures.add("slices", data, part.tokens(name, "accuracy"), caption)
 
 
 def accuracies(run: Sequence[SliceOfRun], name: str) -> dict[int, float]:

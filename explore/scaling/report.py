@@ -68,10 +68,10 @@ class ScalingReport:
         return not self.problems and not self.undecided
 
     def save(self, folder: Path) -> None:
-        """Write {name}.csv, {name}.png and {name}.svg to `folder`, and create it if needed."""
+        """Write {name}.csv, and the figure as PNG, SVG and PDF, to `folder`, and create it if needed."""
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.table, folder / f"{self.name}.csv")
-        for kind in ("png", "svg"):
+        for kind in ("png", "svg", "pdf"):
             self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
 
     def say(self, folder: Path) -> int:
@@ -84,7 +84,7 @@ class ScalingReport:
             log.info(sentence)
         try:
             self.save(folder)
-            log.info(f"saved {folder / self.name}.csv, .png and .svg")
+            log.info(f"saved {folder / self.name}.csv, .png, .svg and .pdf")
         except OSError as error:
             log.error(f"failed to save the table and the figure: {error}")
         document.add_check(self.name, folder.name, self.verdict, "; ".join(self.problems or self.undecided))

@@ -226,6 +226,12 @@ def add_outputs(group: argparse._ArgumentGroup) -> None:
         help="root of all outputs, instead of $WHATIF_OUT or the folder above this one: --out /tmp/trial",
     )
     add(
+        "--watch",
+        action="store_true",
+        help="write the page of the report anew while runs train, and load it again in the browser: "
+        "--config=test --save --watch, --report=test --watch",
+    )
+    add(
         "--json",
         action="store_true",
         help="print what was found as one JSON document, and everything else to stderr: --config=test --json",
@@ -246,6 +252,8 @@ def refuse_options(args: argparse.Namespace) -> None:
         raise GridError([f"--margin={args.margin:g} must be a number of nats above 0"])
     if args.reproduce and (args.set or args.task or args.ablate or args.seed is not None):
         raise GridError(["--reproduce takes the config as it is: to change it, use --config=reproduce/NAME"])
+    if args.watch and not (args.report or args.reproduce or args.save or args.resume):
+        raise GridError(["--watch shows the report of saved runs: add --save"])
     if args.reproduce and args.resume == "anyway":
         raise GridError(["--reproduce keeps results of today's code, so --resume=anyway has no place"])
     saves = args.report or args.reproduce or args.save or args.resume or args.against is not None

@@ -14,6 +14,7 @@ from train.logs import DETAIL, log, log_to_file
 from train.processes import rank
 from train.saving.claims import note_folder
 from train.saving.earlier_runs import claim_of, clear_away
+from train.saving.live import LiveStats, live_stats
 from train.saving.outcome import Ending, Outcome, is_out_of_resources
 from train.saving.run_folder import RESUME_FILE, RunFolder, create_run_files, partial_name, read_json, save
 from train.saving.weights import Checkpoints, one_line
@@ -87,8 +88,9 @@ def saved_record(run: Run, namer: Namer, call: Call, tracker: WandbTracker | Non
     try:
         every = run.params.train.checkpoint_every
         keeping = nullcontext() if every is None else Checkpoints(folder.path / "checkpoints", every)
-        with log_to_file(folder.log_file), keeping as checkpoints:
-            yield Record(Stats(tracker), folder, folder.path / RESUME_FILE, checkpoints)
+        stats = LiveStats(tracker)
+        with log_to_file(folder.log_file), live_stats(stats, folder.path), keeping as checkpoints:
+            yield Record(stats, folder, folder.path / RESUME_FILE, checkpoints)
     except KeyboardInterrupt:
         folder.give_up(None) if folder.has_checkpoint else folder.discard()
         raise

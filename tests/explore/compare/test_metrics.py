@@ -14,6 +14,7 @@ from explore.compare.report import check_options, report
 from explore.compare.verdicts import compare
 from explore.load import runs
 from tests.explore.compare.fake_runs import DEFAULT, fake_grid
+from tests.explore.compare.test_report import document_of
 from tests.explore.compare.test_verdicts import BETTER, noisy
 from tests.explore.compare.test_verdicts import runs as table_of
 from train.grid.run import Run
@@ -256,8 +257,11 @@ def test_a_report_with_slices_and_a_main_effect(tmp_path, capsys):
     assert "main effect of positions, over all other fields and seeds" in said
     assert "positions=none: worse; loss" in said
     assert "Main effect of positions" in page.html
-    assert "accuracy against length" in page.html
-    assert page.html.count('class="band"') > 0
+    [slices] = [one for one in document_of(page.html)["figures"] if one["chart"] == "slices"]
+    assert (slices["tokens"]["@x"], slices["tokens"]["@y"]) == ("length", "accuracy")
+    assert slices["data"]["trained"] == {"columns": ["low", "high"], "rows": [[5, 8]]}
+    assert {row[0] for row in slices["data"]["slices"]["rows"]} == {5, 6, 7, 8, 20, 30}
     (folders[0] / "slices.csv").write_text("length\nmany\n")
-    assert "accuracy against length" in report("demo", str(tmp_path), metric="steps_to: val_loss < 2.5").html
+    page = report("demo", str(tmp_path), metric="steps_to: val_loss < 2.5")
+    assert "slices" in {one["chart"] for one in document_of(page.html)["figures"]}
     assert math.isfinite(compare(runs(str(tmp_path)), metric="seconds_to: val_loss < 2.8")["mean"][0])

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from scipy import stats
 
 import main
 import model_explorer
-from explore.compare.curves import TRAINING, VALIDATION, average_curves, read_curves
+from explore.compare.curves import TRAINING, VALIDATION, average_curves, read_curves, thinned
 from explore.compare.report import report_grid
 from explore.compare.variants import gather
 from explore.load import runs
@@ -34,6 +36,11 @@ def change(folder: Path, **summary: object) -> None:
 def rows_of(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def document_of(html: str) -> dict:
+    """The data of the page."""
+    return json.loads(html.partition("id=data>")[2].partition("</script>")[0])
 
 
 def test_results_is_tidy_and_begins_with_what_varied(tmp_path):
@@ -96,8 +103,11 @@ def test_options_are_those_of_compare(tmp_path, capsys):
 def test_different_data_have_sections_of_their_own(tmp_path):
     fake_grid(tmp_path, dataset_name=["copy", "sort"], **SMALL)
     html = model_explorer.report("demo", out=str(tmp_path)).html
-    assert re.findall(r"<h2 class=data>(.*?)</h2>", html) == ["dataset_name=copy", "dataset_name=sort"]
-    assert html.count("<h2>Comparison</h2>") == 2
+    titles = ["dataset_name=copy", "dataset_name=sort"]
+    assert re.findall(r"<h3 class=data>(.*?)</h3>", html) == titles * 3, (
+        "of the answer, the curves and the rest"
+    )
+    assert html.count("<p class=answer>") == 2
 
 
 def test_failures_leaks_and_what_is_left_out_are_listed(tmp_path):
@@ -127,7 +137,7 @@ def test_runs_saved_before_operations_were_counted_still_report(tmp_path):
 def test_curves_are_means_over_seeds_with_t_intervals(tmp_path):
     fake_grid(tmp_path, **SMALL)
     variants, _ = gather(runs(str(tmp_path), all=True))
-    curves = read_curves(variants)
+    curves = read_curves(variants).averages
     curve = curves[VALIDATION][1, 0]
     values = []
     for run in variants[1].runs_of(0):
@@ -138,7 +148,7 @@ def test_curves_are_means_over_seeds_with_t_intervals(tmp_path):
     expected = stats.ttest_1samp(values, 0).confidence_interval()
     assert curve.low == pytest.approx(expected.low)
     assert curve.high == pytest.approx(expected.high)
-    assert len(curves[TRAINING][0, 0].x) == 60, "of 120 values, neighbors are averaged"
+    assert len(curves[TRAINING][0, 0].x) == 100, "of 120 values, neighbors are averaged"
     saved = json.loads((Path(variants[0].runs_of(0)[0]["folder"]) / "stats.json").read_text())[TRAINING]
     one = average_curves([[Stat(*stat) for stat in saved]])
     assert one is not None
@@ -150,7 +160,28 @@ def test_a_run_that_ends_early_counts_in_the_curve_up_to_its_end():
     curve = average_curves([long, short])
     assert curve is not None
     assert list(curve.mean) == [2.0, 1.0, 1.0]
-    assert list(np.isnan(curve.low)) == [False, True, True]
+
+
+def test_bands_need_three_seeds():
+    curve = average_curves(
+        [[Stat(1, 1, 0, loss), Stat(2, 2, 1, loss)][:n] for loss, n in ((1.0, 2), (2.0, 2), (3.0, 1))]
+    )
+    assert curve is not None
+    assert list(np.isnan(curve.low)) == [False, True]
+    assert list(curve.steps) == [1, 2]
+
+
+def test_thinned_curves_keep_their_extremes():
+    rng = np.random.default_rng(0)
+    values = [Stat(step, step, step, float(value)) for step, value in enumerate(rng.normal(size=10_000))]
+    values[5_000] = values[5_000]._replace(v=50.0)
+    values[70] = values[70]._replace(v=math.nan)
+    kept = thinned(values)
+    assert len(kept) <= 400
+    assert {50.0, min(stat.v for stat in values)} <= {stat.v for stat in kept}
+    assert (kept[0], kept[-1]) == (values[0], values[-1])
+    assert kept == sorted(kept)
+    assert thinned(values[:70]) == values[:70]
 
 
 def test_a_report_without_runs_is_one_sentence_and_exit_code_2(tmp_path, capsys):
@@ -187,7 +218,8 @@ def test_a_saved_grid_ends_with_a_report(tmp_path, capsys):
     assert re.search(r"^dim=64: (better|worse|cannot tell)", out, re.MULTILINE)
     html = (tmp_path / "reports" / "test-synth" / "report.html").read_text()
     assert "<h2>Samples</h2>" in html
-    assert "validation loss over trained samples" in html
+    [part] = document_of(html)["parts"]
+    assert {mean["loss"] for mean in part["means"]} == {"val", "train"}
     rows = rows_of(tmp_path / "reports" / "test-synth" / "results.csv")
     assert [row["dim"] for row in rows] == ["32", "64", "32", "64"] or [row["dim"] for row in rows] == [
         "32",
@@ -214,7 +246,10 @@ def test_the_report_after_a_grid_shows_the_saved_runs_of_earlier_calls_too(tmp_p
         Outcome(Ending.INTERRUPTED),
     ]
     params = [DEFAULT.changed(random_seed=seed) for seed in (9, 8, 10, 11)]
-    report_grid("demo", params, outcomes, tmp_path)
+    page = report_grid("demo", params, outcomes, tmp_path)
+    listed = [run["id"] for run in document_of(page.html)["runs"]]
+    assert len(set(listed)) == len(listed)
+    assert "unsaved run" in listed[-1]
     rows = rows_of(tmp_path / "reports" / "demo" / "results.csv")
     assert [row["folder"] for row in rows] == [*map(str, [*earlier, other, now]), ""]
     assert rows[-1]["status"] == "failed: OSError: disk"
@@ -253,7 +288,7 @@ def test_failed_runs_of_a_grid_are_in_its_report(tmp_path, monkeypatch, capsys):
 def test_small_grids_of_any_shape_report(tmp_path, axes):
     fake_grid(tmp_path, **axes)
     html = (
-        model_explorer.report("demo", out=str(tmp_path)).html.partition("<body>")[2].partition("<script>")[0]
+        model_explorer.report("demo", out=str(tmp_path)).html.partition("<body>")[2].partition("<script")[0]
     )
     assert not re.search(r"\bnan\b|\binf\b", html, re.IGNORECASE)
 
@@ -262,19 +297,17 @@ def test_the_table_of_runs_goes_from_the_lowest_loss_to_those_without_one(tmp_pa
     folders = fake_grid(tmp_path, **SMALL)
     for folder, loss in zip(folders[:4], (math.nan, math.inf, None, 0.25), strict=True):
         change(folder, val_loss=loss)
-    html = model_explorer.report("demo", out=str(tmp_path)).html
-    table = html[html.index("<th scope=col class=n>loss") :]
-    places = [table.index(folder.name) for folder in folders[:4]]
-    others = [table.index(folder.name) for folder in folders[4:]]
-    assert places[3] < min(others)
-    assert max(others) < min(places[:3])
+    listed = [run["id"] for run in document_of(model_explorer.report("demo", out=str(tmp_path)).html)["runs"]]
+    assert len(listed) == 16
+    assert listed[0] == folders[3].name
+    assert set(listed[-3:]) == {folder.name for folder in folders[:3]}
 
 
 @pytest.mark.parametrize("said", [None, 3.5, ""])
 def test_a_run_without_a_sample_shows_none(tmp_path, said):
     for folder in fake_grid(tmp_path, **SMALL):
         change(folder, sample=said if isinstance(said, str) or said is None else None, further=said)
-    assert "<pre>" not in model_explorer.report("demo", out=str(tmp_path)).html
+    assert "<pre>" not in model_explorer.report("demo", out=str(tmp_path)).html.partition("<script")[0]
 
 
 def test_a_report_of_runs_that_all_failed(tmp_path):
@@ -282,6 +315,29 @@ def test_a_report_of_runs_that_all_failed(tmp_path):
         change(folder, val_loss=math.nan, stopped="diverged: at once")
     html = model_explorer.report("demo", out=str(tmp_path)).html
     assert "16 failed or diverged" in html
+
+
+def test_one_run_says_what_to_try_next(tmp_path):
+    fake_grid(tmp_path)
+    html = model_explorer.report("demo", out=str(tmp_path)).html
+    for command in ("--seed=[1,2,3] --noise", "--set lr=[0.000333,0.001,0.003]"):
+        assert f"<code>{command}</code>" in html
+    fake_grid(tmp_path / "more", random_seed=[1, 2, 3], lr=[1e-3, 3e-3])
+    html = model_explorer.report("demo", out=str(tmp_path / "more")).html
+    assert "--noise" not in html
+    assert "--set lr=" not in html
+
+
+def test_the_answer_names_winner_difference_and_certainty(tmp_path):
+    fake_grid(tmp_path, **SMALL)
+    html = model_explorer.report("demo", out=str(tmp_path)).html
+    answer = re.sub("<.*?>", "", html.partition("<p class=answer>")[2].partition("</p>")[0])
+    pattern = r"positions=rotary at lr=0.003 has the best final loss: [\d.]+ \(95 % interval [\d.]+ to [\d.]+\), -[\d.]+ from the "
+    pattern += r"baseline \(95 % interval -[\d.]+ to [+-][\d.]+, p [\d.]+\)\. Verdict: \w+"
+    assert re.match(pattern, answer)
+    fake_grid(tmp_path / "few", positions=["rotary", "learned"], random_seed=[1, 2, 3])
+    html = model_explorer.report("demo", out=str(tmp_path / "few")).html
+    assert "It is the baseline: no variant has a better mean." in html
 
 
 @pytest.mark.slow
@@ -299,6 +355,28 @@ def test_ten_thousand_runs_report_in_a_minute(tmp_path):
     html = model_explorer.report("demo", out=str(tmp_path)).html
     assert time.process_time() - started < 60
     assert len(html) < 5e6
+
+
+@pytest.mark.parametrize("axes", [{}, SMALL], ids=["1 run", "16 runs"])
+def test_without_the_libraries_of_charts_only_the_page_is_missing(tmp_path, monkeypatch, capsys, axes):
+    monkeypatch.setitem(sys.modules, "altair", None)
+    for name in ("charts", "page_data", "page"):
+        monkeypatch.delitem(sys.modules, f"explore.compare.{name}", raising=False)
+    fake_grid(tmp_path, **axes)
+    assert model_explorer.report("demo", out=str(tmp_path)) is None
+    assert sorted(path.name for path in (tmp_path / "reports" / "demo").iterdir()) == [
+        "report.md",
+        "results.csv",
+    ]
+    shown = capsys.readouterr().out
+    assert "no report.html: " in shown
+    assert "pip install altair vl-convert-python" in shown
+
+
+def test_no_command_loads_the_libraries_of_charts_before_a_page_is_written():
+    code = "import sys, main, model_explorer, explore.compare.report; print({'altair', 'vl_convert'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
 
 
 def test_the_baseline_is_the_first_variant_of_the_grid_whatever_was_saved_before(tmp_path, capsys):

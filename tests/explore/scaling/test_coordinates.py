@@ -307,7 +307,12 @@ def test_the_verdict_is_logged_even_if_saving_fails(tmp_path, capsys):
 def test_a_verdict_is_saved_with_its_table_and_figure(tmp_path):
     found = coordinate_report(power_law(a=0.0), NO_PROBE)
     found.save(tmp_path / "reports")
-    assert sorted(path.suffix for path in (tmp_path / "reports").iterdir()) == [".csv", ".png", ".svg"]
+    assert sorted(path.suffix for path in (tmp_path / "reports").iterdir()) == [
+        ".csv",
+        ".pdf",
+        ".png",
+        ".svg",
+    ]
     assert pd.read_csv(tmp_path / "reports" / "coord-check.csv")["t=4"][0] == pytest.approx(0, abs=1e-9)
 
 

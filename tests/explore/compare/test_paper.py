@@ -1,0 +1,49 @@
+"""Figures for a paper: the charts of a report and the figures of metrics, as PDF and SVG."""
+
+import re
+
+import pytest
+
+import model_explorer
+from tests.explore.compare.fake_runs import fake_grid
+
+SMALL = {"positions": ["learned", "rotary"], "lr": [1e-3, 3e-3], "random_seed": [0, 1, 2]}
+
+
+def test_a_report_in_the_style_of_a_paper_writes_each_chart_as_pdf_and_svg(tmp_path, capsys):
+    fake_grid(tmp_path, **SMALL)
+    model_explorer.report("demo", out=str(tmp_path), style="paper")
+    folder = tmp_path / "reports" / "demo" / "figures"
+    names = {"training-loss", "validation-loss", "differences", "tuned-lr", "effect-positions", "parallel"}
+    assert {path.stem for path in folder.iterdir()} == names
+    for name in names:
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF-")
+        svg = (folder / f"{name}.svg").read_text()
+        width = re.search(r'<svg[^>]* width="([\d.]+)"', svg)
+        assert width
+        assert float(width[1]) == pytest.approx(241, abs=2), "a column of a paper"
+        assert "@" not in re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    curves = (folder / "validation-loss.svg").read_text()
+    for label in ("positions=learned", "positions=rotary", "steps", "validation loss"):
+        assert f">{label}<" in curves
+    assert "12 figure files in " in capsys.readouterr().out
+
+
+def test_without_the_style_there_are_no_figures(tmp_path):
+    fake_grid(tmp_path, random_seed=[0, 1])
+    model_explorer.report("demo", out=str(tmp_path))
+    assert not (tmp_path / "reports" / "demo" / "figures").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("loss", "loss.png"), ("loss.pdf", "loss.pdf"), ("loss.svg", "loss.svg")]
+)
+def test_figures_of_metrics_are_png_pdf_or_svg_by_their_name(tmp_path, name, file):
+    first, second = fake_grid(tmp_path, positions=["learned", "rotary"])
+    figure = model_explorer.plot_metrics(
+        [first.name, second.name], "val_loss", filename=name, out=str(tmp_path)
+    )
+    assert [path.name for path in (tmp_path / "metrics").iterdir()] == [file]
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["positions=learned", "positions=rotary"]
+    assert (figure.get_size_inches()[0] < 4) == (file != "loss.png")
