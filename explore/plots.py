@@ -22,7 +22,7 @@ from matplotlib.text import Text
 from torch import Tensor
 
 from common.text import did_you_mean
-from explore.compare.curves import average_curves, thin_curve
+from explore.compare.curves import average_curves, averaged
 from explore.compare.variants import CODE, SEED, fields_as_label, varied_fields
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.inspection.tables import HeatPanel
@@ -286,7 +286,7 @@ def draw_line(ax: Axes, line: Line, color: Any) -> None:
 
 def draw_metric(ax: Axes, runs: Sequence[list[Stat]], label: str, color: str | None = None) -> None:
     """Draw a line, with dots unless it has over 60 values. Draw several runs as their mean and its 95 % interval."""
-    curve = average_curves([thin_curve(run) for run in runs]) if len(runs) > 1 else None
+    curve = average_curves([averaged(run) for run in runs]) if len(runs) > 1 else None
     if curve is None:
         x, y = [stat.n for stat in runs[0]], [stat.v for stat in runs[0]]
     else:
