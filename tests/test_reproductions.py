@@ -24,7 +24,7 @@ def test_a_config_says_what_it_reproduces(file):
     assert expected.minutes
     assert expected.claims
     assert len({run.params.train.random_seed for run in part.runs}) >= 3
-    assert re.search(r"arXiv:\d{4}\.\d{4,5}", header), "the paper"
+    assert re.search(r"arXiv:\d{4}\.\d{4,5}|github\.com/\w+/\w+", header), "the paper or the project"
     assert re.search(rf"\b{expected.minutes:g} minutes?\b", header), "the minutes, as in the Expect section"
 
 

@@ -19,7 +19,7 @@ class Small(NamedTuple):
     slack: float = 0.0
 
 
-COMMON = {"threads": 1, "val_every": None, "random_seed": [1, 2]}
+COMMON = {"threads": 1, "val_every": None, "stop_when": None, "random_seed": [1, 2]}
 SMALL = {
     "sort": Small(
         {"task_args": {"max_length": 8}, "n_samples": 30_000, "val_pct": 2.0, "max_steps": 400, "lr": 5e-3},
@@ -39,9 +39,7 @@ SMALL = {
         {
             "task_args": {"length": 32, "min_period": 8, "max_period": 16, "vocab_size": 32},
             "n_samples": 30_000,
-            "epochs": 1,
-            "max_steps": None,
-            "early_stop_nsamples": None,
+            "max_steps": 450,
             "lr": 5e-3,
             "max_seq_len": 36,
         },
@@ -50,15 +48,14 @@ SMALL = {
     "parity-length": Small(
         {
             "task_args": {"min_length": 1, "max_length": 10},
-            "eval_sets": {"long": {"task_args": {"min_length": 20, "max_length": 20}}},
+            "eval_sets": {"bits80": {"task_args": {"min_length": 40, "max_length": 40}}},
             "n_samples": 20_000,
-            "max_seq_len": 42,
+            "max_seq_len": 84,
             "max_steps": 300,
-            "lr": 1e-2,
         },
         slack=0.05,
     ),
-    "markov-chains": Small({"n_samples": 20_000, "max_steps": 300, "lr": 5e-3, "val_pct": 1.0}, slack=0.02),
+    "markov-chains": Small({"n_samples": 20_000, "max_steps": 300, "lr": 5e-3, "val_pct": 1.0, "val_every": 25}, slack=0.02),
 }
 FAST = ("sort", "strict-mqar", "parity-length", "markov-chains")  # at most 20 seconds each, on one idle core
 
