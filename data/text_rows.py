@@ -35,7 +35,7 @@ class Documents:
         self.ends = array("Q", [0])
         self.hashes = array("q")  # of each document, to find those that occur again
         own: dict[str, range] = {}
-        for split, documents in read_corpus(data_params.dataset_name, data_params.debug_crop).items():
+        for split, documents in read_corpus(data_params.label, data_params.debug_crop, data_params).items():
             first = len(self.ends) - 1
             for document in documents:
                 text = document.encode()
@@ -111,7 +111,7 @@ class TextData:
         self.data_params = data_params
         self.cache = cache
         self.documents = functools.cache(lambda: Documents(data_params, cache))
-        self.content = corpus_fingerprint(data_params.dataset_name)  # changes when the text changes
+        self.content = corpus_fingerprint(data_params.label)  # changes when the text changes
         # Everything that the documents of a split depend on.
         self.source = self.content, changed_fields(data_params)
         self.tokenizer = tokenizer or self.make_tokenizer(spec)
