@@ -1,6 +1,5 @@
 """DataParams: the data of a run, its split, and its layout in rows."""
 
-import math
 import re
 from dataclasses import field, fields, replace
 from typing import Annotated, Any, get_type_hints
@@ -18,6 +17,7 @@ EVAL_NAME = re.compile(r"[A-Za-z]\w*([.-]\w+)*")  # a name stands in columns suc
 MEASURES = "only adds measurements"
 # Marks a field that says what is read of a text: each text of a mixture may have its own value.
 OF_TEXT = "what is read of a text"
+MIN_WEIGHT, MAX_WEIGHT = 1e-9, 1e9
 WEIGHT = "weight"  # the key of a part's weight beside its fields
 
 
@@ -62,18 +62,19 @@ def check_part(name: str, part: object) -> float | dict[str, Any]:
 
     Raise ValueError if it is neither.
     """
-    given, own = weight_and_fields(part) if isinstance(part, dict) else (part, {})
-    is_number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not is_number or not 0 < (weight := float(given)) < math.inf:  # type: ignore[arg-type]
+    weight, own = weight_and_fields(part)
+    is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not is_number or not MIN_WEIGHT <= weight <= MAX_WEIGHT:
         raise ValueError(
-            f"the weight of {name!r} is {given!r}: a mixture gives each text a positive number, "
-            f"or a dict such as {{'weight': 3, 'text_column': 'title'}}"
+            f"the weight of {name!r} is {weight!r:.80}: a mixture gives each text a number from {MIN_WEIGHT:g} to "
+            f"{MAX_WEIGHT:g}, or a dict such as {{'weight': 3, 'text_column': 'title'}}"
         )
     allowed = sorted(marked_fields(OF_TEXT))
     for key in own.keys() - set(allowed):
         raise ValueError(
             f"{name!r} in a mixture cannot have {key!r}; {did_you_mean(key, [WEIGHT, *allowed], list_all=True)}"
         )
+    weight = int(weight) if weight == int(weight) else weight  # 3 and 3.0 are the same run
     return {WEIGHT: weight, **{key: own[key] for key in sorted(own)}} if own else weight
 
 
@@ -89,9 +90,9 @@ def column_of_part(name: str) -> str:
     return re.sub(r"[^\w-]+", "-", name).strip("-") or "text"
 
 
-def dataset_label(dataset_name: str | dict[str, Any]) -> str:
+def dataset_label(dataset_name: object) -> str:
     """Return a dataset_name as one word, in which the texts of a mixture are joined by "+"."""
-    return dataset_name if isinstance(dataset_name, str) else "+".join(dataset_name)
+    return "+".join(dataset_name) if isinstance(dataset_name, dict) else str(dataset_name)
 
 
 DatasetName = Annotated[str | dict[str, Any], AfterValidator(check_dataset_name)]

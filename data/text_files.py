@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -122,18 +122,14 @@ def has_text(folder: Path) -> bool:
 
 
 def files_by_split(folder: Path, files: Iterable[Path], train_split: str | None) -> dict[str, list[Path]]:
-    """Return the files of each split, by the name of the split. Raise ValueError if some files have a split, others not.
+    """Return the files of each split, by the name of the split. Without such names all files are "train".
 
-    The name is that of a folder, or begins the name of the file, as in train-00000.parquet. Without such names all
-    files are "train".
+    Raise ValueError if some files have a split, others not.
     """
     names = [*SPLITS, *([train_split] if train_split else [])]
-    begins = re.compile(f"({'|'.join(map(re.escape, names))})(?=[-_.0-9]|$)")
     splits: dict[str, list[Path]] = {}
     for path in files:
-        above = [part for part in reversed(path.relative_to(folder).parts[:-1]) if part in names]
-        found = begins.match(path.stem)
-        splits.setdefault(above[0] if above else found[1] if found else "", []).append(path)
+        splits.setdefault(split_of(path.relative_to(folder), names), []).append(path)
     if "" in splits and len(splits) > 1:
         other = next(path for name, paths in splits.items() if name for path in paths)
         raise ValueError(
@@ -143,12 +139,30 @@ def files_by_split(folder: Path, files: Iterable[Path], train_split: str | None)
     return {name or "train": paths for name, paths in splits.items()}
 
 
+def split_of(path: Path, names: Sequence[str]) -> str:
+    """Return the split of a file by its path in its folder, or "".
+
+    It is one of `names`, if a folder has it or the file's name begins with it, as in train-00000.parquet. Other splits are
+    known by the layout of the hub: unsupervised-00000-of-00001.parquet or unsupervised/0000.parquet.
+    """
+    for part in reversed(path.parts[:-1]):
+        if part in names:
+            return part
+    if found := re.match(f"({'|'.join(map(re.escape, names))})(?=[-_.0-9]|$)", path.stem):
+        return found[1]
+    if found := re.fullmatch("(.+)-[0-9]{5}-of-[0-9]{5}", path.stem):
+        return found[1]
+    return path.parts[-2] if path.suffix == ".parquet" and path.stem.isdigit() and len(path.parts) > 1 else ""
+
+
 def chosen_splits(splits: Mapping[str, Split], params: DataParams, about: str) -> dict[str, Split]:
     """Return the splits by the names of this project, "train" first. Raise ValueError if there is none to read.
 
-    `params.train_split` names the one to train on.
+    `params.train_split` names the one to train on. Without it, that is "train" or, under any name, the only one.
     """
-    train_split = "train" if "train" in splits and params.train_split is None else params.train_split
+    train_split = params.train_split
+    if train_split is None and ("train" in splits or (len(splits) == 1 and not splits.keys() & SPLITS.keys())):
+        train_split = "train" if "train" in splits else next(iter(splits))
     if train_split is not None and train_split not in splits:
         raise ValueError(f"{about} has no split train_split={train_split!r}; {listed(splits)}")
     chosen: dict[str, Split] = {} if train_split is None else {"train": splits[train_split]}
