@@ -30,15 +30,15 @@ from data.text_files import (
     choose_column,
     chosen_splits,
     has_text,
-    kind_of,
     reading,
     text_files,
+    type_name,
 )
 
 PARQUET = "refs/convert/parquet"  # where the hub keeps its own conversion of script-based data sets
 # The name of a data set on the hub: owner, name and, if wanted, a revision.
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w.-]+(/[\w.-]+)*)?", re.ASCII)
-DEFAULTS = DataParams()
+DEFAULT_PARAMS = DataParams()
 log = logging.getLogger("whatif.data")
 
 
@@ -283,7 +283,7 @@ def log_once(message: str) -> None:
 
 
 def read_corpus(
-    dataset_name: str, debug_crop: int | None, params: DataParams = DEFAULTS
+    dataset_name: str, debug_crop: int | None, params: DataParams = DEFAULT_PARAMS
 ) -> dict[str, Iterator[str]]:
     """Return the documents of each split of the corpus by name: "train", "val" and "test".
 
@@ -387,7 +387,7 @@ def texts_of(rows: HubRows, name: str, about: str) -> Iterator[str]:
 def not_text(rows: HubRows, name: str, about: str) -> ValueError:
     """Return the error for the first row whose value is not a string but, for example, null or bytes."""
     i, value = next((i, row[name]) for i, row in enumerate(rows, 1) if not isinstance(row[name], str))
-    return ValueError(f"{about}, row {i}: column {name!r} holds {kind_of(value)}, not text")
+    return ValueError(f"{about}, row {i}: column {name!r} holds {type_name(value)}, not text")
 
 
 # Fingerprints from another machine, by dataset_name: this machine may lack those corpora.

@@ -98,26 +98,21 @@ def dataset_label(dataset_name: object) -> str:
 DatasetName = Annotated[str | dict[str, Any], AfterValidator(check_dataset_name)]
 EvalSets = Annotated[dict[str, dict[str, Any]], AfterValidator(check_eval_sets), MEASURES]
 TextField = Annotated[str | None, OF_TEXT]
+TextCrop = Annotated[PositiveInt | None, OF_TEXT]
 EvalEvery = Annotated[PositiveInt | None, MEASURES]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class DataParams:
-    dataset_name: DatasetName = (
-        "sotu"  # task, text, folder of your data folder, "owner/name" of the hub, or {text: weight}
-    )
+    dataset_name: DatasetName = "sotu"  # task, text, folder of yours, hub's "owner/name", or {text: weight}
     task_args: dict[str, Any] = Field(default_factory=dict)  # arguments of the synthetic task's function
     n_samples: SampleCount = 100_000  # samples of a synthetic task, validation and test included
     val_pct: Annotated[Percent, Field(gt=0)] = 5.0  # percent for validation, unless the corpus has its own
     test_pct: Percent = 5.0  # percent for the test split, unless the corpus has its own; runs never read it
-    text_column: TextField = (
-        None  # column of a table that holds the text; None: "text", or the only one with text
-    )
+    text_column: TextField = None  # column of a table that is read; None: "text", or the only one with text
     subset: TextField = None  # configuration of a data set of the hub, such as "wikitext-2-raw-v1"
-    train_split: TextField = None  # split to train on; None: "train"
-    debug_crop: Annotated[PositiveInt | None, OF_TEXT] = (
-        None  # use only this many samples, from each split that the corpus has
-    )
+    train_split: TextField = None  # split of a text to train on; None: "train", or the only one
+    debug_crop: TextCrop = None  # use only this many samples, from each split that the corpus has
     packed: bool | None = None  # cut rows from one stream of samples, without padding; None: for text only
     data_seed: NonNegativeInt = 0  # seed of the split and of a task's samples
     eval_sets: EvalSets = field(default_factory=dict)  # further evaluation sets: {name: {field: value}}

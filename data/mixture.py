@@ -105,7 +105,7 @@ class MixtureData:
 class MixtureRows(Dataset):
     """The rows of several texts, one text after the other. Only `epoch_order` says how often each is drawn.
 
-    Every row is of one text. The rows of a text are full if they are packed, so shares of rows are shares of tokens.
+    Every row is of one text. Packed rows are full, so shares of rows are shares of tokens.
     """
 
     def __init__(self, parts: Mapping[str, TextRows], shares: Mapping[str, float], pad: int) -> None:
@@ -139,41 +139,44 @@ class MixtureRows(Dataset):
         part = int(np.searchsorted(self.first_row_P, i, side="right")) - 1
         return self.parts[part][i - int(self.first_row_P[part])]
 
-    def rows_per_epoch(self) -> np.ndarray:
-        """Return the number of rows [P] of each text in an epoch. They add up to the number of all rows.
+    def check_shares(self) -> None:
+        """Raise ValueError if a text has no rows, or a share of less than one row in an epoch."""
+        for name, share, part in zip(self.names, self.share_P, self.parts, strict=True):
+            reason = "" if len(part) else "it has no rows in the training split"
+            if share * len(self) < 1:
+                reason = f"its weight gives it less than one of the {len(self)} rows of an epoch"
+            if reason:
+                raise ValueError(f"dataset_name={{{name!r}: ...}}: {reason}")
 
-        Each is the text's share of all rows, rounded up or down. Raise ValueError if a text gets none.
-        """
-        exact_P = self.share_P * len(self)
-        quota_P = np.floor(exact_P).astype(int)
-        largest_first = np.argsort(quota_P - exact_P, kind="stable")
-        quota_P[largest_first[: len(self) - quota_P.sum()]] += 1
-        for name, quota, part in zip(self.names, quota_P, self.parts, strict=True):
-            if not quota or not len(part):
-                reason = (
-                    "it has no training rows" if quota else f"its weight gives it none of {len(self)} rows"
-                )
-                raise ValueError(f"dataset_name={{{name!r}: ...}}: {reason}, so nothing of it is trained on")
-        return quota_P
+    def rows_before(self, epoch: int) -> np.ndarray:
+        """Return the number of rows [P] of each text that are drawn before an epoch: its share, rounded up or down."""
+        n_rows = epoch * len(self)
+        exact_P = self.share_P * n_rows
+        drawn_P = np.floor(exact_P).astype(int)
+        largest_first = np.argsort(drawn_P - exact_P, kind="stable")
+        drawn_P[largest_first[: n_rows - drawn_P.sum()]] += 1
+        return drawn_P
 
     def epoch_order(self, seed: int, epoch: int) -> np.ndarray:
         """Return the indices of the rows of an epoch in their order, which depends only on `seed` and `epoch`.
 
-        Texts take turns as evenly as possible: after any number of steps, each has had its share to within a row for
-        each text. The rows of a text come in random order, all of them before any comes again, across epochs too.
+        Texts take turns as evenly as possible. The rows of a text come in random order, all of them before any comes
+        again, across epochs too. Raise ValueError if a text has no share.
         """
-        quota_P = self.rows_per_epoch()
-        due = np.concatenate([(np.arange(quota) + 0.5) / quota for quota in quota_P])
-        turns = np.repeat(np.arange(len(quota_P)), quota_P)[np.argsort(due, kind="stable")]
+        self.check_shares()
+        first_P = self.rows_before(epoch)
+        n_P = self.rows_before(epoch + 1) - first_P
+        due = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in n_P])
+        turns = np.repeat(np.arange(len(n_P)), n_P)[np.argsort(due, kind="stable")]
         order = np.empty(len(self), np.int64)
-        for i, quota in enumerate(quota_P):
-            order[turns == i] = self.first_row_P[i] + self.drawn(i, epoch * int(quota), int(quota), seed)
+        for i, (first, n) in enumerate(zip(first_P, n_P, strict=True)):
+            order[turns == i] = self.first_row_P[i] + self.drawn(i, int(first), int(n), seed)
         return order
 
     def drawn(self, part: int, first: int, n: int, seed: int) -> np.ndarray:
         """Return `n` rows of a text after the first `first` ones: passes over all its rows, each in an order of its own."""
         n_rows = len(self.parts[part])
-        passes = range(first // n_rows, (first + n - 1) // n_rows + 1)
+        passes = range(first // n_rows, (first + n) // n_rows + 1)
         rows = [np.random.default_rng([seed, part, one]).permutation(n_rows) for one in passes]
         start = first - passes[0] * n_rows
         return np.concatenate(rows)[start : start + n]

@@ -16,7 +16,7 @@ from data.data_params import DataParams
 SPLITS = {"train": "train", "validation": "val", "valid": "val", "val": "val", "dev": "val", "test": "test"}
 LINES = "data.txt"  # a file with a document in each line
 KINDS = (".txt", ".jsonl", ".parquet")
-MAX_DEPTH = 3  # of a file in its folder: subset/split/0000.parquet
+MAX_FOLDER_DEPTH = 3  # of a file in its folder: subset/split/0000.parquet
 TEXT = "text"  # the column of text if a table has several
 Split = TypeVar("Split")
 
@@ -87,7 +87,7 @@ class Folder:
             return {name: iter(self.documents(Files(paths))) for name, paths in splits.items()}
         in_order = [*chain.from_iterable(splits.values())]
         column = column_of_files(in_order, params.text_column or self.column)
-        return {name: iter(self.documents(rows_of(paths, column))) for name, paths in splits.items()}
+        return {name: iter(self.documents(texts_of_tables(paths, column))) for name, paths in splits.items()}
 
 
 def text_files(folder: Path) -> list[Path]:
@@ -108,8 +108,8 @@ def text_files(folder: Path) -> list[Path]:
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """Yield the files with an ending of KINDS, up to MAX_DEPTH folders deep. Hidden files do not count."""
-    for depth in range(MAX_DEPTH):
+    """Yield the files with an ending of KINDS, up to MAX_FOLDER_DEPTH folders deep. Hidden files do not count."""
+    for depth in range(MAX_FOLDER_DEPTH):
         for path in folder.glob("*/" * depth + "*.*"):
             is_hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
             if path.suffix in KINDS and not is_hidden and path.is_file():
@@ -161,7 +161,9 @@ def chosen_splits(splits: Mapping[str, Split], params: DataParams, about: str) -
     `params.train_split` names the one to train on. Without it, that is "train" or, under any name, the only one.
     """
     train_split = params.train_split
-    if train_split is None and ("train" in splits or (len(splits) == 1 and not splits.keys() & SPLITS.keys())):
+    if train_split is None and (
+        "train" in splits or (len(splits) == 1 and not splits.keys() & SPLITS.keys())
+    ):
         train_split = "train" if "train" in splits else next(iter(splits))
     if train_split is not None and train_split not in splits:
         raise ValueError(f"{about} has no split train_split={train_split!r}; {listed(splits)}")
@@ -206,7 +208,7 @@ def column_of_files(files: Iterable[Path], chosen: str | None) -> str:
     return chosen or TEXT
 
 
-def rows_of(files: Iterable[Path], column: str) -> Iterator[str]:
+def texts_of_tables(files: Iterable[Path], column: str) -> Iterator[str]:
     """Yield the texts in a column of tables, one after the other."""
     for path in files:
         yield from (parquet_texts if path.suffix == ".parquet" else jsonl_texts)(path, column)
@@ -224,7 +226,7 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 raise ValueError(f"{path}:{number}: not JSON: {first_line(error)}") from None
             if not isinstance(row, dict):
                 raise ValueError(
-                    f'{path}:{number}: {kind_of(row)}, but each line must be an object such as {{"text": "..."}}'
+                    f'{path}:{number}: {type_name(row)}, but each line must be an object such as {{"text": "..."}}'
                 )
             yield number, row
 
@@ -242,7 +244,7 @@ def jsonl_texts(path: Path, column: str) -> Iterator[str]:
             raise ValueError(f"{path}:{number}: there is no {column!r}; {listed(row)}")
         text = row[column]
         if not isinstance(text, str):
-            raise ValueError(f"{path}:{number}: column {column!r} holds {kind_of(text)}, not text")
+            raise ValueError(f"{path}:{number}: column {column!r} holds {type_name(text)}, not text")
         # JSON can write half of a character, which UTF-8 cannot.
         try:
             text.encode()
@@ -283,7 +285,9 @@ def parquet_texts(path: Path, column: str) -> Iterator[str]:
                 except UnicodeDecodeError:
                     raise ValueError(f"{path}, row {row}: column {column!r} is not UTF-8 text") from None
                 if not isinstance(text, str):
-                    raise ValueError(f"{path}, row {row}: column {column!r} holds {kind_of(text)}, not text")
+                    raise ValueError(
+                        f"{path}, row {row}: column {column!r} holds {type_name(text)}, not text"
+                    )
                 yield text
 
 
@@ -299,5 +303,5 @@ def parquet_errors(path: Path) -> Iterator[None]:
         raise ValueError(f"{path} is no parquet file, or damaged: {first_line(error)}") from None
 
 
-def kind_of(value: object) -> str:
+def type_name(value: object) -> str:
     return "null" if value is None else type(value).__name__

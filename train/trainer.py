@@ -352,9 +352,8 @@ class LMTrainer(L.LightningModule):
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self.averaged.swap_in(self.scheduler.optimizer)
-        self.evaluations: dict[
-            int, Evaluation | MixtureEvaluation
-        ] = {}  # by the number of the loader; 0: the validation split
+        # By the number of the loader; 0: the validation split.
+        self.evaluations: dict[int, Evaluation | MixtureEvaluation] = {}
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx not in self.evaluations:

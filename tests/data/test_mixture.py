@@ -63,9 +63,9 @@ def test_shares_of_a_run(sizes, seed, epoch):
     for i, share in enumerate(exact):
         counts = np.cumsum(part == i)
         after_each_epoch = counts[n - 1 :: n] - share * n * np.arange(1, epoch + 2)
-        assert (np.abs(after_each_epoch) < np.arange(1, epoch + 2)).all()  # to a row in each epoch
+        assert (np.abs(after_each_epoch) < 1).all()
         steps = np.arange(1, len(order) + 1)
-        assert (np.abs(counts - share * steps) <= len(sizes) + epoch + 1e-9).all()
+        assert (np.abs(counts - share * steps) < len(sizes) + 2).all()
         drawn = order[part == i] - rows.first_row_P[i]
         for first in range(0, len(drawn), lengths[i]):  # all rows before any comes again
             one_pass = drawn[first : first + lengths[i]]
@@ -75,7 +75,9 @@ def test_shares_of_a_run(sizes, seed, epoch):
 
 
 def test_a_text_that_gets_no_row_is_refused():
-    with pytest.raises(ValueError, match=r"dataset_name=\{'t1': ...\}: its weight gives it none of 30 rows"):
+    with pytest.raises(
+        ValueError, match=r"dataset_name=\{'t1': ...\}: its weight gives it less than one of the 30 rows"
+    ):
         mixture_of((10, 20), (1000, 1)).epoch_order(0, 0)
 
 
