@@ -73,14 +73,11 @@ class Folder:
 
     def read(self, params: DataParams) -> dict[str, Iterator[str]]:
         """Return the documents of each split by name: "train", "val" and "test". Raise ValueError if a file is bad."""
-        folder = self.path
-        if (folder / (self.subset or "")).is_dir():
-            folder /= self.subset or ""
-        if (subset := params.subset) is not None:
-            names = [path.name for path in self.path.iterdir() if path.is_dir()]
-            if subset not in names:
-                raise ValueError(f"{self.path} has no folder subset={subset!r}; {listed(names)}")
-            folder = self.path / subset
+        subsets = [path.name for path in self.path.iterdir() if path.is_dir()]
+        if params.subset is not None and params.subset not in subsets:
+            raise ValueError(f"{self.path} has no folder subset={params.subset!r}; {listed(subsets)}")
+        subset = params.subset or self.subset
+        folder = self.path / subset if subset in subsets and subset is not None else self.path
         files = text_files(folder)
         splits = chosen_splits(files_by_split(folder, files, params.train_split), params, str(folder))
         if files[0].suffix == ".txt":

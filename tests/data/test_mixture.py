@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic.dataclasses import dataclass
 
-from data import corpora
+from data import corpora, mixture, text_rows
 from data.cache import changed_fields
 from data.data_params import DataParams, column_of_part
 from data.dataloader import LMDataModule
@@ -285,3 +286,22 @@ def test_texts_share_the_cache_with_runs_on_one_text(tmp_path):
     before = sorted(path.name for path in tmp_path.glob("tokens-*"))
     TextData(DataParams(dataset_name="small", val_pct=10.0), TokenizerSpec("char"), tmp_path, tokenizer)
     assert sorted(path.name for path in tmp_path.glob("tokens-*")) == before
+
+
+def test_a_field_that_a_user_adds_separates_mixtures_in_the_cache(tmp_path, monkeypatch):
+    @dataclass(frozen=True)
+    class Extended(DataParams):
+        lowercase: bool = False
+
+    class Lowered(text_rows.Documents):
+        def read_all(self, indices):
+            found = super().read_all(indices)
+            return map(str.upper, found) if params.lowercase else found
+
+    monkeypatch.setattr(mixture, "Documents", Lowered)
+    texts = set()
+    for lowercase in (False, True):
+        params = Extended(dataset_name=MIX.dataset_name, lowercase=lowercase)
+        data = module(params, tmp_path).data
+        texts.add(data.tokenizer.decode(data.parts["small"].val.ids[:9].tolist()))
+    assert len(texts) == 2
