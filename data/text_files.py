@@ -81,7 +81,8 @@ class Folder:
         files = text_files(folder)
         splits = chosen_splits(files_by_split(folder, files, params.train_split), params, str(folder))
         if files[0].suffix == ".txt":
-            return {name: iter(self.documents(Files(paths))) for name, paths in splits.items()}
+            per_line = files == [folder / LINES]
+            return {name: iter(self.documents(Files(paths, per_line))) for name, paths in splits.items()}
         in_order = [*chain.from_iterable(splits.values())]
         column = column_of_files(in_order, params.text_column or self.column)
         return {name: iter(self.documents(texts_of_tables(paths, column))) for name, paths in splits.items()}

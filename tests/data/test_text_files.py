@@ -111,6 +111,8 @@ def test_subsets_are_folders(folder):
         write(folder / subset / "train.jsonl", [subset])
     assert documents(subset="fr") == {"train": ["fr"]}
     assert documents() == {"train": ["de", "fr"]}
+    write(folder.parent / "other" / "en" / "data.txt")
+    assert documents("other", subset="en") == {"train": LINES}
     for wrong in ("en", "..", "../mine/fr", str(folder)):
         assert f"has no folder subset={wrong!r}; there are: de, fr" in problem(subset=wrong)
 
