@@ -41,7 +41,7 @@ class Namer:
         self.data_params, self.train_params, self.model_params = params
         self.args = args
         self.variant = variant  # name of the variant, if the config has variants
-        self.task = self.data_params.dataset_name.replace("/", "--")
+        self.task = self.data_params.label.replace("/", "--")  # sotu+pydoc for a mixture
 
     def wandb_proj_name(self) -> str:
         return f"{MAIN_PROJ}-{self.args.wandb_proj_name or self.args.config}-{self.task}"

@@ -1,17 +1,17 @@
 """Text corpora: a registered function returns the documents, and its name (with - for _) is the corpus name.
 
 The function returns an iterable of strings (such as a generator), Files or a Hub data set. The subfolders of the user's
-data folder are corpora, too. No other file imports `datasets`.
+data folder are corpora, too, and so is every data set of the hub, by its name "owner/name". No other file imports
+`datasets`.
 """
 
 import functools
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import islice
 from pathlib import Path
@@ -21,83 +21,55 @@ from common.registry import Registry
 from common.repository import REPOSITORY
 from common.text import first_line
 from data.cache import digest, function_digest
-from data.hub import hub_answers, offline
+from data.data_params import DataParams
+from data.hub import hub_answers, name_and_revision, offline
+from data.text_files import (
+    LINES,
+    Files,
+    Folder,
+    choose_column,
+    chosen_splits,
+    has_text,
+    reading,
+    text_files,
+    type_name,
+)
 
-SPLITS = {"train": "train", "validation": "val", "test": "test"}  # name on the hub: name in this project
 PARQUET = "refs/convert/parquet"  # where the hub keeps its own conversion of script-based data sets
+# The name of a data set on the hub: owner, name and, if wanted, a revision.
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}(@[\w.-]+(/[\w.-]+)*)?", re.ASCII)
+DEFAULT_PARAMS = DataParams()
 log = logging.getLogger("whatif.data")
-
-
-@dataclass(frozen=True)
-class Files:
-    """UTF-8 text files: each file is a document or, with `per_line`, each line that is not blank."""
-
-    paths: list[Path]
-    per_line: bool = False
-
-    def __iter__(self) -> Iterator[str]:
-        for path in self.paths:
-            with reading(path), path.open(encoding="utf-8-sig") as file:
-                if self.per_line:
-                    yield from (line.rstrip("\n") for line in file if not line.isspace())
-                else:
-                    yield file.read()
-
-
-@contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Turn OSError and UnicodeDecodeError inside the `with` block into a ValueError that names the file."""
-    try:
-        yield
-    except UnicodeDecodeError:
-        raise ValueError(f"{path} is not UTF-8 text: {first_wrong_byte(path)}; save it as UTF-8") from None
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from None
-
-
-def first_wrong_byte(path: Path) -> str:
-    """Return a phrase with the value, position (from 0) and line (from 1) of the first byte that is not UTF-8."""
-    position = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError as error:
-                at = error.start
-                return f"byte 0x{line[at]:02x} at position {position + at} in line {number}"
-            position += len(line)
-    return "the file has changed while it was read"
 
 
 class HubRows(Protocol):
     """A split as `datasets` loads it. A streamed split has no length."""
 
     column_names: list[str] | None
-    features: Mapping[str, Any]
+    features: Mapping[str, Any] | None
 
     def __iter__(self) -> Iterator[Mapping[str, object]]: ...
     def __len__(self) -> int: ...
 
 
 class Hub(NamedTuple):
-    """A data set of the Hugging Face hub, or its parquet files on this machine."""
+    """A data set of the Hugging Face hub."""
 
     path: str
     name: str | None = None
-    column: str = "text"
+    column: str | None = "text"  # None: the only one with text
     revision: str | None = None
     data_dir: str | None = None
     documents: Callable[[Iterable[str]], Iterable[str]] = iter  # turns the rows of a split into documents
     too_large: bool = False  # to download completely, so it must be streamed
-    parquet: Path | None = None  # folder with parquet files to read instead
 
-    def load(self, stream: bool) -> Mapping[str, HubRows]:
-        """Return the splits by name, as `datasets.load_dataset` does."""
+    def load(self, stream: bool, subset: str | None = None) -> Mapping[str, HubRows]:
+        """Return the splits by name, as `datasets.load_dataset` does. Code from the hub is never run."""
         import datasets
 
-        if self.parquet:
-            return datasets.load_dataset(str(self.parquet), streaming=True)
-        where = {"name": self.name, "revision": self.revision, "data_dir": self.data_dir}
+        if Path(self.path).exists():  # `datasets` would read it in place of the hub
+            raise ValueError(f"the working directory has a folder {self.path}: start from another one")
+        where = {"name": subset or self.name, "revision": self.revision, "data_dir": self.data_dir}
         # Without a network, use earlier downloads and skip the retries of the library.
         if not hub_answers():
             with offline():
@@ -246,40 +218,62 @@ def folder_names(root: Path | None) -> list[str]:
 
 
 def corpus_names() -> list[str]:
-    """Return the names of all corpora: registered functions, then folders with a data.txt."""
+    """Return the names of all corpora: registered functions, then folders with a text."""
     root = data_folder()
-    own = [name for name in folder_names(root) if root and (root / name / "data.txt").exists()]
-    return [*corpora, *(name for name in own if name not in corpora)]
+    own = [name for name in folder_names(root) if name not in corpora and root and has_text(root / name)]
+    return [*corpora, *own]
+
+
+def is_hub_name(dataset_name: str) -> bool:
+    """Return whether this may be a data set on the hub, "owner/name" or "owner/name@revision"."""
+    return HUB_NAME.fullmatch(dataset_name) is not None and ".." not in dataset_name
+
+
+def is_corpus(dataset_name: str) -> bool:
+    """Return whether this names a text; a data set of the hub need not exist."""
+    return is_hub_name(dataset_name) or dataset_name in corpus_names()
 
 
 def own_folder(dataset_name: str) -> Path | None:
-    """Return the subfolder of this name in the user's data folder, or None if it has no data.txt."""
-    root = data_folder()
-    folder = root / dataset_name if root and dataset_name in folder_names(root) else None
-    return folder if folder and (folder / "data.txt").exists() else None
+    """Return the subfolder of this name in the user's data folder, or None if it has no text.
 
-
-def find_corpus(dataset_name: str) -> Iterable[str] | Hub:
-    """Return the documents in the user's folder of this name, else those of the registered function of this name.
-
-    Raise ValueError if there is neither.
+    A data set of the hub may lie in owner/name or owner--name. Other names with a path are no names of subfolders.
     """
-    if (folder := own_folder(dataset_name)) is not None:
-        if dataset_name in corpora:
-            log_once(
-                f"dataset_name={dataset_name!r} is your folder {folder}, not the built-in text of that name"
-            )
-        return Files([folder / "data.txt"], per_line=True)
-    if dataset_name not in corpora:
+    root = data_folder()
+    if root is None:
+        return None
+    folder = root / dataset_name if dataset_name in folder_names(root) else None
+    if is_hub_name(dataset_name):
+        path, _ = name_and_revision(dataset_name)
+        owner, _, name = path.partition("/")
+        in_owner = owner in folder_names(root) and name in folder_names(root / owner)
+        folder = root / owner / name if in_owner else root / f"{owner}--{name}"
+    return folder if folder and has_text(folder) else None
+
+
+def find_corpus(dataset_name: str) -> Iterable[str] | Folder | Hub:
+    """Return the text in the user's folder of this name, else that of the registered function, else that of the hub.
+
+    A folder without a data.txt, named like a registered text of the hub, holds the rows of that text. Raise ValueError
+    if there is no such text.
+    """
+    folder, is_registered = own_folder(dataset_name), dataset_name in corpora
+    if folder is None:
+        if is_registered:
+            return corpora[dataset_name]()
+        if is_hub_name(dataset_name):
+            path, revision = name_and_revision(dataset_name)
+            return Hub(path, column=None, revision=revision)
         raise ValueError(
             f"dataset_name={dataset_name!r} is not a corpus{data_folder_fault()}; there are: {', '.join(corpus_names())}"
         )
-    source = corpora[dataset_name]()
-    root = data_folder()
-    if isinstance(source, Hub) and root and dataset_name in folder_names(root):
-        folder = root / dataset_name
-        return source._replace(parquet=folder) if any(folder.rglob("*.parquet")) else source
-    return source
+    source = corpora[dataset_name]() if is_registered else None
+    files = text_files(folder)
+    if isinstance(source, Hub) and files[0].suffix != ".txt":
+        return Folder(folder, source.documents, source.column, source.name)
+    if is_registered:
+        log_once(f"dataset_name={dataset_name!r} is your folder {folder}, not the built-in text of that name")
+    return Files(files, per_line=True) if files == [folder / LINES] else Folder(folder)
 
 
 @functools.cache
@@ -288,19 +282,22 @@ def log_once(message: str) -> None:
     log.info(message)
 
 
-def read_corpus(dataset_name: str, debug_crop: int | None) -> dict[str, Iterator[str]]:
+def read_corpus(
+    dataset_name: str, debug_crop: int | None, params: DataParams = DEFAULT_PARAMS
+) -> dict[str, Iterator[str]]:
     """Return the documents of each split of the corpus by name: "train", "val" and "test".
 
-    A corpus without splits has only "train". `debug_crop` limits the documents of each split.
+    A corpus without splits has only "train". `debug_crop` limits the documents of each split. `params` say which column,
+    subset and splits are read.
     """
-    source = find_corpus(dataset_name)
-    splits = (
-        read_hub(dataset_name, source, debug_crop) if isinstance(source, Hub) else {"train": iter(source)}
-    )
-    return {
-        split: islice(strings(documents, f"dataset_name={dataset_name!r}"), debug_crop)
-        for split, documents in splits.items()
-    }
+    source, about = find_corpus(dataset_name), f"dataset_name={dataset_name!r}"
+    if isinstance(source, Hub):
+        splits = read_hub(dataset_name, source, debug_crop, params)
+    elif isinstance(source, Folder):
+        splits = source.read(params)
+    else:
+        splits = {"train": iter(source)}
+    return {split: islice(strings(documents, about), debug_crop) for split, documents in splits.items()}
 
 
 def strings(documents: Iterable[object], source: str) -> Iterator[str]:
@@ -313,19 +310,20 @@ def strings(documents: Iterable[object], source: str) -> Iterator[str]:
 
 def is_local(dataset_name: str) -> bool:
     """Return whether all documents lie on this machine, so that a check can read them before a run."""
-    source = find_corpus(dataset_name)
-    return not isinstance(source, Hub) or source.parquet is not None
+    return not isinstance(find_corpus(dataset_name), Hub)
 
 
-def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, Iterator[str]]:
+def read_hub(
+    dataset_name: str, hub: Hub, debug_crop: int | None, params: DataParams
+) -> dict[str, Iterator[str]]:
     """Return the documents of each split of a hub data set. Raise ValueError if it cannot be loaded."""
-    if hub.too_large and debug_crop is None and not hub.parquet:
+    if hub.too_large and debug_crop is None:
         raise ValueError(
             f"dataset_name={dataset_name!r} is too large to download, and debug_crop=None: "
             "set debug_crop to the number of documents to read"
         )
     try:
-        loaded = hub.load(stream=debug_crop is not None)
+        loaded = hub.load(debug_crop is not None, params.subset)
     except ConnectionError:
         place = (data_folder() or Path("<your data folder>")) / dataset_name
         raise ValueError(
@@ -334,51 +332,62 @@ def read_hub(dataset_name: str, hub: Hub, debug_crop: int | None) -> dict[str, I
         ) from None
     # The client libraries raise many kinds of errors.
     except Exception as error:
-        reason = first_line(error)
-        raise ValueError(f"dataset_name={dataset_name!r} cannot be loaded: {reason}") from error
+        raise ValueError(f"dataset_name={dataset_name!r} cannot be loaded: {hub_reason(error)}") from error
     about = f"dataset_name={dataset_name!r}"
+    chosen = params.text_column or hub.column
+    splits: dict[str, Iterator[str]] = {}
+    for name, rows in chosen_splits(loaded, params, about).items():
+        in_split = f"{about}, split {name!r}"
+        # All splits have the column of the first.
+        chosen = choose_column(columns_of(rows), chosen, in_split)
+        splits[name] = iter(hub.documents(texts_in_column(rows, chosen, in_split)))
+    return splits
+
+
+def hub_reason(error: Exception) -> str:
+    """Return why a data set of the hub cannot be loaded, in one line, and the field to set."""
+    text = str(error)
+    if configs := re.search(r"(?i)(?:available configs|available): (\[.*?\])", text):
+        return f"it has the subsets {configs[1]}; set subset"
+    if "scripts are no longer supported" in text:
+        return "it is a program, and code from the hub is never run; add @refs/convert/parquet to its name"
+    return first_line(error)
+
+
+def columns_of(rows: HubRows) -> dict[str, bool]:
+    """Return the columns of a split, and whether they hold text. A stream may have to be read to know them."""
+    if rows.features is None:
+        return {name: isinstance(value, str) for row in islice(rows, 1) for name, value in row.items()}
     return {
-        ours: iter(
-            hub.documents(
-                texts_in_column(loaded[theirs], hub.column, f"{about}, split {theirs!r}", hub.parquet)
-            )
-        )
-        for theirs, ours in SPLITS.items()
-        if theirs in loaded
+        name: getattr(feature, "dtype", None) in ("string", "large_string")
+        for name, feature in rows.features.items()
     }
 
 
-def texts_in_column(rows: HubRows, name: str, about: str, parquet: Path | None) -> Iterator[str]:
+def texts_in_column(rows: HubRows, name: str, about: str) -> Iterator[str]:
     """Return the texts in the column `name` of a split. Raise ValueError naming the first row without a string.
 
     A fully loaded data set is checked at once; a stream is checked row by row as it is read.
     """
-    names = rows.column_names
-    if names and name not in names:
-        raise ValueError(f"{about} has no column {name!r}; there are: {', '.join(names)}")
-    whole = getattr(rows, "data", None)
-    if whole is not None and len(rows):
-        is_text = rows.features[name].dtype in ("string", "large_string")
-        if not is_text or whole.column(name).null_count:
-            raise not_text(rows, name, about, parquet)
-    return texts_of(rows, name, about, parquet)
+    table = getattr(rows, "data", None)
+    if table is not None and len(rows) and (not columns_of(rows)[name] or table.column(name).null_count):
+        raise not_text(rows, name, about)
+    return texts_of(rows, name, about)
 
 
-def texts_of(rows: HubRows, name: str, about: str, parquet: Path | None) -> Iterator[str]:
+def texts_of(rows: HubRows, name: str, about: str) -> Iterator[str]:
     """Yield the texts in a column. Raise ValueError at the first value that is not a string."""
     for row in rows:
         text = row[name]
         if not isinstance(text, str):
-            raise not_text(rows, name, about, parquet)
+            raise not_text(rows, name, about)
         yield text
 
 
-def not_text(rows: HubRows, name: str, about: str, parquet: Path | None) -> ValueError:
+def not_text(rows: HubRows, name: str, about: str) -> ValueError:
     """Return the error for the first row whose value is not a string but, for example, null or bytes."""
     i, value = next((i, row[name]) for i, row in enumerate(rows, 1) if not isinstance(row[name], str))
-    kind = "null" if value is None else type(value).__name__
-    place = f" of {parquet}" if parquet else ""
-    return ValueError(f"{about}{place}, row {i}: column {name!r} holds {kind}, not text")
+    return ValueError(f"{about}, row {i}: column {name!r} holds {type_name(value)}, not text")
 
 
 # Fingerprints from another machine, by dataset_name: this machine may lack those corpora.
@@ -395,10 +404,12 @@ def corpus_fingerprint(dataset_name: str) -> str:
     source = find_corpus(dataset_name)
     if isinstance(source, Files):
         return digest(source.per_line, [file_sha256(path) for path in source.paths])
+    if isinstance(source, Folder):
+        paths = text_files(source.path)
+        files = [(path.relative_to(source.path).as_posix(), file_sha256(path)) for path in paths]
+        return digest(files, reader_digest(source.documents))
     if isinstance(source, Hub):
-        files = sorted(source.parquet.rglob("*.parquet")) if source.parquet else []
-        on_hub = source._replace(documents=iter, parquet=None)
-        return digest(on_hub, [file_sha256(path) for path in files], reader_digest(source.documents))
+        return digest(source._replace(documents=iter), reader_digest(source.documents))
     content = hashlib.sha256()
     for document in strings(source, f"dataset_name={dataset_name!r}"):
         content.update(document.encode() + b"\0")

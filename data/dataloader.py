@@ -7,7 +7,7 @@ import copy
 import functools
 from collections.abc import Iterator
 from hashlib import blake2b
-from itertools import groupby
+from itertools import groupby, product
 from pathlib import Path
 
 import numpy as np
@@ -15,33 +15,42 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data.batch import Row, mycollate, parts
-from data.data_params import DataParams
+from data.data_params import DataParams, column_of_part
 from data.eval_sets import EvalTask, EvalText, eval_data, set_heading
 from data.held_out import HeldOut
+from data.mixture import MixtureData, MixtureRows
 from data.problems import args_problems
-from data.syntheticdata import tasks
+from data.syntheticdata import Task, tasks
 from data.task_rows import TaskData, TaskPrompt, TaskRows
 from data.text_rows import TextData, TextRows
 from data.tokenizer import Tokenizer, TokenizerSpec
 
+SplitRows = TaskRows | TextRows | MixtureRows
 __all__ = ["DataParams", "LMDataModule", "TokenizerSpec", "get_data", "mycollate"]
 
 
 def get_data(
     data_params: DataParams, tokenizer_spec: TokenizerSpec, cache: Path, tokenizer: Tokenizer | None = None
-) -> TaskData | TextData:
-    """Load the splits of a task or a corpus.
+) -> TaskData | TextData | MixtureData:
+    """Load the splits of a task, a corpus or a mixture of corpora.
 
     Use `tokenizer` if given, else make one from `tokenizer_spec`. Files are cached in `cache`. Raise ValueError for
     invalid params or unreadable text.
     """
-    task = tasks.get(data_params.dataset_name)
+    task = task_of(data_params)
     if task is not None:
         # A saved run may have arguments that its task no longer takes.
         for problem in args_problems(task, data_params):
             raise ValueError(problem)
         return TaskData(task, data_params, cache, tokenizer)
+    if data_params.shares:
+        return MixtureData(data_params, tokenizer_spec, cache, tokenizer)
     return TextData(data_params, tokenizer_spec, cache, tokenizer)
+
+
+def task_of(data_params: DataParams) -> Task | None:
+    """Return the registered task, or None for text."""
+    return None if data_params.shares else tasks.get(data_params.label)
 
 
 class LMDataModule:
@@ -67,18 +76,18 @@ class LMDataModule:
         self.data_workers = data_workers
         self.dataset_name = data_params.dataset_name
         self.masked = mask
-        self.task = tasks.get(data_params.dataset_name)
+        self.task = task_of(data_params)
         self.data_params = data_params
         self.cache = Path(cache)
         self.get_data = functools.partial(
             get_data, data_params.training_data(), tokenizer_spec, self.cache, tokenizer
         )
-        self.datasets: dict[str, TaskRows | TextRows] = {}
+        self.datasets: dict[str, SplitRows] = {}
         own = tokenizer or self.data.tokenizer
         self.tokenizer = own.with_mask() if mask else own
 
     @functools.cached_property
-    def data(self) -> TaskData | TextData | EvalTask | EvalText:
+    def data(self) -> TaskData | TextData | MixtureData | EvalTask | EvalText:
         """The data set, loaded on first use.
 
         A saved run has its own tokenizer, so opening it reads no text, and works even if the text is gone.
@@ -92,12 +101,30 @@ class LMDataModule:
 
     def eval_set(self, name: str) -> "LMDataModule":
         """Return the data module of an evaluation set, in the tokens of the run. Raise ValueError if it is empty."""
-        assert isinstance(self.data, TaskData | TextData), "an evaluation set has none of its own"
-        found = eval_data(self.data_params, name, self.data, self.cache, self.tokenizer)
+        assert isinstance(self.data, TaskData | TextData | MixtureData), (
+            "an evaluation set has none of its own"
+        )
+        return self.module_of(eval_data(self.data_params, name, self.data, self.cache, self.tokenizer))
+
+    @functools.cached_property
+    def parts(self) -> dict[str, "LMDataModule"]:
+        """The texts of a mixture, by their names in columns such as val_loss[sotu]; empty for other data."""
+        found = self.data.parts if isinstance(self.data, MixtureData) else {}
+        return {column_of_part(name): self.module_of(part) for name, part in found.items()}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The share of each of `parts` in the rows of training and in the validation loss; their sum is 1."""
+        return {column_of_part(name): share for name, share in self.data_params.shares.items()}
+
+    def module_of(self, data: TextData | EvalTask | EvalText) -> "LMDataModule":
+        """Return the data module of an evaluation set or of one text of a mixture."""
         module = copy.copy(self)
-        module.data, module.data_params, module.datasets = found, found.data_params, {}
-        module.dataset_name = found.data_params.dataset_name
-        module.task, module.data_workers = tasks.get(module.dataset_name), 0
+        for name in ("parts", "eval_sets"):  # those of this module
+            vars(module).pop(name, None)
+        module.data, module.data_params, module.datasets = data, data.data_params, {}
+        module.dataset_name = data.data_params.dataset_name
+        module.task, module.data_workers = task_of(data.data_params), 0
         return module
 
     @property
@@ -122,7 +149,7 @@ class LMDataModule:
     def val_unknown_bytes(self) -> int:
         return self.data.val_unknown_bytes
 
-    def rows(self, split: str) -> TaskRows | TextRows:
+    def rows(self, split: str) -> SplitRows:
         """Return the rows of "train", "val" or "test" as a torch Dataset, made on first use."""
         if split not in self.datasets:
             self.datasets[split] = self.data.rows(split, self.max_seq_len)
@@ -141,6 +168,9 @@ class LMDataModule:
                     f"{name} split is scored, so there is no {name} loss; use longer rows, or samples with scored tokens"
                 )
 
+        for (name, part), split in product(self.parts.items(), ("train", "val")):
+            if not part.is_scored(split):
+                raise ValueError(f"dataset_name={{{name!r}: ...}}: no token of its split {split!r} is scored")
         for name, data in self.eval_sets.items():
             if not data.is_scored("val"):
                 raise ValueError(f"{set_heading(self.data_params, name)}: no token is scored")
@@ -173,7 +203,11 @@ class LMDataModule:
         within an epoch, the first pass is that of `epoch` and skips `batches` batches, a multiple of `accumulate`.
         """
         rows = self.rows("train")
-        order = Shuffled(len(rows), seed, epoch, left_out=batches * b * world)
+        left_out = batches * b * world
+        if isinstance(rows, MixtureRows):
+            order: Shuffled = ShuffledMixture(rows, seed, epoch, left_out)
+        else:
+            order = Shuffled(len(rows), seed, epoch, left_out)
         return self.loader(rows, b, accumulate, rank, world, order)
 
     def val_dataloader(self, b: int) -> "Loader":
@@ -184,7 +218,7 @@ class LMDataModule:
 
     def loader(
         self,
-        rows: TaskRows | TextRows,
+        rows: SplitRows,
         b: int,
         accumulate: int = 1,
         rank: int = 0,
@@ -270,10 +304,25 @@ class Shuffled(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.n_rows)
+        order = self.order()
         left_out, self.left_out = self.left_out, 0
         self.epoch += 1
         return map(int, order[left_out:])
+
+    def order(self) -> np.ndarray:
+        """Return the rows of the epoch in their order."""
+        return np.random.default_rng([self.seed, self.epoch]).permutation(self.n_rows)
+
+
+class ShuffledMixture(Shuffled):
+    """Sampler of a mixture: as many rows as all texts have, of each text its share."""
+
+    def __init__(self, rows: MixtureRows, seed: int, epoch: int = 0, left_out: int = 0) -> None:
+        super().__init__(len(rows), seed, epoch, left_out)
+        self.rows = rows
+
+    def order(self) -> np.ndarray:
+        return self.rows.epoch_order(self.seed, self.epoch)
 
 
 class Loader(DataLoader):
@@ -282,9 +331,7 @@ class Loader(DataLoader):
     Each of `world` processes draws the same rows and yields its own batches of them.
     """
 
-    def __init__(
-        self, rows: TaskRows | TextRows, b: int, accumulate: int, rank: int, world: int, **options
-    ) -> None:
+    def __init__(self, rows: SplitRows, b: int, accumulate: int, rank: int, world: int, **options) -> None:
         super().__init__(rows, b * accumulate * world, **options)
         self.b = b
         self.rank = rank

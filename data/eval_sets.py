@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from data.cache import cached, changed_fields
-from data.corpora import corpus_fingerprint, corpus_names, log_once
+from data.corpora import corpus_fingerprint, is_corpus, log_once
 from data.data_params import DataParams
+from data.mixture import MixtureData
 from data.problems import task_problems
 from data.syntheticdata import Marked, Sample, Task, read_marks, tasks
 from data.task_rows import (
@@ -38,11 +39,14 @@ def set_heading(data_params: DataParams, name: str) -> str:
 
 def eval_set_problems(data_params: DataParams, max_seq_len: int) -> Iterator[str]:
     """Yield a sentence for each reason why an evaluation set cannot be used, before anything is built."""
-    is_task = data_params.dataset_name in tasks
+    is_task = data_params.dataset_name in [*tasks]
     for name in data_params.eval_sets:
         params, heading = data_params.eval_params(name), set_heading(data_params, name)
-        other = params.dataset_name
-        if other not in (tasks if is_task else corpus_names()):
+        if params.shares:
+            yield f"{heading}: an evaluation set is one text: set its dataset_name, for example to {next(iter(params.shares))!r}"
+            continue
+        other = params.label
+        if not (other in tasks if is_task else is_corpus(other) and other not in tasks):
             kind = "task" if is_task else "text"
             yield f"{heading}: {other!r} is no {kind}, but the run trains on a {kind}: dataset_name={data_params.dataset_name!r}"
         elif is_task:
@@ -51,7 +55,11 @@ def eval_set_problems(data_params: DataParams, max_seq_len: int) -> Iterator[str
 
 
 def eval_data(
-    data_params: DataParams, name: str, training: TaskData | TextData, cache: Path, tokenizer: Tokenizer
+    data_params: DataParams,
+    name: str,
+    training: TaskData | TextData | MixtureData,
+    cache: Path,
+    tokenizer: Tokenizer,
 ) -> "EvalTask | EvalText":
     """Load an evaluation set: its split "val", in the tokens of the run.
 
@@ -82,7 +90,7 @@ class EvalTask(TaskData):
 
     def __init__(self, params: DataParams, training: TaskData, cache: Path, tokenizer: Tokenizer) -> None:
         self.data_params = params
-        self.task = tasks[params.dataset_name]
+        self.task = tasks[params.label]
         key = (task_key(training.task, training.data_params), task_key(self.task, params))
         folder = cached(cache, "evaluation", key, partial(self.draw, training=training, cache=cache))
         facts = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
@@ -175,14 +183,16 @@ class EvalText:
 
     held_out_text = "", ""  # only that of the validation split is kept
 
-    def __init__(self, params: DataParams, training: TextData, cache: Path, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, params: DataParams, training: TextData | MixtureData, cache: Path, tokenizer: Tokenizer
+    ) -> None:
         self.data_params = params
         self.tokenizer = tokenizer
-        self.content = corpus_fingerprint(params.dataset_name)
+        self.content = corpus_fingerprint(params.label)
         key = (
             training.source,
             self.content,
-            params.dataset_name,
+            params.label,
             changed_fields(params),
             tokenizer.fingerprint,
         )
@@ -195,16 +205,15 @@ class EvalText:
         self.val_bytes = self.val.n_bytes
         self.val_unknown_bytes = self.val.unscored_bytes(params.packed is not False)
 
-    def write(self, folder: Path, training: TextData, cache: Path) -> None:
+    def write(self, folder: Path, training: TextData | MixtureData, cache: Path) -> None:
         """Tokenize the documents that do not occur in training."""
-        is_same = self.data_params.dataset_name == training.data_params.dataset_name
+        is_same = training.has_text(self.data_params.dataset_name)
         documents = Documents(self.data_params, cache, own_splits=not is_same)
-        known = set(training.documents().hashes_of("train"))
+        known = training.training_hashes()
         chosen = chosen_documents(documents.indices, self.data_params, is_same)
         kept = [i for i in chosen if documents.hashes[i] not in known]
         texts = documents.read_all(kept)
         write_tokens(texts, self.tokenizer, folder, n_in_training=len(chosen) - len(kept))
-        training.documents.cache_clear()
 
     def rows(self, split: str, max_seq_len: int) -> TextRows:
         assert split == "val", "an evaluation set has one split"

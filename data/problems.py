@@ -15,7 +15,15 @@ import numpy as np
 import torch
 
 from common.text import OWN_NAME, did_you_mean
-from data.corpora import corpus_names, data_folder_fault, is_local, log_once, own_folder, read_corpus
+from data.corpora import (
+    corpus_names,
+    data_folder_fault,
+    is_corpus,
+    is_local,
+    log_once,
+    own_folder,
+    read_corpus,
+)
 from data.data_params import DataParams
 from data.syntheticdata import MARKS, Sample, Task, tasks, text_without_marks
 from data.task_rows import MAX_TRIED, check_fits, check_split, short_repr, split_sizes
@@ -38,7 +46,10 @@ def data_problems(
 
     The checks write nothing to the cache. `has_tokenizer` skips the check of `tokenizer_spec`.
     """
-    name, args = data_params.dataset_name, data_params.task_args
+    if data_params.shares:
+        yield from mixture_problems(data_params, tokenizer_spec, max_seq_len, has_tokenizer)
+        return
+    name, args = data_params.label, data_params.task_args
     if name in tasks:
         if (folder := own_folder(name)) is not None:
             log_once(f"dataset_name={name!r} is the built-in task, not your folder {folder}")
@@ -51,13 +62,26 @@ def data_problems(
         return
     if not has_tokenizer:
         yield from problem_of(f"tokenizer_source_name={tokenizer_spec.source!r}", check_spec, tokenizer_spec)
-    if name in corpus_names():
+    if is_corpus(name):
         if args:
             yield f"task_args={short_repr(args)} is for synthetic tasks, but dataset_name={name!r} is text"
         yield from problem_of(f"dataset_name={name!r}", check_corpus, data_params)
     else:
         there_is = did_you_mean(name, sorted([*tasks, *corpus_names()]), list_all=True)
         yield f"dataset_name={name!r} is neither a task nor a text{data_folder_fault()}; {there_is}{OWN_NAME}"
+
+
+def mixture_problems(
+    data_params: DataParams, tokenizer_spec: TokenizerSpec, max_seq_len: int, has_tokenizer: bool
+) -> Iterator[str]:
+    """Yield a sentence for each reason why a mixture of texts cannot be used."""
+    for name in data_params.shares:
+        if name in tasks:
+            yield f"dataset_name={{{name!r}: ...}}: a mixture is of texts, but {name!r} is a synthetic task"
+            continue
+        part = data_params.part_params(name)
+        yield from data_problems(part, tokenizer_spec, max_seq_len, has_tokenizer)
+        has_tokenizer = True  # it is checked once
 
 
 def problem_of(about: str, check: Callable[..., object], *args: object) -> Iterator[str]:
@@ -80,13 +104,18 @@ def problem_of(about: str, check: Callable[..., object], *args: object) -> Itera
 
 def check_corpus(data_params: DataParams) -> None:
     """Raise ValueError if documents are too few or unreadable; read all only if they lie on this machine."""
-    own = read_corpus(data_params.dataset_name, data_params.debug_crop)
+    name = data_params.label
+    own = read_corpus(name, data_params.debug_crop, data_params)
+    if "train" not in own:
+        raise ValueError(
+            f"dataset_name={name!r} has no split 'train'; there are: {', '.join(own)}: set train_split"
+        )
     shares = {"val": data_params.val_pct, "test": data_params.test_pct}
     least = 1 + sum(split not in own and pct > 0 for split, pct in shares.items())
-    n = len(list(islice(own.get("train", ()), least)))
+    n = len(list(islice(own["train"], least)))
     if n < least:
         raise too_few_documents(n, data_params)
-    if is_local(data_params.dataset_name):
+    if is_local(name):
         for documents in own.values():
             deque(documents, maxlen=0)
 

@@ -5,7 +5,7 @@ import json
 import random
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Documents:
         self.ends = array("Q", [0])
         self.hashes = array("q")  # of each document, to find those that occur again
         own: dict[str, range] = {}
-        for split, documents in read_corpus(data_params.dataset_name, data_params.debug_crop).items():
+        for split, documents in read_corpus(data_params.label, data_params.debug_crop, data_params).items():
             first = len(self.ends) - 1
             for document in documents:
                 text = document.encode()
@@ -58,10 +58,14 @@ class Documents:
 
     def n_in_training(self, split: str) -> int:
         """Count the documents of a split that the training split contains too, without empty ones."""
+        return self.count_among(split, np.array(self.hashes_of("train"), np.int64))
+
+    def count_among(self, split: str, others: np.ndarray) -> int:
+        """Count the documents of a split whose hashes are among `others`, without empty ones."""
         hashes = np.array(self.hashes, np.int64)
         lengths = np.diff(np.array(self.ends, np.int64))
-        here, train = (np.array(self.indices[name], np.int64) for name in (split, "train"))
-        return int(np.isin(hashes[here[lengths[here] > 0]], hashes[train]).sum())
+        here = np.array(self.indices[split], np.int64)
+        return int(np.isin(hashes[here[lengths[here] > 0]], others).sum())
 
 
 def document_hash(text: bytes) -> int:
@@ -102,26 +106,59 @@ def too_few_documents(n: int, data_params: DataParams) -> ValueError:
     )
 
 
+def text_source(data_params: DataParams) -> tuple[str, tuple[tuple[str, object], ...]]:
+    """Return everything that the documents of a split depend on: a digest of the text, and the fields that are set."""
+    return corpus_fingerprint(data_params.label), changed_fields(data_params)
+
+
+def text_tokenizer(
+    spec: TokenizerSpec, source: tuple, texts: Callable[[], Iterator[str]], cache: Path
+) -> Tokenizer:
+    """Return the tokenizer of `spec`, made from training texts if it depends on them. `source` identifies the texts."""
+
+    def build(folder: Path) -> None:
+        make_tokenizer(spec, texts).save(folder)
+
+    if spec.source not in recipes and not spec.crop:  # independent of the training text
+        return make_tokenizer(spec, list)
+    return Tokenizer.load(cached(cache, "tokenizer", (spec, source, spec_identity(spec)), build))
+
+
 class TextData:
     """The tokens of each split of a corpus, cached on disk, and the tokenizer."""
 
     def __init__(
-        self, data_params: DataParams, spec: TokenizerSpec, cache: Path, tokenizer: Tokenizer | None = None
+        self,
+        data_params: DataParams,
+        spec: TokenizerSpec,
+        cache: Path,
+        tokenizer: Tokenizer | None = None,
+        documents: Callable[[], Documents] | None = None,
     ) -> None:
         self.data_params = data_params
         self.cache = cache
-        self.documents = functools.cache(lambda: Documents(data_params, cache))
-        self.content = corpus_fingerprint(data_params.dataset_name)  # changes when the text changes
-        # Everything that the documents of a split depend on.
-        self.source = self.content, changed_fields(data_params)
-        self.tokenizer = tokenizer or self.make_tokenizer(spec)
+        read = functools.cache(lambda: Documents(data_params, cache))
+        self.documents = documents or read
+        self.source = text_source(data_params)
+        self.content = self.source[0]  # changes when the text changes
+        self.tokenizer = tokenizer or text_tokenizer(
+            spec, self.source, lambda: self.documents().read("train"), cache
+        )
         self.val = self.tokens("val")
         self.train = self.tokens("train")
         self.chance: float = self.val.chance
         self.val_bytes: int = self.val.n_bytes
         self.val_unknown_bytes: int = self.val.unscored_bytes(data_params.packed is not False)
-        self.documents.cache_clear()  # frees the disk space of the temporary file
+        read.cache_clear()  # frees the disk space of the temporary file
         self.log_flaws()
+
+    def has_text(self, dataset_name: object) -> bool:
+        """Return whether this is the text, whose validation split is not trained on."""
+        return dataset_name == self.data_params.dataset_name
+
+    def training_hashes(self) -> set[int]:
+        """Return the hashes of the training documents."""
+        return set(Documents(self.data_params, self.cache).hashes_of("train"))
 
     def log_flaws(self) -> None:
         """Log the flaws of a text that limit the meaning of its validation loss, once for each text."""
@@ -133,15 +170,6 @@ class TextData:
             )
         if self.val.n_empty:
             log_once(f"{about}: {self.val.n_empty} of {n} validation documents have no token")
-
-    def make_tokenizer(self, spec: TokenizerSpec) -> Tokenizer:
-        def build(folder: Path) -> None:
-            make_tokenizer(spec, lambda: self.documents().read("train")).save(folder)
-
-        if spec.source not in recipes and not spec.crop:  # independent of the training text
-            return make_tokenizer(spec, list)
-        key = (spec, self.source, spec_identity(spec))
-        return Tokenizer.load(cached(self.cache, "tokenizer", key, build))
 
     def tokens(self, split: str) -> "Tokens":
         def build(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypedDict
 
 import pandas as pd
 
-from data.data_params import DataParams
+from data.data_params import DataParams, dataset_label
 from data.dataloader import LMDataModule
 from explore.compare.code import CodeOfRun, with_code_labels
 from explore.compare.variants import (
@@ -197,7 +197,7 @@ def config_of(row: RunRow, root: Path) -> str:
     """Return the config of a run: the part of its folder's path before the name of its task."""
     folder = Path(str(measured(row, "folder")))
     parts = folder.relative_to(root / "saved-models").parts[:-1]
-    task = str(row.get(DATASET)).replace("/", "--")
+    task = dataset_label(row.get(DATASET)).replace("/", "--")
     return "/".join(parts[: parts.index(task)] if task in parts else parts[:1])
 
 

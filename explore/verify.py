@@ -7,7 +7,7 @@ import torch
 from data.dataloader import LMDataModule
 from explore.load import find_run, open_run
 from model.lm import LM
-from train.evaluation import Evaluation
+from train.evaluation import make_evaluation
 from train.probe import leak_of
 from train.saving.run_folder import output_root, read_about
 from train.train_params import TrainParams
@@ -41,7 +41,7 @@ def check_val_loss(lm: LM, dataset: LMDataModule, train_params: TrainParams, rec
     """Raise ValueError unless the validation loss is `recorded`, within the tolerance, or both are NaN."""
     if not isinstance(recorded, int | float):
         raise ValueError(f"no validation loss was recorded: the run's val_loss is {recorded!r:.60}")
-    evaluation = Evaluation(lm, dataset)
+    evaluation = make_evaluation(lm, dataset)
     for batch in dataset.val_dataloader(train_params.batch_size):
         evaluation.add(batch, train_params)
     now = evaluation.result()["val_loss:main"]

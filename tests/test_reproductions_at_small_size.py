@@ -1,7 +1,7 @@
 """Published results at small size: the claims of the quickest configs hold after a few seconds; at full size, all are as kept."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import pytest
@@ -13,10 +13,14 @@ from tests.marks import all_slow_but
 
 
 class Small(NamedTuple):
-    """Fields that make a config small, and how far each number may then be on the wrong side of a claim."""
+    """Fields that make a config small, and how far each number may then be on the wrong side of a claim.
+
+    `too_large` are claims about numbers that a small run does not reach.
+    """
 
     fields: Mapping[str, object]
     slack: float = 0.0
+    too_large: Collection[str] = ()
 
 
 COMMON = {"threads": 1, "val_every": None, "stop_when": None, "random_seed": [1, 2]}
@@ -55,21 +59,27 @@ SMALL = {
         },
         slack=0.05,
     ),
-    "markov-chains": Small({"n_samples": 20_000, "max_steps": 300, "lr": 5e-3, "val_pct": 1.0, "val_every": 25}, slack=0.02),
+    "markov-chains": Small(
+        {"n_samples": 20_000, "max_steps": 300, "lr": 5e-3, "val_pct": 1.0},
+        slack=0.02,
+        too_large=["unigrams last a hundred steps"],
+    ),
 }
 FAST = ("sort", "strict-mqar", "parity-length", "markov-chains")  # at most 20 seconds each, on one idle core
 
 
 @pytest.mark.parametrize("name", all_slow_but(FAST, SMALL))
 def test_claims_hold_at_small_size(name, tmp_path, capfd):
-    fields, slack = SMALL[name]
+    fields, slack, too_large = SMALL[name]
     settings = [part for key, value in (COMMON | fields).items() for part in ("--set", f"{key}={value!r}")]
     code = main.main(
         [f"--config=reproduce/{name}", "--no-wandb", "--json", "--out", str(tmp_path), *settings]
     )
     found = json.loads(capfd.readouterr().out)
     assert code == 0, found["errors"]
-    assert {claim["name"]: claim["seen"] for claim in found["claims"] if not claim["margin"] >= -slack} == {}
+    claims = [claim for claim in found["claims"] if claim["name"] not in too_large]
+    assert len(claims) == len(found["claims"]) - len(too_large)
+    assert {claim["name"]: claim["seen"] for claim in claims if not claim["margin"] >= -slack} == {}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,12 @@ def of_set(name: str, result: Mapping[str, float]) -> dict[str, float]:
     """Return the results of an evaluation set by the names of their columns, such as "val_loss[long]"."""
     columns = {"val_loss:main": "val_loss", "val_bits_per_byte": "bits_per_byte"}
     chosen = {columns.get(key, key): value for key, value in result.items()}
-    return {f"{key}[{name}]": value for key, value in chosen.items() if ":" not in key}
+    return {f"{key}[{name}]": value for key, value in chosen.items() if ":" not in key and "[" not in key}
+
+
+def make_evaluation(lm: LM, data: LMDataModule) -> "Evaluation | MixtureEvaluation":
+    """Return a new evaluation on the validation split, whose batches come in order."""
+    return MixtureEvaluation(lm, data) if data.parts else Evaluation(lm, data)
 
 
 class Evaluation:
@@ -128,6 +134,10 @@ class Evaluation:
         is_sample_N = scored_N > 0
         all_right = (right_N == scored_N)[is_sample_N].float().mean()
         return means | {"val_exact_match": float(all_right)}
+
+    def bytes_per_token(self) -> float:
+        """Return the bytes of a validation text over the tokens that are scored in it."""
+        return (self.data.val_bytes or 0) / float(fetch(self.n_scored).sum())
 
     def counts_by_sample(self, x_indices_BT: Tensor, xyz: XYZ) -> Tensor:
         """Return the numbers of right and of scored tokens [2, B, N] of the N samples of each row."""
@@ -213,6 +223,63 @@ class Evaluation:
         shown = x if self.is_masked else batch["x_indices"][0, 1:].to(y.device)
         ids = torch.where(y == NOT_SCORED, shown, z.argmax(dim=-1)).tolist()
         return self.data.marked_text(Row(ids, (y != NOT_SCORED).tolist()))
+
+
+class MixtureEvaluation:
+    """An evaluation of each text of a mixture by itself, and their means weighted by shares.
+
+    Batches must come in the order of `val_dataloader`, in which the rows of a text follow one another.
+    """
+
+    def __init__(self, lm: LM, data: LMDataModule) -> None:
+        self.shares = data.shares
+        self.parts = {name: Evaluation(lm, part) for name, part in data.parts.items()}
+        lengths = [part.n_rows("val") for part in data.parts.values()]
+        self.ends = [*accumulate(lengths)]
+        self.n_rows = 0  # of all batches so far
+
+    @torch.no_grad()
+    def add(self, batch: dict, train_params: TrainParams) -> None:
+        """Add the losses and correct predictions of a batch, which may hold rows of several texts."""
+        first, last = self.n_rows, self.n_rows + len(batch["x_indices"])
+        starts = [0, *self.ends[:-1]]
+        for one, start, end in zip(self.parts.values(), starts, self.ends, strict=True):
+            here = slice(max(first, start) - first, min(last, end) - first)
+            if here.start < here.stop:
+                one.add({name: values[here] for name, values in batch.items()}, train_params)
+        self.n_rows = last
+
+    def result(self) -> dict[str, float]:
+        """Return the results of the mixture, then those of each text, such as "val_loss[sotu]".
+
+        Losses and accuracy of the mixture are means over its texts, weighted by their shares. Its bits per byte are those
+        of text in which each text has its share of the tokens. Texts without a batch do not count.
+        """
+        parts = {name: one for name, one in self.parts.items() if one.plain}
+        results = {name: one.result() for name, one in parts.items()}
+        total = sum(self.shares[name] for name in parts)
+        shares = {name: self.shares[name] / total for name in parts}
+        names = dict.fromkeys(name for result in results.values() for name in result)
+        means = {}
+        for name in names:
+            weights = shares
+            if name == "val_bits_per_byte":
+                weights = {
+                    part: share * one.bytes_per_token()
+                    for (part, one), share in zip(parts.items(), shares.values(), strict=True)
+                }
+            found = [(weights[part], result[name]) for part, result in results.items() if name in result]
+            means[name] = sum(weight * value for weight, value in found) / sum(weight for weight, _ in found)
+        for part, result in results.items():
+            means |= of_set(part, result)
+        return means
+
+    def slices(self) -> list[SliceRow]:
+        return []  # text has none
+
+    def sample(self) -> str:
+        """Return an example of the model's output as text."""
+        return next(iter(self.parts.values())).sample()
 
 
 def slice_rows(

@@ -71,7 +71,12 @@ def costs_of(lm: LM, data: LMDataModule, train: TrainParams) -> RunCosts | None:
 
 
 def mean_row_length(data: LMDataModule) -> float:
-    """Return the mean number of real tokens in a training row, from rows at equal distances if there are many."""
+    """Return the mean number of real tokens in a training row, from rows at equal distances if there are many.
+
+    For a mixture it is the mean over its texts, weighted by their shares.
+    """
+    if data.parts:
+        return sum(data.shares[name] * mean_row_length(part) for name, part in data.parts.items())
     rows = data.rows("train")
     indices = range(0, len(rows), max(1, len(rows) // MEASURED_ROWS))[:MEASURED_ROWS]
     parts = [list(indices[first : first + 256]) for first in range(0, len(indices), 256)]

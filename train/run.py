@@ -243,6 +243,7 @@ def final_values(lm_trainer: LMTrainer, lm: LM, clock: Clock) -> dict[str, Value
         "threads": torch.get_num_threads(),
         "final_loss": losses[-1].v if losses and losses[-1].s == lm_trainer.global_step else None,
         "sample": lm_trainer.sample,
+        **{name: value for name, value in result.items() if "[" in name},  # of the texts of a mixture
         **lm_trainer.eval_result,
         **{f"left_out[{name}]": one.n_dropped for name, one in data.eval_sets.items()},
     }

@@ -19,7 +19,7 @@ from model.lm import LM
 from model.recording import first_nonfinite
 from train.averages import AveragedWeights
 from train.divergence import Divergence
-from train.evaluation import Evaluation, LoaderWhenDue, of_set
+from train.evaluation import Evaluation, LoaderWhenDue, MixtureEvaluation, make_evaluation, of_set
 from train.expert_loads import ExpertLoads
 from train.length import RunLength, with_beta2
 from train.logs import DETAIL, log
@@ -352,12 +352,13 @@ class LMTrainer(L.LightningModule):
     def on_validation_start(self) -> None:
         if self.trainer.state.fn == "fit":
             self.averaged.swap_in(self.scheduler.optimizer)
-        self.evaluations: dict[int, Evaluation] = {}  # by the number of the loader; 0: the validation split
+        # By the number of the loader; 0: the validation split.
+        self.evaluations: dict[int, Evaluation | MixtureEvaluation] = {}
 
     def validation_step(self, batch: dict, batch_idx: int, dataloader_idx: int = 0) -> None:
         if dataloader_idx not in self.evaluations:
             data = [self.data, *self.data.eval_sets.values()][dataloader_idx]
-            self.evaluations[dataloader_idx] = Evaluation(self.model, data)
+            self.evaluations[dataloader_idx] = make_evaluation(self.model, data)
         # An evaluation set must not change the random numbers of training.
         with isolate_rng() if dataloader_idx else nullcontext():
             self.evaluations[dataloader_idx].add(batch, self.train_params)

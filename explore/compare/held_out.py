@@ -79,7 +79,7 @@ def why_not(params: Params, one: HeldOut, other: HeldOut) -> str:
     if not (one.rows and other.rows):
         return "one of the two codes does not record what the loss was measured on"
     if not (one.text and other.text):
-        return "the change gives this task other held-out samples, so the losses are those of different questions"
+        return "the change gives this data other held-out samples, so the losses are those of different questions"
     if params.model.hides_tokens:
         return "the change gives this text other held-out rows, and models of hidden tokens have no bits per byte"
     if one.text == other.text and one.vocabulary == other.vocabulary:

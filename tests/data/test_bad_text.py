@@ -65,7 +65,8 @@ def test_a_row_of_a_parquet_file_that_is_no_text(folder, value, kind, debug_crop
     pd.DataFrame({"sentence": rows}).to_parquet(folder / "ptb" / "train-00000.parquet")
     row = 21 if value is None else 1
     found = problem("ptb", debug_crop)
-    assert f"split 'train' of {folder / 'ptb'}, row {row}: column 'sentence' holds {kind}, not text" in found
+    file = folder / "ptb" / "train-00000.parquet"
+    assert f"{file}, row {row}: column 'sentence' holds {kind}, not text" in found
 
 
 @pytest.mark.parametrize("document", [None, b"bytes", 7])

@@ -51,7 +51,7 @@ def test_only_fields_that_are_not_at_their_default_are_in_a_key():
 def test_each_field_of_data_params_has_a_key_of_its_own():
     values = {
         "dataset_name": "copy", "task_args": {"x": 1}, "n_samples": 7, "val_pct": 1.0, "test_pct": 1.0,
-        "debug_crop": 5, "packed": True, "data_seed": 1, "lowercase": True, "val_task_args": {"x": 1},
+        "debug_crop": 5, "packed": True, "data_seed": 1, "text_column": "t", "subset": "s", "train_split": "x", "lowercase": True, "val_task_args": {"x": 1},
     }  # fmt: skip
     assert set(values) == set(Extended.__dataclass_fields__) - {
         "eval_sets",

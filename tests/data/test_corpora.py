@@ -84,7 +84,7 @@ def test_ptb_in_flat_files(data_folder):
 
 def test_a_wrong_column_is_named(ptb_folder):
     pd.DataFrame({"texts": ["a"]}).to_parquet(ptb_folder / "penn_treebank" / "train" / "0000.parquet")
-    with pytest.raises(ValueError, match=r"dataset_name='ptb'"):
+    with pytest.raises(ValueError, match=r"0000\.parquet has no column 'sentence'; .*there are: texts"):
         read_all("ptb")
 
 

@@ -105,7 +105,9 @@ def test_text_out_of_reach(monkeypatch):
 
 def test_text_for_evaluation_only_cannot_be_trained_on(monkeypatch):
     monkeypatch.setattr(corpora, "read_hub", lambda *_: {"test": iter(["a"])})
-    with pytest.raises(ValueError, match="dataset_name='lambada' with debug_crop=None has only 0 documents"):
+    with pytest.raises(
+        ValueError, match="dataset_name='lambada' has no split 'train'; there are: test: set train_split"
+    ):
         check(dataset_name="lambada")
 
 

@@ -161,7 +161,8 @@ class OnCluster(SideBySide):
             self.call.out.mkdir(parents=True, exist_ok=True)
             with beacon(self.call.out) as here:
                 self.mailbox, code = new_mailbox(), code_of_this_process() if self.call.save else None
-                names = {run.params.data.dataset_name for run in self.runs.values()} - tasks.keys()
+                data = [run.params.data for run in self.runs.values()]
+                names = {name for one in data for name in one.shares or [one.label]} - tasks.keys()
                 texts = {name: corpora.corpus_fingerprint(name) for name in names}
                 wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
                 shared = SharedByRuns(self.train, self.call, Path(here), code, texts, wandb, self.mailbox)

@@ -14,7 +14,7 @@ import torch
 from data.batch import Batch
 from model.lm import LM
 from train.data import make_data
-from train.evaluation import Evaluation
+from train.evaluation import make_evaluation
 from train.flops import row_flops
 from train.grid.run import Call, Run
 from train.launch.growth import growth
@@ -159,7 +159,7 @@ def time_steps(run: Run, call: Call, seconds: float) -> Pace:
         except SystemExit as error:  # Lightning turns Ctrl-C into this
             raise KeyboardInterrupt from error
         took = [later - earlier for earlier, later in pairwise(timed.ends)]
-        evaluation, validated = Evaluation(lm.eval(), data), [time.perf_counter()]
+        evaluation, validated = make_evaluation(lm.eval(), data), [time.perf_counter()]
         for batch in islice(data.val_dataloader(train.batch_size), TIMED_VAL_BATCHES):
             evaluation.add(batch, train)
             validated.append(time.perf_counter())

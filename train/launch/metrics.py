@@ -119,7 +119,7 @@ def trial_of(run: Run, call: Call) -> Recorded:
     from model.lm import LM
     from train.callbacks import Clock
     from train.data import make_data
-    from train.evaluation import Evaluation, of_set
+    from train.evaluation import make_evaluation, of_set
     from train.launch.estimate import step_params
     from train.pretrained import saved_tokenizer
     from train.probe import own_randomness
@@ -135,11 +135,11 @@ def trial_of(run: Run, call: Call) -> Recorded:
         trial = LMTrainer(lm, data, step_params(train), stats, 1)
         trainer = lightning_trainer(trial.train_params, 1, call.gpu_id)
         trainer.fit(trial, data.train_dataloader(train.batch_size))
-        evaluation = Evaluation(lm.cpu().eval(), data)
+        evaluation = make_evaluation(lm.cpu().eval(), data)
         evaluation.add(next(iter(data.val_dataloader(train.batch_size))), train)
         trial.result = evaluation.result()
         trial.n_samples, trial.n_tokens = int(trial.n_samples), int(trial.n_tokens)
-        for name in data.eval_sets:
+        for name in (*data.parts, *data.eval_sets):
             trial.eval_result |= of_set(name, trial.result)
         columns = set(final_values(trial, lm, Clock()))
     names = trial.result.keys() | trial.eval_result.keys() | stats.train_stats.keys()

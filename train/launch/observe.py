@@ -13,8 +13,8 @@ from torch import nn
 
 from common.registry import Registry
 from common.repository import REPOSITORY
-from data.corpora import corpus_names
 from data.data_params import DataParams
+from data.syntheticdata import tasks
 from data.tokenizer import TokenizerSpec
 from model.model_params import ModelParams
 from model.observe import is_use, observed, run_observed, unread
@@ -224,7 +224,7 @@ def unused_data_fields(
 
 def data_reason(name: str, params: Params) -> str:
     source = params.model.tokenizer_source_name
-    if name.startswith("tokenizer_") and params.data.dataset_name in corpus_names():
+    if name.startswith("tokenizer_") and params.data.label not in tasks:
         return f"tokenizer_source_name={source!r} does not use it"
     return f"dataset_name={params.data.dataset_name!r} does not use it"
 

@@ -76,7 +76,7 @@ def with_data(runs: list[Run], call: Call, tokenizers: dict[int, Tokenizer], err
         key = f"{text(data)} {data_options(model)} {model.from_saved}"
         try:
             if key not in data_of:
-                with status(f"reading {data.dataset_name}"):
+                with status(f"reading {data.label}"):
                     tokenizer = saved_tokenizer(model, call.out)
                     data_of[key] = measure_data(data, model, call.cache, tokenizer, call.save)
         except ValueError as error:

@@ -177,7 +177,7 @@ def closing_lines(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[str]
     best = best_runs(runs, outcomes)
     lines = []
     for i in best[:MAX_BEST]:
-        where = f" on {runs[i].params.data.dataset_name}" if len(best) > 1 else ""
+        where = f" on {runs[i].params.data.label}" if len(best) > 1 else ""
         if len(outcomes) > 1:
             lines.append(
                 f"best{where}: run {runs[i].number} ({runs[i].name}), loss {loss_of(outcomes[i]):.4f}"

@@ -138,7 +138,7 @@ def test_other_held_out_samples_of_a_task_are_refused(project):
     project.edit("data/task_rows.py", '}/{split}/{i}/{attempt}")', '}/{split}/{i}/{attempt}!")')
     code, said = project.main(*TINY, "--against")
     assert code == 4, said
-    assert "the change gives this task other held-out samples" in said
+    assert "the change gives this data other held-out samples" in said
 
 
 @slow

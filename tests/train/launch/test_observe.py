@@ -1,6 +1,7 @@
 """Fields that have an effect are found by running a run's parts once; every built-in field has one somewhere."""
 
 import ast
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -146,12 +147,16 @@ TRAIN = {
 }
 CUSTOM = {"tokenizer_source_name": "custom"}
 COPY = {"dataset_name": "copy"}
+TABLE = {"dataset_name": "table"}
 DATA = {
     "dataset_name": ("copy", {}),
     "task_args": ({"n_letters": 3}, COPY),
     "n_samples": (150, COPY),
     "val_pct": (30.0, {}),
     "test_pct": (30.0, {}),
+    "text_column": ("title", TABLE),
+    "subset": ("more", TABLE),
+    "train_split": ("extra", TABLE),
     "debug_crop": (10, {}),
     "packed": (False, {}),
     "data_seed": (1, {}),
@@ -343,8 +348,15 @@ def test_fields_that_a_property_of_params_reads_count_as_used():
 
 
 @pytest.fixture
-def texts(monkeypatch):
-    """A small text in place of the default one, and a tokenizer that stands for a pretrained one."""
+def texts(monkeypatch, tmp_path_factory):
+    """A small text in place of the default one, a table, and a tokenizer that stands for a pretrained one."""
+    root = tmp_path_factory.mktemp("texts")
+    monkeypatch.setenv("WHATIF_DATA", str(root))
+    for name in ("train-00000-of-00001", "extra-00000-of-00001", "more/train"):
+        file = root / "table" / f"{name}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        rows = [{"text": f"{name} {i}", "title": f"title {i}"} for i in range(20)]
+        file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     monkeypatch.setitem(corpora, "sotu", lambda: [f"{i} letters of text {i * i}" for i in range(20)])
     pretrained = char_tokenizer("".join(map(chr, range(32, 127))))
     monkeypatch.setattr("data.tokenizer.pretrained_tokenizer", lambda name: pretrained)
@@ -400,7 +412,7 @@ def test_a_data_field_without_effect_is_reported(values, lines, texts, tmp_path)
 
 
 def test_splits_that_the_corpus_brings_make_no_use_of_shares_and_seed(texts, tmp_path, monkeypatch):
-    def own(name, crop):
+    def own(*_):
         return {split: iter(["one text", "another"]) for split in ("train", "val", "test")}
 
     monkeypatch.setattr("data.text_rows.read_corpus", own)
