@@ -48,7 +48,7 @@ def page_document(
     return {
         "charts": {name: specs[name] for name in used},
         "figures": list(figures),
-        "columns": columns_of(rows, varied),
+        "columns": table_columns(rows, varied),
         "runs": [
             about_run(row, texts, examples) | progress_of_run(row, found) | {"id": run_id(row, i)}
             for i, (row, found) in enumerate(zip(rows, stats, strict=True))
@@ -97,7 +97,7 @@ class TextTable:
         return self.add(cut)
 
 
-def columns_of(rows: Sequence[RunRow], varied: Sequence[str]) -> list[dict[str, Any]]:
+def table_columns(rows: Sequence[RunRow], varied: Sequence[str]) -> list[dict[str, Any]]:
     """Return the columns of the table of runs: varied fields, measured values, other fields.
 
     A column whose values are all equal has one `value` in place of its `values`.

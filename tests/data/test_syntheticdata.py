@@ -8,6 +8,7 @@ import pytest
 
 from common.registry import Registry
 from data.syntheticdata import (
+    Task,
     distinct_choices,
     length_before_answer,
     read_marks,
@@ -163,6 +164,6 @@ def test_registering_a_task_takes_one_place(monkeypatch):
         """b"""
         return "b"
 
-    assert mine["plain"] == ("plain", plain, None, None, None, {"length": length_before_answer}, None)
+    assert mine["plain"] == Task("plain", plain, None, None, None, {"length": length_before_answer})
     assert mine["special"].check("b", "b")
     assert mine["special"].chance() == 0.5

@@ -44,6 +44,6 @@ def test_figures_of_metrics_are_png_pdf_or_svg_by_their_name(tmp_path, name, fil
         [first.name, second.name], "val_loss", filename=name, out=str(tmp_path)
     )
     assert [path.name for path in (tmp_path / "metrics").iterdir()] == [file]
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["positions=learned", "positions=rotary"]
     assert (figure.get_size_inches()[0] < 4) == (file != "loss.png")
