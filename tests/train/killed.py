@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from itertools import count
@@ -25,6 +26,9 @@ def forked(function: Callable[[], int | None]) -> int:
     """Run `function` in a forked process. Return its result, or minus the signal that killed it."""
     child = os.fork()
     if child == 0:
+        # The engine that draws charts (V8, in vl_convert) hangs in a fork of a process that has used it. A run without this
+        # page is not lost.
+        sys.modules["explore.compare.page"] = None  # type: ignore[assignment]
         code = 99
         try:
             code = function() or 0
