@@ -23,7 +23,8 @@ CASES = [
 ]
 # Values that are odd and yet make samples.
 ALLOWED = {
-    *(("vocab_size", name, 10**9) for name in ("induction", "mqar")),
+    *(("vocab_size", name, 10**9) for name in ("induction", "mqar", "induction_head")),
+    *(("n_reassigned", "reassigned_recall", 0), ("n_values", "compositional_recall", 10**9)),
     *(("min_length", name, 0) for name in ("copy", "maskedcopy", "reverse", "sort", "histogram")),
     ("min_length", "doublehistogram", 0),
     ("min_length", "parity", 0),
