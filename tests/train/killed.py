@@ -27,8 +27,9 @@ def forked(function: Callable[[], int | None]) -> int:
     child = os.fork()
     if child == 0:
         # The engine that draws charts (V8, in vl_convert) hangs in a fork of a process that has used it. A run without this
-        # page is not lost.
-        sys.modules["explore.compare.page"] = None  # type: ignore[assignment]
+        # page is not lost. The first name is for a copy of the product, which imports its modules anew.
+        for name in ("vl_convert", "explore.compare.page"):
+            sys.modules[name] = None  # type: ignore[assignment]
         code = 99
         try:
             code = function() or 0
