@@ -24,6 +24,16 @@ class Small(NamedTuple):
 
 
 COMMON = {"threads": 1, "val_every": None, "stop_when": None, "random_seed": [1, 2]}
+SHORT_PARITY = Small(
+    {
+        "task_args": {"min_length": 1, "max_length": 10},
+        "eval_sets": {"bits80": {"task_args": {"min_length": 40, "max_length": 40}}},
+        "n_samples": 20_000,
+        "max_seq_len": 84,
+        "max_steps": 300,
+    },
+    slack=0.05,
+)
 SMALL = {
     "sort": Small(
         {"task_args": {"max_length": 8}, "n_samples": 30_000, "val_pct": 2.0, "max_steps": 400, "lr": 5e-3},
@@ -49,26 +59,8 @@ SMALL = {
         },
         slack=0.1,
     ),
-    "parity-length": Small(
-        {
-            "task_args": {"min_length": 1, "max_length": 10},
-            "eval_sets": {"bits80": {"task_args": {"min_length": 40, "max_length": 40}}},
-            "n_samples": 20_000,
-            "max_seq_len": 84,
-            "max_steps": 300,
-        },
-        slack=0.05,
-    ),
-    "negative-eigenvalues": Small(
-        {
-            "task_args": {"min_length": 1, "max_length": 10},
-            "eval_sets": {"bits80": {"task_args": {"min_length": 40, "max_length": 40}}},
-            "n_samples": 20_000,
-            "max_seq_len": 84,
-            "max_steps": 300,
-        },
-        slack=0.05,
-    ),
+    "parity-length": SHORT_PARITY,
+    "negative-eigenvalues": SHORT_PARITY,
     "markov-chains": Small(
         {"n_samples": 20_000, "max_steps": 700, "lr": 3e-3, "val_pct": 1.0},
         slack=0.02,
