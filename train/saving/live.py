@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from train.saving.durable import replacing
 from train.stats import Stat, Stats
 
 LIVE_STATS = ("stat/train_loss:main", "stat/val_loss:main", "stat/train_seconds")
@@ -45,6 +46,5 @@ def write_live_stats(stats: LiveStats, folder: Path) -> None:
     """Write the losses drained so far. Write nothing into a folder that does not exist any more."""
     found = {name: values for name in LIVE_STATS if (values := stats.drained(name))}
     thinned = {name: values[:: 1 + len(values) // MAX_LIVE_POINTS] for name, values in found.items()}
-    partial = folder / "stats.json.partial"
-    partial.write_text(json.dumps(thinned))
-    partial.replace(folder / "stats.json")
+    with replacing(folder / "stats.json") as partial:
+        partial.write_text(json.dumps(thinned))
