@@ -25,7 +25,7 @@ class LiveStats(Stats):
 
 @contextmanager
 def live_stats(stats: LiveStats, folder: Path, seconds: float = LIVE_SECONDS) -> Iterator[None]:
-    """Write the losses of a run to `folder`/stats.json every few seconds inside the block. Its result replaces them."""
+    """Write the losses of a run to `folder`/stats.json every few seconds inside the block."""
     ended = threading.Event()
 
     def write_until_ended() -> None:
