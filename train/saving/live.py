@@ -12,7 +12,7 @@ from train.stats import Stat, Stats
 
 LIVE_STATS = ("stat/train_loss:main", "stat/val_loss:main", "stat/train_seconds")
 LIVE_SECONDS = 10.0  # between two writes
-MAX_LIVE_POINTS = 2_000  # of each statistic: of more points, every other one is left out
+MAX_LIVE_POINTS = 2_000  # of each statistic; of more points, only every second or third and so on is written
 
 
 class LiveStats(Stats):
@@ -30,7 +30,7 @@ def live_stats(stats: LiveStats, folder: Path, seconds: float = LIVE_SECONDS) ->
 
     def write_until_ended() -> None:
         while not ended.wait(seconds):
-            with contextlib.suppress(OSError):  # a full disk is the training's own error
+            with contextlib.suppress(OSError):  # the training itself reports a full disk
                 write_live_stats(stats, folder)
 
     thread = threading.Thread(target=write_until_ended, daemon=True)
