@@ -200,7 +200,7 @@ def run_grid(args: argparse.Namespace) -> int:
 
 
 def watch_of(args: argparse.Namespace, call: Call) -> AbstractContextManager[None]:
-    """Return a context in which the page of the report is kept up to date, with --watch."""
+    """Return a context that keeps the page of the report up to date. Without --watch it does nothing."""
     if not args.watch or rank():
         return nullcontext()
     from train.launch.watch import report_watched
@@ -252,10 +252,10 @@ def look_at_grid(
 
 
 class ClaimResults(NamedTuple):
-    """The runs of a call, and the verdicts on the claims about them."""
+    """The verdicts on the claims of a call, and the runs that they are about."""
 
     verdicts: "list[ClaimVerdict]"
-    rows: list[dict[str, object]]  # as in `runs()`
+    rows: list[dict[str, object]]  # one for each run, with the columns of `runs()`
 
 
 def judge_claims(

@@ -28,7 +28,7 @@ EDGE_CASES = (
 
 @cache
 def verification_pairs() -> tuple[tuple[int, int], ...]:
-    """Return the pairs of the verification set: ten edge cases, and 10,000 random pairs of the seed 2025."""
+    """Return the pairs of the verification set: ten edge cases, then 10,000 random pairs drawn with seed 2025."""
     dice = random.Random(2025)
     drawn = [(dice.randint(0, MAX_SUMMAND), dice.randint(0, MAX_SUMMAND)) for _ in range(10_000)]
     return (*EDGE_CASES, *drawn)
@@ -52,7 +52,7 @@ SLICES = {"digits": n_digits, "carries": n_carries}
 def adder_board(rng: random.Random, min_digits: int = 1, max_digits: int = 10) -> str:
     """0000000037+0000000985=«22010000000»   The sum of two numbers of ten digits, from its last digit to its first.
 
-    The number of digits before which zeros stand is drawn for each summand, from `min_digits` to `max_digits`. The sums of
+    The number of digits after the leading zeros is drawn for each summand, from `min_digits` to `max_digits`. The pairs of
     `adder_board_test` are never drawn.
     """
     check_bounds(1, min_digits=min_digits, max_digits=max_digits)

@@ -57,7 +57,7 @@ class Hub(NamedTuple):
 
     path: str
     name: str | None = None
-    column: str | None = "text"  # None: the only one with text
+    column: str | None = "text"  # None: "text", or the only one with text
     revision: str | None = None
     data_dir: str | None = None
     documents: Callable[[Iterable[str]], Iterable[str]] = iter  # turns the rows of a split into documents
@@ -230,14 +230,14 @@ def is_hub_name(dataset_name: str) -> bool:
 
 
 def is_corpus(dataset_name: str) -> bool:
-    """Return whether this names a text; a data set of the hub need not exist."""
+    """Return whether this names a text. Any name of the form "owner/name" counts: the hub is not asked."""
     return is_hub_name(dataset_name) or dataset_name in corpus_names()
 
 
 def own_folder(dataset_name: str) -> Path | None:
     """Return the subfolder of this name in the user's data folder, or None if it has no text.
 
-    A data set of the hub may lie in owner/name or owner--name. Other names with a path are no names of subfolders.
+    A data set of the hub may lie in owner/name or owner--name. No other name with a slash names a subfolder.
     """
     root = data_folder()
     if root is None:
@@ -254,8 +254,8 @@ def own_folder(dataset_name: str) -> Path | None:
 def find_corpus(dataset_name: str) -> Iterable[str] | Folder | Hub:
     """Return the text in the user's folder of this name, else that of the registered function, else that of the hub.
 
-    A folder without a data.txt, named like a registered text of the hub, holds the rows of that text. Raise ValueError
-    if there is no such text.
+    A folder of .jsonl or .parquet files, named like a registered text of the hub, replaces only the rows of that text.
+    They become documents in the same way. Raise ValueError if there is no such text.
     """
     folder, is_registered = own_folder(dataset_name), dataset_name in corpora
     if folder is None:
@@ -287,8 +287,8 @@ def read_corpus(
 ) -> dict[str, Iterator[str]]:
     """Return the documents of each split of the corpus by name: "train", "val" and "test".
 
-    A corpus without splits has only "train". `debug_crop` limits the documents of each split. `params` say which column,
-    subset and splits are read.
+    A corpus without splits has only "train". `debug_crop` limits the documents of each split. `params` set the
+    column, the subset and the training split.
     """
     source, about = find_corpus(dataset_name), f"dataset_name={dataset_name!r}"
     if isinstance(source, Hub):
@@ -355,7 +355,7 @@ def hub_reason(error: Exception) -> str:
 
 
 def columns_of(rows: HubRows) -> dict[str, bool]:
-    """Return the columns of a split, and whether they hold text. A stream may have to be read to know them."""
+    """Return the columns of a split, and whether they hold text. A stream without a schema shows it in its first row."""
     if rows.features is None:
         return {name: isinstance(value, str) for row in islice(rows, 1) for name, value in row.items()}
     return {

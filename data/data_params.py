@@ -42,8 +42,8 @@ def check_eval_sets(eval_sets: dict[str, dict[str, Any]]) -> dict[str, dict[str,
 def check_dataset_name(value: str | dict[str, Any]) -> str | dict[str, Any]:
     """Return a dataset_name; a mixture with its parts in order of their weights, so that equal mixtures are equal.
 
-    Raise ValueError for a mixture without parts, for weights that are not positive, for a field that a part cannot have,
-    and for parts whose results would have the same names.
+    Raise ValueError for a mixture without parts and for weights that are not positive. The same goes for fields that a
+    part cannot have, and for parts whose results would have the same names.
     """
     if isinstance(value, str):
         return value
@@ -58,9 +58,9 @@ def check_dataset_name(value: str | dict[str, Any]) -> str | dict[str, Any]:
 
 
 def check_part(name: str, part: object) -> float | dict[str, Any]:
-    """Return the weight of a text in a mixture or, if it has fields of its own, a dict of both.
+    """Return one part of a mixture in its normal form: a weight or, if it has fields of its own, a dict of weight and fields.
 
-    Raise ValueError if it is neither.
+    Raise ValueError for an invalid weight and for a field that a part cannot have.
     """
     weight, own = weight_and_fields(part)
     is_number = isinstance(weight, int | float) and not isinstance(weight, bool)
@@ -79,7 +79,7 @@ def check_part(name: str, part: object) -> float | dict[str, Any]:
 
 
 def weight_and_fields(part: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the weight of a part of a mixture, and the fields of its own."""
+    """Return the weight of a part of a mixture, and its own fields."""
     if not isinstance(part, dict):
         return part, {}
     return part.get(WEIGHT), {key: value for key, value in part.items() if key != WEIGHT}
@@ -104,7 +104,7 @@ EvalEvery = Annotated[PositiveInt | None, MEASURES]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class DataParams:
-    dataset_name: DatasetName = "sotu"  # task, text, folder of yours, hub's "owner/name", or {text: weight}
+    dataset_name: DatasetName = "sotu"  # task, text, your folder, "owner/name" of the hub, or {text: weight}
     task_args: dict[str, Any] = Field(default_factory=dict)  # arguments of the synthetic task's function
     n_samples: SampleCount = 100_000  # samples of a synthetic task, validation and test included
     val_pct: Annotated[Percent, Field(gt=0)] = 5.0  # percent for validation, unless the corpus has its own
@@ -155,7 +155,7 @@ class DataParams:
         return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
     def part_params(self, name: str) -> "DataParams":
-        """Return the params of one text of a mixture: these, with the fields of the text."""
+        """Return the params of one text of a mixture: these params, changed by the text's own fields."""
         assert isinstance(self.dataset_name, dict), "only a mixture has parts"
         _, own = weight_and_fields(self.dataset_name[name])
         return replace(self, eval_sets={}, eval_every=None, dataset_name=name, **own)

@@ -120,7 +120,8 @@ class LMDataModule:
     def module_of(self, data: TextData | EvalTask | EvalText) -> "LMDataModule":
         """Return the data module of an evaluation set or of one text of a mixture."""
         module = copy.copy(self)
-        for name in ("parts", "eval_sets"):  # those of this module
+        # The copy must not keep what this module has cached.
+        for name in ("parts", "eval_sets"):
             vars(module).pop(name, None)
         module.data, module.data_params, module.datasets = data, data.data_params, {}
         module.dataset_name = data.data_params.dataset_name
@@ -315,7 +316,7 @@ class Shuffled(Sampler[int]):
 
 
 class ShuffledMixture(Shuffled):
-    """Sampler of a mixture: as many rows as all texts have, of each text its share."""
+    """Sampler of a mixture. An epoch has as many rows as all texts together, and each text fills its share of them."""
 
     def __init__(self, rows: MixtureRows, seed: int, epoch: int = 0, left_out: int = 0) -> None:
         super().__init__(len(rows), seed, epoch, left_out)

@@ -64,8 +64,9 @@ def regression_losses(
 ) -> list[float]:
     """Return the nats of each scored value under ridge regression or least squares on the values of the bins.
 
-    For ridge, weights have a standard normal prior. What the bins round off counts as noise of the values. Least squares has
-    the solution of the smallest norm, without shrinkage. In directions that no point has shown, both know the prior alone.
+    Ridge regression has a standard normal prior of the weights. The rounding of the bins counts as noise of the values. Least
+    squares takes the solution of the smallest norm, without shrinkage. In directions without points, the variance of the
+    weights is that of the prior for both.
     """
     numbers = [int(token[1:]) for token in read_marks(sample).tokens if token[0] in "xy"]
     width = math.sqrt(dims)
@@ -95,7 +96,7 @@ def covariance_of_weights(seen_PD: np.ndarray, noise: float, predictor: str) -> 
 
 
 def unseen_directions(seen_PD: np.ndarray) -> np.ndarray:
-    """Return the projection [D, D] to the directions in which no point lies."""
+    """Return the projection [D, D] onto the directions without points."""
     return np.eye(seen_PD.shape[1]) - np.linalg.pinv(seen_PD) @ seen_PD
 
 
@@ -124,8 +125,8 @@ def linear_regression(
 
     In-context linear regression (Garg et al. 2022, arXiv:2208.01066) with coordinates and values sorted into bins of equal
     probability. `n_tasks` maps are drawn once for all samples, as in Raventós et al. 2023 (arXiv:2306.15063); 0: a new one
-    each time. `reference_loss` is that of ridge regression on the values of the bins, the best predictor with `n_tasks=0`, or
-    with `predictor="least-squares"` that of least squares. The predictor changes no sample.
+    each time. `reference_loss` is that of ridge regression on the values of the bins, the best predictor with `n_tasks=0`.
+    With `predictor="least-squares"` it is that of least squares. The predictor changes no sample.
     """
     if predictor not in PREDICTORS:
         raise ValueError(f"predictor must be one of {', '.join(PREDICTORS)}, not {predictor!r}")

@@ -59,7 +59,7 @@ class MixtureData:
             documents.cache_clear()
 
     def has_text(self, dataset_name: object) -> bool:
-        """Return whether a text is one of the mixture, so that its validation split is not trained on."""
+        """Return whether this text is part of the mixture: then its validation split is not trained on."""
         return dataset_name in self.parts
 
     def training_hashes(self) -> set[int]:
@@ -113,7 +113,7 @@ class MixtureRows(Dataset):
         self.parts = [*parts.values()]
         self.share_P = np.array([shares[name] for name in parts])
         self.pad = pad
-        self.first_row_P = np.cumsum([0, *map(len, self.parts)])  # and the number of all rows
+        self.first_row_P = np.cumsum([0, *map(len, self.parts)])  # then the number of all rows
 
     def __len__(self) -> int:
         return int(self.first_row_P[-1])
@@ -174,7 +174,7 @@ class MixtureRows(Dataset):
         return order
 
     def drawn(self, part: int, first: int, n: int, seed: int) -> np.ndarray:
-        """Return `n` rows of a text after the first `first` ones: passes over all its rows, each in an order of its own."""
+        """Return `n` rows of a text after its first `first` draws. Each pass over its rows has another random order."""
         n_rows = len(self.parts[part])
         passes = range(first // n_rows, (first + n) // n_rows + 1)
         rows = [np.random.default_rng([seed, part, one]).permutation(n_rows) for one in passes]

@@ -136,7 +136,7 @@ def flip_flop(rng: random.Random, length: int = 64, p_ignore: float = 0.8) -> st
 
 
 def tagged_bits(rng: random.Random, min_length: int, max_length: int, tag: Callable[[int, int], bool]) -> str:
-    """Return random bits, each followed by 1 or 0: the tag of the number of ones so far and of the number of bits."""
+    """Return random bits, each followed by its tag, 1 or 0: `tag` of the number of ones and of all bits so far."""
     check_bounds(1, min_length=min_length, max_length=max_length)
     bits = rng.choices("01", k=rng.randint(min_length, max_length))
     counts = accumulate(int(bit) for bit in bits)

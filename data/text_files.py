@@ -68,8 +68,9 @@ class Folder:
 
     path: Path
     documents: Callable[[Iterable[str]], Iterable[str]] = iter  # turns the rows of a split into documents
-    column: str | None = None  # the text's, if the params name none
-    subset: str | None = None  # the same; a folder that lacks it has no subsets
+    column: str | None = None  # of the text, if the params name none
+    # To read if the params name none. Without a folder of this name, all files are read.
+    subset: str | None = None
 
     def read(self, params: DataParams) -> dict[str, Iterator[str]]:
         """Return the documents of each split by name: "train", "val" and "test". Raise ValueError if a file is bad."""
@@ -140,8 +141,8 @@ def files_by_split(folder: Path, files: Iterable[Path], train_split: str | None)
 def split_of(path: Path, names: Sequence[str]) -> str:
     """Return the split of a file by its path in its folder, or "".
 
-    It is one of `names`, if a folder has it or the file's name begins with it, as in train-00000.parquet. Other splits are
-    known by the layout of the hub: unsupervised-00000-of-00001.parquet or unsupervised/0000.parquet.
+    The name of a folder may be one of `names`, or that of the file may begin with one, as in train-00000.parquet. The layout
+    of the hub shows other splits: unsupervised-00000-of-00001.parquet or unsupervised/0000.parquet.
     """
     for part in reversed(path.parts[:-1]):
         if part in names:
@@ -156,7 +157,8 @@ def split_of(path: Path, names: Sequence[str]) -> str:
 def chosen_splits(splits: Mapping[str, Split], params: DataParams, about: str) -> dict[str, Split]:
     """Return the splits by the names of this project, "train" first. Raise ValueError if there is none to read.
 
-    `params.train_split` names the one to train on. Without it, that is "train" or, under any name, the only one.
+    `params.train_split` names the one to train on. The default is "train", or the only split unless it is named like
+    one for validation or test.
     """
     train_split = params.train_split
     if train_split is None and (

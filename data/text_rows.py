@@ -153,7 +153,7 @@ class TextData:
         self.log_flaws()
 
     def has_text(self, dataset_name: object) -> bool:
-        """Return whether this is the text, whose validation split is not trained on."""
+        """Return whether this is the text that is trained on: then its validation split is not."""
         return dataset_name == self.data_params.dataset_name
 
     def training_hashes(self) -> set[int]:

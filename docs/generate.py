@@ -1,6 +1,7 @@
-"""Write the parts of docs/ that follow from the code and from kept runs: `python3 -m docs.generate`. A test holds them true.
+"""Write the parts of docs/ that follow from the code and from kept runs: `python3 -m docs.generate`.
 
-A page marks such a part by a line `<!-- generated: NAME -->` before it and `<!-- end -->` after it.
+A test fails if they are out of date. A page marks such a part by a line `<!-- generated: NAME -->` before it and
+`<!-- end -->` after it.
 """
 
 import ast
@@ -160,7 +161,7 @@ def schedules() -> str:
 
 @part
 def metrics() -> str:
-    """Return a table of the final metrics that we register, without those of a user or a test."""
+    """Return a table of the registered final metrics, without those that a user or a test adds."""
     shipped = {name: one for name, one in final_metrics.items() if one.__module__.startswith("explore.")}
     return named_table("metric", shipped)
 
@@ -190,7 +191,7 @@ def positions() -> str:
 
 @part
 def reproductions() -> str:
-    """Return the published results with what was seen here. Their figures are files; see `write_figures`."""
+    """Return the published results beside those of our own runs. `write_figures` writes their figures."""
     return page_part(published_results())
 
 

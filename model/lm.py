@@ -160,8 +160,8 @@ class LM(nn.Module):
 
         Without patterns all are recorded. A pattern is a name, with * for anything.
         A pattern without a dot matches in every layer. Inside a patch the patched values are recorded.
-        A recording around `sample` or `beam_search` holds the activations of all tokens of the results, in one batch that is
-        padded on the right: generation runs unrecorded, then the finished rows pass the model once.
+        A recording around `sample` or `beam_search` holds the activations of all tokens of the results. Generation itself
+        is not recorded: the finished rows, padded on the right, pass through the model once more.
         Raise ValueError at the end for a pattern that matched nothing.
         """
         return tapping(self, self.taps, Recording(patterns or ["*"]))

@@ -82,13 +82,13 @@ class NoiseEntry(TypedDict, total=False):
 
 
 class ClaimEntry(TypedDict, total=False):
-    """The judgement on a claim of the config. --reproduce adds what is known of its config and of the kept runs."""
+    """The judgement on a claim of the config. Without a name, --reproduce adds the fields of its config and of the kept runs."""
 
-    config: str  # --reproduce: the config in configs/reproduce, and so on to `has_todays_runs`
-    topic: str
+    config: str  # its name in configs/reproduce; only --reproduce without a name has the first seven keys
+    topic: str  # the heading in lists of published results
     source: str  # the paper
-    minutes: float | None  # that its grid takes on two cores
-    date: str | None  # of the latest kept run; None if none is kept
+    minutes: float | None  # duration of its grid on two CPU cores, as the config says
+    date: str | None  # day of the latest kept run; None if none is kept
     has_todays_code: bool  # the kept runs were trained by the code as it is now
     has_todays_runs: bool  # they are the runs of the config as it is now
     name: str

@@ -136,7 +136,7 @@ class Evaluation:
         return means | {"val_exact_match": float(all_right)}
 
     def bytes_per_token(self) -> float:
-        """Return the bytes of a validation text over the tokens that are scored in it."""
+        """Return the number of bytes of the validation text per scored token."""
         return (self.data.val_bytes or 0) / float(fetch(self.n_scored).sum())
 
     def counts_by_sample(self, x_indices_BT: Tensor, xyz: XYZ) -> Tensor:
@@ -252,8 +252,8 @@ class MixtureEvaluation:
     def result(self) -> dict[str, float]:
         """Return the results of the mixture, then those of each text, such as "val_loss[sotu]".
 
-        Losses and accuracy of the mixture are means over its texts, weighted by their shares. Its bits per byte are those
-        of text in which each text has its share of the tokens. Texts without a batch do not count.
+        Losses and accuracy of the mixture are means over its texts, weighted by their shares. For bits per byte the weights
+        are bytes, where each text has its share of the tokens. Texts without a batch do not count.
         """
         parts = {name: one for name, one in self.parts.items() if one.plain}
         results = {name: one.result() for name, one in parts.items()}

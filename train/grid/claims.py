@@ -80,7 +80,7 @@ class Expectations(NamedTuple):
     source: str = ""  # the paper that the claims are from
     minutes: float | None = None  # that the grid takes on two CPU cores
     claims: Sequence[Claim] = ()
-    topic: str = ""  # under which lists of published results show it
+    topic: str = ""  # heading in lists of published results
 
 
 def read_expectations(config: Config, errors: Errors) -> Expectations:

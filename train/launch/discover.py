@@ -92,7 +92,7 @@ def allowed_for(name: str, annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     if hasattr(annotation, "__metadata__"):
-        return bounds_as_text(annotation.__metadata__)
+        return bounds_as_text(annotation.__metadata__) or allowed_for("", annotation.__origin__)
     inside = (one for part in get_args(annotation) for one in allowed_for("", part))
     return [*dict.fromkeys(inside)]
 

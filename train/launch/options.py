@@ -228,7 +228,7 @@ def add_outputs(group: argparse._ArgumentGroup) -> None:
     add(
         "--watch",
         action="store_true",
-        help="write the page of the report anew while runs train, and load it again in the browser: "
+        help="update the page of the report while runs train, and reload it in the browser: "
         "--config=test --save --watch, --report=test --watch",
     )
     add(
@@ -255,7 +255,7 @@ def refuse_options(args: argparse.Namespace) -> None:
     if args.watch and not (args.report or args.reproduce or args.save or args.resume):
         raise GridError(["--watch shows the report of saved runs: add --save"])
     if args.reproduce and args.resume == "anyway":
-        raise GridError(["--reproduce keeps results of today's code, so --resume=anyway has no place"])
+        raise GridError(["--reproduce keeps only results of today's code: use --resume without anyway"])
     saves = args.report or args.reproduce or args.save or args.resume or args.against is not None
     if not saves and (args.baseline is not None or args.compare is not None):
         raise GridError(["--baseline and --compare are about the report of saved runs: add --save"])

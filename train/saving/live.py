@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from train.saving.durable import replacing
 from train.stats import Stat, Stats
 
 LIVE_STATS = ("stat/train_loss:main", "stat/val_loss:main", "stat/train_seconds")
 LIVE_SECONDS = 10.0  # between two writes
-MAX_LIVE_POINTS = 2_000  # of each statistic: of more points, every other one is left out
+MAX_LIVE_POINTS = 2_000  # of each statistic; of more points, only every second or third and so on is written
 
 
 class LiveStats(Stats):
@@ -24,12 +25,12 @@ class LiveStats(Stats):
 
 @contextmanager
 def live_stats(stats: LiveStats, folder: Path, seconds: float = LIVE_SECONDS) -> Iterator[None]:
-    """Write the losses of a run to `folder`/stats.json every few seconds inside the block. Its result replaces them."""
+    """Write the losses of a run to `folder`/stats.json every few seconds inside the block."""
     ended = threading.Event()
 
     def write_until_ended() -> None:
         while not ended.wait(seconds):
-            with contextlib.suppress(OSError):  # a full disk is the training's own error
+            with contextlib.suppress(OSError):  # the training itself reports a full disk
                 write_live_stats(stats, folder)
 
     thread = threading.Thread(target=write_until_ended, daemon=True)
@@ -45,6 +46,5 @@ def write_live_stats(stats: LiveStats, folder: Path) -> None:
     """Write the losses drained so far. Write nothing into a folder that does not exist any more."""
     found = {name: values for name in LIVE_STATS if (values := stats.drained(name))}
     thinned = {name: values[:: 1 + len(values) // MAX_LIVE_POINTS] for name, values in found.items()}
-    partial = folder / "stats.json.partial"
-    partial.write_text(json.dumps(thinned))
-    partial.replace(folder / "stats.json")
+    with replacing(folder / "stats.json") as partial:
+        partial.write_text(json.dumps(thinned))

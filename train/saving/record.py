@@ -1,7 +1,7 @@
 """Record: the results that a run leaves in its run folder and in wandb."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -38,11 +38,13 @@ class Record:
         folder: RunFolder | None = None,
         resume_file: Path | None = None,
         checkpoints: Checkpoints | None = None,
+        end_live_stats: Callable[[], object] = lambda: None,
     ) -> None:
         self.stats = stats
         self.folder = folder
         self.resume_file = resume_file  # checkpoint to resume from, if it exists; written only in a folder
         self.checkpoints = checkpoints  # for weights kept during training
+        self.end_live_stats = end_live_stats  # called before the results are saved
         self.outcome: Outcome | None = None  # once the run has ended
 
     def save(self, lm: LM, outcome: Outcome) -> Outcome:
@@ -50,6 +52,8 @@ class Record:
         if self.folder is not None:
             if self.checkpoints is not None:
                 self.checkpoints.wait()
+            # Otherwise the thread could replace the final stats.json, or rename a file while the folder is synced.
+            self.end_live_stats()
             save(self.folder.path, lm=lm, stats=self.stats, summary=outcome.as_row())
             self.folder.finish(resumable=outcome.ending is Ending.INTERRUPTED)
             log.info(f"saved as {self.folder.timestamp} in {self.folder.path.parent}", extra=DETAIL)
@@ -88,9 +92,10 @@ def saved_record(run: Run, namer: Namer, call: Call, tracker: WandbTracker | Non
     try:
         every = run.params.train.checkpoint_every
         keeping = nullcontext() if every is None else Checkpoints(folder.path / "checkpoints", every)
-        stats = LiveStats(tracker)
-        with log_to_file(folder.log_file), live_stats(stats, folder.path), keeping as checkpoints:
-            yield Record(stats, folder, folder.path / RESUME_FILE, checkpoints)
+        stats, live = LiveStats(tracker), ExitStack()
+        with log_to_file(folder.log_file), live, keeping as checkpoints:
+            live.enter_context(live_stats(stats, folder.path))
+            yield Record(stats, folder, folder.path / RESUME_FILE, checkpoints, live.close)
     except KeyboardInterrupt:
         folder.give_up(None) if folder.has_checkpoint else folder.discard()
         raise

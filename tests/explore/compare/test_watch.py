@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from datetime import datetime
+from functools import partial
 
 import pytest
 
@@ -12,7 +13,11 @@ from explore.compare import report as report_module
 from explore.compare.report import NoRuns, watch_report
 from tests.explore.compare.fake_runs import DEFAULT, fake_run
 from tests.explore.compare.test_report import document_of
+from tests.train.little_run import CALL, make_lm
+from train.grid.run import Run
 from train.saving.live import MAX_LIVE_POINTS, LiveStats, live_stats, write_live_stats
+from train.saving.outcome import Ending, Outcome
+from train.saving.record import saved_record
 from train.saving.run_folder import RunFolder, create_run_files
 from train.stats import Stats
 
@@ -94,6 +99,19 @@ def test_live_statistics_are_losses_that_a_report_reads(tmp_path):
 def test_live_statistics_of_a_folder_that_is_gone_are_no_error(tmp_path):
     with live_stats(LiveStats(), tmp_path / "gone", seconds=0.01):
         time.sleep(0.1)
+
+
+def test_live_statistics_do_not_replace_those_of_the_result(tmp_path, monkeypatch):
+    """Syncing a folder to the disk can take seconds, between the last statistics and the end of the run."""
+    folder = RunFolder.claim(tmp_path, lambda timestamp: f"demo/{timestamp}")
+    create_run_files(folder.path, DEFAULT, ["main.py"])
+    monkeypatch.setattr("train.saving.record.run_folder", lambda *_: folder)
+    monkeypatch.setattr("train.saving.record.live_stats", partial(live_stats, seconds=0.001))
+    monkeypatch.setattr("train.saving.run_folder.sync_tree", lambda _: time.sleep(0.2))
+    with saved_record(Run(DEFAULT, {}, "demo"), None, CALL, None) as record:
+        record.stats.log("grad_norm:x", 1.0, step=1, n_samples=8)
+        outcome = record.save(make_lm(), Outcome(Ending.FINISHED))
+    assert list(Stats.load(outcome.folder / "stats.json").train_stats) == ["stat/grad_norm:x"]
 
 
 @pytest.mark.slow
