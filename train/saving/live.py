@@ -7,24 +7,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from train.stats import Stat, Stats
+from train.stats import Stat, Stats, WandbTracker
 
 LIVE_STATS = ("stat/train_loss:main", "stat/val_loss:main", "stat/train_seconds")
 LIVE_SECONDS = 10.0  # between two writes
-MAX_LIVE_POINTS = 2_000  # of each statistic: of more points, every other one is left out
+MAX_LIVE_POINTS = 2_000  # of each statistic: of more points, only every second, third ... is written
 
 
 class LiveStats(Stats):
-    """Statistics that another thread may read while the run trains."""
+    """Statistics that another thread may read and write to a file, until the run saves all of them."""
+
+    def __init__(self, tracker: WandbTracker | None = None) -> None:
+        super().__init__(tracker)
+        self.lock = threading.Lock()  # of the file, which both threads write
+        self.is_saved = False
 
     def drained(self, name: str) -> list[Stat]:
         """Return the values of a metric up to the last drain. Drains nothing."""
         return [*self._drained.get(name, [])]
 
+    def save(self, path: Path) -> None:
+        """Write all statistics as `Stats` does. No live statistics replace them afterwards."""
+        with self.lock:
+            self.is_saved = True
+            super().save(path)
+
 
 @contextmanager
 def live_stats(stats: LiveStats, folder: Path, seconds: float = LIVE_SECONDS) -> Iterator[None]:
-    """Write the losses of a run to `folder`/stats.json every few seconds inside the block. Its result replaces them."""
+    """Write the losses of a run to `folder`/stats.json every few seconds inside the block, until `stats` are saved."""
     ended = threading.Event()
 
     def write_until_ended() -> None:
@@ -42,9 +53,11 @@ def live_stats(stats: LiveStats, folder: Path, seconds: float = LIVE_SECONDS) ->
 
 
 def write_live_stats(stats: LiveStats, folder: Path) -> None:
-    """Write the losses drained so far. Write nothing into a folder that does not exist any more."""
+    """Write the losses drained so far. Write nothing once all statistics are saved, or if the folder is gone."""
     found = {name: values for name in LIVE_STATS if (values := stats.drained(name))}
     thinned = {name: values[:: 1 + len(values) // MAX_LIVE_POINTS] for name, values in found.items()}
     partial = folder / "stats.json.partial"
-    partial.write_text(json.dumps(thinned))
-    partial.replace(folder / "stats.json")
+    with stats.lock:
+        if not stats.is_saved:
+            partial.write_text(json.dumps(thinned))
+            partial.replace(folder / "stats.json")

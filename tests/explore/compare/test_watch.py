@@ -91,6 +91,18 @@ def test_live_statistics_are_losses_that_a_report_reads(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["stats.json"]
 
 
+def test_live_statistics_do_not_replace_those_that_the_run_has_saved(tmp_path):
+    stats = LiveStats()
+    with live_stats(stats, tmp_path, seconds=0.01):
+        for name in ("train_loss:main", "grad_norm:x"):
+            stats.log(name, 1.0, step=1, n_samples=1)
+        stats.save(tmp_path / "stats.json")
+        time.sleep(0.2)
+        assert [path.name for path in tmp_path.iterdir()] == ["stats.json"]
+    found = Stats.load(tmp_path / "stats.json").train_stats
+    assert list(found) == ["stat/train_loss:main", "stat/grad_norm:x"]
+
+
 def test_live_statistics_of_a_folder_that_is_gone_are_no_error(tmp_path):
     with live_stats(LiveStats(), tmp_path / "gone", seconds=0.01):
         time.sleep(0.1)
