@@ -83,18 +83,14 @@ class TextTable:
         return self.places[text]
 
     def add_diff(self, text: str) -> int:
-        """Return the index of a diff, which is cut if it is long. Of very many diffs only a note is kept."""
-        if text in self.places:
-            return self.places[text]
-        if self.n_diff > MAX_DIFFS:
-            return self.add("The diff lies in diff.patch in the run's folder.")
-        cut = (
-            text
-            if len(text) <= MAX_DIFF
-            else text[:MAX_DIFF] + "\n... (all of it: diff.patch in the run's folder)"
-        )
-        self.n_diff += len(cut)
-        return self.add(cut)
+        """Return the index of a diff, cut to MAX_DIFF characters. Of a new diff beyond MAX_DIFFS, keep only a note."""
+        if len(text) > MAX_DIFF:
+            text = text[:MAX_DIFF] + "\n... (all of it: diff.patch in the run's folder)"
+        if text not in self.places:
+            if self.n_diff > MAX_DIFFS:
+                return self.add("The diff lies in diff.patch in the run's folder.")
+            self.n_diff += len(text)
+        return self.add(text)
 
 
 def table_columns(rows: Sequence[RunRow], varied: Sequence[str]) -> list[dict[str, Any]]:
