@@ -10,7 +10,7 @@ import numpy as np
 
 from explore.compare.curves import Curve
 from explore.compare.svg import widened
-from explore.compare.variants import SEED, Variant, is_number, measured, varied_fields
+from explore.compare.variants import SEED, Variant, varied_fields
 from explore.compare.verdicts import ComparisonRow
 
 # Placeholders in the specification of a chart: titles of its axes, names of groups, and their colors.
@@ -124,13 +124,6 @@ def finite_or_none(value: object) -> object:
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
-
-
-def cost_of(variant: Variant, column: str) -> float:
-    """Return the mean of a measured value over the runs of the variant's best setting, or NaN."""
-    runs = [] if variant.best is None else variant.runs_of(variant.best)
-    values = [float(value) for run in runs if is_number(value := measured(run, column))]
-    return float(np.mean(values)) if values else math.nan
 
 
 def range_without_outliers(losses: Sequence[float], at_least: float = -math.inf) -> tuple[float, float]:

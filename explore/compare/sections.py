@@ -12,7 +12,7 @@ from explore.compare.axes import axis_figures
 from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
 from explore.compare.metrics import RunRow, is_number, measured, number_text
-from explore.compare.parts import COLORS, GROUPS, Figures, ReportPart, cost_of, table_data
+from explore.compare.parts import COLORS, GROUPS, Figures, ReportPart, table_data
 from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
 from explore.compare.svg import widened
@@ -285,7 +285,7 @@ def cost_figures(part: ReportPart, figures: Figures) -> str:
 
 def cost_figure(part: ReportPart, column: str, label: str, figures: Figures) -> str:
     """Return a chart of loss against a measured value, or "" if the variants differ by less than 5 % in it."""
-    costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}
+    costs = {i: mean_over_runs(variant.best_runs, column) for i, variant in enumerate(part.variants)}
     costs = {i: cost for i, cost in costs.items() if cost > 0 and math.isfinite(part.rows[i]["mean"])}
     if not costs or max(costs.values()) < 1.05 * min(costs.values()):
         return ""
@@ -365,9 +365,8 @@ def cost_table(part: ReportPart) -> str:
         variant = part.variants[i]
         run = next(iter(variant.runs.values()))
         names = [value_as_label(run.get(name)) for name in part.fields] or [variant.name]
-        runs = variant.runs_of(variant.best) if variant.best is not None else []
-        means = {title: mean_over_runs(runs, name) for title, (name, _) in COSTS.items()}
-        share = means["FLOP/s"] / mean_over_runs(runs, "peak_flops")
+        means = {title: mean_over_runs(variant.best_runs, name) for title, (name, _) in COSTS.items()}
+        share = means["FLOP/s"] / mean_over_runs(variant.best_runs, "peak_flops")
         cells = [*map(text_cell, names)]
         cells += [number_cell(means[title], form) for title, (_, form) in COSTS.items()]
         cells += [number_cell(share, "{:.0%}".format), number_cell(part.rows[i]["mean"], number_text)]
@@ -376,6 +375,7 @@ def cost_table(part: ReportPart) -> str:
 
 
 def mean_over_runs(runs: Iterable[RunRow], name: str) -> float:
+    """Return the mean of the measured values `name`, or NaN if no run has one."""
     values = numbers_of(runs, name)
     return float(np.mean(values)) if values else math.nan
 

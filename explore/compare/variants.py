@@ -77,6 +77,11 @@ class Variant:
         return best_setting(losses_LS)
 
     @property
+    def best_runs(self) -> list[RunRow]:
+        """Runs with the best setting, none if there is no best setting."""
+        return [] if self.best is None else self.runs_of(self.best)
+
+    @property
     def edge(self) -> str:
         """Text "smallest" or "largest" if the best setting is that number among those tried, else ""."""
         values = [self.runs_of(i)[0].get(self.tuned) for i in range(len(self.settings))]
