@@ -310,10 +310,9 @@ def verdicts(part: ReportPart) -> str:
     phrases = [f"<b class={kind}>{counts[kind]} {kind}</b>" for kind in ("better", "worse") if counts[kind]]
     if counts["unclear"]:
         phrases.append(f"<b class=unclear>{counts['unclear']} indistinguishable</b>")
-    baseline = next((row["variant"] for row in part.rows if row["verdict"] == "baseline"), None)
-    if not phrases or baseline is None:
+    if not phrases or part.baseline is None:
         return "<p>There is nothing to compare.</p>"
-    return f"<p>Against the baseline <q>{escape(baseline)}</q>: {', '.join(phrases)}.</p>"
+    return f"<p>Against the baseline <q>{escape(part.rows[part.baseline]['variant'])}</q>: {', '.join(phrases)}.</p>"
 
 
 def kind_of(verdict: str) -> str:
@@ -321,15 +320,13 @@ def kind_of(verdict: str) -> str:
 
 
 def best_table(part: ReportPart) -> str:
-    """Return a table of the variants, each at its best setting."""
+    """Return a table of at least two variants, each at its best setting."""
     header = [
         *(part.fields or ["variant"]),
         "best",
-        *map(Right, ("tried", "seeds", part.label.removeprefix("final "), "")),
+        *map(Right, ("tried", "seeds", part.label.removeprefix("final "), "", "difference", "p")),
+        "verdict",
     ]
-    compared = len(part.rows) > 1
-    if compared:
-        header += [Right("difference"), Right("p"), "verdict"]
     lines = []
     for i in part.order[:MAX_VARIANTS]:
         row, variant = part.rows[i], part.variants[i]
@@ -343,13 +340,10 @@ def best_table(part: ReportPart) -> str:
             number_cell(row["n_seeds"], "{:d}".format),
             number_cell(row["mean"], number_text),
             number_cell(half, lambda value: f"± {number_text(value)}"),
+            number_cell(row["difference"], lambda value: number_text(value, "+")),
+            number_cell(row["p"], p_as_text),
+            f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>",
         ]
-        if compared:
-            cells += [
-                number_cell(row["difference"], lambda value: number_text(value, "+")),
-                number_cell(row["p"], p_as_text),
-            ]
-            cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
         lines.append("".join(cells))
     return html_table(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
 
