@@ -50,7 +50,7 @@ COSTS: dict[
 def sections(
     values: dict[str, str],
     parts: Sequence[ReportPart],
-    table: pd.DataFrame,
+    rows: Sequence[RunRow],
     notes: Sequence[str],
     left_out: Sequence[str],
     *,
@@ -58,12 +58,11 @@ def sections(
     figures: Figures,
 ) -> dict[str, str]:
     """Return the HTML for each placeholder of page/report.html. `values` are texts for further placeholders."""
-    rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     done = [row for row in rows if has_ended(row)]
     varied = varied_fields(done)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary_section(done, rows),
-        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes) + diffs_section(table),
+        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes),
         "answer": "".join(with_title(part, parts, answer_of(part, figures)) for part in parts)
         or "<p>No run has ended yet.</p>",
         "curves": "".join(
@@ -84,9 +83,8 @@ def is_running(row: RunRow) -> bool:
     return measured(row, "status") == "training"
 
 
-def ranked_rows(table: pd.DataFrame) -> list[RunRow]:
+def ranked_rows(rows: Sequence[RunRow]) -> list[RunRow]:
     """Return the runs that the page lists: those that train first, then by loss. Runs without a loss are the last."""
-    rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
     def key(row: RunRow) -> tuple[bool, float]:
         loss = measured(row, "val_loss")

@@ -40,6 +40,11 @@ def row_of(values: Mapping[str, object], params: Params | None = None) -> RunRow
     )
 
 
+def records(table: pd.DataFrame) -> list[RunRow]:
+    """Return the rows of a table of runs, such as that of `runs()`."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
 def seed_of(row: RunRow) -> int:
     seed = row.get(SEED)
     return int(seed) if isinstance(seed, str | SupportsInt) else TrainParams.random_seed
