@@ -7,7 +7,15 @@ from typing import Any
 
 from data.data_params import DataParams
 from explore.compare.charts import chart_specs
-from explore.compare.curves import TRAIN_SECONDS, TRAINING, VALIDATION, RunStats, read_stats, thinned_run
+from explore.compare.curves import (
+    MIN_BAND_SEEDS,
+    TRAIN_SECONDS,
+    TRAINING,
+    VALIDATION,
+    RunStats,
+    read_stats,
+    thinned_run,
+)
 from explore.compare.parts import OTHERS, ReportPart, finite_or_none
 from explore.compare.samples import TaskExample, sample_of
 from explore.compare.sections import describe_ending, is_running
@@ -218,7 +226,7 @@ def part_entry(part: ReportPart, rows: Sequence[RunRow]) -> dict[str, Any]:
             at = index.get(str(measured(run, "timestamp")))
             if at is not None:
                 j = variant.settings.index(setting)
-                groups[at] = part.group_of[i] if j == variant.best else OTHERS
+                groups[at] = part.group(i, j)
                 members.setdefault((i, j), []).append(at)
     means = []
     for loss, averages in part.curves.items():
@@ -229,12 +237,12 @@ def part_entry(part: ReportPart, rows: Sequence[RunRow]) -> dict[str, Any]:
             entry = {
                 "loss": SHORT[loss],
                 "name": f"{variant.name}, {variant.settings[j]}",
-                "n": curve.n_seeds,
+                "group": part.group(i, j),
+                "runs": members[i, j],
             }
-            entry |= {"group": part.group_of[i] if j == variant.best else OTHERS, "runs": members[i, j]}
-            series = {"s": curve.steps, "v": curve.mean, "low": curve.low, "high": curve.high}
-            if entry["group"] == OTHERS or curve.n_seeds < 2:
-                series = {"s": curve.steps, "v": curve.mean}
+            series = {"s": curve.steps, "v": curve.mean}
+            if entry["group"] != OTHERS and curve.n_seeds >= MIN_BAND_SEEDS:
+                series |= {"low": curve.low, "high": curve.high}
             means.append(
                 entry | {name: [finite_or_none(float(f"{x:.5g}")) for x in xs] for name, xs in series.items()}
             )

@@ -65,8 +65,8 @@ def curve_entry(part: ReportPart, loss: str, label: str) -> dict[str, Any]:
     rows: list[dict[str, object]] = []
     lows: list[float] = []
     for (i, j), curve in part.curves[loss].items():
-        group = part.group_of[i]
-        if j != part.variants[i].best or group == OTHERS:
+        group = part.group(i, j)
+        if group == OTHERS:
             continue
         known = {"key": len(rows), "group": group, "width": 1.5}
         for step, *ends in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):

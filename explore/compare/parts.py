@@ -85,6 +85,10 @@ class ReportPart:
         """Group by index of the variant."""
         return {i: self.variants[i].name if i in self.colored else OTHERS for i in range(len(self.variants))}
 
+    def group(self, i: int, j: int) -> str:
+        """Return the group of the runs of variant `i` with its setting `j`: only the best setting has a color."""
+        return self.group_of[i] if j == self.variants[i].best else OTHERS
+
     def tokens(self, x: str, y: str | None = None) -> dict[str, Any]:
         """Return the values for the placeholders of a chart: titles of the axes, groups and colors."""
         colors = [*GROUP_COLORS[: len(self.colored)], OTHER_COLOR]
