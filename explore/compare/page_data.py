@@ -54,7 +54,7 @@ def page_document(
     used = {entry["chart"] for entry in figures} | {name for name in specs if name.startswith("curves")}
     stats = [run_stats.get(str(measured(row, "folder"))) or thinned_run(read_stats(row)) for row in rows]
     return {
-        "charts": {name: specs[name] for name in used},
+        "charts": {name: spec for name, spec in specs.items() if name in used},
         "figures": list(figures),
         "columns": table_columns(rows, varied),
         "runs": [

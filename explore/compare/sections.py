@@ -12,7 +12,7 @@ from explore.compare.axes import axis_figures
 from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
 from explore.compare.metrics import RunRow, is_number, measured, number_text
-from explore.compare.parts import COLORS, GROUPS, Figures, ReportPart, table_data
+from explore.compare.parts import COLORS, GROUPS, X_TITLE, Figures, ReportPart, table_data
 from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
 from explore.compare.svg import widened
@@ -271,7 +271,7 @@ def difference_figure(part: ReportPart, figures: Figures) -> str:
         "verdicts are corrected for the number of comparisons."
     )
     data = {"differences": table_data(rows), "zero": table_data([{"x": 0}])}
-    return figures.add("differences", data, {"@x": title}, caption)
+    return figures.add("differences", data, {X_TITLE: title}, caption)
 
 
 def cost_figures(part: ReportPart, figures: Figures) -> str:
