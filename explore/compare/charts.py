@@ -13,7 +13,6 @@ import vl_convert
 from explore.compare.parts import COLORS, GROUPS, X_TITLE, Y_TITLE
 
 Spec = dict[str, Any]
-AnyChart = alt.LayerChart | alt.FacetChart
 CHART_HEIGHT = 330  # pixels of a chart
 PAGE_FONT = "system-ui, sans-serif"
 LEGEND = "group_legend"  # beginning of the names of the marks of which Vega-Lite makes a legend that can be clicked
@@ -64,8 +63,8 @@ def as_pdf(spec: Spec) -> bytes:
     return vl_convert.vega_to_pdf(spec)
 
 
-def vega_spec(chart: AnyChart) -> Spec:
-    """Compile a chart to Vega, with the page's colors and a legend whose entries can be clicked."""
+def vega_spec(chart: alt.LayerChart) -> Spec:
+    """Compile a chart to Vega, as wide as its place on the page, with the page's colors and a legend whose entries can be clicked."""
     axis = alt.AxisConfig(
         labelColor="@quiet",
         titleColor="@ink",
@@ -84,7 +83,9 @@ def vega_spec(chart: AnyChart) -> Spec:
         view=alt.ViewConfig(stroke="@faint"),
         legend=alt.LegendConfig(labelColor="@ink", titleColor="@ink"),
     )
-    return with_clickable_legend(vl_convert.vegalite_to_vega(chart.properties(config=config).to_dict()))
+    return with_clickable_legend(
+        vl_convert.vegalite_to_vega(chart.properties(width="container", config=config).to_dict())
+    )
 
 
 def with_clickable_legend(spec: Spec) -> Spec:
@@ -130,7 +131,7 @@ def named(data: str) -> alt.Chart:
     return alt.Chart(alt.NamedData(data))
 
 
-def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "log"]) -> AnyChart:
+def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "log"]) -> alt.LayerChart:
     """Return the chart of losses: bands, lines, and the point under the mouse. `yrange` is the range of the losses."""
     hidden, y_range = hidden_groups(), alt.param(name="yrange", value=[0.5, 1])
     x = alt.X("x:Q", title=X_TITLE, axis=quantity_axis(), scale=alt.Scale(type=x_scale, nice=False))
@@ -153,10 +154,10 @@ def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "l
     point = (
         named("hover").mark_point(filled=True, size=50, clip=True).encode(x=x, y="y:Q", color=group_color())
     )
-    return alt.layer(band, line, point).add_params(y_range).properties(width="container", height=CHART_HEIGHT)
+    return alt.layer(band, line, point).add_params(y_range).properties(height=CHART_HEIGHT)
 
 
-def difference_chart() -> AnyChart:
+def difference_chart() -> alt.LayerChart:
     """Return the chart of each variant's difference from the baseline, with its interval."""
     base = named("differences").encode(
         y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=240))
@@ -169,10 +170,10 @@ def difference_chart() -> AnyChart:
     tooltip = ["name:N", alt.Tooltip("difference:Q", format="+.4~f"), "interval:N", "verdict:N"]
     dot = base.mark_circle(size=70, opacity=1).encode(x="difference:Q", color=color, tooltip=tooltip)
     zero = named("zero").mark_rule(strokeDash=[3, 3], color="@ink").encode(x="x:Q")
-    return alt.layer(interval, dot, zero).properties(width="container", height=alt.Step(22))
+    return alt.layer(interval, dot, zero).properties(height=alt.Step(22))
 
 
-def cost_chart() -> AnyChart:
+def cost_chart() -> alt.LayerChart:
     """Return the chart of the loss of each variant against a cost, such as its FLOPs."""
     hidden = hidden_groups()
     base = named("costs").transform_filter(~hidden).encode(color=group_color("circle"))
@@ -188,9 +189,7 @@ def cost_chart() -> AnyChart:
     dot = base.mark_circle(size=70, opacity=1).encode(
         x=x, y=alt.Y("loss:Q", title=Y_TITLE, scale=y), tooltip=tooltip
     )
-    return alt.layer(interval, dot.add_params(hidden, zoomed_axes())).properties(
-        width="container", height=CHART_HEIGHT
-    )
+    return alt.layer(interval, dot.add_params(hidden, zoomed_axes())).properties(height=CHART_HEIGHT)
 
 
 def field_axis(kind: Literal["ordinal", "quantitative"]) -> alt.X:
@@ -205,7 +204,7 @@ def field_axis(kind: Literal["ordinal", "quantitative"]) -> alt.X:
     return alt.X("at:Q", title=X_TITLE, scale=alt.Scale(type="symlog", zero=False, nice=False))
 
 
-def tuned_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
+def tuned_chart(kind: Literal["ordinal", "quantitative"]) -> alt.LayerChart:
     """Return the chart of the mean loss over the values of the tuned field: a line for each variant."""
     hidden, y = hidden_groups(), alt.Scale(zero=False, domain=alt.ExprRef("yrange"), nice=False)
     base = named("tuned").transform_filter(~hidden).encode(x=field_axis(kind), color=group_color(columns=1))
@@ -221,12 +220,10 @@ def tuned_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
         base.mark_circle(size=40, opacity=1, clip=True).encode(y="loss:Q", tooltip=tooltip).add_params(hidden)
     )
     y_range = alt.param(name="yrange", value=[0, 1])
-    return (
-        alt.layer(rule, line, dot).add_params(y_range).properties(width="container", height=CHART_HEIGHT - 60)
-    )
+    return alt.layer(rule, line, dot).add_params(y_range).properties(height=CHART_HEIGHT - 60)
 
 
-def effect_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
+def effect_chart(kind: Literal["ordinal", "quantitative"]) -> alt.LayerChart:
     """Return the chart of the loss over the values of a field: a dot for each run, and the lowest mean at each value."""
     y = alt.Y("loss:Q", title=Y_TITLE, scale=alt.Scale(zero=False, domain=alt.ExprRef("yrange"), nice=False))
     tooltip = ["run:N", "at:N", alt.Tooltip("loss:Q", format=".4~f")]
@@ -240,14 +237,10 @@ def effect_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
         tooltip=["at:N", "loss:Q"]
     )
     y_range = alt.param(name="yrange", value=[0, 1])
-    return (
-        alt.layer(dots, line, point)
-        .add_params(y_range)
-        .properties(width="container", height=CHART_HEIGHT - 60)
-    )
+    return alt.layer(dots, line, point).add_params(y_range).properties(height=CHART_HEIGHT - 60)
 
 
-def heat_chart() -> AnyChart:
+def heat_chart() -> alt.LayerChart:
     """Return the heat map of the mean loss at each pair of values of two fields."""
     base = named("heat").encode(
         x=alt.X("a:O", sort=None, title=X_TITLE, axis=alt.Axis(labelAngle=0)),
@@ -258,10 +251,10 @@ def heat_chart() -> AnyChart:
     tooltip = ["a:N", "b:N", alt.Tooltip("loss:Q", format=".4~f"), "runs:Q"]
     rect = base.mark_rect().encode(color=color, tooltip=tooltip)
     text = base.mark_text(fontSize=11).encode(text=alt.Text("loss:Q", format=".3~f"), color=alt.value("@ink"))
-    return alt.layer(rect, text).properties(width="container", height=alt.Step(30))
+    return alt.layer(rect, text).properties(height=alt.Step(30))
 
 
-def parallel_chart() -> AnyChart:
+def parallel_chart() -> alt.LayerChart:
     """Return the parallel coordinates of all runs: a line for each, through its values of all fields."""
     x = alt.X(
         "axis:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, labelFontWeight="bold", orient="top")
@@ -273,10 +266,10 @@ def parallel_chart() -> AnyChart:
     label = named("labels").encode(x=x, y=y)
     tick = label.mark_tick(color="@ink", width=10)
     text = label.mark_text(align="left", dx=7, color="@ink", limit=130).encode(text="label:N")
-    return alt.layer(line, tick, text).properties(width="container", height=CHART_HEIGHT)
+    return alt.layer(line, tick, text).properties(height=CHART_HEIGHT)
 
 
-def slice_chart() -> AnyChart:
+def slice_chart() -> alt.LayerChart:
     """Return the chart of the accuracy by slice of the samples, with the range of the training samples shaded."""
     hidden, scale = hidden_groups(), alt.Scale(domain=[0, 1.02])
     x = alt.X("x:Q", title=X_TITLE, scale=alt.Scale(zero=False, nice=False))
@@ -287,6 +280,4 @@ def slice_chart() -> AnyChart:
     line = base.mark_line().encode(y=alt.Y("accuracy:Q", title=Y_TITLE, scale=scale))
     tooltip = ["name:N", "x:Q", alt.Tooltip("accuracy:Q", format=".3~%")]
     dot = base.mark_circle(size=30, opacity=1).encode(y=alt.Y("accuracy:Q", scale=scale), tooltip=tooltip)
-    return alt.layer(trained, band, line, dot.add_params(hidden)).properties(
-        width="container", height=CHART_HEIGHT - 40
-    )
+    return alt.layer(trained, band, line, dot.add_params(hidden)).properties(height=CHART_HEIGHT - 40)
