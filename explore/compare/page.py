@@ -9,7 +9,7 @@ import pandas as pd
 from explore.compare.charts import vega_script
 from explore.compare.claims import ClaimVerdict
 from explore.compare.curves import read_curves
-from explore.compare.page_data import as_json, page_document
+from explore.compare.page_data import page_document
 from explore.compare.parts import Figures, ReportPart
 from explore.compare.samples import example_of
 from explore.compare.sections import (
@@ -23,7 +23,7 @@ from explore.compare.sections import (
 from explore.compare.variants import Variant, has_ended, measured, records, varied_fields
 from explore.compare.verdict_text import comparison_cells, sentences
 from explore.compare.verdicts import comparison_rows
-from explore.html import Page, fill_template
+from explore.html import Page, as_json, fill_template
 
 
 class ReportPage(Page):

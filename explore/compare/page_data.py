@@ -1,6 +1,5 @@
 """The data of a report's page as one JSON document: its charts, its runs with their curves, and where each run came from."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,11 +67,6 @@ def page_document(
         if any(len(found.get(VALIDATION, [])) >= MIN_CURVE for found in stats)
         else "train",
     }
-
-
-def as_json(document: dict[str, Any]) -> str:
-    """Return the document as JSON that may stand in a script element: no text of it can end the element."""
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 class TextTable:
