@@ -1,7 +1,7 @@
 """Charts of a report as Vega specifications, with their data by name. No other file imports altair and vl_convert.
 
-Texts in a specification that begin with @ are placeholders, for which the page has the values: colors, names of groups, and
-titles of axes. So a specification is the same for all reports, and no text of a run is part of one.
+Texts in a specification that begin with @ are placeholders. The page fills in colors, names of groups and titles of axes. So
+a specification is the same for all reports, and no text of a run is part of one.
 """
 
 from functools import cache
@@ -15,9 +15,9 @@ from explore.compare.parts import COLORS, GROUPS, X_TITLE, Y_TITLE
 Spec = dict[str, Any]
 CHART_HEIGHT = 330  # pixels of a chart
 PAGE_FONT = "system-ui, sans-serif"
-LEGEND = "group_legend"  # beginning of the names of the marks of which Vega-Lite makes a legend that can be clicked
+LEGEND = "group_legend"  # prefix of the mark names that Vega-Lite expects in a legend that can be clicked
 INTERPRETER = "2.0.0"  # version of vega-interpreter in vl_convert
-# The interpreter evaluates expressions without compiling them. A strict content security policy forbids to compile.
+# The interpreter evaluates expressions without compiling them. A strict content security policy forbids compiling.
 BUNDLE = """
 import {{ parse, View, version }} from "https://cdn.jsdelivr.net/npm/vega@{vega}/+esm";
 import {{ expressionInterpreter }} from "https://cdn.jsdelivr.net/npm/vega-interpreter@{interpreter}/+esm";
@@ -137,7 +137,6 @@ def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "l
     x = alt.X("x:Q", title=X_TITLE, axis=quantity_axis(), scale=alt.Scale(type=x_scale, nice=False))
     y_of = alt.Scale(type=y_scale, domain=alt.ExprRef("yrange"), zero=False, nice=False)
     shown = named("curves").transform_filter(~hidden)
-    # The key alone would do, but a line mark sorts its points unless it has an order.
     band = (
         shown.transform_filter("isValid(datum.low)")
         .mark_area(opacity=0.16, clip=True)

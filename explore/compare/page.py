@@ -47,7 +47,7 @@ def report_page(
 ) -> ReportPage:
     """Return the page of the report. `effect` is a comparison by one field, over all others.
 
-    With `refresh`, the page loads itself again after so many seconds.
+    With `refresh`, the page reloads itself after that many seconds.
     """
     all_rows = records(table)
     listed = ranked_rows(all_rows)

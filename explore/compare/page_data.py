@@ -29,7 +29,7 @@ from train.train_params import TrainParams
 MAX_TEXT = 2_000  # characters of a text of a run
 MAX_DIFF = 20_000  # characters of the diff of a run
 MAX_DIFFS = 400_000  # characters of all diffs together
-MIN_CURVE = 3  # validations from which on their curve is shown first, not that of the training loss
+MIN_CURVE = 3  # validations of a run; with fewer in all runs, the page first shows the training loss
 MAX_CLOCK_POINTS = 20  # points of the curve from steps to seconds
 SHORT = {VALIDATION: "val", TRAINING: "train"}
 # Measured values that a run's details show in another form, or not at all.
@@ -47,7 +47,7 @@ def page_document(
     examples: Sequence[TaskExample | None],
     figures: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return all that the script of the page needs. `rows` are the runs that it lists, in this order."""
+    """Return the data for the script of the page. `rows` are the runs that the page lists, in order."""
     texts = TextTable()
     specs = chart_specs()
     used = {entry["chart"] for entry in figures} | {name for name in specs if name.startswith("curves")}
@@ -144,7 +144,7 @@ def run_id(row: RunRow, i: int) -> str:
 
 
 def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | None]) -> dict[str, Any]:
-    """Return how a run came about: what its about.json records, its diff and its sample."""
+    """Return the origin of a run, as its about.json records it, with its diff, its sample and how it ended."""
     folder = measured(row, "folder")
     entry: dict[str, Any] = {"ended": describe_ending(row)}
     if isinstance(measured(row, "leak"), str):
@@ -172,7 +172,7 @@ def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | No
 
 
 def progress_of_run(row: RunRow, found: RunStats) -> dict[str, Any]:
-    """Return how far a run is that trains. Return an empty dict for any other run."""
+    """Return the progress of a run that is still training. Return an empty dict for any other run."""
     if not is_running(row):
         return {}
     step = max((values[-1].s for values in found.values() if values), default=0)
@@ -189,7 +189,7 @@ def read_diff(folder: Path) -> str:
 
 
 def curves_of_run(row: RunRow, found: RunStats) -> dict[str, Any]:
-    """Return the losses of a run over its steps, and what converts steps to tokens, FLOPs and seconds."""
+    """Return the losses of a run over its steps, and the factors that convert steps to tokens, FLOPs and seconds."""
     entry: dict[str, Any] = {SHORT[name]: points(found[name]) for name in SHORT if found.get(name)}
     steps = measured(row, "steps")
     if is_number(steps) and steps > 0:

@@ -14,7 +14,7 @@ from explore.html import PAGE
 
 COLUMN_WIDTH = 241  # points: 3.35 inches, a column of a paper of two columns
 HEIGHT_SHARE = 0.66  # of the width
-MAX_SHORT_LABEL = 18  # characters of a label of which two fit side by side
+MAX_SHORT_LABEL = 18  # characters of the longest label in a legend of two columns
 COLOR = re.compile(r"--([\w-]+): light-dark\((#\w+),")
 PAPER_FONT = "Helvetica, Arial, sans-serif"
 LOSS_LABELS = {VALIDATION: "validation loss", TRAINING: "training loss"}
@@ -41,7 +41,7 @@ def write_figures(
 def named_figures(
     parts: Sequence[ReportPart], figures: Sequence[Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the charts by the name of their file: the kind of the chart, its field, a number if it is not the first."""
+    """Return the charts by the name of their file: kind of the chart, field, and a number if the name is taken."""
     found: dict[str, Mapping[str, Any]] = {}
     for part in parts:
         for loss, label in LOSS_LABELS.items():

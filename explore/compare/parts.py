@@ -131,7 +131,7 @@ def finite_or_none(value: object) -> object:
 
 
 def range_without_outliers(losses: Sequence[float], at_least: float = -math.inf) -> tuple[float, float]:
-    """Return the range of the losses without the highest 5 %, but up to `at_least`."""
+    """Return the range of the losses without the highest 5 %, extended to `at_least`."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
         return 0.0, 1.0

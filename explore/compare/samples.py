@@ -12,7 +12,7 @@ from train.data import make_data
 from train.saving.run_folder import read_about, read_params
 
 MAX_SAMPLES = 12  # samples shown without a click
-MAX_TASK_SAMPLES = 200_000  # to generate more of them only for a prompt takes too long
+MAX_TASK_SAMPLES = 200_000  # data with more samples is not generated anew just to show its prompt
 
 
 class TaskExample(NamedTuple):

@@ -31,10 +31,9 @@ from train.grid.params import SECTION_OF
 
 MAX_PAGE_ROWS = 500  # rows of the table of all runs
 MAX_VARIANTS = 200  # rows of the tables of variants
-MAX_DIFFERENCES = 40  # variants beside a chart
-COSTS: dict[
-    str, tuple[str, Callable[[float], str]]
-] = {  # columns of the cost table by title: measured value and format
+MAX_DIFFERENCES = 40  # variants in the chart of differences
+# Columns of the cost table by title: measured value and format.
+COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("n_params", lambda value: f"{value:,.0f}"),
     "active parameters": ("n_active_params", lambda value: f"{value:,.0f}"),
     "state size": ("state_size", lambda value: f"{value:,.0f}"),
@@ -163,7 +162,7 @@ def answer_of(part: ReportPart, figures: Figures) -> str:
 
 
 def winner(part: ReportPart) -> str:
-    """Return in a sentence which variant is best, by how much, and how sure that is. Of one variant, say what to try."""
+    """Return in a sentence which variant is best, by how much, and how sure that is. Of one variant, add what to try next."""
     row = part.rows[part.order[0]]
     metric = part.label
     mean = f"{number_text(row['mean'])}" + (

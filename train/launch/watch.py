@@ -18,7 +18,8 @@ MAX_STOP_SECONDS = 10.0  # for the second process to end, before it is killed
 def report_watched(config: str, folder: Path, root: Path, own_parts: Sequence[str] = ()) -> Iterator[None]:
     """Keep reports/{config}/report.html up to date inside the block, with the runs that train.
 
-    `folder` is the folder of the report, `root` the output root, `own_parts` are the files of `--with`. The process that writes is of low priority.
+    `folder` is the folder of the report, `root` the output root, and `own_parts` are the files of `--with`. A second
+    process of low priority writes the page.
     """
     command = [
         sys.executable,
