@@ -13,6 +13,7 @@ import vl_convert
 from explore.compare.parts import COLORS, GROUPS, X_TITLE, Y_TITLE
 
 Spec = dict[str, Any]
+AnyChart = alt.LayerChart | alt.FacetChart
 CHART_HEIGHT = 330  # pixels of a chart
 PAGE_FONT = "system-ui, sans-serif"
 LEGEND = "group_legend"  # prefix of the mark names that Vega-Lite expects in a legend that can be clicked
@@ -63,7 +64,7 @@ def as_pdf(spec: Spec) -> bytes:
     return vl_convert.vega_to_pdf(spec)
 
 
-def vega_spec(chart: alt.LayerChart) -> Spec:
+def vega_spec(chart: AnyChart) -> Spec:
     """Compile a chart to Vega, as wide as its place on the page, with the page's colors and a legend whose entries can be clicked."""
     axis = alt.AxisConfig(
         labelColor="@quiet",
@@ -131,7 +132,7 @@ def named(data: str) -> alt.Chart:
     return alt.Chart(alt.NamedData(data))
 
 
-def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "log"]) -> alt.LayerChart:
+def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "log"]) -> AnyChart:
     """Return the chart of losses: bands, lines, and the point under the mouse. `yrange` is the range of the losses."""
     hidden, y_range = hidden_groups(), alt.param(name="yrange", value=[0.5, 1])
     x = alt.X("x:Q", title=X_TITLE, axis=quantity_axis(), scale=alt.Scale(type=x_scale, nice=False))
@@ -156,7 +157,7 @@ def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "l
     return alt.layer(band, line, point).add_params(y_range).properties(height=CHART_HEIGHT)
 
 
-def difference_chart() -> alt.LayerChart:
+def difference_chart() -> AnyChart:
     """Return the chart of each variant's difference from the baseline, with its interval."""
     base = named("differences").encode(
         y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=240))
@@ -172,7 +173,7 @@ def difference_chart() -> alt.LayerChart:
     return alt.layer(interval, dot, zero).properties(height=alt.Step(22))
 
 
-def cost_chart() -> alt.LayerChart:
+def cost_chart() -> AnyChart:
     """Return the chart of the loss of each variant against a cost, such as its FLOPs."""
     hidden = hidden_groups()
     base = named("costs").transform_filter(~hidden).encode(color=group_color("circle"))
@@ -203,7 +204,7 @@ def field_axis(kind: Literal["ordinal", "quantitative"]) -> alt.X:
     return alt.X("at:Q", title=X_TITLE, scale=alt.Scale(type="symlog", zero=False, nice=False))
 
 
-def tuned_chart(kind: Literal["ordinal", "quantitative"]) -> alt.LayerChart:
+def tuned_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
     """Return the chart of the mean loss over the values of the tuned field: a line for each variant."""
     hidden, y = hidden_groups(), alt.Scale(zero=False, domain=alt.ExprRef("yrange"), nice=False)
     base = named("tuned").transform_filter(~hidden).encode(x=field_axis(kind), color=group_color(columns=1))
@@ -222,7 +223,7 @@ def tuned_chart(kind: Literal["ordinal", "quantitative"]) -> alt.LayerChart:
     return alt.layer(rule, line, dot).add_params(y_range).properties(height=CHART_HEIGHT - 60)
 
 
-def effect_chart(kind: Literal["ordinal", "quantitative"]) -> alt.LayerChart:
+def effect_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
     """Return the chart of the loss over the values of a field: a dot for each run, and the lowest mean at each value."""
     y = alt.Y("loss:Q", title=Y_TITLE, scale=alt.Scale(zero=False, domain=alt.ExprRef("yrange"), nice=False))
     tooltip = ["run:N", "at:N", alt.Tooltip("loss:Q", format=".4~f")]
@@ -239,7 +240,7 @@ def effect_chart(kind: Literal["ordinal", "quantitative"]) -> alt.LayerChart:
     return alt.layer(dots, line, point).add_params(y_range).properties(height=CHART_HEIGHT - 60)
 
 
-def heat_chart() -> alt.LayerChart:
+def heat_chart() -> AnyChart:
     """Return the heat map of the mean loss at each pair of values of two fields."""
     base = named("heat").encode(
         x=alt.X("a:O", sort=None, title=X_TITLE, axis=alt.Axis(labelAngle=0)),
@@ -253,7 +254,7 @@ def heat_chart() -> alt.LayerChart:
     return alt.layer(rect, text).properties(height=alt.Step(30))
 
 
-def parallel_chart() -> alt.LayerChart:
+def parallel_chart() -> AnyChart:
     """Return the parallel coordinates of all runs: a line for each, through its values of all fields."""
     x = alt.X(
         "axis:N", sort=None, title=None, axis=alt.Axis(labelAngle=0, labelFontWeight="bold", orient="top")
@@ -268,7 +269,7 @@ def parallel_chart() -> alt.LayerChart:
     return alt.layer(line, tick, text).properties(height=CHART_HEIGHT)
 
 
-def slice_chart() -> alt.LayerChart:
+def slice_chart() -> AnyChart:
     """Return the chart of the accuracy by slice of the samples, with the range of the training samples shaded."""
     hidden, scale = hidden_groups(), alt.Scale(domain=[0, 1.02])
     x = alt.X("x:Q", title=X_TITLE, scale=alt.Scale(zero=False, nice=False))
