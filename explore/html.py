@@ -9,7 +9,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -149,7 +149,7 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
         "leaks": [(int(head), float(leaks_H[head])) for head in leaks_H.nonzero()[0]],
     }
     values = {
-        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
+        "data": as_json(data),
         "weights": base64.b64encode(packed + packer.flush()).decode(),
     }
     return fill_template("attention.html", ATTENTION_SCRIPTS, {"title": escape(title), **values})
@@ -214,6 +214,11 @@ def encode_weights(weights_HTS: np.ndarray) -> bytes:
     codes_HTS[~np.isfinite(weights_HTS)] = NAN_CODE
     low_high = codes_HTS.astype("<i2").view(np.uint8).reshape(-1, 2)
     return low_high[:, 1].tobytes() + low_high[:, 0].tobytes()
+
+
+def as_json(data: Mapping[str, object]) -> str:
+    """Return data as JSON that may stand in a script element: no text in it can end the element."""
+    return json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def fill_template(

@@ -9,8 +9,11 @@ import numpy as np
 
 from explore.compare.parts import (
     OTHERS,
+    X_TITLE,
+    Y_TITLE,
     Figures,
     ReportPart,
+    finite_or_none,
     range_without_outliers,
     table_data,
 )
@@ -22,19 +25,17 @@ MAX_DOTS = 600  # dots of a chart
 MAX_LINES = 200  # lines of a chart
 MAX_EVEN = 12  # values of a field that are evenly spaced; more numbers are drawn to scale
 MAX_AXIS_LABELS = 40  # values of a field that have a label in a chart of all fields
-MIN_PARALLEL = 2  # fields from which on a chart of all fields says more than one for each
 
 
 def axis_figures(part: ReportPart, figures: Figures) -> str:
     """Return charts of each varied field except the seed, of pairs of fields, and of all fields."""
-    tuned = [tuned_figure(part, name, figures) for name in part.varied if [name] == part.tuned]
-    names = [name for name in part.varied if name != SEED and [name] != part.tuned]
-    effects = [effect_figure(part, name, figures) for name in names]
     axes = [name for name in part.varied if name != SEED]
-    plots = "".join(tuned + effects)
-    pairs = heat_figure(part, axes, figures) if len(axes) >= 2 else ""
-    all_fields = parallel_figure(part, axes, figures) if len(axes) >= MIN_PARALLEL else ""
-    return f"<div class=plots>{plots}</div>{pairs}{all_fields}" if plots else ""
+    if not axes:
+        return ""
+    plots = [tuned_figure(part, name, figures) for name in axes if [name] == part.tuned]
+    plots += [effect_figure(part, name, figures) for name in axes if [name] != part.tuned]
+    several = heat_figure(part, axes, figures) + parallel_figure(part, axes, figures) if len(axes) > 1 else ""
+    return f"<div class=plots>{''.join(plots)}</div>{several}"
 
 
 class FieldAxis(NamedTuple):
@@ -156,17 +157,17 @@ def heat_figure(part: ReportPart, axes: Sequence[str], figures: Figures) -> str:
     if len(small) < 2:
         return ""
     runs = [
-        [*(named[name].place(run.get(name)) for name in small), loss]
+        [*(named[name].place(run.get(name)) for name in small), finite_or_none(loss)]
         for run, loss in runs_of_part(part)
         if math.isfinite(loss)
     ]
-    table = {"columns": [*small, "loss"], "rows": [[*row[:-1], float(f"{row[-1]:.6g}")] for row in runs]}
+    table = {"columns": [*small, "loss"], "rows": runs}
     labels = {name: named[name].labels for name in small}
     caption = f"Mean {escape(part.label)} at each pair of values, over all other fields and seeds."
     return figures.add(
         "heat",
         {"heat": []},
-        {"@x": small[0], "@y": small[1]},
+        {X_TITLE: small[0], Y_TITLE: small[1]},
         caption,
         pairs=table,
         labels=labels,

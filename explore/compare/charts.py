@@ -1,7 +1,7 @@
 """Charts of a report as Vega specifications, with their data by name. No other file imports altair and vl_convert.
 
-Texts in a specification that begin with @ are placeholders, for which the page has the values: colors, names of groups, and
-titles of axes. So a specification is the same for all reports, and no text of a run is part of one.
+Texts in a specification that begin with @ are placeholders. The page fills in colors, names of groups and titles of axes. So
+a specification is the same for all reports, and no text of a run is part of one.
 """
 
 from functools import cache
@@ -16,9 +16,9 @@ Spec = dict[str, Any]
 AnyChart = alt.LayerChart | alt.FacetChart
 CHART_HEIGHT = 330  # pixels of a chart
 PAGE_FONT = "system-ui, sans-serif"
-LEGEND = "group_legend"  # beginning of the names of the marks of which Vega-Lite makes a legend that can be clicked
+LEGEND = "group_legend"  # prefix of the mark names that Vega-Lite expects in a legend that can be clicked
 INTERPRETER = "2.0.0"  # version of vega-interpreter in vl_convert
-# The interpreter evaluates expressions without compiling them. A strict content security policy forbids to compile.
+# The interpreter evaluates expressions without compiling them. A strict content security policy forbids compiling.
 BUNDLE = """
 import {{ parse, View, version }} from "https://cdn.jsdelivr.net/npm/vega@{vega}/+esm";
 import {{ expressionInterpreter }} from "https://cdn.jsdelivr.net/npm/vega-interpreter@{interpreter}/+esm";
@@ -65,7 +65,7 @@ def as_pdf(spec: Spec) -> bytes:
 
 
 def vega_spec(chart: AnyChart) -> Spec:
-    """Compile a chart to Vega, with the page's colors and a legend whose entries can be clicked."""
+    """Compile a chart to Vega, as wide as its place on the page, with the page's colors and a legend whose entries can be clicked."""
     axis = alt.AxisConfig(
         labelColor="@quiet",
         titleColor="@ink",
@@ -84,7 +84,9 @@ def vega_spec(chart: AnyChart) -> Spec:
         view=alt.ViewConfig(stroke="@faint"),
         legend=alt.LegendConfig(labelColor="@ink", titleColor="@ink"),
     )
-    return with_clickable_legend(vl_convert.vegalite_to_vega(chart.properties(config=config).to_dict()))
+    return with_clickable_legend(
+        vl_convert.vegalite_to_vega(chart.properties(width="container", config=config).to_dict())
+    )
 
 
 def with_clickable_legend(spec: Spec) -> Spec:
@@ -136,7 +138,6 @@ def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "l
     x = alt.X("x:Q", title=X_TITLE, axis=quantity_axis(), scale=alt.Scale(type=x_scale, nice=False))
     y_of = alt.Scale(type=y_scale, domain=alt.ExprRef("yrange"), zero=False, nice=False)
     shown = named("curves").transform_filter(~hidden)
-    # The key alone would do, but a line mark sorts its points unless it has an order.
     band = (
         shown.transform_filter("isValid(datum.low)")
         .mark_area(opacity=0.16, clip=True)
@@ -153,7 +154,7 @@ def curve_chart(x_scale: Literal["linear", "log"], y_scale: Literal["linear", "l
     point = (
         named("hover").mark_point(filled=True, size=50, clip=True).encode(x=x, y="y:Q", color=group_color())
     )
-    return alt.layer(band, line, point).add_params(y_range).properties(width="container", height=CHART_HEIGHT)
+    return alt.layer(band, line, point).add_params(y_range).properties(height=CHART_HEIGHT)
 
 
 def difference_chart() -> AnyChart:
@@ -169,7 +170,7 @@ def difference_chart() -> AnyChart:
     tooltip = ["name:N", alt.Tooltip("difference:Q", format="+.4~f"), "interval:N", "verdict:N"]
     dot = base.mark_circle(size=70, opacity=1).encode(x="difference:Q", color=color, tooltip=tooltip)
     zero = named("zero").mark_rule(strokeDash=[3, 3], color="@ink").encode(x="x:Q")
-    return alt.layer(interval, dot, zero).properties(width="container", height=alt.Step(22))
+    return alt.layer(interval, dot, zero).properties(height=alt.Step(22))
 
 
 def cost_chart() -> AnyChart:
@@ -188,9 +189,7 @@ def cost_chart() -> AnyChart:
     dot = base.mark_circle(size=70, opacity=1).encode(
         x=x, y=alt.Y("loss:Q", title=Y_TITLE, scale=y), tooltip=tooltip
     )
-    return alt.layer(interval, dot.add_params(hidden, zoomed_axes())).properties(
-        width="container", height=CHART_HEIGHT
-    )
+    return alt.layer(interval, dot.add_params(hidden, zoomed_axes())).properties(height=CHART_HEIGHT)
 
 
 def field_axis(kind: Literal["ordinal", "quantitative"]) -> alt.X:
@@ -221,9 +220,7 @@ def tuned_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
         base.mark_circle(size=40, opacity=1, clip=True).encode(y="loss:Q", tooltip=tooltip).add_params(hidden)
     )
     y_range = alt.param(name="yrange", value=[0, 1])
-    return (
-        alt.layer(rule, line, dot).add_params(y_range).properties(width="container", height=CHART_HEIGHT - 60)
-    )
+    return alt.layer(rule, line, dot).add_params(y_range).properties(height=CHART_HEIGHT - 60)
 
 
 def effect_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
@@ -240,11 +237,7 @@ def effect_chart(kind: Literal["ordinal", "quantitative"]) -> AnyChart:
         tooltip=["at:N", "loss:Q"]
     )
     y_range = alt.param(name="yrange", value=[0, 1])
-    return (
-        alt.layer(dots, line, point)
-        .add_params(y_range)
-        .properties(width="container", height=CHART_HEIGHT - 60)
-    )
+    return alt.layer(dots, line, point).add_params(y_range).properties(height=CHART_HEIGHT - 60)
 
 
 def heat_chart() -> AnyChart:
@@ -258,7 +251,7 @@ def heat_chart() -> AnyChart:
     tooltip = ["a:N", "b:N", alt.Tooltip("loss:Q", format=".4~f"), "runs:Q"]
     rect = base.mark_rect().encode(color=color, tooltip=tooltip)
     text = base.mark_text(fontSize=11).encode(text=alt.Text("loss:Q", format=".3~f"), color=alt.value("@ink"))
-    return alt.layer(rect, text).properties(width="container", height=alt.Step(30))
+    return alt.layer(rect, text).properties(height=alt.Step(30))
 
 
 def parallel_chart() -> AnyChart:
@@ -273,7 +266,7 @@ def parallel_chart() -> AnyChart:
     label = named("labels").encode(x=x, y=y)
     tick = label.mark_tick(color="@ink", width=10)
     text = label.mark_text(align="left", dx=7, color="@ink", limit=130).encode(text="label:N")
-    return alt.layer(line, tick, text).properties(width="container", height=CHART_HEIGHT)
+    return alt.layer(line, tick, text).properties(height=CHART_HEIGHT)
 
 
 def slice_chart() -> AnyChart:
@@ -287,6 +280,4 @@ def slice_chart() -> AnyChart:
     line = base.mark_line().encode(y=alt.Y("accuracy:Q", title=Y_TITLE, scale=scale))
     tooltip = ["name:N", "x:Q", alt.Tooltip("accuracy:Q", format=".3~%")]
     dot = base.mark_circle(size=30, opacity=1).encode(y=alt.Y("accuracy:Q", scale=scale), tooltip=tooltip)
-    return alt.layer(trained, band, line, dot.add_params(hidden)).properties(
-        width="container", height=CHART_HEIGHT - 40
-    )
+    return alt.layer(trained, band, line, dot.add_params(hidden)).properties(height=CHART_HEIGHT - 40)

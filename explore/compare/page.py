@@ -9,14 +9,21 @@ import pandas as pd
 from explore.compare.charts import vega_script
 from explore.compare.claims import ClaimVerdict
 from explore.compare.curves import read_curves
-from explore.compare.page_data import as_json, page_document
+from explore.compare.page_data import page_document
 from explore.compare.parts import Figures, ReportPart
 from explore.compare.samples import example_of
-from explore.compare.sections import claims_section, is_running, ranked_rows, sections, table_of_texts
-from explore.compare.variants import Variant, has_ended, measured, varied_fields
+from explore.compare.sections import (
+    claims_section,
+    diffs_section,
+    is_running,
+    ranked_rows,
+    sections,
+    table_of_texts,
+)
+from explore.compare.variants import Variant, has_ended, measured, records, varied_fields
 from explore.compare.verdict_text import comparison_cells, sentences
 from explore.compare.verdicts import comparison_rows
-from explore.html import Page, fill_template
+from explore.html import Page, as_json, fill_template
 
 
 class ReportPage(Page):
@@ -40,9 +47,10 @@ def report_page(
 ) -> ReportPage:
     """Return the page of the report. `effect` is a comparison by one field, over all others.
 
-    With `refresh`, the page loads itself again after so many seconds.
+    With `refresh`, the page reloads itself after that many seconds.
     """
-    listed = ranked_rows(table)
+    all_rows = records(table)
+    listed = ranked_rows(all_rows)
     folders = {str(measured(row, "folder")) for row in listed}
     rows, parts, run_stats = comparison_rows(comparison), [], {}
     for data in dict.fromkeys(variant.data for variant in variants):
@@ -56,7 +64,8 @@ def report_page(
     values["condition"] = comparison.attrs["at"]
     figures, examples = Figures(), [example_of(part) for part in parts]
     notes, left_out = comparison.attrs["notes"], comparison.attrs["left_out"]
-    bodies = sections(values, parts, table, notes, left_out, examples=examples, figures=figures)
+    bodies = sections(values, parts, all_rows, notes, left_out, examples=examples, figures=figures)
+    bodies["notes"] += diffs_section(table)
     if effect is not None:
         bodies["answer"] = main_effect(effect) + bodies["answer"]
     bodies["answer"] += claims_section(claims)

@@ -1,13 +1,20 @@
 """The data of a report's page as one JSON document: its charts, its runs with their curves, and where each run came from."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data.data_params import DataParams
 from explore.compare.charts import chart_specs
-from explore.compare.curves import TRAIN_SECONDS, TRAINING, VALIDATION, RunStats, read_stats, thinned_run
+from explore.compare.curves import (
+    MIN_BAND_SEEDS,
+    TRAIN_SECONDS,
+    TRAINING,
+    VALIDATION,
+    RunStats,
+    read_stats,
+    thinned_run,
+)
 from explore.compare.parts import OTHERS, ReportPart, finite_or_none
 from explore.compare.samples import TaskExample, sample_of
 from explore.compare.sections import describe_ending, is_running
@@ -22,7 +29,7 @@ from train.train_params import TrainParams
 MAX_TEXT = 2_000  # characters of a text of a run
 MAX_DIFF = 20_000  # characters of the diff of a run
 MAX_DIFFS = 400_000  # characters of all diffs together
-MIN_CURVE = 3  # validations from which on their curve is shown first, not that of the training loss
+MIN_CURVE = 3  # validations of a run; with fewer in all runs, the page first shows the training loss
 MAX_CLOCK_POINTS = 20  # points of the curve from steps to seconds
 SHORT = {VALIDATION: "val", TRAINING: "train"}
 # Measured values that a run's details show in another form, or not at all.
@@ -40,13 +47,13 @@ def page_document(
     examples: Sequence[TaskExample | None],
     figures: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Return all that the script of the page needs. `rows` are the runs that it lists, in this order."""
+    """Return the data for the script of the page. `rows` are the runs that the page lists, in order."""
     texts = TextTable()
     specs = chart_specs()
     used = {entry["chart"] for entry in figures} | {name for name in specs if name.startswith("curves")}
     stats = [run_stats.get(str(measured(row, "folder"))) or thinned_run(read_stats(row)) for row in rows]
     return {
-        "charts": {name: specs[name] for name in used},
+        "charts": {name: spec for name, spec in specs.items() if name in used},
         "figures": list(figures),
         "columns": table_columns(rows, varied),
         "runs": [
@@ -60,11 +67,6 @@ def page_document(
         if any(len(found.get(VALIDATION, [])) >= MIN_CURVE for found in stats)
         else "train",
     }
-
-
-def as_json(document: dict[str, Any]) -> str:
-    """Return the document as JSON that may stand in a script element: no text of it can end the element."""
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 class TextTable:
@@ -83,18 +85,14 @@ class TextTable:
         return self.places[text]
 
     def add_diff(self, text: str) -> int:
-        """Return the index of a diff, which is cut if it is long. Of very many diffs only a note is kept."""
-        if text in self.places:
-            return self.places[text]
-        if self.n_diff > MAX_DIFFS:
-            return self.add("The diff lies in diff.patch in the run's folder.")
-        cut = (
-            text
-            if len(text) <= MAX_DIFF
-            else text[:MAX_DIFF] + "\n... (all of it: diff.patch in the run's folder)"
-        )
-        self.n_diff += len(cut)
-        return self.add(cut)
+        """Return the index of a diff, cut to MAX_DIFF characters. Of a new diff beyond MAX_DIFFS, keep only a note."""
+        if len(text) > MAX_DIFF:
+            text = text[:MAX_DIFF] + "\n... (all of it: diff.patch in the run's folder)"
+        if text not in self.places:
+            if self.n_diff > MAX_DIFFS:
+                return self.add("The diff lies in diff.patch in the run's folder.")
+            self.n_diff += len(text)
+        return self.add(text)
 
 
 def table_columns(rows: Sequence[RunRow], varied: Sequence[str]) -> list[dict[str, Any]]:
@@ -146,7 +144,7 @@ def run_id(row: RunRow, i: int) -> str:
 
 
 def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | None]) -> dict[str, Any]:
-    """Return how a run came about: what its about.json records, its diff and its sample."""
+    """Return the origin of a run, as its about.json records it, with its diff, its sample and how it ended."""
     folder = measured(row, "folder")
     entry: dict[str, Any] = {"ended": describe_ending(row)}
     if isinstance(measured(row, "leak"), str):
@@ -174,7 +172,7 @@ def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | No
 
 
 def progress_of_run(row: RunRow, found: RunStats) -> dict[str, Any]:
-    """Return how far a run is that trains. Return an empty dict for any other run."""
+    """Return the progress of a run that is still training. Return an empty dict for any other run."""
     if not is_running(row):
         return {}
     step = max((values[-1].s for values in found.values() if values), default=0)
@@ -191,7 +189,7 @@ def read_diff(folder: Path) -> str:
 
 
 def curves_of_run(row: RunRow, found: RunStats) -> dict[str, Any]:
-    """Return the losses of a run over its steps, and what converts steps to tokens, FLOPs and seconds."""
+    """Return the losses of a run over its steps, and the factors that convert steps to tokens, FLOPs and seconds."""
     entry: dict[str, Any] = {SHORT[name]: points(found[name]) for name in SHORT if found.get(name)}
     steps = measured(row, "steps")
     if is_number(steps) and steps > 0:
@@ -222,7 +220,7 @@ def part_entry(part: ReportPart, rows: Sequence[RunRow]) -> dict[str, Any]:
             at = index.get(str(measured(run, "timestamp")))
             if at is not None:
                 j = variant.settings.index(setting)
-                groups[at] = part.group_of[i] if j == variant.best else OTHERS
+                groups[at] = part.group(i, j)
                 members.setdefault((i, j), []).append(at)
     means = []
     for loss, averages in part.curves.items():
@@ -233,12 +231,12 @@ def part_entry(part: ReportPart, rows: Sequence[RunRow]) -> dict[str, Any]:
             entry = {
                 "loss": SHORT[loss],
                 "name": f"{variant.name}, {variant.settings[j]}",
-                "n": curve.n_seeds,
+                "group": part.group(i, j),
+                "runs": members[i, j],
             }
-            entry |= {"group": part.group_of[i] if j == variant.best else OTHERS, "runs": members[i, j]}
-            series = {"s": curve.steps, "v": curve.mean, "low": curve.low, "high": curve.high}
-            if entry["group"] == OTHERS or curve.n_seeds < 2:
-                series = {"s": curve.steps, "v": curve.mean}
+            series = {"s": curve.steps, "v": curve.mean}
+            if entry["group"] != OTHERS and curve.n_seeds >= MIN_BAND_SEEDS:
+                series |= {"low": curve.low, "high": curve.high}
             means.append(
                 entry | {name: [finite_or_none(float(f"{x:.5g}")) for x in xs] for name, xs in series.items()}
             )

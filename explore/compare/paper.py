@@ -1,6 +1,7 @@
 """Figures of a report for a paper: its charts as PDF and SVG, as wide as a column of text, on white."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,12 +9,12 @@ from typing import Any
 
 from explore.compare.charts import PAGE_FONT, Spec, as_pdf, as_svg, chart_specs
 from explore.compare.curves import TRAINING, VALIDATION
-from explore.compare.parts import COLORS, GROUPS, OTHERS, X_TITLE, ReportPart, finite_or_none
+from explore.compare.parts import COLORS, GROUPS, OTHERS, X_TITLE, ReportPart, table_data
 from explore.html import PAGE
 
 COLUMN_WIDTH = 241  # points: 3.35 inches, a column of a paper of two columns
 HEIGHT_SHARE = 0.66  # of the width
-MAX_SHORT_LABEL = 18  # characters of a label of which two fit side by side
+MAX_SHORT_LABEL = 18  # characters of the longest label in a legend of two columns
 COLOR = re.compile(r"--([\w-]+): light-dark\((#\w+),")
 PAPER_FONT = "Helvetica, Arial, sans-serif"
 LOSS_LABELS = {VALIDATION: "validation loss", TRAINING: "training loss"}
@@ -40,7 +41,7 @@ def write_figures(
 def named_figures(
     parts: Sequence[ReportPart], figures: Sequence[Mapping[str, Any]]
 ) -> dict[str, Mapping[str, Any]]:
-    """Return the charts by the name of their file: the kind of the chart, its field, a number if it is not the first."""
+    """Return the charts by the name of their file: kind of the chart, field, and a number if the name is taken."""
     found: dict[str, Mapping[str, Any]] = {}
     for part in parts:
         for loss, label in LOSS_LABELS.items():
@@ -62,23 +63,21 @@ def add_named(found: dict[str, Mapping[str, Any]], name: str, entry: Mapping[str
 
 def curve_entry(part: ReportPart, loss: str, label: str) -> dict[str, Any]:
     """Return the chart of the mean curves of a part, each variant at its best setting."""
-    rows: list[dict[str, object]] = []
-    lows: list[float] = []
+    rows: list[dict[str, Any]] = []
     for (i, j), curve in part.curves[loss].items():
-        group = part.group_of[i]
-        if j != part.variants[i].best or group == OTHERS:
+        group = part.group(i, j)
+        if group == OTHERS:
             continue
         known = {"key": len(rows), "group": group, "width": 1.5}
-        for step, *ends in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
-            y, low, high = map(finite_or_none, ends)
-            rows.append(known | {"x": float(step), "y": y, "low": low, "high": high})
-        lows.append(float(min(curve.mean)))
-    values = sorted(float(row["y"]) for row in rows if isinstance(row["y"], float))
-    high = values[int(0.9 * (len(values) - 1))] if values else 1.0
-    signals = {"yrange": [min(lows, default=0.0), high]}
+        for step, y, low, high in zip(curve.steps, curve.mean, curve.low, curve.high, strict=True):
+            rows.append(known | {"x": int(step), "y": y, "low": low, "high": high})
+    values = sorted(float(row["y"]) for row in rows if math.isfinite(row["y"]))
+    data = {"curves": table_data(rows), "hover": table_data([])}
+    # The highest tenth is the steep beginning.
+    y_range = [values[0], values[int(0.9 * (len(values) - 1))]] if values else [0.0, 1.0]
     colors = part.tokens("steps", label)
     colors[GROUPS] = [group for group in part.groups if group != OTHERS]
-    return {"chart": "curves", "rows": {"curves": rows, "hover": []}, "tokens": colors, "signals": signals}
+    return {"chart": "curves", "data": data, "tokens": colors, "signals": {"yrange": y_range}}
 
 
 def filled_spec(entry: Mapping[str, Any]) -> Spec:
@@ -91,10 +90,9 @@ def filled_spec(entry: Mapping[str, Any]) -> Spec:
     spec = with_tokens(
         json.loads(json.dumps(chart_specs()[entry["chart"]]).replace(PAGE_FONT, PAPER_FONT)), tokens
     )
-    rows = entry.get("rows") or {name: rows_of_table(table) for name, table in entry["data"].items()}
     for data in spec["data"]:
-        if data["name"] in rows:
-            data["values"] = rows[data["name"]]
+        if data["name"] in entry["data"]:
+            data["values"] = rows_of_table(entry["data"][data["name"]])
     fix_signals(spec, {"width": COLUMN_WIDTH, **entry.get("signals", {})})
     if isinstance(spec.get("height"), int):
         spec["height"] = round(HEIGHT_SHARE * COLUMN_WIDTH)
@@ -125,4 +123,5 @@ def fix_signals(spec: Spec, values: Mapping[str, Any]) -> None:
 
 
 def rows_of_table(table: Mapping[str, list]) -> list[dict[str, object]]:
+    """Return the rows from which table_data() made a table."""
     return [dict(zip(table["columns"], row, strict=True)) for row in table["rows"]]

@@ -10,7 +10,7 @@ import numpy as np
 
 from explore.compare.curves import Curve
 from explore.compare.svg import widened
-from explore.compare.variants import SEED, Variant, is_number, measured, varied_fields
+from explore.compare.variants import SEED, Variant, varied_fields
 from explore.compare.verdicts import ComparisonRow
 
 # Placeholders in the specification of a chart: titles of its axes, names of groups, and their colors.
@@ -85,6 +85,10 @@ class ReportPart:
         """Group by index of the variant."""
         return {i: self.variants[i].name if i in self.colored else OTHERS for i in range(len(self.variants))}
 
+    def group(self, i: int, j: int) -> str:
+        """Return the group of the runs of variant `i` with its setting `j`: only the best setting has a color."""
+        return self.group_of[i] if j == self.variants[i].best else OTHERS
+
     def tokens(self, x: str, y: str | None = None) -> dict[str, Any]:
         """Return the values for the placeholders of a chart: titles of the axes, groups and colors."""
         colors = [*GROUP_COLORS[: len(self.colored)], OTHER_COLOR]
@@ -126,15 +130,8 @@ def finite_or_none(value: object) -> object:
     return int(value) if isinstance(value, np.integer) else value
 
 
-def cost_of(variant: Variant, column: str) -> float:
-    """Return the mean of a measured value over the runs of the variant's best setting, or NaN."""
-    runs = [] if variant.best is None else variant.runs_of(variant.best)
-    values = [float(value) for run in runs if is_number(value := measured(run, column))]
-    return float(np.mean(values)) if values else math.nan
-
-
 def range_without_outliers(losses: Sequence[float], at_least: float = -math.inf) -> tuple[float, float]:
-    """Return the range of the losses without the highest 5 %, but up to `at_least`."""
+    """Return the range of the losses without the highest 5 %, extended to `at_least`."""
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
         return 0.0, 1.0

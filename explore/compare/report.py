@@ -116,8 +116,8 @@ def report(
 def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> None:
     """Write report.html anew every few seconds while runs under saved-models/{name}/ train, with these runs.
 
-    The page loads itself again meanwhile. It starts before the first run does, and ends with a complete report once none
-    trains any more. The arguments are those of report(). Raise NoRuns if there are no runs to report on then.
+    The page reloads itself in the browser. Watching waits up to MAX_WAIT_SECONDS for the first run. It ends with a complete
+    report when no run trains any more. The arguments are those of report(). Raise NoRuns if no run is complete at the end.
     """
     os.nice(10)  # training comes first
     root = output_root(out)
@@ -134,9 +134,8 @@ def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOpt
             break
         was_training = trains
         if len(table):
-            with contextlib.suppress(
-                ValueError
-            ):  # options that fit only later, such as a baseline not yet trained
+            # Some options fit only later, such as a baseline that is not trained yet.
+            with contextlib.suppress(ValueError):
                 variants, comparison = compare_variants(table, **options)
                 write_page(page, name, table, variants, comparison, refresh=REFRESH_SECONDS)
         time.sleep(max(REFRESH_SECONDS, 2 * (time.monotonic() - began)))

@@ -12,7 +12,7 @@ from train.data import make_data
 from train.saving.run_folder import read_about, read_params
 
 MAX_SAMPLES = 12  # samples shown without a click
-MAX_TASK_SAMPLES = 200_000  # to generate more of them only for a prompt takes too long
+MAX_TASK_SAMPLES = 200_000  # data with more samples is not generated anew just to show its prompt
 
 
 class TaskExample(NamedTuple):
@@ -76,8 +76,7 @@ def samples_section(part: ReportPart, example: TaskExample | None) -> str:
     items = []
     for i in part.order:
         variant = part.variants[i]
-        runs = [] if variant.best is None else variant.runs_of(variant.best)
-        texts = [text for run in runs if (text := sample_of(run, [example]))]
+        texts = [text for run in variant.best_runs if (text := sample_of(run, [example]))]
         if texts:
             items.append(f"<h3>{escape(variant.name)}</h3><pre>{escape(texts[0])}</pre>")
     shown, hidden = items[:MAX_SAMPLES], items[MAX_SAMPLES:]

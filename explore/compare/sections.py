@@ -12,7 +12,7 @@ from explore.compare.axes import axis_figures
 from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
 from explore.compare.metrics import RunRow, is_number, measured, number_text
-from explore.compare.parts import COLORS, GROUPS, Figures, ReportPart, cost_of, table_data
+from explore.compare.parts import COLORS, GROUPS, X_TITLE, Figures, ReportPart, table_data
 from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
 from explore.compare.svg import widened
@@ -31,10 +31,9 @@ from train.grid.params import SECTION_OF
 
 MAX_PAGE_ROWS = 500  # rows of the table of all runs
 MAX_VARIANTS = 200  # rows of the tables of variants
-MAX_DIFFERENCES = 40  # variants beside a chart
-COSTS: dict[
-    str, tuple[str, Callable[[float], str]]
-] = {  # columns of the cost table by title: measured value and format
+MAX_DIFFERENCES = 40  # variants in the chart of differences
+# Columns of the cost table by title: measured value and format.
+COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "parameters": ("n_params", lambda value: f"{value:,.0f}"),
     "active parameters": ("n_active_params", lambda value: f"{value:,.0f}"),
     "state size": ("state_size", lambda value: f"{value:,.0f}"),
@@ -50,7 +49,7 @@ COSTS: dict[
 def sections(
     values: dict[str, str],
     parts: Sequence[ReportPart],
-    table: pd.DataFrame,
+    rows: Sequence[RunRow],
     notes: Sequence[str],
     left_out: Sequence[str],
     *,
@@ -58,12 +57,11 @@ def sections(
     figures: Figures,
 ) -> dict[str, str]:
     """Return the HTML for each placeholder of page/report.html. `values` are texts for further placeholders."""
-    rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
     done = [row for row in rows if has_ended(row)]
     varied = varied_fields(done)
     return {name: escape(value) for name, value in values.items()} | {
         "summary": summary_section(done, rows),
-        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes) + diffs_section(table),
+        "notes": "".join(f"<p><b>{escape(note)}</b></p>" for note in notes),
         "answer": "".join(with_title(part, parts, answer_of(part, figures)) for part in parts)
         or "<p>No run has ended yet.</p>",
         "curves": "".join(
@@ -84,9 +82,8 @@ def is_running(row: RunRow) -> bool:
     return measured(row, "status") == "training"
 
 
-def ranked_rows(table: pd.DataFrame) -> list[RunRow]:
+def ranked_rows(rows: Sequence[RunRow]) -> list[RunRow]:
     """Return the runs that the page lists: those that train first, then by loss. Runs without a loss are the last."""
-    rows: list[RunRow] = [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
     def key(row: RunRow) -> tuple[bool, float]:
         loss = measured(row, "val_loss")
@@ -165,7 +162,7 @@ def answer_of(part: ReportPart, figures: Figures) -> str:
 
 
 def winner(part: ReportPart) -> str:
-    """Return in a sentence which variant is best, by how much, and how sure that is. Of one variant, say what to try."""
+    """Return in a sentence which variant is best, by how much, and how sure that is. Of one variant, add what to try next."""
     row = part.rows[part.order[0]]
     metric = part.label
     mean = f"{number_text(row['mean'])}" + (
@@ -273,7 +270,7 @@ def difference_figure(part: ReportPart, figures: Figures) -> str:
         "verdicts are corrected for the number of comparisons."
     )
     data = {"differences": table_data(rows), "zero": table_data([{"x": 0}])}
-    return figures.add("differences", data, {"@x": title}, caption)
+    return figures.add("differences", data, {X_TITLE: title}, caption)
 
 
 def cost_figures(part: ReportPart, figures: Figures) -> str:
@@ -285,7 +282,7 @@ def cost_figures(part: ReportPart, figures: Figures) -> str:
 
 def cost_figure(part: ReportPart, column: str, label: str, figures: Figures) -> str:
     """Return a chart of loss against a measured value, or "" if the variants differ by less than 5 % in it."""
-    costs = {i: cost_of(variant, column) for i, variant in enumerate(part.variants)}
+    costs = {i: mean_over_runs(variant.best_runs, column) for i, variant in enumerate(part.variants)}
     costs = {i: cost for i, cost in costs.items() if cost > 0 and math.isfinite(part.rows[i]["mean"])}
     if not costs or max(costs.values()) < 1.05 * min(costs.values()):
         return ""
@@ -310,10 +307,9 @@ def verdicts(part: ReportPart) -> str:
     phrases = [f"<b class={kind}>{counts[kind]} {kind}</b>" for kind in ("better", "worse") if counts[kind]]
     if counts["unclear"]:
         phrases.append(f"<b class=unclear>{counts['unclear']} indistinguishable</b>")
-    baseline = next((row["variant"] for row in part.rows if row["verdict"] == "baseline"), None)
-    if not phrases or baseline is None:
+    if not phrases or part.baseline is None:
         return "<p>There is nothing to compare.</p>"
-    return f"<p>Against the baseline <q>{escape(baseline)}</q>: {', '.join(phrases)}.</p>"
+    return f"<p>Against the baseline <q>{escape(part.rows[part.baseline]['variant'])}</q>: {', '.join(phrases)}.</p>"
 
 
 def kind_of(verdict: str) -> str:
@@ -321,15 +317,13 @@ def kind_of(verdict: str) -> str:
 
 
 def best_table(part: ReportPart) -> str:
-    """Return a table of the variants, each at its best setting."""
+    """Return a table of at least two variants, each at its best setting."""
     header = [
         *(part.fields or ["variant"]),
         "best",
-        *map(Right, ("tried", "seeds", part.label.removeprefix("final "), "")),
+        *map(Right, ("tried", "seeds", part.label.removeprefix("final "), "", "difference", "p")),
+        "verdict",
     ]
-    compared = len(part.rows) > 1
-    if compared:
-        header += [Right("difference"), Right("p"), "verdict"]
     lines = []
     for i in part.order[:MAX_VARIANTS]:
         row, variant = part.rows[i], part.variants[i]
@@ -343,13 +337,10 @@ def best_table(part: ReportPart) -> str:
             number_cell(row["n_seeds"], "{:d}".format),
             number_cell(row["mean"], number_text),
             number_cell(half, lambda value: f"± {number_text(value)}"),
+            number_cell(row["difference"], lambda value: number_text(value, "+")),
+            number_cell(row["p"], p_as_text),
+            f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>",
         ]
-        if compared:
-            cells += [
-                number_cell(row["difference"], lambda value: number_text(value, "+")),
-                number_cell(row["p"], p_as_text),
-            ]
-            cells.append(f"<td class={kind_of(row['verdict'])}>{escape(row['verdict'])}</td>")
         lines.append("".join(cells))
     return html_table(header, lines) + hidden_note(len(part.rows) - MAX_VARIANTS, "variants")
 
@@ -365,9 +356,8 @@ def cost_table(part: ReportPart) -> str:
         variant = part.variants[i]
         run = next(iter(variant.runs.values()))
         names = [value_as_label(run.get(name)) for name in part.fields] or [variant.name]
-        runs = variant.runs_of(variant.best) if variant.best is not None else []
-        means = {title: mean_over_runs(runs, name) for title, (name, _) in COSTS.items()}
-        share = means["FLOP/s"] / mean_over_runs(runs, "peak_flops")
+        means = {title: mean_over_runs(variant.best_runs, name) for title, (name, _) in COSTS.items()}
+        share = means["FLOP/s"] / mean_over_runs(variant.best_runs, "peak_flops")
         cells = [*map(text_cell, names)]
         cells += [number_cell(means[title], form) for title, (_, form) in COSTS.items()]
         cells += [number_cell(share, "{:.0%}".format), number_cell(part.rows[i]["mean"], number_text)]
@@ -376,6 +366,7 @@ def cost_table(part: ReportPart) -> str:
 
 
 def mean_over_runs(runs: Iterable[RunRow], name: str) -> float:
+    """Return the mean of the measured values `name`, or NaN if no run has one."""
     values = numbers_of(runs, name)
     return float(np.mean(values)) if values else math.nan
 

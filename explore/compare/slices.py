@@ -75,8 +75,7 @@ def slice_figures(part: ReportPart, figures: Figures) -> str:
 
 def runs_slices(part: ReportPart, i: int) -> list[list[SliceOfRun]]:
     """Return the slices of the runs of a variant at its best setting."""
-    variant = part.variants[i]
-    runs = [] if variant.best is None else variant.runs_of(variant.best)
+    runs = part.variants[i].best_runs
     return [read_slices(Path(str(folder))) for run in runs if (folder := measured(run, "folder"))]
 
 

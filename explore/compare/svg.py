@@ -1,16 +1,10 @@
-"""Small plots as SVG: ticks at round numbers, lines with bands, dots, intervals. All text is escaped.
-
-Colors are CSS values, such as the variables of the page.
-"""
+"""Small plots as SVG: ticks at round numbers, lines and dots. All text is escaped. Colors are CSS values."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-import numpy as np
-
-Values = Sequence[float] | np.ndarray
 LETTER = 7.2  # width in pixels of a letter of a label, rather too large than too small
 MARGIN = {"left": 56.0, "right": 12.0, "top": 10.0, "bottom": 40.0}
 
@@ -98,58 +92,27 @@ class Plot:
         self.y_ticks = y_ticks or {tick: tick_label(tick) for tick in self.y.ticks(5)}
         self.marks: list[str] = []
 
-    def points(self, xs: Values, ys: Values) -> str:
+    def points(self, xs: Sequence[float], ys: Sequence[float]) -> str:
         pairs = [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
         # The clip of y keeps the numbers in the SVG short.
         return " ".join(f"{self.x(x):.1f},{min(9999.0, max(-9999.0, self.y(y))):.1f}" for x, y in pairs)
 
-    def line(self, xs: Values, ys: Values, color: str, title: str = "", kind: str = "line") -> None:
-        tooltip = f"<title>{escape(title)}</title>" if title else ""
+    def line(self, xs: Sequence[float], ys: Sequence[float], color: str, kind: str = "line") -> None:
         points = self.points(xs, ys)
         if " " in points:
-            self.marks.append(
-                f'<polyline class="{kind}" style="color:{color}" points="{points}">{tooltip}</polyline>'
-            )
+            self.marks.append(f'<polyline class="{kind}" style="color:{color}" points="{points}"></polyline>')
         elif points:
             x, y = points.split(",")
             self.marks.append(
-                f'<circle class="dot" style="color:{color}" cx="{x}" cy="{y}" r="2.5">{tooltip}</circle>'
+                f'<circle class="dot" style="color:{color}" cx="{x}" cy="{y}" r="2.5"></circle>'
             )
 
-    def band(self, xs: Values, lows: Values, highs: Values, color: str) -> None:
-        points = f"{self.points(xs, lows)} {self.points(xs[::-1], highs[::-1])}".strip()
-        if points:
-            self.marks.append(f'<polygon class="band" style="color:{color}" points="{points}"/>')
-
-    def dots(self, xs: Values, ys: Values, color: str, r: float = 2.0, kind: str = "dot") -> None:
+    def dots(
+        self, xs: Sequence[float], ys: Sequence[float], color: str, r: float = 2.0, kind: str = "dot"
+    ) -> None:
         circles = (point.split(",") for point in self.points(xs, ys).split())
         shapes = "".join(f'<circle cx="{x}" cy="{y}" r="{r}"/>' for x, y in circles)
         self.marks.append(f'<g class="{kind}" style="color:{color}">{shapes}</g>')
-
-    def crosses(self, xs: Values, color: str, title: str) -> None:
-        """Mark values at the upper edge, for points that lie above the plot."""
-        y = MARGIN["top"] + 5
-        strokes = "".join(f"M{self.x(x) - 3:.1f},{y - 3}l6,6m0,-6l-6,6" for x in xs)
-        if strokes:
-            self.marks.append(
-                f'<path class="line" style="color:{color}" d="{strokes}"><title>{escape(title)}</title></path>'
-            )
-
-    def x_interval(self, y: float, low: float, high: float, color: str, title: str) -> None:
-        """Draw an interval of x at height y."""
-        at = self.y(y)
-        self.marks.append(
-            f'<g style="color:{color}"><title>{escape(title)}</title><line class="line" x1="{self.x(low):.1f}" '
-            f'x2="{self.x(high):.1f}" y1="{at:.1f}" y2="{at:.1f}"/></g>'
-        )
-
-    def y_interval(self, x: float, low: float, high: float, color: str) -> None:
-        """Draw an interval of y at x."""
-        at = self.x(x)
-        self.marks.append(
-            f'<line class="line" style="color:{color}" x1="{at:.1f}" x2="{at:.1f}" y1="{self.y(low):.1f}" '
-            f'y2="{self.y(high):.1f}"/>'
-        )
 
     def rule(self, x: float) -> None:
         self.marks.append(
@@ -160,7 +123,7 @@ class Plot:
         """Return the SVG. `about` is the description for screen readers."""
         top, left, right, bottom = MARGIN["top"], self.left, self.right, self.bottom
         x, y, width, height = left - 4, top - 4, right - left + 8, bottom - top + 8
-        # An inner svg clips the marks. A clipPath would need an id that is unique on the page.
+        # An inner svg clips the marks. A clipPath would need an id that is unique in a document with several plots.
         frame = f'<svg x="{x}" y="{y}" width="{width}" height="{height}" viewBox="{x} {y} {width} {height}">'
         return (
             f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" height="{self.height:g}" '

@@ -40,6 +40,11 @@ def row_of(values: Mapping[str, object], params: Params | None = None) -> RunRow
     )
 
 
+def records(table: pd.DataFrame) -> list[RunRow]:
+    """Return the rows of a table of runs, such as that of `runs()`."""
+    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+
+
 def seed_of(row: RunRow) -> int:
     seed = row.get(SEED)
     return int(seed) if isinstance(seed, str | SupportsInt) else TrainParams.random_seed
@@ -75,6 +80,11 @@ class Variant:
         """Index of the setting with the lowest mean loss. None if every setting has a failed or diverged run."""
         losses_LS = self.losses_LS[:, self.complete_S] if self.complete_S.any() else self.losses_LS
         return best_setting(losses_LS)
+
+    @property
+    def best_runs(self) -> list[RunRow]:
+        """Runs with the best setting, none if there is no best setting."""
+        return [] if self.best is None else self.runs_of(self.best)
 
     @property
     def edge(self) -> str:

@@ -516,7 +516,7 @@ def verdict(match: Match, n_tests: int) -> str:
 
 
 def what_would(more: int | None) -> str:
-    """Return how many more seeds would tell, in words. None: more than MAX_SEEDS."""
+    """Return in words how many more seeds would tell. `more` is None if even MAX_SEEDS seeds would not."""
     return (
         f"not even {MAX_SEEDS:,} seeds would"
         if more is None

@@ -41,7 +41,7 @@ function thinned(rows, n) {
   return kept;
 }
 
-// What lies far outside of the zoom is left out, so that what is inside has more points.
+// Points far outside the zoom are left out, so that more of those inside are drawn.
 function zoomedRange(figure) {
   const [low, high] = figure.part === 0 && state.zoom ? state.zoom.split(",").map(Number) : [-Infinity, Infinity];
   return [low - (high - low || 0), high + (high - low || 0)].map((end, i) => (Number.isFinite(end) ? end : [-Infinity, Infinity][i]));
@@ -182,7 +182,7 @@ function showTip(event, value) {
   tip.style.top = `${Math.max(4, Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 8))}px`;
 }
 
-// A line itself knows only its first point, so the nearest point of all lines is looked for.
+// Vega knows only the first point of a line under the mouse, so look for the nearest point of all lines.
 function followMouse(view, rows) {
   let near = null;
   view.addEventListener("pointermove", (event) => {

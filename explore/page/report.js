@@ -162,13 +162,13 @@ function choose(i, asOther) {
   redraw((figure) => figure.part !== undefined); // the chosen run stands out
 }
 
-// A number stands for a text that several runs share.
+// Texts that several runs share are kept once: a run then has the index of the text.
 function told(i, name) {
   const value = doc.runs[i][name] ?? null;
   return typeof value === "number" ? doc.texts[value] : value;
 }
 
-// Of one run: what is known and is no default. Of two: where they differ.
+// Of one run: the values that differ from the default. Of two: the values that differ between them.
 function detailLines(runs) {
   const isTold = (values, column) => values.some((value) => value !== (column.default ?? null));
   const differ = (values) => values.length === 2 && values[0] !== values[1];

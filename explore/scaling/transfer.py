@@ -13,7 +13,7 @@ import pandas as pd
 
 from common.text import did_you_mean
 from explore.compare.metrics import LOSSES, RunRow, float_in
-from explore.compare.variants import final_loss, has_ended, seed_of, with_plural
+from explore.compare.variants import final_loss, has_ended, records, seed_of, with_plural
 from explore.compare.verdicts import interval
 from explore.plots import draw_panels
 from explore.scaling.report import Line, Panel, ScalingReport, sizes_of, variants_over, varies, with_variant
@@ -123,10 +123,6 @@ def judge_transfer(name: str, scale: str, rows: Sequence[RunRow], metric: str, i
         with_variant(name, f"{scale}: {reason}") if is_open and not fine else "",
         panel(name, scale, curves),
     )
-
-
-def records(table: pd.DataFrame) -> list[RunRow]:
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
 
 
 def controls_among(variants: Mapping[str, list[int]], rows: Sequence[RunRow], scale: str) -> list[str]:

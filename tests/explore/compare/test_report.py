@@ -184,6 +184,15 @@ def test_thinned_curves_keep_their_extremes():
     assert thinned(values[:70]) == values[:70]
 
 
+def test_a_long_diff_that_all_runs_share_is_kept_once(tmp_path):
+    folders = fake_grid(tmp_path, n_points=5, random_seed=[*range(25)])
+    for folder in folders:
+        (folder / "diff.patch").write_text("+line\n" * 5_000)
+    document = document_of(model_explorer.report("demo", out=str(tmp_path)).html)
+    [place] = {run["diff"] for run in document["runs"]}
+    assert document["texts"][place].startswith("+line\n+line\n")
+
+
 def test_a_report_without_runs_is_one_sentence_and_exit_code_2(tmp_path, capsys):
     assert main.main(["--report=test", "--out", str(tmp_path)]) == 2
     [line] = capsys.readouterr().err.splitlines()
