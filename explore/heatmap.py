@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from explore.html import Page, fill_template
+from explore.html import Page, fill_template, save_html
 from explore.inspection.tables import HeatPanel, heat_panels, logit_lens_panel, tokens_of
 from explore.plots import DARK_SHARE, column_width, draw_heatmap, save_figure
 from model.inputs import Input
@@ -83,9 +83,7 @@ class HeatMap(Page):
         """
         path = Path(path)
         if path.suffix == ".html":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.html, encoding="utf-8")
-            print(f"saved {path}")
+            save_html(self, path)
             return
         width = width or column_width(path.name)
         save_figure(draw_heatmap(self.panels, self.center, self.limit, self.title, width), path)

@@ -43,10 +43,8 @@ class Page:
 
     def _repr_html_(self) -> str:
         """Return the page in an iframe of fixed height (`height` pixels), which keeps its styles from affecting the notebook."""
-        return (
-            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts allow-downloads" title="{escape(self.title)}" '
-            f'style="width: 100%; height: {min(self.height, HEIGHT)}px; border: 0"></iframe>'
-        )
+        style = f"width: 100%; height: {min(self.height, HEIGHT)}px; border: 0"
+        return in_iframe(self.html, self.title, style)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self.html) / 1000:,.0f} kB>"
@@ -87,10 +85,7 @@ def attention_pair(
     Heads, filters and options that you choose on one side are chosen on the other side, too. With `filename`, save the
     page as attentions/{filename}.html under the output root (`out`).
     """
-    frames = "".join(
-        f'<iframe srcdoc="{escape(page.html)}" sandbox="allow-scripts allow-downloads" title="{side}"></iframe>'
-        for side, page in (("left", left), ("right", right))
-    )
+    frames = "".join(in_iframe(page.html, title) for title, page in (("left", left), ("right", right)))
     # The frames obey this page's policy as well as their own.
     inner = [digest_of(read_scripts(ATTENTION_SCRIPTS))]
     values = {"title": "Attention patterns, side by side", "frames": frames}
@@ -108,10 +103,20 @@ def save_page(page: AttentionPage, filename: str | None, out: str | None) -> Att
     """Return `page`. With `filename`, save it in attentions/ under the output root (`out`)."""
     if filename is not None:
         path = output_root(out) / "attentions" / f"{filename}.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.html, encoding="utf-8")
-        print(f"saved {path}")
+        save_html(page, path)
     return page
+
+
+def save_html(page: Page, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.html, encoding="utf-8")
+    print(f"saved {path}")
+
+
+def in_iframe(html: str, title: str, style: str = "") -> str:
+    """Return an iframe with a page, whose scripts may run and offer downloads."""
+    sandbox = "allow-scripts allow-downloads"
+    return f'<iframe srcdoc="{escape(html)}" sandbox="{sandbox}" title="{escape(title)}" style="{style}"></iframe>'
 
 
 def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
