@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from explore.html import Page, fill_template, save_html
-from explore.inspection.tables import HeatPanel, heat_panels, logit_lens_panel, tokens_of
+from explore.inspection.tables import HeatPanel, heat_panels, is_one_sided, logit_lens_panel, tokens_of
 from explore.plots import DARK_SHARE, column_width, draw_heatmap, save_figure
 from model.inputs import Input
 from model.lm import LM
@@ -40,8 +40,8 @@ class HeatMap(Page):
         self.height = 110 + 8 * longest + ROW_PIXELS * max(len(panel.rows) for panel in panels)
 
     def fill_page(self, title: str) -> str:
-        is_one_sided = all(np.nanmin(panel.values_RC) >= self.center for panel in self.panels)
-        data = {"center": self.center, "limit": self.limit, "one_sided": is_one_sided}
+        one_sided = is_one_sided(self.panels, self.center)
+        data = {"center": self.center, "limit": self.limit, "one_sided": one_sided}
         values = {
             "title": escape(title or "Heat map"),
             "heading": escape(title),

@@ -234,7 +234,7 @@ def fill_template(
     The values must be safe HTML: this function escapes nothing. `library` is JavaScript that runs before the scripts. The
     page's policy allows its own scripts, and those with one of `digests`.
     """
-    script = "\n".join([*([library] if library else []), read_scripts(scripts)])
+    script = "\n".join(filter(None, (library, read_scripts(scripts))))
     allowed = "' '".join([digest_of(script), *digests])
     page, head = ((PAGE / name).read_text(encoding="utf-8") for name in (template, "head.html"))
     for name, value in {"head": head.rstrip(), "digest": allowed, **values, "script": script}.items():

@@ -25,7 +25,7 @@ from common.text import did_you_mean
 from explore.compare.curves import average_curves, averaged
 from explore.compare.variants import CODE, SEED, fields_as_label, varied_fields
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
-from explore.inspection.tables import HeatPanel
+from explore.inspection.tables import HeatPanel, is_one_sided
 from explore.load import find_run, row_of_folder
 from explore.scaling.report import Line, Panel
 from model.generation.sampling import eval_mode
@@ -502,10 +502,9 @@ def draw_heatmap(
     for ax, panel in zip(axes.flat, panels, strict=True):
         ax.imshow(np.ma.masked_invalid(panel.values_RC), cmap=DIVERGING, norm=norm, aspect="auto")
         ax.set_title(panel.title, fontsize=FONT, parse_math=False)
-        for axis, names in ((ax.xaxis, panel.columns), (ax.yaxis, panel.rows)):
-            every = max(
-                1, math.ceil(len(names) * FONT / 60 / (height if axis is ax.yaxis else sum(widths) * scale))
-            )
+        sides = (ax.xaxis, panel.columns, sum(widths) * scale), (ax.yaxis, panel.rows, height)
+        for axis, names, inches in sides:
+            every = max(1, math.ceil(len(names) * FONT / 60 / inches))
             shown = [short_token(name, 20) for name in names[::every]]
             axis.set_ticks(
                 range(0, len(names), every), shown, fontsize=FONT * max(0.7, scale), parse_math=False
@@ -516,7 +515,7 @@ def draw_heatmap(
         write_texts(ax, panel, center, limit, FONT * max(0.5, scale))
     bar = figure.colorbar(ScalarMappable(norm, DIVERGING), ax=axes, shrink=0.9, pad=0.02)
     bar.ax.tick_params(labelsize=FONT)
-    if all(np.nanmin(panel.values_RC) >= center for panel in panels):
+    if is_one_sided(panels, center):
         bar.ax.set_ylim(center, center + limit)
     figure.suptitle(title, fontsize=FONT + 1, parse_math=False)
     plt.close(figure)  # so that a notebook shows it only as a cell's value

@@ -32,6 +32,11 @@ class HeatPanel(NamedTuple):
     texts: list[list[str]] | None = None  # shown in the cells
 
 
+def is_one_sided(panels: Iterable[HeatPanel], center: float) -> bool:
+    """Return whether every panel has values, and none below the center: its half of the color scale is not needed."""
+    return all(np.nanmin(panel.values_RC) >= center for panel in panels)
+
+
 def heat_panels(result: pd.DataFrame | pd.Series | Tensor | np.ndarray) -> list[HeatPanel]:
     """Return a result of inspection as panels.
 
