@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from explore.compare.svg import short_label
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.inspection.scores import pattern_scores
 from model.inputs import Input
@@ -162,8 +163,7 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
 
 def title_of_text(tokens: Sequence[str]) -> str:
     """Return the beginning of the text as a title."""
-    text = "".join(tokens).replace("·", " ")
-    return text if len(text) <= MAX_TITLE_CHARS else f"{text[: MAX_TITLE_CHARS - 1]}…"
+    return short_label("".join(tokens).replace("·", " "), MAX_TITLE_CHARS)
 
 
 def rounded_scores(patterns: Patterns) -> dict[str, list[float]]:

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.text import did_you_mean
 from explore.compare.curves import average_curves, averaged
+from explore.compare.svg import short_label
 from explore.compare.variants import CODE, SEED, fields_as_label, varied_fields
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.inspection.tables import HeatPanel, is_one_sided
@@ -417,7 +418,9 @@ def draw_grid(
     inches, and `width` that of the figure; by default it follows from the number of tokens and columns.
     """
     n_rows, n_columns = len(rows), len(rows[0])
-    size, beside, labels = grid_size([short_token(token) for token in tokens], n_columns, width)
+    size, beside, labels = grid_size(
+        [short_label(token, MAX_TOKEN_CHARS) for token in tokens], n_columns, width
+    )
     below = 1.3 if width is None else beside - 0.9
     width = width or 1.05 * size * n_columns + beside
     height = 1.05 * size * n_rows + between * (n_rows - 1) + below + 0.4
@@ -457,10 +460,6 @@ def grid_size(labels: list[str], n_columns: int, width: float | None) -> tuple[f
     if wanted <= size:
         return size, beside, labels
     return (width - 1.4) / 1.05 / n_columns, 1.4, []
-
-
-def short_token(token: str, longest: int = MAX_TOKEN_CHARS) -> str:
-    return token if len(token) <= longest else token[: longest - 1] + "…"
 
 
 def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:
@@ -505,7 +504,7 @@ def draw_heatmap(
         sides = (ax.xaxis, panel.columns, sum(widths) * scale), (ax.yaxis, panel.rows, height)
         for axis, names, inches in sides:
             every = max(1, math.ceil(len(names) * FONT / 60 / inches))
-            shown = [short_token(name, 20) for name in names[::every]]
+            shown = [short_label(name, 20) for name in names[::every]]
             axis.set_ticks(
                 range(0, len(names), every), shown, fontsize=FONT * max(0.7, scale), parse_math=False
             )
@@ -530,7 +529,7 @@ def write_texts(ax: Axes, panel: HeatPanel, center: float, limit: float, size: f
             ax.text(
                 x,
                 y,
-                short_token(text),
+                short_label(text, MAX_TOKEN_CHARS),
                 ha="center",
                 va="center",
                 fontsize=size,
