@@ -36,12 +36,11 @@ from train.saving.run_folder import output_root
 from train.stats import Stat, Stats
 
 XAxis = Literal["samples", "steps"]
-FONT = 7.5  # size in points of all text beside attention patterns
+FONT = 7.5  # size in points of text in figures that fit a column of a paper, and beside attention patterns
 TOKEN_INCHES = 0.13  # height of a line of that text
 MAX_TOKEN_CHARS = 13  # longer tokens are cut
 MAX_GRID_INCHES = 13.0  # maximum width of a row of patterns
 FILM_COLUMNS = 6  # panels in a row of a film
-PAPER_FONT_SIZE = 7.5  # points
 EXPERT_LOAD = "stat/expert_load:layers."  # beginning of the names of statistics
 MAX_LEGEND_EXPERTS = 8  # a legend of more would hide the lines
 # As in page/weights.js, the shade depends on the square root of a weight. Negative weights are amber. Later positions
@@ -144,10 +143,9 @@ def plot_expert_load(timestamp: str, filename: str | None = None, out: str | Non
             handles, names, title="expert", loc="outside right upper", fontsize="x-small", frameon=False
         )
     if filename is not None:
-        path = figure_path(out, "metrics", filename)
         if is_vector(filename):
             fit_column(figure)
-        save_figure(figure, path)
+        save_figure(figure, figure_path(out, "metrics", filename))
     show(figure, is_result=True)
     return figure
 
@@ -560,12 +558,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def fit_column(figure: Figure) -> None:
-    """Make a figure as wide as a column of a paper, with the text of one."""
+    """Shrink a figure to the width of a column of a paper, and its text to FONT points or less."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(COLUMN_INCHES, height * max(0.6, COLUMN_INCHES / width))
     for text in figure.findobj(Text):
         if isinstance(text, Text):
-            text.set_fontsize(min(text.get_fontsize(), PAPER_FONT_SIZE))
+            text.set_fontsize(min(text.get_fontsize(), FONT))
 
 
 def show(figure: Figure, *, is_result: bool) -> None:
