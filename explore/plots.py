@@ -75,7 +75,7 @@ def plot_metrics(
 
     - x: "samples", or optimizer "steps".
     - log: the axes with a logarithmic scale.
-    - smooth: the number of values of which each point is the mean: its own and those before it.
+    - smooth: length of the moving average: each point is the mean of its value and of the `smooth` - 1 before it.
     - width: of the figure in inches; by default 7, and the column of a paper for .pdf and .svg.
 
     With `filename`, save the figure in metrics/ under the output root (`out`), as .png unless the name ends in .svg or
@@ -123,7 +123,8 @@ def plot_expert_load(timestamp: str, filename: str | None = None, out: str | Non
     """Plot the load of each expert over the number of trained samples: a panel for each layer, a line for each expert.
 
     The load is the share of tokens that an expert gets over the mean share: all lines are at 1 in a balanced layer.
-    Arguments are those of `plot_metrics`. Raise ValueError for an unknown run, or one without experts.
+    `timestamp` may be "latest". With `filename`, save the figure as `plot_metrics` does. Raise ValueError for an unknown
+    run, or one without experts.
     """
     folder = find_run(timestamp, out)
     by_layer = loads_by_layer(Stats.load(folder / "stats.json").train_stats)
@@ -176,7 +177,7 @@ def read_metrics(folder: Path, metrics: Sequence[str], x: XAxis = "samples") -> 
 
 
 def smoothed(values: list[Stat], n: int) -> list[Stat]:
-    """Return values that are each the mean of `n`: itself and those before it."""
+    """Return the moving average of the values: each is the mean of itself and of the `n` - 1 before it."""
     means = pd.Series([stat.v for stat in values]).rolling(n, min_periods=1).mean()
     return [stat._replace(v=mean) for stat, mean in zip(values, means.tolist(), strict=True)]
 
@@ -448,7 +449,7 @@ def draw_grid(
 
 
 def grid_size(labels: list[str], n_columns: int, width: float | None) -> tuple[float, float, list[str]]:
-    """Return the inches of a pattern, those of labels and color bar beside the patterns, and the labels if they fit."""
+    """Return the size of a pattern and the room beside all patterns, in inches, and the labels, or [] if they do not fit."""
     wanted = len(labels) * TOKEN_INCHES
     if width is None:
         room = MAX_GRID_INCHES / n_columns

@@ -37,8 +37,8 @@ def eval_no_grad(lm: LM) -> Iterator[None]:
 def run_until(lm: LM, sample: Input, name: str) -> Tensor:
     """Run a model up to one activation and return it. Nothing after it is computed.
 
-    "layers.3.resid_pre" stops before layer 3. Recordings and patches around the call hold. The model is in evaluation mode,
-    and gradients flow if they are enabled. Raise ValueError for an unknown name.
+    "layers.3.resid_pre" stops before layer 3. Recordings and patches around the call apply. The model runs in evaluation
+    mode, and gradients flow if they are enabled. Raise ValueError for an unknown name.
     """
     with eval_mode(lm), tapping(lm, lm.taps, StopAt([name])):
         try:
