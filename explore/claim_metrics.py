@@ -34,7 +34,7 @@ def validation_batches(data: LMDataModule, max_rows: int | None = MAX_VAL_ROWS) 
 
 
 def arguments_of(data: LMDataModule, task: str) -> dict[str, Any]:
-    """Return all arguments of a task whose arguments are numbers. Raise ValueError if the data are those of another one."""
+    """Return all arguments of a task, defaults included. Raise ValueError if the data are those of another task."""
     if data.task is None or data.dataset_name != task:
         raise ValueError(f"it needs dataset_name={task!r}, not {data.dataset_name!r}")
     return data.task.arguments(data.data_params.task_args)
@@ -46,7 +46,7 @@ def fourier_share(lm: LM, data: LMDataModule) -> float:
     (Nanda et al. 2023, arXiv:2301.05217).
 
     The Fourier transform is taken over the numbers. The energy of a frequency is that of its cosine and sine, summed over
-    the dimensions of the embedding. The constant does not count.
+    the dimensions of the embedding. Frequency 0, the mean, does not count.
     """
     p = arguments_of(data, "modular_addition")["p"]
     if p // 2 <= N_KEY_FREQUENCIES:

@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from explore.html import Page, fill_template
-from explore.inspection.tables import HeatPanel, heat_panels, logit_lens_panel, tokens_of
+from explore.html import Page, fill_template, save_html
+from explore.inspection.tables import HeatPanel, heat_panels, is_one_sided, logit_lens_panel, tokens_of
 from explore.plots import DARK_SHARE, column_width, draw_heatmap, save_figure
 from model.inputs import Input
 from model.lm import LM
@@ -40,8 +40,8 @@ class HeatMap(Page):
         self.height = 110 + 8 * longest + ROW_PIXELS * max(len(panel.rows) for panel in panels)
 
     def fill_page(self, title: str) -> str:
-        is_one_sided = all(np.nanmin(panel.values_RC) >= self.center for panel in self.panels)
-        data = {"center": self.center, "limit": self.limit, "one_sided": is_one_sided}
+        one_sided = is_one_sided(self.panels, self.center)
+        data = {"center": self.center, "limit": self.limit, "one_sided": one_sided}
         values = {
             "title": escape(title or "Heat map"),
             "heading": escape(title),
@@ -83,9 +83,7 @@ class HeatMap(Page):
         """
         path = Path(path)
         if path.suffix == ".html":
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(self.html, encoding="utf-8")
-            print(f"saved {path}")
+            save_html(self, path)
             return
         width = width or column_width(path.name)
         save_figure(draw_heatmap(self.panels, self.center, self.limit, self.title, width), path)

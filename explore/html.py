@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from explore.compare.svg import short_label
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.inspection.scores import pattern_scores
 from model.inputs import Input
@@ -43,10 +44,8 @@ class Page:
 
     def _repr_html_(self) -> str:
         """Return the page in an iframe of fixed height (`height` pixels), which keeps its styles from affecting the notebook."""
-        return (
-            f'<iframe srcdoc="{escape(self.html)}" sandbox="allow-scripts allow-downloads" title="{escape(self.title)}" '
-            f'style="width: 100%; height: {min(self.height, HEIGHT)}px; border: 0"></iframe>'
-        )
+        style = f"width: 100%; height: {min(self.height, HEIGHT)}px; border: 0"
+        return in_iframe(self.html, self.title, style)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self.html) / 1000:,.0f} kB>"
@@ -87,10 +86,7 @@ def attention_pair(
     Heads, filters and options that you choose on one side are chosen on the other side, too. With `filename`, save the
     page as attentions/{filename}.html under the output root (`out`).
     """
-    frames = "".join(
-        f'<iframe srcdoc="{escape(page.html)}" sandbox="allow-scripts allow-downloads" title="{side}"></iframe>'
-        for side, page in (("left", left), ("right", right))
-    )
+    frames = "".join(in_iframe(page.html, title) for title, page in (("left", left), ("right", right)))
     # The frames obey this page's policy as well as their own.
     inner = [digest_of(read_scripts(ATTENTION_SCRIPTS))]
     values = {"title": "Attention patterns, side by side", "frames": frames}
@@ -108,10 +104,20 @@ def save_page(page: AttentionPage, filename: str | None, out: str | None) -> Att
     """Return `page`. With `filename`, save it in attentions/ under the output root (`out`)."""
     if filename is not None:
         path = output_root(out) / "attentions" / f"{filename}.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.html, encoding="utf-8")
-        print(f"saved {path}")
+        save_html(page, path)
     return page
+
+
+def save_html(page: Page, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.html, encoding="utf-8")
+    print(f"saved {path}")
+
+
+def in_iframe(html: str, title: str, style: str = "") -> str:
+    """Return an iframe with a page, whose scripts may run and offer downloads."""
+    sandbox = "allow-scripts allow-downloads"
+    return f'<iframe srcdoc="{escape(html)}" sandbox="{sandbox}" title="{escape(title)}" style="{style}"></iframe>'
 
 
 def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
@@ -157,8 +163,7 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
 
 def title_of_text(tokens: Sequence[str]) -> str:
     """Return the beginning of the text as a title."""
-    text = "".join(tokens).replace("·", " ")
-    return text if len(text) <= MAX_TITLE_CHARS else f"{text[: MAX_TITLE_CHARS - 1]}…"
+    return short_label("".join(tokens).replace("·", " "), MAX_TITLE_CHARS)
 
 
 def rounded_scores(patterns: Patterns) -> dict[str, list[float]]:
@@ -234,7 +239,7 @@ def fill_template(
     The values must be safe HTML: this function escapes nothing. `library` is JavaScript that runs before the scripts. The
     page's policy allows its own scripts, and those with one of `digests`.
     """
-    script = "\n".join([*([library] if library else []), read_scripts(scripts)])
+    script = "\n".join(filter(None, (library, read_scripts(scripts))))
     allowed = "' '".join([digest_of(script), *digests])
     page, head = ((PAGE / name).read_text(encoding="utf-8") for name in (template, "head.html"))
     for name, value in {"head": head.rstrip(), "digest": allowed, **values, "script": script}.items():

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from common.text import did_you_mean
 from explore.compare.curves import average_curves, averaged
+from explore.compare.svg import short_label
 from explore.compare.variants import CODE, SEED, fields_as_label, varied_fields
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
-from explore.inspection.tables import HeatPanel
+from explore.inspection.tables import HeatPanel, is_one_sided
 from explore.load import find_run, row_of_folder
 from explore.scaling.report import Line, Panel
 from model.generation.sampling import eval_mode
@@ -35,12 +36,11 @@ from train.saving.run_folder import output_root
 from train.stats import Stat, Stats
 
 XAxis = Literal["samples", "steps"]
-FONT = 7.5  # size in points of all text beside attention patterns
+FONT = 7.5  # size in points of text in figures that fit a column of a paper, and beside attention patterns
 TOKEN_INCHES = 0.13  # height of a line of that text
 MAX_TOKEN_CHARS = 13  # longer tokens are cut
 MAX_GRID_INCHES = 13.0  # maximum width of a row of patterns
 FILM_COLUMNS = 6  # panels in a row of a film
-PAPER_FONT_SIZE = 7.5  # points
 EXPERT_LOAD = "stat/expert_load:layers."  # beginning of the names of statistics
 MAX_LEGEND_EXPERTS = 8  # a legend of more would hide the lines
 # As in page/weights.js, the shade depends on the square root of a weight. Negative weights are amber. Later positions
@@ -75,7 +75,7 @@ def plot_metrics(
 
     - x: "samples", or optimizer "steps".
     - log: the axes with a logarithmic scale.
-    - smooth: the number of values of which each point is the mean: its own and those before it.
+    - smooth: length of the moving average: each point is the mean of its value and of the `smooth` - 1 before it.
     - width: of the figure in inches; by default 7, and the column of a paper for .pdf and .svg.
 
     With `filename`, save the figure in metrics/ under the output root (`out`), as .png unless the name ends in .svg or
@@ -123,7 +123,8 @@ def plot_expert_load(timestamp: str, filename: str | None = None, out: str | Non
     """Plot the load of each expert over the number of trained samples: a panel for each layer, a line for each expert.
 
     The load is the share of tokens that an expert gets over the mean share: all lines are at 1 in a balanced layer.
-    Arguments are those of `plot_metrics`. Raise ValueError for an unknown run, or one without experts.
+    `timestamp` may be "latest". With `filename`, save the figure as `plot_metrics` does. Raise ValueError for an unknown
+    run, or one without experts.
     """
     folder = find_run(timestamp, out)
     by_layer = loads_by_layer(Stats.load(folder / "stats.json").train_stats)
@@ -143,10 +144,9 @@ def plot_expert_load(timestamp: str, filename: str | None = None, out: str | Non
             handles, names, title="expert", loc="outside right upper", fontsize="x-small", frameon=False
         )
     if filename is not None:
-        path = figure_path(out, "metrics", filename)
         if is_vector(filename):
             fit_column(figure)
-        save_figure(figure, path)
+        save_figure(figure, figure_path(out, "metrics", filename))
     show(figure, is_result=True)
     return figure
 
@@ -177,7 +177,7 @@ def read_metrics(folder: Path, metrics: Sequence[str], x: XAxis = "samples") -> 
 
 
 def smoothed(values: list[Stat], n: int) -> list[Stat]:
-    """Return values that are each the mean of `n`: itself and those before it."""
+    """Return the moving average of the values: each is the mean of itself and of the `n` - 1 before it."""
     means = pd.Series([stat.v for stat in values]).rolling(n, min_periods=1).mean()
     return [stat._replace(v=mean) for stat, mean in zip(values, means.tolist(), strict=True)]
 
@@ -417,7 +417,9 @@ def draw_grid(
     inches, and `width` that of the figure; by default it follows from the number of tokens and columns.
     """
     n_rows, n_columns = len(rows), len(rows[0])
-    size, beside, labels = grid_size([short_token(token) for token in tokens], n_columns, width)
+    size, beside, labels = grid_size(
+        [short_label(token, MAX_TOKEN_CHARS) for token in tokens], n_columns, width
+    )
     below = 1.3 if width is None else beside - 0.9
     width = width or 1.05 * size * n_columns + beside
     height = 1.05 * size * n_rows + between * (n_rows - 1) + below + 0.4
@@ -447,7 +449,7 @@ def draw_grid(
 
 
 def grid_size(labels: list[str], n_columns: int, width: float | None) -> tuple[float, float, list[str]]:
-    """Return the inches of a pattern, those of labels and color bar beside the patterns, and the labels if they fit."""
+    """Return the size of a pattern and the room beside all patterns, in inches, and the labels, or [] if they do not fit."""
     wanted = len(labels) * TOKEN_INCHES
     if width is None:
         room = MAX_GRID_INCHES / n_columns
@@ -457,10 +459,6 @@ def grid_size(labels: list[str], n_columns: int, width: float | None) -> tuple[f
     if wanted <= size:
         return size, beside, labels
     return (width - 1.4) / 1.05 / n_columns, 1.4, []
-
-
-def short_token(token: str, longest: int = MAX_TOKEN_CHARS) -> str:
-    return token if len(token) <= longest else token[: longest - 1] + "…"
 
 
 def draw_pattern(ax: Axes, pattern_TS: np.ndarray | None, causal: bool) -> None:
@@ -502,11 +500,10 @@ def draw_heatmap(
     for ax, panel in zip(axes.flat, panels, strict=True):
         ax.imshow(np.ma.masked_invalid(panel.values_RC), cmap=DIVERGING, norm=norm, aspect="auto")
         ax.set_title(panel.title, fontsize=FONT, parse_math=False)
-        for axis, names in ((ax.xaxis, panel.columns), (ax.yaxis, panel.rows)):
-            every = max(
-                1, math.ceil(len(names) * FONT / 60 / (height if axis is ax.yaxis else sum(widths) * scale))
-            )
-            shown = [short_token(name, 20) for name in names[::every]]
+        sides = (ax.xaxis, panel.columns, sum(widths) * scale), (ax.yaxis, panel.rows, height)
+        for axis, names, inches in sides:
+            every = max(1, math.ceil(len(names) * FONT / 60 / inches))
+            shown = [short_label(name, 20) for name in names[::every]]
             axis.set_ticks(
                 range(0, len(names), every), shown, fontsize=FONT * max(0.7, scale), parse_math=False
             )
@@ -516,7 +513,7 @@ def draw_heatmap(
         write_texts(ax, panel, center, limit, FONT * max(0.5, scale))
     bar = figure.colorbar(ScalarMappable(norm, DIVERGING), ax=axes, shrink=0.9, pad=0.02)
     bar.ax.tick_params(labelsize=FONT)
-    if all(np.nanmin(panel.values_RC) >= center for panel in panels):
+    if is_one_sided(panels, center):
         bar.ax.set_ylim(center, center + limit)
     figure.suptitle(title, fontsize=FONT + 1, parse_math=False)
     plt.close(figure)  # so that a notebook shows it only as a cell's value
@@ -531,7 +528,7 @@ def write_texts(ax: Axes, panel: HeatPanel, center: float, limit: float, size: f
             ax.text(
                 x,
                 y,
-                short_token(text),
+                short_label(text, MAX_TOKEN_CHARS),
                 ha="center",
                 va="center",
                 fontsize=size,
@@ -562,12 +559,12 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def fit_column(figure: Figure) -> None:
-    """Make a figure as wide as a column of a paper, with the text of one."""
+    """Shrink a figure to the width of a column of a paper, and its text to FONT points or less."""
     width, height = figure.get_size_inches()
     figure.set_size_inches(COLUMN_INCHES, height * max(0.6, COLUMN_INCHES / width))
     for text in figure.findobj(Text):
         if isinstance(text, Text):
-            text.set_fontsize(min(text.get_fontsize(), PAPER_FONT_SIZE))
+            text.set_fontsize(min(text.get_fontsize(), FONT))
 
 
 def show(figure: Figure, *, is_result: bool) -> None:

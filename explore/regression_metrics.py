@@ -1,7 +1,8 @@
 """Final metrics for claims about in-context linear regression: errors of a model, of ridge regression and of known maps.
 
 Errors are mean squared errors of predicted values, divided by the number of dimensions. A prediction of 0 has an error of
-about 0.8: the values are the medians of their bins, which cut off large ones. Each metric raises ValueError for another task than `linear_regression`.
+about 0.8, not 1: values are rounded to the median of their bin, and the outermost bins cut off large ones. Each metric
+raises ValueError for a task other than `linear_regression`.
 
 Shape suffixes:  B batch  T position  D input dimension  V vocabulary  R sample  P point  M map  N bin of a value
 """
@@ -36,15 +37,17 @@ def regression_error(lm: LM, data: LMDataModule) -> float:
 
 @metric
 def ridge_error(lm: LM, data: LMDataModule) -> float:
-    """The same error of ridge regression, the best predictor if every sample has a new map (Raventós et al. 2023)."""
+    """The `regression_error` of ridge regression instead of the model. It is the best predictor if every sample has a new map
+    (Raventós et al. 2023).
+    """
     points = validation_points(data)
     return points.error(points.of_ridge())
 
 
 @metric
 def dmmse_error(lm: LM, data: LMDataModule) -> float:
-    """The same error of dMMSE, the best predictor that knows the `n_tasks` maps: the mean of their values, weighted by
-    likelihood (Raventós et al. 2023).
+    """The `regression_error` of dMMSE instead of the model. It is the best predictor that knows the `n_tasks` maps: the mean
+    of their values, weighted by likelihood (Raventós et al. 2023).
     """
     points = validation_points(data)
     return points.error(points.of_known_maps())
@@ -59,7 +62,7 @@ def regression_error_on_new_maps(lm: LM, data: LMDataModule) -> float:
 
 @metric
 def ridge_error_on_new_maps(lm: LM, data: LMDataModule) -> float:
-    """The `ridge_error` on these samples (Raventós et al. 2023)."""
+    """The `ridge_error` on the samples of `regression_error_on_new_maps` (Raventós et al. 2023)."""
     points = points_of_new_maps(data)
     return points.error(points.of_ridge())
 

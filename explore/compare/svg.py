@@ -166,4 +166,5 @@ class Plot:
 
 
 def short_label(text: str, max_chars: int) -> str:
+    """Return `text`, cut to `max_chars` characters with an ellipsis at the end if it is longer."""
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from explore.inspection.patterns import visible
+from explore.inspection.patterns import visible, visible_tokens
 from model.generation.sampling import eval_mode
 from model.inputs import Input, ids_of
 from model.lm import LM
@@ -37,8 +37,8 @@ def eval_no_grad(lm: LM) -> Iterator[None]:
 def run_until(lm: LM, sample: Input, name: str) -> Tensor:
     """Run a model up to one activation and return it. Nothing after it is computed.
 
-    "layers.3.resid_pre" stops before layer 3. Recordings and patches around the call hold. The model is in evaluation mode,
-    and gradients flow if they are enabled. Raise ValueError for an unknown name.
+    "layers.3.resid_pre" stops before layer 3. Recordings and patches around the call apply. The model runs in evaluation
+    mode, and gradients flow if they are enabled. Raise ValueError for an unknown name.
     """
     with eval_mode(lm), tapping(lm, lm.taps, StopAt([name])):
         try:
@@ -238,7 +238,7 @@ def activation_patching(
         center = float(metric(lm(corrupted_BT)))
     table = pd.DataFrame(rows, index_of(found), positions)
     if len(clean_BT) == 1:
-        texts = [map(visible, lm.tokenizer.tokens(ids_BT[0].tolist())) for ids_BT in (clean_BT, corrupted_BT)]
+        texts = [visible_tokens(lm, ids_BT[0]) for ids_BT in (clean_BT, corrupted_BT)]
         table.attrs["tokens"] = [a if a == b else f"{a}/{b}" for a, b in zip(*texts, strict=True)]
     table.attrs["center"] = center
     return table

@@ -53,7 +53,7 @@ def attention_patterns(lm: LM, sample: Input) -> Patterns:
                 f"{name} has shape {tuple(pattern_BHTS.shape)}, expected (1, n_heads, {ids_BT.shape[1]}, {ids_BT.shape[1]})"
             )
         of_layer[int(name.split(".")[1])] = pattern_BHTS[0].float().cpu().numpy()
-    tokens = [visible(token) for token in lm.tokenizer.tokens(ids_BT[0].tolist())]
+    tokens = visible_tokens(lm, ids_BT[0])
     norms = {
         layer: value_norms(seen[name], len(of_layer[layer]))
         for layer in of_layer
@@ -85,6 +85,11 @@ def film_of(checkpoints: Iterable[tuple[int, LM]], sample: Input) -> Iterator[tu
         yield step, patterns
     if first is None:
         raise ValueError("there are no checkpoints to show")
+
+
+def visible_tokens(lm: LM, ids_T: torch.Tensor) -> list[str]:
+    """Return the tokens of one sequence as readable text."""
+    return [visible(token) for token in lm.tokenizer.tokens(ids_T.tolist())]
 
 
 def visible(token: str) -> str:

@@ -120,8 +120,8 @@ def agreement(
 def pattern_scores(pattern_HTS: np.ndarray, tokens: Sequence[object]) -> dict[str, np.ndarray]:
     """Return scores [H] of the patterns of some heads on one sequence, by name.
 
-    The first three are the shares of `detect_heads`. "sink" is the mean attention of later tokens to the first one, and
-    "entropy" that of a query's weights in nats, 0 if all are on one key.
+    The first three are the shares of `detect_heads`. "sink" is the mean attention of later tokens to the first one.
+    "entropy" is the mean entropy of a query's weights in nats: 0 if all of them are on one key.
     """
     weights_HTS = np.nan_to_num(pattern_HTS, posinf=0, neginf=0).clip(0)
     total_H = np.maximum(weights_HTS.sum(axis=(1, 2)), 1e-9)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from explore.inspection.patterns import visible
+from explore.inspection.patterns import visible_tokens
 from explore.inspection.scores import as_table
 from model.inputs import Input, ids_of
 from model.lm import LM
@@ -30,6 +30,11 @@ class HeatPanel(NamedTuple):
     columns: list[str]
     values_RC: np.ndarray  # NaN: no value
     texts: list[list[str]] | None = None  # shown in the cells
+
+
+def is_one_sided(panels: Iterable[HeatPanel], center: float) -> bool:
+    """Return whether every panel has values, and none below the center: its half of the color scale is not needed."""
+    return all(np.nanmin(panel.values_RC) >= center for panel in panels)
 
 
 def heat_panels(result: pd.DataFrame | pd.Series | Tensor | np.ndarray) -> list[HeatPanel]:
@@ -99,7 +104,7 @@ def logit_lens_panel(logits_BLTV: Tensor, lm: LM, tokens: Sequence[str]) -> Heat
             f"heatmap: logits of shape {tuple(logits_BLTV.shape)} need one sequence, and a sample of {T} tokens"
         )
     probs_LT, ids_LT = logits_BLTV[0].softmax(dim=-1).max(dim=-1)
-    texts = [[visible(token) for token in lm.tokenizer.tokens(ids_T)] for ids_T in ids_LT.tolist()]
+    texts = [visible_tokens(lm, ids_T) for ids_T in ids_LT]
     rows = [f"layer {layer}" for layer in range(L)]
     return HeatPanel(
         "probability of the most likely next token", rows, list(tokens), probs_LT.cpu().numpy(), texts
@@ -108,8 +113,8 @@ def logit_lens_panel(logits_BLTV: Tensor, lm: LM, tokens: Sequence[str]) -> Heat
 
 def tokens_of(lm: LM, sample: Input) -> list[str]:
     """Return the tokens of one sequence as readable text."""
-    [ids_T] = ids_of(sample, lm.tokenizer, lm.device).tolist()
-    return [visible(token) for token in lm.tokenizer.tokens(ids_T)]
+    [ids_T] = ids_of(sample, lm.tokenizer, lm.device)
+    return visible_tokens(lm, ids_T)
 
 
 def labels(index: pd.Index, tokens: Sequence[str] | None = None) -> list[str]:

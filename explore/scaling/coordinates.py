@@ -432,7 +432,8 @@ def panel_rows(variant: str, own: pd.DataFrame) -> list[list[Panel]]:
 def panel_of(variant: str, module: str, of_module: pd.DataFrame) -> Panel:
     """Return a panel with the sizes of one activation at each step, relative to the narrowest model.
 
-    Sizes that break their band are red, and so are changes since the first step that do. Gray bands show what is allowed.
+    Gray bands show what is allowed. Sizes outside their band are red. A change since the first step is drawn, in red, only
+    if it is outside its band.
     """
     lines = []
     for _, of, t, slope in fitted_slopes(of_module):
