@@ -56,6 +56,12 @@ def bin_values(n_bins: int, width: float) -> np.ndarray:
     return width * stats.norm.ppf((np.arange(n_bins) + 0.5) / n_bins)
 
 
+def known_map(number: int, dims: int) -> list[float]:
+    """Return the weights of one of the `n_tasks` maps of `linear_regression`, the same in all samples."""
+    dice = random.Random(f"map {number}")
+    return [dice.gauss(0, 1) for _ in range(dims)]
+
+
 PREDICTORS = ("ridge", "least-squares")
 
 
@@ -134,8 +140,7 @@ def linear_regression(
         raise ValueError(
             f"linear_regression needs {dims=} and {n_points=} from 1, {n_bins=} from 2 and {n_tasks=} from 0"
         )
-    dice = random.Random(f"map {rng.randrange(n_tasks)}") if n_tasks else rng
-    weights = [dice.gauss(0, 1) for _ in range(dims)]
+    weights = known_map(rng.randrange(n_tasks), dims) if n_tasks else [rng.gauss(0, 1) for _ in range(dims)]
     edges, edges_of_values = bin_edges(n_bins, 1.0), bin_edges(n_bins, math.sqrt(dims))
     sample = []
     for _ in range(n_points):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from data.dataloader import LMDataModule, batched
-from data.in_context import bin_values, linear_regression, rounding_variance
+from data.in_context import bin_values, known_map, linear_regression, rounding_variance
 from data.syntheticdata import Sample, read_marks
 from data.task_rows import TaskData
 from data.tokenizer import Tokenizer
@@ -148,12 +148,6 @@ class RegressionPoints:
 def sum_of_earlier(terms_RP: np.ndarray) -> np.ndarray:
     """Return for each point the sum of the terms of the earlier points of its sample, along axis 1."""
     return np.cumsum(terms_RP, axis=1) - terms_RP
-
-
-def known_map(number: int, dims: int) -> list[float]:
-    """Return the weights of a map of training, as `linear_regression` draws them for `n_tasks`."""
-    dice = random.Random(f"map {number}")
-    return [dice.gauss(0, 1) for _ in range(dims)]
 
 
 def validation_points(data: LMDataModule) -> RegressionPoints:

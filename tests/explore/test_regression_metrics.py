@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data import in_context
-from data.in_context import bin_values, linear_regression
-from explore.regression_metrics import RegressionPoints, known_map
+from data.in_context import bin_values, known_map, linear_regression
+from explore.regression_metrics import RegressionPoints
 from tests.explore.test_claim_metrics import TASKS, made, value
 
 ARGUMENTS = {"dims": 3, "n_points": 6, "n_bins": 16, "n_tasks": 0}
