@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from functools import cache
 
-from data.syntheticdata import check_bounds, n_carries, n_digits, registered, summands
+from data.syntheticdata import check_bounds, n_carries, n_digits, registered, sum_text, summands
 
 WIDTH = 10  # digits of a summand
 MAX_SUMMAND = 10**WIDTH - 1
@@ -41,8 +41,7 @@ def excluded_pairs() -> frozenset[tuple[int, int]]:
 
 def padded_sum(a: int, b: int) -> str:
     """Return a sample: summands with leading zeros, and the sum from its last digit to its first."""
-    answer = f"{a + b:0{WIDTH + 1}}"[::-1]
-    return f"{a:0{WIDTH}}+{b:0{WIDTH}}=«{answer}»"
+    return sum_text(a, b, WIDTH, reverse=True)
 
 
 SLICES = {"digits": n_digits, "carries": n_carries}

@@ -286,6 +286,12 @@ def summands(rng: random.Random, min_digits: int, max_digits: int) -> tuple[int,
     return a, b
 
 
+def sum_text(a: int, b: int, width: int, reverse: bool) -> str:
+    """Return the sum of two numbers as a sample: numbers of `width` digits and a sum of one more, with leading zeros."""
+    answer = f"{a + b:0{width + 1}}"
+    return f"{a:0{width}}+{b:0{width}}=«{answer[::-1] if reverse else answer}»"
+
+
 @registered(slices={"digits": n_digits, "carries": n_carries})
 def long_addition(
     rng: random.Random,
@@ -301,9 +307,7 @@ def long_addition(
     """
     check_bounds(0, min_digits=min_digits, max_digits=max_digits)
     a, b = summands(rng, min_digits, max_digits)
-    width = max_digits if fixed_width else 0
-    answer = f"{a + b:0{width + 1}}"
-    return f"{a:0{width}}+{b:0{width}}=«{answer[::-1] if reverse else answer}»"
+    return sum_text(a, b, max_digits if fixed_width else 0, reverse)
 
 
 @registered
