@@ -56,10 +56,9 @@ def section_of(one: Reproduction) -> Iterator[str]:
     """Yield the lines about a config."""
     expected = one.expectations
     yield from (f"### {title_of(one)}", "", with_links(escaped(rest_of_header(one))), "")
-    command = f"`python3 main.py --reproduce={one.name}`"
-    minutes = f"{expected.minutes or 0:g} {'minute' if expected.minutes == 1 else 'minutes'}"
+    command = f"`python3 main.py --reproduce={one.name} --jobs=2`"
     when = f"{len(one.rows)} runs, the last on {one.date}" if one.date else NOT_RUN
-    yield from (f"Source: {with_links(escaped(expected.source))}. {command} ({minutes}; {when}).", "")
+    yield from (f"Source: {with_links(escaped(expected.source))}. {command} ({when}).", "")
     yield from ("| claim | expected | seen | verdict |", "|---|---|---|---|")
     for verdict in one.verdicts:
         verdict_text = verdict.verdict if one.date else NOT_RUN

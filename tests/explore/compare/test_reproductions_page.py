@@ -40,7 +40,7 @@ def test_a_config_has_its_paper_its_claims_and_its_figure():
         in page
     )
     assert "![Wide models learn sooner](figures/reproductions/one.svg)" in page
-    assert "`python3 main.py --reproduce=other` (5 minutes; not run yet)" in page
+    assert "`python3 main.py --reproduce=other --jobs=2` (not run yet)" in page
     assert "other.svg" not in page
 
 
