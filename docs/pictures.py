@@ -38,7 +38,7 @@ OPTIONS = [
     "--save",
     "--jobs=2",
     "--seed=[1,2,3]",
-    '--set=positions=["none","learned"]',
+    "--set=dim=[16,64]",
 ]
 COLUMNS, LINES = 110, 10  # of the terminal
 WIDTH = 1000  # of a picture, in pixels
