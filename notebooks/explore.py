@@ -1,8 +1,8 @@
 # %% [markdown]
 # # A tour of a trained model
 #
-# Trains a tiny model in a few seconds, opens it, and looks at everything there is to see; then the same with GPT-2. To
-# open it as a notebook: `jupytext --to ipynb notebooks/explore.py`. It works as a script as well.
+# Trains a tiny model in a few seconds, opens it, and looks at everything there is to see; then the same with GPT-2. It runs
+# as a script, too. `docs/notebooks/explore.ipynb` is the same as a notebook, with what it shows.
 
 # %%
 import os
@@ -12,8 +12,10 @@ from pathlib import Path
 
 import torch
 
-here = Path.cwd()
-sys.path.insert(0, str(here.parent if here.name == "notebooks" else here))
+# The folder of the repository, in which this notebook lies. For a notebook elsewhere, set WHATIF to it.
+start = Path(os.environ.get("WHATIF", ".")).resolve()
+repository = next(place for place in (start, *start.parents) if (place / "model_explorer.py").is_file())
+sys.path.insert(0, str(repository))
 os.environ["WHATIF_OUT"] = (
     tempfile.mkdtemp()
 )  # leave this line out to see, and add to, the runs that you have saved

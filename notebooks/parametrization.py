@@ -3,17 +3,20 @@
 #
 # Find the learning rate with a small model, and use it with a large one. What that costs in models of HuggingFace, and in a
 # network of your own: every line that is there because of muP ends with `# muP`. (For the models of this repository it is one
-# field: `parametrization = "mup"`.) To open it as a notebook: `jupytext --to ipynb notebooks/parametrization.py`.
+# field: `parametrization = "mup"`.) `docs/notebooks/parametrization.ipynb` is the same as a notebook, with what it shows.
 
 # %%
+import os
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
 
-here = Path.cwd()
-sys.path.insert(0, str(here.parent if here.name == "notebooks" else here))
+# The folder of the repository, in which this notebook lies. For a notebook elsewhere, set WHATIF to it.
+start = Path(os.environ.get("WHATIF", ".")).resolve()
+repository = next(place for place in (start, *start.parents) if (place / "model_explorer.py").is_file())
+sys.path.insert(0, str(repository))
 folder = Path(tempfile.mkdtemp())  # where base shapes are saved
 
 # %% [markdown]

@@ -2,18 +2,18 @@
 
 import json
 import shutil
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
 import matplotlib as mpl
 import pytest
 import torch
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 
 from data.data_params import DataParams
 from data.dataloader import LMDataModule
 from data.tokenizer import TokenizerSpec
+from docs.browser import browser
 from model.lm import LM
 from model.model_params import ModelParams
 from train.evaluation import Evaluation
@@ -65,24 +65,15 @@ def root(saved_once, tmp_path) -> Path:
     return Path(shutil.copytree(saved_once, tmp_path / "root"))
 
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
---disable-component-update --disable-sync --disable-dev-shm-usage --force-device-scale-factor=1 --window-size=1200,900"""
-
-
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """A browser without a screen; tests that ask for it are skipped where there is none."""
-    if not (CHROMIUM and DRIVER):
-        pytest.skip("needs chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
+    with ExitStack() as stack:
+        try:
+            driver = stack.enter_context(browser(tmp_path_factory.mktemp("chromium")))
+        except FileNotFoundError as error:
+            pytest.skip(str(error))
+        yield driver
 
 
 @pytest.fixture
