@@ -34,7 +34,7 @@ class BuildPackage(build_py):
         for name in {*OURS, *FOLDERS}.difference(LEFT_OUT):
             for source in FILES[name]:
                 copy = target / source.relative_to(ROOT)
-                if source.is_file() and source.suffix != ".pyc":
+                if not source.is_dir() and source.suffix != ".pyc":
                     copy.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(source, copy)
         for path in target.rglob("*.py"):
