@@ -34,7 +34,7 @@ from train.schedules import schedules as registered_schedules
 
 DOCS = REPOSITORY / "docs"
 CONFIGS, RECORDS = REPOSITORY / "configs", REPOSITORY / "reproductions"
-PACKAGES = ("common", "data", "model", "train", "explore", "learn")
+PACKAGES = ("common", "data", "model", "train", "explore", "learn", "whatif")
 
 # A process may have registered further ones: the student's, or those of tests.
 registered_layer_kinds = {

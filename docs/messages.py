@@ -10,7 +10,18 @@ from pathlib import Path
 
 from common.repository import REPOSITORY
 
-PRODUCT = ("main.py", "gpt2.py", "model_explorer.py", "common", "data", "model", "train", "explore", "learn")
+PRODUCT = (
+    "main.py",
+    "gpt2.py",
+    "model_explorer.py",
+    "common",
+    "data",
+    "model",
+    "train",
+    "explore",
+    "learn",
+    "whatif",
+)
 # Calls whose arguments are shown. Texts that are raised, yielded or returned by checks are shown, too.
 SHOWN_BY = {
     "print",

@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "gpt2": "model data",
     "main": "train explore",
     "model_explorer": "explore train.own_parts",
+    "whatif": "whatif model model_explorer gpt2",
 }
 ONLY_IN = {
     "wandb": {"train/stats.py"},

@@ -26,6 +26,9 @@ ON_DEMAND = {"model/hf/": "from_pretrained"}
 # Decorators that register a function or class under a name that configs use.
 REGISTER = {"registered", "register", "register_tokenizer", "layer_kind", "metric"}
 TEXT_ID = re.compile("[0-9a-f]{20}")
+INSTALLED = __name__.startswith("whatif.")  # from the wheel, not a clone: see docs/api.md
+# What setup.py adds to names of modules for the wheel. Without it the code is that of the repository.
+ADDED_BY_WHEEL = re.compile(rb"""(?m)^(\s*from )whatif\.|(["'])whatif\.(?=\w+\.)""")
 
 
 own_files: dict[str, OwnFile] = {}  # those that this process has loaded, by name
@@ -107,6 +110,7 @@ class Code:
 
 @cache
 def read_source(source: bytes, name: str) -> SourceFile:
+    source = ADDED_BY_WHEEL.sub(rb"\1\2", source)
     tree = ast.parse(source, name)
     text = source.decode(errors="replace")
     modules, lazy = set[str](), dict[str, str]()

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from common.repository import REPOSITORY
 from train.grid.params import Params
 from train.grid.run import OwnFile
-from train.saving.code import Code, own_files
+from train.saving.code import INSTALLED, Code, own_files
 
 PLAIN_DIFF = ("--no-color", "--no-ext-diff", "--no-textconv", "--src-prefix=a/", "--dst-prefix=b/")
 PACKAGES = ("torch", "lightning", "transformers", "tokenizers", "numpy")
@@ -82,6 +82,8 @@ def git_files(*args: str) -> list[str]:
 
 def git(*args: str) -> bytes:
     """Return the output of git in the repository; empty if there is no git or no repository."""
+    if INSTALLED:  # a repository around it is that of another project
+        return b""
     try:
         command = ["git", "-C", str(REPOSITORY), *args]
         return subprocess.run(command, capture_output=True, timeout=30, check=False).stdout

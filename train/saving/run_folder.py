@@ -26,7 +26,7 @@ from train.grid.params import Params, Section
 from train.grid.run import DataFacts
 from train.logs import printable
 from train.saving.about import about_problem
-from train.saving.code import OWN, Code, changed_files, own_files
+from train.saving.code import INSTALLED, OWN, Code, changed_files, own_files
 from train.saving.durable import make_folder, rename, replacing, sync_tree
 from train.saving.outcome import Value
 from train.saving.provenance import code_of_this_process, versions
@@ -65,8 +65,12 @@ class Loaded(NamedTuple):
 
 
 def output_root(out: str | None = None) -> Path:
-    """Return the folder of all outputs: `out`, else WHATIF_OUT, else the parent folder of the repository."""
-    return Path(out or os.environ.get("WHATIF_OUT") or REPOSITORY.parent).expanduser().resolve()
+    """Return the folder of all outputs: `out`, else WHATIF_OUT, else the parent folder of the repository.
+
+    A whatif that is installed from its wheel has no repository: its outputs go to ~/whatif.
+    """
+    default = "~/whatif" if INSTALLED else REPOSITORY.parent
+    return Path(out or os.environ.get("WHATIF_OUT") or default).expanduser().resolve()
 
 
 def find_run(timestamp: str, out: str | None = None) -> Path:
