@@ -41,7 +41,7 @@ def excluded_pairs() -> frozenset[tuple[int, int]]:
 
 def padded_sum(a: int, b: int) -> str:
     """Return a sample: summands with leading zeros, and the sum from its last digit to its first."""
-    return sum_text(a, b, WIDTH, reverse=True)
+    return sum_text(a, b, WIDTH, from_last_digit=True)
 
 
 SLICES = {"digits": n_digits, "carries": n_carries}

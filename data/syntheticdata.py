@@ -286,10 +286,10 @@ def summands(rng: random.Random, min_digits: int, max_digits: int) -> tuple[int,
     return a, b
 
 
-def sum_text(a: int, b: int, width: int, reverse: bool) -> str:
+def sum_text(a: int, b: int, width: int, from_last_digit: bool) -> str:
     """Return the sum of two numbers as a sample: numbers of `width` digits and a sum of one more, with leading zeros."""
     answer = f"{a + b:0{width + 1}}"
-    return f"{a:0{width}}+{b:0{width}}=«{answer[::-1] if reverse else answer}»"
+    return f"{a:0{width}}+{b:0{width}}=«{answer[::-1] if from_last_digit else answer}»"
 
 
 @registered(slices={"digits": n_digits, "carries": n_carries})
