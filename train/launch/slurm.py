@@ -397,15 +397,15 @@ class OnSlurm(OnNodes):
         waits_for = set[str]()
         for worker in self.busy:
             state, reason = states.get(worker.job.job_id, (GONE, ""))
-            if state == "PENDING":
+            if state == "PENDING" and reason != "None":
                 waits_for.add(reason)
             has_ended = state in ENDED
             if has_ended and worker.has_ended:  # said twice: a result may arrive after the end of its job
                 self.read(worker, Message(outcome=self.death(worker, state)))
             worker.has_ended = has_ended
-        if waits_for and waits_for != self.waits_for:
-            log.info(f"jobs wait in the queue: {', '.join(sorted(waits_for))}")
-        self.waits_for = waits_for
+        if new := sorted(waits_for - self.waits_for):
+            log.info(f"jobs wait in the queue: {', '.join(new)}")
+        self.waits_for |= waits_for
 
     def death(self, worker: RemoteRun, state: str) -> Outcome:
         """Return the outcome of a run whose job has ended without a result."""

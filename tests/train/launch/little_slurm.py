@@ -6,6 +6,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -13,12 +14,13 @@ import pytest
 
 DAEMONS = ("munged", "slurmctld", "slurmd")
 # Two partitions share the node. A job of the partition `urgent` preempts those of `main`, which Slurm queues again.
+# It does so after the lifetime of credentials, by default two minutes.
 CONFIG = """\
 ClusterName=little
 SlurmctldHost=localhost
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -53,6 +55,10 @@ needs_slurm = pytest.mark.skipif(
     reason="no Slurm: as root, apt-get install --no-install-recommends slurm-wlm munge",
 )
 
+needs_submitit = pytest.mark.skipif(
+    find_spec("submitit") is None, reason="no submitit: pip install -r requirements-slurm.txt"
+)
+
 
 @contextmanager
 def slurm_in(folder: Path, ports: tuple[int, int]) -> Iterator[None]:
@@ -83,7 +89,6 @@ def slurm_in(folder: Path, ports: tuple[int, int]) -> Iterator[None]:
             wait_for_node()
             yield
         finally:
-            subprocess.run(["scancel", "--full", "--signal=KILL", "--user=root"], check=False)
             subprocess.run(["scancel", "--user=root"], check=False)
             os.environ.pop("SLURM_CONF")
             if before is not None:

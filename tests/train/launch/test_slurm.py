@@ -1,6 +1,5 @@
 """A grid as jobs of Slurm: the results of a serial one, whatever ends the jobs. By a real Slurm, and by submitit's processes here."""
 
-import importlib.util
 import subprocess
 import time
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 import main
 from explore.load import runs
-from tests.train.launch.little_slurm import needs_slurm, slurm_in
+from tests.train.launch.little_slurm import needs_slurm, needs_submitit, slurm_in
 from tests.train.launch.test_cluster import (
     LONG,
     SHORT,
@@ -34,9 +33,6 @@ from train.progress import Progress
 from train.train_params import TrainParams
 
 pytestmark = pytest.mark.extras
-needs_submitit = pytest.mark.skipif(
-    importlib.util.find_spec("submitit") is None, reason="no submitit: pip install -r requirements-slurm.txt"
-)
 
 
 @pytest.fixture(scope="module")
