@@ -142,7 +142,8 @@ class LayerNormOverDims(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         centered = x - x.mean(dim=self.dims, keepdim=True)
         variance = (centered**2).mean(dim=self.dims, keepdim=True)
-        return centered / torch.sqrt(variance + self.eps) * self.weight + self.bias
+        normal = centered / torch.sqrt(variance + self.eps)
+        return self.bias + self.weight * normal
 
 
 class Dropout(nn.Module):

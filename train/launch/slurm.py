@@ -44,32 +44,14 @@ STATE_SECONDS = 10.0  # between questions to Slurm about the states of jobs
 MAX_ARRAY = 1000  # jobs of an array; Slurm's own default limit
 AT_ONCE = "jobs"  # the one option in --slurm that is not one of sbatch
 STOP, SHARED, CODE, MESSAGES, ATTEMPTS = "stop", "shared.pkl", "code", "messages", "attempts"
-# Options of sbatch that whatif and submitit set themselves.
-OURS = {
-    "array",
-    "chdir",
-    "error",
-    "nodes",
-    "ntasks",
-    "ntasks-per-node",
-    "open-mode",
-    "output",
-    "requeue",
-    "signal",
-}
+# Options of sbatch that whatif and submitit set themselves, or that change what sbatch does.
+OURS = set(
+    "array chdir error nodes ntasks ntasks-per-node open-mode output parsable requeue signal test-only wait wrap".split()
+)
 GONE = "unknown to Slurm"
-ENDED = {
-    GONE,
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "TIMEOUT",
-}
+ENDED = {GONE} | set(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()
+)
 
 # ---- options
 
@@ -174,9 +156,9 @@ class JobSignals:
         hurry = threading.Timer(GRACE_SECONDS, requeue_job)
 
         def heed(number: int, frame: object) -> None:
-            self.cause = number
-            if number == signal.SIGUSR2 and not hurry.is_alive():
+            if number == signal.SIGUSR2 and self.cause != number:
                 hurry.start()
+            self.cause = number
             signal.raise_signal(signal.SIGINT)
 
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -188,6 +170,8 @@ class JobSignals:
                 yield
             finally:
                 hurry.cancel()
+                for number in (signal.SIGINT, signal.SIGUSR2):  # what has ended is not to be interrupted
+                    signal.signal(number, signal.SIG_IGN)
 
     def wait_for_call(self) -> None:
         while not self.stop.exists():
@@ -215,7 +199,7 @@ def train_in_job(folder: Path, run: Run) -> Outcome:
             outcome = shared.train(attempt, shared.call, report=report)
     except KeyboardInterrupt:
         outcome = Outcome(Ending.INTERRUPTED)
-    if signals.cause is None:
+    if signals.cause is None or signals.stop.exists():
         return outcome
     if outcome.ending is not Ending.INTERRUPTED:
         return replace(outcome, is_last=False)  # Slurm has interrupted it, not Ctrl-C

@@ -297,7 +297,11 @@ OTHERS = [
         "is p the share that stays?",
         [("torch.full(x.shape, 1 - self.p", "torch.full(x.shape, self.p")],
     ),
-    ("Dropout", "50.", [("torch.full(x.shape, 1 - self.p", "torch.full(x.shape, 0.5")]),
+    (
+        "Dropout",
+        "of the numbers become 0, expected 25%.",
+        [("torch.full(x.shape, 1 - self.p", "torch.full(x.shape, 0.5")],
+    ),
     ("Dropout", "rows are dropped as a whole", [("torch.full(x.shape,", "torch.full((len(x), 1),")]),
     ("Dropout", "columns are dropped as a whole", [("torch.full(x.shape,", "torch.full(x.shape[1:],")]),
     ("Dropout", "drop the same numbers", [("keep = torch", "torch.manual_seed(0)\n        keep = torch")]),
