@@ -45,13 +45,21 @@ MAX_ARRAY = 1000  # jobs of an array; Slurm's own default limit
 AT_ONCE = "jobs"  # the one option in --slurm that is not one of sbatch
 STOP, SHARED, CODE, MESSAGES, ATTEMPTS = "stop", "shared.pkl", "code", "messages", "attempts"
 # Options of sbatch that whatif and submitit set themselves, or that change what sbatch does.
-OURS = set(
-    "array chdir error nodes ntasks ntasks-per-node open-mode output parsable requeue signal test-only wait wrap".split()
-)
+OURS = {"array", "chdir", "error", "nodes", "ntasks", "ntasks-per-node", "open-mode", "output", "requeue"}
+OURS |= {"parsable", "signal", "test-only", "wait", "wrap"}
 GONE = "unknown to Slurm"
-ENDED = {GONE} | set(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()
-)
+ENDED = {
+    GONE,
+    "BOOT_FAIL",
+    "CANCELLED",
+    "COMPLETED",
+    "DEADLINE",
+    "FAILED",
+    "NODE_FAIL",
+    "PREEMPTED",
+    "TIMEOUT",
+}
+ENDED |= {"OUT_OF_MEMORY"}
 
 # ---- options
 
