@@ -56,10 +56,10 @@ ENDED = {
     "DEADLINE",
     "FAILED",
     "NODE_FAIL",
+    "OUT_OF_MEMORY",
     "PREEMPTED",
     "TIMEOUT",
 }
-ENDED |= {"OUT_OF_MEMORY"}
 
 # ---- options
 
