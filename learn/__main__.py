@@ -30,7 +30,7 @@ from learn.outline import (
 )
 from learn.say import VERDICT_COLORS, print_verdict
 
-BAR_WIDTH = 40
+PROGRESS_WIDTH = 40
 WATCH_SECONDS = 0.5  # between looks at the files
 
 
@@ -141,9 +141,9 @@ def print_next_step(chosen: list[tuple[Outline, str | None]], file: Path | None)
     known = states_of(chosen, file)
     found = [state for of_course in known.values() for state in of_course.values()]
     n_done = found.count(DONE)
-    filled = BAR_WIDTH * n_done // len(found)
+    filled = PROGRESS_WIDTH * n_done // len(found)
     left = f", about {as_hours(minutes_left(known))} left" if n_done < len(found) else ""
-    print(f"{'█' * filled}{'░' * (BAR_WIDTH - filled)} {n_done} of {len(found)} parts are right{left}")
+    print(f"{'█' * filled}{'░' * (PROGRESS_WIDTH - filled)} {n_done} of {len(found)} parts are right{left}")
     if (step := next_part(known)) is not None:
         print(f"next: {description_of_step(*step, file)}")
 

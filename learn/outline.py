@@ -22,7 +22,7 @@ DONE, WRONG, NOT_BUILT, NOT_CHECKED = "right", "wrong", "not built", "not checke
 
 
 class Effort(NamedTuple):
-    """What to read before a part, and minutes of reading and building. Parts in one row of the readme share them."""
+    """Reading for a part, and minutes of reading and of building it. Parts in one row of the readme share them."""
 
     read: str
     reading: int

@@ -39,7 +39,7 @@ from train.train_params import TrainParams
 
 NOTICE_SECONDS = 90  # before its time limit, Slurm tells a job to stop
 GRACE_SECONDS = 60.0  # of these, to end the step and to save; then the job is queued again in any case
-PAUSE = 0.5  # seconds between reads of the messages of runs
+PAUSE_SECONDS = 0.5  # seconds between reads of the messages of runs
 STATE_SECONDS = 10.0  # between questions to Slurm about the states of jobs
 MAX_ARRAY = 1000  # jobs of an array; Slurm's own default limit
 AT_ONCE = "jobs"  # the one option in --slurm that is not one of sbatch
@@ -64,7 +64,7 @@ ENDED = {
 # ---- options
 
 
-def read_options(text: str) -> dict[str, str]:
+def read_slurm_options(text: str) -> dict[str, str]:
     """Return the options of sbatch in a text such as "partition=gpu,time=60": {"partition": "gpu", "time": "60"}.
 
     A value may contain commas, as in "exclude=node1,node2". Raise GridError for what is no option, or is not the user's.
@@ -95,15 +95,15 @@ def job_options(train: TrainParams, options: dict[str, str]) -> dict[str, str]:
 
     `cpus`, `threads` and `gpus` of the run hold where `options` do not say otherwise.
     """
-    own: dict[str, str] = {}
-    if not any(name.startswith("cpus-per-") for name in options):
-        own["cpus-per-task"] = str(max(math.ceil(train.cpus), train.threads or 1))
-    if train.gpus:
-        if train.gpus < 1:
-            raise ValueError(
-                f"gpus={train.gpus:g} is a share of a GPU, but Slurm gives a job whole ones; use 1.0"
-            )
-        own["gpus"] = "1"
+    if train.gpus and train.gpus < 1:
+        raise ValueError(
+            f"gpus={train.gpus:g} is a share of a GPU, but Slurm gives a job whole ones; use 1.0"
+        )
+    has_cpus = any(name.startswith("cpus-per-") for name in options)
+    own = {
+        **({} if has_cpus else {"cpus-per-task": str(max(math.ceil(train.cpus), train.threads or 1))}),
+        **({"gpus": "1"} if train.gpus else {}),
+    }
     return own | {name: value for name, value in options.items() if name != AT_ONCE}
 
 
@@ -271,7 +271,7 @@ class OnSlurm(OnNodes):
 
     def run(self) -> dict[int, Outcome]:
         assert self.call.ray is not None
-        self.options = read_options(self.call.ray.removeprefix(SLURM))
+        self.options = read_slurm_options(self.call.ray.removeprefix(SLURM))
         groups = self.groups()
         for options in groups:
             refuse_by_sbatch(dict(options))
@@ -353,7 +353,7 @@ class OnSlurm(OnNodes):
         if self.to_stop:
             self.to_stop = False
             self.stop_jobs()
-        time.sleep(PAUSE)
+        time.sleep(PAUSE_SECONDS)
         names = {entry.name for entry in os.scandir(self.folder)}
         for worker in self.busy:
             messages, worker.seen = worker.mail.read(worker.seen)

@@ -65,9 +65,9 @@ def scheduler_of(args: argparse.Namespace) -> str | None:
         raise GridError(["--slurm needs submitit: pip install -r requirements-slurm.txt"])
     if which("sbatch") is None:
         raise GridError(["--slurm needs Slurm's command sbatch: call main.py on a login node of the cluster"])
-    from train.launch.slurm import read_options
+    from train.launch.slurm import read_slurm_options
 
-    read_options(args.slurm)
+    read_slurm_options(args.slurm)
     return f"{SLURM}{args.slurm}"
 
 

@@ -220,9 +220,9 @@ def test_a_job_has_ended_when_slurm_has_said_so_twice(tmp_path, notes, monkeypat
     ],
 )
 def test_options_of_sbatch_are_read(text, options):
-    from train.launch.slurm import read_options
+    from train.launch.slurm import read_slurm_options
 
-    assert read_options(text) == options
+    assert read_slurm_options(text) == options
 
 
 @needs_submitit
