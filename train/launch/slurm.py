@@ -278,7 +278,7 @@ class OnSlurm(OnNodes):
         self.asked_at, self.waits_for = time.monotonic(), set[str]()
         self.folder = self.new_folder()
         shared = shared_by(self.runs.values(), self.train, self.call, self.folder)
-        shared.environment["WHATIF_DATA"] = str((data_folder() or Path()).resolve())
+        shared.environment["WHATIF_DATA"] = str(data_folder() or "")  # jobs run in another folder
         cloudpickle_dump(shared, self.folder / SHARED)
         outcomes = super().run()
         if self.busy or any(outcome.failed for outcome in outcomes.values()):
