@@ -278,7 +278,8 @@ class OnSlurm(OnNodes):
         self.asked_at, self.waits_for = time.monotonic(), set[str]()
         self.folder = self.new_folder()
         shared = shared_by(self.runs.values(), self.train, self.call, self.folder)
-        shared.environment["WHATIF_DATA"] = str(data_folder() or "")  # jobs run in another folder
+        folder = data_folder()  # it may be relative to this process's working directory
+        shared.environment["WHATIF_DATA"] = "" if folder is None else str(folder.resolve())
         cloudpickle_dump(shared, self.folder / SHARED)
         outcomes = super().run()
         if self.busy or any(outcome.failed for outcome in outcomes.values()):
