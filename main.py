@@ -356,6 +356,7 @@ def passed_on(args: argparse.Namespace) -> list[str]:
     given = {
         "--jobs": args.jobs,
         "--ray": args.ray,
+        "--slurm": args.slurm,
         "--gpu-id": args.gpu_id,
         "--wandb-proj-name": args.wandb_proj_name,
     }

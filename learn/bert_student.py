@@ -201,6 +201,37 @@ class BertForClassification(nn.Module):
         raise NotImplementedError
 
 
+class BertForPretraining(nn.Module):
+    """Both of BERT's heads on one encoder, as it was trained (Devlin et al. 2019, section 3.1, tasks 1 and 2).
+
+    The first head guesses hidden tokens. The second answers from [CLS] whether the second text follows the first, with
+    two classes, or any other question about the whole input.
+    Attributes:  bert: Bert   tokens_head: MaskedLMHead   text_head: ClassificationHead
+    Order:  as listed.
+    Hint:  both heads read the same output of the encoder: run it once.
+    """
+
+    def __init__(
+        self,
+        n_tokens: int,
+        max_seq_len: int,
+        dim: int,
+        n_layers: int,
+        n_heads: int,
+        *,
+        n_classes: int = 2,
+        n_types: int = 2,
+    ) -> None:
+        super().__init__()
+        raise NotImplementedError
+
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Ids, mask and types [B, T] to logits of tokens [B, T, V] and logits of classes [B, C]."""
+        raise NotImplementedError
+
+
 def mask_tokens(
     ids: Tensor, special: Tensor, mask_id: int, n_tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -141,3 +141,41 @@ def next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
             be as large as 1000, where exp overflows: `logsumexp` does not. `gather` picks the right token's logit.
     """
     raise NotImplementedError
+
+
+class LayerNormOverDims(nn.Module):
+    """Layer normalization over several last dimensions at once, as torch.nn.LayerNorm with a tuple (Ba et al. 2016).
+
+    GPT-2 does not need it. `shape` is a tuple with the sizes of these dimensions: with (3, 4), each sample of shape
+    [3, 4] gets one mean and one variance, over its 12 numbers. Scale and shift have a number for each of the 12.
+    Attributes:  weight [*shape], ones   bias [*shape], zeros   eps
+    Hint:  `x.mean(dim=(-2, -1), keepdim=True)` takes a tuple of dimensions; counted from the end, they are
+           -len(shape) to -1.
+    """
+
+    def __init__(self, shape: tuple[int, ...], eps: float = 1e-5) -> None:
+        super().__init__()
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., *shape] to [..., *shape]."""
+        raise NotImplementedError
+
+
+class Dropout(nn.Module):
+    """Set numbers to zero at random, in training only (Srivastava et al. 2014, section 4).
+
+    GPT-2 was trained with p = 0.1 after the embedding and after each sub-block. Each number becomes 0 with probability
+    p, independently of all others and anew in every call. The rest is divided by 1 - p, so that the mean stays. In
+    evaluation nothing changes: `nn.Module` sets `self.training`, by `train()` and `eval()`.
+    Attributes:  p
+    Hint:  `torch.rand_like(x)` is below p with probability p. With p = 1 everything is 0: mind the division.
+    """
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__()
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape."""
+        raise NotImplementedError

@@ -4,17 +4,35 @@ import ast
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from common.text import nearest
 
 HERE = Path(__file__).parent
 PROGRESS = HERE / "progress.json"  # results of the last checks, with a hash of the checked code
 COURSES = ("tokenizers", "gpt2", "generation", "bert", "training", "further")  # in the order to build them
+# A row in the readme of a course: parts, what to read before, minutes of reading, minutes of building.
+ROW = re.compile(r"^\| (`.+?`) \| *(.*?) *\| *(?:(\d+) min)? *\| *(\d+) min *\|$", re.MULTILINE)
 DONE, WRONG, NOT_BUILT, NOT_CHECKED = "right", "wrong", "not built", "not checked"
+
+
+class Effort(NamedTuple):
+    """Reading for a part, and minutes of reading and of building it. Parts in one row of the readme share them."""
+
+    read: str
+    reading: int
+    building: int
+    parts: tuple[str, ...]
+
+    @property
+    def minutes(self) -> float:
+        """The minutes of one part."""
+        return (self.reading + self.building) / len(self.parts)
 
 
 @dataclass(frozen=True)
@@ -43,6 +61,15 @@ class Outline:
         """Return the names of the parts, each with the first line of its docstring."""
         found = definitions(self.solution)
         return {name: (ast.get_docstring(node) or "").split("\n")[0] for name, node in found.items()}
+
+    def efforts(self) -> dict[str, Effort]:
+        """Return what each part takes, from the table in the course's readme. Some courses have none."""
+        found: dict[str, Effort] = {}
+        for names, read, reading, building in ROW.findall(self.readme.read_text(encoding="utf-8")):
+            parts = tuple(re.findall(r"`(\w+)`", names))
+            effort = Effort(read.replace("*", ""), int(reading or 0), int(building), parts)
+            found |= dict.fromkeys(parts, effort)
+        return found
 
 
 def choose(what: str | None) -> list[tuple[Outline, str | None]]:
@@ -96,6 +123,21 @@ def states(outline: Outline, file: Path) -> dict[str, str]:
     except (OSError, SyntaxError, ValueError):
         return {name: known.get(name, {}).get("state", NOT_CHECKED) for name in outline.parts()}
     return {name: state(written.get(name), known.get(name, {})) for name in outline.parts()}
+
+
+def next_part(known: Mapping[str, Mapping[str, str]]) -> tuple[Outline, str] | None:
+    """Return the first part that is not right, of a course that has been begun if there is one. None: all are right.
+
+    `known` has the states of parts, by course.
+    """
+    left = [
+        (set(parts.values()) <= {NOT_BUILT}, Outline(course), name)
+        for course, parts in known.items()
+        for name, state in parts.items()
+        if state != DONE
+    ]
+    _, outline, name = min(left, key=lambda one: one[0], default=(None, None, None))
+    return None if outline is None or name is None else (outline, name)
 
 
 def unreadable(file: Path) -> str | None:

@@ -66,6 +66,7 @@ ONLY_IN = {
         "learn/solution/further.py",
     },
     "ray": {"train/launch/cluster.py"},
+    "submitit": {"train/launch/slurm.py"},
     "lightning": {"train/trainer.py", "train/callbacks.py", "train/run.py", "train/checkpoint.py"},
 }
 PARAMS_MAY_IMPORT = {"typing", "pydantic", "pydantic_core", "dataclasses", "re", "common", "model"}

@@ -19,6 +19,7 @@ from data.tokenizer import recipes
 from tests.marks import SLOW, all_slow_but
 from tests.project_copy import ProjectCopy
 from tests.train.killed import forked
+from tests.train.launch.little_slurm import needs_slurm, needs_submitit, slurm_in
 from train.grid.config_text import EXPECT_KEYS, GRID_KEYS
 from train.grid.expand import read_grid
 from train.grid.params import SECTION_OF
@@ -175,7 +176,7 @@ def test_the_set_up_commands_are_the_promised_two():
 
 
 class Command(NamedTuple):
-    """A line of a fence marked `bash`, without its comment, and the mark in that: slow, gpu, ray or none."""
+    """A line of a fence marked `bash`, without its comment, and the mark in that: slow, gpu, ray, slurm or none."""
 
     line: str
     mark: str
@@ -184,7 +185,7 @@ class Command(NamedTuple):
 def commands(fence: str) -> list[Command]:
     """Return the commands of a fence."""
     split = [line.partition("  #") for line in fence.splitlines() if line.strip()]
-    marks = [re.match(r" *(slow|gpu|ray)\b", comment) for _, _, comment in split]
+    marks = [re.match(r" *(slow|gpu|ray|slurm)\b", comment) for _, _, comment in split]
     return [
         Command(line.strip(), mark[1] if mark else "")
         for (line, _, _), mark in zip(split, marks, strict=True)
@@ -214,6 +215,7 @@ def runnable(command: Command) -> Any:
         "": [],
         "slow": SLOW if is_short else [pytest.mark.slow],
         "gpu": [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")],
+        "slurm": [pytest.mark.slow, needs_submitit, needs_slurm],
         "ray": [
             pytest.mark.slow,
             pytest.mark.skipif(without_ray, reason="no ray: pip install -r requirements-ray.txt"),
@@ -229,11 +231,15 @@ def out(tmp_path_factory):
 
 
 @pytest.mark.parametrize("line", [runnable(command) for command in COMMANDS])
-def test_a_command_runs(line, out, monkeypatch):
+def test_a_command_runs(line, out, tmp_path, monkeypatch):
     monkeypatch.setenv("WHATIF_OUT", str(out))
     program, *options = shlex.split(line)
     assert Path(program).name in ("python", "python3")
-    if "--against" in options:  # it needs git
+    if "--slurm" in line:
+        with slurm_in(tmp_path, (16819, 16820)):
+            done = run([sys.executable, *options], cwd=ROOT)
+        assert done.returncode == 0, done.stdout + done.stderr
+    elif "--against" in options:  # it needs git
         code, said = ProjectCopy(out / "project", out).main(*options[1:])
         assert code == 0, said
     elif options[0] == "main.py" and "--ray" not in options:  # Ray hangs in a forked process

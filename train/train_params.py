@@ -100,8 +100,8 @@ class TrainParams:
     recompute: Literal["none", "layer"] = "none"  # layer: store less, and compute each layer twice
     compile: bool = False  # torch.compile for training steps; needs a C++ compiler
     threads: PositiveInt | None = None  # CPU threads; None: what torch chooses
-    cpus: Annotated[float, Field(ge=0.01)] = 1.0  # CPUs of a run, with --ray; below 1 several runs share one
-    gpus: Share | None = None  # share of a GPU, with --ray; None: one if the cluster has any
+    cpus: Annotated[float, Field(ge=0.01)] = 1.0  # CPUs of a run on a cluster; below 1 several share one
+    gpus: Share | None = None  # share of a GPU on a cluster; None: one if Ray has any, or as --slurm says
     devices: PositiveInt = 1
     strategy: str = "auto"  # auto, ddp, fsdp (weights are sharded) or another one of Lightning
     data_workers: NonNegativeInt = 0  # processes that prepare batches; 0: the training process itself

@@ -186,6 +186,32 @@ class BertForClassification(nn.Module):
         return self.head(self.bert(ids_BT, mask_BT, types_BT))
 
 
+class BertForPretraining(nn.Module):
+    """Encoder with a masked-LM head and a classification head."""
+
+    def __init__(
+        self,
+        n_tokens: int,
+        max_seq_len: int,
+        dim: int,
+        n_layers: int,
+        n_heads: int,
+        *,
+        n_classes: int = 2,
+        n_types: int = 2,
+    ) -> None:
+        super().__init__()
+        self.bert = Bert(n_tokens, max_seq_len, dim, n_layers, n_heads, n_types=n_types)
+        self.tokens_head = MaskedLMHead(n_tokens, dim)
+        self.text_head = ClassificationHead(dim, n_classes)
+
+    def forward(
+        self, ids_BT: Tensor, mask_BT: Tensor | None = None, types_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        encoded_BTD = self.bert(ids_BT, mask_BT, types_BT)
+        return self.tokens_head(encoded_BTD, self.bert.embedding.tokens), self.text_head(encoded_BTD)
+
+
 def mask_tokens(
     ids_BT: Tensor, special_BT: Tensor, mask_id: int, n_tokens: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:

@@ -127,3 +127,34 @@ def next_token_loss(logits_BTV: Tensor, ids_BT: Tensor) -> Tensor:
     logits_BTV, targets_BT = logits_BTV[:, :-1], ids_BT[:, 1:]
     right_BT = logits_BTV.gather(2, targets_BT[:, :, None])[:, :, 0]
     return (logits_BTV.logsumexp(dim=-1) - right_BT).mean()
+
+
+class LayerNormOverDims(nn.Module):
+    """Mean 0 and variance 1 over several last dimensions, then a learned scale and shift for each number."""
+
+    def __init__(self, shape: tuple[int, ...], eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.dims = tuple(range(-len(shape), 0))
+        self.weight = nn.Parameter(torch.ones(shape))
+        self.bias = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centered = x - x.mean(dim=self.dims, keepdim=True)
+        variance = (centered**2).mean(dim=self.dims, keepdim=True)
+        normal = centered / torch.sqrt(variance + self.eps)
+        return self.bias + self.weight * normal
+
+
+class Dropout(nn.Module):
+    """In training, set each number to zero with probability p, and scale the rest so that the mean stays."""
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        dropped = torch.rand_like(x) < self.p
+        return (x / max(1 - self.p, 1e-12)).masked_fill(dropped, 0.0)

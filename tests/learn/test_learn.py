@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import time
 from pathlib import Path
@@ -225,15 +226,69 @@ def test_the_map_shows_what_checks_found(tmp_path, capsys):
         ("0.5 + 0.5 * t", "1 + t"),
     )
     arguments = ["map", "gpt2", "--file", str(file)]
-    assert shown(arguments, capsys) == {"not checked": 7, "not built": 1}
+    assert shown(arguments, capsys) == {"not checked": 9, "not built": 1}
     main(["check", "gpt2", "--file", str(file)])
     capsys.readouterr()
-    assert shown(arguments, capsys) == {"right": 6, "wrong": 1, "not built": 1}
+    assert shown(arguments, capsys) == {"right": 8, "wrong": 1, "not built": 1}
     text = file.read_text(encoding="utf-8")
     file.write_text(text.replace("1 + t", "0.5 + 0.5 * t") + "\n# a comment\n", encoding="utf-8")
-    assert shown(arguments, capsys) == {"right": 6, "not checked": 1, "not built": 1}
+    assert shown(arguments, capsys) == {"right": 8, "not checked": 1, "not built": 1}
     outline.PROGRESS.write_text("{not json", encoding="utf-8")
-    assert shown(arguments, capsys) == {"not checked": 7, "not built": 1}
+    assert shown(arguments, capsys) == {"not checked": 9, "not built": 1}
+
+
+def test_map_and_check_end_with_the_progress_and_the_next_step(tmp_path, capsys):
+    file = written(tmp_path, ("return self.down(x)", "raise NotImplementedError"))
+    main(["check", "gpt2", "--file", str(file)])
+    checked = capsys.readouterr().out.splitlines()[-2:]
+    assert checked[0] == f"{'█' * 36}{'░' * 4} 9 of 10 parts are right, about 15 min left"
+    assert checked[1].startswith("next: gpt2.MLP (mine.py, line ")
+    assert checked[1].endswith("): read the same, section 3.3 (5 min), then build (10 min)")
+    main(["map", "gpt2", "--file", str(file)])
+    assert capsys.readouterr().out.splitlines()[-3:-1] == checked
+    line = int(checked[1].split("line ")[1].split(")")[0])
+    assert "raise NotImplementedError" in file.read_text(encoding="utf-8").splitlines()[line - 1]
+    main(["check", "gpt2", "--file", str(another("gpt2"))])
+    assert capsys.readouterr().out.splitlines()[-1] == f"{'█' * 40} 10 of 10 parts are right"
+
+
+def test_the_next_step_is_in_a_course_that_has_been_begun():
+    begun = {"tokenizers": {"train_bpe": "not built"}, "bert": {"gelu": "right", "MLP": "wrong"}}
+    assert outline.next_part(begun) == (Outline("bert"), "MLP")
+    assert outline.next_part({"bert": {"gelu": "not built"}}) == (Outline("bert"), "gelu")
+    assert outline.next_part({"bert": {"gelu": "right"}}) is None
+
+
+@pytest.mark.parametrize("course", [course for course in COURSES if course != "further"])
+def test_every_part_has_its_minutes(course):
+    """The table of the course's readme has a row for each part, and for nothing else."""
+    efforts = Outline(course).efforts()
+    assert list(efforts) == list(Outline(course).parts())
+    assert all(effort.building > 0 for effort in efforts.values())
+
+
+def test_watch_checks_again_when_a_file_is_saved(tmp_path, capsys, monkeypatch):
+    file = written(tmp_path, ("0.5 + 0.5 * t", "1 + t"))
+    naps = []
+
+    def nap(seconds):
+        naps.append(seconds)
+        if len(naps) == 2:
+            written(tmp_path)
+            os.utime(file, (1, 1))  # even if the clock of the file system is coarse
+        if len(naps) == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(time, "sleep", nap)
+    assert main(["check", "gpt2.gelu", "--watch", "--file", str(file)]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("gpt2.gelu: ")]
+    assert [line.split()[1] for line in told] == ["wrong", "right"]
+
+
+def test_watch_goes_with_check_only(capsys):
+    with pytest.raises(SystemExit):
+        main(["map", "--watch"])
+    assert "--watch goes with check" in capsys.readouterr().err
 
 
 def test_a_file_that_cannot_be_read_loses_no_progress(tmp_path, capsys):
@@ -252,7 +307,7 @@ def test_a_file_that_cannot_be_read_loses_no_progress(tmp_path, capsys):
 
 def shown(arguments, capsys):
     assert main(arguments) == 0
-    rows = [line for line in capsys.readouterr().out.splitlines() if "gpt2." in line]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "│ gpt2." in line]
     states = [row.split("│")[3].strip() for row in rows]
     return {state: states.count(state) for state in states}
 
@@ -261,7 +316,7 @@ def test_the_map_does_without_a_place_to_write(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(outline, "PROGRESS", tmp_path / "missing" / "progress.json")
     assert main(["check", "gpt2.gelu", "--file", str(another("gpt2"))]) == 0
     capsys.readouterr()
-    assert shown(["map", "gpt2", "--file", str(another("gpt2"))], capsys) == {"not checked": 8}
+    assert shown(["map", "gpt2", "--file", str(another("gpt2"))], capsys) == {"not checked": len(GPT2.parts)}
 
 
 TWO_HEADS_IN_ONE = [  # what a first draft may look like: nothing of it is in the list of mistakes

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "(?s).*")  # outcomes are logged here, in a line each
@@ -18,10 +18,8 @@ from ray.exceptions import RayError, RayTaskError, TaskCancelledError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy as OnNode
 
 from common.repository import REPOSITORY
-from data import corpora
-from data.syntheticdata import tasks
 from train.grid.expand import GridError
-from train.grid.run import Call, Run
+from train.grid.run import Run
 from train.launch.parcels import (
     Upload,
     download_results,
@@ -30,12 +28,11 @@ from train.launch.parcels import (
     pack_folders,
     resume_dead_attempt,
 )
-from train.launch.workers import Message, SideBySide, Train, set_up_worker
-from train.logs import DETAIL, log
-from train.own_parts import register_all
+from train.launch.remote import OnNodes, RemoteRun, SharedByRuns, begin_on_node, shared_by
+from train.launch.workers import Message
+from train.logs import log
 from train.saving.earlier_runs import claimed, earlier_outcome
 from train.saving.outcome import Ending, Outcome, failure
-from train.saving.provenance import Version, code_of_this_process
 from train.saving.weights import one_line
 from train.train_params import TrainParams
 
@@ -81,28 +78,14 @@ def beacon(out: Path) -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(dir=out, prefix=".here-")
 
 
-class SharedByRuns(NamedTuple):
-    """The part of a grid that all its runs on a cluster share."""
-
-    train: Train
-    call: Call
-    here: Path  # a folder that only nodes with the same disk see
-    code: Version | None  # the code that the runs train with
-    texts: dict[str, str]  # fingerprints of texts by name
-    wandb: dict[str, str]  # environment variables
-    mailbox: Any  # a Ray actor
-
-
-def on_worker(run: Run, parcels: list[object], shared: SharedByRuns) -> tuple[Outcome, bytes | None]:
+def on_worker(
+    run: Run, parcels: list[object], shared: SharedByRuns, mailbox: Any
+) -> tuple[Outcome, bytes | None]:
     """Train a run on a node. Return its outcome and, where the first process has another disk, its files as bytes."""
-    train, call, here, code, texts, wandb, mailbox = shared
-    os.environ.update(wandb)
+    train, call, here = shared.train, shared.call, shared.here
     send = mailbox.put.remote  # without a wait for the reply
     mail: Any = SimpleNamespace(send=lambda message: send(run.number, tuple(message)))
-    worker_log = set_up_worker(mail, run.params.train.threads or max(1, int(run.params.train.cpus)), code)
-    corpora.fingerprints.set(texts)
-    register_all(call.parts)
-    worker_log.send(Message())  # the run has begun
+    worker_log = begin_on_node(run, shared, mail, max(1, int(run.params.train.cpus)))
     try:
         if here.exists():
             return train(resume_dead_attempt(run, call, here), call, report=worker_log.report), None
@@ -111,17 +94,6 @@ def on_worker(run: Run, parcels: list[object], shared: SharedByRuns) -> tuple[Ou
             return outcome, pack_folders(elsewhere.out, outputs(elsewhere.out, run.identity))
     finally:
         ray.get(mailbox.is_empty.remote())  # returns when all messages have arrived
-
-
-class RayWorker(SimpleNamespace):
-    """A run that has been handed to Ray, in the place of a `Worker`. Ray watches memory and ends the process."""
-
-    number: Any  # None once the run has ended
-    settled: bool
-
-    def settle(self, free: int) -> None: ...
-
-    def end(self) -> None: ...
 
 
 def new_mailbox() -> Any:
@@ -145,10 +117,8 @@ def new_mailbox() -> Any:
     return ray.remote(Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
-class OnCluster(SideBySide):
+class OnCluster(OnNodes):
     """Trains runs by number on the cluster at `call.ray`."""
-
-    to_stop = False
 
     def run(self) -> dict[int, Outcome]:
         self.claims: dict[int, ExitStack] = {}
@@ -160,13 +130,8 @@ class OnCluster(SideBySide):
             refuse_too_large(self.runs.values(), nodes, self.has_gpus)
             self.call.out.mkdir(parents=True, exist_ok=True)
             with beacon(self.call.out) as here:
-                self.mailbox, code = new_mailbox(), code_of_this_process() if self.call.save else None
-                data = [run.params.data for run in self.runs.values()]
-                names = {name for one in data for name in one.shares or [one.label]} - tasks.keys()
-                texts = {name: corpora.corpus_fingerprint(name) for name in names}
-                wandb = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-                shared = SharedByRuns(self.train, self.call, Path(here), code, texts, wandb, self.mailbox)
-                self.shared = ray.put(shared)
+                self.mailbox = new_mailbox()
+                self.shared = ray.put(shared_by(self.runs.values(), self.train, self.call, Path(here)))
                 return super().run()
         finally:
             ray.shutdown()
@@ -186,17 +151,13 @@ class OnCluster(SideBySide):
             cpus, gpus = cpus_and_gpus(run.params.train, self.has_gpus)
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
             parcels = [] if self.call.ray == LOCAL else upload(run)
-            output = task.remote(run, parcels, self.shared)
-            self.workers.append(RayWorker(number=number, output=output, began=False))
+            output = task.remote(run, parcels, self.shared, self.mailbox)
+            self.workers.append(RemoteRun(number=number, output=output, began=False))
         self.waiting.clear()
 
     def end(self, number: int, outcome: Outcome) -> None:
         super().end(number, outcome)
         self.claims.pop(number).close()
-
-    def stop(self) -> None:
-        # Ray must not be called while a signal interrupts it, so `listen` does the rest.
-        self.is_stopped = self.to_stop = True
 
     def listen(self) -> None:
         if self.to_stop:
@@ -212,19 +173,7 @@ class OnCluster(SideBySide):
         for output in ended:
             self.read(by_output[output], Message(outcome=self.result(by_output[output])))
 
-    def read(self, worker: RayWorker, message: Message) -> None:
-        begins = message == Message()
-        if begins and worker.began:
-            log.warning(f"run {worker.number} was lost with its process or node, and trains again")
-            self.display.ends(worker.number)
-        if begins:
-            log.info(self.announced[worker.number], extra=DETAIL)
-        if begins or not worker.began:
-            self.display.begins(worker.number)
-            worker.began = True
-        self.handle(worker, message)
-
-    def result(self, worker: RayWorker) -> Outcome:
+    def result(self, worker: RemoteRun) -> Outcome:
         """Copy the folder of a run here, and return the outcome of the run."""
         run = self.runs[worker.number]
         try:

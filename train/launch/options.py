@@ -50,7 +50,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_checks(parser.add_argument_group("Check"))
     add_comparisons(parser.add_argument_group("Compare"))
     add_outputs(parser.add_argument_group("Outputs"))
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    args.save |= args.slurm is not None  # a job that starts again continues from its run folder
+    return args
 
 
 class Parser(argparse.ArgumentParser):
@@ -150,6 +152,13 @@ def add_ways_to_train(group: argparse._ArgumentGroup) -> None:
         const="local",
         metavar="HOST:PORT",
         help="train on the Ray cluster whose head has this address; without one, start a cluster on this machine: --ray",
+    )
+    where.add_argument(
+        "--slurm",
+        nargs="?",
+        const="",
+        metavar="OPTIONS",
+        help="train each run as a job of Slurm, with these options of sbatch, and save it: --slurm=partition=gpu,time=60,gpus=1",
     )
     add(
         "--fail-fast",

@@ -143,7 +143,7 @@ def claim(run: Path, arrived: Path, out: Path) -> Path:
 
 
 def resume_dead_attempt(run: Run, call: Call, marks: Path) -> Run:
-    """Resume in the folder left by an earlier attempt that died.
+    """Resume in the folder left by an earlier attempt that died, or that its cluster interrupted.
 
     On the first attempt, return the run unchanged and leave a marker file.
     """
@@ -154,7 +154,8 @@ def resume_dead_attempt(run: Run, call: Call, marks: Path) -> Run:
     own = run.first_step.folder and partial_name(run.first_step.folder)
     deadline = time.monotonic() + DYING_SECONDS
     while call.save and time.monotonic() < deadline:
-        left = [attempt for attempt in earlier_runs(call.out, {run.identity}) if attempt.is_partial]
+        found = earlier_runs(call.out, {run.identity})
+        left = [one for one in found if one.is_partial or (one.outcome and one.outcome.interrupted)]
         left = [one for one in left if one.folder == own or one.folder.name >= mark.read_text()]
         step = step_after(run, left, any_code=True)
         if step.what != "elsewhere":

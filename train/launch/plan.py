@@ -24,6 +24,7 @@ from train.grid.run import NEW, Call, DataFacts, Run, RunSize
 from train.launch.match import match_notes, matched
 from train.launch.metrics import metric_problems
 from train.launch.observe import Unused, observed_spec, unused_data_fields, unused_fields
+from train.launch.remote import scheduler_option
 from train.launch.tables import MAX_PLAN_ROWS, as_time, plan_table, settings_of
 from train.length import RunCosts, count_steps, mean_row_length, rows_per_step
 from train.logs import log, status
@@ -36,7 +37,7 @@ from train.train_params import TrainParams
 
 REFUSED_BY_WANDB, MAX_WANDB_NAME = "/\\#?%:", 128  # characters in a project name, and how many it may have
 # Fields of TrainParams that have an effect only with an option.
-FIELDS_WITH_OPTION = {"checkpoint_every": "--save", "cpus": "--ray", "gpus": "--ray"}
+FIELDS_WITH_OPTION = {"checkpoint_every": "--save", "cpus": "--ray or --slurm", "gpus": "--ray or --slurm"}
 MAX_SAID = 40  # log lines about --resume, and run numbers in one line
 
 
@@ -149,17 +150,18 @@ def measure_data(
 
 
 def device_problems(devices: set[int], call: Call) -> Iterator[str]:
-    """Yield an error message for combinations of devices, --jobs, --ray and --gpu-id that are not supported.
+    """Yield an error message for combinations of devices, --jobs, --ray, --slurm and --gpu-id that are not supported.
 
     The processes that the first run starts go through the whole grid with it, so all runs need as many devices.
     """
     gpu_id = call.gpu_id
     if call.jobs > 1 and devices != {1}:
         yield f"--jobs={call.jobs} runs side by side have one device each, but devices={max(devices)}"
-    if call.ray is not None and devices != {1}:
-        yield f"--ray gives a run one device, but devices={max(devices)}"
-    if call.ray is not None and gpu_id is not None:
-        yield f"--gpu-id={gpu_id} is a GPU of this machine; with --ray set gpus in TrainParams"
+    scheduler = scheduler_option(call)
+    if scheduler is not None and devices != {1}:
+        yield f"{scheduler} gives a run one device, but devices={max(devices)}"
+    if scheduler is not None and gpu_id is not None:
+        yield f"--gpu-id={gpu_id} is a GPU of this machine; with {scheduler} set gpus in TrainParams"
     if len(devices) > 1:
         yield f"devices={sorted(devices)}: all runs of a call need the same number; make a call for each"
     if gpu_id is not None and devices != {1}:
@@ -169,7 +171,7 @@ def device_problems(devices: set[int], call: Call) -> Iterator[str]:
 def time_problems(train: TrainParams, call: Call) -> Iterator[str]:
     """Yield an error message if a run that ends by time would share its machine with others."""
     if train.max_seconds is not None and (call.jobs > 1 or call.ray is not None):
-        option = "--ray" if call.ray is not None else f"--jobs={call.jobs}"
+        option = scheduler_option(call) or f"--jobs={call.jobs}"
         yield (
             f"max_seconds={train.max_seconds} measures a machine that one run has for itself, so it does not go with "
             f"{option}; use max_flops or max_tokens"
@@ -296,7 +298,7 @@ def say_unused(runs: list[Run]) -> None:
 
 def say_idle(runs: list[Run], call: Call) -> None:
     """Log every field that is set and has no effect without an option that is missing."""
-    given = {"--save": call.save, "--ray": call.ray is not None}
+    given = {"--save": call.save, "--ray or --slurm": call.ray is not None}
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for name, option in FIELDS_WITH_OPTION.items():
         for number, run in enumerate(runs, 1):

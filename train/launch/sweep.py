@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from importlib.util import find_spec
+from shutil import which
 
 import torch
 
@@ -17,6 +18,7 @@ from common.repository import REPOSITORY
 from train.grid.expand import GridError
 from train.grid.run import Call, Run
 from train.launch.display import GridDisplay, Shown
+from train.launch.remote import SLURM, scheduler_option
 from train.launch.tables import closing_lines
 from train.launch.workers import SideBySide, n_jobs, say_threads
 from train.logs import DETAIL, log, shorten_traceback, status
@@ -37,8 +39,6 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
     """Return the options of the command line that hold for all runs. Raise GridError for invalid ones."""
     resume = args.resume or ("same" if args.against is not None else None)
     save = args.save or resume is not None
-    if args.ray is not None and find_spec("ray") is None:
-        raise GridError(["--ray needs Ray: pip install -r requirements-ray.txt"])
     return Call(
         out=output_root(args.out),
         save=save,
@@ -50,9 +50,25 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
         wandb_group=f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}",
         gpu_id=args.gpu_id,
         command=sys.argv,
-        ray=args.ray,
+        ray=scheduler_of(args),
         parts=tuple(own_files.values()),
     )
+
+
+def scheduler_of(args: argparse.Namespace) -> str | None:
+    """Return `Call.ray`: what schedules the runs, if not this machine. Raise GridError if it cannot be used."""
+    if args.ray is not None and find_spec("ray") is None:
+        raise GridError(["--ray needs Ray: pip install -r requirements-ray.txt"])
+    if args.slurm is None:
+        return args.ray
+    if find_spec("submitit") is None:
+        raise GridError(["--slurm needs submitit: pip install -r requirements-slurm.txt"])
+    if which("sbatch") is None:
+        raise GridError(["--slurm needs Slurm's command sbatch: call main.py on a login node of the cluster"])
+    from train.launch.slurm import read_slurm_options
+
+    read_slurm_options(args.slurm)
+    return f"{SLURM}{args.slurm}"
 
 
 MakeNamer = Callable[..., Namer]  # called with the params of a run and variant=
@@ -168,6 +184,11 @@ def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -
         say_threads({run.params.train.threads for run in to_train.values()}, call.jobs)
         train = partial(train_claimed, make_namer=make_namer)
         outcomes |= SideBySide(train, to_train, announced, display, call).run()
+    elif to_train and scheduler_option(call) == "--slurm":
+        from train.launch.slurm import OnSlurm
+
+        train = partial(train_claimed, make_namer=make_namer)
+        outcomes |= OnSlurm(train, to_train, announced, display, call).run()
     elif to_train:
         from train.launch.cluster import OnCluster
 

@@ -184,7 +184,7 @@ class SideBySide:
     ) -> None:
         self.train, self.runs, self.announced, self.display, self.call = train, runs, announced, display, call
         self.waiting = deque(runs)
-        self.workers: list[Any] = []  # Worker, or RayWorker on a cluster
+        self.workers: list[Any] = []  # Worker, or RemoteRun on a cluster
         self.outcomes: dict[int, Outcome] = {}
         self.elsewhere: list[int] = []  # runs that another call trains
         self.largest = 0  # bytes that the largest run took

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from learn.checking.checks import EVERY, FUNCTION, MODULE, agrees, by_hand, has, seeded
 from learn.checking.course import Case, Check, Course, Part, Wrong
+from learn.checking.explain import difference
 from learn.checking.hub import real_weights
 from learn.checking.mistakes import read_mistakes
-from learn.checking.parity import SPREAD, cast, check_gradients, ready, same_outputs
+from learn.checking.parity import SPREAD, cast, check_gradients, ready, recognize, same_outputs
 from learn.checking.samples import floats, integers
 from learn.courses.bert import references
 from learn.courses.bert.masking import (
@@ -117,6 +118,36 @@ def tied(case: Case) -> None:
             raise Wrong(
                 f"it looks like `{name}` makes the logits; BERT computes them with bert.embedding.tokens (tied weights)."
             )
+
+
+def joined(out: Any, x: Tensor, mask: Tensor | None = None, types: Tensor | None = None) -> Tensor:
+    """Return both outputs of a model as the rows of one matrix, with zeros at padded positions."""
+    if not (isinstance(out, tuple) and [type(one) for one in out] == [Tensor, Tensor]):
+        raise Wrong(
+            f"the result should be two tensors, (logits of tokens, logits of classes); it is {type(out).__name__}."
+        )
+    tokens, classes = out
+    if tokens.dim() != 3 or classes.dim() != 2:
+        shapes = f"{list(tokens.shape)} and {list(classes.shape)}"
+        raise Wrong(
+            f"the shapes are {shapes}; tokens' logits [B, T, V] come first, then those of classes [B, C]."
+        )
+    return torch.cat([real(tokens, x, mask).flatten(1), classes], dim=1)
+
+
+def each_head(case: Case) -> None:
+    """Raise Wrong if the output of one head differs, and say of which."""
+    made = ready(case, SPREAD, torch.float64)
+    for args in case.part.inputs():
+        with torch.no_grad():
+            out, right = made(*args), case.part.reference(made, *args)
+        pair = joined(out, *args), joined(right, *args)
+        of_tokens = difference(real(out[0], *args), real(right[0], *args), ("sample", "position", "token"))
+        of_classes = difference(out[1], right[1], ("sample", "class"))
+        if found := of_tokens or of_classes:
+            if mistake := recognize(case, made, args, *pair):
+                raise Wrong(f"it looks like {mistake}.")
+            raise Wrong(f"the logits of {'tokens' if of_tokens else 'classes'}: {found}.")
 
 
 def nothing_chosen(case: Case) -> None:
@@ -262,6 +293,25 @@ PARTS = {
         references.bert_for_classification,
         ("sample", "class"),
         (*EVERY, has(bert="Bert", head="ClassificationHead"), *PADDED, real_classification(BASE)),
+    ),
+    "BertForPretraining": Part(
+        lambda my: my.BertForPretraining(*SIZES, n_types=TYPES),
+        lambda: texts(FIRST_IS_REAL),
+        references.bert_for_pretraining,
+        ("sample", "logit"),
+        (
+            *EVERY,
+            has(bert="Bert", tokens_head="MaskedLMHead", text_head="ClassificationHead"),
+            tied,
+            seeded,
+            each_head,
+            same_outputs(),
+            same_outputs(SPREAD, torch.float32),
+            check_gradients,
+            by_hand,
+            padding_does_not_matter,
+        ),
+        counts=joined,
     ),
     "mask_tokens": Part(
         lambda my: my.mask_tokens,

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForPreTraining,
     BertForSequenceClassification,
     DataCollatorForLanguageModeling,
 )
@@ -84,6 +85,14 @@ def bert_for_classification(
 ) -> Tensor:
     whole = classification_model(*sizes(made.bert), n_classes=len(made.head.out.bias))
     return functional_call(whole, classification_weights(made), (), named(ids, mask, types)).logits
+
+
+def bert_for_pretraining(
+    made: Any, ids: Tensor, mask: Tensor | None = None, types: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    whole = pretraining_model(*sizes(made.bert))
+    out = functional_call(whole, pretraining_weights(made), (), named(ids, mask, types))
+    return out.prediction_logits, out.seq_relationship_logits
 
 
 def masked_lm_loss(made: Any, logits: Tensor, ids: Tensor, chosen: Tensor) -> Tensor:
@@ -178,6 +187,15 @@ def classification_weights(made: Any) -> Weights:
     return within("bert", bert_weights(made.bert)) | pooler | both("classifier", made.head.out)
 
 
+def pretraining_weights(made: Any) -> Weights:
+    """Return the weights of a model with both heads. Its second head has two classes, as HuggingFace's."""
+    heads = within("cls", head_weights(made.tokens_head, made.bert.embedding.tokens))
+    text_head = both("bert.pooler.dense", made.text_head.pooler) | both(
+        "cls.seq_relationship", made.text_head.out
+    )
+    return within("bert", bert_weights(made.bert)) | heads | text_head
+
+
 def both(name: str, made: Any) -> Weights:
     """Return weight and bias of a linear layer or a norm."""
     return {f"{name}.weight": made.weight, f"{name}.bias": made.bias}
@@ -200,6 +218,11 @@ def classification_model(*sizes: int, n_classes: int) -> BertForSequenceClassifi
     return untrained(
         BertForSequenceClassification, BertConfig(**config_of(*sizes) | {"num_labels": n_classes})
     )
+
+
+@lru_cache(maxsize=8)
+def pretraining_model(*sizes: int) -> BertForPreTraining:
+    return untrained(BertForPreTraining, BertConfig(**config_of(*sizes)))
 
 
 def config_of(

@@ -21,6 +21,10 @@ def layer_norm(made: Any, x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], made.weight, made.bias, made.eps)
 
 
+def layer_norm_over_dims(made: Any, x: Tensor) -> Tensor:
+    return F.layer_norm(x, made.weight.shape, made.weight, made.bias, made.eps)
+
+
 def gelu(made: Any, x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 

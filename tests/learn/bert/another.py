@@ -155,6 +155,18 @@ class BertForClassification(nn.Module):
         return self.head(x)
 
 
+class BertForPretraining(nn.Module):
+    def __init__(self, n_tokens, max_seq_len, dim, n_layers, n_heads, *, n_classes=2, n_types=2):
+        super().__init__()
+        self.bert = Bert(n_tokens, max_seq_len, dim, n_layers, n_heads, n_types=n_types)
+        self.tokens_head, self.text_head = MaskedLMHead(n_tokens, dim), ClassificationHead(dim, n_classes)
+
+    def forward(self, ids, mask=None, types=None):
+        encoded = self.bert(ids, types=types, mask=mask)
+        words = self.tokens_head(encoded, self.bert.embedding.tokens)
+        return words, self.text_head(encoded)
+
+
 def mask_tokens(ids, special, mask_id, n_tokens, generator):
     dice = [torch.rand(ids.shape, generator=generator) < p for p in (0.15, 0.8, 0.5)]
     words = torch.randint(0, n_tokens, ids.shape, generator=generator)

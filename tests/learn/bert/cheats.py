@@ -405,4 +405,24 @@ OTHERS = [
         "no gradient flows",
         [("return total / max(n, 1)", "return total.detach() / max(n, 1)")],
     ),
+    (
+        "BertForPretraining",
+        "tokens' logits [B, T, V] come first",
+        [("return words, self.text_head(encoded)", "return self.text_head(encoded), words")],
+    ),
+    (
+        "BertForPretraining",
+        "the result should be two tensors",
+        [("return words, self.text_head(encoded)", "return words")],
+    ),
+    (
+        "BertForPretraining",
+        "the logits of classes: ",
+        [("return words, self.text_head(encoded)", "return words, self.text_head(encoded.flip(1))")],
+    ),
+    (
+        "BertForPretraining",
+        "expected MaskedLMHead",
+        [("MaskedLMHead(n_tokens, dim), ClassificationHead", "nn.Linear(dim, n_tokens), ClassificationHead")],
+    ),
 ]

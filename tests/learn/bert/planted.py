@@ -306,4 +306,19 @@ MISTAKES = [
             ("row[t] - row[t].amax()", "guess[t] * (row[t] - row[t].amax())"),
         ],
     ),
+    (
+        "BertForPretraining",
+        "the mask is not handed on",
+        [("encoded = self.bert(ids, types=types, mask=mask)", "encoded = self.bert(ids, types=types)")],
+    ),
+    (
+        "BertForPretraining",
+        "types are not handed on",
+        [("encoded = self.bert(ids, types=types, mask=mask)", "encoded = self.bert(ids, mask=mask)")],
+    ),
+    (
+        "BertForPretraining",
+        "second head reads the embedding",
+        [("self.text_head(encoded)", "self.text_head(self.bert.embedding(ids, types))")],
+    ),
 ]

@@ -119,3 +119,33 @@ def next_token_loss(logits, ids):
         wanted = now[torch.arange(len(ids)), ids[:, t + 1]]
         losses.append(now.exp().sum(-1).log() - wanted)
     return torch.stack(losses).mean()
+
+
+class LayerNormOverDims(nn.Module):
+    def __init__(self, shape, eps=1e-5):
+        super().__init__()
+        self.weight, self.bias, self.eps = (
+            nn.Parameter(torch.ones(*shape)),
+            nn.Parameter(torch.zeros(*shape)),
+            eps,
+        )
+
+    def forward(self, x):
+        n = self.weight.dim()
+        flat = x.flatten(-n)
+        mean_all = flat.sum(-1, keepdim=True) / flat.shape[-1]
+        var_all = ((flat - mean_all) ** 2).sum(-1, keepdim=True) / flat.shape[-1]
+        y = (flat - mean_all) * (var_all + self.eps) ** -0.5
+        return torch.addcmul(self.bias, y.view(x.shape), self.weight)
+
+
+class Dropout(nn.Module):
+    def __init__(self, p=0.1):
+        super().__init__()
+        self.p = p
+
+    def forward(self, x):
+        if self.training and self.p == 1:
+            return torch.zeros_like(x)
+        keep = torch.bernoulli(torch.full(x.shape, 1 - self.p, dtype=x.dtype))
+        return x * keep / (1 - self.p) if self.training else x

@@ -182,6 +182,21 @@ CHEATS = [
         ],
     ),
     (
+        "Dropout",
+        "a ready-made dropout",
+        [("return x * keep / (1 - self.p) if", "return nn.functional.dropout(x, self.p) if")],
+    ),
+    (
+        "LayerNormOverDims",
+        "a ready-made normalization",
+        [
+            (
+                "return torch.addcmul(self.bias, y.view(x.shape), self.weight)",
+                "return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)",
+            )
+        ],
+    ),
+    (
         "gelu",
         "gelu of the solution",
         [("root = (2 / math.pi) ** 0.5", "from learn.solution import gpt2; return gpt2.gelu(x)")],
@@ -265,4 +280,30 @@ OTHERS = [
         ],
     ),
     ("GPT2", "should start as 0", [("nn.init.zeros_(linear.bias)", "nn.init.ones_(linear.bias)")]),
+    (
+        "gelu",
+        "which is sqrt(2) / pi; it should be sqrt(2 / pi)",
+        [("(2 / math.pi) ** 0.5", "2**0.5 / math.pi")],
+    ),
+    ("gelu", "which is sqrt(pi / 2); it should be sqrt(2 / pi)", [("(2 / math.pi)", "(math.pi / 2)")]),
+    ("gelu", "the factor inside tanh is 0.8; it should be", [("(2 / math.pi) ** 0.5", "0.8")]),
+    ("gelu", "is 0.44715; it should be 0.044715: is the decimal point misplaced?", [("0.044715", "0.44715")]),
+    ("gelu", "the factor of x^3 is 0.044175; it should be 0.044715.", [("0.044715", "0.044175")]),
+    ("gelu", "which is sqrt(2), and|which is sqrt(2); it", [("(2 / math.pi)", "2"), ("0.044715", "0.04")]),
+    ("Dropout", "in evaluation the input changes", [(" if self.training else x", "")]),
+    ("Dropout", "multiplied by 1, expected 1 / (1 - p) = 1.333", [("x * keep / (1 - self.p)", "x * keep")]),
+    (
+        "Dropout",
+        "is p the share that stays?",
+        [("torch.full(x.shape, 1 - self.p", "torch.full(x.shape, self.p")],
+    ),
+    (
+        "Dropout",
+        "of the numbers become 0, expected 25%.",
+        [("torch.full(x.shape, 1 - self.p", "torch.full(x.shape, 0.5")],
+    ),
+    ("Dropout", "rows are dropped as a whole", [("torch.full(x.shape,", "torch.full((len(x), 1),")]),
+    ("Dropout", "columns are dropped as a whole", [("torch.full(x.shape,", "torch.full(x.shape[1:],")]),
+    ("Dropout", "drop the same numbers", [("keep = torch", "torch.manual_seed(0)\n        keep = torch")]),
+    ("Dropout", "not finite", [("if self.training and self.p == 1:", "if x is None:")]),
 ]

@@ -174,4 +174,26 @@ MISTAKES = [
     ("next_token_loss", "in bits", [(".mean()", ".mean() / math.log(2)")]),
     ("next_token_loss", "log-likelihood", [("return torch.stack(losses)", "return -torch.stack(losses)")]),
     ("next_token_loss", "overflows", [(" - logits[:, t].amax(-1, keepdim=True)", "")]),
+    ("LayerNormOverDims", "over the last dimension only", [("flat = x.flatten(-n)", "flat = x")]),
+    (
+        "LayerNormOverDims",
+        "over the first dimension of `shape` only",
+        [("flat = x.flatten(-n)", "flat = x.mT"), ("y.view(x.shape)", "y.mT")],
+    ),
+    (
+        "LayerNormOverDims",
+        "divides by one less",
+        [
+            (
+                "** 2).sum(-1, keepdim=True) / flat.shape[-1]",
+                "** 2).sum(-1, keepdim=True) / (flat.shape[-1] - 1)",
+            )
+        ],
+    ),
+    ("LayerNormOverDims", "eps is missing", [("(var_all + self.eps)", "var_all")]),
+    (
+        "LayerNormOverDims",
+        "`weight` is missing",
+        [("torch.addcmul(self.bias, y.view(x.shape), self.weight)", "self.bias + y.view(x.shape)")],
+    ),
 ]

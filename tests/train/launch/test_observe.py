@@ -476,7 +476,10 @@ def test_a_grid_says_which_runs_have_a_data_field_without_effect(texts, tmp_path
         (
             {"cpus": 2.0, "gpus": 0.5},
             {"save": True},
-            ["run 1: cpus=2.0 has no effect without --ray", "run 1: gpus=0.5 has no effect without --ray"],
+            [
+                "run 1: cpus=2.0 has no effect without --ray or --slurm",
+                "run 1: gpus=0.5 has no effect without --ray or --slurm",
+            ],
         ),
         ({"cpus": 2.0, "gpus": 0.5}, {"ray": "local"}, []),
         ({}, {}, []),
