@@ -61,7 +61,7 @@ def train_run(run: Run, record: Record, call: Call, report: Report | None = None
     """
     params, train = run.params, run.params.train
     with cpu_threads(train.threads):
-        clock, interrupt = Clock(), StopOnInterrupt(quiet=call.jobs > 1 or call.ray is not None)
+        clock, interrupt = Clock(), StopOnInterrupt(quiet=call.jobs > 1 or call.cluster is not None)
         data = run_data(params, call)
         lm = make_lm(params, data.tokenizer, call.out)  # sets the seed
         if params.model.from_saved is None and wants_profile(lm, lm.model_params):

@@ -130,7 +130,7 @@ def advice(
     """
     known = [(one, i) for i, one in enumerate(seconds) if one is not None]
     total = sum(one for one, _ in known)
-    if total < MIN_GRID_SECONDS or call.ray is not None:
+    if total < MIN_GRID_SECONDS or call.cluster is not None:
         return None
     longest = max(known)[1]
     run, needed = runs[longest], memory[longest]

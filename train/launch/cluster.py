@@ -118,12 +118,12 @@ def new_mailbox() -> Any:
 
 
 class OnCluster(OnNodes):
-    """Trains runs by number on the cluster at `call.ray`."""
+    """Trains runs by number on the cluster at `call.cluster`."""
 
     def run(self) -> dict[int, Outcome]:
         self.claims: dict[int, ExitStack] = {}
-        assert self.call.ray is not None
-        connect(self.call.ray)
+        assert self.call.cluster is not None
+        connect(self.call.cluster)
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
             self.has_gpus = any("GPU" in node for node in nodes)
@@ -150,7 +150,7 @@ class OnCluster(OnNodes):
             self.runs[number] = run
             cpus, gpus = cpus_and_gpus(run.params.train, self.has_gpus)
             task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=ATTEMPTS - 1)(on_worker)
-            parcels = [] if self.call.ray == LOCAL else upload(run)
+            parcels = [] if self.call.cluster == LOCAL else upload(run)
             output = task.remote(run, parcels, self.shared, self.mailbox)
             self.workers.append(RemoteRun(number=number, output=output, began=False))
         self.waiting.clear()

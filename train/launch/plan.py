@@ -170,7 +170,7 @@ def device_problems(devices: set[int], call: Call) -> Iterator[str]:
 
 def time_problems(train: TrainParams, call: Call) -> Iterator[str]:
     """Yield an error message if a run that ends by time would share its machine with others."""
-    if train.max_seconds is not None and (call.jobs > 1 or call.ray is not None):
+    if train.max_seconds is not None and (call.jobs > 1 or call.cluster is not None):
         option = scheduler_option(call) or f"--jobs={call.jobs}"
         yield (
             f"max_seconds={train.max_seconds} measures a machine that one run has for itself, so it does not go with "
@@ -298,7 +298,7 @@ def say_unused(runs: list[Run]) -> None:
 
 def say_idle(runs: list[Run], call: Call) -> None:
     """Log every field that is set and has no effect without an option that is missing."""
-    given = {"--save": call.save, "--ray or --slurm": call.ray is not None}
+    given = {"--save": call.save, "--ray or --slurm": call.cluster is not None}
     runs_with: defaultdict[str, list[str]] = defaultdict(list)
     for name, option in FIELDS_WITH_OPTION.items():
         for number, run in enumerate(runs, 1):

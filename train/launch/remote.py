@@ -14,14 +14,14 @@ from train.logs import DETAIL, log
 from train.own_parts import register_all
 from train.saving.provenance import Version, code_of_this_process
 
-SLURM = "--slurm="  # begins `call.ray` where Slurm schedules the runs; options of sbatch follow
+SLURM = "--slurm="  # begins `call.cluster` where Slurm schedules the runs; options of sbatch follow
 
 
 def scheduler_option(call: Call) -> str | None:
     """Return the option that gives the runs of a call to a cluster: "--ray" or "--slurm". None: they train here."""
-    if call.ray is None:
+    if call.cluster is None:
         return None
-    return "--slurm" if call.ray.startswith(SLURM) else "--ray"
+    return "--slurm" if call.cluster.startswith(SLURM) else "--ray"
 
 
 class SharedByRuns(NamedTuple):

@@ -265,13 +265,13 @@ def job_states(jobs: list[Any]) -> dict[str, tuple[str, str]] | None:
 
 
 class OnSlurm(OnNodes):
-    """Trains runs by number as jobs of Slurm, with the options of sbatch in `call.ray`."""
+    """Trains runs by number as jobs of Slurm, with the options of sbatch in `call.cluster`."""
 
     again = "was stopped by Slurm, and goes on in a new start of its job"
 
     def run(self) -> dict[int, Outcome]:
-        assert self.call.ray is not None
-        self.options = read_slurm_options(self.call.ray.removeprefix(SLURM))
+        assert self.call.cluster is not None
+        self.options = read_slurm_options(self.call.cluster.removeprefix(SLURM))
         groups = self.groups()
         for options in groups:
             refuse_by_sbatch(dict(options))

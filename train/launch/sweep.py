@@ -50,13 +50,13 @@ def make_call(args: argparse.Namespace, wandb_entity: str | None) -> Call:
         wandb_group=f"{args.config}--{datetime.now():%Y-%m-%d--%H-%M-%S}",
         gpu_id=args.gpu_id,
         command=sys.argv,
-        ray=scheduler_of(args),
+        cluster=scheduler_of(args),
         parts=tuple(own_files.values()),
     )
 
 
 def scheduler_of(args: argparse.Namespace) -> str | None:
-    """Return `Call.ray`: what schedules the runs, if not this machine. Raise GridError if it cannot be used."""
+    """Return `Call.cluster`: what schedules the runs, if not this machine. Raise GridError if it cannot be used."""
     if args.ray is not None and find_spec("ray") is None:
         raise GridError(["--ray needs Ray: pip install -r requirements-ray.txt"])
     if args.slurm is None:
@@ -82,7 +82,7 @@ def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[O
     if call.save and rank() == 0:
         clear_stillborn(call.out)
         code_of_this_process().code.keep(call.out)
-    if call.jobs > 1 or call.ray is not None:
+    if call.jobs > 1 or call.cluster is not None:
         return train_side_by_side(runs, make_namer, call)
     load_code_that_trains(call)
     outcomes: dict[int, Outcome] = {}
@@ -100,7 +100,7 @@ def train_runs(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[O
 
 
 def display_of(runs: Sequence[Run], call: Call) -> GridDisplay:
-    jobs = call.jobs if call.ray is None else len(runs)
+    jobs = call.jobs if call.cluster is None else len(runs)
     return GridDisplay({run.number: Shown.of(run) for run in runs}, jobs)
 
 
@@ -180,7 +180,7 @@ def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -
     display = display_of(runs, call)
     for number, outcome in outcomes.items():
         display.ends(number, outcome)
-    if call.ray is None:
+    if call.cluster is None:
         say_threads({run.params.train.threads for run in to_train.values()}, call.jobs)
         train = partial(train_claimed, make_namer=make_namer)
         outcomes |= SideBySide(train, to_train, announced, display, call).run()
@@ -220,7 +220,7 @@ def line_about_speed(runs: Sequence[Run], outcomes: Sequence[Outcome], call: Cal
         "threads": any(train.threads is None for train in trains),
     }
     open_settings = [setting for setting, is_open in slow.items() if is_open]
-    if total < MIN_SECONDS_FOR_SPEED or call.ray is not None or not open_settings:
+    if total < MIN_SECONDS_FOR_SPEED or call.cluster is not None or not open_settings:
         return []
     return [f"--dry-run measures whether {', '.join(open_settings)} would be faster here"]
 

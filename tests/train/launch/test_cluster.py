@@ -268,7 +268,7 @@ def on_cluster(cluster, out, *names, **options):
 
     runs = {number: run_named(number, name) for number, name in enumerate(names, 1)}
     announced = {number: f"run {number}: {name}" for number, name in enumerate(names, 1)}
-    call = CALL._replace(out=out, ray=cluster.address, **options)
+    call = CALL._replace(out=out, cluster=cluster.address, **options)
     return OnCluster(
         act, runs, announced, GridDisplay({number: Shown(str(number), 1) for number in runs}), call
     ).run()
@@ -418,7 +418,7 @@ def test_an_address_that_does_not_answer_is_given_up_soon(monkeypatch):
 
 
 def test_a_gpu_of_this_machine_is_not_for_a_cluster():
-    [problem] = device_problems({1}, CALL._replace(ray="auto", gpu_id=0))
+    [problem] = device_problems({1}, CALL._replace(cluster="auto", gpu_id=0))
     assert problem == "--gpu-id=0 is a GPU of this machine; with --ray set gpus in TrainParams"
 
 

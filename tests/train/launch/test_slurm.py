@@ -81,7 +81,7 @@ def on_slurm(out, *names, **options):
     grid = {number: run_named(number, name) for number, name in enumerate(names, 1)}
     announced = {number: f"run {number}: {name}" for number, name in enumerate(names, 1)}
     display = GridDisplay({number: Shown(str(number), 1) for number in grid})
-    call = CALL._replace(out=out, ray=SLURM, save=True, **options)
+    call = CALL._replace(out=out, cluster=SLURM, save=True, **options)
     return OnSlurm(act, grid, announced, display, call).run()
 
 
@@ -283,7 +283,7 @@ def test_what_is_missing_is_said_in_one_sentence(monkey, sentence, tmp_path, cap
 
 
 def test_a_gpu_of_this_machine_is_not_for_jobs():
-    [problem] = device_problems({1}, CALL._replace(ray=SLURM, gpu_id=0))
+    [problem] = device_problems({1}, CALL._replace(cluster=SLURM, gpu_id=0))
     assert problem == "--gpu-id=0 is a GPU of this machine; with --slurm set gpus in TrainParams"
 
 
