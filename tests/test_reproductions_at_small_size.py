@@ -43,7 +43,7 @@ SHORT_PARITY = Small(
 )
 SMALL = {
     "sort": Small(
-        {"task_args": {"max_length": 8}, "n_samples": 30_000, "val_pct": 2.0, "max_steps": 250, "lr": 5e-3},
+        {"task_args": {"max_length": 8}, "n_samples": 30_000, "val_pct": 2.0, "max_steps": 320, "lr": 5e-3},
         slack=0.05,
     ),
     "strict-mqar": Small(
