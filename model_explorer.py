@@ -24,6 +24,7 @@ from explore.inspection.scores import (
     over_checkpoints,
 )
 from explore.load import checkpoints, get_model_by_timestamp, load_all, runs
+from explore.model_card import model_card
 from explore.plots import head_film, plot_expert_load, plot_metric, plot_metrics, show_lm_attns
 from explore.scaling.coordinates import coord_check
 from explore.scaling.fold import fold_residual
@@ -59,6 +60,7 @@ __all__ = [
     "logit_lens",
     "loss_by_position",
     "loss_by_token",
+    "model_card",
     "over_checkpoints",
     "plot_expert_load",
     "plot_metric",

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,6 +50,12 @@ SAMPLER_SETTINGS = {  # our names of settings of transformers' `generate`, which
 }
 
 
+@cache
+def task_manager(with_defaults: bool) -> TaskManager:
+    """Return the harness's manager of tasks. To index its own tasks, `with_defaults`, takes seconds."""
+    return TaskManager(include_defaults=with_defaults)
+
+
 class UnknownTask(LookupError):
     """Error if the harness has no task of a name."""
 
@@ -60,9 +66,7 @@ def load_tasks(names: Sequence[str]) -> dict[str, Task | Group]:
     Return them by their own names. Raise UnknownTask for an unknown name. Other errors come from the library `datasets`.
     """
     local = [name for name in names if name == MINIMAL_PAIRS.name or Path(name).is_file()]
-    manager = TaskManager(
-        include_defaults=len(local) < len(names)
-    )  # to index the harness's tasks takes seconds
+    manager = task_manager(len(local) < len(names))
     found: dict[str, Task | Group] = {}
     for name in names:
         if name not in local and name not in manager.all_tasks:
@@ -112,7 +116,7 @@ def run_tasks(
     `limit` is the number of documents of each task. `num_fewshot` is the number of examples in a context, except where a task
     is defined without any; None: as the task defines.
     """
-    loaded = TaskManager(include_defaults=False).load([*tasks])
+    loaded = task_manager(False).load([*tasks])
     for task in loaded["tasks"].values():
         defined = task.get_config("num_fewshot")
         chosen = defined if num_fewshot is None or defined == 0 else num_fewshot
