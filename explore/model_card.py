@@ -8,15 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.corpora import is_hub_name
+from data.data_params import DataParams
 from explore.compare.metrics import is_number, number_text
 from explore.compare.verdicts import interval
 from model.lm import LM, n_params
+from model.model_params import ModelParams
 from train.grid.claims import SEED
 from train.grid.params import Params
-from train.saving.earlier_runs import DEFAULTS
 from train.saving.outcome import Ending, ending_of
 from train.saving.run_folder import PARTIAL, find_run, output_root, read_about, read_params, run_folders
 from train.saving.timestamps import TIMESTAMP
+from train.train_params import TrainParams
 
 CARD = "README.md"
 LICENSE = "# license: mit   <- choose one, such as mit, apache-2.0 or cc-by-4.0, and remove all but `license: ...` from this line"
@@ -161,11 +163,12 @@ def is_same_but_seed(one: RunOfModel, other: RunOfModel) -> bool:
 
 def table_of_fields(values: Mapping[str, object]) -> str:
     """Return a table of the fields that differ from their defaults."""
-    rows = [
-        "| `{}` | `{}` |".format(name, repr(value).replace("|", "\\|"))
-        for name, value in values.items()
-        if name in DEFAULTS and value != DEFAULTS[name]
-    ]
+    defaults = Params(DataParams(), TrainParams(), ModelParams()).flat()
+    rows = []
+    for name, value in values.items():
+        if name in defaults and value != defaults[name]:
+            shown = repr(value).replace("|", "\\|")
+            rows.append(f"| `{name}` | `{shown}` |")
     return "\n".join(["| field | value |", "|---|---|", *rows])
 
 

@@ -116,7 +116,9 @@ def hub(monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # the newer protocol for large files, which needs a store
+    monkeypatch.setattr(
+        constants, "HF_HUB_DISABLE_XET", True
+    )  # the newer protocol for large files, which needs a store
     yield kept
     server.shutdown()
 

@@ -25,7 +25,7 @@ from lm_eval.config.group import AggMetricConfig
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from common.text import nearest
 from data.dataloader import batched
@@ -126,7 +126,7 @@ def run_tasks(
     return dict(found or {})
 
 
-class Window(NamedTuple):
+class ScoredWindow(NamedTuple):
     """Tokens to score, and those before them."""
 
     context: list[int]
@@ -156,9 +156,9 @@ class HarnessLM(TemplateLM):
             raise ValueError(
                 f"objective={lm.model_params.objective!r} gives no probability of a text; lm_eval needs objective='next-token'"
             )
-        if not isinstance(lm.tokenizer, Tokenizer):
+        if not isinstance(lm.tokenizer, Tokenizer) or not lm.tokenizer.start:
             raise ValueError(
-                "this model takes ids only; lm_eval needs a tokenizer: gpt2.from_hf(hf_model, tokenizer)"
+                "lm_eval needs a tokenizer with bos or eos, and this model has none: gpt2.from_hf(hf_model, tokenizer)"
             )
         self.lm = lm
         self.text_tokenizer = lm.tokenizer
@@ -202,30 +202,33 @@ class HarnessLM(TemplateLM):
         scores = iter(self.scores([window for own in windows for window in own]))
         return [sum_of_scores([*islice(scores, len(own))]) for own in windows]
 
-    def windows(self, context: list[int], scored: list[int]) -> list[Window]:
-        """Return `scored` in windows that the model can take. Each but the first has one token of context."""
+    def windows(self, context: list[int], scored: list[int]) -> list[ScoredWindow]:
+        """Return `scored` in windows that the model can take, if it is too long for one. No token is scored twice."""
         if len(scored) <= self.max_length:
-            return [Window(context, scored)] if scored else []
+            return [ScoredWindow(context, scored)] if scored else []
         rolling = get_rolling_token_windows(scored, context[-1], self.max_length, context_len=1)
-        return [Window(*make_disjoint_window(pair)) for pair in rolling]
+        return [ScoredWindow(*make_disjoint_window(pair)) for pair in rolling]
 
     @torch.no_grad()
-    def scores(self, windows: Sequence[Window]) -> list[Score]:
+    def scores(self, windows: Sequence[ScoredWindow]) -> list[Score]:
         """Return the score of each window. Windows of similar length share a batch, padded on the right."""
         rows = [[*context, *scored][-(self.max_length + 1) : -1] for context, scored in windows]
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+        batches = batches_by_length(rows, self.batch_size)
         found: dict[int, Score] = {}
         with eval_mode(self.lm):
-            for places in batched(range(len(order)), self.batch_size):
-                batch = [order[place] for place in places]
-                ids_BT = pad_ids([rows[i] for i in batch], self.text_tokenizer.pad)
-                real_BT = torch.arange(ids_BT.shape[1]) < torch.tensor([[len(rows[i])] for i in batch])
-                device = self.lm.device
-                z_BTV = self.lm(ids_BT.to(device), mask=None if real_BT.all() else real_BT.to(device))
+            for batch in tqdm(batches, desc="scoring texts", leave=False, disable=None):
+                z_BTV = self.logits([rows[i] for i in batch])
                 for i, z_TV in zip(batch, z_BTV, strict=True):
                     start, end = len(rows[i]) - len(windows[i].scored), len(rows[i])
                     found[i] = score_of_tokens(z_TV[start:end], windows[i].scored)
         return [found[i] for i in range(len(rows))]
+
+    def logits(self, rows: Sequence[list[int]]) -> torch.Tensor:
+        """Return the logits of rows of different lengths, [B, T, V]."""
+        ids_BT = pad_ids(rows, self.text_tokenizer.pad)
+        real_BT = torch.arange(ids_BT.shape[1]) < torch.tensor([[len(row)] for row in rows])
+        mask_BT = None if real_BT.all() else real_BT.to(self.lm.device)
+        return self.lm(ids_BT.to(self.lm.device), mask=mask_BT)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Return a continuation of each context, up to a stop text, eos, or the largest number of new tokens."""
@@ -234,16 +237,16 @@ class HarnessLM(TemplateLM):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
         texts: dict[int, str] = {}
         for settings, group in groups.items():
-            prompts = {i: self.tok_encode(requests[i].args[0]) for i in group}
-            order = sorted(group, key=lambda i: len(prompts[i]), reverse=True)
-            for places in batched(range(len(order)), self.batch_size):
-                batch = [order[place] for place in places]
-                continued = self.continuations([prompts[i] for i in batch], json.loads(settings))
-                texts |= dict(zip(batch, continued, strict=True))
+            prompts = [self.tok_encode(requests[i].args[0]) for i in group]
+            batches = batches_by_length(prompts, self.batch_size)
+            for batch in tqdm(batches, desc="generating texts", leave=False, disable=None):
+                generated = self.generate_texts([prompts[place] for place in batch], json.loads(settings))
+                texts |= {group[place]: text for place, text in zip(batch, generated, strict=True)}
         return [texts[i] for i in range(len(requests))]
 
-    def continuations(self, prompts: Sequence[list[int]], settings: dict[str, Any]) -> list[str]:
+    def generate_texts(self, prompts: Sequence[list[int]], settings: dict[str, Any]) -> list[str]:
         """Return the texts by which prompts are continued. `settings` are the `generation_kwargs` of a task."""
+        tokenizer = self.text_tokenizer
         wanted: dict[str, Any] = {**normalize_gen_kwargs(settings, DEFAULT_NEW_TOKENS)}
         n_new, until = wanted.pop("max_gen_toks"), wanted.pop("until")
         room = self.max_length - n_new
@@ -251,19 +254,21 @@ class HarnessLM(TemplateLM):
             raise ValueError(
                 f"the task asks for {n_new} new tokens, but the model takes {self.max_length}: set max_gen_toks lower"
             )
-        eos = self.eot_token_id
-        stops = handle_stop_sequences(until, None if eos is None else self.text_tokenizer.tokens([eos])[0])
-        cut = [(prompt or self.text_tokenizer.start)[-room:] for prompt in prompts]
+        eos = None if tokenizer.eos is None else tokenizer.token(tokenizer.eos)
+        stops = handle_stop_sequences(until, eos)
+        stop_ids = [ids[0] for ids in tokenizer.encode_batch(stops, parse_special=True) if len(ids) == 1]
+        cut = [(prompt or tokenizer.start)[-room:] for prompt in prompts]
         lengths = [len(prompt) + n_new for prompt in cut]
-        single = [
-            ids[0] for text in stops if len(ids := self.tok_encode(text, add_special_tokens=False)) == 1
-        ]
-        rows = generate_rows(self.lm, cut, lengths, sampler_of(wanted), stop=single)
-        new = [row.ids[len(prompt) :] for row, prompt in zip(rows, cut, strict=True)]
-        return [
-            postprocess_generated_text(self.text_tokenizer.decode(ids), stops, None)  # cuts at a stop text
-            for ids in new
-        ]
+        rows = generate_rows(self.lm, cut, lengths, sampler_of(wanted), stop=stop_ids)
+        texts = [tokenizer.decode(row.ids[len(prompt) :]) for row, prompt in zip(rows, cut, strict=True)]
+        # A stop text of several tokens does not end the generation. The text is cut there.
+        return [postprocess_generated_text(text, stops, think_end_token=None) for text in texts]
+
+
+def batches_by_length(rows: Sequence[Sequence[int]], n: int) -> list[list[int]]:
+    """Return the indices of rows in batches of `n`, the longest rows first."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]), reverse=True)
+    return [[order[place] for place in places] for places in batched(range(len(order)), n)]
 
 
 def score_of_tokens(z_TV: torch.Tensor, scored: list[int]) -> Score:

@@ -1,7 +1,5 @@
 """Evaluation of models on tasks of lm_eval, the LM evaluation harness: in a notebook, and of saved runs for --lm-eval."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +7,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -25,15 +23,10 @@ from train.saving.outcome import Outcome
 from train.saving.run_folder import add_to_summary, load_run, read_json, write_json
 from train.saving.timestamps import TIMESTAMP
 
-if TYPE_CHECKING:
-    from lm_eval.api.group import Group
-    from lm_eval.api.task import Task
-
-    HarnessTasks = dict[str, Task | Group]  # by name, as `load_tasks` returns them
-
+HarnessTasks = dict[str, Any]  # tasks and groups of the harness, by name
 EVALS_FILE = "lm_eval.json"  # of a run folder: the results of each task and of its subtasks
-MAX_UNKNOWN = 0.01  # share of the tokens of tasks that a tokenizer may not know
-BATCH_ROWS = 16
+MAX_UNKNOWN_SHARE = 0.01  # share of the tokens of tasks that a tokenizer may not know
+HARNESS_ROWS = 16
 
 
 class NoTasks(ValueError):
@@ -53,7 +46,7 @@ def lm_eval(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    batch_size: int = BATCH_ROWS,
+    batch_size: int = HARNESS_ROWS,
     add_bos: bool | None = None,
 ) -> pd.DataFrame:
     """Evaluate a model on tasks of the LM evaluation harness (github.com/EleutherAI/lm-evaluation-harness).
@@ -102,7 +95,7 @@ def harness_results(
     tasks: HarnessTasks,
     limit: int | None = None,
     num_fewshot: int | None = None,
-    batch_size: int = BATCH_ROWS,
+    batch_size: int = HARNESS_ROWS,
     add_bos: bool | None = None,
 ) -> HarnessResults:
     """Return the results of a model on loaded tasks. The other arguments are those of `lm_eval`."""
@@ -185,8 +178,8 @@ def evaluate_folder(name: str, folder: Path, tasks: HarnessTasks, device: str) -
             log.info(f"{name}: evaluating on {', '.join(new)}")
             kept |= results_of_run(folder, new, device)
             write_json(path, kept)
-            add_to_summary(folder, columns_of(kept))
-        return columns_of({task: kept[task] for task in tasks})
+            add_to_summary(folder, columns_of_results(kept))
+        return columns_of_results({task: kept[task] for task in tasks})
     except Exception as error:  # an edited model, or the code of a task
         log.error(f"{name} has no results of lm_eval: {first_line(error)}")
         return {}
@@ -196,27 +189,29 @@ def results_of_run(folder: Path, tasks: HarnessTasks, device: str) -> dict[str, 
     """Return the results of each task for a saved run. Raise ValueError if its tokenizer knows too little of the text."""
     lm = load_run(folder).lm.to(device)
     found, unknown_share = harness_results(lm, tasks)
-    if unknown_share > MAX_UNKNOWN:
+    if unknown_share > MAX_UNKNOWN_SHARE:
         raise ValueError(unknown_text(unknown_share))
     return {
         task: {
             "lm_eval": version("lm_eval"),
             "results": {
-                part: found["results"][part] for part in parts_of(task, found) if part in found["results"]
+                part: found["results"][part]
+                for part in parts_of_task(task, found)
+                if part in found["results"]
             },
         }
         for task in tasks
     }
 
 
-def parts_of(task: str, found: Mapping[str, Any]) -> Iterator[str]:
+def parts_of_task(task: str, found: Mapping[str, Any]) -> Iterator[str]:
     """Yield the name of a task or group, and those of all of its subtasks."""
     yield task
     for part in found["group_subtasks"].get(task, []):
-        yield from parts_of(part, found)
+        yield from parts_of_task(part, found)
 
 
-def columns_of(kept: Mapping[str, Any]) -> dict[str, float]:
+def columns_of_results(kept: Mapping[str, Any]) -> dict[str, float]:
     """Return the columns of a run from its file of results: those of each task or, if a group has none, of its subtasks."""
     columns = {}
     for task, content in kept.items():

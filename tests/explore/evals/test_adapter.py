@@ -240,7 +240,7 @@ def test_sampling_settings_are_those_of_the_task():
 
 
 def test_a_model_without_text_or_without_next_tokens_is_refused(hf):
-    with pytest.raises(ValueError, match="takes ids only; lm_eval needs a tokenizer"):
+    with pytest.raises(ValueError, match="needs a tokenizer with bos or eos, and this model has none"):
         HarnessLM(gpt2.from_hf(hf), batch_size=1, add_bos=True)
     masked = LM(tiny_params(max_seq_len=16, causal=False, objective="masked"), TOKENIZER.with_mask())
     with pytest.raises(ValueError, match="objective='masked' gives no probability"):

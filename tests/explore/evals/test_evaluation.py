@@ -14,7 +14,7 @@ import model_explorer
 from data.data_params import DataParams
 from data.tokenizer import char_tokenizer
 from explore.evals import evaluation
-from explore.evals.evaluation import columns_of, evaluate_folder, tasks_of_harness
+from explore.evals.evaluation import columns_of_results, evaluate_folder, tasks_of_harness
 from explore.load import find_run
 from model.lm import LM
 from model.model_params import ModelParams
@@ -103,7 +103,7 @@ def test_columns_are_those_of_a_task_or_of_the_subtasks_of_a_group_without_its_o
             "results": {"group": {"alias": "group"}, "part": {"acc,none": 1.0, "acc_stderr,none": "N/A"}}
         },
     }
-    assert columns_of(kept) == {"acc[one]": 0.5, "exact_match,strict[one]": 0.25, "acc[part]": 1.0}
+    assert columns_of_results(kept) == {"acc[one]": 0.5, "exact_match,strict[one]": 0.25, "acc[part]": 1.0}
 
 
 def test_a_number_that_a_run_may_not_hold_becomes_infinite(root):
