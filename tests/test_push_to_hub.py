@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gpt2
 import model_explorer
+from common.repository import REPOSITORY
 from tests.train.little_run import save_run
 
 TOKEN = "hf_token"
@@ -144,6 +146,14 @@ def test_a_pushed_model_is_loaded_by_transformers_with_equal_logits(hub, lm, tmp
     assert ids == lm.tokenizer("abc")
     torch.testing.assert_close(theirs(torch.tensor([ids])).logits, lm(ids), rtol=0, atol=1e-5)
     assert files["README.md"].decode() == model_explorer.model_card(lm, str(tmp_path))
+
+
+def test_the_python_of_the_docs_pushes_a_model(hub, lm, tmp_path, monkeypatch):
+    monkeypatch.setenv("WHATIF_OUT", str(tmp_path))
+    text = (REPOSITORY / "docs" / "pretrained.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(# after `hf auth login`.*?)```", text, re.DOTALL)
+    exec(compile(block, "pretrained.md", "exec"), {})  # noqa: S102 -- it is what users are told to run
+    assert f"# {lm.name}\n" in hub.repositories["me/my-model"]["README.md"].decode()
 
 
 def test_a_card_on_the_hub_stays(hub, lm):

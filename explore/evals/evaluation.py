@@ -213,7 +213,7 @@ def parts_of_task(task: str, found: Mapping[str, Any]) -> Iterator[str]:
 
 def columns_of_results(kept: Mapping[str, Any]) -> dict[str, float]:
     """Return the columns of a run from its file of results: those of each task or, if a group has none, of its subtasks."""
-    columns = {}
+    columns: dict[str, float] = {}
     for task, content in kept.items():
         results = content["results"]
         own = {task: results[task]} if any(metrics_of(results.get(task, {}))) else results

@@ -8,13 +8,15 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 import main
 import model_explorer
+from common.repository import REPOSITORY
 from data.data_params import DataParams
 from data.tokenizer import char_tokenizer
 from explore.evals import evaluation
-from explore.evals.evaluation import columns_of_results, evaluate_folder, tasks_of_harness
+from explore.evals.evaluation import begins_with_bos, columns_of_results, evaluate_folder, tasks_of_harness
 from explore.load import find_run
 from model.lm import LM
 from model.model_params import ModelParams
@@ -111,6 +113,27 @@ def test_a_number_that_a_run_may_not_hold_becomes_infinite(root):
     add_to_summary(folder, {"word_perplexity[x]": 1e200, "acc[x]": 0.5})
     summary = read_about(folder)["summary"]
     assert (summary["word_perplexity[x]"], summary["acc[x]"], summary["steps"]) == (math.inf, 0.5, 5)
+
+
+def test_texts_begin_with_bos_as_in_training_or_as_in_transformers():
+    lm = LM(tiny_params(), char_tokenizer("abc"))
+    found = []
+    for name in ("", FIRST, f"{FIRST}, step 20", "gpt2"):
+        lm.name = name
+        found.append(begins_with_bos(lm))
+    assert found == [True, True, True, False]
+    lm.tokenizer.rust.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
+    assert begins_with_bos(lm), "as a tokenizer of Llama adds it"
+
+
+@with_lm_eval
+def test_the_python_of_the_docs_runs(task):
+    text = (REPOSITORY / "docs" / "pretrained.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(# with lm_eval installed\n.*?)```", text, re.DOTALL)
+    lm = LM(tiny_params(), char_tokenizer("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ .,?"))
+    names = {"model_explorer": model_explorer, "lm": lm}
+    exec(compile(block, "pretrained.md", "exec"), names)  # noqa: S102 -- it is what users are told to run
+    assert 0 < names["table"].loc[("minimal_pairs", "acc"), "value"] < 1
 
 
 @with_lm_eval
