@@ -177,8 +177,8 @@ def evaluate_folder(name: str, folder: Path, tasks: HarnessTasks, device: str) -
         if new := {task: loaded for task, loaded in tasks.items() if task not in kept}:
             log.info(f"{name}: evaluating on {', '.join(new)}")
             kept |= results_of_run(folder, new, device)
-            write_json(path, kept)
             add_to_summary(folder, columns_of_results(kept))
+            write_json(path, kept)  # last: it marks the tasks as done
         return columns_of_results({task: kept[task] for task in tasks})
     except Exception as error:  # an edited model, or the code of a task
         log.error(f"{name} has no results of lm_eval: {first_line(error)}")
