@@ -1,12 +1,14 @@
-"""Conversion between LM and HuggingFace: load GPT-2, Pythia, Llama, Qwen2, Mistral, BERT and others; export an LM."""
+"""Conversion between LM and HuggingFace: load GPT-2, Pythia, Llama, Qwen2, Mistral, BERT and others; export and push an LM."""
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from common.text import first_line
 from data.hub import hub_answers
 from data.tokenizer import Tokenizer, from_transformers, pretrained_tokenizer
 from model.hf import weights as huggingface
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
     from model.inputs import Tokenizer as AnyTokenizer
 
-__all__ = ["from_hf", "get_gpt2", "get_pretrained", "to_hf"]
+__all__ = ["from_hf", "get_gpt2", "get_pretrained", "push_to_hub", "to_hf"]
 
 PROBE_TEXT = "It's 1234, NAÏVE cafe\u0301s;  don't\n\n\tΣ½ ﬁ 漢字 x2??? 🙂 END"  # text that tokenizers treat differently
 SIZES = {"small": "gpt2", "medium": "gpt2-medium", "large": "gpt2-large", "xl": "gpt2-xl"}
@@ -64,8 +66,11 @@ def get_pretrained(name: str, revision: str | None = None, *, check_logits: bool
     return from_hf(hf_model, pretrained_tokenizer(name, revision), check_logits=check_logits)
 
 
-def to_hf(lm: LM, folder: str | Path) -> None:
-    """Write a folder that AutoModelForCausalLM.from_pretrained loads with equal logits, and the tokenizer's files.
+def to_hf(lm: LM, folder: str | Path, out: str | None = None) -> None:
+    """Write a folder that AutoModelForCausalLM.from_pretrained loads with equal logits, the tokenizer's files, and a card.
+
+    The card, README.md, says how the model was trained if it is that of a saved run. `out` is the output root of the run
+    (`--out`). A card that is there already stays as it is.
 
     config.json and generation_config.json name the end tokens; the tokenizer's files include the chat template. Warn if
     AutoTokenizer changes the tokenizer in tokenizer.json, as it does for some kinds of models.
@@ -80,6 +85,41 @@ def to_hf(lm: LM, folder: str | Path) -> None:
     if isinstance(lm.tokenizer, Tokenizer) and lm.tokenizer.kept is None:
         to_transformers(lm.tokenizer).save_pretrained(folder)
         warn_if_rebuilt(lm.tokenizer, folder)
+    from explore.model_card import write_card  # here, as it imports pandas
+
+    write_card(lm, folder, out)
+
+
+def push_to_hub(lm: LM, name: str, *, private: bool = True, out: str | None = None) -> str:
+    """Write `lm` as by `to_hf`, and upload it to the repository `name` of the Hugging Face hub, "owner/model". Return its address.
+
+    A new repository is private, unless `private` is False. A repository that exists gets a new commit, and keeps its card.
+    Log in first, by `hf auth login` or the environment variable HF_TOKEN. Raise ValueError in the cases of `to_hf`, and if
+    the hub cannot be reached or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    if not hub_answers():
+        raise ValueError(
+            f"cannot push to {name!r}: the hub at {api.endpoint} cannot be reached, or HF_HUB_OFFLINE is set"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        to_hf(lm, folder, out)
+        try:
+            repository = api.create_repo(name, private=private, exist_ok=True)
+            if api.file_exists(repository.repo_id, "README.md"):
+                Path(folder, "README.md").unlink()
+            message = f"{lm.name or 'A model'}, written by whatif"
+            api.upload_folder(repo_id=repository.repo_id, folder_path=folder, commit_message=message)
+        except Exception as error:  # HTTP errors of the client, a missing token, an invalid name
+            raise ValueError(
+                f"cannot push to {name!r}: {first_line(error)}; the name must be owner/model, and `hf auth login` logs in"
+            ) from error
+    return str(repository)
+
+
+LM.push_to_hub = push_to_hub  # type: ignore[attr-defined]  # a method, without HuggingFace in the file of LM
 
 
 def to_transformers(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

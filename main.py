@@ -24,6 +24,7 @@ from train.processes import INTERRUPTED, import_all, rank, silence_rank, start_s
 if TYPE_CHECKING:  # these import torch, which is slow
     from explore.compare.claims import ClaimVerdict
     from explore.compare.verdicts import CompareOptions
+    from explore.evals.evaluation import HarnessTasks
     from train.launch.against import Baseline
     from train.saving.outcome import Outcome
 
@@ -157,11 +158,12 @@ class CheckedGrid(NamedTuple):
     namer: partial[Namer]
     baseline: "Baseline | None"  # with --against
     expected: dict[str, Expectations]  # by config
+    tasks: "HarnessTasks"  # of --lm-eval
 
 
 def run_grid(args: argparse.Namespace) -> int:
     """Check all runs of the grid, then train them and report on them. Return the exit code."""
-    runs, call, namer, baseline, expected = checked_grid(args)
+    runs, call, namer, baseline, expected, tasks = checked_grid(args)
     if (code := look_at_grid(args, runs, call, baseline)) is not None:
         return code
     from train.launch import against, plan, sweep, tables
@@ -178,7 +180,8 @@ def run_grid(args: argparse.Namespace) -> int:
             return 1
         with watch_of(args, call):
             outcomes = sweep.train_runs(runs, namer, call)
-        log.info(tables.result_table(runs, outcomes))
+        outcomes, columns = evaluated(args, tasks, outcomes)
+        log.info(tables.result_table(runs, outcomes, columns))
         for line in sweep.last_lines(runs, outcomes, call):
             log.info(line)
     document.add(runs=[outcome_entry(run, outcome) for run, outcome in zip(runs, outcomes, strict=False)])
@@ -228,7 +231,8 @@ def checked_grid(args: argparse.Namespace) -> CheckedGrid:
         runs = check_runs(args, read, call, expected)
         namer = partial(Namer, args=args)
         plan.check_names(runs, namer, call)
-    return CheckedGrid(runs, call, namer, baseline, expected)
+        tasks = harness_tasks(args, runs)
+    return CheckedGrid(runs, call, namer, baseline, expected, tasks)
 
 
 def look_at_grid(
@@ -249,6 +253,41 @@ def look_at_grid(
             against.find_saved(baseline, runs, args.config, call.out)
         return plan.report_plan(runs, call, times=not (args.coord_check or args.stability))
     return check_scaling(args, runs) if args.coord_check or args.stability else None
+
+
+def harness_tasks(args: argparse.Namespace, runs: Sequence[Run] = ()) -> "HarnessTasks":
+    """Return the tasks of --lm-eval, none without it. Raise GridError if a task, or a run on it, cannot be evaluated."""
+    if args.lm_eval is None or rank():
+        return {}
+    for run in runs:
+        if run.params.model.hides_tokens:
+            shown = f"run {run.number}: objective={run.params.model.objective!r}"
+            raise GridError([f"--lm-eval needs probabilities of texts, so objective='next-token'; {shown}"])
+    from explore.evals.evaluation import NoTasks, tasks_of_harness
+
+    try:
+        status.show(f"loading {', '.join(args.lm_eval)}")
+        return tasks_of_harness(args.lm_eval)
+    except NoTasks as error:
+        raise GridError([f"--lm-eval={','.join(args.lm_eval)}: {error}"]) from error
+
+
+def evaluated(
+    args: argparse.Namespace, tasks: "HarnessTasks", outcomes: "list[Outcome]"
+) -> "tuple[list[Outcome], list[str]]":
+    """Evaluate the runs of a grid on the tasks of --lm-eval, unless Ctrl-C has ended it. Return them, and their new columns."""
+    if not tasks or any(outcome.interrupted for outcome in outcomes):
+        return outcomes, []
+    from explore.evals.evaluation import evaluate_outcomes
+
+    return evaluate_outcomes(tasks, outcomes, device_of(args))
+
+
+def device_of(args: argparse.Namespace) -> str:
+    """Return the device on which saved runs are evaluated."""
+    import torch
+
+    return f"cuda:{args.gpu_id or 0}" if torch.cuda.is_available() else "cpu"
 
 
 class ClaimResults(NamedTuple):
@@ -443,6 +482,11 @@ def report_saved_runs(args: argparse.Namespace) -> int:
         raise GridError(["--coord-check and --stability need a --config, not saved runs (--report)"])
     from explore.compare.report import report, watch_report
 
+    if tasks := harness_tasks(args):
+        from explore.evals.evaluation import evaluate_saved
+        from train.saving.run_folder import output_root
+
+        evaluate_saved(tasks, runs_folder(args.report), output_root(args.out), device_of(args))
     try:
         write = watch_report if args.watch else report
         write(runs_folder(args.report), args.out, **report_options(args))

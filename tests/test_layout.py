@@ -39,9 +39,9 @@ MAY_IMPORT = {
     "explore.compare": "explore -explore.inspection -explore.scaling train -train.launch model data",
     "explore.scaling": "explore -explore.inspection train model data",
     "learn": "learn explore train model data",
-    "gpt2": "model data",
+    "gpt2": "model data explore.model_card",
     "main": "train explore",
-    "model_explorer": "explore train.own_parts",
+    "model_explorer": "explore train.own_parts gpt2",
     "whatif": "whatif model model_explorer gpt2",
 }
 ONLY_IN = {
@@ -67,6 +67,7 @@ ONLY_IN = {
     },
     "ray": {"train/launch/cluster.py"},
     "submitit": {"train/launch/slurm.py"},
+    "lm_eval": {"explore/evals/adapter.py"},
     "lightning": {"train/trainer.py", "train/callbacks.py", "train/run.py", "train/checkpoint.py"},
 }
 PARAMS_MAY_IMPORT = {"typing", "pydantic", "pydantic_core", "dataclasses", "re", "common", "model"}

@@ -176,7 +176,7 @@ def test_the_set_up_commands_are_the_promised_two():
 
 
 class Command(NamedTuple):
-    """A line of a fence marked `bash`, without its comment, and the mark in that: slow, gpu, ray, slurm or none."""
+    """A line of a fence marked `bash`, without its comment, and the mark in that: slow, gpu, ray, slurm, evals or none."""
 
     line: str
     mark: str
@@ -185,7 +185,7 @@ class Command(NamedTuple):
 def commands(fence: str) -> list[Command]:
     """Return the commands of a fence."""
     split = [line.partition("  #") for line in fence.splitlines() if line.strip()]
-    marks = [re.match(r" *(slow|gpu|ray|slurm)\b", comment) for _, _, comment in split]
+    marks = [re.match(r" *(slow|gpu|ray|slurm|evals)\b", comment) for _, _, comment in split]
     return [
         Command(line.strip(), mark[1] if mark else "")
         for (line, _, _), mark in zip(split, marks, strict=True)
@@ -219,6 +219,10 @@ def runnable(command: Command) -> Any:
         "ray": [
             pytest.mark.slow,
             pytest.mark.skipif(without_ray, reason="no ray: pip install -r requirements-ray.txt"),
+        ],
+        "evals": [
+            pytest.mark.slow,
+            pytest.mark.skipif(find_spec("lm_eval") is None, reason="no lm_eval: requirements-evals.txt"),
         ],
     }
     return pytest.param(command.line, marks=marks[command.mark], id=command.line)

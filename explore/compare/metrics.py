@@ -10,6 +10,7 @@ Rank tests for censored pairs would need at least six seeds: of five, the smalle
 
 import math
 import operator
+import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,19 @@ RunRow = dict[str, object]  # a run: its params by field, and its measured value
 LOSSES = ("val_loss", "bits_per_byte")
 # Parts of the names of metrics of which higher values are better.
 HIGHER_WORDS = (*HIGHER_IS_BETTER, "tokens_per_second", "achieved_flops")
+# Metrics of lm_eval of which higher values are better. Their columns are "acc[blimp]" or, with a filter, "acc,strict[gsm8k]".
+HIGHER_IN_HARNESS = {
+    "acc",
+    "acc_all",
+    "acc_bytes",
+    "acc_mutual_info",
+    "acc_norm",
+    "bleu",
+    "bypass",
+    "chrf",
+    "chrf++",
+}
+HIGHER_IN_HARNESS |= {"f1", "likelihood", "mcc"}
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
     "<=": operator.le,
@@ -91,8 +105,10 @@ def read_metric(text: str, rows: Sequence[RunRow] = ()) -> Metric:
 
 def sign_of(metric: str) -> int:
     """Return -1 if higher values of a metric are better, else 1."""
-    is_time = TIME_TO.fullmatch(metric.strip()) is not None
-    return 1 if is_time or not any(word in metric for word in HIGHER_WORDS) else -1
+    if TIME_TO.fullmatch(metric.strip()):
+        return 1
+    of_harness = re.split(r"[,\[]", metric)[0] in HIGHER_IN_HARNESS
+    return -1 if of_harness or any(word in metric for word in HIGHER_WORDS) else 1
 
 
 class Time(NamedTuple):

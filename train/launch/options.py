@@ -51,7 +51,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add_comparisons(parser.add_argument_group("Compare"))
     add_outputs(parser.add_argument_group("Outputs"))
     args = parser.parse_args(arguments)
-    args.save |= args.slurm is not None  # a job that starts again continues from its run folder
+    # A job that starts again continues from its run folder, and lm_eval evaluates saved runs.
+    args.save = args.save or args.slurm is not None or args.lm_eval is not None
     return args
 
 
@@ -205,6 +206,14 @@ def add_comparisons(group: argparse._ArgumentGroup) -> None:
         help="report the main effect of one field, over all other fields and seeds: --report=test --compare=positions",
     )
 
+    add(
+        "--lm-eval",
+        type=lambda names: names.split(","),
+        metavar="TASKS",
+        help="keep every run, and evaluate it on tasks of lm_eval, which become columns: --config=sotu --lm-eval=blimp,minimal_pairs, "
+        "--report=sotu --lm-eval=blimp",
+    )
+
 
 def add_checks(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
@@ -268,6 +277,10 @@ def refuse_options(args: argparse.Namespace) -> None:
     saves = args.report or args.reproduce or args.save or args.resume or args.against is not None
     if not saves and (args.baseline is not None or args.compare is not None):
         raise GridError(["--baseline and --compare are about the report of saved runs: add --save"])
-    others = ["report", "reproduce", "noise", "check", "transfer", "coord_check", "stability"]
+    if args.lm_eval and (args.reproduce or args.check == "only" or args.coord_check or args.stability):
+        raise GridError(
+            ["--lm-eval evaluates runs that --config trains or --report finds: use it in a call of its own"]
+        )
+    others = ["report", "reproduce", "noise", "check", "transfer", "coord_check", "stability", "lm_eval"]
     if args.against is not None and (found := [name for name in others if getattr(args, name)]):
         raise GridError([f"--against and --{found[0].replace('_', '-')} are judged in separate calls"])

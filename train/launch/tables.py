@@ -110,10 +110,11 @@ RESULT_COLUMNS = {
 }
 
 
-def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:
+def result_table(runs: list[Run], outcomes: list[Outcome], added: Sequence[str] = ()) -> FittedTable:
     """Return the table of results: each run's final numbers beside the fields that vary.
 
     A very large grid shows only the most interesting runs. The lowest loss is marked, on each data of several ones.
+    `added` are further measured columns, such as "acc[blimp]".
     """
     chosen, best = most_telling(outcomes), best_runs(runs, outcomes)
     shown, settings = [outcomes[i] for i in chosen], settings_of(runs)
@@ -122,7 +123,7 @@ def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:
         TableColumn("run", [str(i + 1) for i in chosen], styles=styles),
         *(replace(column, styles=styles) for column in axis_columns([settings[i] for i in chosen])),
     ]
-    for title, (text, rank, if_equal, beside) in RESULT_COLUMNS.items():
+    for title, (text, rank, if_equal, beside) in (RESULT_COLUMNS | added_columns(added)).items():
         cells = [text(outcome) for outcome in shown]
         if set(cells) != {"-"} and (if_equal or len(set(cells)) > 1):
             columns.append(TableColumn(title, cells, rank, styles=styles, beside=beside))
@@ -136,6 +137,17 @@ def result_table(runs: list[Run], outcomes: list[Outcome]) -> FittedTable:
     if hidden := len(outcomes) - len(chosen):
         notes.append(f"... and {hidden:,} more; shown are failed runs and those of the lowest loss")
     return FittedTable(columns, notes, key="run")
+
+
+def added_columns(names: Sequence[str]) -> dict[str, ResultColumn]:
+    """Return columns for measured values of these names."""
+    return {
+        name.replace("[", "\n["): ResultColumn(
+            lambda run, name=name: formatted(run.values.get(name), ".4f"),  # type: ignore[misc]
+            1,
+        )
+        for name in names
+    }
 
 
 def mark_best(column: TableColumn, is_best: Sequence[bool]) -> TableColumn:

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -25,7 +26,7 @@ from model.model_params import ModelParams
 from train.grid.params import Params, Section
 from train.grid.run import DataFacts
 from train.logs import printable
-from train.saving.about import about_problem
+from train.saving.about import MAX_NUMBER, about_problem
 from train.saving.code import INSTALLED, OWN, Code, changed_files, own_files
 from train.saving.durable import make_folder, rename, replacing, sync_tree
 from train.saving.outcome import Value
@@ -298,6 +299,16 @@ def save(folder: Path, *, lm: LM, stats: Stats, summary: Mapping[str, Value]) ->
         about.pop(of_earlier_attempt, None)
     # Written last: a summary marks the run as saved.
     write_json(folder / "about.json", about | {"summary": summary})
+
+
+def add_to_summary(folder: Path, values: Mapping[str, float]) -> None:
+    """Add final numbers to a run that is saved. Numbers beyond MAX_NUMBER, which about.json may not hold, become infinite."""
+    about = read_about(folder)
+    within = {
+        name: value if abs(value) <= MAX_NUMBER else math.copysign(math.inf, value)
+        for name, value in values.items()
+    }
+    write_json(folder / "about.json", about | {"summary": about["summary"] | within})
 
 
 def load_run(folder: Path, step: int | None = None) -> Loaded:
