@@ -116,9 +116,7 @@ class Call(NamedTuple):
     resume: str | None = None  # "same" code or "anyway"; None: every run is new
     fail_fast: bool = False
     jobs: int = 1  # runs side by side
-    cluster: str | None = (
-        None  # where to train: address of a Ray cluster, or "--slurm=" and options of sbatch
-    )
+    cluster: str | None = None  # address of a Ray cluster, or "--slurm=" and options of sbatch
     parts: tuple[OwnFile, ...] = ()  # files of the user's own that workers load, too
 
     @property
