@@ -132,6 +132,7 @@ def test_a_cropped_tokenizer_is_not_written(tmp_path):
     tokenizer = make_tokenizer(TokenizerSpec("char"), lambda: ["abc"]).cropped([5])
     gpt2.to_hf(LM(tiny_params(), tokenizer), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
         "config.json",
         "generation_config.json",
         "model.safetensors",

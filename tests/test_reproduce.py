@@ -111,7 +111,7 @@ def test_runs_of_another_config_are_marked(reproduce, tmp_path):
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (ValueError, 1)])
 def test_a_record_stays_if_a_run_does_not_end(reproduce, tmp_path, monkeypatch, error, code):
-    reproduce("--reproduce=tiny", "--jobs=2")
+    reproduce("--reproduce=tiny")
     file = tmp_path / "reproductions" / "tiny.json"
     record = file.read_text()
     assert len(json.loads(record)["runs"]) == 4

@@ -74,7 +74,7 @@ SMALL = {
         too_large=["unigrams last a hundred steps"],
     ),
 }
-FAST = ("sort", "strict-mqar")  # at most 20 seconds each, on one idle core
+FAST = ("sort",)  # at most 20 seconds on one idle core
 
 
 @pytest.mark.parametrize("name", all_slow_but(FAST, SMALL))

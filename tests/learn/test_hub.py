@@ -67,7 +67,7 @@ def test_gpt2_on_saved_weights(tmp_path):
     with pytest.raises(Wrong, match=r"but with the pretrained weights of .* differ"):
         check(case("gpt2", "GPT2", ("self.final_norm(x_BTD) @", "x_BTD @")))
     with pytest.raises(Wrong, match="with the pretrained weights"):
-        check(case("gpt2", "GPT2", ("eps: float = 1e-5", "eps: float = 1e-4")))
+        check(case("gpt2", "GPT2", ("dim: int, eps: float = 1e-5", "dim: int, eps: float = 1e-4")))
 
 
 @pytest.mark.parametrize(

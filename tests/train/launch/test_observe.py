@@ -481,7 +481,7 @@ def test_a_grid_says_which_runs_have_a_data_field_without_effect(texts, tmp_path
                 "run 1: gpus=0.5 has no effect without --ray or --slurm",
             ],
         ),
-        ({"cpus": 2.0, "gpus": 0.5}, {"ray": "local"}, []),
+        ({"cpus": 2.0, "gpus": 0.5}, {"cluster": "local"}, []),
         ({}, {}, []),
     ],
 )
