@@ -1,12 +1,12 @@
 """The natural way of working, edit and rerun, ends in a verdict on the edit."""
 
 import pandas as pd
+import pytest
 
 import model_explorer
-from tests.marks import SLOW
 from tests.project_copy import SCORES, ProjectCopy
 
-pytestmark = SLOW
+pytestmark = pytest.mark.slow
 OPTIONS = ["--config=test-synth", "--set=n_samples=2000", "--seed=[1,2,3]"]
 
 

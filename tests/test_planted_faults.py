@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.marks import SLOW
 from tests.project_copy import ProjectCopy
 
-pytestmark = SLOW
+pytestmark = pytest.mark.slow
 
 
 class Fault(NamedTuple):

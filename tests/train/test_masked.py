@@ -94,7 +94,7 @@ def test_the_explorer_works_on_a_masked_run(run):
     assert attns.shape[-1] == logits.shape[1] == len(ids)
     patterns = attention_patterns(lm, ids)
     assert not patterns.causal
-    assert '"leaks": []' in attention_html(lm, ids).html
+    assert '"leaks":[]' in attention_html(lm, ids).html
     figure = draw_attentions(patterns, [0], [0])
     image = figure.axes[0].images
     plt.close(figure)

@@ -89,6 +89,7 @@ def on_slurm(out, *names, **options):
 
 
 @needs_submitit
+@pytest.mark.slow
 def test_a_run_in_a_process_of_submitit_equals_one_here(here, tmp_path, notes):
     """Everything but Slurm itself takes part: pickles, messages, results, the copy of the code."""
     options = [*SHORT[:-1], "--no-wandb"]
