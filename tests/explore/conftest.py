@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 
@@ -68,12 +67,11 @@ def root(saved_once, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory):
     """A browser without a screen; tests that ask for it are skipped where there is none."""
-    with ExitStack() as stack:
-        try:
-            driver = stack.enter_context(browser(tmp_path_factory.mktemp("chromium")))
-        except FileNotFoundError as error:
-            pytest.skip(str(error))
-        yield driver
+    try:
+        with browser(tmp_path_factory.mktemp("chromium")) as driver:
+            yield driver
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture

@@ -180,21 +180,27 @@ def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -
     display = display_of(runs, call)
     for number, outcome in outcomes.items():
         display.ends(number, outcome)
-    if call.cluster is None:
+    scheduler = scheduler_option(call)
+    if scheduler is None:
         say_threads({run.params.train.threads for run in to_train.values()}, call.jobs)
-        train = partial(train_claimed, make_namer=make_namer)
-        outcomes |= SideBySide(train, to_train, announced, display, call).run()
-    elif to_train and scheduler_option(call) == "--slurm":
+    if to_train or scheduler is None:
+        # Ray's runs are claimed by this process: any machine may train them.
+        train = partial(train_or_fail if scheduler == "--ray" else train_claimed, make_namer=make_namer)
+        outcomes |= class_that_trains(scheduler)(train, to_train, announced, display, call).run()
+    return [outcomes.get(run.number, Outcome(Ending.NOT_RUN)) for run in runs]
+
+
+def class_that_trains(scheduler: str | None) -> type[SideBySide]:
+    """Return the class that trains runs where the option "--ray" or "--slurm" says, or here without one."""
+    if scheduler is None:
+        return SideBySide
+    if scheduler == "--slurm":
         from train.launch.slurm import OnSlurm
 
-        train = partial(train_claimed, make_namer=make_namer)
-        outcomes |= OnSlurm(train, to_train, announced, display, call).run()
-    elif to_train:
-        from train.launch.cluster import OnCluster
+        return OnSlurm
+    from train.launch.cluster import OnCluster
 
-        train = partial(train_or_fail, make_namer=make_namer)
-        outcomes |= OnCluster(train, to_train, announced, display, call).run()
-    return [outcomes.get(run.number, Outcome(Ending.NOT_RUN)) for run in runs]
+    return OnCluster
 
 
 def last_lines(runs: Sequence[Run], outcomes: Sequence[Outcome], call: Call) -> list[str]:

@@ -87,6 +87,23 @@ def train(out, *options):
     return main.main([*options, "--out", str(out)])
 
 
+def options_of_own_things(folder, monkeypatch, own_parts):
+    """Return the options of a grid on a text in a data folder below `folder`, with the parts in the file `own_parts` and an evaluation set."""
+    text = folder / "data" / "mine" / "data.txt"
+    text.parent.mkdir(parents=True)
+    text.write_text("\n".join(f"the number {i} comes before {i + 1}" for i in range(2000)), encoding="utf-8")
+    monkeypatch.setenv("WHATIF_DATA", str(folder / "data"))
+    other = {"pydoc": {"dataset_name": "pydoc", "debug_crop": 4}}
+    return [
+        f"--with={own_parts}",
+        "--set=optimizer='slow_sgd'",
+        "--config=test-nlp",
+        "--task=mine",
+        f"--set=eval_sets={other}",
+        *SHORT[1:],
+    ]
+
+
 def assert_equal_runs(here, there):
     """Weights, statistics and final numbers, run by run; what stopped early and had to begin anew is left out."""
     found = (runs(str(out), all=True).sort_values("random_seed") for out in (here, there))
@@ -122,13 +139,7 @@ def test_runs_on_a_cluster_equal_those_of_a_serial_grid(
 
     So do the results on an evaluation set.
     """
-    text = tmp_path / "data" / "mine" / "data.txt"
-    text.parent.mkdir(parents=True)
-    text.write_text("\n".join(f"the number {i} comes before {i + 1}" for i in range(2000)), encoding="utf-8")
-    monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "data"))
-    other = {"pydoc": {"dataset_name": "pydoc", "debug_crop": 4}}
-    options = ["--config=test-nlp", "--task=mine", f"--set=eval_sets={other}", *SHORT[1:]]
-    options[:0] = [f"--with={file}", "--set=optimizer='slow_sgd'"]
+    options = options_of_own_things(tmp_path, monkeypatch, file)
     assert train(tmp_path / "serial", *options, "--no-wandb") == 0
     ours = f"--ray={cluster.address}"
     assert train(tmp_path / "ray", *options, ours) == 0

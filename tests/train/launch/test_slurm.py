@@ -18,6 +18,7 @@ from tests.train.launch.test_cluster import (
     assert_equal_runs,
     heard,  # noqa: F401 -- a fixture
     interrupt,
+    options_of_own_things,
     run_named,
     stop_when,
     train,
@@ -301,13 +302,7 @@ def test_jobs_are_saved():
 @needs_slurm
 def test_jobs_of_slurm_equal_a_serial_grid(cluster, file, tmp_path, monkeypatch, notes):  # noqa: F811
     """Text and parts that only the first process knows reach the jobs, and what wandb keeps is there, too."""
-    text = tmp_path / "data" / "mine" / "data.txt"
-    text.parent.mkdir(parents=True)
-    text.write_text("\n".join(f"the number {i} comes before {i + 1}" for i in range(2000)), encoding="utf-8")
-    monkeypatch.setenv("WHATIF_DATA", str(tmp_path / "data"))
-    other = {"pydoc": {"dataset_name": "pydoc", "debug_crop": 4}}
-    options = ["--config=test-nlp", "--task=mine", f"--set=eval_sets={other}", *SHORT[1:]]
-    options[:0] = [f"--with={file}", "--set=optimizer='slow_sgd'"]
+    options = options_of_own_things(tmp_path, monkeypatch, file)
     assert train(tmp_path / "serial", *options, "--no-wandb") == 0
     assert train(tmp_path / "slurm", *options, "--slurm=time=20,jobs=2") == 0
     assert_equal_runs(tmp_path / "serial", tmp_path / "slurm")
