@@ -89,6 +89,12 @@ def test_a_result_is_trained_once_judged_kept_and_listed(reproduce, tmp_path):
     assert "other code" in output
 
 
+def test_a_dry_run_says_that_the_claims_are_checked(reproduce):
+    code, output = reproduce("--config=reproduce/tiny", "--dry-run")
+    assert code == 0, output
+    assert "claims: 3, judged when the runs have ended" in output
+
+
 def test_a_result_without_runs_is_listed_as_open(reproduce):
     code, output = reproduce("--reproduce")
     assert (code, output.count("never"), output.count("not run yet")) == (0, 1, 3)
