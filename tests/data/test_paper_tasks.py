@@ -423,7 +423,7 @@ def test_bad_arguments_are_refused_in_one_sentence(name):
 
 def test_adder_board_never_draws_a_pair_of_its_verification_set():
     dice = random.Random(0)
-    drawn = {tasks["adder_board"](dice, max_digits=1)[:21] for _ in range(3000)}
+    drawn = {tasks["adder_board"].draw(dice, max_digits=1)[:21] for _ in range(3000)}
     of_the_set = {"0000000000+0000000000", "0000000000+0000000001"}
     assert drawn == {f"{a:010}+{b:010}" for a in range(10) for b in range(10)} - of_the_set
 
