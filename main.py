@@ -209,9 +209,10 @@ def watch_of(args: argparse.Namespace, call: Call) -> AbstractContextManager[Non
         return nullcontext()
     from train.launch.watch import report_watched
 
-    return report_watched(
-        args.config, call.out / "reports" / runs_folder(args.config), call.out, args.own_parts
-    )
+    options = [f"--with={Path(path).resolve()}" for path in args.own_parts]
+    options += [f"--baseline={args.baseline}"] if args.baseline is not None else []
+    options += [f"--compare={args.compare}"] if args.compare is not None else []
+    return report_watched(args.config, call.out / "reports" / runs_folder(args.config), call.out, options)
 
 
 def checked_grid(args: argparse.Namespace) -> CheckedGrid:

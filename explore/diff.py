@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from explore.compare.code import CodeOfRun, diff_between
+from explore.compare.code import CodeOfRun, changes_between
 from train.grid.params import SECTION_OF
 from train.saving.code import differing_files
 from train.saving.run_folder import find_run, read_about, read_params
@@ -53,11 +53,7 @@ def diff(a: str, b: str, out: str | None = None) -> RunDiff:
 
 def changed_code(folders: list[Path], abouts: list[dict]) -> str:
     one, other = (CodeOfRun.of(about, folder) for about, folder in zip(abouts, folders, strict=True))
-    files = differing_files(one.hashes, other.hashes)
-    if not files:
-        return ""
-    text = diff_between(one, other)
-    return f"changed: {', '.join(files)}" if text is None else text
+    return changes_between(one, other) if differing_files(one.hashes, other.hashes) else ""
 
 
 def changed_data(abouts: Sequence[Mapping[str, object]]) -> str:

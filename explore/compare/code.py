@@ -45,19 +45,17 @@ def with_code_labels(rows: Sequence[RunRow]) -> list[RunRow]:
     return [row | {column: next(labels)} if isinstance(row.get(column), CodeOfRun) else row for row in rows]
 
 
-def code_diffs(rows: Sequence[RunRow], labelled: Sequence[RunRow]) -> dict[str, str]:
-    """Return what changed from the first code to each other one, as diffs by label, if the text was kept.
+def code_versions(rows: Sequence[RunRow], labelled: Sequence[RunRow]) -> dict[str, CodeOfRun]:
+    """Return the versions of the code by label, each as the first run with it recorded it.
 
     `labelled` are the rows that `with_code_labels` returns for `rows`.
     """
     column = measured_column(CODE)
-    firsts: dict[str, CodeOfRun] = {}
+    versions: dict[str, CodeOfRun] = {}
     for row, other in zip(rows, labelled, strict=True):
         if isinstance(code := row.get(column), CodeOfRun) and code.hashes:
-            firsts.setdefault(str(other[column]), code)
-    first = next(iter(firsts.values()), CodeOfRun())
-    diffs = {label: diff_between(first, code) for label, code in firsts.items()}
-    return {label: diff for label, diff in diffs.items() if diff}
+            versions.setdefault(str(other[column]), code)
+    return versions
 
 
 def code_labels(codes: Sequence[CodeOfRun]) -> list[str]:
@@ -115,13 +113,19 @@ def changed_lines(then: str, now: str) -> tuple[int, int]:
     return sum(d - c for _, _, _, c, d in changes), sum(b - a for _, a, b, _, _ in changes)
 
 
+def changes_between(one: CodeOfRun, other: CodeOfRun) -> str:
+    """Return the unified diff between the code of two runs. If a text was not kept, return the names of changed files."""
+    diff = diff_between(one, other)
+    return f"changed: {', '.join(differing_files(one.hashes, other.hashes))}" if diff is None else diff
+
+
 def diff_between(one: CodeOfRun, other: CodeOfRun) -> str | None:
     """Return the unified diff between the files that the two runs can import. None if a text was not kept."""
     then, now = one.text(), other.text()
     if then is None or now is None:
         return None
     lines: list[str] = []
-    for file in sorted(then | now):
+    for file in sorted(name for name in then | now if then.get(name) != now.get(name)):
         before, after = (side.get(file, "").splitlines() for side in (then, now))
         lines += unified_diff(before, after, f"a/{file}", f"b/{file}", lineterm="")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from explore.compare.pairs import losses_by_batch
 from explore.compare.variants import RunRow, Variant, measured
 from explore.compare.verdicts import ALPHA
 from train.saving.weights import regular_file
@@ -36,24 +37,31 @@ class Curve(NamedTuple):
 RunStats = Mapping[str, list[Stat]]  # statistics of a run by name
 
 
+class RunCurves(NamedTuple):
+    """The curves of one run."""
+
+    stats: RunStats  # at most MAX_RUN_POINTS values of each
+    batches: bytes  # all training losses, as `losses_by_batch` returns them
+
+
 class Curves(NamedTuple):
     """Averages by name of the loss, then by index of the variant and of its setting; and curves of single runs by folder."""
 
     averages: dict[str, dict[tuple[int, int], Curve]]
-    runs: dict[str, RunStats]
+    runs: dict[str, RunCurves]
 
 
 def read_curves(variants: Sequence[Variant], folders: Collection[str] = ()) -> Curves:
     """Return the averaged curves of the variants, and the curves of those of their runs that lie in `folders`."""
     averages: dict[str, dict[tuple[int, int], Curve]] = {VALIDATION: {}, TRAINING: {}}
-    runs: dict[str, RunStats] = {}
+    runs: dict[str, RunCurves] = {}
     for i, variant in enumerate(variants):
         for j in range(len(variant.settings)):
             rows = variant.runs_of(j)
             read = [read_stats(run) for run in rows]
             for row, found in zip(rows, read, strict=True):
                 if (folder := str(measured(row, "folder"))) in folders:
-                    runs[folder] = thinned_run(found)
+                    runs[folder] = curves_of_stats(found)
             for name, of_setting in averages.items():
                 curve = average_curves([averaged(run[name]) for run in read if run.get(name)])
                 if curve is not None:
@@ -73,9 +81,10 @@ def read_stats(run: RunRow) -> RunStats:
     return {name: found[name] for name in (VALIDATION, TRAINING, TRAIN_SECONDS) if name in found}
 
 
-def thinned_run(found: RunStats) -> RunStats:
-    """Return the statistics of a run with at most MAX_RUN_POINTS values of each."""
-    return {name: thinned(values) for name, values in found.items()}
+def curves_of_stats(found: RunStats) -> RunCurves:
+    """Return the curves of a run from all of its statistics."""
+    stats = {name: thinned(values) for name, values in found.items()}
+    return RunCurves(stats, losses_by_batch(found.get(TRAINING, [])))
 
 
 def thinned(values: Sequence[Stat], n: int = MAX_RUN_POINTS) -> list[Stat]:

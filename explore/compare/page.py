@@ -10,12 +10,14 @@ from explore.compare.charts import vega_script
 from explore.compare.claims import ClaimVerdict
 from explore.compare.curves import read_curves
 from explore.compare.page_data import page_document
+from explore.compare.pairs import code_changes
 from explore.compare.parts import Figures, ReportPart
 from explore.compare.samples import example_of
 from explore.compare.sections import (
     claims_section,
     diffs_section,
     is_running,
+    origin_section,
     ranked_rows,
     sections,
     table_of_texts,
@@ -52,12 +54,12 @@ def report_page(
     all_rows = records(table)
     listed = ranked_rows(all_rows)
     folders = {str(measured(row, "folder")) for row in listed}
-    rows, parts, run_stats = comparison_rows(comparison), [], {}
+    rows, parts, run_curves = comparison_rows(comparison), [], {}
     for data in dict.fromkeys(variant.data for variant in variants):
         chosen = [i for i, variant in enumerate(variants) if variant.data == data]
         own = [variants[i] for i in chosen]
         curves = read_curves(own, folders)
-        run_stats.update(curves.runs)
+        run_curves.update(curves.runs)
         metric = comparison.attrs["metric"]
         parts.append(ReportPart(data, own, [rows[i] for i in chosen], curves.averages, metric))
     values = {"title": f"Report: {name}", "name": name, "when": f"{datetime.now():%Y-%m-%d %H:%M}"}
@@ -65,13 +67,15 @@ def report_page(
     figures, examples = Figures(), [example_of(part) for part in parts]
     notes, left_out = comparison.attrs["notes"], comparison.attrs["left_out"]
     bodies = sections(values, parts, all_rows, notes, left_out, examples=examples, figures=figures)
-    bodies["notes"] += diffs_section(table)
+    versions = table.attrs["code_versions"]
+    bodies["notes"] += diffs_section(versions)
     if effect is not None:
         bodies["answer"] = main_effect(effect) + bodies["answer"]
     bodies["answer"] += claims_section(claims)
     varied = varied_fields([row for row in listed if has_ended(row) or is_running(row)])
-    document = page_document(listed, varied, parts, run_stats, examples, figures.entries)
-    bodies["data"] = as_json(document | {"refresh": refresh})
+    document = page_document(listed, varied, parts, run_curves, examples, figures.entries)
+    bodies["origin"] = origin_section(document["runs"], document["texts"])
+    bodies["data"] = as_json(document | {"changes": code_changes(versions), "refresh": refresh})
     page = fill_template("report.html", ["charts.js", "report.js"], bodies, library=vega_script())
     return ReportPage(page, f"Report: {name}", parts, figures)
 

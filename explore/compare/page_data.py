@@ -1,6 +1,6 @@
 """The data of a report's page as one JSON document: its charts, its runs with their curves, and where each run came from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,16 @@ from explore.compare.curves import (
     TRAIN_SECONDS,
     TRAINING,
     VALIDATION,
+    RunCurves,
     RunStats,
+    curves_of_stats,
     read_stats,
-    thinned_run,
 )
+from explore.compare.pairs import partings
 from explore.compare.parts import OTHERS, ReportPart, finite_or_none
 from explore.compare.samples import TaskExample, sample_of
 from explore.compare.sections import describe_ending, is_running
-from explore.compare.variants import RunRow, is_number, measured, value_as_label
+from explore.compare.variants import CODE, RunRow, is_number, measured, value_as_label
 from model.model_params import ModelParams
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.saving.run_folder import PARTIAL, read_about
@@ -43,7 +45,7 @@ def page_document(
     rows: Sequence[RunRow],
     varied: Sequence[str],
     parts: Sequence[ReportPart],
-    run_stats: dict[str, RunStats],
+    run_curves: Mapping[str, RunCurves],
     examples: Sequence[TaskExample | None],
     figures: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
@@ -51,16 +53,23 @@ def page_document(
     texts = TextTable()
     specs = chart_specs()
     used = {entry["chart"] for entry in figures} | {name for name in specs if name.startswith("curves")}
-    stats = [run_stats.get(str(measured(row, "folder"))) or thinned_run(read_stats(row)) for row in rows]
+    curves = [
+        run_curves.get(str(measured(row, "folder"))) or curves_of_stats(read_stats(row)) for row in rows
+    ]
+    stats, abouts = [found.stats for found in curves], [read_origin(row) for row in rows]
     return {
         "charts": {name: spec for name, spec in specs.items() if name in used},
         "figures": list(figures),
         "columns": table_columns(rows, varied),
         "runs": [
-            about_run(row, texts, examples) | progress_of_run(row, found) | {"id": run_id(row, i)}
-            for i, (row, found) in enumerate(zip(rows, stats, strict=True))
+            about_run(row, about, texts, examples) | progress_of_run(row, found) | {"id": run_id(row, i)}
+            for i, (row, about, found) in enumerate(zip(rows, abouts, stats, strict=True))
         ],
-        "curves": [curves_of_run(row, found) for row, found in zip(rows, stats, strict=True)],
+        "curves": [
+            points_of_run(found) | axis_factors(row, about)
+            for row, about, found in zip(rows, abouts, stats, strict=True)
+        ],
+        "partings": partings([found.batches for found in curves]),
         "parts": [part_entry(part, rows) for part in parts] or [{"groups": {}, "means": []}],
         "texts": texts.texts,
         "firstLoss": "val"
@@ -143,8 +152,21 @@ def run_id(row: RunRow, i: int) -> str:
     return str(measured(row, "timestamp") or f"unsaved run {i + 1}")
 
 
-def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | None]) -> dict[str, Any]:
-    """Return the origin of a run, as its about.json records it, with its diff, its sample and how it ended."""
+def read_origin(row: RunRow) -> dict[str, Any]:
+    """Return about.json of a run, or an empty dict if it has none or an unreadable one."""
+    folder = measured(row, "folder")
+    if not isinstance(folder, str) or not folder:
+        return {}
+    try:
+        return read_about(Path(folder), not folder.endswith(PARTIAL))
+    except ValueError:
+        return {}
+
+
+def about_run(
+    row: RunRow, about: Mapping[str, Any], texts: TextTable, examples: Sequence[TaskExample | None]
+) -> dict[str, Any]:
+    """Return the origin of a run, from its about.json, with its diff, its sample and how it ended."""
     folder = measured(row, "folder")
     entry: dict[str, Any] = {"ended": describe_ending(row)}
     if isinstance(measured(row, "leak"), str):
@@ -154,9 +176,7 @@ def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | No
     if not isinstance(folder, str) or not folder:
         return entry
     entry["folder"] = folder
-    try:
-        about = read_about(Path(folder), not folder.endswith(PARTIAL))
-    except ValueError:
+    if not about:
         return entry
     command, versions = about.get("command"), about.get("versions")
     if isinstance(command, list):
@@ -166,6 +186,8 @@ def about_run(row: RunRow, texts: TextTable, examples: Sequence[TaskExample | No
     commit = f"{str(about.get('commit') or '')[:12]} {about.get('subject') or ''}".strip()
     if commit:
         entry["commit"] = texts.add(f"{commit}{' (edited)' if about.get('edited') else ''}")
+    if about.get("code") and isinstance(code := measured(row, CODE), str):
+        entry["code"] = texts.add(code)
     if diff := read_diff(Path(folder)):
         entry["diff"] = texts.add_diff(diff)
     return entry
@@ -188,14 +210,20 @@ def read_diff(folder: Path) -> str:
         return ""
 
 
-def curves_of_run(row: RunRow, found: RunStats) -> dict[str, Any]:
-    """Return the losses of a run over its steps, and the factors that convert steps to tokens, FLOPs and seconds."""
-    entry: dict[str, Any] = {SHORT[name]: points(found[name]) for name in SHORT if found.get(name)}
+def axis_factors(row: RunRow, about: Mapping[str, Any]) -> dict[str, float]:
+    """Return the tokens, FLOPs and seconds of a step: means of a run that has ended, else what was estimated before it began."""
     steps = measured(row, "steps")
+    costs = {name: about.get("costs_of_step", {}).get(name) for name in ("tokens", "flops")}
     if is_number(steps) and steps > 0:
         for axis, name in (("tokens", "trained_tokens"), ("flops", "flops"), ("seconds", "wall_seconds")):
             if is_number(total := measured(row, name)):
-                entry[axis] = float(f"{total / steps:.6g}")
+                costs[axis] = total / steps
+    return {axis: float(f"{cost:.6g}") for axis, cost in costs.items() if is_number(cost)}
+
+
+def points_of_run(found: RunStats) -> dict[str, Any]:
+    """Return the losses of a run over its steps, and its seconds at some of them."""
+    entry: dict[str, Any] = {SHORT[name]: points(found[name]) for name in SHORT if found.get(name)}
     if timed := found.get(TRAIN_SECONDS):
         entry["clock"] = points(timed[:: max(1, len(timed) // MAX_CLOCK_POINTS)])
     return entry

@@ -1,22 +1,22 @@
 """Report about saved runs: a tidy table, verdicts in words, and a self-contained HTML page with plots."""
 
-import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, NamedTuple, Unpack
 
 import pandas as pd
 
 from common.text import first_line
 from explore.compare.claims import ClaimVerdict
-from explore.compare.code import CodeOfRun, code_diffs, with_code_labels
+from explore.compare.code import CodeOfRun, code_versions, with_code_labels
 from explore.compare.csv_files import write_csv
 from explore.compare.variants import (
     CODE,
     RunRow,
+    Variant,
     has_ended,
     measured,
     row_of,
@@ -83,7 +83,7 @@ def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(columns), dtype=object)
     inferred = [name for name in table if name not in SECTION_OF or table[name].notna().all()]
     table[inferred] = table[inferred].infer_objects()
-    table.attrs["code_diffs"] = code_diffs(recorded, rows)
+    table.attrs["code_versions"] = code_versions(recorded, rows)
     return table
 
 
@@ -117,7 +117,8 @@ def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOpt
     """Write report.html anew every few seconds while runs under saved-models/{name}/ train, with these runs.
 
     The page reloads itself in the browser. Watching waits up to MAX_WAIT_SECONDS for the first run. It ends with a complete
-    report when no run trains any more. The arguments are those of report(). Raise NoRuns if no run is complete at the end.
+    report when no run trains any more. The arguments are those of report(). While they do not fit the runs so far, as when
+    no run of the baseline has ended, the page says so and compares without them. Raise NoRuns if no run is complete at the end.
     """
     os.nice(10)  # training comes first
     root = output_root(out)
@@ -134,12 +135,36 @@ def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOpt
             break
         was_training = trains
         if len(table):
-            # Some options fit only later, such as a baseline that is not trained yet.
-            with contextlib.suppress(ValueError):
-                variants, comparison = compare_variants(table, **options)
-                write_page(page, name, table, variants, comparison, refresh=REFRESH_SECONDS)
+            write_page(page, name, table, *comparisons_so_far(table, options), refresh=REFRESH_SECONDS)
         time.sleep(max(REFRESH_SECONDS, 2 * (time.monotonic() - began)))
     report(name, out, **options)
+
+
+class Comparisons(NamedTuple):
+    """The comparisons on the page of a report."""
+
+    variants: list[Variant]
+    comparison: pd.DataFrame
+    effect: pd.DataFrame | None  # comparison by one field, over all others
+
+
+def comparisons(table: pd.DataFrame, options: CompareOptions) -> Comparisons:
+    """Compare the variants of a table and, with `by` in `options`, the values of that field. Raise ValueError as compare() does."""
+    by = options.get("by")
+    # The other comparison asks another question, to which the baseline of the main effect need not fit.
+    plain = {key: value for key, value in options.items() if by is None or key not in ("by", "baseline")}
+    variants, comparison = compare_variants(table, **plain)  # type: ignore[arg-type]
+    return Comparisons(variants, comparison, None if by is None else compare_variants(table, **options)[1])
+
+
+def comparisons_so_far(table: pd.DataFrame, options: CompareOptions) -> Comparisons:
+    """Return the comparisons of runs that have ended. Options that do not fit them yet are left out, with a note."""
+    try:
+        return comparisons(table, options)
+    except ValueError as error:
+        found = comparisons(table, {})
+        found.comparison.attrs["notes"].append(f"compared without the options so far: {error}")
+        return found
 
 
 def report_grid(
@@ -234,17 +259,13 @@ def write_report(
     `compared` is the table with its rows in another order: the first variant is the baseline. With `by` in `options`,
     the main effect of that field is printed, and stands at the top of the page.
     """
-    compared = table if compared is None else compared
-    by = options.get("by")
-    # The other comparison asks another question, to which the baseline of the main effect need not fit.
-    plain = {key: value for key, value in options.items() if by is None or key not in ("by", "baseline")}
-    variants, comparison = compare_variants(compared, **plain)  # type: ignore[arg-type]
-    effect = None if by is None else compare_variants(compared, **options)[1]
+    variants, comparison, effect = comparisons(table if compared is None else compared, options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")
     page = write_page(folder / "report.html", name, table, variants, comparison, effect, claims)
     shown, notes = comparison if effect is None else effect, comparison.attrs["notes"]
+    by = options.get("by")
     heading = [] if effect is None else [f"main effect of {by}, over all other fields and seeds"]
     verdicts = [f"- {line}" for line in sentences(shown)]
     claim_lines = [f"- {one.name}: {one.verdict}. Expected {one.expected}, seen {one.seen}" for one in claims]

@@ -2,14 +2,15 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
+from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from explore.compare.axes import axis_figures
 from explore.compare.claims import ClaimVerdict, claim_cells
+from explore.compare.code import CodeOfRun, diff_between
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
 from explore.compare.metrics import RunRow, is_number, measured, number_text
 from explore.compare.parts import COLORS, GROUPS, X_TITLE, Figures, ReportPart, table_data
@@ -31,6 +32,7 @@ from train.grid.params import SECTION_OF
 
 MAX_PAGE_ROWS = 500  # rows of the table of all runs
 MAX_VARIANTS = 200  # rows of the tables of variants
+MAX_ORIGINS = 20  # commits, versions or commands
 MAX_DIFFERENCES = 40  # variants in the chart of differences
 # Columns of the cost table by title: measured value and format.
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
@@ -92,13 +94,26 @@ def ranked_rows(rows: Sequence[RunRow]) -> list[RunRow]:
     return sorted(rows, key=key)[:MAX_PAGE_ROWS]
 
 
-def diffs_section(table: pd.DataFrame) -> str:
-    """Return what changed from the first code to each other one, as foldable diffs."""
-    diffs: dict[str, str] = table.attrs.get("code_diffs", {})
+def diffs_section(versions: Mapping[str, CodeOfRun]) -> str:
+    """Return what changed from the first version of the code to each other one, as foldable diffs, if its text was kept."""
+    first = next(iter(versions.values()), CodeOfRun())
+    diffs = {label: diff for label, code in versions.items() if (diff := diff_between(first, code))}
     return "".join(
         f"<details><summary>{escape(label)}</summary><pre>{escape(diff)}</pre></details>"
         for label, diff in diffs.items()
     )
+
+
+def origin_section(runs: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> str:
+    """Return the commits, versions and commands of `runs`, the entries of the page's data, as indices of `texts`."""
+    items: list[str] = []
+    for name in ("commit", "versions", "command"):
+        counts = Counter(run[name] for run in runs if name in run)
+        items += [
+            f"<dt>{name} ({with_plural(n, 'run')})</dt><dd>{escape(texts[place])}</dd>"
+            for place, n in list(counts.items())[:MAX_ORIGINS]
+        ]
+    return f"<dl>{''.join(items)}</dl>" if items else "<p>Not recorded.</p>"
 
 
 def summary_section(done: Sequence[RunRow], rows: Sequence[RunRow]) -> str:

@@ -9,6 +9,14 @@ const views = new Map(); // view and figure by the element of the figure
 
 // ---- loss curves
 
+// Steps are kept as differences, which are shorter.
+function decodeSteps() {
+  for (const series of doc.curves.flatMap((curve) => [curve.val, curve.train, curve.clock]).filter(Boolean)) {
+    let step = 0;
+    series.s = series.s.map((more) => (step += more));
+  }
+}
+
 const TITLES = { steps: "steps", tokens: "tokens", flops: "training FLOPs", seconds: "seconds of training" };
 
 function xOf(i, step) {
@@ -84,6 +92,15 @@ function rangeOf(figure, rows) {
   return low < high ? [low, high] : [0.5, 1];
 }
 
+// Runs are sorted by their training losses. Two of them part at the first step at which any neighbors between them do.
+function partingOf(runs) {
+  const [from, to] = runs.map((i) => doc.partings.findIndex(([run]) => run === i)).sort((a, b) => a - b);
+  if (from < 0) return "The training losses of both runs at every step are not known.";
+  const last = Math.min(doc.partings[from][1], doc.partings[to][1]);
+  const step = Math.min(...doc.partings.slice(from, to).map((entry) => entry[2] ?? Infinity));
+  return step <= last ? `Their training losses first differ at step ${step}.` : `All training losses that both runs have are equal, up to step ${last}.`;
+}
+
 // ---- charts
 
 const probe = element("i", { hidden: true });
@@ -147,7 +164,37 @@ function draw(box, figure) {
     followMouse(view, data.curves);
   }
   view.run();
+  openLegend(view);
   if (figure.part === 0) keepZoom(view, box, figure, data.curves);
+}
+
+async function drawFigures() {
+  for (const box of document.querySelectorAll("figure[data-figure]")) {
+    await new Promise((done) => setTimeout(done)); // the page answers between two charts
+    draw(box, doc.figures[box.dataset.figure]);
+  }
+  matchMedia("(prefers-color-scheme: dark)").onchange = () => redraw();
+  addEventListener("beforeprint", () => { document.documentElement.style.colorScheme = "light"; redraw(); });
+  addEventListener("afterprint", () => { document.documentElement.style.colorScheme = ""; redraw(); });
+}
+
+// The entries of a legend are reached and clicked by keyboard, too.
+async function openLegend(view) {
+  await view.runAsync(); // the legend is drawn
+  const labels = [...view.container().querySelectorAll(".group_legend_labels text")];
+  if (labels.length === 0) return;
+  const isHidden = (label) => (view.signal("hidden")?.group ?? []).includes(label.__data__.datum.value);
+  for (const label of labels) {
+    Object.assign(label, { role: "button", ariaPressed: String(!isHidden(label)) });
+    label.setAttribute("tabindex", 0);
+    label.onkeydown = (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault();
+      label.dispatchEvent(new MouseEvent("click", { bubbles: true }));
+    };
+    for (let box = label; box !== view.container(); box = box.parentNode) box.removeAttribute("aria-hidden");
+  }
+  view.addSignalListener("hidden", () => labels.forEach((label) => { label.ariaPressed = String(!isHidden(label)); }));
 }
 
 function redraw(isDue = () => true) {

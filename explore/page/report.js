@@ -27,24 +27,21 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 
-function saveState() {
+function setState(changes) {
+  Object.assign(state, changes);
   const changed = Object.entries(state).filter(([name, value]) => value !== FIRST_STATE[name]);
   try {
     history.replaceState(null, "", "#" + new URLSearchParams(changed));
   } catch { /* a page in a notebook has no address of its own */ }
 }
 
-function download(url, name) {
-  element("a", { href: url, download: name }).click();
-}
+const download = (href, name) => element("a", { href, download: name }).click();
 
 // ---- tables: they sort by the column whose header is clicked; once more, the other way around
 
 function valueOf(row, column) {
-  const cell = row.cells[column];
-  const shown = cell.dataset.v ?? cell.textContent;
-  const number = shown.trim() === "" ? NaN : Number(shown);
-  return Number.isNaN(number) ? shown : number;
+  const { dataset, textContent } = row.cells[column], shown = dataset.v ?? textContent;
+  return shown.trim() === "" || Number.isNaN(Number(shown)) ? shown : Number(shown);
 }
 
 // Numbers before text, and what is missing last.
@@ -63,13 +60,14 @@ function sortBy(header, down) {
 }
 
 function sortable(header) {
-  header.tabIndex = 0;
+  if (header.textContent) header.replaceChildren(element("button", { className: "sort", textContent: header.textContent }));
+  header.ariaSort = "none";
   header.onclick = () => {
     const down = header.ariaSort === "ascending";
     sortBy(header, down);
     if (header.dataset.name) setState({ sort: (down ? "-" : "") + header.dataset.name });
+    filterRuns(); // the Tab key stops at the first row
   };
-  header.onkeydown = (event) => event.key === "Enter" && header.onclick();
 }
 
 // ---- all runs
@@ -90,13 +88,15 @@ function drawTable() {
       return cell;
     });
     const ends = [run.ended, run.id].map((shown) => element("td", { textContent: shown }));
-    const row = element("tr", { onclick: (event) => choose(i, event.shiftKey) }, ...cells, ...ends);
+    const row = element("tr", { id: run.id, onclick: (event) => choose(i, event.shiftKey), onfocus: () => stopAt(row) }, ...cells, ...ends);
     row.dataset.run = i;
     return row;
   });
-  byId("runs").replaceChildren(element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows)));
+  const aria = { role: "grid", ariaLabel: "All runs", ariaMultiSelectable: "true" };
+  byId("runs").replaceChildren(element("table", aria, element("thead", {}, head), element("tbody", {}, ...rows)));
   const sorted = [...head.cells].find((cell) => cell.dataset.name === state.sort.replace(/^-/, ""));
   if (sorted) sortBy(sorted, state.sort.startsWith("-"));
+  filterRuns();
 }
 
 function matches(i) {
@@ -121,9 +121,28 @@ function filterRuns() {
   visible = new Set(doc.runs.map((_, i) => i).filter(matches));
   for (const row of byId("runs").querySelectorAll("tbody tr")) {
     row.hidden = !visible.has(Number(row.dataset.run));
-    row.ariaSelected = [state.run, state.other].includes(doc.runs[row.dataset.run].id);
+    row.ariaSelected = [state.run, state.other].includes(row.id);
   }
-  byId("count").textContent = `${visible.size} of ${doc.runs.length} runs`;
+  const rows = visibleRows(), open = chosenRuns().length;
+  stopAt(rows.find((row) => row === document.activeElement || row.ariaSelected === "true") ?? rows[0]);
+  byId("count").textContent = `${visible.size} of ${doc.runs.length} runs${open ? `, ${open} in detail below` : ""}`;
+}
+
+const visibleRows = () => [...byId("runs").querySelectorAll("tbody tr:not([hidden])")];
+
+// The Tab key stops at one row only. From there, arrows lead to the others.
+function stopAt(row) {
+  for (const other of byId("runs").querySelectorAll("tbody tr")) other.tabIndex = other === row ? 0 : -1;
+}
+
+function onKey(event) {
+  const row = event.target.closest("#runs tbody tr"), rows = visibleRows(), at = rows.indexOf(row);
+  const next = rows[{ ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[event.key]];
+  if (event.key === "Escape" && state.run) closeDetails();
+  else if (row && (event.key === "Enter" || event.key === " ")) choose(Number(row.dataset.run), event.shiftKey);
+  else if (row && next) next.focus();
+  else return;
+  event.preventDefault();
 }
 
 function drawColumns() {
@@ -134,7 +153,6 @@ function drawColumns() {
       chosen[box.checked ? "add" : "delete"](column);
       setState({ cols: doc.columns.filter((one) => chosen.has(one)).map((one) => one.name).join(",") || "," });
       drawTable();
-      filterRuns();
     };
     return element("label", {}, box, ` ${column.title}`);
   }));
@@ -154,12 +172,24 @@ function csvText() {
 
 // ---- the details of a run, and two runs side by side
 
-function choose(i, asOther) {
-  const id = doc.runs[i].id;
-  setState(asOther && state.run && state.run !== id ? { other: id } : { run: state.run === id ? "" : id, other: "" });
+const chosenRuns = () => [state.run, state.other].map(indexOf).filter((i) => i >= 0);
+
+function show(run, other = "") {
+  setState({ run, other });
   filterRuns();
   drawDetails();
   redraw((figure) => figure.part !== undefined); // the chosen run stands out
+}
+
+function choose(i, asOther) {
+  const id = doc.runs[i].id, isBeside = asOther && state.run && state.run !== id;
+  show(...(isBeside ? [state.run, id] : [state.run === id ? "" : id]));
+}
+
+function closeDetails() {
+  const id = state.run;
+  show("");
+  byId(id)?.focus();
 }
 
 // Texts that several runs share are kept once: a run then has the index of the text.
@@ -187,57 +217,49 @@ function tableOf(titles, lines) {
   return element("table", {}, element("thead", {}, head), element("tbody", {}, ...rows));
 }
 
+const block = (textContent) => element("pre", { textContent });
+const heading = (textContent) => element("h3", { textContent });
+const folded = (title, body) => element("details", {}, element("summary", { textContent: title }), block(body));
+
 function otherRuns() {
   const options = doc.runs.map(({ id }) => element("option", { value: id, textContent: id, selected: id === state.other }));
   const choice = element("select", { id: "beside" }, element("option", { value: "", textContent: "no other run" }), ...options);
   choice.onchange = () => {
-    setState({ other: choice.value });
-    filterRuns();
-    drawDetails();
+    show(state.run, choice.value);
+    byId("beside").focus();
   };
   return choice;
 }
 
+function codeOf(runs) {
+  const labels = runs.map((i) => told(i, "code"));
+  if (labels[0] && labels[0] === labels[1]) return [element("p", {}, "The same code trained both runs.")];
+  return doc.changes.filter((change) => labels.every((label) => change.slice(0, 2).includes(label)))
+    .map(([one, other, diff]) => folded(`Difference of the code, from “${one}” to “${other}”`, diff));
+}
+
 function drawDetails() {
-  const box = byId("detail"), runs = [state.run, state.other].map(indexOf).filter((i) => i >= 0);
+  const box = byId("detail"), runs = chosenRuns();
   drop(box.querySelector("figure"));
   if (runs.length === 0) return box.replaceChildren();
   const two = runs.length === 2, ids = runs.map((i) => doc.runs[i].id), quoted = ids.map((id) => JSON.stringify(id));
-  const heading = (textContent) => element("h3", { textContent }), block = (textContent) => element("pre", { textContent });
   const code = two ? `print(model_explorer.diff(${quoted}))`
     : `lm, dataset, train_stats, params = model_explorer.get_model_by_timestamp(${quoted})`;
   const figure = element("figure", {}, element("figcaption", { textContent: two ? "The curves of both runs." : "The curve of the run." }));
-  const close = element("button", { textContent: "Close", onclick: () => choose(runs[0], false) });
   box.replaceChildren(
     heading(two ? "Two runs: where they differ" : `Run ${ids[0]}: what differs from the default, and what was measured`),
-    element("div", { className: "tools" }, element("label", {}, "side by side with ", otherRuns()), close),
+    element("div", { className: "tools" }, element("label", {}, "side by side with ", otherRuns()), element("button", { textContent: "Close", onclick: closeDetails })),
+    ...(two ? [element("p", {}, partingOf(runs))] : []),
     element("div", { className: "wide" }, tableOf(["", ...ids, "default"], detailLines(runs))),
+    ...(two ? codeOf(runs) : []),
     figure,
     ...runs.filter((i) => told(i, "sample")).flatMap((i) => [heading(`Sample of ${doc.runs[i].id}`), block(told(i, "sample"))]),
-    ...runs.filter((i) => told(i, "diff")).map((i) =>
-      element("details", {}, element("summary", { textContent: `Difference of ${doc.runs[i].id} from its commit` }), block(told(i, "diff")))),
+    ...runs.filter((i) => told(i, "diff")).map((i) => folded(`Difference of ${doc.runs[i].id} from its commit`, told(i, "diff"))),
     heading("Open it in Python"), block(`import model_explorer\n\n${code}`));
   draw(figure, { chart: "curves", runs, tokens: { "@groups": ids, "@colors": ["@c1", "@c2"].slice(0, runs.length) } });
 }
 
-function drawOrigin() {
-  const entries = ["commit", "versions", "command"].flatMap((name) => {
-    const counts = new Map();
-    for (const run of doc.runs) if (name in run) counts.set(run[name], (counts.get(run[name]) ?? 0) + 1);
-    return [...counts].slice(0, 20).flatMap(([place, n]) => [
-      element("dt", { textContent: `${name} (${n} run${n > 1 ? "s" : ""})` }),
-      element("dd", { textContent: doc.texts[place] }),
-    ]);
-  });
-  byId("origin").replaceChildren(entries.length ? element("dl", {}, ...entries) : "Not recorded.");
-}
-
-// ---- the state of the page, and its start
-
-function setState(changes) {
-  Object.assign(state, changes);
-  saveState();
-}
+// ---- the start of the page
 
 function onInput(name, input) {
   input[input.type === "checkbox" ? "checked" : "value"] = state[name];
@@ -249,42 +271,28 @@ function onInput(name, input) {
   };
 }
 
-// Steps are kept as differences, which are shorter.
-function decodeSteps() {
-  for (const series of doc.curves.flatMap((curve) => [curve.val, curve.train, curve.clock]).filter(Boolean)) {
-    let step = 0;
-    series.s = series.s.map((more) => (step += more));
-  }
-}
-
 async function start() {
   decodeSteps();
   drawTable();
-  filterRuns();
   drawColumns();
-  drawOrigin();
   for (const header of document.querySelectorAll("main > section th, body > section th")) if (!header.onclick) sortable(header);
   for (const [name, id] of Object.entries(INPUTS)) onInput(name, byId(id));
   byId("csv").onclick = () => download(URL.createObjectURL(new Blob([csvText()], { type: "text/csv" })), "runs.csv");
+  byId("runs").onkeydown = byId("detail").onkeydown = onKey;
   drawDetails();
-  for (const box of document.querySelectorAll("figure[data-figure]")) {
-    await new Promise((done) => setTimeout(done)); // the page answers between two charts
-    draw(box, doc.figures[box.dataset.figure]);
-  }
-  matchMedia("(prefers-color-scheme: dark)").onchange = () => redraw();
-  addEventListener("beforeprint", () => { document.documentElement.style.colorScheme = "light"; redraw(); });
-  addEventListener("afterprint", () => { document.documentElement.style.colorScheme = ""; redraw(); });
+  if (doc.refresh) byId(sessionStorage.focus)?.focus();
+  await drawFigures();
   keepFresh();
   document.documentElement.dataset.ready = "yes";
 }
 
-// While runs train, the page is written anew. It loads itself again, and keeps its state and its place.
+// While runs train, the page is written anew. It loads itself again, and keeps its state, its place and what has the focus.
 function keepFresh() {
   if (!doc.refresh) return;
-  const place = sessionStorage.getItem("place");
-  if (place !== null) scrollTo(0, Number(place));
+  const { place } = sessionStorage;
+  if (place !== undefined) scrollTo(0, Number(place));
   setTimeout(() => {
-    sessionStorage.setItem("place", scrollY);
+    Object.assign(sessionStorage, { place: scrollY, focus: document.activeElement.id });
     location.reload();
   }, doc.refresh * 1000);
 }

@@ -15,12 +15,14 @@ from shutil import which
 import torch
 
 from common.repository import REPOSITORY
+from train.flops import row_flops
 from train.grid.expand import GridError
 from train.grid.run import Call, Run
 from train.launch.display import GridDisplay, Shown
 from train.launch.remote import SLURM, scheduler_option
 from train.launch.tables import closing_lines
 from train.launch.workers import SideBySide, n_jobs, say_threads
+from train.length import rows_per_step
 from train.logs import DETAIL, log, shorten_traceback, status
 from train.processes import import_all, let_rank0_report, rank
 from train.progress import Report
@@ -159,6 +161,8 @@ def train_or_fail(run: Run, call: Call, make_namer: MakeNamer, report: Report | 
         from train.run import train_run  # here, as it imports Lightning
 
         with record_of(run, make_namer(run.params, variant=run.variant), call) as record:
+            if record.folder is not None:
+                record.note(costs_of_step=planned_costs(run))
             return train_run(run, record, call, report)
     except KeyboardInterrupt:
         outcome = Outcome(Ending.INTERRUPTED)
@@ -169,6 +173,21 @@ def train_or_fail(run: Run, call: Call, make_namer: MakeNamer, report: Report | 
         log.error(f"run {run.number} failed with {run.name}:\n{shorten_traceback(traceback.format_exc())}")
         outcome = failure(error)
     return replace(outcome, values=measured_variant(run) | {"wall_seconds": time.perf_counter() - started})
+
+
+def planned_costs(run: Run) -> dict[str, float]:
+    """Return the "tokens" and "flops" of an optimizer step in the mean, as far as they are known before training.
+
+    A page about runs that train has its axes of tokens and FLOPs from them.
+    """
+    size, data, train = run.size, run.data, run.params.train
+    if not data.row_length:
+        return {}
+    tokens = rows_per_step(train) * data.row_length
+    if size.n_tokens and size.n_steps:  # the last step of an epoch may have fewer rows
+        tokens = size.n_tokens / size.n_steps
+    flops = row_flops(run.params.model, data.n_tokens, max(1, round(data.row_length)), train)
+    return {"tokens": tokens} | ({} if flops is None else {"flops": flops * tokens / data.row_length})
 
 
 def train_side_by_side(runs: Sequence[Run], make_namer: MakeNamer, call: Call) -> list[Outcome]:

@@ -15,11 +15,11 @@ MAX_STOP_SECONDS = 10.0  # for the second process to end, before it is killed
 
 
 @contextmanager
-def report_watched(config: str, folder: Path, root: Path, own_parts: Sequence[str] = ()) -> Iterator[None]:
+def report_watched(config: str, folder: Path, root: Path, options: Sequence[str] = ()) -> Iterator[None]:
     """Keep reports/{config}/report.html up to date inside the block, with the runs that train.
 
-    `folder` is the folder of the report, `root` the output root, and `own_parts` are the files of `--with`. A second process
-    with a low priority writes the page.
+    `folder` is the folder of the report and `root` the output root. `options` of the command line, such as "--baseline=a",
+    hold for the report. A second process with a low priority writes the page.
     """
     command = [
         sys.executable,
@@ -28,8 +28,8 @@ def report_watched(config: str, folder: Path, root: Path, own_parts: Sequence[st
         "--watch",
         "--out",
         str(root),
+        *options,
     ]
-    command += [f"--with={Path(path).resolve()}" for path in own_parts]
     log.info(link_to(folder / "report.html", "watch: "))
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(

@@ -53,6 +53,7 @@ class About(TypedDict, total=False):
     code_text: str
     content: str
     held_out: dict[str, str]
+    costs_of_step: dict[str, Number]
     command: list[str]
     subject: str
     edited: bool

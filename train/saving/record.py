@@ -16,7 +16,15 @@ from train.saving.claims import note_folder
 from train.saving.earlier_runs import claim_of, clear_away
 from train.saving.live import LiveStats, live_stats
 from train.saving.outcome import Ending, Outcome, is_out_of_resources
-from train.saving.run_folder import RESUME_FILE, RunFolder, create_run_files, partial_name, read_json, save
+from train.saving.run_folder import (
+    RESUME_FILE,
+    RunFolder,
+    create_run_files,
+    partial_name,
+    read_json,
+    save,
+    write_json,
+)
 from train.saving.weights import Checkpoints, one_line
 from train.stats import Stats, WandbTracker, start_wandb
 
@@ -46,6 +54,12 @@ class Record:
         self.checkpoints = checkpoints  # for weights kept during training
         self.end_live_stats = end_live_stats  # called before the results are saved
         self.outcome: Outcome | None = None  # once the run has ended
+
+    def note(self, **facts: object) -> None:
+        """Add facts about a run that begins to the about.json of its folder."""
+        assert self.folder is not None
+        path = self.folder.path / "about.json"
+        write_json(path, read_json(path) | facts)
 
     def save(self, lm: LM, outcome: Outcome) -> Outcome:
         """Save the results of a run that has ended. Return the outcome, with the folder if there is one."""

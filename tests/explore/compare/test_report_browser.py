@@ -1,8 +1,11 @@
 """The report in a real browser, driven by the mouse: charts, table, details, the state in the address, and markup in texts of runs."""
 
 import json
+import math
+import random
 import re
 import time
+from collections import Counter
 from functools import partial
 from itertools import product
 
@@ -14,7 +17,12 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from common.repository import REPOSITORY
 from explore.compare.report import report, write_page
+from explore.diff import diff
 from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
+from train.saving.code import Code
+from train.saving.live import LiveStats, write_live_stats
+from train.saving.record import Record
+from train.saving.run_folder import RunFolder, create_run_files
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">'\"&<!--script-->"
 GRIDS = {
@@ -413,6 +421,127 @@ def test_a_click_on_a_run_shows_its_details_and_with_shift_two_side_by_side(open
     assert "Two runs: where they differ" in driver.find_element(By.ID, "detail").text
 
 
+def test_two_runs_part_where_diff_says(opened, tmp_path):
+    rng = random.Random(0)
+    losses: list[list[float]] = []
+    for number in range(9):
+        kept = rng.choice(losses)[: rng.choice([0, 5, 20, 21, 60])] if losses else []
+        own = [rng.choice([rng.random(), math.nan]) for _ in range(rng.choice([0, 3, 40]))]
+        losses.append(kept + own or [1.0])
+        folder = fake_run(tmp_path, "demo", number, DEFAULT.changed(random_seed=number))
+        stats = json.loads((folder / "stats.json").read_text())
+        stats["stat/train_loss:main"] = [(step, 8 * step, 0, loss) for step, loss in enumerate(losses[-1], 1)]
+        (folder / "stats.json").write_text(json.dumps(stats))
+    thinned = fake_run(tmp_path, "demo", 9, DEFAULT).name
+    script = """const ids = doc.runs.map((run) => run.id);
+        return ids.flatMap((one, i) => ids.slice(0, i).map((other, j) => [one, other, partingOf([i, j])]))"""
+    pairs = opened().execute_script(script)
+    kinds = Counter()
+    for one, other, sentence in pairs:
+        step = diff(one, other, out=str(tmp_path)).first_step
+        expected = f"Their training losses first differ at step {step}."
+        if thinned in (one, other):
+            expected = "The training losses of both runs at every step are not known."
+        elif step is None:
+            expected = "All training losses that both runs have are equal, up to step "
+        assert sentence.startswith(expected)
+        kinds[expected[:10]] += 1
+    assert len(pairs) == 45
+    assert len(kinds) == 3
+
+
+def test_two_runs_of_different_code_show_what_changed(opened, tmp_path):
+    source = tmp_path / "source" / "train" / "run.py"
+    source.parent.mkdir(parents=True)
+    for number, text in enumerate(["scale = 1", "scale = 2", f"scale = 2  # {EVIL}"]):
+        folder = fake_run(tmp_path, "demo", number, DEFAULT.changed(random_seed=number))
+        source.write_text(text + "\n")
+        code = Code.read(source.parents[1])
+        code.keep(tmp_path)
+        about = json.loads((folder / "about.json").read_text())
+        about |= {"code": code.hashes(DEFAULT.flat()), "code_text": code.text_id, "commit": f"{number}" * 40}
+        (folder / "about.json").write_text(json.dumps(about))
+    driver = opened(hash="#run=2024-04-22--16-17-00&other=2024-04-22--16-17-01")
+    detail = driver.find_element(By.ID, "detail")
+    summary = detail.find_element(By.CSS_SELECTOR, "details summary")
+    assert summary.text == "Difference of the code, from “first” to “run.py +1 -1”"
+    assert not detail.find_element(By.CSS_SELECTOR, "details pre").is_displayed()
+    summary.click()
+    assert "\n-scale = 1\n+scale = 2" in detail.find_element(By.CSS_SELECTOR, "details pre").text
+    choose(driver, "beside", "2024-04-22--16-17-02")
+    assert "Difference of the code, from “first”" in detail.text
+    driver.find_element(By.ID, "2024-04-22--16-17-01").click()
+    choose(driver, "beside", "2024-04-22--16-17-02")
+    assert "The same code trained both runs." in detail.text, "a comment is no difference"
+    assert "111111111111" in detail.text
+    assert "222222222222" in detail.text
+
+
+def test_everything_that_a_click_does_can_be_done_by_keyboard(opened, tmp_path):
+    fake_grid(tmp_path, **GRIDS["12 runs"])
+    driver = opened()
+    detail = driver.find_element(By.ID, "detail")
+
+    def press(*keys: str) -> None:
+        ActionChains(driver).send_keys(*keys).perform()
+
+    def tab_to(selector: str, at_most: int) -> None:
+        for _ in range(at_most):
+            press(Keys.TAB)
+            if driver.execute_script("return document.activeElement.matches(arguments[0])", selector):
+                return
+        raise AssertionError(f"{at_most} times Tab do not lead to {selector}")
+
+    driver.find_element(By.ID, "filter").click()
+    tab_to("#runs th[aria-sort=none] button", 4)
+    press(" ")
+    assert driver.execute_script("return document.activeElement.parentNode.ariaSort") == "ascending"
+    tab_to("#runs tbody tr", len(driver.find_elements(By.CSS_SELECTOR, "#runs th")))
+    order = shown_runs(driver)
+    assert driver.switch_to.active_element.get_attribute("id") == order[0]
+    assert driver.execute_script("return getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    press(Keys.ENTER)
+    assert f"Run {order[0]}" in detail.text
+    assert driver.find_element(By.ID, "count").text == "12 of 12 runs, 1 in detail below"
+    press(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    ActionChains(driver).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+    assert "Two runs: where they differ" in detail.text
+    chosen = driver.find_elements(By.CSS_SELECTOR, "#runs tr[aria-selected=true]")
+    assert [row.get_attribute("id") for row in chosen] == [order[0], order[2]]
+    tab_to("#beside", 1)
+    press(Keys.ARROW_DOWN)
+    assert driver.switch_to.active_element.get_attribute("id") == "beside"
+    press(Keys.ESCAPE)
+    assert detail.text == ""
+    assert driver.switch_to.active_element.get_attribute("id") == order[0]
+    tab_to("figure.curves .group_legend_labels text", 12)
+    press(Keys.ENTER)
+    WebDriverWait(driver, 5).until(lambda _: len(lines(driver)) == 2)
+    assert driver.execute_script("return document.activeElement.ariaPressed") == "false"
+    press(" ")
+    WebDriverWait(driver, 5).until(lambda _: len(lines(driver)) == 3)
+
+
+def test_a_run_that_trains_has_all_axes(opened, tmp_path):
+    fake_grid(tmp_path, **GRIDS["12 runs"])
+    folder = RunFolder.claim(tmp_path, lambda timestamp: f"demo/{timestamp}")
+    create_run_files(folder.path, DEFAULT, ["main.py"])
+    stats = LiveStats()
+    Record(stats, folder).note(costs_of_step={"tokens": 1000.0, "flops": 1e9})
+    for step in range(1, 201):
+        stats.log("train_loss:main", 4.0 - step / 100, step=step, n_samples=8 * step)
+        stats.log("train_seconds", step / 10, step=step, n_samples=8 * step)
+    stats.drain()
+    write_live_stats(stats, folder.path)
+    driver = opened(hash="#loss=train")
+    last = "return curveRows(doc.figures.find((one) => one.chart === 'curves')).filter((row) => row.group === 'training').at(-1)?.x"
+    for axis, x in {"steps": 200, "tokens": 200e3, "flops": 200e9, "seconds": 20}.items():
+        choose(driver, "x", axis)
+        assert len(lines(driver)) == 4
+        assert driver.execute_script(last) == pytest.approx(x)
+    folder.discard()
+
+
 def test_the_address_holds_the_state_of_the_page(opened, tmp_path):
     fake_grid(tmp_path, **GRIDS["40 runs"])
     driver = opened(
@@ -438,12 +567,14 @@ def test_a_page_of_runs_that_train_loads_itself_again_and_keeps_its_state(opened
     fake_grid(tmp_path, **GRIDS["12 runs"])
     driver = opened()
     type_filter(driver, "rotary")
-    driver.execute_script("scrollTo(0, 400); window.isOld = true")
+    row = shown_runs(driver)[2]
+    driver.execute_script("byId(arguments[0]).focus(); scrollTo(0, 400); window.isOld = true", row)
     WebDriverWait(driver, 10).until(lambda _: not driver.execute_script("return window.isOld"))
     wait_until_ready(driver)
     assert driver.execute_script("return scrollY") == 400
     assert driver.find_element(By.ID, "filter").get_attribute("value") == "rotary"
     assert len(shown_runs(driver)) == 4
+    assert driver.switch_to.active_element.get_attribute("id") == row
     driver.get("about:blank")
 
 

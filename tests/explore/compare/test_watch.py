@@ -1,25 +1,35 @@
 """--watch: the page of a report while runs train, and the statistics that a run leaves meanwhile."""
 
 import json
+import re
 import threading
 import time
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import main
+from data.data_params import DataParams
 from explore.compare import report as report_module
 from explore.compare.report import NoRuns, watch_report
-from tests.explore.compare.fake_runs import DEFAULT, fake_run
+from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
 from tests.explore.compare.test_report import document_of
-from tests.train.little_run import CALL, make_lm
+from tests.train.little_run import CALL, TINY, make_lm
+from train.grid.params import Params
 from train.grid.run import Run
+from train.launch.options import parse_arguments, refuse_options
+from train.launch.plan import prepare
+from train.launch.sweep import train_or_fail
 from train.saving.live import MAX_LIVE_POINTS, LiveStats, live_stats, write_live_stats
 from train.saving.outcome import Ending, Outcome
 from train.saving.record import saved_record
 from train.saving.run_folder import RunFolder, create_run_files
 from train.stats import Stats
+from train.train_params import TrainParams
 
 
 def wait_for(condition, seconds: float = 60.0):
@@ -112,6 +122,88 @@ def test_live_statistics_do_not_replace_those_of_the_result(tmp_path, monkeypatc
         record.stats.log("grad_norm:x", 1.0, step=1, n_samples=8)
         outcome = record.save(make_lm(), Outcome(Ending.FINISHED))
     assert list(Stats.load(outcome.folder / "stats.json").train_stats) == ["stat/grad_norm:x"]
+
+
+def answer_of(page: str) -> str:
+    answer = re.search("<h2>Answer</h2>.*?</section>", page, re.DOTALL)[0]
+    return answer.replace("<li>1 run left out: training</li>", "")
+
+
+@pytest.fixture
+def pages_while_a_run_trains(tmp_path, monkeypatch):
+    """Function that watches with options of compare() until a run ends without a result, and returns the pages until then."""
+    monkeypatch.setattr("os.nice", lambda _: 0)
+
+    def watch(**options: str) -> list[str]:
+        folder = RunFolder.claim(tmp_path, lambda timestamp: f"demo/{timestamp}")
+        create_run_files(folder.path, DEFAULT, ["main.py"])
+        page, pages = tmp_path / "reports" / "demo" / "report.html", []
+
+        def sleep(_: float) -> None:
+            pages.append(page.read_text())
+            folder.discard()
+
+        monkeypatch.setattr(report_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+        watch_report("demo", str(tmp_path), **options)
+        return [*pages, page.read_text()]
+
+    return watch
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        ({"baseline": "positions=none"}, "Against the baseline <q>positions=none</q>"),
+        ({"by": "positions", "baseline": "positions=none"}, "positions=rotary: better"),
+    ],
+)
+def test_the_answer_is_that_of_the_report_with_the_same_options(
+    tmp_path, pages_while_a_run_trains, options, answer
+):
+    axes = {"dim": [64, 128]} if "by" in options else {}
+    fake_grid(tmp_path, positions=["learned", "rotary", "none"], random_seed=[0, 1, 2, 3], **axes)
+    before, after = map(answer_of, pages_while_a_run_trains(**options))
+    assert before == after
+    assert answer in after
+
+
+def test_options_that_do_not_fit_yet_are_named_on_the_page(tmp_path, pages_while_a_run_trains, capsys):
+    fake_grid(tmp_path, positions=["learned", "rotary"], random_seed=[0, 1])
+    with pytest.raises(ValueError, match="there is no variant 'positions=none'"):
+        pages_while_a_run_trains(baseline="positions=none")
+    page = (tmp_path / "reports" / "demo" / "report.html").read_text()
+    assert "compared without the options so far: there is no variant &#x27;positions=none&#x27;" in page
+    assert "has the best final loss" in answer_of(page)
+
+
+def test_the_process_that_watches_a_grid_has_its_options(tmp_path, monkeypatch):
+    commands: list[list[str]] = []
+    monkeypatch.setattr("train.launch.watch.subprocess.Popen", lambda command, **_: commands.append(command))
+    options = ["--baseline=positions=none", "--compare=positions", "--with=parts.py"]
+    args = parse_arguments(["--config=test", "--save", "--watch", *options])
+    with suppress(AttributeError), main.watch_of(args, CALL._replace(out=tmp_path)):  # there is no process
+        pass
+    _, _, *started = commands[0]
+    watching = parse_arguments(started)
+    refuse_options(watching)
+    assert (watching.report, watching.watch, watching.out) == ("test", True, str(tmp_path))
+    assert (watching.baseline, watching.compare) == (args.baseline, args.compare)
+    assert watching.own_parts == [str(Path("parts.py").resolve())]
+
+
+@pytest.mark.parametrize("fields", [{"epochs": 2}, {"max_steps": 7, "accumulate_grad_batches": 2}])
+def test_the_costs_of_a_step_are_known_before_the_training(tmp_path, fields):
+    data = DataParams(
+        dataset_name="copy", task_args={"min_length": 3, "max_length": 3}, n_samples=100, val_pct=10
+    )
+    params = Params(data, TrainParams(batch_size=8, threads=1, **fields), TINY)
+    call = CALL._replace(out=tmp_path, save=True)
+    [run] = prepare([Run(params, {}, "demo")], call)
+    namer = partial(main.Namer, args=SimpleNamespace(config="demo", wandb_proj_name=None))
+    about = json.loads((train_or_fail(run, call, namer).folder / "about.json").read_text())
+    known, values = about["costs_of_step"], about["summary"]
+    assert known["tokens"] * values["steps"] == pytest.approx(values["trained_tokens"], rel=1e-6)
+    assert known["flops"] * values["steps"] == pytest.approx(values["flops"], rel=1e-6)
 
 
 @pytest.mark.slow
