@@ -7,6 +7,7 @@ from datetime import datetime
 import pytest
 import torch
 
+import explore.compare.report
 import main
 from data.data_params import DataParams
 from explore.compare.reproductions import CURVE_POINTS, curve_of
@@ -51,7 +52,8 @@ def reproduce(tmp_path, monkeypatch, capsys):
     """Writes configs/reproduce/tiny.txt with a claim, calls main with options, and returns its exit code and output."""
     folder = tmp_path / "configs" / "reproduce"
     folder.mkdir(parents=True)
-    monkeypatch.setattr(main, "CONFIGS", tmp_path / "configs")
+    for module in (main, explore.compare.report):
+        monkeypatch.setattr(module, "CONFIGS", tmp_path / "configs")
     monkeypatch.setattr(main, "RECORDS", tmp_path / "reproductions")
 
     def call(option: str, *others: str, loss: str = "val_loss(n_layers=1) < 100") -> tuple[int, str]:
@@ -90,6 +92,19 @@ def test_a_result_is_trained_once_judged_kept_and_listed(reproduce, tmp_path):
     output = reproduce("--reproduce")[1]
     assert "  tiny* " in output
     assert "other code" in output
+
+
+def test_a_later_report_judges_the_claims_again(reproduce, tmp_path):
+    reproduce("--reproduce=tiny", loss="val_loss(n_layers=1) < 1")
+    page = tmp_path / "out" / "reports" / "reproduce" / "tiny"
+    code, output = reproduce("--report=reproduce/tiny", loss="val_loss(n_layers=2) < 100")
+    assert (code, output.count("holds")) == (0, 3), output
+    assert "- the loss is small: holds. Expected val_loss(n_layers=2) < 100" in (page / "report.md").read_text()
+    assert "Claims" in (page / "report.html").read_text()
+
+    assert reproduce("--config=reproduce/tiny", "--save", "--set", "max_steps=5")[0] == 0
+    code, output = reproduce("--report=reproduce/tiny")
+    assert (code, output.count("holds")) == (0, 3), "runs with other values of fields do not count"
 
 
 def test_a_kept_curve_is_short_and_ends_with_the_last_validation(tmp_path):

@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 import pandas as pd
 
+from common.repository import REPOSITORY
 from common.text import first_line
-from explore.compare.claims import ClaimVerdict
+from explore.compare.claims import ClaimVerdict, fill_metrics, judge_all, table_of_claims
 from explore.compare.code import CodeOfRun, code_versions, with_code_labels
 from explore.compare.csv_files import write_csv
 from explore.compare.variants import (
@@ -33,6 +34,7 @@ from explore.compare.verdicts import (
 from explore.html import Page
 from explore.load import row_of_folder
 from train.document import document
+from train.grid.expand import GridError, config_files, expand_grid
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.grid.run import Run
 from train.logs import link_to, print_message
@@ -42,6 +44,7 @@ from train.saving.provenance import code_of_this_process
 from train.saving.record import measured_variant
 from train.saving.run_folder import output_root, run_folders
 
+CONFIGS = REPOSITORY / "configs"
 # First columns of results.csv. Varied fields, numbers and other params follow.
 FIRST = ("timestamp", "status")
 REFRESH_SECONDS = 10.0  # between two pages of --watch
@@ -95,7 +98,7 @@ def report(
 ) -> Page | None:
     """Compare the runs saved under saved-models/{name}/, and write results.csv, report.html and report.md to reports/{name}/.
 
-    Print a table and the verdicts. A notebook shows the returned page as a cell's value. `out` is the output root
+    Print a table and the verdicts, and before them those on the claims of the config of this name. A notebook shows the returned page as a cell's value. `out` is the output root
     (`--out`). `style="paper"` also writes each chart to reports/{name}/figures/ as PDF and SVG, as wide as a column of a
     paper. `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete. Return None
     if the libraries of the charts are missing: then there is no page.
@@ -107,10 +110,32 @@ def report(
         others = f"; {with_plural(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
         folder = root / "saved-models" / name
         raise NoRuns(f"there are no saved runs in {folder}{others} (train with --save to keep runs)")
-    page = write_report(table, name, root, options)
+    if claims := claims_about(name, root):
+        document.add(claims=[one.entry() for one in claims])
+        print_message(table_of_claims(claims))
+    page = write_report(table, name, root, options, claims=claims)
     if style == "paper" and page is not None:
         write_paper_figures(page, root / "reports" / name / "figures")
     return page
+
+
+def claims_about(name: str, root: Path) -> list[ClaimVerdict]:
+    """Return the verdicts on the claims of config `name` by its saved runs. There are none if the config is gone or has errors.
+
+    Of runs with other values of fields than today's config, those count only if no run has today's values.
+    """
+    try:
+        read = expand_grid(config_files(name, CONFIGS))
+    except GridError:
+        return []
+    rows, verdicts = rows_of_folders(folders_of(name, root)), []
+    for part in read:
+        claims = [] if part.errors.lines else part.expectations.claims
+        if claims:
+            places = places_in_grid([run.params for run in part.runs], rows)
+            of_today = [row for row, place in zip(rows, places, strict=True) if place < len(part.runs)]
+            verdicts += judge_all(claims, fill_metrics(claims, of_today or rows, root))
+    return verdicts
 
 
 def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> None:
