@@ -23,8 +23,8 @@ from torch import Tensor
 
 from common.text import did_you_mean
 from explore.compare.curves import average_curves, averaged
-from explore.compare.svg import short_label
 from explore.compare.variants import CODE, SEED, fields_as_label, varied_fields
+from explore.html import short_label
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.inspection.tables import HeatPanel, is_one_sided
 from explore.load import find_run, row_of_folder

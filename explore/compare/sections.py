@@ -12,10 +12,9 @@ from explore.compare.axes import axis_figures
 from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
 from explore.compare.metrics import RunRow, is_number, measured, number_text
-from explore.compare.parts import COLORS, GROUPS, X_TITLE, Figures, ReportPart, table_data
+from explore.compare.parts import COLORS, GROUPS, X_TITLE, Figures, ReportPart, table_data, widened
 from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
-from explore.compare.svg import widened
 from explore.compare.variants import (
     Variant,
     differing_fields,
