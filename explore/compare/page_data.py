@@ -15,6 +15,7 @@ from explore.compare.curves import (
     read_stats,
     thinned_run,
 )
+from explore.compare.metrics import X_AXES
 from explore.compare.parts import OTHERS, ReportPart, finite_or_none
 from explore.compare.samples import TaskExample, sample_of
 from explore.compare.sections import describe_ending, is_running
@@ -53,6 +54,7 @@ def page_document(
     used = {entry["chart"] for entry in figures} | {name for name in specs if name.startswith("curves")}
     stats = [run_stats.get(str(measured(row, "folder"))) or thinned_run(read_stats(row)) for row in rows]
     return {
+        "axes": X_AXES,
         "charts": {name: spec for name, spec in specs.items() if name in used},
         "figures": list(figures),
         "columns": table_columns(rows, varied),

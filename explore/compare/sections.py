@@ -11,7 +11,7 @@ import pandas as pd
 from explore.compare.axes import axis_figures
 from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
-from explore.compare.metrics import RunRow, is_number, measured, number_text
+from explore.compare.metrics import X_AXES, RunRow, is_number, measured, number_text
 from explore.compare.parts import COLORS, GROUPS, X_TITLE, Figures, ReportPart, table_data, widened
 from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
@@ -67,6 +67,9 @@ def sections(
             with_title(part, parts, curve_figure(part, i, figures)) for i, part in enumerate(parts)
         )
         or live_figure(figures),
+        "axes": "".join(
+            f"<option value={name}>{escape(title)}" for name, title in X_AXES.items() if name != "samples"
+        ),
         "varied": varied_list(done, varied),
         "parts": "".join(
             with_title(part, parts, further_figures(part, example, figures))

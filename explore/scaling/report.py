@@ -68,11 +68,16 @@ class ScalingReport:
         return not self.problems and not self.undecided
 
     def save(self, folder: Path) -> None:
-        """Write {name}.csv, and the figure as PNG, SVG and PDF, to `folder`, and create it if needed."""
+        """Write {name}.csv, and the figure as PNG, to `folder`, and create it if needed.
+
+        The figure is also written as SVG and PDF, as wide as a column of a paper.
+        """
+        from explore.plots import save_for_paper  # it imports this module
+
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.table, folder / f"{self.name}.csv")
-        for kind in ("png", "svg", "pdf"):
-            self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
+        self.figure.savefig(folder / f"{self.name}.png", dpi=200, bbox_inches="tight")
+        save_for_paper(self.figure, [folder / f"{self.name}.{kind}" for kind in ("svg", "pdf")])
 
     def say(self, folder: Path) -> int:
         """Log the table, the sentences and the verdict, and save the report in `folder` if possible.
