@@ -596,7 +596,7 @@ def save_for_paper(figure: Figure, paths: Iterable[Path]) -> None:
     narrow = deepcopy(figure)
     fit_column(narrow)
     for path in paths:
-        narrow.savefig(path, bbox_inches="tight")
+        narrow.savefig(path, bbox_inches="tight", pad_inches=0)
 
 
 def show(figure: Figure, *, is_result: bool) -> None:
