@@ -164,7 +164,8 @@ class CheckedGrid(NamedTuple):
 def run_grid(args: argparse.Namespace) -> int:
     """Check all runs of the grid, then train them and report on them. Return the exit code."""
     runs, call, namer, baseline, expected, tasks = checked_grid(args)
-    if (code := look_at_grid(args, runs, call, baseline)) is not None:
+    n_claims = sum(len(one.claims) for one in expected.values())
+    if (code := look_at_grid(args, runs, call, baseline, n_claims)) is not None:
         return code
     from train.launch import against, plan, sweep, tables
 
@@ -239,7 +240,7 @@ def checked_grid(args: argparse.Namespace) -> CheckedGrid:
 
 
 def look_at_grid(
-    args: argparse.Namespace, runs: list[Run], call: Call, baseline: "Baseline | None"
+    args: argparse.Namespace, runs: list[Run], call: Call, baseline: "Baseline | None", n_claims: int
 ) -> int | None:
     """Do what the options ask for in place of training, and return the exit code. Return None if the runs are to train."""
     from train.launch import against, plan
@@ -252,6 +253,8 @@ def look_at_grid(
         check_models.refuse_leaks(runs, call)
     if args.dry_run:
         plan.announce(runs, call)
+        if n_claims:
+            log.info(f"claims: {n_claims}, judged when the runs have ended")
         if baseline is not None:
             against.find_saved(baseline, runs, args.config, call.out)
         return plan.report_plan(runs, call, times=not (args.coord_check or args.stability))

@@ -10,14 +10,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields as fields_of
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 import train.document
 from common.repository import REPOSITORY
 from data.corpora import corpora
 from data.syntheticdata import tasks as registered_tasks
-from explore.compare.reproductions import Reproduction, all_reproductions
+from explore.compare.claims import table_of_claims
+from explore.compare.reproductions import Reproduction, all_reproductions, read_reproduction
 from explore.compare.reproductions_page import FIGURES, page_part
 from explore.compare.reproductions_page import figures as figures_of
 from model.context import layer_kinds as all_layer_kinds
@@ -164,6 +168,15 @@ def metrics() -> str:
     """Return a table of the registered final metrics, without those that a user or a test adds."""
     shipped = {name: one for name, one in final_metrics.items() if one.__module__.startswith("explore.")}
     return named_table("metric", shipped)
+
+
+@part
+def claims() -> str:
+    """Return the table that a call prints of judged claims: those of the kept runs of `induction`."""
+    shown = StringIO()
+    induction = read_reproduction("induction", CONFIGS, RECORDS)
+    Console(file=shown, width=120, color_system=None).print(table_of_claims(induction.verdicts))
+    return "\n".join(["```", *(line.rstrip() for line in shown.getvalue().splitlines() if line.strip()), "```"])
 
 
 @part

@@ -9,12 +9,15 @@ import torch
 
 import main
 from data.data_params import DataParams
+from explore.compare.reproductions import CURVE_POINTS, curve_of
 from explore.scaling.stability import output_change
 from model.lm import LM
 from model.model_params import ModelParams
 from tests.model.tiny import tiny_lm
 from train.data import make_data
 from train.final_metrics import final_metrics, metric, values_of_metrics
+from train.grid.params import measured_column
+from train.stats import Stats
 
 CONFIG = """DataParams
 dataset_name = "copy"
@@ -87,6 +90,23 @@ def test_a_result_is_trained_once_judged_kept_and_listed(reproduce, tmp_path):
     output = reproduce("--reproduce")[1]
     assert "  tiny* " in output
     assert "other code" in output
+
+
+def test_a_kept_curve_is_short_and_ends_with_the_last_validation(tmp_path):
+    stats = Stats()
+    for step in range(1, 102):
+        stats.log("val_loss:main", 1 / step, step=step, n_samples=step)
+    stats.save(tmp_path / "stats.json")
+    curve = curve_of({measured_column("folder"): str(tmp_path)}, "val_loss")
+    assert [step for step, _ in curve] == [*range(2, 102, 3)]
+    assert len(curve) <= CURVE_POINTS
+    assert curve[-1][1] == pytest.approx(1 / 101, rel=1e-3)
+
+
+def test_a_dry_run_says_that_the_claims_are_checked(reproduce):
+    code, output = reproduce("--config=reproduce/tiny", "--dry-run")
+    assert code == 0, output
+    assert "claims: 3, judged when the runs have ended" in output
 
 
 def test_a_result_without_runs_is_listed_as_open(reproduce):

@@ -28,6 +28,7 @@ from explore.compare.verdicts import (
     mean_and_error,
     more_for_effect,
     near_optimal_p_values,
+    p_as_text,
     style_of_verdict,
     what_would,
 )
@@ -38,12 +39,17 @@ from train.grid.claims import TIMES, TUNED, Claim, Comparison, Pick
 from train.grid.params import measured_column
 
 FLIPPED = {"<": ">", "<=": ">", ">": "<", ">=": "<"}  # what is seen where a comparison does not hold
-CLAIM_RANKS = {"seeds": 3, "expected": 2, "run on": 1}  # of columns that a narrow terminal may leave out
+CLAIM_RANKS = {"p": 4, "seeds": 3, "expected": 2, "run on": 1}  # of columns that a narrow terminal may leave out
+NUMBERS = ("seeds", "p")  # columns that are aligned on the right
 CONSTANT = 1e-9  # numbers over seeds count as equal up to this share of their mean
 
 
 class Unknown(ValueError):
-    """Raised with the reason why a claim cannot be judged."""
+    """Raised with the reason why a claim cannot be judged, and with what is seen all the same."""
+
+    def __init__(self, reason: str, seen: str = "-", n_seeds: int = 0) -> None:
+        super().__init__(reason)
+        self.seen, self.n_seeds = seen, n_seeds
 
 
 class ClaimVerdict(NamedTuple):
@@ -84,18 +90,18 @@ class TwoP(NamedTuple):
 
 def judge_all(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[ClaimVerdict]:
     """Return the verdict on each claim about these runs, which are rows of `runs()`."""
-    found: list[Measured | str] = []
+    found: list[Measured | Unknown] = []
     for claim in claims:
         try:
             found.append(measure(claim, rows))
         except Unknown as reason:
-            found.append(str(reason))
+            found.append(reason)
     known = [one for one in found if isinstance(one, Measured)]
     pairs = [p_values(one) for one in known]
     holds, fails = (holm([getattr(pair, name) for pair in pairs]) for name in TwoP._fields)
     ends = iter(zip(holds, fails, strict=True))
     return [
-        unknown(claim, one) if isinstance(one, str) else verdict_on(claim, one, TwoP(*next(ends)), len(known))
+        unknown(claim, one) if isinstance(one, Unknown) else verdict_on(claim, one, TwoP(*next(ends)), len(known))
         for claim, one in zip(claims, found, strict=True)
     ]
 
@@ -119,14 +125,14 @@ def saved_metrics(row: RunRow, names: Collection[str], root: Path) -> RunRow:
 
 
 def measure(claim: Claim, rows: Sequence[RunRow]) -> Measured:
-    """Return the numbers that a claim compares, over the seeds that all its picks have. Raise Unknown if there are none."""
+    """Return the numbers that a claim compares, over the seeds that all its picks have. Raise Unknown if these are not two."""
     values, factor = {}, 1.0
     for name, pick in claim.picks.items():
         values[name], choices = values_of_pick(pick, rows)
         factor *= choices
     seeds = sorted(set.intersection(*(set(of_pick) for of_pick in values.values())))
-    if len(seeds) < 2:
-        raise Unknown(f"{'only one seed' if seeds else 'no seed'} has all the runs")
+    if not seeds:
+        raise Unknown("no seed has all the runs")
     own = [{name: of_pick[seed] for name, of_pick in values.items()} for seed in seeds]
     try:
         margins = [np.array([margin_of(one, numbers) for numbers in own]) for one in claim.comparisons]
@@ -135,7 +141,10 @@ def measure(claim: Claim, rows: Sequence[RunRow]) -> Measured:
     except ValueError as error:
         raise Unknown(str(error)) from None
     steps_only = any(pick.columns[0].split(":")[0] in TIMES for pick in claim.picks.values())
-    return Measured(sides, margins, [one.operator for one in claim.comparisons], factor, steps_only)
+    found = Measured(sides, margins, [one.operator for one in claim.comparisons], factor, steps_only)
+    if len(seeds) == 1:
+        raise Unknown("only one seed has all the runs, and a verdict needs two", seen(claim, found), 1)
+    return found
 
 
 def margin_of(comparison: Comparison, numbers: Mapping[str, float]) -> float:
@@ -272,10 +281,11 @@ def verdict_on(claim: Claim, one: Measured, p: TwoP, n_tests: int) -> ClaimVerdi
     )
 
 
-def unknown(claim: Claim, reason: str) -> ClaimVerdict:
-    nan = math.nan
+def unknown(claim: Claim, reason: Unknown) -> ClaimVerdict:
+    none = (math.nan, math.nan, math.nan)
+    verdict = f"cannot tell: {reason}"
     return ClaimVerdict(
-        claim.name, claim.text, "-", nan, nan, nan, 0, nan, f"cannot tell: {reason}", Decision.CANNOT_TELL
+        claim.name, claim.text, reason.seen, *none, reason.n_seeds, math.nan, verdict, Decision.CANNOT_TELL
     )
 
 
@@ -316,8 +326,11 @@ def decision_on(verdicts: Sequence[ClaimVerdict]) -> Decision:
 
 def claim_cells(verdicts: Sequence[ClaimVerdict]) -> list[list[str]]:
     """Return the header of the table of claims, and its rows."""
-    rows = [[one.name, one.expected, one.seen, str(one.n_seeds), one.verdict] for one in verdicts]
-    return [["claim", "expected", "seen", "seeds", "verdict"], *rows]
+    rows = [
+        [one.name, one.expected, one.seen, str(one.n_seeds), p_as_text(one.p), one.verdict]
+        for one in verdicts
+    ]
+    return [["claim", "expected", "seen", "seeds", "p", "verdict"], *rows]
 
 
 def table_of_claims(verdicts: Sequence[ClaimVerdict]) -> FittedTable:
@@ -336,8 +349,8 @@ def fitted_claims(
                 title,
                 [row[i] for row in rows],
                 CLAIM_RANKS.get(title, 0),
-                wraps=title not in ("seen", "seeds"),
-                is_left=title != "seeds",
+                wraps=title not in ("seen", *NUMBERS),
+                is_left=title not in NUMBERS,
                 styles=styles,
             )
             for i, title in enumerate(header)

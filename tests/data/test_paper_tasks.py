@@ -421,6 +421,13 @@ def test_bad_arguments_are_refused_in_one_sentence(name):
     assert any(argument in str(error.value) for argument in BAD_ARGUMENTS[name])
 
 
+def test_adder_board_never_draws_a_pair_of_its_verification_set():
+    dice = random.Random(0)
+    drawn = {tasks["adder_board"].draw(dice, max_digits=1)[:21] for _ in range(3000)}
+    of_the_set = {"0000000000+0000000000", "0000000000+0000000001"}
+    assert drawn == {f"{a:010}+{b:010}" for a in range(10) for b in range(10)} - of_the_set
+
+
 def test_the_verification_set_of_adder_board_is_kept_whole_and_out_of_training(tmp_path):
     dice = random.Random(2025)
     drawn = [(dice.randint(0, 9_999_999_999), dice.randint(0, 9_999_999_999)) for _ in range(10_000)]

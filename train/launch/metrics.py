@@ -99,7 +99,9 @@ def claim_problems(
             if isinstance(found, str):
                 yield f"{where}: the columns of this run are unknown, as a training step fails: {found}"
             elif name not in (known := found.statistics if time else found.columns):
-                hint = did_you_mean(name, sorted({*known, *final_metrics}))
+                # If no name is like it, all are listed: the results first.
+                names = sorted({*known, *final_metrics}, key=lambda one: (not one.startswith("val_"), one))
+                hint = did_you_mean(name, names)
                 yield f"{where}: there is no {'statistic' if time else 'column'} {name!r}; {hint}"
 
 

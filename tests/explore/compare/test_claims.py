@@ -121,7 +121,9 @@ def test_times_that_are_all_the_same_need_a_sign_test():
 
 
 def test_one_seed_tells_nothing():
-    assert verdict("val_loss(dim=64) < 2", rows({64: [1.0]})) == "cannot tell: only one seed has all the runs"
+    [one] = judge_all([claim("val_loss(dim=64) < 2")], rows({64: [1.0]}))
+    assert one.verdict == "cannot tell: only one seed has all the runs, and a verdict needs two"
+    assert (one.seen, one.n_seeds) == ("1.0000 < 2.0000", 1)
 
 
 def test_the_exit_code_of_all_claims():

@@ -71,7 +71,8 @@ def test_the_same_pick_twice_is_one():
     [
         ("val_loss(n_layers=2)", "is no comparison"),
         ("val_loss(n_layers=2) == 3", "is no comparison"),
-        ("1 < 2", "names no column of runs"),
+        ("1 < 2", "calls no column"),
+        ("val_loss < 2", "brackets pick the runs, as in val_loss(n_layers=2) or val_loss()"),
         ("val_loss(n_layer=2) < 3", "there is no field 'n_layer'; did you mean 'n_layers'?"),
         ("val_loss(n_layers=2).real < 3", "is not allowed"),
         ("val_loss(2) < 3", "values need the names of their fields, as in val_loss(n_layers=2)"),
