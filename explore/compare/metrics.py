@@ -160,22 +160,20 @@ def places_of(values: Sequence[Stat], axis: str, row: RunRow, stats: Mapping[str
     """Return where the values of a run lie on one of X_AXES. NaN where that is unknown, as it may be before the run ends."""
     if axis in ("samples", "steps"):
         return [float(stat.n if axis == "samples" else stat.s) for stat in values]
-    total, samples, tokens, per_second = (
-        float_in(row, measured_column(name))
-        for name in (
-            "flops" if axis == "flops" else "trained_tokens",
-            "trained_samples",
-            "trained_tokens",
-            "tokens_per_second",
-        )
-    )
     if axis != "seconds":
-        return [total * stat.n / samples if samples else math.nan for stat in values]
+        per_sample = ratio_of(row, "flops" if axis == "flops" else "trained_tokens", "trained_samples")
+        return [per_sample * stat.n for stat in values]
     known = {0: 0.0} | {one.s: one.v for one in stats.get("stat/train_seconds", [])}
     if is_number(steps := measured(row, "steps")):
-        known[int(steps)] = tokens / per_second if per_second else math.nan
+        known[int(steps)] = ratio_of(row, "trained_tokens", "tokens_per_second")
     at = sorted(known)
     return np.interp([stat.s for stat in values], at, [known[step] for step in at], right=math.nan).tolist()
+
+
+def ratio_of(row: RunRow, above: str, below: str) -> float:
+    """Return the ratio of two measured values of a run, or NaN if it is unknown."""
+    divisor = float_in(row, measured_column(below))
+    return float_in(row, measured_column(above)) / divisor if divisor else math.nan
 
 
 @lru_cache(maxsize=256)

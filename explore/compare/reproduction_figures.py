@@ -278,7 +278,7 @@ def curves_panel(subject: Subject, rows: Sequence[RunRow]) -> FigurePanel:
     shown: list[Row] = []
     for series, runs in zip(labels, groups, strict=True):
         shown += rows_of_curves(series, [one for run in runs if (one := curves_of(run).get(statistic))])
-    values = [float(str(row["value"])) for row in shown]
+    values = [row["value"] for row in shown]
     times = [read_metric(pick.columns[0]) for pick in subject.picks if TIME_TO.fullmatch(pick.columns[0])]
     limits = dict.fromkeys(time.limit for time in times)
     seen = without_beginning(values) if "loss" in statistic else values
@@ -290,10 +290,10 @@ def curves_panel(subject: Subject, rows: Sequence[RunRow]) -> FigurePanel:
 
 def rows_of_curves(series: str, curves: Sequence[Sequence[tuple[int, float]]]) -> Iterator[Row]:
     """Yield the points of the curve of each run, then those of their mean over the steps that all have."""
-    for run, curve in enumerate(curves):
-        for step, value in curve:
+    known = [{step: value for step, value in curve if math.isfinite(value)} for curve in curves]
+    for run, of_run in enumerate(known):
+        for step, value in of_run.items():
             yield {"series": series, "at": step, "value": value, "run": run}
-    known = [dict(curve) for curve in curves]
     for step in sorted(set.intersection(*map(set, known))) if known else []:
         yield {"series": series, "at": step, "value": mean_of([one[step] for one in known]), "mean": True}
 

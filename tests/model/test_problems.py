@@ -253,7 +253,9 @@ def test_the_layer_of_the_courses_needs_a_clone(monkeypatch):
     kinds = ("custom-transformer", "student")
     run = Run(Params(DataParams(), TrainParams(), tiny_params(layer_architecture=kinds)), {}, "test")
     [(problem, _)] = grid_problems([run], REPOSITORY)
-    assert problem.startswith("layer_architecture='student' is the layer that you build in the courses, which")
+    assert problem.startswith(
+        "layer_architecture='student' is the layer that you build in the courses, which"
+    )
 
 
 def test_a_value_error_of_a_layers_constructor_is_an_error_of_the_grid(own_kinds):
