@@ -30,7 +30,6 @@ from explore.html import short_label
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.inspection.tables import HeatPanel, is_one_sided
 from explore.load import find_run, row_of_folder
-from explore.scaling.report import Line, Panel
 from model.generation.sampling import eval_mode
 from model.inputs import Input
 from model.lm import LM
@@ -57,6 +56,25 @@ MAX_LARGE_PANELS = 4  # in a row; more are drawn smaller
 RED = "#c01820"
 DARK_SHARE = 0.85  # of the largest distance from the center: from here on, texts on the color are white
 LEAK = LinearSegmentedColormap.from_list("leak", ["#ff9c8f", "#e4483f", "#c01820", "#9d0b14", "#67000d"])
+
+
+class Line(NamedTuple):
+    """A line of a panel. With several seeds, `low` and `high` are the bounds of a band around it."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    best: int | None = None  # index of a point to mark
+    clipped: Sequence[int] = ()  # indices of points above the range of the panel, drawn at its upper edge
+    is_bad: bool = False  # drawn in red
+
+
+class Panel(NamedTuple):
+    title: str
+    lines: list[Line]
+    bands: Sequence[Line] = ()  # gray: where lines are allowed, between `low` and `high`
 
 
 def plot_metrics(

@@ -300,13 +300,13 @@ NUMBER_LABEL = (
     "datum.value == 0 || abs(datum.value) >= 1e-3 && abs(datum.value) < 1e4 ? format(datum.value, '~r') : "
     "format(datum.value, abs(datum.value) < 1 ? '~e' : '~s')"
 )
-SVG_TAG, LONG_NUMBER, CLIP = re.compile("<[^>]+>"), re.compile(r"\d+\.\d{3,}"), re.compile(r"clip\d+")
+SVG_TAG, LONG_NUMBER, CLIP_NAME = re.compile("<[^>]+>"), re.compile(r"\d+\.\d{3,}"), re.compile(r"clip\d+")
 # Parts of Vega's SVG that change nothing in a picture: they are half of its bytes.
 UNSEEN = re.compile(
     r'<path class="(?:back|fore)ground"[^>]*/>| (?:class|role|aria-[a-z]+|pointer-events|font-family)="[^"]*"| opacity="1"'
 )
-Row = dict[str, Any]  # of the data of a chart
-Interval = tuple[float, float]
+ChartRow = dict[str, Any]  # of the data of a chart
+ValueRange = tuple[float, float]
 AxisScale = Literal["linear", "log", "symlog"]
 
 
@@ -320,13 +320,13 @@ class FigurePanel(NamedTuple):
     kind: Literal["curves", "lines", "dots"]
     title: str  # of the axis of `at`
     value_title: str
-    points: Sequence[Row]
-    bands: Sequence[Row]  # where claims expect single points
-    domain: Interval  # of the values
+    points: Sequence[ChartRow]
+    bands: Sequence[ChartRow]  # where claims expect single points
+    domain: ValueRange  # of the values
     value_scale: AxisScale = "linear"
     at_scale: AxisScale = "linear"
     ticks: Sequence[float] = ()  # of the axis of `at`; none: round numbers
-    areas: Sequence[Row] = ()  # where claims expect a line
+    areas: Sequence[ChartRow] = ()  # where claims expect a line
     limits: Sequence[float] = ()  # values that claims wait for
 
     @property
@@ -345,14 +345,14 @@ def panels_as_svg(panels: Sequence[FigurePanel]) -> str:
         panel_chart(panel, width, has_names=i == 0 or panel.names != panels[i - 1].names)
         for i, panel in enumerate(panels)
     ]
-    note = alt.TitleParams("; ".join(notes_on(panels)), orient="bottom", anchor="start")
+    note = alt.TitleParams("; ".join(notes_below(panels)), orient="bottom", anchor="start")
     figure = alt.hconcat(*charts, title=note, spacing=28, config=figure_config())
     own = figure.resolve_scale(color="independent", yOffset="independent")
     svg = vl_convert.vegalite_to_svg(own.to_dict())
     return small_svg(svg).replace("<svg", f'<svg font-family="{FIGURE_FONT}"', 1) + "\n"
 
 
-def notes_on(panels: Sequence[FigurePanel]) -> Iterator[str]:
+def notes_below(panels: Sequence[FigurePanel]) -> Iterator[str]:
     """Yield what the marks below a figure mean, if it has them."""
     if any(panel.bands or panel.areas for panel in panels):
         yield "shaded: values that the claims expect"
@@ -364,7 +364,7 @@ def small_svg(svg: str) -> str:
     """Return an SVG of Vega without what nobody sees, with numbers of one decimal, and with clip paths counted from 0."""
     svg = SVG_TAG.sub(lambda tag: LONG_NUMBER.sub(lambda number: f"{float(number[0]):.1f}", tag[0]), svg)
     clips: dict[str, str] = {}
-    return CLIP.sub(lambda name: clips.setdefault(name[0], f"c{len(clips)}"), UNSEEN.sub("", svg))
+    return CLIP_NAME.sub(lambda name: clips.setdefault(name[0], f"c{len(clips)}"), UNSEEN.sub("", svg))
 
 
 def figure_config() -> alt.Config:
@@ -424,7 +424,7 @@ def panel_chart(panel: FigurePanel, width: int, has_names: bool) -> alt.LayerCha
     return alt.layer(*layers).properties(width=width, height=step if is_dots else PANEL_HEIGHT)
 
 
-def rows_chart(rows: Sequence[Row]) -> alt.Chart:
+def rows_chart(rows: Sequence[ChartRow]) -> alt.Chart:
     """Return a chart of rows. The value of a band is its lower end."""
     return alt.Chart(alt.InlineData([{"value": row.get("low"), **row} for row in rows]))
 
@@ -460,7 +460,7 @@ def number_axis(panel: FigurePanel) -> alt.X:
     return alt.X("at:Q", title=panel.title, scale=scale, axis=axis)
 
 
-def log_ticks(domain: Interval) -> list[float]:
+def log_ticks(domain: ValueRange) -> list[float]:
     """Return the powers of ten inside a range, with 2 and 5 times these if there are few."""
     powers = range(math.floor(math.log10(domain[0])), math.ceil(math.log10(domain[1])) + 1)
     factors = (1, 2, 5) if math.log10(domain[1] / domain[0]) < 2.5 else (1,)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from explore.compare.charts import AxisScale, FigurePanel, Interval, Row, panels_as_svg
+from explore.compare.charts import AxisScale, ChartRow, FigurePanel, ValueRange, panels_as_svg
 from explore.compare.claims import Unknown, margin_of, values_by_seed, values_of_pick, x_of
 from explore.compare.metrics import RunRow, is_number, measured, read_metric
 from explore.compare.parts import widened
@@ -20,14 +20,14 @@ from train.grid.claims import SEED, SPREADS, TIME_TO, TRENDS, TUNED, Claim, Comp
 from train.grid.params import measured_column
 
 MAX_PANELS = 3
-MAX_ROWS = 30  # variants in a panel of dots
+MAX_DOT_ROWS = 30  # variants in a panel of dots
 MAX_LABEL = 40  # characters of the name of a variant, if it can be shorter
 MAX_TICKS = 10  # values of a field that an axis names one by one
 MIN_AXIS = 3  # different numbers that a field needs for an axis
 LOG_FIELD = 8.0  # the axis of a field whose largest number is so many times its smallest is logarithmic
 LOG_VALUES = 30.0  # the same for measured values: 1.5 decades
 WEDGE_POINTS = 12  # of the area that a slope may reach
-SHARE, LOSS = "share that is right", "nats a token"  # units of columns
+SHARE, NATS = "share that is right", "nats a token"  # units of columns
 AXIS_LABELS = {
     "val_loss": "validation loss, nats a token",
     "val_accuracy": "validation accuracy",
@@ -36,7 +36,7 @@ AXIS_LABELS = {
 
 
 class Subject(NamedTuple):
-    """What a panel shows: claims whose columns share an axis."""
+    """Claims whose columns share an axis: what one panel shows."""
 
     columns: tuple[str, ...]
     claims: tuple[Claim, ...]
@@ -99,7 +99,7 @@ def unit_of(column: str) -> str:
     name = column.partition("[")[0]
     if "accuracy" in name or "exact_match" in name:
         return SHARE
-    return LOSS if "loss" in name else name
+    return NATS if "loss" in name else name
 
 
 def panel_of(subject: Subject, rows: Sequence[RunRow]) -> FigurePanel:
@@ -206,7 +206,7 @@ def dot_points(variants: Mapping[str, Sequence[Variant]], fields: Sequence[str])
     """Yield the points of a panel with a row for each variant."""
     for column, of_column in variants.items():
         labels = variant_labels([next(iter(one.runs.values())) for one in of_column], fields)
-        for one, label in zip(of_column[:MAX_ROWS], labels, strict=False):
+        for one, label in zip(of_column[:MAX_DOT_ROWS], labels, strict=False):
             series, values = column if len(variants) > 1 else "", [*values_by_seed(one).values()]
             yield FigurePoint(series, label or "all runs", column, one.runs_of(one.best or 0), values)
 
@@ -220,7 +220,7 @@ def lines_panel(
     panel = points_panel("lines", axis, points, subject, rows)
     wedges = [row for claim in subject.claims for row in wedge_of(claim, points, rows)]
     return panel._replace(
-        areas=[*clipped(wedges, panel.domain)],
+        areas=[*bands_inside(wedges, panel.domain)],
         at_scale=scale_of_field(xs),
         ticks=xs if is_field and len(xs) <= MAX_TICKS else [],
     )
@@ -247,15 +247,15 @@ def points_panel(
     ends = [end for row in expected for end in (row["low"], row["high"])]
     domain, scale = value_range([*values, *ends], subject.unit)
     shown = [row for one in points for row in rows_of_point(one, domain)]
-    bands = [*clipped(expected, domain)]
+    bands = [*bands_inside(expected, domain)]
     return FigurePanel(
         kind, title, axis_label([*dict.fromkeys(one.column for one in points)]), shown, bands, domain, scale
     )
 
 
-def rows_of_point(point: FigurePoint, domain: Interval) -> Iterator[Row]:
+def rows_of_point(point: FigurePoint, domain: ValueRange) -> Iterator[ChartRow]:
     """Yield a row for each seed, then one for the mean. Diverged runs lie at the end of the axis, and leave no mean."""
-    own: Row = {"series": point.series, "at": point.at}
+    own: ChartRow = {"series": point.series, "at": point.at}
     edges = ("left", "right") if isinstance(point.at, str) else ("down", "up")
     for value in point.values:
         shape = "circle" if math.isfinite(value) else f"triangle-{edges[value > 0]}"
@@ -275,7 +275,7 @@ def curves_panel(subject: Subject, rows: Sequence[RunRow]) -> FigurePanel:
     groups = [runs for runs in groups if any(pick.takes(runs[0]) for pick in subject.picks)]
     varied = [name for name in varied_fields(rows) if name not in (SEED, *TUNED)]
     labels = variant_labels([runs[0] for runs in groups], varied)
-    shown: list[Row] = []
+    shown: list[ChartRow] = []
     for series, runs in zip(labels, groups, strict=True):
         shown += rows_of_curves(series, [one for run in runs if (one := curves_of(run).get(statistic))])
     values = [row["value"] for row in shown]
@@ -288,7 +288,7 @@ def curves_panel(subject: Subject, rows: Sequence[RunRow]) -> FigurePanel:
     )
 
 
-def rows_of_curves(series: str, curves: Sequence[Sequence[tuple[int, float]]]) -> Iterator[Row]:
+def rows_of_curves(series: str, curves: Sequence[Sequence[tuple[int, float]]]) -> Iterator[ChartRow]:
     """Yield the points of the curve of each run, then those of their mean over the steps that all have."""
     known = [{step: value for step, value in curve if math.isfinite(value)} for curve in curves]
     for run, of_run in enumerate(known):
@@ -311,12 +311,12 @@ def without_beginning(values: Sequence[float]) -> list[float]:
 
 def expected_values(
     claims: Sequence[Claim], points: Sequence[FigurePoint], rows: Sequence[RunRow]
-) -> list[Row]:
+) -> list[ChartRow]:
     """Return a band for each point of which claims expect something: the values with which all of them hold.
 
     A claim about several values gives a band for the first, with the others as they are in the mean over the seeds.
     """
-    found: dict[int, Interval] = {}
+    found: dict[int, ValueRange] = {}
     for claim in claims:
         pick = next(iter(claim.picks.values()))
         own = [i for i, one in enumerate(points) if one.column == pick.columns[0] and pick.takes(one.runs[0])]
@@ -331,7 +331,7 @@ def expected_values(
     ]
 
 
-def expected_interval(claim: Claim, rows: Sequence[RunRow]) -> Interval | None:
+def expected_interval(claim: Claim, rows: Sequence[RunRow]) -> ValueRange | None:
     """Return the values of a claim's first pick with which it holds, or None if that is unknown or no interval."""
     try:
         picked = {name: values_of_pick(pick, rows)[0] for name, pick in claim.picks.items()}
@@ -364,7 +364,7 @@ def end_of(comparison: Comparison, name: str, means: Mapping[str, float]) -> tup
     return end, slope
 
 
-def wedge_of(claim: Claim, points: Sequence[FigurePoint], rows: Sequence[RunRow]) -> Iterator[Row]:
+def wedge_of(claim: Claim, points: Sequence[FigurePoint], rows: Sequence[RunRow]) -> Iterator[ChartRow]:
     """Yield where the line of a series may go for a claim about its slope, from the mean of its first point on."""
     pick = next(iter(claim.picks.values()))
     taken = [one for one in points if pick.takes(one.runs[0])]
@@ -385,14 +385,14 @@ def wedge_of(claim: Claim, points: Sequence[FigurePoint], rows: Sequence[RunRow]
         yield {"series": first.series, "at": x, "low": low, "high": high}
 
 
-def clipped(bands: Iterable[Row], domain: Interval) -> Iterator[Row]:
+def bands_inside(bands: Iterable[ChartRow], domain: ValueRange) -> Iterator[ChartRow]:
     """Yield bands with their ends inside the axis."""
     for band in bands:
         low, high = (min(max(band[name], domain[0]), domain[1]) for name in ("low", "high"))
         yield band | {"low": low, "high": high}
 
 
-def value_range(values: Iterable[float], unit: str) -> tuple[Interval, AxisScale]:
+def value_range(values: Iterable[float], unit: str) -> tuple[ValueRange, AxisScale]:
     """Return the ends and the scale of an axis for these values."""
     finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
     if unit != SHARE and min(finite) > 0 and max(finite) / min(finite) >= LOG_VALUES:

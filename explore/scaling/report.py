@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,29 +20,11 @@ from explore.compare.variants import (
     value_as_label,
     varied_fields,
 )
+from explore.plots import save_for_paper
 from train.document import document
 from train.fitted_table import FittedTable, TableColumn
 from train.grid.params import measured_column
 from train.logs import log
-
-
-class Line(NamedTuple):
-    """A line of a panel. With several seeds, `low` and `high` are the bounds of a band around it."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-    best: int | None = None  # index of a point to mark
-    clipped: Sequence[int] = ()  # indices of points above the range of the panel, drawn at its upper edge
-    is_bad: bool = False  # drawn in red
-
-
-class Panel(NamedTuple):
-    title: str
-    lines: list[Line]
-    bands: Sequence[Line] = ()  # gray: where lines are allowed, between `low` and `high`
 
 
 @dataclass
@@ -72,8 +54,6 @@ class ScalingReport:
 
         The figure is also written as SVG and PDF, as wide as a column of a paper.
         """
-        from explore.plots import save_for_paper  # it imports this module
-
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.table, folder / f"{self.name}.csv")
         self.figure.savefig(folder / f"{self.name}.png", dpi=200, bbox_inches="tight")
