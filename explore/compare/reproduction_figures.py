@@ -72,7 +72,7 @@ def figure_of(claims: Sequence[Claim], rows: Sequence[RunRow]) -> str:
 
 def panels_of(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[FigurePanel]:
     """Return the panels of a figure, in the order of the claims and at most MAX_PANELS of them."""
-    panels = [panel_of(one, rows) for one in subjects_of(claims)] if rows else []
+    panels = [panel_about(one, rows) for one in subjects_of(claims)] if rows else []
     return [panel for panel in panels if panel.points][:MAX_PANELS]
 
 
@@ -102,12 +102,12 @@ def unit_of(column: str) -> str:
     return NATS if "loss" in name else name
 
 
-def panel_of(subject: Subject, rows: Sequence[RunRow]) -> FigurePanel:
+def panel_about(subject: Subject, rows: Sequence[RunRow]) -> FigurePanel:
     """Return the panel about some claims. It has no points if nothing is known of their columns."""
     if TIME_TO.fullmatch(subject.columns[0]):
         return curves_panel(subject, rows)
     varied = [name for name in varied_fields(rows) if name != SEED]
-    axis = axis_of(subject, rows, varied)
+    axis = x_axis_of(subject, rows, varied)
     tuned = [name for name in TUNED if name != axis]
     known = {name for row in rows for name, value in row.items() if is_number(value)}
     columns = [name for name in subject.columns if measured_column(name) in known]
@@ -137,7 +137,7 @@ def follows(name: str, other: str, rows: Sequence[RunRow]) -> bool:
     return len(pairs) == len({first for first, _ in pairs})
 
 
-def axis_of(subject: Subject, rows: Sequence[RunRow], varied: Sequence[str]) -> str:
+def x_axis_of(subject: Subject, rows: Sequence[RunRow], varied: Sequence[str]) -> str:
     """Return the x axis of a panel, or "" if it has a row for each variant instead.
 
     It is the measured number of a trend, or a field that has at least MIN_AXIS numbers: first those that claims name. A
