@@ -410,7 +410,9 @@ def panel_chart(panel: FigurePanel, width: int, has_names: bool) -> alt.LayerCha
         .mark_rule(strokeDash=[5, 4], color=QUIET)
         .encode(y="value:Q"),
     ]
-    layers = [layer for layer in layers if layer.data.values]
+    layers = [
+        layer for layer, rows in zip(layers, (panel.areas, panel.bands, panel.limits), strict=True) if rows
+    ]
     if panel.kind == "curves":
         layers.append(seeds.mark_line(strokeWidth=1, opacity=0.4, clip=True).encode(detail="run:N"))
     else:
@@ -431,8 +433,10 @@ def rows_chart(rows: Sequence[ChartRow]) -> alt.Chart:
 
 def encodings_of(panel: FigurePanel, width: int, has_names: bool) -> dict[str, Any]:
     """Return the encodings that the marks of a panel share: both axes and the color."""
-    ticks = {"values": log_ticks(panel.domain)} if panel.value_scale == "log" else {"tickCount": 5}
-    value = {
+    ticks: dict[str, Any] = {"tickCount": 5}
+    if panel.value_scale == "log":
+        ticks = {"values": log_ticks(panel.domain)}
+    value: dict[str, Any] = {
         "title": panel.value_title,
         "scale": alt.Scale(type=panel.value_scale, domain=panel.domain, nice=False, zero=False),
         "axis": alt.Axis(labelExpr=NUMBER_LABEL, labelOverlap=True, **ticks),
@@ -450,9 +454,8 @@ def number_axis(panel: FigurePanel) -> alt.X:
     """Return the x axis of a panel: a field, a measured number, or steps."""
     numbers = [float(at) for at in panel.names]
     smallest = min((number for number in numbers if number > 0), default=1.0)
-    scale = alt.Scale(type=panel.at_scale, nice=False, zero=False, padding=14)
-    if panel.at_scale == "symlog":
-        scale.constant = smallest
+    constant: dict[str, Any] = {"constant": smallest} if panel.at_scale == "symlog" else {}
+    scale = alt.Scale(type=panel.at_scale, nice=False, zero=False, padding=14, **constant)
     ticks: dict[str, Any] = {"values": list(panel.ticks)} if panel.ticks else {"tickCount": 5}
     if panel.at_scale == "log" and not panel.ticks:
         ticks = {"values": log_ticks((min(numbers), max(numbers)))}
