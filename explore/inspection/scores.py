@@ -4,7 +4,7 @@ Shape suffixes:  B batch  H head  T position  S position attended to
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -103,9 +103,9 @@ def sequences_of(lm: LM, samples: Input | Sequence[str] | Mapping[str, Tensor]) 
         found = [ids_T[mask_T.bool()] for ids_T, mask_T in rows]
     elif isinstance(samples, Sequence) and len(samples) and isinstance(samples[0], str | Sequence):
         several = [samples] if isinstance(samples, str) else samples
-        found = [ids_of(one, lm.tokenizer, lm.device)[0] for one in several]
+        found = [ids_of(cast(Input, one), lm.tokenizer, lm.device)[0] for one in several]
     else:
-        found = [*ids_of(samples, lm.tokenizer, lm.device)]
+        found = [*ids_of(cast(Input, samples), lm.tokenizer, lm.device)]
         if len(found) > 1:
             ends = [
                 max((ids_T != lm.tokenizer.pad).nonzero().flatten().tolist(), default=0) for ids_T in found
