@@ -226,6 +226,7 @@ def checked_grid(args: argparse.Namespace) -> CheckedGrid:
         # These modules import torch, which is slow. What the text alone shows has been said.
         import_all("train.launch.against", "train.launch.plan", "train.launch.sweep")
         from train.launch import against, plan, sweep
+        from train.launch.metrics import claim_problems
 
         call = sweep.make_call(args, wandb_username)
         baseline = None if args.against is None else against.export(args.against, call.out)
@@ -234,6 +235,8 @@ def checked_grid(args: argparse.Namespace) -> CheckedGrid:
         namer = partial(Namer, args=args)
         plan.check_names(runs, namer, call)
         tasks = harness_tasks(args, runs)
+        if errors := list(claim_problems(runs, expected, call, tasks)):
+            raise GridError(errors)
     return CheckedGrid(runs, call, namer, baseline, expected, tasks)
 
 
@@ -450,8 +453,6 @@ def check_runs(
     runs = check_grid(read, partial(problems.grid_problems, root=call.out), plan.gpu_problems(args.gpu_id))
     refuse_report_options(args, runs, call)
     runs = metrics.with_metrics(plan.prepare(runs, call), expected)
-    if errors := list(metrics.claim_problems(runs, expected, call)):
-        raise GridError(errors)
     if args.noise and len({run.params.train.random_seed for run in runs}) < 2:
         raise GridError(["--noise needs several seeds: --seed=[1,2,3,4,5]"])
     if args.transfer:

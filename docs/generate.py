@@ -176,7 +176,9 @@ def claims() -> str:
     shown = StringIO()
     induction = read_reproduction("induction", CONFIGS, RECORDS)
     Console(file=shown, width=120, color_system=None).print(table_of_claims(induction.verdicts))
-    return "\n".join(["```", *(line.rstrip() for line in shown.getvalue().splitlines() if line.strip()), "```"])
+    return "\n".join(
+        ["```", *(line.rstrip() for line in shown.getvalue().splitlines() if line.strip()), "```"]
+    )
 
 
 @part

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-from explore.compare.svg import short_label
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.inspection.scores import pattern_scores
 from model.inputs import Input
@@ -159,6 +158,11 @@ def fill_page(film: Iterable[tuple[int | None, Patterns]]) -> str:
         "weights": base64.b64encode(packed + packer.flush()).decode(),
     }
     return fill_template("attention.html", ATTENTION_SCRIPTS, {"title": escape(title), **values})
+
+
+def short_label(text: str, max_chars: int) -> str:
+    """Return `text`, cut to `max_chars` characters with an ellipsis at the end if it is longer."""
+    return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
 def title_of_text(tokens: Sequence[str]) -> str:

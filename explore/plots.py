@@ -5,8 +5,9 @@ Shape suffixes:  L layer  H head  T position  S position attended to
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -23,19 +24,18 @@ from torch import Tensor
 
 from common.text import did_you_mean
 from explore.compare.curves import average_curves, averaged
-from explore.compare.svg import short_label
+from explore.compare.metrics import X_AXES, places_of
 from explore.compare.variants import CODE, SEED, fields_as_label, varied_fields
+from explore.html import short_label
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
 from explore.inspection.tables import HeatPanel, is_one_sided
 from explore.load import find_run, row_of_folder
-from explore.scaling.report import Line, Panel
 from model.generation.sampling import eval_mode
 from model.inputs import Input
 from model.lm import LM
 from train.saving.run_folder import output_root
 from train.stats import Stat, Stats
 
-XAxis = Literal["samples", "steps"]
 FONT = 7.5  # size in points of text in figures that fit a column of a paper, and beside attention patterns
 TOKEN_INCHES = 0.13  # height of a line of that text
 MAX_TOKEN_CHARS = 13  # longer tokens are cut
@@ -49,11 +49,32 @@ SCALE = PowerNorm(0.5, 0, 1)
 BLUES = ["#e9eef6", "#b9d3eb", "#6fafd8", "#2877b6", "#08306b"]
 HEAT = LinearSegmentedColormap.from_list("heat", BLUES).with_extremes(under="#dd8a1e")
 COLUMN_INCHES = 3.25  # width of a column of a paper in two columns
+BOTH_COLUMNS = 6.75  # inches
+MAX_IN_COLUMN = 7.5  # inches of a figure that still fits a column
 DIVERGING = LinearSegmentedColormap.from_list("diverging", ["#1f5fa8", "#ffffff", "#b34a00"])
 MAX_LARGE_PANELS = 4  # in a row; more are drawn smaller
 RED = "#c01820"
 DARK_SHARE = 0.85  # of the largest distance from the center: from here on, texts on the color are white
 LEAK = LinearSegmentedColormap.from_list("leak", ["#ff9c8f", "#e4483f", "#c01820", "#9d0b14", "#67000d"])
+
+
+class Line(NamedTuple):
+    """A line of a panel. With several seeds, `low` and `high` are the bounds of a band around it."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    best: int | None = None  # index of a point to mark
+    clipped: Sequence[int] = ()  # indices of points above the range of the panel, drawn at its upper edge
+    is_bad: bool = False  # drawn in red
+
+
+class Panel(NamedTuple):
+    title: str
+    lines: list[Line]
+    bands: Sequence[Line] = ()  # gray: where lines are allowed, between `low` and `high`
 
 
 def plot_metrics(
@@ -62,7 +83,7 @@ def plot_metrics(
     filename: str | None = None,
     out: str | None = None,
     *,
-    x: XAxis = "samples",
+    x: str = "samples",
     log: Literal["", "x", "y", "xy"] = "",
     smooth: int = 1,
     width: float | None = None,
@@ -73,7 +94,7 @@ def plot_metrics(
     "val_loss", "train_loss", "accuracy". Lines are labelled by the fields in which the runs differ. Runs that differ only
     in the seed are one line, their mean, with a band: its 95 % interval.
 
-    - x: "samples", or optimizer "steps".
+    - x: "samples", "steps", "tokens", "flops", or "seconds" of training. The last three need a run that has ended.
     - log: the axes with a logarithmic scale.
     - smooth: length of the moving average: each point is the mean of its value and of the `smooth` - 1 before it.
     - width: of the figure in inches; by default 7, and the column of a paper for .pdf and .svg.
@@ -81,9 +102,9 @@ def plot_metrics(
     With `filename`, save the figure in metrics/ under the output root (`out`), as .png unless the name ends in .svg or
     .pdf. A notebook shows the figure as a cell's value. Raise ValueError for an unknown run, metric or setting.
     """
-    if x not in get_args(XAxis) or log not in ("", "x", "y", "xy") or smooth < 1:
+    if x not in X_AXES or log not in ("", "x", "y", "xy") or smooth < 1:
         raise ValueError(
-            f"x={x!r}, log={log!r}, smooth={smooth!r}: x must be one of {', '.join(get_args(XAxis))}, log one of "
+            f"x={x!r}, log={log!r}, smooth={smooth!r}: x must be one of {', '.join(X_AXES)}, log one of "
             "'', 'x', 'y', 'xy', and smooth at least 1"
         )
     timestamps = [timestamps] if isinstance(timestamps, str) else list(timestamps)
@@ -103,12 +124,17 @@ def plot_metrics(
     )
     for color, (label, runs) in enumerate(lines.items()):
         for i, ax in enumerate(axes[:, 0]):
-            draw_metric(ax, [smoothed(run[i], smooth) for run in runs], label, f"C{color}")
+            draw_metric(
+                ax,
+                [run[i]._replace(stats=smoothed(run[i].stats, smooth)) for run in runs],
+                label,
+                f"C{color}",
+            )
     for ax, metric in zip(axes[:, 0], metrics, strict=True):
         ax.set_ylabel(metric.removeprefix("stat/"))
         for axis in log:
             (ax.set_xscale if axis == "x" else ax.set_yscale)("log")
-    axes[-1, 0].set_xlabel("trained samples" if x == "samples" else "optimizer steps")
+    axes[-1, 0].set_xlabel(X_AXES[x])
     name_lines(figure, axes[0, 0])
     if filename is not None:
         save_figure(figure, figure_path(out, "metrics", filename))
@@ -134,7 +160,7 @@ def plot_expert_load(timestamp: str, filename: str | None = None, out: str | Non
     figure, axes = plt.subplots(len(by_layer), figsize=size, squeeze=False, sharex=True, layout="constrained")
     for ax, (layer, loads) in zip(axes[:, 0], by_layer.items(), strict=True):
         for expert, values in loads.items():
-            draw_metric(ax, [values], label=expert)
+            draw_metric(ax, [MetricValues(values, [float(stat.n) for stat in values])], label=expert)
         ax.set_ylabel(f"load in layer {layer}")
         ax.set_ylim(bottom=0)
     axes[-1, 0].set_xlabel("trained samples")
@@ -161,8 +187,15 @@ def loads_by_layer(stats: Mapping[str, list[Stat]]) -> dict[str, dict[str, list[
     return found
 
 
-def read_metrics(folder: Path, metrics: Sequence[str], x: XAxis = "samples") -> list[list[Stat]]:
-    """Return the values of each of `metrics` in a run, with `x` as their `n`. Raise ValueError if it lacks one of them."""
+class MetricValues(NamedTuple):
+    """The values of a metric of one run, and where they lie on the x axis."""
+
+    stats: list[Stat]
+    places: list[float]
+
+
+def read_metrics(folder: Path, metrics: Sequence[str], x: str = "samples") -> list[MetricValues]:
+    """Return the values of each of `metrics` in a run over `x`. Raise ValueError if it lacks one of them, or `x`."""
     stats = Stats.load(folder / "stats.json").train_stats
     found = [metric_named(metric, stats) for metric in metrics]
     for metric, name in zip(metrics, found, strict=True):
@@ -170,10 +203,11 @@ def read_metrics(folder: Path, metrics: Sequence[str], x: XAxis = "samples") -> 
             short = {name: name.removeprefix("stat/").removesuffix(":main") for name in stats}
             known = stats if metric.startswith("stat/") else [*short.values()]
             raise ValueError(f"{folder.name} has no metric {metric!r}; {did_you_mean(metric, known)}")
-    values = [stats[name] for name in found if name is not None]
-    if x == "steps":
-        return [[stat._replace(n=stat.s) for stat in of_metric] for of_metric in values]
-    return values
+    values, row = [stats[name] for name in found if name is not None], row_of_folder(folder)
+    read = [MetricValues(of_metric, places_of(of_metric, x, row, stats)) for of_metric in values]
+    if any(math.isnan(place) for one in read for place in one.places):
+        raise ValueError(f"{folder.name} has no record of its {x} at all values; use x='steps'")
+    return read
 
 
 def smoothed(values: list[Stat], n: int) -> list[Stat]:
@@ -284,14 +318,21 @@ def draw_line(ax: Axes, line: Line, color: Any) -> None:
     ax.plot([line.x[i] for i in line.clipped], [line.y[i] for i in line.clipped], "^", ms=7, color=color)
 
 
-def draw_metric(ax: Axes, runs: Sequence[list[Stat]], label: str, color: str | None = None) -> None:
-    """Draw a line, with dots unless it has over 60 values. Draw several runs as their mean and its 95 % interval."""
-    curve = average_curves([averaged(run) for run in runs]) if len(runs) > 1 else None
+def draw_metric(ax: Axes, runs: Sequence[MetricValues], label: str, color: str | None = None) -> None:
+    """Draw a line, with dots unless it has over 60 values. Draw several runs as their mean and its 95 % interval.
+
+    The mean is that of values after the same number of samples. It lies at the mean of their places.
+    """
+    curve = average_curves([averaged(run.stats) for run in runs]) if len(runs) > 1 else None
     if curve is None:
-        x, y = [stat.n for stat in runs[0]], [stat.v for stat in runs[0]]
+        x, y = runs[0].places, [stat.v for stat in runs[0].stats]
     else:
-        x, y = curve.x.tolist(), curve.mean.tolist()
-        ax.fill_between(curve.x, curve.low, curve.high, color=color, alpha=0.18, lw=0)
+        at = [
+            np.interp(curve.x, [stat.n for stat in run.stats], run.places, left=math.nan, right=math.nan)
+            for run in runs
+        ]
+        x, y = np.nanmean(at, axis=0).tolist(), curve.mean.tolist()
+        ax.fill_between(x, curve.low, curve.high, color=color, alpha=0.18, lw=0)
     ax.plot(x, y, "o-" if len(x) <= 60 else "-", ms=3, lw=1.3, label=label, color=color)
     ax.grid(color="#e4e4e8", lw=0.7)
     ax.spines[["top", "right"]].set_visible(False)
@@ -559,12 +600,21 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def fit_column(figure: Figure) -> None:
-    """Shrink a figure to the width of a column of a paper, and its text to FONT points or less."""
+    """Shrink a figure to the width of a column of a paper, a wide one to that of both columns, and its text to FONT points."""
     width, height = figure.get_size_inches()
-    figure.set_size_inches(COLUMN_INCHES, height * max(0.6, COLUMN_INCHES / width))
+    column = COLUMN_INCHES if width <= MAX_IN_COLUMN else BOTH_COLUMNS
+    figure.set_size_inches(column, height * max(0.6, column / width))
     for text in figure.findobj(Text):
         if isinstance(text, Text):
             text.set_fontsize(min(text.get_fontsize(), FONT))
+
+
+def save_for_paper(figure: Figure, paths: Iterable[Path]) -> None:
+    """Save a copy of a figure that fits a column of a paper. The figure itself stays as it is."""
+    narrow = deepcopy(figure)
+    fit_column(narrow)
+    for path in paths:
+        narrow.savefig(path, bbox_inches="tight", pad_inches=0)
 
 
 def show(figure: Figure, *, is_result: bool) -> None:

@@ -99,7 +99,9 @@ def test_a_later_report_judges_the_claims_again(reproduce, tmp_path):
     page = tmp_path / "out" / "reports" / "reproduce" / "tiny"
     code, output = reproduce("--report=reproduce/tiny", loss="val_loss(n_layers=2) < 100")
     assert (code, output.count("holds")) == (0, 3), output
-    assert "- the loss is small: holds. Expected val_loss(n_layers=2) < 100" in (page / "report.md").read_text()
+    assert (
+        "- the loss is small: holds. Expected val_loss(n_layers=2) < 100" in (page / "report.md").read_text()
+    )
     assert "Claims" in (page / "report.html").read_text()
 
     assert reproduce("--config=reproduce/tiny", "--save", "--set", "max_steps=5")[0] == 0

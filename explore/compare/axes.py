@@ -16,8 +16,8 @@ from explore.compare.parts import (
     finite_or_none,
     range_without_outliers,
     table_data,
+    widened,
 )
-from explore.compare.svg import widened
 from explore.compare.variants import SEED, RunRow, fields_as_label, is_number, value_as_label
 from explore.compare.verdicts import interval
 

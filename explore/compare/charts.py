@@ -4,8 +4,11 @@ Texts in a specification that begin with @ are placeholders. The page fills in c
 a specification is the same for all reports, and no text of a run is part of one.
 """
 
+import math
+import re
+from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import altair as alt
 import vl_convert
@@ -281,3 +284,197 @@ def slice_chart() -> AnyChart:
     tooltip = ["name:N", "x:Q", alt.Tooltip("accuracy:Q", format=".3~%")]
     dot = base.mark_circle(size=30, opacity=1).encode(y=alt.Y("accuracy:Q", scale=scale), tooltip=tooltip)
     return alt.layer(trained, band, line, dot.add_params(hidden)).properties(height=CHART_HEIGHT - 40)
+
+
+# Figures that need no page around them. Their font is a part of vl_convert, so that texts have the same width on any machine.
+FIGURE_FONT = "Liberation Sans, Arial, Helvetica, sans-serif"
+PANEL_WIDTHS = {1: 460, 2: 250, 3: 160}  # pixels of a panel without its labels, by the number of panels
+PANEL_HEIGHT = 190
+ROW_HEIGHT = 26
+# Colors that people with any kind of color vision tell apart (Okabe and Ito 2008, "Color Universal Design").
+SERIES_COLORS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#1b1f24", "#7a5195"]
+MORE_COLORS = "#b4bcc8"  # of series beyond these
+QUIET, INK, FAINT = "#57606a", "#1f2328", "#e4e7eb"
+# Small and large numbers as 2e-5 and 20k.
+NUMBER_LABEL = (
+    "datum.value == 0 || abs(datum.value) >= 1e-3 && abs(datum.value) < 1e4 ? format(datum.value, '~r') : "
+    "format(datum.value, abs(datum.value) < 1 ? '~e' : '~s')"
+)
+SVG_TAG, LONG_NUMBER, CLIP_NAME = re.compile("<[^>]+>"), re.compile(r"\d+\.\d{3,}"), re.compile(r"clip\d+")
+# Parts of Vega's SVG that change nothing in a picture: they are half of its bytes.
+UNSEEN = re.compile(
+    r'<path class="(?:back|fore)ground"[^>]*/>| (?:class|role|aria-[a-z]+|pointer-events|font-family)="[^"]*"| opacity="1"'
+)
+ChartRow = dict[str, Any]  # of the data of a chart
+ValueRange = tuple[float, float]
+AxisScale = Literal["linear", "log", "symlog"]
+
+
+class FigurePanel(NamedTuple):
+    """A panel of a figure: values of some series at numbers, or in rows that have names.
+
+    A point has `series`, `at` and `value`, and some have `mean`, `shape` or, on a curve, `run`. In place of the value, a band
+    or an area has its ends `low` and `high`.
+    """
+
+    kind: Literal["curves", "lines", "dots"]
+    title: str  # of the axis of `at`
+    value_title: str
+    points: Sequence[ChartRow]
+    bands: Sequence[ChartRow]  # where claims expect single points
+    domain: ValueRange  # of the values
+    value_scale: AxisScale = "linear"
+    at_scale: AxisScale = "linear"
+    ticks: Sequence[float] = ()  # of the axis of `at`; none: round numbers
+    areas: Sequence[ChartRow] = ()  # where claims expect a line
+    limits: Sequence[float] = ()  # values that claims wait for
+
+    @property
+    def series(self) -> list[str]:
+        return list(dict.fromkeys(point["series"] for point in self.points))
+
+    @property
+    def names(self) -> list[str | float]:
+        return list(dict.fromkeys(point["at"] for point in self.points))
+
+
+def panels_as_svg(panels: Sequence[FigurePanel]) -> str:
+    """Return panels side by side as the text of an SVG file. Equal panels give the same text on any machine."""
+    width = PANEL_WIDTHS[len(panels)]
+    charts = [
+        panel_chart(panel, width, has_names=i == 0 or panel.names != panels[i - 1].names)
+        for i, panel in enumerate(panels)
+    ]
+    note = alt.TitleParams("; ".join(notes_below(panels)), orient="bottom", anchor="start")
+    figure = alt.hconcat(*charts, title=note, spacing=28, config=figure_config())
+    own = figure.resolve_scale(color="independent", yOffset="independent")
+    svg = vl_convert.vegalite_to_svg(own.to_dict())
+    return small_svg(svg).replace("<svg", f'<svg font-family="{FIGURE_FONT}"', 1) + "\n"
+
+
+def notes_below(panels: Sequence[FigurePanel]) -> Iterator[str]:
+    """Yield what the marks below a figure mean, if it has them."""
+    if any(panel.bands or panel.areas for panel in panels):
+        yield "shaded: values that the claims expect"
+    if any("triangle" in str(point.get("shape")) for panel in panels for point in panel.points):
+        yield "triangles: runs that diverged"
+
+
+def small_svg(svg: str) -> str:
+    """Return an SVG of Vega without what nobody sees, with numbers of one decimal, and with clip paths counted from 0."""
+    svg = SVG_TAG.sub(lambda tag: LONG_NUMBER.sub(lambda number: f"{float(number[0]):.1f}", tag[0]), svg)
+    clips: dict[str, str] = {}
+    return CLIP_NAME.sub(lambda name: clips.setdefault(name[0], f"c{len(clips)}"), UNSEEN.sub("", svg))
+
+
+def figure_config() -> alt.Config:
+    axis = alt.AxisConfig(
+        labelColor=QUIET,
+        titleColor=INK,
+        titleFontWeight="normal",
+        titlePadding=10,
+        labelPadding=6,
+        labelLimit=300,
+        gridColor=FAINT,
+        domainColor=QUIET,
+        tickColor=QUIET,
+        tickSize=4,
+    )
+    legend = alt.LegendConfig(orient="bottom", title=None, labelColor=INK, labelLimit=400, symbolOpacity=1)
+    title = alt.TitleConfig(color=QUIET, fontSize=10, fontWeight="normal", offset=12)
+    view = alt.ViewConfig(stroke=None)
+    return alt.Config(
+        aria=False,
+        background="white",
+        font=FIGURE_FONT,
+        axis=axis,
+        legend=legend,
+        title=title,
+        view=view,
+        padding=10,
+    )
+
+
+def panel_chart(panel: FigurePanel, width: int, has_names: bool) -> alt.LayerChart:
+    """Return the chart of a panel. `has_names` is False for a panel whose rows are named by the panel on its left."""
+    own = encodings_of(panel, width, has_names)
+    is_dots = panel.kind == "dots"
+    high = {"x2" if is_dots else "y2": "high:Q"}
+    bar: dict[str, Any] = {"orient": "horizontal"} if is_dots else {"orient": "vertical", "size": 14}
+    points = rows_chart(panel.points).encode(**own)
+    seeds, means = points.transform_filter("!datum.mean"), points.transform_filter("datum.mean")
+    layers = [
+        rows_chart(panel.areas).mark_area(opacity=0.15).encode(**own, **high),
+        rows_chart(panel.bands).mark_bar(opacity=0.2, **bar).encode(**own, **high),
+        rows_chart([{"value": value} for value in panel.limits])
+        .mark_rule(strokeDash=[5, 4], color=QUIET)
+        .encode(y="value:Q"),
+    ]
+    layers = [
+        layer for layer, rows in zip(layers, (panel.areas, panel.bands, panel.limits), strict=True) if rows
+    ]
+    if panel.kind == "curves":
+        layers.append(seeds.mark_line(strokeWidth=1, opacity=0.4, clip=True).encode(detail="run:N"))
+    else:
+        size = alt.condition("datum.shape == 'circle'", alt.value(18), alt.value(50))
+        shape = alt.Shape("shape:N", scale=None)
+        layers.append(seeds.mark_point(filled=True, opacity=0.5).encode(shape=shape, size=size))
+        layers.append(means.mark_point(filled=True, size=60, opacity=1))
+    if not is_dots:
+        layers.append(means.mark_line(strokeWidth=2, clip=True))
+    step = alt.Step(ROW_HEIGHT if len(panel.series) == 1 else 0.7 * ROW_HEIGHT)
+    return alt.layer(*layers).properties(width=width, height=step if is_dots else PANEL_HEIGHT)
+
+
+def rows_chart(rows: Sequence[ChartRow]) -> alt.Chart:
+    """Return a chart of rows. The value of a band is its lower end."""
+    return alt.Chart(alt.InlineData([{"value": row.get("low"), **row} for row in rows]))
+
+
+def encodings_of(panel: FigurePanel, width: int, has_names: bool) -> dict[str, Any]:
+    """Return the encodings that the marks of a panel share: both axes and the color."""
+    ticks: dict[str, Any] = {"tickCount": 5}
+    if panel.value_scale == "log":
+        ticks = {"values": log_ticks(panel.domain)}
+    value: dict[str, Any] = {
+        "title": panel.value_title,
+        "scale": alt.Scale(type=panel.value_scale, domain=panel.domain, nice=False, zero=False),
+        "axis": alt.Axis(labelExpr=NUMBER_LABEL, labelOverlap=True, **ticks),
+    }
+    color = series_color(panel, width)
+    if panel.kind == "dots":
+        names = alt.Axis(ticks=False, domain=False, labels=has_names)
+        y = alt.Y("at:N", sort=panel.names, title=None, axis=names)
+        offset = alt.YOffset("series:N", sort=panel.series)
+        return {"x": alt.X("value:Q", **value), "y": y, "yOffset": offset, "color": color}
+    return {"x": number_axis(panel), "y": alt.Y("value:Q", **value), "color": color}
+
+
+def number_axis(panel: FigurePanel) -> alt.X:
+    """Return the x axis of a panel: a field, a measured number, or steps."""
+    numbers = [float(at) for at in panel.names]
+    smallest = min((number for number in numbers if number > 0), default=1.0)
+    constant: dict[str, Any] = {"constant": smallest} if panel.at_scale == "symlog" else {}
+    scale = alt.Scale(type=panel.at_scale, nice=False, zero=False, padding=14, **constant)
+    ticks: dict[str, Any] = {"values": list(panel.ticks)} if panel.ticks else {"tickCount": 5}
+    if panel.at_scale == "log" and not panel.ticks:
+        ticks = {"values": log_ticks((min(numbers), max(numbers)))}
+    axis = alt.Axis(grid=False, labelExpr=NUMBER_LABEL, labelOverlap=True, **ticks)
+    return alt.X("at:Q", title=panel.title, scale=scale, axis=axis)
+
+
+def log_ticks(domain: ValueRange) -> list[float]:
+    """Return the powers of ten inside a range, with 2 and 5 times these if there are few."""
+    powers = range(math.floor(math.log10(domain[0])), math.ceil(math.log10(domain[1])) + 1)
+    factors = (1, 2, 5) if math.log10(domain[1] / domain[0]) < 2.5 else (1,)
+    ticks = [factor * 10.0**power for power in powers for factor in factors]
+    return [tick for tick in ticks if domain[0] <= tick <= domain[1]]
+
+
+def series_color(panel: FigurePanel, width: int) -> alt.Color:
+    """Return the color by series, with a legend below the panel if there are several."""
+    colors = [*SERIES_COLORS, *[MORE_COLORS] * len(panel.series)][: len(panel.series)]
+    columns = max(1, width // (40 + 6 * max(map(len, panel.series))))
+    kind = "stroke" if panel.kind == "curves" else "circle"
+    legend = alt.Legend(columns=columns, symbolType=kind, symbolStrokeWidth=2) if any(panel.series) else None
+    return alt.Color("series:N", scale=alt.Scale(domain=panel.series, range=colors), legend=legend)

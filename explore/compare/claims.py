@@ -39,8 +39,13 @@ from train.grid.claims import TIMES, TUNED, Claim, Comparison, Pick
 from train.grid.params import measured_column
 
 FLIPPED = {"<": ">", "<=": ">", ">": "<", ">=": "<"}  # what is seen where a comparison does not hold
-CLAIM_RANKS = {"p": 4, "seeds": 3, "expected": 2, "run on": 1}  # of columns that a narrow terminal may leave out
-NUMBERS = ("seeds", "p")  # columns that are aligned on the right
+CLAIM_RANKS = {
+    "p": 4,
+    "seeds": 3,
+    "expected": 2,
+    "run on": 1,
+}  # of columns that a narrow terminal may leave out
+NUMBER_CELLS = ("seeds", "p")  # columns that are aligned on the right
 CONSTANT = 1e-9  # numbers over seeds count as equal up to this share of their mean
 
 
@@ -101,7 +106,9 @@ def judge_all(claims: Sequence[Claim], rows: Sequence[RunRow]) -> list[ClaimVerd
     holds, fails = (holm([getattr(pair, name) for pair in pairs]) for name in TwoP._fields)
     ends = iter(zip(holds, fails, strict=True))
     return [
-        unknown(claim, one) if isinstance(one, Unknown) else verdict_on(claim, one, TwoP(*next(ends)), len(known))
+        unknown(claim, one)
+        if isinstance(one, Unknown)
+        else verdict_on(claim, one, TwoP(*next(ends)), len(known))
         for claim, one in zip(claims, found, strict=True)
     ]
 
@@ -349,8 +356,8 @@ def fitted_claims(
                 title,
                 [row[i] for row in rows],
                 CLAIM_RANKS.get(title, 0),
-                wraps=title not in ("seen", *NUMBERS),
-                is_left=title not in NUMBERS,
+                wraps=title not in ("seen", *NUMBER_CELLS),
+                is_left=title not in NUMBER_CELLS,
                 styles=styles,
             )
             for i, title in enumerate(header)

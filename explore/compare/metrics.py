@@ -11,7 +11,7 @@ Rank tests for censored pairs would need at least six seeds: of five, the smalle
 import math
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, TypeGuard
@@ -49,6 +49,14 @@ COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,
 }
 EXAMPLE = "steps_to: val_loss < 3.3"
+# X axes of curves, with their titles. Reports have all but the first: their means are over steps.
+X_AXES = {
+    "samples": "trained samples",
+    "steps": "steps",
+    "tokens": "tokens",
+    "flops": "training FLOPs",
+    "seconds": "seconds of training",
+}
 
 
 class Metric(NamedTuple):
@@ -143,18 +151,29 @@ def statistic_names(name: str) -> list[str]:
 
 def cost_at(stat: Stat, cost: str, row: RunRow, stats: dict[str, list[Stat]], at_end: bool = False) -> float:
     """Return what a run had cost by the moment of `stat`, in steps, FLOPs or seconds of training; NaN if it is unknown."""
-    if cost == "steps":
-        return float(stat.s)
-    if cost == "flops":
-        share = 1.0 if at_end else stat.n / float_in(row, measured_column("trained_samples"))
-        return share * float_in(row, measured_column("flops"))
-    tokens, per_second = (
-        float_in(row, measured_column(name)) for name in ("trained_tokens", "tokens_per_second")
-    )
+    if cost == "flops" and at_end:
+        return float_in(row, measured_column("flops"))
+    return places_of([stat], cost, row, stats)[0]
+
+
+def places_of(values: Sequence[Stat], axis: str, row: RunRow, stats: Mapping[str, list[Stat]]) -> list[float]:
+    """Return where the values of a run lie on one of X_AXES. NaN where that is unknown, as it may be before the run ends."""
+    if axis in ("samples", "steps"):
+        return [float(stat.n if axis == "samples" else stat.s) for stat in values]
+    if axis != "seconds":
+        per_sample = ratio_of(row, "flops" if axis == "flops" else "trained_tokens", "trained_samples")
+        return [per_sample * stat.n for stat in values]
     known = {0: 0.0} | {one.s: one.v for one in stats.get("stat/train_seconds", [])}
-    known[int(float_in(row, measured_column("steps")))] = tokens / per_second if per_second else math.nan
-    steps = sorted(known)
-    return float(np.interp(stat.s, steps, [known[step] for step in steps]))
+    if is_number(steps := measured(row, "steps")):
+        known[int(steps)] = ratio_of(row, "trained_tokens", "tokens_per_second")
+    at = sorted(known)
+    return np.interp([stat.s for stat in values], at, [known[step] for step in at], right=math.nan).tolist()
+
+
+def ratio_of(row: RunRow, above: str, below: str) -> float:
+    """Return the ratio of two measured values of a run, or NaN if it is unknown."""
+    divisor = float_in(row, measured_column(below))
+    return float_in(row, measured_column(above)) / divisor if divisor else math.nan
 
 
 @lru_cache(maxsize=256)

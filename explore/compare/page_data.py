@@ -16,6 +16,7 @@ from explore.compare.curves import (
     curves_of_stats,
     read_stats,
 )
+from explore.compare.metrics import X_AXES
 from explore.compare.pairs import partings
 from explore.compare.parts import OTHERS, ReportPart, finite_or_none
 from explore.compare.samples import TaskExample, sample_of
@@ -58,6 +59,7 @@ def page_document(
     ]
     stats, abouts = [found.stats for found in curves], [read_origin(row) for row in rows]
     return {
+        "axes": X_AXES,
         "charts": {name: spec for name, spec in specs.items() if name in used},
         "figures": list(figures),
         "columns": table_columns(rows, varied),

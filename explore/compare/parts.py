@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from explore.compare.curves import Curve
-from explore.compare.svg import widened
 from explore.compare.variants import SEED, Variant, varied_fields
 from explore.compare.verdicts import ComparisonRow
 
@@ -128,6 +127,14 @@ def finite_or_none(value: object) -> object:
     if isinstance(value, float | np.floating):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return int(value) if isinstance(value, np.integer) else value
+
+
+def widened(values: Sequence[float], share: float = 0.05) -> tuple[float, float]:
+    """Return the range of the finite values, with a margin of `share` of it at both ends."""
+    finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+    low, high = min(finite), max(finite)
+    margin = (high - low) * share or abs(high) * 0.05 or 1.0
+    return low - margin, high + margin
 
 
 def range_without_outliers(losses: Sequence[float], at_least: float = -math.inf) -> tuple[float, float]:

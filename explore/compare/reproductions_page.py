@@ -9,7 +9,7 @@ from itertools import accumulate, groupby
 
 from explore.compare.against import Decision
 from explore.compare.claims import ClaimVerdict
-from explore.compare.reproduction_figures import figure_of
+from explore.compare.reproduction_figures import figure_of, panels_of
 from explore.compare.reproductions import NOT_RUN, Reproduction, counts_of
 
 FIGURES = "figures/reproductions"  # relative to docs/
@@ -73,7 +73,7 @@ def section_of(one: Reproduction) -> Iterator[str]:
         for verdict in one.verdicts:
             if sentence := sentence_about_verdict(verdict):
                 yield from ("", sentence)
-        if figure_of(one.expectations.claims, one.rows):
+        if panels_of(one.expectations.claims, one.rows):
             yield from ("", f"![{title_of(one)}]({FIGURES}/{one.name}.svg)")
 
 

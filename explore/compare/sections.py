@@ -12,11 +12,10 @@ from explore.compare.axes import axis_figures
 from explore.compare.claims import ClaimVerdict, claim_cells
 from explore.compare.code import CodeOfRun, diff_between
 from explore.compare.curves import MIN_BAND_SEEDS, TRAINING, VALIDATION
-from explore.compare.metrics import RunRow, is_number, measured, number_text
-from explore.compare.parts import COLORS, GROUPS, X_TITLE, Figures, ReportPart, table_data
+from explore.compare.metrics import X_AXES, RunRow, is_number, measured, number_text
+from explore.compare.parts import COLORS, GROUPS, X_TITLE, Figures, ReportPart, table_data, widened
 from explore.compare.samples import TaskExample, samples_section
 from explore.compare.slices import slice_figures
-from explore.compare.svg import widened
 from explore.compare.variants import (
     Variant,
     differing_fields,
@@ -70,6 +69,9 @@ def sections(
             with_title(part, parts, curve_figure(part, i, figures)) for i, part in enumerate(parts)
         )
         or live_figure(figures),
+        "axes": "".join(
+            f"<option value={name}>{escape(title)}" for name, title in X_AXES.items() if name != "samples"
+        ),
         "varied": varied_list(done, varied),
         "parts": "".join(
             with_title(part, parts, further_figures(part, example, figures))

@@ -3,8 +3,8 @@
 Shape suffixes:  B batch  H head  T position  S position attended to
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, TypeAlias, cast
 
 import numpy as np
 import pandas as pd
@@ -65,14 +65,18 @@ def stripe(pattern_BHTS: Tensor, back: int, n: int) -> Tensor:
 
 def detect_heads(
     lm: LM,
-    sample: Input,
+    samples: Input | Sequence[str] | Mapping[str, Tensor],
     pattern: Tensor | np.ndarray | None = None,
     *,
     measure: Literal["share", "distance"] = "share",
     exclude_first: bool = False,
     exclude_self: bool = False,
 ) -> pd.DataFrame:
-    """Return how well each head's attention on one sequence of your own agrees with expected patterns.
+    """Return how well each head's attention on texts of your own agrees with expected patterns.
+
+    `samples` are a text or a list of texts; or ids: of one sequence, in lists of any lengths, in a tensor [B, T], or in a
+    batch of a DataLoader. Of several sequences, the result is the mean. Padding does not count: what the mask of a batch
+    hides, and in a tensor of several rows the pad tokens at their ends.
 
     The table has a row for each (layer, head). Its columns are "previous_token", "duplicate_token" and "induction", or
     "pattern" if you give one: the attention [T, T] (query, key) that you expect. `measure` compares the two:
@@ -81,14 +85,50 @@ def detect_heads(
     - "distance": 1 - the sum of absolute differences / T. It is 1 for equal patterns, and -1 if no query agrees.
 
     `exclude_first` ignores attention to the first token, and `exclude_self` that of tokens to themselves. These are the
-    measures "mul" and "abs" of TransformerLens. Raise ValueError for a batch, an unknown measure or another shape.
+    measures "mul" and "abs" of TransformerLens. Raise ValueError for an unknown measure, or a pattern of another shape.
     """
     if measure not in ("share", "distance"):
         raise ValueError(f"measure={measure!r} must be 'share' or 'distance'")
-    patterns = attention_patterns(lm, sample)
+    tables = [
+        agreement_on(lm, ids_T, pattern, measure, exclude_first, exclude_self)
+        for ids_T in sequences_of(lm, samples)
+    ]
+    return sum(tables[1:], tables[0]) / len(tables)
+
+
+def sequences_of(lm: LM, samples: Input | Sequence[str] | Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the ids [T] of each sequence, without padding. Raise ValueError if there are none."""
+    if isinstance(samples, Mapping):
+        rows = zip(samples["x_indices"], samples["mask"], strict=True)
+        found = [ids_T[mask_T.bool()] for ids_T, mask_T in rows]
+    elif isinstance(samples, Sequence) and len(samples) and isinstance(samples[0], str | Sequence):
+        several = [samples] if isinstance(samples, str) else samples
+        found = [ids_of(cast(Input, one), lm.tokenizer, lm.device)[0] for one in several]
+    else:
+        found = [*ids_of(cast(Input, samples), lm.tokenizer, lm.device)]
+        if len(found) > 1:
+            ends = [
+                max((ids_T != lm.tokenizer.pad).nonzero().flatten().tolist(), default=0) for ids_T in found
+            ]
+            found = [ids_T[: end + 1] for ids_T, end in zip(found, ends, strict=True)]
+    if not found:
+        raise ValueError("there are no samples: give a text, or ids of at least one sequence")
+    return found
+
+
+def agreement_on(
+    lm: LM,
+    ids_T: Tensor,
+    pattern: Tensor | np.ndarray | None,
+    measure: str,
+    exclude_first: bool,
+    exclude_self: bool,
+) -> pd.DataFrame:
+    """Return the table of `detect_heads` for one sequence."""
+    patterns = attention_patterns(lm, ids_T)
     T = len(patterns.tokens)
     if pattern is None:
-        expected = expected_patterns(ids_of(sample, lm.tokenizer, lm.device)[0].tolist())
+        expected = expected_patterns(ids_T.tolist())
     else:
         expected = {"pattern": np.asarray(pattern, dtype=np.float32)}
         if expected["pattern"].shape != (T, T):

@@ -17,8 +17,6 @@ function decodeSteps() {
   }
 }
 
-const TITLES = { steps: "steps", tokens: "tokens", flops: "training FLOPs", seconds: "seconds of training" };
-
 function xOf(i, step) {
   const curve = doc.curves[i], clock = curve.clock;
   if (state.x === "steps") return step;
@@ -117,7 +115,7 @@ function specOf(figure) {
     tokens["@groups"] = [...tokens["@groups"], RUNNING];
     tokens["@colors"] = [...tokens["@colors"], "@accent"];
   }
-  if (isCurves) Object.assign(tokens, { "@x": TITLES[state.x], "@y": `${state.loss === "val" ? "validation" : "training"} loss` });
+  if (isCurves) Object.assign(tokens, { "@x": doc.axes[state.x], "@y": `${state.loss === "val" ? "validation" : "training"} loss` });
   if (figure.reversed) Object.assign(tokens, { "@low": color("@high"), "@high": color("@low") });
   if (tokens["@colors"]) tokens["@colors"] = tokens["@colors"].map(color);
   const spec = doc.charts[isCurves && log ? `curves-${log}` : figure.chart];
@@ -245,7 +243,7 @@ function followMouse(view, rows) {
     }
     if (near === before && near === null) return;
     view.data("hover", near ? [near] : []).run();
-    const known = near && { "": near.name, [TITLES[state.x]]: text(near.x), loss: text(near.y) };
+    const known = near && { "": near.name, [doc.axes[state.x]]: text(near.x), loss: text(near.y) };
     if (near?.low !== undefined && near.low !== null) known["95 % interval"] = `${text(near.low)} to ${text(near.high)}`;
     showTip(event, known);
   });

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from explore.plots import draw_panels
-from explore.scaling.report import Line, Panel, ScalingReport, beyond, with_variant
+from explore.plots import Line, Panel, draw_panels
+from explore.scaling.report import ScalingReport, beyond, with_variant
 from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.mup.scores import aligned_score

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,29 +20,11 @@ from explore.compare.variants import (
     value_as_label,
     varied_fields,
 )
+from explore.plots import save_for_paper
 from train.document import document
 from train.fitted_table import FittedTable, TableColumn
 from train.grid.params import measured_column
 from train.logs import log
-
-
-class Line(NamedTuple):
-    """A line of a panel. With several seeds, `low` and `high` are the bounds of a band around it."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-    best: int | None = None  # index of a point to mark
-    clipped: Sequence[int] = ()  # indices of points above the range of the panel, drawn at its upper edge
-    is_bad: bool = False  # drawn in red
-
-
-class Panel(NamedTuple):
-    title: str
-    lines: list[Line]
-    bands: Sequence[Line] = ()  # gray: where lines are allowed, between `low` and `high`
 
 
 @dataclass
@@ -68,11 +50,14 @@ class ScalingReport:
         return not self.problems and not self.undecided
 
     def save(self, folder: Path) -> None:
-        """Write {name}.csv, and the figure as PNG, SVG and PDF, to `folder`, and create it if needed."""
+        """Write {name}.csv, and the figure as PNG, to `folder`, and create it if needed.
+
+        The figure is also written as SVG and PDF, as wide as a column of a paper.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         write_csv(self.table, folder / f"{self.name}.csv")
-        for kind in ("png", "svg", "pdf"):
-            self.figure.savefig(folder / f"{self.name}.{kind}", dpi=200, bbox_inches="tight")
+        self.figure.savefig(folder / f"{self.name}.png", dpi=200, bbox_inches="tight")
+        save_for_paper(self.figure, [folder / f"{self.name}.{kind}" for kind in ("svg", "pdf")])
 
     def say(self, folder: Path) -> int:
         """Log the table, the sentences and the verdict, and save the report in `folder` if possible.

@@ -13,8 +13,8 @@ import torch
 from scipy.stats import gmean
 from torch import Tensor, nn
 
-from explore.plots import draw_panels
-from explore.scaling.report import Line, Panel, ScalingReport, beyond, slope, with_variant
+from explore.plots import Line, Panel, draw_panels
+from explore.scaling.report import ScalingReport, beyond, slope, with_variant
 from model.generation.sampling import eval_mode
 from model.lm import LM
 from model.model_params import ModelParams

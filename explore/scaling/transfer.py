@@ -15,8 +15,8 @@ from common.text import did_you_mean
 from explore.compare.metrics import LOSSES, RunRow, float_in
 from explore.compare.variants import final_loss, has_ended, records, seed_of, with_plural
 from explore.compare.verdicts import interval
-from explore.plots import draw_panels
-from explore.scaling.report import Line, Panel, ScalingReport, sizes_of, variants_over, varies, with_variant
+from explore.plots import Line, Panel, draw_panels
+from explore.scaling.report import ScalingReport, sizes_of, variants_over, varies, with_variant
 
 SCALES = ("dim", "n_layers", "batch_size")
 LR, PARAMETRIZATION = "lr", "parametrization"

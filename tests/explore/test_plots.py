@@ -105,10 +105,39 @@ def test_axes_and_smoothing_are_arguments(root):
     x, y = lines_of(ax)[FIRST]
     assert x == [0, 1, 2, 3, 4]
     assert y == pytest.approx([4.0, *(4.0 - (2 * step - 1) / 16 for step in range(1, 5))])
-    assert (ax.get_xlabel(), ax.get_xscale(), ax.get_yscale()) == ("optimizer steps", "log", "log")
-    for wrong in ({"x": "tokens"}, {"log": "z"}, {"smooth": 0}):
-        with pytest.raises(ValueError, match="x must be one of samples, steps, log one of"):
+    assert (ax.get_xlabel(), ax.get_xscale(), ax.get_yscale()) == ("steps", "log", "log")
+    for wrong in ({"x": "hours"}, {"log": "z"}, {"smooth": 0}):
+        with pytest.raises(
+            ValueError, match="x must be one of samples, steps, tokens, flops, seconds, log one of"
+        ):
             model_explorer.plot_metrics(FIRST, out=str(root), **wrong)
+
+
+def with_totals(root, timestamp: str, seconds: float) -> None:
+    """Let a run of 4 steps and 32 samples have 320 tokens, 3,200 FLOPs, and `seconds`, half of them in its first step."""
+    path = folder_of(root, timestamp)
+    totals = {"steps": 4, "trained_samples": 32, "trained_tokens": 320, "flops": 3200}
+    for name, value in (totals | {"tokens_per_second": 320 / seconds}).items():
+        edit_json(path / "about.json", "summary", name, value=value)
+    stats = json.loads((path / "stats.json").read_text())
+    stats["stat/train_seconds"] = [[1, 8, 99, seconds / 2]]
+    (path / "stats.json").write_text(json.dumps(stats))
+
+
+def test_metrics_are_drawn_over_tokens_flops_and_seconds(root):
+    for timestamp, seconds in zip(with_seeds(root, 1), (6.0, 12.0), strict=True):
+        with_totals(root, timestamp, seconds)
+    for axis, expected in {"tokens": 80, "flops": 800}.items():
+        [ax] = model_explorer.plot_metrics(FIRST, "loss", out=str(root), x=axis).axes
+        assert lines_of(ax)[FIRST][0] == pytest.approx([expected * step for step in range(5)])
+    [ax] = model_explorer.plot_metrics(FIRST, "loss", out=str(root), x="seconds").axes
+    assert lines_of(ax)[FIRST][0] == pytest.approx([0, 3, 4, 5, 6])
+    assert ax.get_xlabel() == "seconds of training"
+    again = [FIRST, "2024-04-22--16-18-01"]
+    [ax] = model_explorer.plot_metrics(again, "loss", out=str(root), x="seconds").axes
+    assert lines_of(ax)["2 seeds"][0] == pytest.approx([0, 4.5, 6, 7.5, 9]), "the mean of both runs"
+    with pytest.raises(ValueError, match=f"{SECOND} has no record of its flops"):
+        model_explorer.plot_metrics(SECOND, "loss", out=str(root), x="flops")
 
 
 @pytest.mark.parametrize("kind", ["svg", "pdf"])

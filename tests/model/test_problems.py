@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from torch import nn
 
+from common.registry import Lazy
 from common.repository import REPOSITORY
 from data.data_params import DataParams
 from model.context import Layer, all_except, layer_kind, layer_kinds
@@ -245,6 +246,16 @@ def test_classes_and_functions_without_refuses_take_everything(own_kinds):
         params = tiny_params(layer_architecture=kind, positions="rotary", gated=True, causal=True)
         assert not list(model_problems(params))
         assert LM(params, CharTokenizer())("abc").shape == (1, 4, 30)
+
+
+def test_the_layer_of_the_courses_needs_a_clone(monkeypatch):
+    monkeypatch.setitem(layer_kinds.entries, "student", Lazy("whatif.learn.layer"))  # its name in the wheel
+    kinds = ("custom-transformer", "student")
+    run = Run(Params(DataParams(), TrainParams(), tiny_params(layer_architecture=kinds)), {}, "test")
+    [(problem, _)] = grid_problems([run], REPOSITORY)
+    assert problem.startswith(
+        "layer_architecture='student' is the layer that you build in the courses, which"
+    )
 
 
 def test_a_value_error_of_a_layers_constructor_is_an_error_of_the_grid(own_kinds):

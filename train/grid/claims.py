@@ -141,7 +141,9 @@ def read_claim(name: str, text: str, place: Place) -> Claim:
     picks: dict[str, Pick] = {}
     sides = [with_names(side, picks) for side in (tree.left, *tree.comparators)]
     if not picks:
-        raise ValueError(f"`{text}` calls no column; brackets pick the runs, as in val_loss(n_layers=2) or val_loss()")
+        raise ValueError(
+            f"`{text}` calls no column; brackets pick the runs, as in val_loss(n_layers=2) or val_loss()"
+        )
     expressions = [Expression(ast.unparse(side), picks) for side in sides]
     operators = [OPERATORS_OF_CLAIMS[type(op)] for op in tree.ops]
     pairs = zip(expressions, operators, expressions[1:], strict=False)

@@ -1,6 +1,6 @@
 """Find what a run records, before it trains, to refuse unknown names in `stop_when`, `patience_metric` and claims."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -69,10 +69,13 @@ def columns_named(expectations: Expectations) -> Iterator[tuple[Claim, Pick, str
             yield from ((claim, pick, column) for column in pick.columns)
 
 
-def claim_problems(runs: Sequence[Run], expected: Mapping[str, Expectations], call: Call) -> Iterator[str]:
+def claim_problems(
+    runs: Sequence[Run], expected: Mapping[str, Expectations], call: Call, harness_tasks: Collection[str] = ()
+) -> Iterator[str]:
     """Yield an error message for every name in claims that no column of their runs will have.
 
-    As for conditions, names that not every run has are looked up in a trial of one step.
+    As for conditions, names that not every run has are looked up in a trial of one step. `harness_tasks` are those of
+    --lm-eval: their metrics, such as `acc[blimp]`, are columns once the runs are trained.
     """
     recorded: dict[int, Recorded | str] = {}
     for config, expectations in expected.items():
@@ -85,6 +88,8 @@ def claim_problems(runs: Sequence[Run], expected: Mapping[str, Expectations], ca
                 yield f"{where} picks no run, since match has chosen other sizes; name another field"
                 continue
             known = ALWAYS if time else {*COLUMNS, *final_metrics}
+            if not time and name.partition("[")[2].rstrip("]") in harness_tasks:
+                continue
             if name in known or (name in SECTION_OF and pick.function):
                 continue
             run = picked[0]

@@ -12,6 +12,7 @@ import torch
 from common.text import OWN_NAME, did_you_mean, first_line
 from data.eval_sets import eval_set_problems
 from data.problems import data_problems
+from model.context import layer_kinds
 from model.inputs import stand_in_tokenizer
 from model.lm import LM
 from model.model_params import ModelParams
@@ -53,6 +54,9 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
     for run in runs:
         said: set[str] = set()
         data, train, model = run.params
+        if missing := missing_course(model):
+            yield missing, run.places
+            continue
         spec, has_weights = tokenizer_spec(model), model.from_saved is not None
         checks: list[tuple[Any, ...]] = [
             (model_problems, model),
@@ -76,6 +80,18 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
                 new = [message for message in check(first, *rest) if message not in said]
                 said.update(new)
                 yield from ((message, run.places) for message in new)
+
+
+def missing_course(model: ModelParams) -> str:
+    """Return an error message for the layer of the courses where there are none, as in the wheel, else ""."""
+    try:
+        for kind in model.values_of("layer_architecture"):
+            layer_kinds.get(kind)
+    except ModuleNotFoundError as error:
+        if not f"{error.name}".endswith("learn"):
+            raise
+        return f"layer_architecture={kind!r} is the layer that you build in the courses, which only a clone of the repository has"
+    return ""
 
 
 def train_problems(train: TrainParams) -> Iterator[str]:

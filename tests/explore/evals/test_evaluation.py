@@ -182,6 +182,24 @@ def test_a_grid_is_trained_saved_and_evaluated(task, tmp_path, capsys):
 
 
 @with_lm_eval
+def test_claims_are_about_columns_of_the_harness(task, tmp_path, monkeypatch, capsys):
+    text = (main.CONFIGS / "test-synth.txt").read_text()
+    claim = 'Expect\nclaims = {"it chooses": "0 <= acc(\'same_letters\') <= 1"}\n\n'
+    (tmp_path / "claim.txt").write_text(claim + text)
+    monkeypatch.setattr(main, "CONFIGS", tmp_path)
+    short = ["--set=n_samples=400", "--set=early_stop_nsamples=64", "--seed=[1,2]", "--set=threads=1"]
+    arguments = ["--config=claim", "--no-wandb", f"--out={tmp_path}", *short, "--json"]
+    assert main.main([*arguments, "--dry-run"]) == 2
+    assert "there is no column 'acc[same_letters]'" in capsys.readouterr().err
+    assert main.main([*arguments, f"--lm-eval={task}"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    [found] = document["claims"]
+    mean = sum(run["values"]["acc[same_letters]"] for run in document["runs"]) / 2
+    assert found["seen"] == f"0.0000 <= {mean:.4f} <= 1.0000"
+    assert found["n_seeds"] == 2
+
+
+@with_lm_eval
 def test_a_run_whose_tokenizer_does_not_know_the_text_has_no_columns(root, notes):
     tasks = tasks_of_harness(["minimal_pairs"])  # of English with capitals and spaces
     assert evaluate_folder("run 1", find_run(FIRST, str(root)), tasks, "cpu") == {}

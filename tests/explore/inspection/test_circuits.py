@@ -1,13 +1,18 @@
 """Circuits against their definition: full products of matrices, planted heads, and a model that is cut off."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.testing import assert_close
 
+from data.batch import mycollate
+from data.tokenizer import char_tokenizer
 from explore.inspection.analysis import run_until
 from explore.inspection.circuits import circuit_svd, composition_scores, matrices_by_layer
 from explore.inspection.scores import detect_heads, expected_patterns
+from model.lm import LM
+from model.model_params import ModelParams
 from model.recording import at
 from tests.model.tiny import random_ids, tiny_lm
 
@@ -102,6 +107,22 @@ def test_expected_patterns_by_brute_force():
         assert np.flatnonzero(found["previous_token"][t]).tolist() == [t - 1] * (t > 0)
         assert np.flatnonzero(found["duplicate_token"][t]).tolist() == earlier
         assert np.flatnonzero(found["induction"][t]).tolist() == [s + 1 for s in earlier]
+
+
+def test_heads_of_several_sequences_are_the_mean_without_padding():
+    lm = LM(ModelParams(dim=8, n_layers=2, n_heads=2, max_seq_len=20), char_tokenizer("abc"))
+    texts = ["abcabc", "ba", "ccab"]
+    rows = [lm.tokenizer(text) for text in texts]
+    alone = sum(detect_heads(lm, text) for text in texts) / 3
+    pad = lm.tokenizer.pad
+    padded = torch.nn.utils.rnn.pad_sequence([*map(torch.tensor, rows)], batch_first=True, padding_value=pad)
+    batch = mycollate(rows, pad=5)  # an id that is no padding elsewhere
+    for samples in (texts, tuple(texts), rows, padded, batch):
+        pd.testing.assert_frame_equal(detect_heads(lm, samples), alone, rtol=1e-5)
+    ends_with_pad = torch.tensor([[*rows[1], pad]])
+    assert not detect_heads(lm, ends_with_pad).equals(detect_heads(lm, texts[1])), "one row has no padding"
+    with pytest.raises(ValueError, match="there are no samples"):
+        detect_heads(lm, {"x_indices": torch.ones(0, 3), "mask": torch.ones(0, 3)})
 
 
 def test_heads_are_compared_with_a_pattern_of_ones_own():

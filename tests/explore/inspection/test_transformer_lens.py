@@ -174,6 +174,17 @@ def test_detected_heads_equal_transformer_lens(twins, excluded, monkeypatch):
     assert_close(got.unflatten(0, (3, 4)), expected, rtol=0, atol=5.1e-4, check_dtype=False)
 
 
+def test_heads_detected_on_several_texts_equal_transformer_lens(twins, monkeypatch):
+    ours, theirs = twins
+    ids = {"a": [0, 7, 3, 7, 3, 3, 11, 7, 3], "b": [0, 5, 5, 9], "c": [0, 4, 8, 4, 8, 4]}
+    monkeypatch.setattr(theirs, "to_tokens", lambda text: torch.tensor([ids[text]]))
+    table = detect_heads(ours, [*ids.values()])
+    for kind in ("previous_token", "duplicate_token", "induction"):
+        expected = detect_head(theirs, [*ids], f"{kind}_head", error_measure="mul")
+        got = torch.tensor(table[kind].to_numpy()).unflatten(0, (3, 4))
+        assert_close(got, expected, rtol=0, atol=1e-6, check_dtype=False)
+
+
 def test_gradients_of_activations_equal_transformer_lens(twins):
     ours, theirs = twins
     ids, found = random_ids(2, 9, n_tokens=61), {}

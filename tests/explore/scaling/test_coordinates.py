@@ -306,7 +306,11 @@ def test_the_verdict_is_logged_even_if_saving_fails(tmp_path, capsys):
 
 def test_a_verdict_is_saved_with_its_table_and_figure(tmp_path):
     found = coordinate_report(power_law(a=0.0), NO_PROBE)
+    size = found.figure.get_size_inches().tolist()
     found.save(tmp_path / "reports")
+    width = re.search(r'<svg[^>]* width="([\d.]+)pt"', (tmp_path / "reports" / "coord-check.svg").read_text())
+    assert 200 < float(width[1]) <= 72 * 3.25, "a column of a paper"
+    assert found.figure.get_size_inches().tolist() == size
     assert sorted(path.suffix for path in (tmp_path / "reports").iterdir()) == [
         ".csv",
         ".pdf",
