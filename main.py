@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from train.document import document, run_entry, stdout_for_document
 from train.grid.claims import Expectations
-from train.grid.expand import FileOfGrid, GridError, check_grid, config_files, expand_grid
+from train.grid.expand import CONFIGS, FileOfGrid, GridError, check_grid, config_files, expand_grid
 from train.grid.params import Params
 from train.grid.run import Call, Run
 from train.launch.options import parse_arguments, refuse_options
@@ -31,7 +31,6 @@ if TYPE_CHECKING:  # these import torch, which is slow
 MAIN_PROJ = "base"  # first part of the wandb project and save folder of every run; name your project here
 wandb_username = None  # your wandb account; None: wandb's own default
 
-CONFIGS = Path(__file__).resolve().parent / "configs"
 RECORDS = Path(__file__).resolve().parent / "reproductions"
 
 

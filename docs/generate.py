@@ -30,6 +30,7 @@ from model.per_layer import PerLayer
 from model.transformer.embeddings import position_kinds
 from model.transformer.rotary_scaling import rotary_scalings as registered_scalings
 from train.final_metrics import final_metrics
+from train.grid.expand import CONFIGS
 from train.grid.params import SECTIONS
 from train.launch.discover import REGISTRIES as ALL_REGISTRIES
 from train.launch.discover import class_body, comments_in, described_fields, summary_of
@@ -37,7 +38,7 @@ from train.optimizers import optimizers as registered_optimizers
 from train.schedules import schedules as registered_schedules
 
 DOCS = REPOSITORY / "docs"
-CONFIGS, RECORDS = REPOSITORY / "configs", REPOSITORY / "reproductions"
+RECORDS = REPOSITORY / "reproductions"
 PACKAGES = ("common", "data", "model", "train", "explore", "learn", "whatif")
 
 # A process may have registered further ones: the student's, or those of tests.

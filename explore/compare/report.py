@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 import pandas as pd
 
-from common.repository import REPOSITORY
 from common.text import first_line
 from explore.compare.claims import ClaimVerdict, fill_metrics, judge_all, table_of_claims
 from explore.compare.code import CodeOfRun, code_versions, with_code_labels
@@ -34,7 +33,7 @@ from explore.compare.verdicts import (
 from explore.html import Page
 from explore.load import row_of_folder
 from train.document import document
-from train.grid.expand import GridError, config_files, expand_grid
+from train.grid.expand import CONFIGS, GridError, config_files, expand_grid
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.grid.run import Run
 from train.logs import link_to, print_message
@@ -44,7 +43,6 @@ from train.saving.provenance import code_of_this_process
 from train.saving.record import measured_variant
 from train.saving.run_folder import output_root, run_folders
 
-CONFIGS = REPOSITORY / "configs"
 # First columns of results.csv. Varied fields, numbers and other params follow.
 FIRST = ("timestamp", "status")
 REFRESH_SECONDS = 10.0  # between two pages of --watch

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from common.repository import REPOSITORY
 from common.text import nearest
 from data.data_params import DataParams
 from model.model_params import ModelParams
@@ -35,6 +36,7 @@ from train.logs import log
 from train.train_params import LENGTHS, TrainParams
 
 __all__ = [
+    "CONFIGS",
     "GridError",
     "Place",
     "Run",
@@ -47,6 +49,7 @@ __all__ = [
     "read_grid",
 ]
 
+CONFIGS = REPOSITORY / "configs"
 MAX_ERRORS = 20  # shown in one message
 WIDTHS = {"dim", "dim_ff"}  # fields that `match` may change
 MAX_GRID_POINTS = 1_000_000  # in one config, skipped ones included
