@@ -395,7 +395,7 @@ def figure_config() -> alt.Config:
     )
 
 
-def panel_chart(panel: FigurePanel, width: int, has_names: bool) -> alt.LayerChart:
+def panel_chart(panel: FigurePanel, width: int, has_names: bool) -> AnyChart:
     """Return the chart of a panel. `has_names` is False for a panel whose rows are named by the panel on its left."""
     own = encodings_of(panel, width, has_names)
     is_dots = panel.kind == "dots"
@@ -444,7 +444,7 @@ def encodings_of(panel: FigurePanel, width: int, has_names: bool) -> dict[str, A
     color = series_color(panel, width)
     if panel.kind == "dots":
         names = alt.Axis(ticks=False, domain=False, labels=has_names)
-        y = alt.Y("at:N", sort=panel.names, title=None, axis=names)
+        y = alt.Y("at:N", sort=[*map(str, panel.names)], title=None, axis=names)
         offset = alt.YOffset("series:N", sort=panel.series)
         return {"x": alt.X("value:Q", **value), "y": y, "yOffset": offset, "color": color}
     return {"x": number_axis(panel), "y": alt.Y("value:Q", **value), "color": color}
