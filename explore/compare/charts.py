@@ -254,7 +254,7 @@ def heat_chart() -> AnyChart:
     tooltip = ["a:N", "b:N", alt.Tooltip("loss:Q", format=".4~f"), "runs:Q"]
     rect = base.mark_rect().encode(color=color, tooltip=tooltip)
     text = base.mark_text(fontSize=11).encode(text=alt.Text("loss:Q", format=".3~f"), color=alt.value("@ink"))
-    return alt.layer(rect, text).properties(height=alt.Step(30))
+    return alt.layer(rect, text.transform_filter("isValid(datum.loss)")).properties(height=alt.Step(30))
 
 
 def parallel_chart() -> AnyChart:

@@ -600,6 +600,14 @@ def test_the_heat_map_shows_the_fields_that_are_chosen(opened, tmp_path):
     assert len(driver.find_elements(By.CSS_SELECTOR, heat)) == 6
 
 
+def test_pairs_without_runs_are_empty_in_the_heat_map(opened, tmp_path):
+    pairs = [(64, "rotary"), (64, "none"), (128, "rotary")]
+    for number, (dim, positions) in enumerate(pairs):
+        fake_run(tmp_path, "demo", number, DEFAULT.changed(dim=dim, positions=positions))
+    texts = opened().find_elements(By.CSS_SELECTOR, "figure.heat svg .mark-text.role-mark text")
+    assert len([one.text for one in texts if float(one.text) > 0]) == len(pairs)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_charts_have_the_colors_of_the_page(opened, tmp_path, scheme):
     fake_grid(tmp_path, **GRIDS["12 runs"])
