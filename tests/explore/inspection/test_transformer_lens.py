@@ -4,6 +4,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -177,7 +178,13 @@ def test_detected_heads_equal_transformer_lens(twins, excluded, monkeypatch):
 def test_heads_detected_on_several_texts_equal_transformer_lens(twins, monkeypatch):
     ours, theirs = twins
     ids = {"a": [0, 7, 3, 7, 3, 3, 11, 7, 3], "b": [0, 5, 5, 9], "c": [0, 4, 8, 4, 8, 4]}
-    monkeypatch.setattr(theirs, "to_tokens", lambda text: torch.tensor([ids[text]]))
+
+    def to_tokens(text):
+        """Theirs asks for all texts at once, for the length alone, and then for each of them."""
+        rows = [ids[one] for one in text] if isinstance(text, list) else [ids[text]]
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
+
+    monkeypatch.setattr(theirs, "to_tokens", to_tokens)
     table = detect_heads(ours, [*ids.values()])
     for kind in ("previous_token", "duplicate_token", "induction"):
         expected = detect_head(theirs, [*ids], f"{kind}_head", error_measure="mul")
