@@ -79,7 +79,7 @@ del os.environ["WHATIF_OUT"]
 assert output_root() == pathlib.Path.home() / "whatif"
 print(json.dumps(lacks))
 """
-LIBRARIES_OF_EXTRAS = {"ray", "pytorch_optimizer"}
+LIBRARIES_OF_EXTRAS = {"lm_eval", "pytorch_optimizer", "ray", "submitit"}
 # A task that a registry imports when its name is looked up.
 RUN = ["--config=test-synth", "--no-wandb", "--save", "--set=dataset_name='dyck'", "--set=task_args={}"]
 RUN += ["--set=max_seq_len=96", "--set=n_samples=300", "--set=early_stop_nsamples=128", "--set=threads=1"]
