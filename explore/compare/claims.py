@@ -39,12 +39,8 @@ from train.grid.claims import TIMES, TUNED, Claim, Comparison, Pick
 from train.grid.params import measured_column
 
 FLIPPED = {"<": ">", "<=": ">", ">": "<", ">=": "<"}  # what is seen where a comparison does not hold
-CLAIM_RANKS = {
-    "p": 4,
-    "seeds": 3,
-    "expected": 2,
-    "run on": 1,
-}  # of columns that a narrow terminal may leave out
+# Columns that a narrow terminal may leave out, the highest rank first.
+CLAIM_RANKS = {"p": 4, "seeds": 3, "expected": 2, "run on": 1}
 NUMBER_CELLS = ("seeds", "p")  # columns that are aligned on the right
 CONSTANT = 1e-9  # numbers over seeds count as equal up to this share of their mean
 
