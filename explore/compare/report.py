@@ -96,19 +96,21 @@ def report(
 ) -> Page | None:
     """Compare the runs saved under saved-models/{name}/, and write results.csv, report.html and report.md to reports/{name}/.
 
-    Print a table and the verdicts, and before them those on the claims of the config of this name. A notebook shows the returned page as a cell's value. `out` is the output root
-    (`--out`). `style="paper"` also writes each chart to reports/{name}/figures/ as PDF and SVG, as wide as a column of a
-    paper. `options` are keyword arguments of compare(). Raise NoRuns, a ValueError, if no run is complete. Return None
-    if the libraries of the charts are missing: then there is no page.
+    Print the verdicts on the claims of the config of this name, a table and the verdicts on its variants. A notebook shows the
+    returned page as a cell's value. `out` is the output root (`--out`). `style="paper"` also writes each chart to
+    reports/{name}/figures/ as PDF and SVG, as wide as a column of a paper. `options` are keyword arguments of compare().
+    Raise NoRuns, a ValueError, if no run is complete. Return None if the libraries of the charts are missing: then there
+    is no page.
     """
     root = output_root(out)
-    table = results(name, out)
+    rows = rows_of_folders(folders_of(name, root))
+    table = tidy(rows)
     status = table[measured_column("status")]
     if not (status == "complete").any():
         others = f"; {with_plural(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
         folder = root / "saved-models" / name
         raise NoRuns(f"there are no saved runs in {folder}{others} (train with --save to keep runs)")
-    if claims := claims_about(name, root):
+    if claims := claims_about(name, rows, root):
         document.add(claims=[one.entry() for one in claims])
         print_message(table_of_claims(claims))
     page = write_report(table, name, root, options, claims=claims)
@@ -117,8 +119,8 @@ def report(
     return page
 
 
-def claims_about(name: str, root: Path) -> list[ClaimVerdict]:
-    """Return the verdicts on the claims of config `name` by its saved runs. There are none if the config is gone or has errors.
+def claims_about(name: str, rows: Sequence[RunRow], root: Path) -> list[ClaimVerdict]:
+    """Return the verdicts on the claims of config `name` by its runs. There are none if the config is gone or has errors.
 
     Of runs with other values of fields than today's config, those count only if no run has today's values.
     """
@@ -126,7 +128,7 @@ def claims_about(name: str, root: Path) -> list[ClaimVerdict]:
         read = expand_grid(config_files(name, CONFIGS))
     except GridError:
         return []
-    rows, verdicts = rows_of_folders(folders_of(name, root)), []
+    verdicts = []
     for part in read:
         claims = [] if part.errors.lines else part.expectations.claims
         if claims:
