@@ -314,8 +314,8 @@ def judge_claims(
     from explore.compare.report import rows_of_grid
 
     for config, one in expected.items():
-        own = [(run.params, end) for run, end in zip(runs, outcomes, strict=False) if run.config == config]
-        rows = rows_of_grid([params for params, _ in own], [end for _, end in own])
+        own = [(run, end) for run, end in zip(runs, outcomes, strict=False) if run.config == config]
+        rows = rows_of_grid([run for run, _ in own], [end for _, end in own])
         rows = fill_metrics(one.claims, rows, out)
         claim_results.rows.extend(rows)
         claim_results.verdicts.extend(judge_all(one.claims, rows))
@@ -341,10 +341,9 @@ def save_report(
     from explore.compare.report import report_grid
 
     try:
-        params, options = [run.params for run in runs], report_options(args)
-        prints = args.against is None
+        options, prints = report_options(args), args.against is None
         name = runs_folder(args.config)
-        report_grid(name, params, outcomes, call.out, prints=prints, claims=verdicts, **options)
+        report_grid(name, runs, outcomes, call.out, prints=prints, claims=verdicts, **options)
     except (OSError, ValueError) as error:
         log.error(f"no report: {error}")
 
@@ -364,7 +363,7 @@ def say_noise(runs: Sequence[Run], outcomes: "Sequence[Outcome]") -> None:
     from explore.compare.noise import noise, noise_table
     from explore.compare.report import rows_of_grid
 
-    found = noise(rows_of_grid([run.params for run in runs], outcomes))
+    found = noise(rows_of_grid(runs, outcomes))
     document.add(noise=found)
     log.info(noise_table(found))
     log.info(

@@ -4,12 +4,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from explore.compare.code import CodeOfRun, changes_between
+from explore.compare.pairs import first_difference, losses_of_batches
 from train.grid.params import SECTION_OF
 from train.saving.code import differing_files
 from train.saving.run_folder import find_run, read_about, read_params
 from train.saving.weights import regular_file
-from train.stats import Stat, Stats
+from train.stats import Stats
 
 LOSS = "stat/train_loss:main"
 
@@ -63,16 +66,6 @@ def changed_data(abouts: Sequence[Mapping[str, object]]) -> str:
 
 def parting_step(folders: list[Path]) -> int | None:
     """Return the first step at which the training losses differ. Steps that only one run trained do not count."""
-    losses = [
-        losses_by_step(Stats.load(regular_file(folder / "stats.json")).train_stats) for folder in folders
-    ]
-    shared = sorted(losses[0].keys() & losses[1].keys())
-    return next((step for step in shared if losses[0][step] != losses[1][step]), None)
-
-
-def losses_by_step(stats: Mapping[str, list[Stat]]) -> dict[int, list[float]]:
-    """Return the losses of the batches of each step. NaN becomes infinite, so that two of them are equal."""
-    found: dict[int, list[float]] = {}
-    for stat in stats.get(LOSS, []):
-        found.setdefault(stat.s, []).append(stat.v if stat.v == stat.v else float("inf"))
-    return found
+    all_stats = [Stats.load(regular_file(folder / "stats.json")).train_stats for folder in folders]
+    one, other = (losses_of_batches(stats.get(LOSS, [])) for stats in all_stats)
+    return first_difference(one[np.isin(one[:, 0], other[:, 0])], other[np.isin(other[:, 0], one[:, 0])])

@@ -109,6 +109,24 @@ def test_a_later_report_judges_the_claims_again(reproduce, tmp_path):
     assert (code, output.count("holds")) == (0, 3), "runs with other values of fields do not count"
 
 
+def test_claims_find_runs_of_earlier_grids_by_their_variants_of_today(reproduce, tmp_path, monkeypatch):
+    assert reproduce("--reproduce=tiny")[0] == 0
+    variants = """Grid
+variants = {"one layer": {"n_layers": 1}, "two layers": {"n_layers": 2}}
+
+Expect"""
+    changed = CONFIG.replace("n_layers = [1, 2]\n", "").replace("Expect", variants)
+    for n, name in enumerate(("one layer", "two layers"), 1):
+        changed = changed.replace(f"(n_layers={n})", f"(variant='{name}')")
+    monkeypatch.setattr("tests.test_reproduce.CONFIG", changed)
+    code, output = reproduce("--reproduce=tiny", loss="val_loss(variant='one layer') < 100")
+    assert output.count("finished earlier") >= 4
+    assert len(re.findall("holds", output)) == 3
+    assert code == 0
+    page = (tmp_path / "out" / "reports" / "reproduce" / "tiny" / "report.md").read_text()
+    assert "| two layers |" in page
+
+
 def test_a_kept_curve_is_short_and_ends_with_the_last_validation(tmp_path):
     stats = Stats()
     for step in range(1, 102):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from explore.compare.pairs import losses_by_batch
+from explore.compare.pairs import sortable_losses
 from explore.compare.variants import RunRow, Variant, measured
 from explore.compare.verdicts import ALPHA
 from train.saving.weights import regular_file
@@ -41,7 +41,7 @@ class RunCurves(NamedTuple):
     """The curves of one run."""
 
     stats: RunStats  # at most MAX_RUN_POINTS values of each
-    batches: bytes  # all training losses, as `losses_by_batch` returns them
+    batches: bytes  # all training losses, as `sortable_losses` returns them
 
 
 class Curves(NamedTuple):
@@ -84,7 +84,7 @@ def read_stats(run: RunRow) -> RunStats:
 def curves_of_stats(found: RunStats) -> RunCurves:
     """Return the curves of a run from all of its statistics."""
     stats = {name: thinned(values) for name, values in found.items()}
-    return RunCurves(stats, losses_by_batch(found.get(TRAINING, [])))
+    return RunCurves(stats, sortable_losses(found.get(TRAINING, [])))
 
 
 def thinned(values: Sequence[Stat], n: int = MAX_RUN_POINTS) -> list[Stat]:

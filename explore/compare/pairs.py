@@ -14,19 +14,20 @@ MAX_ALL_CHANGES = 400_000  # characters of all these diffs together
 Parting = tuple[int, int, int | None]
 
 
-def losses_by_batch(values: Sequence[Stat]) -> bytes:
-    """Return the step and the training loss of every batch, so that equal losses give equal bytes.
-
-    Return b"" if steps are missing, as in a long run that still trains. NaN becomes infinite, so that two of them are equal.
-    """
+def losses_of_batches(values: Sequence[Stat]) -> np.ndarray:
+    """Return the step and the training loss of every batch [batch, 2]. NaN becomes infinite, so that two of them are equal."""
     losses = np.array([(stat.s, stat.v) for stat in values]).reshape(-1, 2)
-    if (np.diff(losses[:, 0]) > 1).any():
-        return b""
-    return np.where(np.isnan(losses), np.inf, losses).tobytes()
+    return np.where(np.isnan(losses), np.inf, losses)
+
+
+def sortable_losses(values: Sequence[Stat]) -> bytes:
+    """Return `losses_of_batches` as bytes, or b"" if steps are missing, as in a long run that still trains."""
+    losses = losses_of_batches(values)
+    return b"" if (np.diff(losses[:, 0]) > 1).any() else losses.tobytes()
 
 
 def partings(losses: Sequence[bytes]) -> list[Parting]:
-    """Return the runs sorted by their losses, as `losses_by_batch` returns them; leave out runs without any.
+    """Return the runs sorted by their losses, as `sortable_losses` returns them; leave out runs without any.
 
     Two runs part at the first step at which any two neighbors between them do. They never part if that is None, or if it
     comes after the last step of one of them. So N entries tell this of all N * (N - 1) / 2 pairs.

@@ -3,7 +3,6 @@
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -33,7 +32,8 @@ from explore.compare.verdicts import (
 from explore.html import Page
 from explore.load import row_of_folder
 from train.document import document
-from train.grid.expand import CONFIGS, GridError, config_files, expand_grid
+from train.grid.config_text import VARIANT
+from train.grid.expand import CONFIGS, FileOfGrid, GridError, config_files, expand_grid
 from train.grid.params import SECTION_OF, Params, measured_column
 from train.grid.run import Run
 from train.logs import link_to, print_message
@@ -98,7 +98,8 @@ def report(
 
     Print the verdicts on the claims of the config of this name, a table and the verdicts on its variants. A notebook shows the
     returned page as a cell's value. `out` is the output root (`--out`). `style="paper"` also writes each chart to
-    reports/{name}/figures/ as PDF and SVG, as wide as a column of a paper. `options` are keyword arguments of compare().
+    reports/{name}/figures/ as PDF and SVG, as wide as a column of a paper. `options` are keyword arguments of
+    compare(); the first run of the config is the baseline.
     Raise NoRuns, a ValueError, if no run is complete. Return None if the libraries of the charts are missing: then there
     is no page.
     """
@@ -110,32 +111,43 @@ def report(
         others = f"; {with_plural(len(table), 'run')} there: {status.iloc[0]}" if len(table) else ""
         folder = root / "saved-models" / name
         raise NoRuns(f"there are no saved runs in {folder}{others} (train with --save to keep runs)")
-    if claims := claims_about(name, rows, root):
+    files = files_of_config(name)
+    if claims := claims_about(files, rows, root):
         document.add(claims=[one.entry() for one in claims])
         print_message(table_of_claims(claims))
-    page = write_report(table, name, root, options, claims=claims)
+    compared = table.iloc[in_order_of_config(files, rows)]
+    page = write_report(table, name, root, options, claims=claims, compared=compared)
     if style == "paper" and page is not None:
         write_paper_figures(page, root / "reports" / name / "figures")
     return page
 
 
-def claims_about(name: str, rows: Sequence[RunRow], root: Path) -> list[ClaimVerdict]:
-    """Return the verdicts on the claims of config `name` by its runs. There are none if the config is gone or has errors.
+def claims_about(files: Sequence[FileOfGrid], rows: Sequence[RunRow], root: Path) -> list[ClaimVerdict]:
+    """Return the verdicts on the claims of a config by its runs.
 
     Of runs with other values of fields than today's config, those count only if no run has today's values.
     """
-    try:
-        read = expand_grid(config_files(name, CONFIGS))
-    except GridError:
-        return []
     verdicts = []
-    for part in read:
-        claims = [] if part.errors.lines else part.expectations.claims
-        if claims:
+    for part in files:
+        if claims := part.expectations.claims:
             places = places_in_grid([run.params for run in part.runs], rows)
             of_today = [row for row, place in zip(rows, places, strict=True) if place < len(part.runs)]
             verdicts += judge_all(claims, fill_metrics(claims, of_today or rows, root))
     return verdicts
+
+
+def files_of_config(name: str) -> list[FileOfGrid]:
+    """Return the files of config `name` that have no errors. There are none if the config is gone."""
+    try:
+        read = expand_grid(config_files(name, CONFIGS))
+    except GridError:
+        return []
+    return [part for part in read if not part.errors.lines]
+
+
+def in_order_of_config(files: Sequence[FileOfGrid], rows: Sequence[RunRow]) -> list[int]:
+    """Return the numbers of the rows, those of a config's runs first and in its order."""
+    return in_order(places_in_grid([run.params for part in files for run in part.runs], rows))
 
 
 def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> None:
@@ -150,17 +162,19 @@ def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOpt
     page = root / "reports" / name / "report.html"
     page.parent.mkdir(parents=True, exist_ok=True)
     print_message(link_to(page, "watch: "))
-    started, was_training = time.monotonic(), False
+    files, started, was_training = files_of_config(name), time.monotonic(), False
     while True:
         began = time.monotonic()
-        table = results(name, out)
+        rows = rows_of_folders(folders_of(name, root))
+        table = tidy(rows)
         status = table[measured_column("status")]
         trains = bool((status == "training").any())
         if not trains and (was_training or began - started > MAX_WAIT_SECONDS):
             break
         was_training = trains
         if len(table):
-            write_page(page, name, table, *comparisons_so_far(table, options), refresh=REFRESH_SECONDS)
+            compared = comparisons_so_far(table.iloc[in_order_of_config(files, rows)], options)
+            write_page(page, name, table, *compared, refresh=REFRESH_SECONDS)
         time.sleep(max(REFRESH_SECONDS, 2 * (time.monotonic() - began)))
     report(name, out, **options)
 
@@ -194,7 +208,7 @@ def comparisons_so_far(table: pd.DataFrame, options: CompareOptions) -> Comparis
 
 def report_grid(
     name: str,
-    runs: Sequence[Params],
+    runs: Sequence[Run],
     outcomes: Sequence[Outcome],
     root: Path,
     *,
@@ -209,29 +223,28 @@ def report_grid(
     stand at its top. Without `prints`, only the report's place is printed.
     `options` are keyword arguments of compare().
     """
-    saved = folders_of(name, root) | {one.folder for one in outcomes if one.folder is not None}
-    rows, failed = rows_of_folders(saved), []
-    for params, outcome in zip(runs, outcomes, strict=False):
+    own = {one.folder: run for run, one in zip(runs, outcomes, strict=False) if one.folder is not None}
+    saved = sorted(folders_of(name, root) | own.keys(), key=lambda folder: folder.name)
+    rows = [row_of_own(own[folder], folder) if folder in own else row_of_folder(folder) for folder in saved]
+    failed = []
+    for run, outcome in zip(runs, outcomes, strict=False):
         if outcome.folder is None and outcome.failed:
-            failed.append(row_of_unsaved(params, outcome))
-            rows = [row for row in rows if not is_remnant(row, params)]
+            failed.append(row_of_unsaved(run, outcome))
+            rows = [row for row in rows if not is_remnant(row, run.params)]
     rows += failed
-    table, places = tidy(rows), places_in_grid(runs, rows)
+    table, places = tidy(rows), places_in_grid([run.params for run in runs], rows)
     if prints and (n_others := places.count(len(runs))):
         print_message(
             f"the report includes {with_plural(n_others, 'saved run')} that this grid does not have"
         )
-    order = sorted(range(len(rows)), key=places.__getitem__)
-    return write_report(table, name, root, options, prints=prints, claims=claims, compared=table.iloc[order])
+    compared = table.iloc[in_order(places)]
+    return write_report(table, name, root, options, prints=prints, claims=claims, compared=compared)
 
 
 def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOptions) -> None:
     """Raise ValueError if the report of a grid that is about to run cannot have these options, such as its baseline."""
     ended = Outcome(Ending.FINISHED, values={"val_loss": 1.0})
-    rows = [
-        row_of_unsaved(run.params, replace(ended, values={**ended.values, **measured_variant(run)}))
-        for run in runs
-    ]
+    rows = [row_of_unsaved(run, ended) for run in runs]
     compare_variants(tidy(rows_of_folders(folders_of(name, root)) + rows), **options)
 
 
@@ -245,28 +258,40 @@ def places_in_grid(runs: Sequence[Params], rows: Sequence[RunRow]) -> list[int]:
     return [places.get(key(row), len(runs)) for row in rows]
 
 
+def in_order(places: Sequence[int]) -> list[int]:
+    """Return the numbers of the rows that have these places, sorted by place."""
+    return sorted(range(len(places)), key=places.__getitem__)
+
+
 def is_remnant(row: RunRow, params: Params) -> bool:
     """Return True if `row` is an incomplete folder of a run with these params."""
     return measured(row, "status") != "complete" and params.flat().items() <= row.items()
 
 
-def rows_of_grid(runs: Sequence[Params], outcomes: Sequence[Outcome]) -> list[RunRow]:
+def rows_of_grid(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> list[RunRow]:
     """Return the rows of this call's runs that have a result or failed. Read saved runs from their folders."""
     rows = [
-        row_of_unsaved(params, outcome) if outcome.folder is None else row_of_folder(outcome.folder)
-        for params, outcome in zip(runs, outcomes, strict=False)
+        row_of_unsaved(run, outcome) if outcome.folder is None else row_of_own(run, outcome.folder)
+        for run, outcome in zip(runs, outcomes, strict=False)
         if "n_params" in outcome.values or outcome.failed
     ]
     return with_code_labels(rows)
 
 
-def row_of_unsaved(params: Params, outcome: Outcome) -> RunRow:
+def row_of_own(run: Run, folder: Path) -> RunRow:
+    """Return the row of a saved run of this grid. A run that another grid has trained takes its variant's name from this one."""
+    row = row_of_folder(folder)
+    row.pop(measured_column(VARIANT), None)
+    return row | row_of(measured_variant(run))
+
+
+def row_of_unsaved(run: Run, outcome: Outcome) -> RunRow:
     """Return the row of a run of this call that has no folder, but a result or a failure."""
     status = outcome.stopped if outcome.failed else "complete"
     version = code_of_this_process()
-    code = CodeOfRun(version.hashes(params), version.subject, bool(version.diff), version.code.text_id)
+    code = CodeOfRun(version.hashes(run.params), version.subject, bool(version.diff), version.code.text_id)
     known = {"timestamp": "", "status": status, CODE: code}
-    return row_of({**outcome.as_row(), **known}, params)
+    return row_of({**outcome.as_row(), **measured_variant(run), **known}, run.params)
 
 
 def write_report(
@@ -277,14 +302,14 @@ def write_report(
     *,
     prints: bool = True,
     claims: Sequence[ClaimVerdict] = (),
-    compared: pd.DataFrame | None = None,
+    compared: pd.DataFrame,
 ) -> Page | None:
     """Write results.csv, report.html and report.md to reports/{name}/, print the comparison, and return the page.
 
     `compared` is the table with its rows in another order: the first variant is the baseline. With `by` in `options`,
     the main effect of that field is printed, and stands at the top of the page.
     """
-    variants, comparison, effect = comparisons(table if compared is None else compared, options)
+    variants, comparison, effect = comparisons(compared, options)
     folder = root / "reports" / name
     folder.mkdir(parents=True, exist_ok=True)
     write_csv(table, folder / "results.csv")

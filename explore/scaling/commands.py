@@ -90,7 +90,7 @@ def refuse_transfer(runs: Sequence[Run]) -> None:
 
 def check_transfer(runs: Sequence[Run], outcomes: Sequence[Outcome]) -> ScalingReport:
     """Judge the transfer of the learning rate in a grid that has just run."""
-    return transfer_report(tidy(rows_of_grid([run.params for run in runs], outcomes)))
+    return transfer_report(tidy(rows_of_grid(runs, outcomes)))
 
 
 def transfer_of_saved(name: str, out: str | None) -> ScalingReport:

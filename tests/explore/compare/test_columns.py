@@ -17,6 +17,7 @@ from explore.scaling.transfer import transfer_report
 from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
 from tests.explore.compare.test_report import rows_of
 from train.grid.params import SECTION_OF, measured_column
+from train.grid.run import Run
 from train.launch.tables import settings_of
 from train.saving.outcome import Ending, Outcome
 from train.saving.provenance import code_id, code_of_this_process
@@ -81,7 +82,7 @@ def test_the_report_of_a_grid_equals_that_of_its_folders(tmp_path, capsys):
     for folder in folders:
         change(folder, summary={"threads": 2}, code=code_of_this_process().hashes(params[0]))
     fail(folders[5], None)  # its folder stayed incomplete: a killed process cannot write why
-    report_grid("demo", params, outcomes, tmp_path)
+    report_grid("demo", [Run(one, {}, "demo") for one in params], outcomes, tmp_path)
     of_grid = rows_of(tmp_path / "reports" / "demo" / "results.csv")
     partial = folders[5].with_name(f"{folders[5].name}.partial")
     about = json.loads((partial / "about.json").read_text()) | {"failed": "RuntimeError: no memory"}
@@ -278,7 +279,7 @@ def test_transfer_of_a_grid_reads_saved_runs_and_takes_others_as_they_are(tmp_pa
     change(folder, code=OLD)
     saved = Outcome(Ending.FINISHED, values={"n_params": 1}, folder=folder)
     plain = Outcome(Ending.FINISHED, values={"n_params": 1, "val_loss": 2.0})
-    rows = rows_of_grid([DEFAULT, DEFAULT, DEFAULT], [saved, plain, Outcome(Ending.NOT_RUN)])
+    rows = rows_of_grid([Run(DEFAULT, {}, "demo")] * 3, [saved, plain, Outcome(Ending.NOT_RUN)])
     saved_code, own_code = (row["code"] for row in rows)
     assert saved_code == "first" != own_code
 

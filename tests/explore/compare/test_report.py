@@ -15,12 +15,14 @@ from scipy import stats
 
 import main
 import model_explorer
+from explore.compare import report as report_module
 from explore.compare.curves import TRAINING, VALIDATION, average_curves, read_curves, thinned
 from explore.compare.report import report_grid
 from explore.compare.variants import gather
 from explore.load import runs
 from tests.explore.compare.fake_runs import DEFAULT, fake_grid, fake_run
 from train import run as train_run
+from train.grid.run import Run
 from train.saving.outcome import Ending, Outcome
 from train.stats import Stat
 
@@ -254,8 +256,8 @@ def test_the_report_after_a_grid_shows_the_saved_runs_of_earlier_calls_too(tmp_p
         Outcome(Ending.FAILED, "OSError: disk", {"wall_seconds": 1.0}),
         Outcome(Ending.INTERRUPTED),
     ]
-    params = [DEFAULT.changed(random_seed=seed) for seed in (9, 8, 10, 11)]
-    page = report_grid("demo", params, outcomes, tmp_path)
+    grid = [Run(DEFAULT.changed(random_seed=seed), {}, "demo") for seed in (9, 8, 10, 11)]
+    page = report_grid("demo", grid, outcomes, tmp_path)
     listed = [run["id"] for run in document_of(page.html)["runs"]]
     assert len(set(listed)) == len(listed)
     assert "unsaved run" in listed[-1]
@@ -396,8 +398,25 @@ def test_the_baseline_is_the_first_variant_of_the_grid_whatever_was_saved_before
     ]
     folders = [fake_run(tmp_path, "demo", 10 - i, one) for i, one in enumerate(params)]  # not in this order
     outcomes = [Outcome(Ending.FINISHED, values={"n_params": 1}, folder=folder) for folder in folders]
-    report_grid("demo", params, outcomes, tmp_path)
+    report_grid("demo", [Run(one, {}, "demo") for one in params], outcomes, tmp_path)
     page = (tmp_path / "reports" / "demo" / "report.md").read_text()
     [baseline] = [line for line in page.splitlines() if line.endswith("| baseline |")]
     assert "positions=none" in baseline
     assert "includes 1 saved run that this grid does not have" in capsys.readouterr().out
+
+
+def test_the_baseline_of_a_saved_report_is_the_first_variant_of_the_config(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_module, "CONFIGS", tmp_path)
+    fake_grid(tmp_path, positions=["rotary", "none"], random_seed=[0, 1, 2])
+
+    def baseline() -> str:
+        model_explorer.report("demo", out=str(tmp_path))
+        page = (tmp_path / "reports" / "demo" / "report.md").read_text()
+        [line] = [line for line in page.splitlines() if line.endswith("| baseline |")]
+        return line
+
+    assert "positions=rotary" in baseline(), "saved first"
+    (tmp_path / "demo.txt").write_text(
+        'ModelParams\npositions = ["none", "rotary"]\nTrainParams\nrandom_seed = [0, 1, 2]\n'
+    )
+    assert "positions=none" in baseline()

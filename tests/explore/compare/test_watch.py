@@ -167,6 +167,15 @@ def test_the_answer_is_that_of_the_report_with_the_same_options(
     assert answer in after
 
 
+def test_the_baseline_is_that_of_the_report(tmp_path, pages_while_a_run_trains, monkeypatch):
+    monkeypatch.setattr(report_module, "CONFIGS", tmp_path)
+    (tmp_path / "demo.txt").write_text('ModelParams\npositions = ["none", "learned", "rotary"]\n')
+    fake_grid(tmp_path, positions=["learned", "rotary", "none"])
+    before, after = map(answer_of, pages_while_a_run_trains())
+    assert before == after
+    assert "Against the baseline <q>positions=none</q>" in after
+
+
 def test_options_that_do_not_fit_yet_are_named_on_the_page(tmp_path, pages_while_a_run_trains, capsys):
     fake_grid(tmp_path, positions=["learned", "rotary"], random_seed=[0, 1])
     with pytest.raises(ValueError, match="there is no variant 'positions=none'"):
