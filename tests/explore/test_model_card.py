@@ -1,10 +1,10 @@
 """The card of a model: what it says of a run and its seeds, and its metadata as the hub reads them."""
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from huggingface_hub import ModelCard
 from scipy import stats
 
@@ -81,7 +81,7 @@ def test_a_card_has_data_fields_and_code(folders, tmp_path):
         "`max_seq_len`": "`16`",
     }
     assert f"Commit `{'a' * 40}`" in card
-    assert f"torch {torch.__version__}" in card
+    assert f"torch {version('torch')}" in card
 
 
 def test_a_card_of_a_checkpoint_says_that_the_numbers_are_of_the_end(folders, tmp_path):

@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 import main
+from data import corpora
 from explore.load import runs
 from tests.marks import all_slow_but
 from tests.train.killed import KILLS, forked, killed_at
+from tests.train.test_mixture import TEXTS
 from train.saving.run_folder import RESUME_FILE, find_run
 from train.stats import Stats
 from train.trainer import LMTrainer
@@ -81,6 +83,13 @@ KINDS = {
         "eval_sets={'long': {'n_samples': 20, 'task_args': {'min_length': 9, 'max_length': 10}}}",
         "eval_every=2",
     ],
+    "a mixture of texts": [
+        "dataset_name={'abc': 3, 'defg': 1}",
+        "task_args={}",
+        "n_samples=10_000",
+        "val_pct=20.0",
+        "tokenizer_source_name='char'",
+    ],
     "experts balanced by biases": ["n_experts=4", "balance='bias'", "dim_ff=16"],
     "masked, seeing both sides": ["causal=False", "objective='masked'", "mask_frac=0.3"],
     "recurrent, in bf16, with weights kept": [
@@ -95,6 +104,8 @@ KINDS = {
 def call(tmp_path, monkeypatch):
     """main.py with the config above, in this process; gives the exit code."""
     (tmp_path / "trial.txt").write_text(CONFIG)
+    for name, documents in TEXTS.items():
+        monkeypatch.setitem(corpora.corpora, name, lambda documents=documents: iter(documents))
     monkeypatch.setattr(main, "CONFIGS", tmp_path)
 
     def call(*fields, out="out", options=("--resume",)):

@@ -68,6 +68,18 @@ EXACT, ROUNDED = {"rtol": 1e-9, "atol": 1e-11}, {"rtol": 1e-3, "atol": 1e-5}
 IN_FLOAT32 = {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}
 
 
+MIXTURE = {
+    "dataset_name": {"sotu": 3, "pydoc": 1},
+    "debug_crop": 20,
+    "task_args": {},
+    "n_samples": 100_000,
+    "max_seq_len": 32,
+    "epochs": None,
+    "max_steps": 12,
+    "val_every": 6,
+}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "close", "fields"),
@@ -75,6 +87,7 @@ IN_FLOAT32 = {"precision": "32-true", "optimizer": "sgd", "lr": 0.1}
         pytest.param("ddp", EXACT, {}, marks=pytest.mark.ci),
         ("ddp", EXACT, {"n_experts": 4, "dim_ff": 16, "balance": "'bias'"}),
         ("ddp", EXACT, {"compile": True}),
+        ("ddp", EXACT, MIXTURE),
         ("ddp", EXACT, {"beta2_half_life": 500.0}),
         ("fsdp", ROUNDED, IN_FLOAT32),
         ("fsdp", ROUNDED, {"n_experts": 4, "dim_ff": 16, "balance": "'bias'", **IN_FLOAT32}),

@@ -3,6 +3,7 @@
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_a_loaded_run_is_the_saved_one(tmp_path, model_params):
     assert loaded.about["summary"] == {"val_loss": 0.5}
     assert loaded.about["command"] == ["main.py", "--save"]
     assert loaded.about["timestamp"] == "2024-04-22--16-17-00"
-    assert loaded.about["versions"]["torch"] == torch.__version__
+    assert loaded.about["versions"]["torch"] == version("torch")
 
 
 def test_shared_weights_are_saved_once_and_shared_again(tmp_path):
