@@ -1,10 +1,10 @@
 """The Python of README and docs, block after block: on runs trained here, and on small random models where hub names stand."""
 
+import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import pytest
@@ -12,9 +12,9 @@ import torch
 
 import main
 import model_explorer
+from common.registry import Registry
 from model import context
 from tests.model.hf.hf_models import random_hf
-from train import schedules
 
 ROOT = Path(__file__).resolve().parents[1]
 FIRST = [ROOT / "README.md", ROOT / "docs" / "getting-started.md"]  # later pages use what these define
@@ -30,14 +30,15 @@ IDS = {"bos_token_id": 50256, "eos_token_id": 50256}
 
 
 @contextmanager
-def restored(registry: dict[str, Any]) -> Iterator[None]:
-    """Remove what the block adds to a registry, in which others look things up."""
-    before = dict(registry)
+def restored_registries() -> Iterator[None]:
+    """Remove what the block adds to any registry, in which others look things up."""
+    before = [(one, dict(one)) for one in gc.get_objects() if type(one) is Registry]
     try:
         yield
     finally:
-        registry.clear()
-        registry.update(before)
+        for registry, entries in before:
+            registry.clear()
+            registry.update(entries)
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +53,7 @@ def names(gpt2_tokenizer, tmp_path_factory):
         gpt2_tokenizer.save_pretrained(root / name)
     few = ["n_samples=2000", "early_stop_nsamples=640", "checkpoint_every=10", "threads=1"]
     options = ["--no-wandb", "--save", *(part for field in few for part in ("--set", field))]
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        restored(context.layer_kinds),
-        restored(schedules.schedules),
-    ):
+    with pytest.MonkeyPatch.context() as patch, restored_registries():
         patch.chdir(root)  # transformers prefers folders to the hub
         patch.setenv("WHATIF_OUT", str(root))
         torch.set_num_threads(1)
