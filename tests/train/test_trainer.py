@@ -154,8 +154,8 @@ def test_frozen_parameters_stay_and_others_move(tmp_path):
             "lr_schedule='cosin' is not registered; did you mean 'cosine'? there are: constant, linear, cosine, wsd, cooldown, cyclic, plateau",
         ),
         (
-            {"optimizer": "adam"},
-            "optimizer='adam' is not registered; did you mean 'adamw'? there are: adamw, sgd, muon",
+            {"optimizer": "muom"},
+            "optimizer='muom' is not registered; did you mean 'muon'? there are: adamw, sgd, muon",
         ),
         ({"precision": "16-mixed"}, "precision='16-mixed' needs a GPU"),
         (
