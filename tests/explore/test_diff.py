@@ -52,9 +52,9 @@ def test_the_first_step_whose_losses_differ_is_found(pair):
         losses[7][3] += 1e-6
         losses[9][3] = float("nan")
 
-    found = pair(stats=other_loss)
-    stats = pair(stats=lambda stats: None)
-    assert found.first_step == stats.first_step > 0
+    steps: list[int] = []
+    found = pair(stats=lambda stats: (steps.append(stats["stat/train_loss:main"][7][0]), other_loss(stats)))
+    assert [found.first_step] == steps
     assert f"training losses first differ at step {found.first_step}" in str(found)
 
 

@@ -102,7 +102,11 @@ def test_losses_by_position_and_any_numbers(lm):
     numbers = torch.arange(6.0).reshape(2, 3)
     assert only_panel(numbers).rows == ["0", "1"]
     assert only_panel(numbers, lm, "ab").columns == ["<", "a", "b"]
-    assert heatmap(numbers, center=2).limit == 3
+    page = heatmap(numbers, center=2)
+    assert page.limit == 3
+    cells = re.findall(r'<td class="(\w+)[^"]*" style="--a:([\d.]+)" data-v="(\d)"', page.html)
+    shares = ["0.667", "0.333", "0", "0.333", "0.667", "1"]
+    assert cells == [("up" if i >= 2 else "down", share, str(i)) for i, share in enumerate(shares)]
     with pytest.raises(ValueError, match="has no numbers"):
         heatmap(pd.DataFrame({"token": ["a"]}))
     with pytest.raises(TypeError, match="must be a table, a Series or a tensor, not list"):
