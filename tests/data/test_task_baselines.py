@@ -14,6 +14,7 @@ from data.recall_tasks import lasting_values
 from data.state_tracking import elements_of, product
 from data.syntheticdata import read_marks, tasks
 from docs.generate import DOCS
+from train.grid.expand import CONFIGS, config_files, read_grid
 
 N_SAMPLES = 200
 END = ""  # the end of the sequence
@@ -179,6 +180,12 @@ def test_the_table_has_every_task_from_a_paper():
     plain = {"copy", "maskedcopy", "reverse", "sort", "doublehistogram", "numbersort", "parity"}
     named = {task_and_arguments(call)[0] for call in calls}
     assert named == set(tasks) - plain - {"modular_addition"}
+
+
+def test_the_table_names_the_runs_that_measure_its_minutes():
+    runs = read_grid(config_files("paper-tasks", CONFIGS))
+    measured = [(run.params.data.dataset_name, run.params.data.task_args) for run in runs]
+    assert [*map(task_and_arguments, SHORTCUTS)] == [*measured[:-1], ("adder_board_test", {}), measured[-1]]
 
 
 @pytest.mark.parametrize("call", SHORTCUTS)

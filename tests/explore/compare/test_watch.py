@@ -59,7 +59,7 @@ def test_the_page_follows_a_run_until_it_ends(tmp_path, hurried):
     stats.drain()
     write_live_stats(stats, folder.path)
     page = tmp_path / "reports" / "demo" / "report.html"
-    watching = threading.Thread(target=watch_report, args=("demo", str(tmp_path)))
+    watching = threading.Thread(target=watch_report, args=("demo", str(tmp_path)), daemon=True)
     watching.start()
     document = wait_for(lambda: page.exists() and document_of(page.read_text()))
     [run] = document["runs"]
