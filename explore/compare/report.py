@@ -99,7 +99,7 @@ def report(
     Print the verdicts on the claims of the config of this name, a table and the verdicts on its variants. A notebook shows the
     returned page as a cell's value. `out` is the output root (`--out`). `style="paper"` also writes each chart to
     reports/{name}/figures/ as PDF and SVG, as wide as a column of a paper. `options` are keyword arguments of
-    compare(); the first run of the config is the baseline.
+    compare(). The default baseline is the first variant of the config, if there is one of this name.
     Raise NoRuns, a ValueError, if no run is complete. Return None if the libraries of the charts are missing: then there
     is no page.
     """
