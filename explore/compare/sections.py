@@ -319,11 +319,11 @@ def section(title: str, body: str) -> str:
 
 
 def verdicts(part: ReportPart) -> str:
-    """Return a sentence that counts the better, worse and indistinguishable variants."""
+    """Return a sentence that counts the variants that are better, worse, or neither for sure."""
     counts = Counter(kind_of(row["verdict"]) for row in part.rows)
     phrases = [f"<b class={kind}>{counts[kind]} {kind}</b>" for kind in ("better", "worse") if counts[kind]]
     if counts["unclear"]:
-        phrases.append(f"<b class=unclear>{counts['unclear']} indistinguishable</b>")
+        phrases.append(f"<b class=unclear>{counts['unclear']} cannot be told</b>")
     if not phrases or part.baseline is None:
         return "<p>There is nothing to compare.</p>"
     return f"<p>Against the baseline <q>{escape(part.rows[part.baseline]['variant'])}</q>: {', '.join(phrases)}.</p>"
