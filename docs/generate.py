@@ -24,6 +24,7 @@ from explore.compare.claims import table_of_claims
 from explore.compare.reproductions import Reproduction, all_reproductions, read_reproduction
 from explore.compare.reproductions_page import FIGURES, page_part
 from explore.compare.reproductions_page import figures as figures_of
+from main import RECORDS
 from model.context import layer_kinds as all_layer_kinds
 from model.lm import LM  # noqa: F401  (it registers the layer kinds)
 from model.per_layer import PerLayer
@@ -38,7 +39,6 @@ from train.optimizers import optimizers as registered_optimizers
 from train.schedules import schedules as registered_schedules
 
 DOCS = REPOSITORY / "docs"
-RECORDS = REPOSITORY / "reproductions"
 PACKAGES = ("common", "data", "model", "train", "explore", "learn", "whatif")
 
 # A process may have registered further ones: the student's, or those of tests.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from common.text import did_you_mean
 from explore.compare.curves import average_curves, averaged
-from explore.compare.metrics import X_AXES, places_of
+from explore.compare.metrics import X_AXES, RunRow, places_of
 from explore.compare.variants import CODE, SEED, fields_as_label, varied_fields
 from explore.html import short_label
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
@@ -109,10 +109,12 @@ def plot_metrics(
         )
     timestamps = [timestamps] if isinstance(timestamps, str) else list(timestamps)
     metrics = [metrics] if isinstance(metrics, str) else list(metrics)
-    folders = [find_run(timestamp, out) for timestamp in timestamps]
+    rows = {
+        folder: row_of_folder(folder) for folder in (find_run(timestamp, out) for timestamp in timestamps)
+    }
     lines = {
-        label: [read_metrics(folder, metrics, x) for folder in members]
-        for label, members in groups_of(folders).items()
+        label: [read_metrics(folder, rows[folder], metrics, x) for folder in members]
+        for label, members in groups_of(rows).items()
     }
     width = width or column_width(filename) or 7.0
     figure, axes = plt.subplots(
@@ -194,7 +196,7 @@ class MetricValues(NamedTuple):
     places: list[float]
 
 
-def read_metrics(folder: Path, metrics: Sequence[str], x: str = "samples") -> list[MetricValues]:
+def read_metrics(folder: Path, row: RunRow, metrics: Sequence[str], x: str) -> list[MetricValues]:
     """Return the values of each of `metrics` in a run over `x`. Raise ValueError if it lacks one of them, or `x`."""
     stats = Stats.load(folder / "stats.json").train_stats
     found = [metric_named(metric, stats) for metric in metrics]
@@ -203,7 +205,7 @@ def read_metrics(folder: Path, metrics: Sequence[str], x: str = "samples") -> li
             short = {name: name.removeprefix("stat/").removesuffix(":main") for name in stats}
             known = stats if metric.startswith("stat/") else [*short.values()]
             raise ValueError(f"{folder.name} has no metric {metric!r}; {did_you_mean(metric, known)}")
-    values, row = [stats[name] for name in found if name is not None], row_of_folder(folder)
+    values = [stats[name] for name in found if name is not None]
     read = [MetricValues(of_metric, places_of(of_metric, x, row, stats)) for of_metric in values]
     if any(math.isnan(place) for one in read for place in one.places):
         raise ValueError(f"{folder.name} has no record of its {x} at all values; use x='steps'")
@@ -222,24 +224,24 @@ def metric_named(typed: str, stats: Collection[str]) -> str | None:
     return next((name for name in names if name in stats), None)
 
 
-def groups_of(folders: Sequence[Path]) -> dict[str, list[Path]]:
-    """Return the runs of each line by its label: the fields in which the runs differ, but for the seed.
+def groups_of(rows: Mapping[Path, RunRow]) -> dict[str, list[Path]]:
+    """Return the folders of each line by its label: the fields in which the runs differ, but for the seed.
 
     Runs that also have the same seed are lines of their own, with the timestamp in the label.
     """
-    rows = [row_of_folder(folder) for folder in folders]
-    varied = [name for name in varied_fields(rows) if name not in (CODE, SEED)] if len(rows) > 1 else []
-    groups: dict[str, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(fields_as_label(row, varied), []).append(i)
+    all_rows = [*rows.values()]
+    varied = [name for name in varied_fields(all_rows) if name not in (CODE, SEED)] if len(rows) > 1 else []
+    groups: dict[str, list[Path]] = {}
+    for folder, row in rows.items():
+        groups.setdefault(fields_as_label(row, varied), []).append(folder)
     named: dict[str, list[Path]] = {}
     for label, members in groups.items():
-        n_seeds = len({rows[i].get(SEED) for i in members})
+        n_seeds = len({rows[folder].get(SEED) for folder in members})
         if n_seeds == len(members) and (label or n_seeds > 1):
             seeds = f"{n_seeds} seeds" if n_seeds > 1 else ""
-            named[", ".join(filter(None, (label, seeds)))] = [folders[i] for i in members]
+            named[", ".join(filter(None, (label, seeds)))] = members
         else:
-            named |= {f"{label} {folders[i].name}".strip(): [folders[i]] for i in members}
+            named |= {f"{label} {folder.name}".strip(): [folder] for folder in members}
     return named
 
 

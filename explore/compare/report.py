@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Unpack
 
 import pandas as pd
@@ -67,9 +68,12 @@ def folders_of(name: str | None, root: Path) -> set[Path]:
     return {folder for folder in run_folders(root) if folder.relative_to(saved).parts[: len(parts)] == parts}
 
 
-def rows_of_folders(folders: Iterable[Path]) -> list[RunRow]:
-    """Return the rows of the runs in these folders, sorted by timestamp."""
-    return [row_of_folder(folder) for folder in sorted(folders, key=lambda folder: folder.name)]
+def rows_of_folders(folders: Iterable[Path], own: Mapping[Path, Run] = MappingProxyType({})) -> list[RunRow]:
+    """Return the rows of the runs in these folders, sorted by timestamp. `own` are those of a grid that has just run."""
+    return [
+        row_of_own(own[folder], folder) if folder in own else row_of_folder(folder)
+        for folder in sorted(folders, key=lambda folder: folder.name)
+    ]
 
 
 def tidy(rows: Sequence[RunRow]) -> pd.DataFrame:
@@ -130,7 +134,7 @@ def claims_about(files: Sequence[FileOfGrid], rows: Sequence[RunRow], root: Path
     verdicts = []
     for part in files:
         if claims := part.expectations.claims:
-            places = places_in_grid([run.params for run in part.runs], rows)
+            places = places_in_grid(part.runs, rows)
             of_today = [row for row, place in zip(rows, places, strict=True) if place < len(part.runs)]
             verdicts += judge_all(claims, fill_metrics(claims, of_today or rows, root))
     return verdicts
@@ -147,7 +151,7 @@ def files_of_config(name: str) -> list[FileOfGrid]:
 
 def in_order_of_config(files: Sequence[FileOfGrid], rows: Sequence[RunRow]) -> list[int]:
     """Return the numbers of the rows, those of a config's runs first and in its order."""
-    return in_order(places_in_grid([run.params for part in files for run in part.runs], rows))
+    return in_order(places_in_grid([run for part in files for run in part.runs], rows))
 
 
 def watch_report(name: str, out: str | None = None, **options: Unpack[CompareOptions]) -> None:
@@ -224,15 +228,13 @@ def report_grid(
     `options` are keyword arguments of compare().
     """
     own = {one.folder: run for run, one in zip(runs, outcomes, strict=False) if one.folder is not None}
-    saved = sorted(folders_of(name, root) | own.keys(), key=lambda folder: folder.name)
-    rows = [row_of_own(own[folder], folder) if folder in own else row_of_folder(folder) for folder in saved]
-    failed = []
+    rows, failed = rows_of_folders(folders_of(name, root) | own.keys(), own), []
     for run, outcome in zip(runs, outcomes, strict=False):
         if outcome.folder is None and outcome.failed:
             failed.append(row_of_unsaved(run, outcome))
             rows = [row for row in rows if not is_remnant(row, run.params)]
     rows += failed
-    table, places = tidy(rows), places_in_grid([run.params for run in runs], rows)
+    table, places = tidy(rows), places_in_grid(runs, rows)
     if prints and (n_others := places.count(len(runs))):
         print_message(
             f"the report includes {with_plural(n_others, 'saved run')} that this grid does not have"
@@ -248,13 +250,13 @@ def check_options(name: str, runs: Sequence[Run], root: Path, options: CompareOp
     compare_variants(tidy(rows_of_folders(folders_of(name, root)) + rows), **options)
 
 
-def places_in_grid(runs: Sequence[Params], rows: Sequence[RunRow]) -> list[int]:
+def places_in_grid(runs: Sequence[Run], rows: Sequence[RunRow]) -> list[int]:
     """Return for each row the index of the run that has its params, or the number of runs if there is none."""
 
     def key(row: Mapping[str, object]) -> str:
         return repr([row.get(name) for name in SECTION_OF])
 
-    places = {key(params.flat()): place for place, params in enumerate(runs)}
+    places = {key(run.params.flat()): place for place, run in enumerate(runs)}
     return [places.get(key(row), len(runs)) for row in rows]
 
 

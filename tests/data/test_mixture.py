@@ -18,6 +18,7 @@ from data.mixture import MixtureData, MixtureRows
 from data.problems import data_problems
 from data.text_rows import TextData, TextRows, Tokens
 from data.tokenizer import TokenizerSpec, char_tokenizer
+from tests.own_texts import register_texts
 from train.length import mean_row_length
 
 CHAR = char_tokenizer("abcdef")
@@ -31,8 +32,7 @@ MIX = DataParams(dataset_name={"large": 1, "small": 3}, val_pct=10.0)
 
 @pytest.fixture(autouse=True)
 def texts(monkeypatch):
-    for name, documents in TEXTS.items():
-        monkeypatch.setitem(corpora.corpora, name, lambda documents=documents: iter(documents))
+    register_texts(monkeypatch, TEXTS)
 
 
 def module(params, cache, **options):

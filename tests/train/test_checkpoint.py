@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import main
-from data import corpora
 from explore.load import runs
 from tests.marks import all_slow_but
+from tests.own_texts import register_texts
 from tests.train.killed import KILLS, forked, killed_at
 from tests.train.test_mixture import TEXTS
 from train.saving.run_folder import RESUME_FILE, find_run
@@ -104,8 +104,7 @@ KINDS = {
 def call(tmp_path, monkeypatch):
     """main.py with the config above, in this process; gives the exit code."""
     (tmp_path / "trial.txt").write_text(CONFIG)
-    for name, documents in TEXTS.items():
-        monkeypatch.setitem(corpora.corpora, name, lambda documents=documents: iter(documents))
+    register_texts(monkeypatch, TEXTS)
     monkeypatch.setattr(main, "CONFIGS", tmp_path)
 
     def call(*fields, out="out", options=("--resume",)):

@@ -12,6 +12,7 @@ from data.data_params import DataParams
 from explore.load import get_model_by_timestamp, runs
 from explore.verify import check_val_loss
 from model.model_params import ModelParams
+from tests.own_texts import register_texts
 from tests.train.little_run import CALL, train
 from tests.train.test_eval_sets import same_training, steps_of
 from train.data import make_data
@@ -38,8 +39,7 @@ TRAIN = TrainParams(batch_size=7, max_steps=12, val_every=5, dropout=0.1)
 
 @pytest.fixture(autouse=True)
 def texts(monkeypatch):
-    for name, documents in TEXTS.items():
-        monkeypatch.setitem(corpora.corpora, name, lambda documents=documents: iter(documents))
+    register_texts(monkeypatch, TEXTS)
 
 
 def reference(lm, part):
