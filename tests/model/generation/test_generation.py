@@ -63,19 +63,18 @@ def chunked(draw) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.ci
 @settings(max_examples=120, deadline=None, derandomize=True)
-@given(
-    architectures(causal=True), chunked(), st.integers(1, 3), st.sampled_from([torch.float32, torch.float64])
-)
-def test_logits_with_a_cache_are_those_without(params, chunks, batch_size, dtype):
-    lm = perturbed_lm(params, dtype=dtype)
+@given(architectures(causal=True), chunked(), st.integers(1, 3))
+def test_logits_with_a_cache_are_those_without(params, chunks, batch_size):
+    """In float64: some of the models drawn amplify a rounding error of float32 a thousand times."""
+    lm = perturbed_lm(params)
     ids = random_ids(batch_size, sum(chunks))
     with torch.no_grad():
         plain = lm(ids)
         size = float(plain.abs().max().clamp(min=1))
-        atol = (1e-5 if dtype == torch.float32 else 1e-12) * size
-        assert_close(in_chunks(lm, ids, chunks), plain, rtol=0, atol=atol)
+        assert_close(in_chunks(lm, ids, chunks), plain, rtol=0, atol=1e-12 * size)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize(
     "fields",
     [
@@ -90,12 +89,14 @@ def test_logits_with_a_cache_are_those_without(params, chunks, batch_size, dtype
     ],
     ids=str,
 )
-def test_logits_one_by_one_are_those_of_all_at_once(fields):
+def test_logits_one_by_one_are_those_of_all_at_once(fields, dtype):
     """By name what the test above draws at random; the chunks here are those of generation."""
-    lm = tiny_lm(**fields)
+    lm = tiny_lm(dtype=dtype, **fields)
     ids = random_ids(3, 14)
     with torch.no_grad():
-        assert_close(in_chunks(lm, ids, [4, *[1] * 10]), lm(ids), rtol=0, atol=1e-12)
+        plain = lm(ids)
+        atol = (1e-4 if dtype == torch.float32 else 1e-12) * float(plain.abs().max())
+        assert_close(in_chunks(lm, ids, [4, *[1] * 10]), plain, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("kind", KINDS)
