@@ -1,6 +1,7 @@
 """Find errors in the params of a grid before anything is built."""
 
 import functools
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from common.text import OWN_NAME, did_you_mean, first_line
 from data.eval_sets import eval_set_problems
@@ -66,6 +68,7 @@ def grid_problems(runs: list[Run], root: Path) -> Iterator[tuple[str, dict[str, 
             (train_problems, train),
             (turn_problems, model),
             (size_problems, model, bool(train.freeze), train.precision),
+            (norm_problems, model),
             (freeze_problems, model, train.freeze),
             (group_problems, model, train),
             (role_problems, model, by_role(model, train)),  # muP
@@ -135,6 +138,23 @@ def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterat
             f"dim={model.dim} and n_layers={model.n_layers} make {n_params:,} parameters, whose weights and gradients take "
             f"at least {in_gigabytes(needed)}: this machine has {in_gigabytes(there)}"
         )
+
+
+def norm_problems(model: ModelParams) -> Iterator[str]:
+    """Yield an error message for the first norm of single numbers: layernorm makes each of them 0, rmsnorm its sign."""
+    if any(model_problems(model)):
+        return
+    try:
+        lm = build_on_meta(with_fewer_layers(model), n_tokens=2)
+    except ValueError:
+        return  # `size_problems` reports it
+    for name, module in lm.named_modules():
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and math.prod(module.normalized_shape) == 1:
+            yield (
+                f"dim={model.dim} and n_heads={model.n_heads!r}: the norm {name} would have vectors of one number, of which "
+                "it leaves at most the sign; use a larger dim, head_dim or rank, or fewer heads"
+            )
+            return
 
 
 def memory_of_machine() -> int:

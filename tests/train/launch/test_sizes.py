@@ -74,6 +74,23 @@ def test_sizes_beyond_memory_are_reported_in_bytes(tmp_path, fields_of_model, to
     assert told in message
 
 
+@pytest.mark.parametrize(
+    ("fields_of_model", "norm"),
+    [
+        ({"dim": 1}, "decoder.layers.0.norm1.before"),
+        ({"layer_architecture": "mla", "dim": 4}, "decoder.layers.0.mixer.kv_norm"),
+        ({"layer_architecture": "mla", "q_rank": 1, "norm": "rmsnorm"}, "decoder.layers.0.mixer.queries.1"),
+        ({"qk_norm": True, "head_dim": (8, 1), "n_layers": 2}, "decoder.layers.1.mixer.q_norm"),
+        ({"layer_architecture": "deltanet", "n_heads": 8}, "decoder.layers.0.mixer.norm"),
+    ],
+    ids=str,
+)
+def test_norms_of_single_numbers_are_refused(tmp_path, fields_of_model, norm):
+    model = replace(TINY.model, **fields_of_model)
+    [message] = found(TINY._replace(model=model), tmp_path)
+    assert message.startswith(f"dim={model.dim} and n_heads={model.n_heads}: the norm {norm} would have")
+
+
 @pytest.mark.slow
 @pytest.mark.ci
 @pytest.mark.parametrize("kinds", ["custom-transformer", ("torch-gru", "custom-transformer", "gated-conv")])
