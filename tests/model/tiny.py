@@ -69,7 +69,8 @@ def perturbed_lm(
     torch.manual_seed(seed)
     with default_dtype(dtype):
         lm = LM(params, CharTokenizer(n_tokens), dropout)
-    perturb(lm)
+    # Without norms, larger weights would saturate softmaxes and gates.
+    perturb(lm, 0.1 if params.norm_position == "none" else 0.3)
     return lm.eval()
 
 
@@ -253,8 +254,8 @@ def architectures(draw, **fixed) -> ModelParams:
     """Any valid ModelParams of a tiny model, with every field that shapes it; `fixed` fields have these values."""
     fields = draw(any_fields()) | fixed
     n_heads, n_kv_heads = draw(st.sampled_from([(1, 1), (2, None), (2, 1), (3, None), (4, 2), (6, 3)]))
-    # In a model of width 4, latents of a quarter of that would be single numbers, of which a norm leaves the sign.
-    head_dim = draw(st.sampled_from([4, 8] if n_heads > 1 else [8]))
+    # In a model of width 4 or 8, a norm would leave only the signs of latents of a quarter of that.
+    head_dim = draw(st.sampled_from([4, 8] if n_heads > 2 else [8 if n_heads > 1 else 12]))
     if n_heads % 2 or (n_kv_heads or n_heads) % 2:
         fields["diff_attention"] = False
     fields = possible_together(fields)

@@ -141,7 +141,7 @@ def size_problems(model: ModelParams, is_frozen: bool, precision: str) -> Iterat
 
 
 def norm_problems(model: ModelParams) -> Iterator[str]:
-    """Yield an error message for the first norm of single numbers: layernorm makes each of them 0, rmsnorm its sign."""
+    """Yield an error message for the first norm of vectors so short that it leaves at most the signs of their numbers."""
     if any(model_problems(model)):
         return
     try:
@@ -149,12 +149,16 @@ def norm_problems(model: ModelParams) -> Iterator[str]:
     except ValueError:
         return  # `size_problems` reports it
     for name, module in lm.named_modules():
-        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and math.prod(module.normalized_shape) == 1:
-            yield (
-                f"dim={model.dim} and n_heads={model.n_heads!r}: the norm {name} would have vectors of one number, of which "
-                "it leaves at most the sign; use a larger dim, head_dim or rank, or fewer heads"
-            )
-            return
+        if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            # A layernorm turns one number into 0 and two numbers into -1 and 1.
+            least = 3 if isinstance(module, nn.LayerNorm) else 2
+            if (width := math.prod(module.normalized_shape)) < least:
+                yield (
+                    f"dim={model.dim} and n_heads={model.n_heads!r}: of vectors as short as {width}, the norm {name} leaves "
+                    f"at most the signs of their numbers; it needs {least} or more: use a larger dim, head_dim or rank, or "
+                    "fewer heads"
+                )
+                return
 
 
 def memory_of_machine() -> int:

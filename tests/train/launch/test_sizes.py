@@ -75,20 +75,35 @@ def test_sizes_beyond_memory_are_reported_in_bytes(tmp_path, fields_of_model, to
 
 
 @pytest.mark.parametrize(
-    ("fields_of_model", "norm"),
+    ("fields_of_model", "width", "norm"),
     [
-        ({"dim": 1}, "decoder.layers.0.norm1.before"),
-        ({"layer_architecture": "mla", "dim": 4}, "decoder.layers.0.mixer.kv_norm"),
-        ({"layer_architecture": "mla", "q_rank": 1, "norm": "rmsnorm"}, "decoder.layers.0.mixer.queries.1"),
-        ({"qk_norm": True, "head_dim": (8, 1), "n_layers": 2}, "decoder.layers.1.mixer.q_norm"),
-        ({"layer_architecture": "deltanet", "n_heads": 8}, "decoder.layers.0.mixer.norm"),
+        ({"dim": 1}, 1, "decoder.layers.0.norm1.before"),
+        ({"layer_architecture": "mla", "dim": 4}, 1, "decoder.layers.0.mixer.kv_norm"),
+        ({"layer_architecture": "mla"}, 2, "decoder.layers.0.mixer.kv_norm"),
+        (
+            {"layer_architecture": "mla", "q_rank": 1, "norm": "rmsnorm"},
+            1,
+            "decoder.layers.0.mixer.queries.1",
+        ),
+        ({"qk_norm": True, "head_dim": (8, 1), "n_layers": 2}, 1, "decoder.layers.1.mixer.q_norm"),
+        ({"layer_architecture": "deltanet", "n_heads": 4}, 2, "decoder.layers.0.mixer.norm"),
     ],
     ids=str,
 )
-def test_norms_of_single_numbers_are_refused(tmp_path, fields_of_model, norm):
+def test_norms_that_leave_only_signs_are_refused(tmp_path, fields_of_model, width, norm):
     model = replace(TINY.model, **fields_of_model)
     [message] = found(TINY._replace(model=model), tmp_path)
-    assert message.startswith(f"dim={model.dim} and n_heads={model.n_heads}: the norm {norm} would have")
+    assert (
+        f"={model.n_heads}: of vectors as short as {width}, the norm {norm} leaves at most the signs"
+        in message
+    )
+
+
+def test_norms_that_leave_more_are_not_refused(tmp_path):
+    two_numbers = {"layer_architecture": ("mla", "deltanet"), "n_layers": 2, "n_heads": 4, "norm": "rmsnorm"}
+    three_numbers = {"layer_architecture": ("mla", "deltanet"), "n_layers": 2, "n_heads": 4, "dim": 12}
+    for fields_of_model in (two_numbers, three_numbers):
+        assert found(TINY._replace(model=replace(TINY.model, **fields_of_model)), tmp_path) == []
 
 
 @pytest.mark.slow
