@@ -25,6 +25,7 @@ from torch import Tensor
 from common.text import did_you_mean
 from explore.compare.curves import average_curves, averaged
 from explore.compare.metrics import X_AXES, RunRow, places_of
+from explore.compare.parts import COLUMN_INCHES
 from explore.compare.variants import CODE, SEED, fields_as_label, varied_fields
 from explore.html import short_label
 from explore.inspection.patterns import Patterns, attention_patterns, film_of
@@ -48,7 +49,6 @@ MAX_LEGEND_EXPERTS = 8  # a legend of more would hide the lines
 SCALE = PowerNorm(0.5, 0, 1)
 BLUES = ["#e9eef6", "#b9d3eb", "#6fafd8", "#2877b6", "#08306b"]
 HEAT = LinearSegmentedColormap.from_list("heat", BLUES).with_extremes(under="#dd8a1e")
-COLUMN_INCHES = 3.25  # width of a column of a paper in two columns
 BOTH_COLUMNS = 6.75  # inches
 MAX_IN_COLUMN = 7.5  # inches of a figure that still fits a column
 DIVERGING = LinearSegmentedColormap.from_list("diverging", ["#1f5fa8", "#ffffff", "#b34a00"])

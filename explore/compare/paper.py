@@ -9,10 +9,10 @@ from typing import Any
 
 from explore.compare.charts import PAGE_FONT, Spec, as_pdf, as_svg, chart_specs
 from explore.compare.curves import TRAINING, VALIDATION
-from explore.compare.parts import COLORS, GROUPS, OTHERS, X_TITLE, ReportPart, table_data
+from explore.compare.parts import COLORS, COLUMN_INCHES, GROUPS, OTHERS, X_TITLE, ReportPart, table_data
 from explore.html import PAGE
 
-COLUMN_WIDTH = 241  # points: 3.35 inches, a column of a paper of two columns
+COLUMN_WIDTH = round(72 * COLUMN_INCHES)  # in points, the unit of a chart
 HEIGHT_SHARE = 0.66  # of the width
 MAX_SHORT_LABEL = 18  # characters of the longest label in a legend of two columns
 COLOR = re.compile(r"--([\w-]+): light-dark\((#\w+),")

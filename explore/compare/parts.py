@@ -17,6 +17,7 @@ X_TITLE, Y_TITLE, GROUPS, COLORS = "@x", "@y", "@groups", "@colors"
 GROUP_COLORS = [f"@c{i}" for i in range(8)]
 OTHER_COLOR = "@other"
 OTHERS = "all other runs"  # the group of runs without a color
+COLUMN_INCHES = 3.25  # width of a column of a paper in two columns
 Averages = dict[tuple[int, int], Curve]  # by the index of the variant and of its setting
 
 

@@ -21,7 +21,7 @@ def test_a_report_in_the_style_of_a_paper_writes_each_chart_as_pdf_and_svg(tmp_p
         svg = (folder / f"{name}.svg").read_text()
         width = re.search(r'<svg[^>]* width="([\d.]+)"', svg)
         assert width
-        assert float(width[1]) == pytest.approx(241, abs=2), "a column of a paper"
+        assert float(width[1]) == pytest.approx(3.25 * 72, abs=2), "a column of a paper"
         assert "@" not in re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     curves = (folder / "validation-loss.svg").read_text()
     for label in ("positions=learned", "positions=rotary", "steps", "validation loss"):
