@@ -1,13 +1,14 @@
 """Charts of the fields of a grid: the effect of each on the final loss, of two at once, and of all at once."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from explore.compare.parts import (
+    GROUPS,
     OTHERS,
     X_TITLE,
     Y_TITLE,
@@ -102,12 +103,19 @@ def tuned_figure(part: ReportPart, field: str, figures: Figures) -> str:
             rows.append(row | {"width": 1 if group == OTHERS else 2})
     rows.sort(key=lambda row: row["place"])
     caption = f"Mean {escape(part.label)} over seeds and its 95 % interval, for each {escape(field)} that was tried."
-    means = [float(row["loss"]) for row in rows]
-    y_range = range_without_outliers(means) if part.sign > 0 else widened(means)
     tokens = part.tokens(field)
-    return figures.add(
-        f"tuned{axis.chart}", {"tuned": table_data(rows)}, tokens, caption, signals={"yrange": y_range}
-    )
+    tokens[GROUPS] = [name for name in part.groups if name in {row["group"] for row in rows}]
+    signals = {"yrange": range_with_intervals(rows, part)}
+    return figures.add(f"tuned{axis.chart}", {"tuned": table_data(rows)}, tokens, caption, signals=signals)
+
+
+def range_with_intervals(rows: Sequence[Mapping[str, Any]], part: ReportPart) -> tuple[float, float]:
+    """Return the range of the mean losses, with the intervals that reach at most as far again on either side."""
+    means = [float(row["loss"]) for row in rows]
+    low, high = range_without_outliers(means) if part.sign > 0 else widened(means)
+    span = high - low
+    ends = [float(row[end]) for row in rows for end in ("low", "high")]
+    return widened([low, high, *(end for end in ends if low - span <= end <= high + span)])
 
 
 def effect_figure(part: ReportPart, field: str, figures: Figures) -> str:

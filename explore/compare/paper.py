@@ -14,7 +14,7 @@ from explore.html import PAGE
 
 COLUMN_WIDTH = round(72 * COLUMN_INCHES)  # in points, the unit of a chart
 HEIGHT_SHARE = 0.66  # of the width
-MAX_SHORT_LABEL = 18  # characters of the longest label in a legend of two columns
+MAX_SHORT_LABEL = 13  # characters of the longest label in a legend of two columns
 COLOR = re.compile(r"--([\w-]+): light-dark\((#\w+),")
 PAPER_FONT = "Helvetica, Arial, sans-serif"
 LOSS_LABELS = {VALIDATION: "validation loss", TRAINING: "training loss"}
