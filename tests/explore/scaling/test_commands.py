@@ -74,7 +74,9 @@ def test_the_stability_of_a_config(tmp_path, capsys):
 def test_transfer_judges_a_trained_grid_and_saved_runs_alike(tmp_path, capsys):
     code, lines, _ = call(tmp_path, capsys, "--config=mup-width", "--transfer", "--save", to=TRAINED)
     assert code == (lines[-1] != "pass")
-    assert lines[-1] == "pass" or lines[-1].startswith("fail: parametrization=mup: ")
+    # What it says after so few steps is open.
+    verdicts = ("pass", "fail: parametrization=mup: ", "cannot tell: parametrization=mup: ")
+    assert lines[-1].startswith(verdicts)
     assert {"transfer.csv", "transfer.png", "transfer.svg", "report.html"} <= saved(tmp_path, "mup-width")
     table = pd.read_csv(tmp_path / "reports" / "mup-width" / "transfer.csv")
     assert table["size"].to_list() == [16, 32] * 2

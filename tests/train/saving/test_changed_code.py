@@ -50,9 +50,9 @@ def load_after(copy: Path, folder: Path, file: str, before: str, after: str) -> 
 
 @pytest.mark.slow
 def test_a_field_added_since_has_its_default_and_a_changed_model_is_announced(copy_of_repo, old_run):
-    field = "    n_layers: NonNegativeInt = 4\n"
+    field = "    n_layers: NonNegativeInt = 4"
     new = load_after(
-        copy_of_repo, old_run, "model/model_params.py", field, field + "    inject_relu: bool = False\n"
+        copy_of_repo, old_run, "model/model_params.py", field, "    inject_relu: bool = False\n" + field
     )
     assert "inject_relu=False" in new.stdout, new.stderr
     commit = git(copy_of_repo, "rev-parse", "HEAD").strip()
