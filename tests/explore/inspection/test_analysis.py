@@ -30,6 +30,11 @@ def lm_of(**fields):
     return lm
 
 
+LINEAR_IN_THE_PARTS = {"readout_transform": False, "logit_softcap": None, "stream_lambdas": False}
+# Otherwise layers also see the embeddings, or the values of the first layer.
+STREAM_ONLY = {"stream_lambdas": False, "value_residual": False, "value_embeddings": False}
+
+
 @settings(max_examples=25, deadline=None)
 @given(architectures(n_loops=1))
 def test_logit_lens_equals_the_model_truncated_after_each_layer(params):
@@ -44,10 +49,9 @@ def test_logit_lens_equals_the_model_truncated_after_each_layer(params):
 
 
 @settings(max_examples=40, deadline=None)
-@given(architectures(), st.integers(0, 7), st.integers(0, 29))
+@given(architectures(**LINEAR_IN_THE_PARTS), st.integers(0, 7), st.integers(0, 29))
 def test_attributions_add_up_to_the_logit(params, position, token):
-    assume(params.norm_position != "post" and not params.readout_transform)
-    assume(params.logit_softcap is None and not params.stream_lambdas)  # they are not linear in the parts
+    assume(params.norm_position != "post")
     lm = perturbed_lm(params)
     lm.tokenizer = Tokenizer()
     ids = random_ids(1, 8)
@@ -145,10 +149,8 @@ def test_attribution_refuses_batches_unknown_positions_and_unknown_tokens():
 
 
 @settings(max_examples=20, deadline=None)
-@given(architectures(), st.data())
+@given(architectures(**STREAM_ONLY), st.data())
 def test_the_clean_stream_at_all_positions_restores_the_clean_run(params, data):
-    # Every layer also sees the embeddings, or the values of the first layer.
-    assume(not (params.stream_lambdas or params.value_residual or any(params.values_of("value_embeddings"))))
     lm, clean, corrupted = perturbed_lm(params), random_ids(2, 7), random_ids(2, 7, seed=1)
     name = f"layers.{data.draw(st.integers(0, params.n_layers - 1))}.resid_pre"
     with lm.record(name) as seen:
