@@ -103,8 +103,8 @@ def tuned_figure(part: ReportPart, field: str, figures: Figures) -> str:
             rows.append(row | {"width": 1 if group == OTHERS else 2})
     rows.sort(key=lambda row: row["place"])
     caption = f"Mean {escape(part.label)} over seeds and its 95 % interval, for each {escape(field)} that was tried."
-    tokens = part.tokens(field)
-    tokens[GROUPS] = [name for name in part.groups if name in {row["group"] for row in rows}]
+    tokens, drawn = part.tokens(field), {row["group"] for row in rows}
+    tokens[GROUPS] = [name for name in part.groups if name in drawn]
     signals = {"yrange": range_with_intervals(rows, part)}
     return figures.add(f"tuned{axis.chart}", {"tuned": table_data(rows)}, tokens, caption, signals=signals)
 
