@@ -154,8 +154,8 @@ def norm_problems(model: ModelParams) -> Iterator[str]:
             least = 3 if isinstance(module, nn.LayerNorm) else 2
             if (width := math.prod(module.normalized_shape)) < least:
                 yield (
-                    f"dim={model.dim} and n_heads={model.n_heads!r}: of vectors as short as {width}, the norm {name} leaves "
-                    f"at most the signs of their numbers; it needs {least} or more: use a larger dim, head_dim or rank, or "
+                    f"dim={model.dim} and n_heads={model.n_heads!r}: the norm {name} has vectors of length {width}, of "
+                    f"which it leaves at most the signs; it needs {least} or more: use a larger dim, head_dim or rank, or "
                     "fewer heads"
                 )
                 return

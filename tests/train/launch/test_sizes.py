@@ -93,10 +93,8 @@ def test_sizes_beyond_memory_are_reported_in_bytes(tmp_path, fields_of_model, to
 def test_norms_that_leave_only_signs_are_refused(tmp_path, fields_of_model, width, norm):
     model = replace(TINY.model, **fields_of_model)
     [message] = found(TINY._replace(model=model), tmp_path)
-    assert (
-        f"={model.n_heads}: of vectors as short as {width}, the norm {norm} leaves at most the signs"
-        in message
-    )
+    expected = f"={model.n_heads}: the norm {norm} has vectors of length {width}, of which it leaves at most the signs"
+    assert expected in message
 
 
 def test_norms_that_leave_more_are_not_refused(tmp_path):
